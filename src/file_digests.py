@@ -1,0 +1,292 @@
+"""Which files a glob names, and what is in them.
+
+A leaf: paths and globs -> files -> SHA-256. Content is read once: a digest is kept with the file's signature and believed
+while the signature is the same, unless the file was so fresh that a second write could have hidden behind the same
+time stamp, or the machine was restarted since (pages that nobody synced may have been lost).
+"""
+from __future__ import annotations
+
+import json
+import os
+import time
+
+from model import sha256
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, List, Sequence, Set, Tuple
+
+SCHEMA_VERSION = 1
+HASH_BLOCK_BYTES = 1 << 20
+FRESH_NS = 20_000_000       # two writes closer than this may carry one time stamp (kernel ticks are 1 to 10 ms)
+COARSE_NS = 2_000_000_000   # the same for file systems that keep whole seconds (FAT: two)
+SETTLE_BYTES = 1 << 20      # files this large are worth waiting out FRESH_NS, so that their digest can be kept
+
+
+NO_MATCH = "no file matches"
+NO_FILE = "there is no such file"
+
+
+class FileChanged(Exception):
+    """A file changed while it was being read; str() is its path."""
+
+
+def has_wildcard(pattern: str) -> bool:
+    return "*" in pattern or "?" in pattern or "[" in pattern
+
+
+def is_hidden(name: str) -> bool:
+    """Tell whether a name is a dot file, a marker or a part: neither input nor output."""
+    return name.startswith(".") or name.endswith(".part")
+
+
+def expand(root: str, pattern: str) -> List[str]:
+    """Return the files below *root* that a path or glob names, relative, sorted by code point.
+
+    `*`, `?` and `[]` stay within a folder, `**` spans folders (not through links); hidden names match only where
+    the pattern spells them. A file whose name is the pattern itself is meant literally.
+    """
+    full = os.path.join(root, pattern)
+    if os.path.isfile(full):
+        return [pattern]
+    found: Set[str] = set()
+    if has_wildcard(pattern):
+        _walk(root, "", pattern.split("/"), found)
+    return sorted(found)
+
+
+def _walk(folder: str, prefix: str, segments: List[str], found: Set[str]) -> None:
+    first, rest = segments[0], segments[1:]
+    if first == "**" and rest:
+        _walk(folder, prefix, rest, found)
+    elif not has_wildcard(first):
+        _step(os.path.join(folder, first), prefix + first, rest, found)
+        return
+    matches = segment_matcher(first)
+    try:
+        with os.scandir(folder) as entries:
+            names = [(entry.name, entry.is_dir(), entry.is_symlink()) for entry in entries]
+    except OSError:
+        return
+    for name, is_folder, is_link in names:
+        if first == "**":
+            if is_folder and not is_link and not is_hidden(name):
+                _walk(os.path.join(folder, name), prefix + name + "/", segments, found)
+            elif not rest and not is_folder and not is_hidden(name):
+                found.add(prefix + name)
+        elif matches(name):
+            _step(os.path.join(folder, name), prefix + name, rest, found)
+
+
+def _step(full: str, relative: str, rest: List[str], found: Set[str]) -> None:
+    if rest:
+        if os.path.isdir(full):
+            _walk(full, relative + "/", rest, found)
+    elif os.path.isfile(full):
+        found.add(relative)
+
+
+def segment_matcher(segment: str) -> Callable[[str], bool]:
+    """Return a test of one path part against a glob part; case counts on every system."""
+    import fnmatch
+    import re
+    match = re.compile(fnmatch.translate(segment)).match
+    spelled = segment.startswith("."), segment.endswith(".part")
+    return lambda name: match(name) is not None and (spelled[0] or not name.startswith(".")) and (spelled[1] or not name.endswith(".part"))
+
+
+def path_matches(path: str, pattern: str) -> bool:
+    """Tell whether a relative path matches a glob, part by part, `**` for any number of parts."""
+    def match(parts: List[str], segments: List[str]) -> bool:
+        if not segments:
+            return not parts
+        if segments[0] == "**":
+            return any(match(parts[skip:], segments[1:] or ["*"]) for skip in range(len(parts)))
+        return bool(parts) and (parts[0] == segments[0] or segment_matcher(segments[0])(parts[0])) and match(parts[1:], segments[1:])
+    return match(path.split("/"), pattern.split("/"))
+
+
+def resolve(root: str, patterns: Sequence[str]) -> Tuple[List[str], List[str]]:
+    """Return (files in the order of *patterns*, each once; what is wrong: one text for each pattern or name)."""
+    files: Dict[str, None] = {}
+    problems = []
+    for pattern in patterns:
+        found = expand(root, pattern)
+        if not found:
+            if os.path.isdir(os.path.join(root, pattern)):
+                problems.append("input %s is a folder: write %s/** for the files in it" % (pattern, pattern))
+            else:
+                problems.append("input %s: %s" % (pattern, NO_MATCH if has_wildcard(pattern) else NO_FILE))
+        for path in found:
+            if not is_unicode(path):
+                problems.append("input %s: the name is not valid UTF-8; rename it" % ascii(path))
+            files[path] = None
+    return list(files), problems
+
+
+def is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def signature(stat: os.stat_result) -> List[int]:
+    """Return what changes when a file changes: size, times, inode, device."""
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev]
+
+
+class Digests:
+    """SHA-256 of files, remembered across runs in state/digests.json; a cache only, rebuilt when lost or damaged.
+
+    keep=False (planning) believes what is stored but stores nothing. boot is the id of this start of the machine.
+    """
+
+    def __init__(self, root: str, boot: str, keep: bool = True, rehash: bool = False) -> None:
+        self.root, self.boot, self.keep = root, boot, keep
+        self.path = os.path.join(root, "state", "digests.json")
+        self.files: Dict[str, List[Any]] = {}
+        self.scans: Dict[str, Any] = {}
+        self.used: Dict[str, Tuple[str, List[int]]] = {}
+        self.folders: Dict[str, Set[str]] = {}
+        self.changed = False
+        self._load(rehash)
+
+    def _load(self, rehash: bool) -> None:
+        try:
+            with open(self.path, "rb") as file:
+                stored = json.loads(file.read())
+            if stored["schema"] == SCHEMA_VERSION:
+                self.files = {} if rehash else stored["files"]
+                self.scans = stored["scans"]
+        except (OSError, ValueError, KeyError, TypeError):
+            self.changed = True
+
+    def of(self, path: str, durable: bool = False) -> Tuple[str, List[int]]:
+        """Return (SHA-256, signature) of the file at *path*, relative to the root or absolute.
+
+        Each file is looked at once in a run, unless forgotten. durable: the file was synced, its digest outlives a
+        restart. Raises: OSError; FileChanged when the file does not stay the same while it is read.
+        """
+        if path in self.used:
+            return self.used[path]
+        full = os.path.join(self.root, path)
+        now = signature(os.stat(full))
+        stored = self.files.get(path)
+        if stored is not None and stored[:5] == now and stored[6] in ("", self.boot):
+            digest = stored[5]
+        else:
+            digest, now, settled = self._take(full, now)
+            self.changed = self.changed or self.keep
+            if settled:
+                self.files[path] = now + [digest, "" if durable else self.boot]
+            else:
+                self.files.pop(path, None)
+        self.used[path] = (digest, now)
+        return self.used[path]
+
+    def of_output(self, path: str) -> Tuple[int, str]:
+        """Return (bytes, SHA-256) of an output; a link is its target's name, not the file behind it. Raises: as of()."""
+        full = os.path.join(self.root, path)
+        if os.path.islink(full):
+            target = os.fsencode(os.readlink(full))
+            return len(target), sha256(b"link\0" + target).hexdigest()
+        digest, stamp = self.of(path)
+        return stamp[0], digest
+
+    def names_in(self, folder: str) -> Set[str]:
+        """Return the names in a folder below the root (or absolute), listed once; none if it cannot be listed."""
+        if folder not in self.folders:
+            try:
+                self.folders[folder] = set(os.listdir(os.path.join(self.root, folder)))
+            except OSError:
+                self.folders[folder] = set()
+        return self.folders[folder]
+
+    def vouch(self, path: str) -> None:
+        """Say that the file at *path* has been synced: its digest outlives a restart."""
+        entry = self.files.get(path)
+        if entry is not None and entry[6]:
+            entry[6] = ""
+            self.changed = True
+
+    def forget(self, path: str) -> None:
+        """Look again at *path* the next time."""
+        self.used.pop(path, None)
+
+    def _take(self, full: str, before: List[int]) -> Tuple[str, List[int], bool]:
+        for _ in range(3):
+            settled = self.keep and self._is_settled(before)
+            if self.keep and not settled and before[0] >= SETTLE_BYTES:
+                time.sleep(FRESH_NS / 1e9)      # cheaper than reading so large a file again next time
+                settled = self._is_settled(before)
+            digest, after = hash_file(full)
+            if after == before:
+                return digest, after, settled
+            before = after
+        raise FileChanged(full)
+
+    def _is_settled(self, stamp: List[int]) -> bool:
+        """Tell whether a write from now on must get another time stamp than *stamp* has.
+
+        Asked of the file system's own clock where that can be had: it may lag behind or be on another machine.
+        Source: git's rule for racily clean entries.
+        """
+        newest = max(stamp[1], stamp[2])
+        now, device = self._file_system_time()
+        if device != stamp[4]:
+            return newest < time.time_ns() - COARSE_NS
+        return newest < now - (COARSE_NS if stamp[1] % 1_000_000_000 == 0 else FRESH_NS)
+
+    def _file_system_time(self) -> Tuple[int, int]:
+        probe = os.path.join(os.path.dirname(self.path), ".clock.tmp")
+        try:
+            descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0), 0o600)
+        except OSError:
+            return 0, -1                # state/ not there or not writable yet: nothing is settled by it
+        try:
+            os.write(descriptor, b".")
+            stat = os.fstat(descriptor)
+        except OSError:
+            return 0, -1
+        finally:
+            os.close(descriptor)
+            os.unlink(probe)
+        return stat.st_mtime_ns, stat.st_dev
+
+    def to_bytes(self) -> bytes:
+        """Return what to store; what this run did not use is dropped when it has become the most."""
+        if len(self.files) > 1000 + 4 * len(self.used):
+            self.files = {path: entry for path, entry in self.files.items() if path in self.used}
+        data = {"schema": SCHEMA_VERSION, "files": self.files, "scans": self.scans}
+        return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogateescape")
+
+
+def hash_file(path: str) -> Tuple[str, List[int]]:
+    """Return (SHA-256, signature of what was read). Raises: OSError; FileChanged when it changed meanwhile."""
+    with open(path, "rb", buffering=0) as file:
+        before = signature(os.fstat(file.fileno()))
+        digest = sha256(size=before[0])
+        buffer = bytearray(max(1, min(before[0] + 1, HASH_BLOCK_BYTES)))
+        view = memoryview(buffer)
+        while True:
+            count = file.readinto(buffer)
+            if not count:
+                break
+            digest.update(view[:count])
+        after = signature(os.fstat(file.fileno()))
+    return digest.hexdigest(), after if after == before else []
+
+
+def hash_prefix(path: str, size: int) -> str:
+    """Return the SHA-256 of the first *size* bytes of a file."""
+    digest = sha256(size=size)
+    with open(path, "rb") as file:
+        while size > 0:
+            block = file.read(min(size, HASH_BLOCK_BYTES))
+            if not block:
+                break
+            digest.update(block)
+            size -= len(block)
+    return digest.hexdigest()

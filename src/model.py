@@ -1,0 +1,148 @@
+"""The values that flow through the runner, and the errors that stop it.
+
+A leaf. The values are named tuples, not dataclasses: importing dataclasses costs more than a whole run in which
+nothing changed. Records on disk are made from them at the edge only.
+"""
+from __future__ import annotations
+
+import sys
+import time
+from collections import namedtuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import hashlib
+    from typing import Any
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERNAL, EXIT_LOCKED, EXIT_STATE, EXIT_OFFLINE = range(7)
+
+
+class RunnerError(Exception):
+    """The runner cannot go on; str() is for the user, exit_code is the process's."""
+
+    exit_code = EXIT_INTERNAL
+
+
+class UsageError(RunnerError):
+    exit_code = EXIT_USAGE
+
+
+class SpecError(RunnerError):
+    """The spec has problems: all of them, a line each, `file:line:column: place: what is wrong and what is right`."""
+
+    exit_code = EXIT_USAGE
+
+
+class OfflineError(RunnerError):
+    exit_code = EXIT_OFFLINE
+
+
+class Retry(namedtuple("Retry", "attempts base_delay_ms max_delay_ms jitter_ms exit_codes")):
+    """How often and when to try again; exit_codes: the only codes worth it, or None for any."""
+
+    __slots__ = ()
+
+
+class StageSpec(namedtuple("StageSpec", (
+        "name processor args inputs allow_no_inputs output_dir outputs params env pass_env watch needs idempotent "
+        "processor_mtime checkpoint line_interval retry timeout_s grace_s lock_wait_s resources simulate_fail_attempts"))):
+    """One stage of the spec, defaults filled in; paths relative to the root; outputs and pass_env None if not given."""
+
+    __slots__ = ()
+
+
+class PipelineSpec(namedtuple("PipelineSpec", "name version description offline_allow offline_require stages path root sha256")):
+    """A checked pipeline file; path and root absolute, sha256 of the file's bytes."""
+
+    __slots__ = ()
+
+
+class Decision(namedtuple("Decision", "action reasons line_offset discard")):
+    """What to do with a stage, and why.
+
+    action: RUN, SKIP, RESUME (at line_offset), FAIL (its inputs are not there), PENDING (an earlier stage comes first),
+    SEAL (a dead run left everything but the marker). discard: why an existing checkpoint is not used, or "".
+    """
+
+    __slots__ = ()
+
+
+class Material(namedtuple("Material", "key parts inputs watched missing stamps input_bytes")):
+    """What a stage would work on now: key and parts, files, what is missing, signatures to compare after the attempt."""
+
+    __slots__ = ()
+
+
+class Checkpoint(namedtuple("Checkpoint", "line_offset outputs finals publishing complete counts problem resumable")):
+    """A progress file as read: outputs maps paths to vouched bytes; problem: why it cannot be used, or "".
+
+    resumable: there is no problem, and there is work to go on with.
+    """
+
+    __slots__ = ()
+
+
+class Facts(namedtuple("Facts", "material record marker_key output_problems checkpoint sealable")):
+    """All that decide() looks at. marker_key: the key in the marker, None without one. checkpoint: None without one."""
+
+    __slots__ = ()
+
+
+class StageResult(namedtuple("StageResult", "name status reason attempts duration_s cpu_s max_rss_bytes bytes_in bytes_out counts key outputs exit_code")):
+    """What a run did with a stage; status ok, skipped, failed, interrupted or notRun."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, name: str, status: str, reason: str, **known: Any) -> StageResult:
+        """Return a result in which nothing was done but what is *known*."""
+        empty = cls(name, status, reason, 0, 0.0, 0.0, 0, 0, 0, {}, "", [], None)
+        return empty._replace(**known)
+
+
+class Options(namedtuple("Options", "command operands pipeline root run_id force only first last params rehash verbose")):
+    """The command line, taken apart: force and only are sets of stage names, params {name: value} of --set."""
+
+    __slots__ = ()
+
+
+class Clock:
+    """Time as the engine sees it; wait() ends early when a signal asks the runner to stop. Tests pass another one."""
+
+    def __init__(self, signals: Any = None) -> None:
+        self.signals = signals
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def time(self) -> float:
+        return time.time()
+
+    def wait(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        if self.signals is None:
+            time.sleep(seconds)
+        while self.signals is not None and not self.signals.number and time.monotonic() < deadline:
+            self.signals.wait([], deadline - time.monotonic())
+
+
+BULK_BYTES = 1 << 18        # from here on, the quicker implementation is worth its import
+
+
+def sha256(data: bytes = b"", size: int = 0) -> hashlib._Hash:
+    """Return a SHA-256 object fed with *data*; *size* is how many bytes it is going to see.
+
+    Small things are hashed by the interpreter's own module: hashlib loads OpenSSL, which takes a fifth of the time of
+    an interpreter's whole start. Big files are worth it: OpenSSL uses the processor's instructions.
+    """
+    if max(size, len(data)) < BULK_BYTES:
+        try:
+            if sys.version_info >= (3, 12):
+                from _sha2 import sha256 as make
+            else:
+                from _sha256 import sha256 as make  # type: ignore[import-not-found, unused-ignore]
+            return make(data)  # type: ignore[no-any-return, unused-ignore]
+        except ImportError:
+            pass                # another implementation of Python, or a build without it
+    import hashlib
+    return hashlib.sha256(data)

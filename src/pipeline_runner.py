@@ -1,0 +1,734 @@
+#!/usr/bin/env python3
+"""Run a pipeline of batch stages so that a kill, a power cut or a full disk loses nothing and doubles nothing.
+
+    python src/pipeline_runner.py --pipeline pipeline.json --run-id demo1
+
+Needs Python 3.8 or newer and its standard library, nothing else. Data flows one way:
+
+    argv -> PipelineSpec -> Decision (run, skip, resume; with reasons) -> attempts -> stage record -> run record -> exit code
+
+A processor that fails is a result, not an exception; exceptions mean that the runner cannot go on, and only
+main() catches them. Sections stand bottom-up, each uses only those above it:
+
+     1 Constants      3 Keys         5 Planning     7 Command line
+     2 Spec           4 State        6 Engine
+
+This file is compiled anew at each start, the modules beside it are cached as bytecode: what a run in which nothing
+changed does not need stands there, and so does what is a concern of its own. They never import this file. `model` (the
+values and errors) may be imported by all; leaves import nothing else of ours; what stands on leaves says so.
+
+    leaves   spec_checks  spec_source  file_digests  state_store  stage_locks  stage_outputs  process_tree  attempts
+             environment  offline_guard  console
+    on them  command_line  reasons (why a stage must run)  stage_work (a stage that must run, under its lock: attempts,
+             retries, checks, records)
+"""
+from __future__ import annotations
+
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple
+    Json = Dict[str, Any]
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+if _HERE not in sys.path:
+    sys.path.insert(0, _HERE)       # our modules are found also when this file is imported as src.pipeline_runner
+
+import command_line  # noqa: E402
+import file_digests  # noqa: E402
+import spec_checks  # noqa: E402
+import stage_locks  # noqa: E402
+import state_store  # noqa: E402
+from console import Console, describe_os_error, silence_closed_streams  # noqa: E402
+from file_digests import Digests  # noqa: E402
+from model import (  # noqa: E402
+    EXIT_FAILED, EXIT_INTERNAL, EXIT_OFFLINE, EXIT_OK, EXIT_STATE, Clock, Decision, Facts, Material, OfflineError, Options,
+    PipelineSpec, Retry, SpecError, StageResult, StageSpec, UsageError, sha256)
+from state_store import StateStore, utc_text  # noqa: E402
+
+# === 1. Constants ====================================================================================================
+
+VERSION = "0.1.0"
+KEY_VERSION = 1             # part of every key: a change in what keys mean reruns everything, knowingly
+MAX_SPEC_BYTES = 8 << 20
+SHOWN_CHANGES = 5           # of the reasons why a stage runs, on one line
+EXIT_TEMPFAIL = 75          # EX_TEMPFAIL of sysexits.h: the processor asks for a retry
+# === 2. Spec =========================================================================================================
+# text -> JSON value -> checked value -> PipelineSpec. Where in the text a problem stands is looked up only when there
+# is one.
+
+def load_pipeline(path: str, root: Optional[str] = None) -> PipelineSpec:
+    """Read and check a pipeline file.
+
+    root defaults to the folder of the file. Raises: SpecError with every problem that the file has; UsageError
+    when it cannot be read.
+    """
+    shown = os.fspath(path)
+    try:
+        with open(shown, "rb") as file:
+            data = file.read(MAX_SPEC_BYTES + 1)
+    except OSError as error:
+        raise UsageError("%s: cannot read the pipeline file: %s; name it with --pipeline FILE" % (shown, error.strerror)) from None
+    full = os.path.abspath(shown)
+    root = os.path.abspath(root if root is not None else os.path.dirname(full))
+    text = _decode_spec(data, shown)
+    value, document = _parse_spec(text)
+    problems = spec_checks.Problems()
+    checked = None
+    if document is None or document.complete:
+        checked = spec_checks.check_pipeline(value, root, command_line.nearest, problems)
+    if checked is None or problems.found or document is not None:
+        raise SpecError("\n".join(_problem_lines(shown, text, document, problems)))
+    return PipelineSpec(checked["name"], checked["version"], checked["description"], checked["allow"], checked["require"],
+                        tuple(_build_stage(one) for one in checked["stages"]), full, root, sha256(data).hexdigest())
+
+
+def _decode_spec(data: bytes, shown: str) -> str:
+    if len(data) > MAX_SPEC_BYTES:
+        raise SpecError("%s:1:1: larger than %d bytes; split the pipeline" % (shown, MAX_SPEC_BYTES))
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        column = len(data[data.rfind(b"\n", 0, error.start) + 1:error.start].decode("utf-8", "replace")) + 1
+        raise SpecError("%s:%d:%d: byte 0x%02x is not UTF-8; save the file as UTF-8" % (shown, line, column, data[error.start])) from None
+
+
+def _parse_spec(text: str) -> Tuple[Any, Any]:
+    """Return (value, None) for flawless JSON, else (value, Document) from the parser that knows positions."""
+    try:
+        return spec_checks.strict_json(text), None
+    except (ValueError, RecursionError, MemoryError):
+        pass
+    import spec_source
+    document = spec_source.parse(text)
+    return document.value, document if document.problems else None
+
+
+def _problem_lines(shown: str, text: str, document: Any, problems: spec_checks.Problems) -> List[str]:
+    import spec_source
+    document = document or spec_source.parse(text)
+    lines = [(line, column, path, message) for line, column, path, message in document.problems]
+    for path, message in problems.found:
+        position = document.key_position(path) if message.startswith("unknown key") else document.position(path)
+        lines.append((position[0], position[1], path, message))
+    lines.sort(key=lambda one: one[:2])
+    return ["%s:%d:%d: %s%s" % (shown, line, column, spec_source.path_text(path) + ": " if path else "", message)
+            for line, column, path, message in lines]
+
+
+def _build_stage(merged: Json) -> StageSpec:
+    retry = merged["retry"]
+    codes = retry["exitCodes"]
+    return StageSpec(
+        merged["name"], merged["processor"], tuple(merged["args"]), tuple(merged["inputs"]), merged["allowNoInputs"],
+        merged["outputDir"], None if merged["outputs"] is None else tuple(merged["outputs"]), merged["params"],
+        merged["env"], None if merged["passEnv"] is None else tuple(merged["passEnv"]), tuple(merged["watch"]),
+        tuple(merged["needs"]), merged["idempotency"]["enabled"], merged["idempotency"]["processor"] == "mtime",
+        merged["checkpoint"]["enabled"], merged["checkpoint"]["lineInterval"],
+        Retry(retry["attempts"], retry["baseDelayMs"], retry["maxDelayMs"], retry["jitterMs"], None if codes is None else tuple(codes)),
+        merged["timeoutSec"], merged["graceSec"], merged["lock"]["waitSeconds"], merged["resources"], merged["simulateFailAttempts"])
+
+
+# === 3. Keys =========================================================================================================
+# files and settings -> key parts -> key. The parts are stored beside the key, so that a rerun can say what changed.
+
+def scan_of(digests: Digests, path: str) -> Json:
+    """Return the offline guard's scan of a program: {"refused", "warned", "imports"}, remembered by content."""
+    digest = digests.of(path)[0]
+    guard = digests.of(os.path.join(_HERE, "offline_guard.py"))[0]
+    known = digests.scans.get(digest)
+    if known is None or known["guard"] != guard:
+        import offline_guard
+        with open(os.path.join(digests.root, path), "rb") as file:
+            source = file.read()
+        is_python = spec_checks.program_kind(path) == "python" or (source[:2] == b"#!" and b"python" in source[:256].split(b"\n")[0])
+        known = dict(offline_guard.scan(source if is_python else b"", path).to_json(), guard=guard)
+        digests.scans[digest] = known
+        digests.changed = True
+    return known
+
+
+def local_modules(digests: Digests, processor: str) -> List[str]:
+    """Return the files beside a Python processor that it imports, directly or through one another, sorted."""
+    folder = os.path.dirname(processor)
+    found: Set[str] = set()
+    queue = [processor]
+    while queue:
+        current = queue.pop()
+        for name in scan_of(digests, current)["imports"]:
+            for path in _module_files(digests, folder, os.path.dirname(current), name):
+                if path not in found and path != processor:
+                    found.add(path)
+                    queue.append(path)
+    return sorted(found)
+
+
+def _module_files(digests: Digests, folder: str, package: str, name: str) -> List[str]:
+    """Return the files that importing *name* may load: the module and the packages that it lies in."""
+    dots = len(name) - len(name.lstrip("."))
+    base = folder if not dots else package
+    for _ in range(dots - 1):
+        base = os.path.dirname(base)
+    files = []
+    for part in name.split(".")[dots:]:
+        names = digests.names_in(base)
+        stem = base + "/" + part if base else part
+        if part + ".py" in names:
+            files.append(stem + ".py")
+        if part not in names:
+            break
+        if "__init__.py" in digests.names_in(stem):
+            files.append(stem + "/__init__.py")
+        base = stem
+    return files
+
+
+def _passed(stage: StageSpec, secret: bytes) -> Optional[Json]:
+    if stage.pass_env is None:
+        return None
+    import environment
+    return environment.passed_digests(stage.pass_env, os.environ, secret)
+
+
+def compute_idempotency_key(inputs: Iterable[str], processor: str, params: Optional[Json] = None) -> str:
+    """Return the SHA-256 key (hex) of input files, a processor and its params.
+
+    Inputs enter by path and content, the processor by path, content and modification time; a stage's own key has
+    more parts, see key_parts(). Raises: OSError for a file that cannot be read.
+    """
+    parts = {"keyVersion": KEY_VERSION, "inputs": [[os.fspath(path).replace(os.sep, "/"), file_digests.hash_file(os.fspath(path))[0]] for path in inputs],
+             "processor": {"path": os.fspath(processor).replace(os.sep, "/"), "sha256": file_digests.hash_file(os.fspath(processor))[0],
+                           "mtimeNs": os.stat(processor).st_mtime_ns}, "params": params or {}}
+    return key_of(parts)
+
+
+def key_of(parts: Json) -> str:
+    """Return the key of its parts; the prefix keeps it apart from any other digest of the same bytes."""
+    return sha256(b"stage-key\0" + state_store.canonical_json(parts)).hexdigest()
+
+
+def key_parts(spec: PipelineSpec, stage: StageSpec, digests: Digests, inputs: Sequence[str], watched: Sequence[str], secret: bytes) -> Json:
+    """Return all that a stage's outcome depends on, as stored beside the key. Raises: OSError, FileChanged."""
+    digest, stamp = digests.of(stage.processor)
+    processor: Json = {"path": stage.processor, "sha256": digest}
+    if stage.processor_mtime:
+        processor["mtimeNs"] = stamp[1]
+    return {
+        "keyVersion": KEY_VERSION, "pipeline": spec.name, "stage": stage.name, "outputDir": stage.output_dir,
+        "outputs": None if stage.outputs is None else list(stage.outputs), "processor": processor,
+        "modules": [[path, digests.of(path)[0]] for path in local_modules(digests, stage.processor)],
+        "args": list(stage.args), "params": stage.params, "env": stage.env,
+        "passEnv": _passed(stage, secret),
+        "inputs": [[path, digests.of(path)[0]] for path in inputs],
+        "watch": [[path, digests.of(path)[0]] for path in watched]}
+
+
+# === 4. State ========================================================================================================
+
+def save_stage_state(name: str, record: Json, root: str = ".") -> None:
+    """Write state/stage_<name>.json below *root*, durably. Raises: UsageError for a bad name; OSError."""
+    _save_record("stage_%s.json", name, record, root)
+
+
+def save_run_state(run_id: str, record: Json, root: str = ".") -> None:
+    """Write state/run_<id>.json below *root*, durably. Raises: UsageError for a bad run id; OSError."""
+    _save_record("run_%s.json", run_id, record, root)
+
+
+def _save_record(pattern: str, name: str, record: Json, root: str) -> None:
+    problem = spec_checks.name_problem(name)
+    if problem:
+        raise UsageError("%s %s" % (spec_checks.shown_value(name), problem))
+    store = StateStore(os.path.abspath(root))
+    store.prepare()
+    store.write(pattern % name, record)
+    store.commit.flush()
+
+
+def output_problems(digests: Digests, stage: StageSpec, record: Json) -> List[str]:
+    """Return which recorded outputs are not what was recorded, a text for each."""
+    problems = []
+    for output in record["outputs"]:
+        path = "%s/%s" % (stage.output_dir, output["path"])
+        try:
+            size, digest = digests.of_output(path)
+        except (OSError, file_digests.FileChanged):
+            problems.append("output %s missing" % output["path"])
+            continue
+        if (size, digest) != (output["bytes"], output["sha256"]):
+            problems.append("output %s changed" % output["path"])
+    return problems
+
+
+def gather_material(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore) -> Material:
+    """Find the stage's inputs and compute its key. What cannot be found or read is told in `missing`, not raised."""
+    inputs, problems = file_digests.resolve(spec.root, stage.inputs)
+    watched, watch_problems = file_digests.resolve(spec.root, stage.watch)
+    if stage.allow_no_inputs:
+        problems = [problem for problem in problems if not problem.endswith((file_digests.NO_MATCH, file_digests.NO_FILE))]
+    problems += [problem.replace("input", "watched", 1) for problem in watch_problems]
+    if not problems and not inputs and not stage.allow_no_inputs and stage.inputs:
+        problems.append("no inputs")
+    if problems:
+        return Material("", {}, inputs, watched, problems, {}, 0)
+    try:
+        secret = store.secret() if stage.pass_env is not None else b""
+        parts = key_parts(spec, stage, digests, inputs, watched, secret)
+    except file_digests.FileChanged as error:
+        return Material("", {}, inputs, watched, ["%s changes while it is read; run again when it is complete" % error], {}, 0)
+    except OSError as error:
+        if error.filename and os.path.abspath(os.fsdecode(error.filename)).startswith(store.folder + os.sep):
+            raise
+        return Material("", {}, inputs, watched, ["cannot read %s: %s" % (os.fsdecode(error.filename or "?"), error.strerror)], {}, 0)
+    files = inputs + watched + [stage.processor] + [path for path, _ in parts["modules"]]
+    stamps = {path: digests.of(path)[1] for path in files}
+    return Material(key_of(parts), parts, inputs, watched, [], stamps, sum(stamps[path][0] for path in inputs))
+
+
+def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore, boot: str) -> Facts:
+    """Look at all that the decision about a stage depends on; write nothing. Raises: StateError."""
+    material = gather_material(spec, stage, digests, store)
+    record = store.stage(stage.name)
+    if material.missing:
+        return Facts(material, record, None, [], None, False)
+    marker = state_store.read_marker(state_store.marker_path(spec.root, stage.output_dir, stage.name))
+    problems = output_problems(digests, stage, record) if record is not None and record["lastStatus"] == "ok" else []
+    facts = Facts(material, record, marker, problems, None, False)
+    if not reasons_to_run(stage, facts):
+        return facts
+    if stage.checkpoint and os.path.lexists(store.path("progress_%s.json" % stage.name)):
+        import stage_work
+        facts = facts._replace(checkpoint=stage_work.read_checkpoint(store, stage, record, material.key, boot))
+    if record is not None and record["lastStatus"] == "ok" and marker is None and not problems:
+        facts = facts._replace(sealable=_died_before_marker(store, stage, record))
+    return facts
+
+
+def _died_before_marker(store: StateStore, stage: StageSpec, record: Json) -> bool:
+    """Tell whether the run that finished the stage died between the stage record and the run record.
+
+    The marker is written between these two: where the run record knows of the success, somebody removed the marker.
+    """
+    run = state_store.find_run(store, str(record.get("lastRunId")), record.get("lastInvocation", 0))
+    return run is not None and run.get("state") in ("running", "interrupted") and not any(
+        one.get("stage") == stage.name and one.get("status") == "ok" for one in run.get("stages", []))
+
+
+# === 5. Planning: what must run, and why (pure) ======================================================================
+
+def decide(stage: StageSpec, facts: Facts, forced: bool) -> Decision:
+    """Decide what to do with a stage from what was observed; the reasons are for people."""
+    if facts.material.missing:
+        return Decision("FAIL", facts.material.missing, 0, "")
+    found = facts.checkpoint
+    if forced:
+        return Decision("RUN", ["forced"], 0, "the stage was forced" if found is not None and not found.complete else "")
+    reasons = reasons_to_run(stage, facts)
+    if not reasons:
+        return Decision("SKIP", ["up to date: key %s unchanged, %d output%s verified" % (
+            facts.material.key[:12], len(facts.record["outputs"]), "" if len(facts.record["outputs"]) == 1 else "s")], 0, "")
+    if facts.sealable and reasons == [NO_MARKER]:
+        return Decision("SEAL", ["up to date: finished by run %s, which died before it wrote the marker; marker restored" % facts.record.get("lastRunId")], 0, "")
+    if found is None:
+        return Decision("RUN", reasons, 0, "")
+    if found.problem:
+        return Decision("RUN", reasons, 0, found.problem)
+    if found.resumable:
+        return Decision("RESUME", reasons, found.line_offset, "")
+    return Decision("RUN", reasons, 0, "")
+
+
+NO_MARKER = "marker missing"
+
+
+def reasons_to_run(stage: StageSpec, facts: Facts) -> List[str]:
+    record = facts.record
+    if record is None:
+        return ["no record of an earlier run"]
+    if record["idempotencyKey"] != facts.material.key:
+        import reasons
+        changes = reasons.key_changes(record["keyParts"], facts.material.parts) or ["key changed"]
+        more = len(changes) - SHOWN_CHANGES
+        return changes[:SHOWN_CHANGES] + (["and %d more changes" % more] if more > 0 else [])
+    if record["lastStatus"] != "ok":
+        return ["last run %s" % {"running": "died", "interrupted": "was interrupted"}.get(record["lastStatus"], "failed: %s" % record.get("lastError"))]
+    if not stage.idempotent:
+        return ["idempotency is disabled"]
+    found = list(facts.output_problems)
+    if facts.marker_key is None:
+        found.append(NO_MARKER)
+    elif facts.marker_key != facts.material.key:
+        found.append("the marker is of another key")
+    return found
+
+
+def select_stages(spec: PipelineSpec, options: Options) -> List[StageSpec]:
+    """Return the stages that --only, --from and --until leave. Raises: UsageError for an unknown name."""
+    names = [stage.name for stage in spec.stages]
+    for name in sorted(options.force | options.only) + [one for one in (options.first, options.last) if one]:
+        if name not in names:
+            near = command_line.nearest(name, names)
+            raise UsageError("no stage is named %s%s" % (spec_checks.shown_value(name), "; did you mean %s?" % near if near else "; there are: %s" % ", ".join(names)))
+    first = names.index(options.first) if options.first else 0
+    last = names.index(options.last) if options.last else len(names) - 1
+    if first > last:
+        raise UsageError("--from %s comes after --until %s" % (options.first, options.last))
+    return [stage for place, stage in enumerate(spec.stages) if first <= place <= last and (not options.only or stage.name in options.only)]
+
+
+def override_params(spec: PipelineSpec, params: Json) -> PipelineSpec:
+    """Return the spec with --set values in each stage that has such a param. Raises: UsageError if none has."""
+    known = sorted({name for stage in spec.stages for name in stage.params})
+    for name in params:
+        if name not in known:
+            near = command_line.nearest(name, known)
+            raise UsageError("--set %s: no stage has a param of that name%s" % (name, "; did you mean %s?" % near if near else ""))
+    stages = [stage._replace(params={**stage.params, **{name: value for name, value in params.items() if name in stage.params}}) for stage in spec.stages]
+    return spec._replace(stages=tuple(stages))
+
+
+# === 6. Engine =======================================================================================================
+
+class Run:
+    """One invocation of a run: the stages in order, their records, the run record.
+
+    Order of the durable steps of a stage: lock, read state and decide again, marker removed, checkpoint of other work
+    set aside, record "running" with the key, attempts, whole tree ended, outputs checked and hashed, stage record, marker.
+    A kill between any two leaves what the next run can tell from a finished stage.
+    """
+
+    def __init__(self, spec: PipelineSpec, options: Options, console: Console, clock: Clock) -> None:
+        self.spec, self.options, self.console, self.clock = spec, options, console, clock
+        self.root = spec.root
+        self.selected = select_stages(spec, options)
+        self.boot = state_store.boot_id()
+        self.store = StateStore(spec.root, now=clock.time)
+        self.digests = Digests(spec.root, self.boot, rehash=options.rehash)
+        self.chain = state_store.RunChain(self.store, lambda name: stage_locks.FileLock(spec.root, name, clock))
+        self.results: List[StageResult] = []
+        self.invocation = 1
+        self.is_open = False
+        self.signals: Any = None
+        self.guardian: Any = None
+        self.others: List[int] = []
+
+    def run(self) -> int:
+        """Run the selected stages; return the exit code. Raises what the runner cannot go on from, records written."""
+        scanned = check_offline(self.spec, self.digests, self.console)
+        self.started, self.started_utc = self.clock.monotonic(), self.clock.time()
+        self.isolation = {"scan": {"files": scanned, "refused": 0, "allow": list(self.spec.offline_allow)}, "kernel": "none", "hook": "none"}
+        self.store.prepare()
+        lock = stage_locks.FileLock(self.root, self.options.run_id + ".run", self.clock)
+        lock.acquire(0, "run id %s is in use by a living run; wait for it or choose another --run-id" % self.options.run_id)
+        try:
+            self.invocation = state_store.next_invocation(self.store, self.chain, self.options.run_id)
+            for stage in self.selected:
+                self.store.stage(stage.name)        # damaged state is found before any work is done
+            try:
+                code = self._run_stages()
+            except BaseException as error:
+                self._finish_after(error)
+                raise
+            self._finish(code)
+            return code
+        finally:
+            if self.guardian is not None:
+                self.guardian.close()
+            lock.release()
+
+    def _run_stages(self) -> int:
+        code = EXIT_OK
+        for stage in self.selected:
+            code = code or self._stopped()
+            if code:
+                self.results.append(StageResult.of(stage.name, "notRun", "the run ended before it"))
+                continue
+            result = self._run_stage(stage)
+            self.results.append(result)
+            code = {"failed": EXIT_FAILED, "interrupted": self._stopped()}.get(result.status, EXIT_OK)
+            if self.is_open:
+                self._write_run("running")
+            if self.store.commit.is_due():
+                self.store.commit.flush()
+        return code
+
+    def _stopped(self) -> int:
+        """Return the exit code of a run that a signal has asked to stop, 0 if none has."""
+        return 128 + int(self.signals.number) if self.signals is not None and self.signals.number else 0
+
+    # --- one stage
+
+    def _run_stage(self, stage: StageSpec) -> StageResult:
+        decision, facts = self._look(stage)
+        if decision.action == "FAIL":
+            return self._failed_before(stage, "; ".join(decision.reasons))
+        if decision.action == "SKIP":
+            is_locked = os.path.isdir(os.path.join(self.root, "locks", stage.name + ".lock"))
+            if not is_locked or self._new_lock(stage).holder() is None:
+                return self._skipped(stage, decision, facts)
+        self._open()
+        lock = self._new_lock(stage)
+        lock.acquire(stage.lock_wait_s, dead_token(facts.record))
+        is_free = True
+        try:
+            decision, facts = self._look(stage)     # somebody else may have finished it while we waited
+            if decision.action == "FAIL":
+                return self._failed_before(stage, "; ".join(decision.reasons))
+            if decision.action == "SEAL":
+                self.write_marker(stage, facts.material.key)
+            if decision.action in ("SKIP", "SEAL"):
+                return self._skipped(stage, decision, facts)
+            import stage_work
+            work = stage_work.StageWork(self, stage, lock, facts)
+            result = work.do(decision)
+            is_free = not work.survivors
+            return result
+        finally:
+            if is_free:
+                lock.release()
+            else:
+                lock.abandon()
+
+    def _look(self, stage: StageSpec) -> Tuple[Decision, Facts]:
+        self.digests.used.clear()
+        facts = observe(self.spec, stage, self.digests, self.store, self.boot)
+        return decide(stage, facts, stage.name in self.options.force), facts
+
+    def _new_lock(self, stage: StageSpec) -> stage_locks.StageLock:
+        import process_tree
+        return stage_locks.StageLock(self.root, stage.name, self.options.run_id, self.boot, self.clock, process_tree)
+
+    def _failed_before(self, stage: StageSpec, why: str) -> StageResult:
+        self.console.event("FAIL", stage.name, ": " + why)
+        return StageResult.of(stage.name, "failed", why)
+
+    def _skipped(self, stage: StageSpec, decision: Decision, facts: Facts) -> StageResult:
+        reason = "; ".join(decision.reasons)
+        self.console.event("SKIP", stage.name, " (%s)" % reason)
+        outputs = facts.record["outputs"]
+        return StageResult.of(stage.name, "skipped", reason, bytes_in=facts.material.input_bytes, key=facts.material.key,
+                              bytes_out=sum(one["bytes"] for one in outputs), outputs=outputs, counts=facts.record.get("counts", {}))
+
+    def marker(self, stage: StageSpec) -> str:
+        """Return the path of the stage's marker."""
+        return state_store.marker_path(self.root, stage.output_dir, stage.name)
+
+    def write_marker(self, stage: StageSpec, key: str) -> None:
+        marker = {"schema": state_store.SCHEMA_VERSION, "stage": stage.name, "key": key, "runId": self.options.run_id, "at": utc_text(self.clock.time())}
+        state_store.write_atomic(self.marker(stage), state_store.record_json(marker), self.store.commit)
+
+    # --- the run's own records
+
+    def _open(self) -> None:
+        """Before the first stage is touched: note the run as begun, start the guardian, adopt orphans from now on.
+
+        A run in which every stage is skipped never comes here: it leaves its record at the end, and nothing before.
+        """
+        if self.is_open:
+            return
+        import attempts
+        self.signals = self.clock.signals = attempts.Signals()
+        self.signals.install()
+        self.chain.open_run(self.options.run_id, self.invocation)
+        self._write_run("running")
+        self.is_open = True
+        import process_tree
+        self.others = process_tree.own_children() if process_tree.LINUX else []
+        self.guardian = process_tree.Guardian()
+        self.guardian.start()
+        process_tree.become_subreaper()
+
+    def log_folder(self) -> str:
+        """Return this invocation's folder for logs: state/logs/<run>, and below it /<n> from the second call on."""
+        parts = [self.store.folder, "logs", self.options.run_id] + ([str(self.invocation)] if self.invocation > 1 else [])
+        return os.path.join(*parts)
+
+    def _run_record(self, state: str) -> Json:
+        ended = state != "running"
+        duration_ms = int((self.clock.monotonic() - self.started) * 1000)
+        return {
+            "runId": self.options.run_id, "invocation": self.invocation, "pipeline": self.spec.name, "version": self.spec.version,
+            "specSha256": self.spec.sha256, "state": state, "startedAt": utc_text(self.started_utc),
+            "endedAt": utc_text(self.clock.time()) if ended else None, "durationMs": duration_ms if ended else None,
+            "stages": [stage_entry(result) for result in self.results], "isolation": self.isolation, "host": stage_locks.host_name(),
+            "python": "%s %d.%d.%d" % ((sys.implementation.name,) + sys.version_info[:3]), "os": sys.platform, "runner": VERSION}
+
+    def _write_run(self, state: str) -> None:
+        self.store.write("run_%s.json" % self.options.run_id, self._run_record(state))
+
+    def _finish(self, code: int) -> None:
+        """Write the metrics, the digests and the sealed run record; on return everything is durable."""
+        state = {EXIT_OK: "completed"}.get(code, "interrupted" if code > 128 else "failed")
+        store = self.store
+        store.commit.flush()
+        for result in self.results:
+            stage = next(one for one in self.selected if one.name == result.name)
+            for output in result.outputs:
+                self.digests.vouch("%s/%s" % (stage.output_dir, output["path"]))
+        if self.digests.changed:
+            state_store.write_atomic(self.digests.path, self.digests.to_bytes(), store.commit)
+        store.write("metrics_%s.json" % self.options.run_id, self._metrics())
+        self.chain.seal(self._run_record(state))
+        store.commit.flush()
+        self.console.summary(self.options.run_id, state, self.results, self.clock.monotonic() - self.started)
+
+    def _finish_after(self, error: BaseException) -> None:
+        """Say in the records what stopped the run, as far as they can still be written; *error* itself goes on to main."""
+        place = len(self.results)
+        if place < len(self.selected):
+            why = describe_os_error(error) if isinstance(error, OSError) else str(error) or type(error).__name__
+            self.console.event("FAIL", self.selected[place].name, ": " + why.split("\n")[0])
+            self.results.append(StageResult.of(self.selected[place].name, "failed", why))
+            self.results += [StageResult.of(stage.name, "notRun", "the run ended before it") for stage in self.selected[place + 1:]]
+        try:
+            self._finish(EXIT_FAILED)
+        except (OSError, state_store.StateError, stage_locks.LockHeld):
+            pass                        # the same fault again, most likely; what is on disk is a run that died
+
+    def _metrics(self) -> Json:
+        count = {status: sum(1 for one in self.results if one.status == status) for status in ("ok", "skipped", "failed", "interrupted")}
+        return {
+            "runId": self.options.run_id, "invocation": self.invocation, "timestamp": utc_text(self.clock.time()), "totalStages": len(self.selected),
+            "okStages": count["ok"], "skippedStages": count["skipped"], "failedStages": count["failed"] + count["interrupted"],
+            "durationSec": round(self.clock.monotonic() - self.started, 6),
+            "stages": [{"stage": one.name, "status": one.status, "durationSec": round(one.duration_s, 6), "attempts": one.attempts,
+                        "cpuSec": round(one.cpu_s, 6), "maxRssBytes": one.max_rss_bytes, "bytesIn": one.bytes_in,
+                        "bytesOut": one.bytes_out, "counts": one.counts} for one in self.results]}
+
+
+def stage_entry(result: StageResult) -> Json:
+    """Return a stage's part of the run record; no floats, so that its canonical form is beyond doubt."""
+    return {"stage": result.name, "status": result.status, "reason": result.reason, "attempts": result.attempts,
+            "durationMs": int(result.duration_s * 1000), "exitCode": result.exit_code, "key": result.key,
+            "bytesIn": result.bytes_in, "bytesOut": result.bytes_out, "counts": result.counts, "outputs": result.outputs}
+
+
+def dead_token(record: Optional[Json]) -> str:
+    """Return the token of the attempt that a stage record calls running: under the stage's lock its runner is dead."""
+    return str(record.get("token", "")) if record is not None and record["lastStatus"] == "running" else ""
+
+
+def check_offline(spec: PipelineSpec, digests: Digests, console: Console) -> int:
+    """Scan the runner, bin/ and every processor for the network; return the number of files. Raises: OfflineError."""
+    paths = [os.path.join(_HERE, name) for name in sorted(os.listdir(_HERE)) if name.endswith(".py")]
+    paths += file_digests.expand(spec.root, "bin/**/*.py")
+    for stage in spec.stages:
+        paths += [stage.processor] + local_modules(digests, stage.processor)
+    refused, warned = [], []
+    for path in dict.fromkeys(paths):
+        scan = scan_of(digests, path)
+        if scan["refused"]:
+            import offline_guard
+            refused += ["%s:%d: %s" % (path, one.line, one.what) for one in offline_guard.refusals(offline_guard.ScanResult.from_json(scan), spec.offline_allow)]
+        if not path.startswith(_HERE + os.sep):
+            warned += ["%s:%d: %s" % (path, line, what) for line, _, what in scan["warned"]]
+    if refused:
+        raise OfflineError("\n".join("[OFFLINE] " + line for line in refused) + "\nnothing was run; remove the import, or let it through with \"offline\": {\"allow\": [...]}")
+    if spec.offline_require == "kernel":
+        raise OfflineError("\"offline\": {\"require\": \"kernel\"}: this version has the scan only, no kernel layer; nothing was run")
+    console.warnings(warned)
+    return len(set(paths))
+
+
+# --- the plan: the same decisions, nothing written
+
+def print_plan(spec: PipelineSpec, options: Options, console: Console, clock: Clock) -> int:
+    """Print what a run would do with each stage, and why; write nothing at all."""
+    boot = state_store.boot_id()
+    store = StateStore(spec.root, writable=False)
+    digests = Digests(spec.root, boot, keep=False, rehash=options.rehash)
+    check_offline(spec, digests, console)
+    busy: List[StageSpec] = []
+    for stage in select_stages(spec, options):
+        import reasons
+        makers = [maker.name for maker in busy if reasons.may_feed(maker, stage)]
+        if makers:
+            decision = Decision("PENDING", ["waits for %s" % ", ".join(makers)], 0, "")
+        else:
+            decision = decide(stage, observe(spec, stage, digests, store, boot), stage.name in options.force)
+        if decision.action not in ("SKIP", "SEAL"):
+            busy.append(stage)
+        console.plan(stage.name, decision, holder_text(spec, stage, boot, clock))
+    return EXIT_OK
+
+
+def holder_text(spec: PipelineSpec, stage: StageSpec, boot: str, clock: Clock) -> str:
+    """Return who holds the stage now, or ""."""
+    if not os.path.isdir(os.path.join(spec.root, "locks", stage.name + ".lock")):
+        return ""
+    import process_tree
+    owner = stage_locks.StageLock(spec.root, stage.name, "", boot, clock, process_tree).holder()
+    return "held by " + stage_locks.owner_text(owner) if owner else ""
+
+
+# === 7. Command line =================================================================================================
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Do what the command line says; return the exit code. Never raises but for --help's sake nothing is printed twice.
+
+    Imported and called, a run is done by a child process: taking over signals and orphans is not for a guest.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    console = Console()
+    try:
+        options = command_line.parse_command_line(arguments)
+        if options.command == "run" and __name__ != "__main__":
+            return _run_in_child(arguments, console)
+        return _dispatch(options, console)
+    except KeyboardInterrupt:
+        console.error("interrupted")
+        return 130
+    except OSError as error:
+        console.error("error: " + describe_os_error(error))
+        return EXIT_STATE
+    except Exception as error:
+        code = getattr(error, "exit_code", None)
+        if code is not None:
+            console.error("%s%s" % ("" if code == EXIT_OFFLINE or isinstance(error, SpecError) else "error: ", error))
+            return int(code)
+        import traceback
+        console.error("internal error, please report it:\n" + traceback.format_exc().rstrip())
+        return EXIT_INTERNAL
+    finally:
+        silence_closed_streams()
+
+
+def _dispatch(options: Options, console: Console) -> int:
+    if options.command in ("help", "version"):
+        console.out.write(command_line.USAGE if options.command == "help" else "pipeline_runner %s\n" % VERSION)
+        return EXIT_OK
+    spec = override_params(load_pipeline(options.pipeline, options.root), options.params)
+    if options.command == "plan":
+        return print_plan(spec, options, console, Clock())
+    if options.command == "validate":
+        check_offline(spec, Digests(spec.root, state_store.boot_id(), keep=False), console)
+        select_stages(spec, options)
+        console.line("%s: ok (%d stage%s)" % (options.pipeline, len(spec.stages), "" if len(spec.stages) == 1 else "s"))
+        return EXIT_OK
+    if options.command == "unlock":
+        return _unlock(spec, options, console)
+    return Run(spec, options, console, Clock()).run()
+
+
+def _unlock(spec: PipelineSpec, options: Options, console: Console) -> int:
+    import process_tree
+    for name in options.operands:
+        select_stages(spec, options._replace(only=frozenset((name,))))
+        console.line(stage_locks.unlock(spec.root, name, state_store.boot_id(), Clock(), process_tree))
+    return EXIT_OK
+
+
+def _run_in_child(arguments: List[str], console: Console) -> int:
+    import subprocess
+    done = subprocess.run([sys.executable, os.path.abspath(__file__)] + arguments, stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    console.out.write(done.stdout.decode("utf-8", "replace"))
+    console.err.write(done.stderr.decode("utf-8", "replace"))
+    return done.returncode
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,468 @@
+"""The processes of an attempt: telling who they are, who still lives, and ending them all.
+
+A leaf: the runner imports it when the first stage must run; it never imports the runner.
+
+An attempt can be known by three traits, each inherited by whatever its processor starts:
+
+    token     PIPELINE_ATTEMPT_TOKEN in the environment
+    session   the processor leads a session of its own
+    lock      the descriptor on which the stage's kernel lock is held
+
+A process that sheds all three is still a child of the runner (Linux: child subreaper) while the runner lives.
+Who ends what:
+
+    the runner        after every attempt, whatever its exit      Tree.end()
+    the guardian      when the runner dies, at once               Guardian, guard_loop()
+    the next run      before it takes the stage over              end_of_dead_owner()
+    Windows itself    when the last handle of the job closes      Job
+
+Linux reads /proc, macOS asks ps, Windows has Job Objects. What a system cannot tell is not guessed.
+"""
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections import namedtuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
+
+TOKEN_VARIABLE = "PIPELINE_ATTEMPT_TOKEN"
+LINUX = sys.platform.startswith("linux")
+WINDOWS = sys.platform == "win32"
+PR_SET_CHILD_SUBREAPER = 36     # linux/prctl.h
+SWEEP_LIMIT_S = 10.0            # a tree that forks faster than it is killed is given up, and said, after this
+SWEEP_PAUSE_S = 0.005           # between two looks: a killed process needs a moment to go
+
+
+class Traits(namedtuple("Traits", "token session lock_path lock_pid")):
+    """What marks an attempt's processes: token prefix, session id (0: unknown), guard file, pid that took its lock."""
+
+    __slots__ = ()
+
+
+# --- who lives -------------------------------------------------------------------------------------------------------
+
+def read_stat(pid: int) -> Optional[Tuple[str, int, int, str]]:
+    """Return (state, parent, session, start time in ticks since boot) of *pid* from /proc, or None when it is gone."""
+    try:
+        with open("/proc/%d/stat" % pid, "rb") as file:
+            # The command name may hold blanks and brackets: everything before the last ")" is skipped.
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return fields[0].decode(), int(fields[1]), int(fields[3]), fields[19].decode()
+
+
+def start_time(pid: int) -> Optional[str]:
+    """Return a text that, with *pid*, names one process of this boot; None when no such process lives (zombies do not)."""
+    if LINUX:
+        stat = read_stat(pid)
+        return None if stat is None or stat[0] in "ZX" else stat[3]
+    if WINDOWS:
+        return _windows_start_time(pid)
+    return _ps_start_time(pid, _run_ps)
+
+
+def is_alive(pid: int, started: Optional[str]) -> bool:
+    """Tell whether the process that had *pid* and *started* still lives; a reused pid is another process."""
+    now = start_time(pid)
+    return now is not None and (started is None or now == started)
+
+
+def _run_ps(arguments: List[str]) -> str:
+    """Return what ps prints, or nothing where there is no ps."""
+    import subprocess
+    try:
+        done = subprocess.run(["ps"] + arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL, timeout=10, env={"PATH": os.environ.get("PATH", "/bin:/usr/bin"), "LC_ALL": "C"})
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.decode("utf-8", "replace")
+
+
+def _ps_start_time(pid: int, ps: Callable[[List[str]], str]) -> Optional[str]:
+    line = " ".join(ps(["-o", "state=,lstart=", "-p", str(pid)]).split())
+    state, _, started = line.partition(" ")
+    return started if started and not state.startswith("Z") else None
+
+
+# --- who belongs to an attempt ---------------------------------------------------------------------------------------
+
+def has_token(pid: int, token: str) -> bool:
+    """Tell whether *pid* was started with a token that begins with *token* (Linux; other users' processes: False)."""
+    try:
+        with open("/proc/%d/environ" % pid, "rb") as file:
+            environ = b"\0" + file.read()
+    except OSError:
+        return False
+    return b"\0%s=%s" % (TOKEN_VARIABLE.encode(), token.encode()) in environ
+
+
+def holds_lock(pid: int, lock_path: str, lock_pid: int) -> bool:
+    """Tell whether *pid* holds, by an inherited descriptor, the lock that *lock_pid* took on *lock_path* (Linux).
+
+    A contender has the file open too, but holds nothing; a new owner holds a lock that it took itself: neither counts.
+    """
+    try:
+        guard = os.stat(lock_path)
+        for name in os.listdir("/proc/%d/fd" % pid):
+            there = os.stat("/proc/%d/fd/%s" % (pid, name))
+            if (there.st_dev, there.st_ino) != (guard.st_dev, guard.st_ino):
+                continue
+            with open("/proc/%d/fdinfo/%s" % (pid, name), "r") as file:
+                for line in file:
+                    if line.startswith("lock:") and "FLOCK" in line and str(lock_pid) in line.split() and pid != lock_pid:
+                        return True
+    except (OSError, ValueError):
+        return False
+    return False
+
+
+def members(traits: Iterable[Traits]) -> List[int]:
+    """Return the living processes that carry one of *traits*, and all their descendants; never this process itself."""
+    wanted = list(traits)
+    if not LINUX:
+        return [] if WINDOWS else _ps_members(wanted, _run_ps)
+    table = _process_table()
+    found = {pid for pid, stat in table.items() if any(_carries(pid, stat, one) for one in wanted)}
+    return sorted(_with_descendants(found, table) - {os.getpid()})
+
+
+def _process_table() -> Dict[int, Tuple[str, int, int, str]]:
+    table = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            stat = read_stat(int(name))
+            if stat is not None and stat[0] not in "ZX":
+                table[int(name)] = stat
+    return table
+
+
+def _carries(pid: int, stat: Tuple[str, int, int, str], traits: Traits) -> bool:
+    if traits.session and stat[2] == traits.session:
+        return True
+    if traits.token and has_token(pid, traits.token):
+        return True
+    return bool(traits.lock_path) and holds_lock(pid, traits.lock_path, traits.lock_pid)
+
+
+def _with_descendants(found: Set[int], table: Dict[int, Tuple[str, int, int, str]]) -> Set[int]:
+    grown = True
+    while grown:
+        more = {pid for pid, stat in table.items() if stat[1] in found and pid not in found}
+        found = found | more
+        grown = bool(more)
+    return found
+
+
+def _ps_members(traits: List[Traits], ps: Callable[[List[str]], str]) -> List[int]:
+    """Find them through ps: the group that a processor leads, and (-E, macOS) environments that show the token."""
+    found = set()
+    sessions = {one.session for one in traits if one.session}
+    for line in ps(["-axo", "pid=,pgid="]).splitlines():
+        pair = line.split()
+        if len(pair) == 2 and int(pair[1]) in sessions:
+            found.add(int(pair[0]))
+    for line in ps(["-axEww", "-o", "pid=,command="]).splitlines():
+        pid, _, command = line.strip().partition(" ")
+        if pid.isdigit() and any("%s=%s" % (TOKEN_VARIABLE, one.token) in command for one in traits if one.token):
+            found.add(int(pid))
+    return sorted(found - {os.getpid()})
+
+
+# --- ending them -----------------------------------------------------------------------------------------------------
+
+def send(pids: Iterable[int], number: int) -> None:
+    """Send signal *number* to each of *pids*; those that are gone or not ours are passed over."""
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except OSError:
+            pass
+
+
+def end_all(find: Callable[[], List[int]], limit_s: float = SWEEP_LIMIT_S, not_reaped: int = 0) -> List[int]:
+    """Kill what *find* returns until it returns nothing; return those that would not go within *limit_s* seconds.
+
+    The exit status of *not_reaped* is left for whoever waits for it.
+    """
+    deadline = time.monotonic() + limit_s
+    while True:
+        left = find()
+        if not left or time.monotonic() > deadline:
+            return left
+        send(left, signal.SIGTERM if WINDOWS else signal.SIGKILL)
+        reap(pid for pid in left if pid != not_reaped)
+        time.sleep(SWEEP_PAUSE_S)
+
+
+def end_of_dead_owner(token: str, lock_path: str, lock_pid: int) -> List[int]:
+    """End what a dead runner left behind; return the processes that would not go.
+
+    Sessions are not asked: after the leader's death a session id may have been given to a stranger.
+    """
+    if WINDOWS:
+        return []               # the job object has done it when the runner's last handle closed
+    traits = Traits(token, 0, lock_path, lock_pid)
+    return end_all(lambda: members([traits]))
+
+
+def reap(pids: Iterable[int]) -> None:
+    """Take the exit status of those *pids* that are our dead children (orphans fall to the subreaper)."""
+    for pid in pids:
+        try:
+            os.waitpid(pid, os.WNOHANG)
+        except OSError:
+            pass
+
+
+def become_subreaper() -> bool:
+    """Make orphaned descendants children of this process, so that none gets out of sight; False where that is not to be had.
+
+    Source: prctl(2), PR_SET_CHILD_SUBREAPER (Linux 3.4).
+    """
+    if not LINUX:
+        return False
+    import ctypes
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        return bool(libc.prctl(PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)) == 0)
+    except (OSError, AttributeError):
+        return False
+
+
+def own_children() -> List[int]:
+    """Return the pids of this process's children, zombies included (Linux).
+
+    The kernel's list is used where it exists; it is complete for children that do not exit meanwhile, and a
+    child that exits needs no ending.
+    """
+    children: List[int] = []
+    try:
+        for task in os.listdir("/proc/self/task"):
+            with open("/proc/self/task/%s/children" % task, "r") as file:
+                children += [int(pid) for pid in file.read().split()]
+        return children
+    except OSError:
+        me = os.getpid()
+        stats = ((int(name), read_stat(int(name))) for name in os.listdir("/proc") if name.isdigit())
+        return [pid for pid, stat in stats if stat is not None and stat[1] == me]
+
+
+class Tree:
+    """The processes of one attempt, from the runner's side, while the runner lives.
+
+    pid leads its own session (POSIX); others are pids of the runner's children that belong to somebody else.
+    """
+
+    def __init__(self, pid: int, token: str, job: Optional[Job] = None, others: Iterable[int] = ()) -> None:
+        self.pid = pid
+        self.traits = Traits(token, pid, "", 0)
+        self.job = job
+        self.others = set(others)
+
+    def living(self) -> List[int]:
+        """Return the living processes of the attempt; the quick answer of the usual case is: no children at all."""
+        if WINDOWS:
+            return []
+        if not LINUX:
+            return members([self.traits])
+        strays = [pid for pid in own_children() if pid not in self.others]
+        if not strays:
+            return []
+        reap(pid for pid in strays if pid != self.pid)
+        table = _process_table()
+        found = _with_descendants({pid for pid in strays if pid in table}, table)
+        return sorted(found - {os.getpid()})
+
+    def ask_to_stop(self) -> None:
+        """Send SIGTERM to every process of the attempt (Windows: CTRL_BREAK to its group)."""
+        if WINDOWS:
+            send([self.pid], getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM))
+        else:
+            send(self.living(), signal.SIGTERM)
+
+    def end(self) -> List[int]:
+        """Kill every process of the attempt, daemonised grandchildren included; return those that would not go."""
+        if self.job is not None:
+            self.job.terminate()
+            return []
+        return end_all(self.living, not_reaped=self.pid)
+
+
+# --- the guardian ----------------------------------------------------------------------------------------------------
+
+class Guardian:
+    """A small process outside the runner's session that ends the runner's processors when the runner dies (POSIX).
+
+    It waits at the end of a pipe of which only the runner holds the other end: the kernel closes that end with
+    the runner, however it dies. Started before the runner becomes a subreaper, so that it is nobody's child.
+    """
+
+    def __init__(self) -> None:
+        self.pipe = -1
+
+    def start(self) -> None:
+        """Fork it; nothing to do on Windows."""
+        if WINDOWS or self.pipe >= 0:
+            return
+        read_end, write_end = os.pipe()
+        pid = os.fork()
+        if pid == 0:            # in the child: leave the session, then leave the family
+            try:
+                os.setsid()
+                if os.fork() == 0:
+                    _be_guardian(read_end)
+            finally:
+                os._exit(0)
+        os.close(read_end)
+        os.waitpid(pid, 0)
+        self.pipe = write_end
+
+    def watch(self, traits: Traits) -> None:
+        """Tell it of an attempt; told again with more known, the attempt is only known better."""
+        self._tell("+", traits)
+
+    def release(self, traits: Traits) -> None:
+        """Tell it that no process of the attempt lives."""
+        self._tell("-", traits)
+
+    def close(self) -> None:
+        """Let it go; it ends what it was told of and not released."""
+        if self.pipe >= 0:
+            os.close(self.pipe)
+            self.pipe = -1
+
+    def _tell(self, sign: str, traits: Traits) -> None:
+        if self.pipe < 0:
+            return
+        line = "\t".join((sign, traits.token, str(traits.session), str(traits.lock_pid), traits.lock_path)) + "\n"
+        try:
+            os.write(self.pipe, os.fsencode(line))
+        except OSError:
+            pass                # a guardian that was killed cannot be told; the next run's sweep remains
+
+
+def _be_guardian(read_end: int) -> None:
+    """In the guardian: hold nothing but the pipe, wait for the runner's end, clean up, leave."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.set_wakeup_fd(-1)
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    # Every other descriptor must go: a lock's would keep the stage held, a pipe's would keep its reader waiting.
+    os.closerange(3, read_end)
+    os.closerange(read_end + 1, max(256, os.sysconf("SC_OPEN_MAX")) if not LINUX else _highest_descriptor() + 1)
+    guard_loop(read_end, lambda traits: end_all(lambda: members(traits)))
+
+
+def _highest_descriptor() -> int:
+    return max([int(name) for name in os.listdir("/proc/self/fd")] + [256])
+
+
+def guard_loop(read_end: int, end: Callable[[List[Traits]], Any]) -> None:
+    """Read notices from *read_end* until the other end is closed, then call *end* with the attempts not released."""
+    pending = b""
+    watched: Dict[str, Traits] = {}
+    while True:
+        data = os.read(read_end, 65536)
+        if not data:
+            break
+        *lines, pending = (pending + data).split(b"\n")
+        for line in lines:
+            sign, token, session, lock_pid, lock_path = os.fsdecode(line).split("\t", 4)
+            if sign == "+":
+                watched[token] = Traits(token, int(session), lock_path, int(lock_pid))
+            else:
+                watched.pop(token, None)
+    if watched:
+        end(list(watched.values()))
+
+
+# --- Windows ---------------------------------------------------------------------------------------------------------
+# From the documentation of the Win32 API; it runs only there. Every call goes through `api`, which tests replace.
+
+JOB_LIMIT_KILL_ON_CLOSE = 0x2000
+JOB_LIMIT_PROCESS_MEMORY = 0x0100
+JOB_EXTENDED_LIMITS = 9
+PROCESS_QUERY_LIMITED = 0x1000
+CREATE_SUSPENDED = 0x4
+STILL_ACTIVE = 259
+
+
+def windows_api() -> Any:
+    """Return kernel32 and ntdll with the signatures that this module uses."""
+    import ctypes
+    api = ctypes.WinDLL("kernel32", use_last_error=True)    # type: ignore[attr-defined]
+    api.CreateJobObjectW.restype = ctypes.c_void_p
+    api.OpenProcess.restype = ctypes.c_void_p
+    api.NtResumeProcess = ctypes.WinDLL("ntdll").NtResumeProcess    # type: ignore[attr-defined]
+    return api
+
+
+def _windows_start_time(pid: int, api: Any = None) -> Optional[str]:
+    import ctypes
+    api = api or windows_api()
+    handle = api.OpenProcess(PROCESS_QUERY_LIMITED, False, pid)
+    if not handle:
+        return None
+    times = [ctypes.c_ulonglong() for _ in range(4)]
+    code = ctypes.c_ulong()
+    try:
+        ok = api.GetProcessTimes(ctypes.c_void_p(handle), *[ctypes.byref(one) for one in times])
+        api.GetExitCodeProcess(ctypes.c_void_p(handle), ctypes.byref(code))
+    finally:
+        api.CloseHandle(ctypes.c_void_p(handle))
+    return str(times[0].value) if ok and code.value == STILL_ACTIVE else None
+
+
+class Job:
+    """A Windows Job Object whose processes end when its last handle closes, the runner's death included."""
+
+    def __init__(self, api: Any = None, memory_bytes: int = 0) -> None:
+        import ctypes
+        self.api = api or windows_api()
+        self.handle = ctypes.c_void_p(self.api.CreateJobObjectW(None, None))
+        flags = JOB_LIMIT_KILL_ON_CLOSE | (JOB_LIMIT_PROCESS_MEMORY if memory_bytes else 0)
+        limits = job_limits(flags, memory_bytes)
+        if not self.handle or not self.api.SetInformationJobObject(
+                self.handle, JOB_EXTENDED_LIMITS, ctypes.byref(limits), ctypes.sizeof(limits)):
+            raise OSError("the system refuses a job object")
+
+    def take(self, process_handle: int) -> None:
+        """Put a process that was created suspended into the job, then let it run."""
+        import ctypes
+        if not self.api.AssignProcessToJobObject(self.handle, ctypes.c_void_p(process_handle)):
+            raise OSError("the system refuses to put the processor into its job object")
+        self.api.NtResumeProcess(ctypes.c_void_p(process_handle))
+
+    def terminate(self) -> None:
+        """End every process of the job."""
+        self.api.TerminateJobObject(self.handle, 1)
+
+    def close(self) -> None:
+        self.api.CloseHandle(self.handle)
+
+
+def job_limits(flags: int, memory_bytes: int) -> Any:
+    """Return a JOBOBJECT_EXTENDED_LIMIT_INFORMATION with *flags* and, when not 0, a memory limit per process."""
+    import ctypes
+
+    class Basic(ctypes.Structure):
+        _fields_ = [("process_time", ctypes.c_int64), ("job_time", ctypes.c_int64), ("flags", ctypes.c_uint32),
+                    ("least_set", ctypes.c_size_t), ("most_set", ctypes.c_size_t), ("most_processes", ctypes.c_uint32),
+                    ("affinity", ctypes.c_size_t), ("priority", ctypes.c_uint32), ("scheduling", ctypes.c_uint32)]
+
+    class Extended(ctypes.Structure):
+        _fields_ = [("basic", Basic), ("io", ctypes.c_uint64 * 6), ("process_memory", ctypes.c_size_t),
+                    ("job_memory", ctypes.c_size_t), ("peak_process", ctypes.c_size_t), ("peak_job", ctypes.c_size_t)]
+
+    limits = Extended()
+    limits.basic.flags = flags
+    limits.process_memory = memory_bytes
+    return limits

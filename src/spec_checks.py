@@ -1,0 +1,437 @@
+"""What a valid pipeline file is: checks of the parsed JSON, collecting every problem at its path.
+
+A leaf: the runner gives the value in and gets clean values and problems out; nothing here reads a file but the
+look whether a processor is there. Each check returns the clean value, or adds a problem and returns None; nothing stops
+at the first problem. Where in the text a path stands is another leaf's matter (spec_source).
+"""
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+    Json = Dict[str, Any]
+    Path = Tuple[Any, ...]
+
+MAX_DEPTH = 64              # of nesting: far above any real spec, far below what exhausts a parser
+DEVICE_NAMES = frozenset("con prn aux nul".split() + ["%s%s" % (name, n) for name in ("com", "lpt") for n in "0123456789\u00b9\u00b2\u00b3"])
+RUNNER_FOLDERS = ("state", "locks", "src", "bin")
+NAME_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
+RETRY_DEFAULTS = {"attempts": 1, "baseDelayMs": 100, "maxDelayMs": 30000, "jitterMs": 0, "exitCodes": None}
+STAGE_DEFAULTS: Json = {
+    "args": [], "inputs": [], "allowNoInputs": False, "outputs": None, "params": {}, "env": {}, "passEnv": None,
+    "watch": [], "needs": [], "idempotency": {"enabled": True, "processor": "mtime"},
+    "checkpoint": {"enabled": False, "lineInterval": 1000}, "retry": RETRY_DEFAULTS, "timeoutSec": None, "graceSec": 5,
+    "lock": {"waitSeconds": 5}, "resources": {}, "simulateFailAttempts": 0}
+PIPELINE_KEYS = ("name", "version", "description", "defaults", "offline", "stages", "$schema")
+
+
+
+def strict_json(text: str) -> Any:
+    """Return the value of flawless JSON: no duplicate keys, NaN, endless numbers, lone surrogates, deep nesting.
+
+    Raises: ValueError, RecursionError, MemoryError; which of these, and where, is for spec_source to find out.
+    """
+    if "\\ud" in text or "\\uD" in text:
+        raise ValueError("a surrogate may be alone")
+    value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_number,
+                       parse_float=_finite_number, parse_int=_short_number)
+    if not _is_shallow(value):
+        raise ValueError("nested too deeply")
+    return value
+
+
+def _unique_keys(pairs: List[Tuple[str, Any]]) -> Json:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("duplicate key")
+    return value
+
+
+def _refuse_number(text: str) -> Any:
+    raise ValueError(text)
+
+
+def _finite_number(text: str) -> float:
+    number = float(text)
+    if number - number != 0.0:
+        raise ValueError(text)
+    return number
+
+
+def _short_number(text: str) -> int:
+    if len(text.lstrip("-")) > 18:
+        raise ValueError(text)
+    return int(text)
+
+
+def _is_shallow(value: Any) -> bool:
+    """Tell whether nesting stays within the limit, without recursion."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [inner for one in level if isinstance(one, (dict, list)) for inner in (one.values() if isinstance(one, dict) else one)]
+        if not level:
+            return True
+    return False
+
+
+class Problems:
+    """The problems found so far: (path, message) pairs, path a tuple of keys and indexes."""
+
+    def __init__(self) -> None:
+        self.found: List[Tuple[Path, str]] = []
+        self.nearest: Callable[[str, Sequence[str]], Optional[str]] = lambda word, known: None
+
+    def add(self, path: Path, message: str) -> None:
+        self.found.append((path, message))
+
+
+# --- checks of one value: (value, path, problems) -> clean value or None
+
+def shown_value(value: Any) -> str:
+    """Return a value as short JSON for a message."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_text(value: Any, path: Path, problems: Problems) -> Any:
+    if isinstance(value, str) and "\0" not in value:
+        return value
+    return problems.add(path, "must be text%s, got %s" % (" without NUL" if isinstance(value, str) else "", shown_value(value)))
+
+
+def check_texts(value: Any, path: Path, problems: Problems) -> Any:
+    if not isinstance(value, list):
+        return problems.add(path, "must be a list of texts, got %s" % shown_value(value))
+    return [check_text(one, path + (index,), problems) for index, one in enumerate(value)]
+
+
+def name_problem(value: Any) -> str:
+    """Return what is wrong with a stage name or run id, or ""."""
+    if not isinstance(value, str) or not value or len(value) > 64 or value[0] in "._-" or not NAME_CHARACTERS.issuperset(value):
+        return "must be 1 to 64 of the characters A-Z a-z 0-9 . _ - and begin with a letter or digit"
+    if value.endswith("."):
+        return "must not end with a dot (Windows drops it)"
+    if value.split(".")[0].lower() in DEVICE_NAMES:
+        return "is a device name on Windows; choose another"
+    return ""
+
+
+def check_name(value: Any, path: Path, problems: Problems) -> Any:
+    problem = name_problem(value)
+    return problems.add(path, "%s, got %s" % (problem, shown_value(value))) if problem else value
+
+
+def whole_number(least: int) -> Callable[..., Any]:
+    def check(value: Any, path: Path, problems: Problems) -> Any:
+        if is_integer(value) and value >= least:
+            return value
+        return problems.add(path, "must be an integer >= %d, got %s" % (least, shown_value(value)))
+    return check
+
+
+def number_above(least: float, exclusive: bool = False) -> Callable[..., Any]:
+    def check(value: Any, path: Path, problems: Problems) -> Any:
+        if (is_integer(value) or isinstance(value, float)) and (value > least if exclusive else value >= least):
+            return value
+        return problems.add(path, "must be a number %s %g, got %s" % (">" if exclusive else ">=", least, shown_value(value)))
+    return check
+
+
+def check_boolean(value: Any, path: Path, problems: Problems) -> Any:
+    return value if isinstance(value, bool) else problems.add(path, "must be true or false, got %s" % shown_value(value))
+
+
+def check_object(value: Any, path: Path, problems: Problems) -> Any:
+    return value if isinstance(value, dict) else problems.add(path, "must be an object, got %s" % shown_value(value))
+
+
+def one_of(*choices: str) -> Callable[..., Any]:
+    def check(value: Any, path: Path, problems: Problems) -> Any:
+        if isinstance(value, str) and value in choices:
+            return value
+        return problems.add(path, "must be one of %s, got %s" % (", ".join(map(shown_value, choices)), shown_value(value)))
+    return check
+
+
+def path_problem(value: str) -> str:
+    """Return what is wrong with a path or glob that must stay below the root, or ""."""
+    if not value or not value.isprintable():
+        return "must be a path without control characters"
+    if "\\" in value:
+        return "must be written with forward slashes"
+    if value[0] == "/" or (len(value) > 1 and value[1] == ":"):
+        return "must be relative to the root (the folder of the pipeline file), not absolute"
+    parts = value.split("/")
+    if ".." in parts:
+        return "must not leave the root with '..'"
+    if any(part.rstrip(". ") != part and part != "." for part in parts):
+        return "has a part that ends with a dot or blank (Windows drops it)"
+    if any(part.split(".")[0].lower() in DEVICE_NAMES for part in parts):
+        return "names a Windows device"
+    return ""
+
+
+def normal_path(value: str) -> str:
+    """Return a relative path without '.' parts and doubled or trailing slashes."""
+    return "/".join(part for part in value.split("/") if part not in ("", ".")) or "."
+
+
+def check_path(value: Any, path: Path, problems: Problems) -> Any:
+    if check_text(value, path, problems) is None:
+        return None
+    problem = path_problem(value)
+    return problems.add(path, "%s, got %s" % (problem, shown_value(value))) if problem else normal_path(value)
+
+
+def check_paths(value: Any, path: Path, problems: Problems) -> Any:
+    if not isinstance(value, list):
+        return problems.add(path, "must be a list of paths and globs, got %s" % shown_value(value))
+    return [check_path(one, path + (index,), problems) for index, one in enumerate(value)]
+
+
+def check_output_globs(value: Any, path: Path, problems: Problems) -> Any:
+    if isinstance(value, list) and not value:
+        return problems.add(path, "must name at least one output, or be left out")
+    return check_paths(value, path, problems)
+
+
+def check_output_folder(value: Any, path: Path, problems: Problems) -> Any:
+    clean = check_path(value, path, problems)
+    if clean is None:
+        return None
+    top = clean.split("/")[0].lower()
+    if clean == "." or top in RUNNER_FOLDERS:
+        return problems.add(path, "must be a folder below the root other than %s, got %s" % (", ".join(RUNNER_FOLDERS), shown_value(value)))
+    return clean
+
+
+def check_processor(value: Any, path: Path, problems: Problems) -> Any:
+    if check_text(value, path, problems) is None:
+        return None
+    if os.path.isabs(value):
+        return value
+    return check_path(value, path, problems)
+
+
+def check_variables(value: Any, path: Path, problems: Problems) -> Any:
+    if check_object(value, path, problems) is None:
+        return None
+    for name, text in value.items():
+        if not name or "=" in name or "\0" in name:
+            problems.add(path + (name,), "is not a name for an environment variable")
+        elif name.upper().startswith("PIPELINE_"):
+            problems.add(path + (name,), "is the runner's own (PIPELINE_*); choose another name")
+        check_text(text, path + (name,), problems)
+    return value
+
+
+def check_exit_codes(value: Any, path: Path, problems: Problems) -> Any:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(is_integer(one) and 1 <= one <= 255 for one in value):
+        return problems.add(path, "must be null or a list of integers from 1 to 255, got %s" % shown_value(value))
+    return value
+
+
+def fields(**checks: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a check of an object with just these keys."""
+    def check(value: Any, path: Path, problems: Problems) -> Any:
+        if check_object(value, path, problems) is None:
+            return None
+        _check_keys(value, tuple(checks), path, problems)
+        return {key: checks[key](one, path + (key,), problems) for key, one in value.items() if key in checks}
+    return check
+
+
+STAGE_CHECKS: Dict[str, Callable[..., Any]] = {
+    "name": check_name, "processor": check_processor, "args": check_texts, "inputs": check_paths,
+    "allowNoInputs": check_boolean, "outputDir": check_output_folder, "outputs": check_output_globs, "params": check_object,
+    "env": check_variables, "passEnv": check_texts, "watch": check_paths, "needs": check_texts,
+    "idempotency": fields(enabled=check_boolean, processor=one_of("mtime", "content")),
+    "checkpoint": fields(enabled=check_boolean, lineInterval=whole_number(1)),
+    "retry": fields(attempts=whole_number(1), baseDelayMs=whole_number(0), maxDelayMs=whole_number(0),
+                    jitterMs=whole_number(0), exitCodes=check_exit_codes),
+    "timeoutSec": number_above(0, exclusive=True), "graceSec": number_above(0),
+    "lock": fields(waitSeconds=number_above(0)),
+    "resources": fields(cpuCores=whole_number(1), memoryMB=whole_number(1), minFreeDiskMB=whole_number(0), nice=whole_number(0)),
+    "simulateFailAttempts": whole_number(0)}
+
+
+def _checked(value: Json, key: str, check: Callable[..., Any], path: Path, problems: Problems, required: bool = False) -> Any:
+    if key in value:
+        return check(value[key], path + (key,), problems)
+    if required:
+        problems.add(path, "the key \"%s\" is missing" % key)
+    return None
+
+
+def _check_keys(value: Json, known: Sequence[str], path: Path, problems: Problems) -> None:
+    for key in value:
+        if key not in known and not key.startswith("x-"):
+            near = problems.nearest(key, known)
+            hint = "did you mean \"%s\"?" % near if near else "known keys: %s; keys of your own begin with \"x-\"" % ", ".join(known)
+            problems.add(path + (key,), "unknown key; " + hint)
+
+
+def _check_stage_keys(value: Any, path: Path, problems: Problems, is_defaults: bool = False) -> Json:
+    """Check the keys that are there; what is missing is a matter of the merged stage."""
+    if not isinstance(value, dict):
+        problems.add(path, "must be an object, got %s" % shown_value(value))
+        return {}
+    known = tuple(key for key in STAGE_CHECKS if not (is_defaults and key == "name"))
+    _check_keys(value, known, path, problems)
+    nullable = ("outputs", "passEnv", "timeoutSec")
+    return {key: None if one is None and key in nullable else STAGE_CHECKS[key](one, path + (key,), problems)
+            for key, one in value.items() if key in known}
+
+
+def _check_required(stages: List[Tuple[int, Json]], value: List[Any], defaults: Json, problems: Problems) -> None:
+    for index, _ in stages:
+        for key in ("name", "processor", "outputDir"):
+            if key not in value[index] and key not in defaults:
+                problems.add(("stages", index), "the key \"%s\" is missing" % key)
+
+
+def _check_names(stages: List[Tuple[int, Json]], problems: Problems) -> None:
+    seen: Dict[str, int] = {}
+    for index, merged in stages:
+        name = merged.get("name")
+        if isinstance(name, str):
+            first = seen.setdefault(name.casefold(), index)
+            if first != index:
+                problems.add(("stages", index, "name"), "stages[%d] has the name %s already (case does not count)" % (first, shown_value(name)))
+
+
+def _check_needs(stages: List[Tuple[int, Json]], problems: Problems) -> None:
+    order: Dict[str, int] = {merged.get("name") or "": index for index, merged in stages}
+    needs: Dict[str, List[str]] = {merged.get("name") or "": [one for one in merged["needs"] or [] if one in order] for _, merged in stages}
+    for index, merged in stages:
+        for place, needed in enumerate(merged["needs"] or []):
+            path = ("stages", index, "needs", place)
+            if needed is None:
+                continue
+            if needed not in order:
+                near = problems.nearest(needed, [name for name in order if name])
+                problems.add(path, "no stage is named %s%s" % (shown_value(needed), "; did you mean \"%s\"?" % near if near else ""))
+            elif order[needed] >= index:
+                cycle = find_path(needs, needed, merged["name"])
+                problems.add(path, "makes a cycle: %s" % " -> ".join([merged["name"]] + cycle) if cycle
+                             else "%s is listed later; stages run in the order listed: list it first" % shown_value(needed))
+
+
+def find_path(edges: Dict[str, List[str]], start: str, goal: str) -> List[str]:
+    """Return the names from *start* to *goal* along *edges*, or [] if there is no way."""
+    ways = [[start]]
+    seen = {start}
+    while ways:
+        way = ways.pop(0)
+        if way[-1] == goal:
+            return way
+        for after in edges.get(way[-1], []):
+            if after not in seen:
+                seen.add(after)
+                ways.append(way + [after])
+    return []
+
+
+def _check_processors(stages: List[Tuple[int, Json]], root: str, problems: Problems) -> None:
+    for index, merged in stages:
+        processor = merged.get("processor")
+        if not isinstance(processor, str):
+            continue
+        path, full = ("stages", index, "processor"), os.path.join(root, processor)
+        if not os.path.isfile(full):
+            problems.add(path, "there is no file %s" % shown_value(processor))
+        elif program_kind(processor) == "program" and sys.platform != "win32" and not os.access(full, os.X_OK):
+            problems.add(path, "%s is not executable; chmod +x it" % shown_value(processor))
+
+
+def program_kind(processor: str) -> str:
+    """Return python, powershell or program, by the file's ending."""
+    ending = os.path.splitext(processor)[1].lower()
+    return {".py": "python", ".ps1": "powershell"}.get(ending, "program")
+
+
+def _check_output_owners(stages: List[Tuple[int, Json]], problems: Problems) -> None:
+    owners: Dict[str, int] = {}
+    for index, merged in stages:
+        for place, output in enumerate(merged.get("outputs") or []):
+            if output is None or merged.get("outputDir") is None:
+                continue
+            full = "%s/%s" % (merged["outputDir"], output)
+            first = owners.setdefault(full.casefold(), index)
+            if first != index:
+                problems.add(("stages", index, "outputs", place), "%s is an output of stages[%d] already; a file belongs to one stage" % (shown_value(full), first))
+
+
+# --- the whole
+
+def check_pipeline(value: Any, root: str, nearest: Callable[[str, Sequence[str]], Optional[str]], problems: Problems) -> Optional[Json]:
+    """Check a whole spec; return name, version, description, allow, require and stages with defaults filled in.
+
+    Relative processors are looked for below *root*; *nearest* finds the known word most like an unknown one.
+    None, with problems added, when the spec is not valid.
+    """
+    problems.nearest = nearest
+    if not isinstance(value, dict):
+        problems.add((), "must be an object with \"name\" and \"stages\", got %s" % shown_value(value))
+        return None
+    _check_keys(value, PIPELINE_KEYS, (), problems)
+    name = _checked(value, "name", check_name, (), problems, required=True)
+    version = _checked(value, "version", check_text, (), problems)
+    description = _checked(value, "description", check_text, (), problems)
+    allow, require = _check_offline(value.get("offline", {}), problems)
+    defaults = _check_stage_keys(value.get("defaults", {}), ("defaults",), problems, is_defaults=True)
+    stages = _check_stages(value.get("stages"), defaults, root, problems)
+    if problems.found:
+        return None
+    return {"name": name, "version": version or "", "description": description or "", "allow": allow, "require": require, "stages": stages}
+
+
+def _check_offline(value: Any, problems: Problems) -> Tuple[Tuple[str, ...], str]:
+    path = ("offline",)
+    if not isinstance(value, dict):
+        problems.add(path, "must be an object, got %s" % shown_value(value))
+        return (), "scan"
+    _check_keys(value, ("allow", "require"), path, problems)
+    allow = _checked(value, "allow", check_texts, path, problems) or []
+    require = value.get("require", "scan")
+    if require not in ("scan", "kernel"):
+        problems.add(path + ("require",), "must be \"scan\" or \"kernel\", got %s" % shown_value(require))
+    return tuple(allow), require
+
+
+def _check_stages(value: Any, defaults: Json, root: str, problems: Problems) -> List[Json]:
+    if not isinstance(value, list) or not value:
+        problems.add(("stages",), "must be a list of at least one stage" if value is not None
+                     else "is missing: a list of at least one stage is required")
+        return []
+    stages = []
+    for index, one in enumerate(value):
+        own = _check_stage_keys(one, ("stages", index), problems)
+        if isinstance(one, dict):
+            stages.append((index, _merge_defaults(defaults, own)))
+    _check_required(stages, value, defaults, problems)
+    _check_names(stages, problems)
+    _check_needs(stages, problems)
+    _check_processors(stages, root, problems)
+    _check_output_owners(stages, problems)
+    return [merged for _, merged in stages]
+
+
+def _merge_defaults(defaults: Json, own: Json) -> Json:
+    """Lay a stage's own keys over `defaults` over the built-in ones; objects are merged one level deep."""
+    merged = dict(STAGE_DEFAULTS)
+    for layer in (defaults, own):
+        for key, value in layer.items():
+            inner = merged.get(key)
+            merged[key] = {**inner, **value} if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged

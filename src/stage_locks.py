@@ -1,0 +1,281 @@
+"""One owner per stage, and per run id.
+
+A leaf. A stage is held by a kernel lock on the permanent file locks/.<stage>.guard: a dead owner holds nothing, and no
+age is ever guessed. The folder locks/<stage>.lock with owner.json is what people see; it is made and removed only under
+the kernel lock. The guard file holds a nonce while the folder is ours, so that after a kill between the two steps our
+folder is told from a stranger's, which is never removed. The processors inherit the lock's descriptor: while one
+of them lives, the stage is held, whatever became of its runner.
+
+`processes` is the leaf process_tree, handed in because leaves do not import each other; `clock` has monotonic(),
+time() and wait(seconds).
+"""
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, List, Optional
+    Json = Dict[str, Any]
+
+LOCK_POLL_S = 0.02
+LOCK_BYTE = 1 << 30         # Windows locks bytes, mandatorily: one far behind the guard file's content
+
+
+class LockHeld(Exception):
+    """Somebody else holds what is asked for; str() says who, and what to do."""
+
+    exit_code = 4
+
+
+def try_kernel_lock(descriptor: int) -> bool:
+    """Take the exclusive lock of an open file without waiting. Raises: OSError where the file system has no locks."""
+    if sys.platform == "win32":
+        import msvcrt
+        os.lseek(descriptor, LOCK_BYTE, os.SEEK_SET)
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+    import fcntl
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def open_guard(path: str) -> int:
+    """Open a guard file, creating it where it is missing; it is never removed. Raises: OSError."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    return os.open(path, flags, 0o600)
+
+
+def read_owner(folder: str) -> Json:
+    """Return what owner.json in a lock folder says, or {} when it says nothing that can be read."""
+    try:
+        with open(os.path.join(folder, "owner.json"), "rb") as file:
+            owner = json.loads(file.read(1 << 16))
+    except (OSError, ValueError):
+        return {}
+    return owner if isinstance(owner, dict) and isinstance(owner.get("pid"), int) else {}
+
+
+def owner_text(owner: Json) -> str:
+    if not owner:
+        return "an owner that has not said who it is"
+    return "pid %s on %s (run %s, since %s)" % (owner.get("pid"), owner.get("host"), owner.get("runId"), owner.get("since"))
+
+
+def owner_is_dead(owner: Json, boot: str, processes: Any) -> bool:
+    """Tell whether the owner that *owner* names is certainly gone; on another host nothing is certain."""
+    if not owner or owner.get("host") != host_name():
+        return False
+    if owner.get("bootId") != boot:
+        return True
+    return not processes.is_alive(owner["pid"], owner.get("processStart"))
+
+
+def host_name() -> str:
+    return os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
+
+
+def new_token() -> str:
+    return os.urandom(8).hex()
+
+
+def _remove_file(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
+
+
+class StageLock:
+    """The lock of one stage; descriptor is the guard file's, to be inherited by the stage's processors."""
+
+    def __init__(self, root: str, stage: str, run_id: str, boot: str, clock: Any, processes: Any) -> None:
+        self.stage, self.run_id, self.boot, self.clock, self.processes = stage, run_id, boot, clock, processes
+        self.folder = os.path.join(root, "locks", stage + ".lock")
+        self.guard = os.path.join(root, "locks", "." + stage + ".guard")
+        self.descriptor = -1
+        self.token = ""
+
+    def holder(self) -> Optional[Json]:
+        """Return the living owner of the stage, None if nobody holds it; takes nothing."""
+        if not os.path.isdir(self.folder):
+            return None
+        owner = read_owner(self.folder)
+        return None if not owner or owner_is_dead(owner, self.boot, self.processes) else owner
+
+    def acquire(self, wait_s: float, dead_token: str = "") -> None:
+        """Take the stage, after the last process of a dead owner is gone.
+
+        dead_token: of the attempt that the stage record calls running, if it does. On return the guard file is
+        locked, locks/<stage>.lock/owner.json names us. Raises: LockHeld after wait_s seconds; OSError.
+        """
+        deadline = self.clock.monotonic() + wait_s
+        self.descriptor = open_guard(self.guard)
+        try:
+            while not try_kernel_lock(self.descriptor):
+                self._wait_for_owner(deadline)
+            while not self._folder_is_free(dead_token):
+                if self.clock.monotonic() >= deadline:
+                    raise LockHeld("stage %s: the folder locks/%s.lock was made by something else than this runner; if nothing "
+                                   "uses it, remove it with: unlock %s" % (self.stage, self.stage, self.stage))
+                self.clock.wait(LOCK_POLL_S)
+            self._make_folder()
+        except BaseException:
+            os.close(self.descriptor)
+            self.descriptor = -1
+            raise
+
+    def _wait_for_owner(self, deadline: float) -> None:
+        """Wait a moment for the kernel lock; end what a dead owner left behind, for that is what holds it."""
+        owner = read_owner(self.folder)
+        dead = owner_is_dead(owner, self.boot, self.processes)
+        if dead and owner.get("bootId") == self.boot:
+            self.processes.end_of_dead_owner(owner.get("token", ""), self.guard, owner["pid"])
+        if self.clock.monotonic() >= deadline:
+            raise LockHeld("stage %s is held by %s%s" % (self.stage, owner_text(owner), ", dead, whose processes would not end" if dead else ""))
+        self.clock.wait(LOCK_POLL_S)
+
+    def _folder_is_free(self, dead_token: str) -> bool:
+        """Under the kernel lock: tell whether the folder is gone, removing what a dead owner left of its own."""
+        nonce = self._read_nonce()
+        if dead_token and not os.path.isdir(self.folder):
+            self._end_left_behind(dead_token, 0)
+        if not os.path.lexists(self.folder):
+            return True
+        owner = read_owner(self.folder)
+        if owner:
+            ours = owner.get("token") == nonce or owner_is_dead(owner, self.boot, self.processes)
+        else:
+            ours = bool(nonce) and set(_names_in(self.folder)) <= {"owner.json", ".owner.json.tmp"}
+        if not ours:
+            return False
+        self._end_left_behind(owner.get("token", nonce), owner.get("pid", 0))
+        if dead_token:
+            self._end_left_behind(dead_token, 0)
+        return self._remove_folder()
+
+    def _end_left_behind(self, token: str, pid: int) -> None:
+        left = self.processes.end_of_dead_owner(token, self.guard if pid else "", pid)
+        if left:
+            raise LockHeld("stage %s: processes of a dead run would not end: %s; end them, then run again" % (self.stage, left))
+
+    def _make_folder(self) -> None:
+        self.token = new_token()
+        self._write_nonce(self.token)
+        os.mkdir(self.folder)
+        owner = {"schema": 1, "pid": os.getpid(), "processStart": self.processes.start_time(os.getpid()),
+                 "host": host_name(), "bootId": self.boot, "runId": self.run_id, "token": self.token, "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.clock.time()))}
+        # Not synced: it means nothing after a restart of the machine, which ends every process that it tells of.
+        path = os.path.join(self.folder, "owner.json")
+        temporary = os.path.join(self.folder, ".owner.json.tmp")
+        with open(temporary, "xb") as file:
+            file.write(json.dumps(owner, indent=1).encode("ascii") + b"\n")
+        os.replace(temporary, path)
+
+    def _remove_folder(self) -> bool:
+        for name in ("owner.json", ".owner.json.tmp"):
+            _remove_file(os.path.join(self.folder, name))
+        try:
+            os.rmdir(self.folder)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return False                # somebody put a file into it: theirs, not ours to remove
+        self._write_nonce("")
+        return True
+
+    def release(self) -> None:
+        """Give the stage back: folder gone, then the kernel lock, by closing only.
+
+        Never LOCK_UN: it would free the lock also for a processor that still holds the descriptor.
+        """
+        if self.descriptor < 0:
+            return
+        try:
+            self._remove_folder()
+        finally:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def abandon(self) -> None:
+        """Close without removing the folder: processes of the stage still live and hold the lock with us."""
+        os.close(self.descriptor)
+        self.descriptor = -1
+
+    def _read_nonce(self) -> str:
+        os.lseek(self.descriptor, 0, os.SEEK_SET)
+        return os.read(self.descriptor, 64).decode("ascii", "replace").strip()
+
+    def _write_nonce(self, nonce: str) -> None:
+        os.lseek(self.descriptor, 0, os.SEEK_SET)
+        if nonce:
+            os.write(self.descriptor, nonce.encode("ascii"))
+        else:
+            os.ftruncate(self.descriptor, 0)
+
+
+def _names_in(folder: str) -> List[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return ["?"]
+
+
+class FileLock:
+    """A kernel lock on locks/.<name>, for what has no folder to be seen: a run id, the head of the chain of runs."""
+
+    def __init__(self, root: str, name: str, clock: Any) -> None:
+        self.path = os.path.join(root, "locks", "." + name)
+        self.clock = clock
+        self.descriptor = -1
+
+    def try_acquire(self) -> bool:
+        descriptor = open_guard(self.path)
+        if not try_kernel_lock(descriptor):
+            os.close(descriptor)
+            return False
+        self.descriptor = descriptor
+        return True
+
+    def acquire(self, wait_s: float, message: str) -> None:
+        """Raises: LockHeld with *message* after wait_s seconds."""
+        deadline = self.clock.monotonic() + wait_s
+        while not self.try_acquire():
+            if self.clock.monotonic() >= deadline:
+                raise LockHeld(message)
+            self.clock.wait(LOCK_POLL_S)
+
+    def release(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
+def unlock(root: str, stage: str, boot: str, clock: Any, processes: Any) -> str:
+    """Remove the lock folder of *stage*, whoever made it; return what was done. Raises: LockHeld while it is held."""
+    lock = StageLock(root, stage, "", boot, clock, processes)
+    if not os.path.lexists(lock.folder):
+        return "stage %s is not locked" % stage
+    lock.descriptor = open_guard(lock.guard)
+    try:
+        if not try_kernel_lock(lock.descriptor):
+            raise LockHeld("stage %s is held by %s; a lock in use is not removed" % (stage, owner_text(read_owner(lock.folder))))
+        owner = read_owner(lock.folder)
+        if os.path.islink(lock.folder) or not os.path.isdir(lock.folder):
+            os.unlink(lock.folder)
+        else:
+            import shutil
+            shutil.rmtree(lock.folder)
+        lock._write_nonce("")
+        return "removed locks/%s.lock%s" % (stage, ", left by " + owner_text(owner) if owner else "")
+    finally:
+        os.close(lock.descriptor)

@@ -1,0 +1,114 @@
+"""What a stage leaves in its output folder: finding it, clearing what an interrupted attempt left, cutting to a checkpoint.
+
+A leaf. A listing maps the path of each file below the output folder to its signature. The listing from before a key's
+first attempt is the baseline: what is new or changed since is the stage's output, or, if the attempt did not finish,
+its leftovers. Dot files (markers) and *.part files are neither.
+"""
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable, Dict, List, Set, Tuple
+    Listing = Dict[str, List[int]]
+
+
+def list_folder(folder: str) -> Tuple[Listing, List[str]]:
+    """Return (listing of the regular files and links in *folder*, the *.part files), paths with forward slashes.
+
+    A signature is size, mtime_ns, ctime_ns, inode, device, as of the link itself where it is one.
+    """
+    files: Listing = {}
+    parts: List[str] = []
+    folders = [("", folder)]
+    while folders:
+        prefix, current = folders.pop()
+        try:
+            entries = list(os.scandir(current))
+        except FileNotFoundError:
+            continue
+        for entry in entries:
+            path = prefix + entry.name
+            if entry.name.endswith(".part"):
+                parts.append(path)
+            elif entry.name.startswith("."):
+                continue
+            elif entry.is_dir(follow_symlinks=False):
+                folders.append((path + "/", entry.path))
+            else:
+                stat = os.lstat(entry.path)     # not entry.stat(): on Windows that lacks inode and device
+                files[path] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev]
+    return files, sorted(parts)
+
+
+def changed_since(baseline: Listing, now: Listing) -> List[str]:
+    """Return the paths that are new or changed, sorted."""
+    return sorted(path for path, stamp in now.items() if baseline.get(path) != stamp)
+
+
+def own_parts(parts: List[str], stage: str) -> List[str]:
+    """Return the part files that the processor kit made for *stage*: <file>~<stage>~<token>.part"""
+    return [path for path in parts if path.split("/")[-1].split("~")[-2:-1] == [stage]]
+
+
+def clear_leftovers(folder: str, baseline: Listing, recorded: Dict[str, Tuple[int, str]], foreign: Set[str],
+                    prefix_digest: Callable[[str, int], str]) -> List[str]:
+    """Undo what an attempt that did not finish has done to *folder*; return what was done, a text for each file.
+
+    New files are removed. A changed file is cut back to what the stage record says when its beginning still is that
+    (an appending processor), otherwise removed if it is the stage's own; files of *foreign* stages are left alone.
+    recorded: {path: (bytes, SHA-256)} of the last success.
+    """
+    done = []
+    now, _ = list_folder(folder)
+    for path in changed_since(baseline, now):
+        full = os.path.join(folder, path)
+        if path in foreign:
+            continue
+        size, digest = recorded.get(path, (-1, ""))
+        if path in baseline and path not in recorded:
+            continue                    # it was there before and is nobody's: not ours to undo
+        if path in recorded and not os.path.islink(full) and now[path][0] >= size and prefix_digest(full, size) == digest:
+            if now[path][0] > size:
+                os.truncate(full, size)
+                done.append("cut %s back to %d bytes" % (path, size))
+            continue
+        os.unlink(full)
+        done.append("removed %s" % path)
+    return done
+
+
+def remove_parts(folder: str, stage: str, keep: Set[str]) -> List[str]:
+    """Remove the stage's part files but those in *keep*; return their paths."""
+    gone = []
+    for path in own_parts(list_folder(folder)[1], stage):
+        if path not in keep:
+            os.unlink(os.path.join(folder, path))
+            gone.append(path)
+    return gone
+
+
+def cut_problem(folder: str, outputs: Dict[str, int], is_publishing: bool, finals: Dict[str, str]) -> str:
+    """Return why a checkpoint's outputs are not there any more as it vouches for them, or "".
+
+    While publishing, a part may have become its final file, of just that size.
+    """
+    for path, size in outputs.items():
+        full = os.path.join(folder, path)
+        if os.path.isfile(full) and not os.path.islink(full):
+            if os.path.getsize(full) < size:
+                return "%s is shorter than the checkpoint vouches for" % path
+            continue
+        final = os.path.join(folder, finals.get(path, ""))
+        if not (is_publishing and path in finals and os.path.isfile(final) and os.path.getsize(final) == size):
+            return "%s is missing" % path
+    return ""
+
+
+def cut_to_checkpoint(folder: str, outputs: Dict[str, int]) -> None:
+    """Cut each output to the bytes that the checkpoint vouches for: a kill may have left more."""
+    for path, size in outputs.items():
+        full = os.path.join(folder, path)
+        if os.path.isfile(full) and os.path.getsize(full) > size:
+            os.truncate(full, size)

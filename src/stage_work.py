@@ -1,0 +1,426 @@
+"""A stage that must run: from the removal of its marker to the new one, under its lock.
+
+Above the leaves and below the runner: it imports leaves, the runner imports it, when the first stage must run.
+
+    Decision -> StageWork.do() -> attempts (retried, resumed) -> outputs checked and hashed -> stage record, marker -> StageResult
+
+Order of the durable steps: marker removed, checkpoint of other work set aside, leftovers cleared, record "running" with
+the key, attempts, whole tree ended, outputs checked and hashed, stage record, marker. A kill between any two leaves what
+the next run can tell from a finished stage.
+"""
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import attempts
+import environment
+import file_digests
+import process_tree
+import spec_checks
+import stage_outputs
+import state_store
+from model import Checkpoint, StageResult, sha256
+from state_store import utc_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+    from model import Decision, Facts, Retry, StageSpec
+    from stage_locks import StageLock
+    from state_store import StateStore
+    Json = Dict[str, Any]
+
+ARGUMENT_BYTES = 30_000 if sys.platform == "win32" else 100_000     # Windows allows 32,767 characters, Linux 128 KiB
+SHOWN_NAMES = 5             # of many files, on one line
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def read_checkpoint(store: StateStore, stage: StageSpec, record: Optional[Json], key: str, boot: str) -> Optional[Checkpoint]:
+    """Return the stage's progress file, with what forbids to resume from it; None without one."""
+    try:
+        with open(store.path("progress_%s.json" % stage.name), "rb") as file:
+            progress = json.loads(file.read().decode("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError):
+        return Checkpoint(0, {}, {}, False, False, {}, "it is damaged", False)
+    bad = _progress_problem(progress)
+    if bad:
+        return Checkpoint(0, {}, {}, False, False, {}, bad, False)
+    found = Checkpoint(progress["lineOffset"], progress.get("outputs", {}), progress.get("publish", {}),
+                       progress.get("publishing") is True, progress.get("complete") is True, progress.get("counts", {}), "", False)
+    problem = _binding_problem(progress, record, key, boot)
+    if not problem and not found.complete:
+        problem = stage_outputs.cut_problem(os.path.join(store.root, stage.output_dir), found.outputs, found.publishing, found.finals)
+    return found._replace(problem=problem, resumable=not problem and _holds_work(found, str((record or {}).get("lastStatus"))))
+
+
+def _binding_problem(progress: Json, record: Optional[Json], key: str, boot: str) -> str:
+    """Return why a checkpoint is not of this very work, or ""."""
+    if record is None:
+        return "no record says of which key it is"
+    if key != record["idempotencyKey"] or progress.get("key", key) != key:
+        return "it was made under another key"
+    if progress.get("durable") is not True and record.get("bootId") != boot:
+        return "it was not synced and the machine has been restarted since"
+    return ""
+
+
+def _progress_problem(progress: Any) -> str:
+    """Return what is wrong with the form of a progress file, or ""."""
+    if not isinstance(progress, dict):
+        return "it is not an object"
+    offset = progress.get("lineOffset")
+    if not isinstance(offset, int) or isinstance(offset, bool) or offset < 0:
+        return "its lineOffset is %s" % spec_checks.shown_value(offset)
+    outputs, finals, counts = progress.get("outputs", {}), progress.get("publish", {}), progress.get("counts", {})
+    for files in (outputs, finals):
+        if not isinstance(files, dict) or any(spec_checks.path_problem(path) for path in files):
+            return "its outputs are not paths below the output folder"
+    if not all(spec_checks.is_integer(size) and size >= 0 for size in outputs.values()):
+        return "its outputs are not numbers of bytes"
+    if not all(isinstance(final, str) and not spec_checks.path_problem(final) for final in finals.values()):
+        return "its outputs are not paths below the output folder"
+    if not isinstance(counts, dict) or not all(spec_checks.is_integer(count) and count >= 0 for count in counts.values()):
+        return "its counts are not numbers"
+    return ""
+
+
+def _holds_work(found: Checkpoint, last_status: str) -> bool:
+    """Tell whether a valid checkpoint holds work to go on with.
+
+    A complete one does only for a stage whose runner died before it could record the success: after a recorded
+    success it is history, and after a recorded failure its result was refused.
+    """
+    if found.complete:
+        return last_status in ("running", "interrupted")
+    return found.line_offset > 0 or bool(found.publishing)
+
+
+# --- retries (pure) --------------------------------------------------------------------------------------------------
+
+def retry_delay_ms(retry: Retry, pipeline: str, stage: str, attempt: int) -> int:
+    """Return how long to wait after failed attempt number *attempt* (from 1), in ms.
+
+    min(maxDelayMs, baseDelayMs * 2^(attempt-1)) plus a jitter in [0, jitterMs] that depends only on the names and the
+    attempt: many machines spread out, and a run can be foretold.
+    """
+    base = min(retry.max_delay_ms, retry.base_delay_ms << min(attempt - 1, 62))
+    digest = sha256(("%s\0%s\0%d" % (pipeline, stage, attempt)).encode("utf-8")).digest()
+    return int(base + int.from_bytes(digest[:8], "big") % (retry.jitter_ms + 1))
+
+
+def is_worth_retrying(retry: Retry, attempt: int, exit_code: Optional[int]) -> bool:
+    """Tell whether to try again after attempt number *attempt*; exit_code None: the processor never started."""
+    if exit_code is None or attempt >= retry.attempts:
+        return False
+    return retry.exit_codes is None or exit_code in retry.exit_codes
+
+
+# --- processes -------------------------------------------------------------------------------------------------------
+
+def command_line(root: str, stage: StageSpec, inputs: Sequence[str]) -> List[str]:
+    """Return the argument list for a processor: interpreter where it needs one, args, inputs if they fit."""
+    program = os.path.join(root, stage.processor)
+    start = {"python": [sys.executable, program], "powershell": _powershell() + [program]}.get(spec_checks.program_kind(stage.processor), [program])
+    arguments = list(stage.args)
+    if sum(len(os.fsencode(one)) + 9 for one in inputs) <= ARGUMENT_BYTES:
+        arguments += inputs
+    return start + arguments
+
+
+def _powershell() -> List[str]:
+    import shutil
+    return [shutil.which("pwsh") or shutil.which("powershell") or "powershell", "-NoProfile", "-NonInteractive", "-ExecutionPolicy", "Bypass", "-File"]
+
+
+# --- the work --------------------------------------------------------------------------------------------------------
+
+class StageWork:
+    """A stage that must run, under its lock: from the removal of the marker to the new one."""
+
+    def __init__(self, run: Any, stage: StageSpec, lock: StageLock, facts: Facts) -> None:
+        """*run* is the runner's Run: spec, options, root, store, digests, console, clock, signals, guardian, boot."""
+        self.run, self.stage, self.lock, self.facts = run, stage, lock, facts
+        self.reasons: List[str] = []
+        self.store, self.console = run.store, run.console
+        self.folder = os.path.join(run.root, stage.output_dir)
+        self.key = facts.material.key
+        self.previous: List[Json] = facts.record["outputs"] if facts.record is not None else []
+        self.baseline: Json = {}
+        self.survivors: List[int] = []
+        self.attempts = 0
+        self.cpu_s, self.max_rss, self.exit_code = 0.0, 0, None
+        self.started_utc = utc_text(run.clock.time())
+        self.started = run.clock.monotonic()
+
+    def do(self, decision: Decision) -> StageResult:
+        """Run attempts until one succeeds or none is left, then record how it ended."""
+        self.reasons = list(decision.reasons)
+        self._prepare(decision)
+        failure, stopped = self._attempts(decision)
+        if self.store.commit.is_due():
+            self.store.commit.flush()
+        if not failure:
+            failure, outputs = self._check_outputs()
+        if failure:
+            return self._give_up(failure, stopped)
+        return self._succeed(outputs)
+
+    def _prepare(self, decision: Decision) -> None:
+        """Marker away, other work's checkpoint aside, leftovers cleared, "running" recorded; in this order."""
+        state_store.make_folder(self.folder, self.store.commit)
+        state_store.remove_durably(self.run.marker(self.stage), self.store.commit)
+        if decision.action == "RUN":
+            if decision.discard:
+                self.console.event("NOTE", self.stage.name, ": checkpoint not used: %s" % decision.discard)
+            self._drop_checkpoint()
+            self._clear_leftovers(self._old_baseline())
+        old = self._old_baseline() if self._is_same_work() else None
+        self.baseline = old if old is not None else stage_outputs.list_folder(self.folder)[0]
+        self._write_record("running", "")
+        if self.stage.checkpoint:
+            self.store.commit.flush()   # a checkpoint is worth nothing without the record of its key
+
+    def _is_same_work(self) -> bool:
+        record = self.facts.record
+        return record is not None and record["lastStatus"] != "ok" and record["idempotencyKey"] == self.key
+
+    def _old_baseline(self) -> Optional[Json]:
+        """Return the listing from before the unfinished work that the stage record tells of, None if there is none."""
+        record = self.facts.record
+        baseline = record.get("baseline") if record is not None and record["lastStatus"] != "ok" else None
+        return baseline if isinstance(baseline, dict) else None
+
+    def _drop_checkpoint(self) -> None:
+        path = self.store.path("progress_%s.json" % self.stage.name)
+        if os.path.lexists(path):
+            os.replace(path, path + ".old")
+            self.store.commit.folders[self.store.folder] = None
+
+    def _clear_leftovers(self, baseline: Optional[Json]) -> None:
+        """Before a start from zero: the outputs must be what they were before the attempt that did not finish."""
+        done = ["removed %s" % path for path in stage_outputs.remove_parts(self.folder, self.stage.name, set())]
+        if baseline is not None:
+            recorded = {one["path"]: (one["bytes"], one["sha256"]) for one in self.previous}
+            foreign = set(self._foreign_outputs())
+            done += stage_outputs.clear_leftovers(self.folder, baseline, recorded, foreign, file_digests.hash_prefix)
+        if done:
+            self.console.event("NOTE", self.stage.name, ": leftovers of an unfinished attempt: %s" % "; ".join(done[:SHOWN_NAMES] + (["..."] if len(done) > SHOWN_NAMES else [])))
+
+    def _foreign_outputs(self) -> Dict[str, str]:
+        """Return {path below our output folder: stage} for what other stages of the pipeline have recorded as theirs."""
+        owners: Dict[str, str] = {}
+        for other in self.run.spec.stages:
+            theirs, ours = other.output_dir + "/", self.stage.output_dir + "/"
+            if other.name == self.stage.name or not (theirs.startswith(ours) or ours.startswith(theirs)):
+                continue
+            record = self.store.stage(other.name)
+            for output in record["outputs"] if record is not None else []:
+                path = theirs + output["path"]
+                if path.startswith(ours):
+                    owners[path[len(ours):]] = other.name
+        return owners
+
+    # --- attempts
+
+    def _attempts(self, decision: Decision) -> Tuple[str, bool]:
+        """Return (why the stage failed or "", whether a signal stopped it)."""
+        retry, stage = self.stage.retry, self.stage
+        offset, is_resume = decision.line_offset, decision.action == "RESUME"
+        while True:
+            self.attempts += 1
+            if is_resume:
+                self._cut_to_checkpoint()
+            self.console.event("RESUME" if is_resume else "START", stage.name, " from line %d" % offset if is_resume else "")
+            result = self._attempt(offset, is_resume)
+            self.cpu_s += result.cpu_s
+            self.max_rss = max(self.max_rss, result.max_rss_bytes)
+            self.exit_code = result.exit_code
+            self.survivors = result.survivors
+            for note in result.notes:
+                self.console.event("NOTE", stage.name, ": " + note)
+            failure = result.failure or self._changed_inputs()
+            if result.survivors:
+                return "processes would not end: %s" % result.survivors, False
+            if not failure or result.stopped:
+                return failure, result.stopped
+            self.console.tail(result.tail)
+            if not result.failure or not is_worth_retrying(retry, self.attempts, result.exit_code):
+                return failure, False
+            delay = retry_delay_ms(retry, self.run.spec.name, stage.name, self.attempts) / 1000.0
+            self.console.event("RETRY", stage.name, " attempt %d/%d: %s; next in %.2fs" % (self.attempts, retry.attempts, failure, delay))
+            self.run.clock.wait(delay)
+            if self.run.signals.number:
+                return "interrupted", True
+            offset, is_resume = self._next_start()
+
+    def _next_start(self) -> Tuple[int, bool]:
+        """After a failed attempt: resume from its checkpoint if it left one, else clear what it left."""
+        found = self._read_checkpoint("failed") if self.stage.checkpoint else None
+        if found is not None and found.resumable:
+            return found.line_offset, True
+        if found is not None and found.problem:
+            self.console.event("NOTE", self.stage.name, ": checkpoint not used: %s" % found.problem)
+        self._drop_checkpoint()
+        self._clear_leftovers(self.baseline)
+        return 0, False
+
+    def _read_checkpoint(self, status: str) -> Optional[Checkpoint]:
+        record = {"idempotencyKey": self.key, "bootId": self.run.boot, "lastStatus": status}
+        return read_checkpoint(self.store, self.stage, record, self.key, self.run.boot)
+
+    def _cut_to_checkpoint(self) -> None:
+        found = self._read_checkpoint("running")
+        if found is not None and not found.problem and not found.complete:
+            stage_outputs.cut_to_checkpoint(self.folder, found.outputs)
+            stage_outputs.remove_parts(self.folder, self.stage.name, set(found.outputs))
+
+    def _attempt(self, offset: int, is_resume: bool) -> Any:
+        stage, run = self.stage, self.run
+        short = self._space_problem()
+        if short:
+            return attempts.AttemptResult(None, short, False, 0.0, 0.0, 0, b"", [], [])
+        inputs = self.facts.material.inputs
+        inputs_file = self.store.path("inputs_%s.json" % stage.name)
+        state_store.write_atomic(inputs_file, json.dumps(inputs, ensure_ascii=False).encode("utf-8"), durable=False)
+        state_store.make_folder(run.log_folder(), self.store.commit)
+        token = "%s.%d" % (self.lock.token, self.attempts)
+        launch = attempts.Launch(
+            command_line(run.root, stage, inputs), self._environment(offset, is_resume, token, inputs_file), run.root,
+            os.path.join(run.log_folder(), "%s.%d.log" % (stage.name, self.attempts)), token, self.lock.descriptor,
+            self.lock.guard, stage.timeout_s, stage.grace_s, stage.resources,
+            (lambda data: self.console.stream(stage.name, data)) if run.options.verbose else None)
+        result = attempts.run_attempt(launch, run.signals, process_tree, run.guardian, run.others)
+        self.console.end_stream()
+        return result
+
+    def _environment(self, offset: int, is_resume: bool, token: str, inputs_file: str) -> Dict[str, str]:
+        stage, run = self.stage, self.run
+        env = environment.base_environment(stage.pass_env, stage.env, os.environ)
+        env.update(
+            PIPELINE_STAGE_NAME=stage.name, PIPELINE_OUTPUT_DIR=self.folder, PIPELINE_LINE_OFFSET=str(offset),
+            PIPELINE_RUN_ID=run.options.run_id, PIPELINE_ATTEMPT=str(self.attempts), PIPELINE_ROOT=run.root,
+            PIPELINE_PARAMS=json.dumps(stage.params, ensure_ascii=False), PIPELINE_INPUTS_FILE=inputs_file,
+            PIPELINE_ATTEMPT_TOKEN=token, PIPELINE_KEY=self.key)
+        if is_resume:
+            env["PIPELINE_RESUME"] = "1"
+        if self.attempts <= stage.simulate_fail_attempts:
+            env["PIPELINE_SIMULATED_FAIL"] = "1"
+        if stage.checkpoint:
+            env["PIPELINE_PROGRESS_FILE"] = self.store.path("progress_%s.json" % stage.name)
+            env["PIPELINE_LINE_INTERVAL"] = str(stage.line_interval)
+        return env
+
+    def _space_problem(self) -> str:
+        wanted = self.stage.resources.get("minFreeDiskMB", 0)
+        if not wanted:
+            return ""
+        import shutil
+        free = shutil.disk_usage(self.folder).free
+        return "" if free >= wanted << 20 else "%d bytes free in %s, resources.minFreeDiskMB asks for %d" % (free, self.stage.output_dir, wanted << 20)
+
+    def _changed_inputs(self) -> str:
+        """Return which file of the key is not what it was when the key was computed, or ""."""
+        for path, stamp in self.facts.material.stamps.items():
+            try:
+                now = file_digests.signature(os.stat(os.path.join(self.run.root, path)))
+            except OSError:
+                now = []
+            if now != stamp:
+                return "input changed during the run: %s" % path
+        return ""
+
+    # --- the end
+
+    def _check_outputs(self) -> Tuple[str, List[Json]]:
+        """Return (what is wrong with the outputs or "", the outputs as recorded)."""
+        now, _ = stage_outputs.list_folder(self.folder)
+        changed = stage_outputs.changed_since(self.baseline, now)
+        foreign = self._foreign_outputs()
+        for path in changed:
+            if path in foreign:
+                return "changed %s/%s, which belongs to stage %s; a file belongs to one stage" % (self.stage.output_dir, path, foreign[path]), []
+        names = set(changed)
+        if self.stage.outputs is not None:
+            names = {path for path in now if any(file_digests.path_matches(path, pattern) for pattern in self.stage.outputs)}
+            for pattern in self.stage.outputs:
+                if not any(file_digests.path_matches(path, pattern) for path in names):
+                    return "declared output %s/%s was not made" % (self.stage.output_dir, pattern), []
+        kept = sorted(one["path"] for one in self.previous if one["path"] in now and one["path"] not in changed)
+        if kept and self.attempts:
+            self.console.event("NOTE", self.stage.name, ": not remade by this run, still recorded: %s" % ", ".join(kept[:SHOWN_NAMES]))
+        names.update(kept)
+        return self._hash_outputs(sorted(names - set(foreign)))
+
+    def _hash_outputs(self, names: List[str]) -> Tuple[str, List[Json]]:
+        outputs = []
+        for name in names:
+            path = "%s/%s" % (self.stage.output_dir, name)
+            if not file_digests.is_unicode(name):
+                return "output %s: the name is not valid UTF-8" % ascii(name), []
+            self.run.digests.forget(path)
+            try:
+                size, digest = self.run.digests.of_output(path)
+            except (OSError, file_digests.FileChanged) as error:
+                return "output %s cannot be read: %s" % (name, error), []
+            self.store.commit.files[os.path.join(self.folder, name)] = None
+            self.store.commit.folders[os.path.dirname(os.path.join(self.folder, name))] = None
+            outputs.append({"path": name, "bytes": size, "sha256": digest})
+        return "", outputs
+
+    def _succeed(self, outputs: List[Json]) -> StageResult:
+        counts = self._complete_checkpoint()
+        stage_outputs.remove_parts(self.folder, self.stage.name, set())
+        self._write_record("ok", "", outputs=outputs, counts=counts)
+        self.run.write_marker(self.stage, self.key)
+        self.console.event("DONE", self.stage.name, " in %.3fs" % self._duration_s())
+        return self._result("ok", "; ".join(self.reasons), counts=counts, outputs=outputs, bytes_out=sum(one["bytes"] for one in outputs))
+
+    def _give_up(self, failure: str, stopped: bool) -> StageResult:
+        status = "interrupted" if stopped else "failed"
+        self._write_record(status, failure)
+        self.console.event("FAIL", self.stage.name, ": " + failure)
+        return self._result(status, failure)
+
+    def _complete_checkpoint(self) -> Json:
+        """Mark the checkpoint of a finished stage complete, so that nobody resumes from it; return its counts."""
+        if not self.stage.checkpoint:
+            return {}
+        name = "progress_%s.json" % self.stage.name
+        try:
+            with open(self.store.path(name), "rb") as file:
+                progress = json.loads(file.read().decode("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        if _progress_problem(progress):
+            return {}
+        if progress.get("complete") is not True:
+            progress.update(complete=True, key=self.key)
+            state_store.write_atomic(self.store.path(name), state_store.record_json(progress), self.store.commit)
+        counts: Json = progress.get("counts", {})
+        return counts
+
+    def _write_record(self, status: str, error: str, outputs: Optional[List[Json]] = None, counts: Optional[Json] = None) -> None:
+        record: Json = {
+            "stage": self.stage.name, "pipeline": self.run.spec.name, "lastStatus": status, "attempts": self.attempts,
+            "idempotencyKey": self.key, "keyParts": self.facts.material.parts,
+            "outputs": self.previous if outputs is None else outputs, "counts": counts or {},
+            "lastDurationSec": round(self._duration_s(), 6), "lastError": error or None, "lastRunId": self.run.options.run_id,
+            "lastInvocation": self.run.invocation, "startedAt": self.started_utc, "endedAt": None if status == "running" else utc_text(self.run.clock.time()),
+            "bootId": self.run.boot}
+        if status != "ok":
+            record["baseline"] = self.baseline
+            record["token"] = self.lock.token
+        self.store.write("stage_%s.json" % self.stage.name, record)
+
+    def _duration_s(self) -> float:
+        return float(self.run.clock.monotonic() - self.started)
+
+    def _result(self, status: str, reason: str, **known: Any) -> StageResult:
+        return StageResult.of(self.stage.name, status, reason, attempts=self.attempts, duration_s=self._duration_s(), cpu_s=self.cpu_s,
+                              max_rss_bytes=self.max_rss, bytes_in=self.facts.material.input_bytes, key=self.key, exit_code=self.exit_code, **known)

@@ -1,0 +1,469 @@
+"""Durable files, and the records under state/.
+
+A leaf. Everything here is written so that a kill at any instruction leaves the old or the new, whole, and so that what
+is durable is durable in order: first the content, then the name. Names are made durable in groups (Commit).
+"""
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import time
+
+from model import sha256
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, Optional
+    Json = Dict[str, Any]
+
+SCHEMA_VERSION = 1          # of every file under state/ ; a newer one is refused, not guessed at
+FLUSH_FILES = 64            # names and files that are made durable together, at most
+FLUSH_S = 1.0
+SHARING_RETRY_S = 2.0       # Windows: scanners hold files open for moments
+SHARING_ERRORS = (5, 32, 33)
+HEAD_WAIT_S = 30            # the head is held for moments; a longer wait is a fault of the file system
+
+
+class RunIdTaken(Exception):
+    """The record of another run stands where this one's would."""
+
+    exit_code = 2
+
+
+class StateError(Exception):
+    """A record cannot be used; str() names the file, what is wrong, and what to do."""
+
+    exit_code = 5
+
+
+def sync_file(descriptor: int) -> None:
+    """Flush a file to the device; on macOS fsync stops at the drive's cache, F_FULLFSYNC does not.
+
+    A failure is never retried: the kernel may have marked the lost pages clean.
+    """
+    if sys.platform == "darwin":
+        import fcntl
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+        except OSError:
+            pass                        # file systems without it: plain fsync is all there is
+    os.fsync(descriptor)
+
+
+def sync_folder(path: str) -> None:
+    """Make names in a folder durable (POSIX; Windows has no such call and needs none for NTFS metadata)."""
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:         # some network file systems cannot sync folders
+            raise OSError(error.errno, error.strerror, path) from error
+    finally:
+        os.close(descriptor)
+
+
+def patiently(act: Callable[[], Any], wait: Callable[[float], None] = time.sleep, windows: bool = sys.platform == "win32") -> Any:
+    """Return act(); on Windows try again for some 2 s while another program (a virus scanner) holds the file."""
+    pause, waited = 0.01, 0.0
+    while True:
+        try:
+            return act()
+        except PermissionError as error:
+            if not windows or getattr(error, "winerror", 0) not in SHARING_ERRORS or waited >= SHARING_RETRY_S:
+                raise
+        wait(pause)
+        waited += pause
+        pause = min(pause * 2, 0.25)
+
+
+class Commit:
+    """Names and files that must be durable before the run may end, flushed in groups.
+
+    What it holds is already in place for any reader and survives a kill; only a power cut could undo it, and then
+    the older state is found, complete.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.folders: Dict[str, None] = {}
+        self.files: Dict[str, None] = {}
+        self.clock = clock
+        self.since = clock()
+
+    def is_due(self) -> bool:
+        return len(self.folders) + len(self.files) >= FLUSH_FILES or self.clock() - self.since >= FLUSH_S
+
+    def flush(self) -> None:
+        """Sync all files, then all folders. Raises: OSError, with what failed still held."""
+        if len(self.files) > FLUSH_FILES and hasattr(os, "sync"):
+            os.sync()                   # waits on Linux; far cheaper than one call for each of very many
+        else:
+            for path in self.files:
+                _sync_path(path)
+        self.files.clear()
+        for path in self.folders:
+            sync_folder(path)
+        self.folders.clear()
+        self.since = self.clock()
+
+
+def _sync_path(path: str) -> None:
+    try:
+        # Windows flushes only handles that may write.
+        descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
+    except (FileNotFoundError, PermissionError):
+        return                          # removed since, or not readable by us: the record's own check will tell
+    try:
+        sync_file(descriptor)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: str, data: bytes, commit: Optional[Commit] = None, durable: bool = True) -> None:
+    """Replace *path* with *data* so that a reader sees all of the old or all of the new.
+
+    Durable on return: file and folder are synced (folder: POSIX only); with *commit*, the folder when it flushes.
+    durable=False is for files that mean nothing after a restart. The temporary file has one fixed name beside the
+    target, because each target has one writer at a time (its lock's owner): a dead writer's is simply replaced.
+    Raises: OSError; then *path* is unchanged and no temporary file is left.
+    """
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, "." + name + ".tmp")
+    try:
+        descriptor = _create_new(temporary)
+        try:
+            _write_all(descriptor, data)
+            if durable:
+                sync_file(descriptor)
+        finally:
+            os.close(descriptor)
+        patiently(lambda: os.replace(temporary, path))
+        if durable and commit is None:
+            sync_folder(folder or ".")
+        elif durable and commit is not None:
+            commit.folders[folder] = None
+    except OSError as error:
+        _unlink_quietly(temporary)
+        raise OSError(error.errno, error.strerror, path) from error
+
+
+def _create_new(path: str) -> int:
+    """Open a new file for writing; never follow or overwrite what somebody planted under its name."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        return os.open(path, flags, 0o666)
+    except FileExistsError:
+        os.unlink(path)
+        return os.open(path, flags, 0o666)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view):]
+
+
+def _unlink_quietly(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
+
+
+def remove_durably(path: str, commit: Commit) -> bool:
+    """Remove *path* if it is there; tell whether it was."""
+    try:
+        patiently(lambda: os.unlink(path))
+    except FileNotFoundError:
+        return False
+    commit.folders[os.path.dirname(path)] = None
+    return True
+
+
+def make_folder(path: str, commit: Commit) -> None:
+    """Create *path* and its parents where they are missing."""
+    if os.path.isdir(path):
+        return
+    parent = os.path.dirname(path)
+    if parent and parent != path:
+        make_folder(parent, commit)
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise NotADirectoryError(errno.ENOTDIR, "is in the way: a folder is needed here", path) from None
+        return
+    commit.folders[parent or "."] = None
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return the one byte form of a JSON value: sorted keys, no blanks, UTF-8 (RFC 8785 for values without floats)."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode("utf-8")
+
+
+def record_json(value: Any) -> bytes:
+    """Return the readable form in which records are stored: indented UTF-8 with a last newline."""
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+
+
+def utc_text(seconds: float) -> str:
+    """Return seconds since the epoch as ISO 8601 UTC with milliseconds and Z."""
+    whole, thousandths = divmod(int(seconds * 1000), 1000)
+    return "%s.%03dZ" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)), thousandths)
+
+
+def boot_id() -> str:
+    """Return a text that is another one after each start of the machine.
+
+    Linux tells; elsewhere the time of the start, in minutes: a stepped clock only makes digests be taken anew.
+    """
+    try:
+        with open("/proc/sys/kernel/random/boot_id", "r", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        pass
+    if sys.platform == "win32":
+        import ctypes
+        ctypes.windll.kernel32.GetTickCount64.restype = ctypes.c_ulonglong
+        up_s = ctypes.windll.kernel32.GetTickCount64() / 1000.0
+    else:
+        up_s = time.monotonic()         # macOS: since the start of the machine
+    return "start-%d" % round((time.time() - up_s) / 60)
+
+
+class StateStore:
+    """The records under state/ of one root. Reads refuse what is damaged; writes are atomic and grouped by `commit`."""
+
+    def __init__(self, root: str, writable: bool = True, now: Callable[[], float] = time.time) -> None:
+        self.root = root
+        self.folder = os.path.join(root, "state")
+        self.writable = writable
+        self.now = now
+        self.commit = Commit()
+
+    def path(self, name: str) -> str:
+        return os.path.join(self.folder, name)
+
+    def prepare(self) -> None:
+        """Create state/ and locks/ where they are missing."""
+        make_folder(self.folder, self.commit)
+        make_folder(os.path.join(self.root, "locks"), self.commit)
+
+    def read(self, name: str) -> Optional[Json]:
+        """Return a record, None if there is none. Raises: StateError; the damaged file is then set aside."""
+        try:
+            with open(self.path(name), "rb") as file:
+                data = file.read()
+        except FileNotFoundError:
+            return None
+        try:
+            record = json.loads(data.decode("utf-8"))
+            problem = "" if isinstance(record, dict) and _is_integer(record.get("schema")) else "is not a record of this runner"
+        except (ValueError, RecursionError):
+            record, problem = None, "is damaged (not JSON)"
+        if not problem and record["schema"] > SCHEMA_VERSION:
+            raise StateError("state/%s was written by a newer runner (schema %d, this one knows %d); use that one" % (name, record["schema"], SCHEMA_VERSION))
+        if problem:
+            raise StateError("state/%s %s; %s" % (name, problem, self.set_aside(name, "corrupt")))
+        return record       # type: ignore[no-any-return]
+
+    def set_aside(self, name: str, word: str) -> str:
+        """Rename a file to NAME.WORD-<time>; return what to tell the user."""
+        if not self.writable:
+            return "a run would set it aside"
+        aside = "%s.%s-%s" % (name, word, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self.now())))
+        count = 1
+        while os.path.lexists(self.path(aside)):
+            count += 1
+            aside = "%s-%d" % (aside.rpartition("Z")[0] + "Z", count)
+        patiently(lambda: os.replace(self.path(name), self.path(aside)))
+        sync_folder(self.folder)
+        return "it was set aside as state/%s; run again to do the work anew without it" % aside
+
+    def write(self, name: str, record: Json) -> None:
+        """Store a record: on the disk on return, its name when `commit` is flushed. Raises: OSError."""
+        write_atomic(self.path(name), record_json(dict({"schema": SCHEMA_VERSION}, **record)), self.commit)
+
+    def stage(self, stage: str) -> Optional[Json]:
+        record = self.read("stage_%s.json" % stage)
+        if record is not None:
+            problem = stage_record_problem(record, stage)
+            if problem:
+                name = "stage_%s.json" % stage
+                raise StateError("state/%s is damaged (%s); %s" % (name, problem, self.set_aside(name, "corrupt")))
+        return record
+
+    def secret(self) -> bytes:
+        """Return the random key for digests of variables' values, made on first use (state/env.key, mode 0600)."""
+        path = self.path("env.key")
+        try:
+            with open(path, "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            if not self.writable:
+                return b""
+        write_atomic(path, os.urandom(32), self.commit)
+        os.chmod(path, 0o600)
+        return self.secret()
+
+
+def stage_record_problem(record: Json, stage: str) -> str:
+    """Return what in a stage record cannot be worked with, or ""."""
+    if record.get("stage") != stage:
+        return "it names the stage %s" % json.dumps(record.get("stage"))
+    if record.get("lastStatus") not in ("running", "ok", "failed", "interrupted"):
+        return "lastStatus is %s" % json.dumps(record.get("lastStatus"))
+    if not isinstance(record.get("idempotencyKey"), str) or not isinstance(record.get("keyParts"), dict):
+        return "its key is missing"
+    outputs = record.get("outputs")
+    if not isinstance(outputs, list) or not all(
+            isinstance(one, dict) and isinstance(one.get("path"), str) and _is_integer(one.get("bytes")) and isinstance(one.get("sha256"), str)
+            and ".." not in one["path"].split("/") and not os.path.isabs(one["path"]) for one in outputs):
+        return "its outputs are not a list of path, bytes, sha256"
+    return ""
+
+
+def run_hash(record: Json) -> str:
+    """Return the SHA-256 of the canonical JSON of a run record without its runHash, kept apart by a prefix."""
+    return sha256(b"run\0" + canonical_json({key: value for key, value in record.items() if key != "runHash"})).hexdigest()
+
+
+class RunChain:
+    """The chain over all runs of a root: state/head.json names the last sealed run and those that have begun.
+
+    {"runId", "invocation", "runHash", "prevRunHash", "open": {"<run id>": invocation}}, changed only under the lock of
+    the head. The head is written before the record that it names: after a kill between the two it names a hash
+    that no record has, and the chain goes on from prevRunHash. A run stays in "open" until a later run has seen
+    that it ended: if it died, that run seals its record as interrupted.
+    """
+
+    def __init__(self, store: StateStore, lock: Callable[[str], Any]) -> None:
+        """*lock* makes the kernel lock of a given name (stage_locks.FileLock)."""
+        self.store = store
+        self.lock = lock
+
+    def open_run(self, run_id: str, invocation: int) -> None:
+        """Note durably that a run has begun."""
+        with HeldHead(self) as head:
+            self._close_ended(head, run_id)
+            head["open"][run_id] = invocation
+            self.store.write("head.json", head)
+
+    def seal(self, record: Json) -> None:
+        """Give *record* its prevRunHash and runHash, make it the head, write it as state/run_<id>.json."""
+        with HeldHead(self) as head:
+            self._close_ended(head, record["runId"])
+            self._seal(head, record)
+
+    def _seal(self, head: Json, record: Json) -> None:
+        record["schema"] = SCHEMA_VERSION
+        record["prevRunHash"] = self._last_hash(head)
+        record["runHash"] = run_hash(record)
+        head.update(runId=record["runId"], invocation=record["invocation"], runHash=record["runHash"], prevRunHash=record["prevRunHash"])
+        self.store.write("head.json", head)
+        self.store.write("run_%s.json" % record["runId"], record)
+
+    def _last_hash(self, head: Json) -> Optional[str]:
+        if not head.get("runHash"):
+            return None
+        stored = find_run(self.store, head["runId"], head["invocation"])
+        is_there = stored is not None and stored.get("runHash") == head["runHash"]
+        last: Optional[str] = head["runHash"] if is_there else head["prevRunHash"]
+        return last
+
+    def _close_ended(self, head: Json, own_id: str) -> None:
+        for run_id in sorted(head["open"]):
+            lock = self.lock(run_id + ".run")
+            if run_id == own_id or not lock.try_acquire():
+                continue                # it lives
+            try:
+                record = self.store.read("run_%s.json" % run_id)
+                if record is not None and record.get("state") == "running":
+                    record.update(state="interrupted", endedAt=None)
+                    self._seal(head, record)
+                for kind in ("run", "metrics"):
+                    _unlink_quietly(self.store.path(".%s_%s.json.tmp" % (kind, run_id)))
+            finally:
+                lock.release()
+            del head["open"][run_id]
+
+
+class HeldHead:
+    """The head of the chain while its lock is held."""
+
+    def __init__(self, chain: RunChain) -> None:
+        self.store = chain.store
+        self.lock = chain.lock("head.guard")
+
+    def __enter__(self) -> Json:
+        self.lock.acquire(HEAD_WAIT_S, "state/head.json is held by another run for %d s; run again" % HEAD_WAIT_S)
+        try:
+            head = self.store.read("head.json") or {}
+            if not isinstance(head.setdefault("open", {}), dict):
+                raise StateError("state/head.json is damaged; " + self.store.set_aside("head.json", "corrupt"))
+        except BaseException:
+            self.lock.release()
+            raise
+        return head
+
+    def __exit__(self, *_: Any) -> None:
+        self.lock.release()
+
+
+def find_run(store: StateStore, run_id: str, invocation: int) -> Optional[Json]:
+    """Return the record of one invocation of a run: the latest, or an earlier one kept beside it."""
+    for name in ("run_%s.json" % run_id, "run_%s.%d.json" % (run_id, invocation)):
+        record = store.read(name)
+        if record is not None and record.get("runId") == run_id and record.get("invocation") == invocation:
+            return record
+    return None
+
+
+def next_invocation(store: StateStore, chain: RunChain, run_id: str) -> int:
+    """Return the number of this call under *run_id*, after keeping the last call's record as run_<id>.<n>.json."""
+    name = "run_%s.json" % run_id
+    record = store.read(name)
+    if record is None:
+        count = 1                       # also after a kill between keeping the old record and writing the new one
+        while os.path.lexists(store.path("run_%s.%d.json" % (run_id, count))):
+            count += 1
+        return count
+    if record.get("runId") != run_id or not _is_integer(record.get("invocation")):
+        raise RunIdTaken("run id %s: state/%s belongs to run %s; choose another run id" % (run_id, name, record.get("runId")))
+    kept = "run_%s.%d.json" % (run_id, record["invocation"])
+    if os.path.lexists(store.path(kept)):
+        raise RunIdTaken("run id %s: state/%s is there already; choose another run id" % (run_id, kept))
+    if record.get("state") == "running":
+        record.update(state="interrupted", endedAt=None)
+        chain.seal(record)
+    os.replace(store.path(name), store.path(kept))
+    store.commit.folders[store.folder] = None
+    return int(record["invocation"]) + 1
+
+
+def read_marker(path: str) -> Optional[str]:
+    """Return the key in a stage's marker, "" for a marker that is not ours, None without one."""
+    try:
+        with open(path, "rb") as file:
+            marker = json.loads(file.read(1 << 16))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return ""
+    key = marker.get("key") if isinstance(marker, dict) else None
+    return key if isinstance(key, str) else ""
+
+
+def marker_path(root: str, output_dir: str, stage: str) -> str:
+    """Return where the marker of a finished stage stands."""
+    return os.path.join(root, output_dir, ".%s.done" % stage)

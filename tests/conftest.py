@@ -1,0 +1,105 @@
+"""What the tests share: a project in a temporary folder, and running the real program on it."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNNER = ROOT / "src" / "pipeline_runner.py"
+sys.path.insert(0, str(ROOT / "src"))
+
+
+class Done:
+    """A finished command: code, out, err as text. Its text form shows everything, for the message of a failed assertion."""
+
+    def __init__(self, argv, code, out, err):
+        self.argv, self.code, self.out, self.err = argv, code, out, err
+
+    def __repr__(self):
+        return "\n$ %s\nexit code %s\n--- stdout\n%s--- stderr\n%s---" % (" ".join(map(str, self.argv)), self.code, self.out, self.err)
+
+
+class Project:
+    """A root with the repository's bin/, a spec and inputs of the test's own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        root.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(ROOT / "bin", root / "bin", ignore=shutil.ignore_patterns("__pycache__"))
+
+    def path(self, name: str) -> Path:
+        return self.root / name
+
+    def write(self, name: str, text, executable: bool = False) -> Path:
+        """Write text (UTF-8, line ends as given) or bytes."""
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
+        if executable:
+            path.chmod(0o755)
+        return path
+
+    def read(self, name: str) -> str:
+        return (self.root / name).read_bytes().decode("utf-8")
+
+    def json(self, name: str):
+        return json.loads(self.read(name))
+
+    def exists(self, name: str) -> bool:
+        return (self.root / name).exists()
+
+    def spec(self, *stages, **top) -> None:
+        """Write pipeline.json with these stages (dicts); name and outputDir get defaults."""
+        full = [dict({"name": "s%d" % number, "outputDir": "data/s%d" % number}, **stage) for number, stage in enumerate(stages, 1)]
+        self.write("pipeline.json", json.dumps(dict({"name": "test"}, stages=full, **top), indent=2))
+
+    def processor(self, name: str, body: str) -> str:
+        """Write bin/<name>.py; `out` and `inputs` are at hand in it. Return its path for the spec."""
+        head = ("import json, os, sys, time\n"
+                "out = os.environ['PIPELINE_OUTPUT_DIR']\n"
+                "inputs = json.load(open(os.environ['PIPELINE_INPUTS_FILE'], encoding='utf-8'))\n")
+        self.write("bin/%s.py" % name, head + body)
+        return "bin/%s.py" % name
+
+    def argv(self, *arguments):
+        return [sys.executable, str(RUNNER), *arguments, "--pipeline", str(self.root / "pipeline.json")]
+
+    def environment(self, **more):
+        env = dict(os.environ, **more)
+        return {name: value for name, value in env.items() if value is not None}
+
+    def run(self, *arguments, env=None, timeout=120, cwd=None) -> Done:
+        """Run the real program to its end."""
+        argv = self.argv(*arguments)
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              timeout=timeout, env=self.environment(**(env or {})), cwd=cwd)
+        result = Done(argv, done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))
+        assert "Traceback" not in result.err, result
+        return result
+
+    def ok(self, *arguments, **options) -> Done:
+        """Run, and expect exit code 0."""
+        done = self.run(*arguments, **options)
+        assert done.code == 0, done
+        return done
+
+    def start(self, *arguments, env=None, **options) -> subprocess.Popen:
+        """Start the real program and return at once; stdout and stderr are pipes."""
+        return subprocess.Popen(self.argv(*arguments), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                env=self.environment(**(env or {})), **options)
+
+    def snapshot(self):
+        """Return {path: bytes} of every file below the root."""
+        return {str(path.relative_to(self.root)): path.read_bytes() for path in sorted(self.root.rglob("*")) if path.is_file() and not path.is_symlink()}
+
+
+@pytest.fixture
+def project(tmp_path) -> Project:
+    # The name has what paths of real users have.
+    return Project(tmp_path / "prüf bereich")
