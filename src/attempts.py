@@ -263,8 +263,8 @@ class Ending:
         if not self.reason and (self.signals.number or is_late):
             self.reason = INTERRUPTED if self.signals.number else "timeout after %g s" % self.launch.timeout_s
             self.tree.ask_to_stop()
-            self.at = time.monotonic() + self.launch.grace_s
-        elif self.reason and (is_late or self.signals.count > 1):
+            self.at, is_late = time.monotonic() + self.launch.grace_s, False
+        if self.reason and (is_late or self.signals.count > 1):
             self.tree.end()
             self.at = time.monotonic() + self.launch.grace_s
 

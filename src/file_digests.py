@@ -157,10 +157,10 @@ class Digests:
         try:
             with open(self.path, "rb") as file:
                 stored = json.loads(file.read())
-            if stored["schema"] == SCHEMA_VERSION:
+            if stored["schema"] == SCHEMA_VERSION and isinstance(stored["files"], dict) and isinstance(stored["scans"], dict):
                 self.files = {} if rehash else stored["files"]
                 self.scans = stored["scans"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             self.changed = True
 
     def of(self, path: str, durable: bool = False) -> Tuple[str, List[int]]:
@@ -174,7 +174,7 @@ class Digests:
         full = os.path.join(self.root, path)
         now = signature(os.stat(full))
         stored = self.files.get(path)
-        if stored is not None and stored[:5] == now and stored[6] in ("", self.boot):
+        if isinstance(stored, list) and len(stored) == 7 and stored[:5] == now and stored[6] in ("", self.boot):
             digest = stored[5]
         else:
             digest, now, settled = self._take(full, now)
@@ -219,12 +219,13 @@ class Digests:
         for _ in range(3):
             settled = self.keep and self._is_settled(before)
             if self.keep and not settled and before[0] >= SETTLE_BYTES:
-                time.sleep(FRESH_NS / 1e9)      # cheaper than reading so large a file again next time
+                # Cheaper than reading so large a file again next time; half as long again, for the clock moves in ticks.
+                time.sleep(1.5 * FRESH_NS / 1e9)
                 settled = self._is_settled(before)
             digest, after = hash_file(full)
             if after == before:
                 return digest, after, settled
-            before = after
+            before = signature(os.stat(full))
         raise FileChanged(full)
 
     def _is_settled(self, stamp: List[int]) -> bool:
@@ -252,7 +253,7 @@ class Digests:
             return 0, -1
         finally:
             os.close(descriptor)
-            os.unlink(probe)
+            _remove_quietly(probe)      # another run may have done it already
         return stat.st_mtime_ns, stat.st_dev
 
     def to_bytes(self) -> bytes:
@@ -261,6 +262,13 @@ class Digests:
             self.files = {path: entry for path, entry in self.files.items() if path in self.used}
         data = {"schema": SCHEMA_VERSION, "files": self.files, "scans": self.scans}
         return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogateescape")
+
+
+def _remove_quietly(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
 
 
 def hash_file(path: str) -> Tuple[str, List[int]]:

@@ -148,7 +148,9 @@ def scan(source: bytes, filename: str) -> ScanResult:
     """
     run = _Scan(filename)
     run.scan_source(source)
-    return ScanResult(_ordered(run.refused), _ordered(run.warned), tuple(sorted(run.imports)))
+    # A computed name can be any text; the runner makes paths of names, and JSON.
+    names = sorted(name for name in run.imports if all(part.isidentifier() for part in name.lstrip(".").split(".")))
+    return ScanResult(_ordered(run.refused), _ordered(run.warned), tuple(names))
 
 
 def _ordered(findings: Iterable[Finding]) -> Tuple[Finding, ...]:
@@ -229,52 +231,64 @@ def judge_shell_text(text: str, depth: int = 0) -> Tuple[str, str]:
 
 
 def shell_commands(text: str) -> List[List[str]]:
-    """Split shell text into commands, each a list of words without their quotes; $(...) and `...` are commands too."""
+    """Split shell text into commands, each a list of words without their quotes.
+
+    $(...) and `...` are commands too, and a HOLE in the word where they stand.
+    """
     commands: List[List[str]] = [[]]
     word: Optional[str] = None          # None between words, "" for a word like ''
-    quotes = [""]                       # of the text at hand, and of those around a $(
+    quote = ""
+    outer: List[Tuple[str, str, Optional[List[str]], Optional[str]]] = []    # what closes it, and what then goes on
+    current = commands[0]
     place = 0
     while place < len(text):
-        mark, quote = text[place], quotes[-1]
-        pair = text[place:place + 2]
+        mark = text[place]
+        is_inner = text.startswith("$(", place)
         place += 1
         if mark == "\\" and quote != "'" and place < len(text) and (not quote or text[place] in "\"\\$`\n"):
             word = (word or "") + text[place].replace("\n", "")
             place += 1
         elif mark == quote:
-            quotes[-1] = ""
-        elif quote != "'" and (pair == "$(" or mark == "`" and "`" not in quotes):
-            place += pair == "$("
-            quotes += ["`", ""] if mark == "`" else [""]
-            _end_word(commands, word, True)
-            word = None
+            quote = ""
+        elif quote == "'":
+            word = (word or "") + mark
+        elif outer and mark == outer[-1][0] and (not quote or mark == "`"):
+            _end_word(current, word)
+            _, quote, going_on, word = outer.pop()
+            current = _new_command(commands) if going_on is None else going_on
+        elif is_inner or mark == "`":
+            place += is_inner
+            outer.append((")" if is_inner else "`", quote, current, (word or "") + HOLE))
+            quote, word, current = "", None, _new_command(commands)
         elif quote:
             word = (word or "") + mark
         elif mark in "'\"":
-            quotes[-1] = mark
-            word = word or ""
-        elif mark in " \t\r":
-            _end_word(commands, word, False)
-            word = None
+            quote, word = mark, word or ""
         elif mark == "#" and word is None:
-            end = text.find("\n", place)
-            place = len(text) if end < 0 else end
-        elif mark in ";&|()\n`":
-            _end_word(commands, word, True)
+            place = text.find("\n", place) if "\n" in text[place:] else len(text)
+        elif mark in " \t\r;&|()\n":
+            _end_word(current, word)
             word = None
-            if mark in ")`" and len(quotes) > 1:
-                del quotes[-1 if mark == ")" else -2:]
+            if mark == "(":
+                outer.append((")", "", None, None))
+            if mark not in " \t\r":
+                current = _new_command(commands)
         else:
             word = (word or "") + mark
-    _end_word(commands, word, True)
+    _end_word(current, word)
+    for _, _, going_on, word in outer:          # never closed: what stood before is looked at all the same
+        _end_word(current if going_on is None else going_on, word)
     return [words for words in commands if words]
 
 
-def _end_word(commands: List[List[str]], word: Optional[str], ends_command: bool) -> None:
+def _new_command(commands: List[List[str]]) -> List[str]:
+    commands.append([])
+    return commands[-1]
+
+
+def _end_word(command: List[str], word: Optional[str]) -> None:
     if word is not None:
-        commands[-1].append(word)
-    if ends_command:
-        commands.append([])
+        command.append(word)
 
 
 def _tool_name(word: str) -> str:
@@ -342,193 +356,17 @@ def _judge_python(words: Sequence[str]) -> Tuple[str, str]:
     return HARMLESS
 
 
-# === The scan of one source ===
+# === Names and constants: node -> what it stands for ===
 
-class _Scan:
-    """The findings of one file, and what is bound in the source at hand. Lives for one scan()."""
+class _Bindings:
+    """What the names of one source are bound to, regardless of scope: enough to follow one that is bound once."""
 
-    def __init__(self, filename: str) -> None:
-        self.filename = filename
-        self.refused: List[Finding] = []
-        self.warned: List[Finding] = []
-        self.imports: Set[str] = set()
+    def __init__(self) -> None:
         self.aliases: Dict[str, str] = {}           # name -> dotted name that an import bound it to, of ROOTS only
         self.stores: Dict[str, int] = {}            # name -> how often the source binds it, anywhere
         self.bound: Dict[str, Any] = {}             # name -> node of a value that it was bound to
         self.looped: Dict[str, Any] = {}            # name -> node of the iterable whose elements it takes
-        self.calls: List[Any] = []
-        self.lookups: List[Any] = []                # subscripts that are read
-        self.loads_by_hand = False                  # a found module is also loaded somewhere
         self.steps = 0                              # taken for the call at hand
-        self.line = 0                               # of the outermost source, while one inside it is scanned
-        self.depth = 0
-        self.prefix = ""
-
-    # --- findings
-
-    def _refuse(self, node: Any, module: str, what: str) -> None:
-        self.refused.append(Finding(self.line or node.lineno, module, self.prefix + what))
-
-    def _warn(self, line: int, module: str, what: str) -> None:
-        self.warned.append(Finding(self.line or line, module, self.prefix + what))
-
-    def _note_import(self, node: Any, name: str, how: str) -> None:
-        """Judge one absolute name that an import spells, and remember it."""
-        self.imports.add(name)
-        if network_module(name):
-            self._refuse(node, name, "imports the network module %s%s" % (name, how))
-        for one in _packages(name):
-            if one in DOUBTFUL_MODULES:
-                self._warn(node.lineno, one, "imports %s, which %s" % (one, DOUBTFUL_MODULES[one]))
-
-    # --- source -> tree -> findings
-
-    def scan_source(self, source: Any) -> None:
-        """Scan source (bytes, or the text of an exec) into the findings."""
-        tree = self._parse(source)
-        if tree is None:
-            return
-        try:
-            self.walk(tree)
-            self.judge_calls()
-        except (RecursionError, MemoryError):
-            self._warn(1, "", "cannot be judged: nested too deep")
-
-    def _parse(self, source: Any) -> Any:
-        import warnings
-        from _ast import PyCF_ONLY_AST  # what ast.parse uses; ast itself takes longer to import than many a scan
-        try:
-            with warnings.catch_warnings():         # an invalid escape is the author's matter, not a line on our stderr
-                warnings.simplefilter("ignore")
-                return compile(source, self.filename or "<source>", "exec", PyCF_ONLY_AST, True)
-        except SyntaxError as error:
-            line, what = _syntax_fault(source, error)
-            self._warn(line, "", "cannot be judged: %s" % what)
-        except (RecursionError, MemoryError):
-            self._warn(1, "", "cannot be judged: nested too deep")
-        except (ValueError, OverflowError) as error:
-            self._warn(1, "", "cannot be judged: %s" % error)
-        return None
-
-    def _scan_inside(self, node: Any, text: str, where: str) -> None:
-        """Scan source text that the source at hand runs; its findings get the line of the call."""
-        if self.depth >= MAX_SOURCES:
-            return self._warn(node.lineno, "", "cannot be judged: source within source within source")
-        inner = _Scan(self.filename)
-        inner.aliases = dict(self.aliases)
-        inner.line, inner.depth = self.line or node.lineno, self.depth + 1
-        inner.prefix = "%s%s " % (self.prefix, where)
-        inner.scan_source(text.replace(HOLE, "_").lstrip(" \t"))
-        if HOLE in text and not inner.refused:
-            self._warn(node.lineno, "", "runs source that is put together at run time")
-        self.refused += inner.refused
-        self.warned += [one for one in inner.warned if HOLE not in text]
-        self.imports |= inner.imports
-
-    def walk(self, tree: Any) -> None:
-        """Visit every node once, with a stack of our own: depth is the source's choice, the stack's is not."""
-        visit: Dict[str, Callable[[Any], None]] = {
-            "Import": self._see_import, "ImportFrom": self._see_from, "Call": self._see_call, "Name": self._see_name,
-            "Attribute": self._see_attribute, "Subscript": self._see_subscript, "arg": self._see_arg,
-            "Assign": self._see_assign, "AnnAssign": self._see_value, "NamedExpr": self._see_value,
-            "For": self._see_loop, "AsyncFor": self._see_loop, "comprehension": self._see_loop}
-        fields: Dict[str, Tuple[str, ...]] = {"Constant": ()}
-        stack = [tree]
-        while stack:
-            node = stack.pop()
-            kind = type(node).__name__
-            see = visit.get(kind)
-            if see is not None:
-                see(node)
-            names = fields.get(kind)
-            if names is None:
-                names = fields[kind] = tuple(name for name in node._fields if name not in _BARE_FIELDS)
-            for name in names:
-                child = getattr(node, name, None)
-                if type(child) is list:
-                    stack.extend([one for one in child if hasattr(one, "_fields")])
-                elif hasattr(child, "_fields"):
-                    stack.append(child)
-
-    # --- what the walk notes
-
-    def _see_import(self, node: Any) -> None:
-        for alias in node.names:
-            self._note_import(node, alias.name, "")
-            name = alias.name if alias.asname else alias.name.partition(".")[0]
-            self._bind_alias(alias.asname or name, name)
-
-    def _see_from(self, node: Any) -> None:
-        module = "." * node.level + (node.module or "")
-        if node.level:
-            self.imports.update(module + ("." if node.module else "") + alias.name for alias in node.names if alias.name != "*")
-            if node.module:
-                self.imports.add(module)
-            return
-        self.imports.add(module)
-        names = [alias.name for alias in node.names if alias.name != "*"]
-        self.imports.update("%s.%s" % (module, name) for name in names)
-        # Below a network module it is the module that is named, else the name may be one: `client` of `http`.
-        for name in [module] if network_module(module) else [module] + ["%s.%s" % (module, one) for one in names]:
-            if network_module(name):
-                self._refuse(node, name, "imports the network module %s" % name)
-            elif name in DOUBTFUL_MODULES or (name == module and name.partition(".")[0] in DOUBTFUL_MODULES):
-                self._note_import(node, name, "")
-        for alias in node.names:
-            if alias.name == "*":
-                self._bind_all(module)
-            else:
-                self._bind_alias(alias.asname or alias.name, "%s.%s" % (module, alias.name))
-
-    def _bind_alias(self, name: str, target: str) -> None:
-        self.stores[name] = self.stores.get(name, 0) + 1
-        root, dot, rest = target.partition(".")
-        if root in ROOTS:
-            self.aliases[name] = "os" + dot + rest if root in ("posix", "nt") else target
-
-    def _bind_all(self, module: str) -> None:
-        for target in JUDGED:
-            package, _, name = target.rpartition(".")
-            if package == module:
-                self.aliases.setdefault(name, target)
-
-    def _see_call(self, node: Any) -> None:
-        self.calls.append(node)
-
-    def _see_name(self, node: Any) -> None:
-        if type(node.ctx).__name__ == "Store":
-            self.stores[node.id] = self.stores.get(node.id, 0) + 1
-
-    def _see_arg(self, node: Any) -> None:
-        self.stores[node.arg] = self.stores.get(node.arg, 0) + 1
-
-    def _see_attribute(self, node: Any) -> None:
-        if node.attr in LOADS:
-            self.loads_by_hand = True
-
-    def _see_subscript(self, node: Any) -> None:
-        if type(node.ctx).__name__ == "Load":
-            self.lookups.append(node)
-
-    def _see_assign(self, node: Any) -> None:
-        for target in node.targets:
-            self._bind(target, node.value)
-
-    def _see_value(self, node: Any) -> None:
-        if node.value is not None:
-            self._bind(node.target, node.value)
-
-    def _bind(self, target: Any, value: Any) -> None:
-        if type(target).__name__ == "Name":
-            self.bound[target.id] = value
-        elif hasattr(target, "elts") and hasattr(value, "elts") and len(target.elts) == len(value.elts):
-            for one, part in zip(target.elts, value.elts):
-                if type(one).__name__ == "Name":
-                    self.bound[one.id] = part
-
-    def _see_loop(self, node: Any) -> None:
-        if type(node.target).__name__ == "Name":
-            self.looped[node.target.id] = node.iter
 
     def _is_too_much(self, depth: int) -> bool:
         """Count one step of looking into an expression; names that stand for one another could make it endless."""
@@ -812,6 +650,191 @@ class _Scan:
         text = self._one_text(node)
         return HOLE if text is None else text
 
+
+# === The scan of one source ===
+
+class _Scan(_Bindings):
+    """The findings of one file, and the calls of the source at hand. Lives for one scan()."""
+
+    def __init__(self, filename: str) -> None:
+        super().__init__()
+        self.filename = filename
+        self.refused: List[Finding] = []
+        self.warned: List[Finding] = []
+        self.imports: Set[str] = set()
+        self.calls: List[Any] = []
+        self.lookups: List[Any] = []                # subscripts that are read
+        self.loads_by_hand = False                  # a found module is also loaded somewhere
+        self.line = 0                               # of the outermost source, while one inside it is scanned
+        self.depth = 0
+        self.prefix = ""
+
+    # --- findings
+
+    def _refuse(self, node: Any, module: str, what: str) -> None:
+        self.refused.append(Finding(self.line or node.lineno, module, self.prefix + what))
+
+    def _warn(self, line: int, module: str, what: str) -> None:
+        self.warned.append(Finding(self.line or line, module, self.prefix + what))
+
+    def _note_import(self, node: Any, name: str, how: str) -> None:
+        """Judge one absolute name that an import spells, and remember it."""
+        self.imports.add(name)
+        if network_module(name):
+            self._refuse(node, name, "imports the network module %s%s" % (name, how))
+        for one in _packages(name):
+            if one in DOUBTFUL_MODULES:
+                self._warn(node.lineno, one, "imports %s, which %s" % (one, DOUBTFUL_MODULES[one]))
+
+    # --- source -> tree -> findings
+
+    def scan_source(self, source: Any) -> None:
+        """Scan source (bytes, or the text of an exec) into the findings."""
+        tree = self._parse(source)
+        if tree is None:
+            return
+        try:
+            self.walk(tree)
+            self.judge_calls()
+        except (RecursionError, MemoryError):
+            self._warn(1, "", "cannot be judged: nested too deep")
+
+    def _parse(self, source: Any) -> Any:
+        import warnings
+        from _ast import PyCF_ONLY_AST  # what ast.parse uses; ast itself takes longer to import than many a scan
+        try:
+            with warnings.catch_warnings():         # an invalid escape is the author's matter, not a line on our stderr
+                warnings.simplefilter("ignore")
+                return compile(source, self.filename or "<source>", "exec", PyCF_ONLY_AST, True)
+        except SyntaxError as error:
+            line, what = _syntax_fault(source, error)
+            self._warn(line, "", "cannot be judged: %s" % what)
+        except (RecursionError, MemoryError):
+            self._warn(1, "", "cannot be judged: nested too deep")
+        except (ValueError, OverflowError) as error:
+            self._warn(1, "", "cannot be judged: %s" % error)
+        return None
+
+    def _scan_inside(self, node: Any, text: str, where: str) -> None:
+        """Scan source text that the source at hand runs; its findings get the line of the call."""
+        if self.depth >= MAX_SOURCES:
+            return self._warn(node.lineno, "", "cannot be judged: source within source within source")
+        inner = _Scan(self.filename)
+        inner.aliases = dict(self.aliases)
+        inner.line, inner.depth = self.line or node.lineno, self.depth + 1
+        inner.prefix = "%s%s " % (self.prefix, where)
+        inner.scan_source(text.replace(HOLE, "_").lstrip(" \t"))
+        if HOLE in text and not inner.refused:
+            self._warn(node.lineno, "", "runs source that is put together at run time")
+        self.refused += inner.refused
+        self.warned += [one for one in inner.warned if HOLE not in text]
+        self.imports |= inner.imports
+
+    def walk(self, tree: Any) -> None:
+        """Visit every node once, with a stack of our own: depth is the source's choice, the stack's is not."""
+        visit: Dict[str, Callable[[Any], None]] = {
+            "Import": self._see_import, "ImportFrom": self._see_from, "Call": self._see_call, "Name": self._see_name,
+            "Attribute": self._see_attribute, "Subscript": self._see_subscript, "arg": self._see_arg,
+            "Assign": self._see_assign, "AnnAssign": self._see_value, "NamedExpr": self._see_value,
+            "For": self._see_loop, "AsyncFor": self._see_loop, "comprehension": self._see_loop}
+        fields: Dict[str, Tuple[str, ...]] = {"Constant": ()}
+        stack = [tree]
+        while stack:
+            node = stack.pop()
+            kind = type(node).__name__
+            see = visit.get(kind)
+            if see is not None:
+                see(node)
+            names = fields.get(kind)
+            if names is None:
+                names = fields[kind] = tuple(name for name in node._fields if name not in _BARE_FIELDS)
+            for name in names:
+                child = getattr(node, name, None)
+                if type(child) is list:
+                    stack.extend([one for one in child if hasattr(one, "_fields")])
+                elif hasattr(child, "_fields"):
+                    stack.append(child)
+
+    # --- what the walk notes
+
+    def _see_import(self, node: Any) -> None:
+        for alias in node.names:
+            self._note_import(node, alias.name, "")
+            name = alias.name if alias.asname else alias.name.partition(".")[0]
+            self._bind_alias(alias.asname or name, name)
+
+    def _see_from(self, node: Any) -> None:
+        module = "." * node.level + (node.module or "")
+        if node.level:
+            self.imports.update(module + ("." if node.module else "") + alias.name for alias in node.names if alias.name != "*")
+            if node.module:
+                self.imports.add(module)
+            return
+        self.imports.add(module)
+        names = [alias.name for alias in node.names if alias.name != "*"]
+        self.imports.update("%s.%s" % (module, name) for name in names)
+        # Below a network module it is the module that is named, else the name may be one: `client` of `http`.
+        for name in [module] if network_module(module) else [module] + ["%s.%s" % (module, one) for one in names]:
+            if network_module(name):
+                self._refuse(node, name, "imports the network module %s" % name)
+            elif name in DOUBTFUL_MODULES or (name == module and name.partition(".")[0] in DOUBTFUL_MODULES):
+                self._note_import(node, name, "")
+        for alias in node.names:
+            if alias.name == "*":
+                self._bind_all(module)
+            else:
+                self._bind_alias(alias.asname or alias.name, "%s.%s" % (module, alias.name))
+
+    def _bind_alias(self, name: str, target: str) -> None:
+        self.stores[name] = self.stores.get(name, 0) + 1
+        root, dot, rest = target.partition(".")
+        if root in ROOTS:
+            self.aliases[name] = "os" + dot + rest if root in ("posix", "nt") else target
+
+    def _bind_all(self, module: str) -> None:
+        for target in JUDGED:
+            package, _, name = target.rpartition(".")
+            if package == module:
+                self.aliases.setdefault(name, target)
+
+    def _see_call(self, node: Any) -> None:
+        self.calls.append(node)
+
+    def _see_name(self, node: Any) -> None:
+        if type(node.ctx).__name__ == "Store":
+            self.stores[node.id] = self.stores.get(node.id, 0) + 1
+
+    def _see_arg(self, node: Any) -> None:
+        self.stores[node.arg] = self.stores.get(node.arg, 0) + 1
+
+    def _see_attribute(self, node: Any) -> None:
+        if node.attr in LOADS:
+            self.loads_by_hand = True
+
+    def _see_subscript(self, node: Any) -> None:
+        if type(node.ctx).__name__ == "Load":
+            self.lookups.append(node)
+
+    def _see_assign(self, node: Any) -> None:
+        for target in node.targets:
+            self._bind(target, node.value)
+
+    def _see_value(self, node: Any) -> None:
+        if node.value is not None:
+            self._bind(node.target, node.value)
+
+    def _bind(self, target: Any, value: Any) -> None:
+        if type(target).__name__ == "Name":
+            self.bound[target.id] = value
+        elif hasattr(target, "elts") and hasattr(value, "elts") and len(target.elts) == len(value.elts):
+            for one, part in zip(target.elts, value.elts):
+                if type(one).__name__ == "Name":
+                    self.bound[one.id] = part
+
+    def _see_loop(self, node: Any) -> None:
+        if type(node.target).__name__ == "Name":
+            self.looped[node.target.id] = node.iter
+
     # --- calls
 
     def judge_calls(self) -> None:
@@ -959,7 +982,8 @@ class _Scan:
 
 _PLAIN_METHODS = {
     "lower": str.lower, "upper": str.upper, "strip": str.strip, "lstrip": str.lstrip, "rstrip": str.rstrip,
-    "swapcase": str.swapcase, "casefold": str.casefold, "replace": str.replace, "decode": lambda text, *codec: text, "encode": lambda text, *codec: text}
+    "swapcase": str.swapcase, "casefold": str.casefold, "replace": str.replace,
+    "decode": lambda text, *codec: text, "encode": lambda text, *codec: text}
 
 
 def _constant_text(value: Any) -> Optional[List[str]]:

@@ -140,7 +140,7 @@ def scan_of(digests: Digests, path: str) -> Json:
     digest = digests.of(path)[0]
     guard = digests.of(os.path.join(_HERE, "offline_guard.py"))[0]
     known = digests.scans.get(digest)
-    if known is None or known["guard"] != guard:
+    if not isinstance(known, dict) or known.get("guard") != guard or not known.keys() >= {"refused", "warned", "imports"}:
         import offline_guard
         with open(os.path.join(digests.root, path), "rb") as file:
             source = file.read()
@@ -335,7 +335,7 @@ def decide(stage: StageSpec, facts: Facts, forced: bool) -> Decision:
     if found is None:
         return Decision("RUN", reasons, 0, "")
     if found.problem:
-        return Decision("RUN", reasons, 0, found.problem)
+        return Decision("RUN", reasons, 0, "" if found.complete else found.problem)
     if found.resumable:
         return Decision("RESUME", reasons, found.line_offset, "")
     return Decision("RUN", reasons, 0, "")
@@ -467,11 +467,15 @@ class Run:
             return self._failed_before(stage, "; ".join(decision.reasons))
         if decision.action == "SKIP":
             is_locked = os.path.isdir(os.path.join(self.root, "locks", stage.name + ".lock"))
-            if not is_locked or self._new_lock(stage).holder() is None:
+            if not is_locked or self._new_lock(stage).is_free():
                 return self._skipped(stage, decision, facts)
         self._open()
         lock = self._new_lock(stage)
-        lock.acquire(stage.lock_wait_s, dead_token(facts.record))
+        try:
+            lock.acquire(stage.lock_wait_s, dead_token(facts.record))
+        except stage_locks.WaitStopped as stopped:
+            self.console.event("FAIL", stage.name, ": %s" % stopped)
+            return StageResult.of(stage.name, "interrupted", str(stopped))
         is_free = True
         try:
             decision, facts = self._look(stage)     # somebody else may have finished it while we waited
@@ -568,12 +572,15 @@ class Run:
             stage = next(one for one in self.selected if one.name == result.name)
             for output in result.outputs:
                 self.digests.vouch("%s/%s" % (stage.output_dir, output["path"]))
-        if self.digests.changed:
-            state_store.write_atomic(self.digests.path, self.digests.to_bytes(), store.commit)
-        store.write("metrics_%s.json" % self.options.run_id, self._metrics())
-        self.chain.seal(self._run_record(state))
+        self.chain.seal(self._run_record(state), self._write_last)
         store.commit.flush()
         self.console.summary(self.options.run_id, state, self.results, self.clock.monotonic() - self.started)
+
+    def _write_last(self) -> None:
+        """Write what only a finished run writes; under the lock of the head, because other runs write the digests too."""
+        if self.digests.changed:
+            state_store.write_atomic(self.digests.path, self.digests.to_bytes(), self.store.commit)
+        self.store.write("metrics_%s.json" % self.options.run_id, self._metrics(), "metrics.json")
 
     def _finish_after(self, error: BaseException) -> None:
         """Say in the records what stopped the run, as far as they can still be written; *error* itself goes on to main."""

@@ -109,17 +109,22 @@ def holds_lock(pid: int, lock_path: str, lock_pid: int) -> bool:
     """
     try:
         guard = os.stat(lock_path)
-        for name in os.listdir("/proc/%d/fd" % pid):
-            there = os.stat("/proc/%d/fd/%s" % (pid, name))
-            if (there.st_dev, there.st_ino) != (guard.st_dev, guard.st_ino):
-                continue
-            with open("/proc/%d/fdinfo/%s" % (pid, name), "r") as file:
-                for line in file:
-                    if line.startswith("lock:") and "FLOCK" in line and str(lock_pid) in line.split() and pid != lock_pid:
-                        return True
+        names = os.listdir("/proc/%d/fd" % pid) if pid != lock_pid else []
+    except OSError:
+        return False
+    return any(_shows_lock(pid, name, guard, lock_pid) for name in names)
+
+
+def _shows_lock(pid: int, name: str, guard: os.stat_result, lock_pid: int) -> bool:
+    """Tell it of one descriptor; one that is closed meanwhile says nothing about the others."""
+    try:
+        there = os.stat("/proc/%d/fd/%s" % (pid, name))
+        if (there.st_dev, there.st_ino) != (guard.st_dev, guard.st_ino):
+            return False
+        with open("/proc/%d/fdinfo/%s" % (pid, name), "r") as file:
+            return any(line.startswith("lock:") and "FLOCK" in line and str(lock_pid) in line.split() for line in file)
     except (OSError, ValueError):
         return False
-    return False
 
 
 def members(traits: Iterable[Traits]) -> List[int]:

@@ -322,8 +322,9 @@ def _check_needs(stages: List[Tuple[int, Json]], problems: Problems) -> None:
                 near = problems.nearest(needed, [name for name in order if name])
                 problems.add(path, "no stage is named %s%s" % (shown_value(needed), "; did you mean \"%s\"?" % near if near else ""))
             elif order[needed] >= index:
-                cycle = find_path(needs, needed, merged["name"])
-                problems.add(path, "makes a cycle: %s" % " -> ".join([merged["name"]] + cycle) if cycle
+                name = merged.get("name") or ""
+                cycle = find_path(needs, needed, name) if name else []
+                problems.add(path, "makes a cycle: %s" % " -> ".join([name] + cycle) if cycle
                              else "%s is listed later; stages run in the order listed: list it first" % shown_value(needed))
 
 

@@ -47,13 +47,17 @@ _QUOTES = "\u201c\u201d\u201e\u201f\u2018\u2019\u00ab\u00bb`"
 # === Results and their helpers ===
 
 class Document:
-    """A parsed text: *value* (best effort), *problems* in the order of the text, and where each value stands."""
+    """A parsed text: *value* (best effort), *problems* in the order of the text, and where each value stands.
 
-    __slots__ = ("value", "problems", "_starts", "_values", "_keys")
+    complete: the text could be read to its end, so that what is missing in *value* is missing in the text.
+    """
+
+    __slots__ = ("value", "problems", "complete", "_starts", "_values", "_keys")
 
     def __init__(self, value: Any, starts: List[int], values: Dict[Path, int], keys: Dict[Path, int]) -> None:
         self.value = value
         self.problems: List[Problem] = []
+        self.complete = False
         self._starts = starts                   # offset at which each line begins
         self._values = values                   # path -> offset of the value
         self._keys = keys                       # path -> offset of the key, for members of objects only
@@ -122,6 +126,7 @@ def parse(text: str) -> Document:
         scanner.run()
     starts = [0] + [match.end() for match in _LINE_END.finditer(scanner.text)]
     document = Document(scanner.root, starts, scanner.values, scanner.keys)
+    document.complete = scanner.complete
     for offset, path, message in sorted(scanner.found, key=lambda one: one[0]):
         document.problems.append(document._at(offset) + (path, message))
     return document
@@ -163,6 +168,7 @@ class _Scanner:
         self.found: List[Tuple[int, Path, str]] = []
         self.values: Dict[Path, int] = {}
         self.keys: Dict[Path, int] = {}
+        self.complete = False
 
     def run(self) -> None:
         try:
@@ -180,6 +186,7 @@ class _Scanner:
                     self._element(frame)
             if self._space(()):
                 self._report_trailing()
+            self.complete = True
         except _Stop:
             pass
 

@@ -31,6 +31,10 @@ class LockHeld(Exception):
     exit_code = 4
 
 
+class WaitStopped(Exception):
+    """A signal asked the runner to stop while it waited for somebody else."""
+
+
 def try_kernel_lock(descriptor: int) -> bool:
     """Take the exclusive lock of an open file without waiting. Raises: OSError where the file system has no locks."""
     if sys.platform == "win32":
@@ -56,13 +60,15 @@ def open_guard(path: str) -> int:
 
 
 def read_owner(folder: str) -> Json:
-    """Return what owner.json in a lock folder says, or {} when it says nothing that can be read."""
+    """Return what owner.json in a lock folder says, or {} when it says nothing that this runner writes."""
     try:
         with open(os.path.join(folder, "owner.json"), "rb") as file:
             owner = json.loads(file.read(1 << 16))
     except (OSError, ValueError):
         return {}
-    return owner if isinstance(owner, dict) and isinstance(owner.get("pid"), int) else {}
+    ours = isinstance(owner, dict) and isinstance(owner.get("pid"), int) and all(
+        isinstance(owner.get(key), str) and owner[key] for key in ("token", "bootId"))
+    return owner if ours else {}
 
 
 def owner_text(owner: Json) -> str:
@@ -112,11 +118,23 @@ class StageLock:
         owner = read_owner(self.folder)
         return None if not owner or owner_is_dead(owner, self.boot, self.processes) else owner
 
+    def is_free(self) -> bool:
+        """Tell whether nobody holds the stage, without taking it; what a dead owner left of its lock folder is removed."""
+        self.descriptor = open_guard(self.guard)
+        try:
+            if not try_kernel_lock(self.descriptor):
+                return False
+            self._folder_is_free("")        # a stranger's stays where it is: a skip is no business of its maker
+            return True
+        finally:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
     def acquire(self, wait_s: float, dead_token: str = "") -> None:
         """Take the stage, after the last process of a dead owner is gone.
 
         dead_token: of the attempt that the stage record calls running, if it does. On return the guard file is
-        locked, locks/<stage>.lock/owner.json names us. Raises: LockHeld after wait_s seconds; OSError.
+        locked, locks/<stage>.lock/owner.json names us. Raises: LockHeld after wait_s seconds; WaitStopped; OSError.
         """
         deadline = self.clock.monotonic() + wait_s
         self.descriptor = open_guard(self.guard)
@@ -127,7 +145,7 @@ class StageLock:
                 if self.clock.monotonic() >= deadline:
                     raise LockHeld("stage %s: the folder locks/%s.lock was made by something else than this runner; if nothing "
                                    "uses it, remove it with: unlock %s" % (self.stage, self.stage, self.stage))
-                self.clock.wait(LOCK_POLL_S)
+                self._wait()
             self._make_folder()
         except BaseException:
             os.close(self.descriptor)
@@ -142,7 +160,13 @@ class StageLock:
             self.processes.end_of_dead_owner(owner.get("token", ""), self.guard, owner["pid"])
         if self.clock.monotonic() >= deadline:
             raise LockHeld("stage %s is held by %s%s" % (self.stage, owner_text(owner), ", dead, whose processes would not end" if dead else ""))
+        self._wait()
+
+    def _wait(self) -> None:
         self.clock.wait(LOCK_POLL_S)
+        signals = getattr(self.clock, "signals", None)
+        if signals is not None and signals.number:
+            raise WaitStopped("stopped while waiting for the lock of stage %s" % self.stage)
 
     def _folder_is_free(self, dead_token: str) -> bool:
         """Under the kernel lock: tell whether the folder is gone, removing what a dead owner left of its own."""

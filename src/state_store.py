@@ -125,18 +125,20 @@ def _sync_path(path: str) -> None:
         os.close(descriptor)
 
 
-def write_atomic(path: str, data: bytes, commit: Optional[Commit] = None, durable: bool = True) -> None:
+def write_atomic(path: str, data: bytes, commit: Optional[Commit] = None, durable: bool = True, temporary: str = "",
+                 mode: int = 0o666) -> None:
     """Replace *path* with *data* so that a reader sees all of the old or all of the new.
 
     Durable on return: file and folder are synced (folder: POSIX only); with *commit*, the folder when it flushes.
     durable=False is for files that mean nothing after a restart. The temporary file has one fixed name beside the
-    target, because each target has one writer at a time (its lock's owner): a dead writer's is simply replaced.
+    target, because each target has one writer at a time (its lock's owner): a dead writer's is simply replaced. Targets
+    that are written but once share a *temporary* name under a common lock, or a dead writer's would stay for ever.
     Raises: OSError; then *path* is unchanged and no temporary file is left.
     """
     folder, name = os.path.split(path)
-    temporary = os.path.join(folder, "." + name + ".tmp")
+    temporary = os.path.join(folder, ".%s.tmp" % (temporary or name))
     try:
-        descriptor = _create_new(temporary)
+        descriptor = _create_new(temporary, mode)
         try:
             _write_all(descriptor, data)
             if durable:
@@ -153,14 +155,14 @@ def write_atomic(path: str, data: bytes, commit: Optional[Commit] = None, durabl
         raise OSError(error.errno, error.strerror, path) from error
 
 
-def _create_new(path: str) -> int:
+def _create_new(path: str, mode: int) -> int:
     """Open a new file for writing; never follow or overwrite what somebody planted under its name."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     try:
-        return os.open(path, flags, 0o666)
+        return os.open(path, flags, mode)
     except FileExistsError:
         os.unlink(path)
-        return os.open(path, flags, 0o666)
+        return os.open(path, flags, mode)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
@@ -290,9 +292,9 @@ class StateStore:
         sync_folder(self.folder)
         return "it was set aside as state/%s; run again to do the work anew without it" % aside
 
-    def write(self, name: str, record: Json) -> None:
-        """Store a record: on the disk on return, its name when `commit` is flushed. Raises: OSError."""
-        write_atomic(self.path(name), record_json(dict({"schema": SCHEMA_VERSION}, **record)), self.commit)
+    def write(self, name: str, record: Json, temporary: str = "") -> None:
+        """Store a record: on the disk on return, its name when `commit` is flushed. temporary: as in write_atomic()."""
+        write_atomic(self.path(name), record_json(dict({"schema": SCHEMA_VERSION}, **record)), self.commit, temporary=temporary)
 
     def stage(self, stage: str) -> Optional[Json]:
         record = self.read("stage_%s.json" % stage)
@@ -312,8 +314,7 @@ class StateStore:
         except FileNotFoundError:
             if not self.writable:
                 return b""
-        write_atomic(path, os.urandom(32), self.commit)
-        os.chmod(path, 0o600)
+        write_atomic(path, os.urandom(32), self.commit, mode=0o600)     # from birth: a kill may come before any chmod
         return self.secret()
 
 
@@ -359,10 +360,15 @@ class RunChain:
             head["open"][run_id] = invocation
             self.store.write("head.json", head)
 
-    def seal(self, record: Json) -> None:
-        """Give *record* its prevRunHash and runHash, make it the head, write it as state/run_<id>.json."""
+    def seal(self, record: Json, write_before: Optional[Callable[[], None]] = None) -> None:
+        """Give *record* its prevRunHash and runHash, make it the head, write it as state/run_<id>.json.
+
+        write_before is called first, under the lock of the head.
+        """
         with HeldHead(self) as head:
             self._close_ended(head, record["runId"])
+            if write_before is not None:
+                write_before()
             self._seal(head, record)
 
     def _seal(self, head: Json, record: Json) -> None:
@@ -371,7 +377,7 @@ class RunChain:
         record["runHash"] = run_hash(record)
         head.update(runId=record["runId"], invocation=record["invocation"], runHash=record["runHash"], prevRunHash=record["prevRunHash"])
         self.store.write("head.json", head)
-        self.store.write("run_%s.json" % record["runId"], record)
+        self.store.write("run_%s.json" % record["runId"], record, "run.json")
 
     def _last_hash(self, head: Json) -> Optional[str]:
         if not head.get("runHash"):
@@ -388,14 +394,31 @@ class RunChain:
                 continue                # it lives
             try:
                 record = self.store.read("run_%s.json" % run_id)
+                if record is not None and (record.get("runId") != run_id or not _is_integer(record.get("invocation"))):
+                    name = "run_%s.json" % run_id
+                    raise StateError("state/%s is damaged; %s" % (name, self.store.set_aside(name, "corrupt")))
                 if record is not None and record.get("state") == "running":
                     record.update(state="interrupted", endedAt=None)
                     self._seal(head, record)
-                for kind in ("run", "metrics"):
-                    _unlink_quietly(self.store.path(".%s_%s.json.tmp" % (kind, run_id)))
+                _unlink_quietly(self.store.path(".run_%s.json.tmp" % run_id))
             finally:
                 lock.release()
             del head["open"][run_id]
+
+
+def _is_head(head: Json) -> bool:
+    """Tell whether what head.json holds can be worked with; its names become file names."""
+    runs = head["open"]
+    if not isinstance(runs, dict) or not all(_is_file_stem(run_id) and _is_integer(number) for run_id, number in runs.items()):
+        return False
+    if head.get("runHash") is None:
+        return True
+    return (isinstance(head["runHash"], str) and _is_file_stem(head.get("runId")) and _is_integer(head.get("invocation"))
+            and "prevRunHash" in head and isinstance(head["prevRunHash"], (str, type(None))))
+
+
+def _is_file_stem(name: Any) -> bool:
+    return isinstance(name, str) and name != "" and not set(name) & set("/\\:\0")
 
 
 class HeldHead:
@@ -403,13 +426,14 @@ class HeldHead:
 
     def __init__(self, chain: RunChain) -> None:
         self.store = chain.store
-        self.lock = chain.lock("head.guard")
+        self.lock = chain.lock("head.chain")     # not "head.guard": that is the guard file of a stage named head
 
     def __enter__(self) -> Json:
         self.lock.acquire(HEAD_WAIT_S, "state/head.json is held by another run for %d s; run again" % HEAD_WAIT_S)
         try:
             head = self.store.read("head.json") or {}
-            if not isinstance(head.setdefault("open", {}), dict):
+            head.setdefault("open", {})
+            if not _is_head(head):
                 raise StateError("state/head.json is damaged; " + self.store.set_aside("head.json", "corrupt"))
         except BaseException:
             self.lock.release()
