@@ -44,11 +44,11 @@ if TYPE_CHECKING:
     Result = TypeVar("Result")
 
 SCHEMA = 1
-READ_BYTES = 128 << 10          # one read: 1 MiB was slower by half, its temporaries need fresh pages each time
+READ_BYTES = 64 << 10           # one read: from 128 KiB each temporary needs fresh pages, which took half the speed
 BLOCK_LIMIT = 1 << 20           # blocks(): a longer line comes in pieces
 LINE_LIMIT = 2 << 20            # lines(): str.upper() needs up to 12 bytes for each character, and 64 MiB must do
 COPY_BYTES = 1 << 20
-DENSE_BYTES = 256               # the shortest stretch that is decoded as not ASCII in one go
+DENSE_BYTES = 64                # the shortest stretch that is decoded as not ASCII in one go
 BATCH_S = 0.02                  # what a batch of lines should take at most
 PAUSE_MIN_S, PAUSE_MAX_S = 0.05, 5.0
 SHARING_S = 2.0                 # Windows: how long another program (virus scanner, indexer) may hold a file
@@ -469,7 +469,7 @@ def _count_ends(path: str, length: int) -> int:
 
 
 def _offset_of_line(path: str, count: int) -> Tuple[int, int]:
-    """Return (lines, bytes): the first *count* terminated lines of *path*, or all that are there."""
+    """Return (lines, bytes) of the first *count* terminated lines of *path*; when there are fewer, (lines, anything)."""
     lines = offset = 0
     try:
         with open(path, "rb", buffering=0) as file:
@@ -489,6 +489,17 @@ def _offset_of_line(path: str, count: int) -> Tuple[int, int]:
     except OSError as error:
         raise _trouble("read", path, error) from error
     return lines, offset + end
+
+
+def _ends_open(path: str) -> bool:
+    """Tell whether the last line of *path* has no line end."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            return file.read(1) not in (b"", b"\n")
+    except OSError as error:
+        raise _trouble("read", path, error) from error
 
 
 # === 5. Text =========================================================================================================
@@ -769,7 +780,7 @@ class _Work:
             left -= lines
             if not left:
                 return index, offset
-            if offset < self.source.sizes[index] and index + 1 < len(self.source.paths):
+            if index + 1 < len(self.source.paths) and _ends_open(path):
                 # Its last line and the next input's first make one line in the output.
                 raise _Restart("the last line of %s has no line end" % path)
         if left:
@@ -906,10 +917,11 @@ def _run(feed: Callable[[_Work], None], function: Callable[[str], Any], output: 
 
 def blocks(function: Callable[[str], str], output: str, *, one_to_one: bool = False, encoding: str = "utf-8",
            errors: str = "strict") -> None:
-    r"""Write function(text) for all text of the inputs to *output*; text is whole lines, at most about 1 MiB.
+    r"""Write function(text) for all text of the inputs to *output*; text is whole lines.
 
-    A line longer than 1 MiB comes in pieces cut between characters. ASCII lines come apart from others. Only "\n"
-    ends a line. *one_to_one* promises one output line per input line, which lets a hand-written line number resume.
+    Mostly 64 KiB, which is fastest; a longer line comes whole up to 1 MiB, beyond that in pieces cut between
+    characters. ASCII lines come apart from others. Only "\n" ends a line. *one_to_one* promises one output line per
+    input line, which lets a hand-written line number resume; "written" otherwise counts the line ends written.
     On return *output* is published and durable. Exits (see the module) on errors and on SIGTERM.
     """
     _run(_feed_block, function, output, one_to_one, encoding, errors, BLOCK_LIMIT)
@@ -926,7 +938,7 @@ def _feed_block(work: _Work) -> None:
         return
     ends, results, end = 0, [], 0
     try:
-        for text, end in codec.texts(source.buffer, source.filled):
+        for text, end in codec.texts(source.buffer, source.filled):    # noqa: B007 (the error below needs it)
             results.append(_result_of_block(work, text, ends))
             ends += text.count("\n")
     except UnicodeDecodeError as error:
@@ -981,7 +993,7 @@ def _feed_lines(work: _Work) -> None:
     rows = [text] if source.filled > READ_BYTES else list(io.StringIO(text, newline="\n"))
     done = 0
     while done < len(rows):
-        batch = rows if work.batch >= len(rows) else rows[done:done + work.batch]
+        batch = rows[done:done + work.batch] if done or work.batch < len(rows) else rows
         began = time.monotonic()
         data = _results_of_lines(work, batch)
         end = source.filled if done + len(batch) == len(rows) else _after_lines(source.buffer, start, len(batch))
@@ -1039,17 +1051,21 @@ def _set_aside(work: _Work, batch: List[str], refused: List[Tuple[int, str]]) ->
     work.rejected += len(refused)
 
 
+def _encoded_one_by_one(work: _Work, results: List[Any]) -> List[bytes]:
+    pieces = []
+    for line, result in enumerate(results):
+        if result is not None and not isinstance(result, str):
+            raise work.blame(line, "the line function returned %s, not str or None" % type(result).__name__)
+        if result is not None:
+            pieces.append(_encoded(work, result, line))
+    return pieces
+
+
 def _joined(work: _Work, results: List[Any], refused: int) -> bytes:
     try:
-        data = work.codec.bytes_of("".join(results))
-        kept = len(results)
+        data, kept = work.codec.bytes_of("".join(results)), len(results)
     except (TypeError, UnicodeEncodeError):
-        pieces = []
-        for line, result in enumerate(results):
-            if result is not None and not isinstance(result, str):
-                raise work.blame(line, "the line function returned %s, not str or None" % type(result).__name__)
-            if result is not None:
-                pieces.append(_encoded(work, result, line))
+        pieces = _encoded_one_by_one(work, results)     # some are None, or one is wrong: only now worth a look at each
         data, kept = b"".join(pieces), len(pieces)
     if work.one_to_one and kept + refused < len(results):
         raise work.blame(0, "a line from here on was dropped, but the processor declares one_to_one=True")

@@ -151,6 +151,7 @@ class Digests:
         self.used: Dict[str, Tuple[str, List[int]]] = {}
         self.folders: Dict[str, Set[str]] = {}
         self.changed = False
+        self.unsaved_bytes = 0
         self._load(rehash)
 
     def _load(self, rehash: bool) -> None:
@@ -179,6 +180,7 @@ class Digests:
         else:
             digest, now, settled = self._take(full, now)
             self.changed = self.changed or self.keep
+            self.unsaved_bytes += now[0]
             if settled:
                 self.files[path] = now + [digest, "" if durable else self.boot]
             else:
@@ -203,6 +205,11 @@ class Digests:
             except OSError:
                 self.folders[folder] = set()
         return self.folders[folder]
+
+    def is_vouched(self, path: str) -> bool:
+        """Tell whether the digest of *path* needs no sync of the file: it outlives a restart, or is not kept at all."""
+        entry = self.files.get(path)
+        return entry is None or entry[6] == ""
 
     def vouch(self, path: str) -> None:
         """Say that the file at *path* has been synced: its digest outlives a restart."""
@@ -260,6 +267,7 @@ class Digests:
         """Return what to store; what this run did not use is dropped when it has become the most."""
         if len(self.files) > 1000 + 4 * len(self.used):
             self.files = {path: entry for path, entry in self.files.items() if path in self.used}
+        self.unsaved_bytes = 0
         data = {"schema": SCHEMA_VERSION, "files": self.files, "scans": self.scans}
         return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogateescape")
 

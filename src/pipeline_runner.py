@@ -53,6 +53,7 @@ from state_store import StateStore, utc_text  # noqa: E402
 VERSION = "0.1.0"
 KEY_VERSION = 1             # part of every key: a change in what keys mean reruns everything, knowingly
 MAX_SPEC_BYTES = 8 << 20
+DEAR_BYTES = 64 << 20       # files of so many bytes are not hashed again after a kill
 SHOWN_CHANGES = 5           # of the reasons why a stage runs, on one line
 EXIT_TEMPFAIL = 75          # EX_TEMPFAIL of sysexits.h: the processor asks for a retry
 # === 2. Spec =========================================================================================================
@@ -452,8 +453,20 @@ class Run:
             if self.is_open:
                 self._write_run("running")
             if self.store.commit.is_due():
-                self.store.commit.flush()
+                self.flush()
         return code
+
+    def flush(self) -> None:
+        """Make all that was done durable. If that fails, what is on the disk is anybody's guess: no stage of this run stays done."""
+        try:
+            self.store.commit.flush()
+        except OSError:
+            for stage, result in zip(self.selected, self.results):
+                if result.status == "ok":
+                    state_store.remove_quietly(self.marker(stage))
+            self.store.commit.files.clear()     # a second sync would report success for pages that are lost
+            self.digests.files.clear()
+            raise
 
     def _stopped(self) -> int:
         """Return the exit code of a run that a signal has asked to stop, 0 if none has."""
@@ -545,6 +558,18 @@ class Run:
         self.guardian.start()
         process_tree.become_subreaper()
 
+    def save_dear_digests(self) -> None:
+        """Store the digests taken if they were of many bytes: a kill shall not have them taken again."""
+        if self.digests.unsaved_bytes >= DEAR_BYTES:
+            with state_store.HeldHead(self.chain):
+                self._write_digests()
+
+    def _write_digests(self) -> None:
+        """Under the lock of the head, because other runs write the digests too."""
+        if self.digests.changed:
+            state_store.write_atomic(self.digests.path, self.digests.to_bytes(), self.store.commit)
+            self.digests.changed = False
+
     def log_folder(self) -> str:
         """Return this invocation's folder for logs: state/logs/<run>, and below it /<n> from the second call on."""
         parts = [self.store.folder, "logs", self.options.run_id] + ([str(self.invocation)] if self.invocation > 1 else [])
@@ -567,19 +592,20 @@ class Run:
         """Write the metrics, the digests and the sealed run record; on return everything is durable."""
         state = {EXIT_OK: "completed"}.get(code, "interrupted" if code > 128 else "failed")
         store = self.store
-        store.commit.flush()
-        for result in self.results:
-            stage = next(one for one in self.selected if one.name == result.name)
-            for output in result.outputs:
-                self.digests.vouch("%s/%s" % (stage.output_dir, output["path"]))
+        outputs = [stage.output_dir + "/" + output["path"] for stage, result in zip(self.selected, self.results) for output in result.outputs]
+        for path in outputs:
+            if not self.digests.is_vouched(path):       # a skipped stage's maker may have died before it synced them
+                store.commit.files[os.path.join(self.root, path)] = None
+        self.flush()
+        for path in outputs:
+            self.digests.vouch(path)
         self.chain.seal(self._run_record(state), self._write_last)
         store.commit.flush()
         self.console.summary(self.options.run_id, state, self.results, self.clock.monotonic() - self.started)
 
     def _write_last(self) -> None:
-        """Write what only a finished run writes; under the lock of the head, because other runs write the digests too."""
-        if self.digests.changed:
-            state_store.write_atomic(self.digests.path, self.digests.to_bytes(), self.store.commit)
+        """Write what only a finished run writes; under the lock of the head."""
+        self._write_digests()
         self.store.write("metrics_%s.json" % self.options.run_id, self._metrics(), "metrics.json")
 
     def _finish_after(self, error: BaseException) -> None:

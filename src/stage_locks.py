@@ -147,9 +147,11 @@ class StageLock:
                                    "uses it, remove it with: unlock %s" % (self.stage, self.stage, self.stage))
                 self._wait()
             self._make_folder()
-        except BaseException:
+        except BaseException as error:
             os.close(self.descriptor)
             self.descriptor = -1
+            if isinstance(error, OSError) and error.filename is None:
+                raise OSError(error.errno, error.strerror, self.guard) from error
             raise
 
     def _wait_for_owner(self, deadline: float) -> None:
@@ -242,6 +244,9 @@ class StageLock:
     def _write_nonce(self, nonce: str) -> None:
         os.lseek(self.descriptor, 0, os.SEEK_SET)
         if nonce:
+            # The size first: unlike data it is journalled in order with the folder's name, so that after a power cut
+            # there may be zeros instead of the nonce, but never a folder of ours without either.
+            os.ftruncate(self.descriptor, len(nonce))
             os.write(self.descriptor, nonce.encode("ascii"))
         else:
             os.ftruncate(self.descriptor, 0)

@@ -79,6 +79,28 @@ def clear_leftovers(folder: str, baseline: Listing, recorded: Dict[str, Tuple[in
     return done
 
 
+def undo_outputs(folder: str, outputs: List[str], before: Dict[str, Tuple[int, str]], prefix_digest: Callable[[str, int], str]) -> List[str]:
+    """Return *outputs*, which are not what their record says, to what was *before* it; return what was done.
+
+    A file whose beginning still is what was there before is cut back to it, any other is removed: nothing is built on
+    what a power cut or somebody else has made of it.
+    """
+    done = []
+    for path in outputs:
+        full = os.path.join(folder, path)
+        if not os.path.lexists(full):
+            continue
+        size, digest = before.get(path, (-1, ""))
+        if path in before and not os.path.islink(full) and os.path.getsize(full) >= size and prefix_digest(full, size) == digest:
+            if os.path.getsize(full) > size:
+                os.truncate(full, size)
+                done.append("cut %s back to %d bytes" % (path, size))
+            continue
+        os.unlink(full)
+        done.append("removed %s" % path)
+    return done
+
+
 def remove_parts(folder: str, stage: str, keep: Set[str]) -> List[str]:
     """Remove the stage's part files but those in *keep*; return their paths."""
     gone = []

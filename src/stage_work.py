@@ -151,7 +151,8 @@ class StageWork:
         self.folder = os.path.join(run.root, stage.output_dir)
         self.key = facts.material.key
         self.previous: List[Json] = facts.record["outputs"] if facts.record is not None else []
-        self.baseline: Json = {}
+        self.baseline: Json = {}        # from before this key's first attempt: what changed since is ours
+        self.before: Json = {}          # from before this run's attempts: what others own must still be that
         self.survivors: List[int] = []
         self.attempts = 0
         self.cpu_s, self.max_rss, self.exit_code = 0.0, 0, None
@@ -164,7 +165,7 @@ class StageWork:
         self._prepare(decision)
         failure, stopped = self._attempts(decision)
         if self.store.commit.is_due():
-            self.store.commit.flush()
+            self.run.flush()
         if not failure:
             failure, outputs = self._check_outputs()
         if failure:
@@ -180,11 +181,15 @@ class StageWork:
                 self.console.event("NOTE", self.stage.name, ": checkpoint not used: %s" % decision.discard)
             self._drop_checkpoint()
             self._clear_leftovers(self._old_baseline())
+            if self.facts.output_problems:
+                self._undo_success()
         old = self._old_baseline() if self._is_same_work() else None
-        self.baseline = old if old is not None else stage_outputs.list_folder(self.folder)[0]
+        self.before = stage_outputs.list_folder(self.folder)[0]
+        self.baseline = old if old is not None else self.before
         self._write_record("running", "")
+        self.run.save_dear_digests()
         if self.stage.checkpoint:
-            self.store.commit.flush()   # a checkpoint is worth nothing without the record of its key
+            self.run.flush()   # a checkpoint is worth nothing without the record of its key
 
     def _is_same_work(self) -> bool:
         record = self.facts.record
@@ -211,6 +216,27 @@ class StageWork:
             done += stage_outputs.clear_leftovers(self.folder, baseline, recorded, foreign, file_digests.hash_prefix)
         if done:
             self.console.event("NOTE", self.stage.name, ": leftovers of an unfinished attempt: %s" % "; ".join(done[:SHOWN_NAMES] + (["..."] if len(done) > SHOWN_NAMES else [])))
+
+    def _undo_success(self) -> None:
+        """The outputs are not what the recorded success made: an attempt must not build on what is left of it.
+
+        After a restart of the machine all of it is undone, for more may be lost than was seen; else only what differs.
+        """
+        record = self.facts.record
+        before = {one["path"]: one for one in record.get("previous", [])}
+        gone = self.previous if record.get("bootId") != self.run.boot else [one for one in self.previous if not self._is_as_recorded(one)]
+        names = [one["path"] for one in gone]
+        done = stage_outputs.undo_outputs(self.folder, names, {path: (one["bytes"], one["sha256"]) for path, one in before.items()}, file_digests.hash_prefix)
+        self.previous = [before.get(one["path"], one) for one in self.previous if one["path"] not in names or one["path"] in before]
+        if done:
+            self.console.event("NOTE", self.stage.name, ": not what was recorded: %s" % "; ".join(done[:SHOWN_NAMES] + (["..."] if len(done) > SHOWN_NAMES else [])))
+
+    def _is_as_recorded(self, output: Json) -> bool:
+        try:
+            found = self.run.digests.of_output("%s/%s" % (self.stage.output_dir, output["path"]))
+        except (OSError, file_digests.FileChanged):
+            return False
+        return bool(found == (output["bytes"], output["sha256"]))
 
     def _foreign_outputs(self) -> Dict[str, str]:
         """Return {path below our output folder: stage} for what other stages of the pipeline have recorded as theirs."""
@@ -342,9 +368,10 @@ class StageWork:
         now, _ = stage_outputs.list_folder(self.folder)
         changed = stage_outputs.changed_since(self.baseline, now)
         foreign = self._foreign_outputs()
-        for path in changed:
-            if path in foreign:
-                return "changed %s/%s, which belongs to stage %s; a file belongs to one stage" % (self.stage.output_dir, path, foreign[path]), []
+        for path in sorted(set(now) | set(self.before)):
+            if path in foreign and now.get(path) != self.before.get(path):
+                return "%s %s/%s, which belongs to stage %s; a file belongs to one stage" % (
+                    "changed" if path in now else "removed", self.stage.output_dir, path, foreign[path]), []
         names = set(changed)
         if self.stage.outputs is not None:
             names = {path for path in now if any(file_digests.path_matches(path, pattern) for pattern in self.stage.outputs)}
@@ -413,7 +440,11 @@ class StageWork:
             "lastDurationSec": round(self._duration_s(), 6), "lastError": error or None, "lastRunId": self.run.options.run_id,
             "lastInvocation": self.run.invocation, "startedAt": self.started_utc, "endedAt": None if status == "running" else utc_text(self.run.clock.time()),
             "bootId": self.run.boot}
-        if status != "ok":
+        if status == "ok":
+            # What a power cut may take back while the outputs are not on the disk yet.
+            made = {one["path"] for one in record["outputs"]}
+            record["previous"] = [one for one in self.previous if one["path"] in made]
+        else:
             record["baseline"] = self.baseline
             record["token"] = self.lock.token
         self.store.write("stage_%s.json" % self.stage.name, record)

@@ -151,7 +151,7 @@ def write_atomic(path: str, data: bytes, commit: Optional[Commit] = None, durabl
         elif durable and commit is not None:
             commit.folders[folder] = None
     except OSError as error:
-        _unlink_quietly(temporary)
+        remove_quietly(temporary)
         raise OSError(error.errno, error.strerror, path) from error
 
 
@@ -171,7 +171,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view):]
 
 
-def _unlink_quietly(path: str) -> None:
+def remove_quietly(path: str) -> None:
     try:
         os.unlink(path)
     except OSError:
@@ -326,12 +326,15 @@ def stage_record_problem(record: Json, stage: str) -> str:
         return "lastStatus is %s" % json.dumps(record.get("lastStatus"))
     if not isinstance(record.get("idempotencyKey"), str) or not isinstance(record.get("keyParts"), dict):
         return "its key is missing"
-    outputs = record.get("outputs")
-    if not isinstance(outputs, list) or not all(
-            isinstance(one, dict) and isinstance(one.get("path"), str) and _is_integer(one.get("bytes")) and isinstance(one.get("sha256"), str)
-            and ".." not in one["path"].split("/") and not os.path.isabs(one["path"]) for one in outputs):
+    if not _is_output_list(record.get("outputs")) or not _is_output_list(record.get("previous", [])):
         return "its outputs are not a list of path, bytes, sha256"
     return ""
+
+
+def _is_output_list(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(one, dict) and isinstance(one.get("path"), str) and _is_integer(one.get("bytes")) and isinstance(one.get("sha256"), str)
+        and ".." not in one["path"].split("/") and not os.path.isabs(one["path"]) for one in value)
 
 
 def run_hash(record: Json) -> str:
@@ -400,7 +403,7 @@ class RunChain:
                 if record is not None and record.get("state") == "running":
                     record.update(state="interrupted", endedAt=None)
                     self._seal(head, record)
-                _unlink_quietly(self.store.path(".run_%s.json.tmp" % run_id))
+                remove_quietly(self.store.path(".run_%s.json.tmp" % run_id))
             finally:
                 lock.release()
             del head["open"][run_id]

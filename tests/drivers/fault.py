@@ -1,0 +1,266 @@
+"""Run the runner as a program and break it at the N-th durable step, from outside: no hook in the code under test.
+
+    python fault.py SETTINGS.json ARGUMENT...
+
+SETTINGS.json: {"runner": path of pipeline_runner.py, "root": the project, "action": see below, "at": N (from 1),
+"hit": file that is made when step N was reached, "boot": boot id to pretend or null, "outputs": output folders,
+"startSynced": whether the outputs that are there at the start are on the disk,
+"ignore": ["call path", ...] with * and ?: not steps}
+
+    kill        SIGKILL before step N
+    ENOSPC ...  OSError before step N, the errno of that name; with a "+" behind the name from step N on
+    early       a power cut before step N (0: after the last one): names as of the last fsync
+    late        the same, but every name is on the disk; data that nobody synced is zeros, times unchanged
+
+A step is a call that changes what is on the disk below the root (or makes it durable), made by the runner's own
+process. File systems keep the order of names, so any fsync makes every earlier rename, creation and removal durable.
+"""
+import builtins
+import errno
+import fnmatch
+import json
+import os
+import runpy
+import shutil
+import signal
+import stat
+import sys
+
+
+class Disk:
+    """What a power cut would leave of the output folders and of the names below state/ and locks/."""
+
+    def __init__(self, root, outputs, start_synced):
+        self.root = root
+        self.outputs = [os.path.join(root, folder) for folder in outputs]
+        self.synced = {}                    # path -> (inode, bytes that are surely on the disk)
+        self.undo = []                      # since the last fsync: (path, bytes before or None); a new folder: (path, "folder")
+        self.unsynced = {}                  # of the runner's own files: path -> size that was set, not only written
+        if start_synced:
+            for path in self.files():
+                self.note_synced(path)
+        self.note_names()
+
+    def files(self):
+        for top in self.outputs:
+            for folder, _, names in os.walk(top):
+                for name in names:
+                    yield os.path.join(folder, name)
+
+    def note_synced(self, path):
+        with open(path, "rb") as file:
+            self.synced[path] = (os.stat(path).st_ino, file.read())
+
+    def note_names(self):
+        self.undo = []
+        self.named = {path: read(path) for path in self.files()}
+
+    def before_change(self, *paths):
+        for path in paths:
+            self.undo.append((path, read(path)))
+
+    def cut(self, early):
+        stamps = {}
+        for path, size in self.unsynced.items():
+            if os.path.isfile(path):
+                put(path, bytes(size))
+        if early:
+            for path, data in reversed(self.undo):
+                if data == "folder":
+                    if os.path.isdir(path):
+                        shutil.rmtree(path)
+                else:
+                    put(path, data)
+            for path in list(self.files()):
+                if path not in self.named:
+                    os.unlink(path)
+            for path, data in self.named.items():
+                put(path, data)
+        for path in list(self.files()):
+            before = os.stat(path)
+            data = read(path)
+            inode, safe = self.synced.get(path, (0, b""))
+            kept = safe if data.startswith(safe) else b""
+            if os.path.basename(path).startswith("."):
+                continue                    # markers are synced before they get their name
+            if kept != data:
+                put(path, kept + bytes(len(data) - len(kept)))
+                os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+                stamps[os.path.relpath(path, self.root)] = before, os.stat(path)
+        self.keep_stamps(stamps)
+
+    def keep_stamps(self, stamps):
+        """A real power cut brings no new change time: make the cache of digests see none."""
+        store = os.path.join(self.root, "state", "digests.json")
+        if not os.path.exists(store):
+            return
+        cache = json.loads(read(store).decode())
+        for path, (before, after) in stamps.items():
+            entry = cache["files"].get(path)
+            if entry is not None and entry[:5] == signature(before):
+                entry[:5] = signature(after)
+        put(store, json.dumps(cache).encode())
+
+
+def signature(found):
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev]
+
+
+def read(path):
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def put(path, data):
+    """Set a file's content without the wrapped calls, in place; None removes it."""
+    if data is None:
+        if os.path.lexists(path):
+            REAL["unlink"](path)
+        return
+    if read(path) != data and os.path.isdir(os.path.dirname(path)):
+        with REAL["open_file"](path, "r+b" if os.path.exists(path) else "wb") as file:      # in place: the inode stays
+            file.truncate(0)
+            file.write(data)
+
+
+NAMES = ("replace", "rename", "mkdir", "unlink", "remove", "rmdir", "truncate", "ftruncate", "fsync", "write", "open", "close", "link", "symlink", "chmod", "utime")
+REAL = {name: getattr(os, name) for name in NAMES}
+REAL["open_file"] = builtins.open
+
+
+class Fault:
+    """The wrapped calls, counted."""
+
+    def __init__(self, settings):
+        self.root = os.path.realpath(settings["root"]) + os.sep
+        self.action, self.at, self.hit = settings["action"], settings["at"], settings["hit"]
+        self.owner = os.getpid()
+        self.count = 0
+        self.paths = {}                     # descriptor -> path
+        self.disk = None
+        self.ignored = settings.get("ignore", [])
+        if self.action in ("early", "late"):
+            self.disk = Disk(settings["root"], settings["outputs"], settings.get("startSynced", True))
+
+    def step(self, call, path, by_path):
+        """Count a call; break here if this is the one. by_path: the real call would name the path in its error."""
+        if os.getpid() != self.owner or not os.path.realpath(os.path.dirname(path)).startswith(self.root[:-1]):
+            return
+        if any(fnmatch.fnmatchcase("%s %s" % (call, os.path.relpath(path, self.root)), one) for one in self.ignored):
+            return
+        self.count += 1
+        lasting = self.action.endswith("+") and self.count >= self.at
+        if self.count != self.at and not lasting:
+            return
+        with REAL["open_file"](self.hit, "a", encoding="utf-8") as file:
+            file.write("%s %s\n" % (call, os.path.relpath(path, self.root)))
+        if self.action == "kill":
+            os.kill(self.owner, signal.SIGKILL)
+        if self.disk is not None:
+            self.cut()
+        number = getattr(errno, self.action.rstrip("+"))
+        if lasting and call in ("unlink", "rmdir", "remove", "ftruncate", "truncate"):
+            return                          # a full disk lets things be removed
+        raise OSError(number, os.strerror(number), *([path] if by_path else []))
+
+    def cut(self):
+        self.disk.cut(self.action == "early")
+        os.kill(self.owner, signal.SIGKILL)
+
+    def changes(self, *paths):
+        if self.disk is not None and os.getpid() == self.owner:
+            self.disk.before_change(*[path for path in paths if not any(path.startswith(top + os.sep) for top in self.disk.outputs)])
+
+    def install(self):
+        for name in ("replace", "rename", "link", "symlink"):
+            setattr(os, name, self.two_paths(name))
+        for name in ("mkdir", "unlink", "remove", "rmdir", "truncate", "chmod", "utime"):
+            setattr(os, name, self.one_path(name))
+        for name in ("fsync", "ftruncate", "write"):
+            setattr(os, name, self.descriptor(name))
+        os.open, os.close, builtins.open = self.os_open, self.os_close, self.open_file
+
+    def two_paths(self, name):
+        def call(source, target, **more):
+            self.step(name, os.fspath(target), True)
+            self.changes(os.fspath(source), os.fspath(target))
+            result = REAL[name](source, target, **more)
+            if self.disk is not None and os.fspath(source) in self.disk.unsynced:
+                self.disk.unsynced[os.fspath(target)] = self.disk.unsynced.pop(os.fspath(source))
+            return result
+        return call
+
+    def one_path(self, name):
+        def call(path, *more, **options):
+            self.step(name, os.fspath(path), True)
+            if name in ("unlink", "remove"):
+                self.changes(os.fspath(path))
+            result = REAL[name](path, *more, **options)
+            if name == "mkdir" and self.disk is not None:
+                self.disk.undo.append((os.fspath(path), "folder"))
+            return result
+        return call
+
+    def descriptor(self, name):
+        def call(descriptor, *more):
+            path = self.paths.get(descriptor)
+            if path is not None:
+                self.step(name, path, False)
+            result = REAL[name](descriptor, *more)
+            if self.disk is not None and path is not None and name in ("write", "ftruncate"):
+                self.disk.unsynced[path] = more[0] if name == "ftruncate" else self.disk.unsynced.get(path, 0)
+            if path is not None and name == "fsync" and self.disk is not None and os.getpid() == self.owner:
+                if stat.S_ISREG(os.fstat(descriptor).st_mode) and any(path.startswith(top + os.sep) for top in self.disk.outputs) and os.path.exists(path):
+                    self.disk.note_synced(path)
+                self.disk.unsynced.pop(path, None)
+                self.disk.note_names()
+            return result
+        return call
+
+    def os_open(self, path, flags, *more, **options):
+        if flags & os.O_CREAT:
+            self.step("open", os.fspath(path), True)
+            if not os.path.lexists(path):
+                self.changes(os.fspath(path))
+        descriptor = REAL["open"](path, flags, *more, **options)
+        if os.path.realpath(os.fspath(path)).startswith(self.root[:-1]):
+            self.paths[descriptor] = os.fspath(path)
+        return descriptor
+
+    def os_close(self, descriptor):
+        self.paths.pop(descriptor, None)
+        return REAL["close"](descriptor)
+
+    def open_file(self, path, mode="r", *more, **options):
+        if isinstance(path, (str, os.PathLike)) and set(mode) & set("wax+"):
+            self.step("open", os.fspath(path), True)
+            if self.disk is not None and os.getpid() == self.owner:
+                self.changes(os.fspath(path))
+                self.disk.unsynced[os.fspath(path)] = 0
+        return REAL["open_file"](path, mode, *more, **options)
+
+
+def main():
+    with open(sys.argv[1], encoding="utf-8") as file:
+        settings = json.load(file)
+    runner = settings["runner"]
+    sys.path.insert(0, os.path.dirname(runner))
+    if settings.get("boot"):
+        import state_store
+        state_store.boot_id = lambda: settings["boot"]
+    fault = Fault(settings)
+    if settings["action"] != "none":
+        fault.install()
+    sys.argv[:] = [runner] + sys.argv[2:]
+    try:
+        runpy.run_path(runner, run_name="__main__")
+    finally:
+        if fault.disk is not None and fault.at == 0:
+            fault.disk.cut(fault.action == "early")
+
+
+if __name__ == "__main__":
+    main()

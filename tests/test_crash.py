@@ -1,0 +1,280 @@
+"""Broken at every durable step: killed, refused by the file system, cut off from power. Then run again, and compare.
+
+drivers/fault.py runs the real program and breaks it at step N, for N = 1, 2, 3 ... until a run comes through; nothing in
+the program knows of it. Whatever N, the next run must end in what an undisturbed run ends in.
+"""
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import state_store
+
+from conftest import ROOT, RUNNER, Done, Project
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="breaks the runner by signals and compares inodes")
+
+FAULT = ROOT / "tests" / "drivers" / "fault.py"
+WORKERS = 2
+OUTPUTS = ["data/one", "data/two"]
+# Of a stage record: what differs between any two runs.
+RUN_FIELDS = ("lastDurationSec", "startedAt", "endedAt", "lastRunId", "lastInvocation")
+# Processors that know nothing of all this. Shell scripts, because they start ten times as fast.
+APPENDER = """#!/bin/sh
+for path in "$@"; do
+    while read -r line; do echo "seen $line" >> "$PIPELINE_OUTPUT_DIR/list.txt"; done < "$path"
+done
+"""
+FLAKY = """#!/bin/sh
+cd "$PIPELINE_OUTPUT_DIR" || exit 1
+echo first > list.txt
+echo half > list.txt.tmp~
+[ "$PIPELINE_ATTEMPT" = 1 ] && exit 75
+echo second >> list.txt
+rm list.txt.tmp~
+"""
+
+
+# --- the projects that are broken ------------------------------------------------------------------------------------
+
+def script(project, name, text):
+    project.write("bin/" + name, text, executable=True)
+    return "bin/" + name
+
+
+def kit(project):
+    """The demo's two stages: a copy, then a line processor with checkpoints."""
+    project.write("data/input/a.txt", "grün\nblau\nrot\n")
+    project.spec(
+        {"name": "one", "processor": "bin/stage_copy.py", "inputs": ["data/input/*.txt"], "outputDir": "data/one"},
+        {"name": "two", "processor": "bin/stage_upper.py", "inputs": ["data/one/*.txt"], "outputDir": "data/two", "outputs": ["result.txt"],
+         "checkpoint": {"enabled": True, "lineInterval": 1}})
+    return []
+
+
+def appending(project):
+    """A processor that knows nothing of all this and appends to its output by path, over nothing."""
+    project.write("data/input/a.txt", "x\ny\nz\n")
+    project.spec({"name": "one", "processor": script(project, "append.sh", APPENDER), "inputs": ["data/input/*.txt"], "outputDir": "data/one"})
+    return []
+
+
+def changed(project):
+    """The same over an earlier success, after its input changed: what was there must be there once."""
+    arguments = appending(project)
+    project.ok("--run-id", "before")
+    project.write("data/input/a.txt", "x\ny\nz\nanother\n")
+    return arguments
+
+
+def forced(project):
+    """A forced rerun whose first attempt fails after it wrote, over an earlier success."""
+    project.write("data/input/a.txt", "x\ny\n")
+    project.spec({"name": "one", "processor": script(project, "flaky.sh", FLAKY), "inputs": ["data/input/*.txt"], "outputDir": "data/one",
+                  "outputs": ["list.txt"], "retry": {"attempts": 2, "baseDelayMs": 0}})
+    project.ok("--run-id", "before")
+    return ["--force", "one"]
+
+
+def unchanged(project):
+    """A run in which every stage is skipped."""
+    kit(project)
+    project.ok("--run-id", "before")
+    return []
+
+
+class Case:
+    """A project ready to be broken, in a folder to be copied, and what an undisturbed run makes of it."""
+
+    def __init__(self, make, folder):
+        self.folder = folder
+        self.template = Project(folder / "template")
+        self.arguments = make(self.template)
+        self.expected = self.fresh("undisturbed")
+        self.expected.ok("--run-id", "whole", *self.arguments)
+
+    def fresh(self, name):
+        """Return a copy; times of files are kept, for the processor's is part of the key."""
+        copy = Project.__new__(Project)
+        copy.root = self.folder / name
+        shutil.copytree(self.template.root, copy.root)
+        return copy
+
+
+def break_at(project, action, at, arguments, run_id="broken", boot=None, **settings):
+    """Run the program broken at step *at*; return (what was broken: "call path", or ""; the finished command)."""
+    hit = project.root.parent / (project.root.name + ".hit")
+    settings = dict({"runner": str(RUNNER), "root": str(project.root), "action": action, "at": at, "hit": str(hit), "boot": boot, "outputs": OUTPUTS}, **settings)
+    name = project.root.parent / (project.root.name + ".json")
+    name.write_text(json.dumps(settings), encoding="utf-8")
+    argv = [sys.executable, str(FAULT), str(name), "--pipeline", str(project.root / "pipeline.json"), "--run-id", run_id, *arguments]
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+    where = hit.read_text(encoding="utf-8").splitlines()[0] if hit.exists() else ""
+    return where, Done(argv, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def sweep(case, action_of, check, **settings):
+    """Break a fresh copy at N = 1, 2, 3 ... until one comes through; check(project, where, done) each. Return the N's."""
+    numbers, problems, covered = itertools.count(1), [], []
+    through = threading.Event()
+
+    def work():
+        for at in iter(lambda: None if through.is_set() or problems else next(numbers), None):
+            project = case.fresh("n%03d" % at)
+            try:
+                where, done = break_at(project, action_of(at), at, case.arguments, **settings)
+                if where:
+                    covered.append(at)
+                    check(project, where, done)
+                    shutil.rmtree(project.root)
+                else:
+                    assert done.code == 0, done
+                    through.set()
+            except BaseException as error:
+                problems.append("N = %d: %s\n%r" % (at, locals().get("where"), error))
+
+    workers = [threading.Thread(target=work) for _ in range(WORKERS)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not problems, "\n".join(problems)
+    assert sorted(covered) == list(range(1, len(covered) + 1)) and len(covered) > 5
+    print("broken at N = 1 to %d" % len(covered))
+    return len(covered)
+
+
+# --- what must hold afterwards ---------------------------------------------------------------------------------------
+
+def results(project):
+    """Return what a user keeps: outputs and markers (their keys), stage records without what belongs to the run."""
+    found = {}
+    for path in sorted(project.root.joinpath("data").rglob("*")):
+        if path.is_file():
+            name = str(path.relative_to(project.root))
+            found[name] = json.loads(path.read_bytes())["key"] if name.endswith(".done") else path.read_bytes()
+    for path in sorted(project.root.glob("state/stage_*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        found[path.name] = {key: value for key, value in record.items() if key not in RUN_FIELDS}
+    for path in sorted(project.root.glob("state/progress_*.json")):
+        found[path.name] = json.loads(re.sub(r"~[0-9a-f.]+\.part", "~TOKEN.part", path.read_text(encoding="utf-8")))
+    return found
+
+
+def leftovers(project):
+    found = [str(path.relative_to(project.root)) for path in project.root.rglob("*") if path.name.endswith((".tmp", ".part", ".lock", ".tmp~"))]
+    return found + [str(path.relative_to(project.root)) for path in project.root.glob("state/*.corrupt-*")]
+
+
+def chain_problems(project):
+    """Return what is wrong with the chain of runs: each sealed record follows one that is there, nobody is "running"."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in project.root.glob("state/run_*.json")]
+    problems = ["%s is running" % one["runId"] for one in records if one["state"] == "running"]
+    problems += ["%s: wrong hash" % one["runId"] for one in records if one.get("runHash") != state_store.run_hash(one)]
+    hashes = [one.get("runHash") for one in records]
+    before = sorted(str(one.get("prevRunHash")) for one in records)
+    head = project.json("state/head.json")["runHash"]
+    if head not in hashes or before != sorted(str(one) for one in [None] + [one for one in hashes if one != head]):
+        problems.append("broken chain: head %s, %s" % (head, [(one["runId"], one.get("prevRunHash"), one.get("runHash")) for one in records]))
+    return problems
+
+
+def check_recovery(case, **environment):
+    """Return a check: the next run ends in the undisturbed result, the one after it skips all, nothing is left over."""
+    expected = results(case.expected)
+
+    def check(project, where, done):
+        # A forced stage that was broken is unfinished: the plain run after it must take it up by itself.
+        again = project.ok("--run-id", "again", **environment)
+        third = project.ok("--run-id", "third", **environment)
+        assert third.out.count("[SKIP]") == third.out.count("[") > 0, (done, again, third)
+        assert results(project) == expected, (done, again)
+        assert leftovers(project) == [], (done, again, third)
+        assert chain_problems(project) == [], (done, again, third)
+
+    return check
+
+
+# --- the sweeps ------------------------------------------------------------------------------------------------------
+
+# The probe of the file system's clock is swept once, with the run that skips everything; a temporary file empty,
+# filled and synced once, with the appending processor.
+NO_CLOCK = ["* state/.clock.tmp"]
+NO_WRITES = NO_CLOCK + ["write *.tmp", "fsync *.tmp"]
+
+
+@pytest.mark.parametrize("make, ignored", [(kit, NO_WRITES), (appending, NO_CLOCK), (changed, NO_WRITES), (forced, NO_WRITES), (unchanged, [])],
+                         ids=lambda value: getattr(value, "__name__", ""))
+def test_killed_before_any_step_the_next_run_ends_as_an_undisturbed_one(make, ignored, tmp_path):
+    case = Case(make, tmp_path)
+
+    def check(project, where, done):
+        assert done.code == -9, done
+        recovered(project, where, done)
+
+    recovered = check_recovery(case)
+    sweep(case, lambda at: "kill", check, ignore=ignored)
+
+
+@pytest.mark.parametrize("make, ignored, actions", [
+    (kit, NO_CLOCK + ["open *.tmp"], ("ENOSPC", "EIO", "EACCES")), (appending, NO_WRITES, ("EIO", "EACCES", "ENOSPC")), (changed, NO_WRITES, ("ENOSPC+",))],
+    ids=["kit", "appending", "full"])
+def test_refused_by_the_file_system_a_run_says_so_in_one_line_and_the_next_is_right(make, ignored, actions, tmp_path):
+    case = Case(make, tmp_path)
+    expected = results(case.expected)
+
+    def check(project, where, done):
+        name = actions[at_of(project) % len(actions)]
+        assert "Traceback" not in done.err and "internal error" not in done.err, done
+        if done.code == 0:
+            # What is only tidied, or looked at, may be refused; then the run is a right one.
+            assert where.startswith("unlink ") or where.endswith(".clock.tmp"), done
+            assert results(project) == expected, done
+        else:
+            assert done.code == (1 if where.endswith(".log") else 5), done
+            reason = os.strerror(getattr(errno, name.rstrip("+")))
+            lines = [line for line in done.err.splitlines() if line.startswith("error: ")]
+            assert len(lines) == 1 and reason in lines[0] and str(project.root) in lines[0], done
+            assert ("bytes free" in lines[0]) == name.startswith("ENOSPC"), done
+        recovered(project, where, done)
+
+    recovered = check_recovery(case)
+    sweep(case, lambda at: actions[at % len(actions)], check, ignore=ignored)
+
+
+def at_of(project):
+    return int(project.root.name[1:])
+
+
+@pytest.mark.parametrize("make, action", [(appending, "late"), (changed, "early"), (changed, "late"), (forced, "early")],
+                         ids=lambda value: getattr(value, "__name__", value))
+def test_after_a_power_cut_nothing_is_believed_that_was_not_on_the_disk(make, action, tmp_path):
+    case = Case(make, tmp_path)
+    sweep(case, lambda at: action, check_after_boot(case), ignore=NO_WRITES + ["unlink locks/*"])
+
+
+def check_after_boot(case):
+    expected = results(case.expected)
+
+    def check(project, where, done):
+        _, again = break_at(project, "none", 0, [], "again", boot="another-boot")
+        assert again.code == 0, (done, again)
+        _, third = break_at(project, "none", 0, [], "third", boot="another-boot")
+        found = results(project)
+        for name in found:
+            if name.startswith("stage_"):
+                found[name]["bootId"] = expected[name]["bootId"]
+        assert found == expected, (done, again)
+        assert third.out.count("[SKIP]") == third.out.count("[") > 0, (done, again, third)
+        assert leftovers(project) == [] and chain_problems(project) == [], (done, again, third)
+
+    return check

@@ -1,0 +1,770 @@
+"""Durable files, groups of durable names, records under state/ and what damages them, the chain of runs."""
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "src"))
+
+import model  # noqa: E402
+import stage_locks  # noqa: E402
+import state_store  # noqa: E402
+from state_store import Commit, RunChain, RunIdTaken, StateError, StateStore, write_atomic  # noqa: E402
+
+posix_only = pytest.mark.skipif(sys.platform == "win32", reason="POSIX calls")
+
+
+def names(folder) -> list:
+    return sorted(os.listdir(str(folder)))
+
+
+def noting(monkeypatch, *calls):
+    """Let os.<call> go through, and return the list of (call, path or first argument) in order."""
+    seen = []
+    for call in calls:
+        real = getattr(os, call)
+
+        def wrapped(*args, _call=call, _real=real, **options):
+            what = args[0]
+            if isinstance(what, int) and _call != "close":
+                what = os.readlink("/proc/self/fd/%d" % what) if os.path.isdir("/proc/self/fd") else what
+            seen.append((_call, what))
+            return _real(*args, **options)
+        monkeypatch.setattr(os, call, wrapped)
+    return seen
+
+
+def failing(monkeypatch, call, code):
+    """Let os.<call> fail with *code*."""
+    def fail(*args, **options):
+        raise OSError(code, os.strerror(code))
+    monkeypatch.setattr(os, call, fail)
+
+
+# --- one file --------------------------------------------------------------------------------------------------------
+
+def test_write_atomic_replaces_and_leaves_nothing_beside(tmp_path):
+    path = tmp_path / "a.json"
+    write_atomic(str(path), b"old")
+    write_atomic(str(path), b"new")
+    assert path.read_bytes() == b"new" and names(tmp_path) == ["a.json"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names of descriptors")
+def test_content_is_durable_before_the_name_and_the_name_before_the_return(tmp_path, monkeypatch):
+    seen = noting(monkeypatch, "fsync", "replace")
+    write_atomic(str(tmp_path / "a"), b"x")
+    temporary = str(tmp_path / ".a.tmp")
+    assert seen == [("fsync", temporary), ("replace", temporary), ("fsync", str(tmp_path))]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names of descriptors")
+def test_with_a_commit_the_folder_is_synced_once_for_all_its_names(tmp_path, monkeypatch):
+    commit = Commit()
+    seen = noting(monkeypatch, "fsync")
+    for name in "abc":
+        write_atomic(str(tmp_path / name), b"x", commit)
+    assert [what for _, what in seen] == [str(tmp_path / (".%s.tmp" % name)) for name in "abc"]
+    commit.flush()
+    assert [what for _, what in seen[3:]] == [str(tmp_path)]
+    commit.flush()
+    assert len(seen) == 4
+
+
+@posix_only
+def test_what_means_nothing_after_a_restart_is_not_synced(tmp_path, monkeypatch):
+    seen = noting(monkeypatch, "fsync")
+    write_atomic(str(tmp_path / "a"), b"x", durable=False)
+    assert seen == [] and (tmp_path / "a").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("call, code", [("open", errno.EACCES), ("open", errno.EROFS), ("write", errno.ENOSPC), ("fsync", errno.EIO),
+                                        ("replace", errno.EACCES)])
+def test_a_failed_write_names_the_target_keeps_the_old_and_leaves_no_temporary(tmp_path, monkeypatch, call, code):
+    path = tmp_path / "a.json"
+    path.write_bytes(b"old")
+    with monkeypatch.context() as patch:
+        failing(patch, call, code)
+        with pytest.raises(OSError) as caught:
+            write_atomic(str(path), b"new")
+    assert (caught.value.errno, caught.value.filename) == (code, str(path))
+    assert path.read_bytes() == b"old" and names(tmp_path) == ["a.json"]
+
+
+def test_a_failed_fsync_is_not_tried_again(tmp_path, monkeypatch):
+    calls = []
+
+    def fsync(descriptor):
+        calls.append(descriptor)
+        raise OSError(errno.EIO, "I/O error")
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError):
+        write_atomic(str(tmp_path / "a"), b"x")
+    assert len(calls) == 1
+
+
+def test_short_writes_are_completed(tmp_path, monkeypatch):
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, bytes(data[:3])))
+    write_atomic(str(tmp_path / "a"), b"0123456789")
+    assert (tmp_path / "a").read_bytes() == b"0123456789"
+
+
+@posix_only
+@pytest.mark.parametrize("planted", [".a.tmp", "a"])
+def test_a_planted_link_is_replaced_and_its_victim_untouched(tmp_path, planted):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    (tmp_path / planted).symlink_to(victim)
+    write_atomic(str(tmp_path / "a"), b"new")
+    assert victim.read_bytes() == b"precious"
+    assert not (tmp_path / "a").is_symlink() and (tmp_path / "a").read_bytes() == b"new"
+    assert names(tmp_path) == ["a", "victim"]
+
+
+def test_the_temporary_file_of_a_dead_writer_is_replaced(tmp_path):
+    (tmp_path / ".a.tmp").write_bytes(b"half a rec")
+    write_atomic(str(tmp_path / "a"), b"whole")
+    assert names(tmp_path) == ["a"] and (tmp_path / "a").read_bytes() == b"whole"
+
+
+# A driver kills a forked copy of itself before (odd) or after (even) each call in turn; {body} does the work once.
+KILLED_AT_EACH_CALL = """
+import os, sys
+sys.path.insert(0, {src!r})
+import model, stage_locks, state_store
+left = [0]
+
+def deadly(module, name):
+    real = getattr(module, name)
+    def call(*args, **options):
+        left[0] -= 1
+        if left[0] == 0:
+            os._exit(9)
+        result = real(*args, **options)
+        left[0] -= 1
+        if left[0] == 0:
+            os._exit(9)
+        return result
+    setattr(module, name, call)
+
+def work(point):
+{body}
+
+def check(point):
+{check}
+
+point, died = 0, True
+while died:
+    point += 1
+    pid = os.fork()
+    if pid == 0:
+        try:
+            left[0] = point
+            for name in {calls!r}.split():
+                deadly(os, name)
+            work(point)
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            os._exit(3)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) if hasattr(os, "waitstatus_to_exitcode") else os.waitpid(pid, 0)[1] >> 8
+    assert code in (0, 9), code
+    died = code == 9
+    check(point)
+print(point)
+"""
+
+
+def indented(text: str) -> str:
+    return "\n".join("    " + line for line in text.strip("\n").split("\n"))
+
+
+def kill_at_each_call(folder, body, check, calls="open write fsync replace unlink") -> int:
+    """Return the number of kills that the driver went through."""
+    text = KILLED_AT_EACH_CALL.format(src=str(ROOT / "src"), body=indented(body), check=indented(check), calls=calls)
+    done = subprocess.run([sys.executable, "-c", text], cwd=str(folder), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, timeout=300)
+    assert done.returncode == 0, done.stderr.decode()
+    return int(done.stdout) - 1
+
+
+@posix_only
+def test_a_kill_at_any_call_leaves_the_old_or_the_new_whole(tmp_path):
+    (tmp_path / "a").write_bytes(b"0" * 4000)
+    kills = kill_at_each_call(
+        tmp_path,
+        "state_store.write_atomic('a', b'%d' % (point % 10) * 4000)",
+        "data = open('a', 'rb').read()\n"
+        "assert len(data) == 4000 and len(set(data)) == 1 and data[:1] in (b'0', b'%d' % (point % 10)), data\n"
+        "state_store.write_atomic('a', b'0' * 4000)\n"
+        "assert sorted(os.listdir('.')) == ['a'], os.listdir('.')")
+    assert kills >= 10      # open, write, fsync, replace, open and fsync of the folder: before and after each
+
+
+# --- Windows: other programs hold files for moments ------------------------------------------------------------------
+
+def sharing_violation(code):
+    error = PermissionError(errno.EACCES, "in use")
+    error.winerror = code
+    return error
+
+
+class Busy:
+    """An action that fails *times* times with *error*, then returns "done"."""
+
+    def __init__(self, times, error):
+        self.times, self.error, self.calls = times, error, 0
+
+    def __call__(self):
+        self.calls += 1
+        if self.calls <= self.times:
+            raise self.error
+        return "done"
+
+
+@pytest.mark.parametrize("code", [5, 32, 33])
+def test_a_sharing_violation_is_waited_out_on_windows(code):
+    waits, act = [], Busy(4, sharing_violation(code))
+    assert state_store.patiently(act, waits.append, windows=True) == "done"
+    assert waits == [0.01, 0.02, 0.04, 0.08]
+
+
+def test_patience_ends_after_some_two_seconds():
+    waits, act = [], Busy(10 ** 9, sharing_violation(32))
+    with pytest.raises(PermissionError):
+        state_store.patiently(act, waits.append, windows=True)
+    assert 2.0 <= sum(waits) <= 2.3 and act.calls == len(waits) + 1
+
+
+@pytest.mark.parametrize("error, windows", [(sharing_violation(32), False), (sharing_violation(1314), True),
+                                            (FileNotFoundError(errno.ENOENT, "gone"), True), (PermissionError(errno.EACCES, "no"), True)])
+def test_other_errors_and_other_systems_are_not_waited_for(error, windows):
+    waits, act = [], Busy(1, error)
+    with pytest.raises(type(error)):
+        state_store.patiently(act, waits.append, windows=windows)
+    assert waits == [] and act.calls == 1
+
+
+# --- groups of durable names -----------------------------------------------------------------------------------------
+
+def test_a_commit_is_due_by_number_or_by_age():
+    now = [100.0]
+    commit = Commit(lambda: now[0])
+    for number in range(state_store.FLUSH_FILES - 1):
+        commit.files["f%d" % number] = None
+    assert not commit.is_due()
+    commit.folders["d"] = None
+    assert commit.is_due()
+    young = Commit(lambda: now[0])
+    assert not young.is_due()
+    now[0] += state_store.FLUSH_S
+    assert young.is_due()
+    young.flush()
+    assert not young.is_due()
+
+
+@posix_only
+def test_a_failed_flush_still_holds_what_it_could_not_sync(tmp_path, monkeypatch):
+    (tmp_path / "f").write_bytes(b"x")
+    commit = Commit()
+    commit.files[str(tmp_path / "f")] = None
+    commit.folders[str(tmp_path)] = None
+    with monkeypatch.context() as patch:
+        failing(patch, "fsync", errno.EIO)
+        with pytest.raises(OSError) as caught:
+            commit.flush()
+    assert caught.value.filename == str(tmp_path / "f")
+    assert list(commit.files) == [str(tmp_path / "f")] and list(commit.folders) == [str(tmp_path)]
+    commit.flush()
+    assert not commit.files and not commit.folders
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names of descriptors")
+def test_files_are_synced_before_folders_and_vanished_files_are_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "f").write_bytes(b"x")
+    commit = Commit()
+    commit.folders[str(tmp_path)] = None
+    commit.files[str(tmp_path / "gone")] = None
+    commit.files[str(tmp_path / "f")] = None
+    seen = noting(monkeypatch, "fsync")
+    commit.flush()
+    assert [what for _, what in seen] == [str(tmp_path / "f"), str(tmp_path)]
+
+
+@posix_only
+def test_very_many_files_are_synced_by_one_call(tmp_path, monkeypatch):
+    commit = Commit()
+    for number in range(state_store.FLUSH_FILES + 1):
+        path = tmp_path / ("f%d" % number)
+        path.write_bytes(b"")
+        commit.files[str(path)] = None
+    syncs = []
+    monkeypatch.setattr(os, "sync", lambda: syncs.append(1))
+    seen = noting(monkeypatch, "fsync")
+    commit.flush()
+    assert syncs == [1] and seen == [] and not commit.files
+
+
+@posix_only
+def test_a_file_system_that_cannot_sync_folders_is_accepted_other_faults_are_not(tmp_path, monkeypatch):
+    failing(monkeypatch, "fsync", errno.EINVAL)
+    state_store.sync_folder(str(tmp_path))
+    failing(monkeypatch, "fsync", errno.EIO)
+    with pytest.raises(OSError) as caught:
+        state_store.sync_folder(str(tmp_path))
+    assert caught.value.filename == str(tmp_path)
+
+
+def test_make_folder_notes_each_parent_that_got_a_name(tmp_path):
+    commit = Commit()
+    state_store.make_folder(str(tmp_path / "a" / "b"), commit)
+    assert (tmp_path / "a" / "b").is_dir()
+    assert set(commit.folders) == {str(tmp_path), str(tmp_path / "a")}
+    again = Commit()
+    state_store.make_folder(str(tmp_path / "a" / "b"), again)
+    assert not again.folders
+
+
+def test_make_folder_says_what_is_in_the_way(tmp_path):
+    (tmp_path / "a").write_bytes(b"")
+    with pytest.raises(NotADirectoryError) as caught:
+        state_store.make_folder(str(tmp_path / "a"), Commit())
+    assert caught.value.filename == str(tmp_path / "a")
+
+
+def test_remove_durably_tells_whether_there_was_something(tmp_path):
+    commit = Commit()
+    assert not state_store.remove_durably(str(tmp_path / "a"), commit) and not commit.folders
+    (tmp_path / "a").write_bytes(b"")
+    assert state_store.remove_durably(str(tmp_path / "a"), commit)
+    assert list(commit.folders) == [str(tmp_path)] and names(tmp_path) == []
+
+
+# --- texts -----------------------------------------------------------------------------------------------------------
+
+def test_canonical_json_is_one_byte_form():
+    assert state_store.canonical_json({"b": [1, None, True], "a": "ä\n"}) == '{"a":"ä\\n","b":[1,null,true]}'.encode()
+    with pytest.raises(ValueError):
+        state_store.canonical_json(float("nan"))
+
+
+def test_records_are_readable_utf_8_with_a_last_newline():
+    assert state_store.record_json({"a": "ä"}) == '{\n "a": "ä"\n}\n'.encode()
+
+
+def test_utc_text():
+    assert state_store.utc_text(0) == "1970-01-01T00:00:00.000Z"
+    assert state_store.utc_text(951782400.25) == "2000-02-29T00:00:00.250Z"
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/sys/kernel/random/boot_id"), reason="no boot id here")
+def test_the_boot_id_is_the_kernels():
+    assert state_store.boot_id() == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def test_without_the_kernels_boot_id_the_time_of_the_start_stands_for_it(monkeypatch):
+    def no_proc(*args, **options):
+        raise FileNotFoundError(errno.ENOENT, "no /proc")
+    now = [1_000_000.0, 4_000.0]
+    monkeypatch.setattr(state_store, "open", no_proc, raising=False)
+    monkeypatch.setattr(state_store.time, "time", lambda: now[0])
+    monkeypatch.setattr(state_store.time, "monotonic", lambda: now[1])
+    monkeypatch.setattr(sys, "platform", "darwin")
+    first = state_store.boot_id()
+    now[:] = [1_005_000.0, 9_000.0]
+    assert state_store.boot_id() == first == "start-%d" % (996_000 // 60)
+    now[1] = 10.0       # started again since
+    assert state_store.boot_id() != first
+
+
+@posix_only
+def test_macos_asks_the_drive_and_falls_back_to_fsync(tmp_path, monkeypatch):
+    import fcntl
+    asked = []
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", lambda descriptor, command: asked.append(command))
+    seen = []
+    monkeypatch.setattr(os, "fsync", seen.append)
+    state_store.sync_file(7)
+    assert (asked, seen) == ([51], [])
+
+    def refuse(descriptor, command):
+        raise OSError(errno.ENOTTY, "not here")
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    state_store.sync_file(7)
+    assert seen == [7]
+
+
+# --- records under state/ --------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def store(tmp_path) -> StateStore:
+    made = StateStore(str(tmp_path), now=lambda: 0.0)
+    made.prepare()
+    return made
+
+
+def test_a_record_comes_back_with_its_schema(store):
+    store.write("x.json", {"a": 1})
+    assert store.read("x.json") == {"schema": 1, "a": 1}
+    assert store.read("y.json") is None
+
+
+DAMAGED = [b"", b"{", b"\xff\xfe", b"[]", b"null", b'"x"', b"{}", b'{"schema": "1"}', b'{"schema": true}', b'{"schema": null}',
+           b'{"schema": 1', b"[" * 100_000, b'{"schema": 1}\0']
+
+
+@pytest.mark.parametrize("data", DAMAGED, ids=[repr(data[:16]) for data in DAMAGED])
+def test_a_damaged_record_is_refused_and_set_aside_unchanged(store, data):
+    path = Path(store.path("x.json"))
+    path.write_bytes(data)
+    with pytest.raises(StateError) as caught:
+        store.read("x.json")
+    assert "state/x.json" in str(caught.value) and "state/x.json.corrupt-19700101T000000Z" in str(caught.value)
+    assert not path.exists() and Path(store.path("x.json.corrupt-19700101T000000Z")).read_bytes() == data
+    assert store.read("x.json") is None
+
+
+def test_what_was_set_aside_before_is_never_overwritten(store):
+    for number in range(3):
+        Path(store.path("x.json")).write_bytes(b"%d" % number)
+        with pytest.raises(StateError):
+            store.read("x.json")
+    aside = "x.json.corrupt-19700101T000000Z"
+    assert {name: Path(store.path(name)).read_bytes() for name in names(store.folder)} == {aside: b"0", aside + "-2": b"1", aside + "-3": b"2"}
+
+
+def test_the_record_of_a_newer_runner_is_refused_and_left_where_it_is(store):
+    Path(store.path("x.json")).write_bytes(b'{"schema": 2}')
+    with pytest.raises(StateError, match="newer runner"):
+        store.read("x.json")
+    assert names(store.folder) == ["x.json"]
+
+
+def test_a_plan_moves_nothing(tmp_path):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "x.json").write_bytes(b"{")
+    reader = StateStore(str(tmp_path), writable=False)
+    with pytest.raises(StateError, match="a run would set it aside"):
+        reader.read("x.json")
+    assert reader.secret() == b"" and names(tmp_path / "state") == ["x.json"]
+
+
+GOOD = {"stage": "s", "lastStatus": "ok", "idempotencyKey": "k", "keyParts": {}, "outputs": [{"path": "a/b", "bytes": 1, "sha256": "00"}]}
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"stage": "t"}, "it names the stage"), ({"stage": None}, "it names the stage"),
+    ({"lastStatus": "fine"}, "lastStatus"), ({"lastStatus": None}, "lastStatus"), ({"lastStatus": ["ok"]}, "lastStatus"),
+    ({"idempotencyKey": 1}, "key"), ({"keyParts": []}, "key"), ({"outputs": None}, "outputs"), ({"outputs": {}}, "outputs"),
+    ({"outputs": ["a"]}, "outputs"), ({"outputs": [{"path": "a"}]}, "outputs"),
+    ({"outputs": [{"path": "../x", "bytes": 1, "sha256": "0"}]}, "outputs"),
+    ({"outputs": [{"path": "a/../../x", "bytes": 1, "sha256": "0"}]}, "outputs"),
+    ({"outputs": [{"path": "/etc/passwd", "bytes": 1, "sha256": "0"}]}, "outputs"),
+    ({"outputs": [{"path": "a", "bytes": True, "sha256": "0"}]}, "outputs"),
+    ({"outputs": [{"path": "a", "bytes": "1", "sha256": "0"}]}, "outputs"),
+    ({"outputs": [{"path": "a", "bytes": 1, "sha256": None}]}, "outputs")])
+def test_a_stage_record_that_cannot_be_worked_with_is_set_aside(store, change, said):
+    store.write("stage_s.json", dict(GOOD, **change))
+    with pytest.raises(StateError, match=said):
+        store.stage("s")
+    assert names(store.folder) == ["stage_s.json.corrupt-19700101T000000Z"]
+
+
+def test_a_good_stage_record_is_returned(store):
+    store.write("stage_s.json", GOOD)
+    assert store.stage("s") == dict(GOOD, schema=1) and store.stage("t") is None
+
+
+def test_the_secret_is_made_once(store):
+    secret = store.secret()
+    assert len(secret) == 32 and store.secret() == secret and StateStore(store.root, writable=False).secret() == secret
+
+
+@posix_only
+def test_the_secret_is_readable_by_its_owner_alone_at_every_moment(store, monkeypatch):
+    modes = []
+    real = os.replace
+
+    def replace(source, target):
+        modes.append(stat.S_IMODE(os.stat(source).st_mode))
+        real(source, target)
+    monkeypatch.setattr(os, "replace", replace)
+    old = os.umask(0)
+    try:
+        store.secret()
+    finally:
+        os.umask(old)
+    assert modes == [0o600] and stat.S_IMODE(os.stat(store.path("env.key")).st_mode) == 0o600
+
+
+def test_damaged_state_stops_the_run_before_any_work_and_the_next_run_works(project):
+    project.write("in.txt", "x\n")
+    project.spec({"processor": project.processor("p", "open(out + '/o', 'a').write('x')"), "inputs": ["in.txt"]},
+                 {"processor": "bin/p.py", "inputs": ["in.txt"]})
+    project.write("state/stage_s2.json", "{")
+    done = project.run("--run-id", "r")
+    assert done.code == 5 and "state/stage_s2.json" in done.err and "set aside" in done.err, done
+    assert "[START]" not in done.out and not project.exists("data/s1/o")
+    project.ok("--run-id", "r2")
+    assert project.read("data/s1/o") == "x" and project.read("data/s2/o") == "x"
+
+
+MARKERS = [(None, None), (b"", ""), (b"{", ""), (b"[]", ""), (b"{}", ""), (b'{"key": 1}', ""), (b'{"key": "abc"}', "abc"), (b"\xff", "")]
+
+
+@pytest.mark.parametrize("data, key", MARKERS)
+def test_read_marker(tmp_path, data, key):
+    path = tmp_path / ".s.done"
+    if data is not None:
+        path.write_bytes(data)
+    assert state_store.read_marker(str(path)) == key
+
+
+def test_a_folder_in_a_markers_place_is_not_a_marker(tmp_path):
+    (tmp_path / ".s.done").mkdir()
+    assert state_store.read_marker(str(tmp_path / ".s.done")) == ""
+
+
+# --- the chain of runs -----------------------------------------------------------------------------------------------
+
+def chain_of(store) -> RunChain:
+    return RunChain(store, lambda name: stage_locks.FileLock(store.root, name, model.Clock()))
+
+
+def independent_hash(record) -> str:
+    body = {key: value for key, value in record.items() if key != "runHash"}
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(b"run\0" + text.encode("utf-8")).hexdigest()
+
+
+def begin(store, chain, run_id):
+    """What a run does at its start: number itself, be in "open", leave its record as running."""
+    invocation = state_store.next_invocation(store, chain, run_id)
+    chain.open_run(run_id, invocation)
+    record = {"runId": run_id, "invocation": invocation, "state": "running", "endedAt": None}
+    store.write("run_%s.json" % run_id, record)
+    return record
+
+
+def run_once(store, run_id):
+    chain = chain_of(store)
+    record = begin(store, chain, run_id)
+    chain.seal(dict(record, state="completed", endedAt="now"))
+    store.commit.flush()
+    return store.read("run_%s.json" % run_id)
+
+
+def sealed_records(store):
+    records = []
+    for name in names(store.folder):
+        if name.startswith("run_") and name.endswith(".json"):
+            record = store.read(name)
+            if "runHash" in record:
+                records.append(record)
+    return records
+
+
+def assert_chain_is_whole(store):
+    """Every sealed record has the hash it says, and all of them hang on one line that begins at the head."""
+    records = sealed_records(store)
+    by_hash = {record["runHash"]: record for record in records}
+    assert all(independent_hash(record) == record["runHash"] for record in records)
+    current, walked = store.read("head.json")["runHash"], []
+    while current is not None:
+        assert current in by_hash, (current, walked, sorted(by_hash))
+        walked.append(current)
+        current = by_hash[current]["prevRunHash"]
+    assert sorted(walked) == sorted(by_hash)
+
+
+def test_each_run_names_the_one_before_it(store):
+    first, second, third = (run_once(store, name) for name in "abc")
+    assert (first["prevRunHash"], second["prevRunHash"], third["prevRunHash"]) == (None, first["runHash"], second["runHash"])
+    head = store.read("head.json")
+    assert (head["runId"], head["invocation"], head["runHash"], head["prevRunHash"]) == ("c", 1, third["runHash"], second["runHash"])
+    assert_chain_is_whole(store)
+
+
+def test_any_edit_changes_the_hash(store):
+    record = run_once(store, "a")
+    for key, value in (("state", "failed"), ("runId", "b"), ("invocation", 2), ("prevRunHash", "00"), ("extra", 1)):
+        assert state_store.run_hash(dict(record, **{key: value})) != record["runHash"]
+
+
+def test_a_run_that_died_is_sealed_as_interrupted_by_the_next(store):
+    first = run_once(store, "a")
+    begin(store, chain_of(store), "dead")
+    Path(store.path(".run_dead.json.tmp")).write_bytes(b"half")     # killed while it wrote
+    last = run_once(store, "c")
+    dead = store.read("run_dead.json")
+    assert (dead["state"], dead["prevRunHash"], last["prevRunHash"]) == ("interrupted", first["runHash"], dead["runHash"])
+    assert not os.path.exists(store.path(".run_dead.json.tmp"))
+    assert "dead" not in store.read("head.json")["open"]
+    assert_chain_is_whole(store)
+
+
+def test_a_run_that_lives_is_left_alone(store):
+    lock = stage_locks.FileLock(store.root, "alive.run", model.Clock())
+    assert lock.try_acquire()
+    begin(store, chain_of(store), "alive")
+    run_once(store, "b")
+    assert store.read("run_alive.json")["state"] == "running" and store.read("head.json")["open"]["alive"] == 1
+    lock.release()
+    run_once(store, "c")
+    assert store.read("run_alive.json")["state"] == "interrupted"
+    assert_chain_is_whole(store)
+
+
+def test_a_kill_between_head_and_record_does_not_break_the_chain(store, monkeypatch):
+    first = run_once(store, "a")
+    chain = chain_of(store)
+    record = begin(store, chain, "b")
+    real = state_store.StateStore.write
+
+    class Killed(BaseException):
+        pass
+
+    def write(self, name, value, *more):
+        if name == "run_b.json":
+            raise Killed
+        real(self, name, value, *more)
+    with monkeypatch.context() as patch:
+        patch.setattr(state_store.StateStore, "write", write)
+        with pytest.raises(Killed):
+            chain.seal(dict(record, state="completed"))
+    assert store.read("head.json")["runId"] == "b" and "runHash" not in store.read("run_b.json")
+    last = run_once(store, "c")
+    second = store.read("run_b.json")
+    assert (second["prevRunHash"], last["prevRunHash"]) == (first["runHash"], second["runHash"])
+    assert_chain_is_whole(store)
+
+
+RUNS = """
+import test_files
+store = state_store.StateStore(os.getcwd())
+store.prepare()
+for run_id in ('a%d' % point, 'b%d' % point, 'a%d' % point):
+    test_files.run_once(store, run_id)
+"""
+CHECK_RUNS = """
+import test_files
+store = state_store.StateStore(os.getcwd())
+test_files.run_once(store, 'a%d' % point)
+test_files.run_once(store, 'last%d' % point)
+test_files.assert_chain_is_whole(store)
+assert store.read('head.json')['open'] in ({}, {'last%d' % point: 1}), store.read('head.json')
+for name in os.listdir('state'):
+    if name.startswith('run_'):
+        assert store.read(name)['state'] in ('completed', 'interrupted'), (name, store.read(name))
+import shutil
+shutil.rmtree('state')
+"""
+
+
+@posix_only
+def test_a_kill_at_any_write_leaves_a_chain_that_goes_on(tmp_path):
+    """Two runs and a second call of the first, killed before and after each rename; then two more."""
+    head = "sys.path.insert(0, %r)\n" % str(ROOT / "tests")
+    kills = kill_at_each_call(tmp_path, head + RUNS, head + CHECK_RUNS, "replace unlink")
+    assert kills >= 2 * 3 * 4
+
+
+@pytest.mark.parametrize("head", [
+    {"open": []}, {"open": {"a": "1"}}, {"runHash": "x"}, {"runHash": 1, "runId": "a", "invocation": 1, "prevRunHash": None},
+    {"runHash": "x", "runId": "a", "invocation": "1", "prevRunHash": None}, {"runHash": "x", "runId": None, "invocation": 1, "prevRunHash": None},
+    {"runHash": "x", "runId": "a", "invocation": 1}, {"runHash": "x", "runId": "../a", "invocation": 1, "prevRunHash": None},
+    {"open": {"../a": 1}}, {"runHash": "x", "runId": "a", "invocation": 1, "prevRunHash": 5}], ids=str)
+def test_a_damaged_head_is_a_clear_error_and_set_aside(store, head):
+    store.write("head.json", head)
+    with pytest.raises(StateError, match="state/head.json is damaged"):
+        run_once(store, "r")
+    assert "head.json.corrupt-19700101T000000Z" in names(store.folder)
+    run_once(store, "r2")
+    assert_chain_is_whole(store)
+
+
+@pytest.mark.parametrize("record", [{"state": "running"}, {"state": "running", "runId": "other", "invocation": 1},
+                                    {"state": "running", "runId": "dead", "invocation": "1"}], ids=str)
+def test_a_damaged_record_of_a_dead_run_is_a_clear_error_and_set_aside(store, record):
+    begin(store, chain_of(store), "dead")
+    store.write("run_dead.json", record)
+    with pytest.raises(StateError, match="state/run_dead.json"):
+        run_once(store, "r")
+    run_once(store, "r2")
+    assert any(name.startswith("run_dead.json.corrupt-") for name in names(store.folder))
+    assert_chain_is_whole(store)
+
+
+def test_the_lock_of_the_head_is_released_whatever_happens(store):
+    store.write("head.json", {"open": []})
+    with pytest.raises(StateError):
+        chain_of(store).open_run("a", 1)
+    chain_of(store).open_run("a", 1)
+
+
+# --- calls under one run id ------------------------------------------------------------------------------------------
+
+def test_the_same_run_id_is_a_numbered_call_and_the_earlier_record_is_kept(store):
+    records = [run_once(store, "a") for _ in range(3)]
+    assert [record["invocation"] for record in records] == [1, 2, 3]
+    assert store.read("run_a.1.json") == records[0] and store.read("run_a.2.json") == records[1]
+    assert [record["prevRunHash"] for record in records] == [None, records[0]["runHash"], records[1]["runHash"]]
+    assert_chain_is_whole(store)
+
+
+def test_a_dead_call_is_sealed_before_it_is_kept(store):
+    begin(store, chain_of(store), "a")
+    second = run_once(store, "a")
+    kept = store.read("run_a.1.json")
+    assert kept["state"] == "interrupted" and second["prevRunHash"] == kept["runHash"]
+    assert_chain_is_whole(store)
+
+
+def test_after_a_kill_between_keeping_and_writing_the_number_goes_on(store):
+    run_once(store, "a")
+    assert state_store.next_invocation(store, chain_of(store), "a") == 2
+    assert not os.path.exists(store.path("run_a.json"))
+    assert state_store.next_invocation(store, chain_of(store), "a") == 2
+
+
+def test_a_run_id_that_would_overwrite_another_runs_record_is_refused(store):
+    run_once(store, "a")
+    run_once(store, "a")                # keeps run_a.1.json, which is where a run of the id a.1 would be
+    with pytest.raises(RunIdTaken, match="choose another run id"):
+        state_store.next_invocation(store, chain_of(store), "a.1")
+    run_once(store, "b")
+    run_once(store, "b.1")
+    before = store.read("run_b.1.json")
+    with pytest.raises(RunIdTaken, match="choose another run id"):
+        state_store.next_invocation(store, chain_of(store), "b")
+    assert store.read("run_b.1.json") == before
+
+
+def test_find_run_tells_the_calls_apart(store):
+    first, second = run_once(store, "a"), run_once(store, "a")
+    assert state_store.find_run(store, "a", 1) == first and state_store.find_run(store, "a", 2) == second
+    assert state_store.find_run(store, "a", 3) is None and state_store.find_run(store, "b", 1) is None
+
+
+def test_two_runs_through_the_program_are_one_chain(project):
+    project.write("in.txt", "x\n")
+    project.spec({"processor": project.processor("p", "open(out + '/o', 'w').write('x')"), "inputs": ["in.txt"]})
+    for run_id in ("a", "b", "a"):
+        project.ok("--run-id", run_id)
+    store = StateStore(str(project.root))
+    assert_chain_is_whole(store)
+    assert store.read("run_a.json")["prevRunHash"] == store.read("run_b.json")["runHash"]
+    assert store.read("run_b.json")["prevRunHash"] == store.read("run_a.1.json")["runHash"]

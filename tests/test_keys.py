@@ -1,0 +1,661 @@
+"""What a stage's key is made of, which files a glob names, and when a stored digest is believed."""
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import RUNNER, Project
+
+import file_digests
+import pipeline_runner
+from file_digests import Digests
+from reasons import key_changes
+
+POSIX = sys.platform != "win32"
+STAGE = {"name": "one", "processor": "bin/work.py", "args": ["-v"], "inputs": ["data/input/*.csv", "data/extra.txt"], "outputDir": "data/out",
+         "params": {"limit": 10, "nested": {"a": [1], "b": None}}, "env": {"MODE": "fast"}, "passEnv": ["DEMO_*"], "watch": ["conf/*.ini"]}
+DEMO = {"DEMO_LEVEL": "7", "DEMO_PIN": "geheim-4711"}
+WORK = """import json
+import alpha
+from pack import inner
+from pack.sub import deep
+assert (alpha.WORD, inner.WORD, deep.WORD) == ("beta", "inner", "deep")
+open(os.path.join(out, "result.txt"), "w").write("result")
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A project whose one stage has everything that enters a key, run once."""
+    made = Project(tmp_path_factory.mktemp("keys") / "schlüssel bund")
+    made.processor("work", WORK)
+    for name, text in {"bin/alpha.py": "from beta import WORD\n", "bin/beta.py": "WORD = 'beta'\n", "bin/other.py": "", "bin/pack/__init__.py": "",
+                       "bin/pack/inner.py": "WORD = 'inner'\n", "bin/pack/sub/__init__.py": "", "bin/pack/sub/deep.py": "from . import near\nWORD = near.WORD\n",
+                       "bin/pack/sub/near.py": "WORD = 'deep'\n", "data/input/a.csv": "1\n", "data/input/b.csv": "2\n", "data/extra.txt": "x\n",
+                       "conf/x.ini": "[x]\n"}.items():
+        made.write(name, text)
+    made.spec(STAGE)
+    made.ok("--run-id", "first", env=DEMO)
+    return made
+
+
+@pytest.fixture
+def done(finished, tmp_path):
+    """A copy of the finished project of one's own; times are kept, the root's path is not part of any key."""
+    shutil.copytree(str(finished.root), str(tmp_path / "kopie"))
+    copy = Project.__new__(Project)
+    copy.root = tmp_path / "kopie"
+    return copy
+
+
+def planned(project, *arguments, env=None):
+    """Return the reason that `plan` gives, without the brackets, after RUN or SKIP."""
+    out = project.ok("plan", *arguments, env=dict(DEMO, **(env or {}))).out
+    assert out.count("\n") == 1, out
+    action, _, rest = out.strip().partition(" ")
+    return action + " " + rest[rest.index("(") + 1:-1]
+
+
+def change_spec(**changes):
+    def change(project):
+        project.spec(dict(STAGE, **changes))
+    return change
+
+
+def top_spec(**top):
+    def change(project):
+        project.spec(STAGE, **top)
+    return change
+
+
+def write(name, text):
+    return lambda project: project.write(name, text)
+
+
+def touch(name):
+    return lambda project: os.utime(str(project.path(name)), ns=(10 ** 18, 10 ** 18))
+
+
+def remove(name):
+    return lambda project: os.unlink(str(project.path(name)))
+
+
+def rewrite(name):
+    def change(project):
+        data = project.path(name).read_bytes()
+        os.unlink(str(project.path(name)))
+        project.write(name, data)
+    return change
+
+
+def drop(*names):
+    def change(project):
+        project.spec({key: value for key, value in STAGE.items() if key not in names})
+    return change
+
+
+CHANGES = [
+    (write("data/input/a.csv", "9\n"), "RUN input data/input/a.csv changed"),
+    (write("data/input/c.csv", "3\n"), "RUN input data/input/c.csv added"),
+    (remove("data/input/b.csv"), "RUN input data/input/b.csv removed"),
+    (write("data/extra.txt", ""), "RUN input data/extra.txt changed"),
+    (change_spec(inputs=["data/extra.txt", "data/input/*.csv"]), "RUN inputs in another order"),
+    (write("bin/work.py", "pass\n"), "RUN processor bin/work.py changed; module bin/alpha.py removed; module bin/beta.py removed; "
+                                     "module bin/pack/__init__.py removed; module bin/pack/inner.py removed; and 3 more changes"),
+    (touch("bin/work.py"), "RUN processor bin/work.py has another modification time"),
+    (write("bin/alpha.py", "from beta import WORD \n"), "RUN module bin/alpha.py changed"),
+    (write("bin/beta.py", "WORD = 'gamma'\n"), "RUN module bin/beta.py changed"),
+    (write("bin/pack/__init__.py", "#\n"), "RUN module bin/pack/__init__.py changed"),
+    (write("bin/pack/inner.py", "WORD = 'x'\n"), "RUN module bin/pack/inner.py changed"),
+    (write("bin/pack/sub/__init__.py", "#\n"), "RUN module bin/pack/sub/__init__.py changed"),
+    (write("bin/pack/sub/deep.py", "from . import near\nWORD = 'y'\n"), "RUN module bin/pack/sub/deep.py changed"),
+    (write("bin/pack/sub/near.py", "WORD = 'z'\n"), "RUN module bin/pack/sub/near.py changed"),
+    (write("bin/json.py", "from alpha import WORD\n"), "RUN module bin/json.py added"),
+    (write("bin/alpha/__init__.py", "from beta import WORD\n"), "RUN module bin/alpha/__init__.py added"),
+    (write("conf/x.ini", "[y]\n"), "RUN watched conf/x.ini changed"),
+    (write("conf/y.ini", ""), "RUN watched conf/y.ini added"),
+    (change_spec(args=["-v", "ä"]), 'RUN args ["-v"] -> ["-v", "ä"]'),
+    (change_spec(params={"limit": 20, "nested": {"a": [1], "b": None}}), "RUN params.limit 10 -> 20"),
+    (change_spec(params={"limit": 10.0, "nested": {"a": [1], "b": None}}), "RUN params.limit 10 -> 10.0"),
+    (change_spec(params={"limit": True, "nested": {"a": [1], "b": None}}), "RUN params.limit 10 -> true"),
+    (change_spec(params={"limit": 10, "nested": {"a": [2], "b": None}}), 'RUN params.nested {"a": [1], "b": null} -> {"a": [2], "b": null}'),
+    (change_spec(params={"limit": 10, "nested": {"a": [1]}}), 'RUN params.nested {"a": [1], "b": null} -> {"a": [1]}'),
+    (change_spec(params={"limit": 10}), "RUN params.nested removed"),
+    (change_spec(params=dict(STAGE["params"], more=None)), "RUN params.more added"),
+    (change_spec(env={"MODE": "slow"}), 'RUN env.MODE "fast" -> "slow"'),
+    (change_spec(env={"MODE": "fast", "A": ""}), "RUN env.A added"),
+    (change_spec(env={}), "RUN env.MODE removed"),
+    (change_spec(passEnv=["DEMO_PIN"]), "RUN passEnv.DEMO_LEVEL removed"),
+    (change_spec(outputs=["result.txt"]), 'RUN outputs null -> ["result.txt"]'),
+    (change_spec(outputDir="data/other"), 'RUN outputDir "data/out" -> "data/other"'),
+    (top_spec(name="renamed"), 'RUN pipeline "test" -> "renamed"'),
+    (change_spec(name="two"), "RUN no record of an earlier run"),
+    (change_spec(processor="bin/other.py"), "RUN processor bin/work.py -> bin/other.py"),
+]
+NO_CHANGES = [
+    lambda project: None,
+    touch("data/input/a.csv"), rewrite("data/input/a.csv"), touch("bin/beta.py"), rewrite("bin/alpha.py"), touch("conf/x.ini"),
+    write("bin/other.py", "x = 1\n"), write("bin/pack/unused.py", ""), write("data/input/.hidden.csv", "1\n"), write("data/input/c.csv.part", "1\n"),
+    write("data/input/c.txt", ""), top_spec(version="2", description="other"), top_spec(**{"x-note": 1}),
+    change_spec(retry={"attempts": 9}), change_spec(timeoutSec=9, graceSec=1), change_spec(lock={"waitSeconds": 0}), change_spec(resources={"nice": 1}),
+    change_spec(checkpoint={"enabled": True, "lineInterval": 5}), change_spec(simulateFailAttempts=1), change_spec(**{"x-mine": 1}), change_spec(allowNoInputs=True),
+    change_spec(params={"nested": {"b": None, "a": [1]}, "limit": 10}),
+]
+
+
+@pytest.mark.parametrize("change, expected", CHANGES, ids=[expected for _, expected in CHANGES])
+def test_what_changes_the_key(done, change, expected):
+    change(done)
+    found = planned(done)
+    assert found == expected or (found.startswith(expected + "; ") and "processor" in expected), found
+
+
+@pytest.mark.parametrize("change", NO_CHANGES, ids=range(len(NO_CHANGES)))
+def test_what_does_not_change_the_key(done, change):
+    change(done)
+    assert planned(done).startswith("SKIP up to date: key "), planned(done)
+
+
+def test_the_processors_time_does_not_count_with_content(project):
+    project.write("data/in.txt", "x")
+    project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"], "idempotency": {"processor": "content"}})
+    project.ok()
+    touch("bin/stage_copy.py")(project)
+    assert planned(project).startswith("SKIP ")
+    project.write("bin/stage_copy.py", project.read("bin/stage_copy.py") + "\n")
+    assert planned(project) == "RUN processor bin/stage_copy.py changed"
+
+
+def test_set_overrides_a_param_for_one_run(done):
+    assert planned(done, "--set", "limit=20") == "RUN params.limit 10 -> 20"
+    assert planned(done, "--set", "limit=ten") == 'RUN params.limit 10 -> "ten"'
+    assert planned(done, "--set=limit=[1]") == "RUN params.limit 10 -> [1]"
+    assert planned(done, "--set", "limit=10").startswith("SKIP ")
+    done.ok("--set", "limit=20", env=DEMO)
+    assert planned(done, "--set", "limit=20").startswith("SKIP ")
+    assert planned(done) == "RUN params.limit 20 -> 10"
+
+
+def test_set_of_an_unknown_param_names_the_nearest(done):
+    refused = done.run("plan", "--set", "limt=20")
+    assert refused.code == 2 and "--set limt: no stage has a param of that name; did you mean limit?" in refused.err, refused
+
+
+@pytest.mark.parametrize("env, expected", [
+    ({"DEMO_LEVEL": "8"}, "RUN passEnv.DEMO_LEVEL changed"),
+    ({"DEMO_NEW": ""}, "RUN passEnv.DEMO_NEW added"),
+    ({"DEMO_PIN": None}, "RUN passEnv.DEMO_PIN removed"),
+    ({"OTHER": "8"}, "SKIP "),
+])
+def test_variables_that_are_let_through_count_by_value(done, env, expected):
+    assert planned(done, env=env).startswith(expected)
+
+
+def test_passenv_given_where_it_was_not(done):
+    drop("passEnv")(done)
+    assert planned(done).startswith("RUN passEnv.DEMO_LEVEL removed; passEnv.DEMO_PIN removed; passEnv dropped")
+
+
+def test_the_values_of_variables_are_nowhere_on_disk(finished):
+    """Neither plain nor as a digest that guessing finds: the stored digests are keyed with a secret that only the owner reads."""
+    import hashlib
+    for path, data in finished.snapshot().items():
+        assert b"geheim-4711" not in data, path
+        assert hashlib.sha256(b"geheim-4711").hexdigest().encode() not in data, path
+    assert len(finished.path("state/env.key").read_bytes()) == 32
+    if POSIX:
+        assert finished.path("state/env.key").stat().st_mode & 0o077 == 0
+
+
+def test_the_key_is_the_digest_of_the_stored_parts(finished):
+    """Recomputed here from section 5 alone: canonical JSON of the parts, which hold path and SHA-256 of each file."""
+    import hashlib
+    record = finished.json("state/stage_one.json")
+    parts = record["keyParts"]
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert hashlib.sha256(b"stage-key\0" + text.encode("utf-8")).hexdigest() == record["idempotencyKey"]
+    assert parts["inputs"] == [[name, hashlib.sha256(finished.path(name).read_bytes()).hexdigest()] for name in ("data/input/a.csv", "data/input/b.csv", "data/extra.txt")]
+    assert [path for path, _ in parts["modules"]] == ["bin/alpha.py", "bin/beta.py", "bin/pack/__init__.py", "bin/pack/inner.py", "bin/pack/sub/__init__.py",
+                                                      "bin/pack/sub/deep.py", "bin/pack/sub/near.py"]
+    assert parts["processor"] == {"path": "bin/work.py", "sha256": hashlib.sha256(finished.path("bin/work.py").read_bytes()).hexdigest(),
+                                  "mtimeNs": finished.path("bin/work.py").stat().st_mtime_ns}
+    assert (parts["pipeline"], parts["stage"], parts["outputDir"], parts["keyVersion"]) == ("test", "one", "data/out", 1)
+
+
+# --- the texts
+
+PARTS = {"keyVersion": 1, "pipeline": "p", "stage": "s", "outputDir": "d", "outputs": None, "args": [], "params": {"limit": 10}, "env": {}, "passEnv": None,
+         "processor": {"path": "bin/x.py", "sha256": "0", "mtimeNs": 1}, "modules": [], "inputs": [["data/input/a.csv", "0"], ["b", "1"]], "watch": []}
+
+
+@pytest.mark.parametrize("changes, expected", [
+    ({}, []),
+    ({"inputs": [["data/input/a.csv", "9"], ["b", "1"]]}, ["input data/input/a.csv changed"]),
+    ({"params": {"limit": 20}}, ["params.limit 10 -> 20"]),
+    ({"inputs": [["b", "1"], ["data/input/a.csv", "0"]]}, ["inputs in another order"]),
+    ({"inputs": [["b", "2"], ["c", "0"]]}, ["input b changed", "input c added", "input data/input/a.csv removed"]),
+    ({"modules": [["m", "1"]], "watch": [["w", "1"]]}, ["module m added", "watched w added"]),
+    ({"keyVersion": 2}, ["the runner's key version 1 -> 2"]),
+    ({"outputs": ["x"]}, ['outputs null -> ["x"]']),
+    ({"passEnv": {}}, ["passEnv given"]),
+    ({"processor": {"path": "bin/y.py", "sha256": "1", "mtimeNs": 2}}, ["processor bin/x.py -> bin/y.py"]),
+    ({"processor": {"path": "bin/x.py", "sha256": "1", "mtimeNs": 2}}, ["processor bin/x.py changed"]),
+    ({"processor": {"path": "bin/x.py", "sha256": "0", "mtimeNs": 2}}, ["processor bin/x.py has another modification time"]),
+    ({"processor": {"path": "bin/x.py", "sha256": "0"}}, ["processor bin/x.py has another modification time"]),
+    ({"params": {"limit": "x" * 100}}, ['params.limit 10 -> "%s...' % ("x" * 56)]),
+])
+def test_key_changes(changes, expected):
+    assert key_changes(PARTS, dict(PARTS, **changes)) == expected
+
+
+def test_key_changes_bear_an_empty_old_record():
+    assert key_changes({}, PARTS)
+
+
+# --- the public function
+
+def test_compute_idempotency_key(tmp_path):
+    first, second, program = (str(tmp_path / name) for name in ("a", "b", "p.py"))
+    for path in (first, second, program):
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(path)
+    compute = pipeline_runner.compute_idempotency_key
+    key = compute([first, second], program, {"a": 1, "b": 2})
+    assert len(key) == 64 and set(key) <= set("0123456789abcdef")
+    assert key == compute([first, second], program, {"b": 2, "a": 1}) == compute((one for one in (first, second)), program, {"a": 1, "b": 2})
+    assert key == compute([tmp_path / "a", tmp_path / "b"], tmp_path / "p.py", {"a": 1, "b": 2})
+    others = [compute([second, first], program, {"a": 1, "b": 2}), compute([first], program, {"a": 1, "b": 2}), compute([first, second], program),
+              compute([first, second], first, {"a": 1, "b": 2}), compute([first, second], program, {"a": "1", "b": 2})]
+    assert compute([first], program) == compute([first], program, {})
+    os.utime(first, ns=(1, 1))
+    assert compute([first, second], program, {"a": 1, "b": 2}) == key       # an input's time does not count
+    os.utime(program, ns=(1, 1))
+    others.append(compute([first, second], program, {"a": 1, "b": 2}))      # a processor's does
+    with open(second, "a", encoding="utf-8") as file:
+        file.write("x")
+    others.append(compute([first, second], program, {"a": 1, "b": 2}))
+    assert len(set(others + [key])) == len(others) + 1
+    with pytest.raises(OSError):
+        compute([str(tmp_path / "none")], program)
+
+
+# --- globs
+
+FILES = ["a.txt", "b.txt", "B.txt", "ä.txt", "a1.csv", "a2.csv", ".hidden", ".dot/x.txt", "c.txt.part", "sub/d.txt", "sub/deeper/e.txt", "sub/deeper/f.csv",
+         "sub/.git/g.txt", "with [brackets].txt", "with blank.txt", "[x].txt", "x.txt", "star*.txt"]
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    root = tmp_path_factory.mktemp("globs")
+    for name in FILES:
+        if POSIX or "*" not in name:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(name, encoding="utf-8")
+    (root / "empty").mkdir()
+    return root
+
+
+@pytest.mark.skipif(not POSIX, reason="names that Windows does not allow, and case")
+@pytest.mark.parametrize("pattern, expected", [
+    ("a.txt", ["a.txt"]),
+    ("A.txt", []),
+    ("none.txt", []),
+    ("sub", []),
+    ("empty/*", []),
+    ("?.txt", ["B.txt", "a.txt", "b.txt", "x.txt", "ä.txt"]),
+    ("a?.csv", ["a1.csv", "a2.csv"]),
+    ("a[2-9].csv", ["a2.csv"]),
+    ("a[!2].csv", ["a1.csv"]),
+    ("[ab].txt", ["a.txt", "b.txt"]),
+    ("[x].txt", ["[x].txt"]),                       # a file of that very name is meant
+    ("with [brackets].txt", ["with [brackets].txt"]),
+    ("with*.txt", ["with [brackets].txt", "with blank.txt"]),
+    ("star*.txt", ["star*.txt"]),
+    ("*.csv", ["a1.csv", "a2.csv"]),
+    ("*", ["B.txt", "[x].txt", "a.txt", "a1.csv", "a2.csv", "b.txt", "star*.txt", "with [brackets].txt", "with blank.txt", "x.txt", "ä.txt"]),
+    (".*", [".hidden"]),
+    (".dot/*", [".dot/x.txt"]),
+    ("*.part", ["c.txt.part"]),
+    ("*/*.txt", ["sub/d.txt"]),
+    ("s*/d*/*", ["sub/deeper/e.txt", "sub/deeper/f.csv"]),
+    ("sub/**", ["sub/d.txt", "sub/deeper/e.txt", "sub/deeper/f.csv"]),
+    ("sub/**/*.txt", ["sub/d.txt", "sub/deeper/e.txt"]),
+    ("**/e.txt", ["sub/deeper/e.txt"]),
+    ("**/*.csv", ["a1.csv", "a2.csv", "sub/deeper/f.csv"]),
+    ("**/deeper/*", ["sub/deeper/e.txt", "sub/deeper/f.csv"]),
+    ("sub/**/deeper/*.csv", ["sub/deeper/f.csv"]),
+    ("**/**/f.csv", ["sub/deeper/f.csv"]),
+    ("sub/[", []),
+    ("**", ["B.txt", "[x].txt", "a.txt", "a1.csv", "a2.csv", "b.txt", "star*.txt", "sub/d.txt", "sub/deeper/e.txt", "sub/deeper/f.csv",
+            "with [brackets].txt", "with blank.txt", "x.txt", "ä.txt"]),
+])
+def test_globs(tree, pattern, expected):
+    assert file_digests.expand(str(tree), pattern) == expected
+
+
+@pytest.mark.skipif(not POSIX, reason="links need a privilege there")
+def test_globs_and_links(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "x.txt").write_text("x")
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "real" / "loop").symlink_to("..")
+    (tmp_path / "file.txt").symlink_to("real/x.txt")
+    (tmp_path / "dead.txt").symlink_to("nowhere")
+    expand = file_digests.expand
+    assert expand(str(tmp_path), "**/*.txt") == ["file.txt", "real/x.txt"]     # ** does not go through links: they may lead in circles
+    assert expand(str(tmp_path), "link/*.txt") == ["link/x.txt"]               # named, it does
+    assert expand(str(tmp_path), "l*/*.txt") == ["link/x.txt"]
+    assert expand(str(tmp_path), "*.txt") == ["file.txt"]                      # a link to nowhere is no file
+
+
+def test_files_keep_the_order_of_the_patterns_each_once(tree):
+    files, problems = file_digests.resolve(str(tree), ["a2.csv", "*.csv", "a.txt", "sub/**/*.csv", "a.txt"])
+    assert (files, problems) == (["a2.csv", "a1.csv", "a.txt", "sub/deeper/f.csv"], [])
+
+
+def test_each_pattern_that_finds_nothing_is_named(tree):
+    files, problems = file_digests.resolve(str(tree), ["none.txt", "*.xml", "a.txt", "sub", "empty/**"])
+    assert files == ["a.txt"]
+    assert problems == ["input none.txt: there is no such file", "input *.xml: no file matches",
+                        "input sub is a folder: write sub/** for the files in it", "input empty/**: no file matches"]
+
+
+@pytest.mark.parametrize("path, pattern, expected", [
+    ("a/b.txt", "a/*.txt", True), ("a/b.txt", "*.txt", False), ("a/b.txt", "**", True), ("a/b.txt", "**/*.txt", True), ("b.txt", "**/b.txt", True),
+    ("[x].txt", "[x].txt", True), ("x.txt", "[x].txt", True), ("a/b/c", "a/**/c", True), ("a/c", "a/**/c", True), ("a/c", "a/*/c", False), ("a", "a/**", False),
+    ("B.txt", "b.txt", False), ("result.txt", "result.txt", True), (".x", "*", False),
+])
+def test_path_matches(path, pattern, expected):
+    assert file_digests.path_matches(path, pattern) is expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has such names")
+def test_a_name_that_is_not_utf8_is_refused_by_one_clear_line(project):
+    project.write("data/in/good.txt", "x")
+    try:
+        with open(os.fsencode(str(project.path("data/in"))) + b"/bad\xff.txt", "wb") as file:
+            file.write(b"x")
+    except OSError as error:
+        if error.errno == errno.EILSEQ:
+            pytest.skip("this file system has no such names either")
+        raise
+    project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/in/*.txt"]})
+    refused = project.run("--run-id", "r")
+    assert refused.code == 1, refused
+    assert "[FAIL] s1: input 'data/in/bad\\udcff.txt': the name is not valid UTF-8; rename it\n" in refused.out, refused
+    assert project.json("state/run_r.json")["stages"][0]["status"] == "failed"
+    assert not project.exists("data/s1")
+    assert "rename it" in project.ok("plan").out
+
+
+def test_names_with_everything_else_reach_the_processor(project):
+    names = ["with blank.txt", "[x].txt", "größe €.txt", "-rf.txt", "x;y.txt", "日本.txt"] + (["quote\".txt", "star*.txt", "new'line.txt"] if POSIX else [])
+    for name in names:
+        project.write("data/in/" + name, name)
+    project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/in/*"]})
+    project.ok()
+    assert sorted(one.name for one in project.path("data/s1").iterdir() if one.name[0] != ".") == sorted(names)
+    assert all(project.read("data/s1/" + name) == name for name in names)
+
+
+# --- the stat cache
+
+COUNTER = """
+import os, runpy, sys
+reads = []
+watched = sys.argv[1]
+sys.addaudithook(lambda event, args: reads.append(args[1]) if event == "open" and isinstance(args[0], str) and args[0].endswith(watched) else None)
+sys.argv = sys.argv[2:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print("reads: %d" % len(reads))
+"""
+
+
+def reads_of(project, name, *arguments):
+    """Run the real program; return how often the runner itself opened the file *name*."""
+    driver = project.write("counter.txt", COUNTER)
+    done = subprocess.run([sys.executable, str(driver), name, str(RUNNER), "--pipeline", str(project.path("pipeline.json")), *arguments],
+                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120)
+    assert done.returncode == 0, done
+    return int(done.stdout.decode("utf-8", "replace").rpartition("reads: ")[2])
+
+
+def settle(path, folder):
+    """Wait until a write of now gets a time stamp that *path* cannot have: some ticks of the file system's clock."""
+    probe = folder / "probe"
+    stat = path.stat()
+    deadline = time.monotonic() + 20
+    while True:
+        probe.write_text("x")
+        if probe.stat().st_mtime_ns > max(stat.st_mtime_ns, stat.st_ctime_ns) + file_digests.FRESH_NS:
+            break
+        assert time.monotonic() < deadline, "the file system's clock stands still"
+        time.sleep(0.005)
+    probe.unlink()
+
+
+def test_content_is_hashed_once(project):
+    project.write("data/big.bin", b"x" * (3 << 20))
+    project.spec({"processor": project.processor("null", "open(out + '/o', 'w').write('o')\n"), "inputs": ["data/big.bin"]})
+    assert reads_of(project, "big.bin") == 1
+    assert reads_of(project, "big.bin") == 0
+    assert reads_of(project, "big.bin", "--rehash") == 1
+    assert reads_of(project, "big.bin") == 0
+    os.utime(str(project.path("data/big.bin")), ns=(1, 1))
+    assert reads_of(project, "big.bin") == 1                # one look for another signature ...
+    assert reads_of(project, "big.bin") == 0                # ... which is then known
+
+
+def test_an_output_is_hashed_once_by_its_maker_and_not_again_by_its_user(project):
+    project.write("data/in.txt", "x")
+    project.spec({"processor": project.processor("make", "open(out + '/made.bin', 'wb').write(b'm' * (3 << 20))\n"), "inputs": ["data/in.txt"], "outputDir": "data/a"},
+                 {"processor": project.processor("use", "open(out + '/o', 'w').write('o')\n"), "inputs": ["data/a/made.bin"], "outputDir": "data/b"})
+    # Twice: for the record, and once more to make it durable (a sync opens the file).
+    assert reads_of(project, "made.bin") <= 2
+    assert reads_of(project, "made.bin") == 0
+
+
+def cached(root, boot="boot1", **options):
+    (root / "state").mkdir(exist_ok=True)
+    return Digests(str(root), boot, **options)
+
+
+def store(digests):
+    with open(digests.path, "wb") as file:
+        file.write(digests.to_bytes())
+
+
+def plant(root, path, digest, boot=""):
+    """Store *digest* for the file as it is now: whoever then returns it has believed the cache."""
+    stamp = file_digests.signature(os.stat(str(root / path)))
+    (root / "state").mkdir(exist_ok=True)
+    (root / "state" / "digests.json").write_text(json.dumps({"schema": 1, "files": {path: stamp + [digest, boot]}, "scans": {}}))
+
+
+def true_digest(path):
+    import hashlib
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_stored_digest_is_believed_while_the_signature_is_the_same(tmp_path):
+    path = tmp_path / "f"
+    path.write_text("abcd")
+    plant(tmp_path, "f", "stored")
+    assert cached(tmp_path).of("f")[0] == "stored"
+
+
+@pytest.mark.parametrize("change", [
+    lambda path: path.write_text("abcde"),
+    lambda path: os.utime(str(path), ns=(path.stat().st_mtime_ns, path.stat().st_mtime_ns + 1)),
+    lambda path: (path.rename(path.with_name("old")), path.write_text("abcd"), os.utime(str(path), ns=(path.with_name("old").stat().st_mtime_ns,) * 2)),
+], ids=["size", "time", "inode"])
+def test_a_stored_digest_is_not_believed_for_another_signature(tmp_path, change):
+    path = tmp_path / "f"
+    path.write_text("abcd")
+    plant(tmp_path, "f", "stored")
+    change(path)
+    assert cached(tmp_path).of("f")[0] == true_digest(path)
+
+
+def test_a_mode_change_alone_is_seen_by_ctime(tmp_path):
+    path = tmp_path / "f"
+    path.write_text("abcd")
+    settle(path, tmp_path)
+    plant(tmp_path, "f", "stored")
+    path.chmod(0o600 if path.stat().st_mode & 0o077 else 0o644)
+    if POSIX:
+        assert cached(tmp_path).of("f")[0] == true_digest(path)
+
+
+def test_rehash_believes_nothing(tmp_path):
+    (tmp_path / "f").write_text("abcd")
+    plant(tmp_path, "f", "stored")
+    assert cached(tmp_path, rehash=True).of("f")[0] == true_digest(tmp_path / "f")
+
+
+@pytest.mark.parametrize("boot, stored", [("", True), ("boot1", True), ("boot0", False)])
+def test_a_digest_of_what_was_not_synced_does_not_outlive_a_restart(tmp_path, boot, stored):
+    (tmp_path / "f").write_text("abcd")
+    plant(tmp_path, "f", "stored", boot)
+    assert (cached(tmp_path, "boot1").of("f")[0] == "stored") is stored
+
+
+def test_vouching_makes_a_digest_outlive_a_restart(tmp_path, monkeypatch):
+    (tmp_path / "f").write_text("abcd")
+    monkeypatch.setattr(Digests, "_file_system_time", lambda self: (time.time_ns() + 10 ** 12, (tmp_path / "f").stat().st_dev))
+    first = cached(tmp_path, "boot1")
+    first.of("f")
+    assert first.files["f"][6] == "boot1"
+    first.vouch("f")
+    store(first)
+    assert cached(tmp_path, "boot2").files["f"][6] == ""
+    first.vouch("never seen")
+    assert "never seen" not in first.files
+
+
+def test_outputs_are_vouched_for_after_they_were_synced_inputs_are_not(project):
+    project.write("data/in.txt", b"x" * (2 << 20))
+    project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"]})
+    project.ok()
+    files = project.json("state/digests.json")["files"]
+    assert files["data/s1/in.txt"][6] == "" and files["data/in.txt"][6] != ""
+    # Another boot: the runner finds other boot ids than its own and reads the inputs again.
+    changed = json.dumps({"schema": 1, "scans": {}, "files": {"data/in.txt": files["data/in.txt"][:6] + ["another boot"], "data/s1/in.txt": files["data/s1/in.txt"]}})
+    project.write("state/digests.json", changed)
+    assert reads_of(project, "data/in.txt") == 1
+    assert project.json("state/digests.json")["files"]["data/in.txt"][6] == files["data/in.txt"][6]
+
+
+@pytest.mark.parametrize("age_ns, whole_seconds, kept", [
+    (0, False, False), (5_000_000, False, False), (20_000_000, False, False), (20_000_001, False, True), (10 ** 9, False, True),
+    (10 ** 9, True, False), (2 * 10 ** 9 + 1, True, True), (-10 ** 9, False, False),
+])
+def test_entries_too_fresh_to_tell_two_writes_apart_are_not_kept(tmp_path, monkeypatch, age_ns, whole_seconds, kept):
+    """git's rule, by the file system's own clock, here injected: a second write could hide behind the same time stamp."""
+    path = tmp_path / "f"
+    path.write_text("abcd")
+    future = (time.time_ns() // 10 ** 9 + 100) * 10 ** 9 + (0 if whole_seconds else 123)       # so that mtime is newer than ctime
+    os.utime(str(path), ns=(future, future))
+    monkeypatch.setattr(Digests, "_file_system_time", lambda self: (future + age_ns, path.stat().st_dev))
+    digests = cached(tmp_path)
+    assert digests.of("f")[0] == true_digest(path)
+    assert ("f" in digests.files) is kept
+
+
+def test_a_fresh_ctime_counts_however_old_mtime_is(tmp_path, monkeypatch):
+    path = tmp_path / "f"
+    path.write_text("abcd")
+    os.utime(str(path), ns=(123, 123))
+    monkeypatch.setattr(Digests, "_file_system_time", lambda self: (path.stat().st_ctime_ns, path.stat().st_dev))
+    digests = cached(tmp_path)
+    digests.of("f")
+    assert ("f" in digests.files) is (not POSIX)
+
+
+def test_another_file_systems_clock_is_not_asked(tmp_path, monkeypatch):
+    """A file on another device than state/: the machine's clock and the coarsest granularity count."""
+    path = tmp_path / "f"
+    path.write_text("abcd")
+    monkeypatch.setattr(Digests, "_file_system_time", lambda self: (path.stat().st_mtime_ns + 10 ** 12, -1))
+    digests = cached(tmp_path)
+    digests.of("f")
+    assert "f" not in digests.files
+
+
+def test_rewrites_of_the_same_size_within_one_tick_are_seen(tmp_path):
+    """Real writes as quick as they come: whatever the kernel's clock does, the digest is that of the content."""
+    path = tmp_path / "f"
+    for number in range(300):
+        with open(str(path), "r+b" if number else "wb") as file:
+            file.write(b"%08d" % number)
+        digests = cached(tmp_path)
+        assert digests.of("f")[0] == true_digest(path), number
+        store(digests)
+
+
+def test_a_file_that_never_stays_the_same_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "f"
+    path.write_text("abcd")
+    real, count = file_digests.hash_file, []
+
+    def hash_while_somebody_writes(full):
+        found = real(full)
+        count.append(1)
+        path.write_text("x" * len(count))
+        return found[0], []
+
+    monkeypatch.setattr(file_digests, "hash_file", hash_while_somebody_writes)
+    with pytest.raises(file_digests.FileChanged) as caught:
+        cached(tmp_path).of("f")
+    assert str(caught.value).endswith("f") and len(count) == 3
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"{", b"null", b"[]", b"7", b"\xff\xfe", b"[" * 100000, b'{"schema": 1}', b'{"schema": 99, "files": {}, "scans": {}}', b'{"schema": 1, "files": [], "scans": []}',
+    b'{"schema": 1, "files": {"data/in.txt": 5, "bin/stage_copy.py": []}, "scans": {}}', b'{"schema": 1, "files": {"data/in.txt": null}, "scans": null}',
+    b'{"schema": 1, "files": {"data/in.txt": [1, 2, 3, 4, 5, 6]}, "scans": {"x": 5}}',
+], ids=range(13))
+def test_a_damaged_cache_is_rebuilt(project, content):
+    project.write("data/in.txt", "x")
+    project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"]})
+    project.ok()
+    project.write("state/digests.json", content)
+    assert "[SKIP] s1" in project.ok().out
+    stored = project.json("state/digests.json")
+    assert stored["schema"] == 1 and "bin/stage_copy.py" in stored["files"] and stored["scans"]
+
+
+def test_a_damaged_scan_in_the_cache_is_made_anew(project):
+    project.write("data/in.txt", "x")
+    project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"]})
+    project.ok()
+    stored = project.json("state/digests.json")
+    stored["scans"] = {digest: 5 for digest in stored["scans"]}
+    project.write("state/digests.json", json.dumps(stored))
+    assert "[SKIP] s1" in project.ok().out
+    assert all(isinstance(scan, dict) for scan in project.json("state/digests.json")["scans"].values())
+
+
+def test_the_cache_forgets_what_is_no_longer_used(tmp_path):
+    (tmp_path / "f").write_text("abcd")
+    digests = cached(tmp_path)
+    digests.of("f")
+    digests.files = {"gone%d" % number: [0, 0, 0, 0, 0, "", ""] for number in range(1005)}
+    assert set(json.loads(digests.to_bytes())["files"]) == set()
+    digests.files = {"gone": [0, 0, 0, 0, 0, "", ""]}
+    assert set(json.loads(digests.to_bytes())["files"]) == {"gone"}
+
+
+def test_the_probe_of_the_clock_leaves_nothing(tmp_path):
+    (tmp_path / "f").write_text("abcd")
+    cached(tmp_path).of("f")
+    assert os.listdir(str(tmp_path / "state")) == []

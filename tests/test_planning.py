@@ -1,0 +1,591 @@
+"""What must run and why: the pure decision, the plan that writes nothing, and what a run does with it."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+
+import pytest
+from conftest import Project
+
+import pipeline_runner
+from model import Checkpoint, Facts, Material, Options, PipelineSpec, StageSpec, UsageError
+from pipeline_runner import decide, override_params, select_stages
+from reasons import may_feed
+
+KEY = "k" * 64
+PARTS = {"keyVersion": 1, "pipeline": "p", "stage": "s", "outputDir": "d", "outputs": None, "args": [], "params": {}, "env": {}, "passEnv": None,
+         "processor": {"path": "bin/x.py", "sha256": "0"}, "modules": [], "inputs": [], "watch": []}
+
+
+def stage(name="s", **changes):
+    fields = dict.fromkeys(StageSpec._fields)
+    fields.update(name=name, output_dir="data/" + name, inputs=(), watch=(), needs=(), idempotent=True, checkpoint=False, params={}, outputs=None)
+    fields.update(changes)
+    return StageSpec(**fields)
+
+
+def material(missing=(), parts=PARTS, key=KEY):
+    return Material(key, parts, [], [], list(missing), {}, 0)
+
+
+def record(status="ok", key=KEY, parts=PARTS, outputs=1, **more):
+    return dict({"lastStatus": status, "idempotencyKey": key, "keyParts": parts, "lastError": "exit code 3", "lastRunId": "r7",
+                 "outputs": [{"path": "o%d" % number} for number in range(outputs)]}, **more)
+
+
+def checkpoint(lines=5, problem="", resumable=True, complete=False):
+    return Checkpoint(lines, {}, {}, False, complete, {}, problem, resumable)
+
+
+OTHER = record(key="o" * 64, parts=dict(PARTS, params={"a": 1, "b": 2}))
+DECISIONS = {
+    "inputs are not there": (Facts(material(["input x: no file matches", "input y: there is no such file"]), record(), KEY, [], None, False), {},
+                             ("FAIL", ["input x: no file matches", "input y: there is no such file"], 0, "")),
+    "never run": (Facts(material(), None, None, [], None, False), {}, ("RUN", ["no record of an earlier run"], 0, "")),
+    "up to date": (Facts(material(), record(), KEY, [], None, False), {}, ("SKIP", ["up to date: key kkkkkkkkkkkk unchanged, 1 output verified"], 0, "")),
+    "up to date, two outputs": (Facts(material(), record(outputs=2), KEY, [], None, False), {},
+                                ("SKIP", ["up to date: key kkkkkkkkkkkk unchanged, 2 outputs verified"], 0, "")),
+    "up to date, an old checkpoint about": (Facts(material(), record(), KEY, [], checkpoint(), False), {},
+                                            ("SKIP", ["up to date: key kkkkkkkkkkkk unchanged, 1 output verified"], 0, "")),
+    "forced": (Facts(material(), record(), KEY, [], None, False), {"forced": True}, ("RUN", ["forced"], 0, "")),
+    "forced with a checkpoint": (Facts(material(), record("failed"), None, [], checkpoint(), False), {"forced": True}, ("RUN", ["forced"], 0, "the stage was forced")),
+    "forced with a complete checkpoint": (Facts(material(), record(), KEY, [], checkpoint(complete=True), False), {"forced": True}, ("RUN", ["forced"], 0, "")),
+    "forced, inputs are not there": (Facts(material(["input x: no file matches"]), None, None, [], None, False), {"forced": True},
+                                     ("FAIL", ["input x: no file matches"], 0, "")),
+    "marker removed": (Facts(material(), record(), None, [], None, False), {}, ("RUN", ["marker missing"], 0, "")),
+    "marker of another key": (Facts(material(), record(), "x", [], None, False), {}, ("RUN", ["the marker is of another key"], 0, "")),
+    "marker that is not ours": (Facts(material(), record(), "", [], None, False), {}, ("RUN", ["the marker is of another key"], 0, "")),
+    "outputs gone": (Facts(material(), record(), KEY, ["output a missing", "output b changed"], None, False), {}, ("RUN", ["output a missing", "output b changed"], 0, "")),
+    "outputs and marker gone": (Facts(material(), record(), None, ["output a missing"], None, True), {}, ("RUN", ["output a missing", "marker missing"], 0, "")),
+    "died before the marker": (Facts(material(), record(), None, [], None, True), {},
+                               ("SEAL", ["up to date: finished by run r7, which died before it wrote the marker; marker restored"], 0, "")),
+    "idempotency disabled": (Facts(material(), record(), KEY, [], None, False), {"idempotent": False}, ("RUN", ["idempotency is disabled"], 0, "")),
+    "another key": (Facts(material(), OTHER, KEY, [], None, False), {}, ("RUN", ["params.a removed", "params.b removed"], 0, "")),
+    "another key, and idempotency disabled": (Facts(material(), OTHER, KEY, [], None, False), {"idempotent": False}, ("RUN", ["params.a removed", "params.b removed"], 0, "")),
+    "another key, nobody knows why": (Facts(material(), record(key="o"), KEY, [], None, False), {}, ("RUN", ["key changed"], 0, "")),
+    "many changes": (Facts(material(parts=dict(PARTS, params={c: 1 for c in "abcdefgh"})), record(key="o"), KEY, [], None, False), {},
+                     ("RUN", ["params.%s added" % c for c in "abcde"] + ["and 3 more changes"], 0, "")),
+    "failed before": (Facts(material(), record("failed"), None, [], None, False), {}, ("RUN", ["last run failed: exit code 3"], 0, "")),
+    "interrupted before": (Facts(material(), record("interrupted"), None, [], None, False), {}, ("RUN", ["last run was interrupted"], 0, "")),
+    "died": (Facts(material(), record("running"), None, [], None, False), {}, ("RUN", ["last run died"], 0, "")),
+    "died, with a checkpoint": (Facts(material(), record("running"), None, [], checkpoint(7), False), {}, ("RESUME", ["last run died"], 7, "")),
+    "failed, with a checkpoint": (Facts(material(), record("failed"), None, [], checkpoint(7), False), {}, ("RESUME", ["last run failed: exit code 3"], 7, "")),
+    "marker removed, with a checkpoint": (Facts(material(), record(), None, [], checkpoint(1), False), {}, ("RESUME", ["marker missing"], 1, "")),
+    "a checkpoint that cannot be used": (Facts(material(), record("running"), None, [], checkpoint(7, "it is damaged", False), False), {},
+                                         ("RUN", ["last run died"], 0, "it is damaged")),
+    "a checkpoint without work": (Facts(material(), record("running"), None, [], checkpoint(0, "", False), False), {}, ("RUN", ["last run died"], 0, "")),
+}
+
+
+@pytest.mark.parametrize("name", DECISIONS)
+def test_decide(name):
+    facts, options, expected = DECISIONS[name]
+    found = decide(stage(idempotent=options.get("idempotent", True)), facts, options.get("forced", False))
+    assert tuple(found) == expected
+
+
+@pytest.mark.parametrize("maker, user, expected", [
+    ({}, {"inputs": ("data/in/*.txt",)}, False),
+    ({}, {"inputs": ("data/a/x.txt",)}, True),
+    ({}, {"inputs": ("data/a/*.txt",)}, True),
+    ({}, {"inputs": ("data/*/x.txt",)}, True),
+    ({}, {"inputs": ("**/x.txt",)}, True),
+    ({}, {"inputs": ("data/a/sub/x.txt",)}, True),
+    ({}, {"inputs": ("data/ab/x.txt",)}, False),
+    ({}, {"inputs": ("data/ab/*.txt",)}, False),
+    ({}, {"watch": ("data/a/x.txt",)}, True),
+    ({}, {"needs": ("a",)}, True),
+    ({}, {"needs": ("b",)}, False),
+    ({}, {}, False),
+    ({"outputs": ("x.txt",)}, {"inputs": ("data/a/x.txt",)}, True),
+    ({"outputs": ("*.txt",)}, {"inputs": ("data/a/x.txt",)}, True),
+    ({"outputs": ("y.txt",)}, {"inputs": ("data/a/x.txt",)}, False),
+    ({"outputs": ("sub/**",)}, {"inputs": ("data/a/sub/deep/x.txt",)}, True),
+    ({"output_dir": "data"}, {"inputs": ("data/in/*.txt",)}, True),
+    ({"output_dir": "data/in/made"}, {"inputs": ("data/in/*.txt",)}, True),
+    ({"output_dir": "other"}, {"inputs": ("data/[a]/*.txt",)}, False),
+])
+def test_may_feed(maker, user, expected):
+    assert may_feed(stage("a", **maker), stage("b", **user)) is expected
+
+
+def options(**chosen):
+    return Options("run", [], "", None, "r", **dict(dict(force=frozenset(), only=frozenset(), first=None, last=None, params={}, rehash=False, verbose=False), **chosen))
+
+
+def spec(*names, **params):
+    return PipelineSpec("p", "", "", (), "scan", tuple(stage(name, params=params.get(name, {})) for name in names), "", "", "")
+
+
+@pytest.mark.parametrize("chosen, expected", [
+    ({}, "a b c d"), ({"only": frozenset("c")}, "c"), ({"only": frozenset("da")}, "a d"), ({"first": "b"}, "b c d"), ({"last": "b"}, "a b"),
+    ({"first": "b", "last": "c"}, "b c"), ({"first": "b", "last": "b"}, "b"), ({"first": "b", "only": frozenset("ac")}, "c"), ({"force": frozenset("b")}, "a b c d"),
+])
+def test_select_stages(chosen, expected):
+    assert [one.name for one in select_stages(spec(*"abcd"), options(**chosen))] == expected.split()
+
+
+@pytest.mark.parametrize("chosen", [{"only": frozenset(["stage_tow"])}, {"force": frozenset(["stage_tow"])}, {"first": "stage_tow"}, {"last": "stage_tow"}])
+def test_unknown_stages_are_named_with_the_nearest(chosen):
+    with pytest.raises(UsageError, match='no stage is named "stage_tow"; did you mean stage_two?'):
+        select_stages(spec("stage_one", "stage_two"), options(**chosen))
+
+
+def test_unknown_stage_like_no_other_lists_all():
+    with pytest.raises(UsageError, match='no stage is named "qqq"; there are: a, b'):
+        select_stages(spec("a", "b"), options(only=frozenset(["qqq"])))
+
+
+def test_from_after_until():
+    with pytest.raises(UsageError, match="--from c comes after --until a"):
+        select_stages(spec(*"abc"), options(first="c", last="a"))
+
+
+def test_override_params_changes_only_stages_that_have_the_param():
+    before = spec("a", "b", "c", a={"day": 1, "x": 2}, b={"day": 5})
+    after = override_params(before, {"day": 9})
+    assert [one.params for one in after.stages] == [{"day": 9, "x": 2}, {"day": 9}, {}]
+    assert [one.params for one in before.stages] == [{"day": 1, "x": 2}, {"day": 5}, {}]
+
+
+# --- the plan of the real program
+
+def look(root):
+    """Return all that can be seen of a folder tree: names, kinds, sizes, modification times, content."""
+    found = {".": root.stat().st_mtime_ns}
+    for path in sorted(root.rglob("*")):
+        stat = path.lstat()
+        found[str(path)] = (stat.st_mode, stat.st_size, stat.st_mtime_ns, stat.st_ino, path.read_bytes() if path.is_file() else None)
+    return found
+
+
+def make_chain(project):
+    """Two stages, the second upper-cases what the first copies; both count their runs in <outputDir>/.runs."""
+    project.write("data/input/a.txt", "eins\nzwei\ndrei\n")
+    count = "open(os.path.join(out, '.runs'), 'a').write('x')\n"
+    copy = project.processor("copy", count + "for i in inputs:\n    open(os.path.join(out, os.path.basename(i)), 'wb').write(open(i, 'rb').read())\n")
+    upper = project.processor("upper", count + "path = os.path.join(out, 'result.txt')\nif os.path.isdir(path):\n    sys.exit('a folder')\n"
+                              "open(path, 'w').write(''.join(open(i).read().upper() for i in inputs))\n")
+    project.stages = [{"name": "copy", "processor": copy, "inputs": ["data/input/*.txt"], "outputDir": "data/work"},
+                      {"name": "upper", "processor": upper, "inputs": ["data/work/*.txt"], "outputDir": "data/output", "outputs": ["result.txt"]}]
+    project.spec(*project.stages)
+    return project
+
+
+@pytest.fixture
+def chain(project):
+    return make_chain(project)
+
+
+@pytest.fixture(scope="module")
+def finished_once(tmp_path_factory):
+    made = make_chain(Project(tmp_path_factory.mktemp("planning") / "fertig lauf"))
+    made.ok("--run-id", "r1")
+    return made
+
+
+@pytest.fixture
+def finished(finished_once, tmp_path):
+    """A copy of its own of the chain after one run."""
+    shutil.copytree(str(finished_once.root), str(tmp_path / "kopie"))
+    copy = Project.__new__(Project)
+    copy.root, copy.stages = tmp_path / "kopie", finished_once.stages
+    return copy
+
+
+def runs(project, folder):
+    path = project.path(folder + "/.runs")
+    return len(path.read_bytes()) if path.exists() else 0
+
+
+def plan(project, *arguments):
+    return project.ok("plan", *arguments).out.splitlines()
+
+
+@pytest.mark.parametrize("words", [["plan"], ["--dry-run"], ["run", "--dry-run"], ["plan", "--dry-run"]])
+def test_plan_before_the_first_run_writes_nothing_at_all(chain, words):
+    before = look(chain.root)
+    done = chain.ok(*words)
+    assert done.out == "RUN     copy (no record of an earlier run)\nPENDING upper (waits for copy)\n", done
+    assert done.err == ""
+    assert look(chain.root) == before
+    assert not chain.exists("state") and not chain.exists("locks")
+
+
+def test_plan_of_every_kind_writes_nothing_at_all(finished):
+    before = look(finished.root)
+    lines = plan(finished)
+    assert [line[:14] for line in lines] == ["SKIP    copy (", "SKIP    upper "], lines
+    assert look(finished.root) == before
+    finished.path("data/output/.upper.done").unlink()
+    before = look(finished.root)
+    assert plan(finished)[1] == "RUN     upper (marker missing)"
+    assert plan(finished, "--force", "copy") == ["RUN     copy (forced)", "PENDING upper (waits for copy)"]
+    assert plan(finished, "--rehash")[0].startswith("SKIP    copy")
+    assert plan(finished, "--only", "upper") == ["RUN     upper (marker missing)"]
+    assert plan(finished, "--run-id", "other")[0].startswith("SKIP ")
+    assert look(finished.root) == before
+
+
+def test_plan_says_resume_and_from_which_line(project):
+    project.write("data/in.txt", "a\nb\nc\n")
+    project.spec({"name": "up", "processor": "bin/stage_upper.py", "inputs": ["data/in.txt"], "checkpoint": {"enabled": True}})
+    project.ok()
+    project.write("state/progress_up.json", '{"lineOffset": 2}')
+    project.path("data/s1/.up.done").unlink()
+    before, stamp = look(project.root), project.path("state/progress_up.json").stat().st_mtime_ns
+    assert plan(project) == ["RESUME  up from line 2 (marker missing)"]
+    assert plan(project, "--force", "up") == ["RUN     up (forced; checkpoint not used: the stage was forced)"]
+    project.write("state/progress_up.json", '{"lineOffset": "2"}')
+    assert plan(project) == ['RUN     up (marker missing; checkpoint not used: its lineOffset is "2")']
+    project.write("state/progress_up.json", '{"lineOffset": 2}')
+    os.utime(str(project.path("state/progress_up.json")), ns=(stamp, stamp))
+    assert look(project.root) == before
+
+
+def test_plan_names_missing_inputs(chain):
+    chain.path("data/input/a.txt").unlink()
+    assert plan(chain)[0] == "FAIL    copy (input data/input/*.txt: no file matches)"
+
+
+def test_plan_of_a_damaged_record_only_says_so(finished):
+    finished.write("state/stage_copy.json", "{")
+    before = look(finished.root)
+    done = finished.run("plan")
+    assert done.code == 5 and "state/stage_copy.json is damaged (not JSON); a run would set it aside" in done.err, done
+    assert look(finished.root) == before
+
+
+def test_plan_names_a_living_holder_without_touching_it(chain):
+    gate = chain.path("gate")
+    chain.write("bin/copy.py", chain.read("bin/copy.py") + "open(os.path.join(os.environ['PIPELINE_ROOT'], 'inside'), 'w').close()\n"
+                "while not os.path.exists(%r):\n    time.sleep(0.01)\n" % str(gate))
+    process = chain.start("--run-id", "living")
+    try:
+        import time
+        deadline = time.monotonic() + 60
+        while not chain.exists("inside"):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.01)
+        line = plan(chain)[0]
+        assert "held by pid %d on " % process.pid in line and "(run living, since " in line, line
+    finally:
+        gate.touch()
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+# --- what a run does
+
+def test_second_run_skips_with_reasons_and_takes_no_lock_and_writes_no_stage_record(chain):
+    chain.ok("--run-id", "r1")
+    records = [chain.read("state/stage_%s.json" % name) for name in ("copy", "upper")]
+    stamps = [chain.path("state/stage_%s.json" % name).stat().st_ino for name in ("copy", "upper")]
+    key = chain.json("state/stage_copy.json")["idempotencyKey"]
+    done = chain.ok("--run-id", "r2")
+    assert "[SKIP] copy (up to date: key %s unchanged, 1 output verified)\n" % key[:12] in done.out, done
+    assert "[SKIP] upper (up to date: key " in done.out and "Run r2 state: completed (0 ok, 2 skipped, 0 failed)" in done.out, done
+    assert records == [chain.read("state/stage_%s.json" % name) for name in ("copy", "upper")]
+    assert stamps == [chain.path("state/stage_%s.json" % name).stat().st_ino for name in ("copy", "upper")]
+    assert (runs(chain, "data/work"), runs(chain, "data/output")) == (1, 1)
+
+
+def test_early_cutoff(finished):
+    done = finished.ok("--force", "copy")
+    assert "[DONE] copy" in done.out and "[SKIP] upper" in done.out, done
+    assert (runs(finished, "data/work"), runs(finished, "data/output")) == (2, 1)
+
+
+def test_a_change_goes_through(finished):
+    finished.write("data/input/a.txt", "vier\n")
+    assert plan(finished) == ["RUN     copy (input data/input/a.txt changed)", "PENDING upper (waits for copy)"]
+    done = finished.ok()
+    assert "[DONE] copy" in done.out and "[DONE] upper" in done.out
+    assert finished.read("data/output/result.txt") == "VIER\n"
+
+
+def test_force_starts_from_zero(project):
+    project.write("data/in.txt", "a\nb\nc\n")
+    project.spec({"name": "up", "processor": "bin/stage_upper.py", "inputs": ["data/in.txt"], "checkpoint": {"enabled": True}})
+    project.ok()
+    project.write("state/progress_up.json", '{"lineOffset": 2}')
+    project.write("data/s1/result.txt", "no\nno\nno\n")     # a resume would keep two of these lines
+    done = project.ok("--force", "up")
+    assert "[START] up\n" in done.out and "RESUME" not in done.out, done
+    assert "[NOTE] up: checkpoint not used: the stage was forced" in done.out, done
+    assert project.read("data/s1/result.txt") == "A\nB\nC\n"
+
+
+def test_only_from_until(chain):
+    done = chain.run("--only", "upper")
+    assert done.code == 1 and "[FAIL] upper: input data/work/*.txt: no file matches" in done.out and "copy" not in done.out, done
+    assert "copy" in chain.ok("--until", "copy").out
+    assert not chain.exists("data/output/result.txt")
+    done = chain.ok("--from", "upper")
+    assert "copy" not in done.out and "[DONE] upper" in done.out
+    assert chain.json("state/stage_upper.json")["lastStatus"] == "ok"
+
+
+@pytest.mark.parametrize("option", ["--only", "--force", "--from", "--until"])
+def test_unknown_stage_on_the_command_line(chain, option):
+    before = look(chain.root)
+    done = chain.run(option, "uper")
+    assert done.code == 2 and 'no stage is named "uper"; did you mean upper?' in done.err, done
+    assert look(chain.root) == before
+
+
+def test_idempotency_disabled_runs_each_time(chain):
+    chain.spec(chain.stages[0], dict(chain.stages[1], idempotency={"enabled": False}))
+    chain.ok()
+    assert plan(chain)[1] == "RUN     upper (idempotency is disabled)"
+    chain.ok()
+    assert (runs(chain, "data/work"), runs(chain, "data/output")) == (1, 2)
+
+
+SPOILS = {
+    "edited": (lambda path: path.write_bytes(b"EINS\nZWEI\nDREJ\n"), "output result.txt changed"),
+    "edited, time restored": (lambda path: (lambda stat: (path.write_bytes(b"EINS\nZWEI\nDREJ\n"), os.utime(str(path), ns=(stat.st_atime_ns, stat.st_mtime_ns))))(path.stat()),
+                              "output result.txt changed"),
+    "truncated": (lambda path: os.truncate(str(path), 4), "output result.txt changed"),
+    "grown": (lambda path: path.write_bytes(path.read_bytes() + b"\n"), "output result.txt changed"),
+    "emptied": (lambda path: path.write_bytes(b""), "output result.txt changed"),
+    "deleted": (lambda path: path.unlink(), "output result.txt missing"),
+    "a folder now": (lambda path: (path.unlink(), path.mkdir()), "output result.txt missing"),
+    "marker removed": (lambda path: path.with_name(".upper.done").unlink(), "marker missing"),
+    "marker of another key": (lambda path: path.with_name(".upper.done").write_text(json.dumps({"schema": 1, "stage": "upper", "key": "0" * 64})), "the marker is of another key"),
+    "marker emptied": (lambda path: path.with_name(".upper.done").write_bytes(b""), "the marker is of another key"),
+    "marker of another form": (lambda path: path.with_name(".upper.done").write_bytes(b"[1]"), "the marker is of another key"),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in SPOILS if name != "a folder now"])
+def test_a_skip_is_never_wrong(finished, name):
+    spoil, reason = SPOILS[name]
+    spoil(finished.path("data/output/result.txt"))
+    assert plan(finished)[1] == "RUN     upper (%s)" % reason
+    assert "[DONE] upper" in finished.ok().out
+    assert finished.read("data/output/result.txt") == "EINS\nZWEI\nDREI\n"
+    assert "[SKIP] upper" in finished.ok().out
+
+
+def test_a_folder_in_the_place_of_an_output_is_not_removed(finished):
+    spoil, reason = SPOILS["a folder now"]
+    spoil(finished.path("data/output/result.txt"))
+    assert plan(finished)[1] == "RUN     upper (%s)" % reason
+    assert finished.run().code == 1
+    assert finished.path("data/output/result.txt").is_dir()
+
+
+@pytest.mark.parametrize("change", [
+    lambda path: os.utime(str(path), ns=(1, 1)),
+    lambda path: path.write_bytes(path.read_bytes()),
+    lambda path: (lambda data: (path.unlink(), path.write_bytes(data)))(path.read_bytes()),
+    lambda path: path.with_name("foreign.txt").write_text("nobody's"),
+    lambda path: path.with_name(".hidden").write_text("x"),
+], ids=["touched", "rewritten alike", "replaced alike", "a file beside it", "a hidden file beside it"])
+def test_what_leaves_a_stage_up_to_date(finished, change):
+    change(finished.path("data/output/result.txt"))
+    assert plan(finished)[1].startswith("SKIP "), plan(finished)
+    assert "[SKIP] upper" in finished.ok().out
+
+
+def test_several_outputs_each_named(chain):
+    chain.processor("copy", "for n in 'abc':\n    open(os.path.join(out, n + '.txt'), 'w').write(n)\n")
+    chain.ok()
+    chain.path("data/work/a.txt").unlink()
+    chain.write("data/work/c.txt", "C")
+    assert plan(chain)[0] == "RUN     copy (output a.txt missing; output c.txt changed)"
+
+
+# --- inputs that change while they are used
+
+@pytest.mark.parametrize("changed, code", [
+    ("data/in.txt", "open(inputs[0], 'a').write('more')"),
+    ("data/in.txt", "s = os.stat(inputs[0]); os.utime(inputs[0], ns=(s.st_atime_ns, s.st_mtime_ns + 1))"),
+    ("data/in.txt", "d = open(inputs[0]).read(); os.unlink(inputs[0]); open(inputs[0], 'w').write(d)"),
+    ("data/in.txt", "os.unlink(inputs[0])"),
+    ("conf.ini", "open('conf.ini', 'a').write('more')"),
+    ("bin/change.py", "open('bin/change.py', 'a').write('#')"),
+    ("bin/near.py", "open('bin/near.py', 'a').write('#')"),
+])
+def test_inputs_changed_during_the_run_fail_the_stage(project, changed, code):
+    project.write("data/in.txt", "x")
+    project.write("conf.ini", "x")
+    project.write("bin/near.py", "")
+    stage_of = {"processor": project.processor("change", "import near\nopen(out + '/o.txt', 'w').write('o')\n%s\n" % code), "inputs": ["data/in.txt"], "watch": ["conf.ini"],
+                "retry": {"attempts": 3, "baseDelayMs": 0}}
+    project.spec(stage_of, {"processor": "bin/stage_copy.py"})
+    done = project.run("--run-id", "r")
+    assert done.code == 1 and "[FAIL] s1: input changed during the run: %s\n" % changed in done.out, done
+    assert "RETRY" not in done.out                          # the key is another one now: not this run's to go on with
+    assert not project.exists("data/s1/.s1.done")
+    record = project.json("state/stage_s1.json")
+    assert (record["lastStatus"], record["lastError"]) == ("failed", "input changed during the run: %s" % changed)
+    assert [one["status"] for one in project.json("state/run_r.json")["stages"]] == ["failed", "notRun"]
+
+
+def test_a_change_is_seen_in_a_failed_attempt_too(project):
+    project.write("data/in.txt", "x")
+    project.spec({"processor": project.processor("change", "open(inputs[0], 'a').write('more')\nsys.exit(75)\n"), "inputs": ["data/in.txt"], "retry": {"attempts": 2, "baseDelayMs": 0}})
+    done = project.run()
+    assert done.code == 1, done
+    assert not project.exists("data/s1/.s1.done")
+    # The second attempt would work on other content than the key tells: that it must not succeed is what counts.
+    project.processor("change", "if os.environ['PIPELINE_ATTEMPT'] == '1':\n    open(inputs[0], 'a').write('more')\n    sys.exit(75)\nopen(out + '/o', 'w').write('o')\n")
+    done = project.run()
+    assert done.code == 1 and "input changed during the run: data/in.txt" in done.out, done
+
+
+# --- whose outputs are whose
+
+def test_several_stages_share_an_output_folder(project):
+    project.write("data/in.txt", "x")
+    project.spec({"processor": project.processor("one", "open(out + '/one.txt', 'w').write('1')\n"), "inputs": ["data/in.txt"], "outputDir": "data/out"},
+                 {"processor": project.processor("two", "open(out + '/two.txt', 'w').write('2')\n"), "inputs": ["data/in.txt"], "outputDir": "data/out"},
+                 {"processor": project.processor("three", "open(out + '/sub.txt', 'w').write('3')\n"), "inputs": ["data/in.txt"], "outputDir": "data/out/sub"})
+    project.ok()
+    assert [[one["path"] for one in project.json("state/stage_s%d.json" % number)["outputs"]] for number in (1, 2, 3)] == [["one.txt"], ["two.txt"], ["sub.txt"]]
+    assert project.ok().out.count("[SKIP]") == 3
+    project.path("data/out/one.txt").unlink()
+    done = project.ok()
+    assert "[DONE] s1" in done.out and done.out.count("[SKIP]") == 2, done
+
+
+@pytest.mark.parametrize("folder, target", [("data/out", "one.txt"), ("data", "out/one.txt")])
+@pytest.mark.parametrize("act", ["open(out + '/%s', 'w').write('2')", "open(out + '/%s', 'a').write('2')", "os.utime(out + '/%s', ns=(1, 1))"])
+def test_a_stage_that_changes_anothers_file_fails_naming_both(project, folder, target, act):
+    project.write("input/in.txt", "x")
+    project.spec({"name": "first", "processor": project.processor("one", "open(out + '/one.txt', 'w').write('1')\n"), "inputs": ["input/in.txt"], "outputDir": "data/out"},
+                 {"name": "second", "processor": project.processor("two", act % target + "\nopen(out + '/two.txt', 'w').write('2')\n"), "inputs": ["input/in.txt"], "outputDir": folder})
+    done = project.run()
+    assert done.code == 1 and "[FAIL] second: changed %s/%s, which belongs to stage first" % (folder, target) in done.out, done
+    assert not project.exists(folder + "/.second.done")
+
+
+def test_a_stage_that_removes_anothers_file_fails_naming_both(project):
+    project.write("input/in.txt", "x")
+    project.spec({"name": "first", "processor": project.processor("one", "open(out + '/one.txt', 'w').write('1')\n"), "inputs": ["input/in.txt"], "outputDir": "data/out"},
+                 {"name": "second", "processor": project.processor("two", "os.unlink(out + '/one.txt')\nopen(out + '/two.txt', 'w').write('2')\n"), "inputs": ["input/in.txt"], "outputDir": "data/out"})
+    done = project.run()
+    assert done.code == 1 and "[FAIL] second: removed data/out/one.txt, which belongs to stage first" in done.out, done
+
+
+def test_a_neighbour_that_was_rightly_remade_meanwhile_is_no_fault_of_a_failed_stage(project):
+    """The listing from before the failed attempt is older than the neighbour's new file: it must not be held against the stage."""
+    project.write("input/in.txt", "x")
+    project.write("input/own.txt", "y")
+    project.spec({"name": "first", "processor": project.processor("one", "open(out + '/one.txt', 'w').write(open(inputs[0]).read())\n"), "inputs": ["input/in.txt"], "outputDir": "data/out"},
+                 {"name": "second", "processor": project.processor("two", "if not os.path.exists('ready'):\n    sys.exit('not yet')\nopen(out + '/two.txt', 'w').write('2')\n"),
+                  "inputs": ["input/own.txt"], "outputDir": "data/out"})
+    assert project.run().code == 1
+    project.write("input/in.txt", "changed")
+    project.write("ready", "")
+    done = project.ok()
+    assert "[DONE] first" in done.out and "[DONE] second" in done.out, done
+    assert [one["path"] for one in project.json("state/stage_second.json")["outputs"]] == ["two.txt"]
+
+
+def test_a_glob_of_one_stage_does_not_claim_anothers_file(project):
+    project.write("input/in.txt", "x")
+    project.spec({"processor": project.processor("one", "open(out + '/one.txt', 'w').write('1')\n"), "inputs": ["input/in.txt"], "outputDir": "data/out"},
+                 {"processor": project.processor("two", "open(out + '/two.txt', 'w').write('2')\n"), "inputs": ["input/in.txt"], "outputDir": "data/out", "outputs": ["*.txt"]})
+    project.ok()
+    assert [one["path"] for one in project.json("state/stage_s2.json")["outputs"]] == ["two.txt"]
+
+
+def test_a_recorded_output_that_a_rerun_did_not_remake_stays_recorded_and_is_named(project):
+    project.write("data/in.txt", "x")
+    project.spec({"processor": project.processor("make", "for n in (json.loads(os.environ['PIPELINE_PARAMS'])['names']):\n    open(out + '/' + n, 'w').write(n)\n"), "inputs": ["data/in.txt"],
+                  "params": {"names": ["a.txt", "b.txt"]}})
+    project.ok()
+    done = project.ok("--set", 'names=["a.txt"]')
+    assert "[NOTE] s1: not remade by this run, still recorded: b.txt\n" in done.out, done
+    assert [one["path"] for one in project.json("state/stage_s1.json")["outputs"]] == ["a.txt", "b.txt"]
+    project.path("data/s1/b.txt").unlink()
+    assert "output b.txt missing" in project.ok("plan", "--set", 'names=["a.txt"]').out
+    done = project.ok("--set", 'names=["a.txt"]')               # gone, and not remade: no output of this stage any more
+    assert "not remade" not in done.out and [one["path"] for one in project.json("state/stage_s1.json")["outputs"]] == ["a.txt"]
+
+
+def test_outputs_are_what_the_stage_creates_or_changes(project):
+    project.write("data/s1/before.txt", "nobody's")
+    project.write("data/s1/changed.txt", "old")
+    project.spec({"processor": project.processor("make", "os.makedirs(out + '/deep/er')\nfor n in ('new.txt', 'changed.txt', 'deep/er/x.bin', '.hidden', 'scrap.part'):\n"
+                                                 "    open(os.path.join(out, n), 'w').write(n)\n"), "allowNoInputs": True})
+    project.ok()
+    outputs = project.json("state/stage_s1.json")["outputs"]
+    import hashlib
+    assert outputs == [{"path": name, "bytes": len(name), "sha256": hashlib.sha256(name.encode()).hexdigest()} for name in ("changed.txt", "deep/er/x.bin", "new.txt")]
+
+
+@pytest.mark.parametrize("declared, made, missing", [
+    (["result.txt"], [], "result.txt"), (["a.txt", "b.txt"], ["a.txt"], "b.txt"), (["*.csv"], ["a.txt"], "*.csv"), (["sub/*.txt"], ["x.txt"], "sub/*.txt"),
+])
+def test_declared_outputs_that_are_missing_fail(project, declared, made, missing):
+    project.spec({"processor": project.processor("make", "for n in %r:\n    open(os.path.join(out, n), 'w').write(n)\n" % made), "outputs": declared})
+    done = project.run()
+    assert done.code == 1 and "[FAIL] s1: declared output data/s1/%s was not made\n" % missing in done.out, done
+    assert not project.exists("data/s1/.s1.done")
+
+
+def test_declared_outputs_alone_are_recorded(project):
+    project.spec({"processor": project.processor("make", "for n in ('a.txt', 'b.log'):\n    open(os.path.join(out, n), 'w').write(n)\n"), "outputs": ["*.txt"]})
+    project.ok()
+    assert [one["path"] for one in project.json("state/stage_s1.json")["outputs"]] == ["a.txt"]
+    project.path("data/s1/b.log").unlink()
+    assert plan(project)[0].startswith("SKIP ")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+def test_a_link_as_output_is_its_targets_name(project):
+    project.write("elsewhere.txt", "x")
+    project.spec({"processor": project.processor("link", "p = out + '/link'\nif os.path.lexists(p):\n    os.unlink(p)\nos.symlink('../../elsewhere.txt', p)\n")})
+    project.ok()
+    project.write("elsewhere.txt", "changed")
+    assert plan(project)[0].startswith("SKIP ")
+    project.path("data/s1/link").unlink()
+    project.path("data/s1/link").symlink_to("../../other.txt")
+    assert plan(project) == ["RUN     s1 (output link changed)"]
+
+
+# --- inputs that are not there
+
+def test_no_match_fails_naming_every_glob(project):
+    project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/none/*.csv", "data/gone.txt"], "watch": ["conf/*.ini"]})
+    done = project.run("--run-id", "r")
+    assert done.code == 1, done
+    assert ("[FAIL] s1: input data/none/*.csv: no file matches; input data/gone.txt: there is no such file; watched conf/*.ini: no file matches\n") in done.out, done
+    assert "Run r state: failed (0 ok, 0 skipped, 1 failed)" in done.out
+    assert not project.exists("data/s1") and not project.exists("state/stage_s1.json")
+
+
+def test_allow_no_inputs(project):
+    project.spec({"processor": project.processor("make", "open(out + '/n', 'w').write(str(len(inputs)))\n"), "inputs": ["data/none/*.csv", "data/gone.txt"], "allowNoInputs": True})
+    project.ok()
+    assert project.read("data/s1/n") == "0"
+    assert plan(project)[0].startswith("SKIP ")
+    project.write("data/none/x.csv", "1")
+    assert plan(project) == ["RUN     s1 (input data/none/x.csv added)"]
+
+
+def test_a_stage_without_inputs_needs_no_leave(project):
+    project.spec({"processor": project.processor("make", "open(out + '/n', 'w').write(str(len(inputs)))\n")})
+    project.ok()
+    assert project.read("data/s1/n") == "0"
+    assert plan(project)[0].startswith("SKIP ")
+
+
+def test_a_folder_as_input_says_what_to_write(project):
+    project.write("data/in/x.txt", "x")
+    project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/in"]})
+    done = project.run()
+    assert done.code == 1 and "input data/in is a folder: write data/in/** for the files in it" in done.out, done
+
+
+def test_the_runner_module_plans_purely():
+    """decide() takes values only: the same facts give the same decision, with no file anywhere."""
+    facts = Facts(material(), record(), KEY, [], None, False)
+    assert decide(stage(), facts, False) == decide(stage(), facts, False)
+    assert pipeline_runner.NO_MARKER == "marker missing"

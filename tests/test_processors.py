@@ -1,0 +1,863 @@
+"""The processor kit and the two processors, driven as real programs with the runner's environment and without it."""
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+BIN = Path(__file__).resolve().parent.parent / "bin"
+UPPER, COPY = BIN / "stage_upper.py", BIN / "stage_copy.py"
+POSIX_ONLY = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+KIT = "import sys, time\nsys.path.insert(0, %r)\nfrom processor_kit import *\nimport processor_kit\n" % str(BIN)
+SHOUT = KIT + "lines(lambda line: line.upper(), 'result.txt', one_to_one=True)\n"
+# Slow enough to be killed in the middle, and it rejects and drops lines.
+PICKY = KIT + """
+def pick(line):
+    if PAUSE:
+        time.sleep(PAUSE)
+    if line.startswith("bad"):
+        raise Reject("starts with bad")
+    return None if line.startswith("drop") else line.upper()
+lines(pick, "result.txt")
+"""
+# Counts the calls that change what is on disk; at the n-th it dies like a kill, or the call fails with an error.
+DRIVER = """
+import os, runpy, sys, threading
+limit, how, script = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+del sys.argv[:3]
+calls, guard = [0], threading.Lock()
+def wrapped(name):
+    real = getattr(os, name)
+    def call(*args, **more):
+        with guard:
+            calls[0] += 1
+            hit = calls[0] == limit
+        if hit and how == "die":
+            os._exit(99)
+        if hit:
+            raise OSError(int(how), os.strerror(int(how)))
+        return real(*args, **more)
+    setattr(os, name, call)
+for each in ("replace", "fsync", "unlink"):
+    wrapped(each)
+sys.path.insert(0, os.path.dirname(os.path.abspath(script)))
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+class Stage:
+    """A root with inputs, the runner's environment for one stage, and the means to run a processor in it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.out = root, root / "out"
+        self.progress = root / "progress_demo.json"
+        self.result, self.rejects = self.out / "result.txt", self.out / "result.txt.rejects.jsonl"
+        self.names: list = []
+        self.attempts = 0
+
+    def write(self, *contents: bytes) -> "Stage":
+        for content in contents:
+            self.names.append("in%d.txt" % len(self.names))
+            (self.root / self.names[-1]).write_bytes(content)
+        return self
+
+    def script(self, text: str, name: str = "processor.py") -> Path:
+        path = self.root / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    def environment(self, offset: int = 0, resume: bool = False, interval: int = 1, checkpoint: bool = True, **more: str) -> dict:
+        self.attempts += 1
+        found = {name: value for name, value in os.environ.items() if not name.startswith("PIPELINE_")}
+        listed = self.root / "inputs.json"
+        listed.write_text(json.dumps(self.names), encoding="utf-8")
+        found.update(PIPELINE_STAGE_NAME="demo", PIPELINE_OUTPUT_DIR=str(self.out), PIPELINE_LINE_OFFSET=str(offset),
+                     PIPELINE_KEY="abc123", PIPELINE_ATTEMPT_TOKEN="%08x.%d" % (self.attempts, self.attempts),
+                     PIPELINE_INPUTS_FILE=str(listed), PIPELINE_PARAMS='{"limit": 10}')
+        if checkpoint:
+            found.update(PIPELINE_PROGRESS_FILE=str(self.progress), PIPELINE_LINE_INTERVAL=str(interval))
+        if resume:
+            found["PIPELINE_RESUME"] = "1"
+        found.update(more)
+        return found
+
+    def start(self, script: Path, *arguments: str, **how: object) -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, str(script), *arguments, *self.names], cwd=str(self.root),
+                                env=self.environment(**how), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def run(self, script: Path, *arguments: str, code: int = 0, **how: object) -> subprocess.CompletedProcess:
+        process = self.start(script, *arguments, **how)
+        out, error = process.communicate(timeout=60)
+        done = subprocess.CompletedProcess(process.args, process.returncode, out.decode(), error.decode())
+        assert done.returncode == code, "exit %d\nstdout: %s\nstderr: %s" % (done.returncode, done.stdout, done.stderr)
+        return done
+
+    def again(self) -> dict:
+        """Return how the runner would start the next attempt, judging by the progress file."""
+        try:
+            offset = json.loads(self.progress.read_bytes())["lineOffset"]
+        except FileNotFoundError:
+            return {}
+        return {"offset": offset, "resume": True}
+
+    def record(self) -> dict:
+        return json.loads(self.progress.read_bytes())
+
+    def leftovers(self) -> list:
+        return sorted(name for name in os.listdir(str(self.out)) if name.endswith((".part", ".tmp"))) if self.out.exists() else []
+
+
+@pytest.fixture
+def stage(tmp_path):
+    return Stage(tmp_path)
+
+
+def picky(stage, pause=0.0):
+    return stage.script(PICKY.replace("PAUSE", str(pause)))
+
+
+def numbered(count, seed=1):
+    source = random.Random(seed)
+    starts = ["line", "bad", "drop", "zeile ü"]
+    return "".join("%s %d %s\n" % (source.choice(starts), i, "x" * source.randint(0, 60)) for i in range(count)).encode()
+
+
+def expected_of_picky(content, name="in0.txt"):
+    kept, refused = [], []
+    for number, line in enumerate(content.decode().split("\n")[:-1], 1):
+        if line.startswith("bad"):
+            refused.append({"input": name, "line": number, "reason": "starts with bad", "record": line + "\n"})
+        elif not line.startswith("drop"):
+            kept.append(line.upper() + "\n")
+    return "".join(kept).encode(), refused
+
+
+def read_rejects(stage):
+    return [json.loads(line) for line in stage.rejects.read_text(encoding="utf-8").splitlines()]
+
+
+# --- what comes out --------------------------------------------------------------------------------------------------
+
+TEXTS = {
+    "plain": b"one\ntwo\n",
+    "crlf": b"one\r\ntwo\r\n",
+    "lone cr": b"one\rtwo\n",
+    "other line ends": "a\u2028b\x0bc\x85d\n".encode(),
+    "no end": b"one\ntwo",
+    "empty": b"",
+    "only ends": b"\n\n\n",
+    "nul": b"a\0b\n\0\n",
+    "letters": "straße été ñandú ŉ 😀\n".encode(),
+    "sparse": b"plain ascii line\n" * 9000 + "é\n".encode() + b"more\n" * 20000 + "ß😀\n".encode() + b"end",
+    "dense": "größe über été\nplain\n".encode() * 9000,
+    "long line": "ab😀é".encode() * 180000 + b"\nshort\n",
+}
+
+
+@pytest.mark.parametrize("name", sorted(TEXTS))
+@pytest.mark.parametrize("kind", ["lines", "blocks"])
+def test_text_comes_out_upper_case_and_otherwise_unchanged(stage, name, kind):
+    stage.write(TEXTS[name])
+    stage.run(stage.script(SHOUT) if kind == "lines" else UPPER)
+    assert stage.result.read_bytes() == TEXTS[name].decode().upper().encode()
+    assert stage.leftovers() == []
+    total = len(TEXTS[name].split(b"\n")) - (TEXTS[name].endswith(b"\n") or not TEXTS[name])
+    record = stage.record()
+    assert record["counts"] == {"read": total, "written": total, "rejected": 0}
+    assert (record["lineOffset"], record["complete"], record["durable"]) == (total, True, True)
+    assert record["bytesDone"] == record["bytesTotal"] == len(TEXTS[name])
+
+
+def test_bytes_that_are_not_utf8_pass_stage_upper_unchanged(stage):
+    stage.write(b"ok\n\xff\xfe caf\xe9 \xe2\x82\n" + "é\n".encode())
+    stage.run(UPPER)
+    assert stage.result.read_bytes() == b"OK\n\xff\xfe CAF\xe9 \xe2\x82\n" + "É\n".encode()
+
+
+@pytest.mark.parametrize("kind", ["lines", "blocks"])
+def test_bytes_that_are_not_utf8_are_an_error_that_names_the_line(stage, kind):
+    stage.write("é\n".encode(), b"good\n" * 3 + "gut é\n".encode() * 3 + b"caf\xe9\n")
+    done = stage.run(stage.script(KIT + "%s(str.upper, 'result.txt')\n" % kind), code=1)
+    assert done.stderr.startswith("in1.txt:7: byte 0xe9 is not utf-8: ") and "surrogateescape" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not stage.result.exists()
+
+
+def test_other_encodings_are_read_and_written(stage):
+    stage.write("größe\n".encode("latin-1"))
+    stage.run(stage.script(KIT + "lines(str.upper, 'result.txt', encoding='latin-1')\n"))
+    assert stage.result.read_bytes() == "GRÖSSE\n".encode("latin-1")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-7", "no-such"])
+def test_an_encoding_that_cannot_work_is_refused(stage, encoding):
+    stage.write(b"x\n")
+    done = stage.run(stage.script(KIT + "lines(str.upper, 'result.txt', encoding=%r)\n" % encoding), code=1)
+    assert encoding in done.stderr and "Traceback" not in done.stderr
+
+
+def test_several_inputs_are_joined_byte_for_byte(stage):
+    stage.write(b"a\nb", b"", b"c\n")
+    stage.run(stage.script(SHOUT))
+    assert stage.result.read_bytes() == b"A\nBC\n"
+    assert stage.record()["counts"]["read"] == 3
+
+
+def test_pieces_of_a_long_line_are_cut_between_characters(stage):
+    text = "é😀x" * 400000 + "\nend\n"
+    stage.write(text.encode())
+    script = (KIT + "seen = []\nblocks(lambda text: seen.append(text) or text, 'result.txt')\n"
+              "print([len(text.encode()) for text in seen])\n")
+    sizes = json.loads(stage.run(stage.script(script)).stdout)
+    assert stage.result.read_bytes() == text.encode()
+    assert max(sizes) <= 1 << 20 and len(sizes) > 2
+
+
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="peak memory is read with wait4")
+def test_memory_stays_small_for_one_huge_line(stage):
+    with open(str(stage.root / "big.txt"), "wb") as file:
+        for _ in range(40):
+            file.write("😀é".encode() * 170000)
+    stage.names.append("big.txt")
+    process = stage.start(UPPER)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = status
+    process.stdout.close()
+    process.stderr.close()
+    assert status == 0
+    assert usage.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10) < 64
+
+
+def test_a_line_too_long_for_lines_names_the_way_out(stage):
+    stage.write(b"short\n" + b"x" * (5 << 20) + b"\n")
+    done = stage.run(stage.script(SHOUT), code=1)
+    assert done.stderr.startswith("in0.txt:2: line longer than ") and "blocks()" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+# --- records ---------------------------------------------------------------------------------------------------------
+
+def test_rejects_and_drops_are_counted_and_set_aside(stage):
+    content = numbered(500)
+    stage.write(content)
+    stage.run(picky(stage))
+    kept, refused = expected_of_picky(content)
+    assert stage.result.read_bytes() == kept
+    assert read_rejects(stage) == refused
+    assert stage.record()["counts"] == {"read": 500, "written": kept.count(b"\n"), "rejected": len(refused)}
+
+
+def test_line_numbers_of_rejects_count_within_each_input(stage):
+    stage.write(b"a\nb", b"bad\n", b"c\nbad 2")
+    stage.run(picky(stage))
+    assert [(each["input"], each["line"], each["record"]) for each in read_rejects(stage)] == \
+        [("in1.txt", 1, "bad\n"), ("in2.txt", 2, "bad 2")]
+
+
+def test_rejects_of_an_earlier_run_go_when_there_are_none_now(stage):
+    stage.write(b"bad\n")
+    stage.run(picky(stage))
+    assert stage.rejects.exists()
+    (stage.root / "in0.txt").write_bytes(b"good\n")
+    stage.run(picky(stage))
+    assert not stage.rejects.exists()
+
+
+FAILURES = {
+    "1 / 0": ("in0.txt:3: the processor failed here: ZeroDivisionError", "Traceback"),
+    "7": ("in0.txt:3: the line function returned int, not str or None", ""),
+    "'\\udcff'": ("in0.txt:3: the result cannot be written as utf-8", ""),
+}
+
+
+@pytest.mark.parametrize("expression", sorted(FAILURES))
+def test_an_error_in_the_function_names_the_line(stage, expression):
+    first, later = FAILURES[expression]
+    stage.write(b"a\nb\nHERE\nc\n")
+    script = KIT + "lines(lambda line: %s if line.startswith('HERE') else line, 'result.txt')\n" % expression
+    done = stage.run(stage.script(script), code=1)
+    assert done.stderr.startswith(first)
+    assert later in done.stderr if later else "Traceback" not in done.stderr
+    assert not stage.result.exists()
+
+
+def test_an_error_in_a_block_function_names_the_place(stage):
+    stage.write(b"a\n")
+    done = stage.run(stage.script(KIT + "blocks(lambda text: None, 'result.txt')\n"), code=1)
+    assert done.stderr == "in0.txt:1: the block function returned NoneType, not str\n"
+    done = stage.run(stage.script(KIT + "blocks(lambda text: 1 / 0, 'result.txt')\n"), code=1)
+    assert done.stderr.startswith("in0.txt:1: the processor failed here: ZeroDivisionError") and "Traceback" in done.stderr
+
+
+def test_a_dropped_line_breaks_the_promise_of_one_to_one(stage):
+    stage.write(b"a\nb\n")
+    done = stage.run(stage.script(KIT + "lines(lambda line: None, 'result.txt', one_to_one=True)\n"), code=1)
+    assert "one_to_one" in done.stderr
+
+
+def test_a_simulated_failure_is_the_first_thing(stage):
+    stage.write(b"a\n")
+    done = stage.run(UPPER, code=75, PIPELINE_SIMULATED_FAIL="1")
+    assert done.stderr == "simulated failure (PIPELINE_SIMULATED_FAIL=1)\n"
+    assert not stage.out.exists()
+
+
+@pytest.mark.parametrize("script", [UPPER, COPY])
+def test_a_missing_input_is_one_clear_line(stage, script):
+    stage.names.append("nowhere.txt")
+    done = stage.run(script, code=1)
+    assert "nowhere.txt" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not stage.out.exists()
+
+
+def test_an_input_that_is_the_output_is_refused(stage):
+    stage.out.mkdir()
+    stage.result.write_bytes(b"keep me\n")
+    stage.names.append("out/result.txt")
+    assert "both input and output" in stage.run(UPPER, code=1).stderr
+    assert stage.result.read_bytes() == b"keep me\n"
+
+
+@pytest.mark.parametrize("name", ["../up.txt", "", "/abs.txt", "a//b", "c:x"])
+def test_an_output_name_that_escapes_is_refused(stage, name):
+    stage.write(b"a\n")
+    assert "output name" in stage.run(stage.script(KIT + "lines(str.upper, %r)\n" % name), code=1).stderr
+
+
+@pytest.mark.parametrize("name,value", [("PIPELINE_LINE_OFFSET", "-1"), ("PIPELINE_LINE_INTERVAL", "0"),
+                                        ("PIPELINE_LINE_OFFSET", "x")])
+def test_bad_numbers_in_the_environment_are_named(stage, name, value):
+    stage.write(b"a\n")
+    assert name in stage.run(UPPER, code=1, **{name: value}).stderr
+
+
+@pytest.mark.parametrize("content", [b"{", b"{}", b"[1]"])
+def test_a_bad_list_of_inputs_is_named(stage, content):
+    (stage.root / "broken.json").write_bytes(content)
+    done = stage.run(UPPER, code=1, PIPELINE_INPUTS_FILE=str(stage.root / "broken.json"))
+    assert "broken.json" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+# --- kills -----------------------------------------------------------------------------------------------------------
+
+def wait_for_lines(stage, process, least):
+    """Poll the progress file until it vouches for *least* lines or the process ends."""
+    deadline = time.monotonic() + 30
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            if stage.record()["lineOffset"] >= least:
+                return True
+        except (FileNotFoundError, PermissionError):
+            pass
+        time.sleep(0.001)
+    return False
+
+
+def test_twenty_kills_in_a_row_lose_nothing_and_double_nothing(stage):
+    content = numbered(3000)
+    stage.write(content)
+    script = picky(stage, 0.0003)
+    source, kills = random.Random(7), 0
+    for _ in range(20):
+        how = stage.again()
+        process = stage.start(script, **how)
+        if wait_for_lines(stage, process, how.get("offset", 0) + source.randint(1, 120)):
+            process.kill()
+            kills += 1
+        process.communicate()
+    assert kills >= 10
+    stage.run(script, **stage.again())
+    kept, refused = expected_of_picky(content)
+    assert stage.result.read_bytes() == kept
+    assert read_rejects(stage) == refused
+    assert stage.record()["counts"] == {"read": 3000, "written": kept.count(b"\n"), "rejected": len(refused)}
+    assert stage.leftovers() == []
+
+
+def test_a_resume_does_not_do_the_vouched_lines_again(stage):
+    stage.write(numbered(2000))
+    script = picky(stage, 0.001)
+    process = stage.start(script)
+    assert wait_for_lines(stage, process, 50)
+    process.kill()
+    process.communicate()
+    offset = stage.record()["lineOffset"]
+    noting = PICKY.replace("PAUSE", "0").replace("def pick(line):", "seen = []\ndef pick(line):\n    seen.append(line)")
+    trace = stage.script(noting + "print(len(seen))\n")
+    done = stage.run(trace, **stage.again())
+    assert done.stdout.splitlines() == ["resuming from line %d" % offset, str(2000 - offset)]
+
+
+@POSIX_ONLY
+@pytest.mark.parametrize("number,code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_stops_with_a_checkpoint(stage, number, code):
+    content = numbered(2000)
+    stage.write(content)
+    script = picky(stage, 0.001)
+    process = stage.start(script, interval=10)
+    assert wait_for_lines(stage, process, 20)
+    process.send_signal(number)
+    out, error = process.communicate()
+    assert (process.returncode, error) == (code, b"")
+    offset = stage.record()["lineOffset"]
+    assert out.decode() == "stopped at line %d, checkpoint written\n" % offset
+    assert 20 <= offset < 2000
+    stage.run(picky(stage), **stage.again())
+    assert stage.result.read_bytes() == expected_of_picky(content)[0]
+
+
+@POSIX_ONLY
+def test_without_a_progress_file_a_stop_leaves_no_part(stage):
+    stage.write(numbered(2000))
+    process = stage.start(picky(stage, 0.001), checkpoint=False)
+    while process.poll() is None and not stage.leftovers():
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 143
+    process.communicate()
+    assert os.listdir(str(stage.out)) == []
+
+
+def test_a_slow_function_is_checkpointed_about_every_interval(stage):
+    stage.write(b"x\n" * 30)
+    process = stage.start(picky(stage, 0.02), interval=3)
+    seen = set()
+    while process.poll() is None:
+        try:
+            seen.add(stage.record()["lineOffset"])
+        except FileNotFoundError:
+            pass
+        time.sleep(0.002)
+    process.communicate()
+    steps = sorted(seen)
+    assert len(steps) >= 6 and steps[0] <= 6
+
+
+def test_a_killed_middle_of_one_long_line_resumes_in_it(stage):
+    text = "é😀x" * 900000
+    stage.write(text.encode())
+    script = stage.script(KIT + "processor_kit.PAUSE_MIN_S = 0\nprocessor_kit._Saver.is_due = lambda *rest: True\n"
+                          "calls = []\ndef slow(text):\n    calls.append(1)\n    if len(calls) > 3 and %r: time.sleep(60)\n"
+                          "    return text.upper()\nblocks(slow, 'result.txt')\n" % True)
+    process = stage.start(script)
+    while process.poll() is None and not (stage.progress.exists() and stage.record()["byteOffset"] > 2 << 20):
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    assert stage.record()["lineOffset"] == 0
+    done = stage.run(UPPER, **stage.again())
+    assert done.stdout == "resuming from line 0\n"
+    assert stage.result.read_bytes() == text.upper().encode()
+    assert stage.record()["counts"]["read"] == 1
+
+
+# --- every step, by a driver that dies or fails there ----------------------------------------------------------------
+
+def sweep(stage, how, script, old):
+    """Yield (n, finished process) with the n-th changing call hit, until a run is no longer hit."""
+    driver = stage.script(DRIVER, "driver.py")
+    for number in range(1, 60):
+        reset(stage, old)
+        process = stage.start(driver, str(number), how, str(script), interval=1)
+        out, error = process.communicate()
+        yield number, process.returncode, error.decode()
+        if process.returncode == 0:
+            return
+    raise AssertionError("still hit after 60 calls")
+
+
+def reset(stage, old):
+    """Make the output folder one of an earlier run with other results."""
+    if stage.progress.exists():
+        stage.progress.unlink()
+    stage.out.mkdir(exist_ok=True)
+    for name in os.listdir(str(stage.out)):
+        os.unlink(str(stage.out / name))
+    for name, content in old.items():
+        (stage.out / name).write_bytes(content)
+
+
+OLD = {"result.txt": b"OLD\n", "result.txt.rejects.jsonl": b"{}\n", "result.txt~demo~aa.1.part": b"stale"}
+
+
+@pytest.mark.parametrize("content", [b"one\nbad\ntwo\n", b"one\ntwo\n"])
+def test_a_death_before_any_step_is_made_good_by_a_resume(stage, content):
+    stage.write(content)
+    script = picky(stage)
+    kept, refused = expected_of_picky(content)
+    states = set()
+    for number, code, _ in sweep(stage, "die", script, OLD):
+        assert code in (0, 99)
+        assert stage.result.read_bytes() in (b"OLD\n", kept), number
+        if stage.progress.exists():
+            states.add((stage.record()["publishing"], stage.record()["complete"]))
+        stage.run(script, **stage.again())
+        assert stage.result.read_bytes() == kept, number
+        assert (read_rejects(stage) if stage.rejects.exists() else []) == refused, number
+        assert stage.leftovers() == [], number
+        assert stage.record()["complete"] is True
+    assert states >= {(False, False), (True, False), (False, True)}
+
+
+@pytest.mark.parametrize("name", ["ENOSPC", "EIO"])
+def test_an_error_at_any_step_is_one_line_and_then_a_clean_run(stage, name):
+    import errno
+    stage.write(b"one\nbad\ntwo\n")
+    script = picky(stage)
+    kept, refused = expected_of_picky(b"one\nbad\ntwo\n")
+    for number, code, error in sweep(stage, str(getattr(errno, name)), script, OLD):
+        if code == 0:
+            assert error == ""
+        else:
+            assert code == 1 and error.startswith("cannot ") and len(error.splitlines()) == 1, (number, error)
+            assert "bytes free" in error if name == "ENOSPC" else "bytes free" not in error
+        stage.run(script, **stage.again())
+        assert (stage.result.read_bytes(), read_rejects(stage), stage.leftovers()) == (kept, refused, []), number
+
+
+def test_copies_survive_a_death_before_any_step(stage):
+    stage.write(b"first\n", b"\0\xff second")
+    for number, code, _ in sweep(stage, "die", COPY, {"in0.txt": b"old", "in0.txt~demo~aa.1.part": b"stale"}):
+        assert code in (0, 99)
+        assert (stage.out / "in0.txt").read_bytes() in (b"old", b"first\n"), number
+        stage.run(COPY)
+        assert (stage.out / "in0.txt").read_bytes() == b"first\n" and (stage.out / "in1.txt").read_bytes() == b"\0\xff second"
+        assert stage.leftovers() == [], number
+
+
+def test_an_error_while_copying_leaves_no_part(stage):
+    import errno
+    stage.write(b"first\n")
+    for number, code, error in sweep(stage, str(errno.ENOSPC), COPY, {"in0.txt": b"old"}):
+        assert (code, len(error.splitlines())) in ((0, 0), (1, 1)), error
+        assert stage.leftovers() == [], number
+
+
+# --- resumes that cannot be --------------------------------------------------------------------------------------
+
+def stopped(stage, content=None):
+    """Leave a stage killed in the middle, with a checkpoint; return its progress."""
+    stage.write(content or numbered(2000))
+    process = stage.start(picky(stage, 0.001))
+    assert wait_for_lines(stage, process, 30)
+    process.kill()
+    process.communicate()
+    return stage.record()
+
+
+@pytest.fixture(scope="module")
+def a_stop(tmp_path_factory):
+    """A killed stage; tests copy it, because making one takes a moment."""
+    made = Stage(tmp_path_factory.mktemp("stopped"))
+    stopped(made)
+    return made
+
+
+@pytest.fixture
+def killed(a_stop, tmp_path):
+    import shutil
+    shutil.copytree(str(a_stop.root), str(tmp_path / "copy"))
+    copy = Stage(tmp_path / "copy")
+    copy.names = list(a_stop.names)
+    return copy
+
+
+def first_output(record, value):
+    return {name: value for name in record["outputs"]}
+
+
+BAD = {
+    "negative offset": lambda record: {"byteOffset": -1},
+    "bool offset": lambda record: {"byteOffset": True},
+    "float index": lambda record: {"inputIndex": 0.5},
+    "text size": lambda record: {"outputs": first_output(record, "10")},
+    "negative size": lambda record: {"outputs": first_output(record, -1)},
+    "outputs no object": lambda record: {"outputs": [1]},
+    "publish no object": lambda record: {"publish": None},
+    "no counts": lambda record: {"counts": None},
+    "bool count": lambda record: {"counts": {"read": 1, "written": True, "rejected": 0}},
+    "part shorter than vouched": lambda record: {"outputs": first_output(record, 1 << 30)},
+    "missing part": lambda record: {"outputs": {"result.txt~demo~ff.part": 0},
+                                    "publish": {"result.txt~demo~ff.part": "result.txt"}},
+    "foreign part": lambda record: {"outputs": {"in0.txt": 0}, "publish": {"in0.txt": "result.txt"}},
+    "escaping part": lambda record: {"outputs": {"result.txt~demo~/../../in0.txt~.part": 0},
+                                     "publish": {"result.txt~demo~/../../in0.txt~.part": "result.txt"}},
+    "foreign final": lambda record: {"publish": {name: "../in0.txt" for name in record["publish"]}},
+    "no outputs left": lambda record: {"outputs": {}, "publish": {}},
+    "other key": lambda record: {"key": "other"},
+    "other stage": lambda record: {"stage": "other"},
+    "other schema": lambda record: {"schema": 2},
+    "other inputs": lambda record: {"bytesTotal": record["bytesTotal"] + 1},
+    "behind the end": lambda record: {"byteOffset": record["bytesTotal"] + 1},
+    "no such input": lambda record: {"inputIndex": 2},
+    "behind the last input": lambda record: {"inputIndex": 1},
+    "published but not there": lambda record: {"publishing": True, "outputs": first_output(record, 1 << 30)},
+    "complete but not there": lambda record: {"complete": True},
+}
+
+
+@pytest.mark.parametrize("name", sorted(BAD))
+def test_a_checkpoint_that_cannot_be_trusted_starts_from_zero(killed, name):
+    record = killed.record()
+    record.update(BAD[name](record))
+    killed.progress.write_text(json.dumps(record), encoding="utf-8")
+    done = killed.run(picky(killed), **killed.again())
+    assert done.stdout.startswith("starting from zero: ") and len(done.stdout.splitlines()) == 1
+    content = (killed.root / "in0.txt").read_bytes()
+    assert killed.result.read_bytes() == expected_of_picky(content)[0]
+    assert content == numbered(2000)
+    assert killed.leftovers() == []
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b"null", b'{"lineOffset": true}', b'{"lineOffset": -4}',
+                                     b"[" * 100000], ids=range(7))
+def test_a_damaged_progress_file_starts_from_zero(killed, content):
+    killed.progress.write_bytes(content)
+    done = killed.run(picky(killed), offset=30)
+    assert done.stdout.startswith("starting from zero: ") and done.stderr == ""
+    assert killed.result.read_bytes() == expected_of_picky(numbered(2000))[0]
+
+
+def test_a_part_cut_short_starts_from_zero(killed):
+    for name in killed.record()["outputs"]:
+        os.truncate(str(killed.out / name), 1)
+    done = killed.run(picky(killed), **killed.again())
+    assert "is shorter than the checkpoint says" in done.stdout
+    assert killed.result.read_bytes() == expected_of_picky(numbered(2000))[0]
+
+
+@POSIX_ONLY
+def test_a_part_that_became_a_link_is_not_followed(killed):
+    victim = killed.root / "victim.txt"
+    victim.write_bytes(b"v" * 100000)
+    for name in killed.record()["outputs"]:
+        os.unlink(str(killed.out / name))
+        os.symlink(str(victim), str(killed.out / name))
+    assert "starting from zero" in killed.run(picky(killed), **killed.again()).stdout
+    assert victim.read_bytes() == b"v" * 100000
+
+
+def test_another_offset_than_the_checkpoint_starts_from_zero(killed):
+    done = killed.run(picky(killed), offset=killed.record()["lineOffset"] + 1)
+    assert "starting from zero" in done.stdout
+    assert killed.result.read_bytes() == expected_of_picky(numbered(2000))[0]
+
+
+def test_offset_zero_starts_afresh_whatever_the_progress_says(killed):
+    done = killed.run(picky(killed))
+    assert done.stdout == ""
+    assert killed.result.read_bytes() == expected_of_picky(numbered(2000))[0]
+    assert killed.leftovers() == []
+
+
+def test_a_complete_stage_does_nothing_on_resume(stage):
+    stage.write(b"a\nb\n")
+    stage.run(picky(stage))
+    before = os.stat(str(stage.result)).st_mtime_ns, stage.progress.read_bytes()
+    done = stage.run(picky(stage), **stage.again())
+    assert done.stdout == "already complete\n"
+    assert (os.stat(str(stage.result)).st_mtime_ns, stage.progress.read_bytes()) == before
+
+
+def test_an_empty_complete_stage_does_nothing_on_resume(stage):
+    stage.write(b"")
+    stage.run(picky(stage))
+    assert stage.run(picky(stage), **stage.again()).stdout == "already complete\n"
+
+
+def test_a_complete_stage_whose_output_changed_runs_again(stage):
+    stage.write(b"a\nb\n")
+    stage.run(picky(stage))
+    stage.result.write_bytes(b"tampered\n")
+    assert "starting from zero" in stage.run(picky(stage), **stage.again()).stdout
+    assert stage.result.read_bytes() == b"A\nB\n"
+
+
+# --- a line number written by hand -----------------------------------------------------------------------------------
+
+HAND = [
+    # inputs, lines, old output, what stdout says
+    ([b"a\nb\nc\n"], 1, b"KEPT\nB\nC\n", "resuming from line 1"),
+    ([b"a\nb\nc\n"], 2, b"KEPT\nB\nC", "resuming from line 2"),
+    ([b"a\n", b"b\nc\n"], 2, b"KEPT\nB\n", "resuming from line 2"),
+    ([b"a\nb\nc"], 3, b"A\nB\nC", "starting from zero"),
+    ([b"a\nb\nc\n"], 3, b"KEPT\nB\nC\n", "resuming from line 3"),
+    ([b"a\nb\nc\n"], 2, b"OLD\ncut", "starting from zero"),
+    ([b"a\nb\nc\n"], 1, None, "starting from zero"),
+    ([b"a\nb\nc\n"], 4, b"A\nB\nC\nD\n", "starting from zero"),
+    ([b"a", b"b\nc\n"], 1, b"AB\nC\n", "starting from zero"),
+    ([b"a", b"b\nc\n"], 2, b"AB\nC\n", "starting from zero"),
+]
+
+
+@pytest.mark.parametrize("contents,count,old,said", HAND)
+@pytest.mark.parametrize("kind", ["lines", "blocks"])
+def test_a_line_number_by_hand_keeps_the_first_lines(stage, kind, contents, count, old, said):
+    stage.write(*contents)
+    if old is not None:
+        stage.out.mkdir()
+        stage.result.write_bytes(old)
+    stage.progress.write_text(json.dumps({"lineOffset": count}), encoding="utf-8")
+    done = stage.run(stage.script(SHOUT) if kind == "lines" else UPPER, offset=count)
+    assert done.stdout.startswith(said) and len(done.stdout.splitlines()) == 1
+    expected = b"".join(contents).upper()
+    # KEPT stands for a first line of the old output: only a resume keeps it.
+    assert stage.result.read_bytes() == (b"KEPT" + expected[1:] if said.startswith("resuming") else expected)
+    total = sum(len(content.splitlines()) for content in contents)
+    assert stage.record()["counts"] == {"read": total, "written": total, "rejected": 0}
+
+
+def test_a_line_number_by_hand_far_into_a_big_file(stage):
+    content = numbered(30000)
+    stage.write(content)
+    stage.out.mkdir()
+    full = content.decode().upper().encode()
+    stage.result.write_bytes(full[:len(full) // 2])
+    count = stage.result.read_bytes().count(b"\n") - 5
+    done = stage.run(UPPER, offset=count)
+    assert done.stdout.startswith("resuming from line %d" % count)
+    assert stage.result.read_bytes() == full
+
+
+def test_a_line_number_by_hand_needs_one_line_per_line(stage):
+    stage.write(b"a\nb\n")
+    stage.out.mkdir()
+    stage.result.write_bytes(b"A\nB\n")
+    assert "one_to_one" in stage.run(picky(stage), offset=1).stdout
+    stage.progress.write_text('{"lineOffset": 1}', encoding="utf-8")
+    stage.rejects.write_bytes(b"{}\n")
+    assert "rejects" in stage.run(UPPER, offset=1).stdout
+
+
+# --- copies ----------------------------------------------------------------------------------------------------------
+
+def test_copies_have_the_content_and_the_base_names(stage):
+    (stage.root / "sub").mkdir()
+    (stage.root / "sub" / "big.bin").write_bytes(os.urandom(3 << 20) + b"tail")
+    stage.write(b"", b"\0\xff\r\n")
+    stage.names.append("sub/big.bin")
+    stage.run(COPY)
+    for name in stage.names:
+        assert (stage.out / os.path.basename(name)).read_bytes() == (stage.root / name).read_bytes()
+    assert sorted(os.listdir(str(stage.out))) == ["big.bin", "in0.txt", "in1.txt"]
+
+
+def test_copies_work_where_the_kernel_does_not_help(stage):
+    content = os.urandom(3 << 20)
+    stage.write(content)
+    refuse = "import os\ndef refuse(*rest):\n    raise OSError(18, 'cross-device')\nos.copy_file_range = refuse\n"
+    stage.run(stage.script(KIT + refuse + "copy_files()\n"))
+    assert (stage.out / "in0.txt").read_bytes() == content
+
+
+def test_two_names_that_differ_only_in_case_are_refused(stage):
+    for folder, name in (("one", "Data.csv"), ("two", "data.CSV")):
+        (stage.root / folder).mkdir()
+        (stage.root / folder / name).write_bytes(b"x")
+        stage.names.append("%s/%s" % (folder, name))
+    done = stage.run(COPY, code=1)
+    assert "one/Data.csv" in done.stderr and "two/data.CSV" in done.stderr
+    assert not stage.out.exists()
+
+
+def test_a_file_is_not_copied_onto_itself(stage):
+    stage.out.mkdir()
+    (stage.out / "a.txt").write_bytes(b"keep")
+    stage.names.append("out/a.txt")
+    assert "already in the output directory" in stage.run(COPY, code=1).stderr
+    assert (stage.out / "a.txt").read_bytes() == b"keep"
+
+
+# --- processors of another kind, and life without the runner ---------------------------------------------------------
+
+AD_HOC = KIT + """
+with open_output("sub/table.csv") as file:
+    file.write("ü,%d\\r\\n" % params()["limit"])
+    if arguments() == ["--break"]:
+        raise KeyError("broken")
+with open_output("raw.bin", binary=True) as file:
+    file.write(b"\\0\\xff")
+count(read=3, written=2)
+count(rejected=1)
+print(inputs(), arguments())
+"""
+
+
+def test_open_output_publishes_and_counts_reach_the_progress(stage):
+    stage.write(b"a\n")
+    (stage.out / "sub").mkdir(parents=True)
+    (stage.out / "sub" / "table.csv~demo~aa.part").write_bytes(b"stale")
+    done = stage.run(stage.script(AD_HOC), "--strict")
+    assert done.stdout == "['in0.txt'] ['--strict']\n"
+    assert (stage.out / "sub" / "table.csv").read_bytes() == "ü,10\r\n".encode()
+    assert (stage.out / "raw.bin").read_bytes() == b"\0\xff"
+    assert os.listdir(str(stage.out / "sub")) == ["table.csv"]
+    assert stage.record()["counts"] == {"read": 3, "written": 2, "rejected": 1}
+
+
+def test_open_output_changes_nothing_when_its_block_fails(stage):
+    (stage.out / "sub").mkdir(parents=True)
+    (stage.out / "sub" / "table.csv").write_bytes(b"old")
+    done = stage.run(stage.script(AD_HOC), "--break", code=1)
+    assert "KeyError" in done.stderr
+    assert (stage.out / "sub" / "table.csv").read_bytes() == b"old"
+    assert os.listdir(str(stage.out / "sub")) == ["table.csv"]
+
+
+def test_an_error_in_open_output_is_one_line(stage):
+    import errno
+    script = stage.script(KIT + "with open_output('a.txt') as file:\n    file.write('new')\n")
+    for number, code, error in sweep(stage, str(errno.EIO), script, {"a.txt": b"old"}):
+        assert (code, len(error.splitlines())) in ((0, 0), (1, 1)), error
+        assert (stage.out / "a.txt").read_bytes() in (b"old", b"new")
+        assert stage.leftovers() == [], number
+
+
+@pytest.mark.parametrize("value", ["{", "[]"])
+def test_params_that_are_no_object_are_refused(stage, value):
+    assert "PIPELINE_PARAMS" in stage.run(stage.script(AD_HOC), code=1, PIPELINE_PARAMS=value).stderr
+
+
+def test_fail_prints_one_line_and_exits_with_one(stage):
+    assert stage.run(stage.script(KIT + "fail('no such customer: 7')\n"), code=1).stderr == "no such customer: 7\n"
+
+
+def by_hand(folder, script, *arguments):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PIPELINE_")}
+    done = subprocess.run([sys.executable, str(script), *arguments], cwd=str(folder), env=environment,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, b""), done
+    return done.stdout.decode()
+
+
+def test_processors_work_without_the_runner(tmp_path):
+    (tmp_path / "in.txt").write_bytes(b"a\nb")
+    by_hand(tmp_path, UPPER, "in.txt")
+    assert (tmp_path / "result.txt").read_bytes() == b"A\nB"
+    assert sorted(os.listdir(str(tmp_path))) == ["in.txt", "result.txt"]
+
+
+@pytest.mark.parametrize("given,found", [
+    (["a", "-b"], [[], ["a", "-b"]]),
+    (["-v", "--x=1", "a"], [["-v", "--x=1"], ["a"]]),
+    (["-o", "word", "--", "-a", "b"], [["-o", "word"], ["-a", "b"]]),
+    ([], [[], []]),
+])
+def test_by_hand_options_come_before_the_inputs(tmp_path, given, found):
+    script = tmp_path / "show.py"
+    script.write_text(KIT + "import json\nprint(json.dumps([arguments(), inputs()]))\n", encoding="utf-8")
+    assert json.loads(by_hand(tmp_path, script, *given)) == found
+
+
+def test_inputs_that_did_not_fit_the_command_line_come_from_the_list(stage):
+    stage.write(b"a\n")
+    process = subprocess.run([sys.executable, str(stage.script(AD_HOC)), "--only"], cwd=str(stage.root), env=stage.environment(),
+                             stdout=subprocess.PIPE)
+    assert process.stdout.decode() == "['in0.txt'] ['--only']\n"

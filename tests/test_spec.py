@@ -1,0 +1,520 @@
+"""The pipeline file: every fault is reported at its line and column, all at once, and nothing is written.
+
+In the tables a § stands where the problem must be reported; it is taken out of the text before the file is written.
+"""
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import pytest
+
+import pipeline_runner
+from model import SpecError, UsageError
+
+# --- how the tables work
+
+
+def stage(members, name='"name": "a"', rest=""):
+    """Return a spec with one stage of these members, which stand on line 4."""
+    return ('{"name": "p",\n "stages": [\n  {"processor": "bin/ok.py", "outputDir": "data/out", %s,\n   %s}%s\n ]\n}'
+            % (name, members, rest))
+
+
+def whole(members):
+    """Return a spec with these members at the top, which stand on line 2."""
+    return '{"name": "p",\n %s,\n "stages": [{"name": "a", "processor": "bin/ok.py", "outputDir": "data/out"}]}' % members
+
+
+def folder(text):
+    """Return a spec whose stage has this output folder, on line 2."""
+    return '{"name": "p", "stages": [{"name": "a", "processor": "bin/ok.py",\n "outputDir": %s}]}' % text
+
+
+def named(text):
+    """Return a spec whose stage has this name, on line 2."""
+    return '{"name": "p", "stages": [{"processor": "bin/ok.py", "outputDir": "data/out",\n "name": %s}]}' % text
+
+
+def processor(text):
+    """Return a spec whose stage has this processor, on line 2."""
+    return '{"name": "p", "stages": [{"name": "a", "outputDir": "data/out",\n "processor": %s}]}' % text
+
+
+def stages(*members, top=""):
+    """Return a spec of several stages, one a line from line 2 on; output folders are their own unless given."""
+    lines = ['{"processor": "bin/ok.py", %s%s}' % (one, "" if "outputDir" in one else ', "outputDir": "data/%d"' % place)
+             for place, one in enumerate(members)]
+    return '{"name": "p", %s"stages": [\n%s]}' % (top, ",\n".join(lines))
+
+
+def without_marks(text):
+    """Return (text without §, [(line, column) of each §])."""
+    pieces = text.split("§")
+    places, before = [], ""
+    for piece in pieces[:-1]:
+        before += piece
+        places.append((before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1))
+    return "".join(pieces), places
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A root with what a valid spec needs, shared: no test in which a spec is refused may change it."""
+    root = tmp_path_factory.mktemp("spec") / "würzel haus"
+    (root / "bin").mkdir(parents=True)
+    (root / "bin" / "ok.py").write_text("pass\n", encoding="utf-8")
+    (root / "bin" / "folder.py").mkdir()
+    (root / "bin" / "plain").write_text("#!/bin/sh\n", encoding="utf-8")
+    (root / "bin" / "runs").write_text("#!/bin/sh\n", encoding="utf-8")
+    (root / "bin" / "runs").chmod(0o755)
+    return root
+
+
+def look(root):
+    """Return everything below root: names, sizes, times, content."""
+    return {str(one): (one.lstat().st_mtime_ns, one.read_bytes() if one.is_file() else None) for one in sorted(root.rglob("*"))}
+
+
+def refuse(root, capsys, text, name="pipeline.json"):
+    """Validate a bad spec; return the lines of the message. Nothing is written, nothing is printed but it, exit 2."""
+    path = root / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
+    before = look(root)
+    code = pipeline_runner.main(["validate", "--pipeline", str(path)])
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, ""), err
+    assert "Traceback" not in err and "internal error" not in err
+    assert look(root) == before
+    assert all(line.startswith(str(path)) for line in err.splitlines()), err
+    return [line[len(str(path)) + 1:] for line in err.splitlines()]
+
+
+# --- one fault: where, and what is said
+
+SYNTAX = [
+    ("§", "empty"),
+    ("§\n \n", "empty"),
+    ("{\n\"name\": \"p\",\n\"stages\": [§}", "] is missing before this }"),
+    ("{\"name\": \"p\"§", "add } here"),
+    ("{\n \"name\": \"p\",\n \"stages\": [{\"name\": \"a\"§", "add }]} here"),
+    (whole('"version": §NaN'), "JSON has no NaN"),
+    (whole('"version": §Infinity'), "JSON has no Infinity"),
+    (whole('"x-number": §-Infinity'), "JSON has no -Infinity"),
+    (whole('"x-number": §1e999'), "the number is too large"),
+    (whole('"x-number": §1234567890123456789012345'), "integer of 25 digits"),
+    (whole('"x-number": §01'), "remove the leading zeros"),
+    (whole('"x-number": §+1'), "remove the plus sign"),
+    (whole('"x-number": §.5'), "digits must stand on both sides"),
+    (whole('"x-number": §0x10'), "write it in decimal"),
+    (whole('"x-flag": §True'), "JSON spells it true"),
+    (whole('"x-flag": §None'), "JSON spells it null"),
+    (whole('"x-word": §hello'), "text must be in double quotes"),
+    (whole("\"x-word\": §'hello'"), "double quotes only"),
+    (whole('"x-word": §“hello”'), "use the straight double quote"),
+    (whole('"x-list": [1§, ]'), "a comma before the closing ]"),
+    (whole('"x-object": {"a": 1§, }'), "a comma before the closing }"),
+    (whole('"x-list": [1 §2]'), "a comma is missing before this value"),
+    (whole('"x-object": {"a": 1 §"b": 2}'), "a comma is missing before this key"),
+    (whole('"x-object": {§a: 1}'), "a key must be in double quotes"),
+    (whole('"x-object": {"a" §= 1}'), "a colon must follow the key"),
+    (whole('"x-object": {"a":§ }'), "the value of the key \"a\" is missing"),
+    (whole('§// remark\n "x-a": 1'), "JSON has no comments"),
+    (whole('§# remark\n "x-a": 1'), "JSON has no comments"),
+    (whole('"x-a": 1, §"x-a": 2'), 'x-a"]: duplicate key; the first "x-a" is on line 2'),
+    (stage('"args": [], §"args": []'), "stages[0].args: duplicate key"),
+    (whole('"x-path": "C:§\\data"'), "is no escape in JSON; write \\\\ for a backslash"),
+    (whole('"x-text": "a§\tb"'), "a control character (U+0009) in text; write \\t"),
+    (whole('"x-text": "§\\ud800"'), "half of a surrogate pair"),
+    (whole('"x-text": "§\\u12"'), "four hexadecimal digits"),
+    (whole('"x-text": §"abc') , "the text is not closed on its line"),
+    (whole('"x-a": 1') + "§}", "this } closes nothing"),
+    (whole('"x-a": 1') + "§ more".replace("§ ", " §"), "text after the end of the value"),
+    (whole('"x-a": 1') + "§,", "a comma after the end of the value"),
+    ("§\ufeff" + whole('"x-a": 1'), "byte-order mark; save it as UTF-8 without one"),
+]
+TOP = [
+    ("§[]", 'must be an object with "name" and "stages", got []'),
+    ("§null", "must be an object"),
+    ("§7", "must be an object"),
+    ('§{"stages": [{"name": "a", "processor": "bin/ok.py", "outputDir": "x"}]}', 'the key "name" is missing'),
+    ('§{"name": "p"}', "stages: is missing"),
+    ('{"name": "p", "stages": §[]}', "stages: must be a list of at least one stage"),
+    ('{"name": "p", "stages": §{}}', "stages: must be a list of at least one stage"),
+    ('{"name": "p", "stages": §"a"}', "stages: must be a list of at least one stage"),
+    ('{"name": "p", "stages": §null}', "stages"),
+    ('{"name": "p", "stages": [§"a"]}', 'stages[0]: must be an object, got "a"'),
+    ('{"name": "p", "stages": [§null]}', "stages[0]: must be an object, got null"),
+    (whole('§"nmae": "q"'), 'nmae: unknown key; did you mean "name"?'),
+    (whole('§"Stages": []'), 'Stages: unknown key; did you mean "stages"?'),
+    (whole('§"zzz": 1'), "zzz: unknown key; known keys: name, version,"),
+    (whole('"version": §1'), "version: must be text, got 1"),
+    (whole('"description": §["a"]'), 'description: must be text, got ["a"]'),
+    (whole('"offline": §true'), "offline: must be an object, got true"),
+    (whole('"offline": {§"alow": []}'), 'offline.alow: unknown key; did you mean "allow"?'),
+    (whole('"offline": {"allow": §"asyncio"}'), "offline.allow: must be a list of texts"),
+    (whole('"offline": {"allow": [§1]}'), "offline.allow[0]: must be text, got 1"),
+    (whole('"offline": {"require": §"strict"}'), 'offline.require: must be "scan" or "kernel", got "strict"'),
+    (whole('"defaults": §[]'), "defaults: must be an object"),
+    (whole('"defaults": {§"name": "a"}'), "defaults.name: unknown key"),
+    (whole('"defaults": {"retry": {"attempts": §0}}'), "defaults.retry.attempts: must be an integer >= 1, got 0"),
+    (whole('"defaults": {§"retrys": {}}'), 'defaults.retrys: unknown key; did you mean "retry"?'),
+]
+STAGE = [
+    (stage('§"inptus": []'), 'stages[0].inptus: unknown key; did you mean "inputs"?'),
+    (stage('§"output_dir": "x"'), 'did you mean "outputDir"?'),
+    (stage('§"timeoutsec": 1'), 'did you mean "timeoutSec"?'),
+    (stage('§"qqqq": 1'), "keys of your own begin with \"x-\""),
+    (stage('"args": §"-v"'), "stages[0].args: must be a list of texts, got \"-v\""),
+    (stage('"args": ["-v", §1]'), "stages[0].args[1]: must be text, got 1"),
+    (stage('"args": [§"a\\u0000b"]'), "stages[0].args[0]: must be text without NUL"),
+    (stage('"inputs": §"data/*.txt"'), "stages[0].inputs: must be a list of paths and globs"),
+    (stage('"inputs": ["a", §{}]'), "stages[0].inputs[1]: must be text, got {}"),
+    (stage('"watch": §null'), "stages[0].watch: must be a list of paths and globs, got null"),
+    (stage('"watch": [§"../x"]'), "stages[0].watch[0]: must not leave the root with '..'"),
+    (stage('"allowNoInputs": §1'), "stages[0].allowNoInputs: must be true or false, got 1"),
+    (stage('"outputs": §[]'), "stages[0].outputs: must name at least one output, or be left out"),
+    (stage('"outputs": [§"/tmp/x"]'), "stages[0].outputs[0]: must be relative to the root"),
+    (stage('"params": §[]'), "stages[0].params: must be an object, got []"),
+    (stage('"env": §"A=1"'), "stages[0].env: must be an object"),
+    (stage('"env": {"A": §1}'), "stages[0].env.A: must be text, got 1"),
+    (stage('"env": {"A=B": §"x"}'), "is not a name for an environment variable"),
+    (stage('"env": {"": §"x"}'), "is not a name for an environment variable"),
+    (stage('"env": {"PIPELINE_X": §"x"}'), "stages[0].env.PIPELINE_X: is the runner's own"),
+    (stage('"passEnv": §"PATH"'), "stages[0].passEnv: must be a list of texts"),
+    (stage('"idempotency": §true'), "stages[0].idempotency: must be an object, got true"),
+    (stage('"idempotency": {"enabled": §"yes"}'), "stages[0].idempotency.enabled: must be true or false"),
+    (stage('"idempotency": {"processor": §"ctime"}'), 'must be one of "mtime", "content", got "ctime"'),
+    (stage('"idempotency": {§"enable": true}'), 'stages[0].idempotency.enable: unknown key; did you mean "enabled"?'),
+    (stage('"checkpoint": {"lineInterval": §0}'), "stages[0].checkpoint.lineInterval: must be an integer >= 1, got 0"),
+    (stage('"checkpoint": {"lineInterval": §true}'), "must be an integer >= 1, got true"),
+    (stage('"checkpoint": {"enabled": §0}'), "must be true or false, got 0"),
+    (stage('"retry": §3'), "stages[0].retry: must be an object, got 3"),
+    (stage('"retry": {"attempts": §"many"}'), 'stages[0].retry.attempts: must be an integer >= 1, got "many"'),
+    (stage('"retry": {"attempts": §true}'), "stages[0].retry.attempts: must be an integer >= 1, got true"),
+    (stage('"retry": {"attempts": §2.0}'), "must be an integer >= 1, got 2.0"),
+    (stage('"retry": {"attempts": §-1}'), "must be an integer >= 1, got -1"),
+    (stage('"retry": {"baseDelayMs": §-1}'), "stages[0].retry.baseDelayMs: must be an integer >= 0, got -1"),
+    (stage('"retry": {"maxDelayMs": §null}'), "stages[0].retry.maxDelayMs: must be an integer >= 0, got null"),
+    (stage('"retry": {"jitterMs": §0.5}'), "stages[0].retry.jitterMs: must be an integer >= 0, got 0.5"),
+    (stage('"retry": {§"atempts": 2}'), 'stages[0].retry.atempts: unknown key; did you mean "attempts"?'),
+    (stage('"retry": {"exitCodes": §[0]}'), "must be null or a list of integers from 1 to 255, got [0]"),
+    (stage('"retry": {"exitCodes": §75}'), "must be null or a list of integers from 1 to 255, got 75"),
+    (stage('"retry": {"exitCodes": §[true]}'), "must be null or a list of integers from 1 to 255, got [true]"),
+    (stage('"timeoutSec": §0'), "stages[0].timeoutSec: must be a number > 0, got 0"),
+    (stage('"timeoutSec": §true'), "stages[0].timeoutSec: must be a number > 0, got true"),
+    (stage('"timeoutSec": §"5"'), 'stages[0].timeoutSec: must be a number > 0, got "5"'),
+    (stage('"graceSec": §-0.1'), "stages[0].graceSec: must be a number >= 0, got -0.1"),
+    (stage('"graceSec": §null'), "stages[0].graceSec: must be a number >= 0, got null"),
+    (stage('"lock": {"waitSeconds": §false}'), "stages[0].lock.waitSeconds: must be a number >= 0, got false"),
+    (stage('"lock": {§"wait": 1}'), "stages[0].lock.wait: unknown key"),
+    (stage('"resources": {"cpuCores": §0}'), "stages[0].resources.cpuCores: must be an integer >= 1, got 0"),
+    (stage('"resources": {"memoryMB": §"1G"}'), "stages[0].resources.memoryMB: must be an integer >= 1"),
+    (stage('"resources": {"minFreeDiskMB": §-5}'), "stages[0].resources.minFreeDiskMB: must be an integer >= 0"),
+    (stage('"resources": {"nice": §true}'), "stages[0].resources.nice: must be an integer >= 0, got true"),
+    (stage('"simulateFailAttempts": §true'), "stages[0].simulateFailAttempts: must be an integer >= 0, got true"),
+    ('{"name": "p", "stages": [\n §{"name": "a", "outputDir": "x"}]}', 'stages[0]: the key "processor" is missing'),
+    ('{"name": "p", "stages": [\n §{"name": "a", "processor": "bin/ok.py"}]}', 'stages[0]: the key "outputDir" is missing'),
+    ('{"name": "p", "stages": [\n §{"outputDir": "x", "processor": "bin/ok.py"}]}', 'stages[0]: the key "name" is missing'),
+]
+NAMES = [
+    (named('§""'), "must be 1 to 64 of the characters"),
+    (named('§"%s"' % ("n" * 65)), "must be 1 to 64 of the characters"),
+    (named('§".hidden"'), "begin with a letter or digit"),
+    (named('§"_a"'), "begin with a letter or digit"),
+    (named('§"-rf"'), "begin with a letter or digit"),
+    (named('§"a b"'), "must be 1 to 64"),
+    (named('§"a/b"'), "must be 1 to 64"),
+    (named('§"größe"'), "must be 1 to 64"),
+    (named('§"a\\n"'), 'must be 1 to 64 of the characters A-Z a-z 0-9 . _ - and begin with a letter or digit, got "a\\n"'),
+    (named('§"a."'), "must not end with a dot"),
+    (named('§"CON"'), "is a device name on Windows"),
+    (named('§"aux.x"'), "is a device name on Windows"),
+    (named('§"Com1"'), "is a device name on Windows"),
+    (named('§"lpt9.txt"'), "is a device name on Windows"),
+    (named("§5"), "must be 1 to 64"),
+    (named("§null"), "must be 1 to 64"),
+    ('{"name": §"a/b", "stages": [{"name": "a", "processor": "bin/ok.py", "outputDir": "x"}]}', "name: must be 1 to 64"),
+    (stages('"name": "Copy"', '"name": §"copy"'), "stages[0] has the name \"copy\" already (case does not count)"),
+    (stages('"name": "a"', '"name": "b"', '"name": §"A"'), 'stages[2].name: stages[0] has the name "A" already'),
+]
+PATHS = [
+    (folder('§"../x"'), "must not leave the root with '..'"),
+    (folder('§"data/../../x"'), "must not leave the root with '..'"),
+    (folder('§"/tmp"'), "must be relative to the root"),
+    (folder('§"C:/data"'), "must be relative to the root"),
+    (folder('§"c:data"'), "must be relative to the root"),
+    (folder('§"data\\\\out"'), "must be written with forward slashes"),
+    (folder('§""'), "must be a path without control characters"),
+    (folder('§"a\\nb"'), "must be a path without control characters"),
+    (folder('§"data/con"'), "names a Windows device"),
+    (folder('§"data/nul.txt/x"'), "names a Windows device"),
+    (folder('§"data./x"'), "has a part that ends with a dot or blank"),
+    (folder('§"data /x"'), "has a part that ends with a dot or blank"),
+    (folder('§"."'), "must be a folder below the root other than state, locks, src, bin"),
+    (folder('§"./"'), "must be a folder below the root"),
+    (folder('§"state"'), "must be a folder below the root other than state, locks, src, bin, got \"state\""),
+    (folder('§"state/x"'), "must be a folder below the root"),
+    (folder('§"STATE/x"'), "must be a folder below the root"),
+    (folder('§"./locks"'), "must be a folder below the root"),
+    (folder('§"src"'), "must be a folder below the root"),
+    (folder('§"bin//out"'), "must be a folder below the root"),
+    (folder("§null"), "must be text, got null"),
+    (processor('§"bin/none.py"'), 'there is no file "bin/none.py"'),
+    (processor('§"bin/folder.py"'), 'there is no file "bin/folder.py"'),
+    (processor('§"../ok.py"'), "must not leave the root with '..'"),
+    (processor('§"bin\\\\ok.py"'), "must be written with forward slashes"),
+    (processor("§[]"), "must be text, got []"),
+    (processor('§"/nowhere/at/all.py"'), 'there is no file "/nowhere/at/all.py"'),
+]
+RELATIONS = [
+    (stages('"name": "a"', '"name": "b", "needs": [§"aa"]'), 'stages[1].needs[0]: no stage is named "aa"; did you mean "a"?'),
+    (stages('"name": "a", "needs": [§"zzz"]'), 'no stage is named "zzz"'),
+    (stages('"name": "a", "needs": §"b"', '"name": "b"'), "stages[0].needs: must be a list of texts"),
+    (stages('"name": "a", "needs": [§3]'), "stages[0].needs[0]: must be text, got 3"),
+    (stages('"name": "a", "needs": [§"a"]'), "makes a cycle: a -> a"),
+    (stages('"name": "a", "needs": [§"b"]', '"name": "b"'), 'stages[0].needs[0]: "b" is listed later'),
+    (stages('"name": "a", "needs": [§"c"]', '"name": "b", "needs": ["a"]', '"name": "c", "needs": ["b"]'), "makes a cycle: a -> c -> b -> a"),
+    (stages('"name": "a", "outputDir": "d", "outputs": ["x.txt"]', '"name": "b", "outputDir": "d", "outputs": [§"x.txt"]'),
+     'stages[1].outputs[0]: "d/x.txt" is an output of stages[0] already; a file belongs to one stage'),
+    (stages('"name": "a", "outputDir": "d", "outputs": ["X.txt"]', '"name": "b", "outputDir": "D", "outputs": ["y", §"x.TXT"]'), "is an output of stages[0] already"),
+    (stages('"name": "a", "outputDir": "d", "outputs": ["e/x"]', '"name": "b", "outputDir": "d/e", "outputs": [§"x"]'), "is an output of stages[0] already"),
+]
+TABLE = SYNTAX + TOP + STAGE + NAMES + PATHS + RELATIONS
+
+
+def test_the_table_is_large():
+    assert len(TABLE) >= 100
+
+
+@pytest.mark.parametrize("marked, fragment", TABLE, ids=range(len(TABLE)))
+def test_one_fault_is_reported_where_it_stands(root, capsys, marked, fragment):
+    text, places = without_marks(marked)
+    lines = refuse(root, capsys, text)
+    (line, column), = places
+    assert any(one.startswith("%d:%d: " % (line, column)) and fragment in one for one in lines), (lines, places)
+
+
+@pytest.mark.parametrize("marked, fragment", TOP + STAGE + NAMES + PATHS + RELATIONS)
+def test_one_fault_is_one_line(root, capsys, marked, fragment):
+    assert len(refuse(root, capsys, without_marks(marked)[0])) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no executable bit")
+def test_a_program_without_the_executable_bit(root, capsys):
+    text, ((line, column),) = without_marks(processor('§"bin/plain"'))
+    assert refuse(root, capsys, text) == ['%d:%d: stages[0].processor: "bin/plain" is not executable; chmod +x it' % (line, column)]
+
+
+def test_all_faults_at_once_in_the_order_of_the_text(root, capsys):
+    marked = """{
+  "name": §"a/b",
+  §"verison": "1",
+  "defaults": {"retry": {"attempts": §0}},
+  "stages": [
+    {"name": "a", "processor": §"bin/none.py", "outputDir": §"../x", "timeoutSec": §-1},
+    §{"name": §"A", "retry": {§"atempts": 1, "jitterMs": §true}, "needs": [§"q"]}
+  ]
+}"""
+    text, places = without_marks(marked)
+    lines = refuse(root, capsys, text)
+    found = [tuple(map(int, line.split(":")[:2])) for line in lines]
+    assert found == sorted(found)
+    assert set(found) == set(places)
+    assert sum("is missing" in line for line in lines) == 2         # processor and outputDir of the second stage
+
+
+def test_syntax_and_meaning_together_when_the_text_could_be_read_to_its_end(root, capsys):
+    marked = stage('"retry": {"attempts": §"x"}, "x-a": §NaN, "args": [1§, ]'.replace("[1", "[\"1\""))
+    text, places = without_marks(marked)
+    lines = refuse(root, capsys, text)
+    assert [tuple(map(int, line.split(":")[:2])) for line in lines] == places
+
+
+def test_columns_count_characters_not_bytes(root, capsys):
+    lines = refuse(root, capsys, '{"name": "p", "x-ä": "ßßß €", "versoin": "1", "stages": [{"name": "a", "processor": "bin/ok.py", "outputDir": "x"}]}')
+    assert lines[0].startswith("1:31: versoin: unknown key")
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r", "\n"])
+def test_lines_end_in_any_way(root, capsys, end):
+    lines = refuse(root, capsys, whole('"version": 1').replace("\n", end))
+    assert lines[0].startswith("2:13: version: must be text")
+
+
+def test_a_nameless_stage_that_needs_a_later_one(root, capsys):
+    """What cannot be said for want of a name must not hide the rest, or end in an internal error."""
+    lines = refuse(root, capsys, '{"name": "p", "stages": [{"processor": "bin/ok.py", "outputDir": "x", "needs": ["b"]},\n'
+                                 '{"name": "b", "processor": "bin/ok.py", "outputDir": "y"}]}')
+    assert any('the key "name" is missing' in line for line in lines)
+    assert any('"b" is listed later' in line for line in lines)
+
+
+# --- files that are no spec at all
+
+def test_not_utf8(root, capsys):
+    assert refuse(root, capsys, b'{"name":\n "p\xe4"}') == ["2:4: byte 0xe4 is not UTF-8; save the file as UTF-8"]
+
+
+def test_utf16(root, capsys):
+    assert refuse(root, capsys, '{"name": "p"}'.encode("utf-16"))[0].startswith("1:1: ")
+
+
+def test_nine_mebibytes(root, capsys):
+    lines = refuse(root, capsys, b'{"name": "' + b"x" * (9 << 20) + b'"}')
+    assert len(lines) == 1 and "larger than 8388608 bytes" in lines[0]
+
+
+@pytest.mark.parametrize("opening, closing", [("[", "]"), ('{"a":', "}")])
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_ten_thousand_levels(root, capsys, opening, closing, is_closed):
+    deep = opening * 10000 + ("1" + closing * 10000 if is_closed else "")
+    lines = refuse(root, capsys, whole('"x-deep": ' + deep) if is_closed else deep)
+    assert len(lines) < 5 and any("nested deeper than 64 levels" in line for line in lines), lines[:3]
+
+
+def test_sixty_levels_are_not_too_deep(root):
+    path = root / "deep.json"
+    path.write_text(whole('"x-deep": ' + "[" * 60 + "]" * 60), encoding="utf-8")
+    assert pipeline_runner.load_pipeline(str(path)).name == "p"
+
+
+@pytest.mark.parametrize("make, fragment", [
+    (lambda path: path.mkdir(), "cannot read the pipeline file: Is a directory"),
+    (lambda path: None, "cannot read the pipeline file: No such file or directory"),
+])
+@pytest.mark.skipif(sys.platform == "win32", reason="another message there")
+def test_no_file_there(tmp_path, capsys, make, fragment):
+    path = tmp_path / "pipeline.json"
+    make(path)
+    before = look(tmp_path)
+    assert pipeline_runner.main(["validate", "--pipeline", str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert fragment in err and str(path) in err and "--pipeline FILE" in err and out == "" and err.count("\n") == 1
+    assert look(tmp_path) == before
+
+
+def test_very_many_faults_do_not_flood(root, capsys):
+    assert len(refuse(root, capsys, "[" + "a " * 5000 + "]")) <= 202
+
+
+# --- the real program: every command refuses alike, before anything is written
+
+@pytest.mark.parametrize("words", [[], ["plan"], ["--dry-run"], ["validate"], ["unlock", "a"], ["--run-id", "r1"]])
+def test_every_command_refuses_a_bad_spec(project, words):
+    project.spec({"name": "a", "processor": "bin/stage_copy.py", "retry": {"attempts": "many"}})
+    before = look(project.root)
+    done = project.run(*words)
+    assert done.code == 2 and done.out == "", done
+    assert 'stages[0].retry.attempts: must be an integer >= 1, got "many"' in done.err, done
+    assert look(project.root) == before
+
+
+def test_the_real_program_on_hostile_files(project):
+    for text in ("", "[" * 100000, "{" * 100000, '{"a":' * 50000, "\0", "9" * 5000, '{"stages": ' + "9" * 5000 + "}", '"' + "\\ud800" * 10 + '"'):
+        project.write("pipeline.json", text)
+        before = look(project.root)
+        done = project.run("validate")
+        assert done.code == 2 and "internal error" not in done.err, done
+        assert look(project.root) == before
+
+
+# --- what is allowed
+
+def load(root, spec):
+    path = root / "good.json"
+    path.write_text(spec if isinstance(spec, str) else json.dumps(spec), encoding="utf-8")
+    return pipeline_runner.load_pipeline(str(path))
+
+
+def test_defaults_of_a_bare_stage(root):
+    one, = load(root, stages('"name": "a"')).stages
+    assert one._asdict() == dict(
+        name="a", processor="bin/ok.py", args=(), inputs=(), allow_no_inputs=False, output_dir="data/0", outputs=None, params={}, env={},
+        pass_env=None, watch=(), needs=(), idempotent=True, processor_mtime=True, checkpoint=False, line_interval=1000,
+        retry=(1, 100, 30000, 0, None), timeout_s=None, grace_s=5, lock_wait_s=5, resources={}, simulate_fail_attempts=0)
+
+
+def test_defaults_are_merged_one_level_deep(root):
+    top = '"defaults": {"retry": {"attempts": 4, "jitterMs": 9}, "params": {"a": {"x": 1}, "b": 2}, "env": {"A": "1"}, "args": ["-q"], "timeoutSec": 7}, '
+    first, second = load(root, stages('"name": "a"', '"name": "b", "retry": {"attempts": 2}, "params": {"a": {"y": 2}}, "env": {"B": "2"}, "args": ["-v"], "timeoutSec": null', top=top)).stages
+    assert (first.retry.attempts, first.retry.jitter_ms, first.retry.base_delay_ms) == (4, 9, 100)
+    assert (second.retry.attempts, second.retry.jitter_ms) == (2, 9)
+    assert second.params == {"a": {"y": 2}, "b": 2}                 # one level: what is inside "a" is replaced whole
+    assert second.env == {"A": "1", "B": "2"}
+    assert (first.args, second.args) == (("-q",), ("-v",))
+    assert (first.timeout_s, second.timeout_s) == (7, None)
+    assert first.params == {"a": {"x": 1}, "b": 2}                  # one stage's keys do not leak into another's
+
+
+def test_required_keys_may_come_from_defaults(root):
+    spec = load(root, '{"name": "p", "defaults": {"processor": "bin/ok.py", "outputDir": "d"}, "stages": [{"name": "a"}, {"name": "b"}]}')
+    assert [(one.processor, one.output_dir) for one in spec.stages] == [("bin/ok.py", "d")] * 2
+
+
+def test_keys_of_the_users_own_and_schema_are_ignored(root):
+    spec = load(root, whole('"$schema": 7, "x-note": {"a": [null]}, "defaults": {"x-d": 1}, "offline": {"x-o": 1}'))
+    assert spec.name == "p"
+    assert load(root, stage('"x-owner": "me", "retry": {"x-why": "flaky"}')).stages[0].retry.attempts == 1
+
+
+def test_paths_are_made_plain(root):
+    one, = load(root, stages('"name": "a", "outputDir": "./data//out/", "inputs": ["./x//y.txt"]')).stages
+    assert (one.output_dir, one.inputs) == ("data/out", ("x/y.txt",))
+
+
+@pytest.mark.parametrize("name", ["a", "0", "a.b-c_d", "A" * 64, "console", "com", "com10", "stateful"])
+def test_good_names(root, name):
+    assert load(root, named(json.dumps(name))).stages[0].name == name
+
+
+@pytest.mark.parametrize("good", ["stateful", "data/state", "locksmith/x", "binary", "data/größe ü", "a.b", "...x"])
+def test_good_folders(root, good):
+    assert load(root, folder(json.dumps(good))).stages[0].output_dir == good
+
+
+def test_an_absolute_processor(root):
+    full = os.path.join(str(root), "bin", "ok.py")
+    assert load(root, processor(json.dumps(full))).stages[0].processor == full
+
+
+def test_needs_of_earlier_stages(root):
+    assert load(root, stages('"name": "a"', '"name": "b", "needs": ["a"]')).stages[1].needs == ("a",)
+
+
+def test_numbers_of_any_form_where_a_number_is_meant(root):
+    one, = load(root, stages('"name": "a", "timeoutSec": 0.5, "graceSec": 0, "lock": {"waitSeconds": 1e1}')).stages
+    assert (one.timeout_s, one.grace_s, one.lock_wait_s) == (0.5, 0, 10.0)
+
+
+def test_root_of_its_own(root, tmp_path):
+    path = tmp_path / "elsewhere.json"
+    path.write_text(stages('"name": "a"'), encoding="utf-8")
+    spec = pipeline_runner.load_pipeline(str(path), str(root))
+    assert (spec.root, spec.path) == (str(root), str(path))
+    with pytest.raises(SpecError, match="there is no file"):
+        pipeline_runner.load_pipeline(str(path))
+
+
+def test_load_pipeline_raises_what_main_reports(tmp_path):
+    with pytest.raises(UsageError) as caught:
+        pipeline_runner.load_pipeline(str(tmp_path / "none.json"))
+    assert caught.value.exit_code == 2
+    assert SpecError("").exit_code == 2
+
+
+# --- validate
+
+def test_validate_runs_nothing_and_says_ok(project):
+    project.spec({"name": "a", "processor": project.processor("touch", "open(os.path.join(out, 'x'), 'w')\n")}, {"name": "b", "processor": "bin/stage_copy.py"})
+    before = look(project.root)
+    done = project.ok("validate")
+    assert done.out == "%s: ok (2 stages)\n" % project.path("pipeline.json"), done
+    assert look(project.root) == before
+
+
+def test_validate_checks_names_of_stages_on_the_command_line(project):
+    project.spec({"name": "stage_one", "processor": "bin/stage_copy.py"})
+    done = project.run("validate", "--only", "stage_oen")
+    assert done.code == 2 and 'no stage is named "stage_oen"; did you mean stage_one?' in done.err, done

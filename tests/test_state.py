@@ -1,0 +1,520 @@
+"""The records under state/: their fields, the chain of runs, damage, a full disk, a read-only root."""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+from conftest import RUNNER, Project
+
+import pipeline_runner
+import state_store
+from model import UsageError
+
+POSIX = sys.platform != "win32"
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+HASH = re.compile(r"[0-9a-f]{64}")
+
+
+def one_stage(project, body="open(out + '/o.txt', 'w').write('made')\n", **stage):
+    project.write("data/in.txt", "x\n")
+    project.spec(dict({"processor": project.processor("work", body), "inputs": ["data/in.txt"]}, **stage), version="2.1")
+    return project
+
+
+def own_hash(record):
+    """Recompute a run record's hash from section 8 alone: SHA-256 of the canonical JSON without runHash."""
+    rest = {key: value for key, value in record.items() if key != "runHash"}
+    return hashlib.sha256(b"run\0" + json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")).hexdigest()
+
+
+def floats_in(value):
+    if isinstance(value, dict):
+        return [one for inner in value.values() for one in floats_in(inner)]
+    if isinstance(value, list):
+        return [one for inner in value for one in floats_in(inner)]
+    return [value] if isinstance(value, float) else []
+
+
+def chained(project):
+    """Check every run record's hash and that they form one chain; return [(runId, invocation, state)] from first to last."""
+    records = {}
+    for path in project.path("state").glob("run_*.json"):
+        record = json.loads(path.read_bytes().decode("utf-8"))
+        assert record["runHash"] == own_hash(record), path
+        assert record["runHash"] not in records
+        records[record["runHash"]] = record
+    last = project.json("state/head.json")["runHash"]
+    order = []
+    while last is not None:
+        record = records.pop(last)
+        order.append((record["runId"], record["invocation"], record["state"]))
+        last = record["prevRunHash"]
+    assert not records, "not in the chain: %s" % [one["runId"] for one in records.values()]
+    return order[::-1]
+
+
+# --- fields
+
+def test_the_run_record(project):
+    one_stage(project).ok("--run-id", "r1")
+    record = project.json("state/run_r1.json")
+    output = {"path": "o.txt", "bytes": 4, "sha256": hashlib.sha256(b"made").hexdigest()}
+    stage = record["stages"][0]
+    assert (stage["stage"], stage["status"], stage["reason"], stage["attempts"], stage["exitCode"], stage["bytesIn"], stage["bytesOut"], stage["counts"], stage["outputs"]) == (
+        "s1", "ok", "no record of an earlier run", 1, 0, 2, 4, {}, [output])
+    assert stage["key"] == project.json("state/stage_s1.json")["idempotencyKey"]
+    assert (record["runId"], record["invocation"], record["pipeline"], record["version"], record["state"], record["schema"]) == ("r1", 1, "test", "2.1", "completed", 1)
+    assert TIME.fullmatch(record["startedAt"]) and TIME.fullmatch(record["endedAt"]) and record["startedAt"] <= record["endedAt"]
+    assert isinstance(record["durationMs"], int) and 0 <= record["durationMs"] < 60000
+    assert record["isolation"]["kernel"] == "none" and record["isolation"]["hook"] == "none" and record["isolation"]["scan"]["files"] > 10
+    assert record["python"] == "%s %d.%d.%d" % ((sys.implementation.name,) + sys.version_info[:3]) and record["os"] == sys.platform
+    assert record["host"] and record["runner"] == pipeline_runner.VERSION
+    assert record["specSha256"] == hashlib.sha256(project.path("pipeline.json").read_bytes()).hexdigest()
+    assert record["prevRunHash"] is None and record["runHash"] == own_hash(record)
+    assert floats_in(record) == []                       # a float has no one text, and this record is hashed
+
+
+def test_the_stage_record(project):
+    one_stage(project).ok("--run-id", "r1")
+    record = project.json("state/stage_s1.json")
+    assert (record["stage"], record["lastStatus"], record["attempts"], record["lastError"], record["lastRunId"], record["lastInvocation"], record["schema"]) == (
+        "s1", "ok", 1, None, "r1", 1, 1)
+    assert HASH.fullmatch(record["idempotencyKey"]) and record["keyParts"]["stage"] == "s1"
+    assert record["outputs"] == [{"path": "o.txt", "bytes": 4, "sha256": hashlib.sha256(b"made").hexdigest()}]
+    assert isinstance(record["lastDurationSec"], float) and record["lastDurationSec"] > 0
+    assert TIME.fullmatch(record["startedAt"]) and TIME.fullmatch(record["endedAt"])
+    marker = project.json("data/s1/.s1.done")
+    assert (marker["stage"], marker["key"], marker["runId"], marker["schema"]) == ("s1", record["idempotencyKey"], "r1", 1) and TIME.fullmatch(marker["at"])
+
+
+def test_the_stage_record_of_a_failure(project):
+    one_stage(project, "sys.exit(7)\n", retry={"attempts": 2, "baseDelayMs": 0})
+    assert project.run("--run-id", "r1").code == 1
+    record = project.json("state/stage_s1.json")
+    assert (record["lastStatus"], record["attempts"], record["lastError"], record["outputs"]) == ("failed", 2, "exit code 7", [])
+    run = project.json("state/run_r1.json")
+    assert (run["state"], run["stages"][0]["status"], run["stages"][0]["exitCode"], run["stages"][0]["attempts"], run["stages"][0]["reason"]) == (
+        "failed", "failed", 7, 2, "exit code 7")
+
+
+def test_the_metrics(project):
+    project.write("data/in.txt", "a\nb\n")
+    project.spec({"name": "copy", "processor": "bin/stage_copy.py", "inputs": ["data/in.txt"]},
+                 {"name": "up", "processor": "bin/stage_upper.py", "inputs": ["data/s1/in.txt"], "checkpoint": {"enabled": True}},
+                 {"name": "bad", "processor": project.processor("bad", "sys.exit(1)\n")}, {"name": "late", "processor": "bin/stage_copy.py"})
+    project.ok("--until", "copy")
+    assert project.run("--run-id", "r1").code == 1
+    metrics = project.json("state/metrics_r1.json")
+    assert [metrics[name] for name in ("runId", "totalStages", "okStages", "skippedStages", "failedStages", "schema", "invocation")] == ["r1", 4, 1, 1, 1, 1, 1]
+    assert TIME.fullmatch(metrics["timestamp"]) and isinstance(metrics["durationSec"], float)
+    copy, up, bad, late = metrics["stages"]
+    assert [one["status"] for one in metrics["stages"]] == ["skipped", "ok", "failed", "notRun"]
+    assert set(up) == {"stage", "status", "durationSec", "attempts", "cpuSec", "maxRssBytes", "bytesIn", "bytesOut", "counts"}
+    assert (up["stage"], up["attempts"], up["bytesIn"], up["bytesOut"], up["counts"]) == ("up", 1, 4, 4, {"read": 2, "written": 2, "rejected": 0})
+    if POSIX:
+        assert 0 < up["cpuSec"] < 60 and 1 << 20 < up["maxRssBytes"] < 1 << 30
+    assert (copy["attempts"], late["attempts"], bad["attempts"]) == (0, 0, 1)
+
+
+def test_every_file_under_state_carries_a_schema_version_and_ends_its_last_line(project):
+    project.write("data/in.txt", "a\n")
+    project.spec({"processor": "bin/stage_upper.py", "inputs": ["data/in.txt"], "checkpoint": {"enabled": True}})
+    project.ok("--run-id", "r1")
+    project.ok("--run-id", "r1")
+    names = {path.name for path in project.path("state").iterdir() if path.is_file()}
+    assert {"run_r1.json", "run_r1.1.json", "metrics_r1.json", "stage_s1.json", "progress_s1.json", "head.json", "digests.json"} <= names
+    for name in names - {"inputs_s1.json"}:             # that one is the processor's contract: a bare list
+        assert project.json("state/" + name)["schema"] == 1, name
+    assert not [name for name in names if name.endswith(".tmp")]
+
+
+def test_text_is_stored_as_readable_utf8(project):
+    project.write("data/größe.txt", "x")
+    project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/größe.txt"], "params": {"name": "Jürgen"}})
+    project.ok("--run-id", "r1")
+    assert "größe.txt" in project.read("state/stage_s1.json") and "Jürgen" in project.read("state/stage_s1.json")
+    chained(project)
+
+
+# --- the chain
+
+def test_the_chain_over_runs_that_completed_failed_were_interrupted_and_killed(project):
+    one_stage(project, "if os.path.exists('hang'):\n    open('inside', 'w').close()\n    time.sleep(300)\nsys.exit(3 if os.path.exists('fail') else 0)\n",
+              idempotency={"enabled": False}, graceSec=1)
+    project.ok("--run-id", "good")
+    project.write("fail", "")
+    assert project.run("--run-id", "bad").code == 1
+    project.path("fail").unlink()
+    project.write("hang", "")
+    for run_id, number in (("stopped", signal.SIGTERM), ("killed", signal.SIGKILL if POSIX else signal.SIGTERM)):
+        process = project.start("--run-id", run_id)
+        deadline = time.monotonic() + 60
+        while not project.exists("inside"):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        project.path("inside").unlink()
+    project.path("hang").unlink()
+    assert project.json("state/run_killed.json")["state"] == "running"
+    project.ok("--run-id", "after")
+    assert chained(project) == [("good", 1, "completed"), ("bad", 1, "failed"), ("stopped", 1, "interrupted"), ("killed", 1, "interrupted"), ("after", 1, "completed")]
+    killed = project.json("state/run_killed.json")
+    assert killed["endedAt"] is None and killed["state"] == "interrupted"
+    assert project.json("state/run_stopped.json")["stages"][0]["status"] == "interrupted"
+
+
+def test_the_chain_over_skipped_runs(project):
+    one_stage(project)
+    for number in range(4):
+        project.ok("--run-id", "r%d" % number)
+    assert chained(project) == [("r%d" % number, 1, "completed") for number in range(4)]
+
+
+def test_an_edited_record_is_seen_in_its_hash(project):
+    one_stage(project).ok("--run-id", "r1")
+    record = project.json("state/run_r1.json")
+    for change in ({"state": "failed"}, {"durationMs": record["durationMs"] + 1}, {"stages": []}, {"prevRunHash": "0" * 64}):
+        assert own_hash(dict(record, **change)) != record["runHash"]
+
+
+# --- one run id, several times
+
+def test_the_same_run_id_twice_keeps_the_earlier_record_and_logs(project):
+    one_stage(project, "print('attempt of', open(inputs[0]).read())\nopen(out + '/o', 'w').write('o')\n")
+    project.ok("--run-id", "r")
+    first = project.read("state/run_r.json")
+    project.write("data/in.txt", "y\n")
+    project.ok("--run-id", "r")
+    assert project.read("state/run_r.1.json") == first
+    assert project.json("state/run_r.json")["invocation"] == 2
+    assert "attempt of x" in project.read("state/logs/r/s1.1.log") and "attempt of y" in project.read("state/logs/r/2/s1.1.log")
+    project.ok("--run-id", "r")
+    assert project.json("state/run_r.2.json")["stages"][0]["status"] == "ok" and project.json("state/run_r.json")["stages"][0]["status"] == "skipped"
+    assert chained(project) == [("r", 1, "completed"), ("r", 2, "completed"), ("r", 3, "completed")]
+
+
+def test_a_run_id_whose_record_would_fall_on_anothers(project):
+    one_stage(project)
+    project.ok("--run-id", "r")
+    project.ok("--run-id", "r")                         # state/run_r.1.json is the first call's
+    before = project.snapshot()
+    done = project.run("--run-id", "r.1")
+    assert done.code == 2 and "state/run_r.1.json belongs to run r; choose another run id" in done.err, done
+    after = project.snapshot()
+    assert {name: after[name] for name in before} == before
+
+
+def test_an_unfinished_call_under_the_same_id_is_closed(project):
+    one_stage(project, "open('inside', 'w').close()\nif os.path.exists('hang'):\n    time.sleep(300)\n", idempotency={"enabled": False})
+    project.write("hang", "")
+    process = project.start("--run-id", "r")
+    deadline = time.monotonic() + 60
+    while not project.exists("inside"):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.communicate(timeout=60)
+    project.path("hang").unlink()
+    project.ok("--run-id", "r")
+    assert chained(project) == [("r", 1, "interrupted"), ("r", 2, "completed")]
+
+
+def test_two_living_runs_with_one_id(project):
+    one_stage(project, "open('inside', 'w').close()\nwhile not os.path.exists('gate'):\n    time.sleep(0.01)\n")
+    process = project.start("--run-id", "r")
+    try:
+        deadline = time.monotonic() + 60
+        while not project.exists("inside"):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.01)
+        before = project.snapshot()
+        done = project.run("--run-id", "r")
+        assert done.code == 4 and "run id r is in use by a living run; wait for it or choose another --run-id" in done.err, done
+        assert project.snapshot() == before
+    finally:
+        project.write("gate", "")
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert chained(project) == [("r", 1, "completed")]
+
+
+# --- damage
+
+GARBAGE = {
+    "truncated": lambda data: data[:len(data) // 2], "empty": lambda data: b"", "zeros": lambda data: b"\0" * len(data), "not UTF-8": lambda data: b"\xff" + data,
+    "a list": lambda data: b"[1, 2]", "a number": lambda data: b"7", "null": lambda data: b"null", "no schema": lambda data: b"{}", "schema is text": lambda data: b'{"schema": "1"}',
+    "schema is true": lambda data: b'{"schema": true}', "deep": lambda data: b"[" * 100000,
+}
+
+
+@pytest.mark.parametrize("kind", GARBAGE)
+@pytest.mark.parametrize("name", ["stage_s1.json", "run_r.json", "head.json"])
+def test_damaged_records_are_set_aside_and_said_so_and_the_next_run_works(project, name, kind):
+    one_stage(project).ok("--run-id", "r")
+    data = GARBAGE[kind](project.path("state/" + name).read_bytes())
+    project.write("state/" + name, data)
+    done = project.run("--run-id", "r")
+    assert done.code == 5, done
+    found = re.search(r"state/(%s) (?:is damaged|is not a record)[^\n]*it was set aside as state/(%s\.corrupt-\S+?); run again" % (name, name), done.err)
+    assert found, done
+    assert project.path("state/" + found.group(2)).read_bytes() == data
+    assert project.ok("--run-id", "r").out.count("Run r state: completed") == 1
+    assert project.path("state/" + found.group(2)).read_bytes() == data
+    assert project.read("data/s1/o.txt") == "made"
+
+
+BAD_STAGE = {
+    "another stage": {"stage": "s2"}, "unknown status": {"lastStatus": "fine"}, "no status": {"lastStatus": None}, "no key": {"idempotencyKey": None}, "parts are a list": {"keyParts": []},
+    "outputs are an object": {"outputs": {}}, "outputs hold text": {"outputs": ["o.txt"]}, "bytes are text": {"outputs": [{"path": "o.txt", "bytes": "4", "sha256": "0"}]},
+    "an output outside": {"outputs": [{"path": "../../etc/passwd", "bytes": 4, "sha256": "0"}]}, "an absolute output": {"outputs": [{"path": "/etc/passwd", "bytes": 4, "sha256": "0"}]},
+    "parts of another form": {"idempotencyKey": "0" * 64, "keyParts": {"inputs": 5}}, "parts of yet another form": {"idempotencyKey": "0" * 64, "keyParts": {"params": [1], "inputs": [[1]]}},
+    "a processor of another form": {"idempotencyKey": "0" * 64, "keyParts": {"processor": 5}},
+}
+
+
+@pytest.mark.parametrize("kind", BAD_STAGE)
+def test_stage_records_of_a_wrong_form_are_damaged_too(project, kind):
+    one_stage(project).ok("--run-id", "r1")
+    project.write("state/stage_s1.json", json.dumps(dict(project.json("state/stage_s1.json"), **BAD_STAGE[kind])))
+    done = project.run("--run-id", "r2")
+    assert done.code == 5 and "state/stage_s1.json is damaged (" in done.err and ".corrupt-" in done.err, done
+    project.ok("--run-id", "r3")
+
+
+@pytest.mark.parametrize("head", [{"runHash": "0" * 64}, {"runHash": 5}, {"open": []}, {"open": {"r": "x"}}, {"runHash": "0" * 64, "runId": 5, "invocation": 1, "prevRunHash": None},
+                                  {"open": {"../x": 1}}, {"open": {"r9": 1}}])
+def test_a_head_of_a_wrong_form_never_ends_in_an_internal_error(project, head):
+    one_stage(project).ok("--run-id", "r1")
+    project.write("state/head.json", json.dumps(dict(head, schema=1)))
+    done = project.run("--run-id", "r2")
+    assert done.code in (0, 5), done
+    if done.code == 5:
+        assert "state/head.json" in done.err and ".corrupt-" in done.err, done
+        project.ok("--run-id", "r3")
+
+
+@pytest.mark.parametrize("name", ["stage_s1.json", "run_r.json", "head.json"])
+def test_records_of_a_newer_runner_are_refused_and_left_alone(project, name):
+    one_stage(project).ok("--run-id", "r")
+    data = json.dumps(dict(project.json("state/" + name), schema=99)).encode()
+    project.write("state/" + name, data)
+    done = project.run("--run-id", "r")
+    assert done.code == 5 and "state/%s was written by a newer runner (schema 99, this one knows 1); use that one" % name in done.err, done
+    assert project.path("state/" + name).read_bytes() == data
+
+
+def test_damage_is_found_before_any_work(project):
+    project.write("data/in.txt", "x")
+    project.spec({"processor": project.processor("one", "open(out + '/o', 'w').write('1')\n"), "inputs": ["data/in.txt"]}, {"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"]})
+    project.write("state/stage_s2.json", "{")
+    assert project.run().code == 5
+    assert not project.exists("data/s1")
+
+
+@pytest.mark.parametrize("name", ["inputs_s1.json", "metrics_r.json", "progress_s1.json"])
+@pytest.mark.parametrize("kind", ["empty", "a list", "zeros"])
+def test_what_is_only_an_output_of_the_runner_is_written_anew(project, name, kind):
+    one_stage(project, checkpoint={"enabled": True}).ok("--run-id", "r")
+    project.write("state/" + name, GARBAGE[kind](b"{}"))
+    project.ok("--run-id", "r")
+    project.ok("--run-id", "r", "--force", "s1")
+
+
+@pytest.mark.parametrize("data", [b"", b"short"])
+def test_a_damaged_secret_is_set_aside(project, data):
+    """An empty key would make the digests of variables' values guessable."""
+    one_stage(project, passEnv=["DEMO_*"]).ok("--run-id", "r1", env={"DEMO_A": "1"})
+    project.write("state/env.key", data)
+    done = project.run("--run-id", "r2", env={"DEMO_A": "1"})
+    assert done.code == 5 and "state/env.key is damaged" in done.err and ".corrupt-" in done.err, done
+    done = project.ok("--run-id", "r3", env={"DEMO_A": "1"})
+    assert len(project.path("state/env.key").read_bytes()) == 32
+    assert "[DONE] s1" in done.out
+
+
+def test_two_files_set_aside_within_a_second_keep_apart(tmp_path):
+    store = state_store.StateStore(str(tmp_path), now=lambda: 0.0)
+    store.prepare()
+    for text in ("first", "second", "third"):
+        (tmp_path / "state" / "stage_a.json").write_text(text)
+        with pytest.raises(state_store.StateError):
+            store.read("stage_a.json")
+    kept = sorted(path.name for path in (tmp_path / "state").glob("*.corrupt-*"))
+    assert kept == ["stage_a.json.corrupt-19700101T000000Z", "stage_a.json.corrupt-19700101T000000Z-2", "stage_a.json.corrupt-19700101T000000Z-3"]
+    assert (tmp_path / "state" / kept[2]).read_text() == "third"
+
+
+# --- the public functions
+
+def test_save_run_state_and_save_stage_state(tmp_path):
+    root = str(tmp_path / "neue wurzel")
+    os.mkdir(root)
+    pipeline_runner.save_run_state("r1", {"runId": "r1", "größe": 1}, root)
+    pipeline_runner.save_stage_state("copy", {"stage": "copy", "outputs": []}, root)
+    run = json.loads((tmp_path / "neue wurzel" / "state" / "run_r1.json").read_bytes().decode("utf-8"))
+    assert run == {"schema": 1, "runId": "r1", "größe": 1}
+    assert json.loads((tmp_path / "neue wurzel" / "state" / "stage_copy.json").read_bytes().decode("utf-8")) == {"schema": 1, "stage": "copy", "outputs": []}
+    pipeline_runner.save_run_state("r1", {"runId": "r1"}, root)
+    assert sorted(os.listdir(os.path.join(root, "state"))) == ["run_r1.json", "stage_copy.json"]
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", "nul", "x" * 65, "a\n"])
+def test_save_refuses_names_that_are_no_file_names(tmp_path, name):
+    for save in (pipeline_runner.save_run_state, pipeline_runner.save_stage_state):
+        with pytest.raises(UsageError):
+            save(name, {}, str(tmp_path))
+    assert os.listdir(str(tmp_path)) == []
+
+
+def test_write_atomic_leaves_the_old_whole_when_it_fails(tmp_path):
+    path = tmp_path / "record"
+    path.write_text("old")
+    state_store.write_atomic(str(path), b"new")
+    assert path.read_bytes() == b"new" and os.listdir(str(tmp_path)) == ["record"]
+    target = tmp_path / "folder"
+    target.mkdir()
+    with pytest.raises(OSError) as caught:
+        state_store.write_atomic(str(target), b"x")
+    assert caught.value.filename == str(target)
+    assert sorted(os.listdir(str(tmp_path))) == ["folder", "record"]
+
+
+@pytest.mark.skipif(not POSIX, reason="links need a privilege there")
+def test_write_atomic_does_not_follow_what_was_planted_under_its_temporary_name(tmp_path):
+    (tmp_path / "victim").write_text("untouched")
+    (tmp_path / ".record.tmp").symlink_to("victim")
+    state_store.write_atomic(str(tmp_path / "record"), b"new")
+    assert (tmp_path / "victim").read_text() == "untouched" and (tmp_path / "record").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("seconds, text", [(0, "1970-01-01T00:00:00.000Z"), (1.9996, "1970-01-01T00:00:01.999Z"), (1700000000.25, "2023-11-14T22:13:20.250Z")])
+def test_times_are_utc_with_milliseconds_and_z(seconds, text):
+    assert state_store.utc_text(seconds) == text
+
+
+def test_canonical_json():
+    assert state_store.canonical_json({"b": [1, None, True], "a": "ü\n"}) == '{"a":"ü\\n","b":[1,null,true]}'.encode("utf-8")
+    with pytest.raises(ValueError):
+        state_store.canonical_json(float("nan"))
+
+
+def test_patiently_waits_some_two_seconds_and_only_for_sharing_violations():
+    class Busy(PermissionError):
+        winerror = 32
+
+    waits, calls = [], []
+
+    def act():
+        calls.append(1)
+        if len(calls) < 4:
+            raise Busy()
+        return "done"
+
+    assert state_store.patiently(act, waits.append, windows=True) == "done" and waits == [0.01, 0.02, 0.04]
+
+    def never():
+        raise Busy()
+
+    waits.clear()
+    with pytest.raises(PermissionError):
+        state_store.patiently(never, waits.append, windows=True)
+    assert 2.0 <= sum(waits) < 2.5
+    waits.clear()
+    with pytest.raises(PermissionError):
+        state_store.patiently(never, waits.append, windows=False)
+    assert waits == []
+
+
+# --- disks that are full or read-only, in a mount namespace of their own
+
+def in_namespace(script, folder):
+    """Run a shell script (with $ROOT, $PY and $RUNNER) in a mount namespace of its own; skip where that is not allowed."""
+    if sys.platform != "linux":
+        pytest.skip("mount namespaces are Linux's")
+    for unshare in (["unshare", "-m"], ["unshare", "-rm"]):
+        try:
+            if subprocess.run(unshare + ["sh", "-c", "mount -t tmpfs -o size=64k tmpfs /mnt"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0:
+                break
+        except OSError:
+            pass
+    else:
+        pytest.skip("mount namespaces are not allowed here")
+    env = dict(os.environ, ROOT=str(folder), PY=sys.executable, RUNNER=str(RUNNER), LC_ALL="C.UTF-8")
+    done = subprocess.run(unshare + ["sh", "-c", textwrap.dedent(script)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120, env=env)
+    text = done.stdout.decode("utf-8", "replace")
+    assert "internal error" not in text, text
+    # "== name: code" lines between the outputs of the commands
+    found = {}
+    for block in re.split(r"(?m)^== ", text)[1:]:
+        head, _, rest = block.partition("\n")
+        name, _, code = head.partition(": ")
+        found[name] = (int(code), rest)
+    return found, text
+
+
+RUN = 'out=$("$PY" "$RUNNER" --pipeline "$ROOT/pipeline.json" 2>&1); echo "== %s: $?"; echo "$out"\n'
+
+
+def test_a_read_only_root_is_a_clear_error(project):
+    one_stage(project)
+    found, text = in_namespace('mount --bind "$ROOT" "$ROOT" && mount -o remount,bind,ro "$ROOT" || exit 9\n' + RUN % "readonly"
+                               + 'mount -o remount,bind,rw "$ROOT"\n' + RUN % "after", project.root)
+    code, out = found["readonly"]
+    assert code == 5 and "Read-only file system" in out and str(project.path("state")) in out and "must be able to write" in out, text
+    assert found["after"][0] == 0, text
+
+
+def test_a_read_only_output_folder_is_a_clear_error(project):
+    one_stage(project)
+    project.path("data/s1").mkdir()
+    found, text = in_namespace('cd "$ROOT"; mount --bind data/s1 data/s1 && mount -o remount,bind,ro data/s1 || exit 9\n' + RUN % "readonly"
+                               + 'umount data/s1\n' + RUN % "after", project.root)
+    code, out = found["readonly"]
+    assert code in (1, 5) and "Read-only file system" in out and "data/s1" in out, text
+    assert found["after"][0] == 0 and project.read("data/s1/o.txt") == "made", text
+
+
+def test_a_full_disk_under_the_runners_own_state(project):
+    one_stage(project)
+    found, text = in_namespace('mkdir "$ROOT/state" && mount -t tmpfs -o size=64k tmpfs "$ROOT/state" || exit 9\n'
+                               'head -c 1000000 /dev/zero > "$ROOT/state/ballast" 2>/dev/null\n' + RUN % "full" + 'rm "$ROOT/state/ballast"\n' + RUN % "after", project.root)
+    code, out = found["full"]
+    assert code == 5 and re.search(r"error: %s/state/\S+: No space left on device \(0 bytes free on the file system of [^)]*state\); free some space and run again" % re.escape(str(project.root)), out), text
+    assert found["after"][0] == 0 and "completed (1 ok" in found["after"][1], text
+    assert project.read("data/s1/o.txt") == "made"
+
+
+FILL = ("try:\n    with open(out + '/o.txt', 'wb') as file:\n        for _ in range(100):\n            file.write(b'x' * 10000)\n            file.flush()\n"
+        "except OSError as error:\n    sys.exit('cannot write: %s' % error)\n")
+
+
+def test_a_full_disk_under_a_processor_is_a_failed_stage(project):
+    one_stage(project, FILL)
+    found, text = in_namespace('mkdir -p "$ROOT/data/s1" && mount -t tmpfs -o size=64k tmpfs "$ROOT/data/s1" || exit 9\n' + RUN % "full"
+                               + 'mount -o remount,size=4m "$ROOT/data/s1"\n' + RUN % "after", project.root)
+    code, out = found["full"]
+    assert code == 1, text
+    assert re.search(r"\[FAIL\] s1: exit code 1; the disk is full: 0 bytes free on the file system of \S.*data/s1", out), text
+    assert found["after"][0] == 0, text
+
+
+def test_a_full_disk_under_both_is_the_processors_fault_first(project):
+    """One small disk for all: the processor fills it, and then the runner cannot write its records either."""
+    one_stage(project, FILL, )
+    found, text = in_namespace('cp -r "$ROOT" "$ROOT.copy" && mount -t tmpfs -o size=400k tmpfs "$ROOT" && cp -r "$ROOT.copy/." "$ROOT" || exit 9\n' + RUN % "full"
+                               + 'mount -o remount,size=8m "$ROOT"\n' + RUN % "after" + RUN % "again"
+                               + 'cp "$ROOT"/state/run_*.json "$ROOT.copy"; ls -A "$ROOT/state" "$ROOT/data/s1"', project.root)
+    code, out = found["full"]
+    assert code == 1 and "bytes free on the file system of" in out and "[FAIL] s1: exit code 1" in out, text
+    assert found["after"][0] == 0 and "[DONE] s1" in found["after"][1], text
+    assert found["again"][0] == 0 and "[SKIP] s1" in found["again"][1], text
+    assert ".tmp" not in found["again"][1], text
