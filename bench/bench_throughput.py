@@ -65,20 +65,20 @@ def make_text(path: str, kind: str, mib: int) -> None:
 
 
 def run_once(command: list, environment: dict) -> tuple:
-    """Return (seconds, peak MiB) of one process; exit when it fails."""
+    """Return (seconds, CPU seconds, peak MiB) of one process; exit when it fails."""
     began = time.perf_counter()
     if hasattr(os, "wait4"):
         pid = os.posix_spawn(command[0], command, environment)
         _, status, usage = os.wait4(pid, 0)
-        took = time.perf_counter() - began
+        took, cpu = time.perf_counter() - began, usage.ru_utime + usage.ru_stime
         peak = usage.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
     else:
         import subprocess
         status = subprocess.call(command, env=environment)
-        took, peak = time.perf_counter() - began, float("nan")
+        took, cpu, peak = time.perf_counter() - began, float("nan"), float("nan")
     if status:
         sys.exit("failed: %s" % " ".join(command[:2]))
-    return took, peak
+    return took, cpu, peak
 
 
 def commands(python: str, source: str, folder: str) -> dict:
@@ -104,21 +104,28 @@ def measure(python: str, kind: str, source: str, folder: str, runs: int) -> None
     if kind == "line":
         del wanted["lines"], wanted["bare"]         # one line: lines() refuses it, the bare loop holds it in memory
     times: dict = {name: [] for name in wanted}
+    cpus: dict = {name: [] for name in wanted}
     peaks: dict = {name: 0.0 for name in wanted}
     for turn in range(runs + 1):                    # turn 0 warms the page cache and is not counted
         for name, command in wanted.items():
             if os.path.exists(os.path.join(folder, name + ".txt")):
                 os.unlink(os.path.join(folder, name + ".txt"))      # freeing an old result is not what is measured
-            took, peak = run_once(command, environment_of(name, folder))
+            took, cpu, peak = run_once(command, environment_of(name, folder))
             if turn:
                 times[name].append(took)
+                cpus[name].append(cpu)
                 peaks[name] = max(peaks[name], peak)
     size = os.path.getsize(source) / (1 << 20)
     print("%s, %s text, %d MiB, %d runs each" % (python, kind, size, runs))
     for name, found in times.items():
         middle = statistics.median(found)
-        ratio = "%5.2fx bare" % (statistics.median(times["bare"]) / middle) if "bare" in times else ""
-        print("  %-7s %6.2f s  %5.0f MiB/s  peak %3.0f MiB  %s" % (name, middle, size / middle, peaks[name], ratio), flush=True)
+        burnt = statistics.median(cpus[name])
+        ratio = ""
+        if "bare" in times:
+            bare, bare_cpu = statistics.median(times["bare"]), statistics.median(cpus["bare"])
+            ratio = "%5.2fx bare, %5.2fx by CPU" % (bare / middle, bare_cpu / burnt)
+        print("  %-7s %6.2f s  %6.2f s CPU  %5.0f MiB/s  peak %3.0f MiB  %s"
+              % (name, middle, burnt, size / middle, peaks[name], ratio), flush=True)
     for name in wanted:
         one, other = (os.path.join(folder, each + ".txt") for each in ("bare", name))
         if "bare" in wanted and not filecmp.cmp(one, other, shallow=False):

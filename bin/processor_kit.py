@@ -48,6 +48,9 @@ READ_BYTES = 64 << 10           # one read: from 128 KiB each temporary needs fr
 BLOCK_LIMIT = 1 << 20           # blocks(): a longer line comes in pieces
 LINE_LIMIT = 2 << 20            # lines(): str.upper() needs up to 12 bytes for each character, and 64 MiB must do
 COPY_BYTES = 1 << 20
+GROUP_BYTES = 1 << 20           # outputs are written in groups of results
+GROUP_LIMIT = 256               # results in a group: writev() takes 1024 on Linux, 16 at least anywhere
+GROUPS_UNDER_WAY = 3
 DENSE_BYTES = 64                # the shortest stretch that is decoded as not ASCII in one go
 BATCH_S = 0.02                  # what a batch of lines should take at most
 PAUSE_MIN_S, PAUSE_MAX_S = 0.05, 5.0
@@ -293,14 +296,72 @@ def _write_progress(path: str, record: Dict[str, Any]) -> None:
     _sync_folder(folder or os.curdir)
 
 
+def _write_group(descriptor: int, group: List[bytes], path: str) -> None:
+    """Write all of *group* with one call where the system can."""
+    if not group:
+        return
+    done, total = 0, sum(map(len, group))
+    try:
+        if len(group) > 1 and hasattr(os, "writev"):
+            done = os.writev(descriptor, group)
+    except OSError as error:
+        raise _trouble("write", path, error) from error
+    if done < total:
+        _write_all(descriptor, b"".join(group)[done:] if len(group) > 1 else group[0], path)
+
+
+class _Writer:
+    """A thread that writes to one file while the next text is computed: the system call does not need the interpreter."""
+
+    def __init__(self, descriptor: int, path: str) -> None:
+        import queue
+        import threading
+        self.descriptor, self.path = descriptor, path
+        self.groups: queue.SimpleQueue[Optional[List[bytes]]] = queue.SimpleQueue()
+        self.room: queue.SimpleQueue[Optional[_Problem]] = queue.SimpleQueue()
+        self.under_way = 0
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        for group in iter(self.groups.get, None):
+            try:
+                _write_group(self.descriptor, group, self.path)
+                self.room.put(None)
+            except _Problem as problem:
+                self.room.put(problem)
+            except Exception as error:
+                self.room.put(_Problem("cannot write %s: %r" % (self.path, error)))
+
+    def put(self, group: List[bytes]) -> None:
+        self.wait(GROUPS_UNDER_WAY - 1)
+        self.groups.put(group)
+        self.under_way += 1
+
+    def wait(self, most: int = 0) -> None:
+        """Wait until at most *most* groups are unwritten. Raises: _Problem of an earlier group."""
+        while self.under_way > most:
+            problem = self.room.get()
+            self.under_way -= 1
+            if problem is not None:
+                raise problem
+
+    def end(self) -> None:
+        self.groups.put(None)
+        self.thread.join()
+
+
 class _Part:
-    """A part file, open for appending. *size* is what was written to it, synced or not."""
+    """A part file, open for appending. *size* is what it has once flush() returned, synced or not."""
 
     def __init__(self, folder: str, name: str, final: str, vouched: Optional[int] = None) -> None:
         self.name, self.final = name, final
         self.path, self.target = os.path.join(folder, name), os.path.join(folder, final)
         self.size = vouched or 0
         self.is_new = vouched is None
+        self.waiting: List[bytes] = []
+        self.waiting_bytes = 0
+        self.writer: Optional[_Writer] = None       # only for outputs above GROUP_BYTES
         try:
             if vouched is None:
                 os.makedirs(os.path.dirname(self.path), exist_ok=True)
@@ -313,8 +374,22 @@ class _Part:
             raise _trouble("create" if vouched is None else "go on in", self.path, error) from error
 
     def write(self, data: bytes) -> None:
-        _write_all(self.descriptor, data, self.path)
+        """Take *data*; it is in the file after flush(), whose errors may come up here too."""
         self.size += len(data)
+        self.waiting.append(data)
+        self.waiting_bytes += len(data)
+        if self.waiting_bytes >= GROUP_BYTES or len(self.waiting) >= GROUP_LIMIT:
+            if self.writer is None:
+                self.writer = _Writer(self.descriptor, self.path)
+            self.writer.put(self.waiting)
+            self.waiting, self.waiting_bytes = [], 0
+
+    def flush(self) -> None:
+        """Return when all that was taken is in the file. Raises: _Problem."""
+        if self.writer is not None:
+            self.writer.wait()
+        waiting, self.waiting, self.waiting_bytes = self.waiting, [], 0
+        _write_group(self.descriptor, waiting, self.path)
 
     def sync(self) -> None:
         """Make all that was written so far durable, the file's name included."""
@@ -327,6 +402,9 @@ class _Part:
             self.is_new = False
 
     def close(self) -> None:
+        if self.writer is not None:
+            self.writer.end()                       # before its descriptor goes to another file
+            self.writer = None
         if self.descriptor >= 0:
             descriptor, self.descriptor = self.descriptor, -1
             os.close(descriptor)
@@ -795,7 +873,10 @@ class _Work:
         return self.parts[final]
 
     def record(self, **flags: bool) -> Dict[str, Any]:
+        """Return the progress at this position, with all output up to it in the parts (not yet synced)."""
         source, parts = self.source, self.parts.values()
+        for part in parts:
+            part.flush()
         written = source.lines - self.rejected if self.one_to_one else self.written
         found = {"schema": SCHEMA, "stage": self.attempt.stage, "key": self.attempt.key, "lineOffset": source.lines,
                  "inputIndex": source.index, "byteOffset": source.offset,
@@ -1121,6 +1202,7 @@ def _copy_file(attempt: _Attempt, path: str, stop: _Signal) -> None:
             _copy_rest(file, part, path, stop)
         if stop.signal:
             raise SystemExit(EXIT_SIGNAL + stop.signal)
+        part.flush()
         part.sync()
         part.close()
         _replace(part.path, part.target)

@@ -52,8 +52,8 @@ class Console:
     """
 
     def __init__(self, out: Any = None, err: Any = None) -> None:
-        self.out = out if out is not None else sys.stdout
-        self.err = err if err is not None else sys.stderr
+        self.out = out or sys.stdout or open(os.devnull, "w", encoding="utf-8")
+        self.err = err or sys.stderr or open(os.devnull, "w", encoding="utf-8")
         self.partial = b""
         self.streamed = ""
         for stream in (self.out, self.err):
@@ -113,10 +113,23 @@ class Console:
             pass
 
 
+def open_missing_streams() -> None:
+    """Put the null device where the caller closed standard input, output or error.
+
+    Else the next file to be opened, a lock or a record, would get that number, and whatever is printed would go into it.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+
+
 def silence_closed_streams() -> None:
     """Keep the interpreter from complaining at exit about a stdout that nobody reads any more."""
     for stream in (sys.stdout, sys.stderr):
         try:
-            stream.flush()
+            if stream is not None:
+                stream.flush()
         except (OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

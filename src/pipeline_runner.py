@@ -41,7 +41,7 @@ import file_digests  # noqa: E402
 import spec_checks  # noqa: E402
 import stage_locks  # noqa: E402
 import state_store  # noqa: E402
-from console import Console, describe_os_error, silence_closed_streams  # noqa: E402
+from console import Console, describe_os_error, open_missing_streams, silence_closed_streams  # noqa: E402
 from file_digests import Digests  # noqa: E402
 from model import (  # noqa: E402
     EXIT_FAILED, EXIT_INTERNAL, EXIT_OFFLINE, EXIT_OK, EXIT_STATE, Clock, Decision, Facts, Material, OfflineError, Options,
@@ -297,6 +297,8 @@ def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: State
         return Facts(material, record, None, [], None, False)
     marker = state_store.read_marker(state_store.marker_path(spec.root, stage.output_dir, stage.name))
     problems = output_problems(digests, stage, record) if record is not None and record["lastStatus"] == "ok" else []
+    if marker is None and os.path.lexists(state_store.lost_path(spec.root, stage.output_dir, stage.name)):
+        problems.append("the outputs could not be brought to the disk")
     facts = Facts(material, record, marker, problems, None, False)
     if not reasons_to_run(stage, facts):
         return facts
@@ -309,12 +311,12 @@ def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: State
 
 
 def _died_before_marker(store: StateStore, stage: StageSpec, record: Json) -> bool:
-    """Tell whether the run that finished the stage died between the stage record and the run record.
+    """Tell whether the run that finished the stage came to its end between the stage record and the run record.
 
     The marker is written between these two: where the run record knows of the success, somebody removed the marker.
     """
     run = state_store.find_run(store, str(record.get("lastRunId")), record.get("lastInvocation", 0))
-    return run is not None and run.get("state") in ("running", "interrupted") and not any(
+    return run is not None and not any(
         one.get("stage") == stage.name and one.get("status") == "ok" for one in run.get("stages", []))
 
 
@@ -346,6 +348,7 @@ NO_MARKER = "marker missing"
 
 
 def reasons_to_run(stage: StageSpec, facts: Facts) -> List[str]:
+    """Return why the stage is not up to date, [] if it is; the first kind of reason hides the others."""
     record = facts.record
     if record is None:
         return ["no record of an earlier run"]
@@ -433,7 +436,12 @@ class Run:
             except BaseException as error:
                 self._finish_after(error)
                 raise
-            self._finish(code)
+            try:
+                self._finish(code)
+            except OSError as error:
+                if code == EXIT_OK:
+                    raise
+                self.console.error("error: " + describe_os_error(error))    # a failed stage stays the first cause
             return code
         finally:
             if self.guardian is not None:
@@ -463,7 +471,7 @@ class Run:
         except OSError:
             for stage, result in zip(self.selected, self.results):
                 if result.status == "ok":
-                    state_store.remove_quietly(self.marker(stage))
+                    state_store.mark_lost(self.root, stage.output_dir, stage.name)
             self.store.commit.files.clear()     # a second sync would report success for pages that are lost
             self.digests.files.clear()
             raise
@@ -764,4 +772,5 @@ def _run_in_child(arguments: List[str], console: Console) -> int:
 
 
 if __name__ == "__main__":
+    open_missing_streams()
     raise SystemExit(main())

@@ -222,6 +222,7 @@ def check_processor(value: Any, path: Path, problems: Problems) -> Any:
 
 
 def check_variables(value: Any, path: Path, problems: Problems) -> Any:
+    """Check an object of environment variables; those of the runner's contract cannot be set."""
     if check_object(value, path, problems) is None:
         return None
     for name, text in value.items():

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     Json = Dict[str, Any]
 
 LOCK_POLL_S = 0.02
+CHANGE_S = 1.0              # how long a change of owners may take; waited for even by those who do not wait for an owner
 LOCK_BYTE = 1 << 30         # Windows locks bytes, mandatorily: one far behind the guard file's content
 
 
@@ -110,6 +111,7 @@ class StageLock:
         self.guard = os.path.join(root, "locks", "." + stage + ".guard")
         self.descriptor = -1
         self.token = ""
+        self.since = 0.0
 
     def holder(self) -> Optional[Json]:
         """Return the living owner of the stage, None if nobody holds it; takes nothing."""
@@ -136,7 +138,8 @@ class StageLock:
         dead_token: of the attempt that the stage record calls running, if it does. On return the guard file is
         locked, locks/<stage>.lock/owner.json names us. Raises: LockHeld after wait_s seconds; WaitStopped; OSError.
         """
-        deadline = self.clock.monotonic() + wait_s
+        self.since = self.clock.monotonic()
+        deadline = self.since + wait_s
         self.descriptor = open_guard(self.guard)
         try:
             while not try_kernel_lock(self.descriptor):
@@ -160,7 +163,9 @@ class StageLock:
         dead = owner_is_dead(owner, self.boot, self.processes)
         if dead and owner.get("bootId") == self.boot:
             self.processes.end_of_dead_owner(owner.get("token", ""), self.guard, owner["pid"])
-        if self.clock.monotonic() >= deadline:
+        # Whoever has not said who it is has taken the lock a moment ago, or looks whether it is free; the dead leave it.
+        patience = CHANGE_S if dead or not owner else 0.0
+        if self.clock.monotonic() >= max(deadline, self.since + patience):
             raise LockHeld("stage %s is held by %s%s" % (self.stage, owner_text(owner), ", dead, whose processes would not end" if dead else ""))
         self._wait()
 
@@ -228,6 +233,8 @@ class StageLock:
             return
         try:
             self._remove_folder()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.guard) from error
         finally:
             os.close(self.descriptor)
             self.descriptor = -1

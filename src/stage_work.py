@@ -21,6 +21,7 @@ import process_tree
 import spec_checks
 import stage_outputs
 import state_store
+from console import describe_os_error, free_space_text
 from model import Checkpoint, StageResult, sha256
 from state_store import utc_text
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     Json = Dict[str, Any]
 
 ARGUMENT_BYTES = 30_000 if sys.platform == "win32" else 100_000     # Windows allows 32,767 characters, Linux 128 KiB
+FULL_BYTES = 1 << 20        # less is free after a failed attempt: most likely that is why
 SHOWN_NAMES = 5             # of many files, on one line
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------
@@ -220,14 +222,19 @@ class StageWork:
     def _undo_success(self) -> None:
         """The outputs are not what the recorded success made: an attempt must not build on what is left of it.
 
-        After a restart of the machine all of it is undone, for more may be lost than was seen; else only what differs.
+        All of it is undone after a restart of the machine or a failed sync, for more may be lost than was seen; else only
+        what differs.
         """
         record = self.facts.record
         before = {one["path"]: one for one in record.get("previous", [])}
-        gone = self.previous if record.get("bootId") != self.run.boot else [one for one in self.previous if not self._is_as_recorded(one)]
+        lost = state_store.lost_path(self.run.root, self.stage.output_dir, self.stage.name)
+        everything = record.get("bootId") != self.run.boot or os.path.lexists(lost)
+        gone = self.previous if everything else [one for one in self.previous if not self._is_as_recorded(one)]
         names = [one["path"] for one in gone]
         done = stage_outputs.undo_outputs(self.folder, names, {path: (one["bytes"], one["sha256"]) for path, one in before.items()}, file_digests.hash_prefix)
-        self.previous = [before.get(one["path"], one) for one in self.previous if one["path"] not in names or one["path"] in before]
+        self.previous = [before.get(one["path"], one) if one["path"] in names else one
+                         for one in self.previous if one["path"] not in names or one["path"] in before]
+        state_store.remove_durably(lost, self.store.commit)
         if done:
             self.console.event("NOTE", self.stage.name, ": not what was recorded: %s" % "; ".join(done[:SHOWN_NAMES] + (["..."] if len(done) > SHOWN_NAMES else [])))
 
@@ -410,9 +417,22 @@ class StageWork:
 
     def _give_up(self, failure: str, stopped: bool) -> StageResult:
         status = "interrupted" if stopped else "failed"
-        self._write_record(status, failure)
+        failure += self._full_disk_text()
+        try:
+            self._write_record(status, failure)
+        except OSError as error:        # the first cause decides; without this record the next run takes ours for dead
+            failure += "; and not recorded: " + describe_os_error(error)
         self.console.event("FAIL", self.stage.name, ": " + failure)
         return self._result(status, failure)
+
+    def _full_disk_text(self) -> str:
+        """Return how little space is left where the outputs go, or "" while it may not be that."""
+        import shutil
+        try:
+            is_full = shutil.disk_usage(self.folder).free < FULL_BYTES
+        except OSError:
+            return ""
+        return "; the disk is full: " + free_space_text(self.folder) if is_full else ""
 
     def _complete_checkpoint(self) -> Json:
         """Mark the checkpoint of a finished stage complete, so that nobody resumes from it; return its counts."""

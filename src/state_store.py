@@ -23,6 +23,7 @@ FLUSH_FILES = 64            # names and files that are made durable together, at
 FLUSH_S = 1.0
 SHARING_RETRY_S = 2.0       # Windows: scanners hold files open for moments
 SHARING_ERRORS = (5, 32, 33)
+SECRET_BYTES = 32
 HEAD_WAIT_S = 30            # the head is held for moments; a longer wait is a fault of the file system
 
 
@@ -310,11 +311,14 @@ class StateStore:
         path = self.path("env.key")
         try:
             with open(path, "rb") as file:
-                return file.read()
+                secret = file.read()
+            if len(secret) == SECRET_BYTES:
+                return secret
+            raise StateError("state/env.key is damaged; %s" % self.set_aside("env.key", "corrupt"))    # a short key can be guessed
         except FileNotFoundError:
             if not self.writable:
                 return b""
-        write_atomic(path, os.urandom(32), self.commit, mode=0o600)     # from birth: a kill may come before any chmod
+        write_atomic(path, os.urandom(SECRET_BYTES), self.commit, mode=0o600)     # from birth: a kill may come before any chmod
         return self.secret()
 
 
@@ -326,9 +330,20 @@ def stage_record_problem(record: Json, stage: str) -> str:
         return "lastStatus is %s" % json.dumps(record.get("lastStatus"))
     if not isinstance(record.get("idempotencyKey"), str) or not isinstance(record.get("keyParts"), dict):
         return "its key is missing"
+    if not _are_key_parts(record["keyParts"]):
+        return "the parts of its key are of another form"
     if not _is_output_list(record.get("outputs")) or not _is_output_list(record.get("previous", [])):
         return "its outputs are not a list of path, bytes, sha256"
     return ""
+
+
+def _are_key_parts(parts: Json) -> bool:
+    """Tell whether the parts of a key can be compared with others; what is missing may be missing."""
+    for part in ("modules", "inputs", "watch"):
+        files = parts.get(part) or []
+        if not isinstance(files, list) or not all(isinstance(one, list) and len(one) == 2 and all(isinstance(text, str) for text in one) for one in files):
+            return False
+    return all(isinstance(parts.get(part) or {}, dict) for part in ("processor", "params", "env", "passEnv"))
 
 
 def _is_output_list(value: Any) -> bool:
@@ -489,6 +504,19 @@ def read_marker(path: str) -> Optional[str]:
         return ""
     key = marker.get("key") if isinstance(marker, dict) else None
     return key if isinstance(key, str) else ""
+
+
+def lost_path(root: str, output_dir: str, stage: str) -> str:
+    """Return where the marker goes of a stage whose outputs could not be synced."""
+    return os.path.join(root, output_dir, ".%s.lost" % stage)
+
+
+def mark_lost(root: str, output_dir: str, stage: str) -> None:
+    """Take a finished stage's marker away, as far as the file system still lets us; a rename needs no space."""
+    try:
+        os.replace(marker_path(root, output_dir, stage), lost_path(root, output_dir, stage))
+    except OSError:
+        remove_quietly(marker_path(root, output_dir, stage))
 
 
 def marker_path(root: str, output_dir: str, stage: str) -> str:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -256,10 +257,26 @@ GARBAGE = {
 }
 
 
-@pytest.mark.parametrize("kind", GARBAGE)
-@pytest.mark.parametrize("name", ["stage_s1.json", "run_r.json", "head.json"])
-def test_damaged_records_are_set_aside_and_said_so_and_the_next_run_works(project, name, kind):
-    one_stage(project).ok("--run-id", "r")
+@pytest.fixture(scope="module")
+def finished_once(tmp_path_factory):
+    made = one_stage(Project(tmp_path_factory.mktemp("state") / "fertig lauf"))
+    made.ok("--run-id", "r")
+    return made
+
+
+@pytest.fixture
+def finished(finished_once, tmp_path):
+    """A copy of its own of a project with one stage after the run r."""
+    shutil.copytree(str(finished_once.root), str(tmp_path / "kopie"))
+    copy = Project.__new__(Project)
+    copy.root = tmp_path / "kopie"
+    return copy
+
+
+@pytest.mark.parametrize("name, kind", [("stage_s1.json", kind) for kind in GARBAGE]
+                         + [(name, kind) for name in ("run_r.json", "head.json") for kind in ("truncated", "empty", "a list", "no schema")])
+def test_damaged_records_are_set_aside_and_said_so_and_the_next_run_works(finished, name, kind):
+    project = finished
     data = GARBAGE[kind](project.path("state/" + name).read_bytes())
     project.write("state/" + name, data)
     done = project.run("--run-id", "r")
@@ -282,8 +299,8 @@ BAD_STAGE = {
 
 
 @pytest.mark.parametrize("kind", BAD_STAGE)
-def test_stage_records_of_a_wrong_form_are_damaged_too(project, kind):
-    one_stage(project).ok("--run-id", "r1")
+def test_stage_records_of_a_wrong_form_are_damaged_too(finished, kind):
+    project = finished
     project.write("state/stage_s1.json", json.dumps(dict(project.json("state/stage_s1.json"), **BAD_STAGE[kind])))
     done = project.run("--run-id", "r2")
     assert done.code == 5 and "state/stage_s1.json is damaged (" in done.err and ".corrupt-" in done.err, done
@@ -292,8 +309,8 @@ def test_stage_records_of_a_wrong_form_are_damaged_too(project, kind):
 
 @pytest.mark.parametrize("head", [{"runHash": "0" * 64}, {"runHash": 5}, {"open": []}, {"open": {"r": "x"}}, {"runHash": "0" * 64, "runId": 5, "invocation": 1, "prevRunHash": None},
                                   {"open": {"../x": 1}}, {"open": {"r9": 1}}])
-def test_a_head_of_a_wrong_form_never_ends_in_an_internal_error(project, head):
-    one_stage(project).ok("--run-id", "r1")
+def test_a_head_of_a_wrong_form_never_ends_in_an_internal_error(finished, head):
+    project = finished
     project.write("state/head.json", json.dumps(dict(head, schema=1)))
     done = project.run("--run-id", "r2")
     assert done.code in (0, 5), done
@@ -303,8 +320,8 @@ def test_a_head_of_a_wrong_form_never_ends_in_an_internal_error(project, head):
 
 
 @pytest.mark.parametrize("name", ["stage_s1.json", "run_r.json", "head.json"])
-def test_records_of_a_newer_runner_are_refused_and_left_alone(project, name):
-    one_stage(project).ok("--run-id", "r")
+def test_records_of_a_newer_runner_are_refused_and_left_alone(finished, name):
+    project = finished
     data = json.dumps(dict(project.json("state/" + name), schema=99)).encode()
     project.write("state/" + name, data)
     done = project.run("--run-id", "r")

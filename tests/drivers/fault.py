@@ -5,7 +5,7 @@
 SETTINGS.json: {"runner": path of pipeline_runner.py, "root": the project, "action": see below, "at": N (from 1),
 "hit": file that is made when step N was reached, "boot": boot id to pretend or null, "outputs": output folders,
 "startSynced": whether the outputs that are there at the start are on the disk,
-"ignore": ["call path", ...] with * and ?: not steps}
+"only": ["call path", ...] with * and ?: nothing else is a step; "ignore": likewise, these are none}
 
     kill        SIGKILL before step N
     ENOSPC ...  OSError before step N, the errno of that name; with a "+" behind the name from step N on
@@ -141,7 +141,7 @@ class Fault:
         self.count = 0
         self.paths = {}                     # descriptor -> path
         self.disk = None
-        self.ignored = settings.get("ignore", [])
+        self.only, self.ignored = settings.get("only", ["*"]), settings.get("ignore", [])
         if self.action in ("early", "late"):
             self.disk = Disk(settings["root"], settings["outputs"], settings.get("startSynced", True))
 
@@ -149,21 +149,22 @@ class Fault:
         """Count a call; break here if this is the one. by_path: the real call would name the path in its error."""
         if os.getpid() != self.owner or not os.path.realpath(os.path.dirname(path)).startswith(self.root[:-1]):
             return
-        if any(fnmatch.fnmatchcase("%s %s" % (call, os.path.relpath(path, self.root)), one) for one in self.ignored):
+        text = "%s %s" % (call, os.path.relpath(path, self.root))
+        if any(fnmatch.fnmatchcase(text, one) for one in self.ignored) or not any(fnmatch.fnmatchcase(text, one) for one in self.only):
             return
         self.count += 1
         lasting = self.action.endswith("+") and self.count >= self.at
         if self.count != self.at and not lasting:
             return
         with REAL["open_file"](self.hit, "a", encoding="utf-8") as file:
-            file.write("%s %s\n" % (call, os.path.relpath(path, self.root)))
+            file.write(text + "\n")
         if self.action == "kill":
             os.kill(self.owner, signal.SIGKILL)
         if self.disk is not None:
             self.cut()
         number = getattr(errno, self.action.rstrip("+"))
-        if lasting and call in ("unlink", "rmdir", "remove", "ftruncate", "truncate"):
-            return                          # a full disk lets things be removed
+        if lasting and call in ("unlink", "rmdir", "remove", "ftruncate", "truncate", "replace", "rename"):
+            return                          # a full disk lets things be removed and renamed
         raise OSError(number, os.strerror(number), *([path] if by_path else []))
 
     def cut(self):

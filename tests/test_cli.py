@@ -1,0 +1,401 @@
+"""The command line: words, options, exit codes, streams; and the module imported by others."""
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, RUNNER, Done
+
+import command_line
+import console
+import pipeline_runner
+from model import UsageError
+
+POSIX = sys.platform != "win32"
+
+
+def direct(*arguments, cwd=None, env=None, **options):
+    """Run the real program with just these arguments."""
+    argv = [sys.executable, str(RUNNER), *map(str, arguments)]
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120,
+                          cwd=None if cwd is None else str(cwd), env=dict(os.environ, **(env or {})), **options)
+    result = Done(argv, done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))
+    assert "Traceback" not in result.err, result
+    return result
+
+
+@pytest.fixture
+def good(project):
+    """One stage that copies one file."""
+    project.write("data/größe.txt", "x\n")
+    project.spec({"name": "copy", "processor": "bin/stage_copy.py", "inputs": ["data/größe.txt"], "params": {"day": 1}})
+    return project
+
+
+# --- help, version, usage errors
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["run", "--help"], ["validate", "-h"], ["nonsense", "--help"], ["--version", "--help"]])
+def test_help(tmp_path, words):
+    done = direct(*words, cwd=tmp_path)
+    assert (done.code, done.err) == (0, ""), done
+    for text in ("usage: ", "--pipeline FILE", "--run-id ID", "--force STAGE", "--only STAGE", "--from STAGE", "--until STAGE", "--set NAME=VALUE", "--dry-run", "--rehash",
+                 "validate", "plan", "unlock STAGE", "6 offline guard", "143"):
+        assert text in done.out, text
+    assert os.listdir(str(tmp_path)) == []
+
+
+def test_version(tmp_path):
+    done = direct("--version", cwd=tmp_path)
+    assert (done.code, done.out, done.err) == (0, "pipeline_runner %s\n" % pipeline_runner.VERSION, "")
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--pipelin", "x"], "unknown option --pipelin; did you mean --pipeline?"),
+    (["--runid=x"], "unknown option --runid=x; did you mean --run-id?"),
+    (["--run_id", "x"], "unknown option --run_id; did you mean --run-id?"),
+    (["--qqqqqq"], "unknown option --qqqqqq; see --help"),
+    (["-v"], "unknown option -v"),
+    (["valdate"], "unknown command valdate; did you mean validate?"),
+    (["plna"], "unknown command plna; did you mean plan?"),
+    (["xyzzy"], "unknown command xyzzy; see --help"),
+    (["--pipeline"], "--pipeline needs a value"),
+    (["--run-id"], "--run-id needs a value"),
+    (["--set"], "--set needs a value"),
+    (["--set", "day"], "--set day: must be NAME=VALUE"),
+    (["--set", "=5"], "--set =5: must be NAME=VALUE"),
+    (["--run-id", "a/b"], '--run-id "a/b": must be 1 to 64 of the characters'),
+    (["--run-id", ""], '--run-id "": must be 1 to 64'),
+    (["--run-id", ".."], '--run-id "..": must be 1 to 64'),
+    (["--run-id", "nul"], '--run-id "nul": is a device name on Windows'),
+    (["--run-id", "a\n"], '--run-id "a\\n": must be 1 to 64'),
+    (["--run-id", "a", "--run-id", "b"], "--run-id was given twice"),
+    (["--pipeline", "a", "--pipeline=b"], "--pipeline was given twice"),
+    (["unlock"], "unlock needs the name of a stage"),
+    (["plan", "stage"], "plan takes no further words, got: stage"),
+    (["validate", "a", "b"], "validate takes no further words, got: a b"),
+    (["--dry-run=yes"], "unknown option --dry-run=yes; did you mean --dry-run?"),
+])
+def test_usage_errors(tmp_path, capsys, words, message):
+    """In the table by main() itself, which for these never gets as far as a run."""
+    before = os.getcwd()
+    os.chdir(str(tmp_path))
+    try:
+        code = pipeline_runner.main(words)
+    finally:
+        os.chdir(before)
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "") and err.startswith("error: ") and message in err and err.count("\n") == 1, err
+    assert os.listdir(str(tmp_path)) == []
+
+
+def test_usage_errors_of_the_real_program(tmp_path):
+    done = direct("--pipelin", "x", cwd=tmp_path)
+    assert (done.code, done.out, done.err) == (2, "", "error: unknown option --pipelin; did you mean --pipeline?\n")
+    done = direct(cwd=tmp_path)
+    assert done.code == 2 and "pipeline.json: cannot read the pipeline file: No such file or directory; name it with --pipeline FILE" in done.err, done
+    assert os.listdir(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize("words, expected", [
+    ([], ("run", "pipeline.json", None)), (["run"], ("run", "pipeline.json", None)), (["--pipeline=x.json", "--root", "r"], ("run", "x.json", "r")),
+    (["plan", "--pipeline", "x"], ("plan", "x", None)), (["--pipeline", "x", "plan"], ("plan", "x", None)), (["--dry-run"], ("plan", "pipeline.json", None)),
+    (["--version"], ("version", "pipeline.json", None)), (["--pipeline", "-odd-"], ("run", "-odd-", None)), (["--pipeline=a=b"], ("run", "a=b", None)),
+])
+def test_options(words, expected):
+    found = command_line.parse_command_line(words)
+    assert (found.command, found.pipeline, found.root) == expected
+
+
+def test_options_that_may_be_given_several_times():
+    found = command_line.parse_command_line(["--force", "a,b", "--force=c", "--only", "x", "--set", "n=1", "--set", 't="1"', "--set", "u=one", "--set", "v=a=b", "--set", "w=", "--set", "n=NaN"])
+    assert (found.force, found.only) == ({"a", "b", "c"}, {"x"})
+    assert found.params == {"n": "NaN", "t": "1", "u": "one", "v": "a=b", "w": ""}
+    assert command_line.parse_command_line(["--set", 'p={"a": [1, null]}']).params == {"p": {"a": [1, None]}}
+    assert command_line.parse_command_line(["--set", "p=" + "[" * 5000]).params["p"].startswith("[[")
+
+
+def test_the_default_run_id_is_the_time_and_a_random_tail():
+    first, second = (command_line.parse_command_line([]).run_id for _ in range(2))
+    assert re.fullmatch(r"\d{8}T\d{6}Z-[0-9a-f]{6}", first) and first != second
+
+
+def test_an_unknown_option_never_starts_a_run(good):
+    before = good.snapshot()
+    assert good.run("--froce", "copy").code == 2
+    assert good.snapshot() == before
+
+
+# --- from anywhere, on odd paths
+
+def test_from_other_working_directories(good, tmp_path):
+    elsewhere = tmp_path / "anderswo"
+    elsewhere.mkdir()
+    done = direct("--run-id", "a", "--pipeline", good.path("pipeline.json"), cwd=elsewhere)
+    assert done.code == 0 and good.read("data/s1/größe.txt") == "x\n", done
+    assert os.listdir(str(elsewhere)) == []
+    assert "[SKIP] copy" in direct(cwd=good.root).out                              # pipeline.json of the working directory
+    assert "[SKIP] copy" in direct("--pipeline", "pipeline.json", cwd=good.root).out
+    assert "[SKIP] copy" in direct("--pipeline", os.path.join("..", "pipeline.json"), cwd=good.path("data")).out
+    assert "[SKIP] copy" in direct("plan", cwd=good.root).out.replace("SKIP    copy", "[SKIP] copy")
+
+
+def test_root_with_a_pipeline_file_elsewhere(good, tmp_path):
+    other = tmp_path / "andere wurzel é"
+    shutil.copytree(str(good.root), str(other))
+    done = direct("--pipeline", good.path("pipeline.json"), "--root", other)
+    assert done.code == 0 and (other / "data" / "s1" / "größe.txt").exists(), done
+    assert not good.exists("state") and not good.exists("data/s1")
+    done = direct("--pipeline", good.path("pipeline.json"), "--root", os.path.relpath(str(other), str(tmp_path)), cwd=tmp_path)
+    assert done.code == 0 and "[SKIP] copy" in done.out, done
+
+
+def test_a_root_that_is_not_there(good, tmp_path):
+    done = direct("--pipeline", good.path("pipeline.json"), "--root", tmp_path / "nirgends")
+    assert done.code == 2 and "there is no file" in done.err, done
+    assert not (tmp_path / "nirgends").exists()
+
+
+@pytest.mark.skipif(not POSIX, reason="names that Windows does not allow")
+@pytest.mark.parametrize("name", ["with blank", "größe 日本", "quote'\"$(x)", "-rf", "new\nline", "[x]*"])
+def test_roots_of_any_name(tmp_path, name):
+    root = tmp_path / name
+    shutil.copytree(str(ROOT / "bin"), str(root / "bin"))
+    (root / "in.txt").write_text("x\n")
+    (root / "pipeline.json").write_text(json.dumps({"name": "p", "stages": [
+        {"name": "up", "processor": "bin/stage_upper.py", "inputs": ["*.txt"], "outputDir": "out", "checkpoint": {"enabled": True}}]}))
+    done = direct("--run-id", "r", cwd=root)
+    assert done.code == 0 and (root / "out" / "result.txt").read_text() == "X\n", done
+    assert "[SKIP] up" in direct("--pipeline", root / "pipeline.json").out
+
+
+# --- streams
+
+def test_stdout_closed_by_its_reader(good):
+    """Nobody reads any more: the run goes on, and its records are complete."""
+    good.spec(*[{"name": "s%d" % number, "processor": "bin/stage_copy.py", "inputs": ["data/größe.txt"]} for number in range(3)])
+    process = good.start("--run-id", "r")
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(60) == 0 and err == b"", err
+    process.stderr.close()
+    record = good.json("state/run_r.json")
+    assert record["state"] == "completed" and [one["status"] for one in record["stages"]] == ["ok"] * 3
+
+
+def run_with_stdout(project, path, *arguments, err=subprocess.PIPE):
+    with open(path, "wb") as out:
+        done = subprocess.run(project.argv(*arguments), stdin=subprocess.DEVNULL, stdout=out, stderr=err, timeout=120)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has /dev/full")
+def test_stdout_on_a_full_disk(good):
+    code, err = run_with_stdout(good, "/dev/full", "--run-id", "r")
+    assert code == 0 and b"Traceback" not in err and b"Exception" not in err, err
+    assert good.json("state/run_r.json")["state"] == "completed"
+    with open("/dev/full", "wb") as full:
+        assert subprocess.run(good.argv("--run-id", "r2"), stdin=subprocess.DEVNULL, stdout=full, stderr=full, timeout=120).returncode == 0
+        assert subprocess.run(good.argv("plan"), stdin=subprocess.DEVNULL, stdout=full, stderr=full, timeout=120).returncode == 0
+        assert subprocess.run(good.argv("--bad"), stdin=subprocess.DEVNULL, stdout=full, stderr=full, timeout=120).returncode == 2
+
+
+@pytest.mark.skipif(not POSIX, reason="a shell that closes descriptors")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-", "<&- >&- 2>&-"])
+def test_streams_that_were_never_open(good, closed):
+    done = subprocess.run(["sh", "-c", '"$@" ' + closed, "sh", *good.argv("--run-id", "r")], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120)
+    assert done.returncode == 0 and b"Traceback" not in done.stderr, done
+    assert good.json("state/run_r.json")["state"] == "completed"
+    assert good.read("data/s1/größe.txt") == "x\n" and good.json("state/stage_copy.json")["lastStatus"] == "ok"
+
+
+@pytest.mark.parametrize("env", [{"LC_ALL": "C", "LANG": "C"}, {"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"},
+                                 {"LC_ALL": "POSIX"}], ids=["C", "ascii", "latin-1", "POSIX"])
+def test_names_that_the_terminal_cannot_show(good, env):
+    good.write("data/größe.txt", "x\n")
+    good.spec({"name": "copy", "processor": "bin/stage_copy.py", "inputs": ["data/größe.txt", "data/日本*.txt"]})
+    done = good.run(env=env)
+    assert done.code == 1 and "[FAIL] copy: input data/" in done.out and ".txt: no file matches" in done.out, done
+    good.spec({"name": "copy", "processor": "bin/stage_copy.py", "inputs": ["data/größe.txt"], "params": {"wort": "日本"}})
+    assert good.run(env=env).code == 0
+    assert good.read("data/s1/größe.txt") == "x\n"
+    assert good.json("state/stage_copy.json")["keyParts"]["inputs"][0][0] == "data/größe.txt"
+    assert "[SKIP] copy" in good.ok().out                       # the same key in another locale
+    done = good.run("--pipeline", "nöne.json", env=env)
+    assert done.code == 2, done
+
+
+def test_control_characters_do_not_reach_the_terminal(good):
+    good.processor("bad", "sys.stderr.write('\\x1b[31mred\\x1b[0m\\x07 \\r overwrite\\n')\nsys.exit(1)\n")
+    good.spec({"name": "copy", "processor": "bin/bad.py"})
+    done = good.run("--verbose")
+    assert done.code == 1 and "\x1b" not in done.out + done.err and "\x07" not in done.out + done.err, done
+    assert "\\x1b[31mred" in done.err
+    assert console.printable("a\tb\u202e\ud800") == "a\\tb\\u202e\\ud800"
+
+
+def test_verbose_streams_whole_lines_with_the_stages_name(good):
+    good.spec({"name": "talk", "processor": good.processor("talk", "print('erste Zeile ä', flush=True)\nsys.stderr.write('zweite\\nohne Ende')\n")})
+    done = good.ok("--verbose")
+    assert "talk | erste Zeile ä\n" in done.out and "talk | zweite\n" in done.out and "talk | ohne Ende\n" in done.out, done
+    assert "Zeile" not in good.ok("--force", "talk").out
+
+
+def test_a_failure_shows_the_last_lines_of_the_output(good):
+    good.spec({"name": "talk", "processor": good.processor("talk", "for n in range(50):\n    print('line', n)\nsys.exit(3)\n")})
+    done = good.run("--run-id", "r")
+    assert done.err.splitlines() == ["    | line %d" % number for number in range(40, 50)], done
+    assert good.read("state/logs/r/talk.1.log").replace("\r", "").splitlines() == ["line %d" % number for number in range(50)]
+
+
+# --- lines and exit codes
+
+def test_the_lines_on_stdout_are_stable(good):
+    good.spec({"name": "one", "processor": "bin/stage_copy.py", "inputs": ["data/größe.txt"], "simulateFailAttempts": 1, "retry": {"attempts": 3, "baseDelayMs": 1}},
+              {"name": "two", "processor": good.processor("two", "sys.exit(9)\n")}, {"name": "three", "processor": "bin/stage_copy.py"})
+    done = good.run("--run-id", "r")
+    expected = [r"\[START\] one", r"\[RETRY\] one attempt 1/3: exit code 75; next in 0\.00s", r"\[START\] one", r"\[DONE\] one in \d+\.\d{3}s", r"\[START\] two", r"\[FAIL\] two: exit code 9",
+                r"Run r state: failed \(1 ok, 0 skipped, 1 failed\) in \d+\.\ds"]
+    lines = done.out.splitlines()
+    assert len(lines) == len(expected) and all(re.fullmatch(pattern, line) for pattern, line in zip(expected, lines)), done
+
+
+def hold(project, name):
+    """Take the kernel lock of a stage as another runner would, with an owner that lives: this process."""
+    import time
+
+    import process_tree
+    import stage_locks
+    import state_store
+    from model import Clock
+    project.path("locks").mkdir(exist_ok=True)
+    lock = stage_locks.StageLock(str(project.root), name, "other", state_store.boot_id(), Clock(), process_tree)
+    lock.acquire(time.monotonic() + 1)
+    return lock
+
+
+def test_exit_codes(good):
+    failing = good.processor("failing", "sys.exit(1)\n")
+    assert good.ok("--run-id", "r").code == 0
+    good.spec({"name": "bad", "processor": failing})
+    assert good.run().code == 1
+    assert good.run("--nonsense").code == 2
+    good.spec({"name": "copy", "processor": "bin/stage_copy.py", "inputs": ["data/größe.txt"], "lock": {"waitSeconds": 0}})
+    lock = hold(good, "copy")
+    try:
+        done = good.run("--force", "copy")
+        assert done.code == 4 and "stage copy is held by pid %d on " % os.getpid() in done.err and "(run other, since " in done.err, done
+        assert good.run("unlock", "copy").code == 4
+    finally:
+        lock.release()
+    good.write("state/stage_copy.json", "{")
+    assert good.run().code == 5
+    good.processor("network", "imp" + "ort " + "soc" + "ket\n")
+    good.spec({"name": "net", "processor": "bin/network.py"})
+    assert good.run().code == 6
+
+
+@pytest.mark.skipif(not POSIX, reason="signals")
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (getattr(signal, "SIGHUP", 1), 129)])
+def test_exit_codes_of_signals(good, number, code):
+    import time
+    good.spec({"name": "hang", "processor": good.processor("hang", "open('inside', 'w').close()\ntime.sleep(300)\n"), "graceSec": 1}, {"name": "late", "processor": "bin/stage_copy.py"})
+    process = good.start("--run-id", "r")
+    deadline = time.monotonic() + 60
+    while not good.exists("inside"):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code and b"Traceback" not in err, (out, err)
+    assert b"[FAIL] hang: interrupted\n" in out and b"Run r state: interrupted (0 ok, 0 skipped, 1 failed)" in out
+    record = good.json("state/run_r.json")
+    assert record["state"] == "interrupted" and [one["status"] for one in record["stages"]] == ["interrupted", "notRun"]
+    assert not good.exists("locks/hang.lock")
+
+
+def test_unlock(good):
+    good.path("locks").mkdir()
+    assert good.ok("unlock", "copy").out == "stage copy is not locked\n"
+    good.write("locks/copy.lock/mine.txt", "not the runner's")
+    good.spec({"name": "copy", "processor": "bin/stage_copy.py", "inputs": ["data/größe.txt"], "lock": {"waitSeconds": 0}})
+    done = good.run()
+    assert done.code == 4 and "locks/copy.lock was made by something else" in done.err and "unlock copy" in done.err, done
+    assert good.exists("locks/copy.lock/mine.txt")
+    assert good.ok("unlock", "copy").out == "removed locks/copy.lock\n"
+    assert good.ok().code == 0
+    done = good.run("unlock", "cop")
+    assert done.code == 2 and 'no stage is named "cop"; did you mean copy?' in done.err, done
+
+
+def test_unlock_before_anything_was_run(good):
+    before = good.snapshot()
+    assert good.ok("unlock", "copy").out == "stage copy is not locked\n"
+    assert good.snapshot() == before and not good.exists("locks")
+
+
+# --- imported
+
+DRIVER = """
+import json, os, signal, subprocess, sys
+def handler(number, frame):
+    pass
+if hasattr(signal, "SIGUSR1"):
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGCHLD"):
+        signal.signal(getattr(signal, name), handler)
+child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+def state():
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGCHLD", "SIGBREAK") if hasattr(signal, name)]
+    return [[str(signal.getsignal(getattr(signal, name))) for name in names], os.getcwd(), child.poll(), signal.set_wakeup_fd(-1), sorted(os.environ)]
+before = state()
+%s
+code = runner.main(sys.argv[1:])
+assert state() == before, (before, state())
+if sys.platform == "linux":
+    children = open("/proc/self/task/%%d/children" %% os.getpid()).read().split() if os.path.exists("/proc/self/task/%%d/children" %% os.getpid()) else [str(child.pid)]
+    assert children == [str(child.pid)], children
+child.communicate(b"\\n")
+print("code %%d" %% code)
+"""
+IMPORTS = {"from the root": ("import src.pipeline_runner as runner", ROOT), "beside it": ("sys.path.insert(0, %r)\nimport pipeline_runner as runner" % str(ROOT / "src"), None)}
+
+
+@pytest.mark.parametrize("how", IMPORTS)
+def test_an_imported_main_works_in_a_child_and_leaves_its_caller_alone(good, tmp_path, how):
+    text, cwd = IMPORTS[how]
+    driver = tmp_path / "driver.py"
+    driver.write_text(DRIVER % text, encoding="utf-8")
+    env = dict(os.environ, PYTHONPATH=str(cwd)) if cwd else dict(os.environ)
+    for words, code, expected in ((["--run-id", "r"], 0, "[DONE] copy"), (["--run-id", "r2"], 0, "[SKIP] copy"), (["plan"], 0, "SKIP    copy"), (["--only", "cop"], 2, "")):
+        done = subprocess.run([sys.executable, str(driver), *words, "--pipeline", str(good.path("pipeline.json"))], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, cwd=str(cwd or tmp_path), env=env, timeout=120)
+        out = done.stdout.decode("utf-8", "replace")
+        assert done.returncode == 0 and out.endswith("code %d\n" % code) and expected in out, (out, done.stderr.decode("utf-8", "replace"))
+    assert good.json("state/run_r.json")["state"] == "completed"
+
+
+def test_main_takes_the_arguments_of_the_process_by_default(good):
+    code = "import sys; sys.path.insert(0, %r); import pipeline_runner; sys.exit(pipeline_runner.main())" % str(ROOT / "src")
+    done = subprocess.run([sys.executable, "-c", code, "validate", "--pipeline", str(good.path("pipeline.json"))], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+    assert done.returncode == 0 and b"ok (1 stage)" in done.stdout, done
+
+
+def test_an_internal_error_is_said_to_be_one(good, capsys, monkeypatch):
+    """Exit 3, and the place, so that it can be reported: nothing else may print a traceback."""
+    def broken(*arguments):
+        raise ZeroDivisionError("planted")
+    monkeypatch.setattr(pipeline_runner, "_dispatch", broken)
+    assert pipeline_runner.main(["validate"]) == 3
+    err = capsys.readouterr().err
+    assert err.startswith("internal error, please report it:\n") and "ZeroDivisionError: planted" in err
+
+
+def test_a_usage_error_is_an_exception_with_an_exit_code():
+    with pytest.raises(UsageError) as caught:
+        command_line.parse_command_line(["--nonsense"])
+    assert caught.value.exit_code == 2

@@ -1,0 +1,341 @@
+"""Whole small pipelines through the real program."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, Done, Project
+
+LOAD = "imp" + "ort "            # composed: no file of the repository spells such an import
+NET = "soc" + "ket"
+
+
+def look(root):
+    return {str(path): (path.lstat().st_mtime_ns, path.read_bytes() if path.is_file() else None) for path in sorted(root.rglob("*")) if "__pycache__" not in path.parts}
+
+
+# --- the demo pipeline of the repository
+
+def copy_of_the_repository(root):
+    """Copy what the demo needs, its own runner included, without what runs have left behind."""
+    for name in ("src", "bin"):
+        shutil.copytree(str(ROOT / name), str(root / name), ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(str(ROOT / "data" / "input"), str(root / "data" / "input"))
+    shutil.copy2(str(ROOT / "pipeline.json"), str(root / "pipeline.json"))
+    return root
+
+
+def demo(root, *arguments):
+    """Run the command of the README in the folder itself."""
+    argv = [sys.executable, "src/pipeline_runner.py", "--pipeline", "pipeline.json", *arguments]
+    done = subprocess.run(argv, cwd=str(root), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120)
+    return Done(argv, done.returncode, done.stdout.decode("utf-8"), done.stderr.decode("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def demo_once(tmp_path_factory):
+    """The demo after its first run, and what that printed."""
+    root = copy_of_the_repository(tmp_path_factory.mktemp("demo") / "saubere kopie ß")
+    return root, demo(root, "--run-id", "demo1")
+
+
+@pytest.fixture
+def demo_root(demo_once, tmp_path):
+    shutil.copytree(str(demo_once[0]), str(tmp_path / "kopie"))
+    return tmp_path / "kopie"
+
+
+def upper_of_all_inputs():
+    return "".join(path.read_bytes().decode("utf-8").upper() for path in sorted((ROOT / "data" / "input").glob("*.txt"))).encode("utf-8")
+
+
+def test_the_demos_first_run(demo_once):
+    root, done = demo_once
+    assert done.code == 0, done
+    lines = done.out.splitlines()
+    assert [line.split(" in ")[0] for line in lines[:5]] == ["[START] stage_copy", "[DONE] stage_copy", "[START] stage_upper",
+                                                            "[RETRY] stage_upper attempt 1/3: exit code 75; next", "[START] stage_upper"], done
+    assert "next in 0.10s" in lines[3] and lines[5].startswith("[DONE] stage_upper in ")
+    assert lines[6].startswith("Run demo1 state: completed (2 ok, 0 skipped, 0 failed) in ") and len(lines) == 7
+    assert (root / "data" / "output" / "result.txt").read_bytes() == upper_of_all_inputs()
+    for path in (ROOT / "data" / "input").glob("*.txt"):
+        assert (root / "data" / "work" / path.name).read_bytes() == path.read_bytes()
+    for name in ("state/run_demo1.json", "state/metrics_demo1.json", "state/stage_stage_copy.json", "state/stage_stage_upper.json", "data/work/.stage_copy.done", "data/output/.stage_upper.done"):
+        assert json.loads((root / name).read_bytes().decode("utf-8")), name
+    assert json.loads((root / "state" / "stage_stage_upper.json").read_bytes().decode("utf-8"))["attempts"] == 2
+
+
+def test_the_demos_second_run(demo_root):
+    before = (demo_root / "data" / "output" / "result.txt").stat().st_mtime_ns
+    done = demo(demo_root, "--run-id", "demo1")
+    assert done.code == 0 and done.err == "", done
+    lines = done.out.splitlines()
+    assert len(lines) == 3 and lines[0].startswith("[SKIP] stage_copy (up to date: key ") and lines[1].startswith("[SKIP] stage_upper (up to date: key "), done
+    assert "1 output verified)" in lines[1] and "completed (0 ok, 2 skipped, 0 failed)" in lines[2]
+    assert (demo_root / "data" / "output" / "result.txt").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("old_output", ["whole", "cut in a line", "cut after a line", "one line", "empty", "missing"])
+def test_the_demos_resume_from_a_hand_written_checkpoint(demo_root, old_output):
+    result = demo_root / "data" / "output" / "result.txt"
+    whole = result.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    if old_output == "missing":
+        result.unlink()
+    else:
+        result.write_bytes({"whole": whole, "cut in a line": whole[:len(whole) // 2], "cut after a line": b"".join(lines[:5]), "one line": lines[0], "empty": b""}[old_output])
+    (demo_root / "state" / "progress_stage_upper.json").write_text('{"lineOffset": 1}')
+    (demo_root / "data" / "output" / ".stage_upper.done").unlink()
+    assert "RESUME  stage_upper from line 1 (" in demo(demo_root, "--dry-run").out
+    done = demo(demo_root, "--run-id", "demo1")
+    assert done.code == 0 and "[SKIP] stage_copy (" in done.out and "[RESUME] stage_upper from line 1\n" in done.out and "[DONE] stage_upper" in done.out, done
+    assert result.read_bytes() == whole == upper_of_all_inputs()
+    assert (demo_root / "data" / "output" / ".stage_upper.done").exists()
+    assert demo(demo_root, "--run-id", "demo1").out.count("[SKIP]") == 2
+    assert sorted(path.name for path in (demo_root / "data" / "output").iterdir()) == [".stage_upper.done", "result.txt"]
+
+
+def test_the_demo_after_a_change_of_its_input(demo_root):
+    text = demo_root / "data" / "input" / "sample.txt"
+    text.write_bytes(text.read_bytes() + "Eine Zeile mehr: Grüße.\n".encode("utf-8"))
+    assert demo(demo_root, "plan").out == "RUN     stage_copy (input data/input/sample.txt changed)\nPENDING stage_upper (waits for stage_copy)\n"
+    assert demo(demo_root).code == 0
+    assert (demo_root / "data" / "output" / "result.txt").read_bytes().endswith("EINE ZEILE MEHR: GRÜSSE.\n".encode("utf-8"))
+
+
+# --- stages in order
+
+def test_a_failing_stage_stops_the_run(project):
+    project.write("data/in.txt", "x")
+    project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"]}, {"processor": project.processor("bad", "print('why')\nsys.exit(3)\n")},
+                 {"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"]}, {"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"]})
+    done = project.run("--run-id", "r")
+    assert done.code == 1 and "[FAIL] s2: exit code 3\n" in done.out and "s3" not in done.out, done
+    record = project.json("state/run_r.json")
+    assert [(one["stage"], one["status"]) for one in record["stages"]] == [("s1", "ok"), ("s2", "failed"), ("s3", "notRun"), ("s4", "notRun")]
+    assert record["stages"][2]["reason"] == "the run ended before it" and record["state"] == "failed"
+    assert not project.exists("state/stage_s3.json") and not project.exists("data/s3")
+    project.processor("bad", "open(out + '/o', 'w').write('o')\n")
+    done = project.ok("--run-id", "r")
+    assert "[SKIP] s1" in done.out and done.out.count("[DONE]") == 3, done
+
+
+def test_nothing_of_a_failed_stage_is_taken_for_an_output(project):
+    project.spec({"processor": project.processor("half", "open(out + '/half.txt', 'w').write('half')\nopen(out + '/x.part', 'w')\nif os.path.exists('bad'):\n    sys.exit(1)\n")})
+    project.write("bad", "")
+    assert project.run().code == 1
+    assert not project.exists("data/s1/.s1.done")
+    assert project.run().code == 1
+    project.path("bad").unlink()
+    done = project.ok()
+    assert "[NOTE] s1: leftovers of an unfinished attempt: removed half.txt\n" in done.out, done
+    assert project.read("data/s1/half.txt") == "half"
+
+
+@pytest.mark.parametrize("code, retry, attempts", [
+    (75, {"attempts": 3}, 3), (1, {"attempts": 3}, 3), (1, {}, 1), (75, {}, 1), (7, {"attempts": 3, "exitCodes": [75]}, 1), (75, {"attempts": 3, "exitCodes": [75]}, 3),
+    (75, {"attempts": 3, "exitCodes": [7]}, 1), (7, {"attempts": 3, "exitCodes": [7, 8]}, 3), (7, {"attempts": 3, "exitCodes": []}, 1), (75, {"attempts": 3, "exitCodes": None}, 3),
+])
+def test_which_exit_codes_are_worth_a_retry(project, code, retry, attempts):
+    project.spec({"processor": project.processor("bad", "open('tries', 'a').write(os.environ['PIPELINE_ATTEMPT'])\nsys.exit(%d)\n" % code), "retry": dict(retry, baseDelayMs=0)})
+    done = project.run()
+    assert done.code == 1 and project.read("tries") == "123"[:attempts], done
+    assert done.out.count("[RETRY]") == attempts - 1 and "[FAIL] s1: exit code %d\n" % code in done.out
+    assert project.json("state/stage_s1.json")["attempts"] == attempts
+
+
+def test_a_retry_succeeds_and_clears_what_the_failed_attempt_left(project):
+    project.spec({"processor": project.processor("third", "open(out + '/log.txt', 'a').write(os.environ['PIPELINE_ATTEMPT'])\nsys.exit(75 if os.environ['PIPELINE_ATTEMPT'] != '3' else 0)\n"),
+                  "retry": {"attempts": 3, "baseDelayMs": 1, "maxDelayMs": 1}})
+    done = project.ok()
+    assert done.out.count("[RETRY] s1 attempt") == 2 and "attempt 2/3: exit code 75; next in 0.00s" in done.out, done
+    assert project.read("data/s1/log.txt") == "3"
+
+
+def test_simulated_failures(project):
+    project.spec({"processor": project.processor("seen", "sys.exit(75 if os.environ.get('PIPELINE_SIMULATED_FAIL') == '1' else 0)\n"), "simulateFailAttempts": 2,
+                  "retry": {"attempts": 3, "baseDelayMs": 0}})
+    assert project.ok().out.count("[RETRY]") == 2
+
+
+# --- what a processor gets
+
+def test_the_processors_environment_and_arguments(project):
+    project.write("data/a b.txt", "x")
+    body = ("json.dump({'env': {k: v for k, v in os.environ.items() if k.startswith('PIPELINE_')}, 'argv': sys.argv[1:], 'cwd': os.getcwd(), 'stdin': sys.stdin.read(), 'inputs': inputs,\n"
+            " 'mode': os.environ.get('MODE'), 'dropped': [k for k in ('HTTPS_PROXY', 'SSH_AUTH_SOCK', 'LD_PRELOAD', 'PYTHONPATH', 'PIPELINE_FOREIGN') if k in os.environ]}, open(out + '/seen.json', 'w'))\n")
+    project.spec({"processor": project.processor("see", body), "inputs": ["data/*.txt"], "args": ["-v", "--x=ä"], "params": {"tag": "2024", "n": [1, None]}, "env": {"MODE": "fast"},
+                  "checkpoint": {"enabled": True, "lineInterval": 7}})
+    project.ok("--run-id", "r", env={"HTTPS_PROXY": "http://x", "SSH_AUTH_SOCK": "/x", "PYTHONPATH": str(project.root), "PIPELINE_FOREIGN": "1"})
+    seen = project.json("data/s1/seen.json")
+    env = seen["env"]
+    assert seen["argv"] == ["-v", "--x=ä", "data/a b.txt"] and seen["inputs"] == ["data/a b.txt"]
+    assert os.path.samefile(seen["cwd"], str(project.root)) and seen["stdin"] == "" and seen["mode"] == "fast" and seen["dropped"] == []
+    assert (env["PIPELINE_STAGE_NAME"], env["PIPELINE_LINE_OFFSET"], env["PIPELINE_RUN_ID"], env["PIPELINE_ATTEMPT"], env["PIPELINE_LINE_INTERVAL"]) == ("s1", "0", "r", "1", "7")
+    assert env["PIPELINE_OUTPUT_DIR"] == os.path.join(str(project.root), "data/s1") and env["PIPELINE_ROOT"] == str(project.root)
+    assert env["PIPELINE_PROGRESS_FILE"] == os.path.join(str(project.root), "state", "progress_s1.json") and os.path.isabs(env["PIPELINE_PROGRESS_FILE"])
+    assert json.loads(env["PIPELINE_PARAMS"]) == {"tag": "2024", "n": [1, None]}
+    assert "PIPELINE_SIMULATED_FAIL" not in env
+
+
+def test_without_a_checkpoint_there_is_no_progress_file(project):
+    project.spec({"processor": project.processor("see", "open(out + '/o', 'w').write(str('PIPELINE_PROGRESS_FILE' in os.environ))\n")})
+    project.ok()
+    assert project.read("data/s1/o") == "False"
+
+
+def test_pass_env_leaves_only_the_basics_and_what_it_lists(project):
+    project.spec({"processor": project.processor("see", "open(out + '/o', 'w').write(' '.join(sorted(k for k in os.environ if k in ('PATH', 'DEMO_A', 'DEMO_B', 'OTHER'))))\n"), "passEnv": ["DEMO_A", "X*"]})
+    project.ok(env={"DEMO_A": "1", "DEMO_B": "2", "OTHER": "3"})
+    assert project.read("data/s1/o") == "DEMO_A PATH"
+
+
+def test_inputs_that_do_not_fit_the_command_line(project):
+    for number in range(1200):
+        project.write("data/in/%s%04d.txt" % ("n" * 100, number), "")
+    project.spec({"processor": project.processor("count", "open(out + '/o', 'w').write('%d %s' % (len(inputs), sys.argv[1:]))\n"), "inputs": ["data/in/*"], "args": ["-v"]})
+    project.ok()
+    assert project.read("data/s1/o") == "1200 ['-v']"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="shell scripts")
+def test_a_program_that_is_no_python(project):
+    project.write("bin/tool", "#!/bin/sh\ncat \"$1\" > \"$PIPELINE_OUTPUT_DIR/copy.txt\"\n", executable=True)
+    project.write("data/in.txt", "von der Schale\n")
+    project.spec({"processor": "bin/tool", "inputs": ["data/in.txt"]})
+    project.ok()
+    assert project.read("data/s1/copy.txt") == "von der Schale\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="shell scripts")
+@pytest.mark.parametrize("text, hint", [("echo no first line\n", "a script needs a first line such as #!/bin/sh"), ("#!/no/such/interpreter\n", "the program that its first line names may be missing")])
+def test_a_program_that_cannot_be_started(project, text, hint):
+    project.write("bin/tool", text, executable=True)
+    project.spec({"processor": "bin/tool", "retry": {"attempts": 3}})
+    done = project.run("--run-id", "r")
+    assert done.code == 1 and "[FAIL] s1: cannot start " in done.out and hint in done.out and "RETRY" not in done.out, done
+    assert project.json("state/run_r.json")["stages"][0]["exitCode"] is None
+
+
+def test_a_time_limit(project):
+    project.spec({"processor": project.processor("slow", "time.sleep(300)\n"), "timeoutSec": 0.3, "graceSec": 1})
+    done = project.run()
+    assert done.code == 1 and "[FAIL] s1: timeout after 0.3 s\n" in done.out, done
+
+
+def test_free_disk_space_is_asked_for_before_the_start(project):
+    project.spec({"processor": "bin/stage_copy.py", "resources": {"minFreeDiskMB": 1 << 40}, "retry": {"attempts": 5, "baseDelayMs": 1}})
+    done = project.run()
+    assert done.code == 1 and "bytes free in data/s1, resources.minFreeDiskMB asks for %d" % (1 << 60) in done.out and "RETRY" not in done.out, done
+
+
+def test_no_stage_is_left_locked_and_no_temporary_file_behind(project):
+    project.write("data/in.txt", "x")
+    project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"]}, {"processor": project.processor("bad", "sys.exit(1)\n")})
+    project.run()
+    names = [str(path.relative_to(project.root)) for path in project.root.rglob("*")]
+    assert not [name for name in names if name.endswith((".tmp", ".part", ".lock"))], names
+
+
+# --- the offline guard's scan
+
+def guarded(project, files, **top):
+    project.write("data/in.txt", "x")
+    for name, text in files.items():
+        project.write(name, text)
+    project.spec({"processor": "bin/work.py", "inputs": ["data/in.txt"]}, **top)
+    return project
+
+
+NETWORK = {
+    "the processor": ({"bin/work.py": "\n\n" + LOAD + NET + "\n"}, "bin/work.py:3: "),
+    "from": ({"bin/work.py": "fr" + "om " + "url" + "lib.request " + "imp" + "ort urlopen\n"}, "bin/work.py:1: "),
+    "a module of the processor": ({"bin/work.py": LOAD + "near\n", "bin/near.py": "x = 1\n" + LOAD + "asyn" + "cio\n"}, "bin/near.py:2: "),
+    "a program that no stage names": ({"bin/work.py": "", "bin/unused/other.py": LOAD + "http.cl" + "ient\n"}, "bin/unused/other.py:1: "),
+    "by name": ({"bin/work.py": "__imp" + "ort__('" + NET + "')\n"}, "bin/work.py:1: "),
+    "importlib": ({"bin/work.py": LOAD + "importlib\nimportlib." + "imp" + "ort_module('" + "requ" + "ests')\n"}, "bin/work.py:2: "),
+}
+
+
+@pytest.mark.parametrize("how", NETWORK)
+@pytest.mark.parametrize("words", [[], ["plan"], ["validate"]])
+def test_a_finding_stops_before_anything_is_written(project, how, words):
+    files, place = NETWORK[how]
+    guarded(project, files)
+    before = look(project.root)
+    done = project.run(*words)
+    assert done.code == 6 and done.out == "", done
+    assert "[OFFLINE] " + place in done.err and "nothing was run" in done.err and '"allow"' in done.err, done
+    assert look(project.root) == before and not project.exists("state")
+
+
+def test_every_finding_is_named_with_its_module(project):
+    guarded(project, {"bin/work.py": LOAD + NET + "\n" + LOAD + "asyn" + "cio\n", "bin/other.py": LOAD + "s" + "sl\n"})
+    lines = project.run().err.splitlines()
+    assert [line.split(": ")[0] for line in lines if line.startswith("[OFFLINE]")] == ["[OFFLINE] bin/other.py:1", "[OFFLINE] bin/work.py:1", "[OFFLINE] bin/work.py:2"], lines
+    assert NET in lines[1] and "asyn" + "cio" in lines[2]
+
+
+def test_an_allowed_module_is_let_through_and_noted(project):
+    guarded(project, {"bin/work.py": LOAD + "asyn" + "cio\nimport os\nopen(os.environ['PIPELINE_OUTPUT_DIR'] + '/o', 'w')\n"}, offline={"allow": ["asyn" + "cio"]})
+    project.ok("--run-id", "r")
+    assert project.json("state/run_r.json")["isolation"]["scan"]["allow"] == ["asyn" + "cio"]
+    guarded(project, {}, offline={"allow": [NET]})
+    assert project.run().code == 6
+
+
+def test_comments_and_strings_do_not_count(project):
+    guarded(project, {"bin/work.py": "# " + LOAD + NET + "\nX = '" + LOAD + NET + "'\nimport os\nopen(os.environ['PIPELINE_OUTPUT_DIR'] + '/o', 'w')\n"})
+    done = project.ok()
+    assert "OFFLINE" not in done.err, done
+
+
+def test_a_finding_is_found_again_from_the_cache(project):
+    guarded(project, {"bin/work.py": "import os\nopen(os.environ['PIPELINE_OUTPUT_DIR'] + '/o', 'w')\n"})
+    project.ok()
+    project.write("bin/work.py", LOAD + NET + "\n")
+    assert [project.run().code for _ in range(2)] == [6, 6]
+
+
+def test_what_cannot_be_judged_is_warned_of_and_does_not_stop(project):
+    guarded(project, {"bin/work.py": "import ctypes\nimport os\nopen(os.environ['PIPELINE_OUTPUT_DIR'] + '/o', 'w')\n"})
+    done = project.ok()
+    assert "[OFFLINE] warning: bin/work.py:1: " in done.err, done
+
+
+def test_a_finding_in_the_runners_own_folder(tmp_path):
+    root = copy_of_the_repository(tmp_path / "kopie")
+    (root / "src" / "planted.py").write_text(LOAD + NET + "\n", encoding="utf-8")
+    before = look(root)
+    done = demo(root)
+    assert done.code == 6 and "planted.py:1: " in done.err, done
+    assert look(root) == before
+
+
+def test_a_level_that_cannot_be_had_fails_closed(project):
+    guarded(project, {"bin/work.py": "pass\n"}, offline={"require": "kernel"})
+    before = look(project.root)
+    done = project.run()
+    assert done.code == 6 and '"require": "kernel"' in done.err and "nothing was run" in done.err, done
+    assert look(project.root) == before
+    guarded(project, {}, offline={"require": "scan"})
+    project.ok()
+
+
+def test_an_absolute_processor_outside_the_root_is_scanned(project, tmp_path):
+    outside = tmp_path / "outside.py"
+    outside.write_text(LOAD + NET + "\n", encoding="utf-8")
+    project.spec({"processor": str(outside)})
+    done = project.run()
+    assert done.code == 6 and "outside.py:1: " in done.err, done
+    outside.write_text("import os\nopen(os.environ['PIPELINE_OUTPUT_DIR'] + '/o', 'w').write('x')\n", encoding="utf-8")
+    project.ok()
+    assert project.read("data/s1/o") == "x"
+
+
+def test_the_project_fixture_runs_the_repositorys_own_processors(project):
+    assert isinstance(project, Project) and project.exists("bin/processor_kit.py")

@@ -1,0 +1,1036 @@
+"""Processes of an attempt: what they get, how they are watched, limited and ended, and that none is left."""
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNNER = ROOT / "src" / "pipeline_runner.py"
+sys.path.insert(0, str(ROOT / "src"))
+
+import attempts  # noqa: E402
+import environment  # noqa: E402
+import process_tree  # noqa: E402
+from process_tree import Traits  # noqa: E402
+
+LINUX = sys.platform.startswith("linux")
+posix_only = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+linux_only = pytest.mark.skipif(not LINUX, reason="reads /proc")
+PATIENCE_S = 60             # the longest wait for what must happen; a test that needs it has failed
+
+
+def wait_until(true, what="it"):
+    deadline = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < deadline, "%s did not happen within %d s" % (what, PATIENCE_S)
+        time.sleep(0.005)
+
+
+def is_gone(pid) -> bool:
+    return process_tree.start_time(int(pid)) is None
+
+
+def processes_of(project) -> list:
+    """Return the living processes that were started for a stage of this project, by their environment."""
+    mark = os.fsencode("\0PIPELINE_ROOT=%s\0" % project.root)
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit() and not is_gone(name):
+            try:
+                if mark in b"\0" + Path("/proc/%s/environ" % name).read_bytes():
+                    found.append(int(name))
+            except OSError:
+                pass
+    return found
+
+
+def spec_of(project, body, **stage):
+    """One stage with a Python processor of this body and one small input."""
+    project.write("in.txt", "x\n")
+    project.spec(dict({"processor": project.processor("p", body), "inputs": ["in.txt"]}, **stage))
+    return project
+
+
+def shell_of(project, body, **stage):
+    project.write("in.txt", "x\n")
+    project.write("bin/p.sh", "#!/bin/sh\n" + body, executable=True)
+    project.spec(dict({"processor": "bin/p.sh", "inputs": ["in.txt"]}, **stage))
+    return project
+
+
+def started(project, *names, **options):
+    """Start the program and return it when the processor has made these files below data/s1."""
+    process = project.start("--run-id", "r", **options)
+    wait_until(lambda: all(project.exists("data/s1/" + name) for name in names) or process.poll() is not None, "the processor's start")
+    assert process.poll() is None, process.communicate()
+    return process
+
+
+def finish(process):
+    out, err = (text.decode() for text in process.communicate(timeout=PATIENCE_S))
+    return process.returncode, out, err
+
+
+def log_of(project, attempt=1) -> bytes:
+    return project.path("state/logs/r/s1.%d.log" % attempt).read_bytes()
+
+
+# A processor's own small tools: say(name) makes a file at once whole; forever() works until it is ended.
+TOOLS = """
+import signal, subprocess
+def say(name, text=""):
+    open(out + "/." + name, "w").write(str(text))
+    os.replace(out + "/." + name, out + "/" + name)
+def forever():
+    while True:
+        open(out + "/o", "a").write("x")
+        time.sleep(0.005)
+def fork(work):
+    pid = os.fork()
+    if pid == 0:
+        work()
+        os._exit(0)
+    return pid
+"""
+
+
+# --- what a processor gets -------------------------------------------------------------------------------------------
+
+@linux_only
+def test_a_processor_has_empty_stdin_one_pipe_for_output_and_only_the_locks_descriptor(project):
+    spec_of(project, """
+there = {}
+for name in os.listdir("/proc/self/fd"):
+    try:
+        there[name] = os.readlink("/proc/self/fd/" + name)
+    except OSError:
+        pass
+json.dump({"stdin": sys.stdin.read(), "fds": there, "group": os.getpgid(0) == os.getpid(), "session": os.getsid(0) == os.getpid(),
+           "cwd": os.getcwd()}, open(out + "/o.json", "w"))
+""")
+    reader, writer = os.pipe()
+    os.set_inheritable(writer, True)        # a careless parent's descriptor must stop at the runner
+    done = subprocess.run(project.argv("--run-id", "r"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=(writer,),
+                          input=b"not for the processor\n", timeout=PATIENCE_S)
+    os.close(reader)
+    os.close(writer)
+    assert done.returncode == 0, done
+    got = project.json("data/s1/o.json")
+    others = {path for name, path in got["fds"].items() if int(name) > 2}
+    assert others == {str(project.path("locks/.s1.guard"))}, got
+    assert got["fds"]["0"] == os.devnull and got["fds"]["1"] == got["fds"]["2"] and got["fds"]["1"].startswith("pipe:")
+    assert (got["stdin"], got["group"], got["session"], got["cwd"]) == ("", True, True, str(project.root))
+
+
+SHOW_ENVIRONMENT = "json.dump({'env': dict(os.environ), 'argv': sys.argv[1:]}, open(out + '/o.json', 'w'))\n"
+
+
+def shown(project, **environment_of_runner):
+    project.ok("--run-id", "r", env=environment_of_runner)
+    return project.json("data/s1/o.json")
+
+
+def test_the_variables_of_the_contract_are_complete_and_right(project):
+    spec_of(project, SHOW_ENVIRONMENT, params={"limit": 10, "größe": [1]}, args=["-v", "two words"], env={"MINE": "ä b"},
+            inputs=["in.txt", "data/in/*.txt"])
+    project.write("data/in/b.txt", "")
+    project.write("data/in/ä.txt", "")
+    got = shown(project)
+    env, inputs = got["env"], ["in.txt", "data/in/b.txt", "data/in/ä.txt"]
+    stated = {name: value for name, value in env.items() if name.startswith("PIPELINE_")}
+    token, key = stated.pop("PIPELINE_ATTEMPT_TOKEN"), stated.pop("PIPELINE_KEY")
+    inputs_file, params = stated.pop("PIPELINE_INPUTS_FILE"), stated.pop("PIPELINE_PARAMS")
+    assert stated == {
+        "PIPELINE_STAGE_NAME": "s1", "PIPELINE_OUTPUT_DIR": str(project.path("data/s1")), "PIPELINE_LINE_OFFSET": "0",
+        "PIPELINE_RUN_ID": "r", "PIPELINE_ATTEMPT": "1", "PIPELINE_ROOT": str(project.root)}
+    assert json.loads(params) == {"limit": 10, "größe": [1]} and env["MINE"] == "ä b"
+    assert os.path.isabs(inputs_file) and json.loads(Path(inputs_file).read_text(encoding="utf-8")) == inputs
+    assert got["argv"] == ["-v", "two words"] + inputs
+    assert key == project.json("state/stage_s1.json")["idempotencyKey"] and token.endswith(".1")
+
+
+def test_attempt_simulation_and_checkpoint_variables(project):
+    spec_of(project, """
+seen = {name: os.environ.get("PIPELINE_" + name) for name in ("ATTEMPT", "SIMULATED_FAIL", "PROGRESS_FILE", "LINE_INTERVAL")}
+open(out + "/o", "a").write(json.dumps(seen) + "\\n")
+print(json.dumps(seen))
+sys.exit(75 if "PIPELINE_SIMULATED_FAIL" in os.environ else 0)
+""", simulateFailAttempts=2, retry={"attempts": 3, "baseDelayMs": 1}, checkpoint={"enabled": True, "lineInterval": 7})
+    project.ok("--run-id", "r", env={"PIPELINE_SIMULATED_FAIL": "1", "PIPELINE_LINE_OFFSET": "99"})
+    progress = str(project.path("state/progress_s1.json"))
+    assert [json.loads(log_of(project, attempt)) for attempt in (1, 2, 3)] == [
+        {"ATTEMPT": str(attempt), "SIMULATED_FAIL": "1" if attempt < 3 else None, "PROGRESS_FILE": progress, "LINE_INTERVAL": "7"}
+        for attempt in (1, 2, 3)]
+
+
+DROPPED = ("http_proxy HTTPS_PROXY ALL_PROXY no_proxy SSH_AUTH_SOCK SSH_AGENT_PID GPG_AGENT_INFO DOCKER_HOST DBUS_SESSION_BUS_ADDRESS "
+           "XDG_RUNTIME_DIR LD_PRELOAD LD_AUDIT LD_LIBRARY_PATH DYLD_INSERT_LIBRARIES BASH_ENV ENV PYTHONPATH PYTHONHOME PYTHONSTARTUP "
+           "PYTHONSAFEPATH PYTHONUSERBASE PYTHONWARNINGS PYTHONINSPECT NODE_OPTIONS PERL5LIB RUBYOPT PIPELINE_RESUME PIPELINE_KEY "
+           "PIPELINE_SIMULATED_FAIL").split()
+
+
+@pytest.mark.parametrize("name", DROPPED)
+def test_what_defeats_isolation_or_repeatability_is_dropped(name):
+    for spelled in (name, name.lower(), name.upper()):
+        assert spelled not in environment.base_environment(None, {}, {spelled: "x", "KEPT": "1"})
+
+
+def test_the_rest_is_kept_hashes_are_repeatable_and_the_stages_own_win():
+    got = environment.base_environment(None, {"A": "own", "PYTHONHASHSEED": "7"}, {"A": "theirs", "B": "b", "PYTHONHASHSEED": "random", "MYSOCK": "s"})
+    assert got == {"A": "own", "B": "b", "MYSOCK": "s", "PYTHONHASHSEED": "7", "PYTHONIOENCODING": "utf-8:backslashreplace"}
+    assert environment.base_environment(None, {}, {})["PYTHONHASHSEED"] == "0"
+
+
+def test_with_pass_env_only_the_basics_and_the_listed_pass():
+    around = {"PATH": "/bin", "HOME": "/h", "LANG": "C", "LC_ALL": "C", "TZ": "UTC", "TMPDIR": "/t", "SYSTEMROOT": "c:", "SECRET": "x", "DB_USER": "u",
+              "DB_HOST": "h", "OTHER": "o", "EDITOR": "vi", "http_proxy": "p", "PIPELINE_RESUME": "1"}
+    fixed = {"PYTHONHASHSEED": "0", "PYTHONIOENCODING": "utf-8:backslashreplace"}
+    basics = {name: around[name] for name in "PATH HOME LANG LC_ALL TZ TMPDIR SYSTEMROOT".split()}
+    assert environment.base_environment([], {}, around) == dict(basics, **fixed)
+    assert environment.base_environment(["DB_*", "OTHER"], {}, around) == dict(basics, DB_USER="u", DB_HOST="h", OTHER="o", **fixed)
+    everything = environment.base_environment(["*"], {}, around)
+    assert "SECRET" in everything and "PIPELINE_RESUME" not in everything
+
+
+def test_passed_names_and_digests_tell_values_apart_and_do_not_show_them():
+    around = {"A": "one", "B": "two", "PIPELINE_KEY": "k"}
+    assert environment.passed_names(["*"], around) == ["A", "B"]
+    first = environment.passed_digests(["A", "B"], around, b"key")
+    assert set(first) == {"A", "B"} and first["A"] != first["B"] and "one" not in str(first)
+    assert environment.passed_digests(["A"], {"A": "other"}, b"key")["A"] != first["A"]
+    assert environment.passed_digests(["A"], around, b"another key")["A"] != first["A"]
+
+
+def test_a_processor_gets_the_cleaned_environment(project, tmp_path):
+    spec_of(project, SHOW_ENVIRONMENT)
+    bad = {"HTTPS_PROXY": "http://p", "SSH_AUTH_SOCK": "/x", "BASH_ENV": "/x", "PYTHONWARNINGS": "ignore", "PIPELINE_RESUME": "1"}
+    got = shown(project, KEPT="yes", **bad)["env"]
+    assert not set(bad) & set(got) and got["KEPT"] == "yes" and got["PYTHONHASHSEED"] == "0"
+    spec_of(project, SHOW_ENVIRONMENT, passEnv=["WANTED_*", "PIPELINE_*"])
+    got = shown(project, KEPT="yes", WANTED_1="w", **bad)["env"]
+    assert "KEPT" not in got and got["WANTED_1"] == "w" and "PIPELINE_RESUME" not in got and got["PATH"] == os.environ["PATH"]
+
+
+def test_inputs_that_do_not_fit_the_command_line_come_by_file_alone(project):
+    spec_of(project, "json.dump([sys.argv[1:], inputs], open(out + '/o.json', 'w'))", args=["first"], inputs=["data/in/**/*.txt"])
+    names = ["data/in/%s/%s%04d.txt" % ("d" * 60, "ü" * 20, number) for number in range(1500)]
+    for name in names:
+        project.write(name, "")
+    project.ok()
+    argv, inputs = project.json("data/s1/o.json")
+    assert sum(len(os.fsencode(name)) for name in names) > 128 << 10
+    assert argv == ["first"] and inputs == names
+
+
+# --- its output ------------------------------------------------------------------------------------------------------
+
+# Starts the program from a small process: a child's peak memory counts from its parent's.
+MEASURE = """
+import json, os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+out = process.stdout.read()
+pid, status, usage = os.wait4(process.pid, 0)
+print(json.dumps([status, usage.ru_maxrss, out.decode()]))
+"""
+
+
+def measured(project, *arguments):
+    """Return (console, peak memory in KiB) of a run."""
+    done = subprocess.run([sys.executable, "-S", "-c", MEASURE] + project.argv("--run-id", "r", *arguments), stdout=subprocess.PIPE, timeout=300)
+    status, peak, out = json.loads(done.stdout)
+    assert status == 0, (status, out)
+    return out, peak
+
+
+@linux_only
+def test_a_flood_of_output_is_capped_on_disk_and_in_memory_and_blocks_nobody(project):
+    flood = """
+open(out + "/o", "w").write("x")
+if os.environ["PIPELINE_STAGE_NAME"] == "s1":
+    line = b"0123456" * 9 + b"\\n"
+    os.write(1, b"THE BEGINNING\\n")
+    for _ in range(1024):
+        os.write(1, line * 1024)
+    os.write(2, b"THE END\\n")
+"""
+    spec_of(project, flood)
+    project.spec({"processor": "bin/p.py", "inputs": ["in.txt"]}, {"processor": "bin/p.py", "inputs": ["in.txt"]})
+    _, quiet = measured(project, "--only", "s2")
+    _, loud = measured(project, "--only", "s1")
+    data = project.path("state/logs/r/2/s1.1.log").read_bytes()
+    total, kept = 14 + (64 << 20) + 8, attempts.LOG_HEAD_BYTES + attempts.LOG_TAIL_BYTES
+    notice = b"\n[... %d bytes left out ...]\n" % (total - kept)
+    assert data.startswith(b"THE BEGINNING\n") and data.endswith(b"THE END\n") and len(data) == kept + len(notice)
+    assert data[attempts.LOG_HEAD_BYTES:].startswith(notice)
+    assert loud - quiet < 16 << 10, "the flood cost the runner %d KiB" % (loud - quiet)
+
+
+@pytest.mark.parametrize("sizes", [[0], [5], [10], [11], [14], [15], [16], [40], [3] * 20, [1] * 40, [7, 9, 100]], ids=str)
+def test_a_log_keeps_head_and_tail_whatever_the_pieces(tmp_path, monkeypatch, sizes):
+    monkeypatch.setattr(attempts, "LOG_HEAD_BYTES", 10)
+    monkeypatch.setattr(attempts, "LOG_TAIL_BYTES", 5)
+    seen = []
+    log = attempts.AttemptLog(str(tmp_path / "log"), seen.append)
+    data, at = bytes(range(33, 33 + 90)) + bytes(range(33, 33 + 90)), 0
+    for size in sizes:
+        log.feed(data[at:at + size])
+        at += size
+    log.close()
+    whole = data[:at]
+    expected = whole if at <= 15 else whole[:10] + b"\n[... %d bytes left out ...]\n" % (at - 15) + whole[-5:]
+    assert (tmp_path / "log").read_bytes() == expected and b"".join(seen) == whole and log.last == whole[-4096:]
+
+
+def test_a_log_on_a_full_disk_is_told_and_the_output_goes_on_being_read(tmp_path):
+    class Full:
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self):
+            pass
+    log = attempts.AttemptLog(str(tmp_path / "log"))
+    log.file.close()
+    log.file = Full()
+    for _ in range(3):
+        log.feed(b"abc")
+    log.close()
+    assert log.problem == "the log is incomplete: No space left on device" and log.last == b"abcabcabc" and log.total == 9
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_an_attempt_outlives_a_log_that_cannot_be_written(project):
+    spec_of(project, "print('x' * 100000)\nopen(out + '/o', 'w').write('x')")
+    project.path("state/logs/r").mkdir(parents=True)
+    project.path("state/logs/r/s1.1.log").symlink_to("/dev/full")
+    done = project.ok("--run-id", "r")
+    assert "[NOTE] s1: the log is incomplete" in done.out and "[DONE] s1" in done.out, done
+
+
+def test_verbose_streams_whole_lines_with_the_stages_name_and_no_control_characters(project):
+    spec_of(project, """
+os.write(1, "first ä\\n\\x1b[2Jboo\\x07\\rbar\\nlast".encode())
+open(out + "/o", "w").write("x")
+""")
+    out = project.ok("--run-id", "r", "--verbose").out.splitlines()
+    assert [line for line in out if "|" in line] == ["s1 | first ä", "s1 | \\x1b[2Jboo\\x07\\rbar", "s1 | last"]
+    assert log_of(project) == "first ä\n\x1b[2Jboo\x07\rbar\nlast".encode()        # the file has it raw
+    project.path("data/s1/o").unlink()
+    assert not [line for line in project.ok("--run-id", "r2").out.splitlines() if "|" in line]
+
+
+def test_verbose_shows_output_while_the_processor_works(project):
+    spec_of(project, """
+print("working", flush=True)
+while not os.path.exists("go"):
+    time.sleep(0.01)
+open(out + "/o", "w").write("x")
+""")
+    process = project.start("--verbose")
+    assert process.stdout.readline().startswith(b"[START]") and process.stdout.readline() == b"s1 | working\n"
+    project.write("go", "")
+    assert finish(process)[0] == 0
+
+
+def test_a_failure_shows_its_last_lines(project):
+    spec_of(project, "print('\\n'.join('line %d' % n for n in range(50)))\nprint('why \\x1b[1m')\nsys.exit(3)")
+    done = project.run("--run-id", "r")
+    assert done.code == 1 and "[FAIL] s1: exit code 3" in done.out, done
+    assert done.err.splitlines() == ["    | line %d" % n for n in range(41, 50)] + ["    | why \\x1b[1m"]
+
+
+# --- how it ends -----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("code, text", [(0, ""), (1, "exit code 1"), (75, "exit code 75"), (None, "exit code None")])
+def test_exit_text(code, text):
+    assert attempts.exit_text(code) == text
+
+
+@posix_only
+def test_exit_text_names_signals():
+    assert attempts.exit_text(-9) == "ended by SIGKILL" and attempts.exit_text(-200) == "ended by signal 200"
+
+
+@posix_only
+def test_a_processor_that_dies_of_a_signal_is_a_failed_stage(project):
+    spec_of(project, "import signal\nos.kill(os.getpid(), signal.SIGSEGV)")
+    done = project.run()
+    assert done.code == 1 and "[FAIL] s1: ended by SIGSEGV" in done.out, done
+
+
+@posix_only
+@pytest.mark.parametrize("text, said", [("#!/no/such/interpreter\n", "the program that its first line names may be missing"),
+                                        ("echo no first line\n", "a script needs a first line")])
+def test_a_processor_that_cannot_be_started_is_a_failed_stage_without_retry(project, text, said):
+    project.write("in.txt", "x\n")
+    project.write("bin/p.sh", text, executable=True)
+    project.spec({"processor": "bin/p.sh", "inputs": ["in.txt"], "retry": {"attempts": 3, "baseDelayMs": 1}})
+    done = project.run()
+    assert done.code == 1 and "cannot start" in done.out and said in done.out and "[RETRY]" not in done.out, done
+    assert not project.exists("locks/s1.lock")
+
+
+@linux_only
+def test_a_timeout_asks_politely_and_the_answer_is_waited_for(project):
+    shell_of(project, "trap 'echo polite > \"$PIPELINE_OUTPUT_DIR/polite\"; exit 0' TERM\nwhile :; do sleep 0.02; done\n", timeoutSec=1.5, graceSec=PATIENCE_S)
+    done = project.run("--run-id", "r")
+    assert done.code == 1 and "[FAIL] s1: timeout after 1.5 s" in done.out, done
+    assert project.read("data/s1/polite") == "polite\n" and processes_of(project) == []
+    assert project.json("state/stage_s1.json")["lastStatus"] == "failed"
+
+
+@linux_only
+def test_who_does_not_listen_is_ended_after_the_grace(project):
+    spec_of(project, TOOLS + """
+signal.signal(signal.SIGTERM, lambda *_: say("asked"))
+fork(lambda: (signal.signal(signal.SIGTERM, signal.SIG_IGN), os.setsid(), say("child", os.getpid()), forever()))
+say("pid", os.getpid())
+forever()
+""", timeoutSec=2, graceSec=0.5)
+    begun = time.monotonic()
+    done = project.run("--run-id", "r")
+    assert done.code == 1 and "[FAIL] s1: timeout after 2 s" in done.out, done
+    assert time.monotonic() - begun >= 2.5 and project.exists("data/s1/asked")
+    assert is_gone(project.read("data/s1/pid")) and is_gone(project.read("data/s1/child")) and processes_of(project) == []
+
+
+@linux_only
+def test_a_timeout_is_retried_like_any_failure(project):
+    spec_of(project, "if os.environ['PIPELINE_ATTEMPT'] == '1':\n    time.sleep(600)\nopen(out + '/o', 'w').write('x')\n",
+            timeoutSec=2, graceSec=0, retry={"attempts": 2, "baseDelayMs": 1})
+    done = project.ok("--run-id", "r")
+    assert "[RETRY] s1 attempt 1/2: timeout after 2 s; next in 0.00s" in done.out and "[DONE]" in done.out, done
+
+
+LISTENING = TOOLS + """
+def stop(*_):
+    say("polite")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+fork(lambda: (os.setsid(), say("child", os.getpid()), forever()))
+say("pid", os.getpid())
+while True:
+    time.sleep(0.005)
+"""
+
+
+@linux_only
+@pytest.mark.parametrize("name, code", [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_ends_the_run_politely_and_wholly(project, name, code):
+    spec_of(project, LISTENING, graceSec=PATIENCE_S)
+    process = started(project, "pid", "child")
+    pids = [project.read("data/s1/" + one) for one in ("pid", "child")]
+    process.send_signal(getattr(signal, name))
+    got, out, err = finish(process)
+    assert got == code and "[FAIL] s1: interrupted" in out and "state: interrupted" in out, (got, out, err)
+    assert project.exists("data/s1/polite") and all(map(is_gone, pids)) and processes_of(project) == []
+    assert project.json("state/run_r.json")["state"] == "interrupted" and project.json("state/stage_s1.json")["lastStatus"] == "interrupted"
+    assert not project.exists("locks/s1.lock")
+
+
+@linux_only
+def test_a_second_ctrl_c_is_the_end_of_the_grace(project):
+    spec_of(project, TOOLS + """
+signal.signal(signal.SIGTERM, lambda *_: say("asked"))
+say("pid", os.getpid())
+forever()
+""", graceSec=10 * PATIENCE_S)
+    process = started(project, "pid")
+    process.send_signal(signal.SIGINT)
+    wait_until(lambda: project.exists("data/s1/asked"), "the polite request")
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    got, out, err = finish(process)
+    assert got == 130 and "[FAIL] s1: interrupted" in out, (got, out, err)
+    assert is_gone(project.read("data/s1/pid")) and processes_of(project) == []
+
+
+@linux_only
+def test_a_run_with_hang_up_ignored_goes_on_as_nohup_wants(project):
+    spec_of(project, TOOLS + """
+say("pid", os.getpid())
+while not os.path.exists("go"):
+    time.sleep(0.005)
+say("o", signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)
+""")
+    process = started(project, "pid", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process.send_signal(signal.SIGHUP)
+    project.write("go", "")
+    got, out, err = finish(process)
+    assert got == 0 and project.read("data/s1/o") == "True", (got, out, err)
+
+
+def test_an_interrupt_during_the_delay_before_a_retry_ends_the_run(project):
+    spec_of(project, "sys.exit(75)", retry={"attempts": 2, "baseDelayMs": 10 ** 7, "maxDelayMs": 10 ** 7})
+    process = project.start("--run-id", "r")
+    while not process.stdout.readline().startswith(b"[RETRY]"):
+        pass
+    process.send_signal(signal.SIGINT)
+    got, out, err = finish(process)
+    assert got == 130 and "[FAIL] s1: interrupted" in out, (got, out, err)
+
+
+def test_a_stage_after_an_interrupt_is_not_run(project):
+    spec_of(project, LISTENING, graceSec=PATIENCE_S)
+    project.processor("q", "open(out + '/o', 'w').write('x')")
+    project.spec({"processor": "bin/p.py", "inputs": ["in.txt"]}, {"processor": "bin/q.py", "inputs": ["in.txt"]})
+    process = started(project, "pid", "child")
+    process.send_signal(signal.SIGTERM)
+    got, out, err = finish(process)
+    assert got == 143 and not project.exists("data/s2/o"), (got, out, err)
+    assert [one["status"] for one in project.json("state/run_r.json")["stages"]] == ["interrupted", "notRun"]
+
+
+DAEMONS = {
+    "a child": "fork(lambda: (say('child', os.getpid()), forever()))",
+    "in a session of its own": "fork(lambda: (os.setsid(), say('child', os.getpid()), forever()))",
+    "a daemon": """
+def daemon():
+    os.setsid()
+    fork(lambda: (os.closerange(0, 1000), say('child', os.getpid()), forever()))
+    os._exit(0)
+os.waitpid(fork(daemon), 0)
+""",
+    "without its environment": "subprocess.Popen(['env', '-i', sys.executable, 'child.py', out], start_new_session=True)",
+}
+
+
+@linux_only
+@pytest.mark.parametrize("how", DAEMONS.values(), ids=DAEMONS.keys())
+@pytest.mark.parametrize("code", [0, 5])
+def test_what_a_processor_leaves_running_is_ended_after_it(project, how, code):
+    """Also one that holds standard output open: the run does not wait for it."""
+    project.write("child.py", "import os, sys\nout = sys.argv[1]\nimport time\n" + TOOLS + "say('child', os.getpid())\nforever()\n")
+    spec_of(project, TOOLS + how + """
+while not os.path.exists(out + "/child"):
+    time.sleep(0.005)
+sys.exit(%d)
+""" % code)
+    done = project.run("--run-id", "r")
+    assert done.code == (1 if code else 0), done
+    assert is_gone(project.read("data/s1/child")) and processes_of(project) == []
+    size = project.path("data/s1/o").stat().st_size
+    if not code:
+        assert {"path": "o", "bytes": size} == {key: value for key, value in project.json("state/stage_s1.json")["outputs"][1].items() if key != "sha256"}
+
+
+@linux_only
+def test_a_tree_that_forks_while_it_is_ended_is_ended(project):
+    spec_of(project, TOOLS + """
+def breed():
+    os.setsid()
+    for number in range(400):
+        fork(lambda: time.sleep(600))
+        time.sleep(0.001)
+        if number == 20:
+            say("breeding%d" % os.getpid())
+    time.sleep(600)
+fork(breed)
+fork(breed)
+while len(os.listdir(out)) < 2:
+    time.sleep(0.001)
+""")
+    project.ok("--run-id", "r")
+    assert processes_of(project) == []
+
+
+# --- the runner alone is killed --------------------------------------------------------------------------------------
+
+LEFT = {
+    "a processor": TOOLS + "say('child', os.getpid())\nforever()\n",
+    "a grandchild": TOOLS + "fork(lambda: (say('child', os.getpid()), forever()))\nforever()\n",
+    "a grandchild whose parent is gone": TOOLS + "\n"
+    "def orphan(parent):\n    while os.getppid() == parent:\n        time.sleep(0.001)\n    say('child', os.getpid())\n    forever()\n"
+    "def parent():\n    me = os.getpid()\n    fork(lambda: orphan(me))\nos.waitpid(fork(parent), 0)\nforever()\n",
+    "one in its own session": TOOLS + "fork(lambda: (os.setsid(), say('child', os.getpid()), forever()))\nforever()\n",
+    "one that ignores signals": TOOLS + "for n in (1, 2, 15):\n    signal.signal(n, signal.SIG_IGN)\nsay('child', os.getpid())\nforever()\n",
+}
+CLEARED = "exec env -i sh -c 'echo $$ > \"$1/.child\"; mv \"$1/.child\" \"$1/child\"; while :; do echo x >> \"$1/o\"; sleep 0.01; done' sh \"$PIPELINE_OUTPUT_DIR\"\n"
+LEFT_SHELLS = {
+    "a shell script": "d=$PIPELINE_OUTPUT_DIR\necho $$ > \"$d/.child\"; mv \"$d/.child\" \"$d/child\"\nwhile :; do echo x >> \"$d/o\"; sleep 0.01; done\n",
+    "a shell script's cleared child, by its session": CLEARED,
+    "a cleared child in another session, by the lock": "setsid " + CLEARED.replace("exec ", "") + "\n",
+}
+
+
+@linux_only
+@pytest.mark.parametrize("how", list(LEFT) + list(LEFT_SHELLS))
+def test_killing_the_runner_alone_ends_its_processors_at_once(project, how):
+    if how in LEFT:
+        spec_of(project, LEFT[how])
+    else:
+        shell_of(project, LEFT_SHELLS[how])
+    process = started(project, "child", "o")
+    child = project.read("data/s1/child").strip()
+    assert not is_gone(child)
+    process.kill()
+    wait_until(lambda: is_gone(child) and processes_of(project) == [], "the end of what the runner left")
+    finish(process)
+    size = project.path("data/s1/o").stat().st_size
+    assert project.run("unlock", "s1").code == 0        # nobody holds the stage any more
+    assert project.path("data/s1/o").stat().st_size == size
+
+
+# --- the guardian's loop ---------------------------------------------------------------------------------------------
+
+def ended_by_loop(*notices):
+    """Return what guard_loop ends after these notices, each written by itself."""
+    reader, writer = os.pipe()
+    for notice in notices:
+        os.write(writer, notice)
+    os.close(writer)
+    ended = []
+    process_tree.guard_loop(reader, ended.append)
+    os.close(reader)
+    return ended
+
+
+def test_the_guardian_ends_what_was_not_released():
+    first, second = b"+\ttok1\t0\t77\t/l/.s.guard\n", b"+\ttok2\t12\t77\t/l/.t.guard\n"
+    one, two = Traits("tok1", 0, "/l/.s.guard", 77), Traits("tok2", 12, "/l/.t.guard", 77)
+    assert ended_by_loop() == []
+    assert ended_by_loop(first) == [[one]]
+    assert ended_by_loop(first, first.replace(b"\t0\t", b"\t55\t")) == [[one._replace(session=55)]]
+    assert ended_by_loop(first, second, b"-\ttok1\t0\t0\t\n") == [[two]]
+    assert ended_by_loop(first, b"-\ttok1\t0\t0\t\n") == []
+    assert ended_by_loop(b"-\tunknown\t0\t0\t\n") == []
+    assert ended_by_loop(first[:7], first[7:] + second[:3], second[3:]) == [[one, two]]       # notices cut anywhere
+    assert ended_by_loop(first + second[:-1]) == [[one]]                                      # the runner died in a notice
+
+
+def test_paths_with_tabs_and_odd_bytes_reach_the_guardian():
+    reader, writer = os.pipe()
+    guardian = process_tree.Guardian()
+    guardian.pipe = writer
+    traits = Traits("tok", 5, "/a\tb/" + os.fsdecode(b"\xff"), 6)
+    guardian.watch(traits)
+    guardian.close()
+    guardian.close()
+    ended = []
+    process_tree.guard_loop(reader, ended.append)
+    os.close(reader)
+    assert ended == [[traits]]
+
+
+def test_a_guardian_that_is_gone_cannot_stop_the_runner():
+    reader, writer = os.pipe()
+    os.close(reader)
+    guardian = process_tree.Guardian()
+    guardian.watch(Traits("t", 0, "", 0))       # never started: nothing to tell
+    guardian.pipe = writer
+    guardian.watch(Traits("t", 0, "", 0))
+    guardian.release(Traits("t", 0, "", 0))
+    guardian.close()
+
+
+DRIVER = "import json, os, signal, subprocess, sys, time\nsys.path.insert(0, %r)\nimport attempts, process_tree\n" % str(ROOT / "src")
+
+
+def drive(folder, body, **options) -> str:
+    done = subprocess.run([sys.executable, "-c", DRIVER + body], cwd=str(folder), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, timeout=120, **options)
+    assert done.returncode == 0, (done.returncode, done.stdout.decode(), done.stderr.decode())
+    return done.stdout.decode()
+
+
+@linux_only
+def test_the_guardian_holds_nothing_of_the_runner_and_leaves_with_it(tmp_path):
+    text = drive(tmp_path, """
+before = set(os.listdir("/proc"))
+lock = os.open("file", os.O_RDWR | os.O_CREAT)
+os.set_inheritable(lock, True)
+guardian = process_tree.Guardian()
+guardian.start()
+guardian.start()
+mine = open("/proc/self/cmdline", "rb").read()
+def command(pid):
+    try:
+        return open("/proc/%s/cmdline" % pid, "rb").read()
+    except OSError:
+        return b""
+found = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and int(pid) != os.getpid() and command(pid) == mine]
+assert len(found) == 1, found
+pid, = found
+def settled():
+    return sorted(os.listdir("/proc/%d/fd" % pid), key=int)
+deadline = time.monotonic() + 30
+while len(settled()) != 4 and time.monotonic() < deadline:
+    time.sleep(0.005)
+links = [os.readlink("/proc/%d/fd/%s" % (pid, name)) for name in settled()]
+stat = process_tree.read_stat(pid)
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    os.kill(pid, number)
+print(json.dumps([pid, links, stat[1] != os.getpid(), stat[2] != os.getsid(0), process_tree.own_children(), process_tree.is_alive(pid, stat[3])]))
+""")
+    pid, links, no_child, own_session, children, alive = json.loads(text)
+    assert links[:3] == [os.devnull] * 3 and links[3].startswith("pipe:") and len(links) == 4
+    assert no_child and own_session and children == [] and alive
+    wait_until(lambda: is_gone(pid), "the guardian's end")
+
+
+# --- who is who ------------------------------------------------------------------------------------------------------
+
+@linux_only
+def test_processes_are_told_by_pid_and_start(tmp_path):
+    me = process_tree.start_time(os.getpid())
+    assert me and process_tree.is_alive(os.getpid(), me) and process_tree.is_alive(os.getpid(), None)
+    assert not process_tree.is_alive(os.getpid(), me + "0")
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    wait_until(lambda: Path("/proc/%d/stat" % child.pid).read_text().split()[2] == "Z", "the child's end")
+    assert process_tree.start_time(child.pid) is None       # a zombie has ended
+    child.wait()
+    assert process_tree.read_stat(child.pid) is None
+
+
+@linux_only
+def test_a_command_name_with_brackets_and_blanks_is_read(tmp_path):
+    program = tmp_path / "a) S 1 (b"
+    program.symlink_to("/bin/cat")
+    child = subprocess.Popen([str(program)], stdin=subprocess.PIPE, start_new_session=True)
+    wait_until(lambda: "a) S 1" in Path("/proc/%d/stat" % child.pid).read_text(), "the start")
+    assert process_tree.read_stat(child.pid)[1:3] == (os.getpid(), child.pid)
+    child.communicate()
+
+
+@linux_only
+def test_members_are_found_by_token_session_and_descent(tmp_path):
+    waits = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import sys; sys.stdin.read()'], env={%s}); print(p.pid, flush=True); p.wait()"
+    def start(own, childs, **options):
+        process = subprocess.Popen([sys.executable, "-c", waits % childs], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                   env=dict(os.environ, PIPELINE_ATTEMPT_TOKEN=own), **options)
+        return process, int(process.stdout.readline())
+    one, ones_child = start("tok1.1", "")
+    two, twos_child = start("tok2.1", "'PIPELINE_ATTEMPT_TOKEN': 'tok2.1'", start_new_session=True)
+    try:
+        assert process_tree.has_token(one.pid, "tok1.1") and process_tree.has_token(one.pid, "tok1")
+        assert not process_tree.has_token(one.pid, "tok2") and not process_tree.has_token(ones_child, "tok1")
+        assert not process_tree.has_token(one.pid, "ok1.1")
+        assert process_tree.members([Traits("tok1", 0, "", 0)]) == sorted([one.pid, ones_child])
+        assert process_tree.members([Traits("", two.pid, "", 0)]) == sorted([two.pid, twos_child])
+        assert process_tree.members([Traits("nobody's", 0, "", 0), Traits("", 0, "", 0)]) == []
+        assert process_tree.members([Traits("tok1", 0, "", 0), Traits("tok2", 0, "", 0)]) == sorted([one.pid, ones_child, two.pid, twos_child])
+    finally:
+        for process in (one, two):
+            process.communicate()
+
+
+def test_end_all_gives_up_after_its_limit_and_says_who_would_not_go(monkeypatch):
+    sent = []
+    monkeypatch.setattr(process_tree, "send", lambda pids, number: sent.append((list(pids), number)))
+    answers = [[5, 6], [6], []]
+    assert process_tree.end_all(lambda: answers.pop(0)) == []
+    assert [pids for pids, _ in sent] == [[5, 6], [6]] and {number for _, number in sent} == {getattr(signal, "SIGKILL", signal.SIGTERM)}
+    assert process_tree.end_all(lambda: [7], limit_s=0.05) == [7]
+
+
+def test_signals_to_those_who_are_gone_are_passed_over():
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    process_tree.send([gone.pid], signal.SIGTERM)
+    process_tree.reap([gone.pid])
+
+
+@linux_only
+def test_own_children_with_and_without_the_kernels_list(tmp_path):
+    assert drive(tmp_path, """
+children = [subprocess.Popen(["sleep", "600"]) for _ in range(3)]
+pids = sorted(child.pid for child in children)
+assert sorted(process_tree.own_children()) == pids
+real = os.listdir
+def listdir(path):
+    if path.startswith("/proc/self/task"):
+        raise FileNotFoundError(path)
+    return real(path)
+os.listdir = listdir
+assert sorted(process_tree.own_children()) == pids
+for child in children:
+    child.kill()
+print("ok")
+""") == "ok\n"
+
+
+@linux_only
+def test_children_that_are_not_of_the_attempt_are_left_alone(tmp_path):
+    drive(tmp_path, """
+other = subprocess.Popen(["sleep", "600"])
+assert process_tree.become_subreaper()
+mine = subprocess.Popen(["sh", "-c", "sleep 600 & sleep 600 & exit 3"], start_new_session=True)
+tree = process_tree.Tree(mine.pid, "token", None, [other.pid])
+assert tree.end() == [] and tree.living() == []
+assert mine.wait() in (3, -9)
+assert other.poll() is None, "a stranger was ended"
+other.kill()
+""")
+
+
+# --- systems that are not here: their logic with the calls replaced --------------------------------------------------
+
+@pytest.mark.parametrize("line, started", [("S    Mon Nov 23 10:00:00 2026   \n", "Mon Nov 23 10:00:00 2026"), ("Z+   Mon Nov 23 10:00:00 2026\n", None),
+                                           ("", None), ("S\n", None), ("Ss   Mo 23 Nov 10:00:00 2026\n", "Mo 23 Nov 10:00:00 2026")])
+def test_start_time_by_ps(line, started):
+    asked = []
+
+    def ps(arguments):
+        asked.append(arguments)
+        return line
+    assert process_tree._ps_start_time(42, ps) == started
+    assert asked == [["-o", "state=,lstart=", "-p", "42"]]
+
+
+def test_members_by_ps():
+    me = os.getpid()
+    groups = "  10   10\n  11   10\n  12   12\n %d   10\nstrange line here\n" % me
+    commands = ("   20 /bin/x PIPELINE_ATTEMPT_TOKEN=tok.1 HOME=/\n   21 /bin/x PIPELINE_ATTEMPT_TOKEN=other\n"
+                "   22 grep tok.1\n %d pytest PIPELINE_ATTEMPT_TOKEN=tok.1\n\nheader\n" % me)
+
+    def ps(arguments):
+        return groups if "pid=,pgid=" in arguments else commands if "pid=,command=" in arguments and "-axEww" in arguments else "?"
+    assert process_tree._ps_members([Traits("tok", 10, "", 0)], ps) == [10, 11, 20]
+    assert process_tree._ps_members([Traits("tok.1", 0, "", 0)], ps) == [20]
+    assert process_tree._ps_members([Traits("", 12, "", 0)], ps) == [12]
+    assert process_tree._ps_members([Traits("", 0, "", 0)], ps) == []
+
+
+def test_the_real_ps_or_its_absence(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert process_tree._run_ps(["-o", "pid="]) == ""
+    ps = tmp_path / "ps"
+    ps.write_text("#!/bin/sh\necho \"$@\"; echo $LC_ALL; echo $SECRET\n")
+    ps.chmod(0o755)
+    monkeypatch.setenv("SECRET", "x")
+    if sys.platform != "win32":
+        assert process_tree._run_ps(["-o", "pid="]) == "-o pid=\nC\n\n"
+
+
+class FakeWindows:
+    """The calls of kernel32 and ntdll that a job needs; each is noted, and succeeds unless told otherwise."""
+
+    def __init__(self, **answers):
+        self.calls, self.answers = [], answers
+
+    def __getattr__(self, name):
+        def call(*arguments):
+            plain = tuple(one.value if isinstance(one, ctypes.c_void_p) else one for one in arguments)
+            self.calls.append((name,) + plain)
+            if name == "SetInformationJobObject":
+                self.limits = arguments[2]._obj
+            return self.answers.get(name, 77 if name == "CreateJobObjectW" else 1)
+        return call
+
+
+def test_a_job_is_made_with_its_limits_takes_the_processor_and_ends_it():
+    api = FakeWindows()
+    job = process_tree.Job(api, memory_bytes=512 << 20)
+    job.take(99)
+    job.terminate()
+    job.close()
+    assert [call[0] for call in api.calls] == ["CreateJobObjectW", "SetInformationJobObject", "AssignProcessToJobObject", "NtResumeProcess",
+                                              "TerminateJobObject", "CloseHandle"]
+    assert api.calls[1][1:3] == (77, 9) and api.calls[1][4] == ctypes.sizeof(api.limits)
+    assert (api.limits.basic.flags, api.limits.process_memory) == (0x2000 | 0x0100, 512 << 20)
+    assert api.calls[2:] == [("AssignProcessToJobObject", 77, 99), ("NtResumeProcess", 99), ("TerminateJobObject", 77, 1), ("CloseHandle", 77)]
+
+
+def test_a_job_without_a_memory_limit_only_ends_with_its_handle():
+    api = FakeWindows()
+    process_tree.Job(api)
+    assert (api.limits.basic.flags, api.limits.process_memory) == (0x2000, 0)
+
+
+@pytest.mark.parametrize("refused", ["CreateJobObjectW", "SetInformationJobObject"])
+def test_a_refused_job_is_an_error(refused):
+    with pytest.raises(OSError, match="job object"):
+        process_tree.Job(FakeWindows(**{refused: 0}))
+
+
+def test_a_processor_that_cannot_be_put_into_its_job_never_runs():
+    api = FakeWindows(AssignProcessToJobObject=0)
+    with pytest.raises(OSError, match="job object"):
+        process_tree.Job(api).take(99)
+    assert "NtResumeProcess" not in [call[0] for call in api.calls]
+
+
+@pytest.mark.skipif(ctypes.sizeof(ctypes.c_void_p) != 8, reason="sizes of 64-bit Windows")
+def test_job_limits_have_the_layout_of_the_system():
+    limits = process_tree.job_limits(0x2100, 3)
+    where = {name: getattr(type(limits), name).offset for name in ("basic", "io", "process_memory", "job_memory", "peak_process", "peak_job")}
+    assert ctypes.sizeof(limits) == 144 and ctypes.sizeof(limits.basic) == 64
+    assert where == {"basic": 0, "io": 64, "process_memory": 112, "job_memory": 120, "peak_process": 128, "peak_job": 136}
+    assert type(limits.basic).flags.offset == 16
+
+
+@pytest.mark.parametrize("code, ok, handle, started", [(259, 1, 5, "123456789"), (0, 1, 5, None), (259, 0, 5, None), (259, 1, 0, None)])
+def test_start_time_on_windows(code, ok, handle, started):
+    closed = []
+
+    def times(process, created, *others):
+        created._obj.value = 123456789
+        return ok
+
+    def exit_code(process, where):
+        where._obj.value = code
+        return 1
+    api = types.SimpleNamespace(OpenProcess=lambda access, inherit, pid: handle if (access, pid) == (0x1000, 42) else 0, GetProcessTimes=times,
+                                GetExitCodeProcess=exit_code, CloseHandle=lambda one: closed.append(one.value))
+    assert process_tree._windows_start_time(42, api) == started
+    assert closed == ([5] if handle else [])
+
+
+THREADS = """
+attempts._watch = attempts._watch_threads
+signals = attempts.Signals()
+process_tree.become_subreaper()
+def run(body, timeout_s=None, grace_s=5, signals=signals, argv=None):
+    launch = attempts.Launch(argv or [sys.executable, "-c", body], dict(os.environ, PIPELINE_ATTEMPT_TOKEN="t.1"), os.getcwd(), "log", "t.1", -1, "", timeout_s,
+                             grace_s, {}, None)
+    result = attempts.run_attempt(launch, signals, process_tree, process_tree.Guardian())
+    return result, open("log", "rb").read()
+"""
+
+
+@linux_only
+def test_the_watch_with_threads_run_for_real(tmp_path):
+    """The way of Windows, on this system: output, exit codes, time limit, signals, a held pipe."""
+    drive(tmp_path, THREADS + """
+result, log = run("print('hello'); raise SystemExit(3)")
+assert (result.exit_code, result.failure, result.stopped, log, result.tail) == (3, "exit code 3", False, b"hello\\n", b"hello\\n"), result
+result, log = run("import os; os.write(1, b'x' * 300000)")
+assert (result.exit_code, result.failure, len(log)) == (0, "", 300000), result
+result, log = run("import time; print('up', flush=True); time.sleep(600)", timeout_s=1.0)
+assert (result.exit_code, result.failure, log) == (-15, "timeout after 1 s", b"up\\n"), result
+result, log = run("import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)", timeout_s=1.0, grace_s=0.2)
+assert (result.exit_code, result.failure, result.survivors) == (-9, "timeout after 1 s", []), result
+result, log = run("import subprocess; subprocess.Popen(['sleep', '600'])")        # it holds the pipe
+assert (result.exit_code, result.survivors) == (0, []), result
+stopped = attempts.Signals()
+stopped.number = stopped.count = 1
+result, log = run("import time; time.sleep(600)", signals=stopped)
+assert result.stopped and result.failure == "interrupted" and result.exit_code == -15, result
+result, log = run("", argv=["./no such program"])
+assert result.exit_code is None and "cannot start ./no such program" in result.failure and log == b"", result
+""")
+
+
+def test_without_a_pipe_for_signals_waits_are_short(monkeypatch):
+    naps = []
+    monkeypatch.setattr(attempts.time, "sleep", naps.append)
+    signals = attempts.Signals()
+    assert signals.wait([], None) == signals.wait([], 60) == signals.wait([], 0.01) == []
+    assert naps == [attempts.POLL_S, attempts.POLL_S, 0.01]
+
+
+class FakeTree:
+    def __init__(self):
+        self.calls = []
+
+    def ask_to_stop(self):
+        self.calls.append("ask")
+
+    def end(self):
+        self.calls.append("end")
+
+
+def ending(timeout_s=None, grace_s=3600.0):
+    launch = attempts.Launch([], {}, "", "", "", -1, "", timeout_s, grace_s, {}, None)
+    return attempts.Ending(launch, FakeTree(), attempts.Signals())
+
+
+def test_the_steps_of_an_ending(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(attempts.time, "monotonic", lambda: now[0])
+    one = ending(10, 5)
+    assert one.seconds_left() == 10
+    one.look()
+    assert one.tree.calls == [] and one.reason == ""
+    now[0] += 10
+    one.look()
+    assert one.tree.calls == ["ask"] and one.reason == "timeout after 10 s" and one.seconds_left() == 5
+    now[0] += 4
+    one.look()
+    assert one.tree.calls == ["ask"]
+    now[0] += 1
+    one.look()
+    assert one.tree.calls == ["ask", "end"]
+    assert ending().seconds_left() is None
+
+
+def test_two_signals_at_once_do_not_wait_for_the_grace():
+    one = ending()
+    one.signals.number, one.signals.count = signal.SIGINT, 2
+    one.look()
+    assert one.tree.calls == ["ask", "end"] and one.reason == attempts.INTERRUPTED
+
+
+def test_a_signal_after_the_timeout_keeps_the_first_cause():
+    one = ending(0)
+    one.look()
+    one.signals.number, one.signals.count = signal.SIGTERM, 1
+    one.look()
+    assert one.reason == "timeout after 0 s" and one.tree.calls == ["ask"]
+
+
+# --- resources -------------------------------------------------------------------------------------------------------
+
+@linux_only
+def test_limits_hold_for_the_processor_and_what_it_starts(project):
+    spec_of(project, """
+import resource, subprocess
+try:
+    bytearray(1 << 30)
+    memory = "had"
+except MemoryError:
+    memory = "refused"
+show = "import os, json; print(json.dumps([os.getpriority(os.PRIO_PROCESS, 0), len(os.sched_getaffinity(0))]))"
+child = json.loads(subprocess.check_output([sys.executable, "-c", show]))
+json.dump([memory, os.getpriority(os.PRIO_PROCESS, 0), len(os.sched_getaffinity(0)), child], open(out + "/o.json", "w"))
+""", resources={"memoryMB": 512, "nice": 7, "cpuCores": 1})
+    done = project.ok()
+    assert project.json("data/s1/o.json") == ["refused", 7, 1, [7, 1]] and "[NOTE]" not in done.out, done
+
+
+def test_too_little_free_space_fails_the_stage_with_both_numbers_and_starts_nothing(project):
+    spec_of(project, "open(out + '/o', 'w').write('x')", resources={"minFreeDiskMB": 1 << 40}, retry={"attempts": 3, "baseDelayMs": 1})
+    done = project.run()
+    line, = [one for one in done.out.splitlines() if one.startswith("[FAIL]")]
+    free, _, rest = line.partition("[FAIL] s1: ")[2].partition(" ")
+    assert done.code == 1 and int(free) > 0 and rest == "bytes free in data/s1, resources.minFreeDiskMB asks for %d" % (1 << 60), done
+    assert not project.exists("data/s1/o") and "[RETRY]" not in done.out
+    spec_of(project, "open(out + '/o', 'w').write('x')", resources={"minFreeDiskMB": 1})
+    project.ok()
+
+
+@pytest.mark.parametrize("platform, left", [("linux", []), ("linux2", []), ("win32", ["cpuCores", "nice"]), ("darwin", ["cpuCores", "memoryMB"]),
+                                            ("freebsd13", ["cpuCores", "memoryMB"])])
+def test_what_a_system_cannot_enforce_is_known(platform, left):
+    assert attempts.unenforced({"cpuCores": 1, "memoryMB": 1, "nice": 1, "minFreeDiskMB": 1}, platform) == left
+    assert attempts.unenforced({}, platform) == []
+
+
+def test_what_cannot_be_enforced_or_set_is_said(monkeypatch):
+    def refuse(pid, value):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    def gone(pid, value):
+        raise ProcessLookupError(errno.ESRCH, "No such process")
+    monkeypatch.setattr(attempts, "unenforced", lambda resources: ["cpuCores"])
+    monkeypatch.setattr(attempts, "_set_nice", refuse)
+    monkeypatch.setattr(attempts, "_set_memory", gone)
+    assert attempts.apply_resources(0, {"cpuCores": 1, "nice": 1, "memoryMB": 1}) == [
+        "resources.cpuCores cannot be enforced on %s" % sys.platform, "resources.nice could not be set: [Errno 1] Operation not permitted"]
+
+
+@linux_only
+def test_what_an_attempt_used_is_recorded(project):
+    spec_of(project, "data = bytearray(64 << 20)\nend = time.process_time() + 0.2\nwhile time.process_time() < end: pass\nopen(out + '/o', 'w').write('x')")
+    project.ok("--run-id", "r")
+    stage, = project.json("state/metrics_r.json")["stages"]
+    assert 0.2 <= stage["cpuSec"] < 20 and stage["maxRssBytes"] >= 64 << 20
