@@ -411,7 +411,8 @@ class Run:
         self.boot = state_store.boot_id()
         self.store = StateStore(spec.root, now=clock.time)
         self.digests = Digests(spec.root, self.boot, rehash=options.rehash)
-        self.chain = state_store.RunChain(self.store, lambda name: stage_locks.FileLock(spec.root, name, clock))
+        self.store.lock = lambda name: stage_locks.FileLock(spec.root, name, clock)
+        self.chain = state_store.RunChain(self.store, self.store.lock)
         self.results: List[StageResult] = []
         self.invocation = 1
         self.is_open = False

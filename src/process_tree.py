@@ -276,13 +276,18 @@ class Tree:
             return []
         if not LINUX:
             return members([self.traits])
-        strays = [pid for pid in own_children() if pid not in self.others]
-        if not strays:
-            return []
-        reap(pid for pid in strays if pid != self.pid)
-        table = _process_table()
-        found = _with_descendants({pid for pid in strays if pid in table}, table)
-        return sorted(found - {os.getpid()})
+        seen: Set[int] = set()
+        while True:
+            strays = {pid for pid in own_children() if pid not in self.others}
+            if strays <= seen:
+                return []               # all of them had ended before the last look, and left us nothing
+            reap(pid for pid in strays if pid != self.pid)
+            table = _process_table()
+            found = _with_descendants({pid for pid in strays if pid in table}, table)
+            if found:
+                return sorted(found - {os.getpid()})
+            # What ended between the two looks may have left us its children meanwhile: look again.
+            seen |= strays
 
     def ask_to_stop(self) -> None:
         """Send SIGTERM to every process of the attempt (Windows: CTRL_BREAK to its group)."""

@@ -88,8 +88,8 @@ def undo_outputs(folder: str, outputs: List[str], before: Dict[str, Tuple[int, s
     done = []
     for path in outputs:
         full = os.path.join(folder, path)
-        if not os.path.lexists(full):
-            continue
+        if not os.path.lexists(full) or os.path.isdir(full) and not os.path.islink(full):
+            continue                    # a folder in its place was made by somebody else, and may hold what is theirs
         size, digest = before.get(path, (-1, ""))
         if path in before and not os.path.islink(full) and os.path.getsize(full) >= size and prefix_digest(full, size) == digest:
             if os.path.getsize(full) > size:

@@ -100,7 +100,8 @@ def _holds_work(found: Checkpoint, last_status: str) -> bool:
     """
     if found.complete:
         return last_status in ("running", "interrupted")
-    return found.line_offset > 0 or bool(found.publishing)
+    # Within one huge first line no line is done yet, but bytes are.
+    return found.line_offset > 0 or bool(found.publishing) or any(found.outputs.values())
 
 
 # --- retries (pure) --------------------------------------------------------------------------------------------------

@@ -252,6 +252,7 @@ class StateStore:
         self.folder = os.path.join(root, "state")
         self.writable = writable
         self.now = now
+        self.lock: Optional[Callable[[str], Any]] = None    # makes the kernel lock of a given name, where several runs may write
         self.commit = Commit()
 
     def path(self, name: str) -> str:
@@ -318,7 +319,15 @@ class StateStore:
         except FileNotFoundError:
             if not self.writable:
                 return b""
-        write_atomic(path, os.urandom(SECRET_BYTES), self.commit, mode=0o600)     # from birth: a kill may come before any chmod
+        guard = self.lock("env.guard") if self.lock is not None else None
+        if guard is not None:
+            guard.acquire(HEAD_WAIT_S, "state/env.key is held by another run for %d s; run again" % HEAD_WAIT_S)
+        try:
+            if not os.path.lexists(path):       # of several runs at once, one makes it for all
+                write_atomic(path, os.urandom(SECRET_BYTES), self.commit, mode=0o600)     # from birth: a kill may come before any chmod
+        finally:
+            if guard is not None:
+                guard.release()
         return self.secret()
 
 

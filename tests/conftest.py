@@ -103,3 +103,16 @@ class Project:
 def project(tmp_path) -> Project:
     # The name has what paths of real users have.
     return Project(tmp_path / "prüf bereich")
+
+
+# Thousands of short processes: measuring each would take longer than running it, and others measure the same lines.
+UNMEASURED = ("test_crash", "test_resume")
+
+
+@pytest.fixture(autouse=True)
+def unmeasured(request, monkeypatch) -> None:
+    """Start the processes of some modules without coverage."""
+    if request.module.__name__ in UNMEASURED:
+        for name in list(os.environ):
+            if name.startswith(("COV_CORE_", "COVERAGE_")):
+                monkeypatch.delenv(name)

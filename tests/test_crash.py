@@ -9,6 +9,7 @@ import errno
 import itertools
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -194,7 +195,8 @@ def check_recovery(case, with_third=True):
 
     def check(project, where, done):
         # A forced stage that was broken is unfinished: the plain run after it must take it up by itself.
-        again = project.ok("--run-id", "again")
+        # Every other time under the dead run's own id, which goes on with it.
+        again = project.ok("--run-id", "again" if at_of(project) % 2 else "broken")
         third = project.ok("--run-id", "third") if with_third else again
         assert not with_third or third.out.count("[SKIP]") == third.out.count("[") > 0, (done, again, third)
         assert results(project) == expected, (done, again)
@@ -317,6 +319,22 @@ def test_an_input_that_nobody_synced_is_read_again_after_a_restart(tmp_path):
     assert "[START] one" in other.out and "input data/input/a.txt changed" in project.json("state/run_other.json")["stages"][0]["reason"], other
 
 
+@pytest.mark.parametrize("make", [kit, changed], ids=lambda make: make.__name__)
+def test_killed_again_and_again_while_it_recovers(make, tmp_path):
+    case = Case(make, tmp_path)
+    random_ = random.Random(7)
+    recovered = check_recovery(case)
+    for number in range(12):
+        project = case.fresh("n%03d" % number)
+        deaths = []
+        while len(deaths) < 4:
+            where, done = break_at(project, "kill", random_.randrange(8, 60), case.arguments, "k%d" % len(deaths), ignore=NO_WRITES)
+            if not where:
+                break
+            deaths.append((where, done))
+        recovered(project, "", deaths)
+
+
 # --- several runs at once --------------------------------------------------------------------------------------------
 
 COUNTED = """#!/bin/sh
@@ -328,7 +346,7 @@ cat "$@" > "$PIPELINE_OUTPUT_DIR/all.txt"
 
 def counted(project, wait_s):
     project.write("data/input/a.txt", "x\ny\n")
-    common = {"processor": script(project, "counted.sh", COUNTED), "lock": {"waitSeconds": wait_s}}
+    common = {"processor": script(project, "counted.sh", COUNTED), "lock": {"waitSeconds": wait_s}, "passEnv": ["HOME"]}
     project.spec(dict(common, name="one", inputs=["data/input/*.txt"], outputDir="data/one"),
                  dict(common, name="two", inputs=["data/one/*.txt"], outputDir="data/two"))
 

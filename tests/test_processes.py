@@ -765,11 +765,27 @@ other = subprocess.Popen(["sleep", "600"])
 assert process_tree.become_subreaper()
 mine = subprocess.Popen(["sh", "-c", "sleep 600 & sleep 600 & exit 3"], start_new_session=True)
 tree = process_tree.Tree(mine.pid, "token", None, [other.pid])
-assert tree.end() == [] and tree.living() == []
-assert mine.wait() in (3, -9)
-assert other.poll() is None, "a stranger was ended"
-other.kill()
+try:
+    assert tree.end() == [] and tree.living() == []
+    assert mine.wait() in (3, -9)
+    assert other.poll() is None, "a stranger was ended"
+finally:
+    other.kill()
 """)
+
+
+@linux_only
+@pytest.mark.parametrize("children, tables, living", [
+    ([[]], [], []),
+    ([[100], [100]], [{}], []),                                         # a zombie that is not ours to reap
+    ([[100], [100, 200]], [{}, {200: ("S", 1, 1, "1")}], [200]),        # it ended between the looks and left us a child
+    ([[100], [200], [300], [300]], [{}, {}, {}], []),
+    ([[100]], [{100: ("S", 1, 1, "1"), 101: ("S", 100, 1, "1"), 102: ("S", 101, 9, "1"), 7: ("S", 1, 7, "1")}], [100, 101, 102])], ids=str)
+def test_what_falls_to_the_runner_while_it_looks_is_not_missed(monkeypatch, children, tables, living):
+    monkeypatch.setattr(process_tree, "own_children", lambda: children.pop(0))
+    monkeypatch.setattr(process_tree, "_process_table", lambda: tables.pop(0))
+    monkeypatch.setattr(process_tree, "reap", lambda pids: None)
+    assert process_tree.Tree(100, "token").living() == living and children == tables == []
 
 
 # --- systems that are not here: their logic with the calls replaced --------------------------------------------------

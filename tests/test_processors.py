@@ -540,6 +540,21 @@ def test_an_error_while_copying_leaves_no_part(stage):
         assert stage.leftovers() == [], number
 
 
+@POSIX_ONLY
+@pytest.mark.parametrize("kind", ["lines", "blocks"])
+def test_a_refused_write_in_the_middle_is_one_line_and_then_a_clean_run(stage, kind):
+    content = b"some text of a line\n" * 400000
+    stage.write(content)
+    work = "%s(str.upper, 'result.txt', one_to_one=True)\n" % kind
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (3500000, 3500000))\n"
+    done = stage.run(stage.script(KIT + limit + work), code=1)
+    assert done.stderr.startswith("cannot write ") and "result.txt~demo~" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not stage.result.exists()
+    stage.run(stage.script(KIT + work), **stage.again())
+    assert stage.result.read_bytes() == content.upper()
+    assert stage.leftovers() == []
+
+
 # --- resumes that cannot be --------------------------------------------------------------------------------------
 
 def stopped(stage, content=None):

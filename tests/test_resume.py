@@ -197,21 +197,21 @@ def test_what_a_processor_leaves_behind_does_not_write_after_its_success(project
 
 # --- killed at a certain line, by the processor itself -----------------------------------------------------------------
 
-# Appends its inputs' lines to list.txt; before line number LINE of the first time it does what DEED says.
+# Appends its inputs' lines to list.txt; before line number @LINE@, the first time, it does @DEED@.
 BREAKING = """
 flag = os.path.join(os.environ["PIPELINE_ROOT"], "broken")
 number = 0
 for path in inputs:
     for line in open(path, encoding="utf-8"):
         number += 1
-        if number == LINE and not os.path.exists(flag):
+        if number == @LINE@ and not os.path.exists(flag):
             open(flag, "w").close()
-            DEED
+            @DEED@
         with open(os.path.join(out, "list.txt"), "a", encoding="utf-8") as file:
             file.write(line)
-if number < LINE and not os.path.exists(flag):
+if number < @LINE@ and not os.path.exists(flag):
     open(flag, "w").close()
-    DEED
+    @DEED@
 """
 KILL_RUNNER = "os.kill(os.getppid(), 9); time.sleep(60)"
 KILL_ITSELF = "os.kill(os.getpid(), 9)"
@@ -219,7 +219,7 @@ KILL_ITSELF = "os.kill(os.getpid(), 9)"
 
 def breaking(project, line, deed, **stage):
     """Write the spec of one stage that does *deed* before line number *line*, once."""
-    program = project.processor("breaking", BREAKING.replace("LINE", str(line)).replace("DEED", deed))
+    program = project.processor("breaking", BREAKING.replace("@LINE@", str(line)).replace("@DEED@", deed))
     project.write("data/input/a.txt", "one\ntwo\nthree\n")
     project.spec(dict({"processor": program, "inputs": ["data/input/a.txt"], "lock": {"waitSeconds": 60}}, **stage))
 
@@ -474,13 +474,15 @@ def test_twenty_kills_at_random_moments_and_the_result_is_that_of_one_run(projec
         force = ()
         if killed:
             kills += 1
+            assert position(project) >= durable        # what was seen before the kill is not lost
             durable = position(project)
         else:
             assert run.returncode == 0 and project.read("data/output/result.txt") == text.upper()
             durable, force = 0, ("--force", "stage_upper")      # it came through: from the beginning again
     done = project.ok("--run-id", "last")
     assert project.read("data/output/result.txt") == text.upper(), done
-    assert resumed >= 5, resumed
+    print("resumed %d times" % resumed)
+    assert resumed >= 5
     assert "[SKIP] stage_upper" in project.ok("--run-id", "skip").out
     assert sorted(os.listdir(project.path("data/output"))) == [".stage_upper.done", "result.txt"]
 
