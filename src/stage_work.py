@@ -179,14 +179,15 @@ class StageWork:
         """Marker away, other work's checkpoint aside, leftovers cleared, "running" recorded; in this order."""
         state_store.make_folder(self.folder, self.store.commit)
         state_store.remove_durably(self.run.marker(self.stage), self.store.commit)
+        unfinished = self._old_baseline()
         if decision.action == "RUN":
             if decision.discard:
                 self.console.event("NOTE", self.stage.name, ": checkpoint not used: %s" % decision.discard)
             self._drop_checkpoint()
-            self._clear_leftovers(self._old_baseline())
+            self._clear_leftovers(unfinished)
             if self.facts.output_problems:
                 self._undo_success()
-        old = self._old_baseline() if self._is_same_work() else None
+        old = unfinished if self._is_same_work() else None
         self.before = stage_outputs.list_folder(self.folder)[0]
         self.baseline = old if old is not None else self.before
         self._write_record("running", "")
@@ -202,7 +203,14 @@ class StageWork:
         """Return the listing from before the unfinished work that the stage record tells of, None if there is none."""
         record = self.facts.record
         baseline = record.get("baseline") if record is not None and record["lastStatus"] != "ok" else None
-        return baseline if isinstance(baseline, dict) else None
+        if record is None or not isinstance(baseline, dict):
+            return None
+        left = record.get("left")
+        if isinstance(left, list):
+            # It came to its end and said what it left: anything else somebody has put there since, and it is theirs.
+            now = stage_outputs.list_folder(self.folder)[0]
+            baseline = {**baseline, **{path: stamp for path, stamp in now.items() if path not in left}}
+        return baseline
 
     def _drop_checkpoint(self) -> None:
         path = self.store.path("progress_%s.json" % self.stage.name)
@@ -467,6 +475,9 @@ class StageWork:
             record["previous"] = [one for one in self.previous if one["path"] in made]
         else:
             record["baseline"] = self.baseline
+            if status != "running" and not self.survivors:
+                now = stage_outputs.list_folder(self.folder)[0]
+                record["left"] = stage_outputs.changed_since(self.baseline, now)
             record["token"] = self.lock.token
         self.store.write("stage_%s.json" % self.stage.name, record)
 

@@ -214,6 +214,15 @@ def test_streams_that_were_never_open(good, closed):
     assert good.read("data/s1/größe.txt") == "x\n" and good.json("state/stage_copy.json")["lastStatus"] == "ok"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_no_lock_or_record_gets_the_number_of_a_closed_stream(good):
+    """Else whatever is printed to descriptor 1 or 2, by an interpreter that crashes say, would go into that file."""
+    body = "found = [os.readlink('/proc/%d/fd/%d' % (os.getppid(), number)) for number in range(3)]\njson.dump(found, open(out + '/found.json', 'w'))\n"
+    good.spec({"name": "look", "processor": good.processor("look", body)})
+    subprocess.run(["sh", "-c", '"$@" <&- >&- 2>&-', "sh", *good.argv()], timeout=120, check=True)
+    assert good.json("data/s1/found.json") == ["/dev/null"] * 3
+
+
 @pytest.mark.parametrize("env", [{"LC_ALL": "C", "LANG": "C"}, {"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"},
                                  {"LC_ALL": "POSIX"}], ids=["C", "ascii", "latin-1", "POSIX"])
 def test_names_that_the_terminal_cannot_show(good, env):

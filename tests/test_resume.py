@@ -270,6 +270,16 @@ def test_what_a_failed_run_left_does_not_get_into_the_next(project):
     assert project.read("data/s1/list.txt") == "one\ntwo\nthree\n" and not project.exists("data/s1/more.txt")
 
 
+def test_what_somebody_put_into_the_output_folder_after_a_failure_is_theirs(project):
+    breaking(project, 3, "open(os.path.join(out, 'more.txt'), 'w').close(); sys.exit(3)")
+    assert project.run("--run-id", "zero").code == 1
+    project.write("data/s1/notes.txt", "do not lose this\n")
+    project.ok()
+    assert project.read("data/s1/notes.txt") == "do not lose this\n"
+    assert project.read("data/s1/list.txt") == "one\ntwo\nthree\n" and not project.exists("data/s1/more.txt")
+    assert [one["path"] for one in project.json("state/stage_s1.json")["outputs"]] == ["list.txt"]
+
+
 def test_killed_while_waiting_for_a_retry(project):
     breaking(project, 3, "sys.exit(75)", retry={"attempts": 2, "baseDelayMs": 60000, "maxDelayMs": 60000})
     run = project.start("--run-id", "first")
@@ -461,24 +471,24 @@ def test_twenty_kills_at_random_moments_and_the_result_is_that_of_one_run(projec
     random_ = random.Random(20)
     text = "".join("%06d the quick brown fox jümps over the lazy dog, %s\n" % (number, "äb" * (number % 97)) for number in range(200_000))
     upper(project, text)
-    kills, durable, resumed, force = 0, 0, 0, ()
+    kills, durable, resumed, complete, force = 0, 0, 0, False, ()
     while kills < 20:
         run = project.start("--run-id", "k%d" % kills, *force)
         target = durable + random_.choice([1, 1, 20_000])
         victims = random_.choice(["runner", "processor", "both", "guardian too"])
         killed, fresh = kill_at(project, run, lambda: position(project) >= target, victims)
         out = fresh.decode()
-        if durable and not force:
+        if durable and not force and not complete:
             assert "[RESUME] stage_upper from line %d\n" % durable in out, (kills, durable, out)
             resumed += 1
         force = ()
         if killed:
             kills += 1
-            assert position(project) >= durable        # what was seen before the kill is not lost
-            durable = position(project)
+            assert is_complete(project) or position(project) >= durable     # what was seen before the kill is not lost
+            durable, complete = position(project), is_complete(project)
         else:
-            assert run.returncode == 0 and project.read("data/output/result.txt") == text.upper()
-            durable, force = 0, ("--force", "stage_upper")      # it came through: from the beginning again
+            assert run.returncode in (0, -9) and project.read("data/output/result.txt") == text.upper()
+            durable, complete, force = 0, False, ("--force", "stage_upper")      # it came through: from the beginning again
     done = project.ok("--run-id", "last")
     assert project.read("data/output/result.txt") == text.upper(), done
     print("resumed %d times" % resumed)
@@ -488,11 +498,16 @@ def test_twenty_kills_at_random_moments_and_the_result_is_that_of_one_run(projec
 
 
 def position(project):
-    """Return the line of the checkpoint of the stage; 0 without one."""
+    """Return the line of the checkpoint of the unfinished stage; 0 without one."""
     try:
-        return project.json("state/progress_stage_upper.json")["lineOffset"]
+        progress = project.json("state/progress_stage_upper.json")
     except FileNotFoundError:
         return 0
+    return 0 if progress["complete"] else progress["lineOffset"]
+
+
+def is_complete(project):
+    return project.exists("state/progress_stage_upper.json") and project.json("state/progress_stage_upper.json")["complete"]
 
 
 def kill_at(project, run, is_due, victims):
