@@ -10,8 +10,8 @@ Needs Python 3.8 or newer and its standard library, nothing else. Data flows one
 A processor that fails is a result, not an exception; exceptions mean that the runner cannot go on, and only
 main() catches them. Sections stand bottom-up, each uses only those above it:
 
-     1 Constants      3 Keys         5 Planning     7 Command line
-     2 Spec           4 State        6 Engine
+     1 Constants      3 State        5 Engine
+     2 Spec           4 Planning     6 Command line
 
 This file is compiled anew at each start, the modules beside it are cached as bytecode: what a run in which nothing
 changed does not need stands there, and so does what is a concern of its own. They never import this file. `model` (the
@@ -19,8 +19,8 @@ values and errors) may be imported by all; leaves import nothing else of ours; w
 
     leaves   spec_checks  spec_source  file_digests  state_store  stage_locks  stage_outputs  process_tree  attempts
              environment  offline_guard  console
-    on them  command_line  reasons (why a stage must run)  stage_work (a stage that must run, under its lock: attempts,
-             retries, checks, records)
+    on them  command_line  stage_keys (what a stage depends on)  reasons (why it must run)  stage_work (a stage that must
+             run, under its lock: attempts, retries, checks, records)
 """
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple
+    from typing import Any, Dict, List, Optional, Sequence, Tuple
     Json = Dict[str, Any]
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -44,18 +44,20 @@ import state_store  # noqa: E402
 from console import Console, describe_os_error, open_missing_streams, silence_closed_streams  # noqa: E402
 from file_digests import Digests  # noqa: E402
 from model import (  # noqa: E402
-    EXIT_FAILED, EXIT_INTERNAL, EXIT_OFFLINE, EXIT_OK, EXIT_STATE, Clock, Decision, Facts, Material, OfflineError, Options,
+    EXIT_FAILED, EXIT_INTERNAL, EXIT_OFFLINE, EXIT_OK, EXIT_STATE, Clock, Decision, Facts, OfflineError, Options,
     PipelineSpec, Retry, SpecError, StageResult, StageSpec, UsageError, sha256)
+from stage_keys import compute_idempotency_key, gather_material, local_modules, output_problems, scan_of  # noqa: E402, F401
 from state_store import StateStore, utc_text  # noqa: E402
 
 # === 1. Constants ====================================================================================================
 
 VERSION = "0.1.0"
-KEY_VERSION = 1             # part of every key: a change in what keys mean reruns everything, knowingly
 MAX_SPEC_BYTES = 8 << 20
 DEAR_BYTES = 64 << 20       # files of so many bytes are not hashed again after a kill
 SHOWN_CHANGES = 5           # of the reasons why a stage runs, on one line
 EXIT_TEMPFAIL = 75          # EX_TEMPFAIL of sysexits.h: the processor asks for a retry
+
+
 # === 2. Spec =========================================================================================================
 # text -> JSON value -> checked value -> PipelineSpec. Where in the text a problem stands is looked up only when there
 # is one.
@@ -133,101 +135,7 @@ def _build_stage(merged: Json) -> StageSpec:
         merged["timeoutSec"], merged["graceSec"], merged["lock"]["waitSeconds"], merged["resources"], merged["simulateFailAttempts"])
 
 
-# === 3. Keys =========================================================================================================
-# files and settings -> key parts -> key. The parts are stored beside the key, so that a rerun can say what changed.
-
-def scan_of(digests: Digests, path: str) -> Json:
-    """Return the offline guard's scan of a program: {"refused", "warned", "imports"}, remembered by content."""
-    digest = digests.of(path)[0]
-    guard = digests.of(os.path.join(_HERE, "offline_guard.py"))[0]
-    known = digests.scans.get(digest)
-    if not isinstance(known, dict) or known.get("guard") != guard or not known.keys() >= {"refused", "warned", "imports"}:
-        import offline_guard
-        with open(os.path.join(digests.root, path), "rb") as file:
-            source = file.read()
-        is_python = spec_checks.program_kind(path) == "python" or (source[:2] == b"#!" and b"python" in source[:256].split(b"\n")[0])
-        known = dict(offline_guard.scan(source if is_python else b"", path).to_json(), guard=guard)
-        digests.scans[digest] = known
-        digests.changed = True
-    return known
-
-
-def local_modules(digests: Digests, processor: str) -> List[str]:
-    """Return the files beside a Python processor that it imports, directly or through one another, sorted."""
-    folder = os.path.dirname(processor)
-    found: Set[str] = set()
-    queue = [processor]
-    while queue:
-        current = queue.pop()
-        for name in scan_of(digests, current)["imports"]:
-            for path in _module_files(digests, folder, os.path.dirname(current), name):
-                if path not in found and path != processor:
-                    found.add(path)
-                    queue.append(path)
-    return sorted(found)
-
-
-def _module_files(digests: Digests, folder: str, package: str, name: str) -> List[str]:
-    """Return the files that importing *name* may load: the module and the packages that it lies in."""
-    dots = len(name) - len(name.lstrip("."))
-    base = folder if not dots else package
-    for _ in range(dots - 1):
-        base = os.path.dirname(base)
-    files = []
-    for part in name.split(".")[dots:]:
-        names = digests.names_in(base)
-        stem = base + "/" + part if base else part
-        if part + ".py" in names:
-            files.append(stem + ".py")
-        if part not in names:
-            break
-        if "__init__.py" in digests.names_in(stem):
-            files.append(stem + "/__init__.py")
-        base = stem
-    return files
-
-
-def _passed(stage: StageSpec, secret: bytes) -> Optional[Json]:
-    if stage.pass_env is None:
-        return None
-    import environment
-    return environment.passed_digests(stage.pass_env, os.environ, secret)
-
-
-def compute_idempotency_key(inputs: Iterable[str], processor: str, params: Optional[Json] = None) -> str:
-    """Return the SHA-256 key (hex) of input files, a processor and its params.
-
-    Inputs enter by path and content, the processor by path, content and modification time; a stage's own key has
-    more parts, see key_parts(). Raises: OSError for a file that cannot be read.
-    """
-    parts = {"keyVersion": KEY_VERSION, "inputs": [[os.fspath(path).replace(os.sep, "/"), file_digests.hash_file(os.fspath(path))[0]] for path in inputs],
-             "processor": {"path": os.fspath(processor).replace(os.sep, "/"), "sha256": file_digests.hash_file(os.fspath(processor))[0],
-                           "mtimeNs": os.stat(processor).st_mtime_ns}, "params": params or {}}
-    return key_of(parts)
-
-
-def key_of(parts: Json) -> str:
-    """Return the key of its parts; the prefix keeps it apart from any other digest of the same bytes."""
-    return sha256(b"stage-key\0" + state_store.canonical_json(parts)).hexdigest()
-
-
-def key_parts(spec: PipelineSpec, stage: StageSpec, digests: Digests, inputs: Sequence[str], watched: Sequence[str], secret: bytes) -> Json:
-    """Return all that a stage's outcome depends on, as stored beside the key. Raises: OSError, FileChanged."""
-    digest, stamp = digests.of(stage.processor)
-    processor: Json = {"path": stage.processor, "sha256": digest}
-    if stage.processor_mtime:
-        processor["mtimeNs"] = stamp[1]
-    return {
-        "keyVersion": KEY_VERSION, "pipeline": spec.name, "stage": stage.name, "outputDir": stage.output_dir,
-        "outputs": None if stage.outputs is None else list(stage.outputs), "processor": processor,
-        "modules": [[path, digests.of(path)[0]] for path in local_modules(digests, stage.processor)],
-        "args": list(stage.args), "params": stage.params, "env": stage.env,
-        "passEnv": _passed(stage, secret),
-        "inputs": [[path, digests.of(path)[0]] for path in inputs],
-        "watch": [[path, digests.of(path)[0]] for path in watched]}
-
-
-# === 4. State ========================================================================================================
+# === 3. State ========================================================================================================
 
 def save_stage_state(name: str, record: Json, root: str = ".") -> None:
     """Write state/stage_<name>.json below *root*, durably. Raises: UsageError for a bad name; OSError."""
@@ -247,46 +155,6 @@ def _save_record(pattern: str, name: str, record: Json, root: str) -> None:
     store.prepare()
     store.write(pattern % name, record)
     store.commit.flush()
-
-
-def output_problems(digests: Digests, stage: StageSpec, record: Json) -> List[str]:
-    """Return which recorded outputs are not what was recorded, a text for each."""
-    problems = []
-    for output in record["outputs"]:
-        path = "%s/%s" % (stage.output_dir, output["path"])
-        try:
-            size, digest = digests.of_output(path)
-        except (OSError, file_digests.FileChanged):
-            problems.append("output %s missing" % output["path"])
-            continue
-        if (size, digest) != (output["bytes"], output["sha256"]):
-            problems.append("output %s changed" % output["path"])
-    return problems
-
-
-def gather_material(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore) -> Material:
-    """Find the stage's inputs and compute its key. What cannot be found or read is told in `missing`, not raised."""
-    inputs, problems = file_digests.resolve(spec.root, stage.inputs)
-    watched, watch_problems = file_digests.resolve(spec.root, stage.watch)
-    if stage.allow_no_inputs:
-        problems = [problem for problem in problems if not problem.endswith((file_digests.NO_MATCH, file_digests.NO_FILE))]
-    problems += [problem.replace("input", "watched", 1) for problem in watch_problems]
-    if not problems and not inputs and not stage.allow_no_inputs and stage.inputs:
-        problems.append("no inputs")
-    if problems:
-        return Material("", {}, inputs, watched, problems, {}, 0)
-    try:
-        secret = store.secret() if stage.pass_env is not None else b""
-        parts = key_parts(spec, stage, digests, inputs, watched, secret)
-    except file_digests.FileChanged as error:
-        return Material("", {}, inputs, watched, ["%s changes while it is read; run again when it is complete" % error], {}, 0)
-    except OSError as error:
-        if error.filename and os.path.abspath(os.fsdecode(error.filename)).startswith(store.folder + os.sep):
-            raise
-        return Material("", {}, inputs, watched, ["cannot read %s: %s" % (os.fsdecode(error.filename or "?"), error.strerror)], {}, 0)
-    files = inputs + watched + [stage.processor] + [path for path, _ in parts["modules"]]
-    stamps = {path: digests.of(path)[1] for path in files}
-    return Material(key_of(parts), parts, inputs, watched, [], stamps, sum(stamps[path][0] for path in inputs))
 
 
 def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore, boot: str) -> Facts:
@@ -320,7 +188,7 @@ def _died_before_marker(store: StateStore, stage: StageSpec, record: Json) -> bo
         one.get("stage") == stage.name and one.get("status") == "ok" for one in run.get("stages", []))
 
 
-# === 5. Planning: what must run, and why (pure) ======================================================================
+# === 4. Planning: what must run, and why (pure) ======================================================================
 
 def decide(stage: StageSpec, facts: Facts, forced: bool) -> Decision:
     """Decide what to do with a stage from what was observed; the reasons are for people."""
@@ -394,7 +262,7 @@ def override_params(spec: PipelineSpec, params: Json) -> PipelineSpec:
     return spec._replace(stages=tuple(stages))
 
 
-# === 6. Engine =======================================================================================================
+# === 5. Engine =======================================================================================================
 
 class Run:
     """One invocation of a run: the stages in order, their records, the run record.
@@ -540,7 +408,8 @@ class Run:
 
     def marker(self, stage: StageSpec) -> str:
         """Return the path of the stage's marker."""
-        return state_store.marker_path(self.root, stage.output_dir, stage.name)
+        path: str = state_store.marker_path(self.root, stage.output_dir, stage.name)
+        return path
 
     def write_marker(self, stage: StageSpec, key: str) -> None:
         marker = {"schema": state_store.SCHEMA_VERSION, "stage": stage.name, "key": key, "runId": self.options.run_id, "at": utc_text(self.clock.time())}
@@ -706,7 +575,7 @@ def holder_text(spec: PipelineSpec, stage: StageSpec, boot: str, clock: Clock) -
     return "held by " + stage_locks.owner_text(owner) if owner else ""
 
 
-# === 7. Command line =================================================================================================
+# === 6. Command line =================================================================================================
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Do what the command line says; return the exit code. Never raises but for --help's sake nothing is printed twice.

@@ -556,35 +556,47 @@ def check():
         if done:
             raise SystemExit("contender %d ended by itself with status %d" % (pid, status))
 
+def clean_up():
+    while process_tree.own_children():
+        for pid in process_tree.own_children():
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+def main():
+    kills = 0
+    while kills < KILLS or begins() < BEGINS:
+        progress(choose.randrange(3))
+        if kills >= KILLS:
+            continue
+        # More than every other kill aims at who is inside: the others mostly wait.
+        victim = inside_pid() if choose.random() < 0.6 else 0
+        if victim not in alive:
+            victim = choose.choice(sorted(alive))
+        for _ in range(choose.randrange(400)):
+            pass
+        note("kill", victim)
+        os.kill(victim, signal.SIGKILL)
+        os.waitpid(victim, 0)
+        alive.discard(victim)
+        alive.add(start())
+        kills += 1
+    progress(5)                     # always progress, also after the last kill
+    for pid in alive:
+        note("kill", pid)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    last = stage_lock("last")
+    last.acquire(60)
+    last.release()
+    assert sorted(os.listdir("locks")) == [".s1.guard"], os.listdir("locks")
+    print(kills, begins())
+
 process_tree.become_subreaper()
 alive = {start() for _ in range(CONTENDERS)}
-kills = 0
-while kills < KILLS or begins() < BEGINS:
-    progress(choose.randrange(3))
-    if kills >= KILLS:
-        continue
-    # Every other kill aims at who is inside: the others mostly wait.
-    victim = inside_pid() if choose.random() < 0.6 else 0
-    if victim not in alive:
-        victim = choose.choice(sorted(alive))
-    for _ in range(choose.randrange(400)):
-        pass
-    note("kill", victim)
-    os.kill(victim, signal.SIGKILL)
-    os.waitpid(victim, 0)
-    alive.discard(victim)
-    alive.add(start())
-    kills += 1
-progress(5)                     # always progress, also after the last kill
-for pid in alive:
-    note("kill", pid)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-last = stage_lock("last")
-last.acquire(60)
-last.release()
-assert sorted(os.listdir("locks")) == [".s1.guard"], os.listdir("locks")
-print(kills, begins())
+try:
+    main()
+finally:
+    clean_up()
 """
 
 

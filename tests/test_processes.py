@@ -554,10 +554,12 @@ LEFT = {
     "one in its own session": TOOLS + "fork(lambda: (os.setsid(), say('child', os.getpid()), forever()))\nforever()\n",
     "one that ignores signals": TOOLS + "for n in (1, 2, 15):\n    signal.signal(n, signal.SIG_IGN)\nsay('child', os.getpid())\nforever()\n",
 }
+CLOSED = "import os, sys, time\nos.closerange(3, 1000)\nout = sys.argv[1]\n" + TOOLS + "say('child', os.getpid())\nforever()\n"
 CLEARED = "exec env -i sh -c 'echo $$ > \"$1/.child\"; mv \"$1/.child\" \"$1/child\"; while :; do echo x >> \"$1/o\"; sleep 0.01; done' sh \"$PIPELINE_OUTPUT_DIR\"\n"
 LEFT_SHELLS = {
     "a shell script": "d=$PIPELINE_OUTPUT_DIR\necho $$ > \"$d/.child\"; mv \"$d/.child\" \"$d/child\"\nwhile :; do echo x >> \"$d/o\"; sleep 0.01; done\n",
-    "a shell script's cleared child, by its session": CLEARED,
+    "a cleared processor": CLEARED,
+    "a cleared processor without the lock, by its session": "exec env -i '%s' closed.py \"$PIPELINE_OUTPUT_DIR\"\n" % sys.executable,
     "a cleared child in another session, by the lock": "setsid " + CLEARED.replace("exec ", "") + "\n",
 }
 
@@ -568,6 +570,7 @@ def test_killing_the_runner_alone_ends_its_processors_at_once(project, how):
     if how in LEFT:
         spec_of(project, LEFT[how])
     else:
+        project.write("closed.py", CLOSED)
         shell_of(project, LEFT_SHELLS[how])
     process = started(project, "child", "o")
     child = project.read("data/s1/child").strip()
@@ -668,13 +671,17 @@ while len(settled()) != 4 and time.monotonic() < deadline:
 links = [os.readlink("/proc/%d/fd/%s" % (pid, name)) for name in settled()]
 stat = process_tree.read_stat(pid)
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-    os.kill(pid, number)
-print(json.dumps([pid, links, stat[1] != os.getpid(), stat[2] != os.getsid(0), process_tree.own_children(), process_tree.is_alive(pid, stat[3])]))
+    os.kill(pid, number)            # none of them stops it: it has work to do after the runner
+children = process_tree.own_children()
+left = subprocess.Popen(["sleep", "600"], env=dict(os.environ, PIPELINE_ATTEMPT_TOKEN="tok.1"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+guardian.watch(process_tree.Traits("tok.1", 0, "", 0))
+print(json.dumps([pid, left.pid, links, stat[1] != os.getpid(), stat[2] != os.getsid(0), children]), flush=True)
+os._exit(0)
 """)
-    pid, links, no_child, own_session, children, alive = json.loads(text)
+    pid, left, links, no_child, own_session, children = json.loads(text)
     assert links[:3] == [os.devnull] * 3 and links[3].startswith("pipe:") and len(links) == 4
-    assert no_child and own_session and children == [] and alive
-    wait_until(lambda: is_gone(pid), "the guardian's end")
+    assert no_child and own_session and children == []
+    wait_until(lambda: is_gone(pid) and is_gone(left), "the end of the guardian and of what it had to end")
 
 
 # --- who is who ------------------------------------------------------------------------------------------------------
