@@ -451,7 +451,8 @@ class Run:
     def log_folder(self) -> str:
         """Return this invocation's folder for logs: state/logs/<run>, and below it /<n> from the second call on."""
         parts = [self.store.folder, "logs", self.options.run_id] + ([str(self.invocation)] if self.invocation > 1 else [])
-        return os.path.join(*parts)
+        folder: str = os.path.join(*parts)
+        return folder
 
     def _run_record(self, state: str) -> Json:
         ended = state != "running"
