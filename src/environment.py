@@ -47,7 +47,8 @@ def is_dropped(name: str) -> bool:
 def passed_names(patterns: Sequence[str], environ: Iterable[str]) -> List[str]:
     """Return the names of variables that passEnv lets through, sorted; never those of a runner around this one."""
     import fnmatch
-    return sorted(name for name in environ if not name.upper().startswith("PIPELINE_") and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
+    return sorted(name for name in environ if not name.upper().startswith("PIPELINE_")
+                  and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
 
 
 def passed_digests(patterns: Sequence[str], environ: Any, secret: bytes) -> Dict[str, str]:

@@ -306,6 +306,17 @@ def test_outputs_of_a_run_that_died_before_it_synced_them_are_synced_before_they
     check_after_boot(case)(project, "", skipped)
 
 
+@pytest.mark.parametrize("name", ["data/one/list.txt", "data/one"])
+def test_a_stage_whose_outputs_could_not_be_synced_is_not_believed(name, tmp_path):
+    case = Case(changed, tmp_path)
+    project = case.fresh("n001")
+    where, done = break_at(project, "EIO", 1, [], only=["fsync " + name])
+    assert where and done.code == 5, done
+    # What is in memory may be right, yet a second sync would tell nothing about what is on the disk.
+    again = project.ok("--run-id", "again")
+    assert "[START] one" in again.out and results(project) == results(case.expected), again
+
+
 def test_an_input_that_nobody_synced_is_read_again_after_a_restart(tmp_path):
     case = Case(appending, tmp_path)
     project = case.fresh("inputs")

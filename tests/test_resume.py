@@ -99,12 +99,17 @@ def check_one_run(project, expected=WHOLE, name="data/s1/list.txt", arguments=()
 
 # --- writers that outlive their runner -------------------------------------------------------------------------------
 
-# Each appends one line per 0.02 s and re-opens its file by path each time.
+# Each appends one line per 0.02 s and re-opens its file by path each time; where a file "hang" lies in the root, it takes
+# that away at line 10 and stays there.
 APPEND = ("import os, sys, time\n"
+          "hang = os.path.join(os.environ['PIPELINE_ROOT'], 'hang')\n"
           "for number in range(1, %d):\n"
           "    with open(os.path.join(os.environ['PIPELINE_OUTPUT_DIR'], 'list.txt'), 'a') as file:\n"
           "        file.write('line %%d\\n' %% number)\n"
-          "    time.sleep(0.02)\n" % (LINES + 1))
+          "    time.sleep(0.02)\n"
+          "    if number == 10 and os.path.exists(hang):\n"
+          "        os.unlink(hang)\n"
+          "        time.sleep(120)\n" % (LINES + 1))
 CHILD = """
 import subprocess
 code = %r
@@ -162,11 +167,13 @@ def test_the_runner_alone_is_killed_while_a_stage_appends(kind, project):
 
 
 @linux_only
-@pytest.mark.parametrize("kind", ["grandchild", "own session", "daemon"])
-def test_the_runner_and_its_guardian_are_killed_while_a_stage_appends(kind, project):
-    appender(project, kind)
+@pytest.mark.parametrize("kind, hangs", [("grandchild", True), ("own session", True), ("daemon", True), ("daemon", False)])
+def test_the_runner_and_its_guardian_are_killed_while_a_stage_appends(kind, hangs, project):
+    appender(project, kind, lock={"waitSeconds": 20})
+    if hangs:
+        project.write("hang", "")
     run = project.start("--run-id", "first")
-    wait_until(lambda: lines_in(project) >= 5, "five lines")
+    wait_until(lambda: lines_in(project) >= 5 and not project.exists("hang"), "some lines")
     kill_run(run, project)
     assert living(project)                      # nobody is left to end them but the next run
     check_one_run(project)
@@ -476,7 +483,7 @@ def test_twenty_kills_at_random_moments_and_the_result_is_that_of_one_run(projec
         run = project.start("--run-id", "k%d" % kills, *force)
         target = durable + random_.choice([1, 1, 20_000])
         victims = random_.choice(["runner", "processor", "both", "guardian too"])
-        killed, fresh = kill_at(project, run, lambda: position(project) >= target, victims)
+        killed, fresh = kill_at(project, run, target, victims)
         out = fresh.decode()
         if durable and not force and not complete:
             assert "[RESUME] stage_upper from line %d\n" % durable in out, (kills, durable, out)
@@ -510,10 +517,10 @@ def is_complete(project):
     return project.exists("state/progress_stage_upper.json") and project.json("state/progress_stage_upper.json")["complete"]
 
 
-def kill_at(project, run, is_due, victims):
-    """Kill *victims* when is_due(); return (whether the stage was still unfinished, the runner's stdout)."""
+def kill_at(project, run, target, victims):
+    """Kill *victims* when the checkpoint has reached line *target*; return (whether the stage was still unfinished, the runner's stdout)."""
     try:
-        wait_until(lambda: run.poll() is not None or (is_due() and project.exists("state/stage_stage_upper.json")), "progress")
+        wait_until(lambda: run.poll() is not None or (position(project) >= target and project.exists("state/stage_stage_upper.json")), "progress")
         processors = list(living(project))
         if victims == "guardian too":
             for pid in living(project, str(project.root / "pipeline.json").encode()):
