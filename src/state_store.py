@@ -134,7 +134,8 @@ def write_atomic(path: str, data: bytes, commit: Optional[Commit] = None, durabl
     durable=False is for files that mean nothing after a restart. The temporary file has one fixed name beside the
     target, because each target has one writer at a time (its lock's owner): a dead writer's is simply replaced. Targets
     that are written but once share a *temporary* name under a common lock, or a dead writer's would stay for ever.
-    Raises: OSError; then *path* is unchanged and no temporary file is left.
+    Raises: OSError; then no temporary file is left, and *path* is unchanged, unless only the last step failed, the sync
+    of the folder: then it is replaced, and whether that outlives a power cut is open.
     """
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, ".%s.tmp" % (temporary or name))
