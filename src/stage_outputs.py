@@ -10,7 +10,7 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Dict, List, Set, Tuple
+    from typing import Callable, Dict, List, Optional, Set, Tuple
     Listing = Dict[str, List[int]]
 
 
@@ -65,17 +65,10 @@ def clear_leftovers(folder: str, baseline: Listing, recorded: Dict[str, Tuple[in
     for path in changed_since(baseline, now):
         full = os.path.join(folder, path)
         if path in foreign:
-            continue
-        size, digest = recorded.get(path, (-1, ""))
+            continue                    # another stage's
         if path in baseline and path not in recorded:
             continue                    # it was there before and is nobody's: not ours to undo
-        if path in recorded and not os.path.islink(full) and now[path][0] >= size and prefix_digest(full, size) == digest:
-            if now[path][0] > size:
-                os.truncate(full, size)
-                done.append("cut %s back to %d bytes" % (path, size))
-            continue
-        os.unlink(full)
-        done.append("removed %s" % path)
+        done += _bring_back(full, path, recorded.get(path), prefix_digest)
     return done
 
 
@@ -90,15 +83,19 @@ def undo_outputs(folder: str, outputs: List[str], before: Dict[str, Tuple[int, s
         full = os.path.join(folder, path)
         if not os.path.lexists(full) or os.path.isdir(full) and not os.path.islink(full):
             continue                    # a folder in its place was made by somebody else, and may hold what is theirs
-        size, digest = before.get(path, (-1, ""))
-        if path in before and not os.path.islink(full) and os.path.getsize(full) >= size and prefix_digest(full, size) == digest:
-            if os.path.getsize(full) > size:
-                os.truncate(full, size)
-                done.append("cut %s back to %d bytes" % (path, size))
-            continue
-        os.unlink(full)
-        done.append("removed %s" % path)
+        done += _bring_back(full, path, before.get(path), prefix_digest)
     return done
+
+
+def _bring_back(full: str, path: str, wanted: Optional[Tuple[int, str]], prefix_digest: Callable[[str, int], str]) -> List[str]:
+    """Cut a file back to *wanted* (bytes, SHA-256) if it still begins with that, else remove it; return what was done."""
+    if wanted is not None and not os.path.islink(full) and os.path.getsize(full) >= wanted[0] and prefix_digest(full, wanted[0]) == wanted[1]:
+        if os.path.getsize(full) == wanted[0]:
+            return []
+        os.truncate(full, wanted[0])
+        return ["cut %s back to %d bytes" % (path, wanted[0])]
+    os.unlink(full)
+    return ["removed %s" % path]
 
 
 def remove_parts(folder: str, stage: str, keep: Set[str]) -> List[str]:
