@@ -132,8 +132,8 @@ BULK_BYTES = 1 << 18        # from here on, the quicker implementation is worth 
 def sha256(data: bytes = b"", size: int = 0) -> hashlib._Hash:
     """Return a SHA-256 object fed with *data*; *size* is how many bytes it is going to see.
 
-    Small things are hashed by the interpreter's own module: hashlib loads OpenSSL, which takes a fifth of the time of
-    an interpreter's whole start. Big files are worth it: OpenSSL uses the processor's instructions.
+    Small things are hashed by the interpreter's own module: hashlib loads OpenSSL, which shows in the time of a
+    run in which nothing changed. Big files are worth it: OpenSSL uses the processor's instructions.
     """
     if max(size, len(data)) < BULK_BYTES:
         try:
