@@ -1,6 +1,6 @@
 """The command line, taken apart: argv -> Options. Errors name what is meant most likely.
 
-Not argparse: importing and building it takes as long as a whole run in which nothing changed.
+Not argparse: importing and building it shows in the time of a run in which nothing changed.
 """
 from __future__ import annotations
 
