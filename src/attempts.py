@@ -16,6 +16,8 @@ import sys
 import time
 from collections import namedtuple
 
+from model import sha256
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
@@ -35,12 +37,12 @@ class Launch(namedtuple("Launch", "argv env folder log_path token lock_descripto
     __slots__ = ()
 
 
-class AttemptResult(namedtuple("AttemptResult", "exit_code failure stopped duration_s cpu_s max_rss_bytes tail notes survivors")):
+class AttemptResult(namedtuple("AttemptResult", "exit_code failure stopped duration_s cpu_s max_rss_bytes tail notes survivors log", defaults=(None,))):
     """How an attempt ended.
 
     exit_code: the processor's, negative for a signal, None if it never started. failure: why it failed, "" if it did not.
     stopped: True if a signal to the runner ended it. tail: the last bytes of its output. notes: what to tell the user.
-    survivors: processes that would not go.
+    survivors: processes that would not go. log: (bytes, SHA-256) of the log file, None if there is none.
     """
 
     __slots__ = ()
@@ -96,6 +98,8 @@ class Signals:
 class AttemptLog:
     """An attempt's output on disk, within limits: its beginning, its end, and how much was left out between.
 
+    size and digest are of what is in the file.
+
     A log that cannot be written (full disk) does not stop the attempt: the pipe must go on being emptied.
     """
 
@@ -106,6 +110,7 @@ class AttemptLog:
         self.tail = bytearray()
         self.last = b""
         self.problem = ""
+        self.size, self.digest = 0, sha256()
         self.file: Any = open(path, "wb", buffering=0)
 
     def feed(self, data: bytes) -> None:
@@ -131,15 +136,19 @@ class AttemptLog:
         view = memoryview(data)
         while view and not self.problem:
             try:
-                view = view[self.file.write(view):]
+                count = self.file.write(view)
+                self.size += count
+                self.digest.update(view[:count])
+                view = view[count:]
             except OSError as error:
                 self.problem = "the log is incomplete: %s" % error.strerror
 
 
-def run_attempt(launch: Launch, signals: Signals, processes: Any, guardian: Any, others: Sequence[int] = ()) -> AttemptResult:
+def run_attempt(launch: Launch, signals: Signals, processes: Any, guardian: Any, others: Sequence[int] = (), network: Any = None) -> AttemptResult:
     """Run one attempt to its end and that of its last process.
 
-    others: children of this process that have nothing to do with the attempt. On disk afterwards: the log. Never raises
+    others: children of this process that have nothing to do with the attempt. network: who is told when the
+    processor is refused the network (network_watch.AttemptNetwork). On disk afterwards: the log. Never raises
     for what a processor does. Raises: OSError when the log cannot be created.
     """
     log = AttemptLog(launch.log_path, launch.echo)
@@ -155,7 +164,7 @@ def run_attempt(launch: Launch, signals: Signals, processes: Any, guardian: Any,
         tree = processes.Tree(process.pid, launch.token, job, others)
         notes = apply_resources(process.pid, launch.resources)
         watch = _watch_threads if sys.platform == "win32" else _watch
-        code, reason, usage, survivors = watch(launch, process, reader, tree, signals, log)
+        code, reason, usage, survivors = watch(launch, process, reader, tree, signals, log, network)
         if job is not None:
             job.close()
     finally:
@@ -165,7 +174,7 @@ def run_attempt(launch: Launch, signals: Signals, processes: Any, guardian: Any,
     if log.problem:
         notes.append(log.problem)
     failure = reason or exit_text(code)
-    return AttemptResult(code, failure, reason == INTERRUPTED, time.monotonic() - started, usage[0], usage[1], log.last, notes, survivors)
+    return AttemptResult(code, failure, reason == INTERRUPTED, time.monotonic() - started, usage[0], usage[1], log.last, notes, survivors, (log.size, log.digest.hexdigest()))
 
 
 INTERRUPTED = "interrupted"
@@ -203,7 +212,7 @@ def _not_started(launch: Launch, error: OSError, duration_s: float) -> AttemptRe
         hint = "; a script needs a first line such as #!/bin/sh"
     elif isinstance(error, FileNotFoundError):
         hint = "; the program that its first line names may be missing"
-    return AttemptResult(None, "cannot start %s: %s%s" % (launch.argv[0], reason, hint), False, duration_s, 0.0, 0, b"", [], [])
+    return AttemptResult(None, "cannot start %s: %s%s" % (launch.argv[0], reason, hint), False, duration_s, 0.0, 0, b"", [], [], (0, sha256().hexdigest()))
 
 
 def exit_text(code: Optional[int]) -> str:
@@ -218,21 +227,29 @@ def exit_text(code: Optional[int]) -> str:
     return "exit code %s" % code
 
 
-def _watch(launch: Launch, process: Any, reader: int, tree: Any, signals: Signals, log: AttemptLog) -> Tuple[int, str, Tuple[float, int], List[int]]:
-    """POSIX: wait for the end of the processor, stop it when time or a signal asks, end its tree, read what is left."""
+def _watch(launch: Launch, process: Any, reader: int, tree: Any, signals: Signals, log: AttemptLog, network: Any) -> Tuple[int, str, Tuple[float, int], List[int]]:
+    """POSIX: wait for the end of the processor, stop it when time or a signal asks, end its tree, read what is left.
+
+    A refused network call waits for its answer from here: whoever makes one is named, and nobody needs a thread.
+    """
     os.set_blocking(reader, False)
+    told = [network.descriptor] if network is not None and network.descriptor >= 0 else []
     ending = Ending(launch, tree, signals)
     is_open, status, usage = True, None, None
     try:
         while status is None:
-            ready = signals.wait([reader] if is_open else [], ending.seconds_left())
-            if ready:
+            ready = signals.wait(told + [reader] if is_open else told, ending.seconds_left())
+            if reader in ready:
                 is_open = _read_some(reader, log)
+            if told and told[0] in ready:
+                network.take()
             pid, raw, used = os.wait4(process.pid, os.WNOHANG)
             if pid:
                 status, usage = raw, used
             else:
                 ending.look()
+        if network is not None:
+            network.finish()            # before those are killed who wait for an answer
         survivors = tree.end()
         _drain(reader, is_open, log)
     finally:
@@ -289,7 +306,7 @@ def _drain(reader: int, is_open: bool, log: AttemptLog) -> None:
         is_open = _read_some(reader, log)
 
 
-def _watch_threads(launch: Launch, process: Any, reader: int, tree: Any, signals: Signals, log: AttemptLog) -> Tuple[int, str, Tuple[float, int], List[int]]:
+def _watch_threads(launch: Launch, process: Any, reader: int, tree: Any, signals: Signals, log: AttemptLog, network: Any) -> Tuple[int, str, Tuple[float, int], List[int]]:
     """Windows: the same with a thread that reads, and short waits."""
     import subprocess
     import threading
@@ -315,6 +332,8 @@ def _watch_threads(launch: Launch, process: Any, reader: int, tree: Any, signals
         except subprocess.TimeoutExpired:
             ending.look()
     survivors = tree.end()
+    if network is not None:
+        network.finish()
     thread.join(DRAIN_S)
     if not thread.is_alive():
         os.close(reader)

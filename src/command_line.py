@@ -24,7 +24,13 @@ commands
   (none)                run the pipeline
   plan                  say what a run would do with each stage, and why; write nothing
   validate              check the pipeline file and the processors; run nothing
+  scan [FILE...]        search the programs for uses of the network; run nothing
   unlock STAGE          remove the lock folder of a stage that nobody holds
+  accept STAGE          take a stage as up to date whose key changed for a harmless cause; needs --reason
+  verify [RUN...]       check the ledger, the records and the logs; with --outputs the outputs, too
+  export RUN            write a run's provenance (in-toto Statement with SLSA provenance)
+  evidence RUN          write all that proves a run into one zip file, with a verifier
+  new-key FILE          make a key file to seal the ledger with (--forward: a key that evolves)
 
 options
   --pipeline FILE       the pipeline file (default: pipeline.json in the working directory)
@@ -38,15 +44,30 @@ options
   --rehash              read all files anew, whatever the stored digests say
   --dry-run             the same as the command plan
   --verbose             show the processors' output
+  --key FILE            the key file that seals the ledger; verify: to check the seals with
+  --anchor HEAD         verify: a head noted earlier must be in the ledger; may be given several times
+  --outputs             verify: the outputs must be what was recorded
+  --format FORMAT       export: in-toto (the default)
+  --output FILE, -o     export, evidence: where to write
+  --reason TEXT         accept: why; it goes into the ledger
+  --forward             new-key: each entry gets a key of its own, the old one is destroyed
   --version, --help
 
 exit codes
-  0 completed  1 a stage failed  2 bad usage or spec  3 internal error  4 lock held  5 state damaged or not writable
+  0 completed  1 a stage failed  2 bad usage or spec  3 internal error  4 lock held  5 state damaged, not writable or not verified
   6 offline guard  130 interrupted (Ctrl-C)  143 terminated
 """
-VALUED = ("--pipeline", "--root", "--run-id", "--force", "--only", "--from", "--until", "--set")
-FLAGS = ("--rehash", "--dry-run", "--verbose", "--version", "--help", "-h")
-COMMANDS = ("run", "plan", "validate", "unlock")
+VALUED = ("--pipeline", "--root", "--run-id", "--force", "--only", "--from", "--until", "--set",
+          "--key", "--anchor", "--format", "--output", "-o", "--reason")
+FLAGS = ("--rehash", "--dry-run", "--verbose", "--outputs", "--forward", "--version", "--help", "-h")
+# command -> (least, most words after it, what they are)
+COMMANDS = {"run": (0, 0, ""), "plan": (0, 0, ""), "validate": (0, 0, ""), "unlock": (1, None, "the name of a stage"), "scan": (0, None, ""),
+            "accept": (1, 1, "the name of one stage"), "verify": (0, None, ""), "export": (1, 1, "the id of one run"),
+            "evidence": (1, 1, "the id of one run"), "new-key": (1, 1, "the file to make")}
+# options that belong to some commands only -> these
+ONLY_WITH = {"--anchor": ("verify",), "--outputs": ("verify",), "--format": ("export",), "--output": ("export", "evidence"), "--reason": ("accept",),
+             "--forward": ("new-key",)}
+FORMATS = ("in-toto",)
 
 
 def parse_command_line(argv: Sequence[str]) -> Options:
@@ -78,13 +99,15 @@ def _options(values: Dict[str, List[str]], flags: Set[str], words: List[str]) ->
     elif "--version" in flags:
         command = "version"
     elif command not in COMMANDS:
-        near = nearest(command, COMMANDS)
+        near = nearest(command, tuple(COMMANDS))
         raise UsageError("unknown command %s; %s" % (command, "did you mean %s?" % near if near else "see --help"))
     elif command == "run" and "--dry-run" in flags:
         command = "plan"
-    if (command == "unlock") != bool(words) and command not in ("help", "version"):
-        raise UsageError("unlock needs the name of a stage" if command == "unlock" else "%s takes no further words, got: %s; see --help" % (command, " ".join(words)))
-    for name in ("--pipeline", "--root", "--run-id", "--from", "--until"):
+    values["--output"] += values.pop("-o")
+    if command not in ("help", "version"):
+        _check_words(command, words)
+        _check_owned(command, values, flags)
+    for name in ("--pipeline", "--root", "--run-id", "--from", "--until", "--key", "--format", "--output", "--reason"):
         if len(values[name]) > 1:
             raise UsageError("%s was given twice" % name)
     single = {name: (found[-1] if found else None) for name, found in values.items()}
@@ -94,7 +117,27 @@ def _options(values: Dict[str, List[str]], flags: Set[str], words: List[str]) ->
     return Options(command, words, single["--pipeline"] or "pipeline.json", single["--root"],
                    run_id or time.strftime("%Y%m%dT%H%M%SZ-", time.gmtime()) + os.urandom(3).hex(),
                    _names(values["--force"]), _names(values["--only"]), single["--from"], single["--until"],
-                   _settings(values["--set"]), "--rehash" in flags, "--verbose" in flags)
+                   _settings(values["--set"]), "--rehash" in flags, "--verbose" in flags, values["--anchor"], single["--key"],
+                   "--outputs" in flags, single["--format"] or FORMATS[0], single["--output"], single["--reason"], "--forward" in flags)
+
+
+def _check_words(command: str, words: List[str]) -> None:
+    least, most, what = COMMANDS[command]
+    if len(words) < least:
+        raise UsageError("%s needs %s" % (command, what))
+    if most is not None and len(words) > most:
+        raise UsageError("%s takes %s, got: %s; see --help" % (command, "no further words" if most == 0 else what, " ".join(words)))
+
+
+def _check_owned(command: str, values: Dict[str, List[str]], flags: Set[str]) -> None:
+    for name, commands in ONLY_WITH.items():
+        if (values.get(name) or name in flags) and command not in commands:
+            raise UsageError("%s goes with %s" % (name, " and ".join(commands)))
+    if command == "accept" and not "".join(values["--reason"]).strip():
+        raise UsageError("accept needs --reason TEXT: it goes into the ledger")
+    for name in values["--format"]:
+        if name not in FORMATS:
+            raise UsageError("--format %s: must be %s" % (shown_value(name), " or ".join(FORMATS)))
 
 
 def _names(values: List[str]) -> FrozenSet[str]:

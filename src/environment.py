@@ -38,6 +38,17 @@ def base_environment(pass_env: Optional[Sequence[str]], own: Dict[str, str], env
     return kept
 
 
+def user_name() -> str:
+    """Return the name of the account that this process runs under, or its number where it has none."""
+    if os.name != "posix":
+        return os.environ.get("USERNAME", "")
+    import pwd
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
 def is_dropped(name: str) -> bool:
     """Tell whether a variable defeats isolation or repeatability: proxies, agents, sockets, preloads, start-up files."""
     upper = name.upper()

@@ -45,14 +45,21 @@ class Retry(namedtuple("Retry", "attempts base_delay_ms max_delay_ms jitter_ms e
 
 class StageSpec(namedtuple("StageSpec", (
         "name processor args inputs allow_no_inputs output_dir outputs params env pass_env watch needs idempotent "
-        "processor_mtime checkpoint line_interval retry timeout_s grace_s lock_wait_s resources simulate_fail_attempts"))):
+        "processor_mtime checkpoint line_interval retry timeout_s grace_s lock_wait_s resources simulate_fail_attempts "
+        "network_attempts"))):
     """One stage of the spec, defaults filled in; paths relative to the root; outputs and pass_env None if not given."""
 
     __slots__ = ()
 
 
-class PipelineSpec(namedtuple("PipelineSpec", "name version description offline_allow offline_require stages path root sha256")):
-    """A checked pipeline file; path and root absolute, sha256 of the file's bytes."""
+class Offline(namedtuple("Offline", "allow require strict layers")):
+    """What the spec asks of the offline guard: modules let through the scan, the layer that must be had, the layers wanted."""
+
+    __slots__ = ()
+
+
+class PipelineSpec(namedtuple("PipelineSpec", "name version description offline seal_key stages path root sha256")):
+    """A checked pipeline file; path and root absolute, sha256 of the file's bytes; seal_key: path of the key file, or ""."""
 
     __slots__ = ()
 
@@ -88,20 +95,28 @@ class Facts(namedtuple("Facts", "material record marker_key output_problems chec
     __slots__ = ()
 
 
-class StageResult(namedtuple("StageResult", "name status reason attempts duration_s cpu_s max_rss_bytes bytes_in bytes_out counts key outputs exit_code")):
-    """What a run did with a stage; status ok, skipped, failed, interrupted or notRun."""
+class StageResult(namedtuple("StageResult", "name status reason attempts duration_s cpu_s max_rss_bytes bytes_in bytes_out counts key outputs exit_code evidence is_offline_fault")):
+    """What a run did with a stage; status ok, skipped, failed, interrupted or notRun.
+
+    evidence: further fields of its entry in the run record. is_offline_fault: it failed because it tried to use the network.
+    """
 
     __slots__ = ()
 
     @classmethod
     def of(cls, name: str, status: str, reason: str, **known: Any) -> StageResult:
         """Return a result in which nothing was done but what is *known*."""
-        empty = cls(name, status, reason, 0, 0.0, 0.0, 0, 0, 0, {}, "", [], None)
+        empty = cls(name, status, reason, 0, 0.0, 0.0, 0, 0, 0, {}, "", [], None, {}, False)
         return empty._replace(**known)
 
 
-class Options(namedtuple("Options", "command operands pipeline root run_id force only first last params rehash verbose")):
-    """The command line, taken apart: force and only are sets of stage names, params {name: value} of --set."""
+class Options(namedtuple("Options", (
+        "command operands pipeline root run_id force only first last params rehash verbose anchors key outputs format output "
+        "reason forward"), defaults=((), None, False, "", None, None, False))):
+    """The command line, taken apart: force and only are sets of stage names, params {name: value} of --set.
+
+    From anchors on: what belongs to some commands only.
+    """
 
     __slots__ = ()
 

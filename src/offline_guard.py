@@ -1,1048 +1,693 @@
-"""The offline guard's scan: which programs would use the network, told from their syntax trees before anything runs.
+"""The kernel layer of the offline guard: the network closed for this process and all that it will start.
 
-This is layer 1 of three. It is an early and readable message, not an enforcement: whoever wants to can get past it. The
-layers that enforce (the kernel's, and the hook inside Python) come with an issue of their own; nothing of them is here.
+A leaf; also a program of its own: `python src/offline_guard.py exec [--strict] -- COMMAND ...`.
 
-A leaf: bytes in, findings out; it opens no file and changes nothing.
+    close_network() -> Status, Listener      once per process, irreversible, then probed: nothing is claimed that was not seen
+    Listener.answer() -> Refusal             who tried what, told by the kernel while the caller is held
+    program_of(argv, root) -> text           how to name that program to people
 
-    source -> syntax tree -> _Scan.walk: one pass that notes imports, bindings and calls
-                          -> _Scan.judge_calls: names resolved and constants folded, each call judged
-                          -> ScanResult(refused, warned, imports)
+Linux: a seccomp filter refuses to open sockets; it is inherited by everything that is started and cannot be taken off. macOS:
+sandbox_init. Elsewhere there is nothing to be had, which is said.
 
-Refused: imports of network modules in any spelling that can be worked out, also inside literal source given to exec, and
-network tools started as commands. Warned of: what cannot be judged. Comments and plain strings do not count.
+What stays possible: sockets that were open before and are handed on, Unix sockets unless strict (so whatever a daemon behind
+one does on request), and what a root user or a debugger of other processes of the same user can do.
+
+Source of the rules: seccomp(2), seccomp_unotify(2), linux/seccomp.h, linux/audit.h and the tables of system calls in the kernel.
 """
 from __future__ import annotations
 
+import errno
+import os
+import struct
+import sys
+import time
 from collections import namedtuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Set, Tuple
+    from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Union
+    Instruction = Tuple[int, int, int, int]                             # code, jump if true, jump if false, constant
+    Line = Union[str, Tuple[int, int, Optional[str], Optional[str]]]    # a label, or code, constant, label if true, if false
 
-SCAN_VERSION = 1            # of the rules; another version's results are not to be reused
-MAX_TEXT = 100_000          # characters of a folded constant: bounds what a hostile source can make the scan build
-MAX_STEPS = 20_000          # of looking into the expressions of one call
-MAX_FOLDING = 60            # levels of an expression that are looked into
-MAX_SOURCES = 4             # levels of source inside source
-HOLE = "\0"                 # stands in folded text for a part that is known only at run time
+PR_SET_NO_NEW_PRIVS = 38
+SECCOMP_SET_MODE_FILTER = 1
+FLAG_TSYNC = 1              # all threads of this process, not just the one that calls
+FLAG_SPEC_ALLOW = 4         # without it, kernels before 5.16 slow down every process that has a filter
+FLAG_NEW_LISTENER = 8
+FLAG_TSYNC_ESRCH = 16       # TSYNC together with a listener (5.7)
+FLAG_WAIT_KILLABLE = 32     # a held caller is not taken back by a mere signal (5.19), which would tell of its call twice
+RET_KILL_PROCESS, RET_ERRNO, RET_USER_NOTIF, RET_ALLOW = 0x80000000, 0x00050000, 0x7FC00000, 0x7FFF0000
+LOAD, JUMP_EQUAL, JUMP_AT_LEAST, JUMP_ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+IOCTL_RECEIVE, IOCTL_SEND = 0xC0502100, 0xC0182101
+NOTIFICATION = struct.Struct("=QIIiIQ6Q")       # id, pid, flags, number, arch, instruction pointer, six arguments
+ANSWER = struct.Struct("=QqiI")                 # id, value, error, flags
 
-# Names of network modules; each stands for itself and all below it.
-NETWORK_MODULES = frozenset((
-    # the standard library, past versions included
-    "socket _socket ssl _ssl socketserver urllib http.client http.server asyncio _asyncio asyncore asynchat ftplib smtplib "
-    "smtpd poplib imaplib nntplib telnetlib xmlrpc webbrowser wsgiref.simple_server "
-    # clients and servers of the web
-    "requests requests_toolbelt requests_oauthlib grequests httpx httpcore httplib2 aiohttp urllib3 treq mechanize pycurl "
-    "websocket websockets wsproto h11 h2 aioquic uvicorn hypercorn gunicorn waitress scrapy selenium playwright pyppeteer "
-    # event loops that bring sockets along
-    "tornado twisted trio anyio curio gevent eventlet uvloop "
-    # shells, files and mail of other machines
-    "paramiko asyncssh fabric fabric2 pysftp netmiko ncclient winrm rpyc smbclient smbprotocol impacket aiosmtpd aioftp "
-    # services
-    "boto boto3 botocore aiobotocore s3fs gcsfs adlfs google.cloud google.api_core google.auth googleapiclient azure minio "
-    "swiftclient keystoneclient docker kubernetes hvac consul etcd3 kazoo sentry_sdk slack_sdk twilio "
-    # databases, queues, remote calls
-    "redis aioredis pymongo motor psycopg psycopg2 asyncpg pg8000 mysql MySQLdb pymysql aiomysql mariadb pymssql oracledb "
-    "cx_Oracle cassandra elasticsearch opensearchpy influxdb influxdb_client neo4j memcache pymemcache pylibmc "
-    "kafka confluent_kafka pika aio_pika kombu amqp celery nats stomp paho zmq nanomsg pynng grpc thrift Pyro4 Pyro5 zeep suds "
-    # the network itself
-    "scapy dns ldap ldap3 pysnmp easysnmp nmap ntplib whois speedtest zeroconf").split())
-
-DOUBTFUL_MODULES = {
-    "ctypes": "can call what this scan does not see", "_ctypes": "can call what this scan does not see",
-    "cffi": "can call what this scan does not see", "_cffi_backend": "can call what this scan does not see",
-    "multiprocessing.connection": "can listen on and connect to addresses",
-    "multiprocessing.managers": "can listen on and connect to addresses"}
-
-NETWORK_TOOLS = frozenset((
-    "curl wget wget2 aria2c ssh scp sftp sshfs autossh mosh slogin ssh-copy-id nc ncat netcat nc.openbsd nc.traditional socat "
-    "telnet ftp tftp lftp ncftp rsh rlogin rcp nmap ping ping6 dig nslookup traceroute tracert whois bitsadmin "
-    "invoke-webrequest invoke-restmethod start-bitstransfer iwr irm").split())
-SYNC_TOOLS = {              # tool -> its subcommands that talk to another machine
-    "git": frozenset("clone fetch pull push ls-remote".split()), "hg": frozenset("clone pull push incoming outgoing".split()),
-    "svn": frozenset("checkout co update up commit ci export import list ls".split())}
-OPTIONS_WITH_VALUE = {      # tool -> its options that take the next word; needed to find the word that matters
-    "git": ("-C", "-c", "--git-dir", "--work-tree", "--namespace"), "hg": ("-R", "--cwd", "--config"), "svn": (),
-    "env": ("-u", "--unset", "-C", "--chdir"), "sudo": ("-u", "-g", "-h", "-p", "-C", "-D", "-U"), "doas": ("-u", "-C"),
-    "nice": ("-n",), "ionice": ("-c", "-n", "-p"), "timeout": ("-s", "-k", "--signal", "--kill-after"),
-    "xargs": ("-I", "-n", "-P", "-L", "-d", "-a", "-s", "-E"), "stdbuf": ("-i", "-o", "-e"), "time": ("-f", "-o"),
-    "exec": ("-a",), "chroot": (), "nohup": (), "setsid": (), "command": (), "builtin": (), "busybox": (), "eval": (),
-    "strace": ("-o", "-e", "-p"), "unshare": (), "start": (), "winpty": (), "taskset": (), "chrt": ()}
-WRAPPERS = frozenset(OPTIONS_WITH_VALUE) - frozenset(SYNC_TOOLS)
-SHELLS = frozenset("sh bash dash zsh ksh mksh ash fish cmd powershell pwsh".split())
-SHELL_WORDS = frozenset("{ } ! if then elif else fi while until do done case in esac".split())
-DEVICES = ("/dev/tcp/", "/dev/udp/")
-
-# Resolved names of functions -> how a call of them is judged.
-IMPORTERS = frozenset((
-    "builtins.__import__ importlib.import_module importlib.__import__ importlib.find_loader pkgutil.get_loader "
-    "pkgutil.find_loader pkgutil.resolve_name runpy.run_module imp.find_module imp.load_module").split())
-FINDERS = frozenset(("importlib.util.find_spec", "importlib.machinery.PathFinder.find_spec", "pkgutil.find_spec"))
-RUNNERS = frozenset(("builtins.exec", "builtins.eval", "builtins.compile"))
-LOADS = frozenset(("module_from_spec", "exec_module", "load_module"))
-COMMANDS = {                # function -> form of its arguments
-    "subprocess.run": "argv", "subprocess.call": "argv", "subprocess.check_call": "argv", "subprocess.check_output": "argv",
-    "subprocess.Popen": "argv", "subprocess.getoutput": "shell", "subprocess.getstatusoutput": "shell",
-    "os.system": "shell", "os.popen": "shell", "pty.spawn": "argv", "os.posix_spawn": "path+argv", "os.posix_spawnp": "path+argv",
-    "os.execl": "path+words", "os.execle": "path+words", "os.execlp": "path+words", "os.execlpe": "path+words",
-    "os.execv": "path+argv", "os.execve": "path+argv", "os.execvp": "path+argv", "os.execvpe": "path+argv",
-    "os.spawnl": "mode+path+words", "os.spawnle": "mode+path+words", "os.spawnlp": "mode+path+words",
-    "os.spawnlpe": "mode+path+words", "os.spawnv": "mode+path+argv", "os.spawnve": "mode+path+argv",
-    "os.spawnvp": "mode+path+argv", "os.spawnvpe": "mode+path+argv"}
-DECODERS = frozenset(("base64.b64decode", "base64.standard_b64decode", "base64.urlsafe_b64decode", "builtins.bytes.fromhex"))
-JUDGED = IMPORTERS | FINDERS | RUNNERS | frozenset(COMMANDS)
-BUILTINS = frozenset("__import__ exec eval compile getattr vars globals chr bytes str reversed".split())
-# Modules whose functions matter to the scan; other names are not followed.
-ROOTS = frozenset("builtins importlib pkgutil runpy imp subprocess os pty base64 sys posix nt".split())
-LAST_NAMES = frozenset(name.rpartition(".")[2] for name in JUDGED)
-
-# Fields of tree nodes that hold no node worth a visit.
-_BARE_FIELDS = frozenset("ctx op ops id attr kind type_comment lineno names module level n s name rest simple conversion".split())
+AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16           # of Linux
+SOCK_STREAM, SOCK_DGRAM, SOCK_RAW, SOCK_TYPE_MASK = 1, 2, 3, 0xF
+IO_URING = (425, 426, 427)  # setup, enter, register: a ring opens sockets without the system call; the numbers are the same on
+PIDFD_GETFD = 438           # ... every ABI, also this one, which takes a socket out of another process
+X32_BIT = 0x40000000
+# No protocol has this number: without a guard the kernel answers "invalid", whatever the privileges. A runner inside another
+# one asks with it, and the outer one knows that this was no attempt to use the network.
+PROBE_PROTOCOL = 0x6F6666
+PROBE_S = 5.0
+DRAIN_LIMIT = 256           # refusals taken at once: somebody who tries without end must not hold up everything else
+ARGV_BYTES, ARGV_WORDS = 4096, 8
 
 
-# === Results ===
+class Abi(namedtuple("Abi", "arch socket socketpair seccomp socketcall x32 word_bytes")):
+    """One way to call the kernel: AUDIT_ARCH and numbers of calls; socketcall is None where there is none."""
 
-class Finding(namedtuple("Finding", "line module what")):
-    """One place: *line* from 1, *module* the dotted name or the tool (what "allow" names), *what* a clause for people."""
+    __slots__ = ()
+
+
+ABIS = {
+    "x86_64": Abi(0xC000003E, 41, 53, 317, None, True, 8),
+    "i386": Abi(0x40000003, 359, 360, 354, 102, False, 4),
+    "aarch64": Abi(0xC00000B7, 198, 199, 277, None, False, 8),
+    "arm": Abi(0x40000028, 281, 288, 383, 102, False, 4),
+    "riscv64": Abi(0xC00000F3, 198, 199, 277, None, False, 8),
+    "ppc64le": Abi(0xC0000015, 326, 333, 358, 102, False, 8),
+    "s390x": Abi(0x80000016, 359, 360, 348, 102, False, 8)}
+ABI_OF_ARCH = {abi.arch: abi for abi in ABIS.values()}
+
+
+class Status(namedtuple("Status", "method reports probed strict why")):
+    """What came of closing the network.
+
+    method: "seccomp", "outer" (a runner around this one has closed it), "sandbox" (macOS) or "none". reports: refused calls
+    are told to the Listener. probed: seen to be closed. strict: Unix sockets too. why: of "none", one clause; else "".
+    """
 
     __slots__ = ()
     if TYPE_CHECKING:
-        line: int
-        module: str
-        what: str
-
-
-class ScanResult(namedtuple("ScanResult", "refused warned imports")):
-    """What a scan found: findings by line, and all imported names (".name" when relative), sorted."""
-
-    __slots__ = ()
-    if TYPE_CHECKING:
-        refused: Tuple[Finding, ...]
-        warned: Tuple[Finding, ...]
-        imports: Tuple[str, ...]
+        method: str
+        reports: bool
+        probed: bool
+        strict: bool
+        why: str
 
     def to_json(self) -> Dict[str, Any]:
-        """Return the result as JSON values, free of lone surrogates: findings are [line, module, what]."""
-        return {"refused": [list(one) for one in self.refused], "warned": [list(one) for one in self.warned],
-                "imports": list(self.imports)}
-
-    @staticmethod
-    def from_json(value: Dict[str, Any]) -> ScanResult:
-        """Return the result that to_json() made; further keys are ignored. Raises: KeyError, TypeError."""
-        return ScanResult(tuple(Finding(*one) for one in value["refused"]), tuple(Finding(*one) for one in value["warned"]),
-                          tuple(value["imports"]))
+        """Return the status as it stands in run records."""
+        value = {"method": self.method, "reports": self.reports, "probed": self.probed, "strict": self.strict}
+        return dict(value, why=self.why) if self.why else value
 
 
-def refusals(result: ScanResult, allow: Iterable[str]) -> List[Finding]:
-    """Return the refused findings but those whose module, or a package that it lies in, is in *allow*."""
-    allowed = frozenset(allow)
-    return [one for one in result.refused if not any(name in allowed for name in _packages(one.module))]
+class Refusal(namedtuple("Refusal", "pid ppid argv kind counted")):
+    """A call that was refused.
 
-
-def scan(source: bytes, filename: str) -> ScanResult:
-    """Search Python source for uses of the network, by its syntax tree.
-
-    *filename* enters the parser's messages only. Whatever cannot be parsed, or is nested too deep to be looked at,
-    becomes a warning, never an exception.
+    pid: of the process (not the thread). ppid, argv: 0 and [] when the caller was gone before they could be trusted; argv has at
+    most 8 words. kind: "IPv4 TCP", "packet socket", "io_uring" ... counted: it was an attempt to open a way out; False for
+    what programs also do without meaning the network (io_uring, pidfd_getfd, in strict mode Unix sockets).
     """
-    run = _Scan(filename)
-    run.scan_source(source)
-    # A computed name can be any text; the runner makes paths of names, and JSON.
-    names = sorted(name for name in run.imports if all(part.isidentifier() for part in name.lstrip(".").split(".")))
-    return ScanResult(_ordered(run.refused), _ordered(run.warned), tuple(names))
+
+    __slots__ = ()
+    if TYPE_CHECKING:
+        pid: int
+        ppid: int
+        argv: List[str]
+        kind: str
+        counted: bool
 
 
-def _ordered(findings: Iterable[Finding]) -> Tuple[Finding, ...]:
-    """Return findings by line, one for each line and module."""
-    first: Dict[Tuple[int, str], Finding] = {}
-    for one in findings:
-        first.setdefault((one.line, one.module), Finding(one.line, _printable(one.module), _printable(one.what)))
-    return tuple(first[place] for place in sorted(first))
+def close_network(strict: bool = False) -> Tuple[Status, Optional[Listener]]:
+    """Close the network for this process and all that it will start, irreversibly, and probe that it is closed.
 
-
-def _printable(text: str) -> str:
-    """Return text that any terminal and any UTF-8 file takes."""
-    short = text if len(text) <= 200 else text[:197] + "..."
-    return "".join(one if one.isprintable() else "\\u%04x" % ord(one) for one in short)
-
-
-def _packages(module: str) -> List[str]:
-    """Return a dotted name and the packages that it lies in: a.b.c, a.b, a."""
-    names = [module]
-    while "." in module:
-        module = module.rpartition(".")[0]
-        names.append(module)
-    return names
-
-
-def network_module(name: str) -> bool:
-    """Tell whether a dotted name is, or lies in, a network module."""
-    return any(one in NETWORK_MODULES for one in _packages(name))
-
-
-# === Commands: words and shell text -> (verdict, tool) ===
-
-COMPUTED = ("computed", "")
-HARMLESS = ("", "")
-
-
-def judge_words(words: Sequence[str], depth: int = 0) -> Tuple[str, str]:
-    """Judge a command given as words, unknown parts being HOLEs.
-
-    Returns ("tool", name), ("python", source) for source to scan, ("module", name) for python -m, COMPUTED or HARMLESS.
+    Call it once, before any thread is started. With a Listener, every refused call waits for its answer: this process must keep
+    answering, or close it (then refused calls fail at once, with "no such call"). So this process itself must try none
+    from then on, for it would wait for itself: no name look-ups, and in strict mode no pwd, grp or getpass either, whose C
+    functions ask a daemon through a Unix socket.
+    Never raises for what the system cannot do: the method is "none" then, and why says what is missing.
     """
-    words = list(words)
-    while words and (words[0] in SHELL_WORDS or words[0][:1] in "<>" or _is_assignment(words[0])):
-        del words[:2 if words[0] in (">", ">>", "<", "2>") else 1]
-    if not words or depth > MAX_SOURCES:
-        return HARMLESS
-    tool = _tool_name(words[0])
-    if tool in NETWORK_TOOLS:
-        return ("tool", tool)
-    if tool in SYNC_TOOLS:
-        rest = _skip_options(words[1:], OPTIONS_WITH_VALUE[tool])
-        return ("tool", "%s %s" % (tool, rest[0])) if rest and rest[0] in SYNC_TOOLS[tool] else HARMLESS
-    if tool == "rsync":
-        return ("tool", tool) if any(_is_remote(word) for word in words[1:]) else HARMLESS
-    if tool == "find":
-        places = [index for index, word in enumerate(words) if word in ("-exec", "-execdir", "-ok")]
-        return judge_words(words[places[0] + 1:], depth + 1) if places else HARMLESS
-    if tool in WRAPPERS:
-        return _judge_wrapped(tool, words[1:], depth)
-    if tool in SHELLS:
-        return _judge_shell(words[1:], depth)
-    if tool.startswith(("python", "pypy")):
-        return _judge_python(words[1:])
-    return COMPUTED if HOLE in tool or not tool else HARMLESS
+    if sys.platform.startswith("linux"):
+        return close_linux(strict)
+    if sys.platform == "darwin":
+        return close_macos(strict), None
+    return _none(strict, "%s has no such call" % ("Windows" if sys.platform == "win32" else "this system")), None
 
 
-def judge_shell_text(text: str, depth: int = 0) -> Tuple[str, str]:
-    """Judge a shell's command line or script: the first of its commands that uses the network counts."""
-    if any(device in text for device in DEVICES):
-        return ("tool", "/dev/tcp")
-    found = HARMLESS
-    for words in shell_commands(text):
-        verdict = judge_words(words, depth)
-        if verdict[0] not in ("", "computed"):
-            return verdict
-        found = verdict if verdict != HARMLESS else found
+def _none(strict: bool, why: str) -> Status:
+    return Status("none", False, False, strict, why)
+
+
+# --- the filter (pure) -----------------------------------------------------------------------------------------------
+
+def abis_of(machine: str, pointer_bytes: int) -> Tuple[str, ...]:
+    """Return the names of the ABIs that programs on *machine* (as uname says) can use, this program's own first; () if unknown.
+
+    uname may say the 32-bit name to a 64-bit program (setarch) and the other way round, so both siblings are always covered.
+    """
+    if machine == "x86_64" or (machine[:1] == "i" and machine[2:] == "86"):
+        siblings: Tuple[str, ...] = ("x86_64", "i386")
+    elif machine == "aarch64" or (machine.startswith("armv") and machine.endswith("l")):
+        siblings = ("aarch64", "arm")
+    else:
+        return (machine,) if machine in ABIS else ()
+    return siblings if pointer_bytes == 8 else siblings[::-1]
+
+
+def build_filter(abis: Sequence[str], refuse: int, strict: bool, byteorder: str = sys.byteorder) -> List[Instruction]:
+    """Return the program that the kernel asks about every system call.
+
+    refuse: its verdict on calls that could open a way to the network. With RET_USER_NOTIF, a further listener below this one is
+    refused with EBUSY: after our death it could answer "go on" to calls that we would have refused.
+    """
+    program: List[Instruction] = []
+    for name in abis:
+        section = _assemble(_abi_rules(ABIS[name], refuse, strict, byteorder))
+        program += [(LOAD, 0, 0, 4), (JUMP_EQUAL, 0, len(section), ABIS[name].arch)] + section
+    return program + [(RETURN, 0, 0, RET_KILL_PROCESS)]     # of a way to call the kernel that nobody has thought of
+
+
+def _abi_rules(abi: Abi, refuse: int, strict: bool, byteorder: str) -> List[Line]:
+    """Return the rules for one ABI, with labels; a call is looked at by number first."""
+    low = 16 if byteorder == "little" else 20       # of the first argument: the kernel, too, looks at its lower half only
+    lines: List[Line] = [(LOAD, 0, None, None)]
+    if abi.x32:
+        lines.append((JUMP_AT_LEAST, X32_BIT, "refuse", None))
+    for number in IO_URING + (PIDFD_GETFD,) + (() if abi.socketcall is None else (abi.socketcall,)):
+        lines.append((JUMP_EQUAL, number, "refuse", None))  # the arguments of socketcall are out of the filter's sight
+    if refuse == RET_USER_NOTIF:
+        lines.append((JUMP_EQUAL, abi.seccomp, "seccomp", None))
+    lines += [(JUMP_EQUAL, abi.socket, "socket", None), (JUMP_EQUAL, abi.socketpair, "socketpair", "allow")]
+    lines += ["socket", (LOAD, low, None, None)]
+    if not strict:
+        lines.append((JUMP_EQUAL, AF_UNIX, "allow", None))
+    # Netlink's protocol 0 tells about network interfaces and carries no packets; programs ask it when they start.
+    lines += [(JUMP_EQUAL, AF_NETLINK, None, "refuse"), (LOAD, low + 16, None, None), (JUMP_EQUAL, 0, "allow", "refuse"),
+              "socketpair", (LOAD, low, None, None), (JUMP_EQUAL, AF_UNIX, "allow", "refuse")]
+    if refuse == RET_USER_NOTIF:
+        lines += ["seccomp", (LOAD, low + 8, None, None), (JUMP_ANY_BIT, FLAG_NEW_LISTENER, None, "allow"),
+                  (RETURN, RET_ERRNO | errno.EBUSY, None, None)]
+    return lines + ["allow", (RETURN, RET_ALLOW, None, None), "refuse", (RETURN, refuse, None, None)]
+
+
+def _assemble(lines: Sequence[Line]) -> List[Instruction]:
+    """Replace labels by distances; jumps lead forward only."""
+    places: Dict[str, int] = {}
+    plain: List[Tuple[int, int, Optional[str], Optional[str]]] = []
+    for line in lines:
+        if isinstance(line, str):
+            places[line] = len(plain)
+        else:
+            plain.append(line)
+
+    def distance(label: Optional[str], position: int) -> int:
+        return 0 if label is None else places[label] - position - 1
+
+    return [(code, distance(if_true, at), distance(if_false, at), constant) for at, (code, constant, if_true, if_false) in enumerate(plain)]
+
+
+# --- Linux: installing it, and looking whether it holds --------------------------------------------------------------
+
+def close_linux(strict: bool, libc: Any = None) -> Tuple[Status, Optional[Listener]]:
+    """Do it with seccomp: with reports if it can be had, else without."""
+    import ctypes
+    machine = os.uname().machine
+    abis = abis_of(machine, struct.calcsize("P"))
+    if not abis:
+        return _none(strict, "no filter is written for the processor %s" % machine), None
+    libc = libc or ctypes.CDLL(None, use_errno=True)
+    one, zero = ctypes.c_ulong(1), ctypes.c_ulong(0)
+    if libc.prctl(PR_SET_NO_NEW_PRIVS, one, zero, zero, zero):
+        return _none(strict, "the system refuses PR_SET_NO_NEW_PRIVS: %s" % os.strerror(ctypes.get_errno())), None
+    threads = FLAG_TSYNC | FLAG_TSYNC_ESRCH if _has_threads() else 0
+    result, error = _install(libc, abis, RET_USER_NOTIF, strict, FLAG_NEW_LISTENER | threads)
+    if result >= 0:
+        return _probed(libc, strict, Listener(result))
+    if error == errno.EBUSY and all(one in (errno.EACCES, errno.EPERM) for one in _try(libc, strict, PROBE_PROTOCOL)):
+        # A filter of ours on top would refuse before the outer runner could be told.
+        return Status("outer", False, True, strict, ""), None
+    result, error = _install(libc, abis, RET_ERRNO | errno.EACCES, strict, FLAG_TSYNC)
+    if result == 0:
+        return _probed(libc, strict, None)
+    return _none(strict, "a thread has a filter of its own" if result > 0 else _refusal_text(error)), None
+
+
+def _refusal_text(error: int) -> str:
+    if error in (errno.ENOSYS, errno.EINVAL):
+        return "this kernel has no seccomp filters"
+    return "the system refuses a seccomp filter: %s" % os.strerror(error)
+
+
+def _has_threads() -> bool:
+    try:
+        return len(os.listdir("/proc/self/task")) > 1
+    except OSError:
+        return True
+
+
+def _install(libc: Any, abis: Sequence[str], refuse: int, strict: bool, flags: int) -> Tuple[int, int]:
+    """Install the filter; return what the system call returned (negative: refused; a listener's descriptor, 0, or a thread) and errno."""
+    import ctypes
+    program = build_filter(abis, refuse, strict)
+    code = b"".join(struct.pack("=HBBI", *one) for one in program)
+    code_memory = ctypes.create_string_buffer(code, len(code))
+    header = ctypes.create_string_buffer(struct.pack("HP", len(program), ctypes.addressof(code_memory)))
+    killable = FLAG_WAIT_KILLABLE if flags & FLAG_NEW_LISTENER else 0
+    libc.syscall.restype = ctypes.c_long
+    result, error = -1, errno.EINVAL
+    for extra in (FLAG_SPEC_ALLOW | killable, FLAG_SPEC_ALLOW, 0):
+        result = libc.syscall(ctypes.c_long(ABIS[abis[0]].seccomp), ctypes.c_ulong(SECCOMP_SET_MODE_FILTER),
+                              ctypes.c_ulong(flags | extra), ctypes.byref(header))
+        error = ctypes.get_errno()
+        if result >= 0 or error != errno.EINVAL:        # EINVAL: a flag that this kernel does not know
+            break
+    return result, error
+
+
+def _try(libc: Any, strict: bool, protocol: int = 0) -> List[int]:
+    """Try to open one socket of each kind; return the errors, 0 for each that could be opened."""
+    import ctypes
+    found = []
+    for family, kind in ((AF_INET, SOCK_STREAM), (AF_INET6, SOCK_DGRAM), (AF_INET, SOCK_RAW), (AF_UNIX, SOCK_STREAM))[:4 if strict else 3]:
+        descriptor = libc.socket(family, kind, protocol)
+        found.append(ctypes.get_errno() if descriptor < 0 else 0)
+        if descriptor >= 0:
+            os.close(descriptor)
     return found
 
 
-def shell_commands(text: str) -> List[List[str]]:
-    """Split shell text into commands, each a list of words without their quotes.
+def _probed(libc: Any, strict: bool, listener: Optional[Listener]) -> Tuple[Status, Optional[Listener]]:
+    """Return the status that the probe allows to claim; without success the listener is closed."""
+    try:
+        errors, told = (_try(libc, strict), 0) if listener is None else _try_in_child(libc, strict, listener)
+    except OSError as error:
+        errors, told, why = [], 0, "the probe could not be made: %s" % (error.strerror or error)
+    else:
+        why = "the probe found it open" if errors else "the probe did not end"
+    # A call that failed in another way, and of which we were not told, was refused by a filter around ours.
+    strange = [one for one in errors if one != errno.EACCES]
+    others = len(errors) - told if listener is not None else 0
+    if errors and len(strange) <= others and all(one in (errno.EPERM, errno.EAFNOSUPPORT) for one in strange):
+        return Status("seccomp", listener is not None and told == len(errors), True, strict, ""), listener
+    if listener is not None:
+        listener.close()
+    return _none(strict, why), None
 
-    $(...) and `...` are commands too, and a HOLE in the word where they stand.
+
+def _try_in_child(libc: Any, strict: bool, listener: Listener) -> Tuple[List[int], int]:
+    """Let a child try, for who answers cannot also be held; return its errors ([] if it did not end) and how many were told.
+
+    Raises: OSError when there can be no child.
     """
-    commands: List[List[str]] = [[]]
-    word: Optional[str] = None          # None between words, "" for a word like ''
-    quote = ""
-    outer: List[Tuple[str, str, Optional[List[str]], Optional[str]]] = []    # what closes it, and what then goes on
-    current = commands[0]
-    place = 0
-    while place < len(text):
-        mark = text[place]
-        is_inner = text.startswith("$(", place)
-        place += 1
-        if mark == "\\" and quote != "'" and place < len(text) and (not quote or text[place] in "\"\\$`\n"):
-            word = (word or "") + text[place].replace("\n", "")
-            place += 1
-        elif mark == quote:
-            quote = ""
-        elif quote == "'":
-            word = (word or "") + mark
-        elif outer and mark == outer[-1][0] and (not quote or mark == "`"):
-            _end_word(current, word)
-            _, quote, going_on, word = outer.pop()
-            current = _new_command(commands) if going_on is None else going_on
-        elif is_inner or mark == "`":
-            place += is_inner
-            outer.append((")" if is_inner else "`", quote, current, (word or "") + HOLE))
-            quote, word, current = "", None, _new_command(commands)
-        elif quote:
-            word = (word or "") + mark
-        elif mark in "'\"":
-            quote, word = mark, word or ""
-        elif mark == "#" and word is None:
-            place = text.find("\n", place) if "\n" in text[place:] else len(text)
-        elif mark in " \t\r;&|()\n":
-            _end_word(current, word)
-            word = None
-            if mark == "(":
-                outer.append((")", "", None, None))
-            if mark not in " \t\r":
-                current = _new_command(commands)
-        else:
-            word = (word or "") + mark
-    _end_word(current, word)
-    for _, _, going_on, word in outer:          # never closed: what stood before is looked at all the same
-        _end_word(current if going_on is None else going_on, word)
-    return [words for words in commands if words]
+    import select
+    reader, writer = os.pipe()
+    child = -1
+    try:
+        child = os.fork()
+        if child == 0:                  # in the child
+            try:
+                os.close(listener.descriptor)
+                os.write(writer, bytes(min(error, 255) for error in _try(libc, strict)))
+            finally:
+                os._exit(0)
+        os.close(writer)                # in the parent: now the pipe ends with the child
+        writer, found, told = -1, b"", 0
+        poll = select.poll()
+        poll.register(reader, select.POLLIN)
+        poll.register(listener.descriptor, select.POLLIN)
+        deadline = time.monotonic() + PROBE_S
+        while time.monotonic() < deadline:
+            ready = [descriptor for descriptor, _ in poll.poll(max(1, int((deadline - time.monotonic()) * 1000)))]
+            if listener.descriptor in ready:
+                refusal = listener.answer()
+                told += int(refusal is not None and refusal.pid == child)
+            if reader in ready:
+                data = os.read(reader, 64)
+                if not data:
+                    return list(found), told
+                found += data
+        return [], told
+    finally:
+        os.close(reader)
+        if writer >= 0:
+            os.close(writer)
+        if child > 0:
+            _end(child)
 
 
-def _new_command(commands: List[List[str]]) -> List[str]:
-    commands.append([])
-    return commands[-1]
+def _end(child: int) -> None:
+    """End a child that has nothing left to do, and take its exit status."""
+    import signal
+    try:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    except OSError:
+        pass                            # where SIGCHLD is ignored, the kernel has taken it
 
 
-def _end_word(command: List[str], word: Optional[str]) -> None:
-    if word is not None:
-        command.append(word)
+# --- Linux: who tried ------------------------------------------------------------------------------------------------
+
+class Listener:
+    """The kernel's reports of refused calls: each caller is held until it is answered.
+
+    descriptor becomes readable when there is one. It is closed on exec; a forked child that lives on must close its copy, for
+    as long as any copy is open the kernel waits for an answer.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        import select
+        self.descriptor = descriptor
+        self.poll = select.poll()
+        self.poll.register(descriptor, select.POLLIN)
+
+    def answer(self) -> Optional[Refusal]:
+        """Refuse one pending call and tell who made it; None if there is none (any more), or it was only an inner runner's probe."""
+        call = self._receive()
+        if call is None:
+            return None
+        ident, thread, _flags, number, arch, _at, *arguments = call
+        try:                            # whatever happens here, nobody is left waiting
+            kind, counted = kind_of_call(arch, number & 0xFFFFFFFF, arguments, thread)
+            pid, ppid, argv = _caller(thread)
+        finally:
+            was_there = self._refuse(ident)
+        if kind == "":
+            return None
+        if not was_there:               # what was read may be about another process with the same number
+            pid, ppid, argv = thread, 0, []
+        return Refusal(pid, ppid, argv, kind, counted)
+
+    def drain(self) -> List[Refusal]:
+        """Refuse all pending calls (a bounded number: poll again) and tell who made them."""
+        found = []
+        for _ in range(DRAIN_LIMIT):
+            if not self._is_pending():
+                break
+            refusal = self.answer()
+            if refusal is not None:
+                found.append(refusal)
+        return found
+
+    def close(self) -> None:
+        """Stop listening: calls that would be told fail with ENOSYS from now on, in all processes."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def _is_pending(self) -> bool:
+        import select
+        return self.descriptor >= 0 and any(event & select.POLLIN for _, event in self.poll.poll(0))
+
+    def _receive(self) -> Optional[Tuple[int, ...]]:
+        import fcntl
+        while self._is_pending():       # else the call would wait
+            buffer = bytearray(NOTIFICATION.size)   # the kernel insists on zeros
+            try:
+                fcntl.ioctl(self.descriptor, IOCTL_RECEIVE, buffer)
+                return NOTIFICATION.unpack(buffer)
+            except InterruptedError:
+                continue
+            except OSError:
+                return None             # ENOENT: the caller was killed meanwhile
+        return None
+
+    def _refuse(self, ident: int) -> bool:
+        """Answer EACCES; tell whether the caller was still there to hear it."""
+        import fcntl
+        while True:
+            try:
+                fcntl.ioctl(self.descriptor, IOCTL_SEND, ANSWER.pack(ident, 0, -errno.EACCES, 0))
+                return True
+            except InterruptedError:
+                continue
+            except OSError:
+                return False
 
 
-def _tool_name(word: str) -> str:
-    """Return the bare name of a program: /usr/bin/X, X.exe -> x; HOLE in it when it is not known."""
-    name = word.replace("\\", "/").rpartition("/")[2].lower()
-    for ending in (".exe", ".cmd", ".bat", ".com"):
-        name = name[:-len(ending)] if name.endswith(ending) else name
+def _caller(thread: int) -> Tuple[int, int, List[str]]:
+    """Return process, its parent and its words, of the thread that is being held; what cannot be read is left out."""
+    pid, ppid = thread, 0
+    argv: List[str] = []
+    try:
+        with open("/proc/%d/status" % thread, "rb") as file:
+            for line in file:
+                if line.startswith(b"Tgid:"):
+                    pid = int(line[5:])
+                elif line.startswith(b"PPid:"):
+                    ppid = int(line[5:])
+                    break
+        with open("/proc/%d/cmdline" % thread, "rb") as file:
+            words = file.read(ARGV_BYTES).rstrip(b"\0").split(b"\0")
+        argv = [word.decode("utf-8", "backslashreplace") for word in words[:ARGV_WORDS]] if words != [b""] else []
+    except (OSError, ValueError):
+        pass
+    return pid, ppid, argv
+
+
+def kind_of_call(arch: int, number: int, arguments: Sequence[int], thread: int = 0) -> Tuple[str, bool]:
+    """Return what a refused call was for, in words, and whether it counts as an attempt; "" for an inner runner's probe.
+
+    thread: who made it and is being held, to look up what lies behind a pointer; 0: nobody.
+    """
+    abi = ABI_OF_ARCH[arch]             # the filter kills callers of any other
+    if number in IO_URING:
+        return "io_uring", False
+    if number == PIDFD_GETFD:
+        return "another process's descriptor (pidfd_getfd)", False
+    if abi.x32 and number >= X32_BIT:
+        if number ^ X32_BIT in (abi.socket, abi.socketpair):
+            return "a socket (x32)", True
+        return "a call of the x32 kind", False
+    if number == abi.socketcall:
+        family = _family_behind(abi, arguments, thread)
+        return "a socket (%ssocketcall)" % ("32-bit " if abi.word_bytes == 4 else ""), family != AF_UNIX
+    family, kind, protocol = (one & 0xFFFFFFFF for one in arguments[:3])
+    if protocol == PROBE_PROTOCOL and number == abi.socket:
+        return "", False
+    return kind_of_socket(family, kind & SOCK_TYPE_MASK, protocol), family != AF_UNIX
+
+
+def kind_of_socket(family: int, kind: int, protocol: int) -> str:
+    """Return words for a socket of Linux."""
+    if family in (AF_INET, AF_INET6):
+        return "%s %s" % ("IPv4" if family == AF_INET else "IPv6", {SOCK_STREAM: "TCP", SOCK_DGRAM: "UDP", SOCK_RAW: "raw"}.get(kind, "socket"))
+    if family == AF_NETLINK:
+        return "netlink (protocol %d)" % protocol
+    names = {AF_UNIX: "Unix socket", 17: "packet socket", 31: "Bluetooth", 38: "kernel crypto (AF_ALG)", 40: "vsock"}
+    return names.get(family, "family %d" % family)
+
+
+def _family_behind(abi: Abi, arguments: Sequence[int], thread: int) -> int:
+    """Return the family that a socketcall names, -1 when it cannot be seen. It decides on the wording only, never on the refusal."""
+    try:
+        with open("/proc/%d/mem" % thread, "rb", buffering=0) as file:
+            file.seek(arguments[1])
+            return int.from_bytes(file.read(abi.word_bytes), sys.byteorder) if arguments[0] in (1, 8) else -1   # socket, socketpair
+    except (OSError, ValueError, OverflowError):
+        return -1
+
+
+# --- how to name a program -------------------------------------------------------------------------------------------
+
+# Interpreter -> its short options that take the program's text (or a module) and those that take the next word.
+INTERPRETERS = {
+    "python": ("cm", "WXQ"), "pypy": ("cm", "WX"), "perl": ("eE", ""), "ruby": ("e", "rIC"), "node": ("ep", "rC"), "sh": ("c", "oO"),
+    "bash": ("c", "oO"), "dash": ("c", "o"), "zsh": ("c", "o"), "ksh": ("c", "o"), "php": ("r", "dc"), "Rscript": ("e", ""), "lua": ("e", "l")}
+
+
+def program_of(argv: Sequence[str], root: str) -> str:
+    """Return how to name a program: its script or file, relative to *root* when below it; never its arguments, which may be secret."""
+    if not argv or not argv[0]:
+        return "a program"
+    name = os.path.basename(argv[0]).lstrip("-") or argv[0]     # a login shell begins with "-"
+    stem = name[:-4] if name.lower().endswith(".exe") else name
+    options = INTERPRETERS.get(stem.rstrip("0123456789."))
+    if options is not None:
+        return _script_of(argv[1:], name, options, root)
+    return _shown(argv[0], root) if "/" in argv[0] or os.sep in argv[0] else name
+
+
+def _script_of(words: Sequence[str], name: str, options: Tuple[str, str], root: str) -> str:
+    """Return the script among an interpreter's words, or how the interpreter was told what to run."""
+    texts, values = options
+    rest = iter(words)
+    for word in rest:
+        if word == "--":
+            word = next(rest, "")
+        elif word in ("--eval", "--print"):
+            return name + " -e"
+        elif word.startswith("--") or word.startswith("+"):
+            continue
+        elif word.startswith("-") and word != "-":
+            letter = next((one for one in word[1:] if one in texts or one in values), "")
+            if letter and letter in texts:
+                module = (word.partition("m")[2] or next(rest, "")) if letter == "m" else ""
+                return " ".join(filter(None, (name, "-" + letter, module)))
+            if letter and word.endswith(letter):
+                next(rest, "")
+            continue
+        # What is no file may be the value of an option that is not known here, or a program given in words.
+        return _shown(word, root) if word and os.path.isfile(os.path.join(root, word)) else name
     return name
 
 
-def _is_assignment(word: str) -> bool:
-    name, equals, _ = word.partition("=")
-    return bool(equals) and name.isidentifier()
+def _shown(path: str, root: str) -> str:
+    full, top = os.path.realpath(os.path.join(root, path)), os.path.realpath(root)
+    below = os.path.relpath(full, top) if os.path.splitdrive(full)[0] == os.path.splitdrive(top)[0] else os.pardir
+    if below.split(os.sep)[0] == os.pardir:
+        return os.path.basename(path)
+    return below.replace(os.sep, "/")
 
 
-def _is_remote(word: str) -> bool:
-    """Tell whether an argument of rsync names another machine: host:path, host::module, rsync://; not C:\\x."""
-    host, colon, _ = word.partition(":")
-    return bool(colon) and not word.startswith("-") and "/" not in host and (len(host) > 1 or host == HOLE)
+# --- macOS -----------------------------------------------------------------------------------------------------------
+# From the documentation; it runs only there. Every call goes through `libc`, which tests replace.
 
+SANDBOX_NAMED = 1
 
-def _skip_options(words: Sequence[str], with_value: Sequence[str]) -> Sequence[str]:
-    place = 0
-    while place < len(words) and words[place].startswith("-"):
-        place += 2 if words[place] in with_value else 1
-    return words[place:]
 
+def close_macos(strict: bool, libc: Any = None) -> Status:
+    """Do it with the sandbox profile "no-network", then see that loopback, too, is out of reach.
 
-def _judge_wrapped(tool: str, words: Sequence[str], depth: int) -> Tuple[str, str]:
-    """Judge what env, sudo, timeout and their like start."""
-    if tool == "env":
-        for place, word in enumerate(words):
-            for option in ("--split-string=", "--split-string", "-S"):
-                if word.startswith(option):
-                    return judge_shell_text(" ".join([word[len(option):]] + list(words[place + 1:])), depth + 1)
-            if not word.startswith("-") and not _is_assignment(word):
-                break
-    if tool == "eval":
-        return judge_shell_text(" ".join(words), depth + 1)
-    words = _skip_options(words, OPTIONS_WITH_VALUE[tool])
-    if tool in ("timeout", "taskset", "chrt", "chroot"):
-        words = words[1:]               # the duration, the processors, the priority, the folder
-    return judge_words(words, depth + 1)
-
-
-def _judge_shell(words: Sequence[str], depth: int) -> Tuple[str, str]:
-    """Judge the words after a shell's name: its script is what follows -c, /c or -Command."""
-    for place, word in enumerate(words):
-        option = word.lower()
-        joined = option in ("/c", "/k", "-command")         # here all further words make up the script
-        if joined or (option[:1] == "-" and option[:2] != "--" and option.endswith("c")):
-            script = words[place + 1:] if joined else words[place + 1:place + 2]
-            return judge_shell_text(" ".join(script), depth + 1) if script else HARMLESS
-        if option[:1] not in ("-", "/", "+"):
-            return HARMLESS             # a script file
-    return HARMLESS
-
-
-def _judge_python(words: Sequence[str]) -> Tuple[str, str]:
-    for place, word in enumerate(words):
-        if not word.startswith("-") or word == "-":
-            return HARMLESS             # a program file, or standard input
-        if word[-1:] in "cm" and not word.startswith("--") and place + 1 < len(words):
-            return ("python" if word[-1] == "c" else "module", words[place + 1])
-    return HARMLESS
-
-
-# === Names and constants: node -> what it stands for ===
-
-class _Bindings:
-    """What the names of one source are bound to, regardless of scope: enough to follow one that is bound once."""
-
-    def __init__(self) -> None:
-        self.aliases: Dict[str, str] = {}           # name -> dotted name that an import bound it to, of ROOTS only
-        self.stores: Dict[str, int] = {}            # name -> how often the source binds it, anywhere
-        self.bound: Dict[str, Any] = {}             # name -> node of a value that it was bound to
-        self.looped: Dict[str, Any] = {}            # name -> node of the iterable whose elements it takes
-        self.steps = 0                              # taken for the call at hand
-
-    def _is_too_much(self, depth: int) -> bool:
-        """Count one step of looking into an expression; names that stand for one another could make it endless."""
-        self.steps += 1
-        return depth > MAX_FOLDING or self.steps > MAX_STEPS
-
-    # --- names: node -> dotted name
-
-    def resolve(self, node: Any, depth: int = 0) -> str:
-        """Return the dotted name that an expression stands for, as far as it leads to ROOTS; else ""."""
-        kind = type(node).__name__
-        if self._is_too_much(depth):
-            return ""
-        if kind == "Name":
-            return self._resolve_name(node.id, depth)
-        if kind == "Attribute":
-            return self._member(self.resolve(node.value, depth + 1), node.attr)
-        if kind == "Subscript":
-            return self._resolve_lookup(node, depth)
-        if kind == "Call":
-            return self._resolve_call(node, depth)
-        return ""
-
-    def _resolve_name(self, name: str, depth: int) -> str:
-        if name in self.aliases:
-            return self.aliases[name]
-        if self.stores.get(name) == 1 and name in self.bound:
-            return self.resolve(self.bound[name], depth + 1)
-        if name == "__builtins__":
-            return "builtins"
-        return "builtins." + name if name in BUILTINS and not self.stores.get(name) else ""
-
-    def _member(self, owner: str, name: str) -> str:
-        """Return owner.name; what reaches the same module by another way gets its one name."""
-        if not owner:
-            return ""
-        if name in ("__dict__", "__getattribute__"):
-            return owner
-        if owner == "builtins" and name in ("builtins", "__builtins__"):
-            return owner
-        return "%s.%s" % ("os" if owner in ("posix", "nt") else owner, name)
-
-    def _resolve_lookup(self, node: Any, depth: int) -> str:
-        """Resolve vars(x)["name"], x.__dict__["name"] and sys.modules["name"]."""
-        owner = self.resolve(node.value, depth + 1)
-        key = self._one_text(_index(node), depth + 1) if owner else None
-        if key is None:
-            return ""
-        return key if owner == "sys.modules" else self._member(owner, key)
-
-    def _resolve_call(self, node: Any, depth: int) -> str:
-        function = self.resolve(node.func, depth + 1)
-        if function == "builtins.getattr" and len(node.args) >= 2:
-            name = self._one_text(node.args[1], depth + 1)
-            return self._member(self.resolve(node.args[0], depth + 1), name) if name else ""
-        if function == "builtins.vars" and len(node.args) == 1:
-            return self.resolve(node.args[0], depth + 1)
-        if function == "builtins.globals":
-            return "builtins"
-        if function in IMPORTERS and node.args:
-            name = self._one_text(node.args[0], depth + 1) or ""
-            return name.partition(".")[0] if function.endswith("__import__") else name
-        return ""
-
-    # --- constants: node -> the texts that it can be
-
-    def _one_text(self, node: Any, depth: int = 0) -> Optional[str]:
-        texts = self.texts(node, depth)
-        return texts[0] if texts is not None and len(texts) == 1 else None
-
-    def texts(self, node: Any, depth: int = 0) -> Optional[List[str]]:
-        """Return the texts that an expression can be, with HOLEs for unknown parts; None when nothing is known."""
-        if self._is_too_much(depth):
-            return None
-        kind = type(node).__name__
-        if kind == "Constant":
-            return _constant_text(node.value)
-        if kind == "BinOp":
-            return self._fold_operation(node, depth)
-        fold: Any = {"JoinedStr": self._fold_pieces, "Name": self._fold_name, "Call": self._fold_call,
-                     "Subscript": self._fold_slice, "IfExp": self._fold_choice, "BoolOp": self._fold_any,
-                     "NamedExpr": self._fold_named}.get(kind)
-        found: Optional[List[str]] = fold(node, depth + 1) if fold else None
-        return [one for one in found if len(one) <= MAX_TEXT][:100] if found else None
-
-    def _fold_operation(self, node: Any, depth: int) -> Optional[List[str]]:
-        """Fold a + b + c (a loop: chains of hundreds are common) and a % b."""
-        if type(node.op).__name__ == "Mod":
-            pattern = self._one_text(node.left, depth + 1)
-            return None if pattern is None else [self._fill_percent(pattern, node.right, depth + 1)]
-        pieces = []
-        while type(node).__name__ == "BinOp" and type(node.op).__name__ == "Add":
-            pieces.append(node.right)
-            node = node.left
-        if not pieces:
-            return None
-        pieces.append(node)
-        return self._fold_sequence(reversed(pieces), depth + 1)
-
-    def _fold_sequence(self, nodes: Iterable[Any], depth: int, between: str = "") -> Optional[List[str]]:
-        """Return the joined text of nodes, unknown ones as HOLEs; None when all are unknown."""
-        texts: List[str] = []
-        size, known = 0, 0
-        for node in nodes:
-            text = self._one_text(node, depth)
-            known += text is not None
-            texts.append(HOLE if text is None else text)
-            size += len(texts[-1]) + len(between)
-            if size > MAX_TEXT:
-                return None
-        return [between.join(texts)] if known else None
-
-    def _fold_pieces(self, node: Any, depth: int) -> Optional[List[str]]:
-        return self._fold_sequence([getattr(one, "value", one) if type(one).__name__ == "FormattedValue" and not one.format_spec
-                                    else one for one in node.values], depth)
-
-    def _fold_name(self, node: Any, depth: int) -> Optional[List[str]]:
-        if self.stores.get(node.id) != 1:
-            return None
-        if node.id in self.looped:
-            return self._elements(self.looped[node.id], depth)
-        return self.texts(self.bound[node.id], depth) if node.id in self.bound else None
-
-    def _fold_choice(self, node: Any, depth: int) -> Optional[List[str]]:
-        return (self.texts(node.body, depth) or []) + (self.texts(node.orelse, depth) or [])
-
-    def _fold_any(self, node: Any, depth: int) -> Optional[List[str]]:
-        return [text for value in node.values for text in self.texts(value, depth) or []]
-
-    def _fold_named(self, node: Any, depth: int) -> Optional[List[str]]:
-        return self.texts(node.value, depth)
-
-    def _fold_slice(self, node: Any, depth: int) -> Optional[List[str]]:
-        """Fold text[a:b:c] and [...][n] with constant bounds."""
-        index = _index(node)
-        if type(index).__name__ == "Slice":
-            text = self._one_text(node.value, depth)
-            bounds = [_integer(bound) for bound in (index.lower, index.upper, index.step)]
-            if text is None or HOLE in text or False in bounds or bounds[2] == 0:
-                return None
-            return [text[slice(*bounds)]]
-        place = _integer(index)
-        elements = self._element_nodes(node.value, depth)
-        if elements is None or place is None or place is False or not -len(elements) <= place < len(elements):
-            return None
-        return self.texts(elements[place], depth)
-
-    def _fold_call(self, node: Any, depth: int) -> Optional[List[str]]:
-        """Fold chr(n), str(x), methods of text, base64 and compile() of a constant."""
-        if type(node.func).__name__ == "Attribute":
-            method = getattr(self, "_method_" + node.func.attr, None) or _PLAIN_METHODS.get(node.func.attr)
-            if method is not None:
-                return self._fold_method(node, method, depth)
-        function = self.resolve(node.func, depth)
-        if not node.args:
-            return None
-        if function == "builtins.chr":
-            code = _integer(node.args[0])
-            return [chr(code)] if code is not None and code is not False and 0 < code < 0x110000 else None
-        if function in ("builtins.str", "builtins.bytes", "builtins.compile"):
-            return self.texts(node.args[0], depth)
-        if function in DECODERS:
-            return _decoded(function, self._one_text(node.args[0], depth))
-        return None
-
-    def _fold_method(self, node: Any, method: Any, depth: int) -> Optional[List[str]]:
-        text = self._one_text(node.func.value, depth)
-        if text is None:
-            return None
-        if getattr(method, "__self__", None) is self:
-            found: Optional[List[str]] = method(text, node, depth)
-            return found
-        arguments = [self._one_text(one, depth) for one in node.args]
-        if None in arguments or len(text) > 4096 or any(len(one or "") > 4096 for one in arguments):
-            return None
-        try:
-            return [method(text, *arguments)]
-        except TypeError:
-            return None
-
-    def _method_join(self, text: str, node: Any, depth: int) -> Optional[List[str]]:
-        elements = self._element_nodes(node.args[0], depth) if len(node.args) == 1 else None
-        if elements is not None:
-            return self._fold_sequence(elements, depth, text)
-        whole = self._reversed_text(node.args[0], depth) if len(node.args) == 1 else None
-        return None if whole is None or len(text) * len(whole) > MAX_TEXT else [text.join(whole)]
-
-    def _method_format(self, text: str, node: Any, depth: int) -> Optional[List[str]]:
-        """Fill plain {} and {0} fields; str.format itself could be told to build gigabytes."""
-        pieces = text.replace("{{", "\x01").replace("}}", "\x02").split("{")
-        whole, count = pieces[0], 0
-        for piece in pieces[1:]:
-            field, _, rest = piece.partition("}")
-            place = count if not field else int(field) if field.isdigit() and len(field) < 4 else len(node.args)
-            count += 1
-            value = self._one_text(node.args[place], depth) if place < len(node.args) else None
-            whole += (HOLE if value is None else value) + rest
-            if len(whole) > MAX_TEXT:
-                return None
-        return [whole.replace("\x01", "{").replace("\x02", "}")]
-
-    def _fill_percent(self, text: str, values: Any, depth: int) -> str:
-        nodes = list(values.elts) if type(values).__name__ == "Tuple" else [values]
-        whole, count, place = "", 0, 0
-        while place < len(text) and len(whole) <= MAX_TEXT:
-            mark = text[place]
-            if mark == "%" and text[place + 1:place + 2] == "%":
-                whole += "%"
-            elif mark == "%":
-                value = self._one_text(nodes[count], depth) if text[place + 1:place + 2] == "s" and count < len(nodes) else None
-                whole += HOLE if value is None else value
-                count += 1
-            else:
-                whole += mark
-            place += 2 if mark == "%" else 1
-        return whole
-
-    def _reversed_text(self, node: Any, depth: int) -> Optional[str]:
-        """Return the text that is the only argument of reversed(), backwards; or plain text, whose letters join takes."""
-        if type(node).__name__ == "Call" and len(node.args) == 1 and self.resolve(node.func, depth) == "builtins.reversed":
-            text = self._one_text(node.args[0], depth)
-            return None if text is None else text[::-1]
-        return self._one_text(node, depth)
-
-    # --- lists: node -> the nodes or texts of its elements
-
-    def _element_nodes(self, node: Any, depth: int) -> Optional[List[Any]]:
-        """Return the nodes of a list, a tuple, a sum of these, or a name bound once to one; None when not known."""
-        kind = type(node).__name__
-        if self._is_too_much(depth):
-            return None
-        if kind in ("List", "Tuple", "Set"):
-            return list(node.elts)
-        if kind == "Name" and self.stores.get(node.id) == 1 and node.id in self.bound:
-            return self._element_nodes(self.bound[node.id], depth + 1)
-        if kind == "BinOp" and type(node.op).__name__ == "Add":
-            left, right = self._element_nodes(node.left, depth + 1), self._element_nodes(node.right, depth + 1)
-            return None if left is None else left + (right if right is not None else [node.right])
-        if kind == "Call" and len(node.args) == 1 and getattr(node.func, "id", "") in ("list", "tuple", "sorted", "set"):
-            return self._element_nodes(node.args[0], depth + 1)
-        return None
-
-    def _elements(self, node: Any, depth: int) -> Optional[List[str]]:
-        """Return the texts of a list's known elements; None when the list itself is not known."""
-        words = self._split_words(node, depth)
-        if words is not None:
-            return words
-        nodes = self._element_nodes(node, depth)
-        if nodes is None:
-            return None
-        return [text for one in nodes[:1000] for text in self.texts(one, depth + 1) or []]
-
-    def _split_words(self, node: Any, depth: int) -> Optional[List[str]]:
-        """Return the words of "a b c".split()."""
-        if self._is_too_much(depth):
-            return None
-        if type(node).__name__ == "Name" and self.stores.get(node.id) == 1 and node.id in self.bound:
-            return self._split_words(self.bound[node.id], depth + 1)
-        if type(node).__name__ != "Call" or type(node.func).__name__ != "Attribute" or node.func.attr != "split":
-            return None
-        if not node.args:
-            text = self._one_text(node.func.value, depth + 1)
-            return None if text is None else text.split()
-        text = self._one_text(node.func.value, depth + 1)
-        separator = self._one_text(node.args[0], depth + 1)
-        if text is None and type(node.func.value).__name__ == "Name" and node.func.value.id == "shlex":
-            return None if separator is None else [word for words in shell_commands(separator) for word in words]
-        return None if text is None or not separator else text.split(separator)
-
-    def _argv(self, node: Any) -> Optional[List[str]]:
-        """Return the words of a command's list, unknown ones as HOLEs, or None when the list is not known."""
-        words = self._split_words(node, 0)
-        if words is not None:
-            return words
-        nodes = self._element_nodes(node, 0)
-        return None if nodes is None else [self._word(one) for one in nodes[:1000]]
-
-    def _word(self, node: Any) -> str:
-        if self.resolve(node) == "sys.executable":
-            return "python"
-        text = self._one_text(node)
-        return HOLE if text is None else text
-
-
-# === The scan of one source ===
-
-class _Scan(_Bindings):
-    """The findings of one file, and the calls of the source at hand. Lives for one scan()."""
-
-    def __init__(self, filename: str) -> None:
-        super().__init__()
-        self.filename = filename
-        self.refused: List[Finding] = []
-        self.warned: List[Finding] = []
-        self.imports: Set[str] = set()
-        self.calls: List[Any] = []
-        self.lookups: List[Any] = []                # subscripts that are read
-        self.loads_by_hand = False                  # a found module is also loaded somewhere
-        self.line = 0                               # of the outermost source, while one inside it is scanned
-        self.depth = 0
-        self.prefix = ""
-
-    # --- findings
-
-    def _refuse(self, node: Any, module: str, what: str) -> None:
-        self.refused.append(Finding(self.line or node.lineno, module, self.prefix + what))
-
-    def _warn(self, line: int, module: str, what: str) -> None:
-        self.warned.append(Finding(self.line or line, module, self.prefix + what))
-
-    def _note_import(self, node: Any, name: str, how: str) -> None:
-        """Judge one absolute name that an import spells, and remember it."""
-        self.imports.add(name)
-        if network_module(name):
-            self._refuse(node, name, "imports the network module %s%s" % (name, how))
-        for one in _packages(name):
-            if one in DOUBTFUL_MODULES:
-                self._warn(node.lineno, one, "imports %s, which %s" % (one, DOUBTFUL_MODULES[one]))
-
-    # --- source -> tree -> findings
-
-    def scan_source(self, source: Any) -> None:
-        """Scan source (bytes, or the text of an exec) into the findings."""
-        tree = self._parse(source)
-        if tree is None:
-            return
-        try:
-            self.walk(tree)
-            self.judge_calls()
-        except (RecursionError, MemoryError):
-            self._warn(1, "", "cannot be judged: nested too deep")
-
-    def _parse(self, source: Any) -> Any:
-        import warnings
-        from _ast import PyCF_ONLY_AST  # what ast.parse uses; ast itself takes longer to import than many a scan
-        try:
-            with warnings.catch_warnings():         # an invalid escape is the author's matter, not a line on our stderr
-                warnings.simplefilter("ignore")
-                return compile(source, self.filename or "<source>", "exec", PyCF_ONLY_AST, True)
-        except SyntaxError as error:
-            line, what = _syntax_fault(source, error)
-            self._warn(line, "", "cannot be judged: %s" % what)
-        except (RecursionError, MemoryError):
-            self._warn(1, "", "cannot be judged: nested too deep")
-        except (ValueError, OverflowError) as error:
-            self._warn(1, "", "cannot be judged: %s" % error)
-        return None
-
-    def _scan_inside(self, node: Any, text: str, where: str) -> None:
-        """Scan source text that the source at hand runs; its findings get the line of the call."""
-        if self.depth >= MAX_SOURCES:
-            return self._warn(node.lineno, "", "cannot be judged: source within source within source")
-        inner = _Scan(self.filename)
-        inner.aliases = dict(self.aliases)
-        inner.line, inner.depth = self.line or node.lineno, self.depth + 1
-        inner.prefix = "%s%s " % (self.prefix, where)
-        inner.scan_source(text.replace(HOLE, "_").lstrip(" \t"))
-        if HOLE in text and not inner.refused:
-            self._warn(node.lineno, "", "runs source that is put together at run time")
-        self.refused += inner.refused
-        self.warned += [one for one in inner.warned if HOLE not in text]
-        self.imports |= inner.imports
-
-    def walk(self, tree: Any) -> None:
-        """Visit every node once, with a stack of our own: depth is the source's choice, the stack's is not."""
-        visit: Dict[str, Callable[[Any], None]] = {
-            "Import": self._see_import, "ImportFrom": self._see_from, "Call": self._see_call, "Name": self._see_name,
-            "Attribute": self._see_attribute, "Subscript": self._see_subscript, "arg": self._see_arg,
-            "Assign": self._see_assign, "AnnAssign": self._see_value, "NamedExpr": self._see_value,
-            "For": self._see_loop, "AsyncFor": self._see_loop, "comprehension": self._see_loop}
-        fields: Dict[str, Tuple[str, ...]] = {"Constant": ()}
-        stack = [tree]
-        while stack:
-            node = stack.pop()
-            kind = type(node).__name__
-            see = visit.get(kind)
-            if see is not None:
-                see(node)
-            names = fields.get(kind)
-            if names is None:
-                names = fields[kind] = tuple(name for name in node._fields if name not in _BARE_FIELDS)
-            for name in names:
-                child = getattr(node, name, None)
-                if type(child) is list:
-                    stack.extend([one for one in child if hasattr(one, "_fields")])
-                elif hasattr(child, "_fields"):
-                    stack.append(child)
-
-    # --- what the walk notes
-
-    def _see_import(self, node: Any) -> None:
-        for alias in node.names:
-            self._note_import(node, alias.name, "")
-            name = alias.name if alias.asname else alias.name.partition(".")[0]
-            self._bind_alias(alias.asname or name, name)
-
-    def _see_from(self, node: Any) -> None:
-        module = "." * node.level + (node.module or "")
-        if node.level:
-            self.imports.update(module + ("." if node.module else "") + alias.name for alias in node.names if alias.name != "*")
-            if node.module:
-                self.imports.add(module)
-            return
-        self.imports.add(module)
-        names = [alias.name for alias in node.names if alias.name != "*"]
-        self.imports.update("%s.%s" % (module, name) for name in names)
-        # Below a network module it is the module that is named, else the name may be one: `client` of `http`.
-        for name in [module] if network_module(module) else [module] + ["%s.%s" % (module, one) for one in names]:
-            if network_module(name):
-                self._refuse(node, name, "imports the network module %s" % name)
-            elif name in DOUBTFUL_MODULES or (name == module and name.partition(".")[0] in DOUBTFUL_MODULES):
-                self._note_import(node, name, "")
-        for alias in node.names:
-            if alias.name == "*":
-                self._bind_all(module)
-            else:
-                self._bind_alias(alias.asname or alias.name, "%s.%s" % (module, alias.name))
-
-    def _bind_alias(self, name: str, target: str) -> None:
-        self.stores[name] = self.stores.get(name, 0) + 1
-        root, dot, rest = target.partition(".")
-        if root in ROOTS:
-            self.aliases[name] = "os" + dot + rest if root in ("posix", "nt") else target
-
-    def _bind_all(self, module: str) -> None:
-        for target in JUDGED:
-            package, _, name = target.rpartition(".")
-            if package == module:
-                self.aliases.setdefault(name, target)
-
-    def _see_call(self, node: Any) -> None:
-        self.calls.append(node)
-
-    def _see_name(self, node: Any) -> None:
-        if type(node.ctx).__name__ == "Store":
-            self.stores[node.id] = self.stores.get(node.id, 0) + 1
-
-    def _see_arg(self, node: Any) -> None:
-        self.stores[node.arg] = self.stores.get(node.arg, 0) + 1
-
-    def _see_attribute(self, node: Any) -> None:
-        if node.attr in LOADS:
-            self.loads_by_hand = True
-
-    def _see_subscript(self, node: Any) -> None:
-        if type(node.ctx).__name__ == "Load":
-            self.lookups.append(node)
-
-    def _see_assign(self, node: Any) -> None:
-        for target in node.targets:
-            self._bind(target, node.value)
-
-    def _see_value(self, node: Any) -> None:
-        if node.value is not None:
-            self._bind(node.target, node.value)
-
-    def _bind(self, target: Any, value: Any) -> None:
-        if type(target).__name__ == "Name":
-            self.bound[target.id] = value
-        elif hasattr(target, "elts") and hasattr(value, "elts") and len(target.elts) == len(value.elts):
-            for one, part in zip(target.elts, value.elts):
-                if type(one).__name__ == "Name":
-                    self.bound[one.id] = part
-
-    def _see_loop(self, node: Any) -> None:
-        if type(node.target).__name__ == "Name":
-            self.looped[node.target.id] = node.iter
-
-    # --- calls
-
-    def judge_calls(self) -> None:
-        """Judge what the walk gathered: only now are all names of the file known."""
-        for node in self.lookups:
-            self._judge_lookup(node)
-        for node in self.calls:
-            self.steps = 0
-            function = self._judged_function(node.func)
-            if function:
-                self._judge_call(function, node)
-            for argument in node.args:
-                if type(argument).__name__ in ("Name", "Attribute") and self._judged_function(argument) in IMPORTERS:
-                    self._judge_given_importer(node, argument)
-
-    def _judge_lookup(self, node: Any) -> None:
-        """Judge sys.modules["name"]: it takes a module that something else has imported."""
-        self.steps = 0
-        if getattr(node.value, "attr", getattr(node.value, "id", "")) == "modules" and self.resolve(node.value) == "sys.modules":
-            name = self._one_text(_index(node))
-            if name and network_module(name):
-                self._refuse(node, name, "takes the network module %s from sys.modules" % name)
-
-    def _judged_function(self, node: Any) -> str:
-        """Return the resolved name of a function in JUDGED, else ""; most calls end at a look at their last name."""
-        kind = type(node).__name__
-        if kind == "Attribute" and node.attr not in LAST_NAMES:
-            return ""
-        if kind == "Name" and node.id not in self.aliases and node.id not in BUILTINS and node.id not in self.bound:
-            return ""
-        name = self.resolve(node)
-        return name if name in JUDGED else ""
-
-    def _judge_call(self, function: str, node: Any) -> None:
-        if function in COMMANDS:
-            self._judge_command(function, node)
-        elif function in IMPORTERS:
-            self._judge_import(function, node)
-        elif function in FINDERS:
-            self._judge_finder(function, node)
-        else:
-            self._judge_source(function, node)
-
-    def _judge_import(self, function: str, node: Any) -> None:
-        short = function.rpartition(".")[2]
-        names = self.texts(_argument(node, 0, "name"))
-        package = _argument(node, 1, "package")
-        if not names:
-            return self._warn(node.lineno, "", "imports a module whose name is computed (%s)" % short)
-        for name in names:
-            if name.startswith(".") and package is not None:
-                owner = self._one_text(package)
-                name = owner + name if owner and not name.startswith("..") else name
-            self._note_computed(node, name, short)
-        for part in self._elements(_argument(node, 3, "fromlist"), 0) or [] if short == "__import__" else []:
-            if not network_module(names[0]):
-                self._note_computed(node, "%s.%s" % (names[0], part), short)
-
-    def _note_computed(self, node: Any, name: str, how: str) -> None:
-        """Judge a folded module name; of "urllib.HOLE" the part before the hole is judged."""
-        known = name.partition(HOLE)[0]
-        if HOLE in name and not network_module(known.rpartition(".")[0]):
-            return self._warn(node.lineno, "", "imports a module whose name is computed (%s)" % how)
-        name = known.rpartition(".")[0] if HOLE in name else name.partition(":")[0]
-        if name.startswith("."):
-            self.imports.add(name)
-        elif name:
-            self._note_import(node, name, " (by %s)" % how)
-
-    def _judge_given_importer(self, node: Any, importer: Any) -> None:
-        """Judge map(__import__, [...]), partial(import_module, "...") and their like: every constant may be a name."""
-        names: List[str] = []
-        for argument in node.args:
-            if argument is not importer:
-                names += self.texts(argument) or self._elements(argument, 0) or []
-        for name in names:
-            self._note_computed(node, name, "a function that imports")
-        if not names:
-            self._warn(node.lineno, "", "hands on a function that imports")
-
-    def _judge_finder(self, function: str, node: Any) -> None:
-        """Judge find_spec: by itself it only asks whether a module is there."""
-        for name in self.texts(_argument(node, 0, "name")) or []:
-            if HOLE not in name and network_module(name):
-                if self.loads_by_hand:
-                    self._refuse(node, name, "loads the network module %s (by find_spec)" % name)
-                else:
-                    self._warn(node.lineno, name, "looks for the network module %s" % name)
-
-    def _judge_source(self, function: str, node: Any) -> None:
-        short = function.rpartition(".")[2]
-        given = _argument(node, 0, "source")
-        texts = self.texts(given) if given is not None else []
-        for text in texts or []:
-            self._scan_inside(node, text, "in the source given to %s:" % short)
-        is_compiled = type(given).__name__ == "Call" and self.resolve(given.func) == "builtins.compile"
-        if not texts and short != "compile" and not is_compiled:
-            self._warn(node.lineno, "", "runs source that is computed (%s)" % short)
-
-    def _judge_command(self, function: str, node: Any) -> None:
-        verdict = self._verdict(COMMANDS[function], node)
-        kind, what = verdict
-        if kind == "tool":
-            self._refuse(node, what.partition(" ")[0], "runs %s, which uses the network" % what)
-        elif kind == "python":
-            self._scan_inside(node, what, "in the source given to python -c:")
-        elif kind == "module":
-            if HOLE not in what and network_module(what):
-                self._refuse(node, what, "runs python -m %s, a network module" % what)
-        elif kind == "computed":
-            self._warn(node.lineno, "", "starts a command that is computed (%s)" % function)
-
-    def _verdict(self, form: str, node: Any) -> Tuple[str, str]:
-        arguments = list(node.args)[1:] if form.startswith("mode+") else list(node.args)
-        form = form.replace("mode+", "")
-        if form.startswith("path+"):
-            first = self._word(arguments[0]) if arguments else HOLE
-            if form == "path+words":
-                return judge_words([first] + [self._word(one) for one in arguments[2:]])
-            return judge_words([first] + (self._argv(arguments[1]) or [])[1:] if len(arguments) > 1 else [first])
-        named = [one for one in (_argument(node, None, name) for name in ("args", "cmd", "command")) if one is not None]
-        command = (arguments + named + [None])[0]
-        return COMPUTED if command is None else self._verdict_of_command(command, node)
-
-    def _verdict_of_command(self, command: Any, node: Any) -> Tuple[str, str]:
-        """Judge the command that subprocess and os.system take: a list of words, or a line."""
-        argv = self._argv(command)
-        if argv is not None:
-            shell, executable = _argument(node, None, "shell"), _argument(node, None, "executable")
-            if getattr(shell, "value", None) is True and argv:
-                return judge_shell_text(argv[0])
-            if executable is not None:
-                argv[:1] = [self._word(executable)]
-            return judge_words(argv) if argv else COMPUTED
-        found = COMPUTED
-        for text in self.texts(command) or []:      # a text is a command line: with a shell, and on Windows always
-            verdict = judge_shell_text(text)
-            if verdict[0] not in ("", "computed"):
-                return verdict
-            found = verdict
-        return found
-
-
-# === Small readers of nodes ===
-
-_PLAIN_METHODS = {
-    "lower": str.lower, "upper": str.upper, "strip": str.strip, "lstrip": str.lstrip, "rstrip": str.rstrip,
-    "swapcase": str.swapcase, "casefold": str.casefold, "replace": str.replace,
-    "decode": lambda text, *codec: text, "encode": lambda text, *codec: text}
-
-
-def _constant_text(value: Any) -> Optional[List[str]]:
-    if isinstance(value, bytes):
-        value = value.decode("latin-1")
-    return [value] if isinstance(value, str) and len(value) <= MAX_TEXT else None
-
-
-def _decoded(function: str, text: Optional[str]) -> Optional[List[str]]:
-    import binascii
+    Source: sandbox_init(3); deprecated since 10.8, still there.
+    """
+    import ctypes
+    libc = libc or ctypes.CDLL(None, use_errno=True)
     try:
-        if text is None or HOLE in text:
-            return None
-        if function.endswith("fromhex"):
-            return [bytes.fromhex(text).decode("latin-1")]
-        return [binascii.a2b_base64(text.replace("-", "+").replace("_", "/")).decode("latin-1")]
-    except ValueError:
-        return None
+        sandbox_init = libc.sandbox_init
+    except AttributeError:
+        return _none(strict, "this system has no sandbox_init")
+    message = ctypes.c_char_p()
+    if sandbox_init(b"no-network", ctypes.c_uint64(SANDBOX_NAMED), ctypes.byref(message)):
+        return _none(strict, "sandbox_init refuses: %s" % (message.value or b"no reason given").decode("utf-8", "replace"))
+    if not _macos_is_closed(libc, strict):
+        return _none(strict, "the probe found it open")
+    return Status("sandbox", False, True, strict, "")
 
 
-def _index(node: Any) -> Any:
-    """Return a subscript's index; before Python 3.9 it is wrapped."""
-    return node.slice.value if type(node.slice).__name__ == "Index" else node.slice
+def _macos_is_closed(libc: Any, strict: bool) -> bool:
+    """Tell whether connecting and sending to loopback (strict: to a Unix socket that is not there) is refused with EPERM."""
+    loopback = struct.pack(">BBH4s8x", 16, 2, 9, b"\x7f\0\0\1")     # length, AF_INET, port 9 (discard), 127.0.0.1
+    nowhere = struct.pack("BB104s", 106, 1, b"/nonexistent/offline-guard")
+    answers = [_macos_try(libc, 2, 1, lambda one: libc.connect(one, loopback, len(loopback))),
+               _macos_try(libc, 2, 2, lambda one: libc.sendto(one, b"\0", 1, 0, loopback, len(loopback)))]
+    if strict:
+        answers.append(_macos_try(libc, 1, 1, lambda one: libc.connect(one, nowhere, len(nowhere))))
+    return all(error == errno.EPERM for error in answers)
 
 
-def _integer(node: Any) -> Any:
-    """Return an integer constant (also negative), None for no node, False for anything else."""
-    if node is None:
-        return None
-    if type(node).__name__ == "UnaryOp" and type(node.op).__name__ == "USub":
-        inner = _integer(node.operand)
-        return False if inner is None or inner is False else -inner
-    value = getattr(node, "value", None) if type(node).__name__ == "Constant" else None
-    return value if type(value) is int else False
+def _macos_try(libc: Any, family: int, kind: int, act: Any) -> int:
+    """Return the error with which a socket, or what is done with it, is refused; 0 if it is not."""
+    import ctypes
+    descriptor = libc.socket(family, kind, 0)
+    if descriptor < 0:
+        return ctypes.get_errno()
+    try:
+        return ctypes.get_errno() if act(descriptor) < 0 else 0
+    finally:
+        libc.close(descriptor)
 
 
-def _argument(node: Any, place: Optional[int], name: str) -> Any:
-    """Return the node of a call's argument by place or keyword, or None."""
-    if place is not None and place < len(node.args):
-        return node.args[place]
-    for keyword in node.keywords:
-        if keyword.arg == name:
-            return keyword.value
-    return None
+# --- as a program of its own -----------------------------------------------------------------------------------------
+
+USAGE = "usage: python offline_guard.py exec [--strict] -- COMMAND ...   (runs COMMAND without network and tells who tried)"
+SHOWN_LIMIT = 100           # different refusals shown; the others are counted
 
 
-def _syntax_fault(source: Any, error: SyntaxError) -> Tuple[int, str]:
-    """Return (line, text) of why source is not Python; bytes that are no UTF-8 are named as such."""
-    told = str(error).lower()
-    if isinstance(source, bytes) and ("codec" in told or "utf-8" in told or "unicode" in told):
-        try:
-            source.decode("utf-8")
-        except UnicodeDecodeError as fault:
-            line = source.count(b"\n", 0, fault.start) + 1
-            return line, "line %d holds the byte 0x%02x, which is not text in the file's encoding" % (line, source[fault.start])
-    line = error.lineno or 1
-    return line, "line %d is no Python %s source: %s" % (line, _python_version(), error.msg)
+class Reports:
+    """What `exec` has told on stderr: each program and kind once per process, within a limit."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.shown: Set[Tuple[str, int, str]] = set()
+        self.more = 0
+
+    def tell(self, refusal: Refusal) -> None:
+        """Say who tried what, unless it has been said."""
+        key = (program_of(refusal.argv, self.root), refusal.pid, refusal.kind)
+        if key in self.shown or len(self.shown) >= SHOWN_LIMIT:
+            self.more += 1
+            return
+        self.shown.add(key)
+        say("%s (pid %d) tried to %s %s: refused" % (key[0], key[1], "open" if refusal.counted else "use", key[2]))
+
+    def end(self) -> None:
+        """Say how many were not shown."""
+        if self.more:
+            say("%d further calls refused" % self.more)
 
 
-def _python_version() -> str:
-    import sys
-    return "%d.%d" % sys.version_info[:2]
+def say(text: str) -> None:
+    """Write a line to stderr; what programs call themselves must not steer the terminal."""
+    line = "[OFFLINE] %s\n" % "".join(one if one.isprintable() else "?" for one in text)
+    try:
+        os.write(2, line.encode("utf-8", "backslashreplace"))
+    except OSError:
+        pass
+
+
+def run_closed(command: List[str], strict: bool) -> int:
+    """Run *command* with the network closed; return its exit code, 128+n for a signal, 6 if the network cannot be closed."""
+    status, listener = close_network(strict)
+    if status.method == "none":
+        say("the network cannot be closed here: %s; nothing was started" % status.why)
+        return 6
+    import subprocess
+    noted, alarm = _note_signals()
+    try:
+        process = subprocess.Popen(command)
+    except OSError as error:
+        say("cannot start %s: %s" % (command[0], error.strerror or error))
+        return 127 if isinstance(error, FileNotFoundError) else 126
+    code = _wait(process, listener, noted, alarm)
+    return 128 - code if code < 0 else code
+
+
+def _note_signals() -> Tuple[List[int], int]:
+    """Take over the signals that are for the command; return the list of those to pass on, and what becomes readable at each."""
+    import signal
+    noted: List[int] = []
+    alarm, ring = os.pipe()
+    for descriptor in (alarm, ring):
+        os.set_blocking(descriptor, False)
+    signal.set_wakeup_fd(ring, warn_on_full_buffer=False)
+    # SIGINT and SIGQUIT come from a terminal, which sends them to the command as well.
+    for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGQUIT):
+        if number == signal.SIGCHLD or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: None)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        if signal.getsignal(number) != signal.SIG_IGN:      # nohup and the like
+            signal.signal(number, lambda number, frame: noted.append(number))
+    return noted, alarm
+
+
+def _here() -> str:
+    try:
+        return os.getcwd()
+    except OSError:
+        return os.sep                   # it has been deleted
+
+
+def _wait(process: Any, listener: Optional[Listener], noted: List[int], alarm: int) -> int:
+    """Answer refused calls and pass signals on until the command ends; return its code as subprocess has it."""
+    import select
+    reports = Reports(_here())
+    poll = select.poll()
+    for descriptor in (alarm,) if listener is None else (alarm, listener.descriptor):
+        poll.register(descriptor, select.POLLIN)
+    while True:
+        code = process.poll()
+        for refusal in listener.drain() if listener is not None else ():
+            reports.tell(refusal)
+        if code is not None:
+            reports.end()
+            return int(code)
+        while noted:
+            process.send_signal(noted.pop(0))
+        if alarm in [descriptor for descriptor, _ in poll.poll()]:
+            os.read(alarm, 4096)
+
+
+def main(arguments: List[str]) -> int:
+    """Be the program; return its exit code (2: usage)."""
+    strict = arguments[1:2] == ["--strict"]
+    head = ["exec", "--strict", "--"] if strict else ["exec", "--"]
+    if arguments[:len(head)] != head or len(arguments) == len(head):
+        print(USAGE, file=sys.stderr)
+        return 2
+    return run_closed(arguments[len(head):], strict)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

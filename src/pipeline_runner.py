@@ -15,12 +15,15 @@ main() catches them. Sections stand bottom-up, each uses only those above it:
 
 This file is compiled anew at each start, the modules beside it are cached as bytecode: what a run in which nothing
 changed does not need stands there, and so does what is a concern of its own. They never import this file. `model` (the
-values and errors) may be imported by all; leaves import nothing else of ours; what stands on leaves says so.
+values and errors) may be imported by all; leaves import nothing else of ours; what stands on them may also import what
+is named before it.
 
     leaves   spec_checks  spec_source  file_digests  state_store  stage_locks  stage_outputs  process_tree  attempts
-             environment  offline_guard  console
-    on them  command_line  stage_keys (what a stage depends on)  reasons (why it must run)  stage_work (a stage that must
-             run, under its lock: attempts, retries, checks, records)
+             environment  import_scan  offline_guard  hook_log  ledger_format  console
+    on them  command_line  program_scan (what is scanned)  stage_keys (what a stage depends on)  reasons (why it must run)
+             run_ledger  seal_keys  network_watch (the guard of a run)  stage_work (a stage that must run, under its
+             lock: attempts, retries, checks, records)  acceptance  provenance  ledger_verify  evidence_verify
+             ledger_export  ledger_commands
 """
 from __future__ import annotations
 
@@ -37,16 +40,20 @@ if _HERE not in sys.path:
     sys.path.insert(0, _HERE)       # our modules are found also when this file is imported as src.pipeline_runner
 
 import command_line  # noqa: E402
+import environment  # noqa: E402
 import file_digests  # noqa: E402
+import ledger_format  # noqa: E402
+import run_ledger  # noqa: E402
 import spec_checks  # noqa: E402
 import stage_locks  # noqa: E402
 import state_store  # noqa: E402
 from console import Console, describe_os_error, open_missing_streams, silence_closed_streams  # noqa: E402
 from file_digests import Digests  # noqa: E402
 from model import (  # noqa: E402
-    EXIT_FAILED, EXIT_INTERNAL, EXIT_OFFLINE, EXIT_OK, EXIT_STATE, Clock, Decision, Facts, OfflineError, Options,
+    EXIT_FAILED, EXIT_INTERNAL, EXIT_OFFLINE, EXIT_OK, EXIT_STATE, Clock, Decision, Facts, Offline, OfflineError, Options,
     PipelineSpec, Retry, SpecError, StageResult, StageSpec, UsageError, sha256)
-from stage_keys import compute_idempotency_key, gather_material, local_modules, output_problems, scan_of  # noqa: E402, F401
+from program_scan import check_offline, runner_digest  # noqa: E402
+from stage_keys import compute_idempotency_key, gather_material, output_problems  # noqa: E402, F401
 from state_store import StateStore, utc_text  # noqa: E402
 
 # === 1. Constants ====================================================================================================
@@ -84,7 +91,10 @@ def load_pipeline(path: str, root: Optional[str] = None) -> PipelineSpec:
         checked = spec_checks.check_pipeline(value, root, command_line.nearest, problems)
     if checked is None or problems.found or document is not None:
         raise SpecError("\n".join(_problem_lines(shown, text, document, problems)))
-    return PipelineSpec(checked["name"], checked["version"], checked["description"], checked["allow"], checked["require"],
+    offline, key_file = checked["offline"], checked["seal"].get("keyFile", "")
+    return PipelineSpec(checked["name"], checked["version"], checked["description"],
+                        Offline(tuple(offline.get("allow", ())), offline.get("require", "scan"), offline.get("strict", False), tuple(offline["layers"])),
+                        os.path.join(root, os.path.expanduser(key_file)) if key_file else "",
                         tuple(_build_stage(one) for one in checked["stages"]), full, root, sha256(data).hexdigest())
 
 
@@ -132,7 +142,8 @@ def _build_stage(merged: Json) -> StageSpec:
         tuple(merged["needs"]), merged["idempotency"]["enabled"], merged["idempotency"]["processor"] == "mtime",
         merged["checkpoint"]["enabled"], merged["checkpoint"]["lineInterval"],
         Retry(retry["attempts"], retry["baseDelayMs"], retry["maxDelayMs"], retry["jitterMs"], None if codes is None else tuple(codes)),
-        merged["timeoutSec"], merged["graceSec"], merged["lock"]["waitSeconds"], merged["resources"], merged["simulateFailAttempts"])
+        merged["timeoutSec"], merged["graceSec"], merged["lock"]["waitSeconds"], merged["resources"], merged["simulateFailAttempts"],
+        merged["networkAttempts"])
 
 
 # === 3. State ========================================================================================================
@@ -185,7 +196,7 @@ def _died_before_marker(store: StateStore, stage: StageSpec, record: Json) -> bo
     """
     run = state_store.find_run(store, str(record.get("lastRunId")), record.get("lastInvocation", 0))
     return run is not None and not any(
-        one.get("stage") == stage.name and one.get("status") == "ok" for one in run.get("stages", []))
+        one.get("stage") == stage.name and one.get("status") == "ok" and not one.get("recovered") for one in run.get("stages", []))
 
 
 # === 4. Planning: what must run, and why (pure) ======================================================================
@@ -280,24 +291,31 @@ class Run:
         self.store = StateStore(spec.root, now=clock.time)
         self.digests = Digests(spec.root, self.boot, rehash=options.rehash)
         self.store.lock = lambda name: stage_locks.FileLock(spec.root, name, clock)
-        self.chain = state_store.RunChain(self.store, self.store.lock)
+        self.ledger = new_ledger(spec, options, self.store)
         self.results: List[StageResult] = []
         self.invocation = 1
         self.is_open = False
         self.signals: Any = None
         self.guardian: Any = None
         self.others: List[int] = []
+        self.network: Any = None        # the guard, once the network is closed
 
     def run(self) -> int:
         """Run the selected stages; return the exit code. Raises what the runner cannot go on from, records written."""
-        scanned = check_offline(self.spec, self.digests, self.console)
         self.started, self.started_utc = self.clock.monotonic(), self.clock.time()
-        self.isolation = {"scan": {"files": scanned, "refused": 0, "allow": list(self.spec.offline_allow)}, "kernel": "none", "hook": "none"}
+        scan = check_offline(self.spec, self.digests, self.console)
+        self.about = {"host": stage_locks.host_name(), "user": environment.user_name(), "runnerSha256": runner_digest(self.digests)}
+        nothing = {"method": "none", "why": "no processor was started"}
+        self.isolation: Json = {"scan": scan, "kernel": nothing, "hook": "none"}
+        if self.spec.offline.require == "kernel":
+            self._close_network()       # fails before anything is written
         self.store.prepare()
         lock = stage_locks.FileLock(self.root, self.options.run_id + ".run", self.clock)
         lock.acquire(0, "run id %s is in use by a living run; wait for it or choose another --run-id" % self.options.run_id)
         try:
-            self.invocation = state_store.next_invocation(self.store, self.chain, self.options.run_id)
+            self.ledger.prepare()
+            self.invocation = run_ledger.next_invocation(self.ledger, self.options.run_id)
+            self._tell_healed()
             for stage in self.selected:
                 self.store.stage(stage.name)        # damaged state is found before any work is done
             try:
@@ -326,7 +344,7 @@ class Run:
                 continue
             result = self._run_stage(stage)
             self.results.append(result)
-            code = {"failed": EXIT_FAILED, "interrupted": self._stopped()}.get(result.status, EXIT_OK)
+            code = {"failed": EXIT_OFFLINE if result.is_offline_fault else EXIT_FAILED, "interrupted": self._stopped()}.get(result.status, EXIT_OK)
             if self.is_open:
                 self._write_run("running")
             if self.store.commit.is_due():
@@ -403,7 +421,8 @@ class Run:
         reason = "; ".join(decision.reasons)
         self.console.event("SKIP", stage.name, " (%s)" % reason)
         outputs = facts.record["outputs"]
-        return StageResult.of(stage.name, "skipped", reason, bytes_in=facts.material.input_bytes, key=facts.material.key,
+        evidence = {"madeBy": {"runId": facts.record.get("lastRunId"), "invocation": facts.record.get("lastInvocation")}}
+        return StageResult.of(stage.name, "skipped", reason, bytes_in=facts.material.input_bytes, key=facts.material.key, evidence=evidence,
                               bytes_out=sum(one["bytes"] for one in outputs), outputs=outputs, counts=facts.record.get("counts", {}))
 
     def marker(self, stage: StageSpec) -> str:
@@ -424,10 +443,13 @@ class Run:
         """
         if self.is_open:
             return
+        if self.spec.offline.require != "kernel":
+            self._close_network()
         import attempts
         self.signals = self.clock.signals = attempts.Signals()
         self.signals.install()
-        self.chain.open_run(self.options.run_id, self.invocation)
+        self.ledger.begin(self.options.run_id, self.invocation, self.spec.name)
+        self._tell_healed()
         self._write_run("running")
         self.is_open = True
         import process_tree
@@ -436,14 +458,28 @@ class Run:
         self.guardian.start()
         process_tree.become_subreaper()
 
+    def _close_network(self) -> None:
+        """Close the network for this process and all that it will start, and say how. Raises: OfflineError where it must be had."""
+        import network_watch
+        self.network = network_watch.NetworkWatch(self.spec.offline, self.root)
+        self.isolation.update(self.network.isolation())
+        if self.spec.offline.require == "kernel" and not self.network.is_closed:
+            raise OfflineError("\"offline\": the kernel must close the network, and cannot here: %s; nothing was run" % self.network.status.why)
+        self.console.line("[OFFLINE] " + self.network.text())
+
+    def _tell_healed(self) -> None:
+        for note in self.ledger.notes:
+            self.console.line("[LEDGER] " + note)
+        self.ledger.notes.clear()
+
     def save_dear_digests(self) -> None:
         """Store the digests taken if they were of many bytes: a kill shall not have them taken again."""
         if self.digests.unsaved_bytes >= DEAR_BYTES:
-            with state_store.HeldHead(self.chain):
+            with run_ledger.Held(self.ledger):
                 self._write_digests()
 
     def _write_digests(self) -> None:
-        """Under the lock of the head, because other runs write the digests too."""
+        """Under the lock of the ledger, because other runs write the digests too."""
         if self.digests.changed:
             state_store.write_atomic(self.digests.path, self.digests.to_bytes(), self.store.commit)
             self.digests.changed = False
@@ -461,8 +497,8 @@ class Run:
             "runId": self.options.run_id, "invocation": self.invocation, "pipeline": self.spec.name, "version": self.spec.version,
             "specSha256": self.spec.sha256, "state": state, "startedAt": utc_text(self.started_utc),
             "endedAt": utc_text(self.clock.time()) if ended else None, "durationMs": duration_ms if ended else None,
-            "stages": [stage_entry(result) for result in self.results], "isolation": self.isolation, "host": stage_locks.host_name(),
-            "python": "%s %d.%d.%d" % ((sys.implementation.name,) + sys.version_info[:3]), "os": sys.platform, "runner": VERSION}
+            "stages": [stage_entry(result) for result in self.results], "isolation": self.isolation,
+            "python": "%s %d.%d.%d" % ((sys.implementation.name,) + sys.version_info[:3]), "os": sys.platform, "runner": VERSION, **self.about}
 
     def _write_run(self, state: str) -> None:
         self.store.write("run_%s.json" % self.options.run_id, self._run_record(state))
@@ -478,14 +514,17 @@ class Run:
         self.flush()
         for path in outputs:
             self.digests.vouch(path)
-        self.chain.seal(self._run_record(state), self._write_last)
-        store.commit.flush()
+        record = self._run_record(state)
+        self.ledger.end(record, lambda: self._write_last(record))
+        self._tell_healed()
+        self.console.line("[LEDGER] head " + ledger_format.head_text(self.ledger.last))
         self.console.summary(self.options.run_id, state, self.results, self.clock.monotonic() - self.started)
 
-    def _write_last(self) -> None:
-        """Write what only a finished run writes; under the lock of the head."""
+    def _write_last(self, record: Json) -> None:
+        """Write what only a finished run writes, and its digest into the run record; under the lock of the ledger."""
         self._write_digests()
-        self.store.write("metrics_%s.json" % self.options.run_id, self._metrics(), "metrics.json")
+        data = self.store.write("metrics_%s.json" % self.options.run_id, self._metrics(), "metrics.json")
+        record["metrics"] = {"bytes": len(data), "sha256": sha256(data).hexdigest()}
 
     def _finish_after(self, error: BaseException) -> None:
         """Say in the records what stopped the run, as far as they can still be written; *error* itself goes on to main."""
@@ -513,9 +552,13 @@ class Run:
 
 def stage_entry(result: StageResult) -> Json:
     """Return a stage's part of the run record; no floats, so that its canonical form is beyond doubt."""
-    return {"stage": result.name, "status": result.status, "reason": result.reason, "attempts": result.attempts,
-            "durationMs": int(result.duration_s * 1000), "exitCode": result.exit_code, "key": result.key,
-            "bytesIn": result.bytes_in, "bytesOut": result.bytes_out, "counts": result.counts, "outputs": result.outputs}
+    entry = {"stage": result.name, "status": result.status, "reason": result.reason, "attempts": result.attempts,
+             "durationMs": int(result.duration_s * 1000), "exitCode": result.exit_code, "key": result.key,
+             "bytesIn": result.bytes_in, "bytesOut": result.bytes_out, "counts": result.counts}
+    if result.status not in ("skipped", "notRun"):
+        entry["outputs"] = result.outputs       # a skipped stage's stand in the record of the run that made them
+    entry.update(result.evidence)
+    return entry
 
 
 def dead_token(record: Optional[Json]) -> str:
@@ -523,26 +566,14 @@ def dead_token(record: Optional[Json]) -> str:
     return str(record.get("token", "")) if record is not None and record["lastStatus"] == "running" else ""
 
 
-def check_offline(spec: PipelineSpec, digests: Digests, console: Console) -> int:
-    """Scan the runner, bin/ and every processor for the network; return the number of files. Raises: OfflineError."""
-    paths = [os.path.join(_HERE, name) for name in sorted(os.listdir(_HERE)) if name.endswith(".py")]
-    paths += file_digests.expand(spec.root, "bin/**/*.py")
-    for stage in spec.stages:
-        paths += [stage.processor] + local_modules(digests, stage.processor)
-    refused, warned = [], []
-    for path in dict.fromkeys(paths):
-        scan = scan_of(digests, path)
-        if scan["refused"]:
-            import offline_guard
-            refused += ["%s:%d: %s" % (path, one.line, one.what) for one in offline_guard.refusals(offline_guard.ScanResult.from_json(scan), spec.offline_allow)]
-        if not path.startswith(_HERE + os.sep):
-            warned += ["%s:%d: %s" % (path, line, what) for line, _, what in scan["warned"]]
-    if refused:
-        raise OfflineError("\n".join("[OFFLINE] " + line for line in refused) + "\nnothing was run; remove the import, or let it through with \"offline\": {\"allow\": [...]}")
-    if spec.offline_require == "kernel":
-        raise OfflineError("\"offline\": {\"require\": \"kernel\"}: this version has the scan only, no kernel layer; nothing was run")
-    console.warnings(warned)
-    return len(set(paths))
+def new_ledger(spec: PipelineSpec, options: Options, store: StateStore) -> run_ledger.RunLedger:
+    """Return the ledger of the root, with the key that seals it, if one is given. Raises: KeyProblem."""
+    key_file = options.key or spec.seal_key
+    sealer = None
+    if key_file:
+        import seal_keys
+        sealer = seal_keys.Sealer(store, key_file)
+    return run_ledger.RunLedger(store, store.lock, sealer)
 
 
 # --- the plan: the same decisions, nothing written
@@ -612,6 +643,9 @@ def _dispatch(options: Options, console: Console) -> int:
     if options.command in ("help", "version"):
         console.out.write(command_line.USAGE if options.command == "help" else "pipeline_runner %s\n" % VERSION)
         return EXIT_OK
+    if options.command in ("verify", "export", "evidence", "new-key"):
+        import ledger_commands
+        return ledger_commands.do(options, console)
     spec = override_params(load_pipeline(options.pipeline, options.root), options.params)
     if options.command == "plan":
         return print_plan(spec, options, console, Clock())
@@ -620,9 +654,41 @@ def _dispatch(options: Options, console: Console) -> int:
         select_stages(spec, options)
         console.line("%s: ok (%d stage%s)" % (options.pipeline, len(spec.stages), "" if len(spec.stages) == 1 else "s"))
         return EXIT_OK
+    if options.command == "scan":
+        import program_scan
+        return program_scan.print_scan(spec, Digests(spec.root, state_store.boot_id(), keep=False), options.operands, console)
     if options.command == "unlock":
         return _unlock(spec, options, console)
+    if options.command == "accept":
+        return _accept(spec, options, console, Clock())
     return Run(spec, options, console, Clock()).run()
+
+
+def _accept(spec: PipelineSpec, options: Options, console: Console, clock: Clock) -> int:
+    """Take a stage as up to date though its key changed: its record gets today's key, the ledger says who did it and why."""
+    import acceptance
+    import process_tree
+    boot, name = state_store.boot_id(), options.operands[0]
+    stage, = select_stages(spec, options._replace(only=frozenset((name,))))
+    store = StateStore(spec.root, now=clock.time)
+    store.lock = lambda name: stage_locks.FileLock(spec.root, name, clock)
+    digests = Digests(spec.root, boot, keep=False)
+    check_offline(spec, digests, console)
+    store.prepare()
+    lock = stage_locks.StageLock(spec.root, name, "accept", boot, clock, process_tree)
+    lock.acquire(stage.lock_wait_s, dead_token(store.stage(name)))
+    try:
+        facts = observe(spec, stage, digests, store, boot)
+        ledger = new_ledger(spec, options, store)
+        ledger.prepare()
+        done = acceptance.accept(ledger, stage, spec, facts, options.reason, clock)
+    finally:
+        lock.release()
+    console.line(done)
+    for note in ledger.notes:
+        console.line("[LEDGER] " + note)
+    console.line("[LEDGER] head " + ledger_format.head_text(ledger.last))
+    return EXIT_OK
 
 
 def _unlock(spec: PipelineSpec, options: Options, console: Console) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import file_digests
 from spec_checks import shown_value
-from state_store import canonical_json
+from ledger_format import canonical_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -25,9 +25,9 @@ STAGE_DEFAULTS: Json = {
     "args": [], "inputs": [], "allowNoInputs": False, "outputs": None, "params": {}, "env": {}, "passEnv": None,
     "watch": [], "needs": [], "idempotency": {"enabled": True, "processor": "mtime"},
     "checkpoint": {"enabled": False, "lineInterval": 1000}, "retry": RETRY_DEFAULTS, "timeoutSec": None, "graceSec": 5,
-    "lock": {"waitSeconds": 5}, "resources": {}, "simulateFailAttempts": 0}
-PIPELINE_KEYS = ("name", "version", "description", "defaults", "offline", "stages", "$schema")
-
+    "lock": {"waitSeconds": 5}, "resources": {}, "simulateFailAttempts": 0, "networkAttempts": "fail"}
+PIPELINE_KEYS = ("name", "version", "description", "defaults", "offline", "seal", "stages", "$schema")
+LAYERS = ("scan", "kernel", "hook")
 
 
 def strict_json(text: str) -> Any:
@@ -263,7 +263,7 @@ STAGE_CHECKS: Dict[str, Callable[..., Any]] = {
     "timeoutSec": number_above(0, exclusive=True), "graceSec": number_above(0),
     "lock": fields(waitSeconds=number_above(0)),
     "resources": fields(cpuCores=whole_number(1), memoryMB=whole_number(1), minFreeDiskMB=whole_number(0), nice=whole_number(0)),
-    "simulateFailAttempts": whole_number(0)}
+    "simulateFailAttempts": whole_number(0), "networkAttempts": one_of("fail", "warn")}
 
 
 def _checked(value: Json, key: str, check: Callable[..., Any], path: Path, problems: Problems, required: bool = False) -> Any:
@@ -390,25 +390,42 @@ def check_pipeline(value: Any, root: str, nearest: Callable[[str, Sequence[str]]
     name = _checked(value, "name", check_name, (), problems, required=True)
     version = _checked(value, "version", check_text, (), problems)
     description = _checked(value, "description", check_text, (), problems)
-    allow, require = _check_offline(value.get("offline", {}), problems)
+    offline = _check_offline(value.get("offline", {}), problems)
+    seal = _checked(value, "seal", fields(keyFile=check_text), (), problems) or {}
     defaults = _check_stage_keys(value.get("defaults", {}), ("defaults",), problems, is_defaults=True)
+    if "networkAttempts" in offline:
+        defaults.setdefault("networkAttempts", offline["networkAttempts"])
     stages = _check_stages(value.get("stages"), defaults, root, problems)
     if problems.found:
         return None
-    return {"name": name, "version": version or "", "description": description or "", "allow": allow, "require": require, "stages": stages}
+    return {"name": name, "version": version or "", "description": description or "", "offline": offline, "seal": seal, "stages": stages}
 
 
-def _check_offline(value: Any, problems: Problems) -> Tuple[Tuple[str, ...], str]:
+def _check_offline(value: Any, problems: Problems) -> Json:
+    """Return the offline guard's settings, defaults filled in; networkAttempts only if it was given."""
     path = ("offline",)
+    if value == "strict":
+        value = {"strict": True}
     if not isinstance(value, dict):
-        problems.add(path, "must be an object, got %s" % shown_value(value))
-        return (), "scan"
-    _check_keys(value, ("allow", "require"), path, problems)
-    allow = _checked(value, "allow", check_texts, path, problems) or []
-    require = value.get("require", "scan")
-    if require not in ("scan", "kernel"):
-        problems.add(path + ("require",), "must be \"scan\" or \"kernel\", got %s" % shown_value(require))
-    return tuple(allow), require
+        problems.add(path, "must be an object or \"strict\", got %s" % shown_value(value))
+        return {}
+    found = {key: one for key, one in (OFFLINE_CHECK(value, path, problems) or {}).items() if one is not None}
+    layers = found.setdefault("layers", list(LAYERS))
+    if found.get("strict"):
+        found.setdefault("require", "kernel")       # only the kernel can be strict
+    if found.get("require") == "kernel" and "kernel" not in layers:
+        problems.add(path + ("layers",), "must have \"kernel\" where %s" % ("require says so" if not found.get("strict") else "strict is asked for"))
+    return found
+
+
+def check_layers(value: Any, path: Path, problems: Problems) -> Any:
+    if not isinstance(value, list) or not all(one in LAYERS for one in value):
+        return problems.add(path, "must be a list of %s, got %s" % (", ".join(map(shown_value, LAYERS)), shown_value(value)))
+    return value
+
+
+OFFLINE_CHECK = fields(allow=check_texts, require=one_of("scan", "kernel"), strict=check_boolean, layers=check_layers,
+                       networkAttempts=one_of("fail", "warn"))
 
 
 def _check_stages(value: Any, defaults: Json, root: str, problems: Problems) -> List[Json]:

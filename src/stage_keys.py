@@ -11,72 +11,20 @@ from __future__ import annotations
 import os
 
 import file_digests
-import spec_checks
-import state_store
+import ledger_format
 from file_digests import Digests
-from model import Material, sha256
+from model import Material
+from program_scan import local_modules
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterable, List, Optional, Sequence, Set
+    from typing import Any, Dict, Iterable, Optional, Sequence
 
     from model import PipelineSpec, StageSpec
     from state_store import StateStore
     Json = Dict[str, Any]
 
-_HERE = os.path.dirname(os.path.abspath(__file__))
 KEY_VERSION = 1             # part of every key: a change in what keys mean reruns everything, knowingly
-
-
-def scan_of(digests: Digests, path: str) -> Json:
-    """Return the offline guard's scan of a program: {"refused", "warned", "imports"}, remembered by content."""
-    digest = digests.of(path)[0]
-    guard = digests.of(os.path.join(_HERE, "offline_guard.py"))[0]
-    known = digests.scans.get(digest)
-    if not isinstance(known, dict) or known.get("guard") != guard or not known.keys() >= {"refused", "warned", "imports"}:
-        import offline_guard
-        with open(os.path.join(digests.root, path), "rb") as file:
-            source = file.read()
-        is_python = spec_checks.program_kind(path) == "python" or (source[:2] == b"#!" and b"python" in source[:256].split(b"\n")[0])
-        known = dict(offline_guard.scan(source if is_python else b"", path).to_json(), guard=guard)
-        digests.scans[digest] = known
-        digests.changed = True
-    return known
-
-
-def local_modules(digests: Digests, processor: str) -> List[str]:
-    """Return the files beside a Python processor that it imports, directly or through one another, sorted."""
-    folder = os.path.dirname(processor)
-    found: Set[str] = set()
-    queue = [processor]
-    while queue:
-        current = queue.pop()
-        for name in scan_of(digests, current)["imports"]:
-            for path in _module_files(digests, folder, os.path.dirname(current), name):
-                if path not in found and path != processor:
-                    found.add(path)
-                    queue.append(path)
-    return sorted(found)
-
-
-def _module_files(digests: Digests, folder: str, package: str, name: str) -> List[str]:
-    """Return the files that importing *name* may load: the module and the packages that it lies in."""
-    dots = len(name) - len(name.lstrip("."))
-    base = folder if not dots else package
-    for _ in range(dots - 1):
-        base = os.path.dirname(base)
-    files = []
-    for part in name.split(".")[dots:]:
-        names = digests.names_in(base)
-        stem = base + "/" + part if base else part
-        if part + ".py" in names:
-            files.append(stem + ".py")
-        if part not in names:
-            break
-        if "__init__.py" in digests.names_in(stem):
-            files.append(stem + "/__init__.py")
-        base = stem
-    return files
 
 
 def _passed(stage: StageSpec, secret: bytes) -> Optional[Json]:
@@ -95,12 +43,7 @@ def compute_idempotency_key(inputs: Iterable[str], processor: str, params: Optio
     parts = {"keyVersion": KEY_VERSION, "inputs": [[os.fspath(path).replace(os.sep, "/"), file_digests.hash_file(os.fspath(path))[0]] for path in inputs],
              "processor": {"path": os.fspath(processor).replace(os.sep, "/"), "sha256": file_digests.hash_file(os.fspath(processor))[0],
                            "mtimeNs": os.stat(processor).st_mtime_ns}, "params": params or {}}
-    return key_of(parts)
-
-
-def key_of(parts: Json) -> str:
-    """Return the key of its parts; the prefix keeps it apart from any other digest of the same bytes."""
-    return sha256(b"stage-key\0" + state_store.canonical_json(parts)).hexdigest()
+    return ledger_format.stage_key(parts)
 
 
 def key_parts(spec: PipelineSpec, stage: StageSpec, digests: Digests, inputs: Sequence[str], watched: Sequence[str], secret: bytes) -> Json:
@@ -156,4 +99,4 @@ def gather_material(spec: PipelineSpec, stage: StageSpec, digests: Digests, stor
         return Material("", {}, inputs, watched, ["cannot read %s: %s" % (os.fsdecode(error.filename or "?"), error.strerror)], {}, 0)
     files = inputs + watched + [stage.processor] + [path for path, _ in parts["modules"]]
     stamps = {path: digests.of(path)[1] for path in files}
-    return Material(key_of(parts), parts, inputs, watched, [], stamps, sum(stamps[path][0] for path in inputs))
+    return Material(ledger_format.stage_key(parts), parts, inputs, watched, [], stamps, sum(stamps[path][0] for path in inputs))

@@ -18,6 +18,7 @@ import attempts
 import environment
 import file_digests
 import process_tree
+import run_ledger
 import spec_checks
 import stage_outputs
 import state_store
@@ -159,6 +160,11 @@ class StageWork:
         self.survivors: List[int] = []
         self.attempts = 0
         self.cpu_s, self.max_rss, self.exit_code = 0.0, 0, None
+        self.logs: List[Json] = []      # path, bytes and digest of each attempt's
+        self.refusals: List[Json] = []  # what the attempts tried to do with the network
+        self.network_fault = ""         # of the last attempt: why it fails, if it does
+        self.is_offline_fault = False
+        self.argv: List[str] = []
         self.started_utc = utc_text(run.clock.time())
         self.started = run.clock.monotonic()
 
@@ -287,6 +293,10 @@ class StageWork:
             for note in result.notes:
                 self.console.event("NOTE", stage.name, ": " + note)
             failure = result.failure or self._changed_inputs()
+            if self.network_fault and not result.stopped:
+                self.is_offline_fault = True
+                self.console.tail(result.tail)
+                return "; ".join([self.network_fault] + ([failure] if failure else [])), False      # another attempt would try it again
             if result.survivors:
                 return "processes would not end: %s" % result.survivors, False
             if not failure or result.stopped:
@@ -332,13 +342,20 @@ class StageWork:
         state_store.write_atomic(inputs_file, json.dumps(inputs, ensure_ascii=False).encode("utf-8"), durable=False)
         state_store.make_folder(run.log_folder(), self.store.commit)
         token = "%s.%d" % (self.lock.token, self.attempts)
+        log_path = os.path.join(run.log_folder(), "%s.%d.log" % (stage.name, self.attempts))
+        network = run.network.attempt(stage.name, log_path[:-len("log")] + "network", self.console)
+        env = self._environment(offset, is_resume, token, inputs_file)
+        env.update(network.environment(stage.env))
         launch = attempts.Launch(
-            command_line(run.root, stage, inputs), self._environment(offset, is_resume, token, inputs_file), run.root,
-            os.path.join(run.log_folder(), "%s.%d.log" % (stage.name, self.attempts)), token, self.lock.descriptor,
+            command_line(run.root, stage, inputs), env, run.root, log_path, token, self.lock.descriptor,
             self.lock.guard, stage.timeout_s, stage.grace_s, stage.resources,
             (lambda data: self.console.stream(stage.name, data)) if run.options.verbose else None)
-        result = attempts.run_attempt(launch, run.signals, process_tree, run.guardian, run.others)
+        result = attempts.run_attempt(launch, run.signals, process_tree, run.guardian, run.others, network)
         self.console.end_stream()
+        self.argv = launch.argv
+        self.logs.append({"path": os.path.relpath(log_path, run.root).replace(os.sep, "/"), "bytes": result.log[0], "sha256": result.log[1]})
+        self.refusals += network.recorded()
+        self.network_fault = network.fault() if stage.network_attempts == "fail" else ""
         return result
 
     def _environment(self, offset: int, is_resume: bool, token: str, inputs_file: str) -> Dict[str, str]:
@@ -486,4 +503,12 @@ class StageWork:
 
     def _result(self, status: str, reason: str, **known: Any) -> StageResult:
         return StageResult.of(self.stage.name, status, reason, attempts=self.attempts, duration_s=self._duration_s(), cpu_s=self.cpu_s,
-                              max_rss_bytes=self.max_rss, bytes_in=self.facts.material.input_bytes, key=self.key, exit_code=self.exit_code, **known)
+                              max_rss_bytes=self.max_rss, bytes_in=self.facts.material.input_bytes, key=self.key, exit_code=self.exit_code,
+                              evidence=self._evidence(), is_offline_fault=self.is_offline_fault, **known)
+
+    def _evidence(self) -> Json:
+        """Return what the run record says of how the stage was run."""
+        parts = run_ledger.recorded_parts(self.store, self.facts.material.parts)
+        sizes = self.facts.material.stamps
+        return {"keyParts": parts, "argv": self.argv, "inputs": [{"path": path, "bytes": sizes[path][0], "sha256": digest} for path, digest in parts["inputs"]],
+                "logs": self.logs, "networkRefusals": self.refusals}

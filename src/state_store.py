@@ -11,8 +11,6 @@ import os
 import sys
 import time
 
-from model import sha256
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, Optional
@@ -24,13 +22,7 @@ FLUSH_S = 1.0
 SHARING_RETRY_S = 2.0       # Windows: scanners hold files open for moments
 SHARING_ERRORS = (5, 32, 33)
 SECRET_BYTES = 32
-HEAD_WAIT_S = 30            # the head is held for moments; a longer wait is a fault of the file system
-
-
-class RunIdTaken(Exception):
-    """The record of another run stands where this one's would."""
-
-    exit_code = 2
+WAIT_S = 30                 # for locks that are held for moments; a longer wait is a fault of the file system
 
 
 class StateError(Exception):
@@ -140,13 +132,7 @@ def write_atomic(path: str, data: bytes, commit: Optional[Commit] = None, durabl
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, ".%s.tmp" % (temporary or name))
     try:
-        descriptor = _create_new(temporary, mode)
-        try:
-            _write_all(descriptor, data)
-            if durable:
-                sync_file(descriptor)
-        finally:
-            os.close(descriptor)
+        write_new(temporary, data, durable, mode)
         patiently(lambda: os.replace(temporary, path))
         if durable and commit is None:
             sync_folder(folder or ".")
@@ -155,6 +141,17 @@ def write_atomic(path: str, data: bytes, commit: Optional[Commit] = None, durabl
     except OSError as error:
         remove_quietly(temporary)
         raise OSError(error.errno, error.strerror, path) from error
+
+
+def write_new(path: str, data: bytes, durable: bool = True, mode: int = 0o666) -> None:
+    """Write a new file, replacing a dead writer's of the same name; with *durable* its content is on the disk on return."""
+    descriptor = _create_new(path, mode)
+    try:
+        write_all(descriptor, data)
+        if durable:
+            sync_file(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _create_new(path: str, mode: int) -> int:
@@ -167,7 +164,7 @@ def _create_new(path: str, mode: int) -> int:
         return os.open(path, flags, mode)
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view):]
@@ -206,13 +203,8 @@ def make_folder(path: str, commit: Commit) -> None:
     commit.folders[parent or "."] = None
 
 
-def _is_integer(value: Any) -> bool:
+def is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def canonical_json(value: Any) -> bytes:
-    """Return the one byte form of a JSON value: sorted keys, no blanks, UTF-8 (RFC 8785 for values without floats)."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode("utf-8")
 
 
 def record_json(value: Any) -> bytes:
@@ -273,7 +265,7 @@ class StateStore:
             return None
         try:
             record = json.loads(data.decode("utf-8"))
-            problem = "" if isinstance(record, dict) and _is_integer(record.get("schema")) else "is not a record of this runner"
+            problem = "" if isinstance(record, dict) and is_integer(record.get("schema")) else "is not a record of this runner"
         except (ValueError, RecursionError):
             record, problem = None, "is damaged (not JSON)"
         if not problem and record["schema"] > SCHEMA_VERSION:
@@ -295,9 +287,11 @@ class StateStore:
         sync_folder(self.folder)
         return "it was set aside as state/%s; run again to do the work anew without it" % aside
 
-    def write(self, name: str, record: Json, temporary: str = "") -> None:
-        """Store a record: on the disk on return, its name when `commit` is flushed. temporary: as in write_atomic()."""
-        write_atomic(self.path(name), record_json(dict({"schema": SCHEMA_VERSION}, **record)), self.commit, temporary=temporary)
+    def write(self, name: str, record: Json, temporary: str = "") -> bytes:
+        """Store a record, return its bytes: on the disk on return, its name when `commit` is flushed. temporary: as in write_atomic()."""
+        data = record_json(dict({"schema": SCHEMA_VERSION}, **record))
+        write_atomic(self.path(name), data, self.commit, temporary=temporary)
+        return data
 
     def stage(self, stage: str) -> Optional[Json]:
         record = self.read("stage_%s.json" % stage)
@@ -322,7 +316,7 @@ class StateStore:
                 return b""
         guard = self.lock("env.guard") if self.lock is not None else None
         if guard is not None:
-            guard.acquire(HEAD_WAIT_S, "state/env.key is held by another run for %d s; run again" % HEAD_WAIT_S)
+            guard.acquire(WAIT_S, "state/env.key is held by another run for %d s; run again" % WAIT_S)
         try:
             if not os.path.lexists(path):       # of several runs at once, one makes it for all
                 write_atomic(path, os.urandom(SECRET_BYTES), self.commit, mode=0o600)     # from birth: a kill may come before any chmod
@@ -358,118 +352,8 @@ def _are_key_parts(parts: Json) -> bool:
 
 def _is_output_list(value: Any) -> bool:
     return isinstance(value, list) and all(
-        isinstance(one, dict) and isinstance(one.get("path"), str) and _is_integer(one.get("bytes")) and isinstance(one.get("sha256"), str)
+        isinstance(one, dict) and isinstance(one.get("path"), str) and is_integer(one.get("bytes")) and isinstance(one.get("sha256"), str)
         and ".." not in one["path"].split("/") and not os.path.isabs(one["path"]) for one in value)
-
-
-def run_hash(record: Json) -> str:
-    """Return the SHA-256 of the canonical JSON of a run record without its runHash, kept apart by a prefix."""
-    return sha256(b"run\0" + canonical_json({key: value for key, value in record.items() if key != "runHash"})).hexdigest()
-
-
-class RunChain:
-    """The chain over all runs of a root: state/head.json names the last sealed run and those that have begun.
-
-    {"runId", "invocation", "runHash", "prevRunHash", "open": {"<run id>": invocation}}, changed only under the lock of
-    the head. The head is written before the record that it names: after a kill between the two it names a hash
-    that no record has, and the chain goes on from prevRunHash. A run stays in "open" until a later run has seen
-    that it ended: if it died, that run seals its record as interrupted.
-    """
-
-    def __init__(self, store: StateStore, lock: Callable[[str], Any]) -> None:
-        """*lock* makes the kernel lock of a given name (stage_locks.FileLock)."""
-        self.store = store
-        self.lock = lock
-
-    def open_run(self, run_id: str, invocation: int) -> None:
-        """Note durably that a run has begun."""
-        with HeldHead(self) as head:
-            self._close_ended(head, run_id)
-            head["open"][run_id] = invocation
-            self.store.write("head.json", head)
-
-    def seal(self, record: Json, write_before: Optional[Callable[[], None]] = None) -> None:
-        """Give *record* its prevRunHash and runHash, make it the head, write it as state/run_<id>.json.
-
-        write_before is called first, under the lock of the head.
-        """
-        with HeldHead(self) as head:
-            self._close_ended(head, record["runId"])
-            if write_before is not None:
-                write_before()
-            self._seal(head, record)
-
-    def _seal(self, head: Json, record: Json) -> None:
-        record["schema"] = SCHEMA_VERSION
-        record["prevRunHash"] = self._last_hash(head)
-        record["runHash"] = run_hash(record)
-        head.update(runId=record["runId"], invocation=record["invocation"], runHash=record["runHash"], prevRunHash=record["prevRunHash"])
-        self.store.write("head.json", head)
-        self.store.write("run_%s.json" % record["runId"], record, "run.json")
-
-    def _last_hash(self, head: Json) -> Optional[str]:
-        if not head.get("runHash"):
-            return None
-        stored = find_run(self.store, head["runId"], head["invocation"])
-        is_there = stored is not None and stored.get("runHash") == head["runHash"]
-        last: Optional[str] = head["runHash"] if is_there else head["prevRunHash"]
-        return last
-
-    def _close_ended(self, head: Json, own_id: str) -> None:
-        for run_id in sorted(head["open"]):
-            lock = self.lock(run_id + ".run")
-            if run_id == own_id or not lock.try_acquire():
-                continue                # it lives
-            try:
-                record = self.store.read("run_%s.json" % run_id)
-                if record is not None and (record.get("runId") != run_id or not _is_integer(record.get("invocation"))):
-                    name = "run_%s.json" % run_id
-                    raise StateError("state/%s is damaged; %s" % (name, self.store.set_aside(name, "corrupt")))
-                if record is not None and record.get("state") == "running":
-                    record.update(state="interrupted", endedAt=None)
-                    self._seal(head, record)
-                remove_quietly(self.store.path(".run_%s.json.tmp" % run_id))
-            finally:
-                lock.release()
-            del head["open"][run_id]
-
-
-def _is_head(head: Json) -> bool:
-    """Tell whether what head.json holds can be worked with; its names become file names."""
-    runs = head["open"]
-    if not isinstance(runs, dict) or not all(_is_file_stem(run_id) and _is_integer(number) for run_id, number in runs.items()):
-        return False
-    if head.get("runHash") is None:
-        return True
-    return (isinstance(head["runHash"], str) and _is_file_stem(head.get("runId")) and _is_integer(head.get("invocation"))
-            and "prevRunHash" in head and isinstance(head["prevRunHash"], (str, type(None))))
-
-
-def _is_file_stem(name: Any) -> bool:
-    return isinstance(name, str) and name != "" and not set(name) & set("/\\:\0")
-
-
-class HeldHead:
-    """The head of the chain while its lock is held."""
-
-    def __init__(self, chain: RunChain) -> None:
-        self.store = chain.store
-        self.lock = chain.lock("head.chain")     # not "head.guard": that is the guard file of a stage named head
-
-    def __enter__(self) -> Json:
-        self.lock.acquire(HEAD_WAIT_S, "state/head.json is held by another run for %d s; run again" % HEAD_WAIT_S)
-        try:
-            head = self.store.read("head.json") or {}
-            head.setdefault("open", {})
-            if not _is_head(head):
-                raise StateError("state/head.json is damaged; " + self.store.set_aside("head.json", "corrupt"))
-        except BaseException:
-            self.lock.release()
-            raise
-        return head
-
-    def __exit__(self, *_: Any) -> None:
-        self.lock.release()
 
 
 def find_run(store: StateStore, run_id: str, invocation: int) -> Optional[Json]:
@@ -479,28 +363,6 @@ def find_run(store: StateStore, run_id: str, invocation: int) -> Optional[Json]:
         if record is not None and record.get("runId") == run_id and record.get("invocation") == invocation:
             return record
     return None
-
-
-def next_invocation(store: StateStore, chain: RunChain, run_id: str) -> int:
-    """Return the number of this call under *run_id*, after keeping the last call's record as run_<id>.<n>.json."""
-    name = "run_%s.json" % run_id
-    record = store.read(name)
-    if record is None:
-        count = 1                       # also after a kill between keeping the old record and writing the new one
-        while os.path.lexists(store.path("run_%s.%d.json" % (run_id, count))):
-            count += 1
-        return count
-    if record.get("runId") != run_id or not _is_integer(record.get("invocation")):
-        raise RunIdTaken("run id %s: state/%s belongs to run %s; choose another run id" % (run_id, name, record.get("runId")))
-    kept = "run_%s.%d.json" % (run_id, record["invocation"])
-    if os.path.lexists(store.path(kept)):
-        raise RunIdTaken("run id %s: state/%s is there already; choose another run id" % (run_id, kept))
-    if record.get("state") == "running":
-        record.update(state="interrupted", endedAt=None)
-        chain.seal(record)
-    os.replace(store.path(name), store.path(kept))
-    store.commit.folders[store.folder] = None
-    return int(record["invocation"]) + 1
 
 
 def read_marker(path: str) -> Optional[str]:

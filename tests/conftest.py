@@ -21,6 +21,11 @@ class Done:
     def __init__(self, argv, code, out, err):
         self.argv, self.code, self.out, self.err = argv, code, out, err
 
+    @property
+    def steps(self):
+        """The lines on stdout but those that frame a run: what guards it, the ledger's head."""
+        return [line for line in self.out.splitlines() if not line.startswith(("[OFFLINE] kernel: ", "[OFFLINE] hook: ", "[LEDGER] head "))]
+
     def __repr__(self):
         return "\n$ %s\nexit code %s\n--- stdout\n%s--- stderr\n%s---" % (" ".join(map(str, self.argv)), self.code, self.out, self.err)
 

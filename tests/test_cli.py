@@ -270,8 +270,9 @@ def test_the_lines_on_stdout_are_stable(good):
     done = good.run("--run-id", "r")
     expected = [r"\[START\] one", r"\[RETRY\] one attempt 1/3: exit code 75; next in 0\.00s", r"\[START\] one", r"\[DONE\] one in \d+\.\d{3}s", r"\[START\] two", r"\[FAIL\] two: exit code 9",
                 r"Run r state: failed \(1 ok, 0 skipped, 1 failed\) in \d+\.\ds"]
-    lines = done.out.splitlines()
+    lines = done.steps
     assert len(lines) == len(expected) and all(re.fullmatch(pattern, line) for pattern, line in zip(expected, lines)), done
+    assert [line for line in done.out.splitlines() if line not in lines][-1].startswith("[LEDGER] head 2: ") and done.out.splitlines()[0].startswith("[OFFLINE] "), done
 
 
 def hold(project, name):

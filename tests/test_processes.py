@@ -150,6 +150,7 @@ def test_the_variables_of_the_contract_are_complete_and_right(project):
     stated = {name: value for name, value in env.items() if name.startswith("PIPELINE_")}
     token, key = stated.pop("PIPELINE_ATTEMPT_TOKEN"), stated.pop("PIPELINE_KEY")
     inputs_file, params = stated.pop("PIPELINE_INPUTS_FILE"), stated.pop("PIPELINE_PARAMS")
+    assert (stated.pop("PIPELINE_HOOK"), os.path.basename(stated.pop("PIPELINE_HOOK_LOG"))) in (("report", "s1.1.network"), ("enforce", "s1.1.network"))
     assert stated == {
         "PIPELINE_STAGE_NAME": "s1", "PIPELINE_OUTPUT_DIR": str(project.path("data/s1")), "PIPELINE_LINE_OFFSET": "0",
         "PIPELINE_RUN_ID": "r", "PIPELINE_ATTEMPT": "1", "PIPELINE_ROOT": str(project.root)}
@@ -336,7 +337,9 @@ while not os.path.exists("go"):
 open(out + "/o", "w").write("x")
 """)
     process = project.start("--verbose")
-    assert process.stdout.readline().startswith(b"[START]") and process.stdout.readline() == b"s1 | working\n"
+    while not process.stdout.readline().startswith(b"[START]"):
+        assert process.poll() is None
+    assert process.stdout.readline() == b"s1 | working\n"
     project.write("go", "")
     assert finish(process)[0] == 0
 

@@ -90,7 +90,7 @@ def check_one_run(project, expected=WHOLE, name="data/s1/list.txt", arguments=()
         wait_until(lambda: not living(project), "the end of every process of the stage")
     assert project.read(name) == expected, again
     third = project.ok("--run-id", "third", *arguments)
-    assert third.out.count("[SKIP]") == third.out.count("[") > 0, third
+    assert third.out.count("[SKIP]") == len(third.steps) - 1 > 0, third
     assert project.read(name) == expected, third
     assert project.json("state/run_first.json")["state"] == "interrupted"
     assert [path.name for path in project.path("locks").iterdir() if not path.name.startswith(".")] == []

@@ -203,7 +203,7 @@ def test_the_line_of_a_retry_and_the_record_of_attempts(project):
                                                  "sys.exit(75 if 'PIPELINE_SIMULATED_FAIL' in os.environ else 0)"),
                   "inputs": ["in.txt"], "simulateFailAttempts": 2, "retry": {"attempts": 3, "baseDelayMs": 100}})
     done = project.ok("--run-id", "r")
-    assert [line for line in done.out.splitlines() if not line.startswith("[NOTE]")][:5] == ["[START] s1", "[RETRY] s1 attempt 1/3: exit code 75; next in 0.10s", "[START] s1",
+    assert [line for line in done.steps if not line.startswith("[NOTE]")][:5] == ["[START] s1", "[RETRY] s1 attempt 1/3: exit code 75; next in 0.10s", "[START] s1",
                                          "[RETRY] s1 attempt 2/3: exit code 75; next in 0.20s", "[START] s1"], done
     assert project.json("state/stage_s1.json")["attempts"] == 3 and project.json("state/metrics_r.json")["stages"][0]["attempts"] == 3
     assert project.read("data/s1/o") == "3"

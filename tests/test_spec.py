@@ -151,11 +151,11 @@ TOP = [
     (whole('§"zzz": 1'), "zzz: unknown key; known keys: name, version,"),
     (whole('"version": §1'), "version: must be text, got 1"),
     (whole('"description": §["a"]'), 'description: must be text, got ["a"]'),
-    (whole('"offline": §true'), "offline: must be an object, got true"),
+    (whole('"offline": §true'), 'offline: must be an object or "strict", got true'),
     (whole('"offline": {§"alow": []}'), 'offline.alow: unknown key; did you mean "allow"?'),
     (whole('"offline": {"allow": §"asyncio"}'), "offline.allow: must be a list of texts"),
     (whole('"offline": {"allow": [§1]}'), "offline.allow[0]: must be text, got 1"),
-    (whole('"offline": {"require": §"strict"}'), 'offline.require: must be "scan" or "kernel", got "strict"'),
+    (whole('"offline": {"require": §"strict"}'), 'offline.require: must be one of "scan", "kernel", got "strict"'),
     (whole('"defaults": §[]'), "defaults: must be an object"),
     (whole('"defaults": {§"name": "a"}'), "defaults.name: unknown key"),
     (whole('"defaults": {"retry": {"attempts": §0}}'), "defaults.retry.attempts: must be an integer >= 1, got 0"),
@@ -433,7 +433,7 @@ def test_defaults_of_a_bare_stage(root):
     assert one._asdict() == dict(
         name="a", processor="bin/ok.py", args=(), inputs=(), allow_no_inputs=False, output_dir="data/0", outputs=None, params={}, env={},
         pass_env=None, watch=(), needs=(), idempotent=True, processor_mtime=True, checkpoint=False, line_interval=1000,
-        retry=(1, 100, 30000, 0, None), timeout_s=None, grace_s=5, lock_wait_s=5, resources={}, simulate_fail_attempts=0)
+        retry=(1, 100, 30000, 0, None), timeout_s=None, grace_s=5, lock_wait_s=5, resources={}, simulate_fail_attempts=0, network_attempts="fail")
 
 
 def test_defaults_are_merged_one_level_deep(root):

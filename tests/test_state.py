@@ -15,6 +15,8 @@ import time
 import pytest
 from conftest import RUNNER, Project
 
+import environment
+import ledger_format
 import pipeline_runner
 import state_store
 from model import UsageError
@@ -36,6 +38,11 @@ def own_hash(record):
     return hashlib.sha256(b"run\0" + json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")).hexdigest()
 
 
+def ledger(project):
+    """Return the entries of the ledger."""
+    return [json.loads(line) for line in project.path("state/ledger.jsonl").read_bytes().decode("utf-8").splitlines()]
+
+
 def floats_in(value):
     if isinstance(value, dict):
         return [one for inner in value.values() for one in floats_in(inner)]
@@ -52,7 +59,7 @@ def chained(project):
         assert record["runHash"] == own_hash(record), path
         assert record["runHash"] not in records
         records[record["runHash"]] = record
-    last = project.json("state/head.json")["runHash"]
+    last = ledger(project)[-1]["lastRunHash"]
     order = []
     while last is not None:
         record = records.pop(last)
@@ -75,7 +82,11 @@ def test_the_run_record(project):
     assert (record["runId"], record["invocation"], record["pipeline"], record["version"], record["state"], record["schema"]) == ("r1", 1, "test", "2.1", "completed", 1)
     assert TIME.fullmatch(record["startedAt"]) and TIME.fullmatch(record["endedAt"]) and record["startedAt"] <= record["endedAt"]
     assert isinstance(record["durationMs"], int) and 0 <= record["durationMs"] < 60000
-    assert record["isolation"]["kernel"] == "none" and record["isolation"]["hook"] == "none" and record["isolation"]["scan"]["files"] > 10
+    assert record["isolation"]["scan"]["files"] > 10 and set(record["isolation"]) == {"scan", "kernel", "hook", "asRoot"}
+    if sys.platform.startswith("linux"):
+        assert record["isolation"]["kernel"] == {"method": "seccomp", "reports": True, "probed": True, "strict": False}
+        assert record["isolation"]["hook"] == "reports file and line"
+    assert record["user"] == environment.user_name() and HASH.fullmatch(record["runnerSha256"])
     assert record["python"] == "%s %d.%d.%d" % ((sys.implementation.name,) + sys.version_info[:3]) and record["os"] == sys.platform
     assert record["host"] and record["runner"] == pipeline_runner.VERSION
     assert record["specSha256"] == hashlib.sha256(project.path("pipeline.json").read_bytes()).hexdigest()
@@ -131,9 +142,10 @@ def test_every_file_under_state_carries_a_schema_version_and_ends_its_last_line(
     project.ok("--run-id", "r1")
     project.ok("--run-id", "r1")
     names = {path.name for path in project.path("state").iterdir() if path.is_file()}
-    assert {"run_r1.json", "run_r1.1.json", "metrics_r1.json", "stage_s1.json", "progress_s1.json", "head.json", "digests.json"} <= names
-    for name in names - {"inputs_s1.json"}:             # that one is the processor's contract: a bare list
+    assert {"run_r1.json", "run_r1.1.json", "metrics_r1.json", "stage_s1.json", "progress_s1.json", "ledger.jsonl", "digests.json"} <= names
+    for name in names - {"inputs_s1.json", "ledger.jsonl"}:     # the first is the processor's contract: a bare list
         assert project.json("state/" + name)["schema"] == 1, name
+    assert {one["schema"] for one in ledger(project)} == {1}
     assert not [name for name in names if name.endswith(".tmp")]
 
 
@@ -274,7 +286,7 @@ def finished(finished_once, tmp_path):
 
 
 @pytest.mark.parametrize("name, kind", [("stage_s1.json", kind) for kind in GARBAGE]
-                         + [(name, kind) for name in ("run_r.json", "head.json") for kind in ("truncated", "empty", "a list", "no schema")])
+                         + [(name, kind) for name in ("run_r.json",) for kind in ("truncated", "empty", "a list", "no schema")])
 def test_damaged_records_are_set_aside_and_said_so_and_the_next_run_works(finished, name, kind):
     project = finished
     data = GARBAGE[kind](project.path("state/" + name).read_bytes())
@@ -307,19 +319,20 @@ def test_stage_records_of_a_wrong_form_are_damaged_too(finished, kind):
     project.ok("--run-id", "r3")
 
 
-@pytest.mark.parametrize("head", [{"runHash": "0" * 64}, {"runHash": 5}, {"open": []}, {"open": {"r": "x"}}, {"runHash": "0" * 64, "runId": 5, "invocation": 1, "prevRunHash": None},
-                                  {"open": {"../x": 1}}, {"open": {"r9": 1}}])
-def test_a_head_of_a_wrong_form_never_ends_in_an_internal_error(finished, head):
+@pytest.mark.parametrize("change", [{"open": []}, {"open": {"r": "x"}}, {"open": {"../x": 1}}, {"open": {"r9": 1}}, {"runId": 5}, {"seq": "1"}, {"event": None}, {"runHash": None}])
+def test_a_last_entry_of_a_wrong_form_never_ends_in_an_internal_error(finished, change):
     project = finished
-    project.write("state/head.json", json.dumps(dict(head, schema=1)))
+    last = dict(ledger(project)[-1], **change)
+    last["hash"] = ledger_format.entry_hash(last)
+    project.write("state/ledger.jsonl", ledger_format.entry_line(last))
     done = project.run("--run-id", "r2")
     assert done.code in (0, 5), done
     if done.code == 5:
-        assert "state/head.json" in done.err and ".corrupt-" in done.err, done
+        assert "state/ledger.jsonl: the last entry is damaged" in done.err and ".corrupt-" in done.err, done
         project.ok("--run-id", "r3")
 
 
-@pytest.mark.parametrize("name", ["stage_s1.json", "run_r.json", "head.json"])
+@pytest.mark.parametrize("name", ["stage_s1.json", "run_r.json"])
 def test_records_of_a_newer_runner_are_refused_and_left_alone(finished, name):
     project = finished
     data = json.dumps(dict(project.json("state/" + name), schema=99)).encode()
@@ -419,9 +432,9 @@ def test_times_are_utc_with_milliseconds_and_z(seconds, text):
 
 
 def test_canonical_json():
-    assert state_store.canonical_json({"b": [1, None, True], "a": "ü\n"}) == '{"a":"ü\\n","b":[1,null,true]}'.encode("utf-8")
+    assert ledger_format.canonical_json({"b": [1, None, True], "a": "ü\n"}) == '{"a":"ü\\n","b":[1,null,true]}'.encode("utf-8")
     with pytest.raises(ValueError):
-        state_store.canonical_json(float("nan"))
+        ledger_format.canonical_json(float("nan"))
 
 
 def test_patiently_waits_some_two_seconds_and_only_for_sharing_violations():

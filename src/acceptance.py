@@ -1,0 +1,60 @@
+"""Taking a stage as up to date whose key changed for a harmless cause, in the open: the ledger says who, why and what changed.
+
+Above the leaves and below the runner.
+
+Order of the durable steps: ledger entry, stage record, marker. A kill between two of them leaves an entry whose stage
+is run again: more was promised than kept, and nothing is hidden.
+"""
+from __future__ import annotations
+
+import environment
+import reasons
+import stage_locks
+import state_store
+from model import UsageError
+from state_store import utc_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict
+
+    from model import Clock, Facts, PipelineSpec, StageSpec
+    from run_ledger import RunLedger
+    Json = Dict[str, Any]
+
+
+def accept(ledger: RunLedger, stage: StageSpec, spec: PipelineSpec, facts: Facts, reason: str, clock: Clock) -> str:
+    """Give a finished stage today's key; return what to tell the user. The caller holds the stage's lock.
+
+    On disk afterwards: a ledger entry, the stage record and the marker with the new key. Raises: UsageError where there is
+    nothing to accept, or more than the key has changed.
+    """
+    problem = _problem(stage, facts)
+    if problem:
+        raise UsageError("accept %s: %s" % (stage.name, problem))
+    store, record, key = ledger.store, facts.record, facts.material.key
+    changes = reasons.key_changes(record["keyParts"], facts.material.parts) or ["key changed"]
+    entry = {"stage": stage.name, "oldKey": record["idempotencyKey"], "newKey": key, "changes": changes, "reason": reason,
+             "user": environment.user_name(), "host": stage_locks.host_name()}
+    ledger.accept(spec.name, entry)
+    store.write("stage_%s.json" % stage.name, {**record, "idempotencyKey": key, "keyParts": facts.material.parts})
+    marker = {"schema": state_store.SCHEMA_VERSION, "stage": stage.name, "key": key, "runId": record.get("lastRunId"), "at": utc_text(clock.time())}
+    state_store.write_atomic(state_store.marker_path(spec.root, stage.output_dir, stage.name), state_store.record_json(marker), store.commit)
+    store.commit.flush()
+    return "[ACCEPT] %s: %s (%s)" % (stage.name, "; ".join(changes), reason)
+
+
+def _problem(stage: StageSpec, facts: Facts) -> str:
+    """Return why there is nothing to accept, or ""."""
+    record = facts.record
+    if facts.material.missing:
+        return "; ".join(facts.material.missing)
+    if record is None or record["lastStatus"] != "ok":
+        return "it has not been finished: %s; run it" % ("no record of a run" if record is None else "its last run " + record["lastStatus"])
+    if facts.marker_key is None or facts.marker_key not in (record["idempotencyKey"], facts.material.key):
+        return "its marker is missing or of another key; run it"
+    if facts.output_problems:
+        return "%s; run it" % "; ".join(facts.output_problems)
+    if record["idempotencyKey"] == facts.material.key and facts.marker_key == facts.material.key:
+        return "its key is unchanged; there is nothing to accept"
+    return ""

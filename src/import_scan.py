@@ -1,0 +1,1606 @@
+"""The scan for network uses: which programs would use the network, told from their sources before anything runs.
+
+This is layer 1 of the offline guard: an early and readable message, not an enforcement: whoever wants to can get past it. The
+layers that enforce stand in offline_guard.
+
+A leaf: bytes in, findings out; it opens no file and changes nothing.
+
+    scan_program: which kind of program it is, by its name and first line
+      Python -> syntax tree -> _Scan.walk: one pass that notes imports, bindings and calls
+                            -> _Scan.judge_calls: names resolved and constants folded, each call judged
+      shell  -> _ShellText: commands, each with its line -> judge_words
+      .bat .cmd .ps1 -> statements, line by line         -> judge_words
+                            -> ScanResult(refused, warned, imports)
+
+Refused: imports of network modules in any spelling that can be worked out, also inside literal source given to exec, and
+network tools started as commands. Warned of: what cannot be judged. Comments and plain strings do not count, and of a
+script neither do here-documents, names that are only asked for, and functions of its own that bear a tool's name.
+"""
+from __future__ import annotations
+
+from collections import namedtuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Set, Tuple
+
+SCAN_VERSION = 2            # of the rules; another version's results are not to be reused
+MAX_TEXT = 100_000          # characters of a folded constant: bounds what a hostile source can make the scan build
+MAX_STEPS = 20_000          # of looking into the expressions of one call
+MAX_FOLDING = 60            # levels of an expression that are looked into
+MAX_SOURCES = 4             # levels of source inside source
+MAX_NESTING = 40            # levels of $( ), ` ` and ${ } in shell text that are looked into
+MAX_ARITHMETIC = 2000       # characters of one $(( ))
+MAX_SCRIPT = 1 << 20        # characters of a script; what is behind them is most likely a payload
+HOLE = "\0"                 # stands in folded text for a part that is known only at run time
+
+# Names of network modules; each stands for itself and all below it.
+NETWORK_MODULES = frozenset((
+    # the standard library, past versions included
+    "socket _socket ssl _ssl socketserver urllib http.client http.server asyncio _asyncio asyncore asynchat ftplib smtplib "
+    "smtpd poplib imaplib nntplib telnetlib xmlrpc webbrowser wsgiref.simple_server "
+    # clients and servers of the web
+    "requests requests_toolbelt requests_oauthlib grequests httpx httpcore httplib2 aiohttp urllib3 treq mechanize pycurl "
+    "websocket websockets wsproto h11 h2 aioquic uvicorn hypercorn gunicorn waitress scrapy selenium playwright pyppeteer "
+    # event loops that bring sockets along
+    "tornado twisted trio anyio curio gevent eventlet uvloop "
+    # shells, files and mail of other machines
+    "paramiko asyncssh fabric fabric2 pysftp netmiko ncclient winrm rpyc smbclient smbprotocol impacket aiosmtpd aioftp "
+    # services
+    "boto boto3 botocore aiobotocore s3fs gcsfs adlfs google.cloud google.api_core google.auth googleapiclient azure minio "
+    "swiftclient keystoneclient docker kubernetes hvac consul etcd3 kazoo sentry_sdk slack_sdk twilio "
+    # databases, queues, remote calls
+    "redis aioredis pymongo motor psycopg psycopg2 asyncpg pg8000 mysql MySQLdb pymysql aiomysql mariadb pymssql oracledb "
+    "cx_Oracle cassandra elasticsearch opensearchpy influxdb influxdb_client neo4j memcache pymemcache pylibmc "
+    "kafka confluent_kafka pika aio_pika kombu amqp celery nats stomp paho zmq nanomsg pynng grpc thrift Pyro4 Pyro5 zeep suds "
+    # the network itself
+    "scapy dns ldap ldap3 pysnmp easysnmp nmap ntplib whois speedtest zeroconf "
+    # the same under other names: Python 2, and packages that carry a copy
+    "urllib2 httplib xmlrpclib SocketServer BaseHTTPServer SimpleXMLRPCServer six.moves.urllib six.moves.http_client "
+    "six.moves.xmlrpc_client six.moves.BaseHTTPServer pip._vendor.requests pip._vendor.urllib3").split())
+
+DOUBTFUL_MODULES = {
+    "ctypes": "can call what this scan does not see", "_ctypes": "can call what this scan does not see",
+    "cffi": "can call what this scan does not see", "_cffi_backend": "can call what this scan does not see",
+    "multiprocessing.connection": "can listen on and connect to addresses",
+    "multiprocessing.managers": "can listen on and connect to addresses"}
+
+NETWORK_TOOLS = frozenset((
+    "curl wget wget2 aria2c ssh scp sftp sshfs autossh mosh slogin ssh-copy-id nc ncat netcat nc.openbsd nc.traditional socat "
+    "telnet ftp tftp lftp ncftp rsh rlogin rcp nmap ping ping6 dig nslookup traceroute tracert whois bitsadmin "
+    "invoke-webrequest invoke-restmethod start-bitstransfer iwr irm test-connection test-netconnection resolve-dnsname "
+    "send-mailmessage new-pssession enter-pssession").split())
+LOOKERS = frozenset("ping ping6 test-connection test-netconnection".split())     # harmless when they look at this machine: a pause in batch files
+DOTNET = ("net.webclient", "net.webrequest", "net.httpwebrequest", "net.sockets.", "net.http.", "net.mail.", "net.dns")
+SYNC_TOOLS = {              # tool -> its subcommands that talk to another machine
+    "git": frozenset("clone fetch pull push ls-remote".split()), "hg": frozenset("clone pull push incoming outgoing".split()),
+    "svn": frozenset("checkout co update up commit ci export import list ls".split())}
+OPTIONS_WITH_VALUE = {      # tool -> its options that take the next word; needed to find the word that matters
+    "git": ("-C", "-c", "--git-dir", "--work-tree", "--namespace"), "hg": ("-R", "--cwd", "--config"), "svn": (),
+    "env": ("-u", "--unset", "-C", "--chdir"), "sudo": ("-u", "-g", "-h", "-p", "-C", "-D", "-U"), "doas": ("-u", "-C"),
+    "nice": ("-n",), "ionice": ("-c", "-n", "-p"), "timeout": ("-s", "-k", "--signal", "--kill-after"),
+    "xargs": ("-I", "-n", "-P", "-L", "-d", "-a", "-s", "-E"), "stdbuf": ("-i", "-o", "-e"), "time": ("-f", "-o"),
+    "exec": ("-a",), "chroot": (), "nohup": (), "setsid": (), "command": (), "builtin": (), "busybox": (), "eval": (),
+    "strace": ("-o", "-e", "-p"), "unshare": (), "start": (), "winpty": (), "taskset": (), "chrt": (), "watch": ("-n", "--interval"),
+    "parallel": ("-j", "-a", "--jobs"), "trap": ()}
+WRAPPERS = frozenset(OPTIONS_WITH_VALUE) - frozenset(SYNC_TOOLS)
+SHELLS = frozenset("sh bash dash zsh ksh mksh ash fish cmd powershell pwsh".split())
+SHELL_WORDS = frozenset("{ } ! if then elif else fi while until do done case in esac coproc".split())
+LOOSE = frozenset(" \t\r")            # between words of a shell's text
+ENDS_WORD = frozenset(" \t\r\n;&|()<>")
+SHELL_ENDINGS = (".sh", ".bash", ".dash", ".zsh", ".ksh")
+DEVICES = ("/dev/tcp/", "/dev/udp/")
+
+# Resolved names of functions -> how a call of them is judged.
+IMPORTERS = frozenset((
+    "builtins.__import__ importlib.import_module importlib.__import__ importlib.find_loader pkgutil.get_loader "
+    "pkgutil.find_loader pkgutil.resolve_name runpy.run_module imp.find_module imp.load_module").split())
+FINDERS = frozenset(("importlib.util.find_spec", "importlib.machinery.PathFinder.find_spec", "pkgutil.find_spec"))
+RUNNERS = frozenset(("builtins.exec", "builtins.eval", "builtins.compile"))
+LOADS = frozenset(("module_from_spec", "exec_module", "load_module"))
+COMMANDS = {                # function -> form of its arguments
+    "subprocess.run": "argv", "subprocess.call": "argv", "subprocess.check_call": "argv", "subprocess.check_output": "argv",
+    "subprocess.Popen": "argv", "subprocess.getoutput": "shell", "subprocess.getstatusoutput": "shell",
+    "os.system": "shell", "os.popen": "shell", "pty.spawn": "argv", "os.posix_spawn": "path+argv", "os.posix_spawnp": "path+argv",
+    "os.execl": "path+words", "os.execle": "path+words", "os.execlp": "path+words", "os.execlpe": "path+words",
+    "os.execv": "path+argv", "os.execve": "path+argv", "os.execvp": "path+argv", "os.execvpe": "path+argv",
+    "os.spawnl": "mode+path+words", "os.spawnle": "mode+path+words", "os.spawnlp": "mode+path+words",
+    "os.spawnlpe": "mode+path+words", "os.spawnv": "mode+path+argv", "os.spawnve": "mode+path+argv",
+    "os.spawnvp": "mode+path+argv", "os.spawnvpe": "mode+path+argv"}
+DECODERS = frozenset(("base64.b64decode", "base64.standard_b64decode", "base64.urlsafe_b64decode", "builtins.bytes.fromhex"))
+JUDGED = IMPORTERS | FINDERS | RUNNERS | frozenset(COMMANDS)
+BUILTINS = frozenset("__import__ exec eval compile getattr vars globals chr bytes str reversed".split())
+# Modules whose functions matter to the scan; other names are not followed.
+ROOTS = frozenset("builtins importlib pkgutil runpy imp subprocess os pty base64 sys posix nt".split())
+LAST_NAMES = frozenset(name.rpartition(".")[2] for name in JUDGED)
+
+# Fields of tree nodes that hold no node worth a visit.
+_BARE_FIELDS = frozenset("ctx op ops id attr kind type_comment lineno names module level n s name rest simple conversion".split())
+
+
+# === Results ===
+
+class Finding(namedtuple("Finding", "line module what")):
+    """One place: *line* from 1, *module* the dotted name or the tool (what "allow" names), *what* a clause for people."""
+
+    __slots__ = ()
+    if TYPE_CHECKING:
+        line: int
+        module: str
+        what: str
+
+
+_Place = namedtuple("_Place", "lineno")     # stands for a node of a tree where there is none
+
+
+class ScanResult(namedtuple("ScanResult", "refused warned imports")):
+    """What a scan found: findings by line, and all imported names (".name" when relative), sorted."""
+
+    __slots__ = ()
+    if TYPE_CHECKING:
+        refused: Tuple[Finding, ...]
+        warned: Tuple[Finding, ...]
+        imports: Tuple[str, ...]
+
+    def to_json(self) -> Dict[str, Any]:
+        """Return the result as JSON values, free of lone surrogates: findings are [line, module, what]."""
+        return {"refused": [list(one) for one in self.refused], "warned": [list(one) for one in self.warned],
+                "imports": list(self.imports)}
+
+    @staticmethod
+    def from_json(value: Dict[str, Any]) -> ScanResult:
+        """Return the result that to_json() made; further keys are ignored. Raises: KeyError, TypeError."""
+        return ScanResult(tuple(Finding(*one) for one in value["refused"]), tuple(Finding(*one) for one in value["warned"]),
+                          tuple(value["imports"]))
+
+
+def refusals(result: ScanResult, allow: Iterable[str]) -> List[Finding]:
+    """Return the refused findings but those whose module, or a package that it lies in, is in *allow*."""
+    allowed = frozenset(allow)
+    return [one for one in result.refused if not any(name in allowed for name in _packages(one.module))]
+
+
+def scan(source: bytes, filename: str) -> ScanResult:
+    """Search Python source for uses of the network, by its syntax tree.
+
+    *filename* enters the parser's messages only. Whatever cannot be parsed, or is nested too deep to be looked at,
+    becomes a warning, never an exception.
+    """
+    run = _Scan(filename)
+    run.scan_source(source)
+    # A computed name can be any text; the runner makes paths of names, and JSON.
+    names = sorted(name for name in run.imports if all(part.isidentifier() for part in name.lstrip(".").split(".")))
+    return ScanResult(_ordered(run.refused), _ordered(run.warned), tuple(names))
+
+
+def scan_program(data: bytes, path: str) -> ScanResult:
+    """Search any program for uses of the network: Python by its syntax tree, shells' and Windows' scripts by their commands.
+
+    *path* tells the kind by its ending, else the first line does. Other programs get one warning, of the module "binary".
+    """
+    kind = program_language(data, path)
+    if kind == "python":
+        return scan(data, path)
+    if kind not in ("shell", "batch", "powershell"):
+        what = "a %s script, which is not judged" % _printable(kind) if kind else "not a script"
+        return ScanResult((), (Finding(1, "binary", what + ": only the runtime guard covers it"),), ())
+    text = _script_text(data)
+    run = _Scan(path)
+    judge = {"shell": judge_script, "batch": judge_batch, "powershell": judge_powershell}[kind]
+    for line, (how, given) in judge(text[:MAX_SCRIPT]):
+        run.note_command(_Place(line), (how, given.replace("$", HOLE) if how == "python" else given))
+    if len(text) > MAX_SCRIPT:
+        run.warned.append(Finding(text.count("\n", 0, MAX_SCRIPT) + 1, "", "cannot be judged: the scan reads no further"))
+    # Source between the quotes of a shell often holds variables of the shell: what cannot be parsed is no news.
+    return ScanResult(_ordered(run.refused), _ordered(one for one in run.warned if one.module or "no further" in one.what), ())
+
+
+def program_language(data: bytes, path: str) -> str:
+    """Return python, shell, batch, powershell, the name of another interpreter, or "" for what is no script."""
+    ending = path[path.rfind("."):].lower()
+    known = {".py": "python", ".pyw": "python", ".bat": "batch", ".cmd": "batch", ".ps1": "powershell", ".psm1": "powershell"}.get(ending)
+    if known or ending in SHELL_ENDINGS:
+        return known or "shell"
+    words = data[2:256].split(b"\n")[0].decode("latin-1").split() if data[:2] == b"#!" else []
+    while len(words) > 1 and (_tool_name(words[0]) == "env" or words[0][:1] == "-" or _is_assignment(words[0])):
+        del words[0]
+    name = _tool_name(words[0]) if words else ""
+    if name.startswith(("python", "pypy")):
+        return "python"
+    return {"pwsh": "powershell", "powershell": "powershell"}.get(name, "shell" if name in SHELLS - {"fish", "cmd"} else name)
+
+
+def _script_text(data: bytes) -> str:
+    """Return a script's text up to a zero byte, where a payload begins; tools' names are ASCII in every encoding but UTF-16."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16", "replace").partition("\0")[0]
+    return data[3 if data[:3] == b"\xef\xbb\xbf" else 0:].partition(b"\0")[0].decode("latin-1")
+
+
+def _ordered(findings: Iterable[Finding]) -> Tuple[Finding, ...]:
+    """Return findings by line, one for each line and module."""
+    first: Dict[Tuple[int, str], Finding] = {}
+    for one in findings:
+        first.setdefault((one.line, one.module), Finding(one.line, _printable(one.module), _printable(one.what)))
+    return tuple(first[place] for place in sorted(first))
+
+
+def _printable(text: str) -> str:
+    """Return text that any terminal and any UTF-8 file takes."""
+    short = text if len(text) <= 200 else text[:197] + "..."
+    return "".join(one if one.isprintable() else "\\u%04x" % ord(one) for one in short)
+
+
+def _packages(module: str) -> List[str]:
+    """Return a dotted name and the packages that it lies in: a.b.c, a.b, a."""
+    names = [module]
+    while "." in module:
+        module = module.rpartition(".")[0]
+        names.append(module)
+    return names
+
+
+def network_module(name: str) -> bool:
+    """Tell whether a dotted name is, or lies in, a network module."""
+    return any(one in NETWORK_MODULES for one in _packages(name))
+
+
+# === Shell text: characters -> commands and where they stand ===
+
+class _Command:
+    """A command of a shell's text: its words without their quotes, unknown parts being HOLEs; line of the first word, 0 before it."""
+
+    __slots__ = ("line", "words")
+
+    def __init__(self) -> None:
+        self.line, self.words = 0, []       # type: int, List[str]
+
+
+class _ShellText:
+    """The reading of a shell's text, once from its beginning to its end.
+
+    What only looks like a command is none: comments, here-documents, patterns of case, arrays, arithmetic, conditions in
+    [[ ]], definitions of functions. Redirections are left out of the words, one to a network device counts as a command.
+    """
+
+    def __init__(self, text: str, line: int = 1, depth: int = 0) -> None:
+        self.text = text
+        self.place = 0
+        self.depth = depth
+        self.commands: List[_Command] = []
+        self.functions: Set[str] = set()
+        self.documents: List[Tuple[int, _Command, str]] = []    # of here-documents: first line, whose input, body
+        self._pending: List[Tuple[_Command, str, bool, bool]] = []
+        self._last: Optional[Dict[str, int]] = None             # row of the text -> where it stands last
+        self._counted, self._line = 0, line
+
+    def _line_here(self) -> int:
+        self._line += self.text.count("\n", self._counted, self.place)
+        self._counted = self.place
+        return self._line
+
+    def _new(self) -> _Command:
+        self.commands.append(_Command())
+        return self.commands[-1]
+
+    def _add(self, command: _Command, line: int, word: str) -> None:
+        command.line = command.line or line
+        command.words.append(word)
+
+    # --- commands
+
+    def read_commands(self, closing: str = "") -> None:
+        """Read commands to the end of the text, or past the ")" that closes them."""
+        command, cases = self._new(), 0
+        while self.place < len(self.text):
+            mark = self.text[self.place]
+            if mark in LOOSE:
+                self.place += 1
+            elif self.text.startswith("\\\n", self.place):
+                self.place += 2
+            elif mark == "#":
+                self._skip_comment()
+            elif mark == "\n":
+                self.place += 1
+                self._skip_documents()
+                command = self._new()
+            elif mark == ")" and closing:
+                self.place += 1
+                return
+            elif mark in ";&|)":
+                is_clause_end = self.text[self.place:self.place + 2] in (";;", ";&")
+                self.place += 3 if self.text.startswith(";;&", self.place) else 2 if is_clause_end else 1
+                if cases and is_clause_end:
+                    cases -= self._skip_patterns()
+                if mark != "&" or self.text[self.place:self.place + 1] != ">":      # else &> redirects and the command goes on
+                    command = self._new()
+            elif mark == "(":
+                command = self._read_parenthesis(command)
+            elif mark in "<>":
+                self._read_redirection(command)
+            else:
+                is_first = self._read_word(command)
+                if is_first and command.words[-1] == "esac":
+                    cases = max(0, cases - 1)
+                elif command.words[-1:] == ["in"] and command.words[-3:-2] == ["case"] and SHELL_WORDS.issuperset(command.words[:-3]):
+                    cases += 1 - self._skip_patterns()
+                    command = self._new()
+                elif command.words[:-1] == ["function"]:
+                    self.functions.add(command.words[-1])
+                    command = self._new()
+
+    def _read_word(self, command: _Command) -> bool:
+        """Read a word of a command; tell whether a command begins with it."""
+        line, is_first = self._line_here(), SHELL_WORDS.issuperset(command.words)
+        word = self._word(is_first)
+        if word.isdigit() and self.text[self.place:self.place + 1] in ("<", ">"):
+            return False                    # the descriptor that is redirected
+        self._add(command, line, word)
+        if word == "[[" and is_first:
+            self._skip_condition()
+        return is_first
+
+    def _read_parenthesis(self, command: _Command) -> _Command:
+        """Read on at "(": arithmetic, the definition of a function, or a shell of its own."""
+        end = self._arithmetic_end(self.place + 2) if self.text.startswith("((", self.place) else 0
+        if end and (command.words == ["for"] or SHELL_WORDS.issuperset(command.words)):
+            self._skip_arithmetic(end)
+            return command
+        self.place += 1
+        if len(command.words) == 1:
+            rest = self.place
+            while self.text[rest:rest + 1] in (" ", "\t"):
+                rest += 1
+            if self.text[rest:rest + 1] == ")":
+                self.place = rest + 1
+                self.functions.add(command.words.pop())
+                return self._new()
+        self._read_nested()
+        return self._new()
+
+    def _read_nested(self) -> None:
+        """Read what stands in parentheses, from behind the first; beyond a depth it counts as what stands around it."""
+        if self.depth < MAX_NESTING:
+            self.depth += 1
+            self.read_commands(")")
+            self.depth -= 1
+
+    def _read_redirection(self, command: _Command) -> None:
+        if self.text[self.place + 1:self.place + 2] == "(":
+            self.place += 2
+            self._read_nested()
+            return self._add(command, self._line_here(), HOLE)
+        start = self.place
+        while self.text[self.place:self.place + 1] in ("<", ">") and self.place - start < 3:
+            self.place += 1
+        is_document = self.text[start:self.place] == "<<"
+        strip = is_document and self.text[self.place:self.place + 1] == "-"
+        if strip or self.text[self.place:self.place + 1] in ("|", "&"):
+            self.place += 1
+        while self.text[self.place:self.place + 1] in (" ", "\t"):
+            self.place += 1
+        begin, line = self.place, self._line_here()
+        if begin == len(self.text) or self.text[begin] in ENDS_WORD:
+            return
+        target = self._word()
+        if is_document:
+            is_quoted = any(mark in self.text[begin:self.place] for mark in "'\"\\")
+            self._pending.append((command, target, strip, is_quoted))
+        elif target.startswith(DEVICES):
+            self._add(self._new(), line, target)
+
+    # --- what is no command
+
+    def _skip_comment(self) -> None:
+        end = self.text.find("\n", self.place)
+        self.place = len(self.text) if end < 0 else end
+
+    def _skip_documents(self) -> None:
+        """Skip the here-documents of the line that has ended; in one whose end is not quoted, $( ) is run."""
+        pending, self._pending = self._pending, []
+        for command, end, strip, is_quoted in pending:
+            if self._last is None:
+                self._last, place = {}, 0
+                for row in self.text.split("\n"):
+                    self._last[row.strip("\t\r")] = place
+                    place += len(row) + 1
+            if self._last.get(end, -1) < self.place:
+                continue                    # it has no end, so most likely it is none
+            start, line, row_start = self.place, self._line_here(), self.place
+            while self.place < len(self.text):
+                row_start, row_end = self.place, self.text.find("\n", self.place)
+                row_end = len(self.text) if row_end < 0 else row_end
+                self.place = min(len(self.text), row_end + 1)
+                row = self.text[row_start:row_end].rstrip("\r")
+                if (row.lstrip("\t") if strip else row) == end:
+                    break
+            body = self.text[start:row_start]
+            self.documents.append((line, command, body))
+            if not is_quoted:
+                inner = _ShellText(body, line, self.depth + 1)
+                inner._quoted("")
+                self.commands += inner.commands
+
+    def _skip_patterns(self) -> int:
+        """Skip the patterns of a clause of case, past their ")"; return 1 when there is none, but esac."""
+        while self.place < len(self.text):
+            mark = self.text[self.place]
+            if mark == "#":
+                self._skip_comment()
+            elif mark in ENDS_WORD:
+                self.place += 1
+                if mark == ")":
+                    return 0
+            elif self._word() == "esac":
+                return 1
+        return 0
+
+    def _skip_condition(self) -> None:
+        while self.place < len(self.text):
+            if self.text.startswith("]]", self.place):
+                self.place += 2
+                return
+            if self.text[self.place] in ENDS_WORD:
+                self.place += 1
+            else:
+                self._word()
+
+    def _arithmetic_end(self, place: int) -> int:
+        """Return where the arithmetic ends whose "((" is before a place; 0 when it is none, but a shell in a shell."""
+        level = 2
+        for index in range(place, min(len(self.text), place + MAX_ARITHMETIC)):
+            level += {"(": 1, ")": -1}.get(self.text[index], 0)
+            if level == 1:
+                return index + 2 if self.text[index + 1:index + 2] == ")" else 0
+        return 0
+
+    def _skip_arithmetic(self, end: int) -> None:
+        while self.place < end:
+            if self.text.startswith(("`", "$("), self.place) and not self.text.startswith("$((", self.place):
+                self._piece(True)
+            else:
+                self.place += 1
+
+    # --- words
+
+    def _word(self, is_first: bool = False) -> str:
+        """Read the word that begins here, which is no mark that ends one; `!(x)` is a pattern but where a command begins."""
+        pieces: List[str] = []
+        while self.place < len(self.text):
+            mark = self.text[self.place]
+            if mark == "(" and pieces and pieces[-1][-1:] == "=":
+                self.place += 1
+                self._skip_array()
+                pieces.append("()")
+            elif mark == "(" and pieces and pieces[-1] in ("?", "*", "+", "@", "" if is_first else "!"):
+                while self.place < len(self.text) and self.text[self.place] not in ")\n":
+                    self.place += 1
+                self.place += 1
+            elif mark in ENDS_WORD:
+                break
+            else:
+                pieces.append(self._piece(False))
+        return "".join(pieces)
+
+    def _skip_array(self) -> None:
+        while self.place < len(self.text):
+            mark = self.text[self.place]
+            if mark == "#":
+                self._skip_comment()
+            elif mark in ENDS_WORD:
+                self.place += 1
+                if mark == ")":
+                    return
+            else:
+                self._word()
+
+    def _piece(self, quoted: bool) -> str:
+        """Read a piece of a word: a letter, an escape, quoted text, or what is put in its place at run time."""
+        two = self.text[self.place:self.place + 2]
+        mark = two[0]
+        if mark == "\\":
+            self.place += 2
+            kept = mark if quoted and two[1:] not in ("\"", "\\", "$", "`", "\n") else ""
+            return kept + two[1:].replace("\n", "")
+        if self.depth < MAX_NESTING and (mark == "`" or two in ("$(", "${")):
+            self.depth += 1
+            text = self._backticks() if mark == "`" else self._braces(quoted) if two == "${" else self._substitution()
+            self.depth -= 1
+            return text
+        if not quoted and two in ("$'", "$\""):
+            self.place += 1
+            mark = two[1]
+        self.place += 1
+        if not quoted and mark == "\"":
+            return self._quoted("\"")
+        if quoted or mark != "'":
+            return mark
+        start = self.place
+        end = self.text.find("'", start)
+        while two == "$'" and end > 0 and self.text[end - 1] == "\\":
+            end = self.text.find("'", end + 1)
+        self.place = len(self.text) if end < 0 else end + 1
+        return self.text[start:end if end >= 0 else len(self.text)]
+
+    def _quoted(self, closing: str) -> str:
+        pieces = []
+        while self.place < len(self.text):
+            if self.text[self.place] == closing:
+                self.place += 1
+                break
+            pieces.append(self._piece(True))
+        return "".join(pieces)
+
+    def _braces(self, quoted: bool) -> str:
+        self.place += 2
+        pieces = ["${"]
+        while self.place < len(self.text) and self.text[self.place] != "}":
+            pieces.append(self._piece(quoted))
+        self.place += 1
+        return "".join(pieces) + "}"
+
+    def _substitution(self) -> str:
+        end = self._arithmetic_end(self.place + 3) if self.text.startswith("$((", self.place) else 0
+        self.place += 2
+        if end:
+            self._skip_arithmetic(end)
+        else:
+            self._read_nested()
+        return HOLE
+
+    def _backticks(self) -> str:
+        self.place += 1
+        line, pieces = self._line_here(), []
+        while self.place < len(self.text) and self.text[self.place] != "`":
+            two = self.text[self.place:self.place + 2]
+            pieces.append(two[1] if two in ("\\`", "\\\\", "\\$") else two[0])
+            self.place += 2 if two in ("\\`", "\\\\", "\\$") else 1
+        self.place += 1
+        inner = _ShellText("".join(pieces), line, self.depth)
+        inner.read_commands()
+        self.commands += inner.commands
+        self.functions |= inner.functions
+        return HOLE
+
+
+def shell_commands(text: str) -> List[List[str]]:
+    """Split shell text into commands, each a list of words without their quotes.
+
+    $(...) and `...` are commands too, and a HOLE in the word where they stand.
+    """
+    reader = _ShellText(text)
+    reader.read_commands()
+    return [one.words for one in reader.commands if one.words]
+
+
+# === Commands: words and shell text -> (verdict, tool) ===
+
+COMPUTED = ("computed", "")
+HARMLESS = ("", "")
+
+
+def judge_words(words: Sequence[str], depth: int = 0) -> Tuple[str, str]:
+    """Judge a command given as words, unknown parts being HOLEs.
+
+    Returns ("tool", name), ("python", source) for source to scan, ("module", name) for python -m, COMPUTED or HARMLESS.
+    """
+    words = _bare(words)
+    if not words or depth > MAX_SOURCES:
+        return HARMLESS
+    tool = _tool_name(words[0])
+    if words[0].startswith(DEVICES):
+        return ("tool", "/dev/tcp")
+    if tool in NETWORK_TOOLS:
+        return HARMLESS if tool in LOOKERS and any(map(_is_this_machine, words[1:])) else ("tool", tool)
+    if tool in SYNC_TOOLS:
+        rest = _skip_options(words[1:], OPTIONS_WITH_VALUE[tool])
+        return ("tool", "%s %s" % (tool, rest[0])) if rest and rest[0] in SYNC_TOOLS[tool] and not _is_local(rest[1:]) else HARMLESS
+    if tool == "rsync":
+        return ("tool", tool) if any(_is_remote(word) for word in words[1:]) else HARMLESS
+    if tool == "find":
+        places = [index for index, word in enumerate(words) if word in ("-exec", "-execdir", "-ok")]
+        return judge_words(words[places[0] + 1:], depth + 1) if places else HARMLESS
+    if tool in WRAPPERS:
+        return _judge_wrapped(tool, words[1:], depth)
+    if tool in SHELLS:
+        return _judge_shell(words[1:], depth)
+    if tool.startswith(("python", "pypy")):
+        return _judge_python(words[1:])
+    return COMPUTED if HOLE in tool or not tool else HARMLESS
+
+
+def judge_shell_text(text: str, depth: int = 0) -> Tuple[str, str]:
+    """Judge a shell's command line or script: the first of its commands that uses the network counts."""
+    found = HARMLESS
+    for _, (kind, what) in judge_script(text, depth):
+        if kind not in ("", "computed"):
+            return ("python" if kind == "document" else kind, what)
+        found = (kind, what) if kind else found
+    return found
+
+
+def judge_script(text: str, depth: int = 0, first_line: int = 1) -> List[Tuple[int, Tuple[str, str]]]:
+    """Judge all commands of a shell's text; return (line, verdict) of each.
+
+    Verdicts are those of judge_words, and ("document", source) for Python source that begins in this line.
+    """
+    reader = _ShellText(text, first_line)
+    reader.read_commands()
+    values = _constants_of(reader.commands)
+    found = []
+    for command in reader.commands:
+        words = _bare([word for one in command.words for word in values.get(one, [one])])
+        if words and words[0] not in reader.functions:
+            verdict = judge_words(words, depth)
+            if verdict[1] not in reader.functions or words[0] not in ("trap", "eval"):
+                found.append((command.line, verdict))
+    for line, command, body in reader.documents:
+        words = _bare(command.words)
+        if not words or depth > MAX_SOURCES or any(word[:1] != "-" or word[-1:] in "cm" for word in words[1:] if word != "-"):
+            continue                        # what it reads there is data, not a program
+        tool = _tool_name(words[0])
+        if tool in SHELLS:
+            found += judge_script(body, depth + 1, line)
+        elif tool.startswith(("python", "pypy")):
+            found.append((line, ("document", body)))
+    return found
+
+
+def _constants_of(commands: Iterable[_Command]) -> Dict[str, List[str]]:
+    """Return {"$NAME": words, "${NAME}": words} of variables that are set once, and to a text that is known."""
+    values: Dict[str, List[str]] = {}
+    for command in commands:
+        words = command.words[1:] if command.words[:1] and command.words[0] in ("export", "readonly", "local", "declare", "typeset") else command.words
+        for word in words if all(_is_assignment(one) for one in words) else ():
+            name, _, value = word.partition("=")
+            known = [] if "$" + name in values or "$" in value or HOLE in value else value.split()
+            values["$" + name] = values["${%s}" % name] = known
+    return {name: words for name, words in values.items() if words}
+
+
+def _bare(words: Iterable[str]) -> List[str]:
+    """Return a command's words from its name on: without if, then and their like, and assignments."""
+    bare = list(words)
+    while bare and (bare[0] in SHELL_WORDS or _is_assignment(bare[0])):
+        del bare[0]
+    return bare
+
+
+def _is_this_machine(word: str) -> bool:
+    return word.lower() in ("localhost", "::1") or (word.startswith("127.") and not word.strip("0123456789."))
+
+
+def _is_local(words: Iterable[str]) -> bool:
+    """Tell whether the arguments of git and its like name a folder of this machine, and nothing that may be another's."""
+    places = [word for word in words if not word.startswith("-")]
+    return any(word.startswith(("/", "./", "../", "~/", "file://")) for word in places) and not any(
+        HOLE in word or "$" in word or ("://" in word and not word.startswith("file://")) or _is_remote(word) for word in places)
+
+
+def _tool_name(word: str) -> str:
+    """Return the bare name of a program: /usr/bin/X, X.exe -> x; HOLE in it when it is not known."""
+    name = word.replace("\\", "/").rpartition("/")[2].lower()
+    for ending in (".exe", ".cmd", ".bat", ".com"):
+        name = name[:-len(ending)] if name.endswith(ending) else name
+    return name
+
+
+def _is_assignment(word: str) -> bool:
+    name, equals, _ = word.partition("=")
+    return bool(equals) and name.isidentifier()
+
+
+def _is_remote(word: str) -> bool:
+    """Tell whether an argument of rsync names another machine: host:path, host::module, rsync://; not C:\\x."""
+    host, colon, _ = word.partition(":")
+    return bool(colon) and not word.startswith("-") and "/" not in host and (len(host) > 1 or host == HOLE)
+
+
+def _skip_options(words: Sequence[str], with_value: Sequence[str]) -> Sequence[str]:
+    place = 0
+    while place < len(words) and words[place].startswith("-"):
+        place += 2 if words[place] in with_value else 1
+    return words[place:]
+
+
+def _judge_wrapped(tool: str, words: Sequence[str], depth: int) -> Tuple[str, str]:
+    """Judge what env, sudo, timeout and their like start."""
+    if tool == "env":
+        for place, word in enumerate(words):
+            for option in ("--split-string=", "--split-string", "-S"):
+                if word.startswith(option):
+                    return judge_shell_text(" ".join([word[len(option):]] + list(words[place + 1:])), depth + 1)
+            if not word.startswith("-") and not _is_assignment(word):
+                break
+    if tool == "eval":
+        return judge_shell_text(" ".join(words), depth + 1)
+    if tool == "trap":
+        return judge_shell_text(words[0], depth + 1) if words and words[0][:1] != "-" else HARMLESS
+    if tool == "command" and words and words[0][:1] == "-" and words[0].strip("-pvV") == "" and "v" in words[0].lower():
+        return HARMLESS                 # it only asks where the command is
+    words = _skip_options(words, OPTIONS_WITH_VALUE[tool])
+    if tool in ("timeout", "taskset", "chrt", "chroot"):
+        words = words[1:]               # the duration, the processors, the priority, the folder
+    return judge_words(words, depth + 1)
+
+
+def _judge_shell(words: Sequence[str], depth: int) -> Tuple[str, str]:
+    """Judge the words after a shell's name: its script is what follows -c, /c or -Command."""
+    for place, word in enumerate(words):
+        option = word.lower()
+        joined = option in ("/c", "/k", "-command")         # here all further words make up the script
+        if joined or (option[:1] == "-" and option[:2] != "--" and option.endswith("c")):
+            script = words[place + 1:] if joined else words[place + 1:place + 2]
+            return judge_shell_text(" ".join(script), depth + 1) if script else HARMLESS
+        if option[:1] not in ("-", "/", "+"):
+            return HARMLESS             # a script file
+    return HARMLESS
+
+
+def _judge_python(words: Sequence[str]) -> Tuple[str, str]:
+    for place, word in enumerate(words):
+        if not word.startswith("-") or word == "-":
+            return HARMLESS             # a program file, or standard input
+        if word[-1:] in "cm" and not word.startswith("--") and place + 1 < len(words):
+            return ("python" if word[-1] == "c" else "module", words[place + 1])
+    return HARMLESS
+
+
+# === Scripts of Windows: lines -> commands ===
+
+def judge_batch(text: str) -> List[Tuple[int, Tuple[str, str]]]:
+    """Judge the commands of a batch file; return (line, verdict) of each."""
+    found = []
+    rows = text.replace("\r\n", "\n").split("\n")
+    number = 0
+    while number < len(rows):
+        line, row = number + 1, rows[number].strip()
+        number += 1
+        if row.lstrip("@ \t")[:4].lower().rstrip() == "rem" or row.startswith(":"):
+            continue
+        pieces = [row]
+        while pieces[-1].endswith("^") and number < len(rows):
+            pieces[-1] = pieces[-1][:-1]
+            pieces.append(rows[number].strip())
+            number += 1
+        found += [(line, judge_words(words)) for words in _batch_commands(" ".join(pieces))]
+    return found
+
+
+def _batch_commands(row: str) -> List[List[str]]:
+    """Split a line of a batch file at & and |, and at the parentheses of if, else and for."""
+    commands: List[List[str]] = [[]]
+    word, quoted, level = "", False, 0
+    for mark in row + "\n":
+        if mark == "\"":
+            quoted = not quoted
+        is_literal = quoted and mark != "\n" or word[-1:] == "^"
+        is_group = mark == "(" and not quoted and not word and not _batch_bare(commands[-1]) and commands[-1][-1:] != ["in"]
+        is_end = mark == ")" and not quoted and level > 0
+        if is_literal or not (mark in " \t&|\n" or is_group or is_end):
+            word += mark
+            continue
+        if word:
+            commands[-1].append(word)
+            word = ""
+        if mark not in " \t":
+            commands.append([])
+            level += is_group - is_end
+    inner = [words for command in commands for words in _batch_loops(command)]
+    return [[word.strip("\"") for word in words] for words in [_batch_bare(command) for command in commands] + inner if words]
+
+
+def _batch_loops(words: List[str]) -> List[List[str]]:
+    """Return the command that for /f runs: for /f %%i in ('command') do ..."""
+    whole = " ".join(words)
+    start, end = whole.find("('"), whole.find("')")
+    return [_batch_bare(whole[start + 2:end].split())] if words[:1] and words[0].lower().lstrip("@") == "for" and 0 <= start < end else []
+
+
+def _batch_bare(words: Sequence[str]) -> List[str]:
+    """Return a command's words from its name on: without if, for, call and their like."""
+    words = list(words)
+    while words:
+        first = words[0].lower().lstrip("@(")
+        if first in ("else", "call", "do", ""):
+            del words[0]
+        elif first == "for":
+            places = [place for place, word in enumerate(words) if word.lower() == "do"]
+            words = words[places[0] + 1:] if places else []
+        elif first == "start":
+            del words[0]
+            while words and words[0][:1] in ("\"", "/"):
+                del words[0]                # the window's title, and options
+        elif first == "if":
+            words = _after_condition(words[1:])
+        else:
+            return [words[0].lstrip("@(")] + words[1:]
+    return words
+
+
+def _after_condition(words: List[str]) -> List[str]:
+    """Return what follows the condition of a batch file's if."""
+    while words and words[0].lower() in ("/i", "not"):
+        words = words[1:]
+    first = words[0].lower() if words else ""
+    if first in ("exist", "defined", "errorlevel", "cmdextversion"):
+        return words[2:]
+    if "==" in first and not first.endswith("=="):
+        return words[1:]
+    second = words[1].lower() if len(words) > 1 else ""
+    return words[3:] if second in ("==", "equ", "neq", "lss", "leq", "gtr", "geq") else words[2:]
+
+
+def judge_powershell(text: str) -> List[Tuple[int, Tuple[str, str]]]:
+    """Judge the commands of a PowerShell script, and the .NET classes that it names; return (line, verdict) of each."""
+    found = []
+    commands = _powershell_commands(text)
+    functions = {words[1].lower() for _, words in commands if len(words) > 1 and words[0].lower() == "function"}
+    for line, words in commands:
+        for word in words:
+            for name in DOTNET:
+                start = word.lower().find(name)
+                if start >= 0 and word[start - 1:start] in "[.'" and (word[0] != "'" or words[0].lower() == "new-object"):
+                    found.append((line, ("tool", name.strip("."))))
+        called = words[1:] if words[0] in ("&", ".") else words
+        if called and (called is not words or called[0][:1] != "'") and called[0].lower() not in functions:
+            found.append((line, judge_words([word[1:] if word[:1] == "'" else word for word in called])))
+    return found
+
+
+def _powershell_commands(text: str) -> List[Tuple[int, List[str]]]:
+    """Split a PowerShell script into commands, (line, words); a quoted word has a "'" before it.
+
+    A name before "=" is a key or a variable, one before "{" a keyword or a case of switch: neither is a command.
+    """
+    commands: List[Tuple[int, List[str]]] = []
+    words: List[str] = []
+    place, line, begun = 0, 1, 1
+    while place < len(text):
+        mark, start = text[place], place
+        begun = begun if words else line
+        closing = {"<#": "#>", "@'": "\n'@", "@\"": "\n\"@"}.get(text[place:place + 2])
+        if closing or mark == "#":
+            end = text.find(closing or "\n", place + 2 if closing else place)
+            place = len(text) if end < 0 else end + (len(closing) if closing else 0)
+            words += ["'"] if mark == "@" else []
+        elif mark in "'\"":
+            word, place = _powershell_quoted(text, place)
+            words.append("'" + word)
+        elif mark == "`":
+            place += 3 if text.startswith("\r\n", place + 1) else 2
+        elif mark in " \t\r":
+            place += 1
+        elif mark in "\n;|(){}&" or text.startswith("= ", place) or (mark == "." and text[place + 1:place + 2] in " "):
+            is_name = len(words) == 1 and mark in "{="
+            is_argument = mark == "=" and not is_name and words[:1] != [] and words[0][:1] not in "$["
+            if words and not is_name and not is_argument:
+                commands.append((begun, words))
+            if not is_argument:
+                words = [mark] if mark in "&." else []
+            place += 1
+        else:
+            while place < len(text) and text[place] not in " \t\r\n;|(){}&'\"`":
+                place += 1
+            name, equals, value = text[start:place].partition("=")
+            words = [value] if equals and value and not words and name[:1] == "$" else words + [text[start:place]]
+        line += text.count("\n", start, place)
+    return commands + ([(begun, words)] if words else [])
+
+
+def _powershell_quoted(text: str, place: int) -> Tuple[str, int]:
+    """Return the quoted text that begins at a place, and where the script goes on."""
+    mark, start = text[place], place + 1
+    place = start
+    while place < len(text):
+        if text[place] == "`" and mark == "\"":
+            place += 2
+        elif text[place] != mark:
+            place += 1
+        elif text[place + 1:place + 2] == mark:
+            place += 2                  # doubled, it is one in the text
+        else:
+            break
+    return text[start:place], place + 1
+
+
+# === Names and constants: node -> what it stands for ===
+
+class _Bindings:
+    """What the names of one source are bound to, regardless of scope: enough to follow one that is bound once."""
+
+    def __init__(self) -> None:
+        self.aliases: Dict[str, str] = {}           # name -> dotted name that an import bound it to, of ROOTS only
+        self.stores: Dict[str, int] = {}            # name -> how often the source binds it, anywhere
+        self.bound: Dict[str, Any] = {}             # name -> node of a value that it was bound to
+        self.looped: Dict[str, Any] = {}            # name -> node of the iterable whose elements it takes
+        self.steps = 0                              # taken for the call at hand
+
+    def _is_too_much(self, depth: int) -> bool:
+        """Count one step of looking into an expression; names that stand for one another could make it endless."""
+        self.steps += 1
+        return depth > MAX_FOLDING or self.steps > MAX_STEPS
+
+    # --- names: node -> dotted name
+
+    def resolve(self, node: Any, depth: int = 0) -> str:
+        """Return the dotted name that an expression stands for, as far as it leads to ROOTS; else ""."""
+        kind = type(node).__name__
+        if self._is_too_much(depth):
+            return ""
+        if kind == "Name":
+            return self._resolve_name(node.id, depth)
+        if kind == "Attribute":
+            return self._member(self.resolve(node.value, depth + 1), node.attr)
+        if kind == "Subscript":
+            return self._resolve_lookup(node, depth)
+        if kind == "Call":
+            return self._resolve_call(node, depth)
+        return ""
+
+    def _resolve_name(self, name: str, depth: int) -> str:
+        if name in self.aliases:
+            return self.aliases[name]
+        if self.stores.get(name) == 1 and name in self.bound:
+            return self.resolve(self.bound[name], depth + 1)
+        if name == "__builtins__":
+            return "builtins"
+        return "builtins." + name if name in BUILTINS and not self.stores.get(name) else ""
+
+    def _member(self, owner: str, name: str) -> str:
+        """Return owner.name; what reaches the same module by another way gets its one name."""
+        if not owner:
+            return ""
+        if name in ("__dict__", "__getattribute__"):
+            return owner
+        if owner == "builtins" and name in ("builtins", "__builtins__"):
+            return owner
+        return "%s.%s" % ("os" if owner in ("posix", "nt") else owner, name)
+
+    def _resolve_lookup(self, node: Any, depth: int) -> str:
+        """Resolve vars(x)["name"], x.__dict__["name"] and sys.modules["name"]."""
+        owner = self.resolve(node.value, depth + 1)
+        key = self._one_text(_index(node), depth + 1) if owner else None
+        if key is None:
+            return ""
+        return key if owner == "sys.modules" else self._member(owner, key)
+
+    def _resolve_call(self, node: Any, depth: int) -> str:
+        function = self.resolve(node.func, depth + 1)
+        if function == "builtins.getattr" and len(node.args) >= 2:
+            name = self._one_text(node.args[1], depth + 1)
+            return self._member(self.resolve(node.args[0], depth + 1), name) if name else ""
+        if function == "builtins.vars" and len(node.args) == 1:
+            return self.resolve(node.args[0], depth + 1)
+        if function == "builtins.globals":
+            return "builtins"
+        if function in IMPORTERS and node.args:
+            name = self._one_text(node.args[0], depth + 1) or ""
+            return name.partition(".")[0] if function.endswith("__import__") else name
+        return ""
+
+    # --- constants: node -> the texts that it can be
+
+    def _one_text(self, node: Any, depth: int = 0) -> Optional[str]:
+        texts = self.texts(node, depth)
+        return texts[0] if texts is not None and len(texts) == 1 else None
+
+    def texts(self, node: Any, depth: int = 0) -> Optional[List[str]]:
+        """Return the texts that an expression can be, with HOLEs for unknown parts; None when nothing is known."""
+        if self._is_too_much(depth):
+            return None
+        kind = type(node).__name__
+        if kind == "Constant":
+            return _constant_text(node.value)
+        if kind == "BinOp":
+            return self._fold_operation(node, depth)
+        fold: Any = {"JoinedStr": self._fold_pieces, "Name": self._fold_name, "Call": self._fold_call,
+                     "Subscript": self._fold_slice, "IfExp": self._fold_choice, "BoolOp": self._fold_any,
+                     "NamedExpr": self._fold_named}.get(kind)
+        found: Optional[List[str]] = fold(node, depth + 1) if fold else None
+        return [one for one in found if len(one) <= MAX_TEXT][:100] if found else None
+
+    def _fold_operation(self, node: Any, depth: int) -> Optional[List[str]]:
+        """Fold a + b + c (a loop: chains of hundreds are common) and a % b."""
+        if type(node.op).__name__ == "Mod":
+            pattern = self._one_text(node.left, depth + 1)
+            return None if pattern is None else [self._fill_percent(pattern, node.right, depth + 1)]
+        pieces = []
+        while type(node).__name__ == "BinOp" and type(node.op).__name__ == "Add":
+            pieces.append(node.right)
+            node = node.left
+        if not pieces:
+            return None
+        pieces.append(node)
+        return self._fold_sequence(reversed(pieces), depth + 1)
+
+    def _fold_sequence(self, nodes: Iterable[Any], depth: int, between: str = "") -> Optional[List[str]]:
+        """Return the joined text of nodes, unknown ones as HOLEs; None when all are unknown."""
+        texts: List[str] = []
+        size, known = 0, 0
+        for node in nodes:
+            text = self._one_text(node, depth)
+            known += text is not None
+            texts.append(HOLE if text is None else text)
+            size += len(texts[-1]) + len(between)
+            if size > MAX_TEXT:
+                return None
+        return [between.join(texts)] if known else None
+
+    def _fold_pieces(self, node: Any, depth: int) -> Optional[List[str]]:
+        return self._fold_sequence([getattr(one, "value", one) if type(one).__name__ == "FormattedValue" and not one.format_spec
+                                    else one for one in node.values], depth)
+
+    def _fold_name(self, node: Any, depth: int) -> Optional[List[str]]:
+        if self.stores.get(node.id) != 1:
+            return None
+        if node.id in self.looped:
+            return self._elements(self.looped[node.id], depth)
+        return self.texts(self.bound[node.id], depth) if node.id in self.bound else None
+
+    def _fold_choice(self, node: Any, depth: int) -> Optional[List[str]]:
+        return (self.texts(node.body, depth) or []) + (self.texts(node.orelse, depth) or [])
+
+    def _fold_any(self, node: Any, depth: int) -> Optional[List[str]]:
+        return [text for value in node.values for text in self.texts(value, depth) or []]
+
+    def _fold_named(self, node: Any, depth: int) -> Optional[List[str]]:
+        return self.texts(node.value, depth)
+
+    def _fold_slice(self, node: Any, depth: int) -> Optional[List[str]]:
+        """Fold text[a:b:c] and [...][n] with constant bounds."""
+        index = _index(node)
+        if type(index).__name__ == "Slice":
+            text = self._one_text(node.value, depth)
+            bounds = [_integer(bound) for bound in (index.lower, index.upper, index.step)]
+            if text is None or HOLE in text or False in bounds or bounds[2] == 0:
+                return None
+            return [text[slice(*bounds)]]
+        place = _integer(index)
+        elements = self._element_nodes(node.value, depth)
+        if elements is None or place is None or place is False or not -len(elements) <= place < len(elements):
+            return None
+        return self.texts(elements[place], depth)
+
+    def _fold_call(self, node: Any, depth: int) -> Optional[List[str]]:
+        """Fold chr(n), str(x), methods of text, base64 and compile() of a constant."""
+        if type(node.func).__name__ == "Attribute":
+            method = getattr(self, "_method_" + node.func.attr, None) or _PLAIN_METHODS.get(node.func.attr)
+            if method is not None:
+                return self._fold_method(node, method, depth)
+        function = self.resolve(node.func, depth)
+        if not node.args:
+            return None
+        if function == "builtins.chr":
+            code = _integer(node.args[0])
+            return [chr(code)] if code is not None and code is not False and 0 < code < 0x110000 else None
+        if function in ("builtins.str", "builtins.bytes", "builtins.compile"):
+            return self.texts(node.args[0], depth)
+        if function in DECODERS:
+            return _decoded(function, self._one_text(node.args[0], depth))
+        return None
+
+    def _fold_method(self, node: Any, method: Any, depth: int) -> Optional[List[str]]:
+        text = self._one_text(node.func.value, depth)
+        if text is None:
+            return None
+        if getattr(method, "__self__", None) is self:
+            found: Optional[List[str]] = method(text, node, depth)
+            return found
+        arguments = [self._one_text(one, depth) for one in node.args]
+        if None in arguments or len(text) > 4096 or any(len(one or "") > 4096 for one in arguments):
+            return None
+        try:
+            return [method(text, *arguments)]
+        except TypeError:
+            return None
+
+    def _method_join(self, text: str, node: Any, depth: int) -> Optional[List[str]]:
+        elements = self._element_nodes(node.args[0], depth) if len(node.args) == 1 else None
+        if elements is not None:
+            return self._fold_sequence(elements, depth, text)
+        whole = self._reversed_text(node.args[0], depth) if len(node.args) == 1 else None
+        return None if whole is None or len(text) * len(whole) > MAX_TEXT else [text.join(whole)]
+
+    def _method_format(self, text: str, node: Any, depth: int) -> Optional[List[str]]:
+        """Fill plain {} and {0} fields; str.format itself could be told to build gigabytes."""
+        pieces = text.replace("{{", "\x01").replace("}}", "\x02").split("{")
+        whole, count = pieces[0], 0
+        for piece in pieces[1:]:
+            field, _, rest = piece.partition("}")
+            place = count if not field else int(field) if field.isdigit() and len(field) < 4 else len(node.args)
+            count += 1
+            value = self._one_text(node.args[place], depth) if place < len(node.args) else None
+            whole += (HOLE if value is None else value) + rest
+            if len(whole) > MAX_TEXT:
+                return None
+        return [whole.replace("\x01", "{").replace("\x02", "}")]
+
+    def _fill_percent(self, text: str, values: Any, depth: int) -> str:
+        nodes = list(values.elts) if type(values).__name__ == "Tuple" else [values]
+        whole, count, place = "", 0, 0
+        while place < len(text) and len(whole) <= MAX_TEXT:
+            mark = text[place]
+            if mark == "%" and text[place + 1:place + 2] == "%":
+                whole += "%"
+            elif mark == "%":
+                value = self._one_text(nodes[count], depth) if text[place + 1:place + 2] == "s" and count < len(nodes) else None
+                whole += HOLE if value is None else value
+                count += 1
+            else:
+                whole += mark
+            place += 2 if mark == "%" else 1
+        return whole
+
+    def _reversed_text(self, node: Any, depth: int) -> Optional[str]:
+        """Return the text that is the only argument of reversed(), backwards; or plain text, whose letters join takes."""
+        if type(node).__name__ == "Call" and len(node.args) == 1 and self.resolve(node.func, depth) == "builtins.reversed":
+            text = self._one_text(node.args[0], depth)
+            return None if text is None else text[::-1]
+        return self._one_text(node, depth)
+
+    # --- lists: node -> the nodes or texts of its elements
+
+    def _element_nodes(self, node: Any, depth: int) -> Optional[List[Any]]:
+        """Return the nodes of a list, a tuple, a sum of these, or a name bound once to one; None when not known."""
+        kind = type(node).__name__
+        if self._is_too_much(depth):
+            return None
+        if kind in ("List", "Tuple", "Set"):
+            return list(node.elts)
+        if kind == "Name" and self.stores.get(node.id) == 1 and node.id in self.bound:
+            return self._element_nodes(self.bound[node.id], depth + 1)
+        if kind == "BinOp" and type(node.op).__name__ == "Add":
+            left, right = self._element_nodes(node.left, depth + 1), self._element_nodes(node.right, depth + 1)
+            return None if left is None else left + (right if right is not None else [node.right])
+        if kind == "Call" and len(node.args) == 1 and getattr(node.func, "id", "") in ("list", "tuple", "sorted", "set"):
+            return self._element_nodes(node.args[0], depth + 1)
+        return None
+
+    def _elements(self, node: Any, depth: int) -> Optional[List[str]]:
+        """Return the texts of a list's known elements; None when the list itself is not known."""
+        words = self._split_words(node, depth)
+        if words is not None:
+            return words
+        nodes = self._element_nodes(node, depth)
+        if nodes is None:
+            return None
+        return [text for one in nodes[:1000] for text in self.texts(one, depth + 1) or []]
+
+    def _split_words(self, node: Any, depth: int) -> Optional[List[str]]:
+        """Return the words of "a b c".split()."""
+        if self._is_too_much(depth):
+            return None
+        if type(node).__name__ == "Name" and self.stores.get(node.id) == 1 and node.id in self.bound:
+            return self._split_words(self.bound[node.id], depth + 1)
+        if type(node).__name__ != "Call" or type(node.func).__name__ != "Attribute" or node.func.attr != "split":
+            return None
+        if not node.args:
+            text = self._one_text(node.func.value, depth + 1)
+            return None if text is None else text.split()
+        text = self._one_text(node.func.value, depth + 1)
+        separator = self._one_text(node.args[0], depth + 1)
+        if text is None and type(node.func.value).__name__ == "Name" and node.func.value.id == "shlex":
+            return None if separator is None else [word for words in shell_commands(separator) for word in words]
+        return None if text is None or not separator else text.split(separator)
+
+    def _argv(self, node: Any) -> Optional[List[str]]:
+        """Return the words of a command's list, unknown ones as HOLEs, or None when the list is not known."""
+        words = self._split_words(node, 0)
+        if words is not None:
+            return words
+        nodes = self._element_nodes(node, 0)
+        return None if nodes is None else [self._word(one) for one in nodes[:1000]]
+
+    def _word(self, node: Any) -> str:
+        if self.resolve(node) == "sys.executable":
+            return "python"
+        text = self._one_text(node)
+        return HOLE if text is None else text
+
+
+# === The scan of one source ===
+
+class _Scan(_Bindings):
+    """The findings of one file, and the calls of the source at hand. Lives for one scan()."""
+
+    def __init__(self, filename: str) -> None:
+        super().__init__()
+        self.filename = filename
+        self.refused: List[Finding] = []
+        self.warned: List[Finding] = []
+        self.imports: Set[str] = set()
+        self.calls: List[Any] = []
+        self.lookups: List[Any] = []                # subscripts that are read
+        self.loads_by_hand = False                  # a found module is also loaded somewhere
+        self.line = 0                               # of the outermost source, while one inside it is scanned
+        self.depth = 0
+        self.prefix = ""
+
+    # --- findings
+
+    def _refuse(self, node: Any, module: str, what: str) -> None:
+        self.refused.append(Finding(self.line or node.lineno, module, self.prefix + what))
+
+    def _warn(self, line: int, module: str, what: str) -> None:
+        self.warned.append(Finding(self.line or line, module, self.prefix + what))
+
+    def _note_import(self, node: Any, name: str, how: str) -> None:
+        """Judge one absolute name that an import spells, and remember it."""
+        self.imports.add(name)
+        if network_module(name):
+            self._refuse(node, name, "imports the network module %s%s" % (name, how))
+        for one in _packages(name):
+            if one in DOUBTFUL_MODULES:
+                self._warn(node.lineno, one, "imports %s, which %s" % (one, DOUBTFUL_MODULES[one]))
+
+    # --- source -> tree -> findings
+
+    def scan_source(self, source: Any) -> None:
+        """Scan source (bytes, or the text of an exec) into the findings."""
+        tree = self._parse(source)
+        if tree is None:
+            return
+        try:
+            self.walk(tree)
+            self.judge_calls()
+        except (RecursionError, MemoryError):
+            self._warn(1, "", "cannot be judged: nested too deep")
+
+    def _parse(self, source: Any) -> Any:
+        import warnings
+        from _ast import PyCF_ONLY_AST  # what ast.parse uses; ast itself takes longer to import than many a scan
+        try:
+            with warnings.catch_warnings():         # an invalid escape is the author's matter, not a line on our stderr
+                warnings.simplefilter("ignore")
+                return compile(source, self.filename or "<source>", "exec", PyCF_ONLY_AST, True)
+        except SyntaxError as error:
+            line, what = _syntax_fault(source, error)
+            self._warn(line, "", "cannot be judged: %s" % what)
+        except (RecursionError, MemoryError):
+            self._warn(1, "", "cannot be judged: nested too deep")
+        except (ValueError, OverflowError) as error:
+            self._warn(1, "", "cannot be judged: %s" % error)
+        return None
+
+    def _scan_inside(self, node: Any, text: str, where: str) -> None:
+        """Scan source text that the source at hand runs; its findings get the line of the call."""
+        if self.depth >= MAX_SOURCES:
+            return self._warn(node.lineno, "", "cannot be judged: source within source within source")
+        inner = _Scan(self.filename)
+        inner.aliases = dict(self.aliases)
+        inner.line, inner.depth = self.line or node.lineno, self.depth + 1
+        inner.prefix = "%s%s " % (self.prefix, where)
+        inner.scan_source(text.replace(HOLE, "_").lstrip(" \t"))
+        if HOLE in text and not inner.refused:
+            self._warn(node.lineno, "", "runs source that is put together at run time")
+        self.refused += inner.refused
+        self.warned += [one for one in inner.warned if HOLE not in text]
+        self.imports |= inner.imports
+
+    def walk(self, tree: Any) -> None:
+        """Visit every node once, with a stack of our own: depth is the source's choice, the stack's is not."""
+        visit: Dict[str, Callable[[Any], None]] = {
+            "Import": self._see_import, "ImportFrom": self._see_from, "Call": self._see_call, "Name": self._see_name,
+            "Attribute": self._see_attribute, "Subscript": self._see_subscript, "arg": self._see_arg,
+            "Assign": self._see_assign, "AnnAssign": self._see_value, "NamedExpr": self._see_value,
+            "For": self._see_loop, "AsyncFor": self._see_loop, "comprehension": self._see_loop}
+        fields: Dict[str, Tuple[str, ...]] = {"Constant": ()}
+        stack = [tree]
+        while stack:
+            node = stack.pop()
+            kind = type(node).__name__
+            see = visit.get(kind)
+            if see is not None:
+                see(node)
+            names = fields.get(kind)
+            if names is None:
+                names = fields[kind] = tuple(name for name in node._fields if name not in _BARE_FIELDS)
+            for name in names:
+                child = getattr(node, name, None)
+                if type(child) is list:
+                    stack.extend([one for one in child if hasattr(one, "_fields")])
+                elif hasattr(child, "_fields"):
+                    stack.append(child)
+
+    # --- what the walk notes
+
+    def _see_import(self, node: Any) -> None:
+        for alias in node.names:
+            self._note_import(node, alias.name, "")
+            name = alias.name if alias.asname else alias.name.partition(".")[0]
+            self._bind_alias(alias.asname or name, name)
+
+    def _see_from(self, node: Any) -> None:
+        module = "." * node.level + (node.module or "")
+        if node.level:
+            self.imports.update(module + ("." if node.module else "") + alias.name for alias in node.names if alias.name != "*")
+            if node.module:
+                self.imports.add(module)
+            return
+        self.imports.add(module)
+        names = [alias.name for alias in node.names if alias.name != "*"]
+        self.imports.update("%s.%s" % (module, name) for name in names)
+        # Below a network module it is the module that is named, else the name may be one: `client` of `http`.
+        for name in [module] if network_module(module) else [module] + ["%s.%s" % (module, one) for one in names]:
+            if network_module(name):
+                self._refuse(node, name, "imports the network module %s" % name)
+            elif name in DOUBTFUL_MODULES or (name == module and name.partition(".")[0] in DOUBTFUL_MODULES):
+                self._note_import(node, name, "")
+        for alias in node.names:
+            if alias.name == "*":
+                self._bind_all(module)
+            else:
+                self._bind_alias(alias.asname or alias.name, "%s.%s" % (module, alias.name))
+
+    def _bind_alias(self, name: str, target: str) -> None:
+        self.stores[name] = self.stores.get(name, 0) + 1
+        root, dot, rest = target.partition(".")
+        if root in ROOTS:
+            self.aliases[name] = "os" + dot + rest if root in ("posix", "nt") else target
+
+    def _bind_all(self, module: str) -> None:
+        for target in JUDGED:
+            package, _, name = target.rpartition(".")
+            if package == module:
+                self.aliases.setdefault(name, target)
+
+    def _see_call(self, node: Any) -> None:
+        self.calls.append(node)
+
+    def _see_name(self, node: Any) -> None:
+        if type(node.ctx).__name__ == "Store":
+            self.stores[node.id] = self.stores.get(node.id, 0) + 1
+
+    def _see_arg(self, node: Any) -> None:
+        self.stores[node.arg] = self.stores.get(node.arg, 0) + 1
+
+    def _see_attribute(self, node: Any) -> None:
+        if node.attr in LOADS:
+            self.loads_by_hand = True
+
+    def _see_subscript(self, node: Any) -> None:
+        if type(node.ctx).__name__ == "Load":
+            self.lookups.append(node)
+
+    def _see_assign(self, node: Any) -> None:
+        for target in node.targets:
+            self._bind(target, node.value)
+
+    def _see_value(self, node: Any) -> None:
+        if node.value is not None:
+            self._bind(node.target, node.value)
+
+    def _bind(self, target: Any, value: Any) -> None:
+        if type(target).__name__ == "Name":
+            self.bound[target.id] = value
+        elif hasattr(target, "elts") and hasattr(value, "elts") and len(target.elts) == len(value.elts):
+            for one, part in zip(target.elts, value.elts):
+                if type(one).__name__ == "Name":
+                    self.bound[one.id] = part
+
+    def _see_loop(self, node: Any) -> None:
+        if type(node.target).__name__ == "Name":
+            self.looped[node.target.id] = node.iter
+
+    # --- calls
+
+    def judge_calls(self) -> None:
+        """Judge what the walk gathered: only now are all names of the file known."""
+        for node in self.lookups:
+            self._judge_lookup(node)
+        for node in self.calls:
+            self.steps = 0
+            function = self._judged_function(node.func)
+            if function:
+                self._judge_call(function, node)
+            for argument in node.args:
+                if type(argument).__name__ in ("Name", "Attribute") and self._judged_function(argument) in IMPORTERS:
+                    self._judge_given_importer(node, argument)
+
+    def _judge_lookup(self, node: Any) -> None:
+        """Judge sys.modules["name"]: it takes a module that something else has imported."""
+        self.steps = 0
+        if getattr(node.value, "attr", getattr(node.value, "id", "")) == "modules" and self.resolve(node.value) == "sys.modules":
+            name = self._one_text(_index(node))
+            if name and network_module(name):
+                self._refuse(node, name, "takes the network module %s from sys.modules" % name)
+
+    def _judged_function(self, node: Any) -> str:
+        """Return the resolved name of a function in JUDGED, else ""; most calls end at a look at their last name."""
+        kind = type(node).__name__
+        if kind == "Attribute" and node.attr not in LAST_NAMES:
+            return ""
+        if kind == "Name" and node.id not in self.aliases and node.id not in BUILTINS and node.id not in self.bound:
+            return ""
+        name = self.resolve(node)
+        return name if name in JUDGED else ""
+
+    def _judge_call(self, function: str, node: Any) -> None:
+        if function in COMMANDS:
+            self._judge_command(function, node)
+        elif function in IMPORTERS:
+            self._judge_import(function, node)
+        elif function in FINDERS:
+            self._judge_finder(function, node)
+        else:
+            self._judge_source(function, node)
+
+    def _judge_import(self, function: str, node: Any) -> None:
+        short = function.rpartition(".")[2]
+        names = self.texts(_argument(node, 0, "name"))
+        package = _argument(node, 1, "package")
+        if not names:
+            return self._warn(node.lineno, "", "imports a module whose name is computed (%s)" % short)
+        for name in names:
+            if name.startswith(".") and package is not None:
+                owner = self._one_text(package)
+                name = owner + name if owner and not name.startswith("..") else name
+            self._note_computed(node, name, short)
+        for part in self._elements(_argument(node, 3, "fromlist"), 0) or [] if short == "__import__" else []:
+            if not network_module(names[0]):
+                self._note_computed(node, "%s.%s" % (names[0], part), short)
+
+    def _note_computed(self, node: Any, name: str, how: str) -> None:
+        """Judge a folded module name; of "urllib.HOLE" the part before the hole is judged."""
+        known = name.partition(HOLE)[0]
+        if HOLE in name and not network_module(known.rpartition(".")[0]):
+            return self._warn(node.lineno, "", "imports a module whose name is computed (%s)" % how)
+        name = known.rpartition(".")[0] if HOLE in name else name.partition(":")[0]
+        if name.startswith("."):
+            self.imports.add(name)
+        elif name:
+            self._note_import(node, name, " (by %s)" % how)
+
+    def _judge_given_importer(self, node: Any, importer: Any) -> None:
+        """Judge map(__import__, [...]), partial(import_module, "...") and their like: every constant may be a name."""
+        names: List[str] = []
+        for argument in node.args:
+            if argument is not importer:
+                names += self.texts(argument) or self._elements(argument, 0) or []
+        for name in names:
+            self._note_computed(node, name, "a function that imports")
+        if not names:
+            self._warn(node.lineno, "", "hands on a function that imports")
+
+    def _judge_finder(self, function: str, node: Any) -> None:
+        """Judge find_spec: by itself it only asks whether a module is there."""
+        for name in self.texts(_argument(node, 0, "name")) or []:
+            if HOLE not in name and network_module(name):
+                if self.loads_by_hand:
+                    self._refuse(node, name, "loads the network module %s (by find_spec)" % name)
+                else:
+                    self._warn(node.lineno, name, "looks for the network module %s" % name)
+
+    def _judge_source(self, function: str, node: Any) -> None:
+        short = function.rpartition(".")[2]
+        given = _argument(node, 0, "source")
+        texts = self.texts(given) if given is not None else []
+        for text in texts or []:
+            self._scan_inside(node, text, "in the source given to %s:" % short)
+        is_compiled = type(given).__name__ == "Call" and self.resolve(given.func) == "builtins.compile"
+        if not texts and short != "compile" and not is_compiled:
+            self._warn(node.lineno, "", "runs source that is computed (%s)" % short)
+
+    def _judge_command(self, function: str, node: Any) -> None:
+        verdict = self._verdict(COMMANDS[function], node)
+        if verdict == COMPUTED:
+            self._warn(node.lineno, "", "starts a command that is computed (%s)" % function)
+        else:
+            self.note_command(node, verdict)
+
+    def note_command(self, node: Any, verdict: Tuple[str, str]) -> None:
+        """Refuse a command that was judged to use the network, or scan the source that it is given."""
+        kind, what = verdict
+        if kind == "tool":
+            self._refuse(node, what.partition(" ")[0], "runs %s, which uses the network" % what)
+        elif kind == "python":
+            self._scan_inside(node, what, "in the source given to python -c:")
+        elif kind == "module":
+            if HOLE not in what and network_module(what):
+                self._refuse(node, what, "runs python -m %s, a network module" % what)
+        elif kind == "document":
+            inner = scan(what.encode("utf-8", "replace"), self.filename)
+            where = self.prefix + "in the source given to python: "
+            self.refused += [Finding(node.lineno - 1 + line, module, where + clause) for line, module, clause in inner.refused]
+            self.warned += [Finding(node.lineno - 1 + line, module, where + clause) for line, module, clause in inner.warned]
+
+    def _verdict(self, form: str, node: Any) -> Tuple[str, str]:
+        arguments = list(node.args)[1:] if form.startswith("mode+") else list(node.args)
+        form = form.replace("mode+", "")
+        if form.startswith("path+"):
+            first = self._word(arguments[0]) if arguments else HOLE
+            if form == "path+words":
+                return judge_words([first] + [self._word(one) for one in arguments[2:]])
+            return judge_words([first] + (self._argv(arguments[1]) or [])[1:] if len(arguments) > 1 else [first])
+        named = [one for one in (_argument(node, None, name) for name in ("args", "cmd", "command")) if one is not None]
+        command = (arguments + named + [None])[0]
+        return COMPUTED if command is None else self._verdict_of_command(command, node)
+
+    def _verdict_of_command(self, command: Any, node: Any) -> Tuple[str, str]:
+        """Judge the command that subprocess and os.system take: a list of words, or a line."""
+        argv = self._argv(command)
+        if argv is not None:
+            shell, executable = _argument(node, None, "shell"), _argument(node, None, "executable")
+            if getattr(shell, "value", None) is True and argv:
+                return judge_shell_text(argv[0])
+            if executable is not None:
+                argv[:1] = [self._word(executable)]
+            return judge_words(argv) if argv else COMPUTED
+        found = COMPUTED
+        for text in self.texts(command) or []:      # a text is a command line: with a shell, and on Windows always
+            verdict = judge_shell_text(text)
+            if verdict[0] not in ("", "computed"):
+                return verdict
+            found = verdict
+        return found
+
+
+# === Small readers of nodes ===
+
+_PLAIN_METHODS = {
+    "lower": str.lower, "upper": str.upper, "strip": str.strip, "lstrip": str.lstrip, "rstrip": str.rstrip,
+    "swapcase": str.swapcase, "casefold": str.casefold, "replace": str.replace,
+    "decode": lambda text, *codec: text, "encode": lambda text, *codec: text}
+
+
+def _constant_text(value: Any) -> Optional[List[str]]:
+    if isinstance(value, bytes):
+        value = value.decode("latin-1")
+    return [value] if isinstance(value, str) and len(value) <= MAX_TEXT else None
+
+
+def _decoded(function: str, text: Optional[str]) -> Optional[List[str]]:
+    import binascii
+    try:
+        if text is None or HOLE in text:
+            return None
+        if function.endswith("fromhex"):
+            return [bytes.fromhex(text).decode("latin-1")]
+        return [binascii.a2b_base64(text.replace("-", "+").replace("_", "/")).decode("latin-1")]
+    except ValueError:
+        return None
+
+
+def _index(node: Any) -> Any:
+    """Return a subscript's index; before Python 3.9 it is wrapped."""
+    return node.slice.value if type(node.slice).__name__ == "Index" else node.slice
+
+
+def _integer(node: Any) -> Any:
+    """Return an integer constant (also negative), None for no node, False for anything else."""
+    if node is None:
+        return None
+    if type(node).__name__ == "UnaryOp" and type(node.op).__name__ == "USub":
+        inner = _integer(node.operand)
+        return False if inner is None or inner is False else -inner
+    value = getattr(node, "value", None) if type(node).__name__ == "Constant" else None
+    return value if type(value) is int else False
+
+
+def _argument(node: Any, place: Optional[int], name: str) -> Any:
+    """Return the node of a call's argument by place or keyword, or None."""
+    if place is not None and place < len(node.args):
+        return node.args[place]
+    for keyword in node.keywords:
+        if keyword.arg == name:
+            return keyword.value
+    return None
+
+
+def _syntax_fault(source: Any, error: SyntaxError) -> Tuple[int, str]:
+    """Return (line, text) of why source is not Python; bytes that are no UTF-8 are named as such."""
+    told = str(error).lower()
+    if isinstance(source, bytes) and ("codec" in told or "utf-8" in told or "unicode" in told):
+        try:
+            source.decode("utf-8")
+        except UnicodeDecodeError as fault:
+            line = source.count(b"\n", 0, fault.start) + 1
+            return line, "line %d holds the byte 0x%02x, which is not text in the file's encoding" % (line, source[fault.start])
+    line = error.lineno or 1
+    return line, "line %d is no Python %s source: %s" % (line, _python_version(), error.msg)
+
+
+def _python_version() -> str:
+    import sys
+    return "%d.%d" % sys.version_info[:2]

@@ -1,0 +1,50 @@
+"""The commands about the ledger that need no pipeline file: verify, export, evidence, new-key.
+
+Above the leaves and below the runner. They work on a copy of the folder, on another machine.
+"""
+from __future__ import annotations
+
+import os
+
+from model import EXIT_OK
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from console import Console
+    from model import Options
+
+
+def do(options: Options, console: Console) -> int:
+    """Do one of the commands; return the exit code. Raises: errors with exit_code; OSError."""
+    return {"verify": _verify, "export": _export, "evidence": _evidence, "new-key": _new_key}[options.command](options, console)
+
+
+def _root(options: Options) -> str:
+    return os.path.abspath(options.root if options.root is not None else os.path.dirname(os.path.abspath(options.pipeline)))
+
+
+def _verify(options: Options, console: Console) -> int:
+    import ledger_verify
+    arguments = list(options.operands) + ["--root", _root(options)] + [word for head in options.anchors for word in ("--anchor", head)]
+    arguments += (["--key", options.key] if options.key else []) + (["--outputs"] if options.outputs else [])
+    return ledger_verify.main(arguments)
+
+
+def _export(options: Options, console: Console) -> int:
+    import ledger_export
+    return ledger_export.cmd_export(_root(options), options.operands[0], options.format, options.output, console)
+
+
+def _evidence(options: Options, console: Console) -> int:
+    import ledger_export
+    return ledger_export.cmd_evidence(_root(options), options.operands[0], options.output, options.pipeline, console)
+
+
+def _new_key(options: Options, console: Console) -> int:
+    import seal_keys
+    path, mode = options.operands[0], "forward" if options.forward else "hmac"
+    identity = seal_keys.make_key_file(path, mode)
+    console.line("%s: key %s (%s)" % (path, identity, mode))
+    if options.forward:
+        console.line("copy it to a place off this machine before the first run: from then on it changes, and verify needs the first one")
+    return EXIT_OK

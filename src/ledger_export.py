@@ -1,0 +1,529 @@
+"""Carrying out what the ledger proves of a run: an in-toto statement, and a zip of evidence with its own verifier.
+
+Above the leaves and below the runner.
+
+    ledger (chain checked) -> end entries of the run -> their records (runHash checked) -> records of the makers of what
+    was skipped -> statement | zip
+
+Nothing is exported that does not verify here. The zip is one fixed sequence of bytes for one state of the ledger: no time of
+its own, sorted names, stored without compression (what a compressor makes depends on its version).
+"""
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections import namedtuple
+
+import provenance
+from console import describe_os_error
+from ledger_format import entry_hash, entry_line, head_text, run_hash
+from model import EXIT_OK, EXIT_STATE, UsageError, sha256
+from provenance import NoStatement, fits, member_problem, record_problem, run_key
+from state_store import StateError, StateStore, patiently, record_json, remove_quietly, sync_file, sync_folder, write_atomic
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, List, Optional, Tuple
+
+    from console import Console
+    Json = Dict[str, Any]
+    RunKey = Tuple[str, int]
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+LEDGER, LEDGER_END = "ledger.jsonl", "ledger.end"
+PENDING = ".run.json.tmp"           # of a record whose entry stands and which a kill kept from its name
+FORMATS = ("in-toto",)
+EVIDENCE_SCHEMA = 1
+NOTHING = "; nothing is exported of it; `verify` tells more"
+COPY_BYTES = 1 << 20
+MAX_RECORD_BYTES = 256 << 20
+ZIP_TIME = (1980, 1, 1, 0, 0, 0)    # the earliest that the format knows
+UNIX, PLAIN_FILE = 3, 0o100644      # of a member: as if made on a system with permissions
+VERIFIER = ("model", "ledger_format", "provenance")     # the modules that evidence_verify imports
+ENTRY = {"schema": int, "seq": int, "event": str, "runId": str, "invocation": int, "pipeline": str, "hash": str, "open": dict}
+
+README = """\
+Evidence of run %(run)s of the pipeline %(pipeline)s
+
+Verify it, offline, with Python 3.8 or newer and nothing else:
+
+    python -I verify.py                    in this folder, unpacked
+    python -I verify.py evidence.zip       on the zip itself, if unpacking changed names
+    python -I verify.py --anchor "HEAD"    against a head of the ledger that was noted elsewhere
+    python -I verify.py --key FILE         check the seals too, with the key file
+
+The head of the ledger when this was made: %(head)s
+
+What it proves: these files belong together, and the run recorded what its record says. Whoever made this zip could have
+made up all of it, the verifier included. That the ledger is the one that was kept then, only a head shows that was
+noted elsewhere at the time, or a seal, checked with a key that the maker of the zip does not have. Whoever does
+not trust the maker takes verify.py and verifier/ from a copy of the runner (src/evidence_verify.py is the same file).
+
+evidence.json lists every file with its SHA-256, and what is missing and why. Inputs and outputs are not in here: their
+digests are, in records/.
+"""
+
+
+class Found(namedtuple("Found", "name data record entry line")):
+    """A sealed run record: the name under which it is exported, its bytes, its value, its end entry and that entry's line."""
+
+    __slots__ = ()
+
+
+class Member(namedtuple("Member", "path data file bytes sha256 source")):
+    """What goes into the zip: its content (data), or the file that holds it; source: the path that records know it by."""
+
+    __slots__ = ()
+
+
+class Evidence(namedtuple("Evidence", "run_id head members missing bytes sha256")):
+    """A zip as written. missing: [{"path", "source", "sha256", "kind", "reason"}]; a kind makes it a finding."""
+
+    __slots__ = ()
+
+
+class RecordMissing(StateError):
+    """A record that an entry committed is not there."""
+
+
+# --- the ledger and the records --------------------------------------------------------------------------------------
+
+def read_ledger(root: str) -> List[Tuple[bytes, Json]]:
+    """Return [(line, entry)] of a ledger whose chain holds; a torn last line is left out. Raises: StateError, OSError."""
+    try:
+        with open(os.path.join(root, "state", LEDGER), "rb") as file:
+            data = file.read()
+    except FileNotFoundError:
+        raise StateError("state/%s is not there: no run has ended yet, or it was removed; nothing can be proved without it" % LEDGER) from None
+    found: List[Tuple[bytes, Json]] = []
+    last: Json = {"seq": 0, "hash": None}
+    for number, line in enumerate(data.split(b"\n")[:-1], 1):
+        last = _linked_entry(line + b"\n", last, number)
+        found.append((line + b"\n", last))
+    if not found:
+        raise StateError("state/%s has no entry: nothing to export" % LEDGER)
+    return found
+
+
+def _linked_entry(line: bytes, last: Json, number: int) -> Json:
+    try:
+        entry = json.loads(line.decode("utf-8"))
+        if not fits(entry, ENTRY):
+            problem = "is not an entry"
+        elif entry["schema"] != 1:
+            problem = "is of a newer form (schema %d)" % entry["schema"]
+        elif entry_line(entry) != line or entry_hash(entry) != entry["hash"]:
+            problem = "is not what was written"
+        elif (entry["seq"], entry.get("prevHash")) != (last["seq"] + 1, last["hash"]):
+            problem = "does not follow the entry before it"
+        else:
+            return entry        # type: ignore[no-any-return]
+    except (ValueError, RecursionError):
+        problem = "is not JSON"
+    raise StateError("state/%s:%d: the entry %s%s" % (LEDGER, number, problem, NOTHING))
+
+
+def find_sealed(store: StateStore, ledger: List[Tuple[bytes, Json]], run_id: str) -> List[Found]:
+    """Return the sealed records of all calls under a run id, the latest last, the dead that left none omitted.
+
+    Raises: UsageError for a run that is unknown or has not ended; StateError for a record that is not the one that
+    its entry committed; OSError.
+    """
+    ends = [(line, entry) for line, entry in ledger if entry["event"] == "end" and entry["runId"] == run_id]
+    ends.sort(key=lambda one: int(one[1]["invocation"]))
+    if run_id in ledger[-1][1]["open"]:
+        raise UsageError("run %s has not ended (invocation %s): it is still running, or died and the next run closes it" % (
+            run_id, ledger[-1][1]["open"][run_id]))
+    if not ends:
+        raise UsageError("run %s is not in state/%s: no run of that id has ended below %s" % (run_id, LEDGER, store.root))
+    if len({entry["invocation"] for _, entry in ends}) < len(ends):
+        raise StateError("state/%s: run %s has ended twice under one number%s" % (LEDGER, run_id, NOTHING))
+    found = [_found(store, ledger, line, entry) for line, entry in ends if entry.get("runHash") is not None]
+    if not found:
+        raise UsageError("run %s died and left no record: there is nothing to export" % run_id)
+    return found
+
+
+def _found(store: StateStore, ledger: List[Tuple[bytes, Json]], line: bytes, entry: Json) -> Found:
+    """Read the record that an end entry committed, whatever name it has by now; its own is that which it has after the last entry."""
+    run_id, invocation = entry["runId"], entry["invocation"]
+    plain, kept = "run_%s.json" % run_id, "run_%s.%d.json" % (run_id, invocation)
+    seen = ""
+    for name in (plain, kept, PENDING):
+        data = _read_small(store.path(name)) if not member_problem(name) else None
+        record = _parsed(data)
+        if data is None or not isinstance(record, dict):
+            seen = seen or (name if data is not None else "")
+            continue
+        if _stated_hash(record) == entry["runHash"] == record.get("runHash"):
+            if record_problem(record) or run_key(record) != (run_id, invocation):
+                raise StateError("state/%s: the record %s" % (name, record_problem(record) or "is that of another run"))
+            is_latest = not any(other["event"] == "end" and other["runId"] == run_id and other["invocation"] > invocation for _, other in ledger)
+            return Found(plain if is_latest else kept, data, record, entry, line)
+        if (record.get("runId"), record.get("invocation")) == (run_id, invocation) and name != PENDING:
+            seen = name
+    if seen:
+        raise StateError("state/%s: the record is not the one that entry %d of the ledger committed%s" % (seen, entry["seq"], NOTHING))
+    raise RecordMissing("the record of run %s (invocation %d) is missing: state/%s or state/%s%s" % (run_id, invocation, plain, kept, NOTHING))
+
+
+def _read_small(path: str) -> Optional[bytes]:
+    """Return the bytes of a plain file, None if there is none."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode) or os.path.getsize(path) > MAX_RECORD_BYTES:
+            return None
+        with open(path, "rb") as file:
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+
+
+def _parsed(data: Optional[bytes]) -> Any:
+    try:
+        return json.loads((data or b"").decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _stated_hash(record: Json) -> str:
+    try:
+        return run_hash(record)
+    except (ValueError, TypeError, RecursionError):
+        return ""
+
+
+def _with_makers(store: StateStore, ledger: List[Tuple[bytes, Json]],
+                 own: List[Found]) -> Tuple[Dict[RunKey, Found], Dict[RunKey, StateError]]:
+    """Return the records of a run with those of the makers of what it skipped, and {maker: why its record is not there}."""
+    found = {run_key(one.record): one for one in own}
+    ends = {(entry["runId"], entry["invocation"]): (line, entry) for line, entry in ledger if entry["event"] == "end"}
+    absent: Dict[RunKey, StateError] = {}
+    for key in sorted({key for one in own for key in provenance.makers(one.record).values()} - set(found)):
+        try:
+            if key not in ends or ends[key][1].get("runHash") is None:
+                raise RecordMissing("the record of run %s (invocation %d) is missing: no entry of the ledger has it" % key)
+            found[key] = _found(store, ledger, *ends[key])
+        except StateError as error:
+            absent[key] = error
+    return found, absent
+
+
+# --- in-toto ---------------------------------------------------------------------------------------------------------
+
+def in_toto_statement(store: StateStore, record: Json) -> Json:
+    """Return the in-toto statement of a sealed run record (see provenance.statement()).
+
+    Raises: UsageError for a run that is unknown, has not ended, or has no outputs; StateError for what does not verify.
+    """
+    ledger = read_ledger(store.root)
+    for one in find_sealed(store, ledger, str(record.get("runId"))):
+        if one.record == record:
+            return _statement(store, ledger, one)
+    raise StateError("the record of run %s is not the one in the ledger; `verify` tells more" % record.get("runId"))
+
+
+def export_text(store: StateStore, run_id: str) -> bytes:
+    """Return the in-toto statement of the latest call under a run id as text. Raises: as in_toto_statement()."""
+    ledger = read_ledger(store.root)
+    return provenance.statement_text(_statement(store, ledger, find_sealed(store, ledger, run_id)[-1]))
+
+
+def _statement(store: StateStore, ledger: List[Tuple[bytes, Json]], one: Found) -> Json:
+    found, absent = _with_makers(store, ledger, [one])
+    if absent:
+        raise absent[min(absent)]
+    try:
+        return _statement_of(one, found)
+    except NoStatement as error:
+        raise UsageError(str(error)) from None
+
+
+def _statement_of(one: Found, found: Dict[RunKey, Found]) -> Json:
+    digests = {key: sha256(other.data).hexdigest() for key, other in found.items()}
+    return provenance.statement(one.record, {key: other.record for key, other in found.items()}, digests, one.entry, sha256(one.line).hexdigest())
+
+
+# --- what goes into the zip ------------------------------------------------------------------------------------------
+
+class Box:
+    """What goes into one zip, and what should and cannot."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.members: Dict[str, Member] = {}
+        self.missing: List[Json] = []
+
+    def add(self, path: str, data: bytes, source: str = "") -> None:
+        if path in self.members:
+            raise StateError("two files would be %s in the zip: the names of the records do not fit the ledger; `verify` tells more" % path)
+        self.members[path] = Member(path, data, "", len(data), sha256(data).hexdigest(), source)
+
+    def lack(self, path: str, source: str, digest: str, kind: str, reason: str) -> None:
+        """Note that something is not in the zip; with a kind it is a finding."""
+        one = {"path": path, "source": source, "sha256": digest, "kind": kind, "reason": reason}
+        if one not in self.missing:
+            self.missing.append(one)
+
+    def add_file(self, path: str, source: str, digest: str, edited: str, gone: str, file: str = "") -> None:
+        """Add the file that records know as *source*, if it is still what they recorded.
+
+        *edited* and *gone* are the kinds of finding that another content and no file are; "" for none. *file* is where
+        it is, if not at *source* below the root.
+        """
+        problem = member_problem(path)
+        if problem:
+            return self.lack("", source, digest, "MALFORMED", "its path %s" % problem)
+        other = self.members.get(path)
+        if other is not None:
+            if other.sha256 != digest:
+                self.lack(path, source, digest, edited, "the file of that name is another one by now")
+            return None
+        file = file or os.path.join(self.root, source)
+        try:
+            size, found = _digest_of(file)
+        except OSError as error:
+            return self.lack(path, source, digest, gone, "the file cannot be read: %s" % (error.strerror or error))
+        if found != digest:
+            return self.lack(path, source, digest, edited, "the file has changed since")
+        self.members[path] = Member(path, None, file, size, digest, source)
+        return None
+
+
+def _digest_of(path: str) -> Tuple[int, str]:
+    """Return (bytes, SHA-256) of a plain file. Raises: OSError."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(0, "it is not a plain file")      # a pipe would never end
+    digest, size = sha256(size=os.path.getsize(path)), 0
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(COPY_BYTES), b""):
+            digest.update(block)
+            size += len(block)
+    return size, digest.hexdigest()
+
+
+def _add_program(box: Box, path: str, digest: str) -> None:
+    """Put in a processor or module that records know as *path*."""
+    is_absolute = path.startswith(("/", "\\")) or provenance.DRIVE.match(path) is not None
+    name = path.replace("\\", "/").rpartition("/")[2]
+    member = "processors/" + ("_absolute/" + name if is_absolute else path)
+    if member in box.members and box.members[member].source != path:        # two folders, one name
+        member = "processors/_absolute/%s/%s" % (sha256(path.encode("utf-8")).hexdigest()[:16], name)
+    box.add_file(member, path, digest, "", "")
+
+
+def _fill(box: Box, store: StateStore, own: List[Found], found: Dict[RunKey, Found], spec_path: str) -> None:
+    """Put in the files that the records speak of."""
+    records = {key: one.record for key, one in found.items()}
+    for one in found.values():
+        box.add("records/" + one.name, one.data)
+    for record, work in provenance.involved(own[0].record["runId"], records):
+        spec = "spec/%s.json" % record["pipeline"]
+        if "specSha256" in record:
+            box.add_file(spec, "spec:" + record["pipeline"], record["specSha256"], "", "", os.path.abspath(spec_path))
+        for role, path, digest in provenance.files_used(work):
+            if role in ("processor", "module"):
+                _add_program(box, path, digest)
+        for log in work.get("logs") or []:
+            if log["path"].startswith(provenance.LOG_FOLDER):
+                box.add_file(log["path"][len("state/"):], log["path"], log["sha256"], "EDITED", "")
+            else:
+                box.lack("", log["path"], log["sha256"], "MALFORMED", "it does not lie in %s" % provenance.LOG_FOLDER)
+    metrics = own[-1].record.get("metrics")
+    if metrics:
+        name = "metrics_%s.json" % own[-1].record["runId"]
+        box.add_file("records/" + name, "state/" + name, metrics["sha256"], "EDITED", "DELETED")
+
+
+def _stage_records(store: StateStore) -> Dict[str, bytes]:
+    """Return {name: content} of the stage records, whole: they are replaced, never changed."""
+    found = {}
+    for name in sorted(os.listdir(store.folder)) if os.path.isdir(store.folder) else ():
+        data = _read_small(store.path(name)) if name.startswith("stage_") and name.endswith(".json") else None
+        if data is not None:
+            found[name] = data
+    return found
+
+
+def _add_stages(box: Box, stages: Dict[str, bytes], own: List[Found], found: Dict[RunKey, Found], entries: List[Json]) -> None:
+    records = {key: one.record for key, one in found.items()}
+    for stage in sorted({stage["stage"] for one in own for stage in one.record["stages"]}):
+        name = "stage_%s.json" % stage
+        if member_problem(name) or "/" in name:
+            box.lack("", "state/" + name, "", "MALFORMED", "its name is none of a stage")
+            continue
+        data = stages.get(name)
+        if data is None:
+            box.lack("records/" + name, "state/" + name, "", "", "there is no such record")
+            continue
+        problem = provenance.stage_record_problem(_parsed(data), records, entries)
+        if problem:
+            box.lack("records/" + name, "state/" + name, "", "EDITED", problem)
+        else:
+            box.add("records/" + name, data)
+
+
+def _add_ledger(box: Box, ledger: List[Tuple[bytes, Json]], end: Optional[bytes], keys: List[RunKey]) -> int:
+    """Put in the ledger from the first entry that concerns the included runs; return that entry's number."""
+    first = min(entry["seq"] for _, entry in ledger if (entry["runId"], entry["invocation"]) in keys)
+    told = _parsed(end)
+    if end is not None:
+        if fits(told, {"seq": int}) and 0 < told["seq"] < first:
+            first = told["seq"]         # a kill may have left it behind; the entry that it names must be there to be checked
+        box.add("ledger/" + LEDGER_END, end)
+    box.add("ledger/" + LEDGER, b"".join(line for line, entry in ledger if entry["seq"] >= first))
+    return int(first)
+
+
+def gather(store: StateStore, run_id: str, spec_path: str) -> Tuple[Box, Json]:
+    """Return what goes into the evidence of a run, and the value of its evidence.json without the lists of files.
+
+    Raises: UsageError, StateError, OSError.
+    """
+    # Before the ledger: what is read later could be ahead of it.
+    end, stages = _read_small(store.path(LEDGER_END)), _stage_records(store)
+    ledger = read_ledger(store.root)
+    entries = [entry for _, entry in ledger]
+    own = find_sealed(store, ledger, run_id)
+    found, absent = _with_makers(store, ledger, own)
+    box = Box(store.root)
+    for key in sorted(absent):
+        kind = "DELETED" if isinstance(absent[key], RecordMissing) else "EDITED"
+        box.lack("", "run %s (invocation %d)" % key, "", kind, str(absent[key]))
+    _fill(box, store, own, found, spec_path)
+    _add_stages(box, stages, own, found, entries)
+    keys = list(found) + [(entry["runId"], entry["invocation"]) for entry in entries if entry["runId"] == run_id]
+    first = _add_ledger(box, ledger, end, keys)
+    try:
+        box.add("in-toto.json", provenance.statement_text(_statement_of(own[-1], found)))
+    except NoStatement as error:
+        box.lack("in-toto.json", "", "", "", str(error))
+    head, latest = entries[-1], own[-1].record
+    runs = [{"runId": key[0], "invocation": key[1], "record": "records/" + found[key].name, "seq": found[key].entry["seq"]}
+            for key in sorted(found)]
+    facts = {"schema": EVIDENCE_SCHEMA, "runId": run_id, "invocation": latest["invocation"], "pipeline": latest["pipeline"],
+             "runHash": latest["runHash"], "head": head_text(head), "headHash": head["hash"],
+             "ledger": {"firstSeq": first, "lastSeq": head["seq"]}, "runs": runs}
+    for name in VERIFIER:
+        box.add("verifier/%s.py" % name, _source(name))
+    box.add("verify.py", _source("evidence_verify"))
+    box.add("README.txt", (README % {"run": run_id, "pipeline": latest["pipeline"], "head": facts["head"]}).encode("utf-8"))
+    return box, facts
+
+
+def _source(module: str) -> bytes:
+    with open(os.path.join(_HERE, module + ".py"), "rb") as file:
+        return file.read()
+
+
+# --- the zip ---------------------------------------------------------------------------------------------------------
+
+def write_evidence(root: str, run_id: str, out_path: str, spec_path: str) -> Evidence:
+    """Write the evidence of a run as one zip; the same ledger and files give the same bytes.
+
+    *out_path* is replaced as a whole, and durable on return. What could not be included is in `missing`.
+    Raises: UsageError, StateError; OSError, then *out_path* is unchanged and no temporary file is left.
+    """
+    box, facts = gather(StateStore(root, writable=False), run_id, spec_path)
+    shown = [{"path": one.path, "bytes": one.bytes, "sha256": one.sha256, "source": one.source} for _, one in sorted(box.members.items())]
+    missing = sorted(box.missing, key=lambda one: (one["path"], one["source"], one["sha256"]))
+    box.add("evidence.json", record_json(dict(facts, members=shown, missing=missing)))
+    folder, name = os.path.split(os.path.abspath(out_path))
+    temporary = os.path.join(folder, ".%s.%d.tmp" % (name, os.getpid()))    # two calls at once may have one target
+    try:
+        _write_zip(temporary, [box.members[path] for path in sorted(box.members)])
+        size, digest = _digest_of(temporary)
+        patiently(lambda: os.replace(temporary, os.path.join(folder, name)))
+        sync_folder(folder)
+    except OSError as error:
+        remove_quietly(temporary)
+        path = out_path if error.filename in (None, temporary) else error.filename
+        raise OSError(error.errno, error.strerror or str(error), path) from error
+    except BaseException:
+        remove_quietly(temporary)
+        raise
+    return Evidence(run_id, facts["head"], len(box.members), missing, size, digest)
+
+
+def _write_zip(path: str, members: List[Member]) -> None:
+    import zipfile
+    with open(path, "xb") as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            for one in members:
+                info = zipfile.ZipInfo(one.path, ZIP_TIME)
+                info.create_system, info.external_attr, info.file_size = UNIX, PLAIN_FILE << 16, one.bytes
+                with archive.open(info, "w") as out:
+                    _copy(one, out)
+        file.flush()
+        sync_file(file.fileno())
+
+
+def _copy(one: Member, out: Any) -> None:
+    """Write a member's content. Raises: StateError, if its file is no longer what was listed."""
+    if one.data is not None:
+        out.write(one.data)
+        return
+    digest = sha256(size=one.bytes)
+    with open(one.file, "rb") as file:
+        for block in iter(lambda: file.read(COPY_BYTES), b""):
+            digest.update(block)
+            out.write(block)
+    if digest.hexdigest() != one.sha256:
+        raise StateError("%s changes while it is read; run again when nothing works on it" % one.source)
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+def cmd_export(root: str, run_id: str, format: str, out_path: Optional[str], console: Console) -> int:
+    """Write a run's statement to a file, or to stdout; return the exit code."""
+    try:
+        if format not in FORMATS:
+            raise UsageError("unknown format %s; known: %s" % (format, ", ".join(FORMATS)))
+        text = export_text(StateStore(root, writable=False), run_id)
+        if out_path is not None:
+            write_atomic(os.path.abspath(out_path), text)
+        else:
+            _print_bytes(text, console)
+    except (UsageError, StateError) as error:
+        console.error("export: %s" % error)
+        return int(error.exit_code)
+    except OSError as error:
+        console.error("export: " + describe_os_error(error))
+        return EXIT_STATE
+    return EXIT_OK
+
+
+def _print_bytes(text: bytes, console: Console) -> None:
+    """Write to stdout as it is, and fail where that fails: half a statement must not look like one."""
+    raw = getattr(console.out, "buffer", None)
+    if raw is not None:
+        console.out.flush()
+        raw.write(text)
+    else:
+        console.out.write(text.decode("ascii"))
+    console.out.flush()
+
+
+def cmd_evidence(root: str, run_id: str, out_path: Optional[str], spec_path: str, console: Console) -> int:
+    """Write a run's evidence; return the exit code: EXIT_STATE if something that belongs to it was tampered with."""
+    try:
+        if out_path is None:
+            if member_problem(run_id) or "/" in run_id:
+                raise UsageError("%s is no run id" % run_id)
+            out_path = "evidence_%s.zip" % run_id
+        made = write_evidence(root, run_id, out_path, spec_path)
+    except (UsageError, StateError) as error:
+        console.error("evidence: %s" % error)
+        return int(error.exit_code)
+    except OSError as error:
+        console.error("evidence: " + describe_os_error(error))
+        return EXIT_STATE
+    for one in made.missing:
+        shown = one["source"] or one["path"]
+        if one["kind"]:
+            console.line("[%s] %s: not included: %s" % (one["kind"], shown, one["reason"]))
+        else:
+            console.line("note: %s is not included: %s" % (shown, one["reason"]))
+    console.line("%s: %d files, %d bytes, SHA-256 %s" % (out_path, made.members, made.bytes, made.sha256))
+    console.line("[LEDGER] head " + made.head)
+    return EXIT_STATE if any(one["kind"] for one in made.missing) else EXIT_OK

@@ -1,0 +1,1294 @@
+#!/usr/bin/env python3
+"""Whether the history under state/ still is what the runs wrote: every record, log and output against the ledger.
+
+    python ledger_verify.py [RUN...] [--root DIR] [--anchor HEAD]... [--key FILE] [--outputs]
+
+Above ledger_format, and with it and `model` all that is needed on another machine; reads only. From the outside in:
+
+    anchors, key  ->  ledger.jsonl (chain, seals, ledger.end)  ->  run records (runHash, prevRunHash)
+                  ->  stage records, metrics, logs, keys; with --outputs also the outputs
+
+The ledger is walked in the order of its numbers, so that one broken link is one finding. A record is known by its digest,
+not by its file name: that tells renamed from edited. What a crash may leave is a note and no finding.
+"""
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+from bisect import bisect_left
+from collections import namedtuple
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+if _HERE not in sys.path:
+    sys.path.insert(0, _HERE)       # a copy carried elsewhere is run with -I, too
+
+from ledger_format import (  # noqa: E402
+    ENTRY_SCHEMA, end_mac, entry_hash, entry_line, head_text, key_id, next_key, parse_head, parse_key, run_hash, seal_mac,
+    stage_key)
+from model import EXIT_OK, EXIT_STATE, EXIT_USAGE, UsageError, sha256  # noqa: E402
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
+    Json = Dict[str, Any]
+    RunKey = Tuple[str, int]        # run id and invocation
+    Key = Tuple[str, str, int, bytes]
+
+LEDGER, END, PENDING = "ledger.jsonl", "ledger.end", ".run.json.tmp"
+MAX_LINE_BYTES = 16 << 20       # of an entry; the longest are acceptances with many changes
+MAX_RECORD_BYTES = 512 << 20    # of a record: some millions of outputs
+BLOCK_BYTES = 1 << 20
+KEY_STEPS = 1 << 20             # as far as a forward key is evolved between two entries: a forged number costs no hours
+TRIES = 3                       # a run may be writing while we read
+SHOWN_DIGITS = 12
+HEX = frozenset("0123456789abcdef")
+
+USAGE = """\
+usage: ledger_verify.py [RUN...] [--root DIR] [--anchor HEAD]... [--key FILE] [--outputs]
+
+Check the history below DIR/state (default: the working directory). RUN: only these runs, and the whole ledger.
+  --anchor HEAD   a head noted earlier, "12: 9f3a-77c1-..."; finds a ledger that was cut off or written anew
+  --key FILE      the key file that sealed the ledger (forward mode: the first one)
+  --outputs       also read every output that the newest runs made
+exit codes: 0 nothing found, 5 findings, 2 bad usage
+"""
+
+
+class Finding(namedtuple("Finding", "kind file detail")):
+    """Something that is not as the runs left it.
+
+    kind: EDITED DELETED RENAMED REORDERED UNLISTED TRUNCATED MALFORMED UNSEALED OUTPUT-CHANGED. file: below the root.
+    """
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "[%s] %s: %s" % (self.kind, shown(self.file), shown(self.detail))
+
+
+class Report(namedtuple("Report", "findings notes entries runs head")):
+    """findings: [Finding]; notes: [text]; entries and runs (that have ended): how many; head: of the last entry, or ""."""
+
+    __slots__ = ()
+
+
+class Entry(namedtuple("Entry", "line seq event run_id invocation pipeline prev_hash hash last_run_hash open run_hash state closed_by seal accept sound")):
+    """A line of the ledger; hash as stated. sound: it is the digest of the rest. accept: {stage, old, new} or None."""
+
+    __slots__ = ()
+
+    @property
+    def run(self) -> RunKey:
+        return self.run_id, self.invocation
+
+
+class Made(namedtuple("Made", "status key pipeline has_parts folder outputs end")):
+    """What a run record says of a stage that the run worked on; end: number of the entry that ended the run."""
+
+    __slots__ = ()
+
+
+class Unreadable(Exception):
+    """A file cannot be used; str() is why, in few words."""
+
+
+# --- texts -----------------------------------------------------------------------------------------------------------
+
+def shown(text: str) -> str:
+    """Return *text* without what could steer a terminal or break a line."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def numbers_text(first: int, last: int) -> str:
+    return "entry %d" % first if first == last else "entries %d to %d" % (first, last)
+
+
+def run_text(run: RunKey) -> str:
+    return "run %s" % run[0] if run[1] == 1 else "run %s (invocation %d)" % run
+
+
+def count_text(count: int, what: str) -> str:
+    return "%d %s" % (count, what if count == 1 else what[:-1] + "ies" if what.endswith("y") else what + "s")
+
+
+# --- reading: regular files only, and no further than the root -------------------------------------------------------
+
+def open_regular(path: str, limit: int) -> Tuple[int, int]:
+    """Return (descriptor, bytes) of a regular file. Never waits for a pipe and follows no link.
+
+    Raises: FileNotFoundError; Unreadable for anything else.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        if not hasattr(os, "O_NOFOLLOW") and os.path.islink(path):
+            raise Unreadable("is a symbolic link, not a file")
+        descriptor = os.open(path, flags)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if os.path.islink(path):
+            raise Unreadable("is a symbolic link, not a file") from None
+        if os.path.isdir(path):
+            raise Unreadable("is a folder, not a file") from None
+        raise Unreadable("cannot be read: %s" % (error.strerror or error)) from None
+    except ValueError:
+        raise Unreadable("cannot be a file's name") from None
+    status = os.fstat(descriptor)
+    problem = ""
+    if not stat.S_ISREG(status.st_mode):
+        problem = "is a folder, not a file" if stat.S_ISDIR(status.st_mode) else "is not a regular file"
+    elif status.st_size > limit:
+        problem = "is larger than %d bytes, which no record is" % limit
+    if problem:
+        os.close(descriptor)
+        raise Unreadable(problem)
+    return descriptor, status.st_size
+
+
+def read_regular(path: str, limit: int = MAX_RECORD_BYTES) -> bytes:
+    """Return the bytes of a regular file. Raises: FileNotFoundError, Unreadable."""
+    descriptor, size = open_regular(path, limit)
+    try:
+        data = os.read(descriptor, size + 1)
+        while len(data) < size:
+            more = os.read(descriptor, size - len(data))
+            if not more:
+                break
+            data += more
+        return data
+    except OSError as error:
+        raise Unreadable("cannot be read: %s" % (error.strerror or error)) from None
+    finally:
+        os.close(descriptor)
+
+
+def digest_of(path: str) -> Tuple[int, str]:
+    """Return (bytes, SHA-256) of a regular file. Raises: FileNotFoundError, Unreadable."""
+    descriptor, size = open_regular(path, 1 << 62)
+    digest, count = sha256(size=size), 0
+    try:
+        while True:
+            block = os.read(descriptor, BLOCK_BYTES)
+            if not block:
+                return count, digest.hexdigest()
+            digest.update(block)
+            count += len(block)
+    except OSError as error:
+        raise Unreadable("cannot be read: %s" % (error.strerror or error)) from None
+    finally:
+        os.close(descriptor)
+
+
+class Folder:
+    """The root, and the way to what lies below it; remembers which folders were found to be inside."""
+
+    def __init__(self, root: str) -> None:
+        self.root = os.path.realpath(root)
+        self.inside = self.root.rstrip(os.sep) + os.sep
+        self.known: Dict[str, str] = {}
+
+    def path(self, relative: str) -> str:
+        """Return the real path of a file that a record names. Raises: Unreadable if it is not below the root."""
+        parts = relative.split("/")
+        if relative.startswith("/") or ".." in parts or "\0" in relative or not parts[-1] or os.sep == "\\" and set(relative) & set("\\:"):
+            raise Unreadable("is no path below the root; it was not opened")
+        try:
+            above = relative[:-len(parts[-1]) - 1]
+            if above not in self.known:
+                self.known[above] = os.path.realpath(os.path.join(self.root, above))
+            full = os.path.join(self.known[above], parts[-1])
+            if os.path.islink(full):
+                full = os.path.realpath(full)
+        except (ValueError, OSError):
+            raise Unreadable("cannot be a file's name") from None
+        if not full.startswith(self.inside):
+            raise Unreadable("leads out of the root by a symbolic link; it was not opened")
+        return full
+
+
+# --- JSON ------------------------------------------------------------------------------------------------------------
+
+def _unique(pairs: List[Tuple[str, Any]]) -> Json:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a name stands in an object twice")
+    return value
+
+
+def _refuse(text: str) -> Any:
+    raise ValueError("%s is not a number that records hold" % text)
+
+
+def decoder(floats: bool) -> json.JSONDecoder:
+    """Return a parser that takes no name twice, no NaN, and numbers with a fraction only where they may be."""
+    return json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse, parse_float=float if floats else _refuse)
+
+
+def parse_object(data: bytes, parser: json.JSONDecoder) -> Json:
+    """Return the object that *data* is. Raises: Unreadable."""
+    try:
+        value = parser.decode(data.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise Unreadable("is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise Unreadable("is not JSON: %s in line %d" % (error.msg, error.lineno)) from None
+    except (ValueError, RecursionError) as error:
+        raise Unreadable("is no record: %s" % ("nested too deeply" if isinstance(error, RecursionError) else str(error).split("\n")[0][:80])) from None
+    if not isinstance(value, dict):
+        raise Unreadable("is not a JSON object")
+    return value
+
+
+def is_integer(value: Any) -> bool:
+    return type(value) is int
+
+
+def is_digest(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 64 and HEX.issuperset(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_files(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(one, dict) and _is_text(one.get("path")) and is_integer(one.get("bytes")) and is_digest(one.get("sha256")) for one in value)
+
+
+def _optional(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or test(value)
+
+
+def shape_problem(value: Json, shape: Sequence[Tuple[str, Callable[[Any], bool]]]) -> str:
+    """Return the first name whose value is not of its kind, or ""."""
+    return next((name for name, test in shape if not test(value.get(name))), "")
+
+
+def _is_seal(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("mode") in ("hmac", "forward") and all(_is_text(value.get(name)) for name in ("keyId", "mac")) and is_integer(value.get("index"))
+
+
+def _is_open(value: Any) -> bool:
+    return isinstance(value, dict) and all(is_integer(number) for number in value.values())
+
+
+ENTRY_SHAPE = (("schema", is_integer), ("seq", is_integer), ("prevHash", _optional(is_digest)), ("event", _is_text), ("at", _is_text), ("runId", _is_text),
+               ("invocation", is_integer), ("pipeline", _is_text), ("lastRunHash", _optional(is_digest)), ("open", _is_open), ("hash", is_digest),
+               ("seal", _optional(_is_seal)))
+EVENT_SHAPES = {"end": (("state", _is_text), ("runHash", _optional(is_digest)), ("closedBy", _optional(_is_text))),
+                "accept": (("stage", _is_text), ("oldKey", _is_text), ("newKey", _is_text))}
+END_SHAPE = (("schema", is_integer), ("seq", is_integer), ("hash", is_digest), ("keyId", _is_text), ("mode", _is_text), ("mac", _is_text))
+RUN_SHAPE = (("schema", is_integer), ("runId", _is_text), ("invocation", is_integer), ("stages", lambda value: isinstance(value, list)),
+             ("state", _is_text), ("prevRunHash", _optional(is_digest)))
+MADE_BY_SHAPE = (("runId", _is_text), ("invocation", is_integer))
+STAGE_RESULT_SHAPE = (("stage", _is_text), ("status", _is_text), ("key", _optional(_is_text)), ("keyParts", _optional(lambda value: isinstance(value, dict))),
+                      ("outputs", _optional(_is_files)), ("logs", _optional(_is_files)),
+                      ("madeBy", _optional(lambda value: isinstance(value, dict) and not shape_problem(value, MADE_BY_SHAPE))))
+METRICS_SHAPE = (("bytes", is_integer), ("sha256", is_digest))
+STAGE_SHAPE = (("schema", is_integer), ("stage", _is_text), ("pipeline", _is_text), ("lastStatus", _is_text), ("idempotencyKey", _is_text),
+               ("keyParts", lambda value: isinstance(value, dict)), ("outputs", _is_files), ("lastRunId", _is_text), ("lastInvocation", is_integer))
+
+
+def run_record_problem(record: Json) -> str:
+    """Return what in a run record is not of the form that runs write, or ""."""
+    name = shape_problem(record, RUN_SHAPE)
+    if name:
+        return name
+    for number, one in enumerate(record["stages"]):
+        name = shape_problem(one, STAGE_RESULT_SHAPE) if isinstance(one, dict) else "it"
+        if name:
+            return "stages[%d]: %s" % (number, name)
+    metrics = record.get("metrics")
+    return "metrics" if metrics is not None and (not isinstance(metrics, dict) or shape_problem(metrics, METRICS_SHAPE)) else ""
+
+
+def files_of(value: Iterable[Json]) -> List[Tuple[str, int, str]]:
+    return sorted((one["path"], one["bytes"], one["sha256"]) for one in value)
+
+
+# --- the ledger: lines -> entries ------------------------------------------------------------------------------------
+
+def ledger_lines(descriptor: int) -> Iterator[Tuple[int, Optional[bytes], bool]]:
+    """Yield (number, line without its end or None if no entry is so long, whether it has an end)."""
+    with os.fdopen(descriptor, "rb") as file:
+        number = 0
+        while True:
+            line = file.readline(MAX_LINE_BYTES)
+            if not line:
+                return
+            number += 1
+            is_long = False
+            while not line.endswith(b"\n") and len(line) == MAX_LINE_BYTES:
+                is_long = True
+                line = file.readline(MAX_LINE_BYTES)
+            yield number, None if is_long else line.rstrip(b"\n"), line.endswith(b"\n")
+
+
+def read_entry(number: int, line: Optional[bytes], parser: json.JSONDecoder) -> Entry:
+    """Return the entry that a line is; sound is False where its hash is not its own. Raises: Unreadable."""
+    if line is None:
+        raise Unreadable("is longer than any entry")
+    if not line.strip():
+        raise Unreadable("is an empty line")
+    entry = parse_object(line, parser)
+    if is_integer(entry.get("schema")) and entry["schema"] > ENTRY_SCHEMA:
+        raise Unreadable("was written by a newer runner (schema %d, this verifier knows %d); use that one's" % (entry["schema"], ENTRY_SCHEMA))
+    name = shape_problem(entry, ENTRY_SHAPE) or shape_problem(entry, EVENT_SHAPES.get(entry["event"], ()))
+    if name:
+        raise Unreadable("is no entry: its %s is not of the form that runs write" % name)
+    try:
+        is_canonical, sound = entry_line(entry) == line + b"\n", entry_hash(entry) == entry["hash"]
+    except (ValueError, RecursionError):
+        raise Unreadable("is no entry: it cannot be hashed") from None
+    if sound and not is_canonical:
+        raise Unreadable("is not in the form in which entries are written (blanks, order of names)")
+    accept = (entry["stage"], entry["oldKey"], entry["newKey"]) if entry["event"] == "accept" else None
+    return Entry(number, entry["seq"], entry["event"], entry["runId"], entry["invocation"], entry["pipeline"], entry["prevHash"], entry["hash"],
+                 entry["lastRunHash"], entry["open"], entry.get("runHash"), entry.get("state", ""), entry.get("closedBy"), entry.get("seal"), accept, sound)
+
+
+class Chain:
+    """The ledger as read: entries in the order of their numbers, and what is wrong with their links."""
+
+    def __init__(self) -> None:
+        self.entries: List[Entry] = []
+        self.findings: List[Finding] = []
+        self.notes: List[str] = []
+        self.malformed: List[int] = []      # line numbers
+        self.blamed: Set[int] = set()       # numbers of entries that have a finding
+
+    def read(self, path: str) -> None:
+        """Read the ledger. Raises: FileNotFoundError, Unreadable."""
+        parser = decoder(floats=False)
+        for number, line, is_whole in ledger_lines(open_regular(path, 1 << 62)[0]):
+            if not is_whole:
+                self.notes.append("state/%s: the last line is torn (%s): a crash leaves that, and the next run cuts it off" % (
+                    LEDGER, count_text(len(line), "byte") if line is not None else "many bytes"))
+                continue
+            try:
+                entry = read_entry(number, line, parser)
+            except Unreadable as error:
+                self.malformed.append(number)
+                self._find("MALFORMED", number, "the line %s" % error)
+                continue
+            if not entry.sound:
+                self._blame("EDITED", entry, "entry %d is not what its hash was taken of" % entry.seq)
+            self.entries.append(entry)
+        self._sort()
+        self._walk()
+
+    def _find(self, kind: str, line: int, detail: str) -> None:
+        self.findings.append(Finding(kind, "state/%s:%d" % (LEDGER, line), detail))
+
+    def _blame(self, kind: str, entry: Entry, detail: str) -> None:
+        self.blamed.add(entry.seq)
+        self._find(kind, entry.line, detail)
+
+    # --- order
+
+    def _sort(self) -> None:
+        """Report lines that stand out of order, twice, or beside another of their number; leave the rest in order."""
+        seen: Dict[str, int] = {}
+        unique = []
+        for entry in self.entries:
+            if entry.hash in seen:
+                self._find("REORDERED", entry.line, "entry %d once more; it stands in line %d already" % (entry.seq, seen[entry.hash]))
+            else:
+                seen[entry.hash] = entry.line
+                unique.append(entry)
+        if any(one.seq >= other.seq for one, other in zip(unique, unique[1:])):
+            self._report_moved(unique)
+            unique = self._without_rivals(sorted(unique, key=lambda one: one.seq))
+        self.entries = unique
+
+    def _report_moved(self, entries: List[Entry]) -> None:
+        """Report the fewest entries whose removal would leave the numbers ascending, neighbours together."""
+        tails: List[int] = []               # least last number of an ascending choice of each length
+        ends: List[int] = []
+        before: List[int] = []
+        for place, entry in enumerate(entries):
+            length = bisect_left(tails, entry.seq)
+            before.append(ends[length - 1] if length else -1)
+            tails[length:length + 1], ends[length:length + 1] = [entry.seq], [place]
+        stays, place = set(), ends[-1]
+        while place >= 0:
+            stays.add(place)
+            place = before[place]
+        numbers: Dict[int, int] = {}
+        for entry in entries:
+            numbers[entry.seq] = numbers.get(entry.seq, 0) + 1
+        moved = [place for place, entry in enumerate(entries) if place not in stays and numbers[entry.seq] == 1]
+        for first, last in neighbours(moved, lambda place: entries[place].seq):
+            low, high = entries[first], entries[last]
+            self._blame("REORDERED", low, "%s out of order%s" % (
+                numbers_text(low.seq, high.seq) + (" stands" if first == last else " stand"), "; behind entry %d" % entries[first - 1].seq if first else ", first of all"))
+
+    def _without_rivals(self, entries: List[Entry]) -> List[Entry]:
+        """Of entries of one number keep that which is in the chain, and report the others."""
+        named = {entry.prev_hash for entry in entries}
+        kept: List[Entry] = []
+        place = 0
+        while place < len(entries):
+            rivals = [entries[place]]
+            while place + len(rivals) < len(entries) and entries[place + len(rivals)].seq == rivals[0].seq:
+                rivals.append(entries[place + len(rivals)])
+            place += len(rivals)
+            best = max(rivals, key=lambda one: (one.hash in named, not kept or one.prev_hash == kept[-1].hash, -one.line))
+            for rival in rivals:
+                if rival is not best:
+                    self._find("UNLISTED", rival.line, "a second entry of number %d; the chain has the one in line %d" % (rival.seq, best.line))
+            kept.append(best)
+        return kept
+
+    # --- links
+
+    def _walk(self) -> None:
+        previous: Optional[Entry] = None
+        for entry in self.entries:
+            number = previous.seq if previous is not None else 0
+            if entry.seq != number + 1:
+                self._report_gap(previous, entry)
+            elif previous is None:
+                if entry.prev_hash is not None:
+                    self._blame("DELETED", entry, "entry 1 follows an entry that is not there")
+            elif entry.prev_hash != previous.hash:
+                if not {previous.seq, entry.seq} & self.blamed:
+                    self._blame("EDITED", previous, "entry %d was changed and its hash made anew: entry %d follows one of another hash (%s)" % (
+                        previous.seq, entry.seq, str(entry.prev_hash)[:SHOWN_DIGITS]))
+            elif entry.sound and previous.sound:
+                self._check_carried(previous, entry)
+            if previous is None and entry.seq == 1 and entry.sound:
+                self._check_carried(None, entry)
+            previous = entry
+
+    def _report_gap(self, previous: Optional[Entry], entry: Entry) -> None:
+        """Report entries that are missing, unless malformed lines stand where they were."""
+        first = previous.seq + 1 if previous is not None else 1
+        above = previous.line if previous is not None else 0
+        damaged = sum(1 for line in self.malformed if above < line < entry.line)
+        if entry.seq - first > damaged or entry.seq < first:
+            self._blame("DELETED", entry, "%s missing before this line" % (
+                numbers_text(first, entry.seq - 1) + (" is" if first == entry.seq - 1 else " are") if entry.seq > first else "what was"))
+
+    def _check_carried(self, previous: Optional[Entry], entry: Entry) -> None:
+        """What an entry carries on must follow from the one before: a history made up is rarely made up well."""
+        was_open: Json = dict(previous.open) if previous is not None else {}
+        last = previous.last_run_hash if previous is not None else None
+        if entry.event == "begin":
+            was_open[entry.run_id] = entry.invocation
+        elif entry.event == "end":
+            was_open.pop(entry.run_id, None)
+            last = entry.run_hash or last
+        for name, is_right in (("open", was_open == entry.open), ("lastRunHash", last == entry.last_run_hash)):
+            if not is_right:
+                self._blame("MALFORMED", entry, "entry %d does not follow from the one before: its %s" % (entry.seq, name))
+
+
+def neighbours(places: List[int], number: Callable[[int], int]) -> Iterator[Tuple[int, int]]:
+    """Yield (first, last) of places that stand side by side with numbers side by side."""
+    start = 0
+    for index in range(1, len(places) + 1):
+        if index == len(places) or places[index] != places[index - 1] + 1 or number(places[index]) != number(places[index - 1]) + 1:
+            yield places[start], places[index - 1]
+            start = index
+
+
+# --- seals and anchors -----------------------------------------------------------------------------------------------
+
+class KeyRing:
+    """The keys that follow from the one given, evolved as the entries ask for them."""
+
+    def __init__(self, key: Key) -> None:
+        self.mode, self.identity, self.first, self.key = key
+        self.index = self.first
+
+    def at(self, index: int) -> Optional[bytes]:
+        """Return key number *index*, None if it cannot be had; asked for in ascending order."""
+        if self.mode == "hmac":
+            return self.key if index == 0 else None
+        if not self.index <= index <= self.index + KEY_STEPS:
+            return None
+        while self.index < index:
+            self.key, self.index = next_key(self.key), self.index + 1
+        return self.key
+
+    def after(self, index: int) -> Optional[bytes]:
+        """Return the key that vouches for the ledger's end after the entry sealed with number *index*."""
+        if self.mode == "hmac":
+            return self.key
+        if self.index == index + 1:
+            return self.key
+        key = self.at(index)
+        return next_key(key) if key is not None else None
+
+
+class Seals:
+    """The check of seals over a chain; with no ring only what can be seen without a key."""
+
+    def __init__(self, chain: Chain, ring: Optional[KeyRing], end: Optional[Json]) -> None:
+        self.chain, self.ring, self.end = chain, ring, end
+        self.findings: List[Finding] = []
+        self.notes: List[str] = []
+        self.sealed = [entry for entry in chain.entries if entry.seal is not None]
+        self.end_key: Optional[bytes] = None
+
+    def check(self, is_end_there: bool) -> None:
+        """Check all seals and the end. is_end_there: ledger.end is a file, though perhaps one that cannot be used."""
+        if not self.sealed:
+            self._check_bare()
+            return
+        self._check_unsealed()
+        if self.ring is not None and not self._is_its_key():
+            self.ring = None
+        elif self.ring is None:
+            self.notes.append("the ledger is sealed with key %s: not checked; give the key file with --key" % self.sealed[0].seal["keyId"])
+        self._check_macs()
+        self._check_key_number()
+        if self.end is not None:
+            self._check_end(self.end)
+        elif not is_end_there and len(self.sealed) > 1:
+            self._find("DELETED", END, "a sealed ledger has it: without it nobody can tell how many entries there were")
+        elif not is_end_there:
+            self.notes.append("state/%s is not there yet: a kill before it was first written leaves that" % END)
+
+    def _check_bare(self) -> None:
+        if self.end is not None and self.chain.entries:
+            self._find("UNSEALED", LEDGER, "no entry is sealed, but there is a state/%s: the seals were taken off" % END)
+        elif self.end is not None:
+            self._find("TRUNCATED", LEDGER, "it is empty, but state/%s says that it ends at entry %d" % (END, self.end["seq"]))
+        elif self.ring is not None:
+            self._find("UNSEALED", LEDGER, "no entry is sealed, though a key is given: the seals were taken off, or there never were any")
+
+    def _find(self, kind: str, name: str, detail: str) -> None:
+        self.findings.append(Finding(kind, "state/" + name, detail))
+
+    def _check_unsealed(self) -> None:
+        start = self.chain.entries.index(self.sealed[0])
+        bare = [place for place in range(start, len(self.chain.entries)) if self.chain.entries[place].seal is None]
+        for first, last in neighbours(bare, lambda place: self.chain.entries[place].seq):
+            low, high = self.chain.entries[first], self.chain.entries[last]
+            self._find("UNSEALED", "%s:%d" % (LEDGER, low.line), "%s not sealed, though entry %d was and all that follow are" % (
+                numbers_text(low.seq, high.seq) + (" is" if low is high else " are"), self.sealed[0].seq))
+
+    def _is_its_key(self) -> bool:
+        assert self.ring is not None
+        seal = self.sealed[0].seal
+        if (self.ring.identity, self.ring.mode) == (seal["keyId"], seal["mode"]):
+            return True
+        self._find("UNSEALED", LEDGER, "it is sealed with key %s (%s), the key given is %s (%s): no seal was checked" % (
+            seal["keyId"], seal["mode"], self.ring.identity, self.ring.mode))
+        return False
+
+    def _check_macs(self) -> None:
+        first = self.sealed[0].seal
+        bad, before, index, early = [], None, -1, 0
+        for place, entry in enumerate(self.chain.entries):
+            if entry.seal is None:
+                continue
+            gap = entry.seq - before - 1 if before is not None else 0
+            wanted = 0 if first["mode"] == "hmac" else index + 1
+            is_right = (entry.seal["keyId"], entry.seal["mode"]) == (first["keyId"], first["mode"]) and wanted <= entry.seal["index"] <= wanted + gap
+            if is_right and self.ring is not None:
+                is_early = entry.seal["index"] < self.ring.first
+                early += is_early
+                key = None if is_early else self.ring.at(entry.seal["index"])
+                is_right = is_early or key is not None and seal_mac(key, entry.hash) == entry.seal["mac"]
+                if self.end is not None and entry.seq == self.end["seq"]:
+                    self.end_key = self.ring.after(entry.seal["index"])
+            if not is_right and entry.seq not in self.chain.blamed:
+                bad.append(place)
+            before, index = entry.seq, entry.seal["index"]
+        if early:
+            self.notes.append("%s not checked by their seals: the key given is number %d, which only tells of later ones; the first key tells of all" % (
+                count_text(early, "entry"), self.ring.first if self.ring is not None else 0))
+        for low, high in neighbours(bad, lambda place: self.chain.entries[place].seq):
+            self._report_bad(self.chain.entries[low], self.chain.entries[high])
+
+    def _report_bad(self, low: Entry, high: Entry) -> None:
+        self.chain.blamed.update(range(low.seq, high.seq + 1))
+        self._find("EDITED", "%s:%d" % (LEDGER, low.line), "the seal of %s does not fit: written by somebody without the key" % numbers_text(low.seq, high.seq))
+
+    def _check_key_number(self) -> None:
+        """A forward key of number n has sealed n entries: they must be there."""
+        if self.ring is not None and self.ring.mode == "forward" and self.ring.first > self.sealed[-1].seal["index"] + 1:
+            self._find("TRUNCATED", LEDGER, "%s sealed, but the key given is number %d: so many were sealed before it" % (
+                count_text(self.sealed[-1].seal["index"] + 1, "entry") + (" is" if self.sealed[-1].seal["index"] == 0 else " are"), self.ring.first))
+
+    def _check_end(self, end: Json) -> None:
+        """Compare ledger.end, which the last append replaced, with the ledger: it may be behind, never ahead."""
+        last, seal = self.chain.entries[-1], self.sealed[-1].seal
+        if end["seq"] > last.seq:
+            self._find("TRUNCATED", LEDGER, "it ends at entry %d, state/%s says %d: the rest was cut off" % (last.seq, END, end["seq"]))
+            return
+        named = next((entry for entry in reversed(self.chain.entries) if entry.seq == end["seq"]), None)
+        if named is None or named.seq in self.chain.blamed:
+            return                          # what is wrong there was said already
+        is_its = (end["keyId"], end["mode"]) == (seal["keyId"], seal["mode"])
+        if named.hash != end["hash"]:
+            self._find("EDITED", END, "it names another entry %d than the ledger has: one of the two was written anew" % named.seq)
+        elif not is_its or self.end_key is not None and end_mac(self.end_key, named.seq, named.hash) != end["mac"]:
+            self._find("EDITED", END, "it was not written with the key that sealed the ledger")
+        elif named is not last:
+            self.notes.append("state/%s is %s behind the ledger: a kill between the two leaves that" % (END, count_text(last.seq - named.seq, "entry")))
+
+
+def check_anchors(entries: List[Entry], anchors: Iterable[str]) -> List[Finding]:
+    """Return what contradicts heads that were noted elsewhere. Raises: UsageError for a text that is no head."""
+    findings = []
+    for text in anchors:
+        head = parse_head(text)
+        if head is None:
+            raise UsageError("--anchor %s: is no head; write it as noted, 12: 9f3a-77c1-... (16 digits or more)" % shown(text))
+        number, digits = head
+        found = [entry.seq for entry in entries if entry.hash.startswith(digits)]
+        if number in found or found and number is None:
+            continue
+        last = entries[-1].seq if entries else 0
+        name = "state/" + LEDGER
+        if found:
+            findings.append(Finding("REORDERED", name, "the anchor %s is entry %d here" % (shown(text), found[0])))
+        elif number is None:
+            findings.append(Finding("TRUNCATED", name, "no entry has the head %s: cut off or rewritten" % shown(text)))
+        elif number > last:
+            findings.append(Finding("TRUNCATED", name, "it ends at %d, the anchor is number %d: cut off or rewritten" % (last, number)))
+        else:
+            findings.append(Finding("EDITED", name, "history rewritten: entry %d is not the one of the anchor %s" % (number, shown(text))))
+    return findings
+
+
+# --- run records -----------------------------------------------------------------------------------------------------
+
+class Stray(namedtuple("Stray", "record digest problem")):
+    """A run record that was read and is not the one expected under its name; record None: it is none at all."""
+
+    __slots__ = ()
+
+
+class Verification:
+    """One pass over a root."""
+
+    def __init__(self, root: str, run_ids: Iterable[str], outputs: bool) -> None:
+        self.folder = Folder(root)
+        self.state = os.path.join(self.folder.root, "state")
+        self.run_ids = frozenset(run_ids)
+        self.with_outputs = outputs
+        self.findings: List[Finding] = []
+        self.notes: List[str] = []
+        self.chain = Chain()
+        self.exact, self.loose = decoder(floats=False), decoder(floats=True)
+        self.begins: Dict[RunKey, int] = {}
+        self.ends: Dict[RunKey, Entry] = {}
+        self.newest_call: Dict[str, int] = {}
+        self.accepts: List[Entry] = []
+        self.open: Dict[RunKey, None] = {}
+        self.before: Dict[int, Optional[str]] = {}      # number of an end entry -> prevRunHash that its record must have
+        self.names: Set[str] = set()
+        self.strays: Dict[str, Stray] = {}              # files that are not what was expected under their names
+        self.told: Set[str] = set()                     # those of them that need no further word
+        self.placed: Dict[str, RunKey] = {}             # files that hold an intact record, and of which run
+        self.homes: Dict[RunKey, str] = {}              # the same, looked at from the run
+        self.doubtful: Set[RunKey] = set()              # runs with a finding of their own: nothing is built on them
+        self.stages: Dict[str, Json] = {}               # stage -> stage record
+        self.wanted: Set[Tuple[str, int, str]] = set()
+        self.made: Dict[Tuple[str, int, str], Made] = {}
+        self.newest: Dict[Tuple[str, str], Tuple[RunKey, Made]] = {}
+        self.last_begin: Dict[str, Tuple[int, RunKey]] = {}
+        self.skips: Dict[Tuple[str, str, int, str, str], str] = {}
+        self.missing_logs = 0
+
+    def find(self, kind: str, name: str, detail: str, run: Optional[RunKey] = None) -> None:
+        """Report; with RUN operands only what concerns these runs (run None: the ledger, which concerns all)."""
+        if run is None or self.concerns(run):
+            self.findings.append(Finding(kind, name, detail))
+
+    def concerns(self, run: RunKey) -> bool:
+        return not self.run_ids or run[0] in self.run_ids
+
+    def load(self, name: str, parser: json.JSONDecoder) -> Json:
+        """Return a record of state/. Raises: FileNotFoundError, Unreadable."""
+        return parse_object(read_regular(os.path.join(self.state, name)), parser)
+
+    def run(self, anchors: Sequence[str], key: Optional[Key]) -> None:
+        """Check all there is. Raises: UsageError for a run that nothing here knows."""
+        try:
+            self.names = set(os.listdir(self.state))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            self.find("MALFORMED", "state", "cannot be read: %s" % (error.strerror or error))
+        records = sorted(name for name in self.names if name.startswith("run_") and name.endswith(".json"))
+        if not self._read_ledger(records, anchors, key):
+            return
+        self._index()
+        self._check_operands(records)
+        self._load_stages()
+        self._check_runs(records)
+        self._check_skips()
+        self._check_stages()
+        if self.with_outputs:
+            self._check_outputs()
+        for run in self.open:
+            if self.concerns(run):
+                self.notes.append("%s has begun and not ended: it is going on, or it died and the next run closes it" % run_text(run))
+        if self.missing_logs:
+            self.notes.append("%s no longer there" % (count_text(self.missing_logs, "log") + (" is" if self.missing_logs == 1 else " are")))
+
+    # --- the ledger
+
+    def _read_ledger(self, records: List[str], anchors: Sequence[str], key: Optional[Key]) -> bool:
+        """Read and check the ledger; tell whether there is one to compare records with."""
+        is_read = True
+        try:
+            self.chain.read(os.path.join(self.state, LEDGER))
+        except FileNotFoundError:
+            is_read = False
+            if records or END in self.names:
+                self.find("DELETED", "state/" + LEDGER, "there is none, but %s" % (
+                    count_text(len(records), "run record") if records else "a state/" + END))
+            else:
+                self.notes.append("nothing to verify: no run has left a record below %s" % self.folder.root)
+        except Unreadable as error:
+            is_read = False
+            self.find("MALFORMED", "state/" + LEDGER, str(error))
+        self.findings += self.chain.findings
+        self.notes += self.chain.notes
+        if is_read:
+            seals = Seals(self.chain, KeyRing(key) if key is not None else None, self._read_end())
+            seals.check(END in self.names)
+            self.findings += seals.findings
+            self.notes += seals.notes
+        self.findings += check_anchors(self.chain.entries, anchors) if is_read or anchors else []
+        return is_read
+
+    def _read_end(self) -> Optional[Json]:
+        try:
+            end = self.load(END, self.exact)
+            name = shape_problem(end, END_SHAPE)
+            if name:
+                raise Unreadable("its %s is not of the form that runs write" % name)
+        except FileNotFoundError:
+            return None
+        except Unreadable as error:
+            self.find("MALFORMED", "state/" + END, str(error))
+            return None
+        return end
+
+    def _index(self) -> None:
+        """Collect which runs began, ended, and are open."""
+        previous: Optional[Entry] = None
+        for entry in self.chain.entries:
+            if entry.event == "begin":
+                self.begins.setdefault(entry.run, entry.seq)
+            elif entry.event == "accept":
+                self.accepts.append(entry)
+            elif entry.event == "end":
+                if entry.run in self.ends and entry.sound:
+                    self.find("MALFORMED", "state/%s:%d" % (LEDGER, entry.line), "entry %d ends %s a second time; entry %d did" % (
+                        entry.seq, run_text(entry.run), self.ends[entry.run].seq))
+                else:
+                    self.ends[entry.run] = entry
+                    self.newest_call[entry.run_id] = max(entry.invocation, self.newest_call.get(entry.run_id, 0))
+                if previous is not None and previous.sound and previous.seq == entry.seq - 1 or previous is None and entry.seq == 1:
+                    self.before[entry.seq] = previous.last_run_hash if previous is not None else None
+            previous = entry
+        if previous is not None:
+            self.open = {(run_id, number): None for run_id, number in sorted(previous.open.items())}
+
+    def _check_operands(self, records: List[str]) -> None:
+        known = {run[0] for run in self.ends} | {run[0] for run in self.begins} | {run[0] for run in self.open}
+        for run_id in sorted(self.run_ids - known):
+            if not any(name == "run_%s.json" % run_id for name in records):
+                raise UsageError("no run is named %s; the runs stand in state/%s" % (shown(run_id), LEDGER))
+
+    # --- run records: each file is read once; what is not in its place is looked for by its digest
+
+    def _check_runs(self, records: List[str]) -> None:
+        unmet = [entry for entry in self.ends.values() if entry.run_hash is not None and not self._meet(entry)]
+        for name in records:
+            if name not in self.placed:
+                self._stray(name)
+        by_digest = {self.strays[name].digest: name for name in sorted(self.strays, reverse=True) if self.strays[name].digest}
+        unmet = [entry for entry in unmet if not self._meet_pending(entry) and not self._meet_elsewhere(entry, by_digest)]
+        for entry in unmet:
+            self._report_unmet(entry)
+        self._vouch(by_digest)
+        for name in sorted(self.strays):
+            if name not in self.placed and name not in self.told:
+                self._report_stray(name, self.strays[name])
+        for name, run in sorted(self.placed.items()):
+            newest = run[0], self.newest_call.get(run[0], 0)
+            if name == "run_%s.json" % run[0] and newest != run and self.homes.get(newest, name) != name:
+                self.find("RENAMED", "state/" + name, "invocation %d stands in place of the newest, which is in state/%s" % (run[1], self.homes[newest]), run)
+
+    def names_of(self, run: RunKey) -> List[str]:
+        """Return the files that may hold a run's record, the likeliest first."""
+        names = ["run_%s.json" % run[0], "run_%s.%d.json" % run]
+        return names if run[1] == self.newest_call.get(run[0]) else names[::-1]
+
+    def _stray(self, name: str) -> Stray:
+        """Return what a file holds; read on the first call."""
+        if name not in self.strays:
+            try:
+                record = self.load(name, self.exact)
+                self.strays[name] = Stray(record, run_hash(record), "")
+            except FileNotFoundError:
+                self.strays[name] = Stray(None, "", "was there a moment ago")
+            except Unreadable as error:
+                self.strays[name] = Stray(None, "", str(error))
+            except (ValueError, RecursionError):
+                self.strays[name] = Stray(None, "", "is no record: it cannot be hashed")
+        return self.strays[name]
+
+    def _meet(self, entry: Entry) -> bool:
+        for name in self.names_of(entry.run):
+            if name in self.names and name not in self.placed and self._stray(name).digest == entry.run_hash:
+                self._place(name, entry)
+                return True
+        return False
+
+    def _place(self, name: str, entry: Entry) -> None:
+        record = self.strays.pop(name).record
+        self.placed[name] = entry.run
+        self.homes[entry.run] = name
+        self._take(record, entry, "state/" + name)
+
+    def _meet_pending(self, entry: Entry) -> bool:
+        """A kill between the last entry and the rename leaves the record under its temporary name."""
+        if PENDING not in self.names or entry is not self.chain.entries[-1] or self._stray(PENDING).digest != entry.run_hash:
+            return False
+        self._place(PENDING, entry)
+        self.told.update(name for name in self.names_of(entry.run) if name in self.strays and _is_running(self.strays[name], entry.run))
+        self.notes.append("state/%s is the record of %s: a kill came before it got its name, the next run gives it" % (PENDING, run_text(entry.run)))
+        return True
+
+    def _meet_elsewhere(self, entry: Entry, by_digest: Dict[str, str]) -> bool:
+        name = by_digest.get(entry.run_hash)
+        if name is None or name in self.placed:
+            return False
+        self.find("RENAMED", "state/" + name, "holds the record of %s, which belongs in state/%s" % (run_text(entry.run), self.names_of(entry.run)[0]), entry.run)
+        self._place(name, entry)
+        return True
+
+    def _report_unmet(self, entry: Entry) -> None:
+        """Report a committed record that is nowhere: another content under its name, or nothing."""
+        self.doubtful.add(entry.run)
+        copy = ""
+        for name in self.names_of(entry.run):
+            stray = self.strays.get(name)
+            if stray is None or name in self.told:
+                copy = copy or self._copy_text(name)
+                continue
+            content = _run_of(stray.record)
+            if content in self.open or content != entry.run and content in self.ends and content not in self.homes:
+                continue                    # another run's: that one's entry will tell
+            self.told.add(name)
+            if content in self.homes and run_hash(stray.record) == self.ends[content].run_hash:
+                copy = "; a copy of the record of %s stands in its place" % run_text(content)
+                continue
+            if entry.sound:
+                self.find("MALFORMED" if stray.problem else "EDITED", "state/" + name, _edit_text(stray, entry), entry.run)
+            return
+        if entry.sound:
+            self.find("DELETED", "state/" + self.names_of(entry.run)[0], "the record of %s that entry %d committed is gone%s" % (run_text(entry.run), entry.seq, copy), entry.run)
+
+    def _copy_text(self, name: str) -> str:
+        run = self.placed.get(name)
+        return "; the record of %s stands in its place" % run_text(run) if run is not None else ""
+
+    def _vouch(self, by_digest: Dict[str, str]) -> None:
+        """Find the records whose own entry is missing while what comes later names their digest."""
+        queue = [entry.last_run_hash for entry in self.chain.entries if entry.sound]
+        for digest in queue:
+            name = by_digest.get(digest) if digest is not None else None
+            if name is None or name in self.placed or name in self.told or run_record_problem(self.strays[name].record):
+                continue
+            record = self.strays[name].record
+            run = (record["runId"], record["invocation"])
+            self.told.add(name)
+            self.doubtful.add(run)
+            queue.append(record["prevRunHash"])
+            self.notes.append("state/%s: its own entry is missing from the ledger, later ones vouch for it" % name)
+
+    def _report_stray(self, name: str, stray: Stray) -> None:
+        """Report a file that nothing in the ledger asks for."""
+        run = _run_of(stray.record)
+        if stray.problem or run is None:
+            self.find("MALFORMED", "state/" + name, stray.problem or "is not the record of a run", ("", 0))
+        elif run in self.open and name in self.names_of(run) and _is_running(stray, run):
+            return
+        elif run in self.homes and run_hash(stray.record) == self.ends[run].run_hash:
+            self.find("UNLISTED", "state/" + name, "a copy of state/%s" % self.homes[run], run)
+        elif name == PENDING:
+            self.notes.append("state/%s is the record of %s, which a kill kept out of the ledger; the next run removes it" % (name, run_text(run)))
+        else:
+            self.doubtful.add(run)
+            self.find("UNLISTED", "state/" + name, "no entry commits this record of %s" % run_text(run), run)
+
+    # --- what an intact record says
+
+    def _take(self, record: Json, entry: Entry, name: str) -> None:
+        problem = run_record_problem(record)
+        if problem:
+            self.doubtful.add(entry.run)
+            self.find("MALFORMED", name, "its %s is not of the form that runs write" % problem, entry.run)
+            return
+        if entry.sound and (record["runId"], record["invocation"], record["state"]) != entry.run + (entry.state,):
+            self.find("EDITED", "state/%s:%d" % (LEDGER, entry.line), "entry %d says %s, %s; its record %s says %s, %s" % (
+                entry.seq, run_text(entry.run), entry.state, name, run_text((record["runId"], record["invocation"])), record["state"]), entry.run)
+        if entry.sound and self.before.get(entry.seq, record["prevRunHash"]) != record["prevRunHash"]:
+            self.find("EDITED", name, "its prevRunHash is not the digest of the record that was sealed before it", entry.run)
+        if self.concerns(entry.run):
+            self._check_metrics(record, entry, name)
+        for one in record["stages"]:
+            self._take_stage(one, entry, name)
+
+    def _check_metrics(self, record: Json, entry: Entry, name: str) -> None:
+        """The metrics of the newest call under a run id are still there; those of earlier calls were replaced."""
+        metrics = record.get("metrics")
+        is_newest = entry.invocation == self.newest_call[entry.run_id] and entry.run_id not in {run[0] for run in self.open}
+        if metrics is None or not is_newest or name != "state/run_%s.json" % entry.run_id and name != "state/" + PENDING:
+            return
+        path = "state/metrics_%s.json" % entry.run_id
+        try:
+            if digest_of(self.folder.path(path)) != (metrics["bytes"], metrics["sha256"]):
+                self.find("EDITED", path, "it is not the one that %s names" % name, entry.run)
+        except FileNotFoundError:
+            self.find("DELETED", path, "%s names it" % name, entry.run)
+        except Unreadable as error:
+            self.find("MALFORMED", path, str(error), entry.run)
+
+    def _take_stage(self, one: Json, entry: Entry, name: str) -> None:
+        stage, parts = one["stage"], one.get("keyParts")
+        if one["status"] == "skipped":
+            maker = one.get("madeBy")
+            if maker is not None:
+                self.skips.setdefault((stage, maker["runId"], maker["invocation"], one.get("key") or "", entry.pipeline), name)
+            return
+        mark = entry.run + (stage,)
+        folder = str(parts.get("outputDir", "")) if parts is not None else ""
+        made = Made(one["status"], one.get("key") or "", entry.pipeline, parts is not None, folder, None, entry.seq)
+        if self.concerns(entry.run):
+            if parts is not None and not _is_recorded_key(parts, made.key):
+                self.find("EDITED", name, "stage %s: its key is not that of its parts" % stage, entry.run)
+            self._check_logs(one, entry.run, name)
+        if self.with_outputs or mark in self.wanted:
+            made = made._replace(outputs=files_of(one.get("outputs") or []))
+        self.made[mark] = made if mark in self.wanted else made._replace(outputs=None)
+        if parts is None:
+            return
+        begin = self.begins.get(entry.run, entry.seq)
+        self.last_begin[stage] = max(self.last_begin.get(stage, (0, entry.run)), (begin, entry.run))
+        if self.with_outputs and ((entry.pipeline, stage) not in self.newest or self.newest[entry.pipeline, stage][1].end < entry.seq):
+            self.newest[entry.pipeline, stage] = entry.run, made
+
+    def _check_logs(self, one: Json, run: RunKey, name: str) -> None:
+        for log in one.get("logs") or []:
+            try:
+                path = self.folder.path(log["path"])
+            except Unreadable as error:
+                self.find("MALFORMED", name, "stage %s: its log %s %s" % (one["stage"], log["path"], error), run)
+                continue
+            try:
+                if digest_of(path) != (log["bytes"], log["sha256"]):
+                    self.find("EDITED", log["path"], "the log is not the one that %s names" % name, run)
+            except FileNotFoundError:
+                self.missing_logs += 1
+            except Unreadable as error:
+                self.find("MALFORMED", log["path"], "the log %s" % error, run)
+
+    # --- stage records
+
+    def _load_stages(self) -> None:
+        """Read the stage records, few, before the run records, many: so it is known what to keep of these."""
+        for name in sorted(self.names):
+            if not (name.startswith("stage_") and name.endswith(".json")):
+                continue
+            try:
+                record = self.load(name, self.loose)
+                problem = shape_problem(record, STAGE_SHAPE)
+                if problem:
+                    raise Unreadable("its %s is not of the form that runs write" % problem)
+            except FileNotFoundError:
+                continue
+            except Unreadable as error:
+                self.find("MALFORMED", "state/" + name, str(error), ("", 0))
+                continue
+            if name != "stage_%s.json" % record["stage"]:
+                self.find("RENAMED", "state/" + name, "holds the record of stage %s" % record["stage"], _maker(record))
+                continue
+            self.stages[record["stage"]] = record
+            self.wanted.add(_maker(record) + (record["stage"],))
+
+    def _check_stages(self) -> None:
+        for stage, record in sorted(self.stages.items()):
+            run = _maker(record)
+            if run in self.doubtful or run in self.open:
+                continue
+            wrong = self._stage_problem(stage, record, run)
+            if wrong is not None:
+                self.find(wrong[0], "state/stage_%s.json" % stage, wrong[1], run)
+        gone = sorted({mark[2] for mark, made in self.made.items() if made.has_parts and self.concerns(mark[:2])} - set(self.stages))
+        gone = [stage for stage in gone if "stage_%s.json" % stage not in self.names]
+        if gone:
+            self.notes.append("no stage record of %s: reset, or removed; the run records tell all the same" % ", ".join(gone[:8] + (["..."] if len(gone) > 8 else [])))
+
+    def _stage_problem(self, stage: str, record: Json, run: RunKey) -> Optional[Tuple[str, str]]:
+        """Return (kind, what is wrong) with a stage record beside the records of the runs, None if nothing is."""
+        if run not in self.ends:
+            return "UNLISTED", "it says that %s made it, which no entry has" % run_text(run)
+        if not _is_key_of(record["keyParts"], record["idempotencyKey"]):
+            return "EDITED", "keyParts: they are not those of its idempotencyKey"
+        made, status = self.made.get(run + (stage,)), record["lastStatus"]
+        if made is None or not made.has_parts:
+            if status != "ok" or run not in self.homes:
+                return None                 # it died or failed before its record could tell more; nothing is skipped for such a record
+            if made is not None:
+                self.notes.append("state/stage_%s.json says ok, the record of %s says %s: nothing vouches for its outputs" % (stage, run_text(run), made.status))
+                return None
+            return "EDITED", "lastRunId: %s did not make this stage" % run_text(run)
+        if made.pipeline != record["pipeline"]:
+            return "EDITED", "pipeline: %s ran %s" % (run_text(run), made.pipeline)
+        if status != made.status and (made.status == "ok" or status != "running"):
+            return "EDITED", "lastStatus: it says %s, the record of %s says %s" % (status, run_text(run), made.status)
+        if record["idempotencyKey"] not in self._keys_after(made, stage):
+            return "EDITED", "idempotencyKey: the record of %s has another" % run_text(run)
+        if made.status == "ok" and files_of(record["outputs"]) != made.outputs:
+            return "EDITED", "outputs: the record of %s has others" % run_text(run)
+        begin, later = self.last_begin[stage]
+        if begin > self.ends[run].seq:
+            return "EDITED", "an older record was put back: it is of %s, and %s made the stage later" % (run_text(run), run_text(later))
+        return None
+
+    def _keys_after(self, made: Made, stage: str) -> List[str]:
+        """Return the key of what a run made, and those that people have accepted for it since."""
+        keys = [made.key]
+        for entry in self.accepts:
+            if entry.seq > made.end and (entry.pipeline, entry.accept[0]) == (made.pipeline, stage) and entry.accept[1] in keys:
+                keys.append(entry.accept[2])
+        return keys
+
+    def _check_skips(self) -> None:
+        """A skipped stage was made by a run that the ledger has, under the key of the skip."""
+        if self.chain.findings:
+            return                          # where entries are missing, so are makers
+        for (stage, run_id, invocation, key, _), name in sorted(self.skips.items()):
+            run = (run_id, invocation)
+            if run in self.doubtful or run in self.open:
+                continue
+            made = self.made.get(run + (stage,))
+            skipper = self.placed[name[len("state/"):]]
+            if run not in self.ends:
+                self.find("UNLISTED", name, "stage %s was skipped as made by %s, which no entry has" % (stage, run_text(run)), skipper)
+            elif made is not None and made.has_parts and key not in self._keys_after(made, stage):
+                self.find("EDITED", name, "stage %s was skipped under another key than that under which %s made it" % (stage, run_text(run)), skipper)
+
+    # --- outputs
+
+    def _check_outputs(self) -> None:
+        """Read every output that the newest success of its stage left; of two stages that made one file the later one owns it."""
+        owners: Dict[str, Tuple[int, int, str, RunKey, str]] = {}
+        skipped = []
+        for (pipeline, stage), (run, made) in sorted(self.newest.items()):
+            if made.status != "ok" or not self._is_settled(pipeline, stage, run, made):
+                skipped.append(stage)
+                continue
+            for path, size, digest in made.outputs:
+                full = made.folder + "/" + path
+                owners[full] = max(owners.get(full, (0, 0, "", run, "")), (made.end, size, digest, run, stage))
+        for path, (_, size, digest, run, stage) in sorted(owners.items()):
+            if self.concerns(run):
+                self._check_output(path, (size, digest), run, stage)
+        if skipped:
+            self.notes.append("outputs not compared, the stage has not finished since: %s" % ", ".join(skipped[:8] + (["..."] if len(skipped) > 8 else [])))
+
+    def _is_settled(self, pipeline: str, stage: str, run: RunKey, made: Made) -> bool:
+        """Tell whether nothing that may have touched the outputs came after *run*: a run that died may have."""
+        record = self.stages.get(stage)
+        if record is not None and record["pipeline"] == pipeline:
+            return _maker(record) == run and record["lastStatus"] == "ok" or run in self.doubtful
+        return not any(entry.closed_by is not None and entry.pipeline == pipeline and entry.seq > made.end for entry in self.ends.values())
+
+    def _check_output(self, path: str, wanted: Tuple[int, str], run: RunKey, stage: str) -> None:
+        try:
+            full = self.folder.path(path)
+        except Unreadable as error:
+            self.find("OUTPUT-CHANGED" if "link" in str(error) else "MALFORMED", path, "an output of stage %s, %s: it %s" % (stage, run_text(run), error), run)
+            return
+        try:
+            if digest_of(full) != wanted:
+                self.find("OUTPUT-CHANGED", path, "it is not what stage %s of %s made" % (stage, run_text(run)), run)
+        except FileNotFoundError:
+            self.find("OUTPUT-CHANGED", path, "missing; stage %s of %s made it" % (stage, run_text(run)), run)
+        except Unreadable as error:
+            self.find("OUTPUT-CHANGED", path, "it %s; stage %s of %s made it" % (error, stage, run_text(run)), run)
+
+    def report(self) -> Report:
+        entries = self.chain.entries
+        sound = [entry for entry in entries if entry.sound]
+        head = head_text({"seq": sound[-1].seq, "hash": sound[-1].hash}) if sound else ""
+        return Report(self.findings, self.notes, len(entries), len(self.ends), head)
+
+
+def _maker(record: Json) -> RunKey:
+    return record["lastRunId"], record["lastInvocation"]
+
+
+def _run_of(record: Optional[Json]) -> Optional[RunKey]:
+    if record is None or not _is_text(record.get("runId")) or not is_integer(record.get("invocation")):
+        return None
+    return record["runId"], record["invocation"]
+
+
+def _is_running(stray: Stray, run: RunKey) -> bool:
+    return stray.record is not None and stray.record.get("state") == "running" and _run_of(stray.record) == run
+
+
+def _edit_text(stray: Stray, entry: Entry) -> str:
+    if stray.problem:
+        return "%s; entry %d committed another record" % (stray.problem, entry.seq)
+    if stray.record.get("state") == "running":
+        return "it says running, but entry %d ended %s" % (entry.seq, run_text(entry.run))
+    text = "the record is not the one that entry %d committed" % entry.seq
+    return text + " (its runHash was made anew)" if stray.record.get("runHash") == stray.digest else text
+
+
+def _is_key_of(parts: Json, key: str) -> bool:
+    """Tell whether *key* is that of its parts as a stage record holds them."""
+    try:
+        return stage_key(parts) == key
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
+def _is_recorded_key(parts: Json, key: str) -> bool:
+    """Tell whether *key* is that of its parts as a run record holds them.
+
+    There params are JSON text and the processor's time is a text, for neither a fraction nor a number above 2^53 is
+    hashed. Variables are digests: with them nobody can tell, and True is returned.
+    """
+    if parts.get("env") != {}:
+        return True
+    try:
+        processor = dict(parts["processor"])
+        if "mtimeNs" in processor:
+            processor["mtimeNs"] = int(processor["mtimeNs"])
+        return _is_key_of(dict(parts, params=json.loads(parts["params"]), processor=processor), key)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+def verify(root: str, run_ids: Iterable[str] = (), anchors: Sequence[str] = (), key: Any = None, outputs: bool = False) -> Report:
+    """Check the history below *root*; write nothing.
+
+    key: the content of a key file (bytes), or what parse_key() made of it. While a run is writing, what looks like a finding
+    may be half a change: then all is read again. Raises: UsageError for an unknown run, a text that is no head, no key.
+    """
+    parsed = _parsed_key(key) if isinstance(key, (bytes, str)) else key
+    names = list(run_ids)
+    for _ in range(TRIES):
+        before = _stamp(root)
+        check = Verification(root, names, outputs)
+        check.run(anchors, parsed)
+        if not check.findings or _stamp(root) == before:
+            break
+    return check.report()
+
+
+def _stamp(root: str) -> List[int]:
+    """Return what changes when a run writes below state/."""
+    stamp = []
+    for name in ("state", os.path.join("state", LEDGER)):
+        try:
+            status = os.stat(os.path.join(root, name))
+            stamp += [status.st_mtime_ns, status.st_size]
+        except OSError:
+            stamp += [0, 0]
+    return stamp
+
+
+def _parsed_key(data: Any) -> Key:
+    try:
+        text = data if isinstance(data, str) else data.decode("ascii")
+    except UnicodeDecodeError:
+        text = ""
+    key = parse_key(text)
+    if key is None or (key[0] == "hmac" or key[2] == 0) and key_id(key[3]) != key[1]:
+        raise UsageError("it is no key file, or a damaged one")
+    return key
+
+
+def print_report(report: Report, write: Callable[[str], Any]) -> int:
+    """Write the findings, the notes and one closing line; return the exit code."""
+    for finding in report.findings:
+        write("%s\n" % (str(finding),))
+    for note in report.notes:
+        write("note: %s\n" % shown(note))
+    extent = "%s, %s" % (count_text(report.entries, "entry"), count_text(report.runs, "run"))
+    if report.findings:
+        write("verify: %s in %s\n" % (count_text(len(report.findings), "finding"), extent))
+        return EXIT_STATE
+    write("verify: %s%s: ok\n" % (extent, ", head " + report.head if report.head else ""))
+    return EXIT_OK
+
+
+def read_key(path: str) -> Key:
+    """Return the key of a key file. Raises: UsageError."""
+    try:
+        with open(path, "rb") as file:
+            return _parsed_key(file.read(4096))
+    except OSError as error:
+        raise UsageError("--key %s: cannot be read: %s" % (shown(path), error.strerror or error)) from None
+    except UsageError as error:
+        raise UsageError("--key %s: %s" % (shown(path), error)) from None
+
+
+def parse_arguments(argv: Sequence[str]) -> Json:
+    """Return {"runs", "anchors", "roots", "keys", "outputs"} of a command line. Raises: UsageError."""
+    found: Json = {"runs": [], "--anchor": [], "--root": [], "--key": [], "outputs": False}
+    queue = list(argv)
+    while queue:
+        word = queue.pop(0)
+        name, equals, value = word.partition("=")
+        if name in ("--anchor", "--root", "--key"):
+            if not equals and not queue:
+                raise UsageError("%s needs a value" % name)
+            found[name].append(value if equals else queue.pop(0))
+        elif word == "--outputs":
+            found["outputs"] = True
+        elif word.startswith("-"):
+            raise UsageError("unknown option %s; see --help" % shown(word))
+        else:
+            found["runs"].append(word)
+    for name in ("--root", "--key"):
+        if len(found[name]) > 1:
+            raise UsageError("%s was given twice" % name)
+    return found
+
+
+def main(argv: Sequence[str]) -> int:
+    """Do what the command line says; return the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    if {"--help", "-h"} & set(argv):
+        sys.stdout.write(USAGE)
+        return EXIT_OK
+    try:
+        found = parse_arguments(argv)
+        root = found["--root"][0] if found["--root"] else os.getcwd()
+        if not os.path.isdir(root):
+            raise UsageError("--root %s: there is no such folder" % shown(root))
+        key = read_key(found["--key"][0]) if found["--key"] else None
+        return print_report(verify(root, found["runs"], found["--anchor"], key, found["outputs"]), sys.stdout.write)
+    except UsageError as error:
+        sys.stderr.write("error: %s\n" % error)
+        return EXIT_USAGE
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,135 @@
+"""Which programs are scanned for the network, and what the scan found: the runner, bin/, processors, what they import.
+
+Above the leaves and below the runner. Scans are remembered by content; import_scan is loaded only for what is new.
+"""
+from __future__ import annotations
+
+import os
+
+import file_digests
+import spec_checks
+from file_digests import Digests
+from ledger_format import canonical_json
+from model import EXIT_OFFLINE, EXIT_OK, OfflineError, UsageError, sha256
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, List, Sequence, Set, Tuple
+
+    from console import Console
+    from model import PipelineSpec
+    Json = Dict[str, Any]
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def scan_of(digests: Digests, path: str) -> Json:
+    """Return the offline guard's scan of a program: {"refused", "warned", "imports"}, remembered by content."""
+    digest = digests.of(path)[0]
+    guard = digests.of(os.path.join(_HERE, "import_scan.py"))[0]
+    known = digests.scans.get(digest)
+    if not isinstance(known, dict) or known.get("guard") != guard or not known.keys() >= {"refused", "warned", "imports"}:
+        import import_scan
+        with open(os.path.join(digests.root, path), "rb") as file:
+            source = file.read()
+        is_python = spec_checks.program_kind(path) == "python" or (source[:2] == b"#!" and b"python" in source[:256].split(b"\n")[0])
+        known = dict(import_scan.scan(source if is_python else b"", path).to_json(), guard=guard)
+        digests.scans[digest] = known
+        digests.changed = True
+    return known
+
+
+def local_modules(digests: Digests, processor: str) -> List[str]:
+    """Return the files beside a Python processor that it imports, directly or through one another, sorted."""
+    folder = os.path.dirname(processor)
+    found: Set[str] = set()
+    queue = [processor]
+    while queue:
+        current = queue.pop()
+        for name in scan_of(digests, current)["imports"]:
+            for path in _module_files(digests, folder, os.path.dirname(current), name):
+                if path not in found and path != processor:
+                    found.add(path)
+                    queue.append(path)
+    return sorted(found)
+
+
+def _module_files(digests: Digests, folder: str, package: str, name: str) -> List[str]:
+    """Return the files that importing *name* may load: the module and the packages that it lies in."""
+    dots = len(name) - len(name.lstrip("."))
+    base = folder if not dots else package
+    for _ in range(dots - 1):
+        base = os.path.dirname(base)
+    files = []
+    for part in name.split(".")[dots:]:
+        names = digests.names_in(base)
+        stem = base + "/" + part if base else part
+        if part + ".py" in names:
+            files.append(stem + ".py")
+        if part not in names:
+            break
+        if "__init__.py" in digests.names_in(stem):
+            files.append(stem + "/__init__.py")
+        base = stem
+    return files
+
+
+def runner_files() -> List[str]:
+    """Return the paths of the runner's own sources, sorted."""
+    folders = (_HERE, os.path.join(_HERE, "python_hook"))
+    return [os.path.join(folder, name) for folder in folders for name in sorted(os.listdir(folder)) if name.endswith(".py")]
+
+
+def runner_digest(digests: Digests) -> str:
+    """Return one SHA-256 (hex) over the names and contents of the runner's sources."""
+    listing = [[path[len(_HERE) + 1:].replace(os.sep, "/"), digests.of(path)[0]] for path in runner_files()]
+    return sha256(b"runner\0" + canonical_json(listing)).hexdigest()
+
+
+def scan_files(spec: PipelineSpec, digests: Digests) -> List[str]:
+    """Return what the scan looks at: the runner, bin/, every processor and the modules beside it that it imports."""
+    paths = runner_files() + file_digests.expand(spec.root, "bin/**/*.py")
+    for stage in spec.stages:
+        paths += [stage.processor] + local_modules(digests, stage.processor)
+    return list(dict.fromkeys(paths))
+
+
+def find_uses(paths: Sequence[str], digests: Digests, allow: Sequence[str], with_binaries: bool = False) -> Tuple[List[str], List[str]]:
+    """Return (refused, warned) uses of the network in programs, as lines "file:line: what".
+
+    What cannot be read as a script is a warning only when asked for: the layers at run time cover it.
+    """
+    refused, warned = [], []
+    for path in paths:
+        scan = scan_of(digests, path)
+        if scan["refused"]:
+            import import_scan
+            refused += ["%s:%d: %s" % (path, one.line, one.what) for one in import_scan.refusals(import_scan.ScanResult.from_json(scan), allow)]
+        if not path.startswith(_HERE + os.sep):
+            warned += ["%s:%d: %s" % (path, line, what) for line, module, what in scan["warned"] if with_binaries or module != "binary"]
+    return refused, warned
+
+
+def check_offline(spec: PipelineSpec, digests: Digests, console: Console) -> Json:
+    """Scan the runner, bin/ and every processor for the network; return what the run record says of it. Raises: OfflineError."""
+    paths = scan_files(spec, digests)
+    refused, warned = find_uses(paths, digests, spec.offline.allow)
+    if refused and "scan" in spec.offline.layers:
+        raise OfflineError("\n".join("[OFFLINE] " + line for line in refused) + "\nnothing was run; remove the import, or let it through with \"offline\": {\"allow\": [...]}")
+    console.warnings(refused + warned)
+    return {"files": len(paths), "refused": len(refused), "allow": list(spec.offline.allow)}
+
+
+def print_scan(spec: PipelineSpec, digests: Digests, paths: Sequence[str], console: Console) -> int:
+    """Print what the scan finds in *paths* (none: in all that a run scans); return 6 if a run would be refused, else 0."""
+    paths = [os.path.abspath(path) for path in paths] or scan_files(spec, digests)
+    try:
+        refused, warned = find_uses(paths, digests, spec.offline.allow, with_binaries=True)
+    except OSError as error:
+        raise UsageError("scan: cannot read %s: %s" % (os.fsdecode(error.filename or "?"), error.strerror)) from None
+    for line in refused:
+        console.line("[REFUSED] " + line)
+    for line in warned:
+        console.line("[WARNING] " + line)
+    console.line("scan: %d file%s, %d refused, %d warning%s" % (len(paths), "" if len(paths) == 1 else "s", len(refused), len(warned), "" if len(warned) == 1 else "s"))
+    return EXIT_OFFLINE if refused else EXIT_OK

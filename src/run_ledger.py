@@ -1,0 +1,359 @@
+"""The ledger: an append-only line for each run that begins and each that ends, chained, and sealed where a key is given.
+
+Above the leaves and below the runner.
+
+    state/ledger.jsonl      the entries; what is hashed stands in ledger_format
+    state/.run.json.tmp     a sealed run record between its entry and its name
+
+The entry is the commitment, and it is written once: first the sealed record under a temporary name, synced, then the entry,
+synced, then the rename. A kill before the entry leaves a run that died; a kill after it leaves a rename, which the next
+run completes. A torn last line, which only a crash leaves, is cut off by the next entry, which says so.
+
+All changes are made under one kernel lock: runs of several pipelines below one root append to one chain.
+"""
+from __future__ import annotations
+
+import json
+import os
+
+import state_store
+from ledger_format import ENTRY_SCHEMA, canonical_json, entry_hash, entry_line, run_hash
+from state_store import StateError, is_integer, record_json, remove_quietly, utc_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, List, Optional, Tuple
+
+    from state_store import StateStore
+    Json = Dict[str, Any]
+
+NAME = "ledger.jsonl"
+PENDING = ".run.json.tmp"   # of a sealed record, until its entry stands and it gets its name
+BLOCK_BYTES = 1 << 16       # read from the ledger's end to find its last line
+SHOWN_INPUT_KEYS = ("path", "bytes", "sha256")
+
+
+class RunIdTaken(Exception):
+    """The record of another run stands where this one's would."""
+
+    exit_code = 2
+
+
+# --- what a run record says of a stage -------------------------------------------------------------------------------
+
+def recorded_parts(store: StateStore, parts: Json) -> Json:
+    """Return key parts as run records hold them.
+
+    Canonical JSON wants no floats and no integers beyond 2^53: params are JSON text, a time in ns is text. Variables are keyed digests.
+    """
+    processor = parts.get("processor") or {}
+    shown = dict(parts, params=canonical_json(parts.get("params") or {}).decode("utf-8"),
+                 processor={name: str(value) if name == "mtimeNs" else value for name, value in processor.items()})
+    if parts.get("env"):
+        import environment
+        shown["env"] = environment.passed_digests(sorted(parts["env"]), parts["env"], store.secret())
+    return shown
+
+
+def recovered_entry(store: StateStore, record: Json) -> Json:
+    """Return what a run record says of a stage that its run finished and did not live to write down."""
+    parts = recorded_parts(store, record["keyParts"])
+    outputs = [{name: one[name] for name in SHOWN_INPUT_KEYS} for one in record["outputs"]]
+    return {"stage": record["stage"], "status": "ok", "reason": "finished by a run that died", "attempts": record.get("attempts", 0),
+            "durationMs": int(float(record.get("lastDurationSec") or 0) * 1000), "exitCode": 0, "key": record["idempotencyKey"],
+            "keyParts": parts, "inputs": [{"path": path, "sha256": digest} for path, digest in parts.get("inputs") or []],
+            "outputs": outputs, "bytesIn": 0, "bytesOut": sum(one["bytes"] for one in outputs), "counts": record.get("counts") or {},
+            "recovered": True}
+
+
+# --- the ledger ------------------------------------------------------------------------------------------------------
+
+class RunLedger:
+    """The ledger of one root."""
+
+    def __init__(self, store: StateStore, lock: Callable[[str], Any], sealer: Any = None) -> None:
+        """*lock* makes the kernel lock of a given name (stage_locks.FileLock); *sealer* is a seal_keys.Sealer, or None."""
+        self.store, self.lock, self.sealer = store, lock, sealer
+        self.notes: List[str] = []      # what was healed, for the user
+        self.last: Optional[Json] = None    # the last entry that this object has seen
+
+    def prepare(self) -> None:
+        """Before any work: complete what a dead run left half done, and refuse a seal that this run cannot continue.
+
+        Raises: StateError.
+        """
+        if self.sealer is not None or os.path.lexists(self.store.path(PENDING)):
+            with Held(self) as held:
+                if self.sealer is not None:
+                    self.sealer.prepare(held.last)
+        if self.sealer is None:
+            _refuse_unsealed(last_entry(self.store)[0])
+
+    def begin(self, run_id: str, invocation: int, pipeline: str) -> None:
+        """Note durably that a run is about to touch its first stage."""
+        with Held(self) as held:
+            held.close_ended(run_id)
+            held.open[run_id] = invocation
+            held.append("begin", run_id, invocation, pipeline)
+
+    def end(self, record: Json, write_before: Optional[Callable[[], None]] = None) -> None:
+        """Give *record* its prevRunHash and runHash, enter it, write it as state/run_<id>.json.
+
+        write_before is called first, under the lock of the ledger. Raises: OSError, StateError; then nothing is entered.
+        """
+        with Held(self) as held:
+            held.close_ended(record["runId"])
+            if write_before is not None:
+                write_before()
+            held.end(record)
+
+    def accept(self, pipeline: str, facts: Json) -> None:
+        """Enter that a person has accepted another key for a stage; *facts* are the entry's own fields."""
+        with Held(self) as held:
+            held.append("accept", "accept", 0, pipeline, **facts)
+
+    def torn_note(self, torn: int) -> None:
+        note = "state/%s: a torn last line of %d bytes, left by a crash, is cut off" % (NAME, torn)
+        if note not in self.notes:
+            self.notes.append(note)
+
+    def close_own(self, run_id: str, invocation: int) -> None:
+        """Close the earlier call under a run id, whose lock the caller holds."""
+        with Held(self) as held:
+            held.close(run_id, invocation, run_id)
+
+
+class Held:
+    """The ledger while its lock is held: healed on entry, then appended to."""
+
+    def __init__(self, ledger: RunLedger) -> None:
+        self.ledger, self.store = ledger, ledger.store
+        self.lock = ledger.lock("ledger.chain")     # not ".guard": that is the guard file of a stage of that name
+        self.torn = 0
+        self.size = 0
+        self.last: Optional[Json] = None
+        self.open: Json = {}
+
+    def __enter__(self) -> Held:
+        self.lock.acquire(state_store.WAIT_S, "state/%s is held by another run for %d s; run again" % (NAME, state_store.WAIT_S))
+        try:
+            self.last, self.size, self.torn = last_entry(self.store)
+            self.open = dict(self.last["open"]) if self.last is not None else {}
+            if self.torn:
+                self.ledger.torn_note(self.torn)
+            self._complete_rename()
+        except BaseException:
+            self.lock.release()
+            raise
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.ledger.last = self.last
+        self.lock.release()
+
+    def _complete_rename(self) -> None:
+        """Give the last entry's record its name, if a kill came between; without an entry the run counts as died."""
+        path = self.store.path(PENDING)
+        if not os.path.lexists(path):
+            return
+        try:
+            with open(path, "rb") as file:
+                record = json.loads(file.read().decode("utf-8"))
+            is_its_record = self.last is not None and self.last["event"] == "end" and run_hash(record) == self.last["runHash"]
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+            is_its_record = False
+        if is_its_record and self.last is not None:
+            self._name_record(self.last["runId"])
+        else:
+            remove_quietly(path)
+
+    def _name_record(self, run_id: str) -> None:
+        state_store.patiently(lambda: os.replace(self.store.path(PENDING), self.store.path("run_%s.json" % run_id)))
+
+    def append(self, event: str, run_id: str, invocation: int, pipeline: str, **more: Any) -> None:
+        """Append an entry; on the disk on return. Raises: OSError; then the ledger is as it was."""
+        last = self.last
+        entry: Json = {"schema": ENTRY_SCHEMA, "seq": last["seq"] + 1 if last else 1, "prevHash": last["hash"] if last else None, "event": event,
+                       "at": utc_text(self.store.now()), "runId": run_id, "invocation": invocation, "pipeline": pipeline,
+                       "lastRunHash": last["lastRunHash"] if last else None, "open": dict(self.open)}
+        entry.update(more)
+        if self.torn:
+            entry["torn"] = self.torn
+        if event == "end":
+            entry["lastRunHash"] = entry["runHash"]
+        entry["hash"] = entry_hash(entry)
+        if self.ledger.sealer is not None:
+            entry["seal"] = self.ledger.sealer.seal(entry, last)
+        else:
+            _refuse_unsealed(last)
+        line = entry_line(entry)
+        self._append_line(line)
+        self.last, self.size, self.torn = entry, self.size + len(line), 0
+        if self.ledger.sealer is not None:
+            self.ledger.sealer.sealed(entry)
+
+    def _append_line(self, line: bytes) -> None:
+        path = self.store.path(NAME)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        try:
+            descriptor = os.open(path, flags, 0o666)
+            try:
+                if self.torn:
+                    os.ftruncate(descriptor, self.size)
+                try:
+                    state_store.write_all(descriptor, line)
+                    state_store.sync_file(descriptor)
+                except OSError:
+                    os.ftruncate(descriptor, self.size)     # half a line, or one of which nobody knows whether it lasts
+                    raise
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from error
+        if not self.size:
+            state_store.sync_folder(self.store.folder)
+
+    def end(self, record: Json, **more: Any) -> None:
+        """Seal a run record, enter it, give it its name."""
+        record["schema"] = state_store.SCHEMA_VERSION
+        record["prevRunHash"] = self.last["lastRunHash"] if self.last else None
+        record["runHash"] = run_hash(record)
+        pending, before = self.store.path(PENDING), self.last
+        try:
+            state_store.write_new(pending, record_json(record))
+            self.store.commit.folders[self.store.folder] = None
+            self.store.commit.flush()       # what the entry vouches for is on the disk before it
+            self.open.pop(record["runId"], None)
+            self.append("end", record["runId"], record["invocation"], record["pipeline"], state=record["state"], runHash=record["runHash"], **more)
+        except OSError as error:
+            if self.last is before:
+                remove_quietly(pending)
+            raise OSError(error.errno, error.strerror, error.filename if error.filename is not None else pending) from error
+        self._name_record(record["runId"])      # not synced: after a power cut the next run names it again
+
+    def close_ended(self, own_id: str) -> None:
+        """Close the runs that have begun and died."""
+        for run_id in sorted(self.open):
+            lock = self.ledger.lock(run_id + ".run")
+            if run_id == own_id or not lock.try_acquire():
+                continue                    # it lives
+            try:
+                self.close(run_id, self.open[run_id], own_id)
+            finally:
+                lock.release()
+
+    def close(self, run_id: str, invocation: int, closer: str) -> None:
+        """Enter a dead run as interrupted, with the stages that it finished and did not live to record."""
+        name = "run_%s.json" % run_id
+        record = self.store.read(name)
+        if record is None:                  # it died before it had one; every end has one
+            record = {"runId": run_id, "invocation": invocation, "pipeline": "", "stages": []}
+        if (record.get("runId"), record.get("invocation")) != (run_id, invocation) or not isinstance(record.get("stages"), list):
+            raise StateError("state/%s is damaged; %s" % (name, self.store.set_aside(name, "corrupt")))
+        record.pop("runHash", None)
+        record.update(state="interrupted", endedAt=None, durationMs=None, stages=self._with_recovered(record))
+        self.end(record, closedBy=closer)
+        remove_quietly(self.store.path(".%s.tmp" % name))
+
+    def _with_recovered(self, record: Json) -> List[Json]:
+        stages = [one for one in record["stages"] if isinstance(one, dict)]
+        known = {one.get("stage") for one in stages if one.get("status") == "ok"}
+        for name in sorted(os.listdir(self.store.folder)):
+            if not (name.startswith("stage_") and name.endswith(".json")) or name[6:-5] in known:
+                continue
+            try:
+                stage = self.store.stage(name[6:-5])
+            except StateError:
+                continue                    # the run that needs it will say so
+            if stage is not None and (stage.get("lastRunId"), stage.get("lastInvocation"), stage["lastStatus"]) == (record["runId"], record["invocation"], "ok"):
+                stages = [one for one in stages if one.get("stage") != stage["stage"]] + [recovered_entry(self.store, stage)]
+        return stages
+
+
+def _refuse_unsealed(last: Optional[Json]) -> None:
+    """Raises: StateError if *last* is sealed: what follows it must be, too."""
+    if last is not None and "seal" in last:
+        raise StateError("state/%s is sealed with key %s; give its key file with --key FILE, or \"seal\": {\"keyFile\": ...} in the pipeline file" % (NAME, last["seal"].get("keyId")))
+
+
+def last_entry(store: StateStore) -> Tuple[Optional[Json], int, int]:
+    """Return (last entry or None, bytes of whole lines, bytes of a torn last line). Raises: StateError, OSError."""
+    line, size, torn = _read_tail(store.path(NAME))
+    if not line:
+        return None, size, torn
+    try:
+        entry = json.loads(line.decode("utf-8"))
+        is_whole = isinstance(entry, dict) and entry.get("hash") == entry_hash(entry) and _is_entry(entry)
+    except (ValueError, TypeError, RecursionError):
+        is_whole = False
+    if not is_whole:
+        raise StateError("state/%s: the last entry is damaged, and not by a crash; `verify` tells more; %s" % (NAME, store.set_aside(NAME, "corrupt")))
+    if entry["schema"] > ENTRY_SCHEMA:
+        raise StateError("state/%s was written by a newer runner (schema %d, this one knows %d); use that one" % (NAME, entry["schema"], ENTRY_SCHEMA))
+    return entry, size, torn
+
+
+def _is_entry(entry: Json) -> bool:
+    """Tell whether an entry can be worked with; names in it become file names."""
+    runs = entry.get("open")
+    return (is_integer(entry.get("schema")) and is_integer(entry.get("seq")) and isinstance(entry.get("event"), str) and "lastRunHash" in entry
+            and _is_file_stem(entry.get("runId")) and isinstance(entry.get("pipeline"), str) and (entry["event"] != "end" or isinstance(entry.get("runHash"), str))
+            and isinstance(entry.get("seal", {"keyId": "", "index": 0}).get("index"), int)
+            and isinstance(runs, dict) and all(_is_file_stem(run_id) and is_integer(number) for run_id, number in runs.items()))
+
+
+def _is_file_stem(name: Any) -> bool:
+    return isinstance(name, str) and name != "" and not set(name) & set("/\\:\0")
+
+
+def _read_tail(path: str) -> Tuple[bytes, int, int]:
+    """Return (the last whole line without its end, bytes up to its end, bytes behind it)."""
+    try:
+        file = open(path, "rb")
+    except FileNotFoundError:
+        return b"", 0, 0
+    with file:
+        size = file.seek(0, os.SEEK_END)
+        block = BLOCK_BYTES
+        while True:
+            start = max(0, size - block)
+            file.seek(start)
+            data = file.read(size - start)
+            end = data.rfind(b"\n")
+            before = data.rfind(b"\n", 0, max(end, 0))
+            if start == 0 or before >= 0:
+                break
+            block *= 4
+    return data[before + 1:max(end, 0)], start + end + 1, len(data) - end - 1
+
+
+# --- runs by id ------------------------------------------------------------------------------------------------------
+
+def next_invocation(ledger: RunLedger, run_id: str) -> int:
+    """Return the number of this call under *run_id*, after keeping the last call's record as run_<id>.<n>.json.
+
+    The caller holds the run id. A call that died is closed first. Raises: RunIdTaken, StateError, OSError.
+    """
+    store, name = ledger.store, "run_%s.json" % run_id
+    last = last_entry(store)[0]
+    record = store.read(name)
+    if record is not None and (record.get("runId") != run_id or not is_integer(record.get("invocation"))):
+        raise RunIdTaken("run id %s: state/%s belongs to run %s; choose another run id" % (run_id, name, record.get("runId")))
+    if record is not None:
+        kept = "run_%s.%d.json" % (run_id, record["invocation"])
+        if os.path.lexists(store.path(kept)):
+            raise RunIdTaken("run id %s: state/%s is there already; choose another run id" % (run_id, kept))
+    died = last["open"].get(run_id) if last is not None else None
+    if died is None and record is not None and record.get("state") == "running":
+        died = record["invocation"]         # begun under a ledger that is no more
+    if died is not None:
+        ledger.close_own(run_id, died)
+        record = store.read(name)
+    if record is None:
+        count = 1                           # also after a kill between keeping the old record and writing the new one
+        while os.path.lexists(store.path("run_%s.%d.json" % (run_id, count))):
+            count += 1
+        return count
+    os.replace(store.path(name), store.path("run_%s.%d.json" % (run_id, record["invocation"])))
+    store.commit.folders[store.folder] = None
+    return int(record["invocation"]) + 1

@@ -1,0 +1,152 @@
+"""Key files, and the sealing of the ledger with them.
+
+Above the leaves and below the runner.
+
+    KEY FILE            one line: kind, mode, key id, index, key; for its owner only, outside the root
+    state/ledger.end    number and hash of the last sealed entry, under the key that comes next
+
+Mode "hmac": one key seals all. Mode "forward": each entry has a key of its own, made from the one before, which is
+destroyed: who steals today's key cannot rewrite the past. Nobody can compute the first key from a later one; it must be copied to
+a place off the machine before the first run, for verification needs it. On disks that move blocks (SSDs) overwriting is
+best effort.
+"""
+from __future__ import annotations
+
+import os
+
+import state_store
+from ledger_format import KEY_BYTES, end_mac, key_id, key_text, next_key, parse_key, seal_mac
+from state_store import StateError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, Optional, Tuple
+
+    from state_store import StateStore
+    Json = Dict[str, Any]
+
+END_NAME = "ledger.end"
+MAX_KEY_FILE = 4096
+
+
+class KeyProblem(Exception):
+    """A key file cannot be used; str() names it, what is wrong, and what to do."""
+
+    exit_code = 2
+
+
+def make_key_file(path: str, mode: str) -> str:
+    """Make a new key file, for its owner only; return its key id. Raises: KeyProblem if it is there, OSError."""
+    key = os.urandom(KEY_BYTES)
+    identity = key_id(key)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+    except FileExistsError:
+        raise KeyProblem("%s is there already; a key is never overwritten" % path) from None
+    try:
+        state_store.write_all(descriptor, key_text(mode, identity, 0, key).encode("ascii"))
+        state_store.sync_file(descriptor)
+    finally:
+        os.close(descriptor)
+    state_store.sync_folder(os.path.dirname(os.path.abspath(path)))
+    return identity
+
+
+def read_key_file(path: str, root: str = "", posix: bool = os.name == "posix") -> Tuple[str, str, int, bytes]:
+    """Return (mode, key id, index, key).
+
+    With *root*, the file must lie outside it: a copy of the folder would carry the key. Raises: KeyProblem.
+    """
+    if root and os.path.realpath(path).startswith(os.path.join(os.path.realpath(root), "")):
+        raise KeyProblem("%s: the key lies below the root, and a copy of the folder would carry it; keep it elsewhere" % path)
+    try:
+        with open(path, "rb") as file:
+            found = os.fstat(file.fileno())
+            text = file.read(MAX_KEY_FILE).decode("ascii", "replace")
+    except OSError as error:
+        raise KeyProblem("%s: cannot read the key file: %s; new-key FILE makes one" % (path, error.strerror)) from None
+    if posix and found.st_mode & 0o077:
+        raise KeyProblem("%s: others may read or write the key file (mode %03o); chmod 600 it" % (path, found.st_mode & 0o777))
+    parsed = parse_key(text)
+    if parsed is None:
+        raise KeyProblem("%s: is not a key file; new-key FILE makes one" % path)
+    return parsed
+
+
+class Sealer:
+    """Seals the entries of one ledger with the key file at *path*; used only under the ledger's lock."""
+
+    def __init__(self, store: StateStore, path: str) -> None:
+        """Raises: KeyProblem."""
+        self.store, self.path = store, os.path.abspath(path)
+        self.mode, self.identity, self.index, self.key = "", "", 0, b""
+        if not os.path.lexists(self._new_path()):       # else a replacement goes on, or is completed under the lock
+            self._load()
+
+    def _load(self) -> None:
+        self.mode, self.identity, self.index, self.key = read_key_file(self.path, self.store.root)
+
+    def prepare(self, last: Optional[Json]) -> None:
+        """Before the run: complete what a kill left half done, and see that the key fits. Raises: KeyProblem, StateError, OSError."""
+        self._finish_evolution()
+        self._load()
+        if last is not None:
+            self.check(last)
+
+    def check(self, last: Json) -> None:
+        """Raises: StateError if the ledger that ends with *last* cannot be continued with this key."""
+        seal = last.get("seal")
+        if seal is None:
+            if self.mode == "forward" and self.index:
+                raise StateError("state/ledger.jsonl ends unsealed, but %s has sealed %d entries: it was cut off or replaced; `verify` tells more" % (self.path, self.index))
+            return
+        if seal.get("keyId") != self.identity or seal.get("mode") != self.mode:
+            raise StateError("state/ledger.jsonl is sealed with key %s (%s), not with %s of %s; give the right key file" % (seal.get("keyId"), seal.get("mode"), self.identity, self.path))
+        if self.mode == "forward" and self.index not in (seal["index"], seal["index"] + 1):
+            raise StateError("state/ledger.jsonl ends with seal %d, but %s is at %d: %s; `verify` tells more" % (
+                seal["index"], self.path, self.index, "the ledger was cut off" if self.index > seal["index"] else "an old copy of the key file"))
+
+    def seal(self, entry: Json, last: Optional[Json]) -> Json:
+        """Return the seal of a new entry that follows *last*. Raises: StateError, KeyProblem, OSError."""
+        self.prepare(last)                  # another run may have used the key meanwhile
+        if self.mode == "forward":
+            last_index = last["seal"]["index"] if last is not None and "seal" in last else -1
+            if last is None and self.index:
+                raise StateError("there is no state/ledger.jsonl, but %s has sealed %d entries: it was removed; make a new key to begin a new ledger" % (self.path, self.index))
+            if self.index == last_index:
+                self._evolve()              # a kill came between the last entry and this step
+        return {"mode": self.mode, "keyId": self.identity, "index": self.index if self.mode == "forward" else 0, "mac": seal_mac(self.key, entry["hash"])}
+
+    def sealed(self, entry: Json) -> None:
+        """After *entry* stands: destroy its key (forward mode), and note that it is the last. Raises: OSError."""
+        if self.mode == "forward":
+            self._evolve()
+        end = {"schema": 1, "seq": entry["seq"], "hash": entry["hash"], "keyId": self.identity, "mode": self.mode, "mac": end_mac(self.key, entry["seq"], entry["hash"])}
+        state_store.write_atomic(self.store.path(END_NAME), state_store.record_json(end), self.store.commit)
+
+    # --- the evolution of a forward key
+
+    def _evolve(self) -> None:
+        """Replace the key by the next one."""
+        self.key, self.index = next_key(self.key), self.index + 1
+        state_store.write_new(self._new_path(), key_text(self.mode, self.identity, self.index, self.key).encode("ascii"), mode=0o600)
+        state_store.sync_folder(os.path.dirname(self.path))
+        self._finish_evolution()
+
+    def _finish_evolution(self) -> None:
+        """Complete a replacement, also one that a kill came into: the old key is overwritten in place, its name goes to the new."""
+        if not os.path.lexists(self._new_path()):
+            return
+        with open(self._new_path(), "rb") as file:
+            is_whole = parse_key(file.read(MAX_KEY_FILE).decode("ascii", "replace")) is not None
+        if is_whole:
+            with open(self.path, "r+b", buffering=0) as file:
+                file.write(b"0" * os.fstat(file.fileno()).st_size)
+                state_store.sync_file(file.fileno())
+            state_store.patiently(lambda: os.replace(self._new_path(), self.path))
+            state_store.sync_folder(os.path.dirname(self.path))
+        else:
+            state_store.remove_quietly(self._new_path())
+
+    def _new_path(self) -> str:
+        return self.path + ".new"
