@@ -248,12 +248,31 @@ def network_module(name: str) -> bool:
 # === Shell text: characters -> commands and where they stand ===
 
 class _Command:
-    """A command of a shell's text: its words without their quotes, unknown parts being HOLEs; line of the first word, 0 before it."""
+    """A command of a shell's text: its words without their quotes, unknown parts being HOLEs.
 
-    __slots__ = ("line", "words")
+    line is that of the first word, 0 before it; heads counts the words that stand before a command's name, like if and then.
+    """
+
+    __slots__ = ("line", "heads", "words")
 
     def __init__(self) -> None:
-        self.line, self.words = 0, []       # type: int, List[str]
+        self.line, self.heads = 0, 0
+        self.words: List[str] = []
+
+    def add(self, line: int, word: str) -> None:
+        if not self.words:
+            self.line = line
+        if self.is_unnamed() and word in SHELL_WORDS:
+            self.heads += 1
+        self.words.append(word)
+
+    def is_unnamed(self) -> bool:
+        """Tell whether the next word would be the command's name."""
+        return self.heads == len(self.words)
+
+    def is_case(self) -> bool:
+        """Tell whether patterns follow: case WORD in."""
+        return len(self.words) == self.heads + 2 and self.words[-1] == "in" and self.words[-3:-2] == ["case"]
 
 
 class _ShellText:
@@ -273,6 +292,7 @@ class _ShellText:
         self._pending: List[Tuple[_Command, str, bool, bool]] = []
         self._last: Optional[Dict[str, int]] = None             # row of the text -> where it stands last
         self._counted, self._line = 0, line
+        self._ahead = MAX_SCRIPT            # characters that may be looked at twice
 
     def _line_here(self) -> int:
         self._line += self.text.count("\n", self._counted, self.place)
@@ -282,10 +302,6 @@ class _ShellText:
     def _new(self) -> _Command:
         self.commands.append(_Command())
         return self.commands[-1]
-
-    def _add(self, command: _Command, line: int, word: str) -> None:
-        command.line = command.line or line
-        command.words.append(word)
 
     # --- commands
 
@@ -322,20 +338,20 @@ class _ShellText:
                 is_first = self._read_word(command)
                 if is_first and command.words[-1] == "esac":
                     cases = max(0, cases - 1)
-                elif command.words[-1:] == ["in"] and command.words[-3:-2] == ["case"] and SHELL_WORDS.issuperset(command.words[:-3]):
+                elif command.is_case():
                     cases += 1 - self._skip_patterns()
                     command = self._new()
-                elif command.words[:-1] == ["function"]:
+                elif len(command.words) == 2 and command.words[0] == "function":
                     self.functions.add(command.words[-1])
                     command = self._new()
 
     def _read_word(self, command: _Command) -> bool:
         """Read a word of a command; tell whether a command begins with it."""
-        line, is_first = self._line_here(), SHELL_WORDS.issuperset(command.words)
+        line, is_first = self._line_here(), command.is_unnamed()
         word = self._word(is_first)
         if word.isdigit() and self.text[self.place:self.place + 1] in ("<", ">"):
             return False                    # the descriptor that is redirected
-        self._add(command, line, word)
+        command.add(line, word)
         if word == "[[" and is_first:
             self._skip_condition()
         return is_first
@@ -343,7 +359,7 @@ class _ShellText:
     def _read_parenthesis(self, command: _Command) -> _Command:
         """Read on at "(": arithmetic, the definition of a function, or a shell of its own."""
         end = self._arithmetic_end(self.place + 2) if self.text.startswith("((", self.place) else 0
-        if end and (command.words == ["for"] or SHELL_WORDS.issuperset(command.words)):
+        if end and (command.words == ["for"] or command.is_unnamed()):
             self._skip_arithmetic(end)
             return command
         self.place += 1
@@ -369,7 +385,7 @@ class _ShellText:
         if self.text[self.place + 1:self.place + 2] == "(":
             self.place += 2
             self._read_nested()
-            return self._add(command, self._line_here(), HOLE)
+            return command.add(self._line_here(), HOLE)
         start = self.place
         while self.text[self.place:self.place + 1] in ("<", ">") and self.place - start < 3:
             self.place += 1
@@ -387,7 +403,7 @@ class _ShellText:
             is_quoted = any(mark in self.text[begin:self.place] for mark in "'\"\\")
             self._pending.append((command, target, strip, is_quoted))
         elif target.startswith(DEVICES):
-            self._add(self._new(), line, target)
+            self._new().add(line, target)
 
     # --- what is no command
 
@@ -449,6 +465,9 @@ class _ShellText:
         """Return where the arithmetic ends whose "((" is before a place; 0 when it is none, but a shell in a shell."""
         level = 2
         for index in range(place, min(len(self.text), place + MAX_ARITHMETIC)):
+            self._ahead -= 1
+            if self._ahead < 0:
+                return 0
             level += {"(": 1, ")": -1}.get(self.text[index], 0)
             if level == 1:
                 return index + 2 if self.text[index + 1:index + 2] == ")" else 0
@@ -468,9 +487,11 @@ class _ShellText:
         pieces: List[str] = []
         while self.place < len(self.text):
             mark = self.text[self.place]
-            if mark == "(" and pieces and pieces[-1][-1:] == "=":
+            if mark == "(" and pieces and pieces[-1][-1:] == "=" and self.depth < MAX_NESTING:
                 self.place += 1
+                self.depth += 1
                 self._skip_array()
+                self.depth -= 1
                 pieces.append("()")
             elif mark == "(" and pieces and pieces[-1] in ("?", "*", "+", "@", "" if is_first else "!"):
                 while self.place < len(self.text) and self.text[self.place] not in ")\n":
@@ -661,9 +682,10 @@ def _constants_of(commands: Iterable[_Command]) -> Dict[str, List[str]]:
 def _bare(words: Iterable[str]) -> List[str]:
     """Return a command's words from its name on: without if, then and their like, and assignments."""
     bare = list(words)
-    while bare and (bare[0] in SHELL_WORDS or _is_assignment(bare[0])):
-        del bare[0]
-    return bare
+    place = 0
+    while place < len(bare) and (bare[place] in SHELL_WORDS or _is_assignment(bare[place])):
+        place += 1
+    return bare[place:]
 
 
 def _is_this_machine(word: str) -> bool:
@@ -673,7 +695,7 @@ def _is_this_machine(word: str) -> bool:
 def _is_local(words: Iterable[str]) -> bool:
     """Tell whether the arguments of git and its like name a folder of this machine, and nothing that may be another's."""
     places = [word for word in words if not word.startswith("-")]
-    return any(word.startswith(("/", "./", "../", "~/", "file://")) for word in places) and not any(
+    return any(word in (".", "..") or word.startswith(("/", "./", "../", "~/", "file://")) for word in places) and not any(
         HOLE in word or "$" in word or ("://" in word and not word.startswith("file://")) or _is_remote(word) for word in places)
 
 
@@ -883,7 +905,7 @@ def _powershell_commands(text: str) -> List[Tuple[int, List[str]]]:
             while place < len(text) and text[place] not in " \t\r\n;|(){}&'\"`":
                 place += 1
             name, equals, value = text[start:place].partition("=")
-            words = [value] if equals and value and not words and name[:1] == "$" else words + [text[start:place]]
+            words.append(value if equals and value and not words and name[:1] == "$" else text[start:place])
         line += text.count("\n", start, place)
     return commands + ([(begun, words)] if words else [])
 

@@ -43,6 +43,7 @@ BLOCK_BYTES = 1 << 20
 KEY_STEPS = 1 << 20             # as far as a forward key is evolved between two entries: a forged number costs no hours
 TRIES = 3                       # a run may be writing while we read
 SHOWN_DIGITS = 12
+SHOWN_NAMES = 8
 HEX = frozenset("0123456789abcdef")
 
 USAGE = """\
@@ -111,6 +112,10 @@ def run_text(run: RunKey) -> str:
 
 def count_text(count: int, what: str) -> str:
     return "%d %s" % (count, what if count == 1 else what[:-1] + "ies" if what.endswith("y") else what + "s")
+
+
+def names_text(names: List[str]) -> str:
+    return ", ".join(names[:SHOWN_NAMES] + (["..."] if len(names) > SHOWN_NAMES else []))
 
 
 # --- reading: regular files only, and no further than the root -------------------------------------------------------
@@ -259,12 +264,19 @@ def _is_files(value: Any) -> bool:
 
 
 def _optional(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or value is ... or test(value)
+
+
+def _nullable(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or test(value)
 
 
 def shape_problem(value: Json, shape: Sequence[Tuple[str, Callable[[Any], bool]]]) -> str:
-    """Return the first name whose value is not of its kind, or ""."""
-    return next((name for name, test in shape if not test(value.get(name))), "")
+    """Return the first name whose value is not of its kind, or ""; a name that is not there counts as having the value Ellipsis."""
+    for name, test in shape:
+        if not test(value.get(name, ...)):
+            return name
+    return ""
 
 
 def _is_seal(value: Any) -> bool:
@@ -275,20 +287,20 @@ def _is_open(value: Any) -> bool:
     return isinstance(value, dict) and all(is_integer(number) for number in value.values())
 
 
-ENTRY_SHAPE = (("schema", is_integer), ("seq", is_integer), ("prevHash", _optional(is_digest)), ("event", _is_text), ("at", _is_text), ("runId", _is_text),
-               ("invocation", is_integer), ("pipeline", _is_text), ("lastRunHash", _optional(is_digest)), ("open", _is_open), ("hash", is_digest),
+ENTRY_SHAPE = (("schema", is_integer), ("seq", is_integer), ("prevHash", _nullable(is_digest)), ("event", _is_text), ("at", _is_text), ("runId", _is_text),
+               ("invocation", is_integer), ("pipeline", _is_text), ("lastRunHash", _nullable(is_digest)), ("open", _is_open), ("hash", is_digest),
                ("seal", _optional(_is_seal)))
-EVENT_SHAPES = {"end": (("state", _is_text), ("runHash", _optional(is_digest)), ("closedBy", _optional(_is_text))),
+EVENT_SHAPES = {"end": (("state", _is_text), ("runHash", _nullable(is_digest)), ("closedBy", _optional(_is_text))),
                 "accept": (("stage", _is_text), ("oldKey", _is_text), ("newKey", _is_text))}
 END_SHAPE = (("schema", is_integer), ("seq", is_integer), ("hash", is_digest), ("keyId", _is_text), ("mode", _is_text), ("mac", _is_text))
 RUN_SHAPE = (("schema", is_integer), ("runId", _is_text), ("invocation", is_integer), ("stages", lambda value: isinstance(value, list)),
-             ("state", _is_text), ("prevRunHash", _optional(is_digest)))
+             ("state", _is_text), ("prevRunHash", _nullable(is_digest)))
 MADE_BY_SHAPE = (("runId", _is_text), ("invocation", is_integer))
 STAGE_RESULT_SHAPE = (("stage", _is_text), ("status", _is_text), ("key", _optional(_is_text)), ("keyParts", _optional(lambda value: isinstance(value, dict))),
                       ("outputs", _optional(_is_files)), ("logs", _optional(_is_files)),
                       ("madeBy", _optional(lambda value: isinstance(value, dict) and not shape_problem(value, MADE_BY_SHAPE))))
 METRICS_SHAPE = (("bytes", is_integer), ("sha256", is_digest))
-STAGE_SHAPE = (("schema", is_integer), ("stage", _is_text), ("pipeline", _is_text), ("lastStatus", _is_text), ("idempotencyKey", _is_text),
+STAGE_SHAPE = (("schema", is_integer), ("stage", _is_text), ("pipeline", _is_text), ("lastStatus", STATUSES.__contains__), ("idempotencyKey", _is_text),
                ("keyParts", lambda value: isinstance(value, dict)), ("outputs", _is_files), ("lastRunId", _is_text), ("lastInvocation", is_integer))
 
 
@@ -624,6 +636,8 @@ class Seals:
             self._find("TRUNCATED", LEDGER, "it ends at entry %d, state/%s says %d: the rest was cut off" % (last.seq, END, end["seq"]))
             return
         named = next((entry for entry in reversed(self.chain.entries) if entry.seq == end["seq"]), None)
+        if named is None and not self.chain.findings:
+            self._find("EDITED", END, "it names entry %d, which no ledger has" % end["seq"])
         if named is None or named.seq in self.chain.blamed:
             return                          # what is wrong there was said already
         is_its = (end["keyId"], end["mode"]) == (seal["keyId"], seal["mode"])
@@ -907,6 +921,8 @@ class Verification:
                 continue
             record = self.strays[name].record
             run = (record["runId"], record["invocation"])
+            if run in self.homes:
+                continue                    # a copy
             self.told.add(name)
             self.doubtful.add(run)
             queue.append(record["prevRunHash"])
@@ -938,6 +954,8 @@ class Verification:
         if entry.sound and (record["runId"], record["invocation"], record["state"]) != entry.run + (entry.state,):
             self.find("EDITED", "state/%s:%d" % (LEDGER, entry.line), "entry %d says %s, %s; its record %s says %s, %s" % (
                 entry.seq, run_text(entry.run), entry.state, name, run_text((record["runId"], record["invocation"])), record["state"]), entry.run)
+        if record.get("runHash") != entry.run_hash:
+            self.find("EDITED", name, "its runHash is not the one that entry %d committed; the rest of it is" % entry.seq, entry.run)
         if entry.sound and self.before.get(entry.seq, record["prevRunHash"]) != record["prevRunHash"]:
             self.find("EDITED", name, "its prevRunHash is not the digest of the record that was sealed before it", entry.run)
         if self.concerns(entry.run):
@@ -1033,7 +1051,7 @@ class Verification:
         gone = sorted({mark[2] for mark, made in self.made.items() if made.has_parts and self.concerns(mark[:2])} - set(self.stages))
         gone = [stage for stage in gone if "stage_%s.json" % stage not in self.names]
         if gone:
-            self.notes.append("no stage record of %s: reset, or removed; the run records tell all the same" % ", ".join(gone[:8] + (["..."] if len(gone) > 8 else [])))
+            self.notes.append("no stage record of %s: reset, or removed; the run records tell all the same" % names_text(gone))
 
     def _stage_problem(self, stage: str, record: Json, run: RunKey) -> Optional[Tuple[str, str]]:
         """Return (kind, what is wrong) with a stage record beside the records of the runs, None if nothing is."""
@@ -1102,14 +1120,18 @@ class Verification:
             if self.concerns(run):
                 self._check_output(path, (size, digest), run, stage)
         if skipped:
-            self.notes.append("outputs not compared, the stage has not finished since: %s" % ", ".join(skipped[:8] + (["..."] if len(skipped) > 8 else [])))
+            self.notes.append("outputs not compared, for no later success is recorded of %s" % names_text(skipped))
 
     def _is_settled(self, pipeline: str, stage: str, run: RunKey, made: Made) -> bool:
-        """Tell whether nothing that may have touched the outputs came after *run*: a run that died may have."""
+        """Tell whether nothing that may have touched the outputs came after *run*.
+
+        A run that died may have, and so may one whose record cannot be trusted.
+        """
         record = self.stages.get(stage)
-        if record is not None and record["pipeline"] == pipeline:
-            return _maker(record) == run and record["lastStatus"] == "ok" or run in self.doubtful
-        return not any(entry.closed_by is not None and entry.pipeline == pipeline and entry.seq > made.end for entry in self.ends.values())
+        if record is not None and record["pipeline"] == pipeline and _maker(record) not in self.doubtful:
+            return _maker(record) == run and record["lastStatus"] == "ok"
+        return not any(entry.pipeline == pipeline and entry.seq > made.end and (entry.closed_by is not None or entry.run in self.doubtful)
+                       for entry in self.ends.values())
 
     def _check_output(self, path: str, wanted: Tuple[int, str], run: RunKey, stage: str) -> None:
         try:

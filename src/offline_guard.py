@@ -462,7 +462,8 @@ def kind_of_call(arch: int, number: int, arguments: Sequence[int], thread: int =
 def kind_of_socket(family: int, kind: int, protocol: int) -> str:
     """Return words for a socket of Linux."""
     if family in (AF_INET, AF_INET6):
-        return "%s %s" % ("IPv4" if family == AF_INET else "IPv6", {SOCK_STREAM: "TCP", SOCK_DGRAM: "UDP", SOCK_RAW: "raw"}.get(kind, "socket"))
+        word = {SOCK_STREAM: "TCP", SOCK_DGRAM: "UDP", SOCK_RAW: "raw"}.get(kind, "socket")
+        return "%s %s" % ("IPv4" if family == AF_INET else "IPv6", word)
     if family == AF_NETLINK:
         return "netlink (protocol %d)" % protocol
     names = {AF_UNIX: "Unix socket", 17: "packet socket", 31: "Bluetooth", 38: "kernel crypto (AF_ALG)", 40: "vsock"}
@@ -473,8 +474,8 @@ def _family_behind(abi: Abi, arguments: Sequence[int], thread: int) -> int:
     """Return the family that a socketcall names, -1 when it cannot be seen. It decides on the wording only, never on the refusal."""
     try:
         with open("/proc/%d/mem" % thread, "rb", buffering=0) as file:
-            file.seek(arguments[1])
-            return int.from_bytes(file.read(abi.word_bytes), sys.byteorder) if arguments[0] in (1, 8) else -1   # socket, socketpair
+            file.seek(arguments[1])     # the words of socket (1) and socketpair (8) begin with it
+            return int.from_bytes(file.read(abi.word_bytes), sys.byteorder) if arguments[0] in (1, 8) else -1
     except (OSError, ValueError, OverflowError):
         return -1
 

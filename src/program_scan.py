@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 
 import file_digests
-import spec_checks
 from file_digests import Digests
 from ledger_format import canonical_json
 from model import EXIT_OFFLINE, EXIT_OK, OfflineError, UsageError, sha256
@@ -28,12 +27,12 @@ def scan_of(digests: Digests, path: str) -> Json:
     digest = digests.of(path)[0]
     guard = digests.of(os.path.join(_HERE, "import_scan.py"))[0]
     known = digests.scans.get(digest)
-    if not isinstance(known, dict) or known.get("guard") != guard or not known.keys() >= {"refused", "warned", "imports"}:
+    ending = os.path.splitext(path)[1].lower()      # it tells the kind of program before the content does
+    if not isinstance(known, dict) or (known.get("guard"), known.get("ending")) != (guard, ending) or not known.keys() >= {"refused", "warned", "imports"}:
         import import_scan
         with open(os.path.join(digests.root, path), "rb") as file:
             source = file.read()
-        is_python = spec_checks.program_kind(path) == "python" or (source[:2] == b"#!" and b"python" in source[:256].split(b"\n")[0])
-        known = dict(import_scan.scan(source if is_python else b"", path).to_json(), guard=guard)
+        known = dict(import_scan.scan_program(source, path).to_json(), guard=guard, ending=ending)
         digests.scans[digest] = known
         digests.changed = True
     return known

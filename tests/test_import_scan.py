@@ -555,7 +555,7 @@ SCRIPTS_ALLOWED = [
     ("x.sh", "awk '{ nc = 1; system(\"x\") }'\nsed 's/a/b/;s|curl|ssh|'"),
     ("x.sh", "echo /dev/tcp/x/1\necho \">/dev/tcp/h/1\" '</dev/udp/h/1'\n# exec 3<>/dev/tcp/h/1"),
     ("x.sh", "cp a b 2>&1 | tee curl\nls &>ssh\nls >&2\ncat <<<curl\ncat 0<ssh"),
-    ("x.sh", "git status; git log fetch; git clone ./a b\ngit fetch /mnt/usb/x main\ngit commit -m 'push'"),
+    ("x.sh", "git status; git log fetch; git clone ./a b\ngit clone -q . x\ngit fetch /mnt/usb/x main\ngit commit -m 'push'"),
     ("x.sh", "rsync -a a/ /b/c\ncurlx; ./curl.sh; sshd_config=1; ssh-keygen -l"),
     ("x.sh", "echo ${x:-curl} ${nc} ${y//(/)} ${#ssh}\necho \"${x:-it's}\"; echo curl"),
     ("x.sh", "echo $'it\\'s; curl x'\necho \"a\\\"; curl x\""),
@@ -602,21 +602,36 @@ def test_a_script_of_powershell_in_utf_16_is_read():
 
 
 def test_the_rest_of_an_endless_script_is_a_warning():
-    result = import_scan.scan_program(b"curl x\n" + b"ls\n" * (1 << 19) + b"wget x\n", "x.sh")
+    result = import_scan.scan_program(b"curl x\n#" + b"x" * import_scan.MAX_SCRIPT + b"\nwget x\n", "x.sh")
     assert places(result.refused) == [(1, "curl")] and "no further" in result.warned[0].what
 
 
 @pytest.mark.parametrize("text", [
-    "$(" * 50000, "${" * 50000, "`" * 50001, "((" * 50000, "$((" * 50000, "(" * 50000, "\"$(" * 20000, "<(" * 50000, "a=(" * 50000,
-    "cat <<A\n" * 20000, "cat <<A" + " <<A" * 20000 + "\n" + "A\n" * 20000, "case x in " * 20000, "[[ " * 50000, "'\"" * 50000, "\\\n" * 100000,
-    "f() {\n" * 20000, "a@(" * 50000, "eval " * 50000, "bash -c '" * 50000, "x=y; $x\n" * 50000, "\0" * 10, "\\"], ids=lambda text: repr(text[:12]))
+    "$(" * 20000, "${" * 20000, "`" * 20001, "((" * 20000, "$((" * 20000, "(" * 20000, "\"$(" * 20000, "<(" * 20000, "a=(" * 20000,
+    "cat <<A\n" * 20000, "cat <<A" + " <<A" * 20000 + "\n" + "A\n" * 20000, "case x in " * 20000, "[[ " * 20000, "'\"" * 20000, "\\\n" * 40000,
+    "f() {\n" * 20000, "a@(" * 20000, "eval " * 20000, "bash -c '" * 20000, "x=y; $x\n" * 20000, "\0" * 10, "\\"], ids=lambda text: repr(text[:12]))
 @pytest.mark.parametrize("name", ["x.sh", "x.bat", "x.ps1"])
 def test_a_hostile_script_is_judged_in_time(name, text):
-    """Each is a few hundred kilobytes at most: what is not linear in the length would take minutes."""
+    """Some ten thousand repetitions each: what is not linear in the length would take minutes."""
     began = time.monotonic()
     assert scan_program(name, text).refused == ()
     assert time.monotonic() - began < 20
-    assert (scan_program(name, text + "\n"), scan_program(name, text[:-1])) is not None
+
+
+def test_a_run_with_such_a_script_is_refused_with_its_line(project):
+    """By the real program; and the same bytes under another ending are another kind of program."""
+    text = "#!/bin/sh\n\nwget x\n"
+    project.write("bin/fetch.sh", text, executable=True)
+    project.write("bin/notes.py", "x = 1\n")
+    project.spec({"processor": "bin/fetch.sh"})
+    done = project.run()
+    assert done.code == 6 and "[OFFLINE] bin/fetch.sh:3: runs wget, which uses the network" in done.err, done
+    project.write("bin/fetch.sh", "#!/bin/sh\n# wget x\necho curl\n", executable=True)
+    project.write("bin/same.py", "#!/bin/sh\n# wget x\necho curl\n")
+    assert "bin/same.py" in project.run().err
+    project.path("bin/same.py").unlink()
+    done = project.ok()
+    assert "binary" not in done.err and "not a script" not in done.err, done
 
 
 # === The repository itself ===

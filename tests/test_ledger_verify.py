@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "tests" / "drivers"))
 import history  # noqa: E402
 import ledger_format  # noqa: E402
 import ledger_verify  # noqa: E402
-from ledger_format import canonical_json, entry_hash, entry_line, head_text, parse_key, run_hash  # noqa: E402
+from ledger_format import entry_hash, entry_line, head_text, parse_key, run_hash  # noqa: E402
 from model import UsageError  # noqa: E402
 
 VERIFIER = ("ledger_verify.py", "ledger_format.py", "model.py")
@@ -392,3 +392,668 @@ def test_the_ledger_alone_cut_off_leaves_records_that_no_entry_has(copied):
     past = copied("plain")
     keep_lines(past, lambda lines: lines[:-2])
     assert found(check(past.root)) == [("UNLISTED", "state/run_e.json")]
+
+
+# --- the ledger's lines: one finding for one fault, whatever follows
+
+def moved(lines, first, last, to):
+    block = lines[first:last]
+    rest = lines[:first] + lines[last:]
+    return rest[:to] + block + rest[to:]
+
+
+def rival(lines, number):
+    """Another entry of this number, not in the chain, behind the true one."""
+    entry = json.loads(lines[number - 1].decode())
+    entry["at"] = "2020-01-01T00:00:00.000Z"
+    entry["hash"] = entry_hash(entry)
+    return entry_line(entry)
+
+
+def changed(line, **fields):
+    entry = json.loads(line.decode())
+    entry.update(fields)
+    entry["hash"] = entry_hash(entry)
+    return entry_line(entry)
+
+
+LINES = {
+    "an entry twice": (lambda lines: lines[:6] + [lines[2]] + lines[6:], [("REORDERED", 7, "entry 3 once more; it stands in line 3 already")]),
+    "the last entry twice": (lambda lines: lines + [lines[-1]], [("REORDERED", 14, "entry 13 once more; it stands in line 13 already")]),
+    "two neighbours swapped": (lambda lines: moved(lines, 7, 8, 8), [("REORDERED", 8, "entry 9 stands out of order; behind entry 7")]),
+    "one moved far": (lambda lines: moved(lines, 2, 3, 10), [("REORDERED", 11, "entry 3 stands out of order; behind entry 11")]),
+    "a block moved": (lambda lines: moved(lines, 2, 5, 9), [("REORDERED", 10, "entries 3 to 5 stand out of order; behind entry 12")]),
+    "the last first": (lambda lines: moved(lines, 12, 13, 0), [("REORDERED", 1, "entry 13 stands out of order, first of all")]),
+    "an acceptance gone": (lambda lines: lines[:9] + lines[10:], [("DELETED", 10, "entry 10 is missing before this line")]),
+    "the beginning gone": (lambda lines: lines[2:], [("DELETED", 1, "entries 1 to 2 are missing before this line")]),
+    "another entry of a number": (lambda lines: lines[:9] + [lines[9], rival(lines, 10)] + lines[10:],
+                                  [("UNLISTED", 11, "a second entry of number 10; the chain has the one in line 10")]),
+    "its rival first": (lambda lines: lines[:9] + [rival(lines, 10), lines[9]] + lines[10:],
+                        [("UNLISTED", 10, "a second entry of number 10; the chain has the one in line 11")]),
+    "a line of nonsense put in": (lambda lines: lines[:5] + [b"nonsense\n"] + lines[5:], [("MALFORMED", 6, "the line is not JSON: Expecting value in line 1")]),
+    "nonsense in place of an entry": (lambda lines: lines[:9] + [b"nonsense\n"] + lines[10:], [("MALFORMED", 10, "the line is not JSON: Expecting value in line 1")]),
+    "an empty line": (lambda lines: lines[:5] + [b"\n"] + lines[5:], [("MALFORMED", 6, "the line is an empty line")]),
+    "blanks in an entry": (lambda lines: lines[:5] + [lines[5].replace(b'","', b'", "')] + lines[6:],
+                           [("MALFORMED", 6, "the line is not in the form in which entries are written (blanks, order of names)")]),
+    "Windows line ends": (lambda lines: lines[:5] + [lines[5].replace(b"\n", b"\r\n")] + lines[6:],
+                          [("MALFORMED", 6, "the line is not in the form in which entries are written (blanks, order of names)")]),
+    "a name twice": (lambda lines: lines[:9] + [lines[9].replace(b'{"at"', b'{"at":"x","at"')] + lines[10:], [("MALFORMED", 10, "the line is no record: a name stands in an object twice")]),
+    "a fraction": (lambda lines: lines[:9] + [lines[9].replace(b'"seq":10', b'"seq":10.0')] + lines[10:], [("MALFORMED", 10, "the line is no record: 10.0 is not a number that records hold")]),
+    "not a number": (lambda lines: lines[:9] + [lines[9].replace(b'"seq":10', b'"seq":NaN')] + lines[10:], [("MALFORMED", 10, "the line is no record: NaN is not a number that records hold")]),
+    "a list": (lambda lines: lines[:9] + [b"[1]\n"] + lines[10:], [("MALFORMED", 10, "the line is not a JSON object")]),
+    "not UTF-8": (lambda lines: lines[:9] + [b'{"a":"\xff"}\n'] + lines[10:], [("MALFORMED", 10, "the line is not UTF-8")]),
+    "a lone surrogate": (lambda lines: lines[:9] + [lines[9].replace(b'"a comment only"', b'"\\ud800"')] + lines[10:], [("MALFORMED", 10, "the line is no entry: it cannot be hashed")]),
+    "very deep": (lambda lines: lines[:9] + [b'{"a":' + b"[" * 200000 + b"]" * 200000 + b"}\n"] + lines[10:], [("MALFORMED", 10, "the line is no record: nested too deeply")]),
+    "zero bytes": (lambda lines: lines[:9] + [b"\0" * 500 + b"\n"] + lines[10:], [("MALFORMED", 10, "the line is not JSON: Expecting value in line 1")]),
+    "a word for a number": (lambda lines: lines[:9] + [lines[9].replace(b'"seq":10', b'"seq":"10"')] + lines[10:],
+                            [("MALFORMED", 10, "the line is no entry: its seq is not of the form that runs write")]),
+    "true for a number": (lambda lines: lines[:9] + [lines[9].replace(b'"seq":10', b'"seq":true')] + lines[10:],
+                          [("MALFORMED", 10, "the line is no entry: its seq is not of the form that runs write")]),
+    "of a newer runner": (lambda lines: lines[:9] + [lines[9].replace(b'"schema":1', b'"schema":2')] + lines[10:],
+                          [("MALFORMED", 10, "the line was written by a newer runner (schema 2, this verifier knows 1); use that one's")]),
+    "what is open made up": (lambda lines: lines[:12] + [changed(lines[12], open={"z": 1})], [("MALFORMED", 13, "entry 13 does not follow from the one before: its open")]),
+    "two faults": (lambda lines: [lines[0].replace(b'"pipeline":"one"', b'"pipeline":"two"')] + lines[1:9] + lines[10:],
+                   [("EDITED", 1, "entry 1 is not what its hash was taken of"), ("DELETED", 10, "entry 10 is missing before this line")]),
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_lines(copied, name):
+    past = copied("plain")
+    change, wanted = LINES[name]
+    keep_lines(past, change)
+    kinds = ("REORDERED", "DELETED", "EDITED", "MALFORMED", "UNLISTED")
+    assert [(one.kind, one.file, one.detail) for one in check(past.root).findings if one.kind in kinds and one.file.startswith(LEDGER)] == [
+        (kind, "%s:%d" % (LEDGER, line), detail) for kind, line, detail in wanted]
+
+
+# A line that held the acceptance is gone: then nothing explains the key of s2. All other faults leave the records explained.
+ACCEPTANCE_LOST = ("an acceptance gone", "nonsense in place of an entry", "a name twice", "a fraction", "not a number", "a list", "not UTF-8", "a lone surrogate",
+                   "very deep", "zero bytes", "a word for a number", "true for a number", "of a newer runner", "two faults")
+
+
+@pytest.mark.parametrize("name", [name for name in LINES if name != "what is open made up"])
+def test_a_fault_in_the_ledger_is_not_told_again_of_the_records(copied, name):
+    past = copied("plain")
+    keep_lines(past, LINES[name][0])
+    others = [one for one in found(check(past.root, outputs=True)) if not one[1].startswith(LEDGER)]
+    assert others == ([("EDITED", "state/stage_s2.json")] if name in ACCEPTANCE_LOST else [])
+
+
+def test_a_long_line_is_refused_in_bounded_memory(copied):
+    past = copied("plain")
+    with open(str(past.root / "state/ledger.jsonl"), "r+b") as file:
+        file.seek(0, os.SEEK_END)
+        file.truncate(file.tell() + (200 << 20))        # zeros that take no space on the disk
+        file.seek(0, os.SEEK_END)
+        file.write(b"\n")
+    code = ("import sys, resource; sys.path.insert(0, %r); import ledger_verify\n"
+            "report = ledger_verify.verify(%r)\n"
+            "print(*report.findings); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform != 'darwin' else 1 << 20))")
+    if sys.platform == "win32":
+        code = code.replace(", resource", "").replace("resource.getrusage(resource.RUSAGE_SELF).ru_maxrss", "0")
+    out = subprocess.run([sys.executable, "-c", code % (str(ROOT / "src"), str(past.root))], stdout=subprocess.PIPE, check=True, timeout=60).stdout.decode().split("\n")
+    assert out[0] == "[MALFORMED] state/ledger.jsonl:14: the line is longer than any entry" and int(out[1]) < 120, out
+
+
+# --- run records
+
+def test_a_record_under_another_name(copied):
+    past = copied("plain")
+    (past.root / "state/run_c.json").rename(past.root / "state/run_z.json")
+    assert list(map(str, check(past.root).findings)) == ["[RENAMED] state/run_z.json: holds the record of run c, which belongs in state/run_c.json"]
+
+
+def test_a_record_overwritten_by_another_is_one_finding(copied):
+    past = copied("plain")
+    shutil.copy(str(past.root / "state/run_c.json"), str(past.root / "state/run_b.json"))
+    assert list(map(str, check(past.root).findings)) == [
+        "[DELETED] state/run_b.json: the record of run b that entry 4 committed is gone; a copy of the record of run c stands in its place"]
+
+
+def test_a_copy_of_a_record(copied):
+    past = copied("plain")
+    shutil.copy(str(past.root / "state/run_c.json"), str(past.root / "state/run_c.9.json"))
+    assert list(map(str, check(past.root).findings)) == ["[UNLISTED] state/run_c.9.json: a copy of state/run_c.json"]
+
+
+def test_two_calls_under_one_run_id_swapped(copied):
+    past = copied("plain")
+    state = past.root / "state"
+    (state / "run_a.json").rename(state / "run_a.2.json")
+    (state / "run_a.1.json").rename(state / "run_a.json")
+    assert list(map(str, check(past.root).findings)) == ["[RENAMED] state/run_a.json: invocation 1 stands in place of the newest, which is in state/run_a.2.json"]
+
+
+def test_a_record_that_no_run_wrote(copied):
+    past = copied("plain")
+    record = record_of(past.root, "run_c.json")
+    record["runId"] = "never"
+    record["runHash"] = run_hash(record)
+    store(past.root, "run_never.json", record)
+    assert list(map(str, check(past.root).findings)) == ["[UNLISTED] state/run_never.json: no entry commits this record of run never"]
+
+
+def test_a_record_that_says_running_though_the_run_ended(copied):
+    past = copied("plain")
+    record = record_of(past.root, "run_c.json")
+    record["state"] = "running"
+    del record["runHash"]
+    store(past.root, "run_c.json", record)
+    assert list(map(str, check(past.root).findings)) == ["[EDITED] state/run_c.json: it says running, but entry 9 ended run c"]
+
+
+def test_how_a_record_was_edited_is_said(copied):
+    past = copied("plain")
+    edit_field(past, b"")
+    assert check(past.root).findings[0].detail == "the record is not the one that entry 4 committed"
+    edit_and_fix_run_hash(past, b"")
+    assert check(past.root).findings[0].detail == "the record is not the one that entry 4 committed (its runHash was made anew)"
+
+
+@pytest.mark.parametrize("data, detail", (
+    (b"", "is not JSON: Expecting value in line 1"), (b"{}", "the record is not the one that entry 9 committed"), (b"[]", "is not a JSON object"),
+    (b'{"a":1', "is not JSON: "), (b"\xff\xfe", "is not UTF-8"), (b'{"a":1,"a":2}', "a name stands in an object twice"), (b'{"a":1e5}', "1e5 is not a number that records hold"),
+    (b'{"a":' + b"[" * 100000, "nested too deeply"), (b'{"a":"\\udfff"}', "it cannot be hashed"), (b"\0", "is not JSON")))
+def test_a_damaged_record(copied, data, detail):
+    past = copied("plain")
+    (past.root / "state/run_c.json").write_bytes(data)
+    report = check(past.root)
+    assert [one.file for one in report.findings] == ["state/run_c.json"] and detail in report.findings[0].detail, report
+
+
+def test_run_ids_that_end_in_a_number_are_told_apart_by_content(tmp_path):
+    """run_a.1.json is the first call of run a, kept, or the only call of run a.1: never is one taken for the other."""
+    project = Project(tmp_path / "root")
+    project.write("data/in.txt", "x")
+    project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/*.txt"]})
+    project.ok("--run-id", "a")
+    project.ok("--run-id", "a")
+    project.ok("--run-id", "b.1")
+    project.ok("--run-id", "b")
+    assert project.run("--run-id", "a.1").code == 2         # the runner refuses what would collide
+    report = check(project.root, outputs=True)
+    assert (report.findings, report.runs) == ([], 4)
+    assert [project.json("state/run_%s.json" % name)["runId"] for name in ("a", "a.1", "b", "b.1")] == ["a", "a", "b", "b.1"]
+    os.rename(str(project.path("state/run_b.1.json")), str(project.path("state/run_b.json")))
+    assert [str(one) for one in check(project.root).findings] == [
+        "[RENAMED] state/run_b.json: holds the record of run b.1, which belongs in state/run_b.1.json",
+        "[DELETED] state/run_b.json: the record of run b (invocation 2) that entry 5 committed is gone; the record of run b.1 stands in its place"]
+
+
+# --- metrics, logs
+
+@pytest.mark.parametrize("path, data, wanted", (
+    ("state/metrics_b.json", b"{}", [("EDITED", "state/metrics_b.json")]), ("state/metrics_b.json", None, [("DELETED", "state/metrics_b.json")]),
+    ("state/logs/c/s1.1.log", b"other", [("EDITED", "state/logs/c/s1.1.log")]), ("state/logs/c/s1.1.log", None, [])))
+def test_metrics_and_logs(copied, path, data, wanted):
+    past = copied("plain")
+    if data is None:
+        (past.root / path).unlink()
+    else:
+        (past.root / path).write_bytes(data)
+    report = check(past.root)
+    assert (found(report), report.notes) == (wanted, ["1 log is no longer there"] if not wanted else [])
+
+
+# --- stage records
+
+def put_field(name, value):
+    def edit(record):
+        record[name] = value
+    return edit
+
+
+def test_edits_of_a_stage_record_are_named(copied):
+    past = copied("plain")
+    edits = {
+        "lastStatus: it says failed, the record of run c says ok": put_field("lastStatus", "failed"),
+        "lastStatus: it says running, the record of run c says ok": put_field("lastStatus", "running"),
+        "keyParts: they are not those of its idempotencyKey": lambda record: record["keyParts"].update(args=["-v"]),
+        "outputs: the record of run c has others": lambda record: record["outputs"][0].update(sha256="0" * 64),
+        "lastRunId: run d did not make this stage": put_field("lastRunId", "d"),
+        "pipeline: run c ran one": put_field("pipeline", "two")}
+    for detail, edit in edits.items():
+        record = record_of(past.root, "stage_s1.json")
+        edit(record)
+        store(past.root, "stage_s1.json", record)
+        assert [str(one) for one in check(past.root).findings] == ["[EDITED] state/stage_s1.json: " + detail]
+        shutil.copy(str(past.earlier / "state/stage_s1.json"), str(past.root / "state/stage_s1.json"))
+    assert check(past.root).findings == []
+
+
+def test_a_stage_record_with_a_key_of_its_own(copied):
+    """As somebody would write it who wants a changed processor to pass without `accept`."""
+    past = copied("plain")
+    record = record_of(past.root, "stage_s1.json")
+    record["keyParts"]["args"] = ["-v"]
+    record["idempotencyKey"] = ledger_format.stage_key(record["keyParts"])
+    store(past.root, "stage_s1.json", record)
+    assert [str(one) for one in check(past.root).findings] == ["[EDITED] state/stage_s1.json: idempotencyKey: the record of run c has another"]
+
+
+def test_without_the_acceptance_the_accepted_key_is_an_edit(copied):
+    past = copied("plain")
+    keep_lines(past, LINES["an acceptance gone"][0])
+    assert ("EDITED", "state/stage_s2.json") in found(check(past.root))
+
+
+def test_a_stage_record_of_an_unknown_run(copied):
+    past = copied("plain")
+    record = record_of(past.root, "stage_s1.json")
+    record["lastRunId"] = "never"
+    store(past.root, "stage_s1.json", record)
+    assert [str(one) for one in check(past.root).findings] == ["[UNLISTED] state/stage_s1.json: it says that run never made it, which no entry has"]
+
+
+def test_an_older_stage_record_put_back(copied):
+    past = copied("plain")
+    shutil.copy(str(past.earlier / "state/stage_t2.json"), str(past.root / "state/stage_t2.json"))
+    assert [str(one) for one in check(past.root).findings] == [
+        "[EDITED] state/stage_t2.json: an older record was put back: it is of run b, and run e made the stage later"]
+
+
+def test_a_stage_record_under_another_name_and_a_damaged_one(copied):
+    past = copied("plain")
+    (past.root / "state/stage_s1.json").rename(past.root / "state/stage_x.json")
+    (past.root / "state/stage_t1.json").write_bytes(b"{")
+    assert found(check(past.root)) == [("MALFORMED", "state/stage_t1.json"), ("RENAMED", "state/stage_x.json")]
+
+
+def test_a_missing_stage_record_is_a_note(copied):
+    past = copied("plain")
+    (past.root / "state/stage_s1.json").unlink()
+    report = check(past.root)
+    assert (report.findings, report.notes) == ([], ["no stage record of s1: reset, or removed; the run records tell all the same"])
+
+
+# --- what a crash leaves is no tampering
+
+def test_a_torn_last_line_is_a_note_until_the_next_run_cuts_it(copied):
+    past = copied("plain")
+    with open(str(past.root / "state/ledger.jsonl"), "ab") as file:
+        file.write(b'{"at":"20')
+    report = check(past.root)
+    assert (report.findings, report.head) == ([], past.head) and "torn (9 bytes)" in report.notes[0]
+    go("--pipeline", past.root / "two.json", "--run-id", "healer")
+    report = check(past.root)
+    assert (report.findings, report.notes, report.entries, entries_of(past.root)[-1]["torn"]) == ([], [], 14, 9)
+
+
+def test_a_kill_between_the_entry_and_the_name_of_the_record(copied):
+    past = copied("plain")
+    record = record_of(past.root, "run_e.json")
+    (past.root / "state/run_e.json").rename(past.root / "state/.run.json.tmp")
+    del record["runHash"]
+    store(past.root, "run_e.json", dict(record, state="running"))
+    report = check(past.root, outputs=True)
+    assert (report.findings, report.notes) == ([], ["state/.run.json.tmp is the record of run e: a kill came before it got its name, the next run gives it"])
+    go("--pipeline", past.root / "two.json", "--run-id", "healer")
+    report = check(past.root, outputs=True)
+    assert (report.findings, report.notes, record_of(past.root, "run_e.json")["state"]) == ([], [], "completed")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_run_that_goes_on_dies_and_is_closed(copied, mode):
+    past = copied(mode)
+    seal = past.root.parent / "seal.key"
+    seal.write_bytes(past.key)
+    seal.chmod(0o600)
+    more = ["--key", seal] if past.key else []
+    argv = command("--pipeline", past.root / "three.json", "--run-id", "slow", *more)
+    running = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    note = "run slow has begun and not ended: it is going on, or it died and the next run closes it"
+    try:
+        (past.root / "data/w/started").unlink()     # it was left by the run that was killed
+        wait_for(past.root / "data/w/started")
+        report = check(past.root, key=past.first_key or None, outputs=True)
+        assert (report.findings, report.notes) == ([], [note])
+    finally:
+        running.kill()
+        running.wait()
+    report = check(past.root, key=past.first_key or None, outputs=True)
+    assert (report.findings, report.notes) == ([], [note])
+    (past.root / "data/go").write_bytes(b"")
+    go("--pipeline", past.root / "three.json", "--run-id", "after", *more)
+    report = check(past.root, key=past.first_key or None, outputs=True)
+    assert (report.findings, report.notes, report.runs) == ([], [], 9)
+
+
+def test_while_runs_are_written_nothing_is_taken_for_tampering(copied):
+    """Verified over and over while the real program appends; a half-made change must not show."""
+    past = copied("plain")
+    script = ("import subprocess, sys\n"
+              "for number in range(8):\n"
+              "    subprocess.run(sys.argv[1:] + ['--force', 's1', '--run-id', 'n%d' % number], check=True, stdout=subprocess.DEVNULL)\n")
+    writer = subprocess.Popen([sys.executable, "-c", script] + command("--pipeline", past.root / "one.json"))
+    count = 0
+    try:
+        while writer.poll() is None:
+            assert check(past.root, outputs=False).findings == []
+            count += 1
+    finally:
+        writer.kill()
+        writer.wait()
+    assert writer.returncode == 0 and count > 8 and check(past.root).runs == 15
+
+
+def test_a_change_while_reading_makes_it_read_again(copied, monkeypatch):
+    past = copied("plain")
+    whole = (past.root / "state/run_c.json").read_bytes()
+    (past.root / "state/run_c.json").write_bytes(b"{}")
+    passes = []
+
+    class Watched(ledger_verify.Verification):
+        def run(self, *arguments):
+            super().run(*arguments)
+            passes.append(len(self.findings))
+            (past.root / "state/aside").write_bytes(whole)
+            os.replace(str(past.root / "state/aside"), str(past.root / "state/run_c.json"))
+    monkeypatch.setattr(ledger_verify, "Verification", Watched)
+    assert check(past.root).findings == [] and passes == [1, 0]
+
+
+def test_two_runs_at_once_that_share_a_stage_name(copied):
+    """The stage record is of the one that made the stage last; it is not the one that ended last."""
+    past = copied("plain")
+    (past.root / "data/w/started").unlink()
+    stages = [{"name": "s1", "processor": "bin/stage_copy.py", "inputs": ["data/in/*.txt"], "outputDir": "data/x1"},
+              {"name": "w", "processor": "bin/slow.py", "outputDir": "data/w"}]
+    (past.root / "four.json").write_text(json.dumps({"name": "four", "stages": stages}))
+    longer = subprocess.Popen(command("--pipeline", past.root / "four.json", "--run-id", "long"), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        wait_for(past.root / "data/w/started")
+        go("--pipeline", past.root / "one.json", "--run-id", "short", "--force", "s1")
+        (past.root / "data/go").write_bytes(b"")
+        assert longer.wait(DEADLINE_S) == 0
+    finally:
+        longer.kill()
+        longer.wait()
+    assert [one["runId"] for one in entries_of(past.root)[-3:]] == ["short", "short", "long"] and record_of(past.root, "stage_s1.json")["lastRunId"] == "short"
+    report = check(past.root, outputs=True)
+    assert (report.findings, report.notes) == ([], [])
+
+
+# --- hostile content: never a traceback, never outside the root
+
+def with_hostile(past, edit):
+    """Change the record of run c and make all fit, as an attacker would who can write everything."""
+    Forger(past.root).rewrite(lambda record, entry: edit(record) if record["runId"] == "c" else None)
+
+
+@pytest.mark.parametrize("path", ("../outside.log", "/etc/hostname", "state/../../outside.log", "state/logs/../../../outside.log", "a\0b", "", "state/logs/"))
+def test_a_log_path_that_leads_outside(copied, path):
+    past = copied("plain")
+    (past.root.parent / "outside.log").write_bytes(b"secret")
+    with_hostile(past, lambda record: record["stages"][0]["logs"][0].update(path=path))
+    report = check(past.root)
+    assert [(one.kind, one.file) for one in report.findings] == [("MALFORMED", "state/run_c.json")], report
+    assert str(report.findings[0]).endswith("is no path below the root; it was not opened") and "\0" not in str(report.findings[0])
+
+
+@pytest.mark.parametrize("path", ("../outside.txt", "/etc/hostname"))
+def test_an_output_path_that_leads_outside(copied, path):
+    past = copied("plain")
+
+    def edit(record):
+        record["stages"][0]["outputs"][0]["path"] = path
+        record["stages"][0]["keyParts"]["outputDir"] = ".."
+        record["stages"][0]["keyParts"]["env"] = {"NO": "key to compute"}
+    with_hostile(past, edit)
+    (past.root / "state/stage_s1.json").unlink()
+    report = check(past.root, outputs=True)
+    assert [(one.kind, one.detail.split(": it ")[1]) for one in report.findings] == [("MALFORMED", "is no path below the root; it was not opened")], report
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links and pipes need rights there")
+def test_links_pipes_and_folders_in_place_of_files(copied):
+    past = copied("plain")
+    state, outside = past.root / "state", past.root.parent / "outside"
+    outside.mkdir()
+    shutil.copy(str(state / "run_b.json"), str(outside / "run_b.json"))
+    for name, make in (("state/run_b.json", lambda path: path.symlink_to(outside / "run_b.json")), ("state/run_k.json", Path.mkdir),
+                       ("state/run_d.json", lambda path: os.mkfifo(str(path))), ("state/stage_s1.json", Path.mkdir), ("state/metrics_e.json", Path.mkdir),
+                       ("state/logs/e/t2.1.log", lambda path: path.symlink_to("/dev/zero")), ("data/s2/result.txt", lambda path: os.mkfifo(str(path))),
+                       ("data/t2/f.txt", lambda path: path.symlink_to(outside / "run_b.json"))):
+        (past.root / name).unlink()
+        make(past.root / name)
+    assert [str(one) for one in sorted(check(past.root, outputs=True).findings, key=lambda one: one.file)] == [
+        "[OUTPUT-CHANGED] data/s2/result.txt: it is not a regular file; stage s2 of run c made it",
+        "[OUTPUT-CHANGED] data/t2/f.txt: an output of stage t2, run e: it leads out of the root by a symbolic link; it was not opened",
+        "[MALFORMED] state/metrics_e.json: is a folder, not a file",
+        "[MALFORMED] state/run_b.json: is a symbolic link, not a file; entry 4 committed another record",
+        "[MALFORMED] state/run_d.json: is not a regular file; entry 11 committed another record",
+        "[MALFORMED] state/run_e.json: stage t2: its log state/logs/e/t2.1.log leads out of the root by a symbolic link; it was not opened",
+        "[MALFORMED] state/run_k.json: is a folder, not a file; entry 7 committed another record",
+        "[MALFORMED] state/stage_s1.json: is a folder, not a file"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_folder_that_is_a_link_out_of_the_root(copied):
+    past = copied("plain")
+    shutil.move(str(past.root / "data/s2"), str(past.root.parent / "elsewhere"))
+    (past.root / "data/s2").symlink_to(past.root.parent / "elsewhere")
+    assert [one.detail for one in check(past.root, outputs=True).findings] == ["an output of stage s2, run c: it leads out of the root by a symbolic link; it was not opened"]
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names there are Unicode")
+def test_a_file_name_that_is_not_unicode(copied):
+    past = copied("plain")
+    with open(os.fsencode(str(past.root)) + b"/state/run_\xff\x1b.json", "wb") as file:
+        file.write(b"{}")
+    done = go("verify", "--root", past.root, code=5)
+    assert done.out.split("\n")[0] == "[MALFORMED] state/run_\\udcff\\x1b.json: is not the record of a run", done
+
+
+SHAPES = ("stages", "state", "prevRunHash", "metrics", "runId", "invocation", "pipeline", "schema")
+
+
+@pytest.mark.parametrize("value", (None, True, -1, "", "\x1b[2J", [], [[]], {}, [{"stage": 1}], [{"stage": "s", "status": "ok", "logs": [{}]}],
+                                   [{"stage": "s", "status": "ok", "outputs": 7}], [{"stage": "s", "status": "ok", "keyParts": {}, "key": "k"}],
+                                   [{"stage": "s", "status": "skipped", "madeBy": {"runId": "a"}}]), ids=ascii)
+def test_a_record_of_another_shape_that_all_else_fits(copied, value):
+    """Whatever a rewritten history holds, verify ends with findings, or with none where the value may be."""
+    past = copied("plain")
+    for name in SHAPES:
+        shutil.rmtree(str(past.root))
+        shutil.copytree(str(past.earlier), str(past.root))
+        with_hostile(past, put_field(name, value))
+        for report in (check(past.root, outputs=True), check(past.root, "c", outputs=True)):
+            assert all("\x1b" not in str(one) for one in report.findings)
+
+
+@pytest.mark.parametrize("name", ("stage", "lastStatus", "idempotencyKey", "keyParts", "outputs", "lastRunId", "lastInvocation", "pipeline", "schema"))
+def test_a_stage_record_of_another_shape(copied, name):
+    past = copied("plain")
+    for value in (None, True, 0.5, [], {}, [{}], {"env": 5}):
+        record = record_of(past.earlier, "stage_s1.json")
+        record[name] = value
+        store(past.root, "stage_s1.json", record)
+        assert {one.file for one in check(past.root, outputs=True).findings} == {"state/stage_s1.json"}, (name, value)
+
+
+# --- keys
+
+@pytest.mark.parametrize("mode", ("hmac", "forward"))
+def test_a_sealed_ledger_without_a_key_says_that_seals_were_not_checked(pasts, mode):
+    report = check(pasts(mode).root)
+    assert report.findings == [] and len(report.notes) == 1 and report.notes[0].endswith(": not checked; give the key file with --key")
+
+
+@pytest.mark.parametrize("mode, other", (("hmac", "forward"), ("forward", "hmac"), ("plain", "hmac")))
+def test_another_key_is_one_finding(pasts, mode, other):
+    assert [(one.kind, one.file) for one in check(pasts(mode).root, key=pasts(other).first_key).findings] == [("UNSEALED", LEDGER)]
+
+
+def test_a_later_forward_key_vouches_for_the_end_and_says_what_it_does_not_check(copied):
+    past = copied("forward")
+    report = check(past.root, key=past.key)
+    assert (report.findings, report.notes) == ([], ["13 entries not checked by their seals: the key given is number 13, which only tells of later ones; the first key tells of all"])
+    rehash_everything(past, b"")
+    assert [(one.kind, one.file) for one in check(past.root, key=past.key).findings] == [("EDITED", "state/ledger.end")]
+
+
+def test_an_unsealed_entry_after_sealed_ones(copied):
+    """Without any key: an entry was appended by somebody who had none."""
+    past = copied("hmac")
+    last = entries_of(past.root)[-1]
+    entry = dict(last, seq=14, prevHash=last["hash"], event="accept", runId="accept", invocation=0, stage="s1", oldKey="0", newKey="1")
+    del entry["seal"]
+    entry["hash"] = entry_hash(entry)
+    keep_lines(past, lambda lines: lines + [entry_line(entry)])
+    assert [str(one) for one in check(past.root).findings] == ["[UNSEALED] state/ledger.jsonl:14: entry 14 is not sealed, though entry 1 was and all that follow are"]
+
+
+@pytest.mark.parametrize("mode", ("hmac", "forward"))
+def test_an_end_that_a_kill_left_behind_is_a_note(copied, mode):
+    past = copied(mode)
+    shutil.copy(str(past.earlier / "state/ledger.end"), str(past.root / "state/ledger.end"))
+    report = check(past.root, key=past.first_key)
+    assert (report.findings, report.notes) == ([], ["state/ledger.end is 2 entries behind the ledger: a kill between the two leaves that"])
+
+
+@pytest.mark.parametrize("content", (b"", b"{", b"{}", b"[]", b'{"schema":1,"seq":true,"hash":"","keyId":"","mode":"","mac":""}'))
+def test_a_damaged_end(copied, content):
+    past = copied("hmac")
+    (past.root / "state/ledger.end").write_bytes(content)
+    assert found(check(past.root, key=past.first_key)) == [("MALFORMED", "state/ledger.end")]
+
+
+def test_seals_of_forged_numbers_cost_no_time(copied):
+    past = copied("forward")
+
+    def forge(lines):
+        entry = json.loads(lines[-1].decode())
+        entry["seal"]["index"] = 10 ** 15
+        return lines[:-1] + [entry_line(entry)]
+    keep_lines(past, forge)
+    assert ("EDITED", LEDGER + ":13") in found(check(past.root, key=past.first_key))
+
+
+# --- the command
+
+def test_the_command_prints_findings_notes_and_one_closing_line(copied):
+    past = copied("plain")
+    done = go("verify", "--root", past.root, "--anchor", past.head)
+    assert done.out == "verify: 13 entries, 7 runs, head %s: ok\n" % past.head and done.err == "", done
+    edit_field(past, b"")
+    (past.root / "state/stage_s1.json").unlink()
+    done = go("verify", "--root", past.root, code=5)
+    assert done.out == ("[EDITED] state/run_b.json: the record is not the one that entry 4 committed\n"
+                        "note: no stage record of s1: reset, or removed; the run records tell all the same\n"
+                        "verify: 1 finding in 13 entries, 7 runs\n"), done
+
+
+@pytest.mark.parametrize("arguments, message", (
+    (["nobody"], "no run is named nobody"), (["--anchor", "12: xyz"], "--anchor 12: xyz: is no head"), (["--anchor", "9f3a"], "is no head"),
+    (["--key", "{root}/none.key"], "none.key: cannot be read"), (["--key", "{root}/one.json"], "it is no key file"), (["--outputz"], "unknown option --outputz")))
+def test_bad_usage_is_one_clear_line(pasts, arguments, message):
+    root = pasts("plain").root
+    argv = [sys.executable, str(ROOT / "src/ledger_verify.py"), "--root", str(root)] + [one.replace("{root}", str(root)) for one in arguments]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+    err = done.stderr.decode("utf-8")
+    assert (done.returncode, done.stdout, err.count("\n")) == (2, b"", 1) and message in err and err.startswith("error: "), err
+
+
+def test_a_damaged_key_is_bad_usage(pasts):
+    with pytest.raises(UsageError):
+        check(pasts("hmac").root, key=pasts("hmac").first_key.replace(b"hmac ", b"hmac 0", 1)[:-3])
+    words = pasts("hmac").first_key.split()
+    words[4] = words[4][::-1]               # another key under the same key id
+    with pytest.raises(UsageError):
+        check(pasts("hmac").root, key=b" ".join(words))
+
+
+def test_runs_named_narrow_the_records_and_not_the_ledger(copied):
+    past = copied("plain")
+    edit_field(past, b"")
+    replace_output(past, b"")
+    (past.root / "state/logs/c/s1.1.log").write_bytes(b"other")
+    assert found(check(past.root, "a", outputs=True)) == []
+    assert found(check(past.root, "b", outputs=True)) == [("EDITED", "state/run_b.json")]
+    assert found(check(past.root, "c", "a", outputs=True)) == [("EDITED", "state/logs/c/s1.1.log"), ("OUTPUT-CHANGED", "data/s2/result.txt")]
+    keep_lines(past, LINES["a line of nonsense put in"][0])
+    assert found(check(past.root, "a")) == [("MALFORMED", LEDGER + ":6")]
+
+
+def test_no_ledger(copied, tmp_path):
+    past = copied("hmac")
+    (past.root / "state/ledger.jsonl").unlink()
+    assert [str(one) for one in check(past.root, key=past.first_key).findings] == ["[DELETED] state/ledger.jsonl: there is none, but 7 run records"]
+    (tmp_path / "empty").mkdir()
+    done = go("verify", "--root", tmp_path / "empty")
+    assert done.out.startswith("note: nothing to verify: ") and done.out.endswith("verify: 0 entries, 0 runs: ok\n")
+    assert found(check(tmp_path / "empty", anchors=[past.head])) == [CUT]
+
+
+def test_an_emptied_ledger(copied):
+    past = copied("hmac")
+    (past.root / "state/ledger.jsonl").write_bytes(b"")
+    kinds = found(check(past.root))
+    assert CUT in kinds and ("UNLISTED", "state/run_c.json") in kinds
+
+
+def test_the_verifier_alone_works_elsewhere(copied, tmp_path):
+    """Three files and a Python, from another folder, on a copy of the root that has another path; nothing from the environment."""
+    past = copied("hmac")
+    (tmp_path / "vérifier").mkdir()
+    for name in VERIFIER:
+        shutil.copy(str(ROOT / "src" / name), str(tmp_path / "vérifier" / name))
+    (tmp_path / "seal.key").write_bytes(past.first_key)
+    environment = {name: value for name, value in os.environ.items() if name.upper() in ("SYSTEMROOT", "PATH")} if sys.platform == "win32" else {}
+
+    def verify(*arguments):
+        argv = [sys.executable, "-I", "-S", "-B", str(tmp_path / "vérifier/ledger_verify.py"), "--root", str(past.root), "--key", str(tmp_path / "seal.key"), "--outputs"]
+        done = subprocess.run(argv + list(arguments), cwd=str(tmp_path), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+        assert done.stderr == b""
+        return done.returncode, done.stdout.decode("utf-8", "replace")
+    assert verify("--anchor", past.head) == (0, "verify: 13 entries, 7 runs, head %s: ok\n" % past.head)
+    replace_output(past, b"")
+    assert verify("c")[0] == 5 and "[OUTPUT-CHANGED] data/s2/result.txt" in verify("c")[1]
+
+
+# --- ten thousand runs in seconds: by counting, which a busy machine does not change
+
+def test_each_file_is_read_once(tmp_path, monkeypatch):
+    history.make(tmp_path, 30)
+    opened = []
+    true_open = os.open
+
+    def counting(path, *arguments):
+        opened.append(os.path.basename(os.path.dirname(path)) + "/" + os.path.basename(path))
+        return true_open(path, *arguments)
+    monkeypatch.setattr(ledger_verify.os, "open", counting)
+    report = check(tmp_path, outputs=True)
+    assert (report.findings, report.runs) == ([], 30)
+    assert len(opened) == len(set(opened)) == 2 + 30 * 4 + 2 + 2        # ledger and its end; record, metrics, two logs each; stage records; their outputs
+
+
+def calls(root):
+    count = 0
+
+    def profile(frame, event, argument):
+        nonlocal count
+        count += event in ("call", "c_call")
+    sys.setprofile(profile)
+    try:
+        ledger_verify.verify(str(root))
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize("spoil", (None, "records", "order"))
+def test_the_work_grows_with_the_number_of_runs_and_no_faster(tmp_path, spoil):
+    """Also where everything is wrong: a quadratic search would show as four times the calls for twice the runs."""
+    counts = []
+    for runs in (100, 200):
+        root = tmp_path / str(runs)
+        history.make(root, runs)
+        if spoil == "records":
+            for path in (root / "state").glob("run_*.json"):
+                path.write_bytes(path.read_bytes().replace(b'"completed"', b'"failed"'))
+        if spoil == "order":
+            path = root / "state/ledger.jsonl"
+            path.write_bytes(b"".join(reversed(path.read_bytes().splitlines(True))))
+        counts.append(calls(root))
+    assert counts[1] < 2.3 * counts[0], counts

@@ -454,6 +454,9 @@ class Socket:
     def __init__(self, family, type=1, proto=0):
         self.family, self.type, self.proto = family, type, proto
 
+    def __repr__(self):                 # part of a test's name, which must be the same on every worker
+        return "Socket%r" % ((self.family, self.type, self.proto),)
+
 
 def event(name, *args):
     return ("soc" + "ket." + name,) + args

@@ -10,7 +10,8 @@ SETTINGS.json: {"runner": path of pipeline_runner.py, "root": the project, "acti
     kill        SIGKILL before step N
     ENOSPC ...  OSError before step N, the errno of that name; with a "+" behind the name from step N on
     early       a power cut before step N (0: after the last one): names as of the last fsync
-    late        the same, but every name is on the disk; data that nobody synced is zeros, times unchanged
+    late        the same, but every name is on the disk; data that nobody synced is zeros, times unchanged; also the end of
+                a file that is only appended to
 
 A step is a call that changes what is on the disk below the root (or makes it durable), made by the runner's own
 process. File systems keep the order of names, so any fsync makes every earlier rename, creation and removal durable.
@@ -36,6 +37,7 @@ class Disk:
         self.synced = {}                    # path -> (inode, bytes that are surely on the disk)
         self.undo = []                      # since the last fsync: (path, bytes before or None); a new folder: (path, "folder")
         self.unsynced = {}                  # of the runner's own files: path -> size that was set, not only written
+        self.appended = {}                  # of those that are only appended to: path -> bytes that are surely on the disk
         if start_synced:
             for path in self.files():
                 self.note_synced(path)
@@ -64,6 +66,10 @@ class Disk:
         for path, size in self.unsynced.items():
             if os.path.isfile(path):
                 put(path, bytes(size))
+        for path, size in self.appended.items():
+            data = read(path)
+            if data is not None:
+                put(path, data[:size] + bytes(max(0, len(data) - size)))
         if early:
             for path, data in reversed(self.undo):
                 if data == "folder":
@@ -211,7 +217,10 @@ class Fault:
             if path is not None:
                 self.step(name, path, False)
             result = REAL[name](descriptor, *more)
-            if self.disk is not None and path is not None and name in ("write", "ftruncate"):
+            if self.disk is not None and path in self.disk.appended:
+                if name == "fsync" or name == "ftruncate" and more[0] < self.disk.appended[path]:
+                    self.disk.appended[path] = os.fstat(descriptor).st_size
+            elif self.disk is not None and path is not None and name in ("write", "ftruncate"):
                 self.disk.unsynced[path] = more[0] if name == "ftruncate" else self.disk.unsynced.get(path, 0)
             if path is not None and name == "fsync" and self.disk is not None and os.getpid() == self.owner:
                 if stat.S_ISREG(os.fstat(descriptor).st_mode) and any(path.startswith(top + os.sep) for top in self.disk.outputs) and os.path.exists(path):
@@ -229,6 +238,8 @@ class Fault:
         descriptor = REAL["open"](path, flags, *more, **options)
         if os.path.realpath(os.fspath(path)).startswith(self.root[:-1]):
             self.paths[descriptor] = os.fspath(path)
+            if self.disk is not None and flags & os.O_APPEND:
+                self.disk.appended.setdefault(os.fspath(path), os.fstat(descriptor).st_size)
         return descriptor
 
     def os_close(self, descriptor):

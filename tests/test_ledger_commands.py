@@ -1,0 +1,254 @@
+"""The ledger as users meet it: verify, accept, seals, evidence, and several pipelines below one root at once."""
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+
+import pytest
+from conftest import RUNNER
+
+posix_only = pytest.mark.skipif(sys.platform == "win32", reason="POSIX calls")
+
+
+def one_stage(project, body="open(out + '/o.txt', 'w').write('made')\n", **top):
+    project.write("in.txt", "x\n")
+    project.spec({"processor": project.processor("work", body), "inputs": ["in.txt"]}, **top)
+    return project
+
+
+def ledger(project):
+    return [json.loads(line) for line in project.path("state/ledger.jsonl").read_bytes().decode("utf-8").splitlines()]
+
+
+def new_key(project, tmp_path, *flags):
+    path = tmp_path / "seal key"
+    done = project.ok("new-key", str(path), *flags)
+    assert re.search(r"seal key: key [0-9a-f]{16} \((hmac|forward)\)", done.out), done
+    return str(path)
+
+
+# --- verify ----------------------------------------------------------------------------------------------------------
+
+def test_verify_says_so_when_all_is_well_and_names_what_is_not(project):
+    one_stage(project).ok("--run-id", "a")
+    head = re.search(r"\[LEDGER\] head (.+)", project.ok("--run-id", "b").out).group(1)
+    done = project.ok("verify", "--outputs", "--anchor", head)
+    assert done.out == "verify: 3 entries, 2 runs, head %s: ok\n" % head and done.err == "", done
+    project.write("data/s1/o.txt", "other")
+    project.ok("verify")
+    done = project.run("verify", "--outputs")
+    assert done.code == 5 and done.out.startswith("[OUTPUT-CHANGED] data/s1/o.txt: "), done
+    project.write("state/run_a.json", project.read("state/run_a.json").replace('"attempts": 1', '"attempts": 2'))
+    done = project.run("verify")
+    assert done.code == 5 and done.out.startswith("[EDITED] state/run_a.json: "), done
+
+
+def test_verify_needs_no_pipeline_file_and_writes_nothing(project, tmp_path):
+    one_stage(project).ok("--run-id", "a")
+    project.path("pipeline.json").unlink()
+    before = project.snapshot()
+    argv = [sys.executable, str(RUNNER), "verify", "--root", str(project.root), "--outputs"]
+    done = subprocess.run(argv, cwd=str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+    assert done.returncode == 0 and b": ok" in done.stdout, done
+    assert project.snapshot() == before
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (("verify", "--anchor", "12"), "--anchor"), (("verify", "--anchor", "1: xyz"), "--anchor"), (("verify", "--key", "no such file"), "no such file"),
+    (("verify", "unknown-run"), "unknown-run"), (("--anchor", "1: " + "0" * 32), "--anchor goes with verify"), (("verify", "--forward"), "--forward goes with new-key"),
+    (("accept",), "accept needs the name of one stage"), (("accept", "s1"), "accept needs --reason TEXT"), (("accept", "s1", "--reason", " "), "accept needs --reason TEXT"),
+    (("accept", "s2", "--reason", "x"), "no stage is named"), (("export",), "export needs the id of one run"), (("export", "a", "--format", "spdx"), "--format \"spdx\": must be in-toto"),
+    (("export", "none"), "none"), (("evidence", "none"), "none"), (("evidence", "../a"), "../a"), (("new-key",), "new-key needs"), (("--key", "no such file"), "no such file"),
+    (("verify", "--outputs=x"), "unknown option --outputs")], ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
+def test_bad_usage_is_one_clear_line(project, arguments, message):
+    one_stage(project).ok("--run-id", "a")
+    before = project.snapshot()
+    done = project.run(*arguments)
+    assert done.code in (2, 5) and message in done.err + done.out and len((done.err + done.out).splitlines()) <= 2, done
+    assert project.snapshot() == before
+
+
+# --- accept ----------------------------------------------------------------------------------------------------------
+
+def test_accept_takes_a_finished_stage_as_it_is_and_hides_nothing(project):
+    one_stage(project).ok("--run-id", "a")
+    old = project.json("state/stage_s1.json")
+    project.write("bin/work.py", project.read("bin/work.py") + "# a comment\n")
+    assert "RUN     s1 (processor bin/work.py changed)" in project.ok("plan").out
+    before = project.path("data/s1/o.txt").stat().st_mtime_ns
+    done = project.ok("accept", "s1", "--reason", "a comment, größer")
+    assert done.out.startswith("[ACCEPT] s1: processor bin/work.py changed (a comment, größer)\n[LEDGER] head 3: "), done
+    assert project.path("data/s1/o.txt").stat().st_mtime_ns == before
+    assert "SKIP    s1" in project.ok("plan").out and "[SKIP] s1" in project.ok("--run-id", "b").out
+    entry = ledger(project)[2]
+    new = project.json("state/stage_s1.json")
+    assert (entry["event"], entry["stage"], entry["oldKey"], entry["newKey"], entry["reason"]) == ("accept", "s1", old["idempotencyKey"], new["idempotencyKey"], "a comment, größer")
+    assert entry["changes"] == ["processor bin/work.py changed"] and entry["user"] and entry["host"] and entry["pipeline"] == "test"
+    assert new["idempotencyKey"] != old["idempotencyKey"] and new["outputs"] == old["outputs"] and new["lastRunId"] == "a"
+    assert ": ok" in project.ok("verify", "--outputs").out
+    assert project.json("state/run_b.json")["stages"][0]["madeBy"] == {"runId": "a", "invocation": 1}
+    project.write("in.txt", "changed\n")           # accepted is what was, not what comes
+    assert "[DONE] s1" in project.ok("--run-id", "c").out
+    assert ": ok" in project.ok("verify", "--outputs").out
+
+
+@pytest.mark.parametrize("case, message", [
+    ("never run", "it has not been finished: no record of a run"), ("failed", "it has not been finished: its last run failed"), ("unchanged", "its key is unchanged"),
+    ("output changed", "output o.txt changed; run it"), ("no marker", "its marker is missing"), ("no input", "input in.txt")])
+def test_accept_refuses_what_is_more_than_a_key(project, case, message):
+    one_stage(project, "open(out + '/o.txt', 'w').write('made')\nsys.exit(int(os.environ.get('BAD', '0')))\n")
+    if case != "never run":
+        project.run("--run-id", "a", env={"BAD": "1" if case == "failed" else "0"})
+    if case == "output changed":
+        project.write("data/s1/o.txt", "other")
+    if case == "no marker":
+        project.path("data/s1/.s1.done").unlink()
+    if case == "no input":
+        project.path("in.txt").unlink()
+    if case != "unchanged":
+        project.write("bin/work.py", project.read("bin/work.py") + "# a comment\n")
+    before = {name: data for name, data in project.snapshot().items() if name.startswith(("state", "data"))}
+    done = project.run("accept", "s1", "--reason", "x")
+    assert done.code == 2 and message in done.err and len(done.err.splitlines()) == 1, done
+    assert {name: data for name, data in project.snapshot().items() if name.startswith(("state", "data"))} == before
+
+
+@posix_only
+def test_accept_waits_for_the_owner_of_the_stage(project):
+    one_stage(project, "open(out + '/o.txt', 'w').write('made')\nopen('started', 'w')\nwhile not os.path.exists('go'):\n    time.sleep(0.01)\n", defaults={"lock": {"waitSeconds": 0}})
+    process = project.start("--run-id", "a")
+    while not project.exists("started"):
+        assert process.poll() is None
+        time.sleep(0.01)
+    done = project.run("accept", "s1", "--reason", "x")
+    assert done.code == 4 and "stage s1 is held by pid %d" % process.pid in done.err, done
+    project.write("go", "")
+    process.communicate(timeout=60)
+
+
+# --- seals -----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("flags", [(), ("--forward",)], ids=["hmac", "forward"])
+def test_a_sealed_history_is_verified_with_its_first_key(project, tmp_path, flags):
+    key = new_key(project, tmp_path, *flags)
+    first = tmp_path / "first.key"
+    first.write_bytes(open(key, "rb").read())
+    first.chmod(0o600)
+    one_stage(project, seal={"keyFile": key})
+    for run_id in "abc":
+        project.ok("--run-id", run_id)
+    assert [one["seal"]["mode"] for one in ledger(project)] == ["forward" if flags else "hmac"] * 4
+    assert ": ok" in project.ok("verify", "--key", str(first)).out
+    project.path("state/ledger.jsonl").write_bytes(b"".join(project.path("state/ledger.jsonl").read_bytes().splitlines(True)[:3]))
+    project.path("state/run_c.json").unlink()
+    done = project.run("verify", "--key", str(first))
+    assert done.code == 5 and "[TRUNCATED]" in done.out, done
+
+
+def test_a_sealed_ledger_takes_no_unsealed_run(project, tmp_path):
+    key = new_key(project, tmp_path)
+    one_stage(project).ok("--run-id", "a", "--key", key)
+    before = project.path("state/ledger.jsonl").read_bytes()
+    done = project.run("--run-id", "b")
+    assert done.code == 5 and "is sealed with key" in done.err and "--key FILE" in done.err and len(done.err.splitlines()) == 1, done
+    assert project.path("state/ledger.jsonl").read_bytes() == before and not project.exists("state/run_b.json")
+    project.ok("--run-id", "b", "--key", key)
+    assert project.run("accept", "s1", "--reason", "x").code == 5
+
+
+@posix_only
+def test_an_open_key_file_is_refused_before_anything_is_written(project, tmp_path):
+    key = new_key(project, tmp_path)
+    os.chmod(key, 0o644)
+    one_stage(project, seal={"keyFile": key})
+    before = project.snapshot()
+    done = project.run()
+    assert done.code == 2 and "chmod 600 it" in done.err and project.snapshot() == before, done
+
+
+# --- several pipelines at once, kills --------------------------------------------------------------------------------
+
+def test_concurrent_runs_of_several_pipelines_append_without_loss(project):
+    project.write("in.txt", "x\n")
+    for number in range(3):
+        project.spec({"name": "s%d" % number, "outputDir": "data/p%d" % number, "processor": "bin/stage_copy.py", "inputs": ["in.txt"]}, name="p%d" % number)
+        project.path("pipeline.json").rename(project.path("p%d.json" % number))
+    processes = []
+    for turn in range(5):
+        for number in range(3):
+            argv = [sys.executable, str(RUNNER), "--pipeline", str(project.path("p%d.json" % number)), "--run-id", "r%d-%d" % (turn, number), "--force", "s%d" % number]
+            processes.append(subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+    for process in processes:
+        out = process.communicate(timeout=120)[0]
+        assert process.returncode in (0, 4), out.decode()      # 4: the stage was held longer than the run waits
+    found = ledger(project)
+    assert [one["seq"] for one in found] == list(range(1, len(found) + 1))
+    ended = {one["runId"] for one in found if one["event"] == "end"}
+    assert ended == {"r%d-%d" % (turn, number) for turn in range(5) for number in range(3)} and found[-1]["open"] == {}
+    assert ": ok" in project.ok("verify").out
+
+
+@posix_only
+def test_a_killed_run_is_in_the_ledger_with_what_it_finished(project):
+    project.write("in.txt", "x\n")
+    project.spec({"name": "first", "processor": "bin/stage_copy.py", "inputs": ["in.txt"]},
+                 {"name": "second", "processor": project.processor("p", "open('started', 'w').write(str(os.getppid()))\ntime.sleep(60)\n")})
+    process = project.start("--run-id", "dead")
+    while not project.exists("started"):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    done = project.ok("verify")
+    assert "note: " in done.out and "dead" in done.out, done
+    project.spec({"name": "first", "processor": "bin/stage_copy.py", "inputs": ["in.txt"]})
+    project.ok("--run-id", "next")
+    assert [(one["event"], one["runId"], one.get("state"), one.get("closedBy")) for one in ledger(project)] == [
+        ("begin", "dead", None, None), ("end", "dead", "interrupted", "next"), ("end", "next", "completed", None)]
+    record = project.json("state/run_dead.json")
+    assert record["stages"][0]["status"] == "ok" and record["stages"][0]["outputs"][0]["path"] == "in.txt"
+    assert project.json("state/run_next.json")["stages"][0]["madeBy"] == {"runId": "dead", "invocation": 1}
+    assert ": ok" in project.ok("verify", "--outputs").out
+
+
+def test_a_torn_last_line_is_healed_and_said(project):
+    one_stage(project).ok("--run-id", "a")
+    with open(str(project.path("state/ledger.jsonl")), "ab") as file:
+        file.write(b'{"at":"20')
+    assert "note: " in project.ok("verify").out
+    done = project.ok("--run-id", "b")
+    assert "[LEDGER] state/ledger.jsonl: a torn last line of 9 bytes, left by a crash, is cut off" in done.out, done
+    assert ledger(project)[-1]["torn"] == 9 and ": ok" in project.ok("verify").out
+
+
+# --- evidence over the air gap ---------------------------------------------------------------------------------------
+
+def test_evidence_is_verified_elsewhere_by_python_alone(project, tmp_path):
+    one_stage(project).ok("--run-id", "a")
+    project.ok("--run-id", "b")
+    zipped = str(tmp_path / "evidence.zip")
+    project.ok("evidence", "a", "-o", zipped)
+    there = tmp_path / "anderswo ü"
+    with zipfile.ZipFile(zipped) as archive:
+        archive.extractall(str(there))
+    done = subprocess.run([sys.executable, "-I", "verify.py"], cwd=str(there), env={}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+    assert done.returncode == 0 and b"verify: evidence of run a: ok" in done.stdout, done
+    record = there / "records" / "run_a.json"
+    record.write_bytes(record.read_bytes().replace(b'"attempts": 1', b'"attempts": 2'))
+    done = subprocess.run([sys.executable, "-I", "verify.py"], cwd=str(there), env={}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+    assert done.returncode == 5 and b"[EDITED] records/run_a.json" in done.stdout, done
+
+
+def test_provenance_is_exported(project, tmp_path):
+    one_stage(project).ok("--run-id", "a")
+    statement = json.loads(project.ok("export", "a").out)
+    assert statement["_type"] == "https://in-toto.io/Statement/v1" and statement["predicateType"] == "https://slsa.dev/provenance/v1"
+    assert [one["name"] for one in statement["subject"]] == ["data/s1/o.txt"]
+    project.ok("export", "a", "--format", "in-toto", "--output", str(tmp_path / "a.json"))
+    assert json.loads((tmp_path / "a.json").read_bytes()) == statement
