@@ -25,7 +25,7 @@ if _HERE not in sys.path:
     sys.path.insert(0, _HERE)       # a copy carried elsewhere is run with -I, too
 
 from ledger_format import (  # noqa: E402
-    ENTRY_SCHEMA, end_mac, entry_hash, entry_line, head_text, key_id, next_key, parse_head, parse_key, run_hash, seal_mac,
+    ENTRY_SCHEMA, MODES, end_mac, entry_hash, entry_line, head_text, key_id, next_key, parse_head, parse_key, run_hash, seal_mac,
     stage_key)
 from model import EXIT_OK, EXIT_STATE, EXIT_USAGE, UsageError, sha256  # noqa: E402
 
@@ -44,6 +44,7 @@ KEY_STEPS = 1 << 20             # as far as a forward key is evolved between two
 TRIES = 3                       # a run may be writing while we read
 SHOWN_DIGITS = 12
 SHOWN_NAMES = 8
+SHOWN_CHARACTERS = 80
 HEX = frozenset("0123456789abcdef")
 
 USAGE = """\
@@ -75,7 +76,8 @@ class Report(namedtuple("Report", "findings notes entries runs head")):
     __slots__ = ()
 
 
-class Entry(namedtuple("Entry", "line seq event run_id invocation pipeline prev_hash hash last_run_hash open run_hash state closed_by seal accept sound")):
+class Entry(namedtuple("Entry", (
+        "line seq event run_id invocation pipeline prev_hash hash last_run_hash open run_hash state closed_by seal accept sound"))):
     """A line of the ledger; hash as stated. sound: it is the digest of the rest. accept: {stage, old, new} or None."""
 
     __slots__ = ()
@@ -197,7 +199,8 @@ class Folder:
     def path(self, relative: str) -> str:
         """Return the real path of a file that a record names. Raises: Unreadable if it is not below the root."""
         parts = relative.split("/")
-        if relative.startswith("/") or ".." in parts or "\0" in relative or not parts[-1] or os.sep == "\\" and set(relative) & set("\\:"):
+        is_windows_path = os.sep == "\\" and set(relative) & set("\\:")
+        if relative.startswith("/") or ".." in parts or "\0" in relative or not parts[-1] or is_windows_path:
             raise Unreadable("is no path below the root; it was not opened")
         try:
             above = relative[:-len(parts[-1]) - 1]
@@ -239,8 +242,10 @@ def parse_object(data: bytes, parser: json.JSONDecoder) -> Json:
         raise Unreadable("is not UTF-8") from None
     except json.JSONDecodeError as error:
         raise Unreadable("is not JSON: %s in line %d" % (error.msg, error.lineno)) from None
-    except (ValueError, RecursionError) as error:
-        raise Unreadable("is no record: %s" % ("nested too deeply" if isinstance(error, RecursionError) else str(error).split("\n")[0][:80])) from None
+    except RecursionError:
+        raise Unreadable("is no record: nested too deeply") from None
+    except ValueError as error:
+        raise Unreadable("is no record: %s" % str(error)[:SHOWN_CHARACTERS]) from None
     if not isinstance(value, dict):
         raise Unreadable("is not a JSON object")
     return value
@@ -260,7 +265,8 @@ def _is_text(value: Any) -> bool:
 
 def _is_files(value: Any) -> bool:
     return isinstance(value, list) and all(
-        isinstance(one, dict) and _is_text(one.get("path")) and is_integer(one.get("bytes")) and is_digest(one.get("sha256")) for one in value)
+        isinstance(one, dict) and _is_text(one.get("path")) and is_integer(one.get("bytes")) and is_digest(one.get("sha256"))
+        for one in value)
 
 
 def _optional(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -280,28 +286,45 @@ def shape_problem(value: Json, shape: Sequence[Tuple[str, Callable[[Any], bool]]
 
 
 def _is_seal(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("mode") in ("hmac", "forward") and all(_is_text(value.get(name)) for name in ("keyId", "mac")) and is_integer(value.get("index"))
+    return isinstance(value, dict) and value.get("mode") in MODES and not shape_problem(value, SEAL_SHAPE)
 
 
 def _is_open(value: Any) -> bool:
     return isinstance(value, dict) and all(is_integer(number) for number in value.values())
 
 
-ENTRY_SHAPE = (("schema", is_integer), ("seq", is_integer), ("prevHash", _nullable(is_digest)), ("event", _is_text), ("at", _is_text), ("runId", _is_text),
-               ("invocation", is_integer), ("pipeline", _is_text), ("lastRunHash", _nullable(is_digest)), ("open", _is_open), ("hash", is_digest),
-               ("seal", _optional(_is_seal)))
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list)
+
+
+def _is_maker(value: Any) -> bool:
+    return isinstance(value, dict) and not shape_problem(value, MADE_BY_SHAPE)
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_status(value: Any) -> bool:
+    return value in ("running", "ok", "failed", "interrupted")
+
+
+SEAL_SHAPE = (("keyId", _is_text), ("mac", _is_text), ("index", is_integer))
+ENTRY_SHAPE = (("schema", is_integer), ("seq", is_integer), ("prevHash", _nullable(is_digest)), ("event", _is_text), ("at", _is_text),
+               ("runId", _is_text), ("invocation", is_integer), ("pipeline", _is_text), ("lastRunHash", _nullable(is_digest)),
+               ("open", _is_open), ("hash", is_digest), ("seal", _optional(_is_seal)))
 EVENT_SHAPES = {"end": (("state", _is_text), ("runHash", _nullable(is_digest)), ("closedBy", _optional(_is_text))),
                 "accept": (("stage", _is_text), ("oldKey", _is_text), ("newKey", _is_text))}
 END_SHAPE = (("schema", is_integer), ("seq", is_integer), ("hash", is_digest), ("keyId", _is_text), ("mode", _is_text), ("mac", _is_text))
-RUN_SHAPE = (("schema", is_integer), ("runId", _is_text), ("invocation", is_integer), ("stages", lambda value: isinstance(value, list)),
-             ("state", _is_text), ("prevRunHash", _nullable(is_digest)))
+RUN_SHAPE = (("schema", is_integer), ("runId", _is_text), ("invocation", is_integer), ("stages", _is_list), ("state", _is_text),
+             ("prevRunHash", _nullable(is_digest)))
 MADE_BY_SHAPE = (("runId", _is_text), ("invocation", is_integer))
-STAGE_RESULT_SHAPE = (("stage", _is_text), ("status", _is_text), ("key", _optional(_is_text)), ("keyParts", _optional(lambda value: isinstance(value, dict))),
-                      ("outputs", _optional(_is_files)), ("logs", _optional(_is_files)),
-                      ("madeBy", _optional(lambda value: isinstance(value, dict) and not shape_problem(value, MADE_BY_SHAPE))))
+STAGE_RESULT_SHAPE = (("stage", _is_text), ("status", _is_text), ("key", _optional(_is_text)), ("keyParts", _optional(_is_object)),
+                      ("outputs", _optional(_is_files)), ("logs", _optional(_is_files)), ("madeBy", _optional(_is_maker)))
 METRICS_SHAPE = (("bytes", is_integer), ("sha256", is_digest))
-STAGE_SHAPE = (("schema", is_integer), ("stage", _is_text), ("pipeline", _is_text), ("lastStatus", STATUSES.__contains__), ("idempotencyKey", _is_text),
-               ("keyParts", lambda value: isinstance(value, dict)), ("outputs", _is_files), ("lastRunId", _is_text), ("lastInvocation", is_integer))
+STAGE_SHAPE = (("schema", is_integer), ("stage", _is_text), ("pipeline", _is_text), ("lastStatus", _is_status),
+               ("idempotencyKey", _is_text), ("keyParts", _is_object), ("outputs", _is_files), ("lastRunId", _is_text),
+               ("lastInvocation", is_integer))
 
 
 def run_record_problem(record: Json) -> str:
@@ -347,7 +370,8 @@ def read_entry(number: int, line: Optional[bytes], parser: json.JSONDecoder) -> 
         raise Unreadable("is an empty line")
     entry = parse_object(line, parser)
     if is_integer(entry.get("schema")) and entry["schema"] > ENTRY_SCHEMA:
-        raise Unreadable("was written by a newer runner (schema %d, this verifier knows %d); use that one's" % (entry["schema"], ENTRY_SCHEMA))
+        raise Unreadable("was written by a newer runner (schema %d, this verifier knows %d); use that one's" % (
+            entry["schema"], ENTRY_SCHEMA))
     name = shape_problem(entry, ENTRY_SHAPE) or shape_problem(entry, EVENT_SHAPES.get(entry["event"], ()))
     if name:
         raise Unreadable("is no entry: its %s is not of the form that runs write" % name)
@@ -358,8 +382,9 @@ def read_entry(number: int, line: Optional[bytes], parser: json.JSONDecoder) -> 
     if sound and not is_canonical:
         raise Unreadable("is not in the form in which entries are written (blanks, order of names)")
     accept = (entry["stage"], entry["oldKey"], entry["newKey"]) if entry["event"] == "accept" else None
-    return Entry(number, entry["seq"], entry["event"], entry["runId"], entry["invocation"], entry["pipeline"], entry["prevHash"], entry["hash"],
-                 entry["lastRunHash"], entry["open"], entry.get("runHash"), entry.get("state", ""), entry.get("closedBy"), entry.get("seal"), accept, sound)
+    return Entry(number, entry["seq"], entry["event"], entry["runId"], entry["invocation"], entry["pipeline"], entry["prevHash"],
+                 entry["hash"], entry["lastRunHash"], entry["open"], entry.get("runHash"), entry.get("state", ""), entry.get("closedBy"),
+                 entry.get("seal"), accept, sound)
 
 
 class Chain:
@@ -435,8 +460,9 @@ class Chain:
         moved = [place for place, entry in enumerate(entries) if place not in stays and numbers[entry.seq] == 1]
         for first, last in neighbours(moved, lambda place: entries[place].seq):
             low, high = entries[first], entries[last]
-            self._blame("REORDERED", low, "%s out of order%s" % (
-                numbers_text(low.seq, high.seq) + (" stands" if first == last else " stand"), "; behind entry %d" % entries[first - 1].seq if first else ", first of all"))
+            self._blame("REORDERED", low, "%s %s out of order%s" % (
+                numbers_text(low.seq, high.seq), "stands" if low is high else "stand",
+                "; behind entry %d" % entries[first - 1].seq if first else ", first of all"))
 
     def _without_rivals(self, entries: List[Entry]) -> List[Entry]:
         """Of entries of one number keep that which is in the chain, and report the others."""
@@ -468,7 +494,7 @@ class Chain:
                     self._blame("DELETED", entry, "entry 1 follows an entry that is not there")
             elif entry.prev_hash != previous.hash:
                 if not {previous.seq, entry.seq} & self.blamed:
-                    self._blame("EDITED", previous, "entry %d was changed and its hash made anew: entry %d follows one of another hash (%s)" % (
+                    self._blame("EDITED", previous, "entry %d was changed and its hash made anew: entry %d follows one of hash %s..." % (
                         previous.seq, entry.seq, str(entry.prev_hash)[:SHOWN_DIGITS]))
             elif entry.sound and previous.sound:
                 self._check_carried(previous, entry)
@@ -481,9 +507,11 @@ class Chain:
         first = previous.seq + 1 if previous is not None else 1
         above = previous.line if previous is not None else 0
         damaged = sum(1 for line in self.malformed if above < line < entry.line)
-        if entry.seq - first > damaged or entry.seq < first:
-            self._blame("DELETED", entry, "%s missing before this line" % (
-                numbers_text(first, entry.seq - 1) + (" is" if first == entry.seq - 1 else " are") if entry.seq > first else "what was"))
+        if entry.seq < first:
+            self._blame("MALFORMED", entry, "entries have the numbers from 1 on, not %d" % entry.seq)
+        elif entry.seq - first > damaged:
+            self._blame("DELETED", entry, "%s %s missing before this line" % (
+                numbers_text(first, entry.seq - 1), "is" if first == entry.seq - 1 else "are"))
 
     def _check_carried(self, previous: Optional[Entry], entry: Entry) -> None:
         """What an entry carries on must follow from the one before: a history made up is rarely made up well."""
@@ -582,8 +610,8 @@ class Seals:
         bare = [place for place in range(start, len(self.chain.entries)) if self.chain.entries[place].seal is None]
         for first, last in neighbours(bare, lambda place: self.chain.entries[place].seq):
             low, high = self.chain.entries[first], self.chain.entries[last]
-            self._find("UNSEALED", "%s:%d" % (LEDGER, low.line), "%s not sealed, though entry %d was and all that follow are" % (
-                numbers_text(low.seq, high.seq) + (" is" if low is high else " are"), self.sealed[0].seq))
+            self._find("UNSEALED", "%s:%d" % (LEDGER, low.line), "%s %s not sealed, though entry %d is and all that follow must be" % (
+                numbers_text(low.seq, high.seq), "is" if low is high else "are", self.sealed[0].seq))
 
     def _is_its_key(self) -> bool:
         assert self.ring is not None
@@ -595,45 +623,55 @@ class Seals:
         return False
 
     def _check_macs(self) -> None:
-        first = self.sealed[0].seal
-        bad, before, index, early = [], None, -1, 0
+        bad, before, index, early = [], 0, -1, 0
         for place, entry in enumerate(self.chain.entries):
             if entry.seal is None:
                 continue
-            gap = entry.seq - before - 1 if before is not None else 0
-            wanted = 0 if first["mode"] == "hmac" else index + 1
-            is_right = (entry.seal["keyId"], entry.seal["mode"]) == (first["keyId"], first["mode"]) and wanted <= entry.seal["index"] <= wanted + gap
+            # As many keys may have been used up as entries are missing; that these are missing was said.
+            is_right = self._is_in_turn(entry.seal, index, entry.seq - before - 1 if before else 0)
             if is_right and self.ring is not None:
                 is_early = entry.seal["index"] < self.ring.first
                 early += is_early
-                key = None if is_early else self.ring.at(entry.seal["index"])
-                is_right = is_early or key is not None and seal_mac(key, entry.hash) == entry.seal["mac"]
+                is_right = is_early or self._is_sealed(entry)
                 if self.end is not None and entry.seq == self.end["seq"]:
                     self.end_key = self.ring.after(entry.seal["index"])
             if not is_right and entry.seq not in self.chain.blamed:
                 bad.append(place)
             before, index = entry.seq, entry.seal["index"]
-        if early:
-            self.notes.append("%s not checked by their seals: the key given is number %d, which only tells of later ones; the first key tells of all" % (
-                count_text(early, "entry"), self.ring.first if self.ring is not None else 0))
+        if early and self.ring is not None:
+            self.notes.append("%s not checked by their seals: the key given is number %d, which only tells of later ones; "
+                              "the first key tells of all" % (count_text(early, "entry"), self.ring.first))
         for low, high in neighbours(bad, lambda place: self.chain.entries[place].seq):
             self._report_bad(self.chain.entries[low], self.chain.entries[high])
 
+    def _is_in_turn(self, seal: Json, index: int, missing: int) -> bool:
+        first = self.sealed[0].seal
+        if (seal["keyId"], seal["mode"]) != (first["keyId"], first["mode"]):
+            return False
+        return bool(seal["index"] == 0 if first["mode"] == "hmac" else index < seal["index"] <= index + 1 + missing)
+
+    def _is_sealed(self, entry: Entry) -> bool:
+        key = self.ring.at(entry.seal["index"]) if self.ring is not None else None
+        return key is not None and seal_mac(key, entry.hash) == entry.seal["mac"]
+
     def _report_bad(self, low: Entry, high: Entry) -> None:
         self.chain.blamed.update(range(low.seq, high.seq + 1))
-        self._find("EDITED", "%s:%d" % (LEDGER, low.line), "the seal of %s does not fit: written by somebody without the key" % numbers_text(low.seq, high.seq))
+        self._find("EDITED", "%s:%d" % (LEDGER, low.line), "the seal of %s does not fit: written by somebody without the key" % (
+            numbers_text(low.seq, high.seq)))
 
     def _check_key_number(self) -> None:
         """A forward key of number n has sealed n entries: they must be there."""
-        if self.ring is not None and self.ring.mode == "forward" and self.ring.first > self.sealed[-1].seal["index"] + 1:
-            self._find("TRUNCATED", LEDGER, "%s sealed, but the key given is number %d: so many were sealed before it" % (
-                count_text(self.sealed[-1].seal["index"] + 1, "entry") + (" is" if self.sealed[-1].seal["index"] == 0 else " are"), self.ring.first))
+        count = self.sealed[-1].seal["index"] + 1
+        if self.ring is not None and self.ring.mode == "forward" and self.ring.first > count:
+            self._find("TRUNCATED", LEDGER, "it ends with seal number %d, but before the key given, number %d, so many were made" % (
+                count - 1, self.ring.first))
 
     def _check_end(self, end: Json) -> None:
         """Compare ledger.end, which the last append replaced, with the ledger: it may be behind, never ahead."""
         last, seal = self.chain.entries[-1], self.sealed[-1].seal
         if end["seq"] > last.seq:
-            self._find("TRUNCATED", LEDGER, "it ends at entry %d, state/%s says %d: the rest was cut off" % (last.seq, END, end["seq"]))
+            self._find("TRUNCATED", LEDGER, "it ends at entry %d, state/%s says %d: the rest was cut off" % (
+                last.seq, END, end["seq"]))
             return
         named = next((entry for entry in reversed(self.chain.entries) if entry.seq == end["seq"]), None)
         if named is None and not self.chain.findings:
@@ -643,10 +681,11 @@ class Seals:
         is_its = (end["keyId"], end["mode"]) == (seal["keyId"], seal["mode"])
         if named.hash != end["hash"]:
             self._find("EDITED", END, "it names another entry %d than the ledger has: one of the two was written anew" % named.seq)
-        elif not is_its or self.end_key is not None and end_mac(self.end_key, named.seq, named.hash) != end["mac"]:
+        elif not is_its or self.end_key and end_mac(self.end_key, named.seq, named.hash) != end["mac"]:
             self._find("EDITED", END, "it was not written with the key that sealed the ledger")
         elif named is not last:
-            self.notes.append("state/%s is %s behind the ledger: a kill between the two leaves that" % (END, count_text(last.seq - named.seq, "entry")))
+            self.notes.append("state/%s is %s behind the ledger: a kill between the two leaves that" % (
+                END, count_text(last.seq - named.seq, "entry")))
 
 
 def check_anchors(entries: List[Entry], anchors: Iterable[str]) -> List[Finding]:
@@ -667,7 +706,7 @@ def check_anchors(entries: List[Entry], anchors: Iterable[str]) -> List[Finding]
         elif number is None:
             findings.append(Finding("TRUNCATED", name, "no entry has the head %s: cut off or rewritten" % shown(text)))
         elif number > last:
-            findings.append(Finding("TRUNCATED", name, "it ends at %d, the anchor is number %d: cut off or rewritten" % (last, number)))
+            findings.append(Finding("TRUNCATED", name, "it ends at entry %d, the anchor is number %d: cut off or rewritten" % (last, number)))
         else:
             findings.append(Finding("EDITED", name, "history rewritten: entry %d is not the one of the anchor %s" % (number, shown(text))))
     return findings
@@ -835,7 +874,8 @@ class Verification:
         for name, run in sorted(self.placed.items()):
             newest = run[0], self.newest_call.get(run[0], 0)
             if name == "run_%s.json" % run[0] and newest != run and self.homes.get(newest, name) != name:
-                self.find("RENAMED", "state/" + name, "invocation %d stands in place of the newest, which is in state/%s" % (run[1], self.homes[newest]), run)
+                self.find("RENAMED", "state/" + name, "invocation %d stands in place of the newest, which is in state/%s" % (
+                    run[1], self.homes[newest]), run)
 
     def names_of(self, run: RunKey) -> List[str]:
         """Return the files that may hold a run's record, the likeliest first."""
@@ -874,15 +914,18 @@ class Verification:
         if PENDING not in self.names or entry is not self.chain.entries[-1] or self._stray(PENDING).digest != entry.run_hash:
             return False
         self._place(PENDING, entry)
-        self.told.update(name for name in self.names_of(entry.run) if name in self.strays and _is_running(self.strays[name], entry.run))
-        self.notes.append("state/%s is the record of %s: a kill came before it got its name, the next run gives it" % (PENDING, run_text(entry.run)))
+        names = [name for name in self.names_of(entry.run) if name in self.strays]
+        self.told.update(name for name in names if _is_running(self.strays[name], entry.run))
+        self.notes.append("state/%s is the record of %s: a kill came before it got its name, the next run gives it" % (
+            PENDING, run_text(entry.run)))
         return True
 
     def _meet_elsewhere(self, entry: Entry, by_digest: Dict[str, str]) -> bool:
         name = by_digest.get(entry.run_hash)
         if name is None or name in self.placed:
             return False
-        self.find("RENAMED", "state/" + name, "holds the record of %s, which belongs in state/%s" % (run_text(entry.run), self.names_of(entry.run)[0]), entry.run)
+        self.find("RENAMED", "state/" + name, "holds the record of %s, which belongs in state/%s" % (
+            run_text(entry.run), self.names_of(entry.run)[0]), entry.run)
         self._place(name, entry)
         return True
 
@@ -906,7 +949,8 @@ class Verification:
                 self.find("MALFORMED" if stray.problem else "EDITED", "state/" + name, _edit_text(stray, entry), entry.run)
             return
         if entry.sound:
-            self.find("DELETED", "state/" + self.names_of(entry.run)[0], "the record of %s that entry %d committed is gone%s" % (run_text(entry.run), entry.seq, copy), entry.run)
+            self.find("DELETED", "state/" + self.names_of(entry.run)[0], "the record of %s that entry %d committed is gone%s" % (
+                run_text(entry.run), entry.seq, copy), entry.run)
 
     def _copy_text(self, name: str) -> str:
         run = self.placed.get(name)
@@ -938,7 +982,8 @@ class Verification:
         elif run in self.homes and run_hash(stray.record) == self.ends[run].run_hash:
             self.find("UNLISTED", "state/" + name, "a copy of state/%s" % self.homes[run], run)
         elif name == PENDING:
-            self.notes.append("state/%s is the record of %s, which a kill kept out of the ledger; the next run removes it" % (name, run_text(run)))
+            self.notes.append("state/%s is the record of %s, which a kill kept out of the ledger; the next run removes it" % (
+                name, run_text(run)))
         else:
             self.doubtful.add(run)
             self.find("UNLISTED", "state/" + name, "no entry commits this record of %s" % run_text(run), run)
@@ -951,9 +996,10 @@ class Verification:
             self.doubtful.add(entry.run)
             self.find("MALFORMED", name, "its %s is not of the form that runs write" % problem, entry.run)
             return
-        if entry.sound and (record["runId"], record["invocation"], record["state"]) != entry.run + (entry.state,):
+        said = (record["runId"], record["invocation"])
+        if entry.sound and (said, record["state"]) != (entry.run, entry.state):
             self.find("EDITED", "state/%s:%d" % (LEDGER, entry.line), "entry %d says %s, %s; its record %s says %s, %s" % (
-                entry.seq, run_text(entry.run), entry.state, name, run_text((record["runId"], record["invocation"])), record["state"]), entry.run)
+                entry.seq, run_text(entry.run), entry.state, name, run_text(said), record["state"]), entry.run)
         if record.get("runHash") != entry.run_hash:
             self.find("EDITED", name, "its runHash is not the one that entry %d committed; the rest of it is" % entry.seq, entry.run)
         if entry.sound and self.before.get(entry.seq, record["prevRunHash"]) != record["prevRunHash"]:
@@ -999,8 +1045,9 @@ class Verification:
             return
         begin = self.begins.get(entry.run, entry.seq)
         self.last_begin[stage] = max(self.last_begin.get(stage, (0, entry.run)), (begin, entry.run))
-        if self.with_outputs and ((entry.pipeline, stage) not in self.newest or self.newest[entry.pipeline, stage][1].end < entry.seq):
-            self.newest[entry.pipeline, stage] = entry.run, made
+        place = (entry.pipeline, stage)
+        if self.with_outputs and (place not in self.newest or self.newest[place][1].end < entry.seq):
+            self.newest[place] = entry.run, made
 
     def _check_logs(self, one: Json, run: RunKey, name: str) -> None:
         for log in one.get("logs") or []:
@@ -1048,8 +1095,8 @@ class Verification:
             wrong = self._stage_problem(stage, record, run)
             if wrong is not None:
                 self.find(wrong[0], "state/stage_%s.json" % stage, wrong[1], run)
-        gone = sorted({mark[2] for mark, made in self.made.items() if made.has_parts and self.concerns(mark[:2])} - set(self.stages))
-        gone = [stage for stage in gone if "stage_%s.json" % stage not in self.names]
+        made = {mark[2] for mark, one in self.made.items() if one.has_parts and self.concerns(mark[:2])}
+        gone = sorted(stage for stage in made if "stage_%s.json" % stage not in self.names)
         if gone:
             self.notes.append("no stage record of %s: reset, or removed; the run records tell all the same" % names_text(gone))
 
@@ -1062,9 +1109,10 @@ class Verification:
         made, status = self.made.get(run + (stage,)), record["lastStatus"]
         if made is None or not made.has_parts:
             if status != "ok" or run not in self.homes:
-                return None                 # it died or failed before its record could tell more; nothing is skipped for such a record
+                return None                 # the run died or failed before its record could tell; nothing is skipped for such a record
             if made is not None:
-                self.notes.append("state/stage_%s.json says ok, the record of %s says %s: nothing vouches for its outputs" % (stage, run_text(run), made.status))
+                self.notes.append("state/stage_%s.json says ok, the record of %s says %s: nothing vouches for its outputs" % (
+                    stage, run_text(run), made.status))
                 return None
             return "EDITED", "lastRunId: %s did not make this stage" % run_text(run)
         if made.pipeline != record["pipeline"]:
@@ -1101,7 +1149,8 @@ class Verification:
             if run not in self.ends:
                 self.find("UNLISTED", name, "stage %s was skipped as made by %s, which no entry has" % (stage, run_text(run)), skipper)
             elif made is not None and made.has_parts and key not in self._keys_after(made, stage):
-                self.find("EDITED", name, "stage %s was skipped under another key than that under which %s made it" % (stage, run_text(run)), skipper)
+                self.find("EDITED", name, "stage %s was skipped under another key than that under which %s made it" % (
+                    stage, run_text(run)), skipper)
 
     # --- outputs
 
@@ -1137,7 +1186,8 @@ class Verification:
         try:
             full = self.folder.path(path)
         except Unreadable as error:
-            self.find("OUTPUT-CHANGED" if "link" in str(error) else "MALFORMED", path, "an output of stage %s, %s: it %s" % (stage, run_text(run), error), run)
+            kind = "OUTPUT-CHANGED" if "link" in str(error) else "MALFORMED"
+            self.find(kind, path, "an output of stage %s, %s: it %s" % (stage, run_text(run), error), run)
             return
         try:
             if digest_of(full) != wanted:

@@ -85,8 +85,8 @@ def record_problem(record: Any) -> str:
 def member_problem(name: str) -> str:
     """Return why a path may not become the name of a member of a zip, or "": it must stay below any folder on any system."""
     parts = name.split("/")
-    if name.startswith(("/", "\\")) or DRIVE.match(name):
-        return "is an absolute path"
+    if name.startswith(("/", "\\")) or any(DRIVE.match(part) for part in parts):
+        return "is an absolute path, or names a drive"
     if "\\" in name or any(ord(c) < 32 or ord(c) == 127 for c in name):
         return "holds a backslash or a control character"
     if not name or any(part in ("", ".", "..") for part in parts):

@@ -17,6 +17,7 @@ from conftest import ROOT, Project
 
 import evidence_verify
 import ledger_export
+import provenance
 from console import Console
 from ledger_format import end_mac, entry_hash, entry_line, head_text, run_hash, seal_mac
 from state_store import StateError, StateStore
@@ -171,6 +172,8 @@ def test_a_statement_tells_what_is_on_the_disk(original, run_id):
     wanted = {"bin/processor_kit.py": "module", "bin/stage_copy.py": "processor", "bin/stage_upper.py": "processor", "data/in/ä b.txt": "input",
               "data/s1/ä b.txt": "input", "data/watched.csv": "watched"}
     assert {name: one for name, one in used.items() if name != "spec:test"} == {name: (digest_of(original.path(name)), [role]) for name, role in wanted.items()}
+    made = [one["name"] for one in definition["resolvedDependencies"] if one["annotations"]["offlinePipelineRunner_use"].get("subject")]
+    assert made == ["data/s1/ä b.txt"]      # it was read, and it was made: said, not hidden
     assert used["spec:test"] == (digest_of(original.path("pipeline.json")), ["spec"])
     assert definition["externalParameters"] == {"pipeline": "test", "runId": run_id, "stages": {
         "s1": {"args": ["--x", "ä b"], "params": {"rate": 1.5, "words": ["größer"]}}, "s2": {"args": [], "params": {}}}}
@@ -542,7 +545,7 @@ def test_a_member_that_unpacks_to_gigabytes_is_not_read_to_its_end(zipped, tmp_p
 
 # --- attacks with care: the list of members is corrected, too
 
-def relist(folder):
+def relist(folder, with_head=True):
     """Correct evidence.json as somebody would who has read evidence_verify.py."""
     path = folder / "evidence.json"
     manifest = json.loads(path.read_bytes().decode("utf-8"))
@@ -551,7 +554,8 @@ def relist(folder):
     manifest["members"] = [{"path": name, "bytes": (folder / name).stat().st_size, "sha256": digest_of(folder / name), "source": sources.get(name, "state/" + name)}
                            for name in names if name != "evidence.json"]
     last = entries_of(folder / "ledger" / "ledger.jsonl")[-1]
-    manifest["head"], manifest["headHash"] = head_text(last), last["hash"]
+    if with_head:
+        manifest["head"], manifest["headHash"] = head_text(last), last["hash"]
     path.write_bytes(json.dumps(manifest).encode("utf-8"))
 
 
@@ -628,6 +632,12 @@ def test_what_stands_in_the_ledger_cannot_be_edited_along_with_the_list(case, un
     relist(unpacked)
     findings, _ = found_in(unpacked)
     assert expected <= findings and bool(expected) == bool(findings), findings
+
+
+def test_the_head_that_the_list_names_is_that_of_the_excerpt(unpacked):
+    drop_line(unpacked, -1)
+    relist(unpacked, with_head=False)
+    assert found_in(unpacked)[0] == {("TRUNCATED", "ledger/ledger.jsonl")}
 
 
 def rehash(folder, key=None):
@@ -958,6 +968,7 @@ HOSTILE = {
     "a log above": set_log("state/logs/../../../secret.txt"),
     "a log elsewhere": set_log("state/env.key"),
     "an absolute log": set_log("/etc/hostname"),
+    "a log outside of its folder": set_log("data/secret.txt"),
     "a log on a drive": set_log("C:\\secret.txt"),
     "a log with a backslash": set_log("state/logs/a\\..\\x"),
     "a log with NUL": set_log("state/logs/a\0b"),
@@ -988,6 +999,7 @@ HOSTILE = {
 def test_a_hostile_record_gets_no_path_into_the_zip_and_no_traceback(case, history):
     secret = history.root.parent / "secret.txt"
     secret.write_bytes(b"secret")
+    history.write("data/secret.txt", "secret")
 
     def change(record):
         if record["stages"][0].get("logs"):
@@ -1006,6 +1018,13 @@ def test_a_hostile_record_gets_no_path_into_the_zip_and_no_traceback(case, histo
             assert all(not name.startswith("/") and not {"..", "."} & set(name.split("/")) and "\\" not in name and ":" not in name for name in archive.namelist())
             assert not any(archive.read(name) == b"secret" for name in archive.namelist())
         evidence_verify.verify(str(target))
+
+
+@pytest.mark.parametrize("name, is_good", [
+    ("bin/ä b.py", True), ("a", True), ("..a/b..", True), ("a/.hidden", True), ("", False), ("/a", False), ("a//b", False), ("a/", False), (".", False),
+    ("a/../b", False), ("..", False), ("a/./b", False), ("a\\b", False), ("\\a", False), ("C:a", False), ("a/C:b", False), ("a\0", False), ("a\nb", False)])
+def test_which_paths_may_become_names_of_members(name, is_good):
+    assert (provenance.member_problem(name) == "") == is_good
 
 
 HOSTILE_LISTS = {

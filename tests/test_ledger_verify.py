@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -368,17 +369,17 @@ ATTACKS = {
 }
 
 
-@pytest.mark.parametrize("with_anchor", (False, True), ids=("", "anchor"))
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
-def test_attack(copied, attack, mode, with_anchor):
+def test_attack(copied, attack, mode):
     past = copied(mode)
     attack(past, past.key)
     row = ATTACKS[attack]
     wanted = row[MODES.index(mode)]
     wanted = (row[0] if wanted == SAME else wanted) or []
-    report = check(past.root, anchors=[past.head] if with_anchor else [], key=past.first_key or None, outputs=True)
-    assert found(report) == sorted(wanted + (row[3] if with_anchor else [])), report
+    key = past.first_key or None
+    assert found(check(past.root, key=key, outputs=True)) == sorted(wanted), check(past.root, key=key, outputs=True)
+    assert found(check(past.root, anchors=[past.head], key=key, outputs=True)) == sorted(wanted + row[3])
 
 
 def test_the_current_forward_key_shows_a_cut_that_an_old_end_hides(copied):
@@ -457,27 +458,34 @@ LINES = {
 }
 
 
-@pytest.mark.parametrize("name", LINES)
-def test_lines(copied, name):
-    past = copied("plain")
-    change, wanted = LINES[name]
-    keep_lines(past, change)
-    kinds = ("REORDERED", "DELETED", "EDITED", "MALFORMED", "UNLISTED")
-    assert [(one.kind, one.file, one.detail) for one in check(past.root).findings if one.kind in kinds and one.file.startswith(LEDGER)] == [
-        (kind, "%s:%d" % (LEDGER, line), detail) for kind, line, detail in wanted]
-
-
 # A line that held the acceptance is gone: then nothing explains the key of s2. All other faults leave the records explained.
 ACCEPTANCE_LOST = ("an acceptance gone", "nonsense in place of an entry", "a name twice", "a fraction", "not a number", "a list", "not UTF-8", "a lone surrogate",
                    "very deep", "zero bytes", "a word for a number", "true for a number", "of a newer runner", "two faults")
 
 
-@pytest.mark.parametrize("name", [name for name in LINES if name != "what is open made up"])
-def test_a_fault_in_the_ledger_is_not_told_again_of_the_records(copied, name):
+@pytest.mark.parametrize("name", LINES)
+def test_lines(copied, name):
+    """Each fault is told once: not again of what follows in the chain, nor of the records."""
     past = copied("plain")
-    keep_lines(past, LINES[name][0])
-    others = [one for one in found(check(past.root, outputs=True)) if not one[1].startswith(LEDGER)]
+    change, wanted = LINES[name]
+    keep_lines(past, change)
+    findings = check(past.root, outputs=True).findings
+    assert [(one.kind, one.file, one.detail) for one in findings if one.file.startswith(LEDGER)] == [
+        (kind, "%s:%d" % (LEDGER, line), detail) for kind, line, detail in wanted]
+    others = [(one.kind, one.file) for one in findings if not one.file.startswith(LEDGER)]
     assert others == ([("EDITED", "state/stage_s2.json")] if name in ACCEPTANCE_LOST else [])
+
+
+def test_no_byte_of_the_ledger_can_be_changed_unseen(copied):
+    """Anywhere, to anything; but that a lost last byte is what a crash leaves, too."""
+    past = copied("plain")
+    path = past.root / "state/ledger.jsonl"
+    data = path.read_bytes()
+    chosen = random.Random(3)
+    for place in chosen.sample(range(len(data) - 1), 200):
+        other = chosen.choice([byte for byte in b'0afz{}", :\n\x00\xff' if byte != data[place]])
+        path.write_bytes(data[:place] + bytes([other]) + data[place + 1:])
+        assert any(one.file.startswith(LEDGER) for one in check(past.root).findings), (place, data[place - 20:place + 20], other)
 
 
 def test_a_long_line_is_refused_in_bounded_memory(copied):
@@ -541,6 +549,12 @@ def test_a_record_that_says_running_though_the_run_ended(copied):
     del record["runHash"]
     store(past.root, "run_c.json", record)
     assert list(map(str, check(past.root).findings)) == ["[EDITED] state/run_c.json: it says running, but entry 9 ended run c"]
+
+
+def test_the_run_hash_alone_changed(copied):
+    past = copied("plain")
+    store(past.root, "run_c.json", dict(record_of(past.root, "run_c.json"), runHash="0" * 64))
+    assert list(map(str, check(past.root).findings)) == ["[EDITED] state/run_c.json: its runHash is not the one that entry 9 committed; the rest of it is"]
 
 
 def test_how_a_record_was_edited_is_said(copied):
@@ -723,7 +737,7 @@ def test_while_runs_are_written_nothing_is_taken_for_tampering(copied):
     """Verified over and over while the real program appends; a half-made change must not show."""
     past = copied("plain")
     script = ("import subprocess, sys\n"
-              "for number in range(8):\n"
+              "for number in range(5):\n"
               "    subprocess.run(sys.argv[1:] + ['--force', 's1', '--run-id', 'n%d' % number], check=True, stdout=subprocess.DEVNULL)\n")
     writer = subprocess.Popen([sys.executable, "-c", script] + command("--pipeline", past.root / "one.json"))
     count = 0
@@ -734,7 +748,7 @@ def test_while_runs_are_written_nothing_is_taken_for_tampering(copied):
     finally:
         writer.kill()
         writer.wait()
-    assert writer.returncode == 0 and count > 8 and check(past.root).runs == 15
+    assert writer.returncode == 0 and count > 5 and check(past.root).runs == 12
 
 
 def test_a_change_while_reading_makes_it_read_again(copied, monkeypatch):
@@ -901,7 +915,7 @@ def test_an_unsealed_entry_after_sealed_ones(copied):
     del entry["seal"]
     entry["hash"] = entry_hash(entry)
     keep_lines(past, lambda lines: lines + [entry_line(entry)])
-    assert [str(one) for one in check(past.root).findings] == ["[UNSEALED] state/ledger.jsonl:14: entry 14 is not sealed, though entry 1 was and all that follow are"]
+    assert [str(one) for one in check(past.root).findings] == ["[UNSEALED] state/ledger.jsonl:14: entry 14 is not sealed, though entry 1 is and all that follow must be"]
 
 
 @pytest.mark.parametrize("mode", ("hmac", "forward"))
@@ -928,6 +942,12 @@ def test_seals_of_forged_numbers_cost_no_time(copied):
         return lines[:-1] + [entry_line(entry)]
     keep_lines(past, forge)
     assert ("EDITED", LEDGER + ":13") in found(check(past.root, key=past.first_key))
+
+
+def test_an_end_that_names_no_entry(copied):
+    past = copied("hmac")
+    store(past.root, "ledger.end", dict(record_of(past.root, "ledger.end"), seq=0))
+    assert [str(one) for one in check(past.root).findings] == ["[EDITED] state/ledger.end: it names entry 0, which no ledger has"]
 
 
 # --- the command
@@ -1012,7 +1032,7 @@ def test_the_verifier_alone_works_elsewhere(copied, tmp_path):
     assert verify("c")[0] == 5 and "[OUTPUT-CHANGED] data/s2/result.txt" in verify("c")[1]
 
 
-# --- ten thousand runs in seconds: by counting, which a busy machine does not change
+# --- ten thousand runs in seconds: shown by counting, which a busy machine does not change
 
 def test_each_file_is_read_once(tmp_path, monkeypatch):
     history.make(tmp_path, 30)
@@ -1046,7 +1066,7 @@ def calls(root):
 def test_the_work_grows_with_the_number_of_runs_and_no_faster(tmp_path, spoil):
     """Also where everything is wrong: a quadratic search would show as four times the calls for twice the runs."""
     counts = []
-    for runs in (100, 200):
+    for runs in (40, 80):
         root = tmp_path / str(runs)
         history.make(root, runs)
         if spoil == "records":
