@@ -20,7 +20,8 @@ def do(options: Options, console: Console) -> int:
 
 
 def _root(options: Options) -> str:
-    return os.path.abspath(options.root if options.root is not None else os.path.dirname(os.path.abspath(options.pipeline)))
+    folder: str = options.root if options.root is not None else os.path.dirname(os.path.abspath(options.pipeline))
+    return os.path.abspath(folder)
 
 
 def _verify(options: Options, console: Console) -> int:

@@ -41,7 +41,6 @@ if _HERE not in sys.path:
 
 import command_line  # noqa: E402
 import environment  # noqa: E402
-import file_digests  # noqa: E402
 import ledger_format  # noqa: E402
 import run_ledger  # noqa: E402
 import spec_checks  # noqa: E402
@@ -290,8 +289,7 @@ class Run:
         self.boot = state_store.boot_id()
         self.store = StateStore(spec.root, now=clock.time)
         self.digests = Digests(spec.root, self.boot, rehash=options.rehash)
-        self.store.lock = lambda name: stage_locks.FileLock(spec.root, name, clock)
-        self.ledger = new_ledger(spec, options, self.store)
+        self.ledger = new_ledger(spec, options, self.store, clock)
         self.results: List[StageResult] = []
         self.invocation = 1
         self.is_open = False
@@ -517,7 +515,7 @@ class Run:
         record = self._run_record(state)
         self.ledger.end(record, lambda: self._write_last(record))
         self._tell_healed()
-        self.console.line("[LEDGER] head " + ledger_format.head_text(self.ledger.last))
+        self.console.line("[LEDGER] head " + self.ledger.head_text())
         self.console.summary(self.options.run_id, state, self.results, self.clock.monotonic() - self.started)
 
     def _write_last(self, record: Json) -> None:
@@ -566,14 +564,18 @@ def dead_token(record: Optional[Json]) -> str:
     return str(record.get("token", "")) if record is not None and record["lastStatus"] == "running" else ""
 
 
-def new_ledger(spec: PipelineSpec, options: Options, store: StateStore) -> run_ledger.RunLedger:
-    """Return the ledger of the root, with the key that seals it, if one is given. Raises: KeyProblem."""
+def new_ledger(spec: PipelineSpec, options: Options, store: StateStore, clock: Clock) -> run_ledger.RunLedger:
+    """Return the ledger of the root, with the key that seals it, if one is given; *store* gets its locks. Raises: KeyProblem."""
+    def lock(name: str) -> stage_locks.FileLock:
+        return stage_locks.FileLock(spec.root, name, clock)
+
+    store.lock = lock
     key_file = options.key or spec.seal_key
     sealer = None
     if key_file:
         import seal_keys
         sealer = seal_keys.Sealer(store, key_file)
-    return run_ledger.RunLedger(store, store.lock, sealer)
+    return run_ledger.RunLedger(store, lock, sealer)
 
 
 # --- the plan: the same decisions, nothing written
@@ -671,7 +673,7 @@ def _accept(spec: PipelineSpec, options: Options, console: Console, clock: Clock
     boot, name = state_store.boot_id(), options.operands[0]
     stage, = select_stages(spec, options._replace(only=frozenset((name,))))
     store = StateStore(spec.root, now=clock.time)
-    store.lock = lambda name: stage_locks.FileLock(spec.root, name, clock)
+    ledger = new_ledger(spec, options, store, clock)
     digests = Digests(spec.root, boot, keep=False)
     check_offline(spec, digests, console)
     store.prepare()
@@ -679,7 +681,6 @@ def _accept(spec: PipelineSpec, options: Options, console: Console, clock: Clock
     lock.acquire(stage.lock_wait_s, dead_token(store.stage(name)))
     try:
         facts = observe(spec, stage, digests, store, boot)
-        ledger = new_ledger(spec, options, store)
         ledger.prepare()
         done = acceptance.accept(ledger, stage, spec, facts, options.reason, clock)
     finally:
@@ -687,7 +688,7 @@ def _accept(spec: PipelineSpec, options: Options, console: Console, clock: Clock
     console.line(done)
     for note in ledger.notes:
         console.line("[LEDGER] " + note)
-    console.line("[LEDGER] head " + ledger_format.head_text(ledger.last))
+    console.line("[LEDGER] head " + ledger.head_text())
     return EXIT_OK
 
 

@@ -17,7 +17,7 @@ import json
 import os
 
 import state_store
-from ledger_format import ENTRY_SCHEMA, canonical_json, entry_hash, entry_line, run_hash
+from ledger_format import ENTRY_SCHEMA, canonical_json, entry_hash, entry_line, head_text, run_hash
 from state_store import StateError, is_integer, record_json, remove_quietly, utc_text
 
 TYPE_CHECKING = False
@@ -111,6 +111,10 @@ class RunLedger:
         """Enter that a person has accepted another key for a stage; *facts* are the entry's own fields."""
         with Held(self) as held:
             held.append("accept", "accept", 0, pipeline, **facts)
+
+    def head_text(self) -> str:
+        """Return the head that this object has appended, for people."""
+        return head_text(self.last) if self.last is not None else ""
 
     def torn_note(self, torn: int) -> None:
         note = "state/%s: a torn last line of %d bytes, left by a crash, is cut off" % (NAME, torn)

@@ -18,7 +18,7 @@ from program_scan import local_modules
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterable, Optional, Sequence
+    from typing import Any, Dict, Iterable, List, Optional, Sequence
 
     from model import PipelineSpec, StageSpec
     from state_store import StateStore

@@ -2,8 +2,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import os
 import stat
 import subprocess
@@ -15,8 +13,6 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
-import model  # noqa: E402
-import stage_locks  # noqa: E402
 import state_store  # noqa: E402
 from state_store import Commit, StateError, StateStore, write_atomic  # noqa: E402
 

@@ -648,7 +648,7 @@ poll = select.poll()
 poll.register(listener.descriptor, select.POLLIN)
 assert poll.poll(20000)
 """
-NOBODY = PENDING + """
+NOBODY = "report['before'] = listener.answer()" + PENDING + """
 os.kill(child, signal.SIGKILL)
 os.waitpid(child, 0)
 report["answer"] = listener.answer()
@@ -671,6 +671,7 @@ report["child"] = child
 def test_a_caller_that_is_killed_before_the_answer_holds_nobody_up(supervise):
     seen = supervise(after=NOBODY)
     assert seen.report["answer"] is None and seen.report["drained"] == []
+    assert seen.report["before"] is None        # when nobody had called at all, it did not wait for somebody
 
 
 @on_linux
@@ -726,6 +727,7 @@ LESS = [
     ("a system that says yes and does nothing", "filter_calls((%s, 8, None, %d), (%s, 0, None, %d))" % (SECCOMP, ERRNO | errno.EINVAL, SECCOMP, ERRNO), "the probe found it open", 0),
     ("another processor", "guard.abis_of = lambda machine, pointer_bytes: ()", "no filter is written for the processor %s" % (os.uname().machine if LINUX else ""), 0),
     ("no process for the probe", "def refuse(): raise BlockingIOError(11, 'no more processes')\nguard.os.fork = refuse", "the probe could not be made: no more processes", errno.ENOSYS),
+    ("calls that are told but fail otherwise", "real = guard._try\nguard._try = lambda *given: [1 for _ in real(*given)]", "the probe found it open", errno.ENOSYS),
     ("a probe that hangs", "guard.PROBE_S = 0.3\nguard._try = lambda libc, strict, protocol=0: time.sleep(60)", "the probe did not end", errno.ENOSYS)]
 
 
