@@ -767,13 +767,14 @@ def test_a_change_while_reading_makes_it_read_again(copied, monkeypatch):
     assert check(past.root).findings == [] and passes == [1, 0]
 
 
-def test_two_runs_at_once_that_share_a_stage_name(copied):
-    """The stage record is of the one that made the stage last; it is not the one that ended last."""
+@pytest.mark.parametrize("maker", ("short", "long"))
+def test_two_runs_at_once_that_share_a_stage_name(copied, maker):
+    """The stage record is of the run that made the stage last; neither the order of beginnings nor that of ends tells which."""
     past = copied("plain")
     (past.root / "data/w/started").unlink()
     stages = [{"name": "s1", "processor": "bin/stage_copy.py", "inputs": ["data/in/*.txt"], "outputDir": "data/x1"},
               {"name": "w", "processor": "bin/slow.py", "outputDir": "data/w"}]
-    (past.root / "four.json").write_text(json.dumps({"name": "four", "stages": stages}))
+    (past.root / "four.json").write_text(json.dumps({"name": "four", "stages": stages[::-1] if maker == "long" else stages}))
     longer = subprocess.Popen(command("--pipeline", past.root / "four.json", "--run-id", "long"), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
         wait_for(past.root / "data/w/started")
@@ -783,7 +784,8 @@ def test_two_runs_at_once_that_share_a_stage_name(copied):
     finally:
         longer.kill()
         longer.wait()
-    assert [one["runId"] for one in entries_of(past.root)[-3:]] == ["short", "short", "long"] and record_of(past.root, "stage_s1.json")["lastRunId"] == "short"
+    assert [one["runId"] for one in entries_of(past.root)[-4:]] == ["long", "short", "short", "long"]
+    assert record_of(past.root, "stage_s1.json")["lastRunId"] == maker
     report = check(past.root, outputs=True)
     assert (report.findings, report.notes) == ([], [])
 
@@ -803,6 +805,12 @@ def test_a_log_path_that_leads_outside(copied, path):
     report = check(past.root)
     assert [(one.kind, one.file) for one in report.findings] == [("MALFORMED", "state/run_c.json")], report
     assert str(report.findings[0]).endswith("is no path below the root; it was not opened") and "\0" not in str(report.findings[0])
+
+
+def test_a_rewritten_history_in_which_key_and_parts_disagree(copied):
+    past = copied("plain")
+    with_hostile(past, lambda record: record["stages"][0]["keyParts"].update(args=["-v"]))
+    assert [str(one) for one in check(past.root).findings] == ["[EDITED] state/run_c.json: stage s1: its key is not that of its parts"]
 
 
 @pytest.mark.parametrize("path", ("../outside.txt", "/etc/hostname"))
@@ -942,6 +950,20 @@ def test_seals_of_forged_numbers_cost_no_time(copied):
         return lines[:-1] + [entry_line(entry)]
     keep_lines(past, forge)
     assert ("EDITED", LEDGER + ":13") in found(check(past.root, key=past.first_key))
+
+
+def test_an_end_of_another_hash(copied):
+    """Without any key: two files that contradict each other."""
+    past = copied("hmac")
+    store(past.root, "ledger.end", dict(record_of(past.root, "ledger.end"), hash="0" * 64))
+    assert [str(one) for one in check(past.root).findings] == [
+        "[EDITED] state/ledger.end: it names another entry 13 than the ledger has: one of the two was written anew"]
+
+
+def test_a_damaged_line_does_not_make_the_seals_behind_it_doubtful(copied):
+    past = copied("forward")
+    keep_lines(past, LINES["nonsense in place of an entry"][0])
+    assert [one for one in found(check(past.root, key=past.first_key)) if one[1].startswith(LEDGER)] == [("MALFORMED", LEDGER + ":10")]
 
 
 def test_an_end_that_names_no_entry(copied):
