@@ -66,6 +66,8 @@ class AttemptNetwork:
         self.watch, self.stage, self.log_path, self.console = watch, stage, log_path, console
         self.descriptor: int = watch.listener.descriptor if watch.listener is not None else -1
         self.refusals: Dict[Any, Json] = {}
+        self.notes: List[Any] = []      # what the hook has written, read again when its file has grown
+        self.notes_bytes = 0
 
     def environment(self, own: Dict[str, str]) -> Dict[str, str]:
         """Return the variables that the hook needs; *own* are the stage's."""
@@ -101,8 +103,17 @@ class AttemptNetwork:
             "%s: %s%s" % (one["program"], one["kind"], " (%s)" % one["place"] if one["place"] else "") for one in counted[:3]) if counted else ""
 
     def _note_refusal(self, refusal: Any) -> None:
-        place = hook_log.place_of(hook_log.read_notes(self.log_path), refusal.pid, refusal.kind) if self.watch.hook and len(self.refusals) < MAX_REFUSALS else ""
+        place = hook_log.place_of(self._read_notes(), refusal.pid, refusal.kind) if self.watch.hook else ""
         self._note(offline_guard.program_of(refusal.argv, self.watch.root), refusal.pid, refusal.kind, place, refusal.counted)
+
+    def _read_notes(self) -> List[Any]:
+        try:
+            size = os.stat(self.log_path).st_size
+        except OSError:
+            size = 0
+        if size != self.notes_bytes:
+            self.notes, self.notes_bytes = hook_log.read_notes(self.log_path), size
+        return self.notes
 
     def _note(self, program: str, pid: int, kind: str, place: str, counted: bool) -> None:
         key = (program, kind, place)

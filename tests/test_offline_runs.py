@@ -115,7 +115,7 @@ def test_a_static_binary_is_refused_and_named(project, listener, tmp_path):
 
 @linux_only
 def test_a_processor_that_fails_for_it_ends_with_the_guards_code_and_is_not_tried_again(project, listener):
-    body = "import %s as net\nnet.create_connection(('127.0.0.1', %d))\n" % (MODULE, listener)
+    body = "import %s as net\ntry:\n    net.create_connection(('127.0.0.1', %d))\nexcept OSError as error:\n    sys.exit(str(error))\n" % (MODULE, listener)
     project.spec({"processor": project.processor("p", body), "retry": {"attempts": 3, "baseDelayMs": 0}}, {"processor": "bin/stage_copy.py"}, offline=NO_SCAN)
     done = project.run("--run-id", "r")
     assert done.code == 6 and "; exit code 1" in done.out and "[RETRY]" not in done.out, done
