@@ -849,6 +849,8 @@ class Verification:
             previous = entry
         if previous is not None:
             self.open = {(run_id, number): None for run_id, number in sorted(previous.open.items())}
+        for run_id, number in self.open:
+            self.newest_call[run_id] = max(number, self.newest_call.get(run_id, 0))
 
     def _check_operands(self, records: List[str]) -> None:
         known = {run[0] for run in self.ends} | {run[0] for run in self.begins} | {run[0] for run in self.open}
@@ -939,8 +941,8 @@ class Verification:
                 copy = copy or self._copy_text(name)
                 continue
             content = _run_of(stray.record)
-            if content in self.open or content != entry.run and content in self.ends and content not in self.homes:
-                continue                    # another run's: that one's entry will tell
+            if content in self.open:
+                continue                    # of a later call under the same id, which goes on
             self.told.add(name)
             if content in self.homes and run_hash(stray.record) == self.ends[content].run_hash:
                 copy = "; a copy of the record of %s stands in its place" % run_text(content)

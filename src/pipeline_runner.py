@@ -309,10 +309,11 @@ class Run:
             self._close_network()       # fails before anything is written
         self.store.prepare()
         lock = stage_locks.FileLock(self.root, self.options.run_id + ".run", self.clock)
+        is_known = os.path.lexists(lock.path)       # nobody removes it: the id has been used
         lock.acquire(0, "run id %s is in use by a living run; wait for it or choose another --run-id" % self.options.run_id)
         try:
             self.ledger.prepare()
-            self.invocation = run_ledger.next_invocation(self.ledger, self.options.run_id)
+            self.invocation = run_ledger.next_invocation(self.ledger, self.options.run_id, is_known)
             self._tell_healed()
             for stage in self.selected:
                 self.store.stage(stage.name)        # damaged state is found before any work is done

@@ -333,10 +333,11 @@ def _read_tail(path: str) -> Tuple[bytes, int, int]:
 
 # --- runs by id ------------------------------------------------------------------------------------------------------
 
-def next_invocation(ledger: RunLedger, run_id: str) -> int:
+def next_invocation(ledger: RunLedger, run_id: str, is_known: bool = True) -> int:
     """Return the number of this call under *run_id*, after keeping the last call's record as run_<id>.<n>.json.
 
-    The caller holds the run id. A call that died is closed first. Raises: RunIdTaken, StateError, OSError.
+    The caller holds the run id. is_known: the id may have been used before, so that the ledger must be asked when there is no
+    record (it was damaged and set aside, or removed). A call that died is closed first. Raises: RunIdTaken, StateError, OSError.
     """
     store, name = ledger.store, "run_%s.json" % run_id
     last = last_entry(store)[0]
@@ -354,10 +355,26 @@ def next_invocation(ledger: RunLedger, run_id: str) -> int:
         ledger.close_own(run_id, died)
         record = store.read(name)
     if record is None:
-        count = 1                           # also after a kill between keeping the old record and writing the new one
+        count = 1 + (_last_invocation(store, run_id) if is_known else 0)    # also after a kill between keeping the old record and writing the new one
         while os.path.lexists(store.path("run_%s.%d.json" % (run_id, count))):
             count += 1
         return count
     os.replace(store.path(name), store.path("run_%s.%d.json" % (run_id, record["invocation"])))
     store.commit.folders[store.folder] = None
     return int(record["invocation"]) + 1
+
+
+def _last_invocation(store: StateStore, run_id: str) -> int:
+    """Return the highest invocation of a run that the ledger knows, 0 if none."""
+    mark, found = b'"runId":' + canonical_json(run_id), 0
+    try:
+        with open(store.path(NAME), "rb") as file:
+            for line in file:
+                if mark in line and line.endswith(b"\n"):
+                    entry = json.loads(line)
+                    found = max(found, entry["invocation"] if entry["runId"] == run_id else 0)
+    except FileNotFoundError:
+        pass
+    except (ValueError, KeyError, TypeError):
+        pass                                # `verify` says which line; the numbers before it are taken
+    return found

@@ -227,6 +227,21 @@ def test_a_torn_last_line_is_healed_and_said(project):
     assert ledger(project)[-1]["torn"] == 9 and ": ok" in project.ok("verify").out
 
 
+@pytest.mark.parametrize("how", ["damaged", "removed"])
+def test_a_lost_record_is_found_and_its_number_is_not_given_again(project, how):
+    one_stage(project).ok("--run-id", "a")
+    if how == "damaged":
+        project.write("state/run_a.json", "{")
+        assert project.run("--run-id", "a").code == 5
+    else:
+        project.path("state/run_a.json").unlink()
+    project.ok("--run-id", "a")
+    assert project.json("state/run_a.json")["invocation"] == 2
+    done = project.run("verify")
+    assert done.code == 5 and done.out.startswith("[DELETED] state/run_a"), done
+    assert len([line for line in done.out.splitlines() if line.startswith("[")]) <= 2, done
+
+
 # --- evidence over the air gap ---------------------------------------------------------------------------------------
 
 def test_evidence_is_verified_elsewhere_by_python_alone(project, tmp_path):

@@ -189,7 +189,7 @@ class Forger:
         for path in (root / "state").glob("run_*.json"):
             self.names[record_of(root, path.name).get("runHash")] = path.name
 
-    def rewrite(self, edit=lambda record, entry: None):
+    def rewrite(self, edit=lambda record, entry: None, relink=True):
         last_run, previous = None, None
         for number, entry in enumerate(self.entries, 1):
             entry.update(seq=number, prevHash=previous["hash"] if previous else None)
@@ -197,7 +197,8 @@ class Forger:
                 name = self.names[entry["runHash"]]
                 record = record_of(self.root, name)
                 edit(record, entry)
-                record["prevRunHash"] = last_run
+                if relink:
+                    record["prevRunHash"] = last_run
                 record["runHash"] = entry["runHash"] = last_run = run_hash(record)
                 store(self.root, name, record)
             entry["lastRunHash"] = last_run
@@ -807,6 +808,51 @@ def test_a_log_path_that_leads_outside(copied, path):
     assert str(report.findings[0]).endswith("is no path below the root; it was not opened") and "\0" not in str(report.findings[0])
 
 
+def test_what_a_sloppy_forger_forgets(copied):
+    """All digests and links fit; the content of the records does not."""
+    past = copied("plain")
+
+    def of(run_id, edit):
+        return lambda record, entry: edit(record, entry) if record["runId"] == run_id else None
+    skip = "stage s1 was skipped "
+    for edit, relink, wanted in (
+            (of("d", lambda record, entry: record["stages"][0]["madeBy"].update(runId="never")), True,
+             "[UNLISTED] state/run_d.json: " + skip + "as made by run never, which no entry has"),
+            (of("d", lambda record, entry: record["stages"][0].update(key="0" * 64)), True,
+             "[EDITED] state/run_d.json: " + skip + "under another key than that under which run c made it"),
+            (of("k", lambda record, entry: record.update(host="elsewhere")), False,
+             "[EDITED] state/run_c.json: its prevRunHash is not the digest of the record that was sealed before it"),
+            (of("b", lambda record, entry: entry.update(state="completed")), True,
+             "[EDITED] state/ledger.jsonl:4: entry 4 says run b, completed; its record state/run_b.json says run b, failed")):
+        shutil.rmtree(str(past.root))
+        shutil.copytree(str(past.earlier), str(past.root))
+        Forger(past.root).rewrite(edit, relink)
+        assert [str(one) for one in check(past.root).findings] == [wanted]
+
+
+def test_a_run_that_ends_twice(copied):
+    past = copied("plain")
+    last = entries_of(past.root)[-1]
+    keep_lines(past, lambda lines: lines + [changed(lines[-1], seq=14, prevHash=last["hash"])])
+    assert [str(one) for one in check(past.root).findings] == ["[MALFORMED] state/ledger.jsonl:14: entry 14 ends run e a second time; entry 13 did"]
+
+
+def test_the_record_of_an_earlier_call_is_missed_while_a_later_one_goes_on(copied):
+    """state/run_b.json is of the call that goes on; the earlier record was kept as state/run_b.1.json, and removed."""
+    past = copied("plain")
+    (past.root / "three.json").write_text((past.root / "three.json").read_text().replace('"three"', '"two"'))
+    (past.root / "data/w/started").unlink()
+    running = subprocess.Popen(command("--pipeline", past.root / "three.json", "--run-id", "b"), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        wait_for(past.root / "data/w/started")
+        assert check(past.root).findings == []
+        (past.root / "state/run_b.1.json").unlink()
+        assert [str(one) for one in check(past.root).findings] == ["[DELETED] state/run_b.1.json: the record of run b that entry 4 committed is gone"]
+    finally:
+        running.kill()
+        running.wait()
+
+
 def test_a_rewritten_history_in_which_key_and_parts_disagree(copied):
     past = copied("plain")
     with_hostile(past, lambda record: record["stages"][0]["keyParts"].update(args=["-v"]))
@@ -944,12 +990,12 @@ def test_a_damaged_end(copied, content):
 def test_seals_of_forged_numbers_cost_no_time(copied):
     past = copied("forward")
 
-    def forge(lines):
-        entry = json.loads(lines[-1].decode())
-        entry["seal"]["index"] = 10 ** 15
-        return lines[:-1] + [entry_line(entry)]
-    keep_lines(past, forge)
+    last = entries_of(past.root)[-1]
+    last["seal"]["index"] = 10 ** 15
+    keep_lines(past, lambda lines: lines[:-1] + [entry_line(last)])
     assert ("EDITED", LEDGER + ":13") in found(check(past.root, key=past.first_key))
+    keep_lines(past, lambda lines: lines[:-1] + [changed(entry_line(last), seq=10 ** 15)])
+    assert ("DELETED", LEDGER + ":13") in found(check(past.root, key=past.first_key))
 
 
 def test_an_end_of_another_hash(copied):
