@@ -48,7 +48,7 @@ def main():
         taken = {layers: [] for layers in LAYERS}
         with tempfile.TemporaryDirectory() as folder:
             make_project(folder, options.stages, processor)
-            for turn in range(options.runs + 1):
+            for _ in range(options.runs + 1):
                 for layers in LAYERS:
                     taken[layers].append(seconds(options.python, folder, layers, env))
         base = statistics.median(taken[LAYERS[0]][1:])

@@ -41,7 +41,6 @@ if _HERE not in sys.path:
 
 import command_line  # noqa: E402
 import environment  # noqa: E402
-import ledger_format  # noqa: E402
 import run_ledger  # noqa: E402
 import spec_checks  # noqa: E402
 import stage_locks  # noqa: E402
