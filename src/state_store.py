@@ -145,13 +145,16 @@ def write_atomic(path: str, data: bytes, commit: Optional[Commit] = None, durabl
 
 def write_new(path: str, data: bytes, durable: bool = True, mode: int = 0o666) -> None:
     """Write a new file, replacing a dead writer's of the same name; with *durable* its content is on the disk on return."""
-    descriptor = _create_new(path, mode)
     try:
-        write_all(descriptor, data)
-        if durable:
-            sync_file(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = _create_new(path, mode)
+        try:
+            write_all(descriptor, data)
+            if durable:
+                sync_file(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error     # the calls on descriptors name no file
 
 
 def _create_new(path: str, mode: int) -> int:

@@ -267,3 +267,19 @@ def test_provenance_is_exported(project, tmp_path):
     assert [one["name"] for one in statement["subject"]] == ["data/s1/o.txt"]
     project.ok("export", "a", "--format", "in-toto", "--output", str(tmp_path / "a.json"))
     assert json.loads((tmp_path / "a.json").read_bytes()) == statement
+
+
+@posix_only
+def test_a_full_disk_under_the_key_file_is_named(project, tmp_path):
+    """A forward key that cannot be replaced: one line that names its file; the next run goes on."""
+    key = new_key(project, tmp_path, "--forward")
+    first = tmp_path / "first.key"
+    first.write_bytes(open(key, "rb").read())
+    first.chmod(0o600)
+    one_stage(project).ok("--run-id", "a", "--key", key)
+    os.mkdir(key + ".new")                  # stands for any reason why the new key cannot be written
+    done = project.run("--run-id", "b", "--key", key)
+    assert done.code in (2, 5) and "seal key.new" in done.err and len(done.err.splitlines()) == 1, done
+    os.rmdir(key + ".new")
+    project.ok("--run-id", "c", "--key", key)
+    assert ": ok" in project.ok("verify", "--key", str(first)).out
