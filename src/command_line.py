@@ -57,17 +57,26 @@ exit codes
   0 completed  1 a stage failed  2 bad usage or spec  3 internal error  4 lock held  5 state damaged, not writable or not verified
   6 offline guard  130 interrupted (Ctrl-C)  143 terminated
 """
-VALUED = ("--pipeline", "--root", "--run-id", "--force", "--only", "--from", "--until", "--set",
-          "--key", "--anchor", "--format", "--output", "-o", "--reason")
-FLAGS = ("--rehash", "--dry-run", "--verbose", "--outputs", "--forward", "--version", "--help", "-h")
+REPEATED = ("--force", "--only", "--set", "--anchor")
+VALUED = REPEATED + ("--pipeline", "--root", "--run-id", "--from", "--until", "--key", "--format", "--output", "-o", "--reason", "--jobs", "--max-memory",
+                     "--stop-by", "--stop-after", "--log-format", "--openlineage", "--run", "--keep-runs", "--keep-days", "--kind")
+FLAGS = ("--rehash", "--dry-run", "--verbose", "--outputs", "--forward", "--keep-going", "--quiet", "--json", "--follow", "--yes", "--version", "--help", "-h")
 # command -> (least, most words after it, what they are)
 COMMANDS = {"run": (0, 0, ""), "plan": (0, 0, ""), "validate": (0, 0, ""), "unlock": (1, None, "the name of a stage"), "scan": (0, None, ""),
             "accept": (1, 1, "the name of one stage"), "verify": (0, None, ""), "export": (1, 1, "the id of one run"),
-            "evidence": (1, 1, "the id of one run"), "new-key": (1, 1, "the file to make")}
+            "evidence": (1, 1, "the id of one run"), "new-key": (1, 1, "the file to make"),
+            "status": (0, 0, ""), "history": (0, 1, "the name of one stage"), "logs": (1, 1, "the name of one stage"),
+            "explain": (1, 1, "the name of one stage"), "report": (0, 1, "the id of one run"), "graph": (0, 0, ""),
+            "clean": (0, None, ""), "gc": (0, 0, ""), "reset": (1, None, "the name of a stage"), "init": (1, 1, "the folder to make"),
+            "new-stage": (1, 1, "the name of the stage")}
 # options that belong to some commands only -> these
-ONLY_WITH = {"--anchor": ("verify",), "--outputs": ("verify",), "--format": ("export",), "--output": ("export", "evidence"), "--reason": ("accept",),
-             "--forward": ("new-key",)}
-FORMATS = ("in-toto",)
+ONLY_WITH = {"--anchor": ("verify",), "--outputs": ("verify",), "--format": ("export", "graph"), "--output": ("export", "evidence", "report", "graph"),
+             "--reason": ("accept",), "--forward": ("new-key",), "--json": ("status", "history", "logs", "explain"), "--run": ("logs",),
+             "--follow": ("logs",), "--yes": ("clean", "gc", "reset"), "--keep-runs": ("gc",), "--keep-days": ("gc",), "--kind": ("new-stage",),
+             **{name: ("run",) for name in ("--jobs", "--max-memory", "--keep-going", "--stop-by", "--stop-after", "--quiet", "--log-format", "--openlineage")}}
+FORMATS = {"export": ("in-toto",), "graph": ("mermaid", "dot", "svg", "json")}     # command -> its formats, the default first
+LOG_FORMATS = ("text", "json")
+KINDS = ("lines", "blocks", "files", "shell")
 
 
 def parse_command_line(argv: Sequence[str]) -> Options:
@@ -107,8 +116,8 @@ def _options(values: Dict[str, List[str]], flags: Set[str], words: List[str]) ->
     if command not in ("help", "version"):
         _check_words(command, words)
         _check_owned(command, values, flags)
-    for name in ("--pipeline", "--root", "--run-id", "--from", "--until", "--key", "--format", "--output", "--reason"):
-        if len(values[name]) > 1:
+    for name in VALUED:
+        if name not in REPEATED and len(values.get(name, ())) > 1:
             raise UsageError("%s was given twice" % name)
     single = {name: (found[-1] if found else None) for name, found in values.items()}
     run_id = single["--run-id"]
@@ -118,7 +127,48 @@ def _options(values: Dict[str, List[str]], flags: Set[str], words: List[str]) ->
                    run_id or time.strftime("%Y%m%dT%H%M%SZ-", time.gmtime()) + os.urandom(3).hex(),
                    _names(values["--force"]), _names(values["--only"]), single["--from"], single["--until"],
                    _settings(values["--set"]), "--rehash" in flags, "--verbose" in flags, values["--anchor"], single["--key"],
-                   "--outputs" in flags, single["--format"] or FORMATS[0], single["--output"], single["--reason"], "--forward" in flags)
+                   "--outputs" in flags, single["--format"] or FORMATS.get(command, ("",))[0], single["--output"], single["--reason"], "--forward" in flags,
+                   _number("--jobs", single, 1), _number("--max-memory", single, 1), "--keep-going" in flags, _time_of_day(single["--stop-by"]),
+                   _duration_s(single["--stop-after"]), "--quiet" in flags, _choice("--log-format", single, LOG_FORMATS), single["--openlineage"],
+                   "--json" in flags, single["--run"], "--follow" in flags, "--yes" in flags, _number("--keep-runs", single, 0),
+                   _number("--keep-days", single, 0), _choice("--kind", single, KINDS))
+
+
+def _number(name: str, values: Dict[str, Optional[str]], least: int) -> Optional[int]:
+    text = values[name]
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= least):
+        raise UsageError("%s %s: must be a whole number >= %d" % (name, shown_value(text), least))
+    return int(text)
+
+
+def _choice(name: str, values: Dict[str, Optional[str]], choices: Sequence[str]) -> str:
+    text = values[name]
+    if text is not None and text not in choices:
+        raise UsageError("%s %s: must be %s" % (name, shown_value(text), " or ".join(choices)))
+    return text or choices[0]
+
+
+def _time_of_day(text: Optional[str]) -> Optional[str]:
+    """Check the HH:MM of --stop-by."""
+    if text is None:
+        return None
+    hours, colon, minutes = text.partition(":")
+    if not (colon and text.isascii() and hours.isdigit() and minutes.isdigit() and len(hours) <= 2 and len(minutes) == 2 and int(hours) < 24 and int(minutes) < 60):
+        raise UsageError("--stop-by %s: must be a time of the day, HH:MM" % shown_value(text))
+    return text
+
+
+def _duration_s(text: Optional[str]) -> Optional[float]:
+    """Return the seconds of --stop-after: 90, 90s, 15m, 2h."""
+    if text is None:
+        return None
+    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:], 0)
+    digits = text[:-1] if unit else text
+    if not (digits.isascii() and digits.isdigit() and 0 < len(digits) < 8):
+        raise UsageError("--stop-after %s: must be a whole number of seconds, or of s, m, h, as in 2h" % shown_value(text))
+    return float(int(digits) * (unit or 1))
 
 
 def _check_words(command: str, words: List[str]) -> None:
@@ -136,8 +186,8 @@ def _check_owned(command: str, values: Dict[str, List[str]], flags: Set[str]) ->
     if command == "accept" and not "".join(values["--reason"]).strip():
         raise UsageError("accept needs --reason TEXT: it goes into the ledger")
     for name in values["--format"]:
-        if name not in FORMATS:
-            raise UsageError("--format %s: must be %s" % (shown_value(name), " or ".join(FORMATS)))
+        if name not in FORMATS[command]:
+            raise UsageError("--format %s: must be %s" % (shown_value(name), " or ".join(FORMATS[command])))
 
 
 def _names(values: List[str]) -> FrozenSet[str]:

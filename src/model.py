@@ -43,11 +43,22 @@ class Retry(namedtuple("Retry", "attempts base_delay_ms max_delay_ms jitter_ms e
     __slots__ = ()
 
 
+class Chunks(namedtuple("Chunks", "size_bytes keep is_filter header_lines")):
+    """How the inputs of a stage are cut at line ends: bytes of a chunk, whether they stay, whether the processor is a filter."""
+
+    __slots__ = ()
+
+
 class StageSpec(namedtuple("StageSpec", (
         "name processor args inputs allow_no_inputs output_dir outputs params env pass_env watch needs idempotent "
         "processor_mtime checkpoint line_interval retry timeout_s grace_s lock_wait_s resources simulate_fail_attempts "
-        "network_attempts"))):
-    """One stage of the spec, defaults filled in; paths relative to the root; outputs and pass_env None if not given."""
+        "network_attempts for_each max_failed_tasks prune chunks launcher fork_server settle_s reconcile max_rejects"),
+        defaults=((), 0, False, None, (), True, 0, False, None))):
+    """One stage of the spec, defaults filled in; paths relative to the root; outputs and pass_env None if not given.
+
+    for_each: globs, each file of which is a task; () for a stage that is one task. chunks: Chunks or None.
+    launcher: words put before each processor. max_rejects: a number of records, a share as "1%", or None.
+    """
 
     __slots__ = ()
 
@@ -58,8 +69,12 @@ class Offline(namedtuple("Offline", "allow require strict layers")):
     __slots__ = ()
 
 
-class PipelineSpec(namedtuple("PipelineSpec", "name version description offline seal_key stages path root sha256")):
-    """A checked pipeline file; path and root absolute, sha256 of the file's bytes; seal_key: path of the key file, or ""."""
+class PipelineSpec(namedtuple("PipelineSpec", "name version description offline seal_key stages path root sha256 order on_failure on_success",
+                              defaults=("listed", (), ()))):
+    """A checked pipeline file; path and root absolute, sha256 of the file's bytes; seal_key: path of the key file, or "".
+
+    order: "listed" or "graph". on_failure, on_success: commands to run after the run, () for none.
+    """
 
     __slots__ = ()
 
@@ -112,10 +127,13 @@ class StageResult(namedtuple("StageResult", "name status reason attempts duratio
 
 class Options(namedtuple("Options", (
         "command operands pipeline root run_id force only first last params rehash verbose anchors key outputs format output "
-        "reason forward"), defaults=((), None, False, "", None, None, False))):
+        "reason forward jobs max_memory_mb keep_going stop_by stop_after_s quiet log_format open_lineage as_json run follow yes "
+        "keep_runs keep_days kind"), defaults=((), None, False, "", None, None, False, None, None, False, None, None, False, "text", None,
+                                               False, None, False, False, None, None, "lines"))):
     """The command line, taken apart: force and only are sets of stage names, params {name: value} of --set.
 
-    From anchors on: what belongs to some commands only.
+    jobs, max_memory_mb, keep_runs, keep_days: numbers or None. stop_by: "HH:MM" of the local clock, or None. format: "" for the
+    command's own default. From anchors to forward, and from as_json on: what belongs to some commands only.
     """
 
     __slots__ = ()

@@ -48,7 +48,7 @@ import state_store  # noqa: E402
 from console import Console, describe_os_error, open_missing_streams, silence_closed_streams  # noqa: E402
 from file_digests import Digests  # noqa: E402
 from model import (  # noqa: E402
-    EXIT_FAILED, EXIT_INTERNAL, EXIT_OFFLINE, EXIT_OK, EXIT_STATE, Clock, Decision, Facts, Offline, OfflineError, Options,
+    EXIT_FAILED, EXIT_INTERNAL, EXIT_OFFLINE, EXIT_OK, EXIT_STATE, Chunks, Clock, Decision, Facts, Offline, OfflineError, Options,
     PipelineSpec, Retry, SpecError, StageResult, StageSpec, UsageError, sha256)
 from program_scan import check_offline, runner_digest  # noqa: E402
 from stage_keys import compute_idempotency_key, gather_material, output_problems  # noqa: E402, F401
@@ -93,7 +93,8 @@ def load_pipeline(path: str, root: Optional[str] = None) -> PipelineSpec:
     return PipelineSpec(checked["name"], checked["version"], checked["description"],
                         Offline(tuple(offline.get("allow", ())), offline.get("require", "scan"), offline.get("strict", False), tuple(offline["layers"])),
                         os.path.join(root, os.path.expanduser(key_file)) if key_file else "",
-                        tuple(_build_stage(one) for one in checked["stages"]), full, root, sha256(data).hexdigest())
+                        tuple(_build_stage(one) for one in checked["stages"]), full, root, sha256(data).hexdigest(),
+                        checked["order"], tuple(checked["onFailure"]), tuple(checked["onSuccess"]))
 
 
 def _decode_spec(data: bytes, shown: str) -> str:
@@ -141,7 +142,14 @@ def _build_stage(merged: Json) -> StageSpec:
         merged["checkpoint"]["enabled"], merged["checkpoint"]["lineInterval"],
         Retry(retry["attempts"], retry["baseDelayMs"], retry["maxDelayMs"], retry["jitterMs"], None if codes is None else tuple(codes)),
         merged["timeoutSec"], merged["graceSec"], merged["lock"]["waitSeconds"], merged["resources"], merged["simulateFailAttempts"],
-        merged["networkAttempts"])
+        merged["networkAttempts"], tuple(merged["forEach"]), merged["maxFailedTasks"], merged["prune"], _build_chunks(merged["chunks"]),
+        tuple(merged["launcher"]), merged["forkServer"], merged["settleSec"], merged["reconcile"], merged["maxRejects"])
+
+
+def _build_chunks(chunks: Optional[Json]) -> Optional[Chunks]:
+    if chunks is None:
+        return None
+    return Chunks(chunks["bytes"], chunks.get("keepChunks", False), chunks.get("filter", False), chunks.get("headerLines", 0))
 
 
 # === 3. State ========================================================================================================
@@ -648,6 +656,9 @@ def _dispatch(options: Options, console: Console) -> int:
     if options.command in ("verify", "export", "evidence", "new-key"):
         import ledger_commands
         return ledger_commands.do(options, console)
+    if options.command in ("init", "new-stage"):
+        import starters
+        return starters.do(options, console)
     spec = override_params(load_pipeline(options.pipeline, options.root), options.params)
     if options.command == "plan":
         return print_plan(spec, options, console, Clock())
@@ -659,6 +670,15 @@ def _dispatch(options: Options, console: Console) -> int:
     if options.command == "scan":
         import program_scan
         return program_scan.print_scan(spec, Digests(spec.root, state_store.boot_id(), keep=False), options.operands, console)
+    if options.command in ("status", "history", "logs", "explain"):
+        import look_commands
+        return look_commands.do(spec, options, console, Clock())
+    if options.command in ("report", "graph"):
+        import report_commands
+        return report_commands.do(spec, options, console, Clock())
+    if options.command in ("clean", "gc", "reset"):
+        import housekeeping
+        return housekeeping.do(spec, options, console, Clock())
     if options.command == "unlock":
         return _unlock(spec, options, console)
     if options.command == "accept":

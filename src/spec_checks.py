@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MAX_DEPTH = 64              # of nesting: far above any real spec, far below what exhausts a parser
 DEVICE_NAMES = frozenset("con prn aux nul".split() + ["%s%s" % (name, n) for name in ("com", "lpt") for n in "0123456789\u00b9\u00b2\u00b3"])
+LAUNCHER_NAMES = ("cpuCores", "memoryMB")
 RUNNER_FOLDERS = ("state", "locks", "src", "bin")
 NAME_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 RETRY_DEFAULTS = {"attempts": 1, "baseDelayMs": 100, "maxDelayMs": 30000, "jitterMs": 0, "exitCodes": None}
@@ -25,8 +26,10 @@ STAGE_DEFAULTS: Json = {
     "args": [], "inputs": [], "allowNoInputs": False, "outputs": None, "params": {}, "env": {}, "passEnv": None,
     "watch": [], "needs": [], "idempotency": {"enabled": True, "processor": "mtime"},
     "checkpoint": {"enabled": False, "lineInterval": 1000}, "retry": RETRY_DEFAULTS, "timeoutSec": None, "graceSec": 5,
-    "lock": {"waitSeconds": 5}, "resources": {}, "simulateFailAttempts": 0, "networkAttempts": "fail"}
-PIPELINE_KEYS = ("name", "version", "description", "defaults", "offline", "seal", "stages", "$schema")
+    "lock": {"waitSeconds": 5}, "resources": {}, "simulateFailAttempts": 0, "networkAttempts": "fail",
+    "forEach": [], "maxFailedTasks": 0, "prune": False, "chunks": None, "launcher": [], "forkServer": True, "settleSec": 0,
+    "reconcile": False, "maxRejects": None}
+PIPELINE_KEYS = ("name", "version", "description", "defaults", "offline", "seal", "order", "onFailure", "onSuccess", "stages", "$schema")
 LAYERS = ("scan", "kernel", "hook")
 
 
@@ -197,6 +200,43 @@ def check_paths(value: Any, path: Path, problems: Problems) -> Any:
     return [check_path(one, path + (index,), problems) for index, one in enumerate(value)]
 
 
+def check_path_or_paths(value: Any, path: Path, problems: Problems) -> Any:
+    """Check one path or glob, or a list of at least one; the clean value is always a list."""
+    if isinstance(value, str):
+        return [check_path(value, path, problems)]
+    if isinstance(value, list) and not value:
+        return problems.add(path, "must name at least one file or glob, or be left out")
+    return check_paths(value, path, problems)
+
+
+def check_command(value: Any, path: Path, problems: Problems) -> Any:
+    """Check a program and its arguments, as a list of texts: no shell takes it apart."""
+    if not isinstance(value, list) or not value or value[0] == "":
+        return problems.add(path, "must be a list of texts, the program first, got %s" % shown_value(value))
+    return check_texts(value, path, problems)
+
+
+def check_launcher(value: Any, path: Path, problems: Problems) -> Any:
+    """Check the words before a processor; {name} stands for a resource of the stage, doubled braces for braces."""
+    words = [] if value == [] else check_command(value, path, problems)
+    for place, word in enumerate(words or []):
+        rest = word.replace("{{", "").replace("}}", "") if isinstance(word, str) else ""
+        for name in LAUNCHER_NAMES:
+            rest = rest.replace("{%s}" % name, "")
+        if "{" in rest or "}" in rest:
+            problems.add(path + (place,), "knows {%s}; a brace is written twice, got %s" % ("}, {".join(LAUNCHER_NAMES), shown_value(word)))
+    return words
+
+
+def check_max_rejects(value: Any, path: Path, problems: Problems) -> Any:
+    if value is None or is_integer(value) and value >= 0:
+        return value
+    share = value[:-1] if isinstance(value, str) and value.endswith("%") else ""
+    if share and share.count(".") <= 1 and share.replace(".", "").isdigit() and share.isascii() and float(share) <= 100:
+        return value
+    return problems.add(path, "must be an integer >= 0 or a share such as \"1%%\", got %s" % shown_value(value))
+
+
 def check_output_globs(value: Any, path: Path, problems: Problems) -> Any:
     if isinstance(value, list) and not value:
         return problems.add(path, "must name at least one output, or be left out")
@@ -263,7 +303,11 @@ STAGE_CHECKS: Dict[str, Callable[..., Any]] = {
     "timeoutSec": number_above(0, exclusive=True), "graceSec": number_above(0),
     "lock": fields(waitSeconds=number_above(0)),
     "resources": fields(cpuCores=whole_number(1), memoryMB=whole_number(1), minFreeDiskMB=whole_number(0), nice=whole_number(0)),
-    "simulateFailAttempts": whole_number(0), "networkAttempts": one_of("fail", "warn")}
+    "simulateFailAttempts": whole_number(0), "networkAttempts": one_of("fail", "warn"),
+    "forEach": check_path_or_paths, "maxFailedTasks": whole_number(0), "prune": check_boolean,
+    "chunks": fields(bytes=whole_number(1), keepChunks=check_boolean, filter=check_boolean, headerLines=whole_number(0)),
+    "launcher": check_launcher, "forkServer": check_boolean, "settleSec": number_above(0), "reconcile": check_boolean,
+    "maxRejects": check_max_rejects}
 
 
 def _checked(value: Json, key: str, check: Callable[..., Any], path: Path, problems: Problems, required: bool = False) -> Any:
@@ -289,7 +333,7 @@ def _check_stage_keys(value: Any, path: Path, problems: Problems, is_defaults: b
         return {}
     known = tuple(key for key in STAGE_CHECKS if not (is_defaults and key == "name"))
     _check_keys(value, known, path, problems)
-    nullable = ("outputs", "passEnv", "timeoutSec")
+    nullable = ("outputs", "passEnv", "timeoutSec", "chunks", "maxRejects")
     return {key: None if one is None and key in nullable else STAGE_CHECKS[key](one, path + (key,), problems)
             for key, one in value.items() if key in known}
 
@@ -299,6 +343,22 @@ def _check_required(stages: List[Tuple[int, Json]], value: List[Any], defaults: 
         for key in ("name", "processor", "outputDir"):
             if key not in value[index] and key not in defaults:
                 problems.add(("stages", index), "the key \"%s\" is missing" % key)
+
+
+def _check_tasks(stages: List[Tuple[int, Json]], problems: Problems) -> None:
+    """Check what only a stage of several tasks may have, and what it may not have."""
+    for index, merged in stages:
+        path: Path = ("stages", index)
+        chunks, has_tasks = merged.get("chunks"), bool(merged.get("forEach"))
+        if chunks is not None and "bytes" not in chunks:
+            problems.add(path + ("chunks",), "the key \"bytes\" is missing")
+        if chunks is not None and has_tasks:
+            problems.add(path + ("chunks",), "goes with inputs, not with forEach: a stage has one kind of tasks")
+        if chunks is not None and not merged.get("inputs"):
+            problems.add(path + ("chunks",), "needs inputs to cut")
+        for key in ("maxFailedTasks", "prune"):
+            if merged.get(key) and not has_tasks:
+                problems.add(path + (key,), "goes with forEach")
 
 
 def _check_names(stages: List[Tuple[int, Json]], problems: Problems) -> None:
@@ -395,10 +455,12 @@ def check_pipeline(value: Any, root: str, nearest: Callable[[str, Sequence[str]]
     defaults = _check_stage_keys(value.get("defaults", {}), ("defaults",), problems, is_defaults=True)
     if "networkAttempts" in offline:
         defaults.setdefault("networkAttempts", offline["networkAttempts"])
+    order = _checked(value, "order", one_of("listed", "graph"), (), problems) or "listed"
+    after = {key: _checked(value, key, check_command, (), problems) or [] for key in ("onFailure", "onSuccess")}
     stages = _check_stages(value.get("stages"), defaults, root, problems)
     if problems.found:
         return None
-    return {"name": name, "version": version or "", "description": description or "", "offline": offline, "seal": seal, "stages": stages}
+    return dict(after, name=name, version=version or "", description=description or "", offline=offline, seal=seal, order=order, stages=stages)
 
 
 def _check_offline(value: Any, problems: Problems) -> Json:
@@ -439,6 +501,7 @@ def _check_stages(value: Any, defaults: Json, root: str, problems: Problems) -> 
         if isinstance(one, dict):
             stages.append((index, _merge_defaults(defaults, own)))
     _check_required(stages, value, defaults, problems)
+    _check_tasks(stages, problems)
     _check_names(stages, problems)
     _check_needs(stages, problems)
     _check_processors(stages, root, problems)

@@ -212,6 +212,22 @@ STAGE = [
     (stage('"resources": {"cpuCores": §0}'), "stages[0].resources.cpuCores: must be an integer >= 1, got 0"),
     (stage('"resources": {"memoryMB": §"1G"}'), "stages[0].resources.memoryMB: must be an integer >= 1"),
     (stage('"resources": {"minFreeDiskMB": §-5}'), "stages[0].resources.minFreeDiskMB: must be an integer >= 0"),
+    (stage('"forEach": §7'), "stages[0].forEach: must be a list of paths and globs, got 7"),
+    (stage('"forEach": §[]'), "stages[0].forEach: must name at least one file or glob, or be left out"),
+    (stage('"forEach": §"../x"'), "stages[0].forEach: must not leave the root"),
+    (stage('"maxFailedTasks": §2'), "stages[0].maxFailedTasks: goes with forEach"),
+    (stage('"prune": §true'), "stages[0].prune: goes with forEach"),
+    (stage('"inputs": ["x"], "chunks": §{}'), 'stages[0].chunks: the key "bytes" is missing'),
+    (stage('"inputs": ["x"], "chunks": {"bytes": §0}'), "stages[0].chunks.bytes: must be an integer >= 1, got 0"),
+    (stage('"chunks": §{"bytes": 9}'), "stages[0].chunks: needs inputs to cut"),
+    (stage('"inputs": ["x"], "forEach": "y", "chunks": §{"bytes": 9}'), "stages[0].chunks: goes with inputs, not with forEach"),
+    (stage('"launcher": §"srun"'), "stages[0].launcher: must be a list of texts, the program first"),
+    (stage('"launcher": ["srun", §"--mem={memory}"]'), "stages[0].launcher[1]: knows {cpuCores}, {memoryMB}; a brace is written twice"),
+    (stage('"maxRejects": §"x%"'), 'stages[0].maxRejects: must be an integer >= 0 or a share such as "1%", got "x%"'),
+    (stage('"maxRejects": §"101%"'), "stages[0].maxRejects: must be an integer >= 0 or a share"),
+    (stage('"settleSec": §-1'), "stages[0].settleSec: must be a number >= 0, got -1"),
+    (whole('"order": §"random"'), 'order: must be one of "listed", "graph", got "random"'),
+    (whole('"onFailure": §[]'), "onFailure: must be a list of texts, the program first"),
     (stage('"resources": {"nice": §true}'), "stages[0].resources.nice: must be an integer >= 0, got true"),
     (stage('"simulateFailAttempts": §true'), "stages[0].simulateFailAttempts: must be an integer >= 0, got true"),
     ('{"name": "p", "stages": [\n §{"name": "a", "outputDir": "x"}]}', 'stages[0]: the key "processor" is missing'),
@@ -433,7 +449,8 @@ def test_defaults_of_a_bare_stage(root):
     assert one._asdict() == dict(
         name="a", processor="bin/ok.py", args=(), inputs=(), allow_no_inputs=False, output_dir="data/0", outputs=None, params={}, env={},
         pass_env=None, watch=(), needs=(), idempotent=True, processor_mtime=True, checkpoint=False, line_interval=1000,
-        retry=(1, 100, 30000, 0, None), timeout_s=None, grace_s=5, lock_wait_s=5, resources={}, simulate_fail_attempts=0, network_attempts="fail")
+        retry=(1, 100, 30000, 0, None), timeout_s=None, grace_s=5, lock_wait_s=5, resources={}, simulate_fail_attempts=0, network_attempts="fail",
+        for_each=(), max_failed_tasks=0, prune=False, chunks=None, launcher=(), fork_server=True, settle_s=0, reconcile=False, max_rejects=None)
 
 
 def test_defaults_are_merged_one_level_deep(root):
@@ -446,6 +463,17 @@ def test_defaults_are_merged_one_level_deep(root):
     assert (first.args, second.args) == (("-q",), ("-v",))
     assert (first.timeout_s, second.timeout_s) == (7, None)
     assert first.params == {"a": {"x": 1}, "b": 2}                  # one stage's keys do not leak into another's
+
+
+def test_tasks_and_launchers(root):
+    one, = load(root, stages('"name": "a", "forEach": "in/*.csv", "maxFailedTasks": 3, "prune": true, "maxRejects": "0.5%", '
+                             '"launcher": ["srun", "--mem={memoryMB}M", "{{x}}"]')).stages
+    assert (one.for_each, one.max_failed_tasks, one.prune, one.max_rejects) == (("in/*.csv",), 3, True, "0.5%")
+    assert one.launcher == ("srun", "--mem={memoryMB}M", "{{x}}")
+    one, = load(root, stages('"name": "a", "inputs": ["x"], "chunks": {"bytes": 100, "filter": true, "headerLines": 1, "keepChunks": true}')).stages
+    assert one.chunks._asdict() == dict(size_bytes=100, keep=True, is_filter=True, header_lines=1)
+    top = load(root, whole('"order": "graph", "onFailure": ["mail", "-s", "x"]'))
+    assert (top.order, top.on_failure, top.on_success) == ("graph", ("mail", "-s", "x"), ())
 
 
 def test_required_keys_may_come_from_defaults(root):
