@@ -314,6 +314,7 @@ class Run:
         self.signals: Any = None
         self.guardian: Any = None
         self.network: Any = None        # the guard, once the network is closed
+        self.pool: Any = None           # the attempts under way
         self.scheduler: Any = None      # once an attempt must be started
         self.works: Dict[str, Any] = {} # stages at work
         self.made_folders: Set[str] = set()     # that need not be looked for again
@@ -437,8 +438,8 @@ class Run:
             import attempts
             import process_tree
             import scheduler
-            pool = self.clock.pool = attempts.Pool(self.signals, process_tree, self.guardian, self.others)
-            self.scheduler = scheduler.Scheduler(pool, self.jobs(), self.options.max_memory_mb)
+            self.pool = self.clock.pool = attempts.Pool(self.signals, process_tree, self.guardian, self.others)
+            self.scheduler = scheduler.Scheduler(self.pool, self.jobs(), self.options.max_memory_mb)
         return self.scheduler
 
     def jobs(self) -> int:
