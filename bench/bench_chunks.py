@@ -26,9 +26,10 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [os.path.join(ROOT, "src"), os.path.join(ROOT, "bench")]
 
+from bench_throughput import make_text  # noqa: E402
+
 import chunk_files  # noqa: E402
 import state_store  # noqa: E402
-from bench_throughput import make_text  # noqa: E402
 
 PROGRAMS = {"awk": ["awk", "{print toupper($0)}"], "tr": ["tr", "a-z", "A-Z"], "cat": ["cat"]}
 
@@ -53,7 +54,8 @@ def drive(program: list, source: str, folder: str, jobs: int, block_bytes: int, 
     return dict(zip(("hash input", "run", "rest of joining", "remove chunks"), (b - a for a, b in zip(marks, marks[1:]))))
 
 
-def _run_all(program: list, source: str, folder: str, found: chunk_files.Cut, jobs: int, joiner: chunk_files.Joiner, sync: bool) -> None:
+def _run_all(program: list, source: str, folder: str, found: chunk_files.Cut, jobs: int, joiner: chunk_files.Joiner,
+             sync: bool) -> None:
     wake, waker = os.pipe()
     os.set_blocking(waker, False)
     os.set_blocking(wake, False)
@@ -101,7 +103,7 @@ def run_plain(program: list, source: str, folder: str) -> None:
 
 
 def run_parallel(program: list, source: str, folder: str, jobs: int, block_bytes: int) -> None:
-    argv = ["parallel", "--will-cite", "--pipepart", "-k", "--block", str(block_bytes), "-j", str(jobs), "-a", source, "-q", *program]
+    argv = ["parallel", "--will-cite", "--pipepart", "-k", "--block", str(block_bytes), "-j", str(jobs), "-a", source, "-q"] + program
     with open(os.path.join(folder, "parallel.txt"), "wb") as output:
         subprocess.run(argv, stdout=output, check=True)
 
@@ -162,7 +164,8 @@ def measure_hashing(source: str, runs: int) -> None:
     one = statistics.median(times["openssl, 1 process"])
     for way, (files, _) in ways.items():
         middle = statistics.median(times[way])
-        print("  %-22s %5.2f s  %5.0f MiB/s  %5.2fx one openssl" % (way, middle, files * (size >> 20) / middle, files * one / middle))
+        speed = files * (size >> 20) / middle
+        print("  %-22s %5.2f s  %5.0f MiB/s  %5.2fx one openssl" % (way, middle, speed, files * one / middle))
 
 
 def main() -> int:

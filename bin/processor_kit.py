@@ -209,7 +209,8 @@ def _chunk(paths: List[str]) -> Optional[Tuple[int, int, int]]:
     header_end = _whole_number(names[2], "0", 0)
     start, end = _whole_number(names[0], str(header_end), 0), _whole_number(names[1], str(size), 0)
     if not header_end <= start <= end <= size:
-        raise _Problem("%s has %d bytes: the chunk from %d to %d with a header of %d is not in it" % (path, size, start, end, header_end))
+        raise _Problem("%s has %d bytes: the chunk from %d to %d with a header of %d is not in it"
+                       % (path, size, start, end, header_end))
     for name, offset in zip(names, (start, end, header_end)):
         if 0 < offset < size and not _is_line_end(path, offset):
             raise _Problem("%s: byte %d of %s is not the end of a line" % (name, offset, path))
@@ -479,7 +480,8 @@ class _Source:
     def __init__(self, paths: List[str], limit: int) -> None:
         self.chunk, self.limit = _chunk(paths), limit
         spans = _spans(paths, self.chunk)
-        self.paths, self.starts, self.ends = ([span[i] for span in spans] for i in range(3))
+        self.paths, self.starts, self.ends = ([path for path, _, _ in spans], [start for _, start, _ in spans],
+                                              [end for _, _, end in spans])
         self.sizes = [end - start for _, start, end in spans]
         self.index = self.lines = self.filled = 0
         self.offset = self._start()
@@ -1242,9 +1244,9 @@ class _Signal:
 
 
 def copy_files() -> None:
-    """Copy each input's content into the output directory, under its base name.
+    """Copy each input's content into the output directory, under its base name; of a chunk, header and chunk.
 
-    Of a chunk: header and chunk. Each copy is durable before it replaces an older file of that name. Exits with 1 when two names are the same
+    Each copy is durable before it replaces an older file of that name. Exits with 1 when two names are the same
     ignoring case, or an input is its own target; then nothing was written.
     """
     _checked(_copy_files)
