@@ -3,6 +3,7 @@
     plain      PROGRAM < input > output             one process, no digest, no sync
     parallel   parallel --pipepart -k --block ...   GNU parallel, if installed: no digest, no sync
     chunks     input hashed, cut, fed to PROGRAM on all cores, outputs joined in order, hashed, synced, renamed
+    overlap    the same, but the input is hashed while the chunks run, as is possible when they must run anyway
 
     python bench/bench_chunks.py --mib 1024 --runs 5 [--block-mib 64] [--jobs 2] [--programs awk tr]
 
@@ -21,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -31,20 +33,25 @@ from bench_throughput import make_text  # noqa: E402
 import chunk_files  # noqa: E402
 import state_store  # noqa: E402
 
-PROGRAMS = {"awk": ["awk", "{print toupper($0)}"], "tr": ["tr", "a-z", "A-Z"], "cat": ["cat"]}
+PROGRAMS = {"awk": ["awk", "{print toupper($0)}"], "gawk": ["gawk", "{print toupper($0)}"], "tr": ["tr", "a-z", "A-Z"]}
 
 
 # --- the driver: what the runner's engine does with a stage of one input, without records
 
-def drive(program: list, source: str, folder: str, jobs: int, block_bytes: int, sync_chunks: bool) -> dict:
-    """Make folder/chunks.txt; return the seconds that the phases took."""
+def drive(program: list, source: str, folder: str, jobs: int, block_bytes: int, sync_chunks: bool, name: str,
+          overlap: bool = False) -> dict:
+    """Make the file *name* in *folder*; return the seconds that the phases took."""
     marks = [time.perf_counter()]
-    chunk_files.hash_files([source])
+    hashing = threading.Thread(target=chunk_files.hash_files, args=([source],))
+    hashing.start()
+    if not overlap:
+        hashing.join()
     marks.append(time.perf_counter())
     found = chunk_files.cut(source, block_bytes)
     joiner = chunk_files.Joiner(folder, "bench", "token", len(found.chunks), state_store)
-    _run_all(program, source, folder, found, jobs, joiner, sync_chunks)
+    _run_all(program, source, folder, found, jobs, joiner, sync_chunks, name)
     marks.append(time.perf_counter())
+    hashing.join()
     joiner.finish()
     joiner.publish()
     marks.append(time.perf_counter())
@@ -55,7 +62,7 @@ def drive(program: list, source: str, folder: str, jobs: int, block_bytes: int, 
 
 
 def _run_all(program: list, source: str, folder: str, found: chunk_files.Cut, jobs: int, joiner: chunk_files.Joiner,
-             sync: bool) -> None:
+             sync: bool, name: str) -> None:
     wake, waker = os.pipe()
     os.set_blocking(waker, False)
     os.set_blocking(wake, False)
@@ -89,7 +96,7 @@ def _run_all(program: list, source: str, folder: str, found: chunk_files.Cut, jo
                 path = os.path.join(folder, "chunk%d" % number)
                 if sync:
                     state_store._sync_path(path)
-                joiner.add(number, {"chunks.txt": path})
+                joiner.add(number, {name: path})
     signal.set_wakeup_fd(-1)
     os.close(wake)
     os.close(waker)
@@ -103,15 +110,16 @@ def run_plain(program: list, source: str, folder: str) -> None:
 
 
 def run_parallel(program: list, source: str, folder: str, jobs: int, block_bytes: int) -> None:
-    argv = ["parallel", "--will-cite", "--pipepart", "-k", "--block", str(block_bytes), "-j", str(jobs), "-a", source, "-q"] + program
+    argv = ["parallel", "--will-cite", "--pipepart", "-k", "--block", str(block_bytes), "-j", str(jobs), "-a", source, "-q"]
     with open(os.path.join(folder, "parallel.txt"), "wb") as output:
-        subprocess.run(argv, stdout=output, check=True)
+        subprocess.run(argv + program, stdout=output, check=True)
 
 
 def measure(name: str, source: str, folder: str, options: argparse.Namespace) -> None:
     program, block = PROGRAMS[name], options.block_mib << 20
     ways = {"plain": lambda: run_plain(program, source, folder),
-            "chunks": lambda: drive(program, source, folder, options.jobs, block, options.sync_chunks)}
+            "chunks": lambda: drive(program, source, folder, options.jobs, block, options.sync_chunks, "chunks.txt"),
+            "overlap": lambda: drive(program, source, folder, options.jobs, block, options.sync_chunks, "overlap.txt", True)}
     if shutil.which("parallel"):
         ways["parallel"] = lambda: run_parallel(program, source, folder, options.jobs, block)
     times: dict = {way: [] for way in ways}
@@ -127,7 +135,7 @@ def measure(name: str, source: str, folder: str, options: argparse.Namespace) ->
             if turn:
                 times[way].append(time.perf_counter() - began)
                 cpus[way].append(sum(os.times()[:4]) - burnt)
-                phases += [done] if done else []
+                phases += [done] if way == "chunks" else []
     print("%s, %d MiB, chunks of %d MiB, %d jobs, %d runs each" % (
         " ".join(program), os.path.getsize(source) >> 20, options.block_mib, options.jobs, options.runs))
     plain = statistics.median(times["plain"])
