@@ -23,9 +23,10 @@ is named before it.
              chunk_files
     on them  command_line  program_scan (what is scanned)  stage_keys (what a stage depends on)  stage_order (what comes
              before what)  reasons (why it must run)  run_ledger  seal_keys  network_watch (the guard of a run)
-             task_look (what a stage of many tasks has to do)  scheduler (which attempt is started when)  stage_work (a stage that must run, under its
-             lock: attempts, retries, checks, records)  task_work (the same, of several tasks)  chunk_work  acceptance  provenance  ledger_verify  evidence_verify
-             ledger_export  ledger_commands
+             task_look (what a stage of many tasks has to do)  scheduler (which attempt is started when)  stage_work (a stage
+             that must run, under its lock: attempts, retries, checks, records)  task_work (the same, of several tasks)
+             chunk_work (the same, of parts of files)  acceptance  provenance  ledger_verify  evidence_verify  ledger_export
+             ledger_commands
 """
 from __future__ import annotations
 
