@@ -19,8 +19,8 @@ values and errors) may be imported by all; leaves import nothing else of ours; w
 is named before it.
 
     leaves   spec_checks  spec_source  file_digests  state_store  stage_locks  stage_outputs  process_tree  attempts
-             environment  import_scan  offline_guard  hook_log  ledger_format  console
-    on them  command_line  program_scan (what is scanned)  stage_keys (what a stage depends on)  reasons (why it must run)
+             environment  import_scan  offline_guard  hook_log  ledger_format  console  forked_task
+    on them  command_line  program_scan (what is scanned)  fork_server  fork_client  stage_keys (what a stage depends on)  reasons (why it must run)
              run_ledger  seal_keys  network_watch (the guard of a run)  stage_work (a stage that must run, under its
              lock: attempts, retries, checks, records)  acceptance  provenance  ledger_verify  evidence_verify
              ledger_export  ledger_commands
