@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections import namedtuple
@@ -149,6 +150,7 @@ class ForkServer:
         argv: interpreter, script, arguments. stdin: (path, offset to begin at), or None for the null device. Call ends() afterwards: some
         may have come meanwhile. Raises: Declined; ServerDied.
         """
+        self._check()
         if self.state == "unusable":
             raise Declined(self.reason)
         if list(argv[:1]) != [sys.executable] or _fixed(env) != self.fixed:
@@ -201,8 +203,8 @@ class ForkServer:
         try:
             while data:
                 data = data[os.write(self.requests, data):]
-        except OSError as error:
-            self._die(error.strerror or str(error))
+        except OSError:
+            self._die("")
 
     def _receive(self) -> None:
         """Take in the replies that are there."""
@@ -249,8 +251,9 @@ class ForkServer:
         raise ServerDied(self.reason)
 
     def _mark_dead(self, why: str) -> None:
-        """Note the death, make sure of it, and put together what is known of its cause."""
-        process_tree.send([self.pid], 9)
+        """Note the death, make sure of it, and put together what is known of its cause; *why*: not told by its exit code."""
+        if why:
+            process_tree.send([self.pid], signal.SIGKILL)
         code = self._reap(CLOSE_LIMIT_S)
         try:
             said = os.read(self.noise, READ_BYTES)[-SHOWN_BYTES:].decode("utf-8", "replace").strip()
@@ -265,7 +268,7 @@ class ForkServer:
         try:
             return int(self.process.wait(limit_s))
         except subprocess.TimeoutExpired:
-            process_tree.send([self.pid], 9)
+            process_tree.send([self.pid], signal.SIGKILL)
             return None
 
 
