@@ -261,26 +261,29 @@ class Server:
     def _launch(self, request: List[Any]) -> Optional[forked_task.Task]:
         """Fork for a request, or decline it; return its task in the child."""
         slot, argv, env, folder, source = request
-        stdin = -1
+        stdin = pid = -1
         try:
             task = self._prepare(argv, env, folder, slot)
             if source is not None:
                 stdin = os.open(source[0], os.O_RDONLY)
                 os.lseek(stdin, source[1], os.SEEK_SET)
+            # Blocked: a signal that reaches the child before it has its own handlers is kept for it.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, self.before.handlers)
-            pid = os.fork()
-            if pid == 0:
-                self.before = self.before._replace(mask=mask)
-                return task._replace(stdin=stdin)
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            try:
+                pid = os.fork()
+            finally:
+                if pid:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         except (Declined, OSError) as problem:
             self.tell("declined", str(problem))
-        else:
+        if pid == 0:
+            self.before = self.before._replace(mask=mask)
+            return task._replace(stdin=stdin)
+        if stdin >= 0:
+            os.close(stdin)
+        if pid > 0:
             self.living.add(pid)
             self.tell("started", pid)
-        finally:
-            if stdin >= 0 and os.getpid() == self.before.server_pid:
-                os.close(stdin)
         return None
 
     def _prepare(self, argv: List[str], env: Dict[str, str], folder: str, slot: int) -> forked_task.Task:
