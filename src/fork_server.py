@@ -140,7 +140,7 @@ class Codes:
                     pass
             return original(loader, fullname)
 
-        SourceFileLoader.get_code = get_code    # type: ignore[method-assign]
+        SourceFileLoader.get_code = get_code    # type: ignore[method-assign, assignment, unused-ignore]
 
 
 # --- modules ---------------------------------------------------------------------------------------------------------

@@ -152,12 +152,12 @@ def _open_streams(task: Task, descriptors: Iterable[int]) -> None:
 
 def _renew_stdin() -> None:
     """Make sys.stdin as the interpreter's start does: whether it can seek, and where it stands, was asked of /dev/null."""
-    old = sys.stdin
-    binary = open(0, "rb", closefd=False)
+    old: Any = sys.stdin
+    binary: Any = open(0, "rb", closefd=False)
     binary.raw.name = "<stdin>"
     made = io.TextIOWrapper(binary, encoding=old.encoding, errors=old.errors, line_buffering=old.line_buffering)
     made.mode = "r"     # type: ignore[misc]
-    sys.stdin = sys.__stdin__ = made     # type: ignore[misc]
+    sys.stdin = sys.__stdin__ = made    # type: ignore[misc]
 
 
 def _renew_modules() -> None:
@@ -165,7 +165,7 @@ def _renew_modules() -> None:
     threading = sys.modules.get("threading")
     if threading is not None and hasattr(threading.main_thread(), "_set_native_id"):
         threading.main_thread()._set_native_id()
-    logging = sys.modules.get("logging")
+    logging: Any = sys.modules.get("logging")
     if logging is not None and hasattr(logging, "_startTime"):
         import time
         logging._startTime = time.time_ns() if isinstance(logging._startTime, int) else time.time()
@@ -270,12 +270,12 @@ def _drop_modules(before: Before) -> None:
     _flush_files()
     held: List[Any] = []
     for name in [name for name in sys.modules if name == "__main__" or name not in before.modules]:
-        module = sys.modules[name]
+        module: Any = sys.modules[name]
         file = getattr(module, "__file__", None)
         if name == "__main__" or (isinstance(file, str) and not in_library(file, before.library)):
             if isinstance(module, type(sys)):
                 held.append(weakref.ref(module))
-            sys.modules[name] = None     # type: ignore[assignment]
+            sys.modules[name] = None    # type: ignore[assignment]
     module = None
     gc.collect()
     for reference in reversed(held):
