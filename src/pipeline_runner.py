@@ -20,8 +20,8 @@ is named before it.
 
     leaves   spec_checks  spec_source  file_digests  state_store  stage_locks  stage_outputs  process_tree  attempts
              environment  import_scan  offline_guard  hook_log  ledger_format  console  task_log  task_files
-             chunk_files
-    on them  command_line  program_scan (what is scanned)  stage_keys (what a stage depends on)  stage_order (what comes
+             chunk_files  forked_task (what makes a forked process like a fresh one)
+    on them  command_line  program_scan (what is scanned)  fork_server  fork_client  stage_keys (what a stage depends on)  stage_order (what comes
              before what)  reasons (why it must run)  run_ledger  seal_keys  network_watch (the guard of a run)
              task_look (what a stage of many tasks has to do)  scheduler (which attempt is started when)  stage_work (a stage
              that must run, under its lock: attempts, retries, checks, records)  task_work (the same, of several tasks)
