@@ -116,8 +116,8 @@ def run_runner(program: list, source: str, folder: str, jobs: int, block_bytes: 
     root = os.path.join(folder, "root")
     os.makedirs(root)
     os.link(source, os.path.join(root, "input.txt"))
-    stage = {"name": "upper", "processor": shutil.which(program[0]), "args": program[1:], "inputs": ["input.txt"], "outputDir": "out",
-             "outputs": ["runner.txt"], "chunks": {"bytes": block_bytes, "filter": True}}
+    stage = {"name": "upper", "processor": shutil.which(program[0]), "args": program[1:], "inputs": ["input.txt"],
+             "outputDir": "out", "outputs": ["runner.txt"], "chunks": {"bytes": block_bytes, "filter": True}}
     with open(os.path.join(root, "pipeline.json"), "w", encoding="utf-8") as file:
         json.dump({"name": "bench", "stages": [stage]}, file)
     argv = [sys.executable, os.path.join(ROOT, "src", "pipeline_runner.py"), "--pipeline", os.path.join(root, "pipeline.json"),
