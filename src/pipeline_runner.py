@@ -19,11 +19,11 @@ values and errors) may be imported by all; leaves import nothing else of ours; w
 is named before it.
 
     leaves   spec_checks  spec_source  file_digests  state_store  stage_locks  stage_outputs  process_tree  attempts
-             environment  import_scan  offline_guard  hook_log  ledger_format  console
+             environment  import_scan  offline_guard  hook_log  ledger_format  console  starter_texts
     on them  command_line  program_scan (what is scanned)  stage_keys (what a stage depends on)  reasons (why it must run)
              run_ledger  seal_keys  network_watch (the guard of a run)  stage_work (a stage that must run, under its
              lock: attempts, retries, checks, records)  acceptance  provenance  ledger_verify  evidence_verify
-             ledger_export  ledger_commands
+             ledger_export  ledger_commands  starters (init, new-stage)
 """
 from __future__ import annotations
 
@@ -658,7 +658,7 @@ def _dispatch(options: Options, console: Console) -> int:
         return ledger_commands.do(options, console)
     if options.command in ("init", "new-stage"):
         import starters
-        return starters.do(options, console)
+        return starters.do(options, console, load_pipeline)
     spec = override_params(load_pipeline(options.pipeline, options.root), options.params)
     if options.command == "plan":
         return print_plan(spec, options, console, Clock())
