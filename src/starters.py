@@ -54,7 +54,7 @@ def _init(folder: str, console: Console) -> int:
         _move_into(target, files)
     else:
         _make_beside(target, files)
-    console.line("%s: a pipeline of one stage, its test, and the runner itself (%d files)" % (folder, len(files)))
+    console.line("%s: a pipeline of one stage, its test, and the runner itself" % folder)
     console.line("next: cd %s, then %s src/pipeline_runner.py; README.md says more" % (_shell_word(folder), _python()))
     return EXIT_OK
 
