@@ -50,10 +50,14 @@ def _init(folder: str, console: Console) -> int:
     target = os.path.abspath(folder)
     _check_folder(folder, target)
     files = _project_files(_pipeline_name(target))
-    if os.path.isdir(target):
-        _move_into(target, files)
-    else:
-        _make_beside(target, files)
+    try:
+        if os.path.isdir(target):
+            _move_into(target, files)
+        else:
+            _make_beside(target, files)
+    except (FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise UsageError("init %s: it cannot be made there (%s: %s); choose a place where you may write" % (
+            folder, os.fsdecode(error.filename or "?"), error.strerror)) from None
     console.line("%s: a pipeline of one stage, its test, and the runner itself" % folder)
     console.line("next: cd %s, then %s src/pipeline_runner.py; README.md says more" % (_shell_word(folder), _python()))
     return EXIT_OK

@@ -100,6 +100,13 @@ def test_init_refuses_a_file(tmp_path, capsys):
     assert "it is not a folder" in capsys.readouterr().err and files_of(tmp_path) == {"x": b"mine"}
 
 
+def test_init_where_nobody_may_write_says_so(tmp_path, capsys):
+    (tmp_path / "x").write_bytes(b"mine")
+    assert pipeline_runner.main(["init", str(tmp_path / "x" / "y" / "z")]) == 2
+    err = capsys.readouterr().err
+    assert "it cannot be made there (" in err and "choose a place where you may write" in err and err.count("\n") == 1 and files_of(tmp_path) == {"x": b"mine"}
+
+
 def test_init_fills_an_empty_folder_that_holds_a_repository_and_stays_in_it(tmp_path, capsys, monkeypatch):
     (tmp_path / ".git").mkdir()
     monkeypatch.chdir(str(tmp_path))
