@@ -199,6 +199,11 @@ def test_links_lead_somewhere(page):
 AWAITED = ("docs/operating.md", "docs/control.md", "docs/report-and-metrics.md", "docs/chunks.md", "docs/cluster.md", "docs/scale.md")
 
 
+def test_the_tests_that_the_guarantees_name_are_there():
+    named_tests = set(re.findall(r"`(test_\w+\.py)`", PAGES["docs/guarantees.md"]))
+    assert len(named_tests) > 10 and not [name for name in named_tests if not (ROOT / "tests" / name).exists()]
+
+
 def test_every_page_can_be_reached_from_the_readme():
     for name in PAGES:
         assert name == "README.md" or "](%s)" % name in README, name
