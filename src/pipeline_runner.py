@@ -290,7 +290,8 @@ def override_params(spec: PipelineSpec, params: Json) -> PipelineSpec:
     for name in params:
         if name not in known:
             near = command_line.nearest(name, known)
-            raise UsageError("--set %s: no stage has a param of that name%s" % (name, "; did you mean %s?" % near if near else ""))
+            raise UsageError("--set %s: no stage has a param of that name; %s" % (
+                name, "did you mean %s?" % near if near else "there are: %s" % ", ".join(known) if known else "give it a value in the params of a stage first"))
     stages = [stage._replace(params={**stage.params, **{name: value for name, value in params.items() if name in stage.params}}) for stage in spec.stages]
     return spec._replace(stages=tuple(stages))
 

@@ -117,8 +117,8 @@ def _make_beside(target: str, files: Files) -> None:
     temporary = "%s.tmp-%s" % (target, os.urandom(4).hex())
     try:
         _write_all(temporary, files)
-        state_store.patiently(lambda: os.rename(temporary, target))
-    except OSError:
+        _rename(temporary, target)
+    except BaseException:                       # Ctrl-C, too
         _remove_tree(temporary)
         raise
     state_store.sync_folder(os.path.dirname(target))
@@ -131,10 +131,10 @@ def _move_into(target: str, files: Files) -> None:
     try:
         _write_all(temporary, files)
         for name in sorted(os.listdir(temporary), key=lambda name: name == "pipeline.json"):
-            os.rename(os.path.join(temporary, name), os.path.join(target, name))
+            _rename(os.path.join(temporary, name), os.path.join(target, name))
             moved.append(name)
         os.rmdir(temporary)
-    except OSError:
+    except BaseException:
         for path in [temporary] + [os.path.join(target, name) for name in moved]:
             _remove_tree(path)
         raise
@@ -150,6 +150,10 @@ def _write_all(folder: str, files: Files) -> None:
         state_store.write_new(full, data, mode=mode)
         made.folders[os.path.dirname(full)] = None
     made.flush()
+
+
+def _rename(source: str, target: str) -> None:
+    state_store.patiently(lambda: os.rename(source, target))
 
 
 def _remove_tree(path: str) -> None:
@@ -192,6 +196,7 @@ def _new_stage(options: Options, console: Console, load: Callable[..., PipelineS
     missing = [one for one in files if not _is_written(spec.root, one, files[one][0])]
     inputs = _inputs_after(spec)
     entry = _entry(name, processor, kind, inputs, _output_folder(name, spec))
+    entry.update(_not_inherited(json.loads(before.decode("utf-8")).get("defaults", {})))
     after = _with_stage(before.decode("utf-8"), entry)
     for one in missing:
         _write_file(spec.root, one, *files[one])
@@ -283,6 +288,12 @@ def _entry(name: str, processor: str, kind: str, inputs: List[str], folder: str)
     return entry
 
 
+def _not_inherited(defaults: Json) -> Json:
+    """Return what the entry must say against `defaults` that are meant for stages of another kind."""
+    plain: Json = {"args": [], "outputs": None, "chunks": None}
+    return {key: value for key, value in plain.items() if defaults.get(key, value) != value}
+
+
 # === the spec as text ===
 
 def _entry_text(entry: Json, end: str, indent: str, unit: str) -> str:
@@ -335,8 +346,13 @@ def _replace_spec(path: str, before: bytes, after: str) -> None:
 
 def _tell(options: Options, console: Console, spec: PipelineSpec, entry: Json, files: Files) -> None:
     test = next(path for path in files if path.startswith("tests/test_"))
-    runner = os.path.relpath(os.path.join(_HERE, "pipeline_runner.py"))
+    runner = os.path.join(_HERE, "pipeline_runner.py")
+    try:
+        runner = os.path.relpath(runner)
+    except ValueError:
+        pass                                    # on another drive of Windows
     where = "" if options.pipeline == "pipeline.json" else " --pipeline " + _shell_word(options.pipeline)
+    where += "" if options.root is None else " --root " + _shell_word(options.root)
     console.line("%s: the processor; edit it" % entry["processor"])
     console.line("%s: its test; %s -m unittest %s" % (test, _python(), test))
     console.line("%s: stage %s, after %s; it reads %s and writes to %s" % (

@@ -235,6 +235,16 @@ def test_inputs_are_what_the_last_stage_makes(tmp_path, capsys):
     assert new_stage(root, "d") == 0 and json.loads((root / "pipeline.json").read_bytes())["stages"][3]["inputs"] == ["data/c/*"]
 
 
+def test_defaults_that_are_meant_for_other_stages_do_not_get_into_the_new_one(project):
+    project.write("data/in.txt", "b\na\n")
+    project.spec({"name": "first", "processor": "bin/stage_copy.py", "inputs": ["data/in.txt"]}, defaults={"outputs": ["in.txt"], "args": ["-v"], "retry": {"attempts": 2}, "chunks": None})
+    kind = "shell" if POSIX else "lines"
+    project.ok("new-stage", "two", "--kind", kind)
+    entry = project.json("pipeline.json")["stages"][1]
+    assert entry["outputs"] is None and entry["args"] == [] and "chunks" not in entry and entry["inputs"] == ["data/s1/in.txt"]
+    assert "[DONE] two" in project.ok().out
+
+
 @pytest.mark.parametrize("words, in_the_way, message", [
     (["a"], None, "new-stage a: there is a stage a already; choose another name"),
     (["A"], None, "there is a stage a already"),
