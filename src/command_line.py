@@ -28,10 +28,10 @@ begin
   init DIR              write a working pipeline of your own into a new folder, with this runner in it
   new-stage NAME        write one stage more: a processor (--kind), its test, its entry in the pipeline file
 look
-  status                the stages (state, why each would run next, last run, who holds it) and the last runs
-  history [STAGE]       durations and counts over the runs
-  logs STAGE            what the stage's processor printed
-  explain STAGE         the stored key against today's, part by part
+  status                what each stage is like, why it would run next, and the last runs
+  history [STAGE]       durations and counts over the runs; what took much longer than usual
+  logs STAGE            what the stage's processors printed in its last run, or in --run ID; --follow: while it comes
+  explain STAGE         all that the stage depends on, then and now
   report [RUN]          one HTML file about a run
   graph                 the graph of stages and files
 keep order
@@ -66,13 +66,13 @@ options of a run
   --stop-by HH:MM       at this time of the day ask the processors to stop at their next checkpoint; exit 7
   --stop-after TIME     the same after 90s, 15m, 2h
   --verbose             show the processors' output
-  --quiet               show failures only
-  --log-format FORMAT   text (the default) or json: an object for each event
+  --quiet               print failures only
+  --log-format FORMAT   text (the default), or json: one JSON object for each event
   --openlineage FILE    append OpenLineage events to a file
 options of other commands
-  --json                status, history, logs, explain: JSON instead of a table
+  --json                status, history, logs, explain: one JSON document
   --run ID              logs: of this run
-  --follow              logs: go on until the attempt ends
+  --follow              logs: show what comes until the stage ends
   --format FORMAT       export: in-toto (the default); graph: mermaid (the default), dot, svg, json
   --output FILE, -o     export, evidence, report, graph: where to write
   --yes                 clean, gc, reset: do it
