@@ -20,6 +20,7 @@ from conftest import ROOT
 
 import environment
 import fork_client
+import fork_server
 import forked_task
 import hook_log
 import process_tree
@@ -682,7 +683,103 @@ def test_readiness_can_be_waited_for(own):
     assert bench.server.state == "ready" and bench.server.ends() == []
 
 
-# --- pure parts
+# --- parts, in this process
+
+def settled(path, text):
+    """Write a file whose last change is long ago, for whoever looks at its signature."""
+    path.write_bytes(text)
+    until(lambda: fork_server.is_settled(fork_server.signature(str(path))))
+    return str(path)
+
+
+def test_a_script_is_compiled_once_while_it_is_what_it_was(tmp_path):
+    codes, path = fork_server.Codes([]), settled(tmp_path / "x.py", b"x = 1\n")
+    code, source = codes.script(path)
+    assert codes.script(path)[0] is code and source == b"x = 1\n"
+    (tmp_path / "x.py").write_bytes(b"x = 2\n")
+    again = codes.script(path)[0]
+    assert again is not code and again.co_consts != code.co_consts
+    assert codes.script(path)[0] is not again                   # changed a moment ago: not kept yet
+    assert codes.script(settled(tmp_path / "warns.py", b"1 is 1\n"))[0] is None      # the task is to warn
+    for name, text in (("none.py", None), ("bad.py", b"def :"), ("zero.py", b"\0")):
+        if text is not None:
+            settled(tmp_path / name, text)
+        with pytest.raises(fork_server.Declined, match=name):
+            codes.script(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_modules_are_read_when_their_bytecode_is_there(tmp_path, monkeypatch, writes):
+    monkeypatch.setattr(sys, "dont_write_bytecode", not writes)
+    path = settled(tmp_path / "part.py", b"x = 1\n")
+    codes = fork_server.Codes([path, str(tmp_path / "nowhere.py"), settled(tmp_path / "bad.py", b"def :")])
+    codes.refresh()
+    assert list(codes.known) == ([] if writes else [path])      # the first task writes it
+    codes.refresh()
+    assert list(codes.known) == [path] and sorted(one.name for one in tmp_path.iterdir()) == ["bad.py", "part.py"]
+    kept = codes.known[path]
+    codes.refresh()
+    assert codes.known[path] is kept
+    settled(tmp_path / "part.py", b"x = 22\n")
+    codes.refresh()
+    codes.refresh()
+    assert codes.known[path] is not kept
+
+
+def test_a_module_that_warns_or_fails_is_left_to_the_task(tmp_path, monkeypatch):
+    (tmp_path / "warning.py").write_bytes(b"import warnings\nwarnings.warn('old', DeprecationWarning)\n")
+    (tmp_path / "failing.py").write_bytes(b"1 / 0\n")
+    (tmp_path / "quiet.py").write_bytes(b"")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(fork_server, "LOADABLE", frozenset(("warning", "failing", "quiet", "os", "xml")))
+    modules = fork_server.Modules("/nowhere/x.py")
+    modules.load(["warning", "failing", "quiet", "os.path.join", "xml.dom.minidom", "this"])
+    assert "quiet" in sys.modules and not {"warning", "failing", "this"} & set(sys.modules)
+    del sys.modules["quiet"]
+
+
+def test_names_beside_the_script_are_looked_at_again_when_the_folder_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(fork_server, "STARTUP", frozenset(name for name in sys.modules if name.partition(".")[0] != "json"))
+    modules = fork_server.Modules(str(tmp_path / "x.py"))
+    modules.folders = [str(tmp_path), str(tmp_path / "nowhere")]
+    assert modules.problem() == ""
+    (tmp_path / "json").mkdir()
+    assert modules.problem().endswith("hides modules of the standard library: json")
+    (tmp_path / "json").rmdir()
+    assert modules.problem() == ""
+
+
+def test_a_fork_that_fails_is_a_task_declined(tmp_path, monkeypatch):
+    script = settled(tmp_path / "x.py", b"")
+    server = object.__new__(fork_server.Server)
+    reader, server.replies = os.pipe()
+    server.codes, server.modules, server.slots, server.living = fork_server.Codes([]), fork_server.Modules(script), [1], set()
+    server.modules.folders = server.modules.folders[:1]
+    server.before = forked_task.Before({signal.SIGUSR1: signal.SIG_DFL}, set(), [], os.getpid(), frozenset(), (), None, None)
+    here, mask = os.getcwd(), signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+    def fail():
+        assert signal.SIGUSR1 in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        raise BlockingIOError(11, "no more processes")
+
+    monkeypatch.setattr(os, "fork", fail)
+    try:
+        assert server._launch([0, [sys.executable, script], {}, str(tmp_path), None]) is None
+    finally:
+        os.chdir(here)
+    assert json.loads(os.read(reader, 1000)) == ["declined", "[Errno 11] no more processes"] and server.living == set()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask
+    os.close(reader)
+    os.close(server.replies)
+
+
+def test_a_script_in_another_folder_is_declined(bench):
+    bench.write("sub/x.py", "")
+    with pytest.raises(fork_client.Declined, match="another folder"):
+        bench.forked(str(bench.root / "bin" / "sub" / "x.py"))
+    with pytest.raises(fork_client.Declined, match="interpreter"):
+        bench.server.launch(0, ["/bin/sh", "x.py"], bench.env, str(bench.root))
+
 
 def test_what_belongs_to_the_library():
     library = ("/usr/lib/python3/",)
