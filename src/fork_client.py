@@ -86,6 +86,8 @@ class ForkServer:
     pipe, not blocking. pid: the server's, a child of the runner that belongs to no task.
     """
 
+    Declined, ServerDied = Declined, ServerDied     # for a pool that knows servers only by what they do
+
     def __init__(self, root: str, script: str, modules: Sequence[str], imports: Sequence[str]) -> None:
         """*script* absolute as in the tasks' command lines; *modules* and *imports* as code_of() returns them."""
         self.root = root
