@@ -342,7 +342,8 @@ class Pool:
         if server.is_dead:
             for attempt in of.values():
                 if not attempt.is_over:
-                    attempt.problem, attempt.is_over = server.reason, True
+                    # The system kills them with the server; worth another attempt, as any other kill.
+                    attempt.problem, attempt.exit_code, attempt.is_over = server.reason, -signal.SIGKILL, True
 
     def _has_ended(self, attempt: Attempt) -> bool:
         if self.threads:

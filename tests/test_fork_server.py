@@ -28,7 +28,7 @@ import process_tree
 # Composed, so that a plain text search of the repository finds no network import.
 NETWORK = "soc" + "ket"
 pytestmark = pytest.mark.skipif(bool(fork_client.why_not({"PYTHONHASHSEED": "0"})), reason="no fork server on this system")
-LIMIT_S = 60
+LIMIT_S = 30
 IMPORTS = ["atexit", "json", "logging", "random", "re", "shutil", "signal", "subprocess", "tempfile", "threading", "time", "traceback", "warnings", "decimal", "cgi", "imp"]
 
 
@@ -822,12 +822,12 @@ UNMEASURED = {name: None for name in os.environ if name.startswith(("COV", "COVE
 MAKE = "with open(inputs[0]) as file, open(os.path.join(out, name), 'w') as to:\n    to.write(file.read().upper())\n"
 
 
-def tasks(project, body, served=True, count=5, **stage):
+def tasks(project, body, served=True, count=5, layers=("scan", "kernel", "hook"), **stage):
     """Write a stage of *count* tasks; forkServer is the default's unless given."""
     processor = project.processor("work", "SERVED = %r\n" % served + IN_RUNS + body)
     for number in range(count):
         project.write("data/in/%d.txt" % number, "task %d\n" % number)
-    project.spec(dict({"processor": processor, "forEach": "data/in/*.txt"}, **stage))
+    project.spec(dict({"processor": processor, "forEach": "data/in/*.txt"}, **stage), offline={"layers": list(layers)})
 
 
 def logs(project, run="r"):
@@ -860,7 +860,7 @@ if number == 3 and os.environ['PIPELINE_ATTEMPT'] == '1':
     sys.exit('not yet')
 if number == 4:
     os.kill(os.getpid(), 11)
-""", count=6, timeoutSec=2, retry={"maxAttempts": 2, "baseDelayMs": 1, "maxDelayMs": 1, "jitterMs": 0})
+""", count=6, timeoutSec=2, retry={"attempts": 2, "baseDelayMs": 1, "maxDelayMs": 1, "jitterMs": 0})
     done = project.run("--run-id", "r", "--jobs", "1", env=UNMEASURED)
     assert done.code == 1 and "timeout after 2 s" in done.out + done.err and "SIGSEGV" in done.out + done.err, done
     assert "forked 2" in logs(project) and "forked 5" in logs(project)
@@ -882,7 +882,7 @@ def left_of(project):
 
 
 def test_a_task_that_kills_the_server_fails_with_it_and_the_next_has_a_new_one(project):
-    tasks(project, MAKE + "if number == 2 and forked:\n    os.kill(os.getppid(), 9)\n    time.sleep(60)\n", count=5, retry={"maxAttempts": 2, "baseDelayMs": 1, "maxDelayMs": 1, "jitterMs": 0})
+    tasks(project, MAKE + "if number == 2 and forked:\n    os.kill(os.getppid(), 9)\n    time.sleep(60)\n", count=5, retry={"attempts": 2, "baseDelayMs": 1, "maxDelayMs": 1, "jitterMs": 0})
     done = project.run("--run-id", "r", "--jobs", "1", env=UNMEASURED)
     assert done.code == 0 and "the fork server died: ended by signal 9" in done.out, done
     assert {"forked 2", "by itself 2"} <= set(logs(project)) and len(outputs(project)) == 5
@@ -891,7 +891,7 @@ def test_a_task_that_kills_the_server_fails_with_it_and_the_next_has_a_new_one(p
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_the_end_of_the_runner_ends_its_server_and_forked_tasks(project, number):
-    tasks(project, MAKE + "if number == 3:\n    open(os.path.join(os.environ['PIPELINE_ROOT'], 'told'), 'w').close()\n    time.sleep(60)\n", count=5, shutdownGraceSec=1)
+    tasks(project, MAKE + "if number == 3:\n    open(os.path.join(os.environ['PIPELINE_ROOT'], 'told'), 'w').close()\n    time.sleep(60)\n", count=5, graceSec=1)
     runner = project.start("--run-id", "r", "--jobs", "1", env=UNMEASURED)
     until(project.path("told").exists)
     assert len(left_of(project)) >= 2
@@ -903,7 +903,7 @@ def test_the_end_of_the_runner_ends_its_server_and_forked_tasks(project, number)
 
 
 def test_a_forked_task_that_tries_the_network_is_named_by_its_script(project):
-    tasks(project, MAKE + "if number == 2:\n    try:\n        net = __import__('soc' + 'ket')\n        net.__dict__['soc' + 'ket']()\n    except OSError:\n        pass\n", count=4)
+    tasks(project, MAKE + "if number == 2:\n    try:\n        net = __import__('soc' + 'ket')\n        net.__dict__['soc' + 'ket']()\n    except OSError:\n        pass\n", count=4, layers=("kernel", "hook"))
     done = project.run("--run-id", "r", "--jobs", "1", env=UNMEASURED)
     assert done.code != 0 and "forked 2" in logs(project), done
     assert "bin/work.py (pid" in done.out and "tried to open IPv4 TCP: refused (bin/work.py:" in done.out, done
