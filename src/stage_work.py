@@ -147,7 +147,8 @@ def is_worth_retrying(retry: Retry, attempt: int, exit_code: Optional[int]) -> b
 def command_line(root: str, stage: StageSpec, inputs: Sequence[str]) -> List[str]:
     """Return the argument list for a processor: interpreter where it needs one, args, inputs if they fit."""
     program = os.path.join(root, stage.processor)
-    start = {"python": [sys.executable, program], "powershell": _powershell() + [program]}.get(spec_checks.program_kind(stage.processor), [program])
+    kind = spec_checks.program_kind(stage.processor)
+    start = [sys.executable, program] if kind == "python" else _powershell() + [program] if kind == "powershell" else [program]
     arguments = list(stage.args)
     if sum(len(os.fsencode(one)) + 9 for one in inputs) <= ARGUMENT_BYTES:
         arguments += inputs
