@@ -21,6 +21,7 @@ is named before it.
     leaves   spec_checks  spec_source  file_digests  state_store  stage_locks  stage_outputs  process_tree  attempts
              environment  import_scan  offline_guard  hook_log  ledger_format  console
     on them  command_line  program_scan (what is scanned)  stage_keys (what a stage depends on)  reasons (why it must run)
+             prometheus_text  open_lineage  (what monitoring reads)
              run_ledger  seal_keys  network_watch (the guard of a run)  stage_work (a stage that must run, under its
              lock: attempts, retries, checks, records)  acceptance  provenance  ledger_verify  evidence_verify
              ledger_export  ledger_commands
@@ -304,6 +305,7 @@ class Run:
         self.guardian: Any = None
         self.others: List[int] = []
         self.network: Any = None        # the guard, once the network is closed
+        self.metrics: Json = {}         # what the metrics file says, once it is written
 
     def run(self) -> int:
         """Run the selected stages; return the exit code. Raises what the runner cannot go on from, records written."""
@@ -521,7 +523,7 @@ class Run:
         for path in outputs:
             self.digests.vouch(path)
         record = self._run_record(state)
-        self.ledger.end(record, lambda: self._write_last(record))
+        self.ledger.end(record, lambda: self._write_last(record), lambda: self._tell_monitoring(record))
         self._tell_healed()
         self.console.line("[LEDGER] head " + self.ledger.head_text())
         self.console.summary(self.options.run_id, state, self.results, self.clock.monotonic() - self.started)
@@ -529,8 +531,17 @@ class Run:
     def _write_last(self, record: Json) -> None:
         """Write what only a finished run writes, and its digest into the run record; under the lock of the ledger."""
         self._write_digests()
-        data = self.store.write("metrics_%s.json" % self.options.run_id, self._metrics(), "metrics.json")
+        self.metrics = self._metrics()
+        data = self.store.write("metrics_%s.json" % self.options.run_id, self.metrics, "metrics.json")
         record["metrics"] = {"bytes": len(data), "sha256": sha256(data).hexdigest()}
+
+    def _tell_monitoring(self, record: Json) -> None:
+        """Refresh state/metrics.prom, append to --openlineage; what goes wrong there is a note and changes nothing."""
+        import prometheus_text
+        prometheus_text.emit(self.store, record, self.metrics, self.spec, self.options, self.console)
+        if self.options.open_lineage:
+            import open_lineage
+            open_lineage.emit(self.store, record, self.metrics, self.spec, self.options, self.console)
 
     def _finish_after(self, error: BaseException) -> None:
         """Say in the records what stopped the run, as far as they can still be written; *error* itself goes on to main."""

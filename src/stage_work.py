@@ -161,6 +161,7 @@ class StageWork:
         self.attempts = 0
         self.cpu_s, self.max_rss, self.exit_code = 0.0, 0, None
         self.logs: List[Json] = []      # path, bytes and digest of each attempt's
+        self.tries: List[Json] = []     # start, duration and exit code of each attempt
         self.refusals: List[Json] = []  # what the attempts tried to do with the network
         self.network_fault = ""         # of the last attempt: why it fails, if it does
         self.is_offline_fault = False
@@ -350,7 +351,9 @@ class StageWork:
             command_line(run.root, stage, inputs), env, run.root, log_path, token, self.lock.descriptor,
             self.lock.guard, stage.timeout_s, stage.grace_s, stage.resources,
             (lambda data: self.console.stream(stage.name, data)) if run.options.verbose else None)
+        began = utc_text(run.clock.time())
         result = attempts.run_attempt(launch, run.signals, process_tree, run.guardian, run.others, network)
+        self.tries.append({"startedAt": began, "durationMs": int(result.duration_s * 1000), "exitCode": result.exit_code})
         self.console.end_stream()
         self.argv = launch.argv
         self.logs.append({"path": os.path.relpath(log_path, run.root).replace(os.sep, "/"), "bytes": result.log[0], "sha256": result.log[1]})
@@ -511,4 +514,4 @@ class StageWork:
         parts = run_ledger.recorded_parts(self.store, self.facts.material.parts)
         sizes = self.facts.material.stamps
         return {"keyParts": parts, "argv": self.argv, "inputs": [{"path": path, "bytes": sizes[path][0], "sha256": digest} for path, digest in parts["inputs"]],
-                "logs": self.logs, "networkRefusals": self.refusals}
+                "startedAt": self.started_utc, "tries": self.tries, "logs": self.logs, "networkRefusals": self.refusals}
