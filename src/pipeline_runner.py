@@ -18,12 +18,12 @@ changed does not need stands there, and so does what is a concern of its own. Th
 values and errors) may be imported by all; leaves import nothing else of ours; what stands on them may also import what
 is named before it.
 
-    leaves   spec_checks  spec_source  file_digests  state_store  stage_locks  stage_outputs  process_tree  attempts
+    leaves   svg_shapes  spec_checks  spec_source  file_digests  state_store  stage_locks  stage_outputs  process_tree  attempts
              environment  import_scan  offline_guard  hook_log  ledger_format  console
     on them  command_line  program_scan (what is scanned)  stage_keys (what a stage depends on)  reasons (why it must run)
-             prometheus_text  open_lineage  (what monitoring reads)
+             prometheus_text  open_lineage  (what monitoring reads)  pipeline_graph
              run_ledger  seal_keys  network_watch (the guard of a run)  stage_work (a stage that must run, under its
-             lock: attempts, retries, checks, records)  acceptance  provenance  ledger_verify  evidence_verify
+             lock: attempts, retries, checks, records)  acceptance  provenance  run_report  report_html  report_commands  ledger_verify  evidence_verify
              ledger_export  ledger_commands
 """
 from __future__ import annotations
