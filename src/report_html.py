@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 CLASSES = {"ok": "ok", "completed": "ok", "skipped": "skipped", "failed": "failed", "died": "failed", "interrupted": "warn", "running": "running",
            "waiting": "warn", "notRun": "skipped"}
 WORDS = {"notRun": "not run", "ok": "done", "died": "runner died"}
+NAMES = {"logs": "Logs", "stages": "Stages", "timeline": "Timeline", "graph": "Graph", "totals": "Control totals", "why": "Why", "evidence": "Evidence", "runs": "Earlier runs"}
 MANY_SKIPPED = 12           # more skipped stages are listed by name only
+MANY_TOTALS = 40            # of more control totals, only those that do not fit are listed
 STYLE = """
 :root{color-scheme:light dark;--page:#fff;--soft:#f5f7fa;--line:#dfe4ec;--text:#1b2230;--dim:#586275;--ok:#1d7a4b;--ok-soft:#e3f4ea;--failed:#b3261e;
 --failed-soft:#fce8e6;--warn:#8a5a00;--warn-soft:#fdf1d8;--run:#1f5fbf;--run-soft:#e4edfb;--skip:#586275;--skip-soft:#eceff4;--edge:#9aa4b5;--bar:#3f7fd1}
@@ -43,16 +45,17 @@ p{margin:4px 0 8px}
 .tag.ok{color:var(--ok);background:var(--ok-soft)}.tag.failed{color:var(--failed);background:var(--failed-soft)}
 .tag.warn{color:var(--warn);background:var(--warn-soft)}.tag.running{color:var(--run);background:var(--run-soft)}
 h1+.tag{font-size:13px;line-height:24px;border-radius:12px;padding:0 11px}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(128px,1fr));gap:1px;margin:18px 0 4px;background:var(--line);border:1px solid var(--line);border-radius:6px;overflow:hidden}
-.tiles div{background:var(--page);padding:8px 12px}
-.tiles dt{color:var(--dim);font-size:12px}.tiles dd{margin:0;font-size:17px;font-weight:600;overflow-wrap:anywhere}.tiles small{font-size:12px;font-weight:400;color:var(--dim)}
+.tiles{display:flex;flex-wrap:wrap;gap:1px;margin:18px 0 4px;background:var(--line);border:1px solid var(--line);border-radius:6px;overflow:hidden}
+.tiles div{background:var(--page);padding:8px 12px;flex:1 1 112px}.tiles div:first-child{flex-basis:150px}
+.tiles dt{color:var(--dim);font-size:12px}.tiles dd{margin:0;font-size:16px;font-weight:600;white-space:nowrap}.tiles small{display:block;white-space:normal;font-size:12px;line-height:1.35;font-weight:400;color:var(--dim)}
 .box{border-left:3px solid var(--failed);background:var(--failed-soft);padding:8px 12px;margin:14px 0;border-radius:0 4px 4px 0;overflow-wrap:anywhere}
 .box.warn{border-color:var(--warn);background:var(--warn-soft)}.box p,.box ul{margin:2px 0}.box ul{padding-left:18px}
-.wide{overflow-x:auto;margin:0 -4px;padding:0 4px}
+.wide{overflow-x:auto}.short{max-width:520px}.pair{display:flex;flex-wrap:wrap;gap:0 48px}.pair>*{flex:1 1 300px;min-width:0}.pair>:first-child{flex-grow:2}
+nav{font-size:13px;margin:10px 0 0}nav a{color:var(--run);text-decoration:none;margin-right:14px}nav a:hover,nav a:focus{text-decoration:underline}
 table{border-collapse:collapse;width:100%;font-size:13px}
 th,td{text-align:left;padding:4px 10px 4px 0;border-bottom:1px solid var(--line);vertical-align:top}
 thead th{font-weight:500;color:var(--dim);font-size:12px;white-space:nowrap;vertical-align:bottom}
-tbody th{font-weight:600}.n{text-align:right;white-space:nowrap}td.why{overflow-wrap:anywhere;min-width:220px}td.s{padding-top:2px;padding-bottom:0}
+tbody th{font-weight:600;position:sticky;left:0;background:var(--page)}.n{text-align:right;white-space:nowrap}td.why{overflow-wrap:anywhere;min-width:220px}td.s,th.s{padding:0 0 0 14px;vertical-align:middle}
 th.name{white-space:nowrap;max-width:260px;overflow:hidden;text-overflow:ellipsis}
 .zero{color:var(--dim)}.bad{color:var(--failed);font-weight:600}.good{color:var(--ok)}
 ul.plain{list-style:none;margin:0;padding:0}ul.names{list-style:none;margin:4px 0;padding:0;display:flex;flex-wrap:wrap;gap:2px 14px;font-size:13px;color:var(--dim)}
@@ -60,25 +63,29 @@ pre,code{font:12px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans M
 pre{background:var(--soft);border:1px solid var(--line);border-radius:4px;padding:8px 10px;margin:4px 0;overflow-x:auto;white-space:pre-wrap;overflow-wrap:anywhere}
 dl.facts{display:grid;grid-template-columns:max-content 1fr;gap:3px 18px;margin:6px 0;font-size:13px}dl.facts dt{color:var(--dim)}dl.facts dd{margin:0;overflow-wrap:anywhere}
 svg{display:block}svg text{font:11.5px system-ui,-apple-system,"Segoe UI",Roboto,Arial,sans-serif;fill:var(--text)}
-svg .axis{fill:var(--dim);font-size:11px}.grid{stroke:var(--line)}.span.ok{fill:var(--bar)}.span.failed{fill:var(--failed)}.span.running{fill:var(--run);opacity:.6}
+svg .axis{fill:var(--dim);font-size:11px}.grid{stroke:var(--line)}.span.ok{fill:var(--bar)}.span.failed{fill:var(--failed)}.span.running{fill:var(--run);opacity:.6}svg .label{font-size:11px}
 .node rect{fill:var(--soft);stroke:var(--edge)}.node.files rect{fill:var(--page);stroke:var(--line)}.node.files text{fill:var(--dim)}
 .node.ok rect{fill:var(--ok-soft);stroke:var(--ok)}.node.failed rect{fill:var(--failed-soft);stroke:var(--failed)}.node.interrupted rect,.node.waiting rect{fill:var(--warn-soft);stroke:var(--warn)}
 .node.running rect{fill:var(--run-soft);stroke:var(--run)}.node.notRun rect,.node.unused rect{stroke-dasharray:3 3}
 .edge{fill:none;stroke:var(--edge);stroke-width:1.1}.edge.needs{stroke-dasharray:4 3}.tip{fill:var(--edge)}
 .spark{fill:none;stroke:var(--bar);stroke-width:1.3}.dot{fill:var(--bar)}.dot.failed{fill:var(--failed)}
 footer{font-size:12px;padding-top:16px;padding-bottom:28px;margin-top:28px;border-top:1px solid var(--line);max-width:1032px}
-@media(max-width:600px){main,header,footer{padding-left:14px;padding-right:14px}header{padding-top:18px}h1{font-size:20px}.tiles{grid-template-columns:repeat(2,1fr)}
+@media(max-width:600px){main,header,footer{padding-left:14px;padding-right:14px}header{padding-top:18px}h1{font-size:20px}
 dl.facts{grid-template-columns:1fr;gap:0}dl.facts dd{margin-bottom:6px}}
 @media print{:root{--page:#fff;--soft:#f5f7fa;--line:#ccd2dc;--text:#000;--dim:#444}body{font-size:11px}main,header,footer{max-width:none;padding:0}
-.wide{overflow:visible}.wide svg{max-width:100%;height:auto}h2{break-after:avoid}tr,.box,pre{break-inside:avoid}.tag,.tiles,.box,svg{-webkit-print-color-adjust:exact;print-color-adjust:exact}}
+.wide{overflow:visible}.wide svg{max-width:100%;height:auto}h2{break-after:avoid}nav{display:none}tr,.box,pre{break-inside:avoid}.tag,.tiles,.box,svg{-webkit-print-color-adjust:exact;print-color-adjust:exact}}
 """
 
 
 def page(report: Report) -> str:
     """Return the whole page."""
     title = "%s: run %s" % (report.pipeline, report.run_id)
-    parts = [_head(report), "<main>", _failures(report), _notes(report), _tiles(report), _stage_table(report), _timeline(report), _graph(report),
-             _totals(report), _why(report), _logs(report), _isolation(report), _history(report), "</main>"]
+    sections = [(name, body) for name, body in (
+        ("logs", _logs(report)), ("stages", _stage_table(report)), ("timeline", _timeline(report)), ("graph", _graph(report)), ("totals", _totals(report)),
+        ("why", _why(report)), ("evidence", _isolation(report)), ("runs", _history(report))) if body]
+    links = "".join('<a href="#%s">%s</a>' % (name, NAMES[name]) for name, _ in sections)
+    parts = [_head(report), "<main>", _failures(report), _notes(report), _tiles(report), '<nav aria-label="Sections">%s</nav>' % links]
+    parts += ['<section id="%s">%s</section>' % one for one in sections] + ["</main>"]
     return ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
             '<meta name="referrer" content="no-referrer"><title>%s</title><style>%s</style></head>\n<body>\n%s\n<footer>%s</footer>\n</body></html>\n') % (
                 escaped(title), STYLE, "\n".join(part for part in parts if part),
@@ -114,7 +121,7 @@ def _number(text: str, is_zero: bool) -> str:
 
 
 def _section(title: str, body: str, hint: str = "") -> str:
-    return '<section><h2>%s</h2>%s%s</section>' % (escaped(title), '<p class="hint">%s</p>' % escaped(hint) if hint else "", body)
+    return '<h2>%s</h2>%s%s' % (escaped(title), '<p class="hint">%s</p>' % escaped(hint) if hint else "", body)
 
 
 def _table(heads: List[Tuple[str, str]], rows: List[str], caption: str) -> str:
@@ -172,7 +179,7 @@ def _tiles(report: Report) -> str:
         total = {name: sum(one.get(name, 0) for one in tasks) for name in ("total", "ok", "skipped", "failed", "vanished")}
         tiles.append(("Tasks", "%s<small> %s</small>" % (grouped(total["total"]), escaped(", ".join(
             "%s %s" % (grouped(total[name]), name) for name in ("ok", "skipped", "failed", "vanished") if total[name])))))
-    tiles += [("Retries", "%d" % retries), ("Records set aside", grouped(rejected)),
+    tiles += [("Retries", "%d" % retries), ("Rejected", grouped(rejected)),
               ("Written", escaped(size_text(sum(stage.bytes_out for stage in report.stages if stage.status == "ok")))),
               ("Processor time", escaped(seconds_text(sum(stage.cpu_s for stage in report.stages)))),
               ("Largest process", escaped(size_text(max([stage.rss_bytes for stage in report.stages] or [0]))))]
@@ -184,7 +191,7 @@ def _stage_table(report: Report) -> str:
     has_tasks = any(stage.tasks for stage in report.stages)
     heads = [("Stage", ""), ("Status", ""), ("Took", "n"), ("Attempts", "n")] + ([("Tasks", "n")] if has_tasks else [])
     heads += [("Read", "n"), ("Written", "n"), ("Rejected", "n")] if has_counts else []
-    heads += [("Bytes in", "n"), ("Bytes out", "n"), ("CPU", "n"), ("Memory", "n"), ("Earlier runs", "")]
+    heads += [("Bytes in", "n"), ("Bytes out", "n"), ("CPU", "n"), ("Memory", "n"), ("Earlier runs", "s")]
     rows = [_stage_row(stage, has_counts, has_tasks) for stage in report.stages]
     return _section("Stages", _table(heads, rows, "Stages") if rows else "<p>No stage is recorded.</p>")
 
@@ -221,7 +228,7 @@ def _graph(report: Report) -> str:
     if not stages:
         return ""
     few = len(report.nodes) <= pipeline_graph.FEW_NODES
-    hint = "As the pipeline file has it today. %s Dashed: only `needs`." % ("Rounded: files." if few else "The files between stages are left out.")
+    hint = "As the pipeline file has it today. %s Dashed: needs without files." % ("Rounded: files." if few else "The files between stages are left out.")
     return _section("Stages and files" if few else "Graph of the stages", _wide(pipeline_graph.drawing(report.nodes, report.edges, "Graph of %d stages of pipeline %s" % (stages, report.pipeline)), "Graph"), hint)
 
 
@@ -229,7 +236,9 @@ def _totals(report: Report) -> str:
     if not report.totals:
         return ""
     rows = []
-    for one in report.totals:
+    shown = [one for one in report.totals if len(report.totals) <= MANY_TOTALS or one.inside or one.before]
+    fits = len(report.totals) - len(shown)
+    for one in shown:
         inside = '<span class="good">fits</span>' if not one.inside else '<span class="%s">%+d</span>' % ("bad" if one.is_strict else "", one.inside)
         if one.expected is None:
             before = '<span class="zero">\u2013</span>'
@@ -239,7 +248,8 @@ def _totals(report: Report) -> str:
         rows.append("%s<td class=\"n\">%s</td><td class=\"n\">%s</td><td class=\"n\">%s</td><td>%s</td><td>%s</td><td>%s</td>" % (
             _row_head(one.stage), grouped(one.read), grouped(one.written), grouped(one.rejected), inside, before, "required" if one.is_strict else '<span class="zero">\u2013</span>'))
     heads = [("Stage", ""), ("Read", "n"), ("Written", "n"), ("Rejected", "n"), ("Read = written + rejected", ""), ("Read = written before it", ""), ("In the spec", "")]
-    return _section("Control totals", _table(heads, rows, "Control totals"), "Records. A stage that counts words or sums up writes another number than it reads: only what the spec requires must fit.")
+    body = (_table(heads, rows, "Control totals") if rows else "") + ("<p>The totals of %d %sstages fit.</p>" % (fits, "other " if rows else "") if fits else "")
+    return _section("Control totals", body, "Records. A stage that counts words or sums up writes another number than it reads: only what the spec requires must fit.")
 
 
 def _why(report: Report) -> str:
@@ -281,11 +291,12 @@ def _isolation(report: Report) -> str:
         facts.append(("Python hook", str(report.isolation["hook"])))
     if report.isolation.get("asRoot"):
         facts.append(("Account", "root"))
+    about = [(name[:1].upper() + name[1:], value) for name, value in report.about]
     if report.ledger:
         facts += [("Ledger head", report.ledger["head"]), ("Run hash", report.ledger["hash"])]
         facts += [("Sealed with key", report.ledger["sealed"])] if report.ledger["sealed"] else []
-    facts += [(name[:1].upper() + name[1:], value) for name, value in report.about]
-    return _section("Isolation and evidence", '<dl class="facts">%s</dl>' % "".join("<dt>%s</dt><dd>%s</dd>" % (escaped(name), escaped(value)) for name, value in facts)) if facts else ""
+    lists = ['<dl class="facts">%s</dl>' % "".join("<dt>%s</dt><dd>%s</dd>" % (escaped(name), escaped(value)) for name, value in one) for one in (facts, about) if one]
+    return _section("Isolation and evidence", '<div class="pair">%s</div>' % "".join(lists)) if lists else ""
 
 
 def _history(report: Report) -> str:
@@ -295,4 +306,5 @@ def _history(report: Report) -> str:
     spark = svg_shapes.sparkline_svg([seconds for _, _, seconds in runs], [state != "completed" for _, state, _ in runs],
                                      "Durations of the last %d runs, %s to %s" % (len(runs), seconds_text(min(run[2] for run in runs)), seconds_text(max(run[2] for run in runs))), 420, 44)
     rows = ["%s<td>%s</td><td class=\"n\">%s</td>" % (_row_head(run_id), _tag(state), escaped(seconds_text(seconds))) for run_id, state, seconds in reversed(runs[-10:])]
-    return _section("Runs up to this one", (_wide(spark, "Durations") if spark else "") + _table([("Run", ""), ("State", ""), ("Took", "n")], rows, "Runs"))
+    table = _table([("Run", ""), ("State", ""), ("Took", "n")], rows, "Runs")
+    return _section("Runs up to this one", '<div class="short">%s%s</div>' % (_wide(spark, "Durations") if spark else "", table))

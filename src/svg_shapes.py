@@ -49,7 +49,7 @@ def escaped(value: object) -> str:
     text = value if isinstance(value, str) else str(value)
     if "\x1b" in text:
         text = ANSI.sub("", text)
-    return "".join(ENTITIES.get(c) or (c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1]) for c in text)
+    return "".join(ENTITIES.get(c) or (c if c.isprintable() or c in "\n\t\u00a0\u202f" else ascii(c)[1:-1]) for c in text)
 
 
 def shortened(text: str, length: int) -> str:
@@ -198,7 +198,7 @@ def _box(node: Node, box: Tuple[float, float, float], high: float) -> str:
 
 def timeline_svg(rows: Sequence[Tuple[str, str, List[Tuple[float, float, str, str]]]], length_s: float, title: str) -> str:
     """Return a timeline. rows: (label, its title, [(start, end, class, title)]), in seconds since the beginning."""
-    side, wide = 168, 760
+    side, wide = 168, 836
     high, gap = (13, 3) if len(rows) > 40 else (17, 6)
     bottom = 26 + len(rows) * (high + gap)
     length_s = max(length_s, 0.001)
