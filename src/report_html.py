@@ -55,7 +55,7 @@ nav{font-size:13px;margin:10px 0 0}nav a{color:var(--run);text-decoration:none;m
 table{border-collapse:collapse;width:100%;font-size:13px}
 th,td{text-align:left;padding:4px 10px 4px 0;border-bottom:1px solid var(--line);vertical-align:top}
 thead th{font-weight:500;color:var(--dim);font-size:12px;white-space:nowrap;vertical-align:bottom}
-tbody th{font-weight:600;position:sticky;left:0;background:var(--page)}.n{text-align:right;white-space:nowrap}td.why{overflow-wrap:anywhere;min-width:220px}td.s,th.s{padding:0 0 0 14px;vertical-align:middle}
+tbody th{font-weight:600;position:sticky;left:0;background:var(--page)}.n{text-align:right;white-space:nowrap}th.n+th:not(.n),td.n+td:not(.n){padding-left:12px}td.why{overflow-wrap:anywhere;min-width:220px}td.s,th.s{padding:0 0 0 14px;vertical-align:middle}
 th.name{white-space:nowrap;max-width:260px;overflow:hidden;text-overflow:ellipsis}
 .zero{color:var(--dim)}.bad{color:var(--failed);font-weight:600}.good{color:var(--ok)}
 ul.plain{list-style:none;margin:0;padding:0}ul.names{list-style:none;margin:4px 0;padding:0;display:flex;flex-wrap:wrap;gap:2px 14px;font-size:13px;color:var(--dim)}
@@ -239,17 +239,21 @@ def _totals(report: Report) -> str:
     shown = [one for one in report.totals if len(report.totals) <= MANY_TOTALS or one.inside or one.before]
     fits = len(report.totals) - len(shown)
     for one in shown:
-        inside = '<span class="good">fits</span>' if not one.inside else '<span class="%s">%+d</span>' % ("bad" if one.is_strict else "", one.inside)
+        inside = '<span class="good">fits</span>' if not one.inside else '<span class="%s">%s</span>' % ("bad" if one.is_strict else "", _difference(one.inside))
         if one.expected is None:
             before = '<span class="zero">\u2013</span>'
         else:
             text = "%s written by %s" % (grouped(one.expected), ", ".join(one.makers[:3]) + (" and %d more" % (len(one.makers) - 3) if len(one.makers) > 3 else ""))
-            before = '<span class="%s">%s</span> %s' % (("good", "fits", escaped(text)) if not one.before else ("bad" if one.is_strict else "", "%+d" % one.before, escaped("to " + text)))
+            before = '<span class="%s">%s</span> %s' % (("good", "fits", escaped(text)) if not one.before else ("bad" if one.is_strict else "", _difference(one.before), escaped("to " + text)))
         rows.append("%s<td class=\"n\">%s</td><td class=\"n\">%s</td><td class=\"n\">%s</td><td>%s</td><td>%s</td><td>%s</td>" % (
             _row_head(one.stage), grouped(one.read), grouped(one.written), grouped(one.rejected), inside, before, "required" if one.is_strict else '<span class="zero">\u2013</span>'))
     heads = [("Stage", ""), ("Read", "n"), ("Written", "n"), ("Rejected", "n"), ("Read = written + rejected", ""), ("Read = written before it", ""), ("In the spec", "")]
     body = (_table(heads, rows, "Control totals") if rows else "") + ("<p>The totals of %d %sstages fit.</p>" % (fits, "other " if rows else "") if fits else "")
     return _section("Control totals", body, "Records. A stage that counts words or sums up writes another number than it reads: only what the spec requires must fit.")
+
+
+def _difference(count: int) -> str:
+    return ("+" if count > 0 else "\u2212") + grouped(abs(count))
 
 
 def _why(report: Report) -> str:

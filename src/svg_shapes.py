@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;"}
 COLUMN_NODES = 24           # a layer of more nodes takes several columns
-BAND_COLUMNS = 7            # more columns go on below, like lines of text
+BAND_PX = 1030              # columns that would be wider go on below, like lines of text
+MARGIN_PX = 20              # left of the first column: room for edges that come from the band above
 CHARACTER_PX = 6.4          # of the 11.5 px font that labels are set in, on average
 STYLE = """
 svg{font:11.5px system-ui,sans-serif;background:#fff;color:#1c2330}
@@ -149,22 +150,39 @@ def graph_svg(nodes: Sequence[Node], edges: Sequence[Edge], title: str, standalo
     known = {node.name: node for node in nodes}
     dense = len(nodes) > 40
     high, gap_x, gap_y = (22, 44, 6) if dense else (30, 56, 14)
+    wide = {name: min(172.0, max(64.0, 20 + CHARACTER_PX * len(node.label))) for name, node in known.items()}
     boxes: Dict[str, Tuple[float, float, float]] = {}       # name -> left, top, width
+    lanes: Dict[str, float] = {}                            # name -> where edges from another band run, above its own
     top, right = 8.0, 0.0
-    for start in range(0, len(columns), BAND_COLUMNS):
-        band = columns[start:start + BAND_COLUMNS]
+    bands = bands_of(columns, wide, gap_x)
+    for band in bands:
         tallest = max(len(column) for column in band)
-        left = 8.0
+        left = float(MARGIN_PX) if len(bands) > 1 else 1.0
         for column in band:
-            width = max(min(172.0, max(64.0, 20 + CHARACTER_PX * len(known[name].label))) for name in column)
+            width = max(wide[name] for name in column)
             offset = (tallest - len(column)) * (high + gap_y) / 2
             for index, name in enumerate(column):
                 boxes[name] = (left, top + offset + index * (high + gap_y), width)
+                lanes[name] = top - 12
             left += width + gap_x
         right = max(right, left - gap_x)
-        top += tallest * (high + gap_y) + (18 if dense else 28)
-    lines = [_curve(boxes[edge.start], boxes[edge.end], high, edge.kind) for edge in edges if edge.start in boxes and edge.end in boxes]
-    return _svg(right + 8, max(top - (18 if dense else 28) - gap_y + 8, high + 16), title, lines + [_box(known[name], boxes[name], high) for name in boxes], standalone)
+        top += tallest * (high + gap_y) - gap_y + 34
+    lines = [_curve(boxes[edge.start], boxes[edge.end], high, lanes[edge.start], lanes[edge.end], edge.kind) for edge in edges if edge.start in boxes and edge.end in boxes]
+    return _svg(right + (16 if len(bands) > 1 else 1), top - 34 + 8, title, lines + [_box(known[name], boxes[name], high) for name in boxes], standalone)
+
+
+def bands_of(columns: List[List[str]], wide: Dict[str, float], gap: float) -> List[List[List[str]]]:
+    """Return the columns in bands that are at most BAND_PX wide."""
+    bands: List[List[List[str]]] = []
+    left = 0.0
+    for column in columns:
+        width = max(wide[name] for name in column)
+        if not bands or left + width > BAND_PX - MARGIN_PX - 16:
+            bands.append([])
+            left = 0.0
+        bands[-1].append(column)
+        left += width + gap
+    return bands
 
 
 def _svg(width: float, height: float, title: str, parts: List[str], standalone: bool = False) -> str:
@@ -174,16 +192,14 @@ def _svg(width: float, height: float, title: str, parts: List[str], standalone: 
         space, width, height, width, height, escaped(title), escaped(title), style, "\n".join(parts))
 
 
-def _curve(start: Tuple[float, float, float], end: Tuple[float, float, float], high: float, kind: str) -> str:
-    """Draw an edge and its tip: from right to left side, or, into another band, from the bottom to the left side."""
-    x2, y2 = end[0], end[1] + high / 2
-    if x2 > start[0] + start[2]:
-        x1, y1 = start[0] + start[2], start[1] + high / 2
+def _curve(start: Tuple[float, float, float], end: Tuple[float, float, float], high: float, from_lane: float, lane: float, kind: str) -> str:
+    """Draw an edge and its tip: a curve from the right to the left side; into another band, along the lane above it."""
+    x1, y1, x2, y2 = start[0] + start[2], start[1] + high / 2, end[0], end[1] + high / 2
+    if from_lane == lane:
         bend = max(20.0, (x2 - x1) / 2)
         path = "M%.1f %.1fC%.1f %.1f %.1f %.1f %.1f %.1f" % (x1, y1, x1 + bend, y1, x2 - bend, y2, x2 - 5, y2)
     else:
-        x1, y1 = start[0] + start[2] / 2, start[1] + high
-        path = "M%.1f %.1fC%.1f %.1f %.1f %.1f %.1f %.1f" % (x1, y1, x1, y1 + 26, x2 - 26, y2, x2 - 5, y2)
+        path = "M%.1f %.1fh6q5 0 5 5V%.1fq0 5 -5 5H%.1fq-5 0 -5 5V%.1fq0 5 5 5H%.1f" % (x1, y1, lane - 5, x2 - 9, y2 - 5, x2 - 5)
     return '<path class="edge %s" d="%s"/><path class="tip" d="M%.1f %.1fl-6 -3.2v6.4z"/>' % (kind, path, x2, y2)
 
 
