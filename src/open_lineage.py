@@ -115,8 +115,8 @@ def _job(namespace: str, name: str, kind: str, producer: str) -> Json:
 
 
 def _dataset(path: str, item: Json, producer: str) -> Json:
-    full = os.path.normpath(path).replace(os.sep, "/")
-    return {"namespace": "file", "name": full, "facets": {"version": _facet("version", producer, datasetVersion="sha256:" + item["sha256"])}}
+    full = os.path.normpath(path).replace(os.sep, "/").lstrip("/")      # C:/x is /C:/x, as in a URI
+    return {"namespace": "file", "name": "/" + full, "facets": {"version": _facet("version", producer, datasetVersion="sha256:" + item["sha256"])}}
 
 
 def _facet(facet: str, producer: str, **fields: Any) -> Json:
