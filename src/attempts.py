@@ -259,6 +259,12 @@ class Pool:
             if deadline is not None and time.monotonic() >= deadline:
                 return
 
+    def keep_going(self, seconds: float) -> None:
+        """Keep the attempts going for *seconds*, or until a signal comes; for whoever must wait for something else."""
+        deadline = time.monotonic() + seconds
+        while not self.signals.number and time.monotonic() < deadline:
+            self._step(deadline - time.monotonic())
+
     def _step(self, seconds: Optional[float]) -> None:
         limits = [one.ending.seconds_left() for one in self.running] + [seconds, TICK_S if self.tick is not None else None]
         left = min([limit for limit in limits if limit is not None], default=None)

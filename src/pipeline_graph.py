@@ -1,13 +1,12 @@
 """The graph of a pipeline: its stages, the files between them, who feeds whom; as JSON, Mermaid, Graphviz or SVG. Pure.
 
-Above the leaves: it imports reasons, svg_shapes. Edges come from `needs`, and from inputs and watched files that lie
-below another stage's output folder. Where stages run in the order listed, only one listed earlier can feed another.
+Above the leaves: it imports stage_order, svg_shapes. Who comes before whom is asked of stage_order, file by file.
 """
 from __future__ import annotations
 
 import json
 
-import reasons
+import stage_order
 import svg_shapes
 from svg_shapes import Edge, Node
 
@@ -26,12 +25,14 @@ def graph_of(spec: PipelineSpec) -> Tuple[List[Node], List[Edge]]:
     nodes = {stage.name: Node("stage:" + stage.name, "stage", stage.name, "stage %s: %s" % (stage.name, stage.processor), "") for stage in spec.stages}
     files: Dict[str, Node] = {}
     edges: Dict[Edge, None] = {}
+    before = stage_order.edges(spec.stages)
     for place, stage in enumerate(spec.stages):
-        others = [one for one in (spec.stages if spec.order == "graph" else spec.stages[:place]) if one.name != stage.name]
+        near = set(before[stage.name])
+        earlier, later = ([one for one in part if one.name in near] for part in (spec.stages[:place], spec.stages[place + 1:]))
         fed = set()
         for pattern in dict.fromkeys(stage.inputs + stage.for_each + stage.watch):
             alone = stage._replace(inputs=(pattern,), watch=(), needs=(), for_each=())
-            makers = [maker.name for maker in others if reasons.may_feed(maker, alone)]
+            makers = stage_order.edges(earlier + [alone] + later)[stage.name]
             node = files.setdefault(pattern, Node("files:" + pattern, "files", pattern, "files " + pattern, ""))
             for name in makers:
                 edges[Edge(nodes[name].name, node.name, "files")] = None
