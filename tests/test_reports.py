@@ -115,7 +115,7 @@ def test_a_report_of_an_earlier_run_and_the_reasons(project):
     page = report(project, notes=0)
     assert "Run r2" in page.text and "input data/in.txt changed" in page.text and "Durations of first over 2 runs" in page.text
     project.ok("--run-id", "r3")
-    assert "Stages done0of 2, 2 skipped" in report(project, notes=0).text
+    assert "Stages done0 of 2, 2 skipped" in report(project, notes=0).text
 
 
 def test_a_report_of_records_that_are_damaged_gone_or_edited(project):
