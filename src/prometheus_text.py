@@ -27,7 +27,7 @@ GAUGES = {      # family -> its HELP; all are of the last run, so all are gauges
     "pipeline_run_stages": "Stages of the last run by how they ended.",
     "pipeline_last_success_timestamp_seconds": "When a run of all stages last completed, in seconds since the epoch.",
     "pipeline_stage_status": "1 for how the stage ended in the last run: ok, skipped, failed, interrupted, notRun or waiting.",
-    "pipeline_stage_duration_seconds": "How long the stage took in the last run.",
+    "pipeline_stage_duration_seconds": "How long the stage took in the last run; not there if it had nothing to do.",
     "pipeline_stage_attempts": "Attempts that the stage needed in the last run.",
     "pipeline_stage_input_bytes": "Size of the stage's inputs.",
     "pipeline_stage_output_bytes": "Size of the stage's outputs.",
@@ -38,10 +38,11 @@ GAUGES = {      # family -> its HELP; all are of the last run, so all are gauges
     "pipeline_stage_last_success_timestamp_seconds": "When the stage was last done or found up to date, in seconds since the epoch.",
 }
 PIPELINE_SUCCESS, STAGE_SUCCESS = "pipeline_last_success_timestamp_seconds", "pipeline_stage_last_success_timestamp_seconds"
-STAGE_NUMBERS = (("pipeline_stage_duration_seconds", "durationSec"), ("pipeline_stage_attempts", "attempts"),
-                 ("pipeline_stage_input_bytes", "bytesIn"), ("pipeline_stage_output_bytes", "bytesOut"),
-                 ("pipeline_stage_cpu_seconds", "cpuSec"), ("pipeline_stage_max_resident_memory_bytes", "maxRssBytes"))
-WITHOUT_NUMBERS = ("notRun", "waiting")     # nothing was done, nothing looked at
+RUN_START, RUN_END, RUN_DURATION = "pipeline_run_start_timestamp_seconds", "pipeline_run_end_timestamp_seconds", "pipeline_run_duration_seconds"
+SIZES = (("pipeline_stage_input_bytes", "bytesIn"), ("pipeline_stage_output_bytes", "bytesOut"))
+EFFORTS = (("pipeline_stage_duration_seconds", "durationSec"), ("pipeline_stage_attempts", "attempts"),
+           ("pipeline_stage_cpu_seconds", "cpuSec"), ("pipeline_stage_max_resident_memory_bytes", "maxRssBytes"))
+NUMBERS = {"notRun": (), "waiting": (), "skipped": SIZES}       # of a stage that was skipped, zeros would only blur the graphs
 
 
 def emit(store: Any, record: Json, metrics: Json, spec: Any, options: Any, console: Any) -> None:
@@ -88,14 +89,56 @@ def text(record: Json, metrics: Json, earlier: str = "", stages: Optional[Any] =
     return "\n".join(lines) + "\n"
 
 
+def refresh(store: Any, record: Json, metrics: Json, stages: int) -> bool:
+    """Bring the file up to date after a run that skipped all of its *stages* stages, if the run before it did the same.
+
+    Only times differ then, so nothing is put together anew: for pipelines of very many stages. The caller knows that the
+    stages are those of the run before, and holds the ledger's lock. False: the file tells of another run, call emit().
+    metrics needs no stages. Raises nothing.
+    """
+    try:
+        earlier = _read(store.path(NAME))
+        data = refreshed(earlier, record, metrics, stages).encode("utf-8")
+        if data:
+            state_store.write_atomic(store.path(NAME), data, durable=False)
+        return bool(data)
+    except Exception:
+        return False
+
+
+def refreshed(earlier: str, record: Json, metrics: Json, stages: int) -> str:
+    """Return the file's new content after such a run, "" if *earlier* does not tell of one. Pure."""
+    pipeline = 'pipeline="%s"' % escaped(record["pipeline"])
+    ends, start = {}, "{%s} " % pipeline
+    for family in (PIPELINE_SUCCESS, RUN_START, RUN_END, RUN_DURATION):
+        place = earlier.find("\n" + family + start)
+        if place < 0:
+            return ""
+        place += 1 + len(family) + len(start)
+        ends[family] = earlier[place:earlier.index("\n", place)]
+    told = ['\npipeline_run_stages{%s,status="skipped"} %d\n' % (pipeline, stages), "\n%s\n" % _info(pipeline, record),
+            '\npipeline_run_state{%s,state="completed"} 1\n' % pipeline]
+    told += ['\npipeline_run_stages{%s,status="%s"} 0\n' % (pipeline, status) for status in ("ok", "failed", "interrupted", "notRun")]
+    if record["state"] != "completed" or ends[PIPELINE_SUCCESS] != ends[RUN_END] or not all(line in earlier for line in told):
+        return ""
+    ended = epoch_text(metrics["timestamp"])
+    text = earlier.replace(" %s\n" % ends[RUN_END], " %s\n" % ended)      # the end, and each success
+    for family, value in ((RUN_START, epoch_text(record["startedAt"])), (RUN_DURATION, number(metrics["durationSec"]))):
+        text = text.replace("\n%s%s%s\n" % (family, start, ends[family] if ends[family] != ends[RUN_END] else ended), "\n%s%s%s\n" % (family, start, value), 1)
+    return text
+
+
+def _info(pipeline: str, record: Json) -> str:
+    return 'pipeline_info{%s,version="%s",runner="%s",python="%s"} 1' % (
+        (pipeline,) + tuple(escaped(str(record.get(name) or "")) for name in ("version", "runner", "python")))
+
+
 def _add_run(found: Dict[str, List[str]], pipeline: str, record: Json, metrics: Json, last_success: str, is_whole: bool) -> None:
     ended = epoch_text(metrics["timestamp"])
-    found["pipeline_info"].append('pipeline_info{%s,version="%s",runner="%s",python="%s"} 1' % (
-        (pipeline,) + tuple(escaped(str(record.get(name) or "")) for name in ("version", "runner", "python"))))
+    found["pipeline_info"].append(_info(pipeline, record))
     found["pipeline_run_state"].append('pipeline_run_state{%s,state="%s"} 1' % (pipeline, escaped(record["state"])))
-    found["pipeline_run_start_timestamp_seconds"].append("pipeline_run_start_timestamp_seconds{%s} %s" % (pipeline, epoch_text(record["startedAt"])))
-    found["pipeline_run_end_timestamp_seconds"].append("pipeline_run_end_timestamp_seconds{%s} %s" % (pipeline, ended))
-    found["pipeline_run_duration_seconds"].append("pipeline_run_duration_seconds{%s} %s" % (pipeline, number(metrics["durationSec"])))
+    for family, value in ((RUN_START, epoch_text(record["startedAt"])), (RUN_END, ended), (RUN_DURATION, number(metrics["durationSec"]))):
+        found[family].append("%s{%s} %s" % (family, pipeline, value))
     count: Dict[str, int] = {"ok": 0, "skipped": 0, "failed": 0, "interrupted": 0, "notRun": 0}
     for one in metrics["stages"]:
         count[one["status"]] = count.get(one["status"], 0) + 1
@@ -109,9 +152,8 @@ def _add_stages(found: Dict[str, List[str]], pipeline: str, metrics: Json, ended
     for one in metrics["stages"]:
         labels = '%s,stage="%s"' % (pipeline, escaped(one["stage"]))
         found["pipeline_stage_status"].append('pipeline_stage_status{%s,status="%s"} 1' % (labels, escaped(one["status"])))
-        if one["status"] not in WITHOUT_NUMBERS:
-            for family, name in STAGE_NUMBERS:
-                found[family].append("%s{%s} %s" % (family, labels, number(one[name])))
+        for family, name in NUMBERS.get(one["status"], SIZES + EFFORTS):
+            found[family].append("%s{%s} %s" % (family, labels, number(one[name])))
         for kind, value in (one.get("counts") or {}).items():
             found["pipeline_stage_records"].append('pipeline_stage_records{%s,kind="%s"} %s' % (labels, escaped(kind), number(value)))
         for outcome, value in (one.get("tasks") or {}).items():

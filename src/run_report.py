@@ -285,7 +285,8 @@ def _spans(entry: Json, started: Optional[float], clock: float, now: Optional[fl
     name = text_of(entry.get("stage"))
     if now is not None:
         return [(start, max(start, now - (started or now)), "running", "%s: running" % name)]
-    tries, spans = objects_of(entry.get("tries")), []
+    tries = objects_of(entry.get("tries"))
+    spans: List[Tuple[float, float, str, str]] = []
     for number, one in enumerate(tries, 1):
         began, long_s = epoch(one.get("startedAt")), number_of(one.get("durationMs")) / 1000
         at = max(0.0, began - started) if began is not None and started is not None else (spans[-1][1] if spans else start)

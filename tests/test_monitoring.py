@@ -110,6 +110,8 @@ def test_a_run_in_which_nothing_changed_refreshes_the_file(project):
     for name, labels in (("pipeline_last_success_timestamp_seconds", {}), ("pipeline_run_end_timestamp_seconds", {}), ("pipeline_stage_last_success_timestamp_seconds", {"stage": "s1"})):
         assert value(second, name, pipeline="test", **labels) > value(first, name, pipeline="test", **labels)
     assert value(second, "pipeline_stage_status", pipeline="test", stage="s1", status="skipped") == 1
+    assert value(second, "pipeline_stage_output_bytes", pipeline="test", stage="s1") == 2 and value(first, "pipeline_stage_attempts", pipeline="test", stage="s1") == 1
+    assert value(second, "pipeline_stage_attempts", pipeline="test", stage="s1") is None
 
 
 def test_last_successes_and_other_pipelines_are_kept():
@@ -124,6 +126,20 @@ def test_last_successes_and_other_pipelines_are_kept():
     assert value(found, "pipeline_stage_last_success_timestamp_seconds", pipeline="p", stage="gone") is None
     assert value(found, "pipeline_run_state", pipeline='q"\\\n', state="failed") == 1 and value(found, "pipeline_run_state", pipeline="p", state="completed") is None
     assert prometheus_text.text(dict(RECORD, state="failed"), metrics(("a", "failed"), ("b", "skipped"), when=later), again, {"a", "b"}) == again
+
+
+def test_a_run_that_skips_the_same_stages_again_changes_only_the_times():
+    other = prometheus_text.text(dict(RECORD, pipeline="q"), metrics(("a", "ok"), when="2026-01-01T00:00:00.000Z"))
+    first = prometheus_text.text(RECORD, metrics(("a", "skipped"), ("b", "skipped")), other, {"a", "b"})
+    later, record = metrics(("a", "skipped"), ("b", "skipped"), when="2026-03-01T00:00:00.250Z"), dict(RECORD, startedAt="2026-03-01T00:00:00.000Z")
+    later["durationSec"] = 0.25
+    again = prometheus_text.refreshed(first, record, dict(later, stages=None), 2)
+    assert again == prometheus_text.text(record, later, first, {"a", "b"}) != first
+    for wrong in (dict(record, version="2"), dict(record, state="failed"), dict(record, pipeline="x")):
+        assert prometheus_text.refreshed(first, wrong, later, 2) == ""
+    assert prometheus_text.refreshed(first, record, later, 3) == prometheus_text.refreshed("", record, later, 2) == ""
+    worked = prometheus_text.text(RECORD, metrics(("a", "ok"), ("b", "skipped")), other, {"a", "b"})
+    assert prometheus_text.refreshed(worked, record, later, 2) == prometheus_text.refreshed(worked, record, later, 1) == ""
 
 
 def test_a_run_of_some_stages_is_no_success_of_the_pipeline():
