@@ -19,7 +19,7 @@ from model import sha256
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional
+    from typing import Any, Dict, List
     Json = Dict[str, Any]
 
 SPEC = "https://openlineage.io/spec/"
@@ -44,7 +44,8 @@ def emit(store: Any, record: Json, metrics: Json, spec: Any, options: Any, conso
         namespace = os.environ.get(NAMESPACE_VARIABLE) or str(record.get("host") or "localhost")
         append(options.open_lineage, events(record, metrics["timestamp"], store.root, namespace))
     except Exception as error:      # a report about the run must not change its outcome
-        console.line("[NOTE] --openlineage %s: nothing was appended: %s" % (options.open_lineage, getattr(error, "strerror", None) or error))
+        console.line("[NOTE] --openlineage %s: nothing was appended: %s"
+                     % (options.open_lineage, getattr(error, "strerror", None) or error))
 
 
 def append(path: str, found: List[Json]) -> None:
@@ -78,9 +79,11 @@ def events(record: Json, ended: str, root: str, namespace: str) -> List[Json]:
     producer = PRODUCER + str(record.get("runner") or "0")
     run_id = run_uuid(namespace, root, record["runId"], record["invocation"], "")
     name = record["pipeline"]
-    engine = {"processing_engine": _facet("processing_engine", producer, version=str(record.get("runner") or "0"), name="offline-pipeline-runner")}
+    engine = {"processing_engine": _facet("processing_engine", producer, version=str(record.get("runner") or "0"),
+                                          name="offline-pipeline-runner")}
     error = "; ".join("%s: %s" % (one["stage"], one["reason"]) for one in record["stages"] if one["status"] in ("failed", "interrupted"))
-    whole = _pair(record["state"], record["startedAt"], record.get("endedAt") or ended, run_id, engine, _job(namespace, name, "DAG", producer), [], [], error, producer)
+    whole = _pair(record["state"], record["startedAt"], record.get("endedAt") or ended, run_id, engine,
+                  _job(namespace, name, "DAG", producer), [], [], error, producer)
     inside: List[Json] = []
     parent = _facet("parent", producer, run={"runId": run_id}, job={"namespace": namespace, "name": name})
     clock = record["startedAt"]
@@ -89,24 +92,27 @@ def events(record: Json, ended: str, root: str, namespace: str) -> List[Json]:
             continue
         start = one.get("startedAt") or clock
         clock = one.get("endedAt") or later(start, one.get("durationMs") or 0)
+        made = (one.get("outputs") or []) if one["status"] == "ok" else []
         folder = "%s/%s" % (root, one["keyParts"]["outputDir"])
         inside += _pair(one["status"], start, clock, run_uuid(namespace, root, record["runId"], record["invocation"], one["stage"]),
                         {"parent": parent}, _job(namespace, "%s.%s" % (name, one["stage"]), "TASK", producer),
                         [_dataset(os.path.join(root, item["path"]), item, producer) for item in one.get("inputs") or []],
-                        [_dataset("%s/%s" % (folder, item["path"]), item, producer) for item in one.get("outputs") or []] if one["status"] == "ok" else [],
+                        [_dataset("%s/%s" % (folder, item["path"]), item, producer) for item in made],
                         one["reason"] if one["status"] != "ok" else "", producer)
     inside.sort(key=lambda event: str(event["eventTime"]))      # stable: a start stays before its end
     return [whole[0]] + inside + [whole[1]]
 
 
-def _pair(status: str, start: str, end: str, run_id: str, facets: Json, job: Json, inputs: List[Json], outputs: List[Json], error: str, producer: str) -> List[Json]:
+def _pair(status: str, start: str, end: str, run_id: str, facets: Json, job: Json, inputs: List[Json], outputs: List[Json], error: str,
+          producer: str) -> List[Json]:
     """Return the two events of one run."""
     last = dict(facets)
     if error:
         last["errorMessage"] = _facet("errorMessage", producer, message=error, programmingLanguage="unknown")
     common = {"job": job, "inputs": inputs, "producer": producer, "schemaURL": EVENT_SCHEMA}
     return [dict({"eventType": "START", "eventTime": start, "run": {"runId": run_id, "facets": facets}, "outputs": []}, **common),
-            dict({"eventType": ENDS.get(status, "FAIL"), "eventTime": max(start, end), "run": {"runId": run_id, "facets": last}, "outputs": outputs}, **common)]
+            dict({"eventType": ENDS.get(status, "FAIL"), "eventTime": max(start, end), "run": {"runId": run_id, "facets": last},
+                  "outputs": outputs}, **common)]
 
 
 def _job(namespace: str, name: str, kind: str, producer: str) -> Json:
@@ -116,7 +122,8 @@ def _job(namespace: str, name: str, kind: str, producer: str) -> Json:
 
 def _dataset(path: str, item: Json, producer: str) -> Json:
     full = os.path.normpath(path).replace(os.sep, "/").lstrip("/")      # C:/x is /C:/x, as in a URI
-    return {"namespace": "file", "name": "/" + full, "facets": {"version": _facet("version", producer, datasetVersion="sha256:" + item["sha256"])}}
+    return {"namespace": "file", "name": "/" + full,
+            "facets": {"version": _facet("version", producer, datasetVersion="sha256:" + item["sha256"])}}
 
 
 def _facet(facet: str, producer: str, **fields: Any) -> Json:
@@ -128,7 +135,8 @@ def run_uuid(namespace: str, root: str, run_id: str, invocation: int, stage: str
 
     Version 8 of RFC 9562 (the bits are ours): a version 5 would be cut from SHA-1.
     """
-    digest = bytearray(sha256("\0".join(("openlineage", namespace, root, run_id, str(invocation), stage)).encode("utf-8", "surrogatepass")).digest()[:16])
+    named = "\0".join(("openlineage", namespace, root, run_id, str(invocation), stage)).encode("utf-8", "surrogatepass")
+    digest = bytearray(sha256(named).digest()[:16])
     digest[6] = digest[6] & 0x0F | 0x80
     digest[8] = digest[8] & 0x3F | 0x80
     text = digest.hex()

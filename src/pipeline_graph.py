@@ -22,7 +22,8 @@ FEW_NODES = 60      # with more, a drawing shows the stages only, and leaves the
 
 def graph_of(spec: PipelineSpec) -> Tuple[List[Node], List[Edge]]:
     """Return (nodes, edges). Files that stages make are nodes of their own, between maker and reader."""
-    nodes = {stage.name: Node("stage:" + stage.name, "stage", stage.name, "stage %s: %s" % (stage.name, stage.processor), "") for stage in spec.stages}
+    nodes = {stage.name: Node("stage:" + stage.name, "stage", stage.name, "stage %s: %s" % (stage.name, stage.processor), "")
+             for stage in spec.stages}
     files: Dict[str, Node] = {}
     edges: Dict[Edge, None] = {}
     before = stage_order.edges(spec.stages)
@@ -105,7 +106,9 @@ def _mermaid(name: str, nodes: List[Node], edges: List[Edge]) -> str:
     ids = {node.name: "n%d" % number for number, node in enumerate(nodes)}
     lines = ["flowchart LR"]
     for node in nodes:
-        lines.append("  %s%s\"%s\"%s" % ((ids[node.name],) + (("[", _mermaid_text(node.label), "]") if node.kind == "stage" else ("([", _mermaid_text(node.label), "])"))))
+        lines.append("  %s%s\"%s\"%s" % ((ids[node.name],)
+                                         + (("[", _mermaid_text(node.label), "]") if node.kind == "stage"
+                                            else ("([", _mermaid_text(node.label), "])"))))
     lines += ["  %s %s %s" % (ids[edge.start], "-.->" if edge.kind == "needs" else "-->", ids[edge.end]) for edge in edges]
     return "\n".join(lines) + "\n"
 
@@ -120,7 +123,8 @@ def _dot(name: str, nodes: List[Node], edges: List[Edge]) -> str:
     for node in nodes:
         shape = "shape=box, style=rounded" if node.kind == "stage" else "shape=note, color=gray50"
         lines.append("  %s [label=%s, %s];" % (_dot_text(node.name), _dot_text(node.label), shape))
-    lines += ["  %s -> %s%s;" % (_dot_text(edge.start), _dot_text(edge.end), " [style=dashed]" if edge.kind == "needs" else "") for edge in edges]
+    lines += ["  %s -> %s%s;" % (_dot_text(edge.start), _dot_text(edge.end), " [style=dashed]" if edge.kind == "needs" else "")
+              for edge in edges]
     return "\n".join(lines + ["}"]) + "\n"
 
 

@@ -124,7 +124,8 @@ def refreshed(earlier: str, record: Json, metrics: Json, stages: int) -> str:
     ended = epoch_text(metrics["timestamp"])
     text = earlier.replace(" %s\n" % ends[RUN_END], " %s\n" % ended)      # the end, and each success
     for family, value in ((RUN_START, epoch_text(record["startedAt"])), (RUN_DURATION, number(metrics["durationSec"]))):
-        text = text.replace("\n%s%s%s\n" % (family, start, ends[family] if ends[family] != ends[RUN_END] else ended), "\n%s%s%s\n" % (family, start, value), 1)
+        text = text.replace("\n%s%s%s\n" % (family, start, ends[family] if ends[family] != ends[RUN_END] else ended),
+                            "\n%s%s%s\n" % (family, start, value), 1)
     return text
 
 
@@ -142,7 +143,8 @@ def _add_run(found: Dict[str, List[str]], pipeline: str, record: Json, metrics: 
     count: Dict[str, int] = {"ok": 0, "skipped": 0, "failed": 0, "interrupted": 0, "notRun": 0}
     for one in metrics["stages"]:
         count[one["status"]] = count.get(one["status"], 0) + 1
-    found["pipeline_run_stages"] += ['pipeline_run_stages{%s,status="%s"} %d' % (pipeline, escaped(status), count[status]) for status in count]
+    found["pipeline_run_stages"] += ['pipeline_run_stages{%s,status="%s"} %d' % (pipeline, escaped(status), count[status])
+                                     for status in count]
     success = ended if record["state"] == "completed" and is_whole else last_success     # a run of some stages quiets no alarm
     if success:
         found[PIPELINE_SUCCESS].append("%s{%s} %s" % (PIPELINE_SUCCESS, pipeline, success))

@@ -32,7 +32,8 @@ def _report(spec: PipelineSpec, options: Options, console: Console, clock: Clock
             raise UsageError("report %s: %s" % (shown_value(run_id), name_problem(run_id)))
     report = run_report.gather(spec, run_id, clock.time())
     if report.state == "running" and not is_alive(spec.root, report.run_id, clock):
-        report = report._replace(state="died", notes=report.notes + ["the runner of this run has died; the next run closes it, and resumes what can be resumed"])
+        report = report._replace(state="died", notes=report.notes
+                                 + ["the runner of this run has died; the next run closes it, and resumes what can be resumed"])
     path = options.output or "report_%s.html" % report.run_id
     _refuse_place(spec, path)
     state_store.write_atomic(os.path.abspath(path), report_html.page(report).encode("utf-8", "backslashreplace"))

@@ -43,7 +43,7 @@ class Report(namedtuple("Report", (
 
 
 class Stage(namedtuple("Stage", (
-        "name status reason spans duration_s attempts counts bytes_in bytes_out cpu_s rss_bytes outputs tasks failed_tasks log progress history exit_code"))):
+        "name status reason spans duration_s attempts counts bytes_in bytes_out cpu_s rss_bytes outputs tasks failed_tasks log progress history"))):
     """A stage of a run. spans: [(start, end, "ok" or "failed" or "running", text)] of its attempts, seconds from the run's start.
 
     counts, tasks: {name: number}. log: (path, text of its end, whether cut) of what failed, or None. progress: a text or "".
@@ -131,10 +131,11 @@ def find_run(folder: str, pipeline: str, run_id: Optional[str]) -> Tuple[str, Op
     """Return (run id, record or None, what is wrong with it or ""). Raises: UsageError where nothing is known of such a run."""
     if run_id is not None:
         record, problem = read_json(os.path.join(folder, "run_%s.json" % run_id))
-        if problem == "is missing" and not os.path.isdir(os.path.join(folder, "logs", run_id)) and not os.path.exists(os.path.join(folder, "metrics_%s.json" % run_id)):
+        traces = [os.path.join(folder, "logs", run_id), os.path.join(folder, "metrics_%s.json" % run_id)]
+        if problem == "is missing" and not any(os.path.exists(path) for path in traces):
             raise UsageError("no run %s is recorded in %s; `history` lists the runs" % (run_id, folder))
         return run_id, record, "state/run_%s.json %s" % (run_id, problem) if problem else ""
-    for name, record in run_records(folder):
+    for _, record in run_records(folder):
         if record.get("pipeline") == pipeline and isinstance(record.get("runId"), str):
             return record["runId"], record, ""
     raise UsageError("no run of pipeline %s is recorded in %s; run it first" % (pipeline, folder))
@@ -165,13 +166,24 @@ def gather(spec: PipelineSpec, run_id: Optional[str], now: float) -> Report:
     stages = _stages(folder, spec, run_id, invocation, record, entries, measured, history, started, now)
     state = text_of(record.get("state")) or "unknown"
     ended = epoch(record.get("endedAt"))
-    duration_s = record["durationMs"] / 1000 if number_of(record.get("durationMs")) else ended - started if ended and started else max(0.0, now - started) if state == "running" and started else None
+    duration_s = _duration_s(record, started, ended, now)
     status = {stage.name: stage.status for stage in stages}
     nodes = [node._replace(status=status.get(node.label, "unused") if node.kind == "stage" else "") for node in nodes]
     return Report(text_of(record.get("pipeline")) or spec.name, spec.description, run_id, invocation, state, started, ended, duration_s,
-                  _about(record), stages, _totals(spec, stages, edges), record.get("isolation") if isinstance(record.get("isolation"), dict) else {},
+                  _about(record), stages, _totals(spec, stages, edges),
+                  record["isolation"] if isinstance(record.get("isolation"), dict) else {},
                   _ledger(folder, run_id, invocation, record, notes),
                   [(one[0], one[1], one[2]) for one in history if one[2] is not None], notes, nodes, edges, now)
+
+
+def _duration_s(record: Json, started: Optional[float], ended: Optional[float], now: float) -> Optional[float]:
+    if number_of(record.get("durationMs")):
+        return float(record["durationMs"] / 1000)
+    if started is None:
+        return None
+    if ended is not None:
+        return max(0.0, ended - started)
+    return max(0.0, now - started) if record.get("state") == "running" else None
 
 
 def _check_record(folder: str, run_id: str, record: Json, notes: List[str]) -> None:
@@ -207,15 +219,17 @@ def _history(folder: str, pipeline: str, run_id: str, record: Json) -> List[Tupl
         if one.get("pipeline") == pipeline and text_of(one.get("startedAt")) <= limit:
             duration = one.get("durationMs")
             entries = {text_of(entry.get("stage")): entry for entry in objects_of(one.get("stages"))}
-            found.append((text_of(one.get("startedAt")), text_of(one.get("runId")), text_of(one.get("state")), number_of(duration) / 1000 if duration is not None else None, entries))
+            found.append((text_of(one.get("startedAt")), text_of(one.get("runId")), text_of(one.get("state")),
+                          number_of(duration) / 1000 if duration is not None else None, entries))
             if len(found) >= HISTORY_RUNS:
                 break
     return [one[1:] for one in sorted(found, key=lambda one: one[0])]
 
 
 def _about(record: Json) -> List[Tuple[str, str]]:
-    names = (("version", "version"), ("host", "host"), ("user", "user"), ("runner", "runner"), ("python", "Python"), ("os", "system"), ("specSha256", "pipeline file"))
-    return [(shown, text_of(record[name])[:12] if name == "specSha256" else text_of(record[name])) for name, shown in names if text_of(record.get(name))]
+    names = (("version", "version"), ("host", "host"), ("user", "user"), ("runner", "runner"), ("python", "Python"), ("os", "system"),
+             ("specSha256", "pipeline file"))
+    return [(shown, text_of(record[name])[:12 if name == "specSha256" else None]) for name, shown in names if text_of(record.get(name))]
 
 
 def _ledger(folder: str, run_id: str, invocation: int, record: Json, notes: List[str]) -> Dict[str, str]:
@@ -235,7 +249,8 @@ def _ledger(folder: str, run_id: str, invocation: int, record: Json, notes: List
             if (entry["runId"], entry["invocation"], entry["event"]) == (run_id, invocation, "end"):
                 if "runHash" in record and entry.get("runHash") != record["runHash"]:
                     notes.append("the ledger has another hash for this run than its record; `verify` tells more")
-                return {"head": head_text(entry), "hash": text_of(entry.get("runHash")), "sealed": text_of((entry.get("seal") or {}).get("keyId"))}
+                return {"head": head_text(entry), "hash": text_of(entry.get("runHash")),
+                        "sealed": text_of((entry.get("seal") or {}).get("keyId"))}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
     if record.get("state") not in ("running", None):
@@ -250,21 +265,23 @@ def _stages(folder: str, spec: PipelineSpec, run_id: str, invocation: int, recor
     found, clock = [], 0.0
     known = {text_of(one.get("stage")) for one in entries}
     if record.get("state") in ("running", None, "interrupted"):
-        entries = entries + [one for one in (_running_entry(folder, stage.name, run_id, invocation) for stage in spec.stages if stage.name not in known) if one]
+        entries = entries + [one for one in (_running_entry(folder, stage.name, run_id, invocation) for stage in spec.stages
+                                             if stage.name not in known) if one]
     for one in entries:
         name, duration_s = text_of(one.get("stage")) or "?", number_of(one.get("durationMs")) / 1000
         spans = _spans(one, started, clock, now if one.get("status") == "running" else None)
         clock = max([clock] + [span[1] for span in spans])
-        numbers = measured.get(name, {})
+        numbers, tasks = measured.get(name, {}), numbers_of(one.get("tasks"))
         status = text_of(one.get("status")) or "unknown"
         earlier = [(number_of(entry.get("durationMs")) / 1000, entry.get("status") != "ok") for _, _, _, by_name in history
                    for entry in [by_name.get(name)] if entry is not None and entry.get("status") in WORKED]
         found.append(Stage(
-            name, status, text_of(one.get("reason")), spans, duration_s or sum(span[1] - span[0] for span in spans), int(number_of(one.get("attempts"))), numbers_of(one.get("counts")),
+            name, status, text_of(one.get("reason")), spans, duration_s or sum(span[1] - span[0] for span in spans),
+            int(number_of(one.get("attempts"))), numbers_of(one.get("counts")),
             number_of(one.get("bytesIn")), number_of(one.get("bytesOut")), number_of(numbers.get("cpuSec")), number_of(numbers.get("maxRssBytes")),
-            len(objects_of(one.get("outputs"))), numbers_of(one.get("tasks")), _failed_tasks(folder, name) if number_of(numbers_of(one.get("tasks")).get("failed")) else [],
+            len(objects_of(one.get("outputs"))), tasks, _failed_tasks(folder, name) if tasks.get("failed") else [],
             _log_tail(folder, run_id, invocation, name, one) if status in ("failed", "interrupted", "running") else None,
-            _progress(folder, name) if status == "running" else "", earlier, one.get("exitCode") if isinstance(one.get("exitCode"), int) else None))
+            _progress(folder, name) if status == "running" else "", earlier))
     return found
 
 
@@ -291,7 +308,8 @@ def _spans(entry: Json, started: Optional[float], clock: float, now: Optional[fl
         began, long_s = epoch(one.get("startedAt")), number_of(one.get("durationMs")) / 1000
         at = max(0.0, began - started) if began is not None and started is not None else (spans[-1][1] if spans else start)
         is_ok = number == len(tries) and entry.get("status") == "ok"
-        spans.append((at, at + long_s, "ok" if is_ok else "failed", "%s, attempt %d of %d: %.3f s, exit code %s" % (name, number, len(tries), long_s, one.get("exitCode"))))
+        spans.append((at, at + long_s, "ok" if is_ok else "failed",
+                      "%s, attempt %d of %d: %.3f s, exit code %s" % (name, number, len(tries), long_s, one.get("exitCode"))))
     long_s = number_of(entry.get("durationMs")) / 1000
     return spans or [(start, start + long_s, "ok" if entry.get("status") == "ok" else "failed", "%s: %.3f s" % (name, long_s))]
 
@@ -312,7 +330,8 @@ def _log_tail(folder: str, run_id: str, invocation: int, name: str, entry: Json)
     except (OSError, ValueError):
         return None
     lines = text.splitlines()[-TAIL_LINES:]
-    return os.path.relpath(path, os.path.dirname(folder)).replace(os.sep, "/"), "\n".join(lines), size > TAIL_BYTES or len(text.splitlines()) > TAIL_LINES
+    shown = os.path.relpath(path, os.path.dirname(folder)).replace(os.sep, "/")
+    return shown, "\n".join(lines), size > TAIL_BYTES or len(text.splitlines()) > TAIL_LINES
 
 
 def _failed_tasks(folder: str, name: str) -> List[Tuple[str, str]]:
@@ -328,7 +347,8 @@ def _failed_tasks(folder: str, name: str) -> List[Tuple[str, str]]:
                 if not isinstance(one, dict):
                     continue
                 task = next((text_of(one[key]) for key in ("task", "input", "path", "name") if text_of(one.get(key))), "")
-                found[task] = (text_of(one.get("status")), next((text_of(one[key]) for key in ("reason", "error", "failure") if text_of(one.get(key))), ""))
+                found[task] = (text_of(one.get("status")),
+                               next((text_of(one[key]) for key in ("reason", "error", "failure") if text_of(one.get(key))), ""))
     except OSError:
         return []
     return [(task, why) for task, (status, why) in sorted(found.items()) if status == "failed"][:SHOWN_TASKS]
@@ -356,5 +376,6 @@ def _totals(spec: PipelineSpec, stages: List[Stage], edges: List[Any]) -> List[T
         feeders = [name for name in makers.get(stage.name, ()) if name in counts]
         is_known = feeders and all("written" in counts[name] for name in feeders)
         expected = sum(counts[name]["written"] for name in feeders) if is_known else None
-        found.append(Total(stage.name, read, written, rejected, read - written - rejected, None if expected is None else read - expected, expected, feeders, stage.name in strict))
+        found.append(Total(stage.name, read, written, rejected, read - written - rejected, None if expected is None else read - expected,
+                           expected, feeders, stage.name in strict))
     return found

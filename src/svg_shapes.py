@@ -104,7 +104,8 @@ def ordered(layers: List[List[str]], edges: Sequence[Edge], rounds: int = 4) -> 
         near = after if turn % 2 else before
         place = {name: (index + 0.5) / len(layer) for layer in layers for index, name in enumerate(layer)}
         for layer in reversed(layers) if turn % 2 else layers:
-            mean = {name: sum(place[one] for one in near.get(name, ()) if one in place) / len(near[name]) if near.get(name) else place[name] for name in layer}
+            mean = {name: sum(place[one] for one in near.get(name, ()) if one in place) / len(near[name]) if near.get(name)
+                    else place[name] for name in layer}
             layer.sort(key=lambda name: mean[name])
             place.update((name, (index + 0.5) / len(layer)) for index, name in enumerate(layer))
     return layers
@@ -167,8 +168,10 @@ def graph_svg(nodes: Sequence[Node], edges: Sequence[Edge], title: str, standalo
             left += width + gap_x
         right = max(right, left - gap_x)
         top += tallest * (high + gap_y) - gap_y + 34
-    lines = [_curve(boxes[edge.start], boxes[edge.end], high, lanes[edge.start], lanes[edge.end], edge.kind) for edge in edges if edge.start in boxes and edge.end in boxes]
-    return _svg(right + (16 if len(bands) > 1 else 1), top - 34 + 8, title, lines + [_box(known[name], boxes[name], high) for name in boxes], standalone)
+    lines = [_curve(boxes[edge.start], boxes[edge.end], high, lanes[edge.start], lanes[edge.end], edge.kind) for edge in edges
+             if edge.start in boxes and edge.end in boxes]
+    return _svg(right + (16 if len(bands) > 1 else 1), top - 34 + 8, title,
+                lines + [_box(known[name], boxes[name], high) for name in boxes], standalone)
 
 
 def bands_of(columns: List[List[str]], wide: Dict[str, float], gap: float) -> List[List[List[str]]]:
@@ -192,7 +195,8 @@ def _svg(width: float, height: float, title: str, parts: List[str], standalone: 
         space, width, height, width, height, escaped(title), escaped(title), style, "\n".join(parts))
 
 
-def _curve(start: Tuple[float, float, float], end: Tuple[float, float, float], high: float, from_lane: float, lane: float, kind: str) -> str:
+def _curve(start: Tuple[float, float, float], end: Tuple[float, float, float], high: float, from_lane: float, lane: float,
+           kind: str) -> str:
     """Draw an edge and its tip: a curve from the right to the left side; into another band, along the lane above it."""
     x1, y1, x2, y2 = start[0] + start[2], start[1] + high / 2, end[0], end[1] + high / 2
     if from_lane == lane:
@@ -237,7 +241,8 @@ def timeline_svg(rows: Sequence[Tuple[str, str, List[Tuple[float, float, str, st
 
 def ticks(length: float) -> List[float]:
     """Return some five round times from 0 to *length* seconds."""
-    steps = [10.0 ** power * digit for power in range(-4, 1) for digit in (1, 2, 5)] + [10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200]
+    steps = [10.0 ** power * digit for power in range(-4, 1) for digit in (1, 2, 5)] + [10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600,
+            7200, 10800, 21600, 43200]
     step = next((one for one in steps if length / one <= 6), 86400.0 * -(-length // (6 * 86400)))
     return [index * step for index in range(int(length / step + 1e-9) + 1)]
 
