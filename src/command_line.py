@@ -30,6 +30,8 @@ commands
   verify [RUN...]       check the ledger, the records and the logs; with --outputs the outputs, too
   export RUN            write a run's provenance (in-toto Statement with SLSA provenance)
   evidence RUN          write all that proves a run into one zip file, with a verifier
+  report [RUN]          write a run's report, one HTML file (default: the last run; report_<run>.html)
+  graph                 print the graph of stages and files
   new-key FILE          make a key file to seal the ledger with (--forward: a key that evolves)
 
 options
@@ -47,8 +49,9 @@ options
   --key FILE            the key file that seals the ledger; verify: to check the seals with
   --anchor HEAD         verify: a head noted earlier must be in the ledger; may be given several times
   --outputs             verify: the outputs must be what was recorded
-  --format FORMAT       export: in-toto (the default)
-  --output FILE, -o     export, evidence: where to write
+  --format FORMAT       export: in-toto (the default); graph: mermaid (the default), dot, svg, json
+  --output FILE, -o     export, evidence, report, graph: where to write
+  --openlineage FILE    append the run's OpenLineage events to a file when it has ended
   --reason TEXT         accept: why; it goes into the ledger
   --forward             new-key: each entry gets a key of its own, the old one is destroyed
   --version, --help

@@ -709,7 +709,8 @@ class Run:
             "durationSec": round(self.clock.monotonic() - self.started, 6),
             "stages": [{"stage": one.name, "status": one.status, "durationSec": round(one.duration_s, 6), "attempts": one.attempts,
                         "cpuSec": round(one.cpu_s, 6), "maxRssBytes": one.max_rss_bytes, "bytesIn": one.bytes_in,
-                        "bytesOut": one.bytes_out, "counts": one.counts} for one in self.results]}
+                        "bytesOut": one.bytes_out, "counts": one.counts,
+                        **({"tasks": one.evidence["tasks"]} if "tasks" in one.evidence else {})} for one in self.results]}
 
 
 def stage_entry(result: StageResult) -> Json:

@@ -39,6 +39,7 @@ GAUGES = {      # family -> its HELP; all are of the last run, so all are gauges
 }
 PIPELINE_SUCCESS, STAGE_SUCCESS = "pipeline_last_success_timestamp_seconds", "pipeline_stage_last_success_timestamp_seconds"
 RUN_START, RUN_END, RUN_DURATION = "pipeline_run_start_timestamp_seconds", "pipeline_run_end_timestamp_seconds", "pipeline_run_duration_seconds"
+OUTCOMES = ("ok", "skipped", "failed", "vanished")      # of tasks
 SIZES = (("pipeline_stage_input_bytes", "bytesIn"), ("pipeline_stage_output_bytes", "bytesOut"))
 EFFORTS = (("pipeline_stage_duration_seconds", "durationSec"), ("pipeline_stage_attempts", "attempts"),
            ("pipeline_stage_cpu_seconds", "cpuSec"), ("pipeline_stage_max_resident_memory_bytes", "maxRssBytes"))
@@ -159,7 +160,7 @@ def _add_stages(found: Dict[str, List[str]], pipeline: str, metrics: Json, ended
         for kind, value in (one.get("counts") or {}).items():
             found["pipeline_stage_records"].append('pipeline_stage_records{%s,kind="%s"} %s' % (labels, escaped(kind), number(value)))
         for outcome, value in (one.get("tasks") or {}).items():
-            if outcome != "total":
+            if outcome in OUTCOMES:
                 found["pipeline_stage_tasks"].append('pipeline_stage_tasks{%s,outcome="%s"} %s' % (labels, escaped(outcome), number(value)))
         if one["status"] in ("ok", "skipped"):
             found[STAGE_SUCCESS].append("%s{%s} %s" % (STAGE_SUCCESS, labels, ended))

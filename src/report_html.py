@@ -59,7 +59,7 @@ overflow:hidden}
 .box{border-left:3px solid var(--failed);background:var(--failed-soft);padding:8px 12px;margin:14px 0;border-radius:0 4px 4px 0;
 overflow-wrap:anywhere}
 .box.warn{border-color:var(--warn);background:var(--warn-soft)}.box p,.box ul{margin:2px 0}.box ul{padding-left:18px}
-.wide{overflow-x:auto}.short{max-width:520px}.pair{display:flex;flex-wrap:wrap;gap:0 48px}.pair>*{flex:1 1 300px;min-width:0}
+.wide{overflow-x:auto}.short{max-width:520px}.pair{display:flex;flex-wrap:wrap;align-items:flex-start;gap:0 48px}.pair>*{flex:1 1 300px;min-width:0}
 .pair>:first-child{flex-grow:2}
 nav{font-size:13px;margin:10px 0 0}nav a{color:var(--run);text-decoration:none;margin-right:14px}
 nav a:hover,nav a:focus{text-decoration:underline}
@@ -87,7 +87,7 @@ svg .axis{fill:var(--dim);font-size:11px}.grid{stroke:var(--line)}.span.ok{fill:
 .node.running rect{fill:var(--run-soft);stroke:var(--run)}.node.notRun rect,.node.unused rect{stroke-dasharray:3 3}
 .edge{fill:none;stroke:var(--edge);stroke-width:1.1}.edge.needs{stroke-dasharray:4 3}.tip{fill:var(--edge)}
 .spark{fill:none;stroke:var(--bar);stroke-width:1.3}.dot{fill:var(--bar)}.dot.failed{fill:var(--failed)}
-footer{font-size:12px;padding-top:16px;padding-bottom:28px;margin-top:28px;border-top:1px solid var(--line);max-width:1032px}
+footer{font-size:12px;padding-top:28px;padding-bottom:24px}footer p{border-top:1px solid var(--line);padding-top:12px}
 @media(max-width:600px){main,header,footer{padding-left:14px;padding-right:14px}header{padding-top:18px}h1{font-size:20px}
 dl.facts{grid-template-columns:1fr;gap:0}dl.facts dd{margin-bottom:6px}}
 @media print{:root{--page:#fff;--soft:#f5f7fa;--line:#ccd2dc;--text:#000;--dim:#444}body{font-size:11px}
@@ -108,7 +108,7 @@ def page(report: Report) -> str:
     parts = [_head(report), "<main>", _failures(report), _notes(report), _tiles(report), '<nav aria-label="Sections">%s</nav>' % links]
     parts += ['<section id="%s">%s</section>' % one for one in sections] + ["</main>"]
     return ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-            '<meta name="referrer" content="no-referrer"><title>%s</title><style>%s</style></head>\n<body>\n%s\n<footer>%s</footer>\n</body></html>\n') % (
+            '<meta name="referrer" content="no-referrer"><title>%s</title><style>%s</style></head>\n<body>\n%s\n<footer><p>%s</p></footer>\n</body></html>\n') % (
                 escaped(title), STYLE, "\n".join(part for part in parts if part),
                 escaped("Made %s from the records below state/. `verify` checks them, this page does not." % utc(report.generated)))
 
@@ -195,7 +195,7 @@ def _tiles(report: Report) -> str:
              for status in ("ok", "skipped", "failed", "interrupted", "running", "notRun", "waiting")}
     others = ["%d %s" % (count[status], WORDS.get(status, status))
               for status in ("skipped", "failed", "interrupted", "running", "waiting", "notRun") if count[status]]
-    retries = sum(max(0, stage.attempts - 1) for stage in report.stages)
+    retries = sum(max(0, stage.attempts - 1) for stage in report.stages if not stage.tasks)
     rejected = sum(stage.counts.get("rejected", 0) for stage in report.stages if stage.status != "skipped")
     tasks = [stage.tasks for stage in report.stages if stage.tasks]
     tiles = [("Stages done", "%d<small> of %d%s</small>" % (count["ok"], len(report.stages), escaped("".join(", " + one for one in others)))),
@@ -216,12 +216,13 @@ def _stage_table(report: Report) -> str:
     has_tasks = any(stage.tasks for stage in report.stages)
     heads = [("Stage", ""), ("Status", ""), ("Took", "n"), ("Attempts", "n")] + ([("Tasks", "n")] if has_tasks else [])
     heads += [("Read", "n"), ("Written", "n"), ("Rejected", "n")] if has_counts else []
-    heads += [("Bytes in", "n"), ("Bytes out", "n"), ("CPU", "n"), ("Memory", "n"), ("Earlier runs", "s")]
-    rows = [_stage_row(stage, has_counts, has_tasks) for stage in report.stages]
+    heads += [("Bytes in", "n"), ("Bytes out", "n"), ("CPU", "n"), ("Memory", "n")]
+    heads += [("Earlier runs", "s")] if any(len(stage.history) > 1 for stage in report.stages) else []
+    rows = [_stage_row(stage, has_counts, has_tasks, heads[-1][0] == "Earlier runs") for stage in report.stages]
     return _section("Stages", _table(heads, rows, "Stages") if rows else "<p>No stage is recorded.</p>")
 
 
-def _stage_row(stage: Stage, has_counts: bool, has_tasks: bool) -> str:
+def _stage_row(stage: Stage, has_counts: bool, has_tasks: bool, has_history: bool) -> str:
     worked = stage.status not in ("skipped", "notRun", "waiting")
     progress = ' <span class="hint">%s</span>' % escaped(stage.progress) if stage.progress else ""
     cells = [_row_head(stage.name), "<td>%s%s</td>" % (_tag(stage.status), progress),
@@ -239,7 +240,7 @@ def _stage_row(stage: Stage, has_counts: bool, has_tasks: bool) -> str:
     spark = svg_shapes.sparkline_svg(durations, [failed for _, failed in stage.history],
                                      "Durations of %s over %d runs: %s to %s, last %s" % (
         stage.name, len(durations), seconds_text(min(durations)), seconds_text(max(durations)), seconds_text(durations[-1]))) if durations else None
-    return "".join(cells) + '<td class="s">%s</td>' % (spark or "")
+    return "".join(cells) + ('<td class="s">%s</td>' % (spark or "") if has_history else "")
 
 
 def _timeline(report: Report) -> str:
@@ -248,7 +249,7 @@ def _timeline(report: Report) -> str:
         return ""
     length = max([report.duration_s or 0.0] + [span[1] for _, _, spans in rows for span in spans])
     idle = len(report.stages) - len(rows)
-    hint = "Seconds since the start of the run; one bar for each attempt."
+    hint = "Time since the start of the run; one bar for each attempt%s." % (", one for all tasks of a stage" if any(stage.tasks for stage in report.stages) else "")
     if idle:
         hint += " %d stage%s without work %s left out." % (idle, "" if idle == 1 else "s", "is" if idle == 1 else "are")
     title = "Timeline of the attempts of %d stages over %s" % (len(rows), seconds_text(length))

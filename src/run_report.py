@@ -279,7 +279,7 @@ def _stages(folder: str, spec: PipelineSpec, run_id: str, invocation: int, recor
             name, status, text_of(one.get("reason")), spans, duration_s or sum(span[1] - span[0] for span in spans),
             int(number_of(one.get("attempts"))), numbers_of(one.get("counts")),
             number_of(one.get("bytesIn")), number_of(one.get("bytesOut")), number_of(numbers.get("cpuSec")), number_of(numbers.get("maxRssBytes")),
-            len(objects_of(one.get("outputs"))), tasks, _failed_tasks(folder, name) if tasks.get("failed") else [],
+            len(objects_of(one.get("outputs"))), tasks, _failed_tasks(folder, one, "%s/%d" % (run_id, invocation)) if tasks.get("failed") else [],
             _log_tail(folder, run_id, invocation, name, one) if status in ("failed", "interrupted", "running") else None,
             _progress(folder, name) if status == "running" else "", earlier))
     return found
@@ -314,14 +314,21 @@ def _spans(entry: Json, started: Optional[float], clock: float, now: Optional[fl
     return spans or [(start, start + long_s, "ok" if entry.get("status") == "ok" else "failed", "%s: %.3f s" % (name, long_s))]
 
 
+def _log_path(folder: str, entry: Json, end: str) -> str:
+    """Return the path of the last log in a stage's entry whose name has this end, "" without one that lies where logs lie."""
+    for one in reversed(objects_of(entry.get("logs"))):
+        path = text_of(one.get("path"))
+        if path.endswith(end) and path.startswith(provenance.LOG_FOLDER) and not provenance.member_problem(path):
+            return os.path.join(os.path.dirname(folder), *path.split("/"))
+    return ""
+
+
 def _log_tail(folder: str, run_id: str, invocation: int, name: str, entry: Json) -> Optional[Tuple[str, str, bool]]:
     """Return (path, last lines, whether more stands before them) of the last attempt's log; paths out of records are kept below state/logs."""
-    base = os.path.join(folder, "logs", run_id, *([str(invocation)] if invocation > 1 else []))
-    last = text_of((objects_of(entry.get("logs")) or [{}])[-1].get("path"))
-    if last and not provenance.member_problem(last) and last.startswith(provenance.LOG_FOLDER):
-        path = os.path.join(os.path.dirname(folder), *last.split("/"))
-    else:
-        path = os.path.join(base, "%s.%d.log" % (name, max(1, int(number_of(entry.get("attempts")))))) if not set(name) & set("/\\") else ""
+    path = _log_path(folder, entry, ".log")
+    if not path and not set(name) & set("/\\"):
+        base = os.path.join(folder, "logs", run_id, *([str(invocation)] if invocation > 1 else []))
+        path = os.path.join(base, "%s.%d.log" % (name, max(1, int(number_of(entry.get("attempts"))))))
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -334,21 +341,19 @@ def _log_tail(folder: str, run_id: str, invocation: int, name: str, entry: Json)
     return shown, "\n".join(lines), size > TAIL_BYTES or len(text.splitlines()) > TAIL_LINES
 
 
-def _failed_tasks(folder: str, name: str) -> List[Tuple[str, str]]:
-    """Return [(task, why)] of tasks whose last line in the task log says that they failed."""
+def _failed_tasks(folder: str, entry: Json, run: str) -> List[Tuple[str, str]]:
+    """Return [(task, why)] of tasks that failed in *run*, by its own task log, else by the stage's; damaged lines are left out."""
     found: Dict[str, Tuple[str, str]] = {}
     try:
-        with open(os.path.join(folder, "tasks_%s.jsonl" % name), "rb") as file:
+        path = _log_path(folder, entry, ".tasks.jsonl") or os.path.join(folder, "tasks_%s.jsonl" % text_of(entry.get("stage")))
+        with open(path, "rb") as file:
             for line in file:
                 try:
                     one = json.loads(line.decode("utf-8"))
                 except (ValueError, RecursionError):
                     continue
-                if not isinstance(one, dict):
-                    continue
-                task = next((text_of(one[key]) for key in ("task", "input", "path", "name") if text_of(one.get(key))), "")
-                found[task] = (text_of(one.get("status")),
-                               next((text_of(one[key]) for key in ("reason", "error", "failure") if text_of(one.get(key))), ""))
+                if isinstance(one, dict) and text_of(one.get("task")):
+                    found[one["task"]] = (text_of(one.get("status")) if one.get("run") == run else "", text_of(one.get("error")))
     except OSError:
         return []
     return [(task, why) for task, (status, why) in sorted(found.items()) if status == "failed"][:SHOWN_TASKS]

@@ -189,12 +189,16 @@ def test_a_report_is_not_written_where_the_pipeline_reads_or_writes(project):
 def test_tasks_reach_the_report(project):
     two_stages(project)
     spec = pipeline_runner.load_pipeline(str(project.path("pipeline.json")))
-    project.write("state/tasks_first.jsonl", "{\"task\": \"a.csv\", \"status\": \"failed\", \"reason\": \"old\"}\nnot json\n[]\n"
-                  "{\"task\": \"a.csv\", \"status\": \"ok\"}\n{\"task\": \"b.csv\", \"status\": \"failed\", \"reason\": \"14 fields\"}\n")
+    lines = ['{"task": "a.csv", "status": "failed", "error": "old", "run": "r/1"}', "not json", "[]", '{"task": "a.csv", "status": "ok", "run": "r/1"}',
+             '{"task": "b.csv", "status": "failed", "error": "14 fields", "run": "r/1"}', '{"task": "c.csv", "status": "failed", "error": "of another run", "run": "q/1"}']
+    project.write("state/logs/r/first.tasks.jsonl", "\n".join(lines) + "\n")
+    project.write("state/logs/r/first/7.1.log", "field missing")
+    logs = [{"path": "state/logs/r/first/7.1.log"}, {"path": "state/logs/r/first.tasks.jsonl"}]
     tasks = {"total": 1200, "ok": 1199, "skipped": 0, "failed": 1, "vanished": 0}
-    project.write("state/run_r.json", json.dumps({"runId": "r", "pipeline": "test", "state": "failed", "stages": [{"stage": "first", "status": "failed", "tasks": tasks}]}))
+    project.write("state/run_r.json", json.dumps({"runId": "r", "pipeline": "test", "state": "failed", "stages": [{"stage": "first", "status": "failed", "tasks": tasks, "logs": logs}]}))
     page = checked(report_html.page(run_report.gather(spec, None, 1.8e9)))
-    assert "1\u202f200" in page.text and "1 failed" in page.text and "b.csv14 fields" in page.text and "a.csv" not in page.text
+    assert "1\u202f200" in page.text and "1 failed" in page.text and "b.csv14 fields" in page.text and "a.csv" not in page.text and "c.csv" not in page.text
+    assert "field missing" in page.text and "state/logs/r/first/7.1.log" in page.text
 
 
 def test_control_totals_tell_what_fits(project):
