@@ -480,6 +480,10 @@ class FileTasksWork(TasksWork):
             if not self.stage.checkpoint:
                 self.ready_folders.add(trial.folder)
 
+    def _clear(self, trial: Trial) -> None:
+        if self.stage.checkpoint:
+            super()._clear(trial)       # else the folder is the slot's, and perhaps another task's by now
+
     # --- publishing
 
     def _finish_task(self, trial: Trial) -> None:
@@ -509,10 +513,7 @@ class FileTasksWork(TasksWork):
             trial.failure = "output cannot be published: %s" % describe_os_error(error)
             trial.outputs = []
             return
-        if self.stage.checkpoint:
-            self._clear(trial)
-        else:
-            _empty(trial.folder)
+        self._clear(trial)
 
     def _hash_output(self, full: str) -> Tuple[int, str]:
         """Return (bytes, SHA-256); a large file is hashed only when no later write can hide behind its time stamp."""
