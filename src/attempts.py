@@ -31,8 +31,12 @@ POLL_S = 0.2                # Windows: between two looks at the clock and at sig
 CREATE_NEW_PROCESS_GROUP = 0x200    # Windows: so that CTRL_BREAK reaches the processor and not the runner
 
 
-class Launch(namedtuple("Launch", "argv env folder log_path token lock_descriptor guard_path timeout_s grace_s resources echo")):
-    """What to start: argv and env complete, folder the working directory; echo(bytes) sees the output as it comes, or None."""
+class Launch(namedtuple("Launch", "argv env folder log_path token lock_descriptor guard_path timeout_s grace_s resources echo launcher",
+                        defaults=(None,))):
+    """What to start: argv and env complete, folder the working directory; echo(bytes) sees the output as it comes, or None.
+
+    launcher: starts it by a launcher (launch_helper), None for a processor that is started here.
+    """
 
     __slots__ = ()
 
@@ -153,16 +157,22 @@ def run_attempt(launch: Launch, signals: Signals, processes: Any, guardian: Any,
     """
     log = AttemptLog(launch.log_path, launch.echo)
     traits = processes.Traits(launch.token, 0, launch.guard_path, os.getpid())
-    guardian.watch(traits)              # before the start: the runner may die at any moment after it
     started = time.monotonic()
+    notes, job = [], None
     try:
         try:
-            process, reader, job = _start(launch, processes)
+            if launch.launcher is not None:
+                # The guardian is not told: it kills, and a launcher must be asked. The limits are the launcher's business.
+                process = tree = launch.launcher()
+                reader = process.output
+            else:
+                guardian.watch(traits)      # before the start: the runner may die at any moment after it
+                process, reader, job = _start(launch, processes)
+                guardian.watch(traits._replace(session=process.pid))
+                tree = processes.Tree(process.pid, launch.token, job, others)
+                notes = apply_resources(process.pid, launch.resources)
         except OSError as error:
             return _not_started(launch, error, time.monotonic() - started)
-        guardian.watch(traits._replace(session=process.pid))
-        tree = processes.Tree(process.pid, launch.token, job, others)
-        notes = apply_resources(process.pid, launch.resources)
         watch = _watch_threads if sys.platform == "win32" else _watch
         code, reason, usage, survivors = watch(launch, process, reader, tree, signals, log, network)
         if job is not None:
@@ -234,19 +244,18 @@ def _watch(launch: Launch, process: Any, reader: int, tree: Any, signals: Signal
     """
     os.set_blocking(reader, False)
     told = [network.descriptor] if network is not None and network.descriptor >= 0 else []
+    ends = [] if launch.launcher is None else [process.descriptor]
     ending = Ending(launch, tree, signals)
-    is_open, status, usage = True, None, None
+    is_open, code, usage = True, None, (0.0, 0)
     try:
-        while status is None:
-            ready = signals.wait(told + [reader] if is_open else told, ending.seconds_left())
+        while code is None:
+            ready = signals.wait(told + ends + [reader] if is_open else told + ends, ending.seconds_left())
             if reader in ready:
                 is_open = _read_some(reader, log)
             if told and told[0] in ready:
                 network.take()
-            pid, raw, used = os.wait4(process.pid, os.WNOHANG)
-            if pid:
-                status, usage = raw, used
-            else:
+            code, usage = _take_end(process)
+            if code is None:
                 ending.look()
         if network is not None:
             network.finish()            # before those are killed who wait for an answer
@@ -254,10 +263,19 @@ def _watch(launch: Launch, process: Any, reader: int, tree: Any, signals: Signal
         _drain(reader, is_open, log)
     finally:
         os.close(reader)
+    return code, ending.reason, usage, survivors
+
+
+def _take_end(process: Any) -> Tuple[Optional[int], Tuple[float, int]]:
+    """Return exit code (None while it runs), processor time in s, and the largest resident size in bytes."""
+    if hasattr(process, "take_end"):
+        return process.take_end(), (process.cpu_s, process.max_rss_bytes)
+    pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+    if not pid:
+        return None, (0.0, 0)
     code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
     process.returncode = code           # reaped here, by wait4, for the sake of its resource usage
-    assert usage is not None
-    return code, ending.reason, (usage.ru_utime + usage.ru_stime, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)), survivors
+    return code, (usage.ru_utime + usage.ru_stime, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 
 
 class Ending:

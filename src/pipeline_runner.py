@@ -19,8 +19,9 @@ values and errors) may be imported by all; leaves import nothing else of ours; w
 is named before it.
 
     leaves   spec_checks  spec_source  file_digests  state_store  stage_locks  stage_outputs  process_tree  attempts
-             environment  import_scan  offline_guard  hook_log  ledger_format  console
-    on them  command_line  program_scan (what is scanned)  stage_keys (what a stage depends on)  reasons (why it must run)
+             environment  import_scan  hook_log  node_report  ledger_format  console
+    on them  launch_lease (may a launched task run, and does it)  node_exec (such a task on its machine)  offline_guard
+             launch_helper (starts launchers)  command_line  program_scan (what is scanned)  stage_keys (what a stage depends on)  reasons (why it must run)
              run_ledger  seal_keys  network_watch (the guard of a run)  stage_work (a stage that must run, under its
              lock: attempts, retries, checks, records)  acceptance  provenance  ledger_verify  evidence_verify
              ledger_export  ledger_commands
@@ -304,6 +305,7 @@ class Run:
         self.guardian: Any = None
         self.others: List[int] = []
         self.network: Any = None        # the guard, once the network is closed
+        self.launches: Any = None       # starts the launchers, if a stage has one
 
     def run(self) -> int:
         """Run the selected stages; return the exit code. Raises what the runner cannot go on from, records written."""
@@ -339,6 +341,8 @@ class Run:
         finally:
             if self.guardian is not None:
                 self.guardian.close()
+            if self.launches is not None:
+                self.launches.close()
             lock.release()
 
     def _run_stages(self) -> int:
@@ -387,6 +391,7 @@ class Run:
         lock = self._new_lock(stage)
         try:
             lock.acquire(stage.lock_wait_s, dead_token(facts.record))
+            self._end_launched(lock)
         except stage_locks.WaitStopped as stopped:
             self.console.event("FAIL", stage.name, ": %s" % stopped)
             return StageResult.of(stage.name, "interrupted", str(stopped))
@@ -409,6 +414,16 @@ class Run:
                 lock.release()
             else:
                 lock.abandon()
+
+    def _end_launched(self, lock: stage_locks.StageLock) -> None:
+        """Under the lock of a stage: wait until nothing runs any more, on any machine, that a launcher of a dead run started."""
+        if os.path.isdir(os.path.join(self.store.folder, "launch")):
+            import launch_lease
+            try:
+                launch_lease.end_left_behind(self.root, lock.stage)
+            except BaseException:
+                lock.release()
+                raise
 
     def _look(self, stage: StageSpec) -> Tuple[Decision, Facts]:
         self.digests.used.clear()
@@ -467,6 +482,10 @@ class Run:
     def _close_network(self) -> None:
         """Close the network for this process and all that it will start, and say how. Raises: OfflineError where it must be had."""
         import network_watch
+        if any(stage.launcher for stage in self.selected):
+            import launch_helper
+            self.launches = launch_helper.LaunchHelper()
+            self.isolation["launcher"] = launch_helper.ISOLATION
         self.network = network_watch.NetworkWatch(self.spec.offline, self.root)
         self.isolation.update(self.network.isolation())
         if self.spec.offline.require == "kernel" and not self.network.is_closed:

@@ -52,7 +52,10 @@ def key_parts(spec: PipelineSpec, stage: StageSpec, digests: Digests, inputs: Se
     processor: Json = {"path": stage.processor, "sha256": digest}
     if stage.processor_mtime:
         processor["mtimeNs"] = stamp[1]
+    # Only where there is one: other stages' keys shall stay what they are.
+    launcher = {"launcher": list(stage.launcher)} if stage.launcher else {}
     return {
+        **launcher,
         "keyVersion": KEY_VERSION, "pipeline": spec.name, "stage": stage.name, "outputDir": stage.output_dir,
         "outputs": None if stage.outputs is None else list(stage.outputs), "processor": processor,
         "modules": [[path, digests.of(path)[0]] for path in local_modules(digests, stage.processor)],

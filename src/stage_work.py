@@ -142,6 +142,22 @@ def _powershell() -> List[str]:
     return [shutil.which("pwsh") or shutil.which("powershell") or "powershell", "-NoProfile", "-NonInteractive", "-ExecutionPolicy", "Bypass", "-File"]
 
 
+def launched_elsewhere(launch: Any, run: Any, stage: StageSpec, network: Any) -> Any:
+    """Return *launch* with the launcher's words before it, to be started by the helper; its lease is made then."""
+    import launch_helper
+    import launch_lease
+    lease = launch_lease.lease_path(run.root, stage.name, launch.token)
+    argv = (launch_helper.launcher_words(stage.launcher, stage.resources)
+            + launch_helper.task_words(os.path.dirname(os.path.abspath(__file__)), lease) + launch.argv)
+
+    def start() -> Any:
+        plan = launch_helper.task_plan(stage, launch.env, run.root, launch.token, run.spec.offline, network.node_report())
+        launch_lease.create(lease, plan)
+        return run.launches.start(argv, launch_helper.launcher_environment(launch.env, stage.env), run.root, launch.token, lease)
+
+    return launch._replace(argv=argv, launcher=start)
+
+
 # --- the work --------------------------------------------------------------------------------------------------------
 
 class StageWork:
@@ -164,6 +180,8 @@ class StageWork:
         self.refusals: List[Json] = []  # what the attempts tried to do with the network
         self.network_fault = ""         # of the last attempt: why it fails, if it does
         self.is_offline_fault = False
+        self.unclosed = ""              # why the network could not be closed where it must be
+        self.nodes: List[Json] = []     # where attempts ran that a launcher started, and how the network was closed there
         self.argv: List[str] = []
         self.started_utc = utc_text(run.clock.time())
         self.started = run.clock.monotonic()
@@ -350,13 +368,34 @@ class StageWork:
             command_line(run.root, stage, inputs), env, run.root, log_path, token, self.lock.descriptor,
             self.lock.guard, stage.timeout_s, stage.grace_s, stage.resources,
             (lambda data: self.console.stream(stage.name, data)) if run.options.verbose else None)
+        if stage.launcher:
+            launch = launched_elsewhere(launch, run, stage, network)
         result = attempts.run_attempt(launch, run.signals, process_tree, run.guardian, run.others, network)
         self.console.end_stream()
         self.argv = launch.argv
         self.logs.append({"path": os.path.relpath(log_path, run.root).replace(os.sep, "/"), "bytes": result.log[0], "sha256": result.log[1]})
+        if stage.launcher:
+            result = self._after_launch(result, network)
         self.refusals += network.recorded()
-        self.network_fault = network.fault() if stage.network_attempts == "fail" else ""
+        self.network_fault = self.unclosed or (network.fault() if stage.network_attempts == "fail" else "")
         return result
+
+    def _after_launch(self, result: Any, network: Any) -> Any:
+        """Take in what the task told of its machine. Success is believed only with the word that the network was closed there."""
+        if result.exit_code is None:
+            return result
+        told = network.take_node_report()
+        if told.host:
+            self.nodes.append({"attempt": self.attempts, "host": told.host, "kernel": told.kernel})
+        failure = result.failure
+        if told.kernel.get("method") == "none" and told.kernel.get("why") and told.why:
+            self.unclosed = told.why
+        if told.why:
+            failure = told.why
+        elif not failure and not told.is_whole:
+            failure = "the task left no report %s: the launcher did not run the words after it, or the machines do not share the root" % (
+                os.path.relpath(network.node_report(), self.run.root).replace(os.sep, "/"))
+        return result._replace(failure=failure, cpu_s=told.cpu_s or result.cpu_s, max_rss_bytes=told.max_rss_bytes or result.max_rss_bytes)
 
     def _environment(self, offset: int, is_resume: bool, token: str, inputs_file: str) -> Dict[str, str]:
         stage, run = self.stage, self.run
@@ -511,4 +550,9 @@ class StageWork:
         parts = run_ledger.recorded_parts(self.store, self.facts.material.parts)
         sizes = self.facts.material.stamps
         return {"keyParts": parts, "argv": self.argv, "inputs": [{"path": path, "bytes": sizes[path][0], "sha256": digest} for path, digest in parts["inputs"]],
-                "logs": self.logs, "networkRefusals": self.refusals}
+                "logs": self.logs, "networkRefusals": self.refusals, **self._launcher_evidence()}
+
+    def _launcher_evidence(self) -> Json:
+        if not self.stage.launcher:
+            return {}
+        return {"launcher": {"words": list(self.stage.launcher), "limits": "left to the launcher", "nodes": self.nodes}}
