@@ -42,8 +42,9 @@ def run_leased(command: List[str], lease: str, guard: Any) -> int:
     import subprocess
     noted, alarm = guard.note_signals()
     try:
+        # Engines that end a job by its process group shall reach the processor. Elsewhere than on Linux its session marks its tree.
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=plan["root"], env=_environment(plan, status.method != "none"),
-                                   start_new_session=True, pass_fds=(held.descriptor,))
+                                   start_new_session=not process_tree.LINUX, pass_fds=(held.descriptor,))
     except OSError as error:
         why = "cannot start %s on %s: %s" % (command[0], _host(), error.strerror or error)
         guard.say(why)
@@ -71,7 +72,7 @@ class Task:
         """Ask the processor to stop when the lease does, end it by force after the grace."""
         if not self.stop_at:
             if self.held.is_stop_asked():
-                self.guard.say("asked to stop")
+                os.write(2, b"[LAUNCH] asked to stop\n")
                 self.stop_at = time.monotonic() + float(self.held.plan["graceSec"])
                 self.tree.ask_to_stop()
         elif time.monotonic() >= self.stop_at:
