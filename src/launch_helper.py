@@ -179,6 +179,8 @@ class Launched:
         self.cpu_s, self.max_rss_bytes = 0.0, 0
         self.survivors: List[int] = []
         self.held = False
+        self.unclear: List[int] = []        # of a Tree: here all is known
+        self.leader_is_gone = False
 
     def hear(self, answer: Json) -> None:
         """Take in what the minder says."""

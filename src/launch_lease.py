@@ -115,7 +115,8 @@ def ask_to_stop(path: str) -> None:
     except OSError:
         return                          # taken back already
     try:
-        os.write(descriptor, STOP)
+        if os.fstat(descriptor).st_size <= MAX_BYTES:
+            os.write(descriptor, STOP)
     finally:
         os.close(descriptor)
 
@@ -173,17 +174,12 @@ def leases_of(root: str, stage: str) -> List[str]:
     return [os.path.join(folder, stem + ".lease") for stem in sorted(stems)]
 
 
-def end_left_behind(root: str, stage: str, wait_s: float = PATIENCE_S) -> int:
-    """Under the stage's lock: end what launched attempts of dead runs left on any machine; return how many leases there were.
+def end_left_behind(root: str, stage: str) -> List[str]:
+    """Under the stage's lock: ask what launched attempts of dead runs left on any machine to stop; return the leases of what still runs."""
+    return [path for path in leases_of(root, stage) if not (take_back(here_path(path), 0) and take_back(path, 0))]
 
-    Raises: stage_locks.LockHeld when something would not end within *wait_s* seconds.
-    """
-    found = leases_of(root, stage)
-    for path in found:
-        ask_to_stop(path)
-    deadline = time.monotonic() + wait_s
-    for path in found:
-        if not all(take_back(one, deadline - time.monotonic()) for one in (here_path(path), path)):
-            raise stage_locks.LockHeld("stage %s: a task that a dead run launched still runs (%s); it was asked to stop; end it with the "
-                                       "means of your cluster, then run again" % (stage, os.path.basename(path)))
-    return len(found)
+
+def still_runs(stage: str, leases: List[str]) -> stage_locks.LockHeld:
+    """Return the error of a stage that cannot be started because of *leases*."""
+    return stage_locks.LockHeld("stage %s: a task that a dead run launched still runs (%s); it was asked to stop; end it with the "
+                                "means of your cluster, then run again" % (stage, os.path.basename(leases[0])))

@@ -36,7 +36,7 @@ def run_leased(command: List[str], lease: str, guard: Any) -> int:
         status, listener = guard.close_network(plan["strict"])
     if status.method == "none" and plan["close"] == "must":
         guard.say("the network cannot be closed here: %s; nothing was started" % status.why)
-        report.end(_host(), status.to_json(), "the network cannot be closed on %s: %s" % (_host(), status.why))
+        report.end(_host(), status.to_json(), "the network cannot be closed on %s: %s" % (_host(), status.why), is_unclosed=True)
         return EXIT_REFUSED
     process_tree.become_subreaper()
     import subprocess
