@@ -37,6 +37,7 @@ START_S = 30.0              # how long the helper may take to start a launcher
 ASK, FORCE = signal.SIGTERM, getattr(signal, "SIGUSR1", 0)      # what the helper tells a minder
 ISOLATION = ("launchers are started outside the kernel layer, by a process forked before it; where the task runs, offline_guard exec "
              "closes the network and reports it: see launcher.nodes of the stages")
+TASK = "the task on its machine"    # among the survivors of an attempt
 HOOK_VARIABLES = ("PIPELINE_HOOK", "PIPELINE_HOOK_LOG", "PYTHONPATH")
 
 
@@ -177,7 +178,7 @@ class Launched:
         self.error: Optional[OSError] = None
         self.code: Optional[int] = None
         self.cpu_s, self.max_rss_bytes = 0.0, 0
-        self.survivors: List[int] = []
+        self.survivors: List[Any] = []
         self.held = False
         self.unclear: List[int] = []        # of a Tree: here all is known
         self.leader_is_gone = False
@@ -208,11 +209,11 @@ class Launched:
         """Let the task end in order; a launcher whose task has not begun cancels it."""
         self._tell("ask")
 
-    def end(self) -> List[int]:
+    def end(self) -> List[Any]:
         """Have it end: the launcher cancels, and is killed if it does not. Returns at once; the end is yet to come, or has come: survivors."""
         if self.code is None:
             self._tell("force")
-        return self.survivors
+        return self.survivors + ([TASK] if self.held else [])
 
     def _tell(self, what: str) -> None:
         try:

@@ -14,11 +14,10 @@ import types
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, RUNNER
+from conftest import ROOT
 
 import launch_helper
 import launch_lease
-import node_exec
 import node_report
 import offline_guard
 
@@ -138,6 +137,15 @@ def test_exit_codes_pass_through_and_75_asks_for_another_attempt(project, cluste
     assert (one["attempts"], one["status"], one["exitCode"], two["attempts"], two["exitCode"]) == (2, "ok", 0, 1, 3)
     assert [node["attempt"] for node in one["launcher"]["nodes"]] == [1, 2]
     assert project.read("state/logs/r/s1.2.log") == "try 2\n"
+
+
+def test_tasks_are_handed_out_side_by_side(project, cluster):
+    """Each waits for the others to have begun: one after the other they would never end. Cores of the stages are not this machine's."""
+    body = ("open(out + '/began', 'w').close()\nwhile not all(os.path.exists(out[:-1] + str(n) + '/began') for n in (1, 2, 3)):\n    time.sleep(0.01)\n")
+    stage = {"processor": project.processor("p", body), "timeoutSec": 60, "resources": {"cpuCores": 64}, "launcher": cluster.words()}
+    project.spec(stage, stage, stage, order="graph")
+    project.ok("--run-id", "r", "--jobs", "3", "--max-memory", "1")
+    assert len(cluster.launches()) == 3 and cluster.queue() == []
 
 
 # --- the network -----------------------------------------------------------------------------------------------------
@@ -435,6 +443,38 @@ def test_several_launches_at_once(tmp_path):
     assert leases_in(tmp_path) == []
 
 
+HELD = """
+import os, sys
+sys.path.insert(0, %r)
+import launch_helper, launch_lease
+launch_helper.TASK_S = 0.1
+helper = launch_helper.LaunchHelper()
+lease = launch_lease.lease_path(sys.argv[1], "s", "t.1")
+launch_lease.create(lease, {})
+held = launch_lease.Held(lease)                 # this process is the task
+one = helper.start(["true"], dict(os.environ), sys.argv[1], "t.1", lease)
+while one.take_end() is None:
+    helper._wait(10)
+print(one.code, one.end(), held.is_stop_asked())
+"""
+
+
+def test_a_task_that_outlives_its_launcher_is_a_survivor(tmp_path):
+    done = subprocess.run([sys.executable, "-c", HELD % str(ROOT / "src"), str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+    assert done.stdout == b"0 ['the task on its machine'] True\n", done
+    assert sorted(leases_in(tmp_path)) == ["s~t.1.here", "s~t.1.lease"]
+
+
+def test_a_launcher_that_was_killed_leaves_no_task(project, cluster):
+    project.spec({"processor": project.processor("p", SLEEP), "graceSec": 1, "launcher": cluster.words()})
+    with project.start("--run-id", "r") as process:
+        wait_for(lambda: project.exists("data/s1/started"))
+        os.kill(cluster.launches()[0]["pid"], signal.SIGKILL)
+        out, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 1 and b"[FAIL] s1: ended by SIGKILL" in out and leases(project) == [], out
+    wait_for(lambda: cluster.queue() == [])
+
+
 def test_the_helper_holds_nothing_of_the_runner(project, cluster):
     """A helper that kept a descriptor of the run's lock would keep the run id in use."""
     project.spec({"processor": project.processor("p", SLEEP), "launcher": cluster.words()})
@@ -445,7 +485,3 @@ def test_the_helper_holds_nothing_of_the_runner(project, cluster):
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=LIMIT_S)
     assert links and all(link.startswith("pipe:") for link in links), links
-
-
-def test_offline_guard_is_what_runs_on_the_node():
-    assert node_exec.EXIT_REFUSED == 6 and RUNNER.exists()
