@@ -6,7 +6,6 @@ listens on the loopback. docs/cluster.md shows the same cluster to start by hand
 from __future__ import annotations
 
 import getpass
-import json
 import os
 import shutil
 import signal
@@ -145,26 +144,51 @@ def nodes_of(project, run_id):
     return [node for stage in stages for node in stage["launcher"]["nodes"]]
 
 
-COPY = "with open(inputs[0]) as file:\n    text = file.read()\nwith open(out + '/' + os.path.basename(inputs[0]), 'w') as file:\n    file.write(text.upper())\n"
+# Upper case, one input to one output; a shell script, for many of them are started.
+COPY = """#!/bin/sh
+for one in "$@"; do tr a-z A-Z <"$one" >"$PIPELINE_OUTPUT_DIR/${one##*/}" || exit; done
+"""
+HAS_TASKS = False           # SWITCH ON when the runner makes tasks of "forEach": then test_two_hundred_tasks runs
 
 
-def test_many_tasks_while_a_node_is_drained(project, slurm):
-    """SWITCH ON after the task engine is there: TASKS = 200 tasks of one stage; until then as many stages as are quick."""
-    count = 12
-    for number in range(count):
-        project.write("in/%03d.txt" % number, "text %d\n" % number)
-    project.spec(*[launched(project, "copy", COPY, inputs=["in/%03d.txt" % number], outputDir="data/out%d" % number) for number in range(count)])
-    with project.start("--run-id", "r", env=slurm.env) as process:
-        wait_for(lambda: project.exists("data/out3/003.txt"))
+def run_with_a_drained_node(project, slurm, done_by_then, *arguments):
+    """Run the pipeline, drain n1 as soon as *done_by_then* says so, and put it back."""
+    with project.start("--run-id", "r", "--jobs", "8", *arguments, env=slurm.env) as process:
+        wait_for(done_by_then)
         slurm.ask("scontrol", "update", "NodeName=n1", "State=DRAIN", "Reason=test")
-        out, err = process.communicate(timeout=LIMIT_S)
+        out, err = process.communicate(timeout=2 * LIMIT_S)
     slurm.ask("scontrol", "update", "NodeName=n1", "State=RESUME")
     assert process.returncode == 0, (out, err)
-    assert [project.read("data/out%d/%03d.txt" % (number, number)) for number in range(count)] == ["TEXT %d\n" % number for number in range(count)]
+
+
+def write_inputs(project, count):
+    for number in range(count):
+        project.write("in/%03d.txt" % number, "text %d\n" % number)
+    project.write("bin/upper.sh", COPY, executable=True)
+
+
+def test_stages_side_by_side_while_a_node_is_drained(project, slurm):
+    count = 20
+    write_inputs(project, count)
+    project.spec(*[{"processor": "bin/upper.sh", "inputs": ["in/%03d.txt" % number], "outputDir": "data/out%02d" % number, "launcher": SRUN, "resources": RESOURCES}
+                   for number in range(count)], order="graph")
+    run_with_a_drained_node(project, slurm, lambda: project.exists("data/out05/005.txt"))
+    assert [project.read("data/out%02d/%03d.txt" % (number, number)) for number in range(count)] == ["TEXT %d\n" % number for number in range(count)]
     nodes = nodes_of(project, "r")
-    assert {node["host"] for node in nodes} == {"n1", "n2"} and nodes[-1]["host"] == "n2"
+    assert len(nodes) == count and {node["host"] for node in nodes} == {"n1", "n2"} and nodes[-1]["host"] == "n2"
     assert {(node["kernel"]["method"], node["kernel"]["probed"]) for node in nodes} == {("seccomp", True)}
-    wait_for(lambda: slurm.queue() == [])
+    assert slurm.queue() == []
+
+
+@pytest.mark.skipif(not HAS_TASKS, reason="the runner does not make tasks of forEach yet")
+def test_two_hundred_tasks_while_a_node_is_drained(project, slurm):
+    write_inputs(project, 200)
+    project.spec({"processor": "bin/upper.sh", "forEach": "in/*.txt", "outputDir": "data/out", "launcher": SRUN, "resources": RESOURCES})
+    run_with_a_drained_node(project, slurm, lambda: len(list(project.path("data/out").glob("*.txt"))) >= 20)
+    assert {path.name: path.read_text(encoding="utf-8") for path in project.path("data/out").glob("*.txt")} == {
+        "%03d.txt" % number: "TEXT %d\n" % number for number in range(200)}
+    tasks = project.json("state/run_r.json")["stages"][0]["tasks"]
+    assert (tasks["total"], tasks["ok"]) == (200, 200) and slurm.queue() == []
 
 
 def test_resources_exit_codes_and_the_network(project, slurm):
@@ -241,7 +265,6 @@ def test_the_next_run_ends_what_a_killed_srun_left_on_a_node(project, slurm):
     project.processor("p", "open(out + ('/both' if os.path.isdir('/proc/%d') else '/alone'), 'w').close()\n" % pid)
     project.ok("--run-id", "r", env=slurm.env)
     assert project.exists("data/s1/alone")
-    print(slurm.ask("squeue"))
     slurm.ask("scancel", "--user=" + getpass.getuser())     # the allocation that srun did not live to give back: it runs nothing any more
     wait_for(lambda: slurm.queue() == [])
 
