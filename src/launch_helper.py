@@ -51,7 +51,8 @@ def launcher_words(words: Sequence[str], resources: Dict[str, int]) -> List[str]
 
 def task_words(source_folder: str, lease: str) -> List[str]:
     """Return the words that stand between launcher and processor: they close the network where the task runs."""
-    return [sys.executable, os.path.join(source_folder, "offline_guard.py"), "exec", "--lease", lease, "--"]
+    # -E, -S: nothing that a variable or a site package names runs beside the guard; and it starts in half the time.
+    return [sys.executable, "-E", "-S", os.path.join(source_folder, "offline_guard.py"), "exec", "--lease", lease, "--"]
 
 
 def launcher_environment(env: Dict[str, str], own: Dict[str, str]) -> Dict[str, str]:

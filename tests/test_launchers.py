@@ -97,7 +97,7 @@ def test_a_run_through_a_launcher(project, cluster):
     assert "[START] s1" in done.out and "[DONE] s1" in done.out
     launch, = cluster.launches()
     lease = launch["words"][launch["words"].index("--lease") + 1]
-    assert launch["words"] == ["--cpus=2", "--mem=64M", "--{x}", sys.executable, str(ROOT / "src" / "offline_guard.py"), "exec", "--lease", lease, "--",
+    assert launch["words"] == ["--cpus=2", "--mem=64M", "--{x}", sys.executable, "-E", "-S", str(ROOT / "src" / "offline_guard.py"), "exec", "--lease", lease, "--",
                                sys.executable, str(project.path("bin/p.py")), "one"]
     assert project.read("data/s1/o") == "s1['one']%sNone" % project.root
     assert project.read("state/logs/r/s1.1.log") == "hello\n"
