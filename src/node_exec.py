@@ -17,7 +17,7 @@ import process_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List
+    from typing import Any, Dict, List, Tuple
 
 EXIT_REFUSED = 6            # nothing was started
 LOOK_MS = 200               # between two looks at the lease: whether the task shall stop
@@ -56,8 +56,9 @@ def run_leased(command: List[str], lease: str, guard: Any) -> int:
     for refusal in listener.drain() if listener is not None else ():
         task.tell(refusal)
     if not left:                        # else no last word: there is somebody who could still do something
-        report.end(_host(), status.to_json(), "", *_cost())
-    return 128 - code if code < 0 else code
+        cpu_us, max_rss_bytes = _cost()
+        report.end(_host(), status.to_json(), "", cpu_us, max_rss_bytes)
+    return int(128 - code if code < 0 else code)
 
 
 class Task:
@@ -97,11 +98,11 @@ def _environment(plan: Dict[str, Any], is_closed: bool) -> Dict[str, str]:
     return env
 
 
-def _cost() -> List[int]:
+def _cost() -> Tuple[int, int]:
     """Return processor time in µs and the largest resident size in bytes of all that has ended here."""
     import resource
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return [int((usage.ru_utime + usage.ru_stime) * 1e6), usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)]
+    return int((usage.ru_utime + usage.ru_stime) * 1e6), usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _host() -> str:

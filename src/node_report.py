@@ -13,7 +13,7 @@ from collections import namedtuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional
+    from typing import Any, Dict, Optional
     Json = Dict[str, Any]
 
 MAX_BYTES = 1 << 20
@@ -56,7 +56,8 @@ class NodeReport:
     def end(self, host: str, kernel: Json, why: str = "", cpu_us: int = 0, max_rss_bytes: int = 0, is_unclosed: bool = False) -> None:
         """Write the whole report in the place of what was added."""
         temporary = self.path + ".tmp"
-        value = {"host": host, "kernel": kernel, "why": why, "isUnclosed": is_unclosed, "cpuUs": cpu_us, "maxRssBytes": max_rss_bytes, "refusals": list(self.refusals.values())}
+        value = {"host": host, "kernel": kernel, "why": why, "isUnclosed": is_unclosed, "cpuUs": cpu_us, "maxRssBytes": max_rss_bytes,
+                 "refusals": list(self.refusals.values())}
         try:
             if os.path.lexists(temporary):
                 os.unlink(temporary)
