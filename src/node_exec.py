@@ -30,7 +30,7 @@ def run_leased(command: List[str], lease: str, guard: Any) -> int:
     except launch_lease.LeaseProblem as problem:
         guard.say("%s; nothing was started" % problem)
         return EXIT_REFUSED
-    plan, report = held.plan, node_report.NodeReport(held.plan["report"])
+    plan, report = held.plan, node_report.NodeReport(held.plan["report"], held.plan["token"])
     status, listener = guard.Status("none", False, False, False, "left out by offline.layers"), None
     if plan["close"] != "no":
         status, listener = guard.close_network(plan["strict"])

@@ -622,6 +622,8 @@ class Run:
             self.isolation["launcher"] = launch_helper.ISOLATION
         self.network = network_watch.NetworkWatch(self.spec.offline, self.root)
         self.isolation.update(self.network.isolation())
+        if self.launches is not None and self.network.status.method == "outer":
+            self.isolation["launcher"] += "; a runner around this one has closed the network for the launchers, too"
         if self.spec.offline.require == "kernel" and not self.network.is_closed:
             raise OfflineError("\"offline\": the kernel must close the network, and cannot here: %s; nothing was run" % self.network.status.why)
         self.console.line("[OFFLINE] " + self.network.text())

@@ -184,7 +184,7 @@ class StageWork:
         self.unclosed = ""              # why the network could not be closed where it must be
         self.nodes: List[Json] = []     # where attempts ran that a launcher started, and how the network was closed there
         self.argv: List[str] = []
-        self.log_path = ""
+        self.log_path, self.token = "", ""
         self.network: Any = None        # the watch over the attempt under way
         self.rank = 0                   # the stage's place: the lower, the earlier its attempts are started
         self.beside: Set[str] = set()   # stages that were at work at the same time
@@ -382,7 +382,7 @@ class StageWork:
         inputs_file = self.store.path("inputs_%s.json" % stage.name)
         state_store.write_atomic(inputs_file, json.dumps(inputs, ensure_ascii=False).encode("utf-8"), durable=False)
         state_store.make_folder(run.log_folder(), self.store.commit)
-        token = "%s.%d" % (self.lock.token, self.attempts)
+        token = self.token = "%s.%d" % (self.lock.token, self.attempts)
         self.log_path = os.path.join(run.log_folder(), "%s.%d.log" % (stage.name, self.attempts))
         self.network = run.network.attempt(stage.name, self.log_path[:-len("log")] + "network", self.console)
         env = self._environment(offset, is_resume, token, inputs_file)
@@ -408,7 +408,7 @@ class StageWork:
         if told.why and not result.stopped:
             failure = told.why
             self.unclosed = told.why if told.is_unclosed else ""
-        elif not failure and not told.is_whole:
+        elif not failure and not (told.is_whole and told.token == self.token):
             failure = "the task left no report %s: the launcher did not run the words after it, or the machines do not share the root" % (
                 os.path.relpath(self.network.node_report(), self.run.root).replace(os.sep, "/"))
         return result._replace(failure=failure, cpu_s=told.cpu_s or result.cpu_s, max_rss_bytes=told.max_rss_bytes or result.max_rss_bytes)

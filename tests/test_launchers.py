@@ -324,6 +324,17 @@ def test_a_launcher_that_runs_nothing_makes_no_success(project, cluster):
     assert done.code == 1 and "the task left no report state/logs/r/s1.1.node: the launcher did not run the words after it" in done.out, done
 
 
+def test_the_report_of_another_attempt_makes_no_success(project, cluster):
+    project.spec({"processor": project.processor("p", "open(out + '/o', 'w').close()\n"), "launcher": cluster.words()})
+    project.ok("--run-id", "r")
+    report = project.read("state/logs/r/s1.1.node")
+    project.write("state/logs/n/s1.1.node", report)
+    project.write("data/s1/.s1.done", "")
+    project.spec({"processor": "bin/p.py", "launcher": cluster.words("--swallow")})
+    done = project.run("--run-id", "n")
+    assert done.code == 1 and "the task left no report" in done.out, done
+
+
 def test_a_launcher_that_is_not_there(project):
     project.spec({"processor": project.processor("p", ""), "launcher": ["no-such-launcher"]})
     done = project.run("--run-id", "r")
@@ -368,18 +379,18 @@ def leases_in(root):
 # --- reports ---------------------------------------------------------------------------------------------------------
 
 def test_a_report_has_the_last_word(tmp_path):
-    report = node_report.NodeReport(str(tmp_path / "r"))
+    report = node_report.NodeReport(str(tmp_path / "r"), "tok")
     assert report.add("p", 5, "IPv4 TCP", True) and not report.add("p", 6, "IPv4 TCP", True)
     told = node_report.read(str(tmp_path / "r"))
     assert not told.is_whole and [one["program"] for one in told.refusals] == ["p"]
     (tmp_path / "r").write_bytes(b"")           # a processor that wants to leave no trace
     report.end("n1", {"method": "seccomp"}, cpu_us=1500000)
     told = node_report.read(str(tmp_path / "r"))
-    assert (told.is_whole, told.host, told.cpu_s) == (True, "n1", 1.5) and [(one["kind"], one["count"]) for one in told.refusals] == [("IPv4 TCP", 2)]
+    assert (told.is_whole, told.token, told.host, told.cpu_s) == (True, "tok", "n1", 1.5) and [(one["kind"], one["count"]) for one in told.refusals] == [("IPv4 TCP", 2)]
 
 
 def test_many_kinds_of_refusals_are_one_entry_at_last(tmp_path):
-    report = node_report.NodeReport(str(tmp_path / "r"))
+    report = node_report.NodeReport(str(tmp_path / "r"), "tok")
     for number in range(node_report.MAX_REFUSALS + 50):
         report.add("p%d" % number, 1, "IPv4 TCP", True)
     report.end("n1", {"method": "seccomp"})
@@ -387,7 +398,7 @@ def test_many_kinds_of_refusals_are_one_entry_at_last(tmp_path):
     assert len(refusals) == node_report.MAX_REFUSALS + 1 and refusals[-1]["count"] == 50 and refusals[-1]["counted"]
 
 
-GOOD = {"host": "n", "kernel": {"method": "seccomp"}, "why": "", "isUnclosed": False, "cpuUs": 1, "maxRssBytes": 1, "refusals": []}
+GOOD = {"token": "tok", "host": "n", "kernel": {"method": "seccomp"}, "why": "", "isUnclosed": False, "cpuUs": 1, "maxRssBytes": 1, "refusals": []}
 
 
 @pytest.mark.parametrize("data", [
