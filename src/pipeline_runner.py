@@ -19,13 +19,15 @@ values and errors) may be imported by all; leaves import nothing else of ours; w
 is named before it.
 
     leaves   spec_checks  spec_source  file_digests  state_store  stage_locks  stage_outputs  process_tree  attempts
-             environment  import_scan  hook_log  node_report  ledger_format  console
+             environment  import_scan  hook_log  node_report  ledger_format  console  task_log  task_files
+             chunk_files  forked_task (what makes a forked process like a fresh one)
     on them  launch_lease (may a launched task run, and does it)  node_exec (such a task on its machine)  offline_guard
-             launch_helper (starts launchers)  command_line  program_scan (what is scanned)  stage_keys (what a stage depends on)  stage_order (what comes
+             launch_helper (starts launchers)  command_line  program_scan (what is scanned)  fork_server  fork_client  stage_keys (what a stage depends on)  stage_order (what comes
              before what)  reasons (why it must run)  run_ledger  seal_keys  network_watch (the guard of a run)
-             scheduler (which attempt is started when)  stage_work (a stage that must run, under its
-             lock: attempts, retries, checks, records)  acceptance  provenance  ledger_verify  evidence_verify
-             ledger_export  ledger_commands
+             task_look (what a stage of many tasks has to do)  scheduler (which attempt is started when)  stage_work (a stage
+             that must run, under its lock: attempts, retries, checks, records)  task_work (the same, of several tasks)
+             chunk_work (the same, of parts of files)  acceptance  provenance  ledger_verify  evidence_verify  ledger_export
+             ledger_commands
 """
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional, Sequence, Tuple
+    from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
     from scheduler import Flow
     Json = Dict[str, Any]
@@ -192,6 +194,9 @@ def _save_record(pattern: str, name: str, record: Json, root: str) -> None:
 
 def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore, boot: str) -> Facts:
     """Look at all that the decision about a stage depends on; write nothing. Raises: StateError."""
+    if stage.for_each:
+        import task_look
+        return task_look.observe_tasks(spec, stage, digests, store, boot)
     material = gather_material(spec, stage, digests, store)
     record = store.stage(stage.name)
     if material.missing:
@@ -207,18 +212,8 @@ def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: State
         import stage_work
         facts = facts._replace(checkpoint=stage_work.read_checkpoint(store, stage, record, material.key, boot))
     if record is not None and record["lastStatus"] == "ok" and marker is None and not problems:
-        facts = facts._replace(sealable=_died_before_marker(store, stage, record))
+        facts = facts._replace(sealable=state_store.died_before_marker(store, stage.name, record))
     return facts
-
-
-def _died_before_marker(store: StateStore, stage: StageSpec, record: Json) -> bool:
-    """Tell whether the run that finished the stage came to its end between the stage record and the run record.
-
-    The marker is written between these two: where the run record knows of the success, somebody removed the marker.
-    """
-    run = state_store.find_run(store, str(record.get("lastRunId")), record.get("lastInvocation", 0))
-    return run is not None and not any(
-        one.get("stage") == stage.name and one.get("status") == "ok" and not one.get("recovered") for one in run.get("stages", []))
 
 
 # === 4. Planning: what must run, and why (pure) ======================================================================
@@ -227,6 +222,9 @@ def decide(stage: StageSpec, facts: Facts, forced: bool) -> Decision:
     """Decide what to do with a stage from what was observed; the reasons are for people."""
     if facts.material.missing:
         return Decision("FAIL", facts.material.missing, 0, "")
+    if facts.tasks is not None:
+        import task_look
+        return task_look.decide_tasks(stage, facts, forced)
     found = facts.checkpoint
     if forced:
         return Decision("RUN", ["forced"], 0, "the stage was forced" if found is not None and not found.complete else "")
@@ -320,9 +318,12 @@ class Run:
         self.guardian: Any = None
         self.network: Any = None        # the guard, once the network is closed
         self.launches: Any = None       # starts the launchers, if a stage has one
+        self.pool: Any = None           # the attempts under way
         self.scheduler: Any = None      # once an attempt must be started
         self.works: Dict[str, Any] = {} # stages at work
+        self.made_folders: Set[str] = set()     # that need not be looked for again
         self.folders: Any = None
+        self.caches: Dict[str, bytes] = {}      # of stages of many tasks, to be written at the end
         self.unfit = ""                 # the stage from which the runner could not go on
 
     @property
@@ -443,9 +444,13 @@ class Run:
             import attempts
             import process_tree
             import scheduler
-            pool = self.clock.pool = attempts.Pool(self.signals, process_tree, self.guardian, self.others)
-            self.scheduler = scheduler.Scheduler(pool, self.options.jobs or environment.usable_cpus(), self.options.max_memory_mb)
+            self.pool = self.clock.pool = attempts.Pool(self.signals, process_tree, self.guardian, self.others)
+            self.scheduler = scheduler.Scheduler(self.pool, self.jobs(), self.options.max_memory_mb)
         return self.scheduler
+
+    def jobs(self) -> int:
+        """Return how many processors may run at once."""
+        return self.options.jobs or environment.usable_cpus()
 
     def folder_neighbours(self, stage: StageSpec) -> List[StageSpec]:
         """Return the other stages of the pipeline whose output folder is this one's, lies in it, or holds it."""
@@ -488,7 +493,7 @@ class Run:
             return self._failed_before(stage, "; ".join(decision.reasons))
         if decision.action == "SKIP":
             is_locked = os.path.isdir(os.path.join(self.root, "locks", stage.name + ".lock"))
-            if not is_locked or self._new_lock(stage).is_free():
+            if not self._needs_tidying(stage) and (not is_locked or self._new_lock(stage).is_free()):
                 return self._skipped(stage, decision, facts)
         self._open()
         lock = self._new_lock(stage)
@@ -504,6 +509,9 @@ class Run:
             if decision.action == "SEAL":
                 self.write_marker(stage, facts.material.key)
             if decision.action in ("SKIP", "SEAL"):
+                if self._needs_tidying(stage):
+                    import chunk_work
+                    chunk_work.tidy(self.root, stage, self.store)
                 return self._skipped(stage, decision, facts)
             work = self._new_work(stage, lock, facts)
             result = yield from work.do(decision)
@@ -514,6 +522,11 @@ class Run:
                 lock.release()
             else:
                 lock.abandon()
+
+    def _needs_tidying(self, stage: StageSpec) -> bool:
+        """Tell whether a kill after the end of the stage has left its chunks."""
+        chunks = stage.chunks
+        return chunks is not None and not chunks.keep and os.path.isdir(os.path.join(self.root, stage.output_dir, ".%s.tasks" % stage.name))
 
     def _acquire(self, stage: StageSpec, lock: stage_locks.StageLock, token: str) -> Flow:
         """A flow that takes a stage's lock and returns True, False if a signal came first. Raises: LockHeld, OSError."""
@@ -551,7 +564,14 @@ class Run:
 
     def _new_work(self, stage: StageSpec, lock: stage_locks.StageLock, facts: Facts) -> Any:
         import stage_work
-        work = stage_work.StageWork(self, stage, lock, facts)
+        if stage.for_each:
+            import task_work
+            work: Any = task_work.FileTasksWork(self, stage, lock, facts)
+        elif stage.chunks is not None:
+            import chunk_work
+            work = chunk_work.ChunkTasksWork(self, stage, lock, facts)
+        else:
+            work = stage_work.StageWork(self, stage, lock, facts)
         work.rank = self.selected.index(stage)
         for other in self.works.values():
             other.beside.add(stage.name)
@@ -577,6 +597,10 @@ class Run:
         self.console.event("SKIP", stage.name, " (%s)" % reason)
         outputs = facts.record["outputs"]
         evidence = {"madeBy": {"runId": facts.record.get("lastRunId"), "invocation": facts.record.get("lastInvocation")}}
+        if facts.tasks is not None:
+            import task_look
+            evidence["tasks"] = task_look.skipped_summary(facts)
+            self.caches.update(task_look.cache_of(self.store, stage, facts, facts.record["tasks"]["outputsSha256"], self.boot, self.boot))
         return StageResult.of(stage.name, "skipped", reason, bytes_in=facts.material.input_bytes, key=facts.material.key, evidence=evidence,
                               bytes_out=sum(one["bytes"] for one in outputs), outputs=outputs, counts=facts.record.get("counts", {}))
 
@@ -641,6 +665,9 @@ class Run:
 
     def _write_digests(self) -> None:
         """Under the lock of the ledger, because other runs write the digests too."""
+        for path, data in self.caches.items():
+            state_store.write_atomic(path, data, durable=False)
+        self.caches.clear()
         if self.digests.changed:
             state_store.write_atomic(self.digests.path, self.digests.to_bytes(), self.store.commit)
             self.digests.changed = False

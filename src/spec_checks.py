@@ -379,6 +379,9 @@ def _check_launchers(stages: List[Tuple[int, Json]], problems: Problems) -> None
     """Check that a stage has the resources that its launcher's words name."""
     for index, merged in stages:
         resources = merged.get("resources") or {}
+        if merged.get("launcher") and (merged.get("chunks") or {}).get("filter"):
+            problems.add(("stages", index, "chunks"), "with a launcher there is no \"filter\": what this machine reads, another one does not get; "
+                         "use the kit, or leave out one of them")
         for place, word in enumerate(merged.get("launcher") or []):
             for name in (launcher_names(word) or []) if isinstance(word, str) else []:
                 if name not in resources:

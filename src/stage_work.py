@@ -46,21 +46,26 @@ SHOWN_NAMES = 5             # of many files, on one line
 
 def read_checkpoint(store: StateStore, stage: StageSpec, record: Optional[Json], key: str, boot: str) -> Optional[Checkpoint]:
     """Return the stage's progress file, with what forbids to resume from it; None without one."""
+    return checkpoint_at(store.path("progress_%s.json" % stage.name), os.path.join(store.root, stage.output_dir), record, key, boot)
+
+
+def checkpoint_at(path: str, folder: str, record: Optional[Json], key: str, boot: str) -> Optional[Checkpoint]:
+    """Return a progress file, with what forbids to resume from it; None without one. folder: where its outputs are."""
     try:
-        with open(store.path("progress_%s.json" % stage.name), "rb") as file:
+        with open(path, "rb") as file:
             progress = json.loads(file.read().decode("utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError):
         return Checkpoint(0, {}, {}, False, False, {}, "it is damaged", False)
-    bad = _progress_problem(progress)
+    bad = progress_problem(progress)
     if bad:
         return Checkpoint(0, {}, {}, False, False, {}, bad, False)
     found = Checkpoint(progress["lineOffset"], progress.get("outputs", {}), progress.get("publish", {}),
                        progress.get("publishing") is True, progress.get("complete") is True, progress.get("counts", {}), "", False)
     problem = _binding_problem(progress, record, key, boot)
     if not problem and not found.complete:
-        problem = stage_outputs.cut_problem(os.path.join(store.root, stage.output_dir), found.outputs, found.publishing, found.finals)
+        problem = stage_outputs.cut_problem(folder, found.outputs, found.publishing, found.finals)
     return found._replace(problem=problem, resumable=not problem and _holds_work(found, str((record or {}).get("lastStatus"))))
 
 
@@ -75,7 +80,7 @@ def _binding_problem(progress: Json, record: Optional[Json], key: str, boot: str
     return ""
 
 
-def _progress_problem(progress: Any) -> str:
+def progress_problem(progress: Any) -> str:
     """Return what is wrong with the form of a progress file, or ""."""
     if not isinstance(progress, dict):
         return "it is not an object"
@@ -105,6 +110,16 @@ def _holds_work(found: Checkpoint, last_status: str) -> bool:
         return last_status in ("running", "interrupted")
     # Within one huge first line no line is done yet, but bytes are.
     return found.line_offset > 0 or bool(found.publishing) or any(found.outputs.values())
+
+
+def recorded_paths(store: StateStore, record: Optional[Json]) -> List[str]:
+    """Return the outputs of a stage as its record has them, or, where there are too many for it, its task log."""
+    if record is None:
+        return []
+    if record["outputs"] or not (record.get("tasks") or {}).get("outputs"):
+        return [output["path"] for output in record["outputs"]]
+    import task_log
+    return [path for path, _, _ in task_log.find_outputs(store.folder, record["stage"]) or []]
 
 
 # --- retries (pure) --------------------------------------------------------------------------------------------------
@@ -144,8 +159,13 @@ def _powershell() -> List[str]:
     return [shutil.which("pwsh") or shutil.which("powershell") or "powershell", "-NoProfile", "-NonInteractive", "-ExecutionPolicy", "Bypass", "-File"]
 
 
-def launched_elsewhere(launch: attempts.Launch, run: Any, stage: StageSpec, report: str) -> attempts.Launch:
-    """Return *launch* with the launcher's words before it, to be started by the helper; its lease is made then."""
+def launched_elsewhere(launch: attempts.Launch, run: Any, stage: StageSpec, network: Any) -> Tuple[attempts.Launch, Any]:
+    """Return *launch* with the stage's launcher before it, if there is one, and the watch over its use of the network here.
+
+    It is started by the helper; its lease is made then.
+    """
+    if not stage.launcher:
+        return launch, network
     import launch_helper
     import launch_lease
     lease = launch_lease.lease_path(run.root, stage.name, launch.token)
@@ -153,10 +173,10 @@ def launched_elsewhere(launch: attempts.Launch, run: Any, stage: StageSpec, repo
             + launch_helper.task_words(os.path.dirname(os.path.abspath(__file__)), lease) + launch.argv)
 
     def start() -> Any:
-        launch_lease.create(lease, launch_helper.task_plan(stage, launch.env, run.root, launch.token, run.spec.offline, report))
+        launch_lease.create(lease, launch_helper.task_plan(stage, launch.env, run.root, launch.token, run.spec.offline, network.node_report()))
         return run.launches.start(argv, launch_helper.launcher_environment(launch.env, stage.env), run.root, launch.token, lease)
 
-    return launch._replace(argv=argv, launcher=start)
+    return launch._replace(argv=argv, launcher=start), None     # the kernel of this machine has nothing to tell of another's
 
 
 # --- the work --------------------------------------------------------------------------------------------------------
@@ -181,9 +201,9 @@ class StageWork:
         self.refusals: List[Json] = []  # what the attempts tried to do with the network
         self.network_fault = ""         # of the last attempt: why it fails, if it does
         self.is_offline_fault = False
-        self.unclosed = ""              # why the network could not be closed where it must be
-        self.nodes: List[Json] = []     # where attempts ran that a launcher started, and how the network was closed there
+        self.nodes: Dict[str, Json] = {}    # where attempts ran that a launcher started, and how the network was closed there
         self.argv: List[str] = []
+        self.more_of_record: Json = {}
         self.log_path, self.token = "", ""
         self.network: Any = None        # the watch over the attempt under way
         self.rank = 0                   # the stage's place: the lower, the earlier its attempts are started
@@ -293,7 +313,7 @@ class StageWork:
         for other in self.run.folder_neighbours(self.stage):
             theirs = other.output_dir + "/"
             record = self.store.stage(other.name)
-            found = [theirs + output["path"] for output in record["outputs"]] if record is not None else []
+            found = [theirs + path for path in recorded_paths(self.store, record)]
             if other.name in self.beside:
                 found += [theirs + path for path in stage_outputs.list_folder(os.path.join(self.run.root, other.output_dir))[0]
                           if any(file_digests.path_matches(path, pattern) for pattern in other.outputs or ())]
@@ -363,10 +383,9 @@ class StageWork:
         self.console.end_stream()
         if self.network is not None:
             self.logs.append({"path": os.path.relpath(self.log_path, self.run.root).replace(os.sep, "/"), "bytes": result.log[0], "sha256": result.log[1]})
-            if self.stage.launcher:
-                result = self._after_launch(result)
+            result, unclosed = self._after_launch(result, self.network, self.token)
             self.refusals += self.network.recorded()
-            self.network_fault = self.unclosed or self.network.fault() if self.stage.network_attempts == "fail" else ""
+            self.network_fault = unclosed or (self.network.fault() if self.stage.network_attempts == "fail" else "")
         return result
 
     def _launch(self, offset: int, is_resume: bool) -> Any:
@@ -391,36 +410,41 @@ class StageWork:
         launch = attempts.Launch(
             self.argv, env, run.root, self.log_path, token, self.lock.descriptor, self.lock.guard, stage.timeout_s, stage.grace_s, stage.resources,
             (lambda data: self.console.stream(stage.name, data)) if run.options.verbose else None)
-        if not stage.launcher:
-            return launch, self.network
-        launch = launched_elsewhere(launch, run, stage, self.network.node_report())
+        launch, network = launched_elsewhere(launch, run, stage, self.network)
         self.argv = launch.argv
-        return launch, None             # the kernel of this machine has nothing to tell of another's
+        return launch, network
 
-    def _after_launch(self, result: Any) -> Any:
-        """Take in what the task told of its machine. Success is believed only with the word that its last process is gone there."""
-        if result.exit_code is None:
-            return result
-        told = self.network.take_node_report()
+    def _after_launch(self, result: Any, network: Any, token: str) -> Tuple[Any, str]:
+        """Take in what a launched task told of its machine; return the result, and why the network could not be closed there, or "".
+
+        Success is believed only with the word that the last process of this very attempt is gone there.
+        """
+        if not self.stage.launcher or result.exit_code is None:
+            return result, ""
+        told, failure, unclosed = network.take_node_report(), result.failure, ""
         if told.host:
-            self.nodes.append({"attempt": self.attempts, "host": told.host, "kernel": told.kernel})
-        failure = result.failure
+            place = self.nodes.setdefault("%s %s" % (told.host, sorted(told.kernel.items())), {"host": told.host, "kernel": told.kernel, "attempts": 0})
+            place["attempts"] += 1
         if told.why and not result.stopped:
-            failure = told.why
-            self.unclosed = told.why if told.is_unclosed else ""
-        elif not failure and not (told.is_whole and told.token == self.token):
+            failure, unclosed = told.why, told.why if told.is_unclosed else ""
+        elif not failure and not (told.is_whole and told.token == token):
             failure = "the task left no report %s: the launcher did not run the words after it, or the machines do not share the root" % (
-                os.path.relpath(self.network.node_report(), self.run.root).replace(os.sep, "/"))
-        return result._replace(failure=failure, cpu_s=told.cpu_s or result.cpu_s, max_rss_bytes=told.max_rss_bytes or result.max_rss_bytes)
+                os.path.relpath(network.node_report(), self.run.root).replace(os.sep, "/"))
+        return result._replace(failure=failure, cpu_s=told.cpu_s or result.cpu_s, max_rss_bytes=told.max_rss_bytes or result.max_rss_bytes), unclosed
 
-    def _environment(self, offset: int, is_resume: bool, token: str, inputs_file: str) -> Dict[str, str]:
+    def _base_environment(self) -> Dict[str, str]:
+        """Return the variables that are the same for all attempts."""
         stage, run = self.stage, self.run
         env = environment.base_environment(stage.pass_env, stage.env, os.environ)
-        env.update(
-            PIPELINE_STAGE_NAME=stage.name, PIPELINE_OUTPUT_DIR=self.folder, PIPELINE_LINE_OFFSET=str(offset),
-            PIPELINE_RUN_ID=run.options.run_id, PIPELINE_ATTEMPT=str(self.attempts), PIPELINE_ROOT=run.root,
-            PIPELINE_PARAMS=json.dumps(stage.params, ensure_ascii=False), PIPELINE_INPUTS_FILE=inputs_file,
-            PIPELINE_ATTEMPT_TOKEN=token, PIPELINE_KEY=self.key)
+        env.update(PIPELINE_STAGE_NAME=stage.name, PIPELINE_RUN_ID=run.options.run_id, PIPELINE_ROOT=run.root,
+                   PIPELINE_PARAMS=json.dumps(stage.params, ensure_ascii=False))
+        return env
+
+    def _environment(self, offset: int, is_resume: bool, token: str, inputs_file: str) -> Dict[str, str]:
+        stage = self.stage
+        env = self._base_environment()
+        env.update(PIPELINE_OUTPUT_DIR=self.folder, PIPELINE_LINE_OFFSET=str(offset), PIPELINE_ATTEMPT=str(self.attempts),
+                   PIPELINE_INPUTS_FILE=inputs_file, PIPELINE_ATTEMPT_TOKEN=token, PIPELINE_KEY=self.key)
         if is_resume:
             env["PIPELINE_RESUME"] = "1"
         if self.attempts <= stage.simulate_fail_attempts:
@@ -525,7 +549,7 @@ class StageWork:
                 progress = json.loads(file.read().decode("utf-8"))
         except (OSError, ValueError):
             return {}
-        if _progress_problem(progress):
+        if progress_problem(progress):
             return {}
         if progress.get("complete") is not True:
             progress.update(complete=True, key=self.key)
@@ -534,13 +558,7 @@ class StageWork:
         return counts
 
     def _write_record(self, status: str, error: str, outputs: Optional[List[Json]] = None, counts: Optional[Json] = None) -> None:
-        record: Json = {
-            "stage": self.stage.name, "pipeline": self.run.spec.name, "lastStatus": status, "attempts": self.attempts,
-            "idempotencyKey": self.key, "keyParts": self.facts.material.parts,
-            "outputs": self.previous if outputs is None else outputs, "counts": counts or {},
-            "lastDurationSec": round(self._duration_s(), 6), "lastError": error or None, "lastRunId": self.run.options.run_id,
-            "lastInvocation": self.run.invocation, "startedAt": self.started_utc, "endedAt": None if status == "running" else utc_text(self.run.clock.time()),
-            "bootId": self.run.boot}
+        record = self._record(status, error, self.previous if outputs is None else outputs, counts)
         if status == "ok":
             # What a power cut may take back while the outputs are not on the disk yet.
             made = {one["path"] for one in record["outputs"]}
@@ -551,7 +569,16 @@ class StageWork:
                 now = stage_outputs.list_folder(self.folder)[0]
                 record["left"] = stage_outputs.changed_since(self.baseline, now)
             record["token"] = self.lock.token
-        self.store.write("stage_%s.json" % self.stage.name, record)
+        self.store.write("stage_%s.json" % self.stage.name, dict(record, **self.more_of_record))
+
+    def _record(self, status: str, error: str, outputs: List[Json], counts: Optional[Json]) -> Json:
+        return {
+            "stage": self.stage.name, "pipeline": self.run.spec.name, "lastStatus": status, "attempts": self.attempts,
+            "idempotencyKey": self.key, "keyParts": self.facts.material.parts,
+            "outputs": outputs, "counts": counts or {},
+            "lastDurationSec": round(self._duration_s(), 6), "lastError": error or None, "lastRunId": self.run.options.run_id,
+            "lastInvocation": self.run.invocation, "startedAt": self.started_utc, "endedAt": None if status == "running" else utc_text(self.run.clock.time()),
+            "bootId": self.run.boot}
 
     def _duration_s(self) -> float:
         return float(self.run.clock.monotonic() - self.started)
@@ -571,4 +598,4 @@ class StageWork:
     def _launcher_evidence(self) -> Json:
         if not self.stage.launcher:
             return {}
-        return {"launcher": {"words": list(self.stage.launcher), "limits": "left to the launcher", "nodes": self.nodes}}
+        return {"launcher": {"words": list(self.stage.launcher), "limits": "left to the launcher", "nodes": list(self.nodes.values())}}

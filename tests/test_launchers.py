@@ -107,7 +107,7 @@ def test_a_run_through_a_launcher(project, cluster):
     stage = record["stages"][0]
     assert stage["argv"] == cluster.words() + launch["words"] and stage["keyParts"]["launcher"][-1] == "--{{x}}"
     assert stage["launcher"]["limits"] == "left to the launcher"
-    assert [(one["attempt"], one["host"]) for one in stage["launcher"]["nodes"]] == [(1, os.uname().nodename)]
+    assert [(one["attempts"], one["host"]) for one in stage["launcher"]["nodes"]] == [(1, os.uname().nodename)]
     # The memory of the Python behind the launcher is more than the limit would allow: nobody limited the launcher to it.
     again = project.ok("--run-id", "again")
     assert again.steps[0].startswith("[SKIP] s1") and len(cluster.launches()) == 1
@@ -135,7 +135,7 @@ def test_exit_codes_pass_through_and_75_asks_for_another_attempt(project, cluste
     assert done.code == 1 and "[RETRY] s1 attempt 1/3: exit code 75" in done.out and "[FAIL] s2: exit code 3" in done.out, done
     one, two = stages_of(project)
     assert (one["attempts"], one["status"], one["exitCode"], two["attempts"], two["exitCode"]) == (2, "ok", 0, 1, 3)
-    assert [node["attempt"] for node in one["launcher"]["nodes"]] == [1, 2]
+    assert [node["attempts"] for node in one["launcher"]["nodes"]] == [2]
     assert project.read("state/logs/r/s1.2.log") == "try 2\n"
 
 
@@ -146,6 +146,31 @@ def test_tasks_are_handed_out_side_by_side(project, cluster):
     project.spec(stage, stage, stage, order="graph")
     project.ok("--run-id", "r", "--jobs", "3", "--max-memory", "1")
     assert len(cluster.launches()) == 3 and cluster.queue() == []
+
+
+def test_tasks_of_files(project, cluster):
+    """The third task asks for another attempt, the fourth fails: each of the others is done, once, and a rerun does one only."""
+    for number in range(5):
+        project.write("in/%d.txt" % number, "text %d" % number)
+    body = ("text = open(inputs[0]).read()\nopen(out + '/' + os.path.basename(inputs[0]), 'w').write(text.upper())\n"
+            "sys.exit({'text 2': 75 if os.environ['PIPELINE_ATTEMPT'] == '1' else 0, 'text 3': 9}.get(text, 0))\n")
+    project.spec({"processor": project.processor("p", body), "forEach": "in/*.txt", "launcher": cluster.words(), "retry": {"attempts": 2, "exitCodes": [75], "baseDelayMs": 1}})
+    done = project.run("--run-id", "r", "--jobs", "3")
+    assert done.code == 1 and "[FAIL] s1 in/3.txt: exit code 9" in done.out and len(cluster.launches()) == 6, done
+    stage = stages_of(project)[0]
+    assert stage["tasks"] == {"total": 5, "ok": 4, "skipped": 0, "failed": 1, "vanished": 0}
+    assert [one["attempts"] for one in stage["launcher"]["nodes"]] == [6]
+    project.write("in/3.txt", "now good")
+    project.ok("--run-id", "r")
+    assert len(cluster.launches()) == 7 and project.read("data/s1/3.txt") == "NOW GOOD" and leases(project) == []
+
+
+def test_chunks_of_a_file(project, cluster):
+    project.write("in.txt", "".join("line %d\n" % number for number in range(100)))
+    project.spec({"processor": "bin/stage_upper.py", "inputs": ["in.txt"], "chunks": {"bytes": 300}, "launcher": cluster.words()})
+    project.ok("--run-id", "r", "--jobs", "3")
+    made = [path for path in project.path("data/s1").iterdir() if not path.name.startswith(".")]
+    assert [path.read_text(encoding="utf-8") for path in made] == [project.read("in.txt").upper()] and len(cluster.launches()) >= 3
 
 
 # --- the network -----------------------------------------------------------------------------------------------------

@@ -138,16 +138,10 @@ def launched(project, name, body, **more):
     return dict({"processor": project.processor(name, body), "launcher": SRUN, "resources": RESOURCES}, **more)
 
 
-def nodes_of(project, run_id):
-    stages = project.json("state/run_%s.json" % run_id)["stages"]
-    return [node for stage in stages for node in stage["launcher"]["nodes"]]
-
-
 # Upper case, one input to one output; a shell script, for many of them are started.
 COPY = """#!/bin/sh
 for one in "$@"; do tr a-z A-Z <"$one" >"$PIPELINE_OUTPUT_DIR/${one##*/}" || exit; done
 """
-HAS_TASKS = False           # SWITCH ON when the runner makes tasks of "forEach": then test_two_hundred_tasks runs
 
 
 def run_with_a_drained_node(project, slurm, done_by_then, *arguments):
@@ -166,28 +160,17 @@ def write_inputs(project, count):
     project.write("bin/upper.sh", COPY, executable=True)
 
 
-def test_stages_side_by_side_while_a_node_is_drained(project, slurm):
-    count = 20
-    write_inputs(project, count)
-    project.spec(*[{"processor": "bin/upper.sh", "inputs": ["in/%03d.txt" % number], "outputDir": "data/out%02d" % number, "launcher": SRUN, "resources": RESOURCES}
-                   for number in range(count)], order="graph")
-    run_with_a_drained_node(project, slurm, lambda: project.exists("data/out05/005.txt"))
-    assert [project.read("data/out%02d/%03d.txt" % (number, number)) for number in range(count)] == ["TEXT %d\n" % number for number in range(count)]
-    nodes = nodes_of(project, "r")
-    assert len(nodes) == count and {node["host"] for node in nodes} == {"n1", "n2"} and nodes[-1]["host"] == "n2"
-    assert {(node["kernel"]["method"], node["kernel"]["probed"]) for node in nodes} == {("seccomp", True)}
-    assert slurm.queue() == []
-
-
-@pytest.mark.skipif(not HAS_TASKS, reason="the runner does not make tasks of forEach yet")
 def test_two_hundred_tasks_while_a_node_is_drained(project, slurm):
     write_inputs(project, 200)
     project.spec({"processor": "bin/upper.sh", "forEach": "in/*.txt", "outputDir": "data/out", "launcher": SRUN, "resources": RESOURCES})
     run_with_a_drained_node(project, slurm, lambda: len(list(project.path("data/out").glob("*.txt"))) >= 20)
     assert {path.name: path.read_text(encoding="utf-8") for path in project.path("data/out").glob("*.txt")} == {
         "%03d.txt" % number: "TEXT %d\n" % number for number in range(200)}
-    tasks = project.json("state/run_r.json")["stages"][0]["tasks"]
-    assert (tasks["total"], tasks["ok"]) == (200, 200) and slurm.queue() == []
+    stage = project.json("state/run_r.json")["stages"][0]
+    assert (stage["tasks"]["total"], stage["tasks"]["ok"]) == (200, 200) and slurm.queue() == []
+    nodes = {node["host"]: node["attempts"] for node in stage["launcher"]["nodes"]}
+    assert sum(nodes.values()) == 200 and 0 < nodes["n1"] < nodes["n2"]
+    assert {(node["kernel"]["method"], node["kernel"]["probed"]) for node in stage["launcher"]["nodes"]} == {("seccomp", True)}
 
 
 def test_resources_exit_codes_and_the_network(project, slurm):

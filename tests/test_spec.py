@@ -223,6 +223,7 @@ STAGE = [
     (stage('"inputs": ["x"], "forEach": "y", "chunks": §{"bytes": 9}'), "stages[0].chunks: goes with inputs, not with forEach"),
     (stage('"launcher": §"srun"'), "stages[0].launcher: must be a list of texts, the program first"),
     (stage('"launcher": ["srun", §"--mem={memory}"]'), "stages[0].launcher[1]: knows {cpuCores}, {memoryMB}; a brace is written twice"),
+    (stage('"launcher": ["srun"], "inputs": ["x"], "chunks": §{"bytes": 9, "filter": true}'), "stages[0].chunks: with a launcher there is no \"filter\""),
     (stage('"launcher": ["srun", §"-c{cpu}}Cores}"]'), "stages[0].launcher[1]: knows {cpuCores}, {memoryMB}; a brace is written twice"),
     (stage('"launcher": ["srun", §"--mem={memoryMB}", "{{cpuCores}}"], "resources": {"cpuCores": 1}'),
      "stages[0].launcher[1]: stage \"a\" uses {memoryMB}, but has no resources.memoryMB: give it one"),
