@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ from conftest import ROOT
 import launch_helper
 import launch_lease
 import node_report
-import offline_guard
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="launchers need fork")
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel layer of Linux")
@@ -190,12 +188,6 @@ def test_the_launcher_has_the_network_and_the_processor_has_not(project, cluster
     assert project.exists("data/s2/refused") and len(stages_of(project, "w")[0]["networkRefusals"]) == 1
 
 
-def fake_guard(status):
-    """offline_guard of a machine on which the network can (not) be closed."""
-    return types.SimpleNamespace(Status=offline_guard.Status, close_network=lambda strict: (status, None), say=lambda text: None, note_signals=offline_guard.note_signals,
-                                 wait_for=offline_guard.wait_for, program_of=offline_guard.program_of)
-
-
 def lease_for(root, close, **more):
     path = launch_lease.lease_path(str(root), "s", "tok.1")
     launch_lease.create(path, dict({"stage": "s", "token": "tok.1", "root": str(root), "close": close, "strict": False, "graceSec": 1,
@@ -203,18 +195,19 @@ def lease_for(root, close, **more):
     return path
 
 
-OPEN = offline_guard.Status("none", False, False, False, "of a test")
+# A machine on which the network cannot be closed.
 IN_CHILD = """
 import sys
-sys.path[:0] = [%r, %r]
-import node_exec, test_launchers
-raise SystemExit(node_exec.run_leased(sys.argv[2:], sys.argv[1], test_launchers.fake_guard(test_launchers.OPEN)))
+sys.path.insert(0, %r)
+import node_exec, offline_guard
+offline_guard.close_network = lambda strict: (offline_guard.Status("none", False, False, False, "of a test"), None)
+raise SystemExit(node_exec.run_leased(sys.argv[2:], sys.argv[1], offline_guard))
 """
 
 
 def run_where_it_cannot_be_closed(path, *command):
     """In a process of its own: it takes over signals and orphans."""
-    code = IN_CHILD % (str(ROOT / "src"), str(ROOT / "tests"))
+    code = IN_CHILD % str(ROOT / "src")
     return subprocess.run([sys.executable, "-c", code, path, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
 
 
@@ -234,7 +227,7 @@ def test_where_it_need_not_the_hook_enforces(tmp_path, close):
 
 def test_a_stage_fails_with_6_where_its_node_cannot_close_the_network(project, cluster):
     # The launcher runs the words with another offline_guard: the one of a machine that cannot.
-    project.write("src/offline_guard.py", "import sys\n" + IN_CHILD % (str(ROOT / "src"), str(ROOT / "tests")))
+    project.write("src/offline_guard.py", "import sys\n" + IN_CHILD % str(ROOT / "src"))
     project.write("far.py", "import os, sys\nwords = sys.argv[1:]\nplace = next(i for i, one in enumerate(words) if one.endswith('offline_guard.py'))\n"
                   "words[place:place + 3] = [os.path.join(%r, 'src', 'offline_guard.py')]\nwords.remove('--')\nos.execv(words[0], words)\n" % str(project.root))
     project.spec({"processor": project.processor("p", "open(out + '/o', 'w').close()\n"), "launcher": [sys.executable, str(project.path("far.py"))],
