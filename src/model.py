@@ -12,7 +12,7 @@ from collections import namedtuple
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import hashlib
-    from typing import Any
+    from typing import Any, Dict
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERNAL, EXIT_LOCKED, EXIT_STATE, EXIT_OFFLINE = range(7)
 
@@ -61,6 +61,11 @@ class StageSpec(namedtuple("StageSpec", (
     """
 
     __slots__ = ()
+
+    @property
+    def local_resources(self) -> Dict[str, int]:
+        """What an attempt takes of this machine: of what a launcher starts, nothing but a place among --jobs."""
+        return {} if self.launcher else self.resources
 
 
 class Offline(namedtuple("Offline", "allow require strict layers")):

@@ -18,18 +18,18 @@ changed does not need stands there, and so does what is a concern of its own. Th
 values and errors) may be imported by all; leaves import nothing else of ours; what stands on them may also import what
 is named before it.
 
-    leaves   svg_shapes  spec_checks  spec_source  file_digests  state_store  stage_locks  stage_outputs  process_tree  attempts
-             environment  import_scan  offline_guard  hook_log  ledger_format  console  task_log  task_files
-             chunk_files  forked_task (what makes a forked process like a fresh one)
-             starter_texts
-    on them  command_line  program_scan (what is scanned)  fork_server  fork_client  stage_keys (what a stage depends on)  stage_order (what comes
-             before what)  reasons (why it must run)  run_ledger  seal_keys  network_watch (the guard of a run)
-             task_look (what a stage of many tasks has to do)  scheduler (which attempt is started when)  stage_work (a stage
-             that must run, under its lock: attempts, retries, checks, records)  task_work (the same, of several tasks)
-             chunk_work (the same, of parts of files)  acceptance  provenance  ledger_verify  evidence_verify  ledger_export
-             ledger_commands  starters (init, new-stage)
-             prometheus_text  open_lineage (both: what monitoring reads)  pipeline_graph  run_report (what a report says)
-             report_html  report_commands
+    leaves   spec_checks  spec_source  file_digests  state_store  stage_locks  stage_outputs  process_tree  attempts
+             environment  import_scan  hook_log  node_report  ledger_format  console  task_log  task_files  chunk_files
+             forked_task (what makes a forked process like a fresh one)  starter_texts  svg_shapes
+    on them  launch_lease (may a launched task run, and does it)  node_exec (such a task on its machine)  offline_guard
+             launch_helper (starts launchers)  command_line  program_scan (what is scanned)  fork_server  fork_client
+             stage_keys (what a stage depends on)  stage_order (what comes before what)  reasons (why it must run)
+             run_ledger  seal_keys  network_watch (the guard of a run)  task_look (what a stage of many tasks has to do)
+             scheduler (which attempt is started when)  stage_work (a stage that must run, under its lock: attempts,
+             retries, checks, records)  task_work (the same, of several tasks)  chunk_work (the same, of parts of files)
+             acceptance  provenance  ledger_verify  evidence_verify  ledger_export  ledger_commands  starters (init,
+             new-stage)  prometheus_text  open_lineage (both: what monitoring reads)  pipeline_graph  run_report (what a
+             report says)  report_html  report_commands
 """
 from __future__ import annotations
 
@@ -322,6 +322,7 @@ class Run:
         self.guardian: Any = None
         self.network: Any = None        # the guard, once the network is closed
         self.metrics: Json = {}         # what the metrics file says, once it is written
+        self.launches: Any = None       # starts the launchers, if a stage has one
         self.pool: Any = None           # the attempts under way
         self.scheduler: Any = None      # once an attempt must be started
         self.works: Dict[str, Any] = {} # stages at work
@@ -369,6 +370,8 @@ class Run:
         finally:
             if self.guardian is not None:
                 self.guardian.close()
+            if self.launches is not None:
+                self.launches.close()
             lock.release()
 
     def _run_stages(self) -> int:
@@ -419,8 +422,8 @@ class Run:
     def _has_room(self, stage: StageSpec) -> bool:
         if self.scheduler is None or not self.scheduler.alive:
             return True
-        memory = stage.resources.get("memoryMB", 0)
-        return bool(self.scheduler.free_cores() >= stage.resources.get("cpuCores", 1) and self.scheduler.has_memory(memory))
+        memory = stage.local_resources.get("memoryMB", 0)
+        return bool(self.scheduler.free_cores() >= stage.local_resources.get("cpuCores", 1) and self.scheduler.has_memory(memory))
 
     def _may_share(self, one: StageSpec, other: StageSpec) -> bool:
         """Tell whether two stages may be at work at once: what a stage without declared outputs makes is found by looking at its folder."""
@@ -536,15 +539,33 @@ class Run:
         while not self.signals.number:
             try:
                 lock.acquire(0, token)
-                return True
             except stage_locks.WaitStopped:
                 break
             except stage_locks.LockHeld:
                 if self.clock.monotonic() >= deadline:
                     raise
+            else:
+                return (yield from self._end_launched(stage, lock))
             import scheduler
             yield scheduler.Pause(stage_locks.LOCK_POLL_S)
         return False
+
+    def _end_launched(self, stage: StageSpec, lock: stage_locks.StageLock) -> Flow:
+        """A flow that returns True when nothing runs any more, on any machine, that launchers of dead runs started, False as _acquire()."""
+        if not os.path.isdir(os.path.join(self.store.folder, "launch")):
+            return True
+        import launch_lease
+        import scheduler
+        deadline = self.clock.monotonic() + launch_lease.PATIENCE_S
+        left = launch_lease.end_left_behind(self.root, stage.name)
+        while left and self.clock.monotonic() < deadline and not self.signals.number:
+            yield scheduler.Pause(launch_lease.POLL_S)
+            left = launch_lease.end_left_behind(self.root, stage.name)
+        if left:
+            lock.release()
+            if not self.signals.number:
+                raise launch_lease.still_runs(stage.name, left)
+        return not left
 
     def _new_work(self, stage: StageSpec, lock: stage_locks.StageLock, facts: Facts) -> Any:
         import stage_work
@@ -624,8 +645,14 @@ class Run:
     def _close_network(self) -> None:
         """Close the network for this process and all that it will start, and say how. Raises: OfflineError where it must be had."""
         import network_watch
+        if any(stage.launcher for stage in self.selected):
+            import launch_helper
+            self.launches = launch_helper.LaunchHelper()
+            self.isolation["launcher"] = launch_helper.ISOLATION
         self.network = network_watch.NetworkWatch(self.spec.offline, self.root)
         self.isolation.update(self.network.isolation())
+        if self.launches is not None and self.network.status.method == "outer":
+            self.isolation["launcher"] += "; a runner around this one has closed the network for the launchers, too"
         if self.spec.offline.require == "kernel" and not self.network.is_closed:
             raise OfflineError("\"offline\": the kernel must close the network, and cannot here: %s; nothing was run" % self.network.status.why)
         self.console.line("[OFFLINE] " + self.network.text())

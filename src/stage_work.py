@@ -160,6 +160,26 @@ def _powershell() -> List[str]:
     return [shutil.which("pwsh") or shutil.which("powershell") or "powershell", "-NoProfile", "-NonInteractive", "-ExecutionPolicy", "Bypass", "-File"]
 
 
+def launched_elsewhere(launch: attempts.Launch, run: Any, stage: StageSpec, network: Any) -> Tuple[attempts.Launch, Any]:
+    """Return *launch* with the stage's launcher before it, if there is one, and the watch over its use of the network here.
+
+    It is started by the helper; its lease is made then.
+    """
+    if not stage.launcher:
+        return launch, network
+    import launch_helper
+    import launch_lease
+    lease = launch_lease.lease_path(run.root, stage.name, launch.token)
+    argv = (launch_helper.launcher_words(stage.launcher, stage.resources)
+            + launch_helper.task_words(os.path.dirname(os.path.abspath(__file__)), lease) + launch.argv)
+
+    def start() -> Any:
+        launch_lease.create(lease, launch_helper.task_plan(stage, launch.env, run.root, launch.token, run.spec.offline, network.node_report()))
+        return run.launches.start(argv, launch_helper.launcher_environment(launch.env, stage.env), run.root, launch.token, lease)
+
+    return launch._replace(argv=argv, launcher=start), None     # the kernel of this machine has nothing to tell of another's
+
+
 # --- the work --------------------------------------------------------------------------------------------------------
 
 class StageWork:
@@ -183,9 +203,10 @@ class StageWork:
         self.refusals: List[Json] = []  # what the attempts tried to do with the network
         self.network_fault = ""         # of the last attempt: why it fails, if it does
         self.is_offline_fault = False
+        self.nodes: Dict[str, Json] = {}    # where attempts ran that a launcher started, and how the network was closed there
         self.argv: List[str] = []
         self.more_of_record: Json = {}
-        self.log_path, self.began = "", ""
+        self.log_path, self.token, self.began = "", "", ""
         self.network: Any = None        # the watch over the attempt under way
         self.rank = 0                   # the stage's place: the lower, the earlier its attempts are started
         self.beside: Set[str] = set()   # stages that were at work at the same time
@@ -358,15 +379,16 @@ class StageWork:
 
     def _attempt(self, offset: int, is_resume: bool) -> Flow:
         """A flow that returns the AttemptResult of one attempt."""
-        resources = self.stage.resources
+        resources = self.stage.local_resources
         self.network = None
         result = yield Attempting(lambda slot: self._launch(offset, is_resume), (self.rank,), resources.get("cpuCores", 1), resources.get("memoryMB", 0))
         self.console.end_stream()
         if self.network is not None:
             self.tries.append({"startedAt": self.began, "durationMs": int(result.duration_s * 1000), "exitCode": result.exit_code})
             self.logs.append({"path": os.path.relpath(self.log_path, self.run.root).replace(os.sep, "/"), "bytes": result.log[0], "sha256": result.log[1]})
+            result, unclosed = self._after_launch(result, self.network, self.token)
             self.refusals += self.network.recorded()
-            self.network_fault = self.network.fault() if self.stage.network_attempts == "fail" else ""
+            self.network_fault = unclosed or (self.network.fault() if self.stage.network_attempts == "fail" else "")
         return result
 
     def _launch(self, offset: int, is_resume: bool) -> Any:
@@ -382,16 +404,37 @@ class StageWork:
         inputs_file = self.store.path("inputs_%s.json" % stage.name)
         state_store.write_atomic(inputs_file, json.dumps(inputs, ensure_ascii=False).encode("utf-8"), durable=False)
         state_store.make_folder(run.log_folder(), self.store.commit)
-        token = "%s.%d" % (self.lock.token, self.attempts)
+        token = self.token = "%s.%d" % (self.lock.token, self.attempts)
         self.log_path = os.path.join(run.log_folder(), "%s.%d.log" % (stage.name, self.attempts))
         self.network = run.network.attempt(stage.name, self.log_path[:-len("log")] + "network", self.console)
         env = self._environment(offset, is_resume, token, inputs_file)
         env.update(self.network.environment(stage.env))
         self.argv = command_line(run.root, stage, inputs)
         self.began = utc_text(run.clock.time())
-        return attempts.Launch(
+        launch = attempts.Launch(
             self.argv, env, run.root, self.log_path, token, self.lock.descriptor, self.lock.guard, stage.timeout_s, stage.grace_s, stage.resources,
-            (lambda data: self.console.stream(stage.name, data)) if run.options.verbose else None), self.network
+            (lambda data: self.console.stream(stage.name, data)) if run.options.verbose else None)
+        launch, network = launched_elsewhere(launch, run, stage, self.network)
+        self.argv = launch.argv
+        return launch, network
+
+    def _after_launch(self, result: Any, network: Any, token: str) -> Tuple[Any, str]:
+        """Take in what a launched task told of its machine; return the result, and why the network could not be closed there, or "".
+
+        Success is believed only with the word that the last process of this very attempt is gone there.
+        """
+        if not self.stage.launcher or result.exit_code is None:
+            return result, ""
+        told, failure, unclosed = network.take_node_report(), result.failure, ""
+        if told.host:
+            place = self.nodes.setdefault("%s %s" % (told.host, sorted(told.kernel.items())), {"host": told.host, "kernel": told.kernel, "attempts": 0})
+            place["attempts"] += 1
+        if told.why and not result.stopped:
+            failure, unclosed = told.why, told.why if told.is_unclosed else ""
+        elif not failure and not (told.is_whole and told.token == token):
+            failure = "the task left no report %s: the launcher did not run the words after it, or the machines do not share the root" % (
+                os.path.relpath(network.node_report(), self.run.root).replace(os.sep, "/"))
+        return result._replace(failure=failure, cpu_s=told.cpu_s or result.cpu_s, max_rss_bytes=told.max_rss_bytes or result.max_rss_bytes), unclosed
 
     def _base_environment(self) -> Dict[str, str]:
         """Return the variables that are the same for all attempts."""
@@ -554,4 +597,9 @@ class StageWork:
         parts = run_ledger.recorded_parts(self.store, self.facts.material.parts)
         sizes = self.facts.material.stamps
         return {"keyParts": parts, "argv": self.argv, "inputs": [{"path": path, "bytes": sizes[path][0], "sha256": digest} for path, digest in parts["inputs"]],
-                "startedAt": self.started_utc, "tries": self.tries, "logs": self.logs, "networkRefusals": self.refusals}
+                "startedAt": self.started_utc, "tries": self.tries, "logs": self.logs, "networkRefusals": self.refusals, **self._launcher_evidence()}
+
+    def _launcher_evidence(self) -> Json:
+        if not self.stage.launcher:
+            return {}
+        return {"launcher": {"words": list(self.stage.launcher), "limits": "left to the launcher", "nodes": list(self.nodes.values())}}
