@@ -27,12 +27,16 @@ LOG_TAIL_BYTES = 1 << 20    # ... and from its end; what is between is counted a
 SHOWN_TAIL_BYTES = 4096     # of a failed attempt's output, shown on the console
 READ_BYTES = 1 << 16
 DRAIN_S = 2.0               # how long a pipe may stay open after the last process of an attempt is gone
+TICK_S = 0.25               # between two calls of a launch's tick, at most
 POLL_S = 0.2                # Windows: between two looks at the clock and at signals
 CREATE_NEW_PROCESS_GROUP = 0x200    # Windows: so that CTRL_BREAK reaches the processor and not the runner
 
 
-class Launch(namedtuple("Launch", "argv env folder log_path token lock_descriptor guard_path timeout_s grace_s resources echo")):
-    """What to start: argv and env complete, folder the working directory; echo(bytes) sees the output as it comes, or None."""
+class Launch(namedtuple("Launch", "argv env folder log_path token lock_descriptor guard_path timeout_s grace_s resources echo tick", defaults=(None,))):
+    """What to start: argv and env complete, folder the working directory; echo(bytes) sees the output as it comes, or None.
+
+    tick() is called while the attempt runs, every TICK_S at least, or None: nobody looks.
+    """
 
     __slots__ = ()
 
@@ -238,7 +242,11 @@ def _watch(launch: Launch, process: Any, reader: int, tree: Any, signals: Signal
     is_open, status, usage = True, None, None
     try:
         while status is None:
-            ready = signals.wait(told + [reader] if is_open else told, ending.seconds_left())
+            left = ending.seconds_left()
+            if launch.tick is not None:
+                launch.tick()
+                left = TICK_S if left is None else min(left, TICK_S)
+            ready = signals.wait(told + [reader] if is_open else told, left)
             if reader in ready:
                 is_open = _read_some(reader, log)
             if told and told[0] in ready:
@@ -326,6 +334,8 @@ def _watch_threads(launch: Launch, process: Any, reader: int, tree: Any, signals
     ending = Ending(launch, tree, signals)
     while True:
         left = ending.seconds_left()
+        if launch.tick is not None:
+            launch.tick()
         try:
             code = process.wait(POLL_S if left is None else min(POLL_S, left + 0.001))
             break

@@ -19,11 +19,12 @@ values and errors) may be imported by all; leaves import nothing else of ours; w
 is named before it.
 
     leaves   spec_checks  spec_source  file_digests  state_store  stage_locks  stage_outputs  process_tree  attempts
-             environment  import_scan  offline_guard  hook_log  ledger_format  console
-    on them  command_line  program_scan (what is scanned)  stage_keys (what a stage depends on)  reasons (why it must run)
+             environment  import_scan  offline_guard  hook_log  ledger_format  log_events  text_table  stage_progress
+    on them  live_view (lines of the running stages)  console (what the user sees)  command_line  program_scan (what is scanned)  stage_keys (what a stage depends on)  reasons (why it must run)
              run_ledger  seal_keys  network_watch (the guard of a run)  stage_work (a stage that must run, under its
              lock: attempts, retries, checks, records)  acceptance  provenance  ledger_verify  evidence_verify
-             ledger_export  ledger_commands
+             ledger_export  ledger_commands  run_history (runs as the ledger and the records tell)  stage_logs
+             stage_explanation  look_commands (status, history, logs, explain)
 """
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional, Sequence, Tuple
+    from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
     Json = Dict[str, Any]
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -304,6 +305,7 @@ class Run:
         self.guardian: Any = None
         self.others: List[int] = []
         self.network: Any = None        # the guard, once the network is closed
+        self.expected: Any = None       # how long each stage took before, once the live view has asked
 
     def run(self) -> int:
         """Run the selected stages; return the exit code. Raises what the runner cannot go on from, records written."""
@@ -590,22 +592,24 @@ def new_ledger(spec: PipelineSpec, options: Options, store: StateStore, clock: C
 
 def print_plan(spec: PipelineSpec, options: Options, console: Console, clock: Clock) -> int:
     """Print what a run would do with each stage, and why; write nothing at all."""
+    import reasons
+    boot = state_store.boot_id()
+    check_offline(spec, Digests(spec.root, boot, keep=False), console)
+    for stage, decision, _ in reasons.planned(select_stages(spec, options), looker(spec, options)):
+        console.plan(stage.name, decision, holder_text(spec, stage, boot, clock))
+    return EXIT_OK
+
+
+def looker(spec: PipelineSpec, options: Options) -> Callable[[StageSpec], Tuple[Decision, Facts]]:
+    """Return what decides about a stage as a run would now, and writes nothing. What it returns raises: StateError, OSError."""
     boot = state_store.boot_id()
     store = StateStore(spec.root, writable=False)
     digests = Digests(spec.root, boot, keep=False, rehash=options.rehash)
-    check_offline(spec, digests, console)
-    busy: List[StageSpec] = []
-    for stage in select_stages(spec, options):
-        import reasons
-        makers = [maker.name for maker in busy if reasons.may_feed(maker, stage)]
-        if makers:
-            decision = Decision("PENDING", ["waits for %s" % ", ".join(makers)], 0, "")
-        else:
-            decision = decide(stage, observe(spec, stage, digests, store, boot), stage.name in options.force)
-        if decision.action not in ("SKIP", "SEAL"):
-            busy.append(stage)
-        console.plan(stage.name, decision, holder_text(spec, stage, boot, clock))
-    return EXIT_OK
+
+    def look(stage: StageSpec) -> Tuple[Decision, Facts]:
+        facts = observe(spec, stage, digests, store, boot)
+        return decide(stage, facts, stage.name in options.force), facts
+    return look
 
 
 def holder_text(spec: PipelineSpec, stage: StageSpec, boot: str, clock: Clock) -> str:
@@ -628,6 +632,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     console = Console()
     try:
         options = command_line.parse_command_line(arguments)
+        if options.command == "run":
+            console.configure(options)
         if options.command == "run" and __name__ != "__main__":
             return _run_in_child(arguments, console)
         return _dispatch(options, console)
@@ -646,6 +652,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         console.error("internal error, please report it:\n" + traceback.format_exc().rstrip())
         return EXIT_INTERNAL
     finally:
+        console.close()
         silence_closed_streams()
 
 
@@ -672,7 +679,8 @@ def _dispatch(options: Options, console: Console) -> int:
         return program_scan.print_scan(spec, Digests(spec.root, state_store.boot_id(), keep=False), options.operands, console)
     if options.command in ("status", "history", "logs", "explain"):
         import look_commands
-        return look_commands.do(spec, options, console, Clock())
+        stages = select_stages(spec, options._replace(only=options.only | frozenset(options.operands)))
+        return look_commands.do(spec, options, console, Clock(), stages, looker(spec, options))
     if options.command in ("report", "graph"):
         import report_commands
         return report_commands.do(spec, options, console, Clock())

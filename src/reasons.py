@@ -7,12 +7,13 @@ from __future__ import annotations
 import file_digests
 from spec_checks import shown_value
 from ledger_format import canonical_json
+from model import Decision
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List
+    from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
 
-    from model import StageSpec
+    from model import Facts, StageSpec
     Json = Dict[str, Any]
 
 
@@ -83,3 +84,18 @@ def may_feed(maker: StageSpec, user: StageSpec) -> bool:
         if fixed.startswith(folder) or folder.startswith(fixed):
             return True
     return False
+
+
+def planned(stages: Iterable[StageSpec], look: Callable[[StageSpec], Tuple[Decision, Optional[Facts]]]) -> Iterator[Tuple[StageSpec, Decision, Optional[Facts]]]:
+    """Yield (stage, decision, facts) in the order of a run; without facts where an earlier stage that must run may feed it."""
+    busy: List[StageSpec] = []
+    for stage in stages:
+        makers = [maker.name for maker in busy if may_feed(maker, stage)]
+        facts = None
+        if makers:
+            decision = Decision("PENDING", ["waits for %s" % ", ".join(makers)], 0, "")
+        else:
+            decision, facts = look(stage)
+        if decision.action not in ("SKIP", "SEAL"):
+            busy.append(stage)
+        yield stage, decision, facts

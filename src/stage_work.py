@@ -284,7 +284,7 @@ class StageWork:
             self.attempts += 1
             if is_resume:
                 self._cut_to_checkpoint()
-            self.console.event("RESUME" if is_resume else "START", stage.name, " from line %d" % offset if is_resume else "")
+            self.console.event("RESUME" if is_resume else "START", stage.name, " from line %d" % offset if is_resume else "", attempt=self.attempts)
             result = self._attempt(offset, is_resume)
             self.cpu_s += result.cpu_s
             self.max_rss = max(self.max_rss, result.max_rss_bytes)
@@ -295,13 +295,13 @@ class StageWork:
             failure = result.failure or self._changed_inputs()
             if self.network_fault and not result.stopped:
                 self.is_offline_fault = True
-                self.console.tail(result.tail)
+                self.console.tail(result.tail, stage.name)
                 return "; ".join([self.network_fault] + ([failure] if failure else [])), False      # another attempt would try it again
             if result.survivors:
                 return "processes would not end: %s" % result.survivors, False
             if not failure or result.stopped:
                 return failure, result.stopped
-            self.console.tail(result.tail)
+            self.console.tail(result.tail, stage.name)
             if not result.failure or not is_worth_retrying(retry, self.attempts, result.exit_code):
                 return failure, False
             delay = retry_delay_ms(retry, self.run.spec.name, stage.name, self.attempts) / 1000.0
@@ -349,14 +349,26 @@ class StageWork:
         launch = attempts.Launch(
             command_line(run.root, stage, inputs), env, run.root, log_path, token, self.lock.descriptor,
             self.lock.guard, stage.timeout_s, stage.grace_s, stage.resources,
-            (lambda data: self.console.stream(stage.name, data)) if run.options.verbose else None)
+            (lambda data: self.console.stream(stage.name, data)) if run.options.verbose else None,
+            (lambda: self.console.tick(self._rows)) if self.console.wants_ticks() else None)
         result = attempts.run_attempt(launch, run.signals, process_tree, run.guardian, run.others, network)
-        self.console.end_stream()
+        self.console.end_stream(stage.name)
         self.argv = launch.argv
         self.logs.append({"path": os.path.relpath(log_path, run.root).replace(os.sep, "/"), "bytes": result.log[0], "sha256": result.log[1]})
         self.refusals += network.recorded()
         self.network_fault = network.fault() if stage.network_attempts == "fail" else ""
         return result
+
+    def _rows(self) -> List[Any]:
+        """Return what the live view shows: live_view.Row."""
+        import run_history
+        import stage_progress
+        if self.run.expected is None:
+            self.run.expected = run_history.expected_durations(self.run.root)
+        path = self.store.path("progress_%s.json" % self.stage.name)
+        seen = stage_progress.read_progress(path) if self.stage.checkpoint else None
+        done, total, lines = (seen.done_bytes, seen.total_bytes, seen.lines) if seen is not None else (None, None, None)
+        return [(self.stage.name, self.attempts, done, total, None, None, self.started, self.run.expected.get(self.stage.name), lines)]
 
     def _environment(self, offset: int, is_resume: bool, token: str, inputs_file: str) -> Dict[str, str]:
         stage, run = self.stage, self.run
