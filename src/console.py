@@ -10,7 +10,7 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Sequence
+    from typing import Any, Callable, Dict, List, Sequence
 
     from model import Decision, Options, StageResult
 
@@ -185,7 +185,8 @@ class Console:
             if not (self.is_quiet or self.is_json) and _is_terminal(self.out):
                 import live_view
                 if live_view.is_capable(self.out, os.environ, live_view.enable_terminal):
-                    self.view = live_view.LiveView(self.out, self.clock, live_view.terminal_size, live_view.wants_color(os.environ))
+                    self.view = live_view.LiveView(
+                        self.out, self.clock, lambda: live_view.terminal_size(self.out), live_view.wants_color(os.environ))
         return bool(self.view)
 
     def tick(self, rows: Callable[[], Sequence[Sequence[Any]]]) -> None:

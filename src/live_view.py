@@ -9,11 +9,12 @@ terminal that works.
 """
 from __future__ import annotations
 
+import os
 import sys
 from collections import namedtuple
 
 from stage_progress import percent, seconds_left
-from text_table import cut, display_width, duration_text, pad
+from text_table import cut, display_width, pad
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 DRAW_S = 0.25               # between two draws, at least
 RATE_S = 10.0               # a rate is of about the last so many seconds ...
 RATE_MIN_S = 1.0            # ... and not told before so much is known
+MARGIN = 5                  # cells left free at the right: a terminal echoes ^C there, and must not break the line for it
 NAME_CELLS = 24             # of a stage's name, where the line is short of room
 NAME_LEAST = 8
 BAR_CELLS = 16
@@ -35,26 +37,24 @@ class Row(namedtuple("Row", "stage attempt done_bytes total_bytes tasks_done tas
 
 
 def render(rows: Sequence[Row], width: int, now: float, rates: Sequence[Tuple[Optional[float], str]] = (), mark: str = "~") -> List[str]:
-    """Return a line for each row, each less than *width* cells, so that no terminal breaks it.
+    """Return a line for each row, each MARGIN less than *width* cells.
 
     rates: (per second, "B", "lines" or "tasks") for each row. Where there is not enough room a line loses its bar, then its
     attempt, rate and tasks; the time left and the percent go last.
     """
     fields = [_fields(row, now, *(rates[place] if place < len(rates) else (None, ""))) for place, row in enumerate(rows)]
     names = max([display_width(row.stage) for row in rows] + [NAME_LEAST])
-    return [_line(row.stage, found, width - 1, names, mark) for row, found in zip(rows, fields)]
+    return [_line(row.stage, found, max(1, width - MARGIN), names, mark) for row, found in zip(rows, fields)]
 
 
 def _fields(row: Row, now: float, rate: Optional[float], unit: str) -> Dict[str, str]:
     """Return what there is to say of a row, by kind."""
     elapsed = max(0.0, now - row.started)
-    if row.tasks_total:
-        done, total = row.tasks_done or 0, row.tasks_total
-    else:
-        done, total = row.done_bytes, row.total_bytes
+    by_bytes = row.done_bytes is not None and bool(row.total_bytes)
+    done, total = (row.done_bytes, row.total_bytes) if by_bytes or not row.tasks_total else (row.tasks_done or 0, row.tasks_total)
     share = percent(done, total)
-    same_unit = unit == ("tasks" if row.tasks_total else "B")
-    left = seconds_left(done, total, rate if same_unit else None, elapsed, row.expected_s)
+    is_its_rate = unit == ("B" if by_bytes or not row.tasks_total else "tasks")
+    left = seconds_left(done, total, rate if is_its_rate else None, elapsed, row.expected_s)
     return {
         "percent": "" if share is None else "%3d%%" % share,
         "bar": "" if share is None else "[" + "#" * (share * BAR_CELLS // 100) + "." * (BAR_CELLS - share * BAR_CELLS // 100) + "]",
@@ -69,12 +69,12 @@ DROPPED = ("bar", "attempt", "rate", "tasks", "left", "percent")    # order in w
 
 
 def _line(name: str, fields: Dict[str, str], width: int, names: int, mark: str) -> str:
-    kept = [kind for kind in SHOWN if fields[kind] and not (kind == "bar" and width < BAR_FROM - 1)]
+    kept = [kind for kind in SHOWN if fields[kind] and not (kind == "bar" and width < BAR_FROM - MARGIN)]
     for kind in DROPPED:
         if kind in kept and _room(kept, fields, width) < min(names, NAME_CELLS, max(NAME_LEAST, width // 3)):
             kept.remove(kind)
     room = max(1, min(names, _room(kept, fields, width)))
-    return cut("  ".join([pad(cut(name, room, mark), room)] + [fields[kind] for kind in kept]).rstrip(), max(0, width), mark)
+    return cut("  ".join([pad(cut(name, room, mark), room)] + [fields[kind] for kind in kept]).rstrip(), width, mark)
 
 
 def _room(kept: Sequence[str], fields: Dict[str, str], width: int) -> int:
@@ -202,7 +202,7 @@ class LiveView:
     def paint(self) -> str:
         """Return what draws the lines as they were computed last."""
         width = self.size()[0]
-        lines = [cut(line, max(0, width - 1), self.mark) for line in self.lines]    # it may have got narrower since
+        lines = [cut(line, max(1, width - MARGIN), self.mark) for line in self.lines]    # it may have got narrower since
         self.drawn = [display_width(line) for line in lines]
         return "\n".join("\x1b[36m%s\x1b[0m" % line if self.color else line for line in lines)
 
@@ -229,7 +229,7 @@ def enable_terminal(platform: str = sys.platform, api: Any = None) -> bool:
         return True
     try:
         import ctypes
-        kernel = api if api is not None else ctypes.windll.kernel32
+        kernel = api if api is not None else getattr(ctypes, "windll").kernel32  # noqa: B009
         handle = kernel.GetStdHandle(-11)                       # STD_OUTPUT_HANDLE
         mode = ctypes.c_ulong()
         if not kernel.GetConsoleMode(handle, ctypes.byref(mode)):
@@ -239,8 +239,14 @@ def enable_terminal(platform: str = sys.platform, api: Any = None) -> bool:
         return False
 
 
-def terminal_size() -> Tuple[int, int]:
-    """Return (columns, lines) of the terminal as it is now."""
+def terminal_size(stream: Any) -> Tuple[int, int]:
+    """Return (columns, lines) of the terminal behind *stream* as they are now: exported COLUMNS would be those of long ago."""
     import shutil
-    found = shutil.get_terminal_size()
-    return found.columns, found.lines
+    try:
+        found = os.get_terminal_size(stream.fileno())
+        if found.columns > 0 and found.lines > 0:
+            return found.columns, found.lines
+    except (AttributeError, OSError, ValueError):
+        pass
+    fallback = shutil.get_terminal_size()
+    return fallback.columns, fallback.lines

@@ -9,9 +9,9 @@ from __future__ import annotations
 import calendar
 import json
 import os
-import shutil
 import time
 
+import live_view
 import reasons
 import run_history
 import stage_explanation
@@ -73,7 +73,7 @@ def _put(console: Console, found: Json, text: List[str], as_json: bool) -> None:
 def _width(console: Console) -> Optional[int]:
     """Return how many cells a line may have; None where nobody sees it on a terminal."""
     try:
-        return shutil.get_terminal_size().columns if console.out.isatty() else None
+        return live_view.terminal_size(console.out)[0] if console.out.isatty() else None
     except (AttributeError, ValueError):
         return None
 

@@ -21,10 +21,10 @@ is named before it.
     leaves   spec_checks  spec_source  file_digests  state_store  stage_locks  stage_outputs  process_tree  attempts
              environment  import_scan  offline_guard  hook_log  ledger_format  log_events  text_table  stage_progress
     on them  live_view (lines of the running stages)  console (what the user sees)  command_line  program_scan (what is scanned)  stage_keys (what a stage depends on)  reasons (why it must run)
-             run_ledger  seal_keys  network_watch (the guard of a run)  stage_work (a stage that must run, under its
-             lock: attempts, retries, checks, records)  acceptance  provenance  ledger_verify  evidence_verify
-             ledger_export  ledger_commands  run_history (runs as the ledger and the records tell)  stage_logs
-             stage_explanation  look_commands (status, history, logs, explain)
+             run_ledger  run_history (runs as the ledger and the records tell)  seal_keys  network_watch (the guard of
+             a run)  stage_work (a stage that must run, under its lock: attempts, retries, checks, records)  acceptance
+             provenance  ledger_verify  evidence_verify  ledger_export  ledger_commands  stage_logs  stage_explanation
+             look_commands (status, history, logs, explain)
 """
 from __future__ import annotations
 

@@ -5,9 +5,9 @@ Above the leaves and below the runner, which imports it when something did chang
 from __future__ import annotations
 
 import file_digests
-from spec_checks import shown_value
 from ledger_format import canonical_json
 from model import Decision
+from spec_checks import shown_value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

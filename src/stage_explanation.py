@@ -1,6 +1,6 @@
 """What a stage depends on, part by part: as it was when it ran last, and as it is today.
 
-Above the leaves. Pure, but for the file times in a reader's own zone: none is read here.
+Above the leaves. Pure.
 """
 from __future__ import annotations
 
@@ -86,7 +86,8 @@ def _orders(old: Optional[Json], new: Optional[Json]) -> List[Part]:
 
 def lines(parts: List[Part]) -> List[str]:
     """Return a line for each part, but of many files that are the same only their number."""
-    shown, same = [], {}
+    shown: List[str] = []
+    same: Dict[str, List[Part]] = {}
     for part in parts:
         top = part.part.partition(".")[0]
         if top in FILES and part.state == "same":

@@ -86,7 +86,7 @@ def _why_none(record: Optional[Json], stage: str) -> str:
             made_by = entry.get("madeBy")
             if isinstance(made_by, dict) and made_by.get("runId"):
                 return "the stage was up to date then; its outputs are of run %s" % made_by["runId"]
-            return "the stage was %s then: %s" % ({"notRun": "not run"}.get(entry.get("status"), entry.get("status")), entry.get("reason") or "no reason is recorded")
+            return "the stage was %s then: %s" % ("not run" if entry.get("status") == "notRun" else entry.get("status"), entry.get("reason") or "no reason is recorded")
     return ""
 
 
