@@ -151,7 +151,7 @@ class Console:
         self.partial[stage] = rest
         for line in lines:
             text = line.decode("utf-8", "replace").rstrip("\r")
-            if self.is_json:
+            if self.is_json and not self.is_quiet:
                 self._put_event({"event": "output", "stage": stage, "text": text})
             else:
                 self.line("%s | %s" % (stage, text))
