@@ -39,12 +39,29 @@ class Row(namedtuple("Row", "stage attempt done_bytes total_bytes tasks_done tas
 def render(rows: Sequence[Row], width: int, now: float, rates: Sequence[Tuple[Optional[float], str]] = (), mark: str = "~") -> List[str]:
     """Return a line for each row, each MARGIN less than *width* cells.
 
-    rates: (per second, "B", "lines" or "tasks") for each row. Where there is not enough room a line loses its bar, then its
+    rates: (per second, "B", "lines" or "tasks") for each row. Where there is not enough room the lines lose their bar, then
     attempt, rate and tasks; the time left and the percent go last.
     """
     fields = [_fields(row, now, *(rates[place] if place < len(rates) else (None, ""))) for place, row in enumerate(rows)]
+    cells = {kind: max([len(found[kind]) for found in fields], default=0) for kind in SHOWN}
     names = max([display_width(row.stage) for row in rows] + [NAME_LEAST])
-    return [_line(row.stage, found, max(1, width - MARGIN), names, mark) for row, found in zip(rows, fields)]
+    width = max(1, width - MARGIN)
+    kept = [kind for kind in SHOWN if cells[kind] and not (kind == "bar" and width < BAR_FROM - MARGIN)]
+    for kind in DROPPED:
+        if kind in kept and _room(kept, cells, width) < min(names, NAME_CELLS, max(NAME_LEAST, width // 3)):
+            kept.remove(kind)
+    room = max(1, min(names, _room(kept, cells, width)))
+    return [cut("  ".join([pad(cut(row.stage, room, mark), room)] + [_in_column(kind, found[kind], cells[kind]) for kind in kept]).rstrip(), width, mark)
+            for row, found in zip(rows, fields)]
+
+
+def _room(kept: Sequence[str], cells: Dict[str, int], width: int) -> int:
+    """Return how many cells are left for the names."""
+    return width - sum(2 + cells[kind] for kind in kept)
+
+
+def _in_column(kind: str, text: str, cells: int) -> str:
+    return text.ljust(cells) if kind in ("bar", "left", "attempt") else text.rjust(cells)
 
 
 def _fields(row: Row, now: float, rate: Optional[float], unit: str) -> Dict[str, str]:
@@ -66,20 +83,6 @@ def _fields(row: Row, now: float, rate: Optional[float], unit: str) -> Dict[str,
 
 SHOWN = ("percent", "bar", "tasks", "rate", "left", "attempt")      # order on the line
 DROPPED = ("bar", "attempt", "rate", "tasks", "left", "percent")    # order in which they go
-
-
-def _line(name: str, fields: Dict[str, str], width: int, names: int, mark: str) -> str:
-    kept = [kind for kind in SHOWN if fields[kind] and not (kind == "bar" and width < BAR_FROM - MARGIN)]
-    for kind in DROPPED:
-        if kind in kept and _room(kept, fields, width) < min(names, NAME_CELLS, max(NAME_LEAST, width // 3)):
-            kept.remove(kind)
-    room = max(1, min(names, _room(kept, fields, width)))
-    return cut("  ".join([pad(cut(name, room, mark), room)] + [fields[kind] for kind in kept]).rstrip(), width, mark)
-
-
-def _room(kept: Sequence[str], fields: Dict[str, str], width: int) -> int:
-    """Return how many cells are left for the name."""
-    return width - sum(2 + len(fields[kind]) for kind in kept)
 
 
 def rate_text(rate: Optional[float], unit: str) -> str:

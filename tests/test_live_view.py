@@ -149,9 +149,15 @@ def test_no_line_is_ever_wider_than_the_terminal(width):
         assert display_width(line) < max(2, width)
 
 
-def test_names_stand_in_one_column():
-    lines = render([row(stage="a", done_bytes=1, total_bytes=2), row(stage="a_longer_name", done_bytes=1, total_bytes=2)], 80, 10.0)
-    assert [line.index("50%") for line in lines] == [16, 16]
+def test_everything_stands_in_columns():
+    rows = [row(stage="a", done_bytes=1, total_bytes=2), row(stage="日本語の名前"), row(stage="c", done_bytes=9, total_bytes=9, attempt=2)]
+    assert render(rows, 80, 10.0, [(1e7, "B"), (5.0, "lines"), (None, "B")]) == [
+        "a              50%    10.0 MB/s  0s left",
+        "日本語の名前        5.0 lines/s  10s so far",
+        "c             100%               10s so far  attempt 2"]
+    assert render(rows, 40, 10.0, [(1e7, "B"), (5.0, "lines"), (None, "B")]) == [
+        "a              50%  0s left", "日本語の名前        10s so far", "c             100%  10s so far"]
+    assert render([], 40, 10.0) == []
 
 
 @pytest.mark.parametrize("rate, unit, text", [(None, "B", ""), (5e6, "B", "5.0 MB/s"), (99999, "B", "100.0 kB/s"), (12.34, "lines", "12 lines/s"), (1.26, "tasks", "1.3 tasks/s")])
