@@ -81,7 +81,7 @@ class Console:
     # --- a run's events
 
     def event(self, kind: str, stage: str, text: str = "", **more: Any) -> None:
-        """Tell what happened to a stage. *more*: fields that only the JSON form has."""
+        """Tell what happened to a stage, or to one of its tasks ("STAGE TASK"). *more*: fields that only the JSON form has."""
         if self.is_quiet and kind != "FAIL":
             return
         if self.view:
@@ -132,7 +132,7 @@ class Console:
 
     def _tell_tail(self, stage: str, line: str) -> None:
         if self.is_json:
-            self._put_event({"event": "tail", "stage": stage, "text": line})
+            self._put_event({"event": "tail", "text": line}, stage)
         else:
             self.error("    | " + line)
 
@@ -152,7 +152,7 @@ class Console:
         for line in lines:
             text = line.decode("utf-8", "replace").rstrip("\r")
             if self.is_json and not self.is_quiet:
-                self._put_event({"event": "output", "stage": stage, "text": text})
+                self._put_event({"event": "output", "text": text}, stage)
             else:
                 self.line("%s | %s" % (stage, text))
 
@@ -208,8 +208,10 @@ class Console:
 
     # --- writing
 
-    def _put_event(self, event: Dict[str, Any]) -> None:
+    def _put_event(self, event: Dict[str, Any], subject: str = "") -> None:
         import log_events
+        if subject:
+            event = dict({"event": event["event"]}, **dict(log_events.subject_of(subject), **event))
         self._write(self.out, log_events.event_line(event, self.run_id, self.clock.time()))
 
     def _write(self, stream: Any, text: str) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # event -> what its line says after the stage's name; the groups are the fields
 FORMS = {
-    "START": r"",
+    "START": r"(?: \((?P<text>.*)\))?",
     "RESUME": r" from line (?P<line>\d+)",
     "SKIP": r" \((?P<reason>.*)\)",
     "RETRY": r" attempt (?P<attempt>\d+)/(?P<attempts>\d+): (?P<reason>.*); next in (?P<delayMs>[0-9.]+)s",
@@ -26,9 +26,15 @@ FORMS = {
 NUMBERS = ("line", "attempt", "attempts")
 
 
-def event_of(kind: str, stage: str, text: str) -> Json:
-    """Return the event of a stage's line: "event" in lower case, "stage", and the fields of its form; else "text"."""
-    event: Json = {"event": kind.lower(), "stage": stage}
+def subject_of(subject: str) -> Json:
+    """Return {"stage"} and, where the line is of one of several tasks ("STAGE TASK"), {"task"}; stages have no blanks in their names."""
+    stage, blank, task = subject.partition(" ")
+    return {"stage": stage, "task": task} if blank else {"stage": stage}
+
+
+def event_of(kind: str, subject: str, text: str) -> Json:
+    """Return the event of a stage's line: "event" in lower case, "stage", "task", and the fields of its form; else "text"."""
+    event: Json = dict({"event": kind.lower()}, **subject_of(subject))
     form = FORMS.get(kind)
     match = re.fullmatch(form, text, re.DOTALL) if form is not None else None
     if match is None:

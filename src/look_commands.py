@@ -135,9 +135,16 @@ def _record_json(record: Optional[Json], now: float) -> Json:
     duration, ended = known.get("lastDurationSec"), _seconds(known.get("endedAt"))
     return {"lastRunId": known.get("lastRunId"), "lastInvocation": known.get("lastInvocation"), "startedAt": known.get("startedAt"),
             "endedAt": known.get("endedAt"), "durationMs": int(duration * 1000) if isinstance(duration, (int, float)) and known.get("endedAt") else None,
-            "attempts": known.get("attempts"), "lastError": known.get("lastError"), "outputs": len(known.get("outputs") or ()),
+            "attempts": known.get("attempts"), "lastError": known.get("lastError"), "outputs": _output_count(known),
             "outputsAgeSec": max(0, int(now - ended)) if ended is not None and known.get("lastStatus") == "ok" else None,
             "counts": known.get("counts") or {}}
+
+
+def _output_count(record: Json) -> int:
+    """Return how many outputs a record tells of; of very many tasks, their log lists them."""
+    tasks = record.get("tasks")
+    counted = tasks.get("outputs") if isinstance(tasks, dict) else None
+    return counted if isinstance(counted, int) else len(record.get("outputs") or ())
 
 
 def status_word(record: Optional[Json], problem: str, action: str, is_held: bool) -> str:
@@ -310,7 +317,7 @@ def _logs_json(root: str, stage: str, found: stage_logs.Found) -> Json:
                 text = file.read().decode("utf-8", "replace")
         except OSError as error:
             problem = error.strerror
-        logs.append({"path": log.path, "task": log.task or None, "status": log.status or None, "attempt": log.attempt, "text": text, "problem": problem})
+        logs.append({"path": log.path, "number": log.number or None, "task": log.task or None, "status": log.status or None, "attempt": log.attempt, "text": text, "problem": problem})
     return {"stage": stage, "runId": found.run_id or None, "invocation": found.invocation or None, "logs": logs, "note": found.note or None}
 
 
@@ -359,10 +366,11 @@ def _outputs_json(record: Optional[Json], facts: Optional[Facts]) -> List[Json]:
     if record is None:
         return []
     is_verified = facts is not None and record["lastStatus"] == "ok" and not facts.material.missing
+    unsure = "same" if facts is None or facts.tasks is None or not facts.output_problems else "notVerified"    # of tasks, only the first are named
     problems = {problem: problem.rpartition(" ")[2] for problem in facts.output_problems} if facts is not None else {}
     found = []
     for one in record["outputs"]:
-        state = next((problems[text] for text in ("output %s missing" % one["path"], "output %s changed" % one["path"]) if text in problems), "same")
+        state = next((problems[text] for text in ("output %s missing" % one["path"], "output %s changed" % one["path"]) if text in problems), unsure)
         found.append({"path": one["path"], "bytes": one["bytes"], "sha256": one["sha256"], "state": state if is_verified else "notVerified"})
     return found
 

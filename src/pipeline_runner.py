@@ -20,12 +20,14 @@ is named before it.
 
     leaves   spec_checks  spec_source  file_digests  state_store  stage_locks  stage_outputs  process_tree  attempts
              environment  import_scan  offline_guard  hook_log  ledger_format  log_events  text_table  stage_progress
+             task_log  task_files
     on them  live_view (lines of the running stages)  console (what the user sees)  command_line  program_scan (what is
              scanned)  stage_keys (what a stage depends on)  stage_order (what comes before what)  reasons (why it must
              run)  run_ledger  run_history (runs as the ledger and the records tell)  seal_keys  network_watch (the guard
-             of a run)  scheduler (which attempt is started when)  stage_work (a stage that must run, under its lock:
-             attempts, retries, checks, records)  acceptance  provenance  ledger_verify  evidence_verify  ledger_export
-             ledger_commands  stage_logs  stage_explanation  look_commands (status, history, logs, explain)
+             of a run)  task_look (what a stage of many tasks has to do)  scheduler (which attempt is started when)
+             stage_work (a stage that must run, under its lock: attempts, retries, checks, records)  task_work (the same,
+             of several tasks)  acceptance  provenance  ledger_verify  evidence_verify  ledger_export  ledger_commands
+             stage_logs  stage_explanation  look_commands (status, history, logs, explain)
 """
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+    from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
     from scheduler import Flow
     Json = Dict[str, Any]
@@ -192,6 +194,9 @@ def _save_record(pattern: str, name: str, record: Json, root: str) -> None:
 
 def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore, boot: str) -> Facts:
     """Look at all that the decision about a stage depends on; write nothing. Raises: StateError."""
+    if stage.for_each:
+        import task_look
+        return task_look.observe_tasks(spec, stage, digests, store, boot)
     material = gather_material(spec, stage, digests, store)
     record = store.stage(stage.name)
     if material.missing:
@@ -207,18 +212,8 @@ def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: State
         import stage_work
         facts = facts._replace(checkpoint=stage_work.read_checkpoint(store, stage, record, material.key, boot))
     if record is not None and record["lastStatus"] == "ok" and marker is None and not problems:
-        facts = facts._replace(sealable=_died_before_marker(store, stage, record))
+        facts = facts._replace(sealable=state_store.died_before_marker(store, stage.name, record))
     return facts
-
-
-def _died_before_marker(store: StateStore, stage: StageSpec, record: Json) -> bool:
-    """Tell whether the run that finished the stage came to its end between the stage record and the run record.
-
-    The marker is written between these two: where the run record knows of the success, somebody removed the marker.
-    """
-    run = state_store.find_run(store, str(record.get("lastRunId")), record.get("lastInvocation", 0))
-    return run is not None and not any(
-        one.get("stage") == stage.name and one.get("status") == "ok" and not one.get("recovered") for one in run.get("stages", []))
 
 
 # === 4. Planning: what must run, and why (pure) ======================================================================
@@ -227,6 +222,9 @@ def decide(stage: StageSpec, facts: Facts, forced: bool) -> Decision:
     """Decide what to do with a stage from what was observed; the reasons are for people."""
     if facts.material.missing:
         return Decision("FAIL", facts.material.missing, 0, "")
+    if facts.tasks is not None:
+        import task_look
+        return task_look.decide_tasks(stage, facts, forced)
     found = facts.checkpoint
     if forced:
         return Decision("RUN", ["forced"], 0, "the stage was forced" if found is not None and not found.complete else "")
@@ -321,8 +319,10 @@ class Run:
         self.network: Any = None        # the guard, once the network is closed
         self.scheduler: Any = None      # once an attempt must be started
         self.works: Dict[str, Any] = {} # stages at work
+        self.made_folders: Set[str] = set()     # that need not be looked for again
         self.folders: Any = None
         self.expected: Any = None       # how long each stage took before, once the live view has asked
+        self.caches: Dict[str, bytes] = {}      # of stages of many tasks, to be written at the end
         self.unfit = ""                 # the stage from which the runner could not go on
 
     @property
@@ -444,8 +444,13 @@ class Run:
             pool = self.clock.pool = attempts.Pool(self.signals, process_tree, self.guardian, self.others)
             if self.console.wants_ticks():
                 pool.tick = lambda: self.console.tick(self._rows)
-            self.scheduler = scheduler.Scheduler(pool, self.options.jobs or environment.usable_cpus(), self.options.max_memory_mb)
+            self.scheduler = scheduler.Scheduler(pool, self.jobs(), self.options.max_memory_mb)
         return self.scheduler
+
+
+    def jobs(self) -> int:
+        """Return how many processors may run at once."""
+        return self.options.jobs or environment.usable_cpus()
 
     def _rows(self) -> List[Any]:
         """Return what the live view shows of the stages at work."""
@@ -541,7 +546,14 @@ class Run:
 
     def _new_work(self, stage: StageSpec, lock: stage_locks.StageLock, facts: Facts) -> Any:
         import stage_work
-        work = stage_work.StageWork(self, stage, lock, facts)
+        if stage.for_each:
+            import task_work
+            work: Any = task_work.FileTasksWork(self, stage, lock, facts)
+        elif stage.chunks is not None:
+            import chunk_work
+            work = chunk_work.ChunkTasksWork(self, stage, lock, facts)
+        else:
+            work = stage_work.StageWork(self, stage, lock, facts)
         work.rank = self.selected.index(stage)
         for other in self.works.values():
             other.beside.add(stage.name)
@@ -567,6 +579,10 @@ class Run:
         self.console.event("SKIP", stage.name, " (%s)" % reason)
         outputs = facts.record["outputs"]
         evidence = {"madeBy": {"runId": facts.record.get("lastRunId"), "invocation": facts.record.get("lastInvocation")}}
+        if facts.tasks is not None:
+            import task_look
+            evidence["tasks"] = task_look.skipped_summary(facts)
+            self.caches.update(task_look.cache_of(self.store, stage, facts, facts.record["tasks"]["outputsSha256"], self.boot, self.boot))
         return StageResult.of(stage.name, "skipped", reason, bytes_in=facts.material.input_bytes, key=facts.material.key, evidence=evidence,
                               bytes_out=sum(one["bytes"] for one in outputs), outputs=outputs, counts=facts.record.get("counts", {}))
 
@@ -625,6 +641,9 @@ class Run:
 
     def _write_digests(self) -> None:
         """Under the lock of the ledger, because other runs write the digests too."""
+        for path, data in self.caches.items():
+            state_store.write_atomic(path, data, durable=False)
+        self.caches.clear()
         if self.digests.changed:
             state_store.write_atomic(self.digests.path, self.digests.to_bytes(), self.store.commit)
             self.digests.changed = False

@@ -56,7 +56,7 @@ def _flat(parts: Optional[Json]) -> Dict[str, Any]:
     for name, value in (parts or {}).items():
         if name in FILES:
             flat.update(("%s.%s" % (name, path), digest) for path, digest in value or [])
-        elif name in VALUES or name == "processor":
+        elif name in VALUES or isinstance(value, dict):
             flat.update(("%s.%s" % (name, key), one) for key, one in (value or {}).items())
         else:
             flat[name] = value
@@ -118,6 +118,6 @@ def value_text(name: str, value: Any) -> str:
     top = name.partition(".")[0]
     if name == "processor.mtimeNs" and isinstance(value, int):
         return utc_text(value / 1e9)
-    if isinstance(value, str) and (name == "processor.sha256" or (top in FILES and "." in name)):
+    if isinstance(value, str) and (name.endswith(".sha256") or (top in FILES and "." in name)):
         return value[:DIGEST_DIGITS]
     return value if name == "processor.path" and isinstance(value, str) else shown_value(value)

@@ -3,8 +3,11 @@
 Above the leaves and run_history. Only reads.
 
     state/logs/<run>/<stage>.<attempt>.log                  a stage that is one task
-    state/logs/<run>/<stage>/<task>.<attempt>.log           a task of several, if it failed or printed something
+    state/logs/<run>/<stage>/<number>.<attempt>.log         a task of several, if it printed something
+    state/logs/<run>/<stage>.tasks.jsonl                    what became of the run's tasks
     state/logs/<run>/<n>/...                                the same of the n-th call under that run id
+
+Which task a number is, the run record says: there the log has its task's name.
 """
 from __future__ import annotations
 
@@ -29,8 +32,11 @@ SEARCHED_OPEN = 20          # runs that may be open at once
 SEARCHED_RUNS = 200         # the newest, where no record says which run was the stage's last
 
 
-class Log(namedtuple("Log", "path task attempt status")):
-    """One log; path below the root, with forward slashes. task "" for a stage that is one; status of the task, "" if not known."""
+class Log(namedtuple("Log", "path number task attempt status")):
+    """One log; path below the root, with forward slashes.
+
+    number: of the task, 0 for a stage that is one. task: its name, status: what became of it; "" if not known.
+    """
 
     __slots__ = ()
 
@@ -100,15 +106,30 @@ def _calls(folder: str) -> List[int]:
 def logs_of(root: str, stage: str, run_id: str, invocation: int) -> List[Log]:
     """Return the logs of *stage* in one call of a run: by attempt; of tasks, the failed ones first."""
     folder = "state/logs/%s%s" % (run_id, "/%d" % invocation if invocation > 1 else "")
-    logs = [Log("%s/%s" % (folder, name), "", attempt, "") for name, attempt in _numbered(os.path.join(root, folder), stage)]
+    logs = [Log("%s/%s" % (folder, name), 0, "", attempt, "") for name, attempt in _numbered(os.path.join(root, folder), stage)]
     logs.sort(key=lambda log: log.attempt)
     tasks = _tasks(root, "%s/%s" % (folder, stage))
     if not tasks:
         return logs
-    statuses = stage_progress.task_outcomes(os.path.join(root, "state", "tasks_%s.jsonl" % stage))
-    tasks = [log._replace(status=statuses.get(log.task, "")) for log in tasks]
-    tasks.sort(key=lambda log: (log.status != "failed", int(log.task), log.attempt))
+    names = _task_names(root, stage, run_id, invocation)
+    statuses = stage_progress.task_outcomes(os.path.join(root, folder, stage + ".tasks.jsonl")) or stage_progress.task_outcomes(
+        os.path.join(root, "state", "tasks_%s.jsonl" % stage), "%s/%d" % (run_id, invocation))
+    tasks = [log._replace(task=names.get(log.path, ""), status=statuses.get(names.get(log.path, ""), "")) for log in tasks]
+    tasks.sort(key=lambda log: (log.status != "failed", log.number, log.attempt))
     return logs + tasks
+
+
+def _task_names(root: str, stage: str, run_id: str, invocation: int) -> Dict[str, str]:
+    """Return {path of a log: the task's name} as the run record says; a run that still works on the stage has not said it yet."""
+    record, _ = run_history.read_run(root, run_id, invocation)
+    found: Dict[str, str] = {}
+    stages = record.get("stages") if record is not None else None
+    for entry in stages if isinstance(stages, list) else []:
+        logs = entry.get("logs") if isinstance(entry, dict) and entry.get("stage") == stage else None
+        for log in logs if isinstance(logs, list) else []:
+            if isinstance(log, dict) and isinstance(log.get("path"), str) and isinstance(log.get("task"), str):
+                found[log["path"]] = log["task"]
+    return found
 
 
 def _numbered(folder: str, stem: str) -> Iterator[Tuple[str, int]]:
@@ -130,9 +151,9 @@ def _tasks(root: str, folder: str) -> List[Log]:
         return []
     found = []
     for name in names:
-        task, _, attempt = name[:-len(".log")].partition(".")
-        if name.endswith(".log") and name.isascii() and task.isdigit() and attempt.isdigit():
-            found.append(Log("%s/%s" % (folder, name), task, int(attempt), ""))
+        number, _, attempt = name[:-len(".log")].partition(".")
+        if name.endswith(".log") and name.isascii() and number.isdigit() and attempt.isdigit():
+            found.append(Log("%s/%s" % (folder, name), int(number), "", int(attempt), ""))
     return found
 
 
@@ -147,7 +168,7 @@ def harmless(line: bytes) -> str:
 def heading(found: Found, log: Log) -> str:
     """Return the line above a log."""
     call = ", call %d" % found.invocation if found.invocation > 1 else ""
-    task = ", task %s%s" % (log.task, " (%s)" % log.status if log.status else "") if log.task else ""
+    task = ", task %d%s%s" % (log.number, " " + printable(log.task) if log.task else "", " (%s)" % log.status if log.status else "") if log.number else ""
     return "==> run %s%s%s, attempt %d: %s" % (found.run_id, call, task, log.attempt, log.path)
 
 
@@ -203,7 +224,7 @@ def follow(root: str, stage: str, run_id: Optional[str], put: Callable[[str], No
         found = find(root, stage, followed or run_id)
         for place, log in enumerate(found.logs):
             reader = readers.setdefault(log.path, Reader(os.path.join(root, log.path)))
-            is_complete = not goes_on or (not log.task and place < len(found.logs) - 1)
+            is_complete = not goes_on or (not log.number and place < len(found.logs) - 1)
             if _size(reader.path) <= reader.offset and not (is_complete and (reader.rest or log.path not in shown)):
                 continue
             if shown[-1:] != [log.path]:

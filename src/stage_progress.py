@@ -5,7 +5,6 @@ A leaf; only reads, and believes nothing: whatever is not what it should be is a
 from __future__ import annotations
 
 import json
-import os
 from collections import namedtuple
 
 TYPE_CHECKING = False
@@ -69,13 +68,19 @@ def seconds_left(done: Optional[float], total: Optional[float], rate: Optional[f
     return None
 
 
-def task_outcomes(path: str) -> Dict[str, str]:
-    """Return {task: its last status} as the task log at *path* tells; what cannot be read is left out."""
+def task_outcomes(path: str, run: str = "") -> Dict[str, str]:
+    """Return {task: its last status} as the task log at *path* tells, with *run* ("id/invocation") only what that run has entered.
+
+    What cannot be read is left out: a line torn by a crash, or being written right now.
+    """
+    mark = b'"run":%s' % json.dumps(run).encode("ascii")
     found: Dict[str, str] = {}
     try:
         with open(path, "rb") as file:
             for line in file:
-                task, status = _task_of(line)
+                if run and mark not in line:
+                    continue            # most lines, where a stage has many tasks: not worth parsing
+                task, status = _task_of(line, run)
                 if status:
                     found[task] = status
     except OSError:
@@ -83,27 +88,27 @@ def task_outcomes(path: str) -> Dict[str, str]:
     return found
 
 
-def _task_of(line: bytes) -> Tuple[str, str]:
+def _task_of(line: bytes, run: str) -> Tuple[str, str]:
     try:
         entry = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
-        return "", ""                   # torn by a crash, or being written right now
-    if not isinstance(entry, dict):
         return "", ""
-    task = next((entry[name] for name in ("number", "task", "index") if isinstance(entry.get(name), (int, str))), "")
-    status = entry.get("status")
-    return str(task), status if isinstance(status, str) else ""
+    if not isinstance(entry, dict) or not isinstance(entry.get("task"), str) or not isinstance(entry.get("status"), str):
+        return "", ""
+    return (entry["task"], entry["status"]) if not run or entry.get("run") == run else ("", "")
 
 
 def task_counts(record: Optional[Json], log_path: str, is_running: bool) -> Optional[Dict[str, int]]:
-    """Return {"done", "failed", "total"} of a stage of several tasks, None for a stage that is one; total 0: not known yet."""
+    """Return {"done", "failed", "total"} of a stage of several tasks, None for a stage that is one.
+
+    While it is running, its task log says what has come to its end since the record was written.
+    """
     tasks = record.get("tasks") if record is not None else None
-    numbers = {name: value for name, value in tasks.items() if isinstance(value, int)} if isinstance(tasks, dict) else {}
-    if is_running and os.path.exists(log_path):
-        statuses = list(task_outcomes(log_path).values())
-        done = sum(1 for one in statuses if one in ("ok", "skipped"))
-        failed = sum(1 for one in statuses if one == "failed")
-        return {"done": done, "failed": failed, "total": max(numbers.get("total", 0), 0)} if statuses or numbers else None
-    if not numbers.get("total"):
+    if record is None or not isinstance(tasks, dict) or not _number(tasks, "total"):
         return None
-    return {"done": numbers.get("ok", 0) + numbers.get("skipped", 0), "failed": numbers.get("failed", 0), "total": numbers["total"]}
+    done = (_number(tasks, "ok") or 0) + (_number(tasks, "skipped") or 0)
+    failed = _number(tasks, "failed") or 0
+    if is_running:
+        statuses = list(task_outcomes(log_path, "%s/%s" % (record.get("lastRunId"), record.get("lastInvocation"))).values())
+        done, failed = done + statuses.count("ok"), failed + statuses.count("failed")
+    return {"done": done, "failed": failed, "total": tasks["total"]}

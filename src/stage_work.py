@@ -46,21 +46,26 @@ SHOWN_NAMES = 5             # of many files, on one line
 
 def read_checkpoint(store: StateStore, stage: StageSpec, record: Optional[Json], key: str, boot: str) -> Optional[Checkpoint]:
     """Return the stage's progress file, with what forbids to resume from it; None without one."""
+    return checkpoint_at(store.path("progress_%s.json" % stage.name), os.path.join(store.root, stage.output_dir), record, key, boot)
+
+
+def checkpoint_at(path: str, folder: str, record: Optional[Json], key: str, boot: str) -> Optional[Checkpoint]:
+    """Return a progress file, with what forbids to resume from it; None without one. folder: where its outputs are."""
     try:
-        with open(store.path("progress_%s.json" % stage.name), "rb") as file:
+        with open(path, "rb") as file:
             progress = json.loads(file.read().decode("utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError):
         return Checkpoint(0, {}, {}, False, False, {}, "it is damaged", False)
-    bad = _progress_problem(progress)
+    bad = progress_problem(progress)
     if bad:
         return Checkpoint(0, {}, {}, False, False, {}, bad, False)
     found = Checkpoint(progress["lineOffset"], progress.get("outputs", {}), progress.get("publish", {}),
                        progress.get("publishing") is True, progress.get("complete") is True, progress.get("counts", {}), "", False)
     problem = _binding_problem(progress, record, key, boot)
     if not problem and not found.complete:
-        problem = stage_outputs.cut_problem(os.path.join(store.root, stage.output_dir), found.outputs, found.publishing, found.finals)
+        problem = stage_outputs.cut_problem(folder, found.outputs, found.publishing, found.finals)
     return found._replace(problem=problem, resumable=not problem and _holds_work(found, str((record or {}).get("lastStatus"))))
 
 
@@ -75,7 +80,7 @@ def _binding_problem(progress: Json, record: Optional[Json], key: str, boot: str
     return ""
 
 
-def _progress_problem(progress: Any) -> str:
+def progress_problem(progress: Any) -> str:
     """Return what is wrong with the form of a progress file, or ""."""
     if not isinstance(progress, dict):
         return "it is not an object"
@@ -105,6 +110,16 @@ def _holds_work(found: Checkpoint, last_status: str) -> bool:
         return last_status in ("running", "interrupted")
     # Within one huge first line no line is done yet, but bytes are.
     return found.line_offset > 0 or bool(found.publishing) or any(found.outputs.values())
+
+
+def recorded_paths(store: StateStore, record: Optional[Json]) -> List[str]:
+    """Return the outputs of a stage as its record has them, or, where there are too many for it, its task log."""
+    if record is None:
+        return []
+    if record["outputs"] or not (record.get("tasks") or {}).get("outputs"):
+        return [output["path"] for output in record["outputs"]]
+    import task_log
+    return [path for path, _, _ in task_log.find_outputs(store.folder, record["stage"]) or []]
 
 
 # --- retries (pure) --------------------------------------------------------------------------------------------------
@@ -277,7 +292,7 @@ class StageWork:
         for other in self.run.folder_neighbours(self.stage):
             theirs = other.output_dir + "/"
             record = self.store.stage(other.name)
-            found = [theirs + output["path"] for output in record["outputs"]] if record is not None else []
+            found = [theirs + path for path in recorded_paths(self.store, record)]
             if other.name in self.beside:
                 found += [theirs + path for path in stage_outputs.list_folder(os.path.join(self.run.root, other.output_dir))[0]
                           if any(file_digests.path_matches(path, pattern) for pattern in other.outputs or ())]
@@ -386,14 +401,19 @@ class StageWork:
         done, total, lines = (seen.done_bytes, seen.total_bytes, seen.lines) if seen is not None else (None, None, None)
         return self.stage.name, self.attempts, done, total, None, None, self.started, expected_s, lines
 
-    def _environment(self, offset: int, is_resume: bool, token: str, inputs_file: str) -> Dict[str, str]:
+    def _base_environment(self) -> Dict[str, str]:
+        """Return the variables that are the same for all attempts."""
         stage, run = self.stage, self.run
         env = environment.base_environment(stage.pass_env, stage.env, os.environ)
-        env.update(
-            PIPELINE_STAGE_NAME=stage.name, PIPELINE_OUTPUT_DIR=self.folder, PIPELINE_LINE_OFFSET=str(offset),
-            PIPELINE_RUN_ID=run.options.run_id, PIPELINE_ATTEMPT=str(self.attempts), PIPELINE_ROOT=run.root,
-            PIPELINE_PARAMS=json.dumps(stage.params, ensure_ascii=False), PIPELINE_INPUTS_FILE=inputs_file,
-            PIPELINE_ATTEMPT_TOKEN=token, PIPELINE_KEY=self.key)
+        env.update(PIPELINE_STAGE_NAME=stage.name, PIPELINE_RUN_ID=run.options.run_id, PIPELINE_ROOT=run.root,
+                   PIPELINE_PARAMS=json.dumps(stage.params, ensure_ascii=False))
+        return env
+
+    def _environment(self, offset: int, is_resume: bool, token: str, inputs_file: str) -> Dict[str, str]:
+        stage = self.stage
+        env = self._base_environment()
+        env.update(PIPELINE_OUTPUT_DIR=self.folder, PIPELINE_LINE_OFFSET=str(offset), PIPELINE_ATTEMPT=str(self.attempts),
+                   PIPELINE_INPUTS_FILE=inputs_file, PIPELINE_ATTEMPT_TOKEN=token, PIPELINE_KEY=self.key)
         if is_resume:
             env["PIPELINE_RESUME"] = "1"
         if self.attempts <= stage.simulate_fail_attempts:
@@ -498,7 +518,7 @@ class StageWork:
                 progress = json.loads(file.read().decode("utf-8"))
         except (OSError, ValueError):
             return {}
-        if _progress_problem(progress):
+        if progress_problem(progress):
             return {}
         if progress.get("complete") is not True:
             progress.update(complete=True, key=self.key)
@@ -507,13 +527,7 @@ class StageWork:
         return counts
 
     def _write_record(self, status: str, error: str, outputs: Optional[List[Json]] = None, counts: Optional[Json] = None) -> None:
-        record: Json = {
-            "stage": self.stage.name, "pipeline": self.run.spec.name, "lastStatus": status, "attempts": self.attempts,
-            "idempotencyKey": self.key, "keyParts": self.facts.material.parts,
-            "outputs": self.previous if outputs is None else outputs, "counts": counts or {},
-            "lastDurationSec": round(self._duration_s(), 6), "lastError": error or None, "lastRunId": self.run.options.run_id,
-            "lastInvocation": self.run.invocation, "startedAt": self.started_utc, "endedAt": None if status == "running" else utc_text(self.run.clock.time()),
-            "bootId": self.run.boot}
+        record = self._record(status, error, self.previous if outputs is None else outputs, counts)
         if status == "ok":
             # What a power cut may take back while the outputs are not on the disk yet.
             made = {one["path"] for one in record["outputs"]}
@@ -525,6 +539,15 @@ class StageWork:
                 record["left"] = stage_outputs.changed_since(self.baseline, now)
             record["token"] = self.lock.token
         self.store.write("stage_%s.json" % self.stage.name, record)
+
+    def _record(self, status: str, error: str, outputs: List[Json], counts: Optional[Json]) -> Json:
+        return {
+            "stage": self.stage.name, "pipeline": self.run.spec.name, "lastStatus": status, "attempts": self.attempts,
+            "idempotencyKey": self.key, "keyParts": self.facts.material.parts,
+            "outputs": outputs, "counts": counts or {},
+            "lastDurationSec": round(self._duration_s(), 6), "lastError": error or None, "lastRunId": self.run.options.run_id,
+            "lastInvocation": self.run.invocation, "startedAt": self.started_utc, "endedAt": None if status == "running" else utc_text(self.run.clock.time()),
+            "bootId": self.run.boot}
 
     def _duration_s(self) -> float:
         return float(self.run.clock.monotonic() - self.started)
