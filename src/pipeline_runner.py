@@ -317,6 +317,7 @@ class Run:
         self.signals: Any = None
         self.guardian: Any = None
         self.network: Any = None        # the guard, once the network is closed
+        self.pool: Any = None           # the attempts under way
         self.scheduler: Any = None      # once an attempt must be started
         self.works: Dict[str, Any] = {} # stages at work
         self.made_folders: Set[str] = set()     # that need not be looked for again
@@ -441,12 +442,11 @@ class Run:
             import attempts
             import process_tree
             import scheduler
-            pool = self.clock.pool = attempts.Pool(self.signals, process_tree, self.guardian, self.others)
+            self.pool = self.clock.pool = attempts.Pool(self.signals, process_tree, self.guardian, self.others)
             if self.console.wants_ticks():
-                pool.tick = lambda: self.console.tick(self._rows)
-            self.scheduler = scheduler.Scheduler(pool, self.jobs(), self.options.max_memory_mb)
+                self.pool.tick = lambda: self.console.tick(self._rows)
+            self.scheduler = scheduler.Scheduler(self.pool, self.jobs(), self.options.max_memory_mb)
         return self.scheduler
-
 
     def jobs(self) -> int:
         """Return how many processors may run at once."""

@@ -18,6 +18,7 @@ from collections import namedtuple
 
 import attempts
 import file_digests
+import spec_checks
 import stage_outputs
 import stage_work
 import state_store
@@ -94,6 +95,7 @@ class TasksWork(stage_work.StageWork):
         self.failed: Dict[str, str] = {}
         self.is_stopped = False
         self.server: Any = None                     # forks Python processors
+        self.is_without_server = False
         self._variables: Optional[Dict[str, str]] = None
         self._evidence_file: Any = None
         self._evidence_digest = sha256()
@@ -153,8 +155,7 @@ class TasksWork(stage_work.StageWork):
                 if self.store.commit.is_due():
                     self.run.flush()
         finally:
-            if self.server is not None:
-                self.server.close()
+            self._stop_server()
         self.is_stopped = self.is_stopped or not is_all and bool(self.run.signals.number)
 
     def row(self, expected_s: Optional[float]) -> Optional[Tuple[Any, ...]]:
@@ -255,8 +256,36 @@ class TasksWork(stage_work.StageWork):
         argv = stage_work.command_line(run.root, stage, task.inputs)
         self.argv = self.argv or argv
         echo = (lambda data: self.console.stream("%s %s" % (stage.name, task.name), data)) if run.options.verbose else None
-        return attempts.Launch(argv, env, run.root, trial.log_path, token, self.lock.descriptor, self.lock.guard, stage.timeout_s, stage.grace_s,
-                               stage.resources, echo, True), trial.network
+        launch = attempts.Launch(argv, env, run.root, trial.log_path, token, self.lock.descriptor, self.lock.guard, stage.timeout_s, stage.grace_s,
+                                 stage.resources, echo, True, slot=slot)
+        return self._how(task, launch), trial.network
+
+    def _how(self, task: Task, launch: attempts.Launch) -> attempts.Launch:
+        """Return the launch with what else it needs: the stage's fork server, for Python."""
+        if not self.stage.fork_server or self.total < 2 or spec_checks.program_kind(self.stage.processor) != "python" or self.is_without_server:
+            return launch
+        import fork_client
+        if self.server is None or self.server.is_dead:
+            self._stop_server()
+            self.is_without_server = bool(fork_client.why_not(launch.env))
+            if self.is_without_server:
+                return launch
+            server = fork_client.ForkServer(self.run.root, launch.argv[1], *fork_client.code_of(self.run.digests, self.stage.processor))
+            try:
+                server.start(launch.env, self.lock.token, self.lock.descriptor, self.run.jobs())
+            except fork_client.ServerDied as died:
+                self.console.event("NOTE", self.stage.name, ": %s; each task is started by itself" % died)
+                self.is_without_server = True
+                return launch
+            self.server = server
+            self.run.pool.others.add(server.pid)
+        return launch._replace(server=self.server)
+
+    def _stop_server(self) -> None:
+        if self.server is not None:
+            self.server.close()
+            self.run.pool.others.discard(self.server.pid)
+            self.server = None
 
     def _log_folder(self) -> str:
         folder = os.path.join(self.run.log_folder(), self.stage.name)
