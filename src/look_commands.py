@@ -46,6 +46,13 @@ def do(spec: PipelineSpec, options: Options, console: Console, clock: Clock, sta
 
     stages: those to look at. look(stage) decides as a run would, without writing. Raises: UsageError.
     """
+    try:
+        return _do(spec, options, console, clock, stages, look)
+    except BrokenPipeError:
+        return EXIT_OK                  # `logs x | head`: whoever read has seen enough
+
+
+def _do(spec: PipelineSpec, options: Options, console: Console, clock: Clock, stages: Sequence[StageSpec], look: Look) -> int:
     if options.command == "logs":
         return _logs(spec, options, console, clock)
     if options.command == "explain":
@@ -279,7 +286,7 @@ def _entry_lines(entries: List[Json], width: Optional[int]) -> List[str]:
         duration = one["durationMs"] if state_store.is_integer(one["durationMs"]) else None
         rows.append([one["runId"], WORDS.get(one["status"], str(one["status"])), _moment(one["startedAt"]), duration_text(_s(duration)), str(one["attempts"] or "")]
                     + [count_text(one["counts"].get(kind)) for kind in ("read", "written", "rejected")]
-                    + ["%s/%s" % (tasks.get("ok", 0), tasks["total"]) if tasks.get("total") else "", count_text(one["bytesIn"]), count_text(one["bytesOut"])])
+                    + ["%d/%d" % (tasks.get("ok", 0) + tasks.get("skipped", 0), tasks["total"]) if tasks.get("total") else "", count_text(one["bytesIn"]), count_text(one["bytesOut"])])
     return columns(rows, width, (9, 10, 2, 8, 4, 6, 5, 7))
 
 

@@ -80,7 +80,7 @@ def test_every_event_is_a_json_object(quiet):
 
 
 @pytest.mark.parametrize("kind, text, fields", [
-    ("START", "", {}), ("RESUME", " from line 12", {"line": 12}), ("SKIP", " (up to date: key 1 (x))", {"reason": "up to date: key 1 (x)"}),
+    ("START", "", {}), ("START", " (3 tasks: 2 to do, 1 up to date)", {"text": "3 tasks: 2 to do, 1 up to date"}), ("RESUME", " from line 12", {"line": 12}), ("SKIP", " (up to date: key 1 (x))", {"reason": "up to date: key 1 (x)"}),
     ("RETRY", " attempt 1/3: exit code 75; next in 0.20s", {"attempt": 1, "attempts": 3, "reason": "exit code 75", "delayMs": 200}),
     ("RETRY", " attempt 1/3: a; next in b; next in 1.05s", {"attempt": 1, "attempts": 3, "reason": "a; next in b", "delayMs": 1050}),
     ("DONE", " in 12.345s", {"durationMs": 12345}), ("DONE", " in 12.345s (3 tasks)", {"durationMs": 12345, "text": "(3 tasks)"}),
@@ -88,6 +88,7 @@ def test_every_event_is_a_json_object(quiet):
     ("WAITING", " (inputs still grow)", {"text": "(inputs still grow)"}), ("DONE", " somehow", {"text": "somehow"})])
 def test_fields_of_events(kind, text, fields):
     assert log_events.event_of(kind, "s", text) == dict({"event": kind.lower(), "stage": "s"}, **fields)
+    assert log_events.event_of(kind, "s a task", text) == dict({"event": kind.lower(), "stage": "s", "task": "a task"}, **fields)
 
 
 @pytest.mark.parametrize("line, event", [

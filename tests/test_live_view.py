@@ -94,12 +94,15 @@ def test_seconds_left(done, total, rate, elapsed, expected_s, left):
 
 def test_task_counts_of_a_record_and_while_tasks_are_done(tmp_path):
     log = tmp_path / "tasks_s.jsonl"
-    record = {"tasks": {"total": 5, "ok": 2, "skipped": 1, "failed": 1, "vanished": 0}}
+    record = {"lastRunId": "r", "lastInvocation": 2, "tasks": {"total": 5, "ok": 0, "skipped": 2, "failed": 0, "vanished": 0}}
     assert stage_progress.task_counts(None, str(log), False) is None
     assert stage_progress.task_counts({"lastStatus": "ok"}, str(log), True) is None
-    assert stage_progress.task_counts(record, str(log), False) == {"done": 3, "failed": 1, "total": 5}
-    log.write_bytes(b'{"task": 1, "status": "failed"}\n{"task": 1, "status": "ok"}\nnonsense\n[]\n{"task": 2, "status": "failed"}\n{"task": 3, "st')
-    assert stage_progress.task_counts(record, str(log), True) == {"done": 1, "failed": 1, "total": 5}
+    assert stage_progress.task_counts(record, str(log), True) == stage_progress.task_counts(record, str(log), False) == {"done": 2, "failed": 0, "total": 5}
+    lines = [{"task": "a", "status": "ok", "run": "r/1"}, {"task": "b", "status": "failed", "run": "r/2"}, {"task": "b", "status": "ok", "run": "r/2"}, [],
+             {"task": "c", "status": "failed", "run": "r/2"}]
+    log.write_bytes(b"".join(json.dumps(line, separators=(",", ":")).encode("ascii") + b"\n" for line in lines) + b'nonsense "run":"r/2"\n{"task":"d","status":"ok","run":"r/2"')
+    assert stage_progress.task_counts(record, str(log), True) == {"done": 3, "failed": 1, "total": 5}
+    assert stage_progress.task_outcomes(str(log)) == {"a": "ok", "b": "ok", "c": "failed"}
 
 
 # --- lines, pure

@@ -357,12 +357,43 @@ def test_logs_of_tasks_the_failed_first(tmp_path):
         path = tmp_path / "state" / "logs" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x", encoding="utf-8")
-    (tmp_path / "state" / "tasks_s.jsonl").write_text('{"task": 2, "status": "ok"}\n{"task": 10, "status": "failed"}\n', encoding="utf-8")
+    names = {"s/2.1.log": "data/b", "s/10.1.log": "data/j", "s/10.2.log": "data/j"}
+    stage = {"stage": "s", "status": "failed", "logs": [{"path": "state/logs/r/" + path, "task": task} for path, task in names.items()] + [{"path": "no task"}, 7]}
+    (tmp_path / "state" / "run_r.json").write_text(json.dumps({"schema": 1, "runId": "r", "invocation": 1, "stages": [7, stage]}), encoding="utf-8")
+    outcomes = tmp_path / "state" / "logs" / "r" / "s.tasks.jsonl"
+    outcomes.write_text('{"task":"data/b","status":"ok"}\n{"task":"data/j","status":"failed"}\n', encoding="utf-8")
     logs = stage_logs.logs_of(str(tmp_path), "s", "r", 1)
     assert [log.path[len("state/logs/r/"):] for log in logs] == ["s.1.log", "s/10.1.log", "s/10.2.log", "s/1.1.log", "s/2.1.log"]
-    assert stage_logs.heading(stage_logs.Found("r", 1, logs, ""), logs[2]) == "==> run r, task 10 (failed), attempt 2: state/logs/r/s/10.2.log"
+    assert stage_logs.heading(stage_logs.Found("r", 1, logs, ""), logs[2]) == "==> run r, task 10 data/j (failed), attempt 2: state/logs/r/s/10.2.log"
+    assert stage_logs.heading(stage_logs.Found("r", 1, logs, ""), logs[3]) == "==> run r, task 1, attempt 1: state/logs/r/s/1.1.log"
+    outcomes.unlink()                   # what the task log says of this very run is as good
+    (tmp_path / "state" / "tasks_s.jsonl").write_text('{"task":"data/b","status":"failed","run":"r/1"}\n{"task":"data/j","status":"failed","run":"r/2"}\n', encoding="utf-8")
+    assert [log.path[len("state/logs/r/"):] for log in stage_logs.logs_of(str(tmp_path), "s", "r", 1)][1] == "s/2.1.log"
+    (tmp_path / "state" / "run_r.json").unlink()
+    assert [log.number for log in stage_logs.logs_of(str(tmp_path), "s", "r", 1)] == [0, 1, 2, 10, 10]
     assert [log.path for log in stage_logs.logs_of(str(tmp_path), "s", "r", 3)] == ["state/logs/r/3/s/1.1.log"]
     assert [log.path for log in stage_logs.logs_of(str(tmp_path), "s.1", "r", 1)] == ["state/logs/r/s.1.1.log"]
+
+
+def test_a_stage_of_tasks(project):
+    for name in "abc":
+        project.write("in/" + name, name)
+    project.spec({"processor": project.processor("p", "name = os.environ['PIPELINE_TASK'][-1]\nprint('task', name, end='')\nopen(out + '/' + name, 'w').close()\n"
+                                                 "sys.exit(3 if name == 'b' else 0)"), "forEach": ["in/*"], "forkServer": False})
+    done = project.run("--run-id", "r", "--verbose")
+    assert [line for line in done.out.splitlines() if " | " in line and line.startswith("s1 ")] and "s1 in/b | task b\n" in done.out, done
+    found = stages_of(project)["s1"]
+    assert (found["status"], found["tasks"]) == ("failed", {"done": 2, "failed": 1, "total": 3})
+    assert re.search(r"(?m)^s1 +failed +2/3, 1 failed +r ", look(project, "status"))
+    assert re.search(r"(?m)^r +failed .* 2/3 ", look(project, "history", "s1"))
+    assert look(project, "logs", "s1").splitlines()[:2] == ["==> run r, task 2 in/b (failed), attempt 1: state/logs/r/s1/2.1.log", "task b"]
+    assert [(log["number"], log["task"], log["status"]) for log in document(project, "logs", "s1")["logs"]] == [(2, "in/b", "failed"), (1, "in/a", "ok"), (3, "in/c", "ok")]
+    project.write("in/d", "d")
+    out = look(project, "explain", "s1")
+    assert "  changed  tasks.count: 3 -> 4\n" in out and '  same     tasks.forEach: ["in/*"]\n' in out
+    events = [json.loads(line) for line in project.run("--run-id", "s", "--log-format", "json").out.splitlines()]
+    assert [(one["stage"], one.get("task")) for one in events if one["event"] in ("tail", "fail")] == [("s1", "in/b"), ("s1", "in/b"), ("s1", None)]
+    assert project.ok("verify").out.endswith(": ok\n")
 
 
 @pytest.mark.parametrize("line, text", [
