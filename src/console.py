@@ -66,6 +66,7 @@ class Console:
         self.partial: Dict[str, bytes] = {}     # stage -> the unfinished last line of its output
         self.tails: Dict[str, List[str]] = {}   # quiet: stage -> what is shown if it fails in the end
         self.view: Any = None                   # the LiveView; False: there is none
+        self.lock: Any = None                   # over what is drawn: where each attempt has a thread, they write, too
         for stream in (self.out, self.err):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
@@ -185,6 +186,8 @@ class Console:
             if not (self.is_quiet or self.is_json) and _is_terminal(self.out):
                 import live_view
                 if live_view.is_capable(self.out, os.environ, live_view.enable_terminal):
+                    import threading
+                    self.lock = threading.RLock()
                     self.view = live_view.LiveView(
                         self.out, self.clock, lambda: live_view.terminal_size(self.out), live_view.wants_color(os.environ))
         return bool(self.view)
@@ -193,10 +196,11 @@ class Console:
         """Draw the running stages anew, if it is time to; *rows* is called only then. See live_view.Row. Never fails a run."""
         if not self.wants_ticks() or not self.view.is_due():
             return
-        try:
-            self.view.draw(rows())
-        except (OSError, ValueError):
-            self.view = False           # nobody looks any more
+        with self.lock:
+            try:
+                self.view.draw(rows())
+            except Exception:           # whatever it is: what is only to be looked at must not end a run
+                self.view = False
 
     def close(self) -> None:
         """Take the lines of the running stages off the screen."""
@@ -215,6 +219,13 @@ class Console:
         self._write(self.out, log_events.event_line(event, self.run_id, self.clock.time()))
 
     def _write(self, stream: Any, text: str) -> None:
+        if self.lock is None:
+            self._put(stream, text)
+            return
+        with self.lock:
+            self._put(stream, text)
+
+    def _put(self, stream: Any, text: str) -> None:
         try:
             if self.view and stream is self.out:
                 text = self.view.around(text)

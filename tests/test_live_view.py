@@ -342,6 +342,10 @@ def test_a_view_that_cannot_be_drawn_does_not_end_the_run(monkeypatch):
     shown.tick(lambda: [row()])
     assert not shown.wants_ticks()
     shown.close()
+    shown = console.Console(Terminal(), io.StringIO(), Clock())
+    shown.tick(lambda: 1 // 0)
+    shown.line("goes on")
+    assert not shown.wants_ticks() and shown.out.getvalue() == "goes on\n"
 
 
 def test_ticks_are_few_and_ask_for_rows_only_when_due(monkeypatch):
