@@ -198,6 +198,14 @@ class Digests:
         digest, stamp = self.of(path)
         return stamp[0], digest
 
+    def know(self, path: str, digest: str) -> None:
+        """Take the digest of a file that was hashed while it was written, unless a later write could have the same time stamp."""
+        stamp = signature(os.stat(os.path.join(self.root, path)))
+        now, device = self.file_system_time()
+        if is_settled([stamp[0], stamp[1], stamp[1], stamp[3], stamp[4]], now, device):     # the change time is that of its renaming
+            self.files[path] = stamp + [digest, self.boot]
+            self.changed = True
+
     def names_in(self, folder: str) -> Set[str]:
         """Return the names in a folder below the root (or absolute), listed once; none if it cannot be listed."""
         if folder not in self.folders:

@@ -20,14 +20,15 @@ is named before it.
 
     leaves   spec_checks  spec_source  file_digests  state_store  stage_locks  stage_outputs  process_tree  attempts
              environment  import_scan  offline_guard  hook_log  ledger_format  log_events  text_table  stage_progress
-             task_log  task_files
+             task_log  task_files  chunk_files  forked_task (what makes a forked process like a fresh one)
     on them  live_view (lines of the running stages)  console (what the user sees)  command_line  program_scan (what is
-             scanned)  stage_keys (what a stage depends on)  stage_order (what comes before what)  reasons (why it must
-             run)  run_ledger  run_history (runs as the ledger and the records tell)  seal_keys  network_watch (the guard
-             of a run)  task_look (what a stage of many tasks has to do)  scheduler (which attempt is started when)
-             stage_work (a stage that must run, under its lock: attempts, retries, checks, records)  task_work (the same,
-             of several tasks)  acceptance  provenance  ledger_verify  evidence_verify  ledger_export  ledger_commands
-             stage_logs  stage_explanation  look_commands (status, history, logs, explain)
+             scanned)  fork_server  fork_client  stage_keys (what a stage depends on)  stage_order (what comes before
+             what)  reasons (why it must run)  run_ledger  run_history (runs as the ledger and the records tell)
+             seal_keys  network_watch (the guard of a run)  task_look (what a stage of many tasks has to do)  scheduler
+             (which attempt is started when)  stage_work (a stage that must run, under its lock: attempts, retries,
+             checks, records)  task_work (the same, of several tasks)  chunk_work (the same, of parts of files)
+             acceptance  provenance  ledger_verify  evidence_verify  ledger_export  ledger_commands  stage_logs
+             stage_explanation  look_commands (status, history, logs, explain)
 """
 from __future__ import annotations
 
@@ -501,7 +502,7 @@ class Run:
             return self._failed_before(stage, "; ".join(decision.reasons))
         if decision.action == "SKIP":
             is_locked = os.path.isdir(os.path.join(self.root, "locks", stage.name + ".lock"))
-            if not is_locked or self._new_lock(stage).is_free():
+            if not self._needs_tidying(stage) and (not is_locked or self._new_lock(stage).is_free()):
                 return self._skipped(stage, decision, facts)
         self._open()
         lock = self._new_lock(stage)
@@ -517,6 +518,9 @@ class Run:
             if decision.action == "SEAL":
                 self.write_marker(stage, facts.material.key)
             if decision.action in ("SKIP", "SEAL"):
+                if self._needs_tidying(stage):
+                    import chunk_work
+                    chunk_work.tidy(self.root, stage, self.store)
                 return self._skipped(stage, decision, facts)
             work = self._new_work(stage, lock, facts)
             result = yield from work.do(decision)
@@ -527,6 +531,11 @@ class Run:
                 lock.release()
             else:
                 lock.abandon()
+
+    def _needs_tidying(self, stage: StageSpec) -> bool:
+        """Tell whether a kill after the end of the stage has left its chunks."""
+        chunks = stage.chunks
+        return chunks is not None and not chunks.keep and os.path.isdir(os.path.join(self.root, stage.output_dir, ".%s.tasks" % stage.name))
 
     def _acquire(self, stage: StageSpec, lock: stage_locks.StageLock, token: str) -> Flow:
         """A flow that takes a stage's lock and returns True, False if a signal came first. Raises: LockHeld, OSError."""

@@ -183,6 +183,7 @@ class StageWork:
         self.is_offline_fault = False
         self.is_attempting = False
         self.argv: List[str] = []
+        self.more_of_record: Json = {}
         self.log_path = ""
         self.network: Any = None        # the watch over the attempt under way
         self.rank = 0                   # the stage's place: the lower, the earlier its attempts are started
@@ -538,7 +539,7 @@ class StageWork:
                 now = stage_outputs.list_folder(self.folder)[0]
                 record["left"] = stage_outputs.changed_since(self.baseline, now)
             record["token"] = self.lock.token
-        self.store.write("stage_%s.json" % self.stage.name, record)
+        self.store.write("stage_%s.json" % self.stage.name, dict(record, **self.more_of_record))
 
     def _record(self, status: str, error: str, outputs: List[Json], counts: Optional[Json]) -> Json:
         return {

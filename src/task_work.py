@@ -31,7 +31,7 @@ from scheduler import Attempting, Next, Pause, Spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterable, List, Optional, Tuple
+    from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 
     from model import Decision, Facts, StageResult, StageSpec
     from scheduler import Flow
@@ -239,6 +239,18 @@ class TasksWork(stage_work.StageWork):
         if self.stage.checkpoint:
             state_store.remove_quietly(self._progress_path(task))
 
+    def _clear_folders(self, kept: Set[str]) -> None:
+        """Remove the private folders and checkpoints of tasks but those named."""
+        for top in (self.staging, self.progress_folder):
+            try:
+                names = os.listdir(top)
+            except OSError:
+                continue
+            for name in names:
+                if name.split(".")[0] not in kept:
+                    full = os.path.join(top, name)
+                    shutil.rmtree(full) if os.path.isdir(full) and not os.path.islink(full) else os.unlink(full)
+
     def _launch_task(self, trial: Trial, slot: int, offset: int, is_resume: bool) -> Any:
         """Return what to start, and the watch over its use of the network; or the result of an attempt that cannot be."""
         stage, run, task = self.stage, self.run, trial.task
@@ -436,16 +448,7 @@ class FileTasksWork(TasksWork):
 
     def _clear_staging(self, facts: task_look.Tasks) -> None:
         """Remove the private folders that no task of now can go on in."""
-        kept = {folder_name(facts.paths[place], self.keys[place]) for place in facts.todo} if self.stage.checkpoint else set()
-        for top in (self.staging, self.progress_folder):
-            try:
-                names = os.listdir(top)
-            except OSError:
-                continue
-            for name in names:
-                if name.split(".")[0] not in kept:
-                    full = os.path.join(top, name)
-                    shutil.rmtree(full) if os.path.isdir(full) and not os.path.islink(full) else os.unlink(full)
+        self._clear_folders({folder_name(facts.paths[place], self.keys[place]) for place in facts.todo} if self.stage.checkpoint else set())
 
     def _tasks(self, facts: task_look.Tasks, places: List[int]) -> Iterable[Task]:
         shared = self.facts.material
