@@ -180,7 +180,7 @@ def status_lines(found: Json, now: float, width: Optional[int]) -> List[str]:
     lines = [table[0]]
     for line, one in zip(table[1:], found["stages"]):
         lines += [line] + ["    " + text for text in [_next_text(one)] if text]
-    return lines + [""] + run_lines(found["runs"], width) + _problem_lines(found["problems"])
+    return lines + [""] + run_lines(found["runs"], found["pipeline"], width) + _problem_lines(found["problems"])
 
 
 def _done_text(one: Json) -> str:
@@ -219,22 +219,23 @@ def _problem_lines(problems: List[str]) -> List[str]:
 
 def _run_json(run: run_history.PastRun) -> Json:
     counted = not run.problem
-    return {"runId": run.run_id, "invocation": run.invocation, "state": run.state, "startedAt": run.started_at or None, "endedAt": run.ended_at or None,
+    return {"runId": run.run_id, "invocation": run.invocation, "pipeline": run.pipeline or None, "state": run.state, "startedAt": run.started_at or None, "endedAt": run.ended_at or None,
             "durationMs": run.duration_ms, "ok": run.count("ok") if counted else None, "skipped": run.count("skipped") if counted else None,
             "failed": run.count("failed", "interrupted") if counted else None, "notRun": run.count("notRun", "waiting") if counted else None,
             "problem": run.problem or None}
 
 
-def run_lines(runs: List[Json], width: Optional[int]) -> List[str]:
-    """Return the table of runs, in the order given."""
+def run_lines(runs: List[Json], pipeline: str, width: Optional[int]) -> List[str]:
+    """Return the table of runs, in the order given; those of other pipelines below the same root are named."""
     if not runs:
         return ["no runs yet"]
-    rows = [["RUN", "STATE", "STARTED", "TOOK", "OK", "SKIPPED", "FAILED", ""]]
+    rows = [["RUN", "STATE", "STARTED", "TOOK", "OK", "SKIPPED", "FAILED", "PIPELINE", ""]]
     for run in runs:
         name = run["runId"] + (" (call %d)" % run["invocation"] if run["invocation"] > 1 else "")
         counts = ["" if run[kind] is None else str(run[kind]) for kind in ("ok", "skipped", "failed")]
-        rows.append([name, run["state"], _moment(run["startedAt"] or run["endedAt"]), duration_text(_s(run["durationMs"]))] + counts + [run["problem"] or ""])
-    return columns(rows, width, (7, 5, 4, 3, 6))
+        rows.append([name, run["state"], _moment(run["startedAt"] or run["endedAt"]), duration_text(_s(run["durationMs"]))] + counts + [
+            run["pipeline"] if run["pipeline"] not in (None, pipeline) else "", run["problem"] or ""])
+    return columns(rows, width, (8, 5, 4, 3, 7, 6))
 
 
 # --- history ---------------------------------------------------------------------------------------------------------
@@ -267,7 +268,7 @@ def _entry_json(run: run_history.PastRun, entry: Json) -> Json:
 def history_lines(found: Json, width: Optional[int]) -> List[str]:
     """Return the text of `history`."""
     if "entries" not in found:
-        lines = run_lines(found["runs"], width)
+        lines = run_lines(found["runs"], found["pipeline"], width)
     elif not found["entries"]:
         lines = ["no run has worked on stage %s" % found["stage"]]
     else:

@@ -28,14 +28,14 @@ EARLIER_LEAST = 3           # of so many earlier ones at least
 EXPECTED_RUNS = 10          # looked at for how long a stage may take
 
 
-class RunName(namedtuple("RunName", "run_id invocation state ended_at")):
-    """A run as the ledger names it; state "open" and ended_at "" for one that has begun and not ended."""
+class RunName(namedtuple("RunName", "run_id invocation state ended_at pipeline")):
+    """A run as the ledger names it; state "open", ended_at and pipeline "" for one that has begun and not ended."""
 
     __slots__ = ()
 
 
-class PastRun(namedtuple("PastRun", "run_id invocation state started_at ended_at duration_ms stages problem")):
-    """A run. stages: the entries of its record, [] without one; problem: why there is no record to go by, or "".
+class PastRun(namedtuple("PastRun", "run_id invocation pipeline state started_at ended_at duration_ms stages problem")):
+    """A run; several pipelines may share a root. stages: the entries of its record, [] without one; problem: why there is no record to go by, or "".
 
     state: completed, failed, interrupted; running while its process is seen; open: begun, not ended, nothing of it is seen.
     """
@@ -71,9 +71,9 @@ def _names_in_ledger(root: str, limit: int, problems: List[str]) -> List[RunName
             continue
         if is_newest:
             is_newest = False
-            names += [RunName(run_id, invocation, "open", "") for run_id, invocation in sorted(entry["open"].items())]
+            names += [RunName(run_id, invocation, "open", "", "") for run_id, invocation in sorted(entry["open"].items())]
         if entry["event"] == "end":
-            names.append(RunName(entry["runId"], entry["invocation"], str(entry.get("state")), str(entry.get("at") or "")))
+            names.append(RunName(entry["runId"], entry["invocation"], str(entry.get("state")), _text(entry.get("at")), _text(entry.get("pipeline"))))
         if len(names) >= limit:
             break
     if damaged:
@@ -126,14 +126,14 @@ def _run_of(root: str, name: RunName, problems: List[str]) -> PastRun:
     if record is None:
         if problem:
             problems.append(problem)
-        return PastRun(name.run_id, name.invocation, _state_of(root, name.state, name.run_id), "", name.ended_at, None, [], problem or "its record is gone")
+        return PastRun(name.run_id, name.invocation, name.pipeline, _state_of(root, name.state, name.run_id), "", name.ended_at, None, [], problem or "its record is gone")
     return _past_run(root, record, name.state if name.state != "open" else "running")
 
 
 def _past_run(root: str, record: Json, state: str) -> PastRun:
     stages = record.get("stages")
     duration = record.get("durationMs")
-    return PastRun(record["runId"], record["invocation"], _state_of(root, "open" if state == "running" else state, record["runId"]), _text(record.get("startedAt")),
+    return PastRun(record["runId"], record["invocation"], _text(record.get("pipeline")), _state_of(root, "open" if state == "running" else state, record["runId"]), _text(record.get("startedAt")),
                    _text(record.get("endedAt")), duration if state_store.is_integer(duration) else None,
                    [one for one in stages if isinstance(one, dict)] if isinstance(stages, list) else [], "")
 

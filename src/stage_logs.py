@@ -49,15 +49,18 @@ class Found(namedtuple("Found", "run_id invocation logs note")):
 
 # --- finding ---------------------------------------------------------------------------------------------------------
 
-def find(root: str, stage: str, run_id: Optional[str]) -> Found:
-    """Return the logs of *stage* in its last run, or in run *run_id*. Raises: UsageError for a run that is not known."""
-    record, problem = run_history.read_stage(root, stage)
+def find(root: str, stage: str, run_id: Optional[str], name_tasks: bool = True) -> Found:
+    """Return the logs of *stage* in its last run, or in run *run_id*. Raises: UsageError for a run that is not known.
+
+    name_tasks: say what the tasks are and what became of them, the failed ones first; else by number.
+    """
     if run_id is not None:
-        return _of_run(root, stage, run_id)
+        return _of_run(root, stage, run_id, name_tasks)
+    record, problem = run_history.read_stage(root, stage)
     if record is not None and isinstance(record.get("lastRunId"), str):
         invocation = record.get("lastInvocation")
         invocation = invocation if isinstance(invocation, int) else 1
-        return Found(record["lastRunId"], invocation, logs_of(root, stage, record["lastRunId"], invocation), problem)
+        return Found(record["lastRunId"], invocation, logs_of(root, stage, record["lastRunId"], invocation, name_tasks), problem)
     if not problem:
         return Found("", 0, [], "stage %s has never run" % stage)
     for run in run_history.newest_runs(root, SEARCHED_RUNS)[0]:
@@ -67,14 +70,14 @@ def find(root: str, stage: str, run_id: Optional[str]) -> Found:
     return Found("", 0, [], problem)
 
 
-def _of_run(root: str, stage: str, run_id: str) -> Found:
+def _of_run(root: str, stage: str, run_id: str, name_tasks: bool) -> Found:
     record, problem = run_history.read_run(root, run_id) if _is_plain(run_id) else (None, "")
     folder = os.path.join(root, "state", "logs", run_id)
     if record is None and not problem and not (_is_plain(run_id) and os.path.isdir(folder)):
         known = [run.run_id for run in run_history.newest_runs(root, 5)[0]]
         raise UsageError("there is no run %s%s" % (printable(run_id), "; the last ones are: %s" % ", ".join(known) if known else ""))
     for invocation in sorted(_calls(folder), reverse=True):
-        logs = logs_of(root, stage, run_id, invocation)
+        logs = logs_of(root, stage, run_id, invocation, name_tasks)
         if logs:
             return Found(run_id, invocation, logs, problem)
     return Found(run_id, record["invocation"] if record is not None else 1, [], problem or _why_none(record, stage))
@@ -103,14 +106,16 @@ def _calls(folder: str) -> List[int]:
         return [1]
 
 
-def logs_of(root: str, stage: str, run_id: str, invocation: int) -> List[Log]:
-    """Return the logs of *stage* in one call of a run: by attempt; of tasks, the failed ones first."""
+def logs_of(root: str, stage: str, run_id: str, invocation: int, name_tasks: bool = True) -> List[Log]:
+    """Return the logs of *stage* in one call of a run: by attempt; of tasks, the failed ones first. name_tasks: as in find()."""
     folder = "state/logs/%s%s" % (run_id, "/%d" % invocation if invocation > 1 else "")
     logs = [Log("%s/%s" % (folder, name), 0, "", attempt, "") for name, attempt in _numbered(os.path.join(root, folder), stage)]
     logs.sort(key=lambda log: log.attempt)
     tasks = _tasks(root, "%s/%s" % (folder, stage))
     if not tasks:
         return logs
+    if not name_tasks:
+        return logs + sorted(tasks, key=lambda log: (log.number, log.attempt))
     names = _task_names(root, stage, run_id, invocation)
     statuses = stage_progress.task_outcomes(os.path.join(root, folder, stage + ".tasks.jsonl")) or stage_progress.task_outcomes(
         os.path.join(root, "state", "tasks_%s.jsonl" % stage), "%s/%d" % (run_id, invocation))
@@ -221,7 +226,7 @@ def follow(root: str, stage: str, run_id: Optional[str], put: Callable[[str], No
         unseen = 0 if run else unseen + 1
         followed = run or followed
         goes_on = bool(run) or (bool(followed) and unseen <= UNSEEN_POLLS and _is_open(root, followed) and not _is_over(root, stage, followed))
-        found = find(root, stage, followed or run_id)
+        found = find(root, stage, followed or run_id, False)
         for place, log in enumerate(found.logs):
             reader = readers.setdefault(log.path, Reader(os.path.join(root, log.path)))
             is_complete = not goes_on or (not log.number and place < len(found.logs) - 1)

@@ -139,6 +139,13 @@ def test_what_is_up_to_date(pipeline):
     assert re.search(r"(?m)^s +completed +\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ +\d\.\d\d s +0 +2 +0$", look(pipeline, "status"))
 
 
+def test_runs_of_another_pipeline_below_the_same_root_are_named(pipeline):
+    pipeline.ok("--run-id", "r")
+    pipeline.write("pipeline.json", json.dumps(dict(pipeline.json("pipeline.json"), name="other")))
+    assert re.search(r"(?m)^RUN .* PIPELINE$", look(pipeline, "status")) and re.search(r"(?m)^r +completed .* test$", look(pipeline, "history"))
+    assert document(pipeline, "status")["runs"][0]["pipeline"] == "test"
+
+
 def test_what_is_stale_and_why(pipeline):
     pipeline.ok("--run-id", "r")
     pipeline.write("in.txt", "other\n")
@@ -253,7 +260,7 @@ def test_the_real_program_looks_too(pipeline):
 # --- history
 
 def past(run_id, *entries, **known):
-    values = dict(run_id=run_id, invocation=1, state="completed", started_at="2026-01-01T00:00:00.000Z", ended_at="", duration_ms=1, stages=list(entries), problem="")
+    values = dict(run_id=run_id, invocation=1, pipeline="test", state="completed", started_at="2026-01-01T00:00:00.000Z", ended_at="", duration_ms=1, stages=list(entries), problem="")
     return PastRun(**dict(values, **known))
 
 
@@ -371,6 +378,7 @@ def test_logs_of_tasks_the_failed_first(tmp_path):
     assert [log.path[len("state/logs/r/"):] for log in stage_logs.logs_of(str(tmp_path), "s", "r", 1)][1] == "s/2.1.log"
     (tmp_path / "state" / "run_r.json").unlink()
     assert [log.number for log in stage_logs.logs_of(str(tmp_path), "s", "r", 1)] == [0, 1, 2, 10, 10]
+    assert stage_logs.logs_of(str(tmp_path), "s", "r", 1, False) == stage_logs.logs_of(str(tmp_path), "s", "r", 1)
     assert [log.path for log in stage_logs.logs_of(str(tmp_path), "s", "r", 3)] == ["state/logs/r/3/s/1.1.log"]
     assert [log.path for log in stage_logs.logs_of(str(tmp_path), "s.1", "r", 1)] == ["state/logs/r/s.1.1.log"]
 
