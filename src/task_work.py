@@ -583,7 +583,7 @@ class FileTasksWork(TasksWork):
         self.exit_code = 0
         outputs = self._outputs()
         counts = task_log.sum_counts(entry.counts for entry in self.task_log.entries.values() if entry.status == "ok")
-        listed = [{"path": path, "bytes": size, "sha256": digest} for path, size, digest in outputs] if len(outputs) <= task_look.LISTED_OUTPUTS else []
+        listed = [{"path": path, "bytes": size, "sha256": digest} for path, size, digest in sorted(outputs)] if len(outputs) <= task_look.LISTED_OUTPUTS else []
         self._write_record("ok", "", outputs=listed, counts=counts)
         self.run.caches.update(task_look.cache_of(self.store, self.stage, self.facts._replace(tasks=facts._replace(outputs=table, is_cached=False)),
                                                   self._output_digest(), self.run.boot, ""))
