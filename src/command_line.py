@@ -28,6 +28,10 @@ begin
   init DIR              write a working pipeline of your own into a new folder, with this runner in it
   new-stage NAME        write one stage more: a processor (--kind), its test, its entry in the pipeline file
 look
+  status                what each stage is like, why it would run next, and the last runs
+  history [STAGE]       durations and counts over the runs; what took much longer than usual
+  logs STAGE            what the stage's processors printed in its last run, or in --run ID; --follow: while it comes
+  explain STAGE         all that the stage depends on, then and now
   report [RUN]          one HTML file about a run
   graph                 the graph of stages and files
 keep order
@@ -41,10 +45,6 @@ prove
   verify [RUN...]       check the ledger, the records and the logs; with --outputs the outputs, too
   export RUN            write a run's provenance (in-toto Statement with SLSA provenance)
   evidence RUN          write all that proves a run into one zip file, with a verifier
-  status                what each stage is like, why it would run next, and the last runs
-  history [STAGE]       durations and counts over the runs; what took much longer than usual
-  logs STAGE            what the stage's processors printed in its last run, or in --run ID; --follow: while it comes
-  explain STAGE         all that the stage depends on, then and now
   new-key FILE          make a key file to seal the ledger with (--forward: a key that evolves)
 
 options
