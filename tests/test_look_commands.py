@@ -318,13 +318,14 @@ def test_of_many_runs_only_the_newest_records_are_read(tmp_path, monkeypatch):
             file.write(json.dumps({"event": "end", "runId": "r%d" % number, "invocation": 1, "open": {}, "state": "completed", "at": "2026-01-01T00:00:00Z", "pad": "x" * 90}) + "\n")
     for number in (2998, 2999):
         (state / ("run_r%d.json" % number)).write_text(json.dumps({"schema": 1, "runId": "r%d" % number, "invocation": 1, "stages": []}), encoding="utf-8")
-    read = []
+    read, parsed = [], []
+    monkeypatch.setattr(run_history, "_entry_of", lambda line, real=run_history._entry_of: parsed.append(line) or real(line))
     monkeypatch.setattr(run_history, "_read_record", lambda root, name, real=run_history._read_record: read.append(name) or real(root, name))
     monkeypatch.setattr(run_history, "_record_files", lambda root: pytest.fail("the folder is not searched"))
     runs, problems = run_history.newest_runs(str(tmp_path), 4)
     assert [run.run_id for run in runs] == ["r2999", "r2998", "r2997", "r2996"] and problems == []
     assert [run.problem for run in runs] == ["", "", "its record is gone", "its record is gone"]
-    assert {name.split(".")[0] for name in read} == {"run_r2999", "run_r2998", "run_r2997", "run_r2996"}
+    assert {name.split(".")[0] for name in read} == {"run_r2999", "run_r2998", "run_r2997", "run_r2996"} and len(parsed) == 4
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, 1 << 16])
