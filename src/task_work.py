@@ -277,6 +277,8 @@ class TasksWork(stage_work.StageWork):
         if not self.stage.fork_server or self.total < 2 or spec_checks.program_kind(self.stage.processor) != "python" or self.is_without_server:
             return launch
         import fork_client
+        if self.server is not None and self.server.is_dead and any(one.launch.server is self.server for one in self.run.pool.running + self.run.pool.unclear):
+            return launch               # the pool still reads what the tasks of the dead one have left in its pipes
         if self.server is None or self.server.is_dead:
             self._stop_server()
             self.is_without_server = bool(fork_client.why_not(launch.env))
