@@ -19,17 +19,20 @@ values and errors) may be imported by all; leaves import nothing else of ours; w
 is named before it.
 
     leaves   spec_checks  spec_source  file_digests  state_store  stage_locks  stage_outputs  process_tree  attempts
-             environment  import_scan  hook_log  node_report  ledger_format  console  task_log  task_files  chunk_files
-             forked_task (what makes a forked process like a fresh one)  starter_texts  svg_shapes
+             environment  import_scan  hook_log  node_report  ledger_format  log_events  text_table  stage_progress
+             task_log  task_files  chunk_files  forked_task (what makes a forked process like a fresh one)  starter_texts
+             svg_shapes
     on them  launch_lease (may a launched task run, and does it)  node_exec (such a task on its machine)  offline_guard
-             launch_helper (starts launchers)  command_line  program_scan (what is scanned)  fork_server  fork_client
-             stage_keys (what a stage depends on)  stage_order (what comes before what)  reasons (why it must run)
-             run_ledger  seal_keys  network_watch (the guard of a run)  task_look (what a stage of many tasks has to do)
-             scheduler (which attempt is started when)  stage_work (a stage that must run, under its lock: attempts,
-             retries, checks, records)  task_work (the same, of several tasks)  chunk_work (the same, of parts of files)
-             acceptance  provenance  ledger_verify  evidence_verify  ledger_export  ledger_commands  starters (init,
-             new-stage)  prometheus_text  open_lineage (both: what monitoring reads)  pipeline_graph  run_report (what a
-             report says)  report_html  report_commands
+             launch_helper (starts launchers)  live_view (lines of the running stages)  console (what the user sees)
+             command_line  program_scan (what is scanned)  fork_server  fork_client  stage_keys (what a stage depends on)
+             stage_order (what comes before what)  reasons (why it must run)  run_ledger  run_history (runs as the ledger
+             and the records tell)  seal_keys  network_watch (the guard of a run)  task_look (what a stage of many tasks
+             has to do)  scheduler (which attempt is started when)  stage_work (a stage that must run, under its lock:
+             attempts, retries, checks, records)  task_work (the same, of several tasks)  chunk_work (the same, of parts
+             of files)  acceptance  provenance  ledger_verify  evidence_verify  ledger_export  ledger_commands  starters
+             (init, new-stage)  stage_logs  stage_explanation  look_commands (status, history, logs, explain)
+             prometheus_text  open_lineage (both: what monitoring reads)  pipeline_graph  run_report (what a report says)
+             report_html  report_commands
 """
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
+    from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
     from scheduler import Flow
     Json = Dict[str, Any]
@@ -328,6 +331,7 @@ class Run:
         self.works: Dict[str, Any] = {} # stages at work
         self.made_folders: Set[str] = set()     # that need not be looked for again
         self.folders: Any = None
+        self.expected: Any = None       # how long each stage took before, once the live view has asked
         self.caches: Dict[str, bytes] = {}      # of stages of many tasks, to be written at the end
         self.unfit = ""                 # the stage from which the runner could not go on
 
@@ -450,12 +454,22 @@ class Run:
             import process_tree
             import scheduler
             self.pool = self.clock.pool = attempts.Pool(self.signals, process_tree, self.guardian, self.others)
+            if self.console.wants_ticks():
+                self.pool.tick = lambda: self.console.tick(self._rows)
             self.scheduler = scheduler.Scheduler(self.pool, self.jobs(), self.options.max_memory_mb)
         return self.scheduler
 
     def jobs(self) -> int:
         """Return how many processors may run at once."""
         return self.options.jobs or environment.usable_cpus()
+
+    def _rows(self) -> List[Any]:
+        """Return what the live view shows of the stages at work."""
+        if self.expected is None:
+            import run_history
+            self.expected = run_history.expected_durations(self.root)
+        rows = [work.row(self.expected.get(name)) for name, work in self.works.items()]
+        return [row for row in rows if row is not None]
 
     def folder_neighbours(self, stage: StageSpec) -> List[StageSpec]:
         """Return the other stages of the pipeline whose output folder is this one's, lies in it, or holds it."""
@@ -787,38 +801,25 @@ def new_ledger(spec: PipelineSpec, options: Options, store: StateStore, clock: C
 
 def print_plan(spec: PipelineSpec, options: Options, console: Console, clock: Clock) -> int:
     """Print what a run would do with each stage, and why; write nothing at all."""
+    import stage_order
     boot = state_store.boot_id()
-    store = StateStore(spec.root, writable=False)
     digests = Digests(spec.root, boot, keep=False, rehash=options.rehash)
     check_offline(spec, digests, console)
-    import stage_order
-    needs = stage_order.edges(spec.stages)
-    busy: List[str] = []
-    for stage in in_order(select_stages(spec, options), needs):
-        makers = [maker for maker in needs[stage.name] if maker in busy]
-        if makers:
-            decision = Decision("PENDING", ["waits for %s" % ", ".join(makers)], 0, "")
-        else:
-            decision = decide(stage, observe(spec, stage, digests, store, boot), stage.name in options.force)
-        if decision.action not in ("SKIP", "SEAL"):
-            busy.append(stage.name)
+    for stage, decision, _ in stage_order.planned(spec.stages, select_stages(spec, options), looker(spec, options, digests)):
         console.plan(stage.name, decision, holder_text(spec, stage, boot, clock))
     return EXIT_OK
 
 
-def in_order(stages: List[StageSpec], needs: Dict[str, List[str]]) -> List[StageSpec]:
-    """Return the stages so that none stands before one that it needs, else in the order listed."""
-    done: Dict[str, StageSpec] = {}
-    known = {stage.name: stage for stage in stages}
-    stack = list(reversed(stages))
-    while stack:
-        stage = stack[-1]
-        before = [known[name] for name in needs[stage.name] if name in known and name not in done]
-        if before:
-            stack += reversed(before)
-        else:
-            done.setdefault(stack.pop().name, stage)
-    return list(done.values())
+def looker(spec: PipelineSpec, options: Options, digests: Optional[Digests] = None) -> Callable[[StageSpec], Tuple[Decision, Facts]]:
+    """Return what decides about a stage as a run would now, and writes nothing. What it returns raises: StateError, OSError."""
+    boot = state_store.boot_id()
+    store = StateStore(spec.root, writable=False)
+    known = digests if digests is not None else Digests(spec.root, boot, keep=False, rehash=options.rehash)
+
+    def look(stage: StageSpec) -> Tuple[Decision, Facts]:
+        facts = observe(spec, stage, known, store, boot)
+        return decide(stage, facts, stage.name in options.force), facts
+    return look
 
 
 def holder_text(spec: PipelineSpec, stage: StageSpec, boot: str, clock: Clock) -> str:
@@ -841,6 +842,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     console = Console()
     try:
         options = command_line.parse_command_line(arguments)
+        if options.command == "run":
+            console.configure(options)
         if options.command == "run" and __name__ != "__main__":
             return _run_in_child(arguments, console)
         return _dispatch(options, console)
@@ -859,6 +862,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         console.error("internal error, please report it:\n" + traceback.format_exc().rstrip())
         return EXIT_INTERNAL
     finally:
+        console.close()
         silence_closed_streams()
 
 
@@ -885,7 +889,8 @@ def _dispatch(options: Options, console: Console) -> int:
         return program_scan.print_scan(spec, Digests(spec.root, state_store.boot_id(), keep=False), options.operands, console)
     if options.command in ("status", "history", "logs", "explain"):
         import look_commands
-        return look_commands.do(spec, options, console, Clock())
+        stages = select_stages(spec, options._replace(only=options.only | frozenset(options.operands)))
+        return look_commands.do(spec, options, console, Clock(), stages, looker(spec, options))
     if options.command in ("report", "graph"):
         import report_commands
         return report_commands.do(spec, options, console, Clock())

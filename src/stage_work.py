@@ -204,6 +204,7 @@ class StageWork:
         self.network_fault = ""         # of the last attempt: why it fails, if it does
         self.is_offline_fault = False
         self.nodes: Dict[str, Json] = {}    # where attempts ran that a launcher started, and how the network was closed there
+        self.is_attempting = False
         self.argv: List[str] = []
         self.more_of_record: Json = {}
         self.log_path, self.token, self.began = "", "", ""
@@ -340,13 +341,13 @@ class StageWork:
             failure = result.failure or self._changed_inputs()
             if self.network_fault and not result.stopped:
                 self.is_offline_fault = True
-                self.console.tail(result.tail)
+                self.console.tail(result.tail, stage.name)
                 return "; ".join([self.network_fault] + ([failure] if failure else [])), False      # another attempt would try it again
             if result.survivors:
                 return "processes would not end: %s" % result.survivors, False
             if not failure or result.stopped:
                 return failure, result.stopped
-            self.console.tail(result.tail)
+            self.console.tail(result.tail, stage.name)
             if not result.failure or not is_worth_retrying(retry, self.attempts, result.exit_code):
                 return failure, False
             delay = retry_delay_ms(retry, self.run.spec.name, stage.name, self.attempts) / 1000.0
@@ -382,7 +383,8 @@ class StageWork:
         resources = self.stage.local_resources
         self.network = None
         result = yield Attempting(lambda slot: self._launch(offset, is_resume), (self.rank,), resources.get("cpuCores", 1), resources.get("memoryMB", 0))
-        self.console.end_stream()
+        self.is_attempting = False
+        self.console.end_stream(self.stage.name)
         if self.network is not None:
             self.tries.append({"startedAt": self.began, "durationMs": int(result.duration_s * 1000), "exitCode": result.exit_code})
             self.logs.append({"path": os.path.relpath(self.log_path, self.run.root).replace(os.sep, "/"), "bytes": result.log[0], "sha256": result.log[1]})
@@ -396,7 +398,8 @@ class StageWork:
         stage, run = self.stage, self.run
         if is_resume:
             self._cut_to_checkpoint()
-        self.console.event("RESUME" if is_resume else "START", stage.name, " from line %d" % offset if is_resume else "")
+        self.console.event("RESUME" if is_resume else "START", stage.name, " from line %d" % offset if is_resume else "", attempt=self.attempts)
+        self.is_attempting = True
         short = self._space_problem()
         if short:
             return attempts.AttemptResult(None, short, False, 0.0, 0.0, 0, b"", [], [])
@@ -435,6 +438,16 @@ class StageWork:
             failure = "the task left no report %s: the launcher did not run the words after it, or the machines do not share the root" % (
                 os.path.relpath(network.node_report(), self.run.root).replace(os.sep, "/"))
         return result._replace(failure=failure, cpu_s=told.cpu_s or result.cpu_s, max_rss_bytes=told.max_rss_bytes or result.max_rss_bytes), unclosed
+
+    def row(self, expected_s: Optional[float]) -> Optional[Tuple[Any, ...]]:
+        """Return what the live view shows of the attempt under way (live_view.Row), None between attempts."""
+        if not self.is_attempting:
+            return None
+        import stage_progress
+        path = self.store.path("progress_%s.json" % self.stage.name)
+        seen = stage_progress.read_progress(path) if self.stage.checkpoint else None
+        done, total, lines = (seen.done_bytes, seen.total_bytes, seen.lines) if seen is not None else (None, None, None)
+        return self.stage.name, self.attempts, done, total, None, None, self.started, expected_s, lines
 
     def _base_environment(self) -> Dict[str, str]:
         """Return the variables that are the same for all attempts."""

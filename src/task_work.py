@@ -167,6 +167,11 @@ class TasksWork(stage_work.StageWork):
             self._stop_server()
         self.is_stopped = self.is_stopped or not is_all and bool(self.run.signals.number)
 
+    def row(self, expected_s: Optional[float]) -> Optional[Tuple[Any, ...]]:
+        """Return what the live view shows: tasks that have come to their end, of all."""
+        ended = self.up_to_date + len(self.done) + len(self.failed)
+        return (self.stage.name, 1, None, None, ended, self.total, self.started, None) if self.total else None
+
     def _note_trial(self, trial: Trial) -> None:
         name = trial.task.name
         self.attempts += trial.attempts
@@ -271,7 +276,7 @@ class TasksWork(stage_work.StageWork):
         env = self._task_environment(trial, token, slot, offset, is_resume)
         env.update(trial.network.environment(stage.env))
         argv = stage_work.command_line(run.root, stage, task.inputs)
-        echo = (lambda data: self.console.stream(stage.name, data)) if run.options.verbose else None
+        echo = (lambda data: self.console.stream("%s %s" % (stage.name, task.name), data)) if run.options.verbose else None
         launch = attempts.Launch(argv, env, run.root, trial.log_path, token, self.lock.descriptor, self.lock.guard, stage.timeout_s, stage.grace_s,
                                  stage.resources, echo, True, slot=slot)
         launch, network = stage_work.launched_elsewhere(self._how(task, launch), run, stage, trial.network)
@@ -340,6 +345,7 @@ class TasksWork(stage_work.StageWork):
 
     def _note_attempt(self, trial: Trial, result: attempts.AttemptResult) -> None:
         """Take over how an attempt ended."""
+        self.console.end_stream("%s %s" % (self.stage.name, trial.task.name))
         unclosed = ""
         if trial.network is not None:
             result, unclosed = self._after_launch(result, trial.network, trial.token)
@@ -353,7 +359,8 @@ class TasksWork(stage_work.StageWork):
             trial.failure = "processes would not end: %s" % result.survivors
         if trial.network is not None and result.log is not None:
             if result.log[0]:
-                self.logs.append({"path": os.path.relpath(trial.log_path, self.run.root).replace(os.sep, "/"), "bytes": result.log[0], "sha256": result.log[1]})
+                self.logs.append({"path": os.path.relpath(trial.log_path, self.run.root).replace(os.sep, "/"), "bytes": result.log[0], "sha256": result.log[1],
+                                  "task": trial.task.name})
             self.refusals += trial.network.recorded()
             fault = trial.network.fault() if self.stage.network_attempts == "fail" else ""
             if (fault or unclosed) and not result.stopped:
@@ -361,7 +368,7 @@ class TasksWork(stage_work.StageWork):
                 trial.failure = "; ".join(one for one in (fault, trial.failure) if one)
         trial.failure = trial.failure or self._changed_files(trial.task)
         if trial.failure and not trial.stopped and len(self.failed) < SHOWN_FAILURES:
-            self.console.tail(result.tail)
+            self.console.tail(result.tail, "%s %s" % (self.stage.name, trial.task.name))
 
     def _changed_files(self, task: Task) -> str:
         """Return which file of the task's key is not what it was when the key was computed, or ""."""
