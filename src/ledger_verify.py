@@ -87,8 +87,11 @@ class Entry(namedtuple("Entry", (
         return self.run_id, self.invocation
 
 
-class Made(namedtuple("Made", "status key pipeline has_parts folder outputs end")):
-    """What a run record says of a stage that the run worked on; end: number of the entry that ended the run."""
+class Made(namedtuple("Made", "status key pipeline has_parts folder outputs end tasks_digest", defaults=("",))):
+    """What a run record says of a stage that the run worked on; end: number of the entry that ended the run.
+
+    tasks_digest: of the outputs of a stage of so many tasks that they stand in its task log only.
+    """
 
     __slots__ = ()
 
@@ -1040,6 +1043,9 @@ class Verification:
             if parts is not None and not _is_recorded_key(parts, made.key):
                 self.find("EDITED", name, "stage %s: its key is not that of its parts" % stage, entry.run)
             self._check_logs(one, entry.run, name)
+        tasks = one.get("tasks")
+        if isinstance(tasks, dict) and tasks.get("outputs") and not one.get("outputs"):
+            made = made._replace(tasks_digest=str(tasks.get("outputsSha256")))
         if self.with_outputs or mark in self.wanted:
             made = made._replace(outputs=files_of(one.get("outputs") or []))
         self.made[mark] = made if mark in self.wanted else made._replace(outputs=None)
@@ -1164,7 +1170,7 @@ class Verification:
             if made.status != "ok" or not self._is_settled(pipeline, stage, run, made):
                 skipped.append(stage)
                 continue
-            for path, size, digest in made.outputs:
+            for path, size, digest in made.outputs or self._task_outputs(stage, run, made):
                 full = made.folder + "/" + path
                 owners[full] = max(owners.get(full, (0, 0, "", run, "")), (made.end, size, digest, run, stage))
         for path, (_, size, digest, run, stage) in sorted(owners.items()):
@@ -1172,6 +1178,21 @@ class Verification:
                 self._check_output(path, (size, digest), run, stage)
         if skipped:
             self.notes.append("outputs not compared, for no later success is recorded of %s" % names_text(skipped))
+
+    def _task_outputs(self, stage: str, run: RunKey, made: Made) -> List[Tuple[str, int, str]]:
+        """Return the outputs that a stage's task log lists, if they are those that the run's record commits to."""
+        if not made.tasks_digest:
+            return []
+        import task_log
+        name = "state/" + task_log.log_name(stage)
+        try:
+            outputs = task_log.find_outputs(self.folder.path("state"), stage) or []
+        except (OSError, ValueError, Unreadable, task_log.Damaged) as error:
+            self.find("MALFORMED", name, "it %s" % error, run)
+            return []
+        if task_log.output_digest(outputs) != made.tasks_digest:
+            self.find("EDITED", name, "its outputs are not those that %s recorded of stage %s" % (run_text(run), stage), run)
+        return outputs
 
     def _is_settled(self, pipeline: str, stage: str, run: RunKey, made: Made) -> bool:
         """Tell whether nothing that may have touched the outputs came after *run*.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from state_store import StateStore
     Json = Dict[str, Any]
 
-LISTED_OUTPUTS = 1000       # a stage with more outputs has them in its task log only
+LISTED_OUTPUTS = 10       # a stage with more outputs has them in its task log only
 SHOWN_TASKS = 5
 
 

@@ -103,6 +103,7 @@ class TasksWork(stage_work.StageWork):
         self.done: List[str] = []
         self.failed: Dict[str, str] = {}
         self.is_stopped = False
+        self.totals: Json = {}                      # number, bytes and digest of all outputs, once all are there
         self.server: Any = None                     # forks Python processors
         self.is_without_server = False
         self._variables: Optional[Dict[str, str]] = None
@@ -425,7 +426,7 @@ class TasksWork(stage_work.StageWork):
         return "%d of %d tasks failed: %s" % (len(self.failed), self.total, "; ".join(shown + more))
 
     def _evidence(self) -> Json:
-        return dict(super()._evidence(), tasks=self._summary())
+        return dict(super()._evidence(), tasks=dict(self._summary(), **self.totals))
 
 
 NETWORK_FAULT = "it tried to use the network"
@@ -639,10 +640,10 @@ class FileTasksWork(TasksWork):
 
     def _write_record(self, status: str, error: str, outputs: Optional[List[Json]] = None, counts: Optional[Json] = None) -> None:
         record = self._record(status, error, self.previous if outputs is None else outputs, counts)
-        record["tasks"] = self._summary()
         if status == "ok":
             made = self._outputs()
-            record["tasks"].update(outputs=len(made), outputBytes=sum(size for _, size, _ in made), outputsSha256=self._output_digest())
-        else:
+            self.totals = {"outputs": len(made), "outputBytes": sum(size for _, size, _ in made), "outputsSha256": self._output_digest()}
+        record["tasks"] = dict(self._summary(), **self.totals)
+        if status != "ok":
             record["token"] = self.lock.token
         self.store.write("stage_%s.json" % self.stage.name, record)
