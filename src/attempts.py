@@ -31,8 +31,11 @@ POLL_S = 0.2                # Windows: between two looks at the clock and at sig
 CREATE_NEW_PROCESS_GROUP = 0x200    # Windows: so that CTRL_BREAK reaches the processor and not the runner
 
 
-class Launch(namedtuple("Launch", "argv env folder log_path token lock_descriptor guard_path timeout_s grace_s resources echo")):
-    """What to start: argv and env complete, folder the working directory; echo(bytes) sees the output as it comes, or None."""
+class Launch(namedtuple("Launch", "argv env folder log_path token lock_descriptor guard_path timeout_s grace_s resources echo stdin", defaults=(None,))):
+    """What to start: argv and env complete, folder the working directory; echo(bytes) sees the output as it comes, or None.
+
+    stdin: a file open for reading, None for an empty one.
+    """
 
     __slots__ = ()
 
@@ -48,17 +51,36 @@ class AttemptResult(namedtuple("AttemptResult", "exit_code failure stopped durat
     __slots__ = ()
 
 
+TIME_UP = -1                # in place of a signal's number: the clock asks to stop
+
+
 class Signals:
     """The signals that ask the runner to stop, noted instead of raised; also the alarm that a child has ended.
 
     number: the first one that came, or 0; count: how many came. A signal that was ignored at the start (nohup, a shell's
-    background) stays ignored.
+    background) stays ignored. The end of the time that a run has (stop_time, a stop_times.StopTime or None) looks like a signal of number
+    TIME_UP.
     """
 
-    def __init__(self) -> None:
-        self.number = 0
+    def __init__(self, stop_time: Any = None) -> None:
+        self.came = 0
         self.count = 0
+        self.stop_time = stop_time
         self.pipe: Tuple[int, int] = (-1, -1)
+
+    @property
+    def number(self) -> int:
+        if not self.came and self.stop_time is not None and self.stop_time.seconds_left() <= 0:
+            self._note(TIME_UP, None)
+        return self.came
+
+    @number.setter
+    def number(self, value: int) -> None:
+        self.came = value
+
+    def text(self) -> str:
+        """Return why the run is to stop."""
+        return "stopped by the clock (%s)" % self.stop_time.text if self.number == TIME_UP else INTERRUPTED
 
     def install(self) -> None:
         """Take over SIGINT, SIGTERM, SIGHUP (Windows: SIGBREAK) for this process. Main thread only."""
@@ -74,11 +96,14 @@ class Signals:
             signal.set_wakeup_fd(self.pipe[1], warn_on_full_buffer=False)
 
     def _note(self, number: int, frame: Any) -> None:
-        self.number = self.number or number
+        self.came = self.came or number
         self.count += 1
 
     def wait(self, descriptors: Sequence[int], seconds: Optional[float]) -> List[int]:
         """Wait until one of *descriptors* can be read, a signal comes, or *seconds* are over; return the readable ones."""
+        if self.stop_time is not None and not self.came:
+            pause_s = self.stop_time.pause_s()
+            seconds = pause_s if seconds is None else min(seconds, pause_s)
         if self.pipe[0] < 0:
             time.sleep(POLL_S if seconds is None else min(seconds, POLL_S))
             return []
@@ -193,7 +218,7 @@ def _start(launch: Launch, processes: Any) -> Tuple[Any, int, Any]:
         else:
             options["start_new_session"] = True
             options["pass_fds"] = (launch.lock_descriptor,) if launch.lock_descriptor >= 0 else ()
-        process = subprocess.Popen(launch.argv, stdin=subprocess.DEVNULL, stdout=writer, stderr=writer,
+        process = subprocess.Popen(launch.argv, stdin=subprocess.DEVNULL if launch.stdin is None else launch.stdin, stdout=writer, stderr=writer,
                                    cwd=launch.folder, env=launch.env, close_fds=True, **options)
         if job is not None:
             job.take(int(process._handle))

@@ -102,8 +102,9 @@ class Console:
 
     def summary(self, run_id: str, state: str, results: List[StageResult], duration_s: float) -> None:
         count = {status: sum(1 for one in results if one.status == status) for status in ("ok", "skipped", "failed", "interrupted")}
-        self.line("Run %s state: %s (%d ok, %d skipped, %d failed) in %.1fs" % (
-            run_id, state, count["ok"], count["skipped"], count["failed"] + count["interrupted"], duration_s))
+        waiting = sum(1 for one in results if one.status == "waiting")
+        self.line("Run %s state: %s (%d ok, %d skipped, %d failed%s) in %.1fs" % (
+            run_id, state, count["ok"], count["skipped"], count["failed"] + count["interrupted"], ", %d waiting" % waiting if waiting else "", duration_s))
 
     def _write(self, stream: Any, text: str) -> None:
         try:

@@ -242,12 +242,13 @@ class Digests:
         Source: git's rule for racily clean entries.
         """
         newest = max(stamp[1], stamp[2])
-        now, device = self._file_system_time()
+        now, device = self.file_system_time()
         if device != stamp[4]:
             return newest < time.time_ns() - COARSE_NS
         return newest < now - (COARSE_NS if stamp[1] % 1_000_000_000 == 0 else FRESH_NS)
 
-    def _file_system_time(self) -> Tuple[int, int]:
+    def file_system_time(self) -> Tuple[int, int]:
+        """Return (time in ns, device) of the file system of state/, by a file written there; device -1 where none can be."""
         probe = os.path.join(os.path.dirname(self.path), ".clock.tmp")
         try:
             descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0), 0o600)
