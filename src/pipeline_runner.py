@@ -412,7 +412,7 @@ class Run:
         for stage in self.selected:
             code = code or self._stopped()
             if code:
-                self.results.append(StageResult.of(stage.name, "notRun", "the run ended before it"))
+                self.results.append(StageResult.of(stage.name, "notRun", self._clock_text() or "the run ended before it"))
                 continue
             makers = self._waiting_makers(stage)
             if makers:
@@ -455,6 +455,10 @@ class Run:
             return 128 + number
         is_over = number < 0 or self.stop_time is not None and self.stop_time.seconds_left() <= 0
         return EXIT_STOPPED if is_over else 0
+
+    def _clock_text(self) -> str:
+        """Return that, and by which option, the clock has stopped the run, "" if it has not."""
+        return "stopped by the clock (%s)" % self.stop_time.text if self.stop_time is not None and self._stopped() == EXIT_STOPPED else ""
 
     # --- one stage
 
@@ -638,6 +642,8 @@ class Run:
         self.final = record
         self._tell_healed()
         self.console.line("[LEDGER] head " + self.ledger.head_text())
+        if state == "interrupted" and self._clock_text():
+            self.console.line("[STOP] " + self._clock_text())
         self.console.summary(self.options.run_id, state, self.results, self.clock.monotonic() - self.started)
 
     def state_of(self, code: int) -> str:
