@@ -190,6 +190,8 @@ def _clean(spec: PipelineSpec, stage: StageSpec, store: StateStore, ledger: RunL
     marker = state_store.marker_path(spec.root, stage.output_dir, stage.name)
     has_marker = os.path.lexists(marker) and not _link_on_the_way(spec.root, "%s/.%s.done" % (stage.output_dir, stage.name))
     if found.record is None or not (found.remove or has_marker):
+        if found.record is not None and found.record.get("cleaned"):
+            _remove_empty_folders(spec.root, stage, found.record, store.commit)     # a kill came before
         _show(found, "removed", console)
         return False
     maker = {"runId": found.record.get("lastRunId"), "invocation": found.record.get("lastInvocation")}
@@ -201,22 +203,21 @@ def _clean(spec: PipelineSpec, stage: StageSpec, store: StateStore, ledger: RunL
         state_store.remove_durably(marker, store.commit)
     for path, _ in found.remove:
         state_store.remove_durably(os.path.join(spec.root, path), store.commit)
-    _remove_empty_folders(spec.root, stage, [path for path, _ in found.remove])
+    _remove_empty_folders(spec.root, stage, found.record, store.commit)
     _show(found, "removed", console)
     return True
 
 
-def _remove_empty_folders(root: str, stage: StageSpec, paths: List[str]) -> None:
-    """Remove the folders below the output folder that held *paths* and hold nothing now; the output folder itself stays."""
+def _remove_empty_folders(root: str, stage: StageSpec, record: Json, commit: state_store.Commit) -> None:
+    """Remove the folders below the output folder that held recorded outputs and hold nothing now; the output folder itself stays."""
     folders: Set[str] = set()
-    for path in paths:
-        parts = path[len(stage.output_dir) + 1:].split("/")
+    for output in record["outputs"]:
+        parts = output["path"].split("/")
         folders.update("/".join(parts[:count]) for count in range(1, len(parts)))
     for folder in sorted(folders, key=lambda one: -one.count("/")):
-        try:
-            os.rmdir(os.path.join(root, stage.output_dir, folder))
-        except OSError:
-            pass                            # something else is in it
+        if _link_on_the_way(root, "%s/%s/x" % (stage.output_dir, folder)):
+            continue
+        state_store.remove_empty_folder(os.path.join(root, stage.output_dir, folder), commit)
 
 
 # --- reset -----------------------------------------------------------------------------------------------------------

@@ -268,9 +268,7 @@ def _remove_files(store: StateStore, run: RunKey, history: History) -> int:
     for name in files_of(store, run, history):
         count += state_store.remove_durably(store.path(name), store.commit)
     for folder in reversed(_with_parents(_log_folder(run))[1:]):
-        try:
-            os.rmdir(store.path(folder))
-        except OSError:
+        if not state_store.remove_empty_folder(store.path(folder), store.commit):
             break                           # not there, or another call under the same id has logs in it
     return count
 
