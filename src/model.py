@@ -145,6 +145,7 @@ class Clock:
 
     def __init__(self, signals: Any = None) -> None:
         self.signals = signals
+        self.pool: Any = None       # of attempts that must be kept going meanwhile
 
     def monotonic(self) -> float:
         return time.monotonic()
@@ -154,6 +155,9 @@ class Clock:
 
     def wait(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
+        if self.pool is not None:
+            self.pool.keep_going(seconds)
+            return
         if self.signals is None:
             time.sleep(seconds)
         while self.signals is not None and not self.signals.number and time.monotonic() < deadline:

@@ -21,11 +21,11 @@ is named before it.
     leaves   spec_checks  spec_source  file_digests  state_store  stage_locks  stage_outputs  process_tree  attempts
              environment  import_scan  offline_guard  hook_log  ledger_format  console  control_totals  arrivals
              stop_times
-    on them  command_line  program_scan (what is scanned)  stage_keys (what a stage depends on)  reasons (why it must run)
-             run_ledger  seal_keys  network_watch (the guard of a run)  stage_work (a stage that must run, under its
-             lock: attempts, retries, checks, records)  run_alarms (commands after a run)
-             acceptance  provenance  ledger_verify  evidence_verify  ledger_export  ledger_commands  run_pruning (gc)
-             housekeeping (clean, reset)
+    on them  command_line  program_scan (what is scanned)  stage_keys (what a stage depends on)  stage_order (what comes
+             before what)  reasons (why it must run)  run_ledger  seal_keys  network_watch (the guard of a run)
+             scheduler (which attempt is started when)  stage_work (a stage that must run, under its
+             lock: attempts, retries, checks, records)  run_alarms (commands after a run)  acceptance  provenance
+             ledger_verify  evidence_verify  ledger_export  ledger_commands  run_pruning (gc)  housekeeping (clean, reset)
 """
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+    from scheduler import Flow
     Json = Dict[str, Any]
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -89,14 +91,26 @@ def load_pipeline(path: str, root: Optional[str] = None) -> PipelineSpec:
     checked = None
     if document is None or document.complete:
         checked = spec_checks.check_pipeline(value, root, command_line.nearest, problems)
+    stages = tuple(_build_stage(one) for one in checked["stages"]) if checked is not None else ()
+    if checked is not None and checked["order"] == "graph":
+        _check_cycles(stages, problems)
     if checked is None or problems.found or document is not None:
         raise SpecError("\n".join(_problem_lines(shown, text, document, problems)))
     offline, key_file = checked["offline"], checked["seal"].get("keyFile", "")
     return PipelineSpec(checked["name"], checked["version"], checked["description"],
                         Offline(tuple(offline.get("allow", ())), offline.get("require", "scan"), offline.get("strict", False), tuple(offline["layers"])),
                         os.path.join(root, os.path.expanduser(key_file)) if key_file else "",
-                        tuple(_build_stage(one) for one in checked["stages"]), full, root, sha256(data).hexdigest(),
+                        stages, full, root, sha256(data).hexdigest(),
                         checked["order"], tuple(checked["onFailure"]), tuple(checked["onSuccess"]))
+
+
+def _check_cycles(stages: Sequence[StageSpec], problems: spec_checks.Problems) -> None:
+    """Report a cycle of stages that need one another, by `needs` or by files."""
+    import stage_order
+    cycle = stage_order.find_cycle(stage_order.edges(stages))
+    if cycle:
+        place = next(place for place, stage in enumerate(stages) if stage.name == cycle[0])
+        problems.add(("stages", place), "needs itself by what it reads or needs: %s" % " <- ".join(cycle))
 
 
 def _decode_spec(data: bytes, shown: str) -> str:
@@ -345,16 +359,23 @@ class Run:
         self.store = StateStore(spec.root, now=clock.time)
         self.digests = Digests(spec.root, self.boot, rehash=options.rehash)
         self.ledger = new_ledger(spec, options, self.store, clock)
-        self.results: List[StageResult] = []
-        self.blocked: List[StageSpec] = []      # stages that wait for their inputs, and those that they may feed
+        self.result_of: Dict[str, StageResult] = {}
         self.stop_time: Any = None
         self.final: Optional[Json] = None       # the run record, once it is sealed
         self.invocation = 1
         self.is_open = False
         self.signals: Any = None
         self.guardian: Any = None
-        self.others: List[int] = []
         self.network: Any = None        # the guard, once the network is closed
+        self.scheduler: Any = None      # once an attempt must be started
+        self.works: Dict[str, Any] = {} # stages at work
+        self.folders: Any = None
+        self.unfit = ""                 # the stage from which the runner could not go on
+
+    @property
+    def results(self) -> List[StageResult]:
+        """What became of the stages so far, in the order listed."""
+        return [self.result_of[stage.name] for stage in self.selected if stage.name in self.result_of]
 
     def run(self) -> int:
         """Run the selected stages; return the exit code. Raises what the runner cannot go on from, records written."""
@@ -408,41 +429,109 @@ class Run:
             run_alarms.after_run(self, code)
 
     def _run_stages(self) -> int:
+        import stage_order
+        order = stage_order.Order(self.selected, self.spec.order == "graph", self._may_share)
         code = EXIT_OK
+        while True:
+            code = self._begin_stages(order, code)
+            ended = self.scheduler.ended() if self.scheduler is not None else None
+            if ended is None:
+                break
+            code = self._stage_ended(order, ended[0], ended[1], code)
         for stage in self.selected:
-            code = code or self._stopped()
-            if code:
-                self.results.append(StageResult.of(stage.name, "notRun", self._clock_text() or "the run ended before it"))
-                continue
-            makers = self._waiting_makers(stage)
-            if makers:
-                self.results.append(StageResult.of(stage.name, "notRun", "waits for %s" % ", ".join(makers)))
-                continue
-            result = self._run_stage(stage)
-            self.results.append(result)
-            code = {"failed": EXIT_OFFLINE if result.is_offline_fault else EXIT_FAILED, "interrupted": self._stopped()}.get(result.status, EXIT_OK)
-            if self.is_open:
-                self._write_run("running")
-            if self.store.commit.is_due():
-                self.flush()
-        return code or (EXIT_STOPPED if self.blocked else EXIT_OK)
+            if stage.name not in self.result_of:
+                self.result_of[stage.name] = StageResult.of(stage.name, "notRun", self._why_not_run(order, stage.name))
+        statuses = {result.status for result in self.results}
+        if code == EXIT_STOPPED and statuses <= {"ok", "skipped"}:
+            return EXIT_OK              # the time was over when all was done
+        return code or (EXIT_STOPPED if "waiting" in statuses else EXIT_OK)
 
-    def _waiting_makers(self, stage: StageSpec) -> List[str]:
-        """Return which stages that wait may feed this one, which then waits too."""
-        if not self.blocked:
-            return []
-        import reasons
-        makers = [maker.name for maker in self.blocked if reasons.may_feed(maker, stage)]
-        self.blocked += [stage] * bool(makers)
-        return makers
+    def _why_not_run(self, order: Any, name: str) -> str:
+        blocker = first = order.blocked.get(name)
+        while first in order.blocked:
+            first = order.blocked[first]
+        if blocker is None:
+            return self._clock_text() or "the run ended before it"
+        is_waiting = first in self.result_of and self.result_of[first].status == "waiting"
+        return "waits for %s" % blocker if is_waiting else "stage %s did not end well" % blocker
+
+    def _begin_stages(self, order: Any, code: int) -> int:
+        """Begin all stages that may start now; return the exit code so far."""
+        while not self._is_ending(code):
+            stage = order.next()
+            if stage is None:
+                break
+            if not self._has_room(stage):
+                order.put_back(stage)
+                break
+            flow = self._stage_flow(stage)
+            try:
+                wish = next(flow)
+            except StopIteration as stop:
+                code = self._stage_ended(order, stage.name, stop.value, code)
+            except BaseException as error:
+                if self.scheduler is None or not self.scheduler.alive:
+                    raise
+                self.scheduler.error = error        # raised when those at work have come to their end
+            else:
+                self._scheduler().take(stage.name, flow, wish)
+                self.scheduler.step()
+        return code or self._stopped()
+
+    def _is_ending(self, code: int) -> bool:
+        """Tell whether no further stage is begun: the running ones come to their end."""
+        is_failing = self.scheduler is not None and self.scheduler.error is not None
+        return bool(is_failing or self._stopped() or code and not self.options.keep_going)
+
+    def _has_room(self, stage: StageSpec) -> bool:
+        if self.scheduler is None or not self.scheduler.alive:
+            return True
+        memory = stage.resources.get("memoryMB", 0)
+        return bool(self.scheduler.free_cores() >= stage.resources.get("cpuCores", 1) and self.scheduler.has_memory(memory))
+
+    def _may_share(self, one: StageSpec, other: StageSpec) -> bool:
+        """Tell whether two stages may be at work at once: what a stage without declared outputs makes is found by looking at its folder."""
+        if one.outputs is not None and other.outputs is not None:
+            return True
+        mine, theirs = one.output_dir + "/", other.output_dir + "/"
+        return not (mine.startswith(theirs) or theirs.startswith(mine))
+
+    def _stage_ended(self, order: Any, name: str, result: StageResult, code: int) -> int:
+        """Note how a stage has ended; return the exit code so far: the first cause decides."""
+        self.result_of[name] = result
+        self.works.pop(name, None)
+        order.ended(name, result.status in ("ok", "skipped"))
+        if self.is_open:
+            self._write_run("running")
+        if self.store.commit.is_due():
+            self.flush()
+        return code or {"failed": EXIT_OFFLINE if result.is_offline_fault else EXIT_FAILED, "interrupted": self._stopped()}.get(result.status, EXIT_OK)
+
+    def _scheduler(self) -> Any:
+        """Return the scheduler; made when the first attempt is to be started, after the guardian."""
+        if self.scheduler is None:
+            import attempts
+            import process_tree
+            import scheduler
+            pool = self.clock.pool = attempts.Pool(self.signals, process_tree, self.guardian, self.others)
+            self.scheduler = scheduler.Scheduler(pool, self.options.jobs or environment.usable_cpus(), self.options.max_memory_mb)
+        return self.scheduler
+
+    def folder_neighbours(self, stage: StageSpec) -> List[StageSpec]:
+        """Return the other stages of the pipeline whose output folder is this one's, lies in it, or holds it."""
+        if self.folders is None:
+            import stage_order
+            self.folders = stage_order.Folders(self.spec.stages)
+        found: List[StageSpec] = self.folders.neighbours(stage)
+        return found
 
     def flush(self) -> None:
         """Make all that was done durable. If that fails, what is on the disk is anybody's guess: no stage of this run stays done."""
         try:
             self.store.commit.flush()
         except OSError:
-            for stage, result in zip(self.selected, self.results):
-                if result.status == "ok":
+            for stage in self.selected:
+                if stage.name in self.result_of and self.result_of[stage.name].status == "ok":
                     state_store.mark_lost(self.root, stage.output_dir, stage.name)
             self.store.commit.files.clear()     # a second sync would report success for pages that are lost
             self.digests.files.clear()
@@ -462,7 +551,16 @@ class Run:
 
     # --- one stage
 
-    def _run_stage(self, stage: StageSpec) -> StageResult:
+    def _stage_flow(self, stage: StageSpec) -> Flow:
+        """A flow that returns the StageResult; one that waits for nothing is a stage that has not to be run."""
+        try:
+            result = yield from self._run_stage(stage)
+            return result
+        except BaseException:
+            self.unfit = self.unfit or stage.name
+            raise
+
+    def _run_stage(self, stage: StageSpec) -> Flow:
         decision, facts = self._look(stage)
         if decision.action in ("FAIL", "WAITING"):
             return self._not_begun(stage, decision)
@@ -472,10 +570,8 @@ class Run:
                 return self._skipped(stage, decision, facts)
         self._open()
         lock = self._new_lock(stage)
-        try:
-            lock.acquire(stage.lock_wait_s, dead_token(facts.record))
-        except stage_locks.WaitStopped as stopped:
-            return self._stopped_before(stage, "%s; %s" % (stopped, self.signals.text()))
+        if not (yield from self._acquire(stage, lock, dead_token(facts.record))):
+            return self._stopped_before(stage, "%s while waiting for the lock of stage %s" % (self.signals.text(), stage.name))
         is_free = True
         try:
             decision, facts = self._look(stage)     # somebody else may have finished it while we waited
@@ -487,9 +583,8 @@ class Run:
                 return self._skipped(stage, decision, facts)
             if self.signals.number:
                 return self._stopped_before(stage, self.signals.text())
-            import stage_work
-            work = stage_work.StageWork(self, stage, lock, facts)
-            result = work.do(decision)
+            work = self._new_work(stage, lock, facts)
+            result = yield from work.do(decision)
             is_free = not work.survivors
             return result
         finally:
@@ -497,6 +592,32 @@ class Run:
                 lock.release()
             else:
                 lock.abandon()
+
+    def _acquire(self, stage: StageSpec, lock: stage_locks.StageLock, token: str) -> Flow:
+        """A flow that takes a stage's lock and returns True, False if a signal came first. Raises: LockHeld, OSError."""
+        deadline = self.clock.monotonic() + stage.lock_wait_s
+        while not self.signals.number:
+            try:
+                lock.acquire(0, token)
+                return True
+            except stage_locks.WaitStopped:
+                break
+            except stage_locks.LockHeld:
+                if self.clock.monotonic() >= deadline:
+                    raise
+            import scheduler
+            yield scheduler.Pause(stage_locks.LOCK_POLL_S)
+        return False
+
+    def _new_work(self, stage: StageSpec, lock: stage_locks.StageLock, facts: Facts) -> Any:
+        import stage_work
+        work = stage_work.StageWork(self, stage, lock, facts)
+        work.rank = self.selected.index(stage)
+        for other in self.works.values():
+            other.beside.add(stage.name)
+            work.beside.add(other.stage.name)
+        self.works[stage.name] = work
+        return work
 
     def _look(self, stage: StageSpec) -> Tuple[Decision, Facts]:
         self.digests.used.clear()
@@ -518,7 +639,6 @@ class Run:
     def _not_begun(self, stage: StageSpec, decision: Decision) -> StageResult:
         """Say why nothing is done with a stage, in which nothing was touched."""
         why, is_waiting = "; ".join(decision.reasons), decision.action == "WAITING"
-        self.blocked += [stage] * is_waiting
         self.console.event("WAIT" if is_waiting else "FAIL", stage.name, ": " + why)
         return StageResult.of(stage.name, "waiting" if is_waiting else "failed", why)
 
@@ -566,7 +686,7 @@ class Run:
     def _guard_processes(self) -> None:
         """Start the guardian, adopt orphans from now on."""
         import process_tree
-        self.others = process_tree.own_children() if process_tree.LINUX else []
+        self.others: List[int] = process_tree.own_children() if process_tree.LINUX else []
         self.guardian = process_tree.Guardian()
         self.guardian.start()
         process_tree.become_subreaper()
@@ -630,7 +750,7 @@ class Run:
         """Write the metrics, the digests and the sealed run record; on return everything is durable."""
         state = self.state_of(code)
         store = self.store
-        outputs = [stage.output_dir + "/" + output["path"] for stage, result in zip(self.selected, self.results) for output in result.outputs]
+        outputs = [stage.output_dir + "/" + output["path"] for stage in self.selected for output in self.result_of[stage.name].outputs]
         for path in outputs:
             if not self.digests.is_vouched(path):       # a skipped stage's maker may have died before it synced them
                 store.commit.files[os.path.join(self.root, path)] = None
@@ -664,12 +784,12 @@ class Run:
 
     def _finish_after(self, error: BaseException) -> None:
         """Say in the records what stopped the run, as far as they can still be written; *error* itself goes on to main."""
-        place = len(self.results)
-        if place < len(self.selected):
-            why = describe_os_error(error) if isinstance(error, OSError) else str(error) or type(error).__name__
-            self.console.event("FAIL", self.selected[place].name, ": " + why.split("\n")[0])
-            self.results.append(StageResult.of(self.selected[place].name, "failed", why))
-            self.results += [StageResult.of(stage.name, "notRun", "the run ended before it") for stage in self.selected[place + 1:]]
+        why = describe_os_error(error) if isinstance(error, OSError) else str(error) or type(error).__name__
+        if self.unfit:
+            self.console.event("FAIL", self.unfit, ": " + why.split("\n")[0])
+            self.result_of[self.unfit] = StageResult.of(self.unfit, "failed", why)
+        for stage in self.selected:
+            self.result_of.setdefault(stage.name, StageResult.of(stage.name, "notRun", "the run ended before it"))
         try:
             self._finish(EXIT_FAILED)
         except (OSError, state_store.StateError, stage_locks.LockHeld):
@@ -724,18 +844,34 @@ def print_plan(spec: PipelineSpec, options: Options, console: Console, clock: Cl
     store = StateStore(spec.root, writable=False)
     digests = Digests(spec.root, boot, keep=False, rehash=options.rehash)
     check_offline(spec, digests, console)
-    busy: List[StageSpec] = []
-    for stage in select_stages(spec, options):
-        import reasons
-        makers = [maker.name for maker in busy if reasons.may_feed(maker, stage)]
+    import stage_order
+    needs = stage_order.edges(spec.stages)
+    busy: List[str] = []
+    for stage in in_order(select_stages(spec, options), needs):
+        makers = [maker for maker in needs[stage.name] if maker in busy]
         if makers:
             decision = Decision("PENDING", ["waits for %s" % ", ".join(makers)], 0, "")
         else:
             decision = look_at(spec, stage, digests, store, boot, stage.name in options.force, lambda device: int(clock.time() * 1e9))[0]
         if decision.action not in ("SKIP", "SEAL"):
-            busy.append(stage)
+            busy.append(stage.name)
         console.plan(stage.name, decision, holder_text(spec, stage, boot, clock))
     return EXIT_OK
+
+
+def in_order(stages: List[StageSpec], needs: Dict[str, List[str]]) -> List[StageSpec]:
+    """Return the stages so that none stands before one that it needs, else in the order listed."""
+    done: Dict[str, StageSpec] = {}
+    known = {stage.name: stage for stage in stages}
+    stack = list(reversed(stages))
+    while stack:
+        stage = stack[-1]
+        before = [known[name] for name in needs[stage.name] if name in known and name not in done]
+        if before:
+            stack += reversed(before)
+        else:
+            done.setdefault(stack.pop().name, stage)
+    return list(done.values())
 
 
 def holder_text(spec: PipelineSpec, stage: StageSpec, boot: str, clock: Clock) -> str:

@@ -25,13 +25,15 @@ import stage_outputs
 import state_store
 from console import describe_os_error, free_space_text
 from model import Checkpoint, StageResult, sha256
+from scheduler import Attempting, Pause
 from state_store import utc_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional, Sequence, Tuple
+    from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
     from model import Decision, Facts, Retry, StageSpec
+    from scheduler import Flow
     from stage_locks import StageLock
     from state_store import StateStore
     Json = Dict[str, Any]
@@ -168,14 +170,18 @@ class StageWork:
         self.argv: List[str] = []
         self.counts: Json = {}          # what the processor reported
         self.refused: List[Json] = []   # outputs that the control totals did not accept
+        self.log_path = ""
+        self.network: Any = None        # the watch over the attempt under way
+        self.rank = 0                   # the stage's place: the lower, the earlier its attempts are started
+        self.beside: Set[str] = set()   # stages that were at work at the same time
         self.started_utc = utc_text(run.clock.time())
         self.started = run.clock.monotonic()
 
-    def do(self, decision: Decision) -> StageResult:
-        """Run attempts until one succeeds or none is left, then record how it ended."""
+    def do(self, decision: Decision) -> Flow:
+        """Run attempts until one succeeds or none is left, then record how it ended; a flow that returns the StageResult."""
         self.reasons = list(decision.reasons)
         self._prepare(decision)
-        failure, stopped = self._attempts(decision)
+        failure, stopped = yield from self._attempts(decision)
         if self.store.commit.is_due():
             self.run.flush()
         if not failure:
@@ -266,31 +272,31 @@ class StageWork:
         return bool(found == (output["bytes"], output["sha256"]))
 
     def _foreign_outputs(self) -> Dict[str, str]:
-        """Return {path below our output folder: stage} for what other stages of the pipeline have recorded as theirs."""
+        """Return {path below our output folder: stage} for what other stages of the pipeline have recorded as theirs.
+
+        Of a stage that is or was at work beside us, which is only one with declared outputs, what matches these is its, too.
+        """
         owners: Dict[str, str] = {}
-        for other in self.run.spec.stages:
-            theirs, ours = other.output_dir + "/", self.stage.output_dir + "/"
-            if other.name == self.stage.name or not (theirs.startswith(ours) or ours.startswith(theirs)):
-                continue
+        ours = self.stage.output_dir + "/"
+        for other in self.run.folder_neighbours(self.stage):
+            theirs = other.output_dir + "/"
             record = self.store.stage(other.name)
-            for output in record["outputs"] if record is not None else []:
-                path = theirs + output["path"]
-                if path.startswith(ours):
-                    owners[path[len(ours):]] = other.name
+            found = [theirs + output["path"] for output in record["outputs"]] if record is not None else []
+            if other.name in self.beside:
+                found += [theirs + path for path in stage_outputs.list_folder(os.path.join(self.run.root, other.output_dir))[0]
+                          if any(file_digests.path_matches(path, pattern) for pattern in other.outputs or ())]
+            owners.update({path[len(ours):]: other.name for path in found if path.startswith(ours)})
         return owners
 
     # --- attempts
 
-    def _attempts(self, decision: Decision) -> Tuple[str, bool]:
-        """Return (why the stage failed or "", whether a signal stopped it)."""
+    def _attempts(self, decision: Decision) -> Flow:
+        """A flow that returns (why the stage failed or "", whether a signal stopped it)."""
         retry, stage = self.stage.retry, self.stage
         offset, is_resume = decision.line_offset, decision.action == "RESUME"
         while True:
             self.attempts += 1
-            if is_resume:
-                self._cut_to_checkpoint()
-            self.console.event("RESUME" if is_resume else "START", stage.name, " from line %d" % offset if is_resume else "")
-            result = self._attempt(offset, is_resume)
+            result = yield from self._attempt(offset, is_resume)
             self.cpu_s += result.cpu_s
             self.max_rss = max(self.max_rss, result.max_rss_bytes)
             self.exit_code = result.exit_code
@@ -311,7 +317,7 @@ class StageWork:
                 return failure, False
             delay = retry_delay_ms(retry, self.run.spec.name, stage.name, self.attempts) / 1000.0
             self.console.event("RETRY", stage.name, " attempt %d/%d: %s; next in %.2fs" % (self.attempts, retry.attempts, failure, delay))
-            self.run.clock.wait(delay)
+            yield Pause(delay)
             if self.run.signals.number:
                 return "interrupted", True
             offset, is_resume = self._next_start()
@@ -337,8 +343,24 @@ class StageWork:
             stage_outputs.cut_to_checkpoint(self.folder, found.outputs)
             stage_outputs.remove_parts(self.folder, self.stage.name, set(found.outputs))
 
-    def _attempt(self, offset: int, is_resume: bool) -> Any:
+    def _attempt(self, offset: int, is_resume: bool) -> Flow:
+        """A flow that returns the AttemptResult of one attempt."""
+        resources = self.stage.resources
+        self.network = None
+        result = yield Attempting(lambda slot: self._launch(offset, is_resume), (self.rank,), resources.get("cpuCores", 1), resources.get("memoryMB", 0))
+        self.console.end_stream()
+        if self.network is not None:
+            self.logs.append({"path": os.path.relpath(self.log_path, self.run.root).replace(os.sep, "/"), "bytes": result.log[0], "sha256": result.log[1]})
+            self.refusals += self.network.recorded()
+            self.network_fault = self.network.fault() if self.stage.network_attempts == "fail" else ""
+        return result
+
+    def _launch(self, offset: int, is_resume: bool) -> Any:
+        """Return what to start, and the watch over its use of the network; or the result of an attempt that cannot be."""
         stage, run = self.stage, self.run
+        if is_resume:
+            self._cut_to_checkpoint()
+        self.console.event("RESUME" if is_resume else "START", stage.name, " from line %d" % offset if is_resume else "")
         short = self._space_problem()
         if short:
             return attempts.AttemptResult(None, short, False, 0.0, 0.0, 0, b"", [], [])
@@ -348,21 +370,14 @@ class StageWork:
         state_store.make_folder(run.log_folder(), self.store.commit)
         state_store.remove_quietly(self._counts_file())        # an earlier attempt's say nothing of this one
         token = "%s.%d" % (self.lock.token, self.attempts)
-        log_path = os.path.join(run.log_folder(), "%s.%d.log" % (stage.name, self.attempts))
-        network = run.network.attempt(stage.name, log_path[:-len("log")] + "network", self.console)
+        self.log_path = os.path.join(run.log_folder(), "%s.%d.log" % (stage.name, self.attempts))
+        self.network = run.network.attempt(stage.name, self.log_path[:-len("log")] + "network", self.console)
         env = self._environment(offset, is_resume, token, inputs_file)
-        env.update(network.environment(stage.env))
-        launch = attempts.Launch(
-            command_line(run.root, stage, inputs), env, run.root, log_path, token, self.lock.descriptor,
-            self.lock.guard, stage.timeout_s, stage.grace_s, stage.resources,
-            (lambda data: self.console.stream(stage.name, data)) if run.options.verbose else None)
-        result = attempts.run_attempt(launch, run.signals, process_tree, run.guardian, run.others, network)
-        self.console.end_stream()
-        self.argv = launch.argv
-        self.logs.append({"path": os.path.relpath(log_path, run.root).replace(os.sep, "/"), "bytes": result.log[0], "sha256": result.log[1]})
-        self.refusals += network.recorded()
-        self.network_fault = network.fault() if stage.network_attempts == "fail" else ""
-        return result
+        env.update(self.network.environment(stage.env))
+        self.argv = command_line(run.root, stage, inputs)
+        return attempts.Launch(
+            self.argv, env, run.root, self.log_path, token, self.lock.descriptor, self.lock.guard, stage.timeout_s, stage.grace_s, stage.resources,
+            (lambda data: self.console.stream(stage.name, data)) if run.options.verbose else None), self.network
 
     def _environment(self, offset: int, is_resume: bool, token: str, inputs_file: str) -> Dict[str, str]:
         stage, run = self.stage, self.run
@@ -408,7 +423,7 @@ class StageWork:
         changed = stage_outputs.changed_since(self.baseline, now)
         foreign = self._foreign_outputs()
         for path in sorted(set(now) | set(self.before)):
-            if path in foreign and now.get(path) != self.before.get(path):
+            if path in foreign and foreign[path] not in self.beside and now.get(path) != self.before.get(path):
                 return "%s %s/%s, which belongs to stage %s; a file belongs to one stage" % (
                     "changed" if path in now else "removed", self.stage.output_dir, path, foreign[path]), []
         names = set(changed)
