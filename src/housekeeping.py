@@ -18,7 +18,7 @@ import stage_locks
 import state_store
 from file_digests import Digests, FileChanged
 from model import EXIT_OK
-from reasons import may_feed
+from stage_order import edges
 from stage_outputs import list_folder, own_parts
 from state_store import StateError, StateStore, utc_text
 
@@ -92,7 +92,8 @@ def _do_locked(spec: PipelineSpec, stages: List[StageSpec], options: Options, co
 def _lock_all(spec: PipelineSpec, stages: List[StageSpec], options: Options, store: StateStore, clock: Clock) -> List[stage_locks.StageLock]:
     """Hold the stages, and for clean also those that may be reading their outputs now. Raises: LockHeld, with none held."""
     names = {stage.name for stage in stages}
-    wanted = [one for one in spec.stages if one.name in names or options.command == "clean" and any(may_feed(stage, one) for stage in stages)]
+    makers = edges(spec.stages) if options.command == "clean" else {}
+    wanted = [one for one in spec.stages if one.name in names or names.intersection(makers.get(one.name, ()))]
     boot, held = state_store.boot_id(), []
     try:
         for stage in wanted:
