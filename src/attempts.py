@@ -32,11 +32,13 @@ TICK_S = 0.25               # between two looks of whoever shows the progress
 CREATE_NEW_PROCESS_GROUP = 0x200    # Windows: so that CTRL_BREAK reaches the processor and not the runner
 
 
-class Launch(namedtuple("Launch", (
-        "argv env folder log_path token lock_descriptor guard_path timeout_s grace_s resources echo is_log_lazy stdin"), defaults=(False, None))):
+class Launch(namedtuple("Launch", "argv env folder log_path token lock_descriptor guard_path timeout_s grace_s resources echo is_log_lazy "
+                               "feeder output_path server slot stdin", defaults=(False, None, "", None, 0, None))):
     """What to start: argv and env complete, folder the working directory; echo(bytes) sees the output as it comes, or None.
 
-    is_log_lazy: a processor that prints nothing leaves no log file. stdin: a file open for reading, None for an empty one.
+    is_log_lazy: a processor that prints nothing leaves no log file. feeder: gives its standard input (chunk_files.Feeder). output_path:
+    a file for its standard output, which else goes to the log. server, slot: a fork_client.ForkServer to ask first, and which of its pipes.
+    stdin: a file open for reading, where there is no feeder; None for an empty one.
     """
 
     __slots__ = ()
@@ -101,8 +103,8 @@ class Signals:
         self.came = self.came or number
         self.count += 1
 
-    def wait(self, descriptors: Sequence[int], seconds: Optional[float]) -> List[int]:
-        """Wait until one of *descriptors* can be read, a signal comes, or *seconds* are over; return the readable ones."""
+    def wait(self, descriptors: Sequence[int], seconds: Optional[float], writable: Sequence[int] = ()) -> List[int]:
+        """Wait until one of *descriptors* can be read or one of *writable* written, a signal comes, or *seconds* are over; return which."""
         if self.stop_time is not None and not self.came:
             if self.number:
                 return []               # it came now, and whoever waits sees it by the count
@@ -115,6 +117,8 @@ class Signals:
         poll = select.poll()
         for descriptor in (self.pipe[0], *descriptors):
             poll.register(descriptor, select.POLLIN)
+        for descriptor in writable:
+            poll.register(descriptor, select.POLLOUT)
         ready = [descriptor for descriptor, _ in poll.poll(None if seconds is None else max(0, int(seconds * 1000 + 0.999)))]
         if self.pipe[0] in ready:
             try:
@@ -191,6 +195,9 @@ class Attempt:
         self.done: Any = None               # ... and this event says that the processor has ended
         self.ending: Any = None
         self.notes: List[str] = []
+        self.is_forked = False              # by a fork server, whose child it is
+        self.is_over = False                # of one that a fork server has started: its end was told
+        self.problem = ""                   # why it fails, whatever its exit code
         self.exit_code: Optional[int] = None    # once the processor has ended: negative for a signal
         self.cpu_s, self.max_rss_bytes = 0.0, 0
         self.started = time.monotonic()
@@ -208,7 +215,7 @@ class Attempt:
         self.log.close()
         if self.log.problem:
             self.notes.append(self.log.problem)
-        reason = self.ending.reason if self.ending is not None else ""
+        reason = (self.ending.reason if self.ending is not None else "") or self.problem
         self.result = AttemptResult(self.exit_code, reason or failure, reason == INTERRUPTED, time.monotonic() - self.started, self.cpu_s, self.max_rss_bytes,
                                     self.log.last, self.notes, survivors, (self.log.size, self.log.digest.hexdigest()))
 
@@ -240,16 +247,35 @@ class Pool:
         traits = self.processes.Traits(launch.token, 0, launch.guard_path, os.getpid())
         attempt = Attempt(launch, network, AttemptLog(launch.log_path, launch.echo, launch.is_log_lazy), traits)
         self.guardian.watch(traits)         # before the start: the runner may die at any moment after it
-        try:
-            attempt.process, attempt.reader, attempt.job = _start(launch, self.processes)
-        except OSError as error:
-            attempt.finish(_not_started_text(launch, error), [])
-            self.guardian.release(traits)
-            self.ended.append(attempt)
-            return attempt
-        attempt.pid, attempt.is_open = attempt.process.pid, True
+        if not self._fork(attempt):
+            try:
+                attempt.process, attempt.reader, attempt.job = _start(launch, self.processes)
+            except OSError as error:
+                if launch.feeder is not None:
+                    launch.feeder.close()
+                attempt.finish(_not_started_text(launch, error), [])
+                self.guardian.release(traits)
+                self.ended.append(attempt)
+                return attempt
+            attempt.pid = attempt.process.pid
+        attempt.is_open = True
         self._watch(attempt)
         return attempt
+
+    def _fork(self, attempt: Attempt) -> bool:
+        """Let the stage's fork server start it, if there is one, it is ready and does not decline."""
+        launch, server = attempt.launch, attempt.launch.server
+        if server is None or server.is_dead:
+            return False
+        try:
+            if not server.is_ready():
+                return False            # not yet: what would wait for it is started in the usual way
+            attempt.pid = server.launch(launch.slot, launch.argv, launch.env, launch.folder)
+        except (server.Declined, server.ServerDied):
+            return False
+        attempt.reader = server.readers[launch.slot]
+        attempt.is_forked = True
+        return True
 
     def _watch(self, attempt: Attempt) -> None:
         launch = attempt.launch
@@ -258,6 +284,7 @@ class Pool:
             attempt.network.began(attempt.pid, launch.token)
         attempt.tree = self.processes.Tree(attempt.pid, launch.token, attempt.job, self.others,
                                            lambda: [(one.pid, one.launch.token) for one in self.running if one is not attempt])
+        attempt.tree.is_child = not attempt.is_forked
         attempt.notes += apply_resources(attempt.pid, launch.resources)
         attempt.ending = Ending(launch, attempt.tree, self.signals)
         self.running.append(attempt)
@@ -294,7 +321,10 @@ class Pool:
         limits = [one.ending.seconds_left() for one in self.running] + [seconds, TICK_S if self.tick is not None else None]
         left = min([limit for limit in limits if limit is not None], default=None)
         if not self.threads:
-            self._read_ready(self.signals.wait(self._descriptors(), left))
+            feeders = {one.launch.feeder.descriptor: one for one in self.running if one.launch.feeder is not None and one.launch.feeder.descriptor >= 0}
+            ready = self.signals.wait(self._descriptors(), left, list(feeders))
+            _feed([feeders[one] for one in ready if one in feeders])
+            self._read_ready(ready)
         elif self.running:
             self.running[0].done.wait(POLL_S if left is None else min(left, POLL_S))
         else:
@@ -309,6 +339,7 @@ class Pool:
 
     def _descriptors(self) -> List[int]:
         found = {one.reader for one in self.running if one.is_open}
+        found.update(one.launch.server.descriptor for one in self.running if one.is_forked)
         found.update(one.network.descriptor for one in self.running if one.network is not None and one.network.descriptor >= 0)
         return list(found)
 
@@ -316,14 +347,31 @@ class Pool:
         for attempt in self.running:
             if attempt.reader in ready:
                 attempt.is_open = _read_some(attempt.reader, attempt.log)
+        for server in {one.launch.server for one in self.running if one.is_forked}:
+            if server.descriptor in ready or server.is_dead:
+                self._hear(server)
         # A refused network call waits for its answer from here: whoever makes one is named, and nobody needs a thread.
         teller = next((one.network for one in self.running if one.network is not None and one.network.descriptor in ready), None)
         if teller is not None:
             teller.take()
 
+    def _hear(self, server: Any) -> None:
+        """Take what a fork server tells of its tasks' ends."""
+        of = {one.pid: one for one in self.running if one.launch.server is server and one.is_forked}
+        for end in server.ends():
+            if end.pid in of:
+                of[end.pid].note_end(end.status, end.cpu_s, end.max_rss_bytes)
+                of[end.pid].is_over = True
+        if server.is_dead:
+            for attempt in of.values():
+                if not attempt.is_over:
+                    attempt.problem, attempt.is_over = server.reason, True
+
     def _has_ended(self, attempt: Attempt) -> bool:
         if self.threads:
             return bool(attempt.done.is_set())
+        if attempt.is_forked:
+            return attempt.is_over
         pid, status, usage = os.wait4(attempt.pid, os.WNOHANG)
         if pid:
             attempt.note_end(status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
@@ -346,12 +394,17 @@ class Pool:
             self.unclear = []
 
     def _close(self, attempt: Attempt, survivors: List[int]) -> None:
-        if self.threads:
+        if attempt.is_forked:
+            _read_all(attempt.reader, attempt.log)
+        elif self.threads:
             attempt.thread.join(DRAIN_S)
+            if not attempt.thread.is_alive():
+                os.close(attempt.reader)
         else:
             _drain(attempt.reader, attempt.is_open, attempt.log)
-        if not self.threads or not attempt.thread.is_alive():
             os.close(attempt.reader)
+        if attempt.launch.feeder is not None:
+            attempt.launch.feeder.close()
         if attempt.job is not None:
             attempt.job.close()
         if attempt.network is not None:
@@ -383,7 +436,7 @@ def _start(launch: Launch, processes: Any) -> Tuple[Any, int, Any]:
     """Start the processor in a session (Windows: job) of its own; return it, the end of its output, and the job."""
     import subprocess       # here, because a run in which nothing must be started needs only Signals of this module
     reader, writer = os.pipe()
-    job = None
+    job, output = None, -1
     options: Dict[str, Any] = {}
     try:
         if sys.platform == "win32":
@@ -392,8 +445,14 @@ def _start(launch: Launch, processes: Any) -> Tuple[Any, int, Any]:
         else:
             options["start_new_session"] = True
             options["pass_fds"] = (launch.lock_descriptor,) if launch.lock_descriptor >= 0 else ()
-        process = subprocess.Popen(launch.argv, stdin=subprocess.DEVNULL if launch.stdin is None else launch.stdin, stdout=writer, stderr=writer,
+        if launch.output_path:
+            output = os.open(launch.output_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o666)
+        given = subprocess.DEVNULL if launch.stdin is None else launch.stdin
+        process = subprocess.Popen(launch.argv, stdin=given if launch.feeder is None else launch.feeder.reader,
+                                   stdout=output if launch.output_path else writer, stderr=writer,
                                    cwd=launch.folder, env=launch.env, close_fds=True, **options)
+        if launch.feeder is not None:
+            launch.feeder.started()
         if job is not None:
             job.take(int(process._handle))
     except BaseException:
@@ -401,6 +460,8 @@ def _start(launch: Launch, processes: Any) -> Tuple[Any, int, Any]:
         raise
     finally:
         os.close(writer)
+        if output >= 0:
+            os.close(output)
     return process, reader, job
 
 
@@ -459,6 +520,34 @@ def _read_some(reader: int, log: AttemptLog) -> bool:
         return True
     log.feed(data)
     return bool(data)
+
+
+def _read_all(reader: int, log: AttemptLog) -> None:
+    """Read what is there, from a pipe whose other end stays open."""
+    while True:
+        try:
+            data = os.read(reader, READ_BYTES)
+        except BlockingIOError:
+            return
+        if not data:
+            return
+        log.feed(data)
+
+
+def _feed(fed: List[Attempt]) -> None:
+    """Move what fits into the standard inputs of these attempts; one whose input cannot be read fails."""
+    ready = []
+    for attempt in fed:
+        ready.append(attempt.launch.feeder)
+    if not ready:
+        return
+    try:
+        type(ready[0]).pump_together(ready)
+    except OSError as error:
+        for attempt in fed:
+            if attempt.launch.feeder.path == error.filename:
+                attempt.problem = "its input cannot be read: %s: %s" % (error.filename, error.strerror)
+                attempt.launch.feeder.close()
 
 
 def _drain(reader: int, is_open: bool, log: AttemptLog) -> None:

@@ -105,8 +105,11 @@ class Checkpoint(namedtuple("Checkpoint", "line_offset outputs finals publishing
     __slots__ = ()
 
 
-class Facts(namedtuple("Facts", "material record marker_key output_problems checkpoint sealable")):
-    """All that decide() looks at. marker_key: the key in the marker, None without one. checkpoint: None without one."""
+class Facts(namedtuple("Facts", "material record marker_key output_problems checkpoint sealable tasks", defaults=(None,))):
+    """All that decide() looks at. marker_key: the key in the marker, None without one. checkpoint: None without one.
+
+    tasks: task_look.Tasks of a stage of one task per file.
+    """
 
     __slots__ = ()
 

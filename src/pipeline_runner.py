@@ -19,13 +19,14 @@ values and errors) may be imported by all; leaves import nothing else of ours; w
 is named before it.
 
     leaves   spec_checks  spec_source  file_digests  state_store  stage_locks  stage_outputs  process_tree  attempts
-             environment  import_scan  offline_guard  hook_log  ledger_format  console  control_totals  arrivals
-             stop_times
-    on them  command_line  program_scan (what is scanned)  stage_keys (what a stage depends on)  stage_order (what comes
+             environment  import_scan  offline_guard  hook_log  ledger_format  console  task_log  task_files
+             chunk_files  forked_task (what makes a forked process like a fresh one)  control_totals  arrivals  stop_times
+    on them  command_line  program_scan (what is scanned)  fork_server  fork_client  stage_keys (what a stage depends on)  stage_order (what comes
              before what)  reasons (why it must run)  run_ledger  seal_keys  network_watch (the guard of a run)
-             scheduler (which attempt is started when)  stage_work (a stage that must run, under its
-             lock: attempts, retries, checks, records)  run_alarms (commands after a run)  acceptance  provenance
-             ledger_verify  evidence_verify  ledger_export  ledger_commands  run_pruning (gc)  housekeeping (clean, reset)
+             task_look (what a stage of many tasks has to do)  scheduler (which attempt is started when)  stage_work (a stage
+             that must run, under its lock: attempts, retries, checks, records)  task_work (the same, of several tasks)
+             chunk_work (the same, of parts of files)  run_alarms (commands after a run)  acceptance  provenance  ledger_verify
+             evidence_verify  ledger_export  ledger_commands  run_pruning (gc)  housekeeping (clean, reset)
 """
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional, Sequence, Tuple
+    from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
     from scheduler import Flow
     Json = Dict[str, Any]
@@ -192,6 +193,9 @@ def _save_record(pattern: str, name: str, record: Json, root: str) -> None:
 
 def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore, boot: str) -> Facts:
     """Look at all that the decision about a stage depends on; write nothing. Raises: StateError."""
+    if stage.for_each:
+        import task_look
+        return task_look.observe_tasks(spec, stage, digests, store, boot)
     material = gather_material(spec, stage, digests, store)
     record = store.stage(stage.name)
     if material.missing:
@@ -207,7 +211,7 @@ def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: State
         import stage_work
         facts = facts._replace(checkpoint=stage_work.read_checkpoint(store, stage, record, material.key, boot))
     if record is not None and record["lastStatus"] == "ok" and marker is None and not problems:
-        facts = facts._replace(sealable=_died_before_marker(store, stage, record))
+        facts = facts._replace(sealable=state_store.died_before_marker(store, stage.name, record))
     return facts
 
 
@@ -223,6 +227,14 @@ def makers_of(spec: PipelineSpec, stage: StageSpec, inputs: Sequence[str], store
     return found
 
 
+def inputs_and_makers(spec: PipelineSpec, stage: StageSpec, facts: Facts, store: StateStore) -> Tuple[List[Sequence[str]], List[Tuple[str, str, Json]]]:
+    """Return (path and SHA-256 of all that the stage reads, those of its tasks included; the records of who may have made them)."""
+    inputs: List[Sequence[str]] = list(facts.material.parts["inputs"])
+    if facts.tasks is not None:
+        inputs += zip(facts.tasks.paths, facts.tasks.digests)
+    return inputs, makers_of(spec, stage, [path for path, _ in inputs], store)
+
+
 def look_at(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore, boot: str, forced: bool, now_ns: Any) -> Tuple[Decision, Facts]:
     """Observe and decide, inputs that are still arriving and control totals included. now_ns: see arrivals.unsettled()."""
     if stage.settle_s:
@@ -235,7 +247,7 @@ def look_at(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: State
     decision = decide(stage, facts, forced)
     if decision.action in ("RUN", "RESUME"):
         import control_totals
-        refused = control_totals.refused_inputs(facts.material.parts["inputs"], makers_of(spec, stage, facts.material.inputs, store))
+        refused = control_totals.refused_inputs(*inputs_and_makers(spec, stage, facts, store))
         return (Decision("FAIL", refused, 0, "") if refused else decision), facts
     if decision.action in ("SKIP", "SEAL") and (stage.reconcile or stage.max_rejects is not None):
         decision = judge_again(spec, stage, decision, facts, store)
@@ -249,20 +261,10 @@ def judge_again(spec: PipelineSpec, stage: StageSpec, decision: Decision, facts:
     missing = ["usable counts"] if control_totals.counts_problem(counts) else control_totals.missing_counts(stage, counts)
     if missing:
         return Decision("RUN", ["its record has no count of %s, which is asked for now" % " and ".join(missing)], 0, "")
-    expected, _ = control_totals.expected_read(facts.material.parts["inputs"], makers_of(spec, stage, facts.material.inputs, store))
+    expected, _ = control_totals.expected_read(*inputs_and_makers(spec, stage, facts, store))
     paths = ["%s/%s" % (stage.output_dir, one["path"]) for one in facts.record["outputs"]]
     why = control_totals.judge(stage, counts, expected, paths)
     return Decision("FAIL", ["%s; recorded by run %s" % (why, facts.record.get("lastRunId"))], 0, "") if why else decision
-
-
-def _died_before_marker(store: StateStore, stage: StageSpec, record: Json) -> bool:
-    """Tell whether the run that finished the stage came to its end between the stage record and the run record.
-
-    The marker is written between these two: where the run record knows of the success, somebody removed the marker.
-    """
-    run = state_store.find_run(store, str(record.get("lastRunId")), record.get("lastInvocation", 0))
-    return run is not None and not any(
-        one.get("stage") == stage.name and one.get("status") == "ok" and not one.get("recovered") for one in run.get("stages", []))
 
 
 # === 4. Planning: what must run, and why (pure) ======================================================================
@@ -271,6 +273,9 @@ def decide(stage: StageSpec, facts: Facts, forced: bool) -> Decision:
     """Decide what to do with a stage from what was observed; the reasons are for people."""
     if facts.material.missing:
         return Decision("FAIL", facts.material.missing, 0, "")
+    if facts.tasks is not None:
+        import task_look
+        return task_look.decide_tasks(stage, facts, forced)
     found = facts.checkpoint
     if forced:
         return Decision("RUN", ["forced"], 0, "the stage was forced" if found is not None and not found.complete else "")
@@ -367,9 +372,12 @@ class Run:
         self.signals: Any = None
         self.guardian: Any = None
         self.network: Any = None        # the guard, once the network is closed
+        self.pool: Any = None           # the attempts under way
         self.scheduler: Any = None      # once an attempt must be started
         self.works: Dict[str, Any] = {} # stages at work
+        self.made_folders: Set[str] = set()     # that need not be looked for again
         self.folders: Any = None
+        self.caches: Dict[str, bytes] = {}      # of stages of many tasks, to be written at the end
         self.unfit = ""                 # the stage from which the runner could not go on
 
     @property
@@ -513,9 +521,13 @@ class Run:
             import attempts
             import process_tree
             import scheduler
-            pool = self.clock.pool = attempts.Pool(self.signals, process_tree, self.guardian, self.others)
-            self.scheduler = scheduler.Scheduler(pool, self.options.jobs or environment.usable_cpus(), self.options.max_memory_mb)
+            self.pool = self.clock.pool = attempts.Pool(self.signals, process_tree, self.guardian, self.others)
+            self.scheduler = scheduler.Scheduler(self.pool, self.jobs(), self.options.max_memory_mb)
         return self.scheduler
+
+    def jobs(self) -> int:
+        """Return how many processors may run at once."""
+        return self.options.jobs or environment.usable_cpus()
 
     def folder_neighbours(self, stage: StageSpec) -> List[StageSpec]:
         """Return the other stages of the pipeline whose output folder is this one's, lies in it, or holds it."""
@@ -566,7 +578,7 @@ class Run:
             return self._not_begun(stage, decision)
         if decision.action == "SKIP":
             is_locked = os.path.isdir(os.path.join(self.root, "locks", stage.name + ".lock"))
-            if not is_locked or self._new_lock(stage).is_free():
+            if not self._needs_tidying(stage) and (not is_locked or self._new_lock(stage).is_free()):
                 return self._skipped(stage, decision, facts)
         self._open()
         lock = self._new_lock(stage)
@@ -580,6 +592,9 @@ class Run:
             if decision.action == "SEAL":
                 self.write_marker(stage, facts.material.key)
             if decision.action in ("SKIP", "SEAL"):
+                if self._needs_tidying(stage):
+                    import chunk_work
+                    chunk_work.tidy(self.root, stage, self.store)
                 return self._skipped(stage, decision, facts)
             if self.signals.number:
                 return self._stopped_before(stage, self.signals.text())
@@ -592,6 +607,11 @@ class Run:
                 lock.release()
             else:
                 lock.abandon()
+
+    def _needs_tidying(self, stage: StageSpec) -> bool:
+        """Tell whether a kill after the end of the stage has left its chunks."""
+        chunks = stage.chunks
+        return chunks is not None and not chunks.keep and os.path.isdir(os.path.join(self.root, stage.output_dir, ".%s.tasks" % stage.name))
 
     def _acquire(self, stage: StageSpec, lock: stage_locks.StageLock, token: str) -> Flow:
         """A flow that takes a stage's lock and returns True, False if a signal came first. Raises: LockHeld, OSError."""
@@ -611,7 +631,14 @@ class Run:
 
     def _new_work(self, stage: StageSpec, lock: stage_locks.StageLock, facts: Facts) -> Any:
         import stage_work
-        work = stage_work.StageWork(self, stage, lock, facts)
+        if stage.for_each:
+            import task_work
+            work: Any = task_work.FileTasksWork(self, stage, lock, facts)
+        elif stage.chunks is not None:
+            import chunk_work
+            work = chunk_work.ChunkTasksWork(self, stage, lock, facts)
+        else:
+            work = stage_work.StageWork(self, stage, lock, facts)
         work.rank = self.selected.index(stage)
         for other in self.works.values():
             other.beside.add(stage.name)
@@ -628,9 +655,9 @@ class Run:
         now, own = self.digests.file_system_time()
         return now if device == own else int(self.clock.time() * 1e9)
 
-    def makers_of(self, stage: StageSpec, facts: Facts) -> List[Tuple[str, str, Json]]:
-        """Return the records of the stages that may have made the inputs, see the function of that name."""
-        return makers_of(self.spec, stage, facts.material.inputs, self.store)
+    def inputs_and_makers(self, stage: StageSpec, facts: Facts) -> Tuple[List[Sequence[str]], List[Tuple[str, str, Json]]]:
+        """Return what the stage reads and who may have made it, see the function of that name."""
+        return inputs_and_makers(self.spec, stage, facts, self.store)
 
     def _new_lock(self, stage: StageSpec) -> stage_locks.StageLock:
         import process_tree
@@ -651,6 +678,10 @@ class Run:
         self.console.event("SKIP", stage.name, " (%s)" % reason)
         outputs = facts.record["outputs"]
         evidence = {"madeBy": {"runId": facts.record.get("lastRunId"), "invocation": facts.record.get("lastInvocation")}}
+        if facts.tasks is not None:
+            import task_look
+            evidence["tasks"] = task_look.skipped_summary(facts)
+            self.caches.update(task_look.cache_of(self.store, stage, facts, facts.record["tasks"]["outputsSha256"], self.boot, self.boot))
         return StageResult.of(stage.name, "skipped", reason, bytes_in=facts.material.input_bytes, key=facts.material.key, evidence=evidence,
                               bytes_out=sum(one["bytes"] for one in outputs), outputs=outputs, counts=facts.record.get("counts", {}))
 
@@ -723,6 +754,9 @@ class Run:
 
     def _write_digests(self) -> None:
         """Under the lock of the ledger, because other runs write the digests too."""
+        for path, data in self.caches.items():
+            state_store.write_atomic(path, data, durable=False)
+        self.caches.clear()
         if self.digests.changed:
             state_store.write_atomic(self.digests.path, self.digests.to_bytes(), self.store.commit)
             self.digests.changed = False

@@ -273,6 +273,7 @@ class Tree:
         self.others = others if isinstance(others, set) else set(others)
         self.siblings = siblings
         self.leader_is_gone = False
+        self.is_child = True            # the leader is our child; False: that of a fork server
         self.unclear: List[int] = []    # orphans that may be a sibling's as well as ours, as of the last look
 
     def living(self) -> List[int]:
@@ -286,6 +287,8 @@ class Tree:
         while True:
             siblings = self.siblings()
             strays = {pid for pid in own_children() if pid not in self.others} - {pid for pid, _ in siblings}
+            if not self.is_child and not self.leader_is_gone:
+                strays.add(self.pid)
             if strays <= seen:
                 return []               # all of them had ended before the last look, and left us nothing
             reap(pid for pid in strays if pid != self.pid)

@@ -18,9 +18,9 @@ def key_changes(old: Json, new: Json) -> List[str]:
     changes = []
     if old.get("keyVersion") != new["keyVersion"]:
         changes.append("the runner's key version %s -> %s" % (old.get("keyVersion"), new["keyVersion"]))
-    for part in ("pipeline", "stage", "outputDir", "outputs", "args"):
-        if old.get(part) != new[part]:
-            changes.append("%s %s -> %s" % (part, shown_value(old.get(part)), shown_value(new[part])))
+    for part in ("pipeline", "stage", "outputDir", "outputs", "args", "chunks"):
+        if old.get(part) != new.get(part):
+            changes.append("%s %s -> %s" % (part, shown_value(old.get(part)), shown_value(new.get(part))))
     changes += _processor_changes(old.get("processor") or {}, new["processor"])
     for part, word in (("modules", "module"), ("inputs", "input"), ("watch", "watched")):
         changes += _file_changes(word, old.get(part) or [], new[part])

@@ -75,7 +75,9 @@ class Scheduler:
 
     def take(self, name: Any, flow: Flow, wish: Any) -> None:
         """Take over a flow that has been started and waits for *wish*."""
-        self._take_wish(self._new(name, flow, None), wish)
+        running = self._new(name, flow, None)
+        if not self._take_wish(running, wish):
+            self.ready.append((running, None, None))
 
     def _new(self, name: Any, flow: Flow, parent: Optional[_Running]) -> _Running:
         self.alive += 1

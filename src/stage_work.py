@@ -47,21 +47,26 @@ SHOWN_NAMES = 5             # of many files, on one line
 
 def read_checkpoint(store: StateStore, stage: StageSpec, record: Optional[Json], key: str, boot: str) -> Optional[Checkpoint]:
     """Return the stage's progress file, with what forbids to resume from it; None without one."""
+    return checkpoint_at(store.path("progress_%s.json" % stage.name), os.path.join(store.root, stage.output_dir), record, key, boot)
+
+
+def checkpoint_at(path: str, folder: str, record: Optional[Json], key: str, boot: str) -> Optional[Checkpoint]:
+    """Return a progress file, with what forbids to resume from it; None without one. folder: where its outputs are."""
     try:
-        with open(store.path("progress_%s.json" % stage.name), "rb") as file:
+        with open(path, "rb") as file:
             progress = json.loads(file.read().decode("utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError):
         return Checkpoint(0, {}, {}, False, False, {}, "it is damaged", False)
-    bad = _progress_problem(progress)
+    bad = progress_problem(progress)
     if bad:
         return Checkpoint(0, {}, {}, False, False, {}, bad, False)
     found = Checkpoint(progress["lineOffset"], progress.get("outputs", {}), progress.get("publish", {}),
                        progress.get("publishing") is True, progress.get("complete") is True, progress.get("counts", {}), "", False)
     problem = _binding_problem(progress, record, key, boot)
     if not problem and not found.complete:
-        problem = stage_outputs.cut_problem(os.path.join(store.root, stage.output_dir), found.outputs, found.publishing, found.finals)
+        problem = stage_outputs.cut_problem(folder, found.outputs, found.publishing, found.finals)
     return found._replace(problem=problem, resumable=not problem and _holds_work(found, str((record or {}).get("lastStatus"))))
 
 
@@ -76,7 +81,7 @@ def _binding_problem(progress: Json, record: Optional[Json], key: str, boot: str
     return ""
 
 
-def _progress_problem(progress: Any) -> str:
+def progress_problem(progress: Any) -> str:
     """Return what is wrong with the form of a progress file, or ""."""
     if not isinstance(progress, dict):
         return "it is not an object"
@@ -106,6 +111,16 @@ def _holds_work(found: Checkpoint, last_status: str) -> bool:
         return last_status in ("running", "interrupted")
     # Within one huge first line no line is done yet, but bytes are.
     return found.line_offset > 0 or bool(found.publishing) or any(found.outputs.values())
+
+
+def recorded_paths(store: StateStore, record: Optional[Json]) -> List[str]:
+    """Return the outputs of a stage as its record has them, or, where there are too many for it, its task log."""
+    if record is None:
+        return []
+    if record["outputs"] or not (record.get("tasks") or {}).get("outputs"):
+        return [output["path"] for output in record["outputs"]]
+    import task_log
+    return [path for path, _, _ in task_log.find_outputs(store.folder, record["stage"]) or []]
 
 
 # --- retries (pure) --------------------------------------------------------------------------------------------------
@@ -170,6 +185,7 @@ class StageWork:
         self.argv: List[str] = []
         self.counts: Json = {}          # what the processor reported
         self.refused: List[Json] = []   # outputs that the control totals did not accept
+        self.more_of_record: Json = {}
         self.log_path = ""
         self.network: Any = None        # the watch over the attempt under way
         self.rank = 0                   # the stage's place: the lower, the earlier its attempts are started
@@ -187,6 +203,7 @@ class StageWork:
         if not failure:
             failure, outputs = self._check_outputs()
         if not failure:
+            self._take_reported()
             failure = self._judge(outputs)
         if failure:
             return self._give_up(failure, stopped)
@@ -281,7 +298,7 @@ class StageWork:
         for other in self.run.folder_neighbours(self.stage):
             theirs = other.output_dir + "/"
             record = self.store.stage(other.name)
-            found = [theirs + output["path"] for output in record["outputs"]] if record is not None else []
+            found = [theirs + path for path in recorded_paths(self.store, record)]
             if other.name in self.beside:
                 found += [theirs + path for path in stage_outputs.list_folder(os.path.join(self.run.root, other.output_dir))[0]
                           if any(file_digests.path_matches(path, pattern) for pattern in other.outputs or ())]
@@ -379,14 +396,19 @@ class StageWork:
             self.argv, env, run.root, self.log_path, token, self.lock.descriptor, self.lock.guard, stage.timeout_s, stage.grace_s, stage.resources,
             (lambda data: self.console.stream(stage.name, data)) if run.options.verbose else None), self.network
 
-    def _environment(self, offset: int, is_resume: bool, token: str, inputs_file: str) -> Dict[str, str]:
+    def _base_environment(self) -> Dict[str, str]:
+        """Return the variables that are the same for all attempts."""
         stage, run = self.stage, self.run
         env = environment.base_environment(stage.pass_env, stage.env, os.environ)
-        env.update(
-            PIPELINE_STAGE_NAME=stage.name, PIPELINE_OUTPUT_DIR=self.folder, PIPELINE_LINE_OFFSET=str(offset),
-            PIPELINE_RUN_ID=run.options.run_id, PIPELINE_ATTEMPT=str(self.attempts), PIPELINE_ROOT=run.root,
-            PIPELINE_PARAMS=json.dumps(stage.params, ensure_ascii=False), PIPELINE_INPUTS_FILE=inputs_file,
-            PIPELINE_ATTEMPT_TOKEN=token, PIPELINE_KEY=self.key, PIPELINE_COUNTS_FILE=self._counts_file())
+        env.update(PIPELINE_STAGE_NAME=stage.name, PIPELINE_RUN_ID=run.options.run_id, PIPELINE_ROOT=run.root,
+                   PIPELINE_PARAMS=json.dumps(stage.params, ensure_ascii=False))
+        return env
+
+    def _environment(self, offset: int, is_resume: bool, token: str, inputs_file: str) -> Dict[str, str]:
+        stage = self.stage
+        env = self._base_environment()
+        env.update(PIPELINE_OUTPUT_DIR=self.folder, PIPELINE_LINE_OFFSET=str(offset), PIPELINE_ATTEMPT=str(self.attempts),
+                   PIPELINE_INPUTS_FILE=inputs_file, PIPELINE_ATTEMPT_TOKEN=token, PIPELINE_KEY=self.key, PIPELINE_COUNTS_FILE=self._counts_file())
         if is_resume:
             env["PIPELINE_RESUME"] = "1"
         if self.attempts <= stage.simulate_fail_attempts:
@@ -454,17 +476,20 @@ class StageWork:
             outputs.append({"path": name, "bytes": size, "sha256": digest})
         return "", outputs
 
-    def _judge(self, outputs: List[Json]) -> str:
-        """Take the counts that the processor reported; return why the control totals refuse its outputs, or ""."""
+    def _take_reported(self) -> None:
+        """Take the counts that the processor reported: in the file of counts, else with its checkpoint."""
         counts, problem = control_totals.read_counts(self._counts_file())
-        self.counts = counts if counts is not None else self._checkpoint_counts()
+        self.counts = counts if counts is not None else self._read_progress().get("counts", {})
         state_store.remove_quietly(self._counts_file())
         if problem:
             self.console.event("NOTE", self.stage.name, ": the counts that it reported are not used: %s" % problem)
+
+    def _judge(self, outputs: List[Json]) -> str:
+        """Return why the control totals of the stage's counts refuse its outputs, or ""."""
         if not control_totals.is_judged(self.stage):
             return ""
         missing = control_totals.missing_counts(self.stage, self.counts)
-        expected, why = control_totals.expected_read(self.facts.material.parts["inputs"], self.run.makers_of(self.stage, self.facts))
+        expected, why = control_totals.expected_read(*self.run.inputs_and_makers(self.stage, self.facts))
         if self.stage.reconcile and why and not missing:
             self.console.event("NOTE", self.stage.name, ": what it read is not compared with what was written before: %s" % why)
         paths = ["%s/%s" % (self.stage.output_dir, one["path"]) for one in outputs]
@@ -513,11 +538,7 @@ class StageWork:
                 progress: Json = json.loads(file.read().decode("utf-8"))
         except (OSError, ValueError):
             return {}
-        return {} if _progress_problem(progress) else progress
-
-    def _checkpoint_counts(self) -> Json:
-        counts: Json = self._read_progress().get("counts", {})
-        return counts
+        return {} if progress_problem(progress) else progress
 
     def _complete_checkpoint(self) -> None:
         """Mark the checkpoint of a finished stage complete, so that nobody resumes from it."""
@@ -526,14 +547,8 @@ class StageWork:
             progress.update(complete=True, key=self.key)
             state_store.write_atomic(self.store.path("progress_%s.json" % self.stage.name), state_store.record_json(progress), self.store.commit)
 
-    def _write_record(self, status: str, error: str, outputs: Optional[List[Json]] = None) -> None:
-        record: Json = {
-            "stage": self.stage.name, "pipeline": self.run.spec.name, "lastStatus": status, "attempts": self.attempts,
-            "idempotencyKey": self.key, "keyParts": self.facts.material.parts,
-            "outputs": self.previous if outputs is None else outputs, "counts": self.counts,
-            "lastDurationSec": round(self._duration_s(), 6), "lastError": error or None, "lastRunId": self.run.options.run_id,
-            "lastInvocation": self.run.invocation, "startedAt": self.started_utc, "endedAt": None if status == "running" else utc_text(self.run.clock.time()),
-            "bootId": self.run.boot}
+    def _write_record(self, status: str, error: str, outputs: Optional[List[Json]] = None, counts: Optional[Json] = None) -> None:
+        record = self._record(status, error, self.previous if outputs is None else outputs, counts)
         if status == "ok":
             # What a power cut may take back while the outputs are not on the disk yet.
             made = {one["path"] for one in record["outputs"]}
@@ -546,15 +561,24 @@ class StageWork:
             if self.refused:
                 record["refused"] = self.refused        # no other stage takes them as inputs
             record["token"] = self.lock.token
-        self.store.write("stage_%s.json" % self.stage.name, record)
+        self.store.write("stage_%s.json" % self.stage.name, dict(record, **self.more_of_record))
+
+    def _record(self, status: str, error: str, outputs: List[Json], counts: Optional[Json]) -> Json:
+        return {
+            "stage": self.stage.name, "pipeline": self.run.spec.name, "lastStatus": status, "attempts": self.attempts,
+            "idempotencyKey": self.key, "keyParts": self.facts.material.parts,
+            "outputs": outputs, "counts": self.counts if counts is None else counts,
+            "lastDurationSec": round(self._duration_s(), 6), "lastError": error or None, "lastRunId": self.run.options.run_id,
+            "lastInvocation": self.run.invocation, "startedAt": self.started_utc, "endedAt": None if status == "running" else utc_text(self.run.clock.time()),
+            "bootId": self.run.boot}
 
     def _duration_s(self) -> float:
         return float(self.run.clock.monotonic() - self.started)
 
     def _result(self, status: str, reason: str, **known: Any) -> StageResult:
         return StageResult.of(self.stage.name, status, reason, attempts=self.attempts, duration_s=self._duration_s(), cpu_s=self.cpu_s,
-                              max_rss_bytes=self.max_rss, bytes_in=self.facts.material.input_bytes, key=self.key, exit_code=self.exit_code, counts=self.counts,
-                              evidence=self._evidence(), is_offline_fault=self.is_offline_fault, **known)
+                              max_rss_bytes=self.max_rss, bytes_in=self.facts.material.input_bytes, key=self.key, exit_code=self.exit_code,
+                              evidence=self._evidence(), is_offline_fault=self.is_offline_fault, **{"counts": self.counts, **known})
 
     def _evidence(self) -> Json:
         """Return what the run record says of how the stage was run."""
