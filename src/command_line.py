@@ -30,6 +30,9 @@ commands
   verify [RUN...]       check the ledger, the records and the logs; with --outputs the outputs, too
   export RUN            write a run's provenance (in-toto Statement with SLSA provenance)
   evidence RUN          write all that proves a run into one zip file, with a verifier
+  clean [STAGE...]      list what the records say that stages made; with --yes remove it
+  reset STAGE...        list what is known of stages; with --yes forget it; their outputs stay
+  gc                    list the runs whose records and logs may go; with --yes remove them; needs --keep-runs or --keep-days
   new-key FILE          make a key file to seal the ledger with (--forward: a key that evolves)
 
 options
@@ -44,6 +47,11 @@ options
   --rehash              read all files anew, whatever the stored digests say
   --dry-run             the same as the command plan
   --verbose             show the processors' output
+  --stop-by HH:MM       stop at this time of the day: what runs stops at its next checkpoint, the next run resumes it
+  --stop-after TIME     the same after this time: 90s, 15m, 2h
+  --yes                 clean, reset, gc: do it
+  --keep-runs N         gc: keep the newest N runs
+  --keep-days D         gc: keep the runs of the last D days
   --key FILE            the key file that seals the ledger; verify: to check the seals with
   --anchor HEAD         verify: a head noted earlier must be in the ledger; may be given several times
   --outputs             verify: the outputs must be what was recorded
@@ -55,7 +63,7 @@ options
 
 exit codes
   0 completed  1 a stage failed  2 bad usage or spec  3 internal error  4 lock held  5 state damaged, not writable or not verified
-  6 offline guard  130 interrupted (Ctrl-C)  143 terminated
+  6 offline guard  7 stopped by the clock, or inputs not settled yet: run again  130 interrupted (Ctrl-C)  143 terminated
 """
 REPEATED = ("--force", "--only", "--set", "--anchor")
 VALUED = REPEATED + ("--pipeline", "--root", "--run-id", "--from", "--until", "--key", "--format", "--output", "-o", "--reason", "--jobs", "--max-memory",

@@ -110,7 +110,7 @@ def _rejects_problem(limit: Any, counts: Json, outputs: Sequence[str]) -> str:
         return ""
     else:
         text = "%d record%s rejected, more than maxRejects %d" % (rejected, "" if rejected == 1 else "s", limit)
-    files = [path for path in outputs if path.endswith(REJECTS_ENDING)]
+    files = sorted(path for path in outputs if path.endswith(REJECTS_ENDING))
     more = ", ..." if len(files) > SHOWN_NAMES else ""
     return text + ("; line and reason of each: %s%s" % (", ".join(files[:SHOWN_NAMES]), more) if files else "")
 

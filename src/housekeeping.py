@@ -10,6 +10,7 @@ nobody owns up to. Doing it again finishes it.
 from __future__ import annotations
 
 import os
+import shutil
 from collections import namedtuple
 
 import environment
@@ -24,7 +25,7 @@ from state_store import StateError, StateStore, utc_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Set, Tuple
+    from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
     from console import Console
     from model import Clock, Options, PipelineSpec, StageSpec
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     Json = Dict[str, Any]
 
 SHOWN_NAMES = 20
-# What state/ holds of a stage besides its record; %s is its name.
-STATE_FILES = ("progress_%s.json", "progress_%s.json.old", "counts_%s.json", "inputs_%s.json", "tasks_%s.jsonl")
+# What state/ holds of a stage, its record first; %s is its name.
+STATE_FILES = ("stage_%s.json", "progress_%s.json", "progress_%s.json.old", "counts_%s.json", "inputs_%s.json", "tasks_%s.jsonl", "files_%s.bin")
 
 
 class Cleaning(namedtuple("Cleaning", "stage record remove keep")):
@@ -129,7 +130,7 @@ def look(spec: PipelineSpec, stage: StageSpec, store: StateStore) -> Cleaning:
     keep: List[Tuple[str, str]] = []
     owners = _other_owners(spec, stage, store)
     digests = Digests(spec.root, "", keep=False, rehash=True)
-    for output in record["outputs"] if record is not None else []:
+    for output in _recorded(stage, store, record):
         path = "%s/%s" % (stage.output_dir, output["path"])
         if not os.path.lexists(os.path.join(spec.root, path)):
             continue
@@ -140,6 +141,15 @@ def look(spec: PipelineSpec, stage: StageSpec, store: StateStore) -> Cleaning:
         else:
             remove.append((path, output["bytes"]))
     return Cleaning(stage, record, remove, keep)
+
+
+def _recorded(stage: StageSpec, store: StateStore, record: Optional[Json]) -> List[Json]:
+    """Return the outputs that are recorded: in the stage record, of very many tasks in their log."""
+    if record is None or record["outputs"] or not record.get("tasks"):
+        return list(record["outputs"]) if record is not None else []
+    import task_log
+    import task_look
+    return [{"path": path, "bytes": size, "sha256": digest} for path, size, digest in task_log.outputs_of(task_look.load_log(store, stage.name).entries)]
 
 
 def _other_owners(spec: PipelineSpec, stage: StageSpec, store: StateStore) -> Dict[str, str]:
@@ -192,7 +202,7 @@ def _clean(spec: PipelineSpec, stage: StageSpec, store: StateStore, ledger: RunL
     has_marker = os.path.lexists(marker) and not _link_on_the_way(spec.root, "%s/.%s.done" % (stage.output_dir, stage.name))
     if found.record is None or not (found.remove or has_marker):
         if found.record is not None and found.record.get("cleaned"):
-            _remove_empty_folders(spec.root, stage, found.record, store.commit)     # a kill came before
+            _remove_empty_folders(spec.root, stage, _recorded(stage, store, found.record), store.commit)     # a kill came before
         _show(found, "removed", console)
         return False
     maker = {"runId": found.record.get("lastRunId"), "invocation": found.record.get("lastInvocation")}
@@ -204,15 +214,15 @@ def _clean(spec: PipelineSpec, stage: StageSpec, store: StateStore, ledger: RunL
         state_store.remove_durably(marker, store.commit)
     for path, _ in found.remove:
         state_store.remove_durably(os.path.join(spec.root, path), store.commit)
-    _remove_empty_folders(spec.root, stage, found.record, store.commit)
+    _remove_empty_folders(spec.root, stage, _recorded(stage, store, found.record), store.commit)
     _show(found, "removed", console)
     return True
 
 
-def _remove_empty_folders(root: str, stage: StageSpec, record: Json, commit: state_store.Commit) -> None:
+def _remove_empty_folders(root: str, stage: StageSpec, outputs: List[Json], commit: state_store.Commit) -> None:
     """Remove the folders below the output folder that held recorded outputs and hold nothing now; the output folder itself stays."""
     folders: Set[str] = set()
-    for output in record["outputs"]:
+    for output in outputs:
         parts = output["path"].split("/")
         folders.update("/".join(parts[:count]) for count in range(1, len(parts)))
     for folder in sorted(folders, key=lambda one: -one.count("/")):
@@ -224,11 +234,19 @@ def _remove_empty_folders(root: str, stage: StageSpec, record: Json, commit: sta
 # --- reset -----------------------------------------------------------------------------------------------------------
 
 def forgotten(spec: PipelineSpec, stage: StageSpec) -> List[str]:
-    """Return the files, below the root, that reset removes, those that are there, in that order."""
+    """Return what reset removes, paths below the root, of that what is there, in that order."""
     marker = "%s/.%s.done" % (stage.output_dir, stage.name)
-    names = [] if _link_on_the_way(spec.root, marker) else [marker]
-    names += ["state/stage_%s.json" % stage.name] + ["state/" + pattern % stage.name for pattern in STATE_FILES]
-    return [name for name in names if os.path.lexists(os.path.join(spec.root, name))]
+    is_linked = bool(_link_on_the_way(spec.root, marker))
+    files = ([] if is_linked else [marker]) + ["state/" + pattern % stage.name for pattern in STATE_FILES]
+    folders = ["state/progress_" + stage.name] + ([] if is_linked else ["%s/.%s.tasks" % (stage.output_dir, stage.name)])    # of tasks
+    # A stage may be named a, another one a.json: what is a file of the one is a folder of the other.
+    return [name for name in files if os.path.lexists(os.path.join(spec.root, name)) and not _is_folder(spec.root, name)] + [
+        name for name in folders if _is_folder(spec.root, name)]
+
+
+def _is_folder(root: str, name: str) -> bool:
+    full = os.path.join(root, name)
+    return os.path.isdir(full) and not os.path.islink(full)
 
 
 def _reset(spec: PipelineSpec, stage: StageSpec, store: StateStore, ledger: RunLedger, console: Console) -> bool:
@@ -240,7 +258,12 @@ def _reset(spec: PipelineSpec, stage: StageSpec, store: StateStore, ledger: RunL
     ledger.note("reset", spec.name, dict(_who(), stage=stage.name))
     parts = _part_paths(spec, stage)
     for name in names + parts:
-        state_store.remove_durably(os.path.join(spec.root, name), store.commit)
+        full = os.path.join(spec.root, name)
+        if _is_folder(spec.root, name):
+            shutil.rmtree(full)             # the checkpoints and the private folders of tasks
+            store.commit.folders[os.path.dirname(full)] = None
+        else:
+            state_store.remove_durably(full, store.commit)
         console.line("forgot %s" % name)
     store.commit.flush()
     return True

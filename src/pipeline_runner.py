@@ -239,7 +239,7 @@ def look_at(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: State
     """Observe and decide, inputs that are still arriving and control totals included. now_ns: see arrivals.unsettled()."""
     if stage.settle_s:
         import arrivals
-        inputs = resolve(spec.root, stage.inputs)[0]
+        inputs = resolve(spec.root, stage.inputs + stage.for_each)[0]
         waiting = arrivals.waiting_for(spec.root, stage, inputs, makers_of(spec, stage, inputs, store), now_ns)
         if waiting:
             return Decision("WAITING", waiting, 0, ""), Facts(Material("", {}, [], [], [], {}, 0), None, None, [], None, False)

@@ -123,3 +123,13 @@ def test_a_failed_stage_counts_more_than_one_that_waits(project):
     project.write("data/in.txt", "x\n")
     project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"], "settleSec": 3600}, {"processor": project.processor("bad", "sys.exit(3)\n")})
     assert project.run("--run-id", "r").code == 1 and project.json("state/run_r.json")["state"] == "failed"
+
+
+def test_the_files_of_tasks_are_looked_at_too(project):
+    age(project.write("data/in/a.txt", "x\n"), 10 ** 6)
+    age(project.write("data/in/b.txt", "x\n"), 3)
+    project.spec({"processor": "bin/stage_copy.py", "forEach": "data/in/*.txt", "settleSec": 3600})
+    done = project.run()
+    assert done.code == 7 and "[WAIT] s1: inputs not settled: data/in/b.txt changed " in done.out
+    age(project.path("data/in/b.txt"), 7200)
+    assert "2 tasks" in project.ok().out

@@ -215,3 +215,33 @@ def test_counts_of_a_failed_attempt_do_not_count(project):
     project.spec({"name": "x", "processor": project.processor("x", body), "retry": {"attempts": 2, "baseDelayMs": 0}})
     project.ok("--run-id", "r")
     assert entry(project, "x")["counts"] == {}
+
+
+# --- stages of several tasks -----------------------------------------------------------------------------------------
+
+def test_the_counts_of_the_tasks_of_a_stage_are_judged_together(project):
+    for name, text in (("a", "1\nbad\n"), ("b", "2\nbad\n"), ("c", "3\n")):
+        project.write("data/in/%s.txt" % name, text)
+    body = "import os\nfrom processor_kit import Reject, lines\n" + COUNTING.split("import Reject, lines\n")[1] % "x"
+    stage = kit_stage(project, "each", body.replace('"x.txt"', "os.path.basename(os.environ['PIPELINE_TASK'])"), forEach="data/in/*.txt", reconcile=True, maxRejects=1)
+    after = {"name": "after", "processor": "bin/stage_copy.py", "inputs": ["data/each/a.txt"], "outputDir": "data/after"}
+    project.spec(stage, after)
+    done = project.run("--run-id", "r")
+    assert done.code == 1 and "[FAIL] each: 2 records rejected, more than maxRejects 1; line and reason of each: data/each/a.txt.rejects.jsonl, data/each/b.txt.rejects.jsonl" in done.out, done
+    assert entry(project, "each")["counts"] == counts(5, 3, 2)
+    assert "input data/each/a.txt is not accepted" in project.run("--only", "after").out
+    # No task is done again for another limit.
+    project.spec(dict(stage, maxRejects=2), after)
+    done = project.ok("--run-id", "q")
+    assert "(3 tasks: 0 to do, 3 up to date)" in done.out and entry(project, "each", "q")["counts"] == counts(5, 3, 2) and project.exists("data/after/a.txt")
+    project.spec(dict(stage, maxRejects=0), after)
+    assert "recorded by run q" in project.run().out
+
+
+def test_the_counts_of_chunks_are_judged_together_and_compared_with_what_was_written_before(project):
+    project.write("data/in.txt", "".join("%d\n" % number for number in range(50)) + "bad\n")
+    project.spec(kit_stage(project, "one", inputs=["data/in.txt"], reconcile=True),
+                 kit_stage(project, "two", inputs=["data/one/one.txt"], reconcile=True, chunks={"bytes": 40}))
+    done = project.ok("--run-id", "r")
+    assert entry(project, "two")["counts"] == counts(50, 50, 0) and entry(project, "two")["tasks"]["total"] > 2, done
+    assert "[NOTE] two" not in done.out and project.read("data/two/two.txt") == project.read("data/one/one.txt")

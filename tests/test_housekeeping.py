@@ -371,3 +371,22 @@ def test_gc_killed_at_any_step_is_finished_by_the_next(project, tmp_path):
         project.ok("gc", "--keep-runs", "1", "--yes")
         assert left(project) == ["logs/r0/one.1.log", "logs/r0/two.1.log", "logs/r1/2/two.1.log", "metrics_r0.json", "metrics_r1.json", "run_r0.json", "run_r1.json"], where
         assert findings(project) == [], where
+
+
+# --- stages of several tasks -----------------------------------------------------------------------------------------
+
+def test_clean_and_reset_of_a_stage_of_tasks(project):
+    for name in "ab":
+        project.write("data/in/%s.txt" % name, name)
+    project.spec({"name": "each", "processor": "bin/stage_copy.py", "forEach": "data/in/*.txt", "outputDir": "data/each"})
+    project.ok("--run-id", "r")
+    project.ok("clean", "each", "--yes")
+    assert not project.exists("data/each/a.txt") and not project.exists("data/each/b.txt") and findings(project) == []
+    assert "2 to do" in project.ok().out and project.read("data/each/b.txt") == "b" and findings(project) == []
+    # Of very many tasks the record lists no outputs; their log does.
+    record = project.json("state/stage_each.json")
+    project.write("state/stage_each.json", json.dumps(dict(record, outputs=[])))
+    assert "would remove data/each/a.txt (1 bytes)" in project.ok("clean", "each").out
+    done = project.ok("reset", "each", "--yes")
+    assert "forgot state/tasks_each.jsonl" in done.out and project.exists("data/each/a.txt") and not [name for name in project.snapshot() if "each" in name and name.startswith("state/") and "/logs/" not in name and "/inputs_" not in name]
+    assert "2 to do" in project.ok().out
