@@ -1,6 +1,7 @@
 """Upper-case one big text by a program that knows nothing of us, plain and in chunks, and print medians and ratios.
 
     plain      PROGRAM < input > output             one process, no digest, no sync
+    runner     a stage with "chunks" and "filter", from nothing: all that the runner does, records and ledger included
     parallel   parallel --pipepart -k --block ...   GNU parallel, if installed: no digest, no sync
     chunks     input hashed, cut, fed to PROGRAM on all cores, outputs joined in order, hashed, synced, renamed
     overlap    the same, but the input is hashed while the chunks run, as is possible when they must run anyway
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import filecmp
+import json
 import os
 import select
 import shutil
@@ -36,7 +38,7 @@ import state_store  # noqa: E402
 PROGRAMS = {"awk": ["awk", "{print toupper($0)}"], "gawk": ["gawk", "{print toupper($0)}"], "tr": ["tr", "a-z", "A-Z"]}
 
 
-# --- the driver: what the runner's engine does with a stage of one input, without records
+# --- the driver: what the engine does with a stage of one input, without records; tells where the time goes
 
 def drive(program: list, source: str, folder: str, jobs: int, block_bytes: int, sync_chunks: bool, name: str,
           overlap: bool = False) -> dict:
@@ -109,6 +111,21 @@ def run_plain(program: list, source: str, folder: str) -> None:
         subprocess.run(program, stdin=given, stdout=output, check=True)
 
 
+def run_runner(program: list, source: str, folder: str, jobs: int, block_bytes: int) -> None:
+    """Run a pipeline of one stage in folder/root, with nothing there from an earlier turn; its result becomes runner.txt."""
+    root = os.path.join(folder, "root")
+    os.makedirs(root)
+    os.link(source, os.path.join(root, "input.txt"))
+    stage = {"name": "upper", "processor": shutil.which(program[0]), "args": program[1:], "inputs": ["input.txt"],
+             "outputDir": "out", "outputs": ["runner.txt"], "chunks": {"bytes": block_bytes, "filter": True}}
+    with open(os.path.join(root, "pipeline.json"), "w", encoding="utf-8") as file:
+        json.dump({"name": "bench", "stages": [stage]}, file)
+    argv = [sys.executable, os.path.join(ROOT, "src", "pipeline_runner.py"), "--pipeline", os.path.join(root, "pipeline.json"),
+            "--jobs", str(jobs)]
+    subprocess.run(argv, stdout=subprocess.DEVNULL, check=True)
+    os.replace(os.path.join(root, "out", "runner.txt"), os.path.join(folder, "runner.txt"))
+
+
 def run_parallel(program: list, source: str, folder: str, jobs: int, block_bytes: int) -> None:
     argv = ["parallel", "--will-cite", "--pipepart", "-k", "--block", str(block_bytes), "-j", str(jobs), "-a", source, "-q"]
     with open(os.path.join(folder, "parallel.txt"), "wb") as output:
@@ -120,6 +137,7 @@ def measure(name: str, source: str, folder: str, options: argparse.Namespace) ->
     ways = {"plain": lambda: run_plain(program, source, folder),
             "chunks": lambda: drive(program, source, folder, options.jobs, block, options.sync_chunks, "chunks.txt"),
             "overlap": lambda: drive(program, source, folder, options.jobs, block, options.sync_chunks, "overlap.txt", True)}
+    ways["runner"] = lambda: run_runner(program, source, folder, options.jobs, block)
     if shutil.which("parallel"):
         ways["parallel"] = lambda: run_parallel(program, source, folder, options.jobs, block)
     times: dict = {way: [] for way in ways}
@@ -129,6 +147,7 @@ def measure(name: str, source: str, folder: str, options: argparse.Namespace) ->
         for way, act in ways.items():
             if os.path.exists(os.path.join(folder, way + ".txt")):
                 os.unlink(os.path.join(folder, way + ".txt"))       # freeing an old result is not what is measured
+            shutil.rmtree(os.path.join(folder, "root"), ignore_errors=True)
             os.sync()                           # nor is writing back what another way has left
             began, burnt = time.perf_counter(), sum(os.times()[:4])
             done = act()

@@ -320,6 +320,8 @@ class Pool:
     def _step(self, seconds: Optional[float]) -> None:
         limits = [one.ending.seconds_left() for one in self.running] + [seconds, TICK_S if self.tick is not None else None]
         left = min([limit for limit in limits if limit is not None], default=None)
+        if any(one.launch.server.has_news for one in self.running if one.is_forked):
+            left = 0.0                  # ends that came with the answer to a launch: nothing more may come to be read
         if not self.threads:
             feeders = {one.launch.feeder.descriptor: one for one in self.running if one.launch.feeder is not None and one.launch.feeder.descriptor >= 0}
             ready = self.signals.wait(self._descriptors(), left, list(feeders))
@@ -348,7 +350,7 @@ class Pool:
             if attempt.reader in ready:
                 attempt.is_open = _read_some(attempt.reader, attempt.log)
         for server in {one.launch.server for one in self.running if one.is_forked}:
-            if server.descriptor in ready or server.is_dead:
+            if server.descriptor in ready or server.has_news:
                 self._hear(server)
         # A refused network call waits for its answer from here: whoever makes one is named, and nobody needs a thread.
         teller = next((one.network for one in self.running if one.network is not None and one.network.descriptor in ready), None)
@@ -365,7 +367,8 @@ class Pool:
         if server.is_dead:
             for attempt in of.values():
                 if not attempt.is_over:
-                    attempt.problem, attempt.is_over = server.reason, True
+                    # The system kills them with the server; worth another attempt, as any other kill.
+                    attempt.problem, attempt.exit_code, attempt.is_over = server.reason, -signal.SIGKILL, True
 
     def _has_ended(self, attempt: Attempt) -> bool:
         if self.threads:

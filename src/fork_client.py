@@ -149,8 +149,8 @@ class ForkServer:
     def launch(self, slot: int, argv: Sequence[str], env: Dict[str, str], folder: str, stdin: Optional[Tuple[str, int]] = None) -> int:
         """Fork a task and return its pid; it leads a session of its own, as soon as it runs.
 
-        argv: interpreter, script, arguments. stdin: (path, offset to begin at), or None for the null device. Call ends() afterwards: some
-        may have come meanwhile. Raises: Declined; ServerDied.
+        argv: interpreter, script, arguments. stdin: (path, offset to begin at), or None for the null device. Ends may have come
+        meanwhile: see has_news. Raises: Declined; ServerDied.
         """
         self._check()
         if self.state == "unusable":
@@ -183,6 +183,11 @@ class ForkServer:
     @property
     def is_dead(self) -> bool:
         return self.state == "dead"
+
+    @property
+    def has_news(self) -> bool:
+        """Tell whether ends() has something to return, or a death is to be noticed, though `descriptor` may not be readable."""
+        return bool(self.ended) or self.is_dead
 
     def lost(self) -> List[int]:
         """Return the pids of tasks whose end was not told: after the server's death, find what is left of their sessions and end it."""

@@ -21,12 +21,14 @@ is named before it.
     leaves   spec_checks  spec_source  file_digests  state_store  stage_locks  stage_outputs  process_tree  attempts
              environment  import_scan  offline_guard  hook_log  ledger_format  console  task_log  task_files
              chunk_files  forked_task (what makes a forked process like a fresh one)  control_totals  arrivals  stop_times
+             starter_texts
     on them  command_line  program_scan (what is scanned)  fork_server  fork_client  stage_keys (what a stage depends on)  stage_order (what comes
              before what)  reasons (why it must run)  run_ledger  seal_keys  network_watch (the guard of a run)
              task_look (what a stage of many tasks has to do)  scheduler (which attempt is started when)  stage_work (a stage
              that must run, under its lock: attempts, retries, checks, records)  task_work (the same, of several tasks)
              chunk_work (the same, of parts of files)  run_alarms (commands after a run)  acceptance  provenance  ledger_verify
              evidence_verify  ledger_export  ledger_commands  run_pruning (gc)  housekeeping (clean, reset)
+             starters (init, new-stage)
 """
 from __future__ import annotations
 
@@ -83,7 +85,8 @@ def load_pipeline(path: str, root: Optional[str] = None) -> PipelineSpec:
         with open(shown, "rb") as file:
             data = file.read(MAX_SPEC_BYTES + 1)
     except OSError as error:
-        raise UsageError("%s: cannot read the pipeline file: %s; name it with --pipeline FILE" % (shown, error.strerror)) from None
+        raise UsageError("%s: cannot read the pipeline file: %s; name it with --pipeline FILE%s" % (
+            shown, error.strerror, "; init DIR writes a first one" if isinstance(error, FileNotFoundError) else "")) from None
     full = os.path.abspath(shown)
     root = os.path.abspath(root if root is not None else os.path.dirname(full))
     text = _decode_spec(data, shown)
@@ -341,7 +344,8 @@ def override_params(spec: PipelineSpec, params: Json) -> PipelineSpec:
     for name in params:
         if name not in known:
             near = command_line.nearest(name, known)
-            raise UsageError("--set %s: no stage has a param of that name%s" % (name, "; did you mean %s?" % near if near else ""))
+            raise UsageError("--set %s: no stage has a param of that name; %s" % (
+                name, "did you mean %s?" % near if near else "there are: %s" % ", ".join(known) if known else "give it a value in the params of a stage first"))
     stages = [stage._replace(params={**stage.params, **{name: value for name, value in params.items() if name in stage.params}}) for stage in spec.stages]
     return spec._replace(stages=tuple(stages))
 
@@ -958,7 +962,7 @@ def _dispatch(options: Options, console: Console) -> int:
         return ledger_commands.do(options, console)
     if options.command in ("init", "new-stage"):
         import starters
-        return starters.do(options, console)
+        return starters.do(options, console, load_pipeline)
     spec = override_params(load_pipeline(options.pipeline, options.root), options.params)
     if options.command == "plan":
         return print_plan(spec, options, console, Clock())

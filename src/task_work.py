@@ -275,6 +275,8 @@ class TasksWork(stage_work.StageWork):
         if not self.stage.fork_server or self.total < 2 or spec_checks.program_kind(self.stage.processor) != "python" or self.is_without_server:
             return launch
         import fork_client
+        if self.server is not None and self.server.is_dead and any(one.launch.server is self.server for one in self.run.pool.running + self.run.pool.unclear):
+            return launch               # the pool still reads what the tasks of the dead one have left in its pipes
         if self.server is None or self.server.is_dead:
             self._stop_server()
             self.is_without_server = bool(fork_client.why_not(launch.env))
@@ -555,7 +557,7 @@ class FileTasksWork(TasksWork):
     def _listed(self) -> List[Json]:
         """Return the outputs as records list them, none where they are too many."""
         outputs = self._outputs()
-        return [{"path": path, "bytes": size, "sha256": digest} for path, size, digest in outputs] if len(outputs) <= task_look.LISTED_OUTPUTS else []
+        return [{"path": path, "bytes": size, "sha256": digest} for path, size, digest in sorted(outputs)] if len(outputs) <= task_look.LISTED_OUTPUTS else []
 
     def _see_to_gone(self, facts: task_look.Tasks) -> None:
         """Tell of files that are not there any more; with `prune`, remove what their tasks made."""

@@ -1,4 +1,4 @@
-"""The fork server on its own: a forked task against a fresh process of the same script, ends of all kinds, isolation, deaths.
+"""The fork server, on its own and in runs: a forked task against a fresh process of the same script, ends of all kinds, isolation, deaths.
 
 `Bench` plays the pool: it launches, waits for ends and reads the slots' pipes. One server serves most tests of this module.
 """
@@ -20,6 +20,7 @@ from conftest import ROOT
 
 import environment
 import fork_client
+import fork_server
 import forked_task
 import hook_log
 import process_tree
@@ -27,7 +28,7 @@ import process_tree
 # Composed, so that a plain text search of the repository finds no network import.
 NETWORK = "soc" + "ket"
 pytestmark = pytest.mark.skipif(bool(fork_client.why_not({"PYTHONHASHSEED": "0"})), reason="no fork server on this system")
-LIMIT_S = 60
+LIMIT_S = 30
 IMPORTS = ["atexit", "json", "logging", "random", "re", "shutil", "signal", "subprocess", "tempfile", "threading", "time", "traceback", "warnings", "decimal", "cgi", "imp"]
 
 
@@ -682,10 +683,227 @@ def test_readiness_can_be_waited_for(own):
     assert bench.server.state == "ready" and bench.server.ends() == []
 
 
-# --- pure parts
+# --- parts, in this process
+
+def settled(path, text):
+    """Write a file whose last change is long ago, for whoever looks at its signature."""
+    path.write_bytes(text)
+    until(lambda: fork_server.is_settled(fork_server.signature(str(path))))
+    return str(path)
+
+
+def test_a_script_is_compiled_once_while_it_is_what_it_was(tmp_path):
+    codes, path = fork_server.Codes([]), settled(tmp_path / "x.py", b"x = 1\n")
+    code, source = codes.script(path)
+    assert codes.script(path)[0] is code and source == b"x = 1\n"
+    (tmp_path / "x.py").write_bytes(b"x = 2\n")
+    again = codes.script(path)[0]
+    assert again is not code and again.co_consts != code.co_consts
+    assert codes.script(path)[0] is not again                   # changed a moment ago: not kept yet
+    assert codes.script(settled(tmp_path / "warns.py", b"1 is 1\n"))[0] is None      # the task is to warn
+    for name, text in (("none.py", None), ("bad.py", b"def :"), ("zero.py", b"\0")):
+        if text is not None:
+            settled(tmp_path / name, text)
+        with pytest.raises(fork_server.Declined, match=name):
+            codes.script(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_modules_are_read_when_their_bytecode_is_there(tmp_path, monkeypatch, writes):
+    monkeypatch.setattr(sys, "dont_write_bytecode", not writes)
+    path = settled(tmp_path / "part.py", b"x = 1\n")
+    codes = fork_server.Codes([path, str(tmp_path / "nowhere.py"), settled(tmp_path / "bad.py", b"def :")])
+    codes.refresh()
+    assert list(codes.known) == ([] if writes else [path])      # the first task writes it
+    codes.refresh()
+    assert list(codes.known) == [path] and sorted(one.name for one in tmp_path.iterdir()) == ["bad.py", "part.py"]
+    kept = codes.known[path]
+    codes.refresh()
+    assert codes.known[path] is kept
+    settled(tmp_path / "part.py", b"x = 22\n")
+    codes.refresh()
+    codes.refresh()
+    assert codes.known[path] is not kept
+
+
+def test_a_module_that_warns_or_fails_is_left_to_the_task(tmp_path, monkeypatch):
+    (tmp_path / "warning.py").write_bytes(b"import warnings\nwarnings.warn('old', DeprecationWarning)\n")
+    (tmp_path / "failing.py").write_bytes(b"1 / 0\n")
+    (tmp_path / "quiet.py").write_bytes(b"")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(fork_server, "LOADABLE", frozenset(("warning", "failing", "quiet", "os", "xml")))
+    modules = fork_server.Modules("/nowhere/x.py")
+    modules.load(["warning", "failing", "quiet", "os.path.join", "xml.dom.minidom", "this"])
+    assert "quiet" in sys.modules and not {"warning", "failing", "this"} & set(sys.modules)
+    del sys.modules["quiet"]
+
+
+def test_names_beside_the_script_are_looked_at_again_when_the_folder_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(fork_server, "STARTUP", frozenset(name for name in sys.modules if name.partition(".")[0] != "json"))
+    modules = fork_server.Modules(str(tmp_path / "x.py"))
+    modules.folders = [str(tmp_path), str(tmp_path / "nowhere")]
+    assert modules.problem() == ""
+    (tmp_path / "json").mkdir()
+    assert modules.problem().endswith("hides modules of the standard library: json")
+    (tmp_path / "json").rmdir()
+    assert modules.problem() == ""
+
+
+def test_a_fork_that_fails_is_a_task_declined(tmp_path, monkeypatch):
+    script = settled(tmp_path / "x.py", b"")
+    server = object.__new__(fork_server.Server)
+    reader, server.replies = os.pipe()
+    server.codes, server.modules, server.slots, server.living = fork_server.Codes([]), fork_server.Modules(script), [1], set()
+    server.modules.folders = server.modules.folders[:1]
+    server.before = forked_task.Before({signal.SIGUSR1: signal.SIG_DFL}, set(), [], os.getpid(), frozenset(), (), None, None)
+    here, mask = os.getcwd(), signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+    def fail():
+        assert signal.SIGUSR1 in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        raise BlockingIOError(11, "no more processes")
+
+    monkeypatch.setattr(os, "fork", fail)
+    try:
+        assert server._launch([0, [sys.executable, script], {}, str(tmp_path), None]) is None
+    finally:
+        os.chdir(here)
+    assert json.loads(os.read(reader, 1000)) == ["declined", "[Errno 11] no more processes"] and server.living == set()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask
+    os.close(reader)
+    os.close(server.replies)
+
+
+def test_a_script_in_another_folder_is_declined(bench):
+    bench.write("sub/x.py", "")
+    with pytest.raises(fork_client.Declined, match="another folder"):
+        bench.forked(str(bench.root / "bin" / "sub" / "x.py"))
+    with pytest.raises(fork_client.Declined, match="interpreter"):
+        bench.server.launch(0, ["/bin/sh", "x.py"], bench.env, str(bench.root))
+
 
 def test_what_belongs_to_the_library():
     library = ("/usr/lib/python3/",)
     assert forked_task.in_library("/usr/lib/python3/json/__init__.py", library)
     for path in ("/usr/lib/python3/site-packages/x.py", "/usr/lib/python3/dist-packages/x.so", "/usr/lib/python31/x.py", "bin/x.py"):
         assert not forked_task.in_library(path, library)
+
+
+def test_ends_that_came_with_an_answer_are_news(bench):
+    """Nothing may come to be read any more: whoever waits for the descriptor would wait for ever."""
+    script = bench.write("nothing.py", "")
+    first = bench.server.launch(0, bench.argv(script), bench.env, str(bench.root))
+    until(lambda: bench.server._receive() or bench.server.has_news)      # as launch() does it
+    assert not select.select([bench.server.descriptor], [], [], 0)[0]
+    assert [end.pid for end in bench.server.ends()] == [first] and not bench.server.has_news
+
+
+# --- in runs of the program
+
+# The first task is started in the usual way, for the server is not ready yet; it holds the others back until it is (from then on the
+# server ignores SIGHUP). Each says whether its parent is the server.
+IN_RUNS = """
+def servers():
+    for pid in filter(str.isdigit, os.listdir('/proc')):
+        try:
+            if b'fork_server.py' in open('/proc/%s/cmdline' % pid, 'rb').read() and open('/proc/%s/environ' % pid, 'rb').read().count(os.environ['PIPELINE_ROOT'].encode()):
+                for line in open('/proc/%s/status' % pid):
+                    if line.startswith('SigIgn:') and int(line.split()[1], 16) & 1:
+                        yield int(pid)
+        except OSError:
+            pass
+name = os.path.basename(inputs[0])
+number = int(name.partition('.')[0])
+while number == 0 and SERVED and not any(servers()):
+    time.sleep(0.01)
+forked = b'fork_server.py' in open('/proc/%d/cmdline' % os.getppid(), 'rb').read()
+print('forked' if forked else 'by itself', number)
+"""
+UNMEASURED = {name: None for name in os.environ if name.startswith(("COV", "COVERAGE"))}     # coverage asks for something at each start: no server
+MAKE = "with open(inputs[0]) as file, open(os.path.join(out, name), 'w') as to:\n    to.write(file.read().upper())\n"
+
+
+def tasks(project, body, served=True, count=5, layers=("scan", "kernel", "hook"), **stage):
+    """Write a stage of *count* tasks; forkServer is the default's unless given."""
+    processor = project.processor("work", "SERVED = %r\n" % served + IN_RUNS + body)
+    for number in range(count):
+        project.write("data/in/%d.txt" % number, "task %d\n" % number)
+    project.spec(dict({"processor": processor, "forEach": "data/in/*.txt"}, **stage), offline={"layers": list(layers)})
+
+
+def logs(project, run="r"):
+    found = "".join(path.read_bytes().decode("utf-8") for path in sorted((project.root / "state" / "logs" / run).rglob("*.log")))
+    return sorted(line for line in found.splitlines() if line.startswith(("forked", "by itself")))
+
+
+def outputs(project):
+    return {path.name: path.read_bytes() for path in project.path("data/s1").glob("*.txt")}
+
+
+@pytest.mark.parametrize("jobs", ["1", "3"])
+def test_a_stage_of_tasks_is_served_and_its_switch_turns_that_off(project, jobs):
+    tasks(project, MAKE, count=12)
+    project.ok("--run-id", "r", "--jobs", jobs, env=UNMEASURED)
+    said, made = logs(project), outputs(project)
+    assert len(said) == 12 == len(made) and "by itself 0" in said and len([one for one in said if one.startswith("forked")]) >= 12 - 2 * int(jobs), said
+    tasks(project, MAKE, served=False, count=12, forkServer=False)
+    project.ok("--run-id", "off", "--jobs", jobs, env=UNMEASURED)
+    assert logs(project, "off") == sorted("by itself %d" % number for number in range(12)) and outputs(project) == made
+
+
+def test_forked_tasks_fail_time_out_and_are_tried_again(project):
+    tasks(project, MAKE + """
+if number == 2:
+    import subprocess
+    subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True)
+    time.sleep(60)
+if number == 3 and os.environ['PIPELINE_ATTEMPT'] == '1':
+    sys.exit('not yet')
+if number == 4:
+    os.kill(os.getpid(), 11)
+""", count=6, timeoutSec=2, retry={"attempts": 2, "baseDelayMs": 1, "maxDelayMs": 1, "jitterMs": 0})
+    done = project.run("--run-id", "r", "--jobs", "1", env=UNMEASURED)
+    assert done.code == 1 and "timeout after 2 s" in done.out + done.err and "SIGSEGV" in done.out + done.err, done
+    assert "forked 2" in logs(project) and "forked 5" in logs(project)
+    assert not left_of(project)
+
+
+def left_of(project):
+    """Return the processes that show this root in their environment."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open("/proc/%s/environ" % name, "rb") as file:
+                    if b"PIPELINE_ROOT=" + os.fsencode(str(project.root)) + b"\0" in file.read() and not is_gone(int(name)):
+                        found.append(int(name))
+            except OSError:
+                pass
+    return found
+
+
+def test_a_task_that_kills_the_server_fails_with_it_and_the_next_has_a_new_one(project):
+    tasks(project, MAKE + "if number == 2 and os.environ['PIPELINE_ATTEMPT'] == '1':\n    os.kill(os.getppid(), 9)\n    time.sleep(60)\n", count=5, retry={"attempts": 2, "baseDelayMs": 1, "maxDelayMs": 1, "jitterMs": 0})
+    done = project.run("--run-id", "r", "--jobs", "1", env=UNMEASURED)
+    assert done.code == 0 and "the fork server died: ended by signal 9" in done.out, done
+    assert len([one for one in logs(project) if one.endswith(" 2")]) == 2 and "forked 2" in logs(project) and len(outputs(project)) == 5
+    assert not left_of(project)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_end_of_the_runner_ends_its_server_and_forked_tasks(project, number):
+    tasks(project, MAKE + "if number == 3:\n    os.mkdir(os.path.join(os.environ['PIPELINE_ROOT'], 'told forked' if forked else 'told'))\n    time.sleep(60)\n", count=5, graceSec=1)
+    runner = project.start("--run-id", "r", "--jobs", "1", env=UNMEASURED)
+    until(project.path("told forked").exists)
+    assert len(left_of(project)) >= 2
+    runner.send_signal(number)
+    out, err = runner.communicate(timeout=LIMIT_S)
+    assert runner.returncode == (-9 if number == signal.SIGKILL else 128 + number), (out, err)
+    until(lambda: not left_of(project))
+
+
+def test_a_forked_task_that_tries_the_network_is_named_by_its_script(project):
+    tasks(project, MAKE + "if number == 2:\n    try:\n        net = __import__('soc' + 'ket')\n        net.__dict__['soc' + 'ket']()\n    except OSError:\n        pass\n", count=4, layers=("kernel", "hook"))
+    done = project.run("--run-id", "r", "--jobs", "1", env=UNMEASURED)
+    assert done.code != 0 and "forked 2" in logs(project), done
+    assert "bin/work.py (pid" in done.out and "tried to open IPv4 TCP: refused (bin/work.py:" in done.out, done
+    assert "fork_server.py" not in done.out + done.err
