@@ -18,7 +18,7 @@ changed does not need stands there, and so does what is a concern of its own. Th
 values and errors) may be imported by all; leaves import nothing else of ours; what stands on them may also import what
 is named before it.
 
-    leaves   spec_checks  spec_source  file_digests  state_store  stage_locks  stage_outputs  process_tree  attempts
+    leaves   svg_shapes  spec_checks  spec_source  file_digests  state_store  stage_locks  stage_outputs  process_tree  attempts
              environment  import_scan  offline_guard  hook_log  ledger_format  console  task_log  task_files
              chunk_files  forked_task (what makes a forked process like a fresh one)  control_totals  arrivals  stop_times
              starter_texts
@@ -29,6 +29,8 @@ is named before it.
              chunk_work (the same, of parts of files)  run_alarms (commands after a run)  acceptance  provenance  ledger_verify
              evidence_verify  ledger_export  ledger_commands  run_pruning (gc)  housekeeping (clean, reset)
              starters (init, new-stage)
+             prometheus_text  open_lineage (both: what monitoring reads)  pipeline_graph  run_report (what a report says)
+             report_html  report_commands
 """
 from __future__ import annotations
 
@@ -376,6 +378,7 @@ class Run:
         self.signals: Any = None
         self.guardian: Any = None
         self.network: Any = None        # the guard, once the network is closed
+        self.metrics: Json = {}         # what the metrics file says, once it is written
         self.pool: Any = None           # the attempts under way
         self.scheduler: Any = None      # once an attempt must be started
         self.works: Dict[str, Any] = {} # stages at work
@@ -796,7 +799,7 @@ class Run:
         for path in outputs:
             self.digests.vouch(path)
         record = self._run_record(state)
-        self.ledger.end(record, lambda: self._write_last(record))
+        self.ledger.end(record, lambda: self._write_last(record), lambda: self._tell_monitoring(record))
         self.final = record
         self._tell_healed()
         self.console.line("[LEDGER] head " + self.ledger.head_text())
@@ -817,8 +820,17 @@ class Run:
     def _write_last(self, record: Json) -> None:
         """Write what only a finished run writes, and its digest into the run record; under the lock of the ledger."""
         self._write_digests()
-        data = self.store.write("metrics_%s.json" % self.options.run_id, self._metrics(), "metrics.json")
+        self.metrics = self._metrics()
+        data = self.store.write("metrics_%s.json" % self.options.run_id, self.metrics, "metrics.json")
         record["metrics"] = {"bytes": len(data), "sha256": sha256(data).hexdigest()}
+
+    def _tell_monitoring(self, record: Json) -> None:
+        """Refresh state/metrics.prom, append to --openlineage; what goes wrong there is a note and changes nothing."""
+        import prometheus_text
+        prometheus_text.emit(self.store, record, self.metrics, self.spec, self.options, self.console)
+        if self.options.open_lineage:
+            import open_lineage
+            open_lineage.emit(self.store, record, self.metrics, self.spec, self.options, self.console)
 
     def _finish_after(self, error: BaseException) -> None:
         """Say in the records what stopped the run, as far as they can still be written; *error* itself goes on to main."""
@@ -841,7 +853,8 @@ class Run:
             "durationSec": round(self.clock.monotonic() - self.started, 6),
             "stages": [{"stage": one.name, "status": one.status, "durationSec": round(one.duration_s, 6), "attempts": one.attempts,
                         "cpuSec": round(one.cpu_s, 6), "maxRssBytes": one.max_rss_bytes, "bytesIn": one.bytes_in,
-                        "bytesOut": one.bytes_out, "counts": one.counts} for one in self.results]}
+                        "bytesOut": one.bytes_out, "counts": one.counts,
+                        **({"tasks": one.evidence["tasks"]} if "tasks" in one.evidence else {})} for one in self.results]}
 
 
 def stage_entry(result: StageResult) -> Json:
