@@ -52,7 +52,8 @@ def key_parts(spec: PipelineSpec, stage: StageSpec, digests: Digests, inputs: Se
     processor: Json = {"path": stage.processor, "sha256": digest}
     if stage.processor_mtime:
         processor["mtimeNs"] = stamp[1]
-    more: Json = {}
+    # Only where there is one: other stages' keys shall stay what they are.
+    more: Json = {"launcher": list(stage.launcher)} if stage.launcher else {}
     if stage.chunks is not None:
         more["chunks"] = {"bytes": stage.chunks.size_bytes, "headerLines": stage.chunks.header_lines, "filter": stage.chunks.is_filter}
     return {
