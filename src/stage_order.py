@@ -122,8 +122,8 @@ def find_cycle(needs: Dict[str, List[str]]) -> List[str]:
                 free.append(name)
     for name in left:
         inside = {one: [before for before in needs[one] if before in left] for one in left}
-        for before in inside[name]:
-            way = find_path(inside, before, name)
+        for one in inside[name]:
+            way = find_path(inside, one, name)
             if way:
                 return [name] + way
     return []

@@ -18,7 +18,6 @@ import attempts
 import control_totals
 import environment
 import file_digests
-import process_tree
 import run_ledger
 import spec_checks
 import stage_outputs
@@ -198,7 +197,8 @@ class StageWork:
         self.before: Json = {}          # from before this run's attempts: what others own must still be that
         self.survivors: List[int] = []
         self.attempts = 0
-        self.cpu_s, self.max_rss, self.exit_code = 0.0, 0, None
+        self.cpu_s, self.max_rss = 0.0, 0
+        self.exit_code: Optional[int] = None
         self.logs: List[Json] = []      # path, bytes and digest of each attempt's
         self.tries: List[Json] = []     # start, duration and exit code of each attempt
         self.refusals: List[Json] = []  # what the attempts tried to do with the network

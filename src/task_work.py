@@ -132,7 +132,8 @@ class TasksWork(stage_work.StageWork):
         self._evidence_bytes += len(line)
 
     def _evidence_path(self) -> str:
-        return os.path.join(self.run.log_folder(), self.stage.name + ".tasks.jsonl")
+        path: str = os.path.join(self.run.log_folder(), self.stage.name + ".tasks.jsonl")
+        return path
 
     def _close_logs(self) -> None:
         self.task_log.compact_if_due(self._write_log)
@@ -223,7 +224,8 @@ class TasksWork(stage_work.StageWork):
     # --- one task
 
     def _progress_path(self, task: Task) -> str:
-        return os.path.join(self.progress_folder, os.path.basename(task.folder) + ".json")
+        path: str = os.path.join(self.progress_folder, os.path.basename(task.folder) + ".json")
+        return path
 
     def _start_of(self, trial: Trial, last_status: str) -> Tuple[int, bool]:
         """Return (line offset, whether to resume) after making the task's folder ready."""
@@ -321,7 +323,7 @@ class TasksWork(stage_work.StageWork):
         os.makedirs(trial.folder, exist_ok=True)
 
     def _log_folder(self) -> str:
-        folder = os.path.join(self.run.log_folder(), self.stage.name)
+        folder: str = os.path.join(self.run.log_folder(), self.stage.name)
         if folder not in self.run.made_folders:
             state_store.make_folder(folder, self.store.commit)
             self.run.made_folders.add(folder)

@@ -229,6 +229,25 @@ def params() -> Dict[str, Any]:
     return found
 
 
+def _own_inputs() -> List[str]:
+    """Return what lines(), blocks() and copy_files() read: of a task its own file, else all inputs."""
+    task, paths = os.environ.get("PIPELINE_TASK"), _split_arguments()[1]
+    return [task] if task and task in paths else paths
+
+
+def output_name(pattern: str = "{name}") -> str:
+    """Return *pattern* with the base name of this task's file (else of the first input) put in: {name}, {stem}, {ext}.
+
+    Of "in/a.csv.gz" these are "a.csv.gz", "a.csv" and ".gz". So each task of a stage with forEach has an output of its own.
+    """
+    paths = _checked(_own_inputs)
+    if not paths:
+        fail("output_name(%r): there is no input to name an output after" % pattern)
+    name = os.path.basename(paths[0])
+    stem, ext = os.path.splitext(name)
+    return pattern.replace("{name}", name).replace("{stem}", stem).replace("{ext}", ext)
+
+
 def output_dir() -> str:
     """Return the output directory, absolute (PIPELINE_OUTPUT_DIR, else the working directory)."""
     return os.path.abspath(os.environ.get("PIPELINE_OUTPUT_DIR") or os.curdir)
@@ -841,7 +860,7 @@ class _Work:
         self.attempt = _Attempt()
         self.output = _check_output_name(output)
         self.finals = (self.output, _rejects_name(self.output))
-        self.source = _Source(_split_arguments()[1], limit)
+        self.source = _Source(_own_inputs(), limit)
         self.saver = _Saver(self.attempt)
         self.parts: Dict[str, _Part] = {}           # final name -> part
         self.written = self.rejected = 0
@@ -1253,7 +1272,7 @@ def copy_files() -> None:
 
 
 def _copy_files() -> None:
-    attempt, paths, stop = _Attempt(), _split_arguments()[1], _Signal()
+    attempt, paths, stop = _Attempt(), _own_inputs(), _Signal()
     _watch_signals(stop)
     names: Dict[str, str] = {}
     for path in paths:
