@@ -33,12 +33,13 @@ CREATE_NEW_PROCESS_GROUP = 0x200    # Windows: so that CTRL_BREAK reaches the pr
 
 
 class Launch(namedtuple("Launch", "argv env folder log_path token lock_descriptor guard_path timeout_s grace_s resources echo is_log_lazy "
-                               "feeder output_path server slot launcher", defaults=(False, None, "", None, 0, None))):
+                               "feeder output_path server slot launcher stdin", defaults=(False, None, "", None, 0, None, None))):
     """What to start: argv and env complete, folder the working directory; echo(bytes) sees the output as it comes, or None.
 
     is_log_lazy: a processor that prints nothing leaves no log file. feeder: gives its standard input (chunk_files.Feeder). output_path:
     a file for its standard output, which else goes to the log. server, slot: a fork_client.ForkServer to ask first, and which of its pipes.
     launcher: starts it elsewhere and returns a launch_helper.Launched; None for a processor that is started here.
+    stdin: a file open for reading, where there is no feeder; None for an empty one.
     """
 
     __slots__ = ()
@@ -55,17 +56,36 @@ class AttemptResult(namedtuple("AttemptResult", "exit_code failure stopped durat
     __slots__ = ()
 
 
+TIME_UP = -1                # in place of a signal's number: the clock asks to stop
+
+
 class Signals:
     """The signals that ask the runner to stop, noted instead of raised; also the alarm that a child has ended.
 
     number: the first one that came, or 0; count: how many came. A signal that was ignored at the start (nohup, a shell's
-    background) stays ignored.
+    background) stays ignored. The end of the time that a run has (stop_time, a stop_times.StopTime or None) looks like a signal of number
+    TIME_UP.
     """
 
-    def __init__(self) -> None:
-        self.number = 0
+    def __init__(self, stop_time: Any = None) -> None:
+        self.came = 0
         self.count = 0
+        self.stop_time = stop_time
         self.pipe: Tuple[int, int] = (-1, -1)
+
+    @property
+    def number(self) -> int:
+        if not self.came and self.stop_time is not None and self.stop_time.seconds_left() <= 0:
+            self._note(TIME_UP, None)
+        return self.came
+
+    @number.setter
+    def number(self, value: int) -> None:
+        self.came = value
+
+    def text(self) -> str:
+        """Return why the run is to stop."""
+        return "stopped by the clock (%s)" % self.stop_time.text if self.number == TIME_UP else INTERRUPTED
 
     def install(self) -> None:
         """Take over SIGINT, SIGTERM, SIGHUP (Windows: SIGBREAK) for this process. Main thread only."""
@@ -81,11 +101,16 @@ class Signals:
             signal.set_wakeup_fd(self.pipe[1], warn_on_full_buffer=False)
 
     def _note(self, number: int, frame: Any) -> None:
-        self.number = self.number or number
+        self.came = self.came or number
         self.count += 1
 
     def wait(self, descriptors: Sequence[int], seconds: Optional[float], writable: Sequence[int] = ()) -> List[int]:
         """Wait until one of *descriptors* can be read or one of *writable* written, a signal comes, or *seconds* are over; return which."""
+        if self.stop_time is not None and not self.came:
+            if self.number:
+                return []               # it came now, and whoever waits sees it by the count
+            pause_s = self.stop_time.pause_s()
+            seconds = pause_s if seconds is None else min(seconds, pause_s)
         if self.pipe[0] < 0:
             time.sleep(POLL_S if seconds is None else min(seconds, POLL_S))
             return []
@@ -446,7 +471,8 @@ def _start(launch: Launch, processes: Any) -> Tuple[Any, int, Any]:
             options["pass_fds"] = (launch.lock_descriptor,) if launch.lock_descriptor >= 0 else ()
         if launch.output_path:
             output = os.open(launch.output_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o666)
-        process = subprocess.Popen(launch.argv, stdin=subprocess.DEVNULL if launch.feeder is None else launch.feeder.reader,
+        given = subprocess.DEVNULL if launch.stdin is None else launch.stdin
+        process = subprocess.Popen(launch.argv, stdin=given if launch.feeder is None else launch.feeder.reader,
                                    stdout=output if launch.output_path else writer, stderr=writer,
                                    cwd=launch.folder, env=launch.env, close_fds=True, **options)
         if launch.feeder is not None:

@@ -49,13 +49,13 @@ class ChunkTasksWork(task_work.TasksWork):
         super().__init__(run, stage, lock, facts)
         self.chunks = stage.chunks
         self.joiner: Any = None
-        self.counts: Json = {}
 
     def do(self, decision: Decision) -> Flow:
         """Run the chunks that are not done, join what all have made, record how the stage ended; a flow that returns the StageResult."""
         self.reasons = list(decision.reasons)
         self._prepare(decision)
         failure, outputs = yield from self._cut_run_join(decision)
+        failure = failure or self._judge(outputs)
         if failure:
             return self._give_up(failure, self.is_stopped)
         self.exit_code = 0
@@ -241,8 +241,8 @@ class ChunkTasksWork(task_work.TasksWork):
         self.counts = task_log.sum_counts(entry.counts for entry in self.task_log.entries.values())
         return ""
 
-    def _complete_checkpoint(self) -> Json:
-        return self.counts
+    def _complete_checkpoint(self) -> None:
+        """Each chunk has its own."""
 
     def _remove_chunks(self) -> None:
         """After the marker: the chunks go, or those that are not of today's inputs."""

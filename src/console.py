@@ -166,16 +166,17 @@ class Console:
 
     def summary(self, run_id: str, state: str, results: List[StageResult], duration_s: float) -> None:
         count = {status: sum(1 for one in results if one.status == status) for status in ("ok", "skipped", "failed", "interrupted")}
+        waiting = sum(1 for one in results if one.status == "waiting")
         failed = count["failed"] + count["interrupted"]
         self.close()
         if self.is_quiet and state == "completed":
             return
         if self.is_json:
             self._put_event({"event": "summary", "run": run_id, "state": state, "ok": count["ok"], "skipped": count["skipped"], "failed": failed,
-                             "notRun": len(results) - sum(count.values()), "durationMs": int(duration_s * 1000)})
+                             "waiting": waiting, "notRun": len(results) - waiting - sum(count.values()), "durationMs": int(duration_s * 1000)})
             return
-        self._write(self.out, printable("Run %s state: %s (%d ok, %d skipped, %d failed) in %.1fs" % (
-            run_id, state, count["ok"], count["skipped"], failed, duration_s)) + "\n")
+        self._write(self.out, printable("Run %s state: %s (%d ok, %d skipped, %d failed%s) in %.1fs" % (
+            run_id, state, count["ok"], count["skipped"], failed, ", %d waiting" % waiting if waiting else "", duration_s)) + "\n")
 
     # --- the lines of the running stages
 

@@ -77,8 +77,11 @@ class Report(namedtuple("Report", "findings notes entries runs head")):
 
 
 class Entry(namedtuple("Entry", (
-        "line seq event run_id invocation pipeline prev_hash hash last_run_hash open run_hash state closed_by seal accept sound"))):
-    """A line of the ledger; hash as stated. sound: it is the digest of the rest. accept: {stage, old, new} or None."""
+        "line seq event run_id invocation pipeline prev_hash hash last_run_hash open run_hash state closed_by seal accept sound kept_house"))):
+    """A line of the ledger; hash as stated. sound: it is the digest of the rest. accept: {stage, old, new} or None.
+
+    kept_house: of gc {run: runHash of the record removed}, of clean (run, stage, paths kept), else None.
+    """
 
     __slots__ = ()
 
@@ -308,6 +311,15 @@ def _is_object(value: Any) -> bool:
     return isinstance(value, dict)
 
 
+def _is_removed(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(one, list) and len(one) == 3 and _is_text(one[0]) and is_integer(one[1]) and is_digest(one[2]) for one in value)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(_is_text(one) for one in value)
+
+
 def _is_status(value: Any) -> bool:
     return value in ("running", "ok", "failed", "interrupted")
 
@@ -317,7 +329,8 @@ ENTRY_SHAPE = (("schema", is_integer), ("seq", is_integer), ("prevHash", _nullab
                ("runId", _is_text), ("invocation", is_integer), ("pipeline", _is_text), ("lastRunHash", _nullable(is_digest)),
                ("open", _is_open), ("hash", is_digest), ("seal", _optional(_is_seal)))
 EVENT_SHAPES = {"end": (("state", _is_text), ("runHash", _nullable(is_digest)), ("closedBy", _optional(_is_text))),
-                "accept": (("stage", _is_text), ("oldKey", _is_text), ("newKey", _is_text))}
+                "accept": (("stage", _is_text), ("oldKey", _is_text), ("newKey", _is_text)),
+                "gc": (("removed", _is_removed),), "clean": (("stage", _is_text), ("madeBy", _is_maker), ("kept", _is_texts))}
 END_SHAPE = (("schema", is_integer), ("seq", is_integer), ("hash", is_digest), ("keyId", _is_text), ("mode", _is_text), ("mac", _is_text))
 RUN_SHAPE = (("schema", is_integer), ("runId", _is_text), ("invocation", is_integer), ("stages", _is_list), ("state", _is_text),
              ("prevRunHash", _nullable(is_digest)))
@@ -387,7 +400,15 @@ def read_entry(number: int, line: Optional[bytes], parser: json.JSONDecoder) -> 
     accept = (entry["stage"], entry["oldKey"], entry["newKey"]) if entry["event"] == "accept" else None
     return Entry(number, entry["seq"], entry["event"], entry["runId"], entry["invocation"], entry["pipeline"], entry["prevHash"],
                  entry["hash"], entry["lastRunHash"], entry["open"], entry.get("runHash"), entry.get("state", ""), entry.get("closedBy"),
-                 entry.get("seal"), accept, sound)
+                 entry.get("seal"), accept, sound, _kept_house(entry))
+
+
+def _kept_house(entry: Json) -> Any:
+    if entry["event"] == "gc":
+        return {(one[0], one[1]): one[2] for one in entry["removed"]}
+    if entry["event"] == "clean":
+        return (entry["madeBy"]["runId"], entry["madeBy"]["invocation"]), entry["stage"], frozenset(entry["kept"])
+    return None
 
 
 class Chain:
@@ -754,6 +775,10 @@ class Verification:
         self.last_begin: Dict[str, Tuple[int, RunKey]] = {}
         self.skips: Dict[Tuple[str, str, int, str, str], str] = {}
         self.missing_logs = 0
+        self.pruned: Dict[RunKey, str] = {}             # run -> digest of its record, which gc has removed
+        self.pruned_met = 0
+        self.cleaned: Dict[Tuple[RunKey, str], Any] = {}        # (run, stage) -> paths that clean has kept
+        self.cleaned_met = 0
 
     def find(self, kind: str, name: str, detail: str, run: Optional[RunKey] = None) -> None:
         """Report; with RUN operands only what concerns these runs (run None: the ledger, which concerns all)."""
@@ -789,6 +814,10 @@ class Verification:
         for run in self.open:
             if self.concerns(run):
                 self.notes.append("%s has begun and not ended: it is going on, or it died and the next run closes it" % run_text(run))
+        if self.pruned_met:
+            self.notes.append("%s pruned by gc, as the ledger says" % (count_text(self.pruned_met, "run record") + (" was" if self.pruned_met == 1 else " were")))
+        if self.cleaned_met:
+            self.notes.append("%s removed by clean, as the ledger says" % (count_text(self.cleaned_met, "output") + (" was" if self.cleaned_met == 1 else " were")))
         if self.missing_logs:
             self.notes.append("%s no longer there" % (count_text(self.missing_logs, "log") + (" is" if self.missing_logs == 1 else " are")))
 
@@ -840,6 +869,10 @@ class Verification:
                 self.begins.setdefault(entry.run, entry.seq)
             elif entry.event == "accept":
                 self.accepts.append(entry)
+            elif entry.event == "gc" and entry.sound:
+                self._take_pruned(entry)
+            elif entry.event == "clean" and entry.sound:
+                self.cleaned[entry.kept_house[:2]] = entry.kept_house[2]
             elif entry.event == "end":
                 if entry.run in self.ends and entry.sound:
                     self.find("MALFORMED", "state/%s:%d" % (LEDGER, entry.line), "entry %d ends %s a second time; entry %d did" % (
@@ -854,6 +887,15 @@ class Verification:
             self.open = {(run_id, number): None for run_id, number in sorted(previous.open.items())}
         for run_id, number in self.open:
             self.newest_call[run_id] = max(number, self.newest_call.get(run_id, 0))
+
+    def _take_pruned(self, entry: Entry) -> None:
+        """Take down which records gc has removed: those of runs that had ended, by the digest that their entries committed."""
+        for run, digest in entry.kept_house.items():
+            if run in self.ends and self.ends[run].run_hash == digest:
+                self.pruned[run] = digest
+            elif not self.chain.findings:
+                self.find("MALFORMED", "state/%s:%d" % (LEDGER, entry.line), "entry %d prunes a record of %s that no entry before it committed" % (
+                    entry.seq, run_text(run)))
 
     def _check_operands(self, records: List[str]) -> None:
         known = {run[0] for run in self.ends} | {run[0] for run in self.begins} | {run[0] for run in self.open}
@@ -936,6 +978,10 @@ class Verification:
 
     def _report_unmet(self, entry: Entry) -> None:
         """Report a committed record that is nowhere: another content under its name, or nothing."""
+        if entry.run in self.pruned and not any(name in self.strays and name not in self.told and _run_of(self.strays[name].record) not in self.open
+                                                for name in self.names_of(entry.run)):
+            self.pruned_met += self.concerns(entry.run)
+            return
         self.doubtful.add(entry.run)
         copy = ""
         for name in self.names_of(entry.run):
@@ -1018,7 +1064,7 @@ class Verification:
         """The metrics of the newest call under a run id are still there; those of earlier calls were replaced."""
         metrics = record.get("metrics")
         is_newest = entry.invocation == self.newest_call[entry.run_id] and entry.run_id not in {run[0] for run in self.open}
-        if metrics is None or not is_newest or name != "state/run_%s.json" % entry.run_id and name != "state/" + PENDING:
+        if metrics is None or not is_newest or entry.run in self.pruned or name != "state/run_%s.json" % entry.run_id and name != "state/" + PENDING:
             return
         path = "state/metrics_%s.json" % entry.run_id
         try:
@@ -1115,6 +1161,8 @@ class Verification:
         if not _is_key_of(record["keyParts"], record["idempotencyKey"]):
             return "EDITED", "keyParts: they are not those of its idempotencyKey"
         made, status = self.made.get(run + (stage,)), record["lastStatus"]
+        if run in self.pruned and run not in self.homes:
+            return "EDITED", "an older record was put back: gc has pruned the record of %s, and it prunes none that a stage record names" % run_text(run)
         if made is None or not made.has_parts:
             if status != "ok" or run not in self.homes:
                 return None                 # the run died or failed before its record could tell; nothing is skipped for such a record
@@ -1174,7 +1222,9 @@ class Verification:
                 full = made.folder + "/" + path
                 owners[full] = max(owners.get(full, (0, 0, "", run, "")), (made.end, size, digest, run, stage))
         for path, (_, size, digest, run, stage) in sorted(owners.items()):
-            if self.concerns(run):
+            if (run, stage) in self.cleaned and path not in self.cleaned[run, stage]:
+                self.cleaned_met += self.concerns(run)
+            elif self.concerns(run):
                 self._check_output(path, (size, digest), run, stage)
         if skipped:
             self.notes.append("outputs not compared, for no later success is recorded of %s" % names_text(skipped))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import hashlib
     from typing import Any, Dict
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERNAL, EXIT_LOCKED, EXIT_STATE, EXIT_OFFLINE = range(7)
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERNAL, EXIT_LOCKED, EXIT_STATE, EXIT_OFFLINE, EXIT_STOPPED = range(8)
 
 
 class RunnerError(Exception):
@@ -87,8 +87,9 @@ class PipelineSpec(namedtuple("PipelineSpec", "name version description offline 
 class Decision(namedtuple("Decision", "action reasons line_offset discard")):
     """What to do with a stage, and why.
 
-    action: RUN, SKIP, RESUME (at line_offset), FAIL (its inputs are not there), PENDING (an earlier stage comes first),
-    SEAL (a dead run left everything but the marker). discard: why an existing checkpoint is not used, or "".
+    action: RUN, SKIP, RESUME (at line_offset), FAIL (its inputs are not there, or its recorded counts are not accepted), PENDING
+    (an earlier stage comes first), WAITING (inputs not settled), SEAL (a dead run left everything but the marker). discard: why
+    an existing checkpoint is not used, or "".
     """
 
     __slots__ = ()
@@ -119,7 +120,7 @@ class Facts(namedtuple("Facts", "material record marker_key output_problems chec
 
 
 class StageResult(namedtuple("StageResult", "name status reason attempts duration_s cpu_s max_rss_bytes bytes_in bytes_out counts key outputs exit_code evidence is_offline_fault")):
-    """What a run did with a stage; status ok, skipped, failed, interrupted or notRun.
+    """What a run did with a stage; status ok, skipped, failed, interrupted, notRun or waiting.
 
     evidence: further fields of its entry in the run record. is_offline_fault: it failed because it tried to use the network.
     """

@@ -21,7 +21,7 @@ is named before it.
     leaves   spec_checks  spec_source  file_digests  state_store  stage_locks  stage_outputs  process_tree  attempts
              environment  import_scan  hook_log  node_report  ledger_format  log_events  text_table  stage_progress
              task_log  task_files  chunk_files  forked_task (what makes a forked process like a fresh one)  starter_texts
-             svg_shapes
+             svg_shapes  control_totals  arrivals  stop_times
     on them  launch_lease (may a launched task run, and does it)  node_exec (such a task on its machine)  offline_guard
              launch_helper (starts launchers)  live_view (lines of the running stages)  console (what the user sees)
              command_line  program_scan (what is scanned)  fork_server  fork_client  stage_keys (what a stage depends on)
@@ -29,8 +29,8 @@ is named before it.
              and the records tell)  seal_keys  network_watch (the guard of a run)  task_look (what a stage of many tasks
              has to do)  scheduler (which attempt is started when)  stage_work (a stage that must run, under its lock:
              attempts, retries, checks, records)  task_work (the same, of several tasks)  chunk_work (the same, of parts
-             of files)  acceptance  provenance  ledger_verify  evidence_verify  ledger_export  ledger_commands  starters
-             (init, new-stage)  stage_logs  stage_explanation  look_commands (status, history, logs, explain)
+             of files)  run_alarms (commands after a run)  acceptance  provenance  ledger_verify  evidence_verify  ledger_export  ledger_commands  starters
+             (init, new-stage)  run_pruning (gc)  housekeeping (clean, reset)  stage_logs  stage_explanation  look_commands (status, history, logs, explain)
              prometheus_text  open_lineage (both: what monitoring reads)  pipeline_graph  run_report (what a report says)
              report_html  report_commands
 """
@@ -57,10 +57,10 @@ import spec_checks  # noqa: E402
 import stage_locks  # noqa: E402
 import state_store  # noqa: E402
 from console import Console, describe_os_error, open_missing_streams, silence_closed_streams  # noqa: E402
-from file_digests import Digests  # noqa: E402
+from file_digests import Digests, resolve  # noqa: E402
 from model import (  # noqa: E402
-    EXIT_FAILED, EXIT_INTERNAL, EXIT_OFFLINE, EXIT_OK, EXIT_STATE, Chunks, Clock, Decision, Facts, Offline, OfflineError, Options,
-    PipelineSpec, Retry, SpecError, StageResult, StageSpec, UsageError, sha256)
+    EXIT_FAILED, EXIT_INTERNAL, EXIT_OFFLINE, EXIT_OK, EXIT_STATE, EXIT_STOPPED, Chunks, Clock, Decision, Facts, Material, Offline,
+    OfflineError, Options, PipelineSpec, Retry, SpecError, StageResult, StageSpec, UsageError, sha256)
 from program_scan import check_offline, runner_digest  # noqa: E402
 from stage_keys import compute_idempotency_key, gather_material, output_problems  # noqa: E402, F401
 from state_store import StateStore, utc_text  # noqa: E402
@@ -222,6 +222,58 @@ def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: State
     return facts
 
 
+def makers_of(spec: PipelineSpec, stage: StageSpec, inputs: Sequence[str], store: StateStore) -> List[Tuple[str, str, Json]]:
+    """Return (name, output folder, record) of the other stages in whose folders *inputs* lie. Raises: StateError."""
+    folders = {os.path.dirname(path) for path in inputs}
+    found = []
+    for other in spec.stages:
+        is_near = other.name != stage.name and any((folder + "/").startswith(other.output_dir + "/") for folder in folders)
+        record = store.stage(other.name) if is_near else None
+        if record is not None:
+            found.append((other.name, other.output_dir, record))
+    return found
+
+
+def inputs_and_makers(spec: PipelineSpec, stage: StageSpec, facts: Facts, store: StateStore) -> Tuple[List[Sequence[str]], List[Tuple[str, str, Json]]]:
+    """Return (path and SHA-256 of all that the stage reads, those of its tasks included; the records of who may have made them)."""
+    inputs: List[Sequence[str]] = list(facts.material.parts["inputs"])
+    if facts.tasks is not None:
+        inputs += zip(facts.tasks.paths, facts.tasks.digests)
+    return inputs, makers_of(spec, stage, [path for path, _ in inputs], store)
+
+
+def look_at(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore, boot: str, forced: bool, now_ns: Any) -> Tuple[Decision, Facts]:
+    """Observe and decide, inputs that are still arriving and control totals included. now_ns: see arrivals.unsettled()."""
+    if stage.settle_s:
+        import arrivals
+        inputs = resolve(spec.root, stage.inputs + stage.for_each)[0]
+        waiting = arrivals.waiting_for(spec.root, stage, inputs, makers_of(spec, stage, inputs, store), now_ns)
+        if waiting:
+            return Decision("WAITING", waiting, 0, ""), Facts(Material("", {}, [], [], [], {}, 0), None, None, [], None, False)
+    facts = observe(spec, stage, digests, store, boot)
+    decision = decide(stage, facts, forced)
+    if decision.action in ("RUN", "RESUME"):
+        import control_totals
+        refused = control_totals.refused_inputs(*inputs_and_makers(spec, stage, facts, store))
+        return (Decision("FAIL", refused, 0, "") if refused else decision), facts
+    if decision.action in ("SKIP", "SEAL") and (stage.reconcile or stage.max_rejects is not None):
+        decision = judge_again(spec, stage, decision, facts, store)
+    return decision, facts
+
+
+def judge_again(spec: PipelineSpec, stage: StageSpec, decision: Decision, facts: Facts, store: StateStore) -> Decision:
+    """Judge the recorded counts of a stage that is up to date: what the spec asks of them may have become stricter since."""
+    import control_totals
+    counts = facts.record.get("counts") or {}
+    missing = ["usable counts"] if control_totals.counts_problem(counts) else control_totals.missing_counts(stage, counts)
+    if missing:
+        return Decision("RUN", ["its record has no count of %s, which is asked for now" % " and ".join(missing)], 0, "")
+    expected, _ = control_totals.expected_read(*inputs_and_makers(spec, stage, facts, store))
+    paths = ["%s/%s" % (stage.output_dir, one["path"]) for one in facts.record["outputs"]]
+    why = control_totals.judge(stage, counts, expected, paths)
+    return Decision("FAIL", ["%s; recorded by run %s" % (why, facts.record.get("lastRunId"))], 0, "") if why else decision
+
+
 # === 4. Planning: what must run, and why (pure) ======================================================================
 
 def decide(stage: StageSpec, facts: Facts, forced: bool) -> Decision:
@@ -264,6 +316,8 @@ def reasons_to_run(stage: StageSpec, facts: Facts) -> List[str]:
         return changes[:SHOWN_CHANGES] + (["and %d more changes" % more] if more > 0 else [])
     if record["lastStatus"] != "ok":
         return ["last run %s" % {"running": "died", "interrupted": "was interrupted"}.get(record["lastStatus"], "failed: %s" % record.get("lastError"))]
+    if record.get("cleaned"):
+        return ["its outputs were removed by clean"]
     if not stage.idempotent:
         return ["idempotency is disabled"]
     found = list(facts.output_problems)
@@ -319,6 +373,8 @@ class Run:
         self.digests = Digests(spec.root, self.boot, rehash=options.rehash)
         self.ledger = new_ledger(spec, options, self.store, clock)
         self.result_of: Dict[str, StageResult] = {}
+        self.stop_time: Any = None
+        self.final: Optional[Json] = None       # the run record, once it is sealed
         self.invocation = 1
         self.is_open = False
         self.signals: Any = None
@@ -343,6 +399,9 @@ class Run:
     def run(self) -> int:
         """Run the selected stages; return the exit code. Raises what the runner cannot go on from, records written."""
         self.started, self.started_utc = self.clock.monotonic(), self.clock.time()
+        if self.options.stop_by or self.options.stop_after_s:
+            import stop_times
+            self.stop_time = stop_times.of_options(self.options, self.clock)
         scan = check_offline(self.spec, self.digests, self.console)
         self.about = {"host": stage_locks.host_name(), "user": environment.user_name(), "runnerSha256": runner_digest(self.digests)}
         nothing = {"method": "none", "why": "no processor was started"}
@@ -353,30 +412,42 @@ class Run:
         lock = stage_locks.FileLock(self.root, self.options.run_id + ".run", self.clock)
         is_known = os.path.lexists(lock.path)       # nobody removes it: the id has been used
         lock.acquire(0, "run id %s is in use by a living run; wait for it or choose another --run-id" % self.options.run_id)
+        code = EXIT_FAILED
         try:
             self.ledger.prepare()
             self.invocation = run_ledger.next_invocation(self.ledger, self.options.run_id, is_known)
             self._tell_healed()
             for stage in self.selected:
                 self.store.stage(stage.name)        # damaged state is found before any work is done
-            try:
-                code = self._run_stages()
-            except BaseException as error:
-                self._finish_after(error)
-                raise
-            try:
-                self._finish(code)
-            except OSError as error:
-                if code == EXIT_OK:
-                    raise
-                self.console.error("error: " + describe_os_error(error))    # a failed stage stays the first cause
+            code = self._run_to_its_record()
             return code
         finally:
+            self._alarm(code)
             if self.guardian is not None:
                 self.guardian.close()
             if self.launches is not None:
                 self.launches.close()
             lock.release()
+
+    def _run_to_its_record(self) -> int:
+        try:
+            code = self._run_stages()
+        except BaseException as error:
+            self._finish_after(error)
+            raise
+        try:
+            self._finish(code)
+        except OSError as error:
+            if code == EXIT_OK:
+                raise
+            self.console.error("error: " + describe_os_error(error))    # a failed stage stays the first cause
+        return code
+
+    def _alarm(self, code: int) -> None:
+        """Run the command that the spec wants after a run that ended so; whatever it does, the outcome stays."""
+        if self.spec.on_failure or self.spec.on_success:
+            import run_alarms
+            run_alarms.after_run(self, code)
 
     def _run_stages(self) -> int:
         import stage_order
@@ -390,10 +461,20 @@ class Run:
             code = self._stage_ended(order, ended[0], ended[1], code)
         for stage in self.selected:
             if stage.name not in self.result_of:
-                blocker = order.blocked.get(stage.name)
-                why = "stage %s did not end well" % blocker if blocker else "the run ended before it"
-                self.result_of[stage.name] = StageResult.of(stage.name, "notRun", why)
-        return code
+                self.result_of[stage.name] = StageResult.of(stage.name, "notRun", self._why_not_run(order, stage.name))
+        statuses = {result.status for result in self.results}
+        if code == EXIT_STOPPED and statuses <= {"ok", "skipped"}:
+            return EXIT_OK              # the time was over when all was done
+        return code or (EXIT_STOPPED if "waiting" in statuses else EXIT_OK)
+
+    def _why_not_run(self, order: Any, name: str) -> str:
+        blocker = first = order.blocked.get(name)
+        while first in order.blocked:
+            first = order.blocked[first]
+        if blocker is None:
+            return self._clock_text() or "the run ended before it"
+        is_waiting = first in self.result_of and self.result_of[first].status == "waiting"
+        return "waits for %s" % blocker if is_waiting else "stage %s did not end well" % blocker
 
     def _begin_stages(self, order: Any, code: int) -> int:
         """Begin all stages that may start now; return the exit code so far."""
@@ -492,8 +573,16 @@ class Run:
             raise
 
     def _stopped(self) -> int:
-        """Return the exit code of a run that a signal has asked to stop, 0 if none has."""
-        return 128 + int(self.signals.number) if self.signals is not None and self.signals.number else 0
+        """Return the exit code of a run that a signal or the clock has asked to stop, 0 if none has."""
+        number = int(self.signals.number) if self.signals is not None else 0
+        if number > 0:
+            return 128 + number
+        is_over = number < 0 or self.stop_time is not None and self.stop_time.seconds_left() <= 0
+        return EXIT_STOPPED if is_over else 0
+
+    def _clock_text(self) -> str:
+        """Return that, and by which option, the clock has stopped the run, "" if it has not."""
+        return "stopped by the clock (%s)" % self.stop_time.text if self.stop_time is not None and self._stopped() == EXIT_STOPPED else ""
 
     # --- one stage
 
@@ -508,8 +597,8 @@ class Run:
 
     def _run_stage(self, stage: StageSpec) -> Flow:
         decision, facts = self._look(stage)
-        if decision.action == "FAIL":
-            return self._failed_before(stage, "; ".join(decision.reasons))
+        if decision.action in ("FAIL", "WAITING"):
+            return self._not_begun(stage, decision)
         if decision.action == "SKIP":
             is_locked = os.path.isdir(os.path.join(self.root, "locks", stage.name + ".lock"))
             if not self._needs_tidying(stage) and (not is_locked or self._new_lock(stage).is_free()):
@@ -517,14 +606,12 @@ class Run:
         self._open()
         lock = self._new_lock(stage)
         if not (yield from self._acquire(stage, lock, dead_token(facts.record))):
-            why = "stopped while waiting for the lock of stage %s" % stage.name
-            self.console.event("FAIL", stage.name, ": " + why)
-            return StageResult.of(stage.name, "interrupted", why)
+            return self._stopped_before(stage, "%s while waiting for the lock of stage %s" % (self.signals.text(), stage.name))
         is_free = True
         try:
             decision, facts = self._look(stage)     # somebody else may have finished it while we waited
-            if decision.action == "FAIL":
-                return self._failed_before(stage, "; ".join(decision.reasons))
+            if decision.action in ("FAIL", "WAITING"):
+                return self._not_begun(stage, decision)
             if decision.action == "SEAL":
                 self.write_marker(stage, facts.material.key)
             if decision.action in ("SKIP", "SEAL"):
@@ -532,6 +619,8 @@ class Run:
                     import chunk_work
                     chunk_work.tidy(self.root, stage, self.store)
                 return self._skipped(stage, decision, facts)
+            if self.signals.number:
+                return self._stopped_before(stage, self.signals.text())
             work = self._new_work(stage, lock, facts)
             result = yield from work.do(decision)
             is_free = not work.survivors
@@ -600,16 +689,30 @@ class Run:
 
     def _look(self, stage: StageSpec) -> Tuple[Decision, Facts]:
         self.digests.used.clear()
-        facts = observe(self.spec, stage, self.digests, self.store, self.boot)
-        return decide(stage, facts, stage.name in self.options.force), facts
+        return look_at(self.spec, stage, self.digests, self.store, self.boot, stage.name in self.options.force, self._now_ns)
+
+    def _now_ns(self, device: int) -> int:
+        """Return what time it is by the clock that stamps files on a device, as far as that can be had."""
+        now, own = self.digests.file_system_time()
+        return now if device == own else int(self.clock.time() * 1e9)
+
+    def inputs_and_makers(self, stage: StageSpec, facts: Facts) -> Tuple[List[Sequence[str]], List[Tuple[str, str, Json]]]:
+        """Return what the stage reads and who may have made it, see the function of that name."""
+        return inputs_and_makers(self.spec, stage, facts, self.store)
 
     def _new_lock(self, stage: StageSpec) -> stage_locks.StageLock:
         import process_tree
         return stage_locks.StageLock(self.root, stage.name, self.options.run_id, self.boot, self.clock, process_tree)
 
-    def _failed_before(self, stage: StageSpec, why: str) -> StageResult:
+    def _not_begun(self, stage: StageSpec, decision: Decision) -> StageResult:
+        """Say why nothing is done with a stage, in which nothing was touched."""
+        why, is_waiting = "; ".join(decision.reasons), decision.action == "WAITING"
+        self.console.event("WAIT" if is_waiting else "FAIL", stage.name, ": " + why)
+        return StageResult.of(stage.name, "waiting" if is_waiting else "failed", why)
+
+    def _stopped_before(self, stage: StageSpec, why: str) -> StageResult:
         self.console.event("FAIL", stage.name, ": " + why)
-        return StageResult.of(stage.name, "failed", why)
+        return StageResult.of(stage.name, "interrupted", why)
 
     def _skipped(self, stage: StageSpec, decision: Decision, facts: Facts) -> StageResult:
         reason = "; ".join(decision.reasons)
@@ -644,17 +747,31 @@ class Run:
         if self.spec.offline.require != "kernel":
             self._close_network()
         import attempts
-        self.signals = self.clock.signals = attempts.Signals()
+        self.signals = self.clock.signals = attempts.Signals(self.stop_time)
         self.signals.install()
         self.ledger.begin(self.options.run_id, self.invocation, self.spec.name)
         self._tell_healed()
         self._write_run("running")
         self.is_open = True
+        self._guard_processes()
+
+    def _guard_processes(self) -> None:
+        """Start the guardian, adopt orphans from now on."""
         import process_tree
         self.others: List[int] = process_tree.own_children() if process_tree.LINUX else []
         self.guardian = process_tree.Guardian()
         self.guardian.start()
         process_tree.become_subreaper()
+
+    def prepare_alarm(self) -> None:
+        """Make ready for a processor after the run's end: network closed, processes guarded, signals noted anew."""
+        if self.network is None:
+            self._close_network()
+        if self.guardian is None:
+            self._guard_processes()
+        import attempts
+        self.signals = attempts.Signals()
+        self.signals.install()
 
     def _close_network(self) -> None:
         """Close the network for this process and all that it will start, and say how. Raises: OfflineError where it must be had."""
@@ -712,7 +829,7 @@ class Run:
 
     def _finish(self, code: int) -> None:
         """Write the metrics, the digests and the sealed run record; on return everything is durable."""
-        state = {EXIT_OK: "completed"}.get(code, "interrupted" if code > 128 else "failed")
+        state = self.state_of(code)
         store = self.store
         outputs = [stage.output_dir + "/" + output["path"] for stage in self.selected for output in self.result_of[stage.name].outputs]
         for path in outputs:
@@ -723,9 +840,22 @@ class Run:
             self.digests.vouch(path)
         record = self._run_record(state)
         self.ledger.end(record, lambda: self._write_last(record), lambda: self._tell_monitoring(record))
+        self.final = record
         self._tell_healed()
         self.console.line("[LEDGER] head " + self.ledger.head_text())
+        if state == "interrupted" and self._clock_text():
+            self.console.line("[STOP] " + self._clock_text())
         self.console.summary(self.options.run_id, state, self.results, self.clock.monotonic() - self.started)
+
+    def state_of(self, code: int) -> str:
+        """Return the state of a run that ends with an exit code."""
+        if code == EXIT_STOPPED and not self._stopped():
+            return "waiting"        # inputs were not settled; nothing was cut short
+        return {EXIT_OK: "completed", EXIT_STOPPED: "interrupted"}.get(code, "interrupted" if code > 128 else "failed")
+
+    def unsealed_record(self, code: int) -> Json:
+        """Return what the run record would say of a run that could not write it."""
+        return self._run_record(self.state_of(code))
 
     def _write_last(self, record: Json) -> None:
         """Write what only a finished run writes, and its digest into the run record; under the lock of the ledger."""
@@ -772,7 +902,7 @@ def stage_entry(result: StageResult) -> Json:
     entry = {"stage": result.name, "status": result.status, "reason": result.reason, "attempts": result.attempts,
              "durationMs": int(result.duration_s * 1000), "exitCode": result.exit_code, "key": result.key,
              "bytesIn": result.bytes_in, "bytesOut": result.bytes_out, "counts": result.counts}
-    if result.status not in ("skipped", "notRun"):
+    if result.status not in ("skipped", "notRun", "waiting"):
         entry["outputs"] = result.outputs       # a skipped stage's stand in the record of the run that made them
     entry.update(result.evidence)
     return entry
@@ -817,8 +947,7 @@ def looker(spec: PipelineSpec, options: Options, digests: Optional[Digests] = No
     known = digests if digests is not None else Digests(spec.root, boot, keep=False, rehash=options.rehash)
 
     def look(stage: StageSpec) -> Tuple[Decision, Facts]:
-        facts = observe(spec, stage, known, store, boot)
-        return decide(stage, facts, stage.name in options.force), facts
+        return look_at(spec, stage, known, store, boot, stage.name in options.force, lambda device: int(Clock().time() * 1e9))
     return look
 
 
@@ -896,7 +1025,8 @@ def _dispatch(options: Options, console: Console) -> int:
         return report_commands.do(spec, options, console, Clock())
     if options.command in ("clean", "gc", "reset"):
         import housekeeping
-        return housekeeping.do(spec, options, console, Clock())
+        stages = select_stages(spec, options._replace(only=options.only | frozenset(options.operands)))
+        return housekeeping.do(spec, stages, options, console, Clock(), new_ledger)
     if options.command == "unlock":
         return _unlock(spec, options, console)
     if options.command == "accept":

@@ -86,10 +86,10 @@ def runner_digest(digests: Digests) -> str:
 
 
 def scan_files(spec: PipelineSpec, digests: Digests) -> List[str]:
-    """Return what the scan looks at: the runner, bin/, every processor and the modules beside it that it imports."""
+    """Return what the scan looks at: the runner, bin/, every processor (and what is run after the run), the modules beside these."""
     paths = runner_files() + file_digests.expand(spec.root, "bin/**/*.py")
-    for stage in spec.stages:
-        paths += [stage.processor] + local_modules(digests, stage.processor)
+    for program in [stage.processor for stage in spec.stages] + list(spec.on_failure[:1] + spec.on_success[:1]):
+        paths += [program] + local_modules(digests, program)
     return list(dict.fromkeys(paths))
 
 

@@ -112,8 +112,12 @@ class RunLedger:
 
     def accept(self, pipeline: str, facts: Json) -> None:
         """Enter that a person has accepted another key for a stage; *facts* are the entry's own fields."""
+        self.note("accept", pipeline, facts)
+
+    def note(self, event: str, pipeline: str, facts: Json) -> None:
+        """Enter that a person has done something to what runs left; *facts* are the entry's own fields."""
         with Held(self) as held:
-            held.append("accept", "accept", 0, pipeline, **facts)
+            held.append(event, event, 0, pipeline, **facts)
 
     def head_text(self) -> str:
         """Return the head that this object has appended, for people."""

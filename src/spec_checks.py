@@ -437,13 +437,28 @@ def find_path(edges: Dict[str, List[str]], start: str, goal: str) -> List[str]:
 def _check_processors(stages: List[Tuple[int, Json]], root: str, problems: Problems) -> None:
     for index, merged in stages:
         processor = merged.get("processor")
-        if not isinstance(processor, str):
-            continue
-        path, full = ("stages", index, "processor"), os.path.join(root, processor)
-        if not os.path.isfile(full):
-            problems.add(path, "there is no file %s" % shown_value(processor))
-        elif program_kind(processor) == "program" and sys.platform != "win32" and not os.access(full, os.X_OK):
-            problems.add(path, "%s is not executable; chmod +x it" % shown_value(processor))
+        if isinstance(processor, str):
+            _check_program(processor, ("stages", index, "processor"), root, problems)
+
+
+def _check_program(program: str, path: Path, root: str, problems: Problems) -> None:
+    full = os.path.join(root, program)
+    if not os.path.isfile(full):
+        problems.add(path, "there is no file %s" % shown_value(program))
+    elif program_kind(program) == "program" and sys.platform != "win32" and not os.access(full, os.X_OK):
+        problems.add(path, "%s is not executable; chmod +x it" % shown_value(program))
+
+
+def _check_after(value: Json, key: str, root: str, problems: Problems) -> List[str]:
+    """Return the command that is run after the run, [] for none; its program is found as a processor is."""
+    words = _checked(value, key, check_command, (), problems) or []
+    if words and isinstance(words[0], str):
+        path = (key, 0)
+        program = check_processor(words[0], path, problems)
+        if program is not None:
+            _check_program(program, path, root, problems)
+            words = [program] + words[1:]
+    return words
 
 
 def program_kind(processor: str) -> str:
@@ -486,7 +501,7 @@ def check_pipeline(value: Any, root: str, nearest: Callable[[str, Sequence[str]]
     if "networkAttempts" in offline:
         defaults.setdefault("networkAttempts", offline["networkAttempts"])
     order = _checked(value, "order", one_of("listed", "graph"), (), problems) or "listed"
-    after = {key: _checked(value, key, check_command, (), problems) or [] for key in ("onFailure", "onSuccess")}
+    after = {key: _check_after(value, key, root, problems) for key in ("onFailure", "onSuccess")}
     stages = _check_stages(value.get("stages"), defaults, root, problems, order == "graph")
     if problems.found:
         return None

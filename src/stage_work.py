@@ -15,6 +15,7 @@ import os
 import sys
 
 import attempts
+import control_totals
 import environment
 import file_digests
 import run_ledger
@@ -143,7 +144,7 @@ def is_worth_retrying(retry: Retry, attempt: int, exit_code: Optional[int]) -> b
 
 # --- processes -------------------------------------------------------------------------------------------------------
 
-def command_line(root: str, stage: StageSpec, inputs: Sequence[str]) -> List[str]:
+def command_line(root: str, stage: Any, inputs: Sequence[str]) -> List[str]:
     """Return the argument list for a processor: interpreter where it needs one, args, inputs if they fit."""
     program = os.path.join(root, stage.processor)
     kind = spec_checks.program_kind(stage.processor)
@@ -206,6 +207,8 @@ class StageWork:
         self.nodes: Dict[str, Json] = {}    # where attempts ran that a launcher started, and how the network was closed there
         self.is_attempting = False
         self.argv: List[str] = []
+        self.counts: Json = {}          # what the processor reported
+        self.refused: List[Json] = []   # outputs that the control totals did not accept
         self.more_of_record: Json = {}
         self.log_path, self.token, self.began = "", "", ""
         self.network: Any = None        # the watch over the attempt under way
@@ -223,6 +226,9 @@ class StageWork:
             self.run.flush()
         if not failure:
             failure, outputs = self._check_outputs()
+        if not failure:
+            self._take_reported()
+            failure = self._judge(outputs)
         if failure:
             return self._give_up(failure, stopped)
         return self._succeed(outputs)
@@ -407,6 +413,7 @@ class StageWork:
         inputs_file = self.store.path("inputs_%s.json" % stage.name)
         state_store.write_atomic(inputs_file, json.dumps(inputs, ensure_ascii=False).encode("utf-8"), durable=False)
         state_store.make_folder(run.log_folder(), self.store.commit)
+        state_store.remove_quietly(self._counts_file())        # an earlier attempt's say nothing of this one
         token = self.token = "%s.%d" % (self.lock.token, self.attempts)
         self.log_path = os.path.join(run.log_folder(), "%s.%d.log" % (stage.name, self.attempts))
         self.network = run.network.attempt(stage.name, self.log_path[:-len("log")] + "network", self.console)
@@ -461,7 +468,7 @@ class StageWork:
         stage = self.stage
         env = self._base_environment()
         env.update(PIPELINE_OUTPUT_DIR=self.folder, PIPELINE_LINE_OFFSET=str(offset), PIPELINE_ATTEMPT=str(self.attempts),
-                   PIPELINE_INPUTS_FILE=inputs_file, PIPELINE_ATTEMPT_TOKEN=token, PIPELINE_KEY=self.key)
+                   PIPELINE_INPUTS_FILE=inputs_file, PIPELINE_ATTEMPT_TOKEN=token, PIPELINE_KEY=self.key, PIPELINE_COUNTS_FILE=self._counts_file())
         if is_resume:
             env["PIPELINE_RESUME"] = "1"
         if self.attempts <= stage.simulate_fail_attempts:
@@ -529,16 +536,42 @@ class StageWork:
             outputs.append({"path": name, "bytes": size, "sha256": digest})
         return "", outputs
 
+    def _take_reported(self) -> None:
+        """Take the counts that the processor reported: in the file of counts, else with its checkpoint."""
+        counts, problem = control_totals.read_counts(self._counts_file())
+        self.counts = counts if counts is not None else self._read_progress().get("counts", {})
+        state_store.remove_quietly(self._counts_file())
+        if problem:
+            self.console.event("NOTE", self.stage.name, ": the counts that it reported are not used: %s" % problem)
+
+    def _judge(self, outputs: List[Json]) -> str:
+        """Return why the control totals of the stage's counts refuse its outputs, or ""."""
+        if not control_totals.is_judged(self.stage):
+            return ""
+        missing = control_totals.missing_counts(self.stage, self.counts)
+        expected, why = control_totals.expected_read(*self.run.inputs_and_makers(self.stage, self.facts))
+        if self.stage.reconcile and why and not missing:
+            self.console.event("NOTE", self.stage.name, ": what it read is not compared with what was written before: %s" % why)
+        paths = ["%s/%s" % (self.stage.output_dir, one["path"]) for one in outputs]
+        failure = control_totals.missing_text(self.stage, missing) if missing else control_totals.judge(self.stage, self.counts, expected, paths)
+        self.refused = outputs if failure else []
+        return failure
+
+    def _counts_file(self) -> str:
+        path: str = self.store.path("counts_%s.json" % self.stage.name)
+        return path
+
     def _succeed(self, outputs: List[Json]) -> StageResult:
-        counts = self._complete_checkpoint()
+        self._complete_checkpoint()
         stage_outputs.remove_parts(self.folder, self.stage.name, set())
-        self._write_record("ok", "", outputs=outputs, counts=counts)
+        self._write_record("ok", "", outputs=outputs)
         self.run.write_marker(self.stage, self.key)
         self.console.event("DONE", self.stage.name, " in %.3fs" % self._duration_s())
-        return self._result("ok", "; ".join(self.reasons), counts=counts, outputs=outputs, bytes_out=sum(one["bytes"] for one in outputs))
+        return self._result("ok", "; ".join(self.reasons), outputs=outputs, bytes_out=sum(one["bytes"] for one in outputs))
 
     def _give_up(self, failure: str, stopped: bool) -> StageResult:
         status = "interrupted" if stopped else "failed"
+        failure = self.run.signals.text() if stopped else failure
         failure += self._full_disk_text()
         try:
             self._write_record(status, failure)
@@ -556,23 +589,23 @@ class StageWork:
             return ""
         return "; the disk is full: " + free_space_text(self.folder) if is_full else ""
 
-    def _complete_checkpoint(self) -> Json:
-        """Mark the checkpoint of a finished stage complete, so that nobody resumes from it; return its counts."""
+    def _read_progress(self) -> Json:
+        """Return the progress file as the processor left it, {} where there is none that can be used."""
         if not self.stage.checkpoint:
             return {}
-        name = "progress_%s.json" % self.stage.name
         try:
-            with open(self.store.path(name), "rb") as file:
-                progress = json.loads(file.read().decode("utf-8"))
+            with open(self.store.path("progress_%s.json" % self.stage.name), "rb") as file:
+                progress: Json = json.loads(file.read().decode("utf-8"))
         except (OSError, ValueError):
             return {}
-        if progress_problem(progress):
-            return {}
-        if progress.get("complete") is not True:
+        return {} if progress_problem(progress) else progress
+
+    def _complete_checkpoint(self) -> None:
+        """Mark the checkpoint of a finished stage complete, so that nobody resumes from it."""
+        progress = self._read_progress()
+        if progress and progress.get("complete") is not True:
             progress.update(complete=True, key=self.key)
-            state_store.write_atomic(self.store.path(name), state_store.record_json(progress), self.store.commit)
-        counts: Json = progress.get("counts", {})
-        return counts
+            state_store.write_atomic(self.store.path("progress_%s.json" % self.stage.name), state_store.record_json(progress), self.store.commit)
 
     def _write_record(self, status: str, error: str, outputs: Optional[List[Json]] = None, counts: Optional[Json] = None) -> None:
         record = self._record(status, error, self.previous if outputs is None else outputs, counts)
@@ -585,6 +618,8 @@ class StageWork:
             if status != "running" and not self.survivors:
                 now = stage_outputs.list_folder(self.folder)[0]
                 record["left"] = stage_outputs.changed_since(self.baseline, now)
+            if self.refused:
+                record["refused"] = self.refused        # no other stage takes them as inputs
             record["token"] = self.lock.token
         self.store.write("stage_%s.json" % self.stage.name, dict(record, **self.more_of_record))
 
@@ -592,7 +627,7 @@ class StageWork:
         return {
             "stage": self.stage.name, "pipeline": self.run.spec.name, "lastStatus": status, "attempts": self.attempts,
             "idempotencyKey": self.key, "keyParts": self.facts.material.parts,
-            "outputs": outputs, "counts": counts or {},
+            "outputs": outputs, "counts": self.counts if counts is None else counts,
             "lastDurationSec": round(self._duration_s(), 6), "lastError": error or None, "lastRunId": self.run.options.run_id,
             "lastInvocation": self.run.invocation, "startedAt": self.started_utc, "endedAt": None if status == "running" else utc_text(self.run.clock.time()),
             "bootId": self.run.boot}
@@ -603,7 +638,7 @@ class StageWork:
     def _result(self, status: str, reason: str, **known: Any) -> StageResult:
         return StageResult.of(self.stage.name, status, reason, attempts=self.attempts, duration_s=self._duration_s(), cpu_s=self.cpu_s,
                               max_rss_bytes=self.max_rss, bytes_in=self.facts.material.input_bytes, key=self.key, exit_code=self.exit_code,
-                              evidence=self._evidence(), is_offline_fault=self.is_offline_fault, **known)
+                              evidence=self._evidence(), is_offline_fault=self.is_offline_fault, **{"counts": self.counts, **known})
 
     def _evidence(self) -> Json:
         """Return what the run record says of how the stage was run."""

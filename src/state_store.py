@@ -190,6 +190,17 @@ def remove_durably(path: str, commit: Commit) -> bool:
     return True
 
 
+def remove_empty_folder(path: str, commit: Commit) -> bool:
+    """Remove a folder if nothing is in it; tell whether it is gone."""
+    try:
+        os.rmdir(path)
+    except OSError:
+        return False
+    commit.folders.pop(path, None)          # what was to be synced there is gone with it
+    commit.folders[os.path.dirname(path)] = None
+    return True
+
+
 def make_folder(path: str, commit: Commit) -> None:
     """Create *path* and its parents where they are missing."""
     if os.path.isdir(path):

@@ -17,6 +17,7 @@ import shutil
 from collections import namedtuple
 
 import attempts
+import control_totals
 import file_digests
 import spec_checks
 import stage_outputs
@@ -44,6 +45,7 @@ AHEAD = 2                   # tasks that are prepared for each that runs
 IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST)
 SETTLE_BYTES = 1 << 20      # outputs from here on are hashed only when their signature can be kept
 FOLDER_NAME_LENGTH = 20
+COUNTS_ENDING = ".counts.json"  # behind the name of a task's folder
 SYNC_S = 5.0                # between two syncs: what a power cut takes back is done again, what is left is verified
 
 
@@ -270,6 +272,7 @@ class TasksWork(stage_work.StageWork):
         if is_resume:
             self.console.event("RESUME", "%s %s" % (stage.name, task.name), " from line %d" % offset)
         self._make_ready(trial, slot)
+        state_store.remove_quietly(task.folder + COUNTS_ENDING)     # an earlier attempt's say nothing of this one
         short = self._space_problem()
         if short:
             return attempts.AttemptResult(None, short, False, 0.0, 0.0, 0, b"", [], [])
@@ -335,7 +338,8 @@ class TasksWork(stage_work.StageWork):
         with open(inputs_file, "wb") as file:       # read by this slot's processor only, which is not there yet
             file.write(json.dumps(task.inputs, ensure_ascii=False).encode("utf-8"))
         env = dict(self._variables, PIPELINE_OUTPUT_DIR=trial.folder, PIPELINE_LINE_OFFSET=str(offset), PIPELINE_ATTEMPT=str(trial.attempts),
-                   PIPELINE_INPUTS_FILE=inputs_file, PIPELINE_ATTEMPT_TOKEN=token, PIPELINE_KEY=task.key, **task.variables)
+                   PIPELINE_INPUTS_FILE=inputs_file, PIPELINE_ATTEMPT_TOKEN=token, PIPELINE_KEY=task.key,
+                   PIPELINE_COUNTS_FILE=task.folder + COUNTS_ENDING, **task.variables)
         if is_resume:
             env["PIPELINE_RESUME"] = "1"
         if trial.attempts <= stage.simulate_fail_attempts:
@@ -402,7 +406,15 @@ class TasksWork(stage_work.StageWork):
         return names
 
     def _take_counts(self, trial: Trial) -> None:
-        if not self.stage.checkpoint:
+        """Take the counts that the processor reported: in the file of counts, else with its checkpoint."""
+        path = trial.task.folder + COUNTS_ENDING
+        counts, problem = control_totals.read_counts(path)
+        if problem:
+            self.console.event("NOTE", "%s %s" % (self.stage.name, trial.task.name), ": the counts that it reported are not used: %s" % problem)
+        if counts is not None or problem:
+            state_store.remove_quietly(path)
+        if counts is not None or not self.stage.checkpoint:
+            trial.counts = counts or {}
             return
         try:
             with open(self._progress_path(trial.task), "rb") as file:
@@ -583,9 +595,16 @@ class FileTasksWork(TasksWork):
         self.run.flush()                # all that the record vouches for is on the disk
         if not self.is_stopped and not self.survivors and os.path.isdir(self.staging):
             shutil.rmtree(self.staging, ignore_errors=True)
+        self.counts = task_log.sum_counts(entry.counts for entry in self.task_log.entries.values() if entry.status == "ok")
+        failure = failure or self._judge(self._listed())
         if failure:
             return self._give_up(failure, self.is_stopped)
         return self._succeed_with(facts, table)
+
+    def _listed(self) -> List[Json]:
+        """Return the outputs as records list them, none where they are too many."""
+        outputs = self._outputs()
+        return [{"path": path, "bytes": size, "sha256": digest} for path, size, digest in sorted(outputs)] if len(outputs) <= task_look.LISTED_OUTPUTS else []
 
     def _see_to_gone(self, facts: task_look.Tasks) -> None:
         """Tell of files that are not there any more; with `prune`, remove what their tasks made."""
@@ -623,17 +642,15 @@ class FileTasksWork(TasksWork):
 
     def _succeed_with(self, facts: task_look.Tasks, table: task_files.FileTable) -> StageResult:
         self.exit_code = 0
-        outputs = self._outputs()
-        counts = task_log.sum_counts(entry.counts for entry in self.task_log.entries.values() if entry.status == "ok")
-        listed = [{"path": path, "bytes": size, "sha256": digest} for path, size, digest in sorted(outputs)] if len(outputs) <= task_look.LISTED_OUTPUTS else []
-        self._write_record("ok", "", outputs=listed, counts=counts)
+        outputs, listed = self._outputs(), self._listed()
+        self._write_record("ok", "", outputs=listed)
         self.run.caches.update(task_look.cache_of(self.store, self.stage, self.facts._replace(tasks=facts._replace(outputs=table, is_cached=False)),
                                                   self._output_digest(), self.run.boot, ""))
         if not self.failed:
             self.run.write_marker(self.stage, self.key)
         self.console.event("DONE", self.stage.name, " in %.3fs (%d task%s%s)" % (
             self._duration_s(), len(self.done), "" if len(self.done) == 1 else "s", ", %d failed and allowed" % len(self.failed) if self.failed else ""))
-        return self._result("ok", "; ".join(self.reasons), counts=counts, outputs=listed, bytes_out=sum(size for _, size, _ in outputs))
+        return self._result("ok", "; ".join(self.reasons), outputs=listed, bytes_out=sum(size for _, size, _ in outputs))
 
     def _output_digest(self) -> str:
         return task_log.output_digest(self._outputs())
@@ -646,4 +663,5 @@ class FileTasksWork(TasksWork):
         record["tasks"] = dict(self._summary(), **self.totals)
         if status != "ok":
             record["token"] = self.lock.token
+            record.update({"refused": self.refused} if self.refused else {})
         self.store.write("stage_%s.json" % self.stage.name, record)

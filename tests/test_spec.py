@@ -476,8 +476,8 @@ def test_tasks_and_launchers(root):
     assert one.launcher == ("srun", "--mem={memoryMB}M", "{{x}}")
     one, = load(root, stages('"name": "a", "inputs": ["x"], "chunks": {"bytes": 100, "filter": true, "headerLines": 1, "keepChunks": true}')).stages
     assert one.chunks._asdict() == dict(size_bytes=100, keep=True, is_filter=True, header_lines=1)
-    top = load(root, whole('"order": "graph", "onFailure": ["mail", "-s", "x"]'))
-    assert (top.order, top.on_failure, top.on_success) == ("graph", ("mail", "-s", "x"), ())
+    top = load(root, whole('"order": "graph", "onFailure": ["./bin/p.py", "-s", "x"]'))
+    assert (top.order, top.on_failure, top.on_success) == ("graph", ("bin/p.py", "-s", "x"), ())
 
 
 def test_required_keys_may_come_from_defaults(root):

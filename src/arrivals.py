@@ -1,0 +1,65 @@
+"""Which inputs are still arriving: those that grow, or changed a moment ago by the clock of the file system that they are on.
+
+A leaf. Nobody tells when a delivery is complete; what has not changed for "settleSec"
+is taken as complete. What a stage of the pipeline made is complete by its record, and is not waited for.
+"""
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, Iterable, List, Sequence, Tuple
+
+    from model import StageSpec
+    Json = Dict[str, Any]
+
+SHOWN_NAMES = 3
+
+
+def unsettled(root: str, paths: Sequence[str], settle_s: float, now_ns: Callable[[int], int]) -> List[Tuple[str, str]]:
+    """Return (path, why) of the files that have not been left alone for *settle_s* seconds, in the order of *paths*.
+
+    now_ns(device) tells what time it is by the clock that stamps files on a device. A time of modification that lies in the future says
+    nothing (copied, or set by hand): then the time of the last change of the file's entry is asked, which nobody can set.
+    A file that is not there any more is left to whoever reads it.
+    """
+    found = []
+    clocks: Dict[int, int] = {}     # device -> its time, asked once
+    for path in paths:
+        full = os.path.join(root, path)
+        try:
+            stat = os.stat(full)
+        except OSError:
+            continue
+        if stat.st_dev not in clocks:
+            clocks[stat.st_dev] = now_ns(stat.st_dev)
+        now = clocks[stat.st_dev]
+        changed = stat.st_mtime_ns if stat.st_mtime_ns <= now else stat.st_ctime_ns
+        age_s = (now - changed) / 1e9
+        if age_s < 0:
+            found.append((path, "%s has a time of change in the future (the clock was set back): touch it, or wait" % path))
+        elif age_s < settle_s:
+            found.append((path, "%s changed %d s ago" % (path, age_s)))
+    return found
+
+
+def waiting_for(root: str, stage: StageSpec, inputs: Sequence[str], makers: Iterable[Tuple[str, str, Json]], now_ns: Callable[[int], int]) -> List[str]:
+    """Return why a stage has to wait for its *inputs*, [] if it has not.
+
+    makers: (stage, output folder, stage record) of the other stages: what they have recorded is as long as they wrote it.
+    """
+    made = {"%s/%s" % (folder, one["path"]): one["bytes"] for _, folder, record in makers if record.get("lastStatus") == "ok" for one in record["outputs"]}
+    paths = [path for path in inputs if path not in made or _size_of(root, path) != made[path]]
+    found = [why for _, why in unsettled(root, paths, stage.settle_s, now_ns)]
+    if not found:
+        return []
+    more = len(found) - SHOWN_NAMES
+    return ["inputs not settled: %s%s; settleSec %g" % ("; ".join(found[:SHOWN_NAMES]), "; and %d more" % more if more > 0 else "", stage.settle_s)]
+
+
+def _size_of(root: str, path: str) -> int:
+    try:
+        return os.path.getsize(os.path.join(root, path))
+    except OSError:
+        return -1

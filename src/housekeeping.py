@@ -1,0 +1,284 @@
+"""The commands that tidy up: clean (outputs of stages), reset (what is known of stages), gc (records and logs of old runs).
+
+Above the leaves and below the runner. Each lists what it would do, and does it only with --yes; under the locks of the stages; entered
+in the ledger before anything is touched, so that a kill leaves an entry that promised more than was done, and never a change that
+nobody owns up to. Doing it again finishes it.
+
+    clean   ledger entry, stage record ("cleaned"), marker, outputs, folders that are empty now
+    reset   ledger entry, marker, stage record, checkpoint and what else state/ holds of the stage
+"""
+from __future__ import annotations
+
+import os
+import shutil
+from collections import namedtuple
+
+import environment
+import process_tree
+import stage_locks
+import state_store
+from file_digests import Digests, FileChanged
+from model import EXIT_OK
+from stage_order import edges
+from stage_outputs import list_folder, own_parts
+from state_store import StateError, StateStore, utc_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+
+    from console import Console
+    from model import Clock, Options, PipelineSpec, StageSpec
+    from run_ledger import RunLedger
+    Json = Dict[str, Any]
+
+SHOWN_NAMES = 20
+# What state/ holds of a stage, its record first; %s is its name.
+STATE_FILES = ("stage_%s.json", "progress_%s.json", "progress_%s.json.old", "counts_%s.json", "inputs_%s.json", "tasks_%s.jsonl", "files_%s.bin")
+
+
+class Cleaning(namedtuple("Cleaning", "stage record remove keep")):
+    """What clean would do with a stage: remove [(path, bytes)], keep [(path, why)]; paths below the root."""
+
+    __slots__ = ()
+
+
+def do(spec: PipelineSpec, stages: List[StageSpec], options: Options, console: Console, clock: Clock, new_ledger: Callable[..., RunLedger]) -> int:
+    """Do one of the commands; return the exit code. Raises: errors with exit_code; OSError.
+
+    stages: those named, or all. new_ledger: the runner's function of that name.
+    """
+    if options.command == "gc":
+        import run_pruning
+        run_pruning.gc(spec, options, console, clock, new_ledger)
+        return EXIT_OK
+    if options.yes:
+        _do_locked(spec, stages, options, console, clock, new_ledger)
+        return EXIT_OK
+    store = StateStore(spec.root, writable=False, now=clock.time)
+    if options.command == "clean":
+        for stage in stages:
+            _show(look(spec, stage, store), "would remove", console)
+    else:
+        for stage in stages:
+            for name in forgotten(spec, stage):
+                console.line("would forget %s" % name)
+            _show_left(spec, stage, console)
+    console.line("%s: nothing was done: give --yes" % options.command)
+    return EXIT_OK
+
+
+def _do_locked(spec: PipelineSpec, stages: List[StageSpec], options: Options, console: Console, clock: Clock, new_ledger: Callable[..., RunLedger]) -> None:
+    store = StateStore(spec.root, now=clock.time)
+    if not os.path.isdir(store.folder):
+        console.line("%s: no run has left anything below %s" % (options.command, spec.root))
+        return
+    store.prepare()
+    ledger = new_ledger(spec, options, store, clock)
+    locks = _lock_all(spec, stages, options, store, clock)
+    try:
+        ledger.prepare()
+        act = _clean if options.command == "clean" else _reset
+        done = [act(spec, stage, store, ledger, console) for stage in stages]
+        store.commit.flush()
+    finally:
+        for lock in locks:
+            lock.release()
+    for note in ledger.notes:
+        console.line("[LEDGER] " + note)
+    if any(done):
+        console.line("[LEDGER] head " + ledger.head_text())
+
+
+def _lock_all(spec: PipelineSpec, stages: List[StageSpec], options: Options, store: StateStore, clock: Clock) -> List[stage_locks.StageLock]:
+    """Hold the stages, and for clean also those that may be reading their outputs now. Raises: LockHeld, with none held."""
+    names = {stage.name for stage in stages}
+    makers = edges(spec.stages) if options.command == "clean" else {}
+    wanted = [one for one in spec.stages if one.name in names or names.intersection(makers.get(one.name, ()))]
+    boot, held = state_store.boot_id(), []
+    try:
+        for stage in wanted:
+            lock = stage_locks.StageLock(spec.root, stage.name, options.command, boot, clock, process_tree)
+            lock.acquire(0, _dead_token(store, stage.name))
+            held.append(lock)
+    except BaseException:
+        for lock in held:
+            lock.release()
+        raise
+    return held
+
+
+def _dead_token(store: StateStore, name: str) -> str:
+    """Return the token of the attempt that a stage record calls running: who holds the stage's lock ends what is left of it."""
+    try:
+        record = StateStore(store.root, writable=False).stage(name)
+    except StateError:
+        return ""
+    return str(record.get("token", "")) if record is not None and record["lastStatus"] == "running" else ""
+
+
+def _who() -> Json:
+    return {"user": environment.user_name(), "host": stage_locks.host_name()}
+
+
+# --- clean -----------------------------------------------------------------------------------------------------------
+
+def look(spec: PipelineSpec, stage: StageSpec, store: StateStore) -> Cleaning:
+    """Find what the record of a stage says that it made: what still is that may go, the rest is kept. Raises: StateError."""
+    record = store.stage(stage.name)
+    remove: List[Tuple[str, int]] = []
+    keep: List[Tuple[str, str]] = []
+    owners = _other_owners(spec, stage, store)
+    digests = Digests(spec.root, "", keep=False, rehash=True)
+    for output in _recorded(stage, store, record):
+        path = "%s/%s" % (stage.output_dir, output["path"])
+        if not os.path.lexists(os.path.join(spec.root, path)):
+            continue
+        why = _link_on_the_way(spec.root, path) or ("stage %s has recorded it, too" % owners[path] if path in owners else "")
+        why = why or _change(digests, path, output)
+        if why:
+            keep.append((path, why))
+        else:
+            remove.append((path, output["bytes"]))
+    return Cleaning(stage, record, remove, keep)
+
+
+def _recorded(stage: StageSpec, store: StateStore, record: Optional[Json]) -> List[Json]:
+    """Return the outputs that are recorded: in the stage record, of very many tasks in their log."""
+    if record is None or record["outputs"] or not record.get("tasks"):
+        return list(record["outputs"]) if record is not None else []
+    import task_log
+    import task_look
+    return [{"path": path, "bytes": size, "sha256": digest} for path, size, digest in task_log.outputs_of(task_look.load_log(store, stage.name).entries)]
+
+
+def _other_owners(spec: PipelineSpec, stage: StageSpec, store: StateStore) -> Dict[str, str]:
+    found = {}
+    for other in spec.stages:
+        near = (other.output_dir + "/").startswith(stage.output_dir + "/") or (stage.output_dir + "/").startswith(other.output_dir + "/")
+        record = store.stage(other.name) if near and other.name != stage.name else None
+        for output in record["outputs"] if record is not None else []:
+            found["%s/%s" % (other.output_dir, output["path"])] = other.name
+    return found
+
+
+def _link_on_the_way(root: str, path: str) -> str:
+    """Return which folder on the way to *path* is a link: what lies behind it may be anything, and is left alone."""
+    parts = path.split("/")
+    for count in range(1, len(parts)):
+        folder = "/".join(parts[:count])
+        if os.path.islink(os.path.join(root, folder)):
+            return "%s is a symbolic link" % folder
+    return ""
+
+
+def _change(digests: Digests, path: str, output: Json) -> str:
+    try:
+        found = digests.of_output(path)
+    except FileChanged:
+        return "it is changing now"
+    except OSError as error:
+        return "it cannot be read: %s" % (error.strerror or error)
+    return "" if found == (output["bytes"], output["sha256"]) else "it is not what the stage made"
+
+
+def _show(found: Cleaning, word: str, console: Console) -> None:
+    for path, size in found.remove[:SHOWN_NAMES]:
+        console.line("%s %s (%d bytes)" % (word, path, size))
+    if len(found.remove) > SHOWN_NAMES:
+        console.line("%s %d more outputs of stage %s" % (word, len(found.remove) - SHOWN_NAMES, found.stage.name))
+    for path, why in found.keep:
+        console.line("kept %s: %s" % (path, why))
+    if found.record is None:
+        console.line("stage %s: no record, so nothing is known to be its" % found.stage.name)
+    elif found.record["lastStatus"] != "ok" and found.record.get("left"):
+        console.line("stage %s: what its last run left is no output yet, and is kept; its next run clears it" % found.stage.name)
+
+
+def _clean(spec: PipelineSpec, stage: StageSpec, store: StateStore, ledger: RunLedger, console: Console) -> bool:
+    """Remove the outputs of one stage; tell whether there was anything to do. The caller holds its lock."""
+    found = look(spec, stage, store)
+    marker = state_store.marker_path(spec.root, stage.output_dir, stage.name)
+    has_marker = os.path.lexists(marker) and not _link_on_the_way(spec.root, "%s/.%s.done" % (stage.output_dir, stage.name))
+    if found.record is None or not (found.remove or has_marker):
+        if found.record is not None and found.record.get("cleaned"):
+            _remove_empty_folders(spec.root, stage, _recorded(stage, store, found.record), store.commit)     # a kill came before
+        _show(found, "removed", console)
+        return False
+    maker = {"runId": found.record.get("lastRunId"), "invocation": found.record.get("lastInvocation")}
+    at = utc_text(store.now())
+    ledger.note("clean", spec.name, dict(_who(), stage=stage.name, madeBy=maker, removed=len(found.remove), kept=[path for path, _ in found.keep]))
+    store.write("stage_%s.json" % stage.name, dict(found.record, cleaned=dict(_who(), at=at)))
+    store.commit.flush()
+    if has_marker:
+        state_store.remove_durably(marker, store.commit)
+    for path, _ in found.remove:
+        state_store.remove_durably(os.path.join(spec.root, path), store.commit)
+    _remove_empty_folders(spec.root, stage, _recorded(stage, store, found.record), store.commit)
+    _show(found, "removed", console)
+    return True
+
+
+def _remove_empty_folders(root: str, stage: StageSpec, outputs: List[Json], commit: state_store.Commit) -> None:
+    """Remove the folders below the output folder that held recorded outputs and hold nothing now; the output folder itself stays."""
+    folders: Set[str] = set()
+    for output in outputs:
+        parts = output["path"].split("/")
+        folders.update("/".join(parts[:count]) for count in range(1, len(parts)))
+    for folder in sorted(folders, key=lambda one: -one.count("/")):
+        if _link_on_the_way(root, "%s/%s/x" % (stage.output_dir, folder)):
+            continue
+        state_store.remove_empty_folder(os.path.join(root, stage.output_dir, folder), commit)
+
+
+# --- reset -----------------------------------------------------------------------------------------------------------
+
+def forgotten(spec: PipelineSpec, stage: StageSpec) -> List[str]:
+    """Return what reset removes, paths below the root, of that what is there, in that order."""
+    marker = "%s/.%s.done" % (stage.output_dir, stage.name)
+    is_linked = bool(_link_on_the_way(spec.root, marker))
+    files = ([] if is_linked else [marker]) + ["state/" + pattern % stage.name for pattern in STATE_FILES]
+    folders = ["state/progress_" + stage.name] + ([] if is_linked else ["%s/.%s.tasks" % (stage.output_dir, stage.name)])    # of tasks
+    # A stage may be named a, another one a.json: what is a file of the one is a folder of the other.
+    return [name for name in files if os.path.lexists(os.path.join(spec.root, name)) and not _is_folder(spec.root, name)] + [
+        name for name in folders if _is_folder(spec.root, name)]
+
+
+def _is_folder(root: str, name: str) -> bool:
+    full = os.path.join(root, name)
+    return os.path.isdir(full) and not os.path.islink(full)
+
+
+def _reset(spec: PipelineSpec, stage: StageSpec, store: StateStore, ledger: RunLedger, console: Console) -> bool:
+    """Forget one stage; tell whether there was anything to forget. The caller holds its lock."""
+    names = forgotten(spec, stage)
+    if not names:
+        console.line("stage %s: nothing is known of it" % stage.name)
+        return False
+    ledger.note("reset", spec.name, dict(_who(), stage=stage.name))
+    parts = _part_paths(spec, stage)
+    for name in names + parts:
+        full = os.path.join(spec.root, name)
+        if _is_folder(spec.root, name):
+            shutil.rmtree(full)             # the checkpoints and the private folders of tasks
+            store.commit.folders[os.path.dirname(full)] = None
+        else:
+            state_store.remove_durably(full, store.commit)
+        console.line("forgot %s" % name)
+    store.commit.flush()
+    return True
+
+
+def _part_paths(spec: PipelineSpec, stage: StageSpec) -> List[str]:
+    """Return the part files of the stage: without the checkpoint nobody can go on with them."""
+    if _link_on_the_way(spec.root, stage.output_dir + "/x"):
+        return []
+    return ["%s/%s" % (stage.output_dir, path) for path in own_parts(list_folder(os.path.join(spec.root, stage.output_dir))[1], stage.name)]
+
+
+def _show_left(spec: PipelineSpec, stage: StageSpec, console: Console) -> None:
+    parts = _part_paths(spec, stage)
+    for path in parts[:SHOWN_NAMES]:
+        console.line("would forget %s" % path)
+    if len(parts) > SHOWN_NAMES:
+        console.line("would forget %d more part files of stage %s" % (len(parts) - SHOWN_NAMES, stage.name))

@@ -1,0 +1,281 @@
+"""Pruning what old runs left: their records, metrics and logs, never the ledger's entries.
+
+Above the leaves and below the runner. What is about to be removed is entered in the ledger first, each run by its number and the
+digest that its own entry committed: so `verify` tells a pruned record from one that somebody made away with.
+
+Order of the durable steps, for each batch: ledger entry, records, metrics, logs. A kill between two of them leaves files of
+runs that the ledger calls pruned; the next gc removes them.
+"""
+from __future__ import annotations
+
+import calendar
+import json
+import os
+import stat
+import time
+from collections import namedtuple
+
+import environment
+import stage_locks
+import state_store
+from ledger_format import entry_hash, run_hash
+from model import UsageError
+from run_ledger import NAME
+from spec_checks import name_problem
+from state_store import StateError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
+
+    from console import Console
+    from model import Clock, Options, PipelineSpec
+    from run_ledger import RunLedger
+    from state_store import StateStore
+    Json = Dict[str, Any]
+    RunKey = Tuple[str, int]
+
+BATCH_RUNS = 500            # entered and removed together: an entry of some 50 KB, which every later run reads
+DAY_S = 86400
+SHOWN_RUNS = 20
+
+
+class History(namedtuple("History", "ends open pruned newest")):
+    """The ledger as far as pruning needs it.
+
+    ends: {run: its end entry}, oldest first. open: ids of runs that have begun and not ended. pruned: {run: runHash} of earlier
+    calls of gc. newest: {run id: its last invocation}.
+    """
+
+    __slots__ = ()
+
+
+def read_history(store: StateStore) -> History:
+    """Read the ledger. Raises: StateError where `verify` would find its chain broken."""
+    ends: Dict[RunKey, Json] = {}
+    pruned: Dict[RunKey, str] = {}
+    newest: Dict[str, int] = {}
+    last: Json = {"seq": 0, "hash": None, "open": {}}
+    for number, line in _lines(store.path(NAME)):
+        try:
+            entry = json.loads(line.decode("utf-8"))
+            is_next = entry["hash"] == entry_hash(entry) and (entry["seq"], entry["prevHash"]) == (last["seq"] + 1, last["hash"])
+        except (ValueError, TypeError, KeyError, RecursionError):
+            is_next = False
+        if not is_next:
+            raise StateError("state/%s:%d: the entry is not the one that follows; nothing is pruned: `verify` tells more" % (NAME, number))
+        run = (entry["runId"], entry["invocation"])
+        if entry["event"] == "end" and not name_problem(run[0]) and state_store.is_integer(run[1]):
+            ends[run] = entry
+        elif entry["event"] == "gc":
+            pruned.update({(one[0], one[1]): one[2] for one in entry["removed"]})
+        if entry["event"] in ("begin", "end"):
+            newest[run[0]] = max(run[1], newest.get(run[0], 0))
+        last = entry
+    return History(ends, frozenset(last["open"]), {run: digest for run, digest in pruned.items() if run in ends}, newest)
+
+
+def _lines(path: str) -> Iterator[Tuple[int, bytes]]:
+    try:
+        file = open(path, "rb")
+    except FileNotFoundError:
+        return
+    with file:
+        for number, line in enumerate(file, 1):
+            if line.endswith(b"\n"):        # a torn last line is no entry yet
+                yield number, line
+
+
+# --- what is kept (pure, but for the reading of records) -------------------------------------------------------------
+
+def choose(history: History, needed: Set[RunKey], keep_runs: Optional[int], keep_days: Optional[int], now: float) -> List[RunKey]:
+    """Return the runs whose records may go, oldest first.
+
+    Kept are the newest *keep_runs*, those that ended in the last *keep_days* days, those that are *needed*, and all calls under the
+    id of a run that is still open. Of a limit that is None nothing is kept for its sake.
+    """
+    runs = list(history.ends)
+    newest = set(runs[len(runs) - keep_runs:] if keep_runs else ())
+    chosen = []
+    for run in runs:
+        is_young = keep_days is not None and _seconds(history.ends[run].get("at")) > now - keep_days * DAY_S
+        is_done = history.pruned.get(run) == history.ends[run].get("runHash")
+        if not (run in newest or is_young or run in needed or run[0] in history.open or is_done):
+            chosen.append(run)
+    return chosen
+
+
+def _seconds(text: Any) -> float:
+    """Return the time of an entry as seconds since the epoch; one that cannot be read counts as now."""
+    try:
+        return float(calendar.timegm(time.strptime(str(text)[:19], "%Y-%m-%dT%H:%M:%S")))
+    except ValueError:
+        return float("inf")
+
+
+def needed_runs(store: StateStore) -> Set[RunKey]:
+    """Return the runs that present stage records name as their makers. Raises: StateError for a record that is damaged."""
+    found: Set[RunKey] = set()
+    for name in sorted(os.listdir(store.folder)):
+        if name.startswith("stage_") and name.endswith(".json"):
+            record = store.stage(name[6:-5])
+            if record is not None:
+                found.add((str(record.get("lastRunId")), int(record.get("lastInvocation") or 0)))
+    return found
+
+
+def makers_of_runs(store: StateStore, history: History, runs: List[RunKey]) -> Set[RunKey]:
+    """Return the runs that the records of *runs* name as makers of what they skipped: without them these prove nothing."""
+    found: Set[RunKey] = set()
+    for run in runs:
+        name = find_record(store, run, history.ends[run])
+        record = _read(store, name) if name else None
+        for one in record.get("stages", []) if record is not None else []:
+            maker = one.get("madeBy")
+            if isinstance(maker, dict):
+                found.add((str(maker.get("runId")), int(maker.get("invocation") or 0)))
+    return found
+
+
+def find_record(store: StateStore, run: RunKey, end: Json) -> str:
+    """Return the name of the file that holds the record which the entry *end* committed, "" if none does."""
+    for name in ("run_%s.json" % run[0], "run_%s.%d.json" % run):
+        record = _read(store, name)
+        if record is not None and run_hash(record) == end.get("runHash"):
+            return name
+    return ""
+
+
+def _read(store: StateStore, name: str) -> Optional[Json]:
+    try:
+        if not stat.S_ISREG(os.lstat(store.path(name)).st_mode):
+            return None                     # a link or a pipe: no record
+        with open(store.path(name), "rb") as file:
+            record = json.loads(file.read().decode("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def files_of(store: StateStore, run: RunKey, history: History) -> List[str]:
+    """Return the files below state/ that a run has beside its record: metrics of the newest call, its logs. Links are not followed."""
+    found = []
+    is_newest = history.newest.get(run[0]) == run[1]
+    names = ["metrics_%s.json" % run[0]] if is_newest and run[0] not in history.open else []
+    folder = _log_folder(run)
+    if not any(os.path.islink(store.path(part)) for part in _with_parents(folder)):
+        try:
+            names += [folder + "/" + name for name in sorted(os.listdir(store.path(folder)))]
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+    for name in names:
+        try:
+            if not stat.S_ISDIR(os.lstat(store.path(name)).st_mode):
+                found.append(name)
+        except FileNotFoundError:
+            pass
+    return found
+
+
+def _with_parents(folder: str) -> List[str]:
+    parts = folder.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+def gc(spec: PipelineSpec, options: Options, console: Console, clock: Clock, new_ledger: Callable[..., RunLedger]) -> None:
+    """List what may go, with --yes remove it. Raises: UsageError without a limit; StateError, OSError."""
+    if options.keep_runs is None and options.keep_days is None:
+        raise UsageError("gc needs --keep-runs N or --keep-days D, or both: a run is kept if one of them keeps it")
+    store = state_store.StateStore(spec.root, writable=options.yes, now=clock.time)
+    history = read_history(store)
+    if not history.ends:
+        console.line("gc: no run has ended here; nothing to prune")
+        return
+    needed = needed_runs(store)
+    first = choose(history, needed, options.keep_runs, options.keep_days, clock.time())
+    kept = [run for run in history.ends if run not in set(first) and run not in history.pruned]
+    chosen = [run for run in first if run not in makers_of_runs(store, history, kept)]
+    ready = [run for run in chosen if find_record(store, run, history.ends[run])]
+    for run in chosen:
+        if run not in set(ready):
+            console.line("kept %s: no file holds the record that the ledger committed; `verify` tells more" % _run_text(run))
+    if options.yes:
+        _remove(spec, options, store, ready, clock, new_ledger, console)
+    else:
+        _list(ready, store, history, console)
+
+
+def _list(runs: List[RunKey], store: StateStore, history: History, console: Console) -> None:
+    for run in runs[:SHOWN_RUNS]:
+        console.line("would remove %s (ended %s; its record and %d files)" % (_run_text(run), history.ends[run].get("at"), len(files_of(store, run, history))))
+    if len(runs) > SHOWN_RUNS:
+        console.line("would remove %d more runs" % (len(runs) - SHOWN_RUNS))
+    console.line("gc: %d of %d runs may go; nothing was removed: give --yes" % (len(runs), len(history.ends)))
+
+
+def _remove(spec: PipelineSpec, options: Options, store: StateStore, runs: List[RunKey], clock: Clock, new_ledger: Callable[..., RunLedger],
+            console: Console) -> None:
+    store.prepare()
+    ledger = new_ledger(spec, options, store, clock)
+    ledger.prepare()
+    facts = {"keepRuns": options.keep_runs, "keepDays": options.keep_days, "user": environment.user_name(), "host": stage_locks.host_name()}
+    gone = files = 0
+    # What a kill left of an earlier gc comes first, and is not entered again.
+    queue = sorted(read_history(store).pruned) + runs
+    for start in range(0, len(queue), BATCH_RUNS):
+        with _Locked(spec.root, queue[start:start + BATCH_RUNS], clock, console) as batch:
+            history = read_history(store)       # once more: a call under one of the ids may have ended since
+            batch = [run for run in batch if run[0] not in history.open]
+            found = [run for run in batch if run not in history.pruned and find_record(store, run, history.ends[run])]
+            if found:
+                ledger.note("gc", spec.name, dict(facts, removed=[[run[0], run[1], history.ends[run]["runHash"]] for run in found]))
+            for run in batch:
+                if run in found or run in history.pruned:
+                    files += _remove_files(store, run, history)
+            gone += len(found)
+            store.commit.flush()
+    for note in ledger.notes:
+        console.line("[LEDGER] " + note)
+    console.line("gc: %d runs pruned, %d files removed; what the ledger says of them stays" % (gone, files))
+    if gone:
+        console.line("[LEDGER] head " + ledger.head_text())
+
+
+class _Locked:
+    """The run ids of a batch, held: nobody begins a call under one of them meanwhile. Yields the runs that could be held."""
+
+    def __init__(self, root: str, batch: List[RunKey], clock: Clock, console: Console) -> None:
+        self.batch, self.console = batch, console
+        self.locks = {run_id: stage_locks.FileLock(root, run_id + ".run", clock) for run_id in sorted({run[0] for run in batch})}
+
+    def __enter__(self) -> List[RunKey]:
+        free = {run_id for run_id, lock in self.locks.items() if lock.try_acquire()}
+        for run_id in sorted(set(self.locks) - free):
+            self.console.line("kept run %s: its id is in use" % run_id)
+        return [run for run in self.batch if run[0] in free]
+
+    def __exit__(self, *_: Any) -> None:
+        for lock in self.locks.values():
+            lock.release()
+
+
+def _remove_files(store: StateStore, run: RunKey, history: History) -> int:
+    """Remove the record of a run, then what it has beside it, and its empty log folders; return how many files."""
+    name = find_record(store, run, history.ends[run])
+    count = int(bool(name) and state_store.remove_durably(store.path(name), store.commit))
+    for name in files_of(store, run, history):
+        count += state_store.remove_durably(store.path(name), store.commit)
+    for folder in reversed(_with_parents(_log_folder(run))[1:]):
+        if not state_store.remove_empty_folder(store.path(folder), store.commit):
+            break                           # not there, or another call under the same id has logs in it
+    return count
+
+
+def _log_folder(run: RunKey) -> str:
+    return "/".join(["logs", run[0]] + ([str(run[1])] if run[1] > 1 else []))
+
+
+def _run_text(run: RunKey) -> str:
+    return "run %s" % run[0] if run[1] == 1 else "run %s (invocation %d)" % run

@@ -1,0 +1,135 @@
+"""Inputs that are still arriving: what counts as settled, and what a run does with a stage that waits."""
+from __future__ import annotations
+
+import os
+import time
+import types
+
+import arrivals
+import pytest
+
+SECOND = 10 ** 9
+
+
+def age(path, seconds, now=None):
+    """Make a file look as if it had been changed so many seconds ago."""
+    moment = (time.time() if now is None else now) - seconds
+    os.utime(str(path), (moment, moment))
+
+
+def clock_at(path, seconds):
+    """Return a clock that stands so many seconds after the last change of a file's content."""
+    stat = os.stat(str(path))
+    return lambda device: stat.st_mtime_ns + int(seconds * SECOND)
+
+
+@pytest.mark.parametrize("seconds, settle_s, waits", [(0, 30, True), (29.9, 30, True), (30, 30, False), (31, 30, False), (0.4, 0.5, True), (0.5, 0.5, False), (5, 0, False)])
+def test_a_file_is_settled_after_so_many_seconds(tmp_path, seconds, settle_s, waits):
+    (tmp_path / "a").write_bytes(b"x")
+    found = arrivals.unsettled(str(tmp_path), ["a"], settle_s, clock_at(tmp_path / "a", seconds))
+    assert found == ([("a", "a changed %d s ago" % seconds)] if waits else [])
+
+
+def test_a_time_in_the_future_says_nothing_and_that_of_the_entry_is_asked(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"x")
+    age(path, -10 ** 6)
+    written = os.stat(str(path)).st_ctime_ns
+    assert arrivals.unsettled(str(tmp_path), ["a"], 30, lambda device: written + 31 * SECOND) == []
+    assert arrivals.unsettled(str(tmp_path), ["a"], 30, lambda device: written + 29 * SECOND) == [("a", "a changed 29 s ago")]
+    (_, why), = arrivals.unsettled(str(tmp_path), ["a"], 30, lambda device: written - 5 * SECOND)
+    assert "in the future" in why
+
+
+def test_files_that_are_gone_are_left_to_whoever_reads_them_and_each_device_is_asked_once(tmp_path):
+    for name in "ab":
+        (tmp_path / name).write_bytes(b"x")
+    asked = []
+    found = arrivals.unsettled(str(tmp_path), ["b", "gone", "a"], 30, lambda device: asked.append(device) or os.stat(str(tmp_path / "a")).st_mtime_ns)
+    assert [path for path, _ in found] == ["b", "a"] and len(asked) == 1
+
+
+def test_what_a_stage_has_recorded_is_not_waited_for_while_it_is_as_long(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "x").write_bytes(b"12345")
+    stage, now = types.SimpleNamespace(settle_s=30), clock_at(tmp_path / "data" / "x", 3)
+    def maker(size, status="ok"):
+        return [("one", "data", {"lastStatus": status, "outputs": [{"path": "x", "bytes": size}]})]
+    assert arrivals.waiting_for(str(tmp_path), stage, ["data/x"], maker(5), now) == []
+    waits = ["inputs not settled: data/x changed 3 s ago; settleSec 30"]
+    assert arrivals.waiting_for(str(tmp_path), stage, ["data/x"], maker(4), now) == waits
+    assert arrivals.waiting_for(str(tmp_path), stage, ["data/x"], maker(5, "failed"), now) == waits
+
+
+def test_of_many_files_some_are_named(tmp_path):
+    names = ["f%d" % number for number in range(9)]
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    text, = arrivals.waiting_for(str(tmp_path), types.SimpleNamespace(settle_s=600), names, [], lambda device: time.time_ns())
+    assert "f2 changed" in text and "f3" not in text and text.endswith("; and 6 more; settleSec 600")
+
+
+# --- with the real program -------------------------------------------------------------------------------------------
+
+def four_stages(project):
+    """wait: its input arrives; after: reads what it makes; further: needs that; apart: has nothing to do with them."""
+    for name in ("in.txt", "other.txt"):
+        age(project.write("data/" + name, "x\n"), 10 ** 6)
+    copy = {"processor": "bin/stage_copy.py"}
+    project.spec(dict(copy, name="wait", inputs=["data/in.txt"], outputDir="data/wait", settleSec=3600),
+                 dict(copy, name="after", inputs=["data/wait/*.txt"], outputDir="data/after"),
+                 dict(copy, name="apart", inputs=["data/other.txt"], outputDir="data/apart", settleSec=3600),
+                 dict(copy, name="further", inputs=["data/other.txt"], outputDir="data/further", needs=["after"]))
+
+
+def test_a_stage_waits_with_those_that_it_feeds_and_the_others_run(project):
+    four_stages(project)
+    age(project.path("data/in.txt"), 3)
+    plan = project.ok("plan").out.splitlines()
+    assert plan[0].startswith("WAITING wait (inputs not settled: data/in.txt changed ") and plan[0].endswith("settleSec 3600)")
+    assert plan[1] == "PENDING after (waits for wait)"
+    done = project.run("--run-id", "r")
+    assert done.code == 7 and "[WAIT] wait: inputs not settled: data/in.txt changed " in done.out and "1 ok, 0 skipped, 0 failed, 1 waiting" in done.out, done
+    record = project.json("state/run_r.json")
+    assert record["state"] == "waiting" and [(one["stage"], one["status"]) for one in record["stages"]] == [
+        ("wait", "waiting"), ("after", "notRun"), ("apart", "ok"), ("further", "notRun")]
+    assert [one["reason"] for one in record["stages"]][1::2] == ["waits for wait", "waits for after"]
+    assert not project.exists("state/stage_wait.json") and not project.exists("data/wait") and "outputs" not in record["stages"][0]
+    age(project.path("data/in.txt"), 7200)
+    assert "3 ok, 1 skipped" in project.ok().out
+    project.ok("verify")
+
+
+def test_a_run_in_which_all_is_done_or_waits_touches_nothing(project):
+    four_stages(project)
+    project.ok()
+    age(project.path("data/in.txt"), 3)
+    def kept():
+        return {name: data for name, data in project.snapshot().items() if not name.startswith(("state", "locks")) or "stage_" in name}
+
+    before = kept()
+    done = project.run("--run-id", "r")
+    assert done.code == 7 and "[SKIP] apart" in done.out and kept() == before
+    project.ok("verify")
+
+
+def test_what_an_earlier_stage_of_the_run_made_is_settled(project):
+    age(project.write("data/in.txt", "x\n"), 10 ** 6)
+    project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"]}, {"processor": "bin/stage_copy.py", "inputs": ["data/s1/*"], "settleSec": 3600})
+    assert "2 ok" in project.ok().out
+
+
+def test_a_failed_stage_counts_more_than_one_that_waits(project):
+    project.write("data/in.txt", "x\n")
+    project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"], "settleSec": 3600}, {"processor": project.processor("bad", "sys.exit(3)\n")})
+    assert project.run("--run-id", "r").code == 1 and project.json("state/run_r.json")["state"] == "failed"
+
+
+def test_the_files_of_tasks_are_looked_at_too(project):
+    age(project.write("data/in/a.txt", "x\n"), 10 ** 6)
+    age(project.write("data/in/b.txt", "x\n"), 3)
+    project.spec({"processor": "bin/stage_copy.py", "forEach": "data/in/*.txt", "settleSec": 3600})
+    done = project.run()
+    assert done.code == 7 and "[WAIT] s1: inputs not settled: data/in/b.txt changed " in done.out
+    age(project.path("data/in/b.txt"), 7200)
+    assert "2 tasks" in project.ok().out

@@ -1,0 +1,392 @@
+"""clean, reset and gc: what they remove, what they keep, what the ledger says, and what a kill between two steps leaves."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import ledger_format
+import ledger_verify
+import pytest
+import run_pruning
+from conftest import ROOT, RUNNER, Done
+
+FAULT = ROOT / "tests" / "drivers" / "fault.py"
+MAKER = """os.makedirs(out + '/sub/deep', exist_ok=True)
+open(out + '/a.txt', 'w').write('a')
+open(out + '/sub/deep/b.txt', 'w').write('b')
+"""
+
+
+def copying(project, settings=None):
+    """A stage that makes two files, one in folders of its own, and one that copies the first."""
+    project.write("data/in.txt", "x")
+    project.spec(dict({"name": "one", "processor": project.processor("make", MAKER), "outputDir": "data/one"}, **(settings or {})),
+                 {"name": "two", "processor": "bin/stage_copy.py", "inputs": ["data/one/a.txt"], "outputDir": "data/two"})
+
+
+def findings(project, outputs=True):
+    return [str(one) for one in ledger_verify.verify(str(project.root), outputs=outputs).findings]
+
+
+def notes(project):
+    return ledger_verify.verify(str(project.root), outputs=True).notes
+
+
+def entries(project, event):
+    return [one for one in map(json.loads, project.path("state/ledger.jsonl").read_bytes().splitlines()) if one["event"] == event]
+
+
+def held_by_us(project, name):
+    """Hold the kernel lock of a stage, as a living runner does, until the returned descriptor is closed."""
+    import fcntl
+    descriptor = os.open(str(project.path("locks/." + name)), os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
+
+
+# --- clean -----------------------------------------------------------------------------------------------------------
+
+def test_clean_lists_and_touches_nothing_without_yes(project):
+    copying(project)
+    project.ok()
+    before = project.snapshot()
+    done = project.ok("clean", "one")
+    assert done.out.splitlines() == ["would remove data/one/a.txt (1 bytes)", "would remove data/one/sub/deep/b.txt (1 bytes)", "clean: nothing was done: give --yes"]
+    assert project.snapshot() == before
+
+
+def test_clean_removes_what_the_records_say_and_the_next_run_makes_it_again(project):
+    copying(project)
+    project.ok("--run-id", "r")
+    project.write("data/one/mine.txt", "mine")
+    project.write("data/one/sub/note", "mine")
+    done = project.ok("clean", "one", "--yes")
+    assert "removed data/one/a.txt (1 bytes)" in done.out and "[LEDGER] head " in done.out
+    # Folders that hold something of others stay, the emptied one goes, the marker is gone, the other stage untouched.
+    assert sorted(name for name in project.snapshot() if name.startswith("data/one")) == ["data/one/mine.txt", "data/one/sub/note"]
+    assert not project.exists("data/one/sub/deep") and project.exists("data/two/a.txt")
+    entry, = entries(project, "clean")
+    assert (entry["stage"], entry["madeBy"], entry["removed"], entry["kept"]) == ("one", {"runId": "r", "invocation": 1}, 2, []) and {"user", "host", "at"} <= set(entry)
+    assert project.json("state/stage_one.json")["cleaned"]["user"] == entry["user"]
+    assert findings(project) == [] and "2 outputs were removed by clean, as the ledger says" in notes(project)
+    assert "RUN     one (its outputs were removed by clean)" in project.ok("plan").out
+    done = project.ok()
+    assert "[DONE] one" in done.out and "[SKIP] two" in done.out and "cleaned" not in project.json("state/stage_one.json")
+    assert findings(project) == [] and "nothing was removed" not in project.ok("clean", "--yes").out
+
+
+def test_clean_keeps_and_names_what_was_changed_since(project):
+    copying(project)
+    project.ok()
+    project.write("data/one/a.txt", "changed")
+    done = project.ok("clean", "one", "--yes")
+    assert "kept data/one/a.txt: it is not what the stage made" in done.out and project.read("data/one/a.txt") == "changed" and not project.exists("data/one/sub")
+    assert entries(project, "clean")[0]["kept"] == ["data/one/a.txt"]
+    assert ["data/one/a.txt" in one for one in findings(project)] == [True]      # still a change that somebody made
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links")
+def test_clean_follows_no_link_that_somebody_planted(project, tmp_path):
+    copying(project)
+    project.ok()
+    # A folder of the output replaced by a link to one outside, with files of the very same content.
+    outside = tmp_path / "outside"
+    shutil.move(str(project.path("data/one/sub")), str(outside))
+    os.symlink(str(outside), str(project.path("data/one/sub")))
+    done = project.ok("clean", "one", "--yes")
+    assert "kept data/one/sub/deep/b.txt: data/one/sub is a symbolic link" in done.out
+    assert (outside / "deep" / "b.txt").read_text() == "b" and project.path("data/one/sub").is_symlink() and not project.exists("data/one/a.txt")
+    project.ok("--force", "two", "--only", "one", "--only", "two")
+    moved = tmp_path / "moved"
+    shutil.move(str(project.path("data/two")), str(moved))
+    os.symlink(str(moved), str(project.path("data/two")))
+    assert "kept data/two/a.txt: data/two is a symbolic link" in project.ok("clean", "two", "--yes").out and (moved / "a.txt").exists() and (moved / ".two.done").exists()
+
+
+def test_clean_of_a_link_that_the_stage_made_removes_the_link(project):
+    project.write("data/in.txt", "x")
+    project.spec({"name": "one", "processor": project.processor("link", "os.symlink('../../data/in.txt', out + '/l')\n"), "outputDir": "data/one"})
+    project.ok()
+    project.ok("clean", "one", "--yes")
+    assert not os.path.lexists(str(project.path("data/one/l"))) and project.read("data/in.txt") == "x"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="holds a lock by flock")
+@pytest.mark.parametrize("arguments, guard", [(("clean", "one", "--yes"), "one.guard"), (("clean", "one", "--yes"), "two.guard"), (("reset", "one", "--yes"), "one.guard")])
+def test_a_held_stage_or_one_that_may_be_reading_is_left_alone(project, arguments, guard):
+    copying(project)
+    project.ok()
+    before = {name: data for name, data in project.snapshot().items() if not name.startswith("locks")}
+    descriptor = held_by_us(project, guard)
+    done = project.run(*arguments)
+    assert done.code == 4 and "stage %s is held by" % guard[:3] in done.err
+    assert {name: data for name, data in project.snapshot().items() if not name.startswith("locks")} == before
+    os.close(descriptor)
+    project.ok(*arguments)
+
+
+def test_clean_and_reset_know_stages_by_the_spec_only(project):
+    copying(project)
+    project.ok()
+    for command in ("clean", "reset"):
+        done = project.run(command, "on", "--yes")
+        assert done.code == 2 and 'no stage is named "on"; did you mean one?' in done.err
+    assert project.run("reset", "--yes").code == 2
+
+
+def test_clean_of_a_damaged_record_removes_nothing_and_reset_forgets_it(project):
+    copying(project)
+    project.ok()
+    project.write("state/stage_one.json", "{")
+    done = project.run("clean", "one")
+    assert done.code == 5 and "state/stage_one.json is damaged" in done.err and project.exists("state/stage_one.json")
+    project.ok("reset", "one", "--yes")
+    assert not project.exists("state/stage_one.json") and project.exists("data/one/a.txt")
+    assert "[DONE] one" in project.ok().out
+
+
+def test_clean_before_any_run(project):
+    copying(project)
+    assert "stage one: no record" in project.ok("clean").out
+    assert "no run has left anything" in project.ok("clean", "--yes").out and not project.exists("state")
+
+
+# --- reset -----------------------------------------------------------------------------------------------------------
+
+def test_reset_forgets_checkpoint_and_record_and_keeps_the_outputs(project):
+    project.write("data/in.txt", "1\n2\n3\n")
+    project.write("bin/stops.py", "import os\nfrom processor_kit import lines\ndef f(line):\n    if line == '2\\n':\n        os.kill(os.getpid(), 15)\n    return line\nlines(f, 'r.txt')\n")
+    stage = {"name": "one", "processor": "bin/stops.py", "inputs": ["data/in.txt"], "outputDir": "data/one", "checkpoint": {"enabled": True, "lineInterval": 1}}
+    project.spec(stage)
+    assert project.run().code == 1 and project.exists("state/progress_one.json")
+    project.write("data/one/keep.txt", "k")
+    listed = project.ok("reset", "one").out
+    assert "would forget state/stage_one.json" in listed and "would forget state/progress_one.json" in listed and ".part" in listed and project.exists("state/stage_one.json")
+    assert "RESUME" in project.ok("plan").out
+    project.ok("reset", "one", "--yes")
+    assert [name for name in project.snapshot() if "one" in name and name.startswith(("state", "data")) and "logs" not in name] == ["data/one/keep.txt"]
+    assert entries(project, "reset")[0]["stage"] == "one" and findings(project) == []
+    assert "RUN     one (no record of an earlier run)" in project.ok("plan").out
+    assert "nothing is known of it" in project.ok("reset", "one", "--yes").out and len(entries(project, "reset")) == 1
+
+
+def test_reset_after_a_success(project):
+    copying(project)
+    project.ok()
+    project.ok("reset", "one", "--yes")
+    assert project.exists("data/one/a.txt") and not project.exists("data/one/.one.done") and findings(project) == []
+    assert "[DONE] one" in project.ok().out and findings(project) == []
+
+
+# --- gc --------------------------------------------------------------------------------------------------------------
+
+def make_runs(project, count=4):
+    """A history: run r0 makes the stages, the others force the second one; r1 is called twice."""
+    copying(project)
+    project.ok("--run-id", "r0")
+    for number in range(1, count):
+        project.ok("--run-id", "r%d" % number, "--force", "two")
+    project.ok("--run-id", "r1", "--force", "two")
+
+
+def left(project):
+    return sorted(name[6:] for name in project.snapshot() if name.startswith("state/") and not name.startswith(("state/stage_", "state/ledger", "state/metrics.prom", "state/digests", "state/inputs_", "state/env")))
+
+
+def test_gc_lists_then_prunes_and_verify_accepts_exactly_that(project):
+    make_runs(project)
+    before = project.snapshot()
+    done = project.ok("gc", "--keep-runs", "1")
+    assert "would remove run r1 (ended " in done.out and "would remove run r2 " in done.out and "gc: 3 of 5 runs may go; nothing was removed: give --yes" in done.out
+    assert project.snapshot() == before
+    done = project.ok("gc", "--keep-runs", "1", "--yes")
+    # r0 made what stage one has, r1's second call is the newest; both stay.
+    assert left(project) == ["logs/r0/one.1.log", "logs/r0/two.1.log", "logs/r1/2/two.1.log", "metrics_r0.json", "metrics_r1.json", "run_r0.json", "run_r1.json"], done
+    assert "gc: 3 runs pruned, " in done.out and not project.exists("state/logs/r2")
+    entry, = entries(project, "gc")
+    ends = {(one["runId"], one["invocation"]): one["runHash"] for one in entries(project, "end")}
+    assert entry["removed"] == [[run, 1, ends[run, 1]] for run in ("r1", "r2", "r3")] and entry["keepRuns"] == 1 and entry["user"]
+    assert findings(project) == [] and "3 run records were pruned by gc, as the ledger says" in notes(project)
+    assert "gc: 0 runs pruned" in project.ok("gc", "--keep-runs", "1", "--yes").out and len(entries(project, "gc")) == 1
+    # What gc did not remove is still missed, and the numbers of calls go on.
+    shutil.move(str(project.path("state/run_r0.json")), str(project.path("away")))
+    assert ["[DELETED] state/run_r0.json" in one for one in findings(project)] == [True]
+    shutil.move(str(project.path("away")), str(project.path("state/run_r0.json")))
+    project.ok("--run-id", "r2")
+    assert project.json("state/run_r2.json")["invocation"] == 2 and findings(project) == []
+
+
+def test_gc_by_age_and_what_both_limits_keep():
+    ends = {("r%d" % day, 1): {"at": "2026-05-%02dT12:00:00.000Z" % day, "runHash": "h%d" % day} for day in range(1, 11)}
+    history = run_pruning.History(ends, frozenset(["r2"]), {("r1", 1): "h1"}, {})
+    now = run_pruning._seconds("2026-05-11T11:59:59Z")
+
+    def gone(keep_runs, keep_days, needed=()):
+        return [run[0] for run in run_pruning.choose(history, set(needed), keep_runs, keep_days, now)]
+
+    assert gone(3, None) == ["r3", "r4", "r5", "r6", "r7"]          # r1 is pruned already, r2 is open
+    assert gone(None, 3) == ["r3", "r4", "r5", "r6", "r7"]
+    assert gone(0, 5) == gone(None, 5) == ["r3", "r4", "r5"]
+    assert gone(6, 1) == ["r3", "r4"] and gone(1, 8) == []
+    assert gone(0, 0, [("r9", 1)]) == ["r3", "r4", "r5", "r6", "r7", "r8", "r10"]
+    assert run_pruning._seconds("nonsense") > now
+
+
+def test_gc_wants_a_limit_and_an_undamaged_ledger(project):
+    make_runs(project, 2)
+    assert "gc needs --keep-runs N or --keep-days D" in project.run("gc", "--yes").err
+    lines = project.read("state/ledger.jsonl").splitlines(True)
+    project.write("state/ledger.jsonl", "".join(lines[:1] + lines[2:]))
+    done = project.run("gc", "--keep-runs", "0", "--yes")
+    assert done.code == 5 and "state/ledger.jsonl:2: " in done.err and project.exists("state/run_r0.json")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="holds a lock by flock")
+def test_gc_keeps_what_is_in_use_or_not_what_was_committed_and_follows_no_link(project, tmp_path):
+    make_runs(project, 5)
+    record = project.json("state/run_r2.json")
+    project.write("state/run_r2.json", json.dumps(dict(record, user="somebody else")))
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "precious.log").write_bytes(b"p")
+    shutil.rmtree(str(project.path("state/logs/r4")))
+    os.symlink(str(tmp_path / "logs"), str(project.path("state/logs/r4")))
+    descriptor = held_by_us(project, "r3.run")
+    done = project.ok("gc", "--keep-runs", "1", "--yes")
+    os.close(descriptor)
+    assert "kept run r2: no file holds the record that the ledger committed" in done.out and "kept run r3: its id is in use" in done.out
+    assert [run[0] for run in entries(project, "gc")[0]["removed"]] == ["r1", "r4"] and (tmp_path / "logs" / "precious.log").exists()
+    assert ["run_r2.json" in one for one in findings(project)] == [True]
+
+
+def test_gc_keeps_the_makers_of_what_the_kept_runs_skipped(project):
+    copying(project)
+    project.ok("--run-id", "old")
+    project.ok("--run-id", "skips")
+    project.ok("--run-id", "new", "--force", "one", "--force", "two")
+    assert "gc: 2 of 3 runs may go" in project.ok("gc", "--keep-runs", "1").out
+    assert "gc: 0 of 3 runs may go" in project.ok("gc", "--keep-runs", "2").out
+
+
+def test_a_stage_record_that_was_put_back_after_its_run_was_pruned_is_found(project):
+    copying(project)
+    project.ok("--run-id", "old")
+    record = project.path("state/stage_two.json").read_bytes()
+    project.ok("--run-id", "new", "--force", "one", "--force", "two")
+    project.ok("gc", "--keep-runs", "1", "--yes")
+    assert findings(project, outputs=False) == []
+    project.path("state/stage_two.json").write_bytes(record)
+    assert ["put back" in one for one in findings(project, outputs=False)] == [True]
+
+
+def test_a_gc_entry_that_prunes_what_nobody_committed_is_found(project):
+    make_runs(project, 3)
+    project.ok("gc", "--keep-runs", "1", "--yes")
+    lines = project.path("state/ledger.jsonl").read_bytes().splitlines()
+    forged = json.loads(lines[-1])
+    forged["removed"].append(["r0", 1, "0" * 64])
+    forged["hash"] = ledger_format.entry_hash(forged)
+    project.path("state/ledger.jsonl").write_bytes(b"\n".join(lines[:-1]) + b"\n" + ledger_format.entry_line(forged))
+    assert any("prunes a record of run r0 that no entry before it committed" in one for one in findings(project))
+
+
+def test_housekeeping_is_sealed_where_the_ledger_is(project, tmp_path):
+    key = str(tmp_path / "key")
+    project.ok("new-key", key)
+    copying(project)
+    for run in ("a", "b"):
+        project.ok("--run-id", run, "--key", key, "--force", "one", "--force", "two")
+    assert project.run("gc", "--keep-runs", "1", "--yes").code == 5 and project.exists("state/run_a.json")
+    project.ok("gc", "--keep-runs", "1", "--yes", "--key", key)
+    project.ok("clean", "--yes", "--key", key)
+    project.ok("reset", "one", "--yes", "--key", key)
+    assert not project.exists("state/run_a.json") and project.ok("verify", "--key", key, "--outputs")
+
+
+# --- killed between two steps ----------------------------------------------------------------------------------------
+
+def kill_at(project, at, *arguments):
+    """Run a command and kill it before its N-th step; return what the step was, "" if it came through."""
+    hit, settings = project.path("hit"), project.path("settings.json")
+    settings.write_text(json.dumps({"runner": str(RUNNER), "root": str(project.root), "action": "kill", "at": at, "hit": str(hit), "boot": None, "outputs": [],
+                                    "only": ["replace *", "unlink *", "rmdir *", "write state/ledger.jsonl", "fsync state/ledger.jsonl"]}), encoding="utf-8")
+    argv = [sys.executable, str(FAULT), str(settings), "--pipeline", str(project.path("pipeline.json")), *arguments]
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120)
+    where = hit.read_text(encoding="utf-8") if hit.exists() else ""
+    settings.unlink()
+    if where:
+        hit.unlink()
+    assert (done.returncode == -9) == bool(where), Done(argv, done.returncode, done.stdout.decode(), done.stderr.decode())
+    return where
+
+
+def each_kill(project, tmp_path, *arguments):
+    """Yield what was killed, for each step of a command in turn, the project as it was before it each time."""
+    saved = tmp_path / "saved"
+    shutil.copytree(str(project.root), str(saved), symlinks=True)
+    at = 0
+    while True:
+        at += 1
+        where = kill_at(project, at, *arguments)
+        if not where:
+            break
+        yield where
+        shutil.rmtree(str(project.root))
+        shutil.copytree(str(saved), str(project.root), symlinks=True)
+    assert at > 5
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kills by a signal")
+def test_clean_killed_at_any_step_is_finished_by_the_next(project, tmp_path):
+    copying(project)
+    project.ok("--run-id", "r")
+    for where in each_kill(project, tmp_path, "clean", "one", "--yes"):
+        assert findings(project) == [], where
+        project.ok("clean", "one", "--yes")
+        assert findings(project) == [] and not project.exists("data/one/a.txt") and not project.exists("data/one/sub") and not project.exists("data/one/.one.done"), where
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kills by a signal")
+def test_reset_killed_at_any_step_is_finished_by_the_next_and_a_run_works_in_between(project, tmp_path):
+    copying(project)
+    project.ok("--run-id", "r")
+    for number, where in enumerate(each_kill(project, tmp_path, "reset", "one", "--yes")):
+        assert findings(project) == [], where
+        if number % 2:
+            project.ok("reset", "one", "--yes")
+            assert not project.exists("state/stage_one.json") and not project.exists("data/one/.one.done") and project.exists("data/one/a.txt"), where
+        else:
+            project.ok("--run-id", "next")
+            assert project.exists("data/one/.one.done") and project.exists("data/two/a.txt"), where
+        assert findings(project) == [], where
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kills by a signal")
+def test_gc_killed_at_any_step_is_finished_by_the_next(project, tmp_path):
+    make_runs(project, 3)
+    for where in each_kill(project, tmp_path, "gc", "--keep-runs", "1", "--yes"):
+        assert findings(project) == [], where
+        project.ok("gc", "--keep-runs", "1", "--yes")
+        assert left(project) == ["logs/r0/one.1.log", "logs/r0/two.1.log", "logs/r1/2/two.1.log", "metrics_r0.json", "metrics_r1.json", "run_r0.json", "run_r1.json"], where
+        assert findings(project) == [], where
+
+
+# --- stages of several tasks -----------------------------------------------------------------------------------------
+
+def test_clean_and_reset_of_a_stage_of_tasks(project):
+    for name in "ab":
+        project.write("data/in/%s.txt" % name, name)
+    project.spec({"name": "each", "processor": "bin/stage_copy.py", "forEach": "data/in/*.txt", "outputDir": "data/each"})
+    project.ok("--run-id", "r")
+    project.ok("clean", "each", "--yes")
+    assert not project.exists("data/each/a.txt") and not project.exists("data/each/b.txt") and findings(project) == []
+    assert "2 to do" in project.ok().out and project.read("data/each/b.txt") == "b" and findings(project) == []
+    # Of very many tasks the record lists no outputs; their log does.
+    record = project.json("state/stage_each.json")
+    project.write("state/stage_each.json", json.dumps(dict(record, outputs=[])))
+    assert "would remove data/each/a.txt (1 bytes)" in project.ok("clean", "each").out
+    done = project.ok("reset", "each", "--yes")
+    assert "forgot state/tasks_each.jsonl" in done.out and project.exists("data/each/a.txt") and not [name for name in project.snapshot() if "each" in name and name.startswith("state/") and "/logs/" not in name and "/inputs_" not in name]
+    assert "2 to do" in project.ok().out
