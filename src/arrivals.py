@@ -44,18 +44,22 @@ def unsettled(root: str, paths: Sequence[str], settle_s: float, now_ns: Callable
     return found
 
 
-def waiting_for(root: str, stage: StageSpec, inputs: Sequence[str], makers: Iterable[Tuple[str, str, Json]], now_ns: Callable[[int], int]) -> List[str]:
-    """Return why a stage has to wait for its *inputs*, [] if it has not.
+def still_arriving(root: str, stage: StageSpec, inputs: Sequence[str], makers: Iterable[Tuple[str, str, Json]],
+                   now_ns: Callable[[int], int]) -> List[Tuple[str, str]]:
+    """Return (path, why) of those of a stage's *inputs* that it has to wait for.
 
     makers: (stage, output folder, stage record) of the other stages: what they have recorded is as long as they wrote it.
     """
     made = {"%s/%s" % (folder, one["path"]): one["bytes"] for _, folder, record in makers if record.get("lastStatus") == "ok" for one in record["outputs"]}
     paths = [path for path in inputs if path not in made or _size_of(root, path) != made[path]]
-    found = [why for _, why in unsettled(root, paths, stage.settle_s, now_ns)]
-    if not found:
-        return []
+    return unsettled(root, paths, stage.settle_s, now_ns)
+
+
+def waiting_text(stage: StageSpec, found: Sequence[Tuple[str, str]]) -> str:
+    """Return what is said of inputs that are still arriving."""
     more = len(found) - SHOWN_NAMES
-    return ["inputs not settled: %s%s; settleSec %g" % ("; ".join(found[:SHOWN_NAMES]), "; and %d more" % more if more > 0 else "", stage.settle_s)]
+    shown = "; ".join(why for _, why in found[:SHOWN_NAMES])
+    return "inputs not settled: %s%s; settleSec %g" % (shown, "; and %d more" % more if more > 0 else "", stage.settle_s)
 
 
 def _size_of(root: str, path: str) -> int:

@@ -198,11 +198,14 @@ def _save_record(pattern: str, name: str, record: Json, root: str) -> None:
     store.commit.flush()
 
 
-def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore, boot: str) -> Facts:
-    """Look at all that the decision about a stage depends on; write nothing. Raises: StateError."""
+def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore, boot: str, left: Sequence[Tuple[str, str]] = ()) -> Facts:
+    """Look at all that the decision about a stage depends on; write nothing. Raises: StateError.
+
+    left: (path, why) of files of `forEach` that are left for a later run.
+    """
     if stage.for_each:
         import task_look
-        return task_look.observe_tasks(spec, stage, digests, store, boot)
+        return task_look.observe_tasks(spec, stage, digests, store, boot, left)
     material = gather_material(spec, stage, digests, store)
     record = store.stage(stage.name)
     if material.missing:
@@ -244,13 +247,15 @@ def inputs_and_makers(spec: PipelineSpec, stage: StageSpec, facts: Facts, store:
 
 def look_at(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore, boot: str, forced: bool, now_ns: Any) -> Tuple[Decision, Facts]:
     """Observe and decide, inputs that are still arriving and control totals included. now_ns: see arrivals.unsettled()."""
+    left: List[Tuple[str, str]] = []
     if stage.settle_s:
         import arrivals
-        inputs = resolve(spec.root, stage.inputs + stage.for_each)[0]
-        waiting = arrivals.waiting_for(spec.root, stage, inputs, makers_of(spec, stage, inputs, store), now_ns)
-        if waiting:
-            return Decision("WAITING", waiting, 0, ""), Facts(Material("", {}, [], [], [], {}, 0), None, None, [], None, False)
-    facts = observe(spec, stage, digests, store, boot)
+        inputs, files = resolve(spec.root, stage.inputs)[0], resolve(spec.root, stage.for_each)[0]
+        left = arrivals.still_arriving(spec.root, stage, files, makers_of(spec, stage, files, store), now_ns)
+        waiting = arrivals.still_arriving(spec.root, stage, inputs, makers_of(spec, stage, inputs, store), now_ns)
+        if waiting or left and len(left) == len(files):
+            return Decision("WAITING", [arrivals.waiting_text(stage, waiting + left)], 0, ""), Facts(Material("", {}, [], [], [], {}, 0), None, None, [], None, False)
+    facts = observe(spec, stage, digests, store, boot, left)
     decision = decide(stage, facts, forced)
     if decision.action in ("RUN", "RESUME"):
         import control_totals

@@ -33,13 +33,13 @@ LISTED_OUTPUTS = 10       # a stage with more outputs has them in its task log o
 SHOWN_TASKS = 5
 
 
-class Tasks(namedtuple("Tasks", "paths digests packed keys common todo done gone failed why table outputs log is_cached")):
+class Tasks(namedtuple("Tasks", "paths digests packed keys common todo done gone failed why table outputs log is_cached left", defaults=((),))):
     """The tasks of a stage as they are now.
 
     paths, digests, keys: of each; packed: signatures of the files. common: the key of what all share. todo: places of those to be
     done. done: places of those that are done. gone: names in the log whose file is not there any more. failed: how many of
     todo failed last time. why: why there is something to do, texts. table: FileTable of the inputs, to be kept. outputs: the same of what is
-    done. log: the TaskLog, loaded; None where nothing changed and nobody needs it. is_cached: the cache needs no writing.
+    done. left: (path, why) of files that are left for a later run. log: the TaskLog, loaded; None where nothing changed and nobody needs it. is_cached: the cache needs no writing.
     """
 
     __slots__ = ()
@@ -49,8 +49,8 @@ def cache_path(store: StateStore, stage: str) -> str:
     return store.path("files_%s.bin" % stage)
 
 
-def observe_tasks(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore, boot: str) -> Facts:
-    """Return the Facts of a stage with forEach; write nothing. Raises: StateError."""
+def observe_tasks(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore, boot: str, left: Sequence[Tuple[str, str]] = ()) -> Facts:
+    """Return the Facts of a stage with forEach; write nothing. left: (path, why) of files that are left for a later run. Raises: StateError."""
     common = stage_keys.gather_material(spec, stage, digests, store)
     record = store.stage(stage.name)
     paths, problems = file_digests.resolve(spec.root, stage.for_each)
@@ -58,6 +58,8 @@ def observe_tasks(spec: PipelineSpec, stage: StageSpec, digests: Digests, store:
         problems = [one for one in problems if not one.endswith((file_digests.NO_MATCH, file_digests.NO_FILE))]
     if common.missing or problems:
         return Facts(common._replace(missing=common.missing + problems), record, None, [], None, False)
+    later = {path for path, _ in left}
+    paths = [path for path in paths if path not in later] if later else paths
     about, tables = task_files.load(cache_path(store, stage.name))
     known = tables[0] if len(tables) == 2 and about.get("bootIn") == boot and digests.trusts_stored else task_files.FileTable()
     packed = task_files.signatures(spec.root, paths)
@@ -73,7 +75,7 @@ def observe_tasks(spec: PipelineSpec, stage: StageSpec, digests: Digests, store:
     material = common._replace(key=stage_key(parts), parts=parts, input_bytes=common.input_bytes + sum(packed[::task_files.FIELDS]))
     made = tables[1] if len(tables) == 2 and about.get("bootOut") in ("", boot) and digests.trusts_stored else task_files.FileTable()
     facts = Facts(material, record, marker, [], None, False)
-    tasks = Tasks(paths, names, packed, [], common.key, [], [], [], 0, [], table, made, None, table is known)
+    tasks = Tasks(paths, names, packed, [], common.key, [], [], [], 0, [], table, made, None, table is known, tuple(left))
     if _is_all_done(facts, about, made, spec.root, stage):
         return facts._replace(tasks=tasks)
     return _look_at_each(spec, stage, store, facts, tasks, digests)
@@ -140,7 +142,7 @@ def _look_at_each(spec: PipelineSpec, stage: StageSpec, store: StateStore, facts
         failed += entry is not None and entry.key == key and entry.status == "failed"
         spoilt += entry is not None and entry.key == key and entry.status in task_log.GOOD
         changed += entry is not None and entry.key != key
-    alive = set(tasks.paths)
+    alive = set(tasks.paths) | {path for path, _ in tasks.left}
     known = ("gone",) if stage.prune else ("gone", "kept")
     gone = sorted(name for name, entry in log.entries.items() if name not in alive and entry.status not in known)
     why = ["%d task%s %s" % (count, "" if count == 1 else "s", word) for count, word in (
@@ -200,12 +202,17 @@ def decide_tasks(stage: StageSpec, facts: Facts, forced: bool) -> Decision:
     if forced:
         return Decision("RUN", ["forced"], 0, "")
     if tasks.log is None or _is_recorded(stage, facts) and facts.marker_key == facts.material.key:
-        return Decision("SKIP", ["up to date: key %s unchanged, %d task%s, %d output%s verified" % (
+        return Decision("SKIP", ["up to date: key %s unchanged, %d task%s, %d output%s verified%s" % (
             facts.material.key[:12], len(tasks.paths), "" if len(tasks.paths) == 1 else "s",
-            len(tasks.outputs.paths), "" if len(tasks.outputs.paths) == 1 else "s")], 0, "")
+            len(tasks.outputs.paths), "" if len(tasks.outputs.paths) == 1 else "s", left_text(tasks))], 0, "")
     if facts.sealable:
         return Decision("SEAL", ["up to date: finished by run %s, which died before it wrote the marker; marker restored" % record.get("lastRunId")], 0, "")
     return Decision("RUN", reasons_of(stage, facts), 0, "")
+
+
+def left_text(tasks: Tasks) -> str:
+    """Return what is said of files that are left for a later run, "" if there are none."""
+    return "; left for a later run: %s" % shown(why for _, why in tasks.left) if tasks.left else ""
 
 
 def reasons_of(stage: StageSpec, facts: Facts) -> List[str]:

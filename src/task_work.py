@@ -99,7 +99,7 @@ class TasksWork(stage_work.StageWork):
     def __init__(self, run: Any, stage: StageSpec, lock: StageLock, facts: Facts) -> None:
         super().__init__(run, stage, lock, facts)
         self.staging = staging_root(self.folder, stage.name)
-        self.progress_folder = self.store.path("progress_" + stage.name)
+        self.progress_folder = self.store.path("progress_%s~tasks" % stage.name)
         self.task_log = task_log.TaskLog(self.store.folder, stage.name)
         self.total = self.up_to_date = self.vanished = 0
         self.done: List[str] = []
@@ -334,7 +334,7 @@ class TasksWork(stage_work.StageWork):
         stage, task = self.stage, trial.task
         if self._variables is None:
             self._variables = self._base_environment()
-        inputs_file = self.store.path("inputs_%s.%d.json" % (stage.name, slot))
+        inputs_file = self.store.path("inputs_%s~%d.json" % (stage.name, slot))
         with open(inputs_file, "wb") as file:       # read by this slot's processor only, which is not there yet
             file.write(json.dumps(task.inputs, ensure_ascii=False).encode("utf-8"))
         env = dict(self._variables, PIPELINE_OUTPUT_DIR=trial.folder, PIPELINE_LINE_OFFSET=str(offset), PIPELINE_ATTEMPT=str(trial.attempts),
@@ -464,6 +464,8 @@ class FileTasksWork(TasksWork):
         self._begin(facts, len(places))
         self.console.event("START", self.stage.name, " (%d task%s: %d to do, %d up to date)" % (
             self.total, "" if self.total == 1 else "s", len(places), self.up_to_date))
+        if facts.left:
+            self.console.event("NOTE", self.stage.name, ": %d file%s%s" % (len(facts.left), "" if len(facts.left) == 1 else "s", task_look.left_text(facts)[1:]))
         yield from self._run_tasks(self._tasks(facts, places))
         return self._end(facts)
 
@@ -478,7 +480,7 @@ class FileTasksWork(TasksWork):
         self._clear_staging(facts)
         self._open_log()
         self.foreign = self._foreign_outputs()
-        alive = set(facts.paths)
+        alive = set(facts.paths) | {path for path, _ in facts.left}
         for name, entry in self.task_log.entries.items():
             if name in alive:
                 self.owner_of.update((output[0].casefold(), name) for output in entry.outputs)

@@ -55,17 +55,19 @@ def test_what_a_stage_has_recorded_is_not_waited_for_while_it_is_as_long(tmp_pat
     stage, now = types.SimpleNamespace(settle_s=30), clock_at(tmp_path / "data" / "x", 3)
     def maker(size, status="ok"):
         return [("one", "data", {"lastStatus": status, "outputs": [{"path": "x", "bytes": size}]})]
-    assert arrivals.waiting_for(str(tmp_path), stage, ["data/x"], maker(5), now) == []
-    waits = ["inputs not settled: data/x changed 3 s ago; settleSec 30"]
-    assert arrivals.waiting_for(str(tmp_path), stage, ["data/x"], maker(4), now) == waits
-    assert arrivals.waiting_for(str(tmp_path), stage, ["data/x"], maker(5, "failed"), now) == waits
+    assert arrivals.still_arriving(str(tmp_path), stage, ["data/x"], maker(5), now) == []
+    waits = [("data/x", "data/x changed 3 s ago")]
+    assert arrivals.still_arriving(str(tmp_path), stage, ["data/x"], maker(4), now) == waits
+    assert arrivals.still_arriving(str(tmp_path), stage, ["data/x"], maker(5, "failed"), now) == waits
+    assert arrivals.waiting_text(stage, waits) == "inputs not settled: data/x changed 3 s ago; settleSec 30"
 
 
 def test_of_many_files_some_are_named(tmp_path):
     names = ["f%d" % number for number in range(9)]
     for name in names:
         (tmp_path / name).write_bytes(b"")
-    text, = arrivals.waiting_for(str(tmp_path), types.SimpleNamespace(settle_s=600), names, [], lambda device: time.time_ns())
+    stage = types.SimpleNamespace(settle_s=600)
+    text = arrivals.waiting_text(stage, arrivals.still_arriving(str(tmp_path), stage, names, [], lambda device: time.time_ns()))
     assert "f2 changed" in text and "f3" not in text and text.endswith("; and 6 more; settleSec 600")
 
 
@@ -125,11 +127,22 @@ def test_a_failed_stage_counts_more_than_one_that_waits(project):
     assert project.run("--run-id", "r").code == 1 and project.json("state/run_r.json")["state"] == "failed"
 
 
-def test_the_files_of_tasks_are_looked_at_too(project):
-    age(project.write("data/in/a.txt", "x\n"), 10 ** 6)
-    age(project.write("data/in/b.txt", "x\n"), 3)
-    project.spec({"processor": "bin/stage_copy.py", "forEach": "data/in/*.txt", "settleSec": 3600})
+def test_of_the_files_of_foreach_the_settled_ones_are_taken(project):
+    for name in "ab":
+        project.write("in/%s.txt" % name, name)
+        age(project.path("in/%s.txt" % name), 3600)
+    project.spec({"name": "up", "processor": "bin/stage_copy.py", "forEach": "in/*.txt", "outputDir": "out", "settleSec": 600, "prune": True})
+    project.ok()
+    project.write("in/b.txt", "b, growing")
+    project.write("in/c.txt", "c, arriving")
+    done = project.ok()
+    assert "left for a later run: in/b.txt changed 0 s ago, in/c.txt changed 0 s ago" in done.out and "gone" not in done.out, done
+    assert project.read("out/b.txt") == "b" and not project.exists("out/c.txt"), "what b made before stays, and c is not touched"
+    for name in "bc":
+        age(project.path("in/%s.txt" % name), 3600)
+    project.ok()
+    assert (project.read("out/b.txt"), project.read("out/c.txt")) == ("b, growing", "c, arriving")
+    for name in "abc":
+        project.write("in/%s.txt" % name, "again " + name)
     done = project.run()
-    assert done.code == 7 and "[WAIT] s1: inputs not settled: data/in/b.txt changed " in done.out
-    age(project.path("data/in/b.txt"), 7200)
-    assert "2 tasks" in project.ok().out
+    assert done.code == 7 and "inputs not settled: in/a.txt changed 0 s ago" in done.out, done

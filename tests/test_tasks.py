@@ -324,7 +324,7 @@ def test_a_killed_task_resumes_from_its_own_checkpoint(upper):
     upper.write("go", "")
     done = upper.ok()
     assert "[RESUME] up in/b.txt from line 1" in done.out and outputs(upper)["b.txt"] == "one\ntwo\n", done
-    assert not list(upper.path("state/progress_up").iterdir()) if upper.exists("state/progress_up") else True
+    assert list(upper.path("state/progress_up~tasks").iterdir()) == []
 
 
 # --- the fork server -------------------------------------------------------------------------------------------------
