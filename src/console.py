@@ -56,6 +56,7 @@ class Console:
         self.err = err or sys.stderr or open(os.devnull, "w", encoding="utf-8")
         self.partial = b""
         self.streamed = ""
+        self.warned: List[str] = []
         for stream in (self.out, self.err):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
@@ -66,12 +67,17 @@ class Console:
     def line(self, text: str) -> None:
         self._write(self.out, printable(text) + "\n")
 
+    def lines(self, text: str) -> None:
+        """Print whole lines that are printable already."""
+        self._write(self.out, text)
+
     def error(self, text: str) -> None:
         """Print a message, which may have several lines, on stderr."""
         for line in text.split("\n"):
             self._write(self.err, printable(line) + "\n")
 
     def warnings(self, lines: List[str]) -> None:
+        self.warned += lines
         for line in lines:
             self.error("[OFFLINE] warning: %s" % line)
 
@@ -102,8 +108,11 @@ class Console:
 
     def summary(self, run_id: str, state: str, results: List[StageResult], duration_s: float) -> None:
         count = {status: sum(1 for one in results if one.status == status) for status in ("ok", "skipped", "failed", "interrupted")}
-        self.line("Run %s state: %s (%d ok, %d skipped, %d failed) in %.1fs" % (
-            run_id, state, count["ok"], count["skipped"], count["failed"] + count["interrupted"], duration_s))
+        self.counts(run_id, state, count["ok"], count["skipped"], count["failed"] + count["interrupted"], duration_s)
+
+    def counts(self, run_id: str, state: str, ok: int, skipped: int, failed: int, duration_s: float) -> None:
+        """Print the last line of a run."""
+        self.line("Run %s state: %s (%d ok, %d skipped, %d failed) in %.1fs" % (run_id, state, ok, skipped, failed, duration_s))
 
     def _write(self, stream: Any, text: str) -> None:
         try:

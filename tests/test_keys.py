@@ -531,7 +531,7 @@ def test_a_digest_of_what_was_not_synced_does_not_outlive_a_restart(tmp_path, bo
 
 def test_vouching_makes_a_digest_outlive_a_restart(tmp_path, monkeypatch):
     (tmp_path / "f").write_text("abcd")
-    monkeypatch.setattr(Digests, "_file_system_time", lambda self: (time.time_ns() + 10 ** 12, (tmp_path / "f").stat().st_dev))
+    monkeypatch.setattr(Digests, "file_system_time", lambda self: (time.time_ns() + 10 ** 12, (tmp_path / "f").stat().st_dev))
     first = cached(tmp_path, "boot1")
     first.of("f")
     assert first.files["f"][6] == "boot1"
@@ -565,7 +565,7 @@ def test_entries_too_fresh_to_tell_two_writes_apart_are_not_kept(tmp_path, monke
     path.write_text("abcd")
     future = (time.time_ns() // 10 ** 9 + 100) * 10 ** 9 + (0 if whole_seconds else 123)       # so that mtime is newer than ctime
     os.utime(str(path), ns=(future, future))
-    monkeypatch.setattr(Digests, "_file_system_time", lambda self: (future + age_ns, path.stat().st_dev))
+    monkeypatch.setattr(Digests, "file_system_time", lambda self: (future + age_ns, path.stat().st_dev))
     digests = cached(tmp_path)
     assert digests.of("f")[0] == true_digest(path)
     assert ("f" in digests.files) is kept
@@ -575,7 +575,7 @@ def test_a_fresh_ctime_counts_however_old_mtime_is(tmp_path, monkeypatch):
     path = tmp_path / "f"
     path.write_text("abcd")
     os.utime(str(path), ns=(123, 123))
-    monkeypatch.setattr(Digests, "_file_system_time", lambda self: (path.stat().st_ctime_ns, path.stat().st_dev))
+    monkeypatch.setattr(Digests, "file_system_time", lambda self: (path.stat().st_ctime_ns, path.stat().st_dev))
     digests = cached(tmp_path)
     digests.of("f")
     assert ("f" in digests.files) is (not POSIX)
@@ -585,7 +585,7 @@ def test_another_file_systems_clock_is_not_asked(tmp_path, monkeypatch):
     """A file on another device than state/: the machine's clock and the coarsest granularity count."""
     path = tmp_path / "f"
     path.write_text("abcd")
-    monkeypatch.setattr(Digests, "_file_system_time", lambda self: (path.stat().st_mtime_ns + 10 ** 12, -1))
+    monkeypatch.setattr(Digests, "file_system_time", lambda self: (path.stat().st_mtime_ns + 10 ** 12, -1))
     digests = cached(tmp_path)
     digests.of("f")
     assert "f" not in digests.files
