@@ -42,7 +42,7 @@ class Begin:
         self.by_file_system, self.by_clock = min(one[0] for one in told), min(one[1] for one in told)
         self.device = told[0][2]
 
-    def is_settled(self, signs: array[int], margin_ns: int = 0) -> bool:
+    def is_settled(self, signs: Sequence[int], margin_ns: int = 0) -> bool:
         """Tell whether all of *signs* were so before the run."""
         width = path_signs.WIDTH
         for place in range(0, len(signs), width):
@@ -148,22 +148,26 @@ def _build(run: Any, begin: Begin, new: Dict[int, _Signed], texts: Dict[int, Lis
         common = _common_signed(run, begin)
         if common is None:
             return None
-        index.common, index.common_signs = common.paths, common.signs
+        index.common, index.common_signs = common.paths, _view(common.signs)
         followed = [(-1, path, _sign_at(common.followed_signs, place)) for place, path in enumerate(common.followed)]
         index.about = _about(run, record)
     _Sections(run, new, texts, old, followed).put_into(index)
     return index
 
 
-def _sign_at(signs: array[int], place: int) -> array[int]:
-    return signs[path_signs.WIDTH * place:path_signs.WIDTH * (place + 1)]
+def _view(numbers: Iterable[int]) -> memoryview:
+    return memoryview(array("q", numbers))
+
+
+def _sign_at(signs: Sequence[int], place: int) -> List[int]:
+    return list(signs[path_signs.WIDTH * place:path_signs.WIDTH * (place + 1)])
 
 
 class _Sections:
     """The sections of an index that hold something of each stage, put together from the last index and from what was signed anew."""
 
     def __init__(self, run: Any, new: Dict[int, _Signed], new_texts: Dict[int, List[str]], old: Optional[quick_index.Index],
-                 followed: List[Tuple[int, str, array[int]]]) -> None:
+                 followed: List[Tuple[int, str, List[int]]]) -> None:
         self.run, self.new, self.new_texts, self.old, self.followed = run, new, new_texts, old, followed
         self.paths: List[str] = []
         self.starts, self.signs = array("q", (0,)), array("q")
@@ -181,18 +185,18 @@ class _Sections:
             else:
                 self._end_stage(0, ["", "", "", ""])
         index.names = [stage.name for stage in self.run.spec.stages]
-        index.paths, index.starts, index.signs, index.covered = "\0".join(self.paths), self.starts, self.signs, bytes(self.covered)
+        index.paths, index.starts, index.signs, index.covered = "\0".join(self.paths), memoryview(self.starts), memoryview(self.signs), bytes(self.covered)
         index.followed = [path for _, path, _ in self.followed]
-        index.owners = array("q", [owner for owner, _, _ in self.followed])
-        index.followed_signs = array("q", [number for _, _, sign in self.followed for number in sign])
+        index.owners = _view([owner for owner, _, _ in self.followed])
+        index.followed_signs = _view([number for _, _, sign in self.followed for number in sign])
         for name in quick_index.TEXTS:
-            setattr(index, name, b"".join(self.texts[name]))
-            setattr(index, "ends_" + name, self.ends[name])
+            setattr(index, name, memoryview(b"".join(self.texts[name])))
+            setattr(index, "ends_" + name, memoryview(self.ends[name]))
 
     def _add_new(self, place: int) -> None:
         signed = self.new[place]
         self.paths += signed.paths
-        self.signs += signed.signs
+        self.signs.extend(signed.signs)
         self.followed += [(place, path, _sign_at(signed.followed_signs, number)) for number, path in enumerate(signed.followed)]
         self._end_stage(1, self.new_texts[place])
 
@@ -201,7 +205,7 @@ class _Sections:
         assert old is not None
         first, last = old.starts[place], old.starts[place + 1]
         self.paths += old.paths_of(place)
-        self.signs += old.signs[path_signs.WIDTH * first:path_signs.WIDTH * last]
+        self.signs.frombytes(old.signs[path_signs.WIDTH * first:path_signs.WIDTH * last])
         self.followed += [(place, old.followed[one], _sign_at(old.followed_signs, one)) for one in self.kept.get(place, ())]
         self._end_stage(1, [old.text(name, place, place + 1) for name in quick_index.TEXTS], False)
 

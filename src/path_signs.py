@@ -1,18 +1,19 @@
-"""Whether many paths are what they were: five numbers a path, in one array.
+"""Whether many paths are what they were: five numbers a path.
 
 A leaf. What a skip depends on is remembered as the signs of paths; a path whose sign is the same has not been touched, and nothing
 needs to be read. A sign is what lstat tells, so a link is itself; who means what is behind it signs that, too (look=os.stat).
-Loops over tens of thousands of paths stand here, and are written for speed.
+Loops over tens of thousands of paths stand here, and are written for speed; numbers are a list, or a view of stored bytes (no module
+array: it loads collections).
 """
 from __future__ import annotations
 
 import os
 import sys
-from array import array
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, List, Optional, Sequence
+    from typing import Any, Callable, List, Optional, Sequence, Union
+    Numbers = Union[List[int], memoryview]
 
 WIDTH = 5                   # numbers in a sign: modification time and change time in ns, inode, bytes, device
 ABSENT = (-1, -1, -1, -1, -1)
@@ -21,7 +22,7 @@ SHARE_FROM = 6000           # paths; from here on a second process takes half: l
 LIMIT = 1 << 63
 
 
-def sign(paths: Sequence[str], look: Callable[[str], os.stat_result] = os.lstat) -> array[int]:
+def sign(paths: Sequence[str], look: Callable[[str], os.stat_result] = os.lstat) -> List[int]:
     """Return the signs of *paths*, WIDTH numbers each; what is not there is ABSENT."""
     numbers: List[int] = []
     for path in paths:
@@ -35,15 +36,16 @@ def sign(paths: Sequence[str], look: Callable[[str], os.stat_result] = os.lstat)
         except (OSError, ValueError):
             found = UNKNOWN
         numbers += found
-    return array("q", numbers)
+    return numbers
 
 
-def changed(paths: Sequence[str], signs: array[int], first: int = 0, last: Optional[int] = None,
+def changed(paths: Sequence[str], signs: Numbers, first: int = 0, last: Optional[int] = None,
             look: Callable[[str], os.stat_result] = os.lstat) -> List[int]:
     """Return which of paths[first:last] are not what *signs* (of all paths) say, as places in *paths*."""
     last = len(paths) if last is None else last
     found = []
-    number = iter(signs[WIDTH * first:WIDTH * last])
+    known = signs[WIDTH * first:WIDTH * last]
+    number = iter(known if isinstance(known, list) else known.tolist())
     for place, mtime, ctime, inode, size, device in zip(range(first, last), number, number, number, number, number):
         try:
             stat = look(paths[place])
@@ -57,7 +59,7 @@ def changed(paths: Sequence[str], signs: array[int], first: int = 0, last: Optio
     return found
 
 
-def changed_shared(paths: Sequence[str], signs: array[int]) -> List[int]:
+def changed_shared(paths: Sequence[str], signs: Numbers) -> List[int]:
     """The same over all paths; of very many, a forked process looks at the second half.
 
     Only for a process without threads, and before it starts others.
@@ -71,27 +73,21 @@ def changed_shared(paths: Sequence[str], signs: array[int]) -> List[int]:
         _answer(writer, paths, signs, count // 2)
     os.close(writer)
     found = changed(paths, signs, 0, count // 2)
-    told = b""
     with open(reader, "rb") as file:
         told = file.read()
     status = os.waitpid(child, 0)[1]
-    if status or len(told) % 8:         # it was killed, or there was no memory for it
+    if status:                          # it was killed, or there was no memory for it
         return found + changed(paths, signs, count // 2)
-    return found + list(array("q", told))
+    return found + [int(one) for one in told.split()]
 
 
-def _answer(writer: int, paths: Sequence[str], signs: array[int], first: int) -> Any:
+def _answer(writer: int, paths: Sequence[str], signs: Numbers, first: int) -> Any:
     """In the child: look at the second half, tell, end without the parent's clean-up."""
     code = 1
     try:
-        data = array("q", changed(paths, signs, first)).tobytes()
+        data = b" ".join(b"%d" % place for place in changed(paths, signs, first))
         while data:
             data = data[os.write(writer, data):]
         code = 0
     finally:
         os._exit(code)
-
-
-def newest(signs: array[int], place: int) -> int:
-    """Return the newest time stamp in the sign at *place*, in ns."""
-    return max(signs[WIDTH * place], signs[WIDTH * place + 1])

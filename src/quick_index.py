@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import zlib
-from array import array
 
 import path_signs
 from primitives import compact, loads
@@ -41,7 +40,7 @@ def index_path(root: str, pipeline: str) -> str:
 
 
 class Index:
-    """One index in memory: lists of paths and names, arrays of numbers, texts as bytes."""
+    """One index in memory: lists of paths and names; numbers and texts are views of the bytes that were read."""
 
     _split: Optional[List[str]] = None
     about: Json
@@ -50,15 +49,15 @@ class Index:
     common: List[str]
     paths: str                  # joined by zero bytes
     followed: List[str]
-    common_signs: array[int]
-    starts: array[int]
-    signs: array[int]
-    owners: array[int]
-    followed_signs: array[int]
-    ends_pretty: array[int]
-    ends_canonical: array[int]
-    ends_metrics: array[int]
-    ends_lines: array[int]
+    common_signs: memoryview
+    starts: memoryview
+    signs: memoryview
+    owners: memoryview
+    followed_signs: memoryview
+    ends_pretty: memoryview
+    ends_canonical: memoryview
+    ends_metrics: memoryview
+    ends_lines: memoryview
     pretty: bytes
     canonical: bytes
     metrics: bytes
@@ -150,7 +149,7 @@ def from_bytes(data: bytes) -> Optional[Index]:
         if name in LISTS:
             setattr(index, name, str(part, "utf-8", "surrogateescape").split("\0") if size else [])
         elif name in NUMBERS:
-            setattr(index, name, _numbers(part))
+            setattr(index, name, part.cast("q"))
         elif name in TEXTS:
             setattr(index, name, part)
         elif name == "covered":
@@ -158,12 +157,6 @@ def from_bytes(data: bytes) -> Optional[Index]:
         else:
             setattr(index, name, loads(str(part, "utf-8", "surrogateescape")) if name == "about" else str(part, "utf-8", "surrogateescape"))
     return index if _is_consistent(index) else None
-
-
-def _numbers(part: memoryview) -> array[int]:
-    numbers = array("q")
-    numbers.frombytes(part)
-    return numbers
 
 
 def _is_consistent(index: Index) -> bool:
