@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     EntryOf = Callable[[StageResult], Json]
 
 PER_RUN = ("runId", "invocation", "state", "startedAt", "endedAt", "durationMs", "stages", "timestamp", "durationSec")     # not the same in each run
-COMMON_MARGIN_NS = 1_000_000_000        # the interpreter had loaded the runner's sources before anybody looked at a clock
 
 
 class Begin:
@@ -42,7 +41,7 @@ class Begin:
         self.by_file_system, self.by_clock = min(one[0] for one in told), min(one[1] for one in told)
         self.device = told[0][2]
 
-    def is_settled(self, signs: Sequence[int], margin_ns: int = 0) -> bool:
+    def is_settled(self, signs: Sequence[int]) -> bool:
         """Tell whether all of *signs* were so before the run."""
         width = path_signs.WIDTH
         for place in range(0, len(signs), width):
@@ -51,7 +50,7 @@ class Begin:
                 return False
             is_coarse = device != self.device or mtime % 1_000_000_000 == 0
             limit = (self.by_file_system if device == self.device else self.by_clock) - (file_digests.COARSE_NS if is_coarse else file_digests.FRESH_NS)
-            if sign != path_signs.ABSENT and max(mtime, ctime) >= limit - margin_ns:
+            if sign != path_signs.ABSENT and max(mtime, ctime) >= limit:
                 return False
         return True
 
@@ -66,8 +65,8 @@ class _Signed:
         self.followed = [path for path, whole in zip(self.paths, full) if os.path.islink(whole)]
         self.followed_signs = path_signs.sign([os.path.join(root, path) for path in self.followed], look=os.stat)
 
-    def is_settled(self, begin: Begin, margin_ns: int = 0) -> bool:
-        return begin.is_settled(self.signs, margin_ns) and begin.is_settled(self.followed_signs, margin_ns)
+    def is_settled(self, begin: Begin) -> bool:
+        return begin.is_settled(self.signs) and begin.is_settled(self.followed_signs)
 
 
 def is_possible(spec: PipelineSpec, options: Any) -> bool:
@@ -136,7 +135,7 @@ def _common_signed(run: Any, begin: Begin) -> Optional[_Signed]:
     if any(stage.pass_env is not None for stage in run.spec.stages):
         paths.append("state/env.key")
     signed = _Signed(run.root, paths)
-    return signed if signed.is_settled(begin, COMMON_MARGIN_NS) else None
+    return signed if signed.is_settled(begin) else None
 
 
 def _build(run: Any, begin: Begin, new: Dict[int, _Signed], texts: Dict[int, List[str]], record: Json) -> Optional[quick_index.Index]:
@@ -205,7 +204,7 @@ class _Sections:
         assert old is not None
         first, last = old.starts[place], old.starts[place + 1]
         self.paths += old.paths_of(place)
-        self.signs.frombytes(old.signs[path_signs.WIDTH * first:path_signs.WIDTH * last])
+        self.signs.frombytes(old.signs[path_signs.WIDTH * first:path_signs.WIDTH * last].tobytes())
         self.followed += [(place, old.followed[one], _sign_at(old.followed_signs, one)) for one in self.kept.get(place, ())]
         self._end_stage(1, [old.text(name, place, place + 1) for name in quick_index.TEXTS], False)
 
