@@ -25,6 +25,10 @@ A checkpoint is due when PIPELINE_LINE_INTERVAL lines were done since the last o
 the time that the last one took has passed (at least 0.05 s, at most 5 s), looked at after each block or batch of lines.
 A batch of lines is as long as the function does in about 0.02 s, so that slow functions are not hidden in it.
 
+A chunk is a part of one input, at line ends: PIPELINE_CHUNK_START and PIPELINE_CHUNK_END in bytes. lines(), blocks() and
+copy_files() then see the lines in it only, behind those before PIPELINE_CHUNK_HEADER_END, which every chunk sees first. Line
+numbers and byteOffset stay those of the whole input. Counts are of the chunk; the header counts in the first one only.
+
 Exit codes: 0 done, 1 error (one line on stderr), 75 simulated failure (at import, before anything else), 143 SIGTERM
 and 130 SIGINT (block finished, checkpoint written).
 """
@@ -184,6 +188,33 @@ def inputs() -> List[str]:
 def arguments() -> List[str]:
     """Return what the command line holds before the inputs."""
     return _checked(_split_arguments)[0]
+
+
+def chunk() -> Optional[Tuple[int, int, int]]:
+    """Return (start, end, end of the header) of this chunk of the only input, in bytes; None when the inputs are whole.
+
+    lines(), blocks() and copy_files() keep to it by themselves. Who opens inputs() must read what is before the end of
+    the header, then what is from start to end.
+    """
+    return _checked(lambda: _chunk(_split_arguments()[1]))
+
+
+def _chunk(paths: List[str]) -> Optional[Tuple[int, int, int]]:
+    names = ("PIPELINE_CHUNK_START", "PIPELINE_CHUNK_END", "PIPELINE_CHUNK_HEADER_END")
+    if not any(os.environ.get(name) for name in names):
+        return None
+    if len(paths) != 1:
+        raise _Problem("%s: a chunk is a part of one input, got %d inputs" % (names[0], len(paths)))
+    path, size = paths[0], _size_of(paths[0])
+    header_end = _whole_number(names[2], "0", 0)
+    start, end = _whole_number(names[0], str(header_end), 0), _whole_number(names[1], str(size), 0)
+    if not header_end <= start <= end <= size:
+        raise _Problem("%s has %d bytes: the chunk from %d to %d with a header of %d is not in it"
+                       % (path, size, start, end, header_end))
+    for name, offset in zip(names, (start, end, header_end)):
+        if 0 < offset < size and not _is_line_end(path, offset):
+            raise _Problem("%s: byte %d of %s is not the end of a line" % (name, offset, path))
+    return start, end, header_end
 
 
 def params() -> Dict[str, Any]:
@@ -442,24 +473,41 @@ class _Source:
     """The inputs, read as blocks of whole lines; its state is a position only, so any block boundary is a checkpoint.
 
     position: (index of the input, byte offset in it); lines: lines done over all inputs. Each call of fill() puts
-    the next block into *buffer[:filled]*; advance() moves behind what was done with it.
+    the next block into *buffer[:filled]*; advance() moves behind what was done with it. A chunk with a header is read
+    as two inputs, which are parts of one file.
     """
 
     def __init__(self, paths: List[str], limit: int) -> None:
-        self.paths, self.limit = paths, limit
-        self.sizes = [_size_of(path) for path in paths]
-        self.index = self.offset = self.lines = self.filled = 0
+        self.chunk, self.limit = _chunk(paths), limit
+        spans = _spans(paths, self.chunk)
+        self.paths, self.starts, self.ends = ([path for path, _, _ in spans], [start for _, start, _ in spans],
+                                              [end for _, _, end in spans])
+        self.sizes = [end - start for _, start, end in spans]
+        self.index = self.lines = self.filled = 0
+        self.offset = self._start()
+        self.repeats = len(spans) == 2 and self.chunk is not None and self.chunk[0] > self.chunk[2]
+        self.repeated = 0                   # lines of a header that counts in another chunk
         self.is_whole = True                # the block ends at a line's end, or at the input's
         self.buffer = bytearray(READ_BYTES)
         self.file: Optional[Any] = None
-        self.lines_before: Optional[int] = 0        # lines of the inputs before this one; None: not counted yet
+        # What to take from *lines* for the line number in the input; None: not counted yet.
+        self.lines_before: Optional[int] = None if self.offset else 0
 
     def start_at(self, index: int, offset: int, lines: int) -> None:
         self.index, self.offset, self.lines = index, offset, lines
         self.lines_before = None
+        if self.repeats:
+            self.repeated = _count_ends(self.paths[0], self.ends[0] if index else offset)
+
+    def _start(self) -> int:
+        return self.starts[self.index] if self.index < len(self.starts) else 0
+
+    def is_repeated(self) -> bool:
+        """Tell whether the position is in a header that counts in another chunk."""
+        return self.repeats and self.index == 0
 
     def bytes_done(self) -> int:
-        return sum(self.sizes[:self.index]) + self.offset
+        return sum(self.sizes[:self.index]) + self.offset - self._start()
 
     def name(self) -> str:
         return self.paths[self.index]
@@ -486,7 +534,8 @@ class _Source:
     def _read(self, file: Any) -> bool:
         # The read starts again behind the last whole line: nothing is carried over from block to block.
         file.seek(self.offset)
-        filled = file.readinto(memoryview(self.buffer)[:READ_BYTES])
+        most = READ_BYTES if self.chunk is None else min(READ_BYTES, self.ends[self.index] - self.offset)
+        filled = file.readinto(memoryview(self.buffer)[:most])
         self.filled = self.buffer.rfind(b"\n", 0, filled) + 1
         self.is_whole = True
         if not self.filled:
@@ -495,28 +544,42 @@ class _Source:
 
     def _read_long(self, file: Any, filled: int) -> None:
         """Go on reading until the line ends, the input ends, or the limit is reached."""
+        last = self.ends[self.index]
         while True:
             if filled == len(self.buffer) and filled < self.limit:
                 self.buffer.extend(bytes(min(len(self.buffer), self.limit - filled)))
-            more = file.readinto(memoryview(self.buffer)[filled:])
+            more = file.readinto(memoryview(self.buffer)[filled:None if self.chunk is None else last - self.offset])
             end = self.buffer.find(b"\n", filled, filled + more) + 1
             filled += more
             if end or not more:
                 self.filled = end or filled
                 # At the limit readinto() had no room: that says nothing about the input's end.
-                self.is_whole = bool(end) or self.offset + filled >= os.fstat(file.fileno()).st_size
+                size = os.fstat(file.fileno()).st_size
+                self.is_whole = bool(end) or self.offset + filled >= (size if self.chunk is None else min(size, last))
                 return
 
     def _end_input(self, file: Any) -> None:
-        if self.offset:
+        if self.offset > self._start():
             file.seek(self.offset - 1)
             self.lines += file.read(1) != b"\n"     # an unterminated last line is a line
         file.close()
-        self.file, self.index, self.offset, self.lines_before = None, self.index + 1, 0, self.lines
+        self.file, self.index = None, self.index + 1
+        self.offset = self._start()
+        self.lines_before = None if self.offset else self.lines
 
     def advance(self, count: int, ends: int) -> None:
         self.offset += count
         self.lines += ends
+        if self.repeats and self.index == 0:
+            self.repeated += ends
+
+
+def _spans(paths: List[str], chunk: Optional[Tuple[int, int, int]]) -> List[Tuple[str, int, int]]:
+    """Return what is to be read of the inputs, in order: (path, start, end)."""
+    if chunk is None:
+        return [(path, 0, _size_of(path)) for path in paths]
+    start, end, header_end = chunk
+    return ([(paths[0], 0, header_end)] if header_end else []) + [(paths[0], start, end)]
 
 
 def _size_of(path: str) -> int:
@@ -567,6 +630,15 @@ def _offset_of_line(path: str, count: int) -> Tuple[int, int]:
     except OSError as error:
         raise _trouble("read", path, error) from error
     return lines, offset + end
+
+
+def _is_line_end(path: str, offset: int) -> bool:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            file.seek(offset - 1)
+            return file.read(1) == b"\n"
+    except OSError as error:
+        raise _trouble("read", path, error) from error
 
 
 def _ends_open(path: str) -> bool:
@@ -726,8 +798,13 @@ def _check_record(record: Dict[str, Any], attempt: _Attempt, finals: Tuple[str, 
     index, offset = record["inputIndex"], record["byteOffset"]
     if record["bytesTotal"] != sum(source.sizes) or index > len(source.paths):
         raise _Restart("the inputs are not those of the checkpoint")
-    if offset > (source.sizes[index] if index < len(source.paths) else 0):
+    if record.get("chunk") != (None if source.chunk is None else list(source.chunk)):
+        raise _Restart("the checkpoint is of another chunk")
+    least, most = (source.starts[index], source.ends[index]) if index < len(source.paths) else (0, 0)
+    if offset > most:
         raise _Restart("the checkpoint stands behind the end of the input")
+    if offset < least:
+        raise _Restart("the checkpoint stands before the chunk")
 
 
 def _regular_size(path: str) -> int:
@@ -834,6 +911,8 @@ class _Work:
 
     def _resume_by_hand(self, count: int) -> None:
         """Keep the first *count* lines of the existing output and skip as many of the inputs. Raises: _Restart."""
+        if self.source.chunk is not None:
+            raise _Restart("a line number alone cannot be resumed in a chunk")
         if not self.one_to_one:
             raise _Restart("a line number alone can be resumed only with one_to_one=True")
         position = self._position_of_line(count)
@@ -877,13 +956,16 @@ class _Work:
         source, parts = self.source, self.parts.values()
         for part in parts:
             part.flush()
-        written = source.lines - self.rejected if self.one_to_one else self.written
+        read = source.lines - source.repeated
+        written = read - self.rejected if self.one_to_one else self.written
         found = {"schema": SCHEMA, "stage": self.attempt.stage, "key": self.attempt.key, "lineOffset": source.lines,
                  "inputIndex": source.index, "byteOffset": source.offset,
                  "bytesTotal": sum(source.sizes), "bytesDone": source.bytes_done(),
                  "outputs": {part.name: part.size for part in parts}, "publish": {part.name: part.final for part in parts},
-                 "counts": {"read": source.lines, "written": written, "rejected": self.rejected},
+                 "counts": {"read": read, "written": written, "rejected": self.rejected},
                  "durable": True, "publishing": False, "complete": False}
+        if source.chunk is not None:
+            found["chunk"] = list(source.chunk)
         found.update(flags)
         return found
 
@@ -1030,7 +1112,7 @@ def _feed_block(work: _Work) -> None:
 def _write_block(work: _Work, results: List[bytes], used: int, ends: int) -> None:
     work.parts[work.output].write(results[0] if len(results) == 1 else b"".join(results))
     work.source.advance(used, ends)
-    if not work.one_to_one:
+    if not work.one_to_one and not work.source.is_repeated():
         work.written += sum(data.count(b"\n") for data in results)
 
 
@@ -1115,7 +1197,7 @@ def _results_of_lines(work: _Work, batch: List[str]) -> bytes:
             keep(None)
         except Exception as error:
             work.blame_function(len(results), error)
-    if refused:
+    if refused and not work.source.is_repeated():
         _set_aside(work, batch, refused)
     return _joined(work, results, len(refused))
 
@@ -1150,7 +1232,8 @@ def _joined(work: _Work, results: List[Any], refused: int) -> bytes:
         data, kept = b"".join(pieces), len(pieces)
     if work.one_to_one and kept + refused < len(results):
         raise work.blame(0, "a line from here on was dropped, but the processor declares one_to_one=True")
-    work.written += kept
+    if not work.source.is_repeated():
+        work.written += kept
     return data
 
 
@@ -1161,7 +1244,7 @@ class _Signal:
 
 
 def copy_files() -> None:
-    """Copy each input's content into the output directory, under its base name.
+    """Copy each input's content into the output directory, under its base name; of a chunk, header and chunk.
 
     Each copy is durable before it replaces an older file of that name. Exits with 1 when two names are the same
     ignoring case, or an input is its own target; then nothing was written.
@@ -1182,13 +1265,14 @@ def _copy_files() -> None:
         if _is_same_file(path, os.path.join(attempt.folder, name)):
             raise _Problem("%s is already in the output directory: choose another outputDir" % path)
     _remove_stale(attempt, tuple(os.path.basename(path) for path in paths), set())
+    chunk = _chunk(paths)
     for path in paths:
-        _copy_file(attempt, path, stop)
+        _copy_file(attempt, path, _spans([path], chunk) if chunk is not None else [(path, 0, sys.maxsize)], stop)
     if paths:
         _sync_folder(attempt.folder)
 
 
-def _copy_file(attempt: _Attempt, path: str, stop: _Signal) -> None:
+def _copy_file(attempt: _Attempt, path: str, spans: List[Tuple[str, int, int]], stop: _Signal) -> None:
     name = os.path.basename(path)
     part = _Part(attempt.folder, attempt.part_name(name), name)
     part.is_new = False                         # the folder is synced once, after the last file
@@ -1198,11 +1282,13 @@ def _copy_file(attempt: _Attempt, path: str, stop: _Signal) -> None:
         except OSError as error:
             raise _trouble("read", path, error) from error
         with file:
-            _copy_by_kernel(file.fileno(), part, stop)
-            _copy_rest(file, part, path, stop)
+            for _, start, end in spans:
+                file.seek(start)
+                done = _copy_by_kernel(file.fileno(), part, end - start, stop)
+                _copy_rest(file, part, path, end - start - done, stop)
+                part.flush()                    # what the kernel copies next goes behind it
         if stop.signal:
             raise SystemExit(EXIT_SIGNAL + stop.signal)
-        part.flush()
         part.sync()
         part.close()
         _replace(part.path, part.target)
@@ -1211,28 +1297,31 @@ def _copy_file(attempt: _Attempt, path: str, stop: _Signal) -> None:
         raise
 
 
-def _copy_by_kernel(source: int, part: _Part, stop: _Signal) -> None:
-    """Copy as far as the kernel does it alone (or shares the blocks); whatever it leaves, _copy_rest does."""
-    call = getattr(os, "copy_file_range", None)
-    while call is not None and not stop.signal:
+def _copy_by_kernel(source: int, part: _Part, length: int, stop: _Signal) -> int:
+    """Copy as far as the kernel does it alone (or shares the blocks), at most *length*; whatever it leaves, _copy_rest does."""
+    call, copied = getattr(os, "copy_file_range", None), 0
+    while call is not None and copied < length and not stop.signal:
         try:
-            done = call(source, part.descriptor, COPY_BYTES * 8)
+            done = call(source, part.descriptor, min(COPY_BYTES * 8, length - copied))
         except OSError:
-            return                              # another file system, an old kernel, a full disk: the write will tell
+            break                               # another file system, an old kernel, a full disk: the write will tell
         if not done:
-            return
+            break
         part.size += done
+        copied += done
+    return copied
 
 
-def _copy_rest(file: Any, part: _Part, path: str, stop: _Signal) -> None:
-    while not stop.signal:
+def _copy_rest(file: Any, part: _Part, path: str, length: int, stop: _Signal) -> None:
+    while length and not stop.signal:
         try:
-            block = file.read(COPY_BYTES)
+            block = file.read(min(COPY_BYTES, length))
         except OSError as error:
             raise _trouble("read", path, error) from error
         if not block:
             return
         part.write(block)
+        length -= len(block)
 
 
 class open_output:

@@ -2,11 +2,11 @@
 
 A leaf. `processes` is the leaf process_tree, handed in because leaves do not import each other.
 
-    Launch -> run_attempt() -> AttemptResult
+    Launch -> Pool.start() ... Pool.wait() -> Attempt, with its AttemptResult
 
-One thread does everything on POSIX: it waits for output, for the processor's end, for signals to the runner and for the
-clock at once, through a pipe into which the interpreter writes each signal's number. Windows cannot wait for pipes;
-there a thread reads the output.
+One thread does everything on POSIX, for all attempts under way: it waits for output, for a processor's end, for signals
+to the runner and for the clock at once, through a pipe into which the interpreter writes each signal's number. Windows
+cannot wait for pipes; there threads read the output and wait for the end.
 """
 from __future__ import annotations
 
@@ -28,11 +28,17 @@ SHOWN_TAIL_BYTES = 4096     # of a failed attempt's output, shown on the console
 READ_BYTES = 1 << 16
 DRAIN_S = 2.0               # how long a pipe may stay open after the last process of an attempt is gone
 POLL_S = 0.2                # Windows: between two looks at the clock and at signals
+TICK_S = 0.25               # between two looks of whoever shows the progress
 CREATE_NEW_PROCESS_GROUP = 0x200    # Windows: so that CTRL_BREAK reaches the processor and not the runner
 
 
-class Launch(namedtuple("Launch", "argv env folder log_path token lock_descriptor guard_path timeout_s grace_s resources echo")):
-    """What to start: argv and env complete, folder the working directory; echo(bytes) sees the output as it comes, or None."""
+class Launch(namedtuple("Launch", "argv env folder log_path token lock_descriptor guard_path timeout_s grace_s resources echo is_log_lazy "
+                               "feeder output_path server slot", defaults=(False, None, "", None, 0))):
+    """What to start: argv and env complete, folder the working directory; echo(bytes) sees the output as it comes, or None.
+
+    is_log_lazy: a processor that prints nothing leaves no log file. feeder: gives its standard input (chunk_files.Feeder). output_path:
+    a file for its standard output, which else goes to the log. server, slot: a fork_client.ForkServer to ask first, and which of its pipes.
+    """
 
     __slots__ = ()
 
@@ -77,8 +83,8 @@ class Signals:
         self.number = self.number or number
         self.count += 1
 
-    def wait(self, descriptors: Sequence[int], seconds: Optional[float]) -> List[int]:
-        """Wait until one of *descriptors* can be read, a signal comes, or *seconds* are over; return the readable ones."""
+    def wait(self, descriptors: Sequence[int], seconds: Optional[float], writable: Sequence[int] = ()) -> List[int]:
+        """Wait until one of *descriptors* can be read or one of *writable* written, a signal comes, or *seconds* are over; return which."""
         if self.pipe[0] < 0:
             time.sleep(POLL_S if seconds is None else min(seconds, POLL_S))
             return []
@@ -86,6 +92,8 @@ class Signals:
         poll = select.poll()
         for descriptor in (self.pipe[0], *descriptors):
             poll.register(descriptor, select.POLLIN)
+        for descriptor in writable:
+            poll.register(descriptor, select.POLLOUT)
         ready = [descriptor for descriptor, _ in poll.poll(None if seconds is None else max(0, int(seconds * 1000 + 0.999)))]
         if self.pipe[0] in ready:
             try:
@@ -103,15 +111,16 @@ class AttemptLog:
     A log that cannot be written (full disk) does not stop the attempt: the pipe must go on being emptied.
     """
 
-    def __init__(self, path: str, echo: Optional[Callable[[bytes], None]] = None) -> None:
-        self.echo = echo
+    def __init__(self, path: str, echo: Optional[Callable[[bytes], None]] = None, is_lazy: bool = False) -> None:
+        """is_lazy: there is no file before there is output."""
+        self.path, self.echo = path, echo
         self.total = 0
         self.head_left = LOG_HEAD_BYTES
         self.tail = bytearray()
         self.last = b""
         self.problem = ""
         self.size, self.digest = 0, sha256()
-        self.file: Any = open(path, "wb", buffering=0)
+        self.file: Any = None if is_lazy else open(path, "wb", buffering=0)
 
     def feed(self, data: bytes) -> None:
         self.total += len(data)
@@ -130,18 +139,258 @@ class AttemptLog:
         if dropped > 0:
             self._write(b"\n[... %d bytes left out ...]\n" % dropped)
         self._write(bytes(self.tail[-LOG_TAIL_BYTES:]))
-        self.file.close()
+        if self.file is not None:
+            self.file.close()
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)
         while view and not self.problem:
             try:
+                if self.file is None:
+                    self.file = open(self.path, "wb", buffering=0)
                 count = self.file.write(view)
                 self.size += count
                 self.digest.update(view[:count])
                 view = view[count:]
             except OSError as error:
                 self.problem = "the log is incomplete: %s" % error.strerror
+
+
+class Attempt:
+    """An attempt that has been started: `result` is there when its last process is gone."""
+
+    def __init__(self, launch: Launch, network: Any, log: AttemptLog, traits: Any) -> None:
+        self.launch, self.network, self.log, self.traits = launch, network, log, traits
+        self.pid = 0
+        self.process: Any = None
+        self.reader, self.is_open = -1, False
+        self.tree: Any = None
+        self.job: Any = None
+        self.thread: Any = None             # where there is one for each attempt: it reads the output ...
+        self.done: Any = None               # ... and this event says that the processor has ended
+        self.ending: Any = None
+        self.notes: List[str] = []
+        self.is_forked = False              # by a fork server, whose child it is
+        self.is_over = False                # of one that a fork server has started: its end was told
+        self.problem = ""                   # why it fails, whatever its exit code
+        self.exit_code: Optional[int] = None    # once the processor has ended: negative for a signal
+        self.cpu_s, self.max_rss_bytes = 0.0, 0
+        self.started = time.monotonic()
+        self.result: Optional[AttemptResult] = None
+
+    def note_end(self, status: int, cpu_s: float, max_rss_bytes: int) -> None:
+        """Take what wait4() tells of the processor."""
+        self.exit_code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
+        self.cpu_s, self.max_rss_bytes = cpu_s, max_rss_bytes
+        if self.process is not None:
+            self.process.returncode = self.exit_code    # reaped by wait4, for the sake of its resource usage
+
+    def finish(self, failure: str, survivors: List[int]) -> None:
+        """Set the result."""
+        self.log.close()
+        if self.log.problem:
+            self.notes.append(self.log.problem)
+        reason = (self.ending.reason if self.ending is not None else "") or self.problem
+        self.result = AttemptResult(self.exit_code, reason or failure, reason == INTERRUPTED, time.monotonic() - self.started, self.cpu_s, self.max_rss_bytes,
+                                    self.log.last, self.notes, survivors, (self.log.size, self.log.digest.hexdigest()))
+
+
+class Pool:
+    """The attempts under way: one thread watches them all (POSIX), or one thread each (Windows).
+
+    Whoever waits keeps them going: output is read, time limits are kept, refused network calls are answered. A process
+    that an attempt left behind without any sign of whose it is (no session, no token, orphaned) is ended when nobody
+    else can be its owner; until then `is_draining` asks to start nothing new.
+    """
+
+    def __init__(self, signals: Signals, processes: Any, guardian: Any, others: Sequence[int] = (), threads: bool = sys.platform == "win32") -> None:
+        """others: children of this process that have nothing to do with attempts. threads: one for each attempt, as Windows needs it."""
+        self.signals, self.processes, self.guardian = signals, processes, guardian
+        self.others = set(others)
+        self.threads = threads
+        self.tick: Optional[Callable[[], None]] = None      # called some times a second, to show progress
+        self.running: List[Attempt] = []
+        self.unclear: List[Attempt] = []    # ended, but for processes that may be somebody else's
+        self.ended: List[Attempt] = []
+
+    @property
+    def is_draining(self) -> bool:
+        return bool(self.unclear)
+
+    def start(self, launch: Launch, network: Any = None) -> Attempt:
+        """Start an attempt; one that cannot be started has ended at once. Raises: OSError when its log cannot be created."""
+        traits = self.processes.Traits(launch.token, 0, launch.guard_path, os.getpid())
+        attempt = Attempt(launch, network, AttemptLog(launch.log_path, launch.echo, launch.is_log_lazy), traits)
+        self.guardian.watch(traits)         # before the start: the runner may die at any moment after it
+        if not self._fork(attempt):
+            try:
+                attempt.process, attempt.reader, attempt.job = _start(launch, self.processes)
+            except OSError as error:
+                if launch.feeder is not None:
+                    launch.feeder.close()
+                attempt.finish(_not_started_text(launch, error), [])
+                self.guardian.release(traits)
+                self.ended.append(attempt)
+                return attempt
+            attempt.pid = attempt.process.pid
+        attempt.is_open = True
+        self._watch(attempt)
+        return attempt
+
+    def _fork(self, attempt: Attempt) -> bool:
+        """Let the stage's fork server start it, if there is one, it is ready and does not decline."""
+        launch, server = attempt.launch, attempt.launch.server
+        if server is None or server.is_dead:
+            return False
+        try:
+            if not server.is_ready():
+                return False            # not yet: what would wait for it is started in the usual way
+            attempt.pid = server.launch(launch.slot, launch.argv, launch.env, launch.folder)
+        except (server.Declined, server.ServerDied):
+            return False
+        attempt.reader = server.readers[launch.slot]
+        attempt.is_forked = True
+        return True
+
+    def _watch(self, attempt: Attempt) -> None:
+        launch = attempt.launch
+        self.guardian.watch(attempt.traits._replace(session=attempt.pid))
+        if attempt.network is not None:
+            attempt.network.began(attempt.pid, launch.token)
+        attempt.tree = self.processes.Tree(attempt.pid, launch.token, attempt.job, self.others,
+                                           lambda: [(one.pid, one.launch.token) for one in self.running if one is not attempt])
+        attempt.tree.is_child = not attempt.is_forked
+        attempt.notes += apply_resources(attempt.pid, launch.resources)
+        attempt.ending = Ending(launch, attempt.tree, self.signals)
+        self.running.append(attempt)
+        if self.threads:
+            _start_thread(attempt)
+        else:
+            os.set_blocking(attempt.reader, False)
+
+    def wait(self, seconds: Optional[float] = None) -> List[Attempt]:
+        """Return the attempts that have ended, waiting for the first one, a signal, or *seconds* at most."""
+        self.pump(seconds)
+        ended, self.ended = self.ended, []
+        return ended
+
+    def pump(self, seconds: Optional[float] = None) -> None:
+        """Keep the attempts going until one has ended, a signal has come, or for *seconds*; what ended is for wait()."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        was = self.signals.count
+        while not self.ended:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0 and not self.running or not self.running and (self.signals.count != was or left is None):
+                return
+            self._step(left)
+            if deadline is not None and time.monotonic() >= deadline:
+                return
+
+    def keep_going(self, seconds: float) -> None:
+        """Keep the attempts going for *seconds*, or until a signal comes; for whoever must wait for something else."""
+        deadline = time.monotonic() + seconds
+        while not self.signals.number and time.monotonic() < deadline:
+            self._step(deadline - time.monotonic())
+
+    def _step(self, seconds: Optional[float]) -> None:
+        limits = [one.ending.seconds_left() for one in self.running] + [seconds, TICK_S if self.tick is not None else None]
+        left = min([limit for limit in limits if limit is not None], default=None)
+        if any(one.launch.server.has_news for one in self.running if one.is_forked):
+            left = 0.0                  # ends that came with the answer to a launch: nothing more may come to be read
+        if not self.threads:
+            feeders = {one.launch.feeder.descriptor: one for one in self.running if one.launch.feeder is not None and one.launch.feeder.descriptor >= 0}
+            ready = self.signals.wait(self._descriptors(), left, list(feeders))
+            _feed([feeders[one] for one in ready if one in feeders])
+            self._read_ready(ready)
+        elif self.running:
+            self.running[0].done.wait(POLL_S if left is None else min(left, POLL_S))
+        else:
+            self.signals.wait([], left)
+        for attempt in list(self.running):
+            if self._has_ended(attempt):
+                self._end(attempt)
+            else:
+                attempt.ending.look()
+        if self.tick is not None:
+            self.tick()
+
+    def _descriptors(self) -> List[int]:
+        found = {one.reader for one in self.running if one.is_open}
+        found.update(one.launch.server.descriptor for one in self.running if one.is_forked)
+        found.update(one.network.descriptor for one in self.running if one.network is not None and one.network.descriptor >= 0)
+        return list(found)
+
+    def _read_ready(self, ready: List[int]) -> None:
+        for attempt in self.running:
+            if attempt.reader in ready:
+                attempt.is_open = _read_some(attempt.reader, attempt.log)
+        for server in {one.launch.server for one in self.running if one.is_forked}:
+            if server.descriptor in ready or server.has_news:
+                self._hear(server)
+        # A refused network call waits for its answer from here: whoever makes one is named, and nobody needs a thread.
+        teller = next((one.network for one in self.running if one.network is not None and one.network.descriptor in ready), None)
+        if teller is not None:
+            teller.take()
+
+    def _hear(self, server: Any) -> None:
+        """Take what a fork server tells of its tasks' ends."""
+        of = {one.pid: one for one in self.running if one.launch.server is server and one.is_forked}
+        for end in server.ends():
+            if end.pid in of:
+                of[end.pid].note_end(end.status, end.cpu_s, end.max_rss_bytes)
+                of[end.pid].is_over = True
+        if server.is_dead:
+            for attempt in of.values():
+                if not attempt.is_over:
+                    # The system kills them with the server; worth another attempt, as any other kill.
+                    attempt.problem, attempt.exit_code, attempt.is_over = server.reason, -signal.SIGKILL, True
+
+    def _has_ended(self, attempt: Attempt) -> bool:
+        if self.threads:
+            return bool(attempt.done.is_set())
+        if attempt.is_forked:
+            return attempt.is_over
+        pid, status, usage = os.wait4(attempt.pid, os.WNOHANG)
+        if pid:
+            attempt.note_end(status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+        return bool(pid)
+
+    def _end(self, attempt: Attempt) -> None:
+        """The processor has ended: so must all that it started."""
+        if attempt.network is not None:
+            attempt.network.finish()        # before those are killed who wait for an answer
+        attempt.tree.leader_is_gone = True
+        survivors = attempt.tree.end()
+        self.running.remove(attempt)
+        if attempt.tree.unclear:
+            self.unclear.append(attempt)
+        else:
+            self._close(attempt, survivors)
+        if not self.running:
+            for one in self.unclear:
+                self._close(one, one.tree.end())
+            self.unclear = []
+
+    def _close(self, attempt: Attempt, survivors: List[int]) -> None:
+        if attempt.is_forked:
+            _read_all(attempt.reader, attempt.log)
+        elif self.threads:
+            attempt.thread.join(DRAIN_S)
+            if not attempt.thread.is_alive():
+                os.close(attempt.reader)
+        else:
+            _drain(attempt.reader, attempt.is_open, attempt.log)
+            os.close(attempt.reader)
+        if attempt.launch.feeder is not None:
+            attempt.launch.feeder.close()
+        if attempt.job is not None:
+            attempt.job.close()
+        if attempt.network is not None:
+            attempt.network.close()
+        if not survivors:
+            self.guardian.release(attempt.traits)
+        attempt.finish(exit_text(attempt.exit_code), survivors)
+        self.ended.append(attempt)
 
 
 def run_attempt(launch: Launch, signals: Signals, processes: Any, guardian: Any, others: Sequence[int] = (), network: Any = None) -> AttemptResult:
@@ -151,30 +400,11 @@ def run_attempt(launch: Launch, signals: Signals, processes: Any, guardian: Any,
     processor is refused the network (network_watch.AttemptNetwork). On disk afterwards: the log. Never raises
     for what a processor does. Raises: OSError when the log cannot be created.
     """
-    log = AttemptLog(launch.log_path, launch.echo)
-    traits = processes.Traits(launch.token, 0, launch.guard_path, os.getpid())
-    guardian.watch(traits)              # before the start: the runner may die at any moment after it
-    started = time.monotonic()
-    try:
-        try:
-            process, reader, job = _start(launch, processes)
-        except OSError as error:
-            return _not_started(launch, error, time.monotonic() - started)
-        guardian.watch(traits._replace(session=process.pid))
-        tree = processes.Tree(process.pid, launch.token, job, others)
-        notes = apply_resources(process.pid, launch.resources)
-        watch = _watch_threads if sys.platform == "win32" else _watch
-        code, reason, usage, survivors = watch(launch, process, reader, tree, signals, log, network)
-        if job is not None:
-            job.close()
-    finally:
-        log.close()
-    if not survivors:
-        guardian.release(traits)
-    if log.problem:
-        notes.append(log.problem)
-    failure = reason or exit_text(code)
-    return AttemptResult(code, failure, reason == INTERRUPTED, time.monotonic() - started, usage[0], usage[1], log.last, notes, survivors, (log.size, log.digest.hexdigest()))
+    pool = Pool(signals, processes, guardian, others)
+    attempt = pool.start(launch, network)
+    while attempt.result is None:
+        pool.wait()
+    return attempt.result
 
 
 INTERRUPTED = "interrupted"
@@ -184,7 +414,7 @@ def _start(launch: Launch, processes: Any) -> Tuple[Any, int, Any]:
     """Start the processor in a session (Windows: job) of its own; return it, the end of its output, and the job."""
     import subprocess       # here, because a run in which nothing must be started needs only Signals of this module
     reader, writer = os.pipe()
-    job = None
+    job, output = None, -1
     options: Dict[str, Any] = {}
     try:
         if sys.platform == "win32":
@@ -193,8 +423,13 @@ def _start(launch: Launch, processes: Any) -> Tuple[Any, int, Any]:
         else:
             options["start_new_session"] = True
             options["pass_fds"] = (launch.lock_descriptor,) if launch.lock_descriptor >= 0 else ()
-        process = subprocess.Popen(launch.argv, stdin=subprocess.DEVNULL, stdout=writer, stderr=writer,
+        if launch.output_path:
+            output = os.open(launch.output_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o666)
+        process = subprocess.Popen(launch.argv, stdin=subprocess.DEVNULL if launch.feeder is None else launch.feeder.reader,
+                                   stdout=output if launch.output_path else writer, stderr=writer,
                                    cwd=launch.folder, env=launch.env, close_fds=True, **options)
+        if launch.feeder is not None:
+            launch.feeder.started()
         if job is not None:
             job.take(int(process._handle))
     except BaseException:
@@ -202,17 +437,18 @@ def _start(launch: Launch, processes: Any) -> Tuple[Any, int, Any]:
         raise
     finally:
         os.close(writer)
+        if output >= 0:
+            os.close(output)
     return process, reader, job
 
 
-def _not_started(launch: Launch, error: OSError, duration_s: float) -> AttemptResult:
-    reason = error.strerror or str(error)
+def _not_started_text(launch: Launch, error: OSError) -> str:
     hint = ""
     if getattr(error, "errno", None) == 8:      # ENOEXEC
         hint = "; a script needs a first line such as #!/bin/sh"
     elif isinstance(error, FileNotFoundError):
         hint = "; the program that its first line names may be missing"
-    return AttemptResult(None, "cannot start %s: %s%s" % (launch.argv[0], reason, hint), False, duration_s, 0.0, 0, b"", [], [], (0, sha256().hexdigest()))
+    return "cannot start %s: %s%s" % (launch.argv[0], error.strerror or str(error), hint)
 
 
 def exit_text(code: Optional[int]) -> str:
@@ -225,39 +461,6 @@ def exit_text(code: Optional[int]) -> str:
         except ValueError:
             return "ended by signal %d" % -code
     return "exit code %s" % code
-
-
-def _watch(launch: Launch, process: Any, reader: int, tree: Any, signals: Signals, log: AttemptLog, network: Any) -> Tuple[int, str, Tuple[float, int], List[int]]:
-    """POSIX: wait for the end of the processor, stop it when time or a signal asks, end its tree, read what is left.
-
-    A refused network call waits for its answer from here: whoever makes one is named, and nobody needs a thread.
-    """
-    os.set_blocking(reader, False)
-    told = [network.descriptor] if network is not None and network.descriptor >= 0 else []
-    ending = Ending(launch, tree, signals)
-    is_open, status, usage = True, None, None
-    try:
-        while status is None:
-            ready = signals.wait(told + [reader] if is_open else told, ending.seconds_left())
-            if reader in ready:
-                is_open = _read_some(reader, log)
-            if told and told[0] in ready:
-                network.take()
-            pid, raw, used = os.wait4(process.pid, os.WNOHANG)
-            if pid:
-                status, usage = raw, used
-            else:
-                ending.look()
-        if network is not None:
-            network.finish()            # before those are killed who wait for an answer
-        survivors = tree.end()
-        _drain(reader, is_open, log)
-    finally:
-        os.close(reader)
-    code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
-    process.returncode = code           # reaped here, by wait4, for the sake of its resource usage
-    assert usage is not None
-    return code, ending.reason, (usage.ru_utime + usage.ru_stime, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)), survivors
 
 
 class Ending:
@@ -296,6 +499,34 @@ def _read_some(reader: int, log: AttemptLog) -> bool:
     return bool(data)
 
 
+def _read_all(reader: int, log: AttemptLog) -> None:
+    """Read what is there, from a pipe whose other end stays open."""
+    while True:
+        try:
+            data = os.read(reader, READ_BYTES)
+        except BlockingIOError:
+            return
+        if not data:
+            return
+        log.feed(data)
+
+
+def _feed(fed: List[Attempt]) -> None:
+    """Move what fits into the standard inputs of these attempts; one whose input cannot be read fails."""
+    ready = []
+    for attempt in fed:
+        ready.append(attempt.launch.feeder)
+    if not ready:
+        return
+    try:
+        type(ready[0]).pump_together(ready)
+    except OSError as error:
+        for attempt in fed:
+            if attempt.launch.feeder.path == error.filename:
+                attempt.problem = "its input cannot be read: %s: %s" % (error.filename, error.strerror)
+                attempt.launch.feeder.close()
+
+
 def _drain(reader: int, is_open: bool, log: AttemptLog) -> None:
     """Read to the end of the pipe, but not for ever: a process that would not go may hold it open."""
     import select
@@ -306,38 +537,28 @@ def _drain(reader: int, is_open: bool, log: AttemptLog) -> None:
         is_open = _read_some(reader, log)
 
 
-def _watch_threads(launch: Launch, process: Any, reader: int, tree: Any, signals: Signals, log: AttemptLog, network: Any) -> Tuple[int, str, Tuple[float, int], List[int]]:
-    """Windows: the same with a thread that reads, and short waits."""
-    import subprocess
+def _start_thread(attempt: Attempt) -> None:
+    """Windows: nobody can wait for pipes and processes at once there, so one thread reads to the end, and one waits."""
     import threading
 
-    def pump() -> None:
+    def read() -> None:
         while True:
             try:
-                data = os.read(reader, READ_BYTES)
+                data = os.read(attempt.reader, READ_BYTES)
             except OSError:
                 return
             if not data:
                 return
-            log.feed(data)
+            attempt.log.feed(data)
 
-    thread = threading.Thread(target=pump, daemon=True)
-    thread.start()
-    ending = Ending(launch, tree, signals)
-    while True:
-        left = ending.seconds_left()
-        try:
-            code = process.wait(POLL_S if left is None else min(POLL_S, left + 0.001))
-            break
-        except subprocess.TimeoutExpired:
-            ending.look()
-    survivors = tree.end()
-    if network is not None:
-        network.finish()
-    thread.join(DRAIN_S)
-    if not thread.is_alive():
-        os.close(reader)
-    return code, ending.reason, (0.0, 0), survivors
+    def wait() -> None:
+        attempt.exit_code = attempt.process.wait()
+        attempt.done.set()
+
+    attempt.done = threading.Event()
+    attempt.thread = threading.Thread(target=read, daemon=True)
+    attempt.thread.start()
+    threading.Thread(target=wait, daemon=True).start()
 
 
 # --- resources -------------------------------------------------------------------------------------------------------

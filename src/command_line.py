@@ -18,12 +18,27 @@ usage: pipeline_runner.py [COMMAND] [OPTIONS]
 
 Run the stages of a pipeline in order. What is up to date is skipped, what was interrupted is resumed.
 
-commands
-  (none)                run the pipeline
+run
+  (none), run           run the pipeline
   plan                  say what a run would do with each stage, and why; write nothing
   validate              check the pipeline file and the processors; run nothing
+begin
+  init DIR              write a working pipeline of your own into a new folder, with this runner in it
+  new-stage NAME        write one stage more: a processor (--kind), its test, its entry in the pipeline file
+look
+  status                what each stage is like, why it would run next, and the last runs
+  history [STAGE]       durations and counts over the runs; what took much longer than usual
+  logs STAGE            what the stage's processors printed in its last run, or in --run ID; --follow: while it comes
+  explain STAGE         all that the stage depends on, then and now
+  report [RUN]          one HTML file about a run
+  graph                 the graph of stages and files
+keep order
+  unlock STAGE...       remove the lock folder of a stage that nobody holds
+  reset STAGE...        forget a stage's checkpoint and record
+  clean [STAGE...]      list what the records say the stages made; delete it with --yes
+  gc                    list old run records, metrics and logs; delete them with --yes
+prove
   scan [FILE...]        search the programs for uses of the network; run nothing
-  unlock STAGE          remove the lock folder of a stage that nobody holds
   accept STAGE          take a stage as up to date whose key changed for a harmless cause; needs --reason
   verify [RUN...]       check the ledger, the records and the logs; with --outputs the outputs, too
   export RUN            write a run's provenance (in-toto Statement with SLSA provenance)
@@ -41,19 +56,36 @@ options
   --set NAME=VALUE      another value for a param, for this run (JSON, else text); may be given several times
   --rehash              read all files anew, whatever the stored digests say
   --dry-run             the same as the command plan
-  --verbose             show the processors' output
   --key FILE            the key file that seals the ledger; verify: to check the seals with
+options of a run
+  --jobs N              how many attempts may run at once (default: the CPUs that this process may use)
+  --max-memory MB       start no attempt that would bring the declared memory of those running above this
+  --keep-going          after a failure go on with the stages that do not need what failed
+  --stop-by HH:MM       at this time of the day ask the processors to stop at their next checkpoint; exit 7
+  --stop-after TIME     the same after 90s, 15m, 2h
+  --verbose             show the processors' output
+  --quiet               print failures only
+  --log-format FORMAT   text (the default), or json: one JSON object for each event
+  --openlineage FILE    append OpenLineage events to a file
+options of other commands
+  --json                status, history, logs, explain: one JSON document
+  --run ID              logs: of this run
+  --follow              logs: show what comes until the stage ends
+  --format FORMAT       export: in-toto (the default); graph: mermaid (the default), dot, svg, json
+  --output FILE, -o     export, evidence, report, graph: where to write
+  --yes                 clean, gc, reset: do it
+  --keep-runs N         gc: keep the last N runs
+  --keep-days D         gc: keep the runs of the last D days
+  --kind KIND           new-stage: lines (the default), blocks, files, shell
   --anchor HEAD         verify: a head noted earlier must be in the ledger; may be given several times
   --outputs             verify: the outputs must be what was recorded
-  --format FORMAT       export: in-toto (the default)
-  --output FILE, -o     export, evidence: where to write
   --reason TEXT         accept: why; it goes into the ledger
   --forward             new-key: each entry gets a key of its own, the old one is destroyed
   --version, --help
 
 exit codes
   0 completed  1 a stage failed  2 bad usage or spec  3 internal error  4 lock held  5 state damaged, not writable or not verified
-  6 offline guard  130 interrupted (Ctrl-C)  143 terminated
+  6 offline guard  7 stopped by the clock, or inputs not settled  129 hung up  130 interrupted (Ctrl-C)  143 terminated
 """
 REPEATED = ("--force", "--only", "--set", "--anchor")
 VALUED = REPEATED + ("--pipeline", "--root", "--run-id", "--from", "--until", "--key", "--format", "--output", "-o", "--reason", "--jobs", "--max-memory",

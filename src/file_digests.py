@@ -154,6 +154,7 @@ class Digests:
 
     def __init__(self, root: str, boot: str, keep: bool = True, rehash: bool = False) -> None:
         self.root, self.boot, self.keep = root, boot, keep
+        self.trusts_stored = not rehash     # also what others have stored by signature
         self.path = os.path.join(root, "state", "digests.json")
         self.files: Dict[str, List[Any]] = {}
         self.scans: Dict[str, Any] = {}
@@ -206,6 +207,14 @@ class Digests:
         digest, stamp = self.of(path)
         return stamp[0], digest
 
+    def know(self, path: str, digest: str) -> None:
+        """Take the digest of a file that was hashed while it was written, unless a later write could have the same time stamp."""
+        stamp = signature(os.stat(os.path.join(self.root, path)))
+        now, device = self.file_system_time()
+        if is_settled([stamp[0], stamp[1], stamp[1], stamp[3], stamp[4]], now, device):     # the change time is that of its renaming
+            self.files[path] = stamp + [digest, self.boot]
+            self.changed = True
+
     def names_in(self, folder: str) -> Set[str]:
         """Return the names in a folder below the root (or absolute), listed once; none if it cannot be listed."""
         if folder not in self.folders:
@@ -250,14 +259,13 @@ class Digests:
         Asked of the file system's own clock where that can be had: it may lag behind or be on another machine.
         Source: git's rule for racily clean entries.
         """
-        newest = max(stamp[1], stamp[2])
         now, device = self.file_system_time()
-        if device != stamp[4]:
-            return newest < time.time_ns() - COARSE_NS
-        return newest < now - (COARSE_NS if stamp[1] % 1_000_000_000 == 0 else FRESH_NS)
+        return is_settled(stamp, now, device)
 
     def file_system_time(self) -> Tuple[int, int]:
-        """Return (now in ns by the clock of the file system of state/, its device); (0, -1) where that cannot be had."""
+        """Return (time in ns, device) by the clock of the file system of state/; nothing is settled by what planning gets."""
+        if not self.keep:
+            return 0, -1
         probe = os.path.join(os.path.dirname(self.path), ".clock.tmp")
         try:
             descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0), 0o600)
@@ -280,6 +288,26 @@ class Digests:
         self.unsaved_bytes = 0
         data = {"schema": SCHEMA_VERSION, "files": self.files, "scans": self.scans}
         return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogateescape")
+
+
+def is_settled(stamp: List[int], now: int, device: int) -> bool:
+    """Tell whether a write after *now*, a time of the file system on *device*, must get another time stamp than *stamp* has."""
+    newest = max(stamp[1], stamp[2])
+    if device != stamp[4]:
+        return newest < time.time_ns() - COARSE_NS
+    return newest < now - (COARSE_NS if stamp[1] % 1_000_000_000 == 0 else FRESH_NS)
+
+
+def output_content(full: str) -> Tuple[int, str]:
+    """Return (bytes, SHA-256) of an output, (-1, "") if it cannot be read; a link is its target's name, not the file behind it."""
+    try:
+        if os.path.islink(full):
+            target = os.fsencode(os.readlink(full))
+            return len(target), sha256(b"link\0" + target).hexdigest()
+        digest, stamp = hash_file(full)
+    except OSError:
+        return -1, ""
+    return (stamp[0], digest) if stamp else (-1, "")
 
 
 def _remove_quietly(path: str) -> None:

@@ -80,16 +80,17 @@ def save(run: Any, record: Json, entry_of: EntryOf, metrics_entry_of: EntryOf) -
 
     *run* is the runner's Run at its end, *record* what it has written; the functions make a result's entries in run record and metrics.
     """
-    if not is_possible(run.spec, run.options) or [result.name for result in run.results] != [stage.name for stage in run.spec.stages]:
+    results = run.results
+    if not is_possible(run.spec, run.options) or [result.name for result in results] != [stage.name for stage in run.spec.stages]:
         return
     begin = Begin([run.begun, run.process_begin()])
     new = {}
-    for place, (stage, result) in enumerate(zip(run.spec.stages, run.results)):
+    for place, (stage, result) in enumerate(zip(run.spec.stages, results)):
         if result.status == "skipped" and not isinstance(result, known_stages.KnownResult) and can_be_covered(stage):
             signed = _stage_signed(run, begin, stage, result)
             if signed is not None:
                 new[place] = signed
-    texts = {place: _texts(run.results[place], entry_of, metrics_entry_of) for place in new}
+    texts = {place: _texts(results[place], entry_of, metrics_entry_of) for place in new}
     index = _build(run, begin, new, texts, record) if new else None
     if index is None:
         return

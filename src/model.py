@@ -104,8 +104,11 @@ class Checkpoint(namedtuple("Checkpoint", "line_offset outputs finals publishing
     __slots__ = ()
 
 
-class Facts(namedtuple("Facts", "material record marker_key output_problems checkpoint sealable")):
-    """All that decide() looks at. marker_key: the key in the marker, None without one. checkpoint: None without one."""
+class Facts(namedtuple("Facts", "material record marker_key output_problems checkpoint sealable tasks", defaults=(None,))):
+    """All that decide() looks at. marker_key: the key in the marker, None without one. checkpoint: None without one.
+
+    tasks: task_look.Tasks of a stage of one task per file.
+    """
 
     __slots__ = ()
 
@@ -144,6 +147,7 @@ class Clock:
 
     def __init__(self, signals: Any = None) -> None:
         self.signals = signals
+        self.pool: Any = None       # of attempts that must be kept going meanwhile
 
     def monotonic(self) -> float:
         return time.monotonic()
@@ -153,6 +157,9 @@ class Clock:
 
     def wait(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
+        if self.pool is not None:
+            self.pool.keep_going(seconds)
+            return
         if self.signals is None:
             time.sleep(seconds)
         while self.signals is not None and not self.signals.number and time.monotonic() < deadline:

@@ -13,10 +13,11 @@ import os
 
 import hook_log
 import offline_guard
+import process_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List
+    from typing import Any, Dict, List, Sequence
 
     from model import Offline
     Json = Dict[str, Any]
@@ -32,6 +33,7 @@ class NetworkWatch:
     def __init__(self, offline: Offline, root: str) -> None:
         self.root = root
         self.listener: Any = None
+        self.under_way: List[AttemptNetwork] = []
         if "kernel" in offline.layers:
             self.status, self.listener = offline_guard.close_network(offline.strict)
         else:
@@ -54,6 +56,26 @@ class NetworkWatch:
             return why + "; nothing refuses the network to a processor"
         return "hook: Python processors are refused the network (advisory: other programs are not); " + why
 
+    def take(self, refusals: Sequence[Any]) -> None:
+        """Note refused calls with the attempts that made them; one whose maker cannot be told counts for each attempt under way."""
+        for refusal in refusals:
+            for one in [one for one in self.under_way if one.leader == refusal.owner] or list(self.under_way):
+                one.note_refusal(refusal)
+
+    def owner_of(self, pid: int) -> int:
+        """Return the leader of the attempt to which a process belongs: by its ancestors, its session, or its token; 0 if none."""
+        leaders = {one.leader: one.token for one in self.under_way}
+        if len(leaders) == 1:
+            return next(iter(leaders))
+        current, stat = pid, process_tree.read_stat(pid)
+        session = stat[2] if stat is not None else 0
+        while stat is not None and current > 1:
+            if current in leaders:
+                return current
+            current = stat[1]
+            stat = process_tree.read_stat(current)
+        return session if session in leaders else next((leader for leader, token in leaders.items() if token and process_tree.has_token(pid, token)), 0)
+
     def attempt(self, stage: str, log_path: str, console: Any) -> AttemptNetwork:
         """Return the watch over one attempt; *log_path* is where the hook may write."""
         return AttemptNetwork(self, stage, log_path, console)
@@ -66,6 +88,7 @@ class AttemptNetwork:
         self.watch, self.stage, self.log_path, self.console = watch, stage, log_path, console
         self.descriptor: int = watch.listener.descriptor if watch.listener is not None else -1
         self.refusals: Dict[Any, Json] = {}
+        self.leader, self.token = 0, ""
         self.notes: List[Any] = []      # what the hook has written, read again when its file has grown
         self.notes_bytes = 0
 
@@ -76,21 +99,29 @@ class AttemptNetwork:
         path = own.get("PYTHONPATH", "")
         return {"PYTHONPATH": HOOK_FOLDER + (os.pathsep + path if path else ""), "PIPELINE_HOOK": self.watch.hook, "PIPELINE_HOOK_LOG": self.log_path}
 
+    def began(self, pid: int, token: str) -> None:
+        """Say that the attempt's processor has been started."""
+        self.leader, self.token = pid, token
+        self.watch.under_way.append(self)
+
     def take(self) -> None:
-        """Answer one refused call, note it, and say it at once."""
-        refusal = self.watch.listener.answer()
+        """Answer one refused call, whichever attempt made it, note it there, and say it at once."""
+        refusal = self.watch.listener.answer(self.watch.owner_of)
         if refusal is not None:
-            self._note_refusal(refusal)
+            self.watch.take([refusal])
 
     def finish(self) -> None:
         """After the processor's end: answer what still waits; where the kernel tells nothing, see what the hook wrote."""
         if self.watch.listener is not None:
-            for refusal in self.watch.listener.drain():
-                self._note_refusal(refusal)
+            self.watch.take(self.watch.listener.drain(self.watch.owner_of))
         elif self.watch.hook:
             for note in hook_log.read_notes(self.log_path):
                 if self.watch.hook == "enforce" or note.kind != hook_log.LOOK_UP:    # a look-up may be answered without the network
                     self._note(offline_guard.program_of(["python", note.program], self.watch.root), note.pid, note.kind, note.place, True)
+
+    def close(self) -> None:
+        """After the end of the last process."""
+        self.watch.under_way.remove(self)
 
     def recorded(self) -> List[Json]:
         """Return what a run record says of it."""
@@ -102,7 +133,8 @@ class AttemptNetwork:
         return "it tried to use the network: " + "; ".join(
             "%s: %s%s" % (one["program"], one["kind"], " (%s)" % one["place"] if one["place"] else "") for one in counted[:3]) if counted else ""
 
-    def _note_refusal(self, refusal: Any) -> None:
+    def note_refusal(self, refusal: Any) -> None:
+        """Note a refused call that the kernel told of."""
         place = hook_log.place_of(self._read_notes(), refusal.pid, refusal.kind) if self.watch.hook else ""
         self._note(offline_guard.program_of(refusal.argv, self.watch.root), refusal.pid, refusal.kind, place, refusal.counted)
 

@@ -25,7 +25,7 @@ from collections import namedtuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Union
+    from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple, Union
     Instruction = Tuple[int, int, int, int]                             # code, jump if true, jump if false, constant
     Line = Union[str, Tuple[int, int, Optional[str], Optional[str]]]    # a label, or code, constant, label if true, if false
 
@@ -93,12 +93,13 @@ class Status(namedtuple("Status", "method reports probed strict why")):
         return dict(value, why=self.why) if self.why else value
 
 
-class Refusal(namedtuple("Refusal", "pid ppid argv kind counted")):
+class Refusal(namedtuple("Refusal", "pid ppid argv kind counted owner", defaults=(0,))):
     """A call that was refused.
 
     pid: of the process (not the thread). ppid, argv: 0 and [] when the caller was gone before they could be trusted; argv has at
     most 8 words. kind: "IPv4 TCP", "packet socket", "io_uring" ... counted: it was an attempt to open a way out; False for
-    what programs also do without meaning the network (io_uring, pidfd_getfd, in strict mode Unix sockets).
+    what programs also do without meaning the network (io_uring, pidfd_getfd, in strict mode Unix sockets). owner: what the
+    asker of Listener.answer() said of the pid.
     """
 
     __slots__ = ()
@@ -108,6 +109,7 @@ class Refusal(namedtuple("Refusal", "pid ppid argv kind counted")):
         argv: List[str]
         kind: str
         counted: bool
+        owner: int
 
 
 def close_network(strict: bool = False) -> Tuple[Status, Optional[Listener]]:
@@ -352,30 +354,35 @@ class Listener:
         self.poll = select.poll()
         self.poll.register(descriptor, select.POLLIN)
 
-    def answer(self) -> Optional[Refusal]:
-        """Refuse one pending call and tell who made it; None if there is none (any more), or it was only an inner runner's probe."""
+    def answer(self, owner_of: Optional[Callable[[int], int]] = None) -> Optional[Refusal]:
+        """Refuse one pending call and tell who made it; None if there is none (any more), or it was only an inner runner's probe.
+
+        owner_of(pid) is asked while the caller is held: afterwards it may be gone.
+        """
         call = self._receive()
         if call is None:
             return None
         ident, thread, _flags, number, arch, _at, *arguments = call
+        owner = 0
         try:                            # whatever happens here, nobody is left waiting
             kind, counted = kind_of_call(arch, number & 0xFFFFFFFF, arguments, thread)
             pid, ppid, argv = _caller(thread)
+            owner = owner_of(pid) if owner_of is not None else 0
         finally:
             was_there = self._refuse(ident)
         if kind == "":
             return None
         if not was_there:               # what was read may be about another process with the same number
-            pid, ppid, argv = thread, 0, []
-        return Refusal(pid, ppid, argv, kind, counted)
+            pid, ppid, argv, owner = thread, 0, [], 0
+        return Refusal(pid, ppid, argv, kind, counted, owner)
 
-    def drain(self) -> List[Refusal]:
+    def drain(self, owner_of: Optional[Callable[[int], int]] = None) -> List[Refusal]:
         """Refuse all pending calls (a bounded number: poll again) and tell who made them."""
         found = []
         for _ in range(DRAIN_LIMIT):
             if not self._is_pending():
                 break
-            refusal = self.answer()
+            refusal = self.answer(owner_of)
             if refusal is not None:
                 found.append(refusal)
         return found

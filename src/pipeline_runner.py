@@ -19,11 +19,16 @@ SHA-256) and `model` (the values and errors) may be imported by all; leaves impo
 is named before it.
 
     leaves   spec_checks  spec_source  file_digests  path_signs  state_store  stage_locks  stage_outputs  process_tree  attempts
-             environment  import_scan  offline_guard  hook_log  ledger_format  console
-    on them  command_line  program_scan (what is scanned)  stage_keys (what a stage depends on)  reasons (why it must run)
-             run_ledger  quick_index  quick_run (nothing changed)  known_stages  index_writer  seal_keys  network_watch (the guard of a run)  stage_work (a stage that must run, under its
-             lock: attempts, retries, checks, records)  acceptance  provenance  ledger_verify  evidence_verify
-             ledger_export  ledger_commands
+             environment  import_scan  offline_guard  hook_log  ledger_format  console  task_log  task_files
+             chunk_files  forked_task (what makes a forked process like a fresh one)
+             starter_texts
+    on them  command_line  program_scan (what is scanned)  fork_server  fork_client  stage_keys (what a stage depends on)  stage_order (what comes
+             before what)  reasons (why it must run)  run_ledger  quick_index  quick_run (nothing changed)  known_stages  index_writer
+             seal_keys  network_watch (the guard of a run)
+             task_look (what a stage of many tasks has to do)  scheduler (which attempt is started when)  stage_work (a stage
+             that must run, under its lock: attempts, retries, checks, records)  task_work (the same, of several tasks)
+             chunk_work (the same, of parts of files)  acceptance  provenance  ledger_verify  evidence_verify  ledger_export
+             ledger_commands  starters (init, new-stage)
 """
 from __future__ import annotations
 
@@ -33,7 +38,9 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+    from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
+
+    from scheduler import Flow
     Json = Dict[str, Any]
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -91,7 +98,8 @@ def load_pipeline(path: str, root: Optional[str] = None) -> PipelineSpec:
         with open(shown, "rb") as file:
             data = file.read(MAX_SPEC_BYTES + 1)
     except OSError as error:
-        raise UsageError("%s: cannot read the pipeline file: %s; name it with --pipeline FILE" % (shown, error.strerror)) from None
+        raise UsageError("%s: cannot read the pipeline file: %s; name it with --pipeline FILE%s" % (
+            shown, error.strerror, "; init DIR writes a first one" if isinstance(error, FileNotFoundError) else "")) from None
     full = os.path.abspath(shown)
     root = os.path.abspath(root if root is not None else os.path.dirname(full))
     text = _decode_spec(data, shown)
@@ -100,14 +108,26 @@ def load_pipeline(path: str, root: Optional[str] = None) -> PipelineSpec:
     checked = None
     if document is None or document.complete:
         checked = spec_checks.check_pipeline(value, root, command_line.nearest, problems)
+    stages = tuple(_build_stage(one) for one in checked["stages"]) if checked is not None else ()
+    if checked is not None and checked["order"] == "graph":
+        _check_cycles(stages, problems)
     if checked is None or problems.found or document is not None:
         raise SpecError("\n".join(_problem_lines(shown, text, document, problems)))
     offline, key_file = checked["offline"], checked["seal"].get("keyFile", "")
     return PipelineSpec(checked["name"], checked["version"], checked["description"],
                         Offline(tuple(offline.get("allow", ())), offline.get("require", "scan"), offline.get("strict", False), tuple(offline["layers"])),
                         os.path.join(root, os.path.expanduser(key_file)) if key_file else "",
-                        tuple(_build_stage(one) for one in checked["stages"]), full, root, sha256(data).hexdigest(),
+                        stages, full, root, sha256(data).hexdigest(),
                         checked["order"], tuple(checked["onFailure"]), tuple(checked["onSuccess"]))
+
+
+def _check_cycles(stages: Sequence[StageSpec], problems: spec_checks.Problems) -> None:
+    """Report a cycle of stages that need one another, by `needs` or by files."""
+    import stage_order
+    cycle = stage_order.find_cycle(stage_order.edges(stages))
+    if cycle:
+        place = next(place for place, stage in enumerate(stages) if stage.name == cycle[0])
+        problems.add(("stages", place), "needs itself by what it reads or needs: %s" % " <- ".join(cycle))
 
 
 def _decode_spec(data: bytes, shown: str) -> str:
@@ -189,6 +209,9 @@ def _save_record(pattern: str, name: str, record: Json, root: str) -> None:
 
 def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore, boot: str) -> Facts:
     """Look at all that the decision about a stage depends on; write nothing. Raises: StateError."""
+    if stage.for_each:
+        import task_look
+        return task_look.observe_tasks(spec, stage, digests, store, boot)
     material = gather_material(spec, stage, digests, store)
     record = store.stage(stage.name)
     if material.missing:
@@ -204,18 +227,8 @@ def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: State
         import stage_work
         facts = facts._replace(checkpoint=stage_work.read_checkpoint(store, stage, record, material.key, boot))
     if record is not None and record["lastStatus"] == "ok" and marker is None and not problems:
-        facts = facts._replace(sealable=_died_before_marker(store, stage, record))
+        facts = facts._replace(sealable=state_store.died_before_marker(store, stage.name, record))
     return facts
-
-
-def _died_before_marker(store: StateStore, stage: StageSpec, record: Json) -> bool:
-    """Tell whether the run that finished the stage came to its end between the stage record and the run record.
-
-    The marker is written between these two: where the run record knows of the success, somebody removed the marker.
-    """
-    run = state_store.find_run(store, str(record.get("lastRunId")), record.get("lastInvocation", 0))
-    return run is not None and not any(
-        one.get("stage") == stage.name and one.get("status") == "ok" and not one.get("recovered") for one in run.get("stages", []))
 
 
 # === 4. Planning: what must run, and why (pure) ======================================================================
@@ -224,6 +237,9 @@ def decide(stage: StageSpec, facts: Facts, forced: bool) -> Decision:
     """Decide what to do with a stage from what was observed; the reasons are for people."""
     if facts.material.missing:
         return Decision("FAIL", facts.material.missing, 0, "")
+    if facts.tasks is not None:
+        import task_look
+        return task_look.decide_tasks(stage, facts, forced)
     found = facts.checkpoint
     if forced:
         return Decision("RUN", ["forced"], 0, "the stage was forced" if found is not None and not found.complete else "")
@@ -287,7 +303,8 @@ def override_params(spec: PipelineSpec, params: Json) -> PipelineSpec:
     for name in params:
         if name not in known:
             near = command_line.nearest(name, known)
-            raise UsageError("--set %s: no stage has a param of that name%s" % (name, "; did you mean %s?" % near if near else ""))
+            raise UsageError("--set %s: no stage has a param of that name; %s" % (
+                name, "did you mean %s?" % near if near else "there are: %s" % ", ".join(known) if known else "give it a value in the params of a stage first"))
     stages = [stage._replace(params={**stage.params, **{name: value for name, value in params.items() if name in stage.params}}) for stage in spec.stages]
     return spec._replace(stages=tuple(stages))
 
@@ -311,16 +328,27 @@ class Run:
         self.store = StateStore(spec.root, now=clock.time)
         self.digests = Digests(spec.root, self.boot, rehash=options.rehash)
         self.ledger = new_ledger(spec, options, self.store, clock)
-        self.results: List[StageResult] = []
+        self.result_of: Dict[str, StageResult] = {}
         self.invocation = 1
         self.is_open = False
         self.signals: Any = None
         self.guardian: Any = None
-        self.others: List[int] = []
         self.network: Any = None        # the guard, once the network is closed
         self.known = known
         self.looked: Dict[str, List[str]] = {}      # of skipped stages, the files that the decision was made of
         self.recorded = 0.0             # when the run record was last written
+        self.pool: Any = None           # the attempts under way
+        self.scheduler: Any = None      # once an attempt must be started
+        self.works: Dict[str, Any] = {} # stages at work
+        self.made_folders: Set[str] = set()     # that need not be looked for again
+        self.folders: Any = None
+        self.caches: Dict[str, bytes] = {}      # of stages of many tasks, to be written at the end
+        self.unfit = ""                 # the stage from which the runner could not go on
+
+    @property
+    def results(self) -> List[StageResult]:
+        """What became of the stages so far, in the order listed."""
+        return [self.result_of[stage.name] for stage in self.selected if stage.name in self.result_of]
 
     def run(self) -> int:
         """Run the selected stages; return the exit code. Raises what the runner cannot go on from, records written."""
@@ -376,28 +404,103 @@ class Run:
         return now - elapsed, time.time_ns() - elapsed, device
 
     def _run_stages(self) -> int:
+        import stage_order
+        order = stage_order.Order(self.selected, self.spec.order == "graph", self._may_share)
         code = EXIT_OK
+        while True:
+            code = self._begin_stages(order, code)
+            ended = self.scheduler.ended() if self.scheduler is not None else None
+            if ended is None:
+                break
+            code = self._stage_ended(order, ended[0], ended[1], code)
         for stage in self.selected:
-            code = code or self._stopped()
-            if code:
-                self.results.append(StageResult.of(stage.name, "notRun", "the run ended before it"))
-                continue
-            result = self._run_stage(stage)
-            self.results.append(result)
-            code = {"failed": EXIT_OFFLINE if result.is_offline_fault else EXIT_FAILED, "interrupted": self._stopped()}.get(result.status, EXIT_OK)
-            if self.is_open and self.clock.monotonic() - self.recorded >= RECORD_S:
-                self._write_run("running")          # not after each stage: what it lacks after a kill is told by the stage records
-            if self.store.commit.is_due():
-                self.flush()
+            if stage.name not in self.result_of:
+                blocker = order.blocked.get(stage.name)
+                why = "stage %s did not end well" % blocker if blocker else "the run ended before it"
+                self.result_of[stage.name] = StageResult.of(stage.name, "notRun", why)
         return code
+
+    def _begin_stages(self, order: Any, code: int) -> int:
+        """Begin all stages that may start now; return the exit code so far."""
+        while not self._is_ending(code):
+            stage = order.next()
+            if stage is None:
+                break
+            if not self._has_room(stage):
+                order.put_back(stage)
+                break
+            flow = self._stage_flow(stage)
+            try:
+                wish = next(flow)
+            except StopIteration as stop:
+                code = self._stage_ended(order, stage.name, stop.value, code)
+            except BaseException as error:
+                if self.scheduler is None or not self.scheduler.alive:
+                    raise
+                self.scheduler.error = error        # raised when those at work have come to their end
+            else:
+                self._scheduler().take(stage.name, flow, wish)
+                self.scheduler.step()
+        return code or self._stopped()
+
+    def _is_ending(self, code: int) -> bool:
+        """Tell whether no further stage is begun: the running ones come to their end."""
+        is_failing = self.scheduler is not None and self.scheduler.error is not None
+        return bool(is_failing or self._stopped() or code and not self.options.keep_going)
+
+    def _has_room(self, stage: StageSpec) -> bool:
+        if self.scheduler is None or not self.scheduler.alive:
+            return True
+        memory = stage.resources.get("memoryMB", 0)
+        return bool(self.scheduler.free_cores() >= stage.resources.get("cpuCores", 1) and self.scheduler.has_memory(memory))
+
+    def _may_share(self, one: StageSpec, other: StageSpec) -> bool:
+        """Tell whether two stages may be at work at once: what a stage without declared outputs makes is found by looking at its folder."""
+        if one.outputs is not None and other.outputs is not None:
+            return True
+        mine, theirs = one.output_dir + "/", other.output_dir + "/"
+        return not (mine.startswith(theirs) or theirs.startswith(mine))
+
+    def _stage_ended(self, order: Any, name: str, result: StageResult, code: int) -> int:
+        """Note how a stage has ended; return the exit code so far: the first cause decides."""
+        self.result_of[name] = result
+        self.works.pop(name, None)
+        order.ended(name, result.status in ("ok", "skipped"))
+        if self.is_open and self.clock.monotonic() - self.recorded >= RECORD_S:
+            self._write_run("running")              # not after each stage: what it lacks after a kill is told by the stage records
+        if self.store.commit.is_due():
+            self.flush()
+        return code or {"failed": EXIT_OFFLINE if result.is_offline_fault else EXIT_FAILED, "interrupted": self._stopped()}.get(result.status, EXIT_OK)
+
+    def _scheduler(self) -> Any:
+        """Return the scheduler; made when the first attempt is to be started, after the guardian."""
+        if self.scheduler is None:
+            import attempts
+            import process_tree
+            import scheduler
+            self.pool = self.clock.pool = attempts.Pool(self.signals, process_tree, self.guardian, self.others)
+            self.scheduler = scheduler.Scheduler(self.pool, self.jobs(), self.options.max_memory_mb)
+        return self.scheduler
+
+    def jobs(self) -> int:
+        """Return how many processors may run at once."""
+        return self.options.jobs or environment.usable_cpus()
+
+    def folder_neighbours(self, stage: StageSpec) -> List[StageSpec]:
+        """Return the other stages of the pipeline whose output folder is this one's, lies in it, or holds it."""
+        if self.folders is None:
+            import stage_order
+            self.folders = stage_order.Folders(self.spec.stages)
+        found: List[StageSpec] = self.folders.neighbours(stage)
+        return found
 
     def flush(self) -> None:
         """Make all that was done durable. If that fails, what is on the disk is anybody's guess: no stage of this run stays done."""
         try:
             self.store.commit.flush()
         except OSError:
-            for stage, result in zip(self.selected, self.results):
-                if result.status == "ok":
+            for stage in self.selected:
+                if stage.name in self.result_of and self.result_of[stage.name].status == "ok":
                     state_store.mark_lost(self.root, stage.output_dir, stage.name)
             self.store.commit.files.clear()     # a second sync would report success for pages that are lost
             self.digests.files.clear()
@@ -409,25 +512,33 @@ class Run:
 
     # --- one stage
 
-    def _run_stage(self, stage: StageSpec) -> StageResult:
+    def _stage_flow(self, stage: StageSpec) -> Flow:
+        """A flow that returns the StageResult; one that waits for nothing is a stage that has not to be run."""
         known: Optional[StageResult] = self.known.answer(stage.name, self.is_open) if self.known is not None else None
         if known is not None:
             self.console.lines(self.known.line(known))
             return known
+        try:
+            result = yield from self._run_stage(stage)
+            return result
+        except BaseException:
+            self.unfit = self.unfit or stage.name
+            raise
+
+    def _run_stage(self, stage: StageSpec) -> Flow:
         decision, facts = self._look(stage)
         if decision.action == "FAIL":
             return self._failed_before(stage, "; ".join(decision.reasons))
         if decision.action == "SKIP":
             is_locked = os.path.isdir(os.path.join(self.root, "locks", stage.name + ".lock"))
-            if not is_locked or self._new_lock(stage).is_free():
+            if not self._needs_tidying(stage) and (not is_locked or self._new_lock(stage).is_free()):
                 return self._skipped(stage, decision, facts)
         self._open()
         lock = self._new_lock(stage)
-        try:
-            lock.acquire(stage.lock_wait_s, dead_token(facts.record))
-        except stage_locks.WaitStopped as stopped:
-            self.console.event("FAIL", stage.name, ": %s" % stopped)
-            return StageResult.of(stage.name, "interrupted", str(stopped))
+        if not (yield from self._acquire(stage, lock, dead_token(facts.record))):
+            why = "stopped while waiting for the lock of stage %s" % stage.name
+            self.console.event("FAIL", stage.name, ": " + why)
+            return StageResult.of(stage.name, "interrupted", why)
         is_free = True
         try:
             decision, facts = self._look(stage)     # somebody else may have finished it while we waited
@@ -436,10 +547,12 @@ class Run:
             if decision.action == "SEAL":
                 self.write_marker(stage, facts.material.key)
             if decision.action in ("SKIP", "SEAL"):
+                if self._needs_tidying(stage):
+                    import chunk_work
+                    chunk_work.tidy(self.root, stage, self.store)
                 return self._skipped(stage, decision, facts)
-            import stage_work
-            work = stage_work.StageWork(self, stage, lock, facts)
-            result = work.do(decision)
+            work = self._new_work(stage, lock, facts)
+            result = yield from work.do(decision)
             is_free = not work.survivors
             return result
         finally:
@@ -447,6 +560,44 @@ class Run:
                 lock.release()
             else:
                 lock.abandon()
+
+    def _needs_tidying(self, stage: StageSpec) -> bool:
+        """Tell whether a kill after the end of the stage has left its chunks."""
+        chunks = stage.chunks
+        return chunks is not None and not chunks.keep and os.path.isdir(os.path.join(self.root, stage.output_dir, ".%s.tasks" % stage.name))
+
+    def _acquire(self, stage: StageSpec, lock: stage_locks.StageLock, token: str) -> Flow:
+        """A flow that takes a stage's lock and returns True, False if a signal came first. Raises: LockHeld, OSError."""
+        deadline = self.clock.monotonic() + stage.lock_wait_s
+        while not self.signals.number:
+            try:
+                lock.acquire(0, token)
+                return True
+            except stage_locks.WaitStopped:
+                break
+            except stage_locks.LockHeld:
+                if self.clock.monotonic() >= deadline:
+                    raise
+            import scheduler
+            yield scheduler.Pause(stage_locks.LOCK_POLL_S)
+        return False
+
+    def _new_work(self, stage: StageSpec, lock: stage_locks.StageLock, facts: Facts) -> Any:
+        import stage_work
+        if stage.for_each:
+            import task_work
+            work: Any = task_work.FileTasksWork(self, stage, lock, facts)
+        elif stage.chunks is not None:
+            import chunk_work
+            work = chunk_work.ChunkTasksWork(self, stage, lock, facts)
+        else:
+            work = stage_work.StageWork(self, stage, lock, facts)
+        work.rank = self.selected.index(stage)
+        for other in self.works.values():
+            other.beside.add(stage.name)
+            work.beside.add(other.stage.name)
+        self.works[stage.name] = work
+        return work
 
     def _look(self, stage: StageSpec) -> Tuple[Decision, Facts]:
         self.digests.used.clear()
@@ -467,6 +618,10 @@ class Run:
         outputs = facts.record["outputs"]
         self.looked[stage.name] = facts.material.inputs + facts.material.watched
         evidence = {"madeBy": {"runId": facts.record.get("lastRunId"), "invocation": facts.record.get("lastInvocation")}}
+        if facts.tasks is not None:
+            import task_look
+            evidence["tasks"] = task_look.skipped_summary(facts)
+            self.caches.update(task_look.cache_of(self.store, stage, facts, facts.record["tasks"]["outputsSha256"], self.boot, self.boot))
         return StageResult.of(stage.name, "skipped", reason, bytes_in=facts.material.input_bytes, key=facts.material.key, evidence=evidence,
                               bytes_out=sum(one["bytes"] for one in outputs), outputs=outputs, counts=facts.record.get("counts", {}))
 
@@ -498,7 +653,7 @@ class Run:
         self._write_run("running")
         self.is_open = True
         import process_tree
-        self.others = process_tree.own_children() if process_tree.LINUX else []
+        self.others: List[int] = process_tree.own_children() if process_tree.LINUX else []
         self.guardian = process_tree.Guardian()
         self.guardian.start()
         process_tree.become_subreaper()
@@ -525,6 +680,9 @@ class Run:
 
     def _write_digests(self) -> None:
         """Under the lock of the ledger, because other runs write the digests too."""
+        for path, data in self.caches.items():
+            state_store.write_atomic(path, data, durable=False)
+        self.caches.clear()
         if self.digests.changed:
             state_store.write_atomic(self.digests.path, self.digests.to_bytes(), self.store.commit)
             self.digests.changed = False
@@ -557,7 +715,7 @@ class Run:
         """Write the metrics, the digests and the sealed run record; on return everything is durable."""
         state = {EXIT_OK: "completed"}.get(code, "interrupted" if code > 128 else "failed")
         store = self.store
-        outputs = [stage.output_dir + "/" + output["path"] for stage, result in zip(self.selected, self.results) for output in result.outputs]
+        outputs = [stage.output_dir + "/" + output["path"] for stage in self.selected for output in self.result_of[stage.name].outputs]
         for path in outputs:
             if not self.digests.is_vouched(path):       # a skipped stage's maker may have died before it synced them
                 store.commit.files[os.path.join(self.root, path)] = None
@@ -581,12 +739,12 @@ class Run:
 
     def _finish_after(self, error: BaseException) -> None:
         """Say in the records what stopped the run, as far as they can still be written; *error* itself goes on to main."""
-        place = len(self.results)
-        if place < len(self.selected):
-            why = describe_os_error(error) if isinstance(error, OSError) else str(error) or type(error).__name__
-            self.console.event("FAIL", self.selected[place].name, ": " + why.split("\n")[0])
-            self.results.append(StageResult.of(self.selected[place].name, "failed", why))
-            self.results += [StageResult.of(stage.name, "notRun", "the run ended before it") for stage in self.selected[place + 1:]]
+        why = describe_os_error(error) if isinstance(error, OSError) else str(error) or type(error).__name__
+        if self.unfit:
+            self.console.event("FAIL", self.unfit, ": " + why.split("\n")[0])
+            self.result_of[self.unfit] = StageResult.of(self.unfit, "failed", why)
+        for stage in self.selected:
+            self.result_of.setdefault(stage.name, StageResult.of(stage.name, "notRun", "the run ended before it"))
         try:
             self._finish(EXIT_FAILED)
         except (OSError, state_store.StateError, stage_locks.LockHeld):
@@ -647,18 +805,34 @@ def print_plan(spec: PipelineSpec, options: Options, console: Console, clock: Cl
     store = StateStore(spec.root, writable=False)
     digests = Digests(spec.root, boot, keep=False, rehash=options.rehash)
     check_offline(spec, digests, console)
-    busy: List[StageSpec] = []
-    for stage in select_stages(spec, options):
-        import reasons
-        makers = [maker.name for maker in busy if reasons.may_feed(maker, stage)]
+    import stage_order
+    needs = stage_order.edges(spec.stages)
+    busy: List[str] = []
+    for stage in in_order(select_stages(spec, options), needs):
+        makers = [maker for maker in needs[stage.name] if maker in busy]
         if makers:
             decision = Decision("PENDING", ["waits for %s" % ", ".join(makers)], 0, "")
         else:
             decision = decide(stage, observe(spec, stage, digests, store, boot), stage.name in options.force)
         if decision.action not in ("SKIP", "SEAL"):
-            busy.append(stage)
+            busy.append(stage.name)
         console.plan(stage.name, decision, holder_text(spec, stage, boot, clock))
     return EXIT_OK
+
+
+def in_order(stages: List[StageSpec], needs: Dict[str, List[str]]) -> List[StageSpec]:
+    """Return the stages so that none stands before one that it needs, else in the order listed."""
+    done: Dict[str, StageSpec] = {}
+    known = {stage.name: stage for stage in stages}
+    stack = list(reversed(stages))
+    while stack:
+        stage = stack[-1]
+        before = [known[name] for name in needs[stage.name] if name in known and name not in done]
+        if before:
+            stack += reversed(before)
+        else:
+            done.setdefault(stack.pop().name, stage)
+    return list(done.values())
 
 
 def holder_text(spec: PipelineSpec, stage: StageSpec, boot: str, clock: Clock) -> str:
@@ -713,7 +887,7 @@ def _dispatch(options: Options, console: Console) -> int:
         return ledger_commands.do(options, console)
     if options.command in ("init", "new-stage"):
         import starters
-        return starters.do(options, console)
+        return starters.do(options, console, load_pipeline)
     known = _known_stages()
     spec = known.spec if known is not None else override_params(load_pipeline(options.pipeline, options.root), options.params)
     if options.command == "plan":

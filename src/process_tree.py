@@ -261,14 +261,20 @@ def own_children() -> List[int]:
 class Tree:
     """The processes of one attempt, from the runner's side, while the runner lives.
 
-    pid leads its own session (POSIX); others are pids of the runner's children that belong to somebody else.
+    pid leads its own session (POSIX); others are pids of the runner's children that belong to somebody else; siblings()
+    returns (pid, token) of the other attempts under way. leader_is_gone: pid has ended, and may be anybody's now.
     """
 
-    def __init__(self, pid: int, token: str, job: Optional[Job] = None, others: Iterable[int] = ()) -> None:
+    def __init__(self, pid: int, token: str, job: Optional[Job] = None, others: Iterable[int] = (),
+                 siblings: Callable[[], List[Tuple[int, str]]] = lambda: []) -> None:
         self.pid = pid
         self.traits = Traits(token, pid, "", 0)
         self.job = job
-        self.others = set(others)
+        self.others = others if isinstance(others, set) else set(others)
+        self.siblings = siblings
+        self.leader_is_gone = False
+        self.is_child = True            # the leader is our child; False: that of a fork server
+        self.unclear: List[int] = []    # orphans that may be a sibling's as well as ours, as of the last look
 
     def living(self) -> List[int]:
         """Return the living processes of the attempt; the quick answer of the usual case is: no children at all."""
@@ -277,17 +283,31 @@ class Tree:
         if not LINUX:
             return members([self.traits])
         seen: Set[int] = set()
+        self.unclear = []
         while True:
-            strays = {pid for pid in own_children() if pid not in self.others}
+            siblings = self.siblings()
+            strays = {pid for pid in own_children() if pid not in self.others} - {pid for pid, _ in siblings}
+            if not self.is_child and not self.leader_is_gone:
+                strays.add(self.pid)
             if strays <= seen:
                 return []               # all of them had ended before the last look, and left us nothing
             reap(pid for pid in strays if pid != self.pid)
             table = _process_table()
-            found = _with_descendants({pid for pid in strays if pid in table}, table)
+            roots = {pid for pid in strays if pid in table}
+            if siblings:
+                roots = self._ours(roots, table, siblings)
+            found = _with_descendants(roots, table)
             if found:
                 return sorted(found - {os.getpid()})
             # What ended between the two looks may have left us its children meanwhile: look again.
             seen |= strays
+
+    def _ours(self, roots: Set[int], table: Dict[int, Tuple[str, int, int, str]], siblings: List[Tuple[int, str]]) -> Set[int]:
+        """Return those of the orphans that carry a trait of ours, and note those that carry nobody's."""
+        theirs = [Traits(token, pid, "", 0) for pid, token in siblings]
+        ours = {pid for pid in roots if pid == self.pid or _carries(pid, table[pid], self.traits)}
+        self.unclear = sorted(pid for pid in roots - ours if not any(_carries(pid, table[pid], one) for one in theirs))
+        return ours
 
     def ask_to_stop(self) -> None:
         """Send SIGTERM to every process of the attempt (Windows: CTRL_BREAK to its group)."""

@@ -1,18 +1,15 @@
-"""Why a stage must run: what changed between two keys, and which stage may make another's inputs. Pure.
+"""Why a stage must run: what changed between two keys. Pure.
 
 Above the leaves and below the runner, which imports it when something did change.
 """
 from __future__ import annotations
 
-import file_digests
 from spec_checks import shown_value
 from ledger_format import canonical_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, List
-
-    from model import StageSpec
     Json = Dict[str, Any]
 
 
@@ -21,9 +18,9 @@ def key_changes(old: Json, new: Json) -> List[str]:
     changes = []
     if old.get("keyVersion") != new["keyVersion"]:
         changes.append("the runner's key version %s -> %s" % (old.get("keyVersion"), new["keyVersion"]))
-    for part in ("pipeline", "stage", "outputDir", "outputs", "args"):
-        if old.get(part) != new[part]:
-            changes.append("%s %s -> %s" % (part, shown_value(old.get(part)), shown_value(new[part])))
+    for part in ("pipeline", "stage", "outputDir", "outputs", "args", "chunks"):
+        if old.get(part) != new.get(part):
+            changes.append("%s %s -> %s" % (part, shown_value(old.get(part)), shown_value(new.get(part))))
     changes += _processor_changes(old.get("processor") or {}, new["processor"])
     for part, word in (("modules", "module"), ("inputs", "input"), ("watch", "watched")):
         changes += _file_changes(word, old.get(part) or [], new[part])
@@ -65,21 +62,3 @@ def _value_changes(part: str, old: Json, new: Json, shown: bool) -> List[str]:
         elif canonical_json(old[name]) != canonical_json(new[name]):
             changes.append("%s.%s %s" % (part, name, "%s -> %s" % (shown_value(old[name]), shown_value(new[name])) if shown else "changed"))
     return changes
-
-
-def may_feed(maker: StageSpec, user: StageSpec) -> bool:
-    """Tell whether *maker*'s outputs can be among *user*'s inputs, or *user* says that it needs it."""
-    if maker.name in user.needs:
-        return True
-    folder = maker.output_dir + "/"
-    for pattern in user.inputs + user.watch:
-        if not file_digests.has_wildcard(pattern):
-            outside = not pattern.startswith(folder)
-            declared = maker.outputs is None or any(file_digests.path_matches(pattern[len(folder):], one) for one in maker.outputs)
-            if not outside and declared:
-                return True
-            continue
-        fixed = pattern.split("*")[0].split("?")[0].split("[")[0]
-        if fixed.startswith(folder) or folder.startswith(fixed):
-            return True
-    return False

@@ -371,7 +371,7 @@ def _check_names(stages: List[Tuple[int, Json]], problems: Problems) -> None:
                 problems.add(("stages", index, "name"), "stages[%d] has the name %s already (case does not count)" % (first, shown_value(name)))
 
 
-def _check_needs(stages: List[Tuple[int, Json]], problems: Problems) -> None:
+def _check_needs(stages: List[Tuple[int, Json]], problems: Problems, is_graph: bool) -> None:
     order: Dict[str, int] = {merged.get("name") or "": index for index, merged in stages}
     needs: Dict[str, List[str]] = {merged.get("name") or "": [one for one in merged["needs"] or [] if one in order] for _, merged in stages}
     for index, merged in stages:
@@ -385,8 +385,10 @@ def _check_needs(stages: List[Tuple[int, Json]], problems: Problems) -> None:
             elif order[needed] >= index:
                 name = merged.get("name") or ""
                 cycle = find_path(needs, needed, name) if name else []
-                problems.add(path, "makes a cycle: %s" % " -> ".join([name] + cycle) if cycle
-                             else "%s is listed later; stages run in the order listed: list it first" % shown_value(needed))
+                if cycle:
+                    problems.add(path, "makes a cycle: %s" % " -> ".join([name] + cycle))
+                elif not is_graph:
+                    problems.add(path, "%s is listed later; stages run in the order listed: list it first, or set \"order\": \"graph\"" % shown_value(needed))
 
 
 def find_path(edges: Dict[str, List[str]], start: str, goal: str) -> List[str]:
@@ -457,7 +459,7 @@ def check_pipeline(value: Any, root: str, nearest: Callable[[str, Sequence[str]]
         defaults.setdefault("networkAttempts", offline["networkAttempts"])
     order = _checked(value, "order", one_of("listed", "graph"), (), problems) or "listed"
     after = {key: _checked(value, key, check_command, (), problems) or [] for key in ("onFailure", "onSuccess")}
-    stages = _check_stages(value.get("stages"), defaults, root, problems)
+    stages = _check_stages(value.get("stages"), defaults, root, problems, order == "graph")
     if problems.found:
         return None
     return dict(after, name=name, version=version or "", description=description or "", offline=offline, seal=seal, order=order, stages=stages)
@@ -490,7 +492,7 @@ OFFLINE_CHECK = fields(allow=check_texts, require=one_of("scan", "kernel"), stri
                        networkAttempts=one_of("fail", "warn"))
 
 
-def _check_stages(value: Any, defaults: Json, root: str, problems: Problems) -> List[Json]:
+def _check_stages(value: Any, defaults: Json, root: str, problems: Problems, is_graph: bool) -> List[Json]:
     if not isinstance(value, list) or not value:
         problems.add(("stages",), "must be a list of at least one stage" if value is not None
                      else "is missing: a list of at least one stage is required")
@@ -503,7 +505,7 @@ def _check_stages(value: Any, defaults: Json, root: str, problems: Problems) -> 
     _check_required(stages, value, defaults, problems)
     _check_tasks(stages, problems)
     _check_names(stages, problems)
-    _check_needs(stages, problems)
+    _check_needs(stages, problems, is_graph)
     _check_processors(stages, root, problems)
     _check_output_owners(stages, problems)
     return [merged for _, merged in stages]

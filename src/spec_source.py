@@ -74,6 +74,10 @@ class Document:
         offset = self._keys.get(tuple(path))
         return self.position(path) if offset is None else self._at(offset)
 
+    def offset(self, path: Path) -> int:
+        """Return where in the text the value at *path* begins, in characters. Raises: KeyError where there is none."""
+        return self._values[tuple(path)]
+
     def _at(self, offset: int) -> Tuple[int, int]:
         line = bisect.bisect_right(self._starts, offset)
         return line, offset - self._starts[line - 1] + 1

@@ -52,8 +52,11 @@ def key_parts(spec: PipelineSpec, stage: StageSpec, digests: Digests, inputs: Se
     processor: Json = {"path": stage.processor, "sha256": digest}
     if stage.processor_mtime:
         processor["mtimeNs"] = stamp[1]
+    more: Json = {}
+    if stage.chunks is not None:
+        more["chunks"] = {"bytes": stage.chunks.size_bytes, "headerLines": stage.chunks.header_lines, "filter": stage.chunks.is_filter}
     return {
-        "keyVersion": KEY_VERSION, "pipeline": spec.name, "stage": stage.name, "outputDir": stage.output_dir,
+        **more, "keyVersion": KEY_VERSION, "pipeline": spec.name, "stage": stage.name, "outputDir": stage.output_dir,
         "outputs": None if stage.outputs is None else list(stage.outputs), "processor": processor,
         "modules": [[path, digests.of(path)[0]] for path in local_modules(digests, stage.processor)],
         "args": list(stage.args), "params": stage.params, "env": stage.env,

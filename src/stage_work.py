@@ -24,13 +24,15 @@ import stage_outputs
 import state_store
 from console import describe_os_error, free_space_text
 from model import Checkpoint, StageResult, sha256
+from scheduler import Attempting, Pause
 from state_store import utc_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional, Sequence, Tuple
+    from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
     from model import Decision, Facts, Retry, StageSpec
+    from scheduler import Flow
     from stage_locks import StageLock
     from state_store import StateStore
     Json = Dict[str, Any]
@@ -44,21 +46,26 @@ SHOWN_NAMES = 5             # of many files, on one line
 
 def read_checkpoint(store: StateStore, stage: StageSpec, record: Optional[Json], key: str, boot: str) -> Optional[Checkpoint]:
     """Return the stage's progress file, with what forbids to resume from it; None without one."""
+    return checkpoint_at(store.path("progress_%s.json" % stage.name), os.path.join(store.root, stage.output_dir), record, key, boot)
+
+
+def checkpoint_at(path: str, folder: str, record: Optional[Json], key: str, boot: str) -> Optional[Checkpoint]:
+    """Return a progress file, with what forbids to resume from it; None without one. folder: where its outputs are."""
     try:
-        with open(store.path("progress_%s.json" % stage.name), "rb") as file:
+        with open(path, "rb") as file:
             progress = json.loads(file.read().decode("utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError):
         return Checkpoint(0, {}, {}, False, False, {}, "it is damaged", False)
-    bad = _progress_problem(progress)
+    bad = progress_problem(progress)
     if bad:
         return Checkpoint(0, {}, {}, False, False, {}, bad, False)
     found = Checkpoint(progress["lineOffset"], progress.get("outputs", {}), progress.get("publish", {}),
                        progress.get("publishing") is True, progress.get("complete") is True, progress.get("counts", {}), "", False)
     problem = _binding_problem(progress, record, key, boot)
     if not problem and not found.complete:
-        problem = stage_outputs.cut_problem(os.path.join(store.root, stage.output_dir), found.outputs, found.publishing, found.finals)
+        problem = stage_outputs.cut_problem(folder, found.outputs, found.publishing, found.finals)
     return found._replace(problem=problem, resumable=not problem and _holds_work(found, str((record or {}).get("lastStatus"))))
 
 
@@ -73,7 +80,7 @@ def _binding_problem(progress: Json, record: Optional[Json], key: str, boot: str
     return ""
 
 
-def _progress_problem(progress: Any) -> str:
+def progress_problem(progress: Any) -> str:
     """Return what is wrong with the form of a progress file, or ""."""
     if not isinstance(progress, dict):
         return "it is not an object"
@@ -103,6 +110,16 @@ def _holds_work(found: Checkpoint, last_status: str) -> bool:
         return last_status in ("running", "interrupted")
     # Within one huge first line no line is done yet, but bytes are.
     return found.line_offset > 0 or bool(found.publishing) or any(found.outputs.values())
+
+
+def recorded_paths(store: StateStore, record: Optional[Json]) -> List[str]:
+    """Return the outputs of a stage as its record has them, or, where there are too many for it, its task log."""
+    if record is None:
+        return []
+    if record["outputs"] or not (record.get("tasks") or {}).get("outputs"):
+        return [output["path"] for output in record["outputs"]]
+    import task_log
+    return [path for path, _, _ in task_log.find_outputs(store.folder, record["stage"]) or []]
 
 
 # --- retries (pure) --------------------------------------------------------------------------------------------------
@@ -165,14 +182,19 @@ class StageWork:
         self.network_fault = ""         # of the last attempt: why it fails, if it does
         self.is_offline_fault = False
         self.argv: List[str] = []
+        self.more_of_record: Json = {}
+        self.log_path = ""
+        self.network: Any = None        # the watch over the attempt under way
+        self.rank = 0                   # the stage's place: the lower, the earlier its attempts are started
+        self.beside: Set[str] = set()   # stages that were at work at the same time
         self.started_utc = utc_text(run.clock.time())
         self.started = run.clock.monotonic()
 
-    def do(self, decision: Decision) -> StageResult:
-        """Run attempts until one succeeds or none is left, then record how it ended."""
+    def do(self, decision: Decision) -> Flow:
+        """Run attempts until one succeeds or none is left, then record how it ended; a flow that returns the StageResult."""
         self.reasons = list(decision.reasons)
         self._prepare(decision)
-        failure, stopped = self._attempts(decision)
+        failure, stopped = yield from self._attempts(decision)
         if self.store.commit.is_due():
             self.run.flush()
         if not failure:
@@ -261,31 +283,31 @@ class StageWork:
         return bool(found == (output["bytes"], output["sha256"]))
 
     def _foreign_outputs(self) -> Dict[str, str]:
-        """Return {path below our output folder: stage} for what other stages of the pipeline have recorded as theirs."""
+        """Return {path below our output folder: stage} for what other stages of the pipeline have recorded as theirs.
+
+        Of a stage that is or was at work beside us, which is only one with declared outputs, what matches these is its, too.
+        """
         owners: Dict[str, str] = {}
-        for other in self.run.spec.stages:
-            theirs, ours = other.output_dir + "/", self.stage.output_dir + "/"
-            if other.name == self.stage.name or not (theirs.startswith(ours) or ours.startswith(theirs)):
-                continue
+        ours = self.stage.output_dir + "/"
+        for other in self.run.folder_neighbours(self.stage):
+            theirs = other.output_dir + "/"
             record = self.store.stage(other.name)
-            for output in record["outputs"] if record is not None else []:
-                path = theirs + output["path"]
-                if path.startswith(ours):
-                    owners[path[len(ours):]] = other.name
+            found = [theirs + path for path in recorded_paths(self.store, record)]
+            if other.name in self.beside:
+                found += [theirs + path for path in stage_outputs.list_folder(os.path.join(self.run.root, other.output_dir))[0]
+                          if any(file_digests.path_matches(path, pattern) for pattern in other.outputs or ())]
+            owners.update({path[len(ours):]: other.name for path in found if path.startswith(ours)})
         return owners
 
     # --- attempts
 
-    def _attempts(self, decision: Decision) -> Tuple[str, bool]:
-        """Return (why the stage failed or "", whether a signal stopped it)."""
+    def _attempts(self, decision: Decision) -> Flow:
+        """A flow that returns (why the stage failed or "", whether a signal stopped it)."""
         retry, stage = self.stage.retry, self.stage
         offset, is_resume = decision.line_offset, decision.action == "RESUME"
         while True:
             self.attempts += 1
-            if is_resume:
-                self._cut_to_checkpoint()
-            self.console.event("RESUME" if is_resume else "START", stage.name, " from line %d" % offset if is_resume else "")
-            result = self._attempt(offset, is_resume)
+            result = yield from self._attempt(offset, is_resume)
             self.cpu_s += result.cpu_s
             self.max_rss = max(self.max_rss, result.max_rss_bytes)
             self.exit_code = result.exit_code
@@ -306,7 +328,7 @@ class StageWork:
                 return failure, False
             delay = retry_delay_ms(retry, self.run.spec.name, stage.name, self.attempts) / 1000.0
             self.console.event("RETRY", stage.name, " attempt %d/%d: %s; next in %.2fs" % (self.attempts, retry.attempts, failure, delay))
-            self.run.clock.wait(delay)
+            yield Pause(delay)
             if self.run.signals.number:
                 return "interrupted", True
             offset, is_resume = self._next_start()
@@ -332,8 +354,24 @@ class StageWork:
             stage_outputs.cut_to_checkpoint(self.folder, found.outputs)
             stage_outputs.remove_parts(self.folder, self.stage.name, set(found.outputs))
 
-    def _attempt(self, offset: int, is_resume: bool) -> Any:
+    def _attempt(self, offset: int, is_resume: bool) -> Flow:
+        """A flow that returns the AttemptResult of one attempt."""
+        resources = self.stage.resources
+        self.network = None
+        result = yield Attempting(lambda slot: self._launch(offset, is_resume), (self.rank,), resources.get("cpuCores", 1), resources.get("memoryMB", 0))
+        self.console.end_stream()
+        if self.network is not None:
+            self.logs.append({"path": os.path.relpath(self.log_path, self.run.root).replace(os.sep, "/"), "bytes": result.log[0], "sha256": result.log[1]})
+            self.refusals += self.network.recorded()
+            self.network_fault = self.network.fault() if self.stage.network_attempts == "fail" else ""
+        return result
+
+    def _launch(self, offset: int, is_resume: bool) -> Any:
+        """Return what to start, and the watch over its use of the network; or the result of an attempt that cannot be."""
         stage, run = self.stage, self.run
+        if is_resume:
+            self._cut_to_checkpoint()
+        self.console.event("RESUME" if is_resume else "START", stage.name, " from line %d" % offset if is_resume else "")
         short = self._space_problem()
         if short:
             return attempts.AttemptResult(None, short, False, 0.0, 0.0, 0, b"", [], [])
@@ -342,30 +380,28 @@ class StageWork:
         state_store.write_atomic(inputs_file, json.dumps(inputs, ensure_ascii=False).encode("utf-8"), durable=False)
         state_store.make_folder(run.log_folder(), self.store.commit)
         token = "%s.%d" % (self.lock.token, self.attempts)
-        log_path = os.path.join(run.log_folder(), "%s.%d.log" % (stage.name, self.attempts))
-        network = run.network.attempt(stage.name, log_path[:-len("log")] + "network", self.console)
+        self.log_path = os.path.join(run.log_folder(), "%s.%d.log" % (stage.name, self.attempts))
+        self.network = run.network.attempt(stage.name, self.log_path[:-len("log")] + "network", self.console)
         env = self._environment(offset, is_resume, token, inputs_file)
-        env.update(network.environment(stage.env))
-        launch = attempts.Launch(
-            command_line(run.root, stage, inputs), env, run.root, log_path, token, self.lock.descriptor,
-            self.lock.guard, stage.timeout_s, stage.grace_s, stage.resources,
-            (lambda data: self.console.stream(stage.name, data)) if run.options.verbose else None)
-        result = attempts.run_attempt(launch, run.signals, process_tree, run.guardian, run.others, network)
-        self.console.end_stream()
-        self.argv = launch.argv
-        self.logs.append({"path": os.path.relpath(log_path, run.root).replace(os.sep, "/"), "bytes": result.log[0], "sha256": result.log[1]})
-        self.refusals += network.recorded()
-        self.network_fault = network.fault() if stage.network_attempts == "fail" else ""
-        return result
+        env.update(self.network.environment(stage.env))
+        self.argv = command_line(run.root, stage, inputs)
+        return attempts.Launch(
+            self.argv, env, run.root, self.log_path, token, self.lock.descriptor, self.lock.guard, stage.timeout_s, stage.grace_s, stage.resources,
+            (lambda data: self.console.stream(stage.name, data)) if run.options.verbose else None), self.network
 
-    def _environment(self, offset: int, is_resume: bool, token: str, inputs_file: str) -> Dict[str, str]:
+    def _base_environment(self) -> Dict[str, str]:
+        """Return the variables that are the same for all attempts."""
         stage, run = self.stage, self.run
         env = environment.base_environment(stage.pass_env, stage.env, os.environ)
-        env.update(
-            PIPELINE_STAGE_NAME=stage.name, PIPELINE_OUTPUT_DIR=self.folder, PIPELINE_LINE_OFFSET=str(offset),
-            PIPELINE_RUN_ID=run.options.run_id, PIPELINE_ATTEMPT=str(self.attempts), PIPELINE_ROOT=run.root,
-            PIPELINE_PARAMS=json.dumps(stage.params, ensure_ascii=False), PIPELINE_INPUTS_FILE=inputs_file,
-            PIPELINE_ATTEMPT_TOKEN=token, PIPELINE_KEY=self.key)
+        env.update(PIPELINE_STAGE_NAME=stage.name, PIPELINE_RUN_ID=run.options.run_id, PIPELINE_ROOT=run.root,
+                   PIPELINE_PARAMS=json.dumps(stage.params, ensure_ascii=False))
+        return env
+
+    def _environment(self, offset: int, is_resume: bool, token: str, inputs_file: str) -> Dict[str, str]:
+        stage = self.stage
+        env = self._base_environment()
+        env.update(PIPELINE_OUTPUT_DIR=self.folder, PIPELINE_LINE_OFFSET=str(offset), PIPELINE_ATTEMPT=str(self.attempts),
+                   PIPELINE_INPUTS_FILE=inputs_file, PIPELINE_ATTEMPT_TOKEN=token, PIPELINE_KEY=self.key)
         if is_resume:
             env["PIPELINE_RESUME"] = "1"
         if self.attempts <= stage.simulate_fail_attempts:
@@ -402,7 +438,7 @@ class StageWork:
         changed = stage_outputs.changed_since(self.baseline, now)
         foreign = self._foreign_outputs()
         for path in sorted(set(now) | set(self.before)):
-            if path in foreign and now.get(path) != self.before.get(path):
+            if path in foreign and foreign[path] not in self.beside and now.get(path) != self.before.get(path):
                 return "%s %s/%s, which belongs to stage %s; a file belongs to one stage" % (
                     "changed" if path in now else "removed", self.stage.output_dir, path, foreign[path]), []
         names = set(changed)
@@ -470,7 +506,7 @@ class StageWork:
                 progress = json.loads(file.read().decode("utf-8"))
         except (OSError, ValueError):
             return {}
-        if _progress_problem(progress):
+        if progress_problem(progress):
             return {}
         if progress.get("complete") is not True:
             progress.update(complete=True, key=self.key)
@@ -479,13 +515,7 @@ class StageWork:
         return counts
 
     def _write_record(self, status: str, error: str, outputs: Optional[List[Json]] = None, counts: Optional[Json] = None) -> None:
-        record: Json = {
-            "stage": self.stage.name, "pipeline": self.run.spec.name, "lastStatus": status, "attempts": self.attempts,
-            "idempotencyKey": self.key, "keyParts": self.facts.material.parts,
-            "outputs": self.previous if outputs is None else outputs, "counts": counts or {},
-            "lastDurationSec": round(self._duration_s(), 6), "lastError": error or None, "lastRunId": self.run.options.run_id,
-            "lastInvocation": self.run.invocation, "startedAt": self.started_utc, "endedAt": None if status == "running" else utc_text(self.run.clock.time()),
-            "bootId": self.run.boot}
+        record = self._record(status, error, self.previous if outputs is None else outputs, counts)
         if status == "ok":
             # What a power cut may take back while the outputs are not on the disk yet.
             made = {one["path"] for one in record["outputs"]}
@@ -496,7 +526,16 @@ class StageWork:
                 now = stage_outputs.list_folder(self.folder)[0]
                 record["left"] = stage_outputs.changed_since(self.baseline, now)
             record["token"] = self.lock.token
-        self.store.write("stage_%s.json" % self.stage.name, record)
+        self.store.write("stage_%s.json" % self.stage.name, dict(record, **self.more_of_record))
+
+    def _record(self, status: str, error: str, outputs: List[Json], counts: Optional[Json]) -> Json:
+        return {
+            "stage": self.stage.name, "pipeline": self.run.spec.name, "lastStatus": status, "attempts": self.attempts,
+            "idempotencyKey": self.key, "keyParts": self.facts.material.parts,
+            "outputs": outputs, "counts": counts or {},
+            "lastDurationSec": round(self._duration_s(), 6), "lastError": error or None, "lastRunId": self.run.options.run_id,
+            "lastInvocation": self.run.invocation, "startedAt": self.started_utc, "endedAt": None if status == "running" else utc_text(self.run.clock.time()),
+            "bootId": self.run.boot}
 
     def _duration_s(self) -> float:
         return float(self.run.clock.monotonic() - self.started)

@@ -677,7 +677,7 @@ def test_a_caller_that_is_killed_before_the_answer_holds_nobody_up(supervise):
 @on_linux
 def test_a_caller_that_is_gone_meanwhile_is_not_named_by_words_that_may_be_anothers(supervise):
     seen = supervise(after=MEANWHILE)
-    assert seen.report["answer"] == {"pid": seen.report["child"], "ppid": 0, "argv": [], "kind": "IPv4 TCP", "counted": True}
+    assert seen.report["answer"] == {"pid": seen.report["child"], "ppid": 0, "argv": [], "kind": "IPv4 TCP", "counted": True, "owner": 0}
 
 
 @on_linux

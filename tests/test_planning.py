@@ -12,7 +12,7 @@ from conftest import Project
 import pipeline_runner
 from model import Checkpoint, Facts, Material, Options, PipelineSpec, StageSpec, UsageError
 from pipeline_runner import decide, override_params, select_stages
-from reasons import may_feed
+import stage_order
 
 KEY = "k" * 64
 PARTS = {"keyVersion": 1, "pipeline": "p", "stage": "s", "outputDir": "d", "outputs": None, "args": [], "params": {}, "env": {}, "passEnv": None,
@@ -21,7 +21,7 @@ PARTS = {"keyVersion": 1, "pipeline": "p", "stage": "s", "outputDir": "d", "outp
 
 def stage(name="s", **changes):
     fields = dict.fromkeys(StageSpec._fields)
-    fields.update(name=name, output_dir="data/" + name, inputs=(), watch=(), needs=(), idempotent=True, checkpoint=False, params={}, outputs=None)
+    fields.update(name=name, output_dir="data/" + name, inputs=(), watch=(), needs=(), idempotent=True, checkpoint=False, params={}, outputs=None, for_each=())
     fields.update(changes)
     return StageSpec(**fields)
 
@@ -104,11 +104,14 @@ def test_decide(name):
     ({"outputs": ("y.txt",)}, {"inputs": ("data/a/x.txt",)}, False),
     ({"outputs": ("sub/**",)}, {"inputs": ("data/a/sub/deep/x.txt",)}, True),
     ({"output_dir": "data"}, {"inputs": ("data/in/*.txt",)}, True),
-    ({"output_dir": "data/in/made"}, {"inputs": ("data/in/*.txt",)}, True),
+    ({"output_dir": "data/in/made"}, {"inputs": ("data/in/*.txt",)}, False),
+    ({"output_dir": "data/in/made"}, {"inputs": ("data/in/*/*.txt",)}, True),
+    ({"output_dir": "data/in/made"}, {"inputs": ("data/in/**",)}, True),
+    ({}, {"for_each": ("data/a/*.txt",)}, True),
     ({"output_dir": "other"}, {"inputs": ("data/[a]/*.txt",)}, False),
 ])
-def test_may_feed(maker, user, expected):
-    assert may_feed(stage("a", **maker), stage("b", **user)) is expected
+def test_which_stage_may_make_anothers_inputs(maker, user, expected):
+    assert (stage_order.edges([stage("a", **maker), stage("b", **user)])["b"] == ["a"]) is expected
 
 
 def options(**chosen):

@@ -912,7 +912,7 @@ def test_start_time_on_windows(code, ok, handle, started):
 
 
 THREADS = """
-attempts._watch = attempts._watch_threads
+attempts.Pool.__init__.__defaults__ = ((), True)
 signals = attempts.Signals()
 process_tree.become_subreaper()
 def run(body, timeout_s=None, grace_s=5, signals=signals, argv=None):

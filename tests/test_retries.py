@@ -121,8 +121,20 @@ class Work(stage_work.StageWork):
     """A stage whose attempts end as listed, instead of starting processors; all else is real."""
 
     def _attempt(self, offset, is_resume):
+        result, = [self.results.pop(0)]
+        self.console.event("RESUME" if is_resume else "START", self.stage.name)
         self.starts.append((self.attempts, offset, is_resume))
-        return self.results.pop(0)
+        return result
+        yield
+
+    def attempts_to_their_end(self):
+        """Let the flow of attempts go on until it returns; its pauses are the clock's waits."""
+        flow = self._attempts(RUN)
+        try:
+            while True:
+                self.run.clock.wait(next(flow).seconds)
+        except StopIteration as stop:
+            return stop.value
 
 
 def work(project, results, **stage):
@@ -135,7 +147,7 @@ def work(project, results, **stage):
     store.prepare()
     project.path("data/s1").mkdir(parents=True)
     run = types.SimpleNamespace(spec=spec, root=str(project.root), store=store, console=Console(io.StringIO(), io.StringIO()), clock=FakeClock(),
-                                signals=attempts.Signals(), boot="boot", options=types.SimpleNamespace(run_id="r"), invocation=1)
+                                signals=attempts.Signals(), boot="boot", options=types.SimpleNamespace(run_id="r"), invocation=1, folder_neighbours=lambda stage: [])
     facts = Facts(Material("key", {}, ["in.txt"], [], [], {}, 2), None, None, [], None, False)
     made = Work(run, spec.stages[0], types.SimpleNamespace(token="t"), facts)
     made.results, made.starts = list(results), []
@@ -151,7 +163,7 @@ def lines(made):
 
 def test_the_delays_of_a_stage_that_fails_to_the_end(project):
     made, clock = work(project, [ended(1)] * 5, retry={"attempts": 5, "baseDelayMs": 100, "maxDelayMs": 450, "jitterMs": 50})
-    assert made._attempts(RUN) == ("exit code 1", False)
+    assert made.attempts_to_their_end() == ("exit code 1", False)
     delays = [base + jitter("test", "s1", attempt, 50) for attempt, base in enumerate((100, 200, 400, 450), 1)]
     assert clock.waits == [delay / 1000.0 for delay in delays]
     assert [line for line in lines(made) if "RETRY" in line] == [
@@ -161,7 +173,7 @@ def test_the_delays_of_a_stage_that_fails_to_the_end(project):
 
 def test_a_success_ends_the_loop_and_what_was_used_is_summed(project):
     made, clock = work(project, [ended(75), ended(-9, max_rss_bytes=99), ended(0)], retry={"attempts": 9, "baseDelayMs": 100})
-    assert made._attempts(RUN) == ("", False)
+    assert made.attempts_to_their_end() == ("", False)
     assert clock.waits == [0.1, 0.2] and made.attempts == 3 and made.cpu_s == 1.5 and made.max_rss == 99 and made.exit_code == 0
     assert lines(made) == ["[START] s1", "[RETRY] s1 attempt 1/9: exit code 75; next in 0.10s", "[START] s1",
                            "[RETRY] s1 attempt 2/9: ended by SIGKILL; next in 0.20s", "[START] s1"]
@@ -174,13 +186,13 @@ def test_a_success_ends_the_loop_and_what_was_used_is_summed(project):
     (ended(75, survivors=[4711]), ("processes would not end: [4711]", False))], ids=["other code", "not started", "stopped", "survivors"])
 def test_what_is_not_tried_again(project, result, outcome):
     made, clock = work(project, [result], retry={"attempts": 5, "baseDelayMs": 100, "exitCodes": [75]})
-    assert made._attempts(RUN) == outcome and clock.waits == []
+    assert made.attempts_to_their_end() == outcome and clock.waits == []
 
 
 def test_a_signal_during_the_delay_ends_the_loop(project):
     made, clock = work(project, [ended(75)], retry={"attempts": 5, "baseDelayMs": 100})
     clock.after_wait = lambda: setattr(made.run.signals, "number", signal.SIGINT)
-    assert made._attempts(RUN) == ("interrupted", True) and made.attempts == 1
+    assert made.attempts_to_their_end() == ("interrupted", True) and made.attempts == 1
 
 
 def test_the_real_clock_wakes_up_for_a_signal():

@@ -22,6 +22,7 @@ STREAM, DATAGRAM, RAW = 1, 2, 3
 LOOK_UP = "a name look-up"
 FORWARD = ("socket.getaddrinfo", "socket.gethostbyname")        # of a number these look nothing up
 REVERSE = ("socket.gethostbyaddr", "socket.getnameinfo")
+ATTEMPT = "pipeline.attempt"    # the fork server's word for: this process now is the attempt that writes to this file
 USES = ("socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg")
 
 
@@ -142,6 +143,8 @@ def make_hook(os, log, root, enforce):
     """Return the audit hook; nothing that goes wrong inside it reaches the program, but its own refusal."""
     place_of = make_places(os, root)
     noted = {}                      # process -> places that it has noted: after a fork the child notes again
+    logs = [log]                    # the last one is written to
+    first = os.getpid()
 
     def note(event, kind, place):
         mine = noted.setdefault(os.getpid(), set())
@@ -151,7 +154,7 @@ def make_hook(os, log, root, enforce):
         program = (getattr(sys, "argv", None) or [""])[0] or "-c"
         line = '{"pid":%d,"event":%s,"kind":%s,"file":%s,"line":%d,"program":%s}\n' % (
             os.getpid(), quoted(event), quoted(kind), quoted(place[0]), place[1], quoted(program))
-        descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        descriptor = os.open(logs[-1], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             os.write(descriptor, line.encode("ascii"))
         finally:
@@ -159,6 +162,8 @@ def make_hook(os, log, root, enforce):
 
     def hook(event, args):
         if event[:7] != "socket.":
+            if event == ATTEMPT and len(logs) == 1 and os.getpid() != first:
+                logs.append(args[0] or log)
             return
         kind, place = "", ("?", 0)
         try:

@@ -1,0 +1,508 @@
+"""One huge file as chunks: where to cut it, what is in the chunks, feeding them to a filter, joining what came out.
+
+A leaf, and without state of its own: everything follows from the files.
+
+    input ── cut() ──> ranges ── hash_ranges() ──> SHA-256 of each
+                         │
+                         └── Feeder ──> stdin of a filter ──> one output file for each chunk
+                                                                   │
+    NAME <── publish() ── NAME~STAGE~TOKEN.part <── Joiner ────────┘
+
+"\\n" ends a line, nothing else: "\\r\\n" is never cut apart. A boundary depends on the content and the size of a chunk only,
+and is found by seeking. So a file that only grew keeps all its chunks but the last.
+"""
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import time
+from collections import namedtuple
+
+from model import sha256
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import threading
+    from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple, TypeVar
+    Range = Tuple[int, int]
+    Item = TypeVar("Item")
+    Result = TypeVar("Result")
+
+BLOCK_BYTES = 1 << 20           # one read; from 256 KiB down the calls show, and 1 MiB stays in the processor's cache
+SEEK_BYTES = 1 << 14            # the first look for a line end
+PIPE_BYTES = 1 << 20            # what Linux grants to everybody; the reader then works on while the runner does other things
+SETPIPE_SZ = 1031               # F_SETPIPE_SZ: the module fcntl names it only from Python 3.10 on
+NAP_LEAST_S, NAP_MOST_S = 0.0001, 0.001
+REJECTS = ".rejects.jsonl"      # what the processor kit sets aside: made of records, so it has no header lines
+NO_SENDFILE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSOCK, errno.EOPNOTSUPP)
+
+
+class ChunkError(Exception):
+    """The outputs of the chunks cannot be joined; str() names chunk, file and remedy."""
+
+
+class Cut(namedtuple("Cut", "header_end header_lines header_ends chunks")):
+    """How one input is cut: bytes, lines and line ends of its header, and [(start, end)] of its chunks behind that.
+
+    header_ends is smaller than header_lines when the input ends within its header, without a line end.
+    """
+
+    __slots__ = ()
+
+
+class Header(namedtuple("Header", "source lines is_best")):
+    """What a chunk was given as header: the number of its input, lines, and whether no other input has more of them whole."""
+
+    __slots__ = ()
+
+
+# --- cutting
+
+def cut(path: str, size_bytes: int, header_lines: int = 0) -> Cut:
+    """Cut a file at line ends into chunks of about *size_bytes*.
+
+    Boundary k is the first line end at or after byte header_end + k * size_bytes; the last one is the end of the file,
+    with or without a line end. No chunk is empty, except that a file without any line behind its header is one empty
+    chunk: its processor runs, and its output exists. Raises: OSError.
+    """
+    with open(path, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        header_end, lines, ends = _find_header(file, header_lines)
+        chunks: List[Range] = []
+        start = header_end
+        while start < size:
+            # The next multiple behind the last boundary: those within one long line are all the same boundary.
+            count = (start - header_end) // size_bytes + 1
+            end = _line_end(file, header_end + count * size_bytes, size)
+            chunks.append((start, end))
+            start = end
+    return Cut(header_end, lines, ends, chunks or [(header_end, header_end)])
+
+
+def _find_header(file: Any, wanted: int) -> Tuple[int, int, int]:
+    """Return (bytes, lines, line ends) of the first *wanted* lines of *file*; fewer where it has fewer."""
+    offset = ends = 0
+    block = b"\n"
+    while ends < wanted:
+        last, block = block, file.read(BLOCK_BYTES)
+        if not block:
+            return offset, ends + (last[-1:] != b"\n"), ends
+        at = 0
+        while ends < wanted:
+            found = block.find(b"\n", at) + 1
+            if not found:
+                at = len(block)
+                break
+            at, ends = found, ends + 1
+        offset += at
+    return offset, ends, ends
+
+
+def _line_end(file: Any, least: int, size: int) -> int:
+    """Return the end of the first line that ends at or behind byte *least* (from 1), at most *size*."""
+    at, step = least - 1, SEEK_BYTES
+    while at < size:
+        file.seek(at)
+        block = file.read(min(step, size - at))
+        if not block:
+            break                       # it became shorter: whoever compares its signature will tell
+        found = block.find(b"\n")
+        if found >= 0:
+            return int(at + found + 1)
+        at, step = at + len(block), min(step * 4, BLOCK_BYTES)
+    return size
+
+
+def headers(cuts: Sequence[Cut]) -> List[Header]:
+    """Return what each chunk was given as header, for all chunks of all inputs in order."""
+    best = max(((one.header_ends, one.header_lines) for one in cuts), default=(0, 0))
+    return [Header(number, one.header_lines, (one.header_ends, one.header_lines) == best)
+            for number, one in enumerate(cuts) for _ in one.chunks]
+
+
+# --- digests
+
+def side_by_side(function: Callable[[Item, bytearray], Result], items: Sequence[Item], threads: int = 0) -> List[Result]:
+    """Return [function(item, buffer)] in the order of *items*, done by several threads (0: one for each CPU at hand).
+
+    Worth it for what leaves the interpreter to others, as reading and hashing do. Each thread has one buffer of
+    BLOCK_BYTES. Raises: the error of the first item that has one; the others are then left.
+    """
+    import threading
+    count = min(threads or cpu_count(), len(items))
+    results: List[Any] = [None] * len(items)
+    errors: Dict[int, BaseException] = {}
+    rest = iter(range(len(items)))
+
+    def work() -> None:
+        buffer = bytearray(BLOCK_BYTES)
+        for index in rest:              # the interpreter hands out each number once
+            if errors:
+                return
+            try:
+                results[index] = function(items[index], buffer)
+            except BaseException as error:
+                errors[index] = error
+
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(count - 1)]
+    for worker in workers:
+        worker.start()
+    work()
+    for worker in workers:
+        worker.join()
+    if errors:
+        raise errors[min(errors)]
+    return results
+
+
+def cpu_count() -> int:
+    """Return the number of CPUs that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def hash_files(paths: Sequence[str], threads: int = 0) -> List[str]:
+    """Return the SHA-256 of each file, several at a time, the largest first. Raises: OSError."""
+    order = sorted(range(len(paths)), key=lambda index: -os.stat(paths[index]).st_size)
+    found = side_by_side(lambda index, buffer: _hash_range(paths[index], 0, -1, buffer), order, threads)
+    return [digest for _, digest in sorted(zip(order, found))]
+
+
+def hash_ranges(path: str, ranges: Sequence[Range], threads: int = 0) -> List[str]:
+    """Return the SHA-256 of each [start, end) of a file. Raises: OSError, also when the file is shorter."""
+    return side_by_side(lambda one, buffer: _hash_range(path, one[0], one[1], buffer), ranges, threads)
+
+
+def _hash_range(path: str, start: int, end: int, buffer: bytearray) -> str:
+    """Return the SHA-256 of [start, end) of a file; end -1: of all from *start* on."""
+    digest, view = sha256(size=end - start if end >= 0 else BLOCK_BYTES), memoryview(buffer)
+    with open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        left = end - start if end >= 0 else -1
+        while left:
+            count = file.readinto(view if left < 0 else view[:left])
+            if not count:
+                break
+            digest.update(view[:count])
+            left -= count if left > 0 else 0
+    if left > 0:
+        raise _shorter(path)
+    return digest.hexdigest()
+
+
+def _shorter(path: str) -> OSError:
+    return OSError(errno.EIO, "the file became shorter while it was read", path)
+
+
+# --- feeding a filter
+
+class Feeder:
+    """Gives the header and one chunk of a file to the standard input of a filter.
+
+    Start the filter with stdin=reader, then call started(). Wait until *descriptor* can be written, then call pump()
+    (or pump_all()), until it says that all is done. Where pipes cannot be waited for (Windows) a thread does the work,
+    *descriptor* is -1, and pump() only looks.
+    A filter that stops reading early, as `head` does, is no error: its exit code tells what it thinks of that.
+    The kernel moves the pages of the file itself where it can (sendfile), nothing is copied through this process.
+    """
+
+    def __init__(self, path: str, header_end: int, start: int, end: int, threaded: bool = sys.platform == "win32") -> None:
+        self.path = path
+        self.ranges = [(first, last) for first, last in ((0, header_end), (start, end)) if first < last]
+        self.file = open(path, "rb", buffering=0)
+        try:
+            self.reader, self.descriptor = os.pipe()
+        except OSError:
+            self.file.close()
+            raise
+        self.pipe_bytes = _widen(self.descriptor)
+        self.by_kernel = hasattr(os, "sendfile") and not threaded
+        self.pending = memoryview(b"")      # read, not yet written; only without sendfile
+        self.nap_s = NAP_LEAST_S
+        self.moved = 0                      # bytes of the last pump()
+        self.problem: Optional[OSError] = None
+        self.thread: Optional[threading.Thread] = None
+        self.threaded = threaded
+        if not threaded:
+            os.set_blocking(self.descriptor, False)
+
+    def started(self) -> None:
+        """Say that the filter runs: its end of the pipe is closed here."""
+        os.close(self.reader)
+        self.reader = -1
+        if self.threaded:
+            import threading
+            target, self.descriptor = self.descriptor, -1
+            self.thread = threading.Thread(target=self._run, args=(target,), daemon=True)
+            self.thread.start()
+
+    def pump(self) -> bool:
+        """Move what fits into the pipe; tell whether all is done. Never blocks. Raises: OSError naming the input."""
+        if self.thread is not None:
+            if self.thread.is_alive():
+                return False
+            if self.problem is not None:
+                raise self.problem
+            return True
+        self.moved = 0
+        try:
+            if self.ranges or self.pending:
+                self.moved = self._move(self.descriptor)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if not _reader_left(error):
+                self.close()
+                raise error if error.filename else OSError(error.errno, error.strerror, self.path) from error
+            self.ranges, self.pending = [], memoryview(b"")
+        if self.ranges or self.pending:
+            return False
+        self.close()
+        return True
+
+    def close(self) -> None:
+        """Close what is open: the filter sees the end of its input. Safe to call again."""
+        descriptors, self.reader, self.descriptor = (self.reader, self.descriptor), -1, -1
+        for descriptor in descriptors:
+            if descriptor >= 0:
+                os.close(descriptor)
+        if self.thread is None:
+            self.file.close()               # else the thread is still reading it
+
+    def _move(self, target: int) -> int:
+        if self.by_kernel:
+            start, end = self.ranges[0]
+            try:
+                done = os.sendfile(target, self.file.fileno(), start, min(end - start, 1 << 30))
+            except OSError as error:
+                if error.errno not in NO_SENDFILE:
+                    raise
+                self.by_kernel = False      # macOS: only to what this project has none of; some file systems: not at all
+            else:
+                self._advance(done)
+                return done
+        if not self.pending:
+            start, end = self.ranges[0]
+            self.file.seek(start)
+            block = self.file.read(min(end - start, BLOCK_BYTES))
+            self._advance(len(block))
+            self.pending = memoryview(block)
+        done = os.write(target, self.pending)
+        self.pending = self.pending[done:]
+        return done
+
+    def _advance(self, count: int) -> None:
+        if not count:
+            raise _shorter(self.path)
+        start, end = self.ranges[0]
+        self.ranges[:1] = [(start + count, end)] if start + count < end else []
+
+    def _run(self, target: int) -> None:
+        try:
+            while self.ranges or self.pending:
+                self._move(target)
+        except OSError as error:
+            if not _reader_left(error):
+                self.problem = error if error.filename else OSError(error.errno, error.strerror, self.path)
+        finally:
+            os.close(target)
+            self.file.close()
+
+
+def _reader_left(error: OSError) -> bool:
+    return error.errno == errno.EPIPE or (sys.platform == "win32" and error.errno == errno.EINVAL)
+
+
+def _widen(descriptor: int) -> int:
+    """Make a pipe as wide as the system lets us; return what it takes, as far as that is known."""
+    try:
+        import fcntl
+        return fcntl.fcntl(descriptor, SETPIPE_SZ, PIPE_BYTES) if sys.platform == "linux" else 1 << 16
+    except (ImportError, OSError):
+        return 1 << 16                      # this user's pipes are wide enough already
+
+
+def pump_all(feeders: Iterable[Feeder], nap: Callable[[float], None] = time.sleep) -> List[Feeder]:
+    """Pump each of *feeders*, which can be written to; return those that are done.
+
+    Ends with a nap of at most 1 ms when all of them had little room: a pipe is writable as soon as the filter has
+    taken one page, and one wake-up for each page would cost more than the work. Raises: OSError naming an input.
+    """
+    feeders = list(feeders)
+    done = [one for one in feeders if one.pump()]
+    naps = []
+    for one in feeders:
+        if one.moved > one.pipe_bytes // 2:
+            one.nap_s = max(NAP_LEAST_S, one.nap_s / 2)
+        elif one.moved < one.pipe_bytes // 4:
+            one.nap_s = min(NAP_MOST_S, one.nap_s * 1.5)
+            naps.append(one.nap_s)
+    if feeders and len(naps) == len(feeders) and not done:
+        nap(min(naps))
+    return done
+
+
+Feeder.pump_together = staticmethod(pump_all)  # type: ignore[attr-defined]     # for a pool that knows feeders only by what they do
+
+
+# --- joining
+
+class Joiner:
+    """Joins what the chunks have put out, each name for itself, in the order of the chunks, on a thread of its own.
+
+    add() each chunk when it is done, in any order: chunk k is appended when 0 to k are there. finish() waits and returns
+    what the joined files hold; publish() gives them their names. Until then they are NAME~STAGE~TOKEN.part in *folder*,
+    which a kill leaves behind and nobody goes on with: the chunks are still there, and joining starts again.
+    headers: what each chunk was given as header (headers()), or () for none. One header stays: that of the first chunk
+    with a whole one; the others lose as many lines as they were given. NAME.rejects.jsonl has no header.
+    store: the module state_store, for what is durable. wake: called by the thread when it is done or has failed.
+    """
+
+    def __init__(self, folder: str, stage: str, token: str, total: int, store: Any, headers: Sequence[Header] = (),
+                 wake: Callable[[], None] = lambda: None) -> None:
+        import queue
+        import threading
+        self.folder, self.stage, self.token, self.total, self.store = folder, stage, token, total, store
+        self.headers, self.wake = headers, wake
+        self.joined: Dict[str, List[Any]] = {}          # name -> [SHA-256 object, bytes]
+        self.kept: Dict[str, bool] = {}                 # names that have their header
+        self.seen: Dict[Tuple[str, int], str] = {}      # (name, input) -> digest of the header in its chunks' outputs
+        self.problem: Optional[BaseException] = None
+        self.stopped = False
+        self.queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def add(self, index: int, outputs: Dict[str, str]) -> None:
+        """Say that chunk *index* (from 0) is done: {name: path of its output}. A name that it lacks is empty there."""
+        self.queue.put((index, outputs))
+
+    def is_done(self) -> bool:
+        """Tell whether finish() returns at once."""
+        return not self.thread.is_alive()
+
+    def finish(self) -> Dict[str, Tuple[str, int]]:
+        """Return {name: (SHA-256, bytes)} when all chunks are joined and on the disk.
+
+        Raises: ChunkError; OSError naming the file. Then no part is left.
+        """
+        self.thread.join()
+        if self.problem is not None:
+            self._remove_parts()
+            raise self.problem
+        return {name: (digest.hexdigest(), size) for name, (digest, size) in self.joined.items()}
+
+    def publish(self) -> None:
+        """Rename all parts to their names, durably. Raises: OSError."""
+        for name in self.joined:
+            part, target = self._part(name), os.path.join(self.folder, name)
+            try:
+                self.store.patiently(lambda part=part, target=target: os.replace(part, target))
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, target) from error
+        for folder in {os.path.dirname(os.path.join(self.folder, name)) for name in self.joined}:
+            self.store.sync_folder(folder)
+
+    def stop(self) -> None:
+        """Give up: end the thread and remove the parts."""
+        self.stopped = True
+        self.queue.put(None)
+        self.thread.join()
+        self._remove_parts()
+
+    def _part(self, name: str) -> str:
+        return os.path.join(self.folder, "%s~%s~%s.part" % (name, self.stage, self.token))
+
+    def _remove_parts(self) -> None:
+        for name in self.joined:
+            self.store.remove_quietly(self._part(name))
+
+    def _run(self) -> None:
+        try:
+            waiting: Dict[int, Dict[str, str]] = {}
+            buffer = bytearray(BLOCK_BYTES)
+            for index in range(self.total):
+                while index not in waiting:
+                    found = self.queue.get()
+                    if found is None:
+                        return
+                    waiting[found[0]] = found[1]
+                for name, path in sorted(waiting.pop(index).items()):
+                    self._append(index, name, path, buffer)
+                if self.stopped:
+                    return
+            for name in self.joined:
+                self._sync(self._part(name))
+        except BaseException as error:
+            self.problem = error            # raised by finish()
+        finally:
+            self.wake()
+
+    def _append(self, index: int, name: str, path: str, buffer: bytearray) -> None:
+        part, is_new = self._part(name), name not in self.joined
+        with open(path, "rb", buffering=0) as source:
+            source.seek(self._skip(source, index, name, path) if self.headers and not name.endswith(REJECTS) else 0)
+            target = self._open(part, is_new)
+            try:
+                if is_new:
+                    self.joined[name] = [sha256(size=BLOCK_BYTES), 0]
+                self._copy(source, path, target, part, self.joined[name], buffer)
+            finally:
+                os.close(target)
+
+    def _open(self, part: str, is_new: bool) -> int:
+        # Opened anew for each chunk: a stage may have more outputs than a process may have descriptors.
+        flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+        if is_new:
+            os.makedirs(os.path.dirname(part), exist_ok=True)
+            flags |= os.O_CREAT | os.O_EXCL
+        return os.open(part, flags, 0o666)
+
+    def _copy(self, source: Any, path: str, target: int, part: str, joined: List[Any], buffer: bytearray) -> None:
+        """Copy the rest of *source*, hashing on the way: a second read for the digest, or a second thread, costs more."""
+        view, name = memoryview(buffer), path
+        try:
+            while not self.stopped:
+                name = path
+                count = source.readinto(buffer)
+                if not count:
+                    return
+                joined[0].update(view[:count])
+                joined[1] += count
+                name = part
+                self.store.write_all(target, view[:count])
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, name) from error
+
+    def _sync(self, part: str) -> None:
+        descriptor = os.open(part, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
+        try:
+            self.store.sync_file(descriptor)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, part) from error
+        finally:
+            os.close(descriptor)
+
+    def _skip(self, source: Any, index: int, name: str, path: str) -> int:
+        """Return the bytes of the header that this output must lose, after checks that it is the header."""
+        header = self.headers[index]
+        if not header.lines:
+            return 0
+        length, lines, _ = _find_header(source, header.lines)
+        where = "chunk %d of %d, %s" % (index + 1, self.total, path)
+        if lines < header.lines:
+            raise ChunkError("%s: the output has %d of the %d header lines: with headerLines a processor must write one line "
+                             "for each of them first" % (where, lines, header.lines))
+        source.seek(0)
+        digest = _hash_range(path, 0, length, bytearray(min(length, BLOCK_BYTES)))
+        if self.seen.setdefault((name, header.source), digest) != digest:
+            # Else lines that are no header would be lost without a word.
+            raise ChunkError("%s: its first %d lines are not those of the chunks before: with headerLines a processor must write "
+                             "the header lines first, and the same for each chunk" % (where, header.lines))
+        if header.is_best and not self.kept.get(name):
+            self.kept[name] = True
+            return 0
+        return length

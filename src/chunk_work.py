@@ -1,0 +1,258 @@
+"""A stage whose inputs are cut into chunks, under its lock: the chunks are tasks, what they made is joined in order.
+
+Above the leaves and below the runner, which imports it for a stage with `chunks` that must run.
+
+    inputs -> chunks -> tasks -> joined outputs (.part) -> synced -> renamed -> stage record -> marker -> chunks removed
+
+A chunk's outputs stay in its private folder until the stage is finished, so a kill loses the chunks in flight and no others. With
+`keepChunks` they stay for good; a chunk's key then binds its content and all content before it, so that an input that only
+grew keeps them all but the last.
+"""
+from __future__ import annotations
+
+import os
+import shutil
+
+import chunk_files
+import file_digests
+import stage_outputs
+import state_store
+import task_log
+import task_work
+from ledger_format import stage_key
+from model import sha256
+from scheduler import Pause
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+    from model import Decision, Facts, StageSpec
+    from scheduler import Flow
+    from stage_locks import StageLock
+    Json = Dict[str, Any]
+
+JOIN_LOOK_S = 0.01          # between two looks whether the joining has ended
+SETTLE_S = 1.5 * file_digests.FRESH_NS / 1e9
+
+
+def tidy(root: str, stage: StageSpec, store: state_store.StateStore) -> None:
+    """Remove the chunks of a finished stage; under its lock."""
+    shutil.rmtree(task_work.staging_root(os.path.join(root, stage.output_dir), stage.name), ignore_errors=True)
+    state_store.remove_quietly(store.path(task_log.log_name(stage.name)))
+
+
+class ChunkTasksWork(task_work.TasksWork):
+    """A stage with `chunks`."""
+
+    def __init__(self, run: Any, stage: StageSpec, lock: StageLock, facts: Facts) -> None:
+        super().__init__(run, stage, lock, facts)
+        self.chunks = stage.chunks
+        self.joiner: Any = None
+        self.counts: Json = {}
+
+    def do(self, decision: Decision) -> Flow:
+        """Run the chunks that are not done, join what all have made, record how the stage ended; a flow that returns the StageResult."""
+        self.reasons = list(decision.reasons)
+        self._prepare(decision)
+        failure, outputs = yield from self._cut_run_join(decision)
+        if failure:
+            return self._give_up(failure, self.is_stopped)
+        self.exit_code = 0
+        result = self._succeed(outputs)
+        self.run.flush()                # the outputs are on the disk before the chunks go
+        self._remove_chunks()
+        return result
+
+    def _cut_run_join(self, decision: Decision) -> Flow:
+        """A flow that returns (why the stage fails or "", its outputs)."""
+        try:
+            cuts, tasks = self._cut()
+            problem = self._problem()
+            if problem:
+                return problem, []
+            todo = self._open_tasks(tasks)
+            self.console.event("START", self.stage.name, " (%d chunk%s: %d to do, %d done)" % (
+                self.total, "" if self.total == 1 else "s", len(todo), self.up_to_date))
+            self.joiner = chunk_files.Joiner(self.folder, self.stage.name, self.lock.token, self.total, state_store,
+                                             chunk_files.headers(cuts) if self.chunks.header_lines else ())
+            for task in tasks:
+                if task not in todo:
+                    self._add(task, self.task_log.entries[task.name])
+            yield from self._run_tasks(todo)
+            failure = "interrupted" if self.is_stopped else "processes would not end: %s" % self.survivors if self.survivors else self._failure_text()
+            if not failure:
+                failure = yield from self._join()
+            self._close_logs()
+        finally:
+            if self.joiner is not None and not self.joiner.is_done():
+                self.joiner.stop()
+        return (failure, []) if failure else self._check_outputs()
+
+    # --- cutting
+
+    def _cut(self) -> Tuple[List[Any], List[task_work.Task]]:
+        cuts = [chunk_files.cut(os.path.join(self.run.root, path), self.chunks.size_bytes, self.chunks.header_lines) for path in self.facts.material.inputs]
+        tasks: List[task_work.Task] = []
+        for path, cut in zip(self.facts.material.inputs, cuts):
+            keys = self._keys(path, cut)
+            for place, (start, end) in enumerate(cut.chunks):
+                tasks.append(self._chunk_task(len(tasks), path, place, keys[place], cut.header_end, start, end))
+        self.total = len(tasks)
+        return cuts, tasks
+
+    def _keys(self, path: str, cut: Any) -> List[str]:
+        """Return the key of each chunk of an input."""
+        if not self.chunks.keep:
+            return [sha256(("chunk\0%s\0%s\0%d\0%d" % (self.key, path, start, end)).encode("utf-8")).hexdigest() for start, end in cut.chunks]
+        # What a chunk's processor sees of the place (line numbers) depends on all that is before it: so does the key.
+        parts = {name: value for name, value in self.facts.material.parts.items() if name != "inputs"}
+        digests = chunk_files.hash_ranges(os.path.join(self.run.root, path), [(0, cut.header_end)] + list(cut.chunks))
+        before, keys = "%s\0%s\0%s" % (stage_key(parts), path, digests[0]), []
+        for digest in digests[1:]:
+            before = sha256(("chunk\0%s\0%s" % (before, digest)).encode("utf-8")).hexdigest()
+            keys.append(before)
+        return keys
+
+    def _chunk_task(self, number: int, path: str, place: int, key: str, header_end: int, start: int, end: int) -> task_work.Task:
+        name = "%s#%d" % (path, place + 1)
+        variables = {"PIPELINE_TASK": path}
+        if not self.chunks.is_filter:
+            variables.update(PIPELINE_CHUNK_START=str(start), PIPELINE_CHUNK_END=str(end))
+            if self.chunks.header_lines:
+                variables["PIPELINE_CHUNK_HEADER_END"] = str(header_end)
+        return task_work.Task(number, name, key, [] if self.chunks.is_filter else [path], os.path.join(self.staging, task_work.folder_name(name, key)), variables,
+                              self.facts.material.stamps, end - start, (path, header_end, start, end) if self.chunks.is_filter else None)
+
+    def _problem(self) -> str:
+        """Return why this stage cannot be done in chunks, or ""."""
+        if self.chunks.is_filter:
+            names: Dict[str, str] = {}
+            for path in self.facts.material.inputs:
+                other = names.setdefault(self._filter_output(path).casefold(), path)
+                if other != path and self._single_output() is None:
+                    return "%s and %s would both be written to %s; name one output in \"outputs\", or rename one" % (other, path, self._filter_output(path))
+            return ""
+        import program_scan
+        imports = program_scan.scan_of(self.run.digests, self.stage.processor)["imports"]
+        with open(os.path.join(self.run.root, self.stage.processor), "rb") as file:
+            is_aware = "processor_kit" in imports or b"PIPELINE_CHUNK_START" in file.read()
+        return "" if is_aware else ("%s does not look at PIPELINE_CHUNK_START: for each chunk it would work on the whole input; use the kit, or set "
+                                    "\"filter\": true in \"chunks\" to give it the chunk on standard input" % self.stage.processor)
+
+    def _single_output(self) -> Optional[str]:
+        outputs = self.stage.outputs
+        return outputs[0] if outputs is not None and len(outputs) == 1 and not file_digests.has_wildcard(outputs[0]) else None
+
+    def _filter_output(self, path: str) -> str:
+        """Return the name of the file for a filter's standard output: the one declared output, else the input's own name."""
+        return self._single_output() or os.path.basename(path)
+
+    def _open_tasks(self, tasks: List[task_work.Task]) -> List[task_work.Task]:
+        """Return the chunks to be done, after clearing what belongs to none that is done or can be gone on with."""
+        is_forced = self.stage.name in self.run.options.force
+        self.task_log.load()
+        done = set() if is_forced else {task.name for task in tasks if self._is_done(task)}
+        kept = {os.path.basename(task.folder) for task in tasks if task.name in done or self.stage.checkpoint and not is_forced}
+        self._clear_folders(kept)
+        self.task_log.entries = {name: entry for name, entry in self.task_log.entries.items() if name in done}
+        self.task_log.compact(self._write_log)
+        self._open_log()
+        self.up_to_date = len(done)
+        return [task for task in tasks if task.name not in done]
+
+    def _is_done(self, task: task_work.Task) -> bool:
+        entry = self.task_log.entries.get(task.name)
+        if entry is None or entry.key != task.key or entry.status != "ok":
+            return False
+        return all(self._is_there(os.path.join(task.folder, name), size, digest) for name, size, digest in entry.outputs)
+
+    def _is_there(self, full: str, size: int, digest: str) -> bool:
+        """Tell whether a chunk's output is as it was entered: by content, or, for what is not kept, by its signature in this boot."""
+        if digest.startswith(BY_SIGNATURE):
+            return digest == self._signature(full)
+        return file_digests.output_content(full) == (size, digest)
+
+    def _signature(self, full: str) -> str:
+        try:
+            stat = os.lstat(full)
+        except OSError:
+            return ""
+        return "%s%s" % (BY_SIGNATURE, ":".join(map(str, (self.run.boot, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))))
+
+    # --- one chunk
+
+    def _how(self, task: task_work.Task, launch: Any) -> Any:
+        if not self.chunks.is_filter:
+            return super()._how(task, launch)
+        path, header_end, start, end = task.stdin
+        target = os.path.join(task.folder, self._filter_output(path))
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        return launch._replace(feeder=chunk_files.Feeder(os.path.join(self.run.root, path), header_end, start, end), output_path=target)
+
+    def _finish_task(self, trial: task_work.Trial) -> None:
+        """Enter what a chunk has made, and hand it to the joiner."""
+        task = trial.task
+        self._take_counts(trial)
+        for name in self._names(trial):
+            full = os.path.join(task.folder, name)
+            size, digest = file_digests.output_content(full) if self.chunks.keep else (os.lstat(full).st_size, self._signature(full))
+            trial.outputs.append((name, size, digest))
+            if self.chunks.keep:
+                self.store.commit.files[full] = None
+        if not trial.failure:
+            self._add(task, self._entry(trial))
+
+    def _names(self, trial: task_work.Trial) -> Iterator[str]:
+        for name in sorted(stage_outputs.list_folder(trial.task.folder)[0]):
+            if not file_digests.is_unicode(name):
+                trial.failure = "output %s: the name is not valid UTF-8" % ascii(name)
+            elif os.path.islink(os.path.join(trial.task.folder, name)):
+                trial.failure = "output %s is a link; the outputs of chunks are joined, so they must be files" % name
+            else:
+                yield name
+
+    def _add(self, task: task_work.Task, entry: task_log.Entry) -> None:
+        self.joiner.add(task.number, {name: os.path.join(task.folder, name) for name, _, _ in entry.outputs})
+
+    # --- the end
+
+    def _join(self) -> Flow:
+        """A flow that joins and publishes, and returns why that failed, or ""."""
+        while not self.joiner.is_done():
+            yield Pause(JOIN_LOOK_S)
+            if self.run.signals.number:
+                self.is_stopped = True
+                return "interrupted"
+        try:
+            joined = self.joiner.finish()
+        except chunk_files.ChunkError as error:
+            return str(error)
+        foreign = self._foreign_outputs()
+        for name in sorted(joined):
+            if name in foreign:
+                self.joiner.stop()
+                return "changed %s/%s, which belongs to stage %s; a file belongs to one stage" % (self.stage.output_dir, name, foreign[name])
+        # Then no later write can have the same time stamp, and what was hashed while it was written needs not be read again.
+        yield Pause(SETTLE_S)
+        self.joiner.publish()
+        for name, (digest, _) in joined.items():
+            self.run.digests.know("%s/%s" % (self.stage.output_dir, name), digest)
+        self.counts = task_log.sum_counts(entry.counts for entry in self.task_log.entries.values())
+        return ""
+
+    def _complete_checkpoint(self) -> Json:
+        return self.counts
+
+    def _remove_chunks(self) -> None:
+        """After the marker: the chunks go, or those that are not of today's inputs."""
+        if not self.chunks.keep:
+            tidy(self.run.root, self.stage, self.store)
+            shutil.rmtree(self.progress_folder, ignore_errors=True)
+
+    def _write_record(self, status: str, error: str, outputs: Optional[List[Json]] = None, counts: Optional[Json] = None) -> None:
+        self.more_of_record = {"tasks": self._summary()}
+        super()._write_record(status, error, outputs, counts)
+
+
+BY_SIGNATURE = "signature:"

@@ -1,0 +1,311 @@
+"""What a process forked from the fork server does to be like a fresh Python, how it runs its script, and how it ends.
+
+A leaf, in the fork server's process and its children only; the runner never imports it.
+
+    restore() -> run(): script's code in a new __main__ -> quick end | the interpreter's own end
+
+A fresh process takes its state from the system and the interpreter's start; here the same is put back by hand. What a child
+changes is its own: the server and its other children are other processes.
+"""
+from __future__ import annotations
+
+import gc
+import io
+import os
+import signal
+import sys
+import weakref
+from collections import namedtuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, Iterable, List, NoReturn, Optional, Tuple
+
+PR_SET_PDEATHSIG = 1            # linux/prctl.h
+IGNORED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))    # by the server only
+HOOK_EVENT = "pipeline.attempt"     # python_hook/sitecustomize.py listens for it: the attempt's own file
+EXIT_UNFLUSHED = 120            # the interpreter's own code when stdout cannot be written
+EXIT_NOT_RESTORED = 70          # a child that could not be made like a fresh process
+OWN_MODULES = ("forked_task", "process_tree")
+
+
+class Task(namedtuple("Task", "argv env folder slot stdin code source")):
+    """One script to run: argv and env complete; descriptors slot (its output) and stdin, -1 for none.
+
+    code: the compiled script, or None: *source* (bytes) is compiled in the child, so that it is the child that warns.
+    """
+
+    __slots__ = ()
+
+
+class Before(namedtuple("Before", "handlers mask descriptors server_pid modules library libc title")):
+    """What the server knew at its own start: handlers {signal: handler} and mask to be put back, descriptors to close, its pid,
+    names of the modules that it has loaded, folders of the standard library, libc or None, Title or None."""
+
+    __slots__ = ()
+
+
+class Title:
+    """The words and the token that the system shows of a process (/proc/PID/cmdline, /proc/PID/environ), to be written over.
+
+    Both lie in this process's own memory, where the kernel put them when the server was started. The offline guard
+    names programs by the first, the search for an attempt's processes looks for the second.
+    """
+
+    def __init__(self, words: Tuple[int, int], token: Tuple[int, int]) -> None:
+        """Both: (address, bytes)."""
+        self.words, self.token = words, token
+
+    @classmethod
+    def find(cls, token_name: str) -> Optional[Title]:
+        """Return it, or None where it is not sure to be right (Linux only)."""
+        import ctypes
+        try:
+            with open("/proc/self/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+            start, end, env_start, env_end = (int(one) for one in fields[45:49])
+            shown = []
+            for name in ("cmdline", "environ"):
+                with open("/proc/self/" + name, "rb") as file:
+                    shown.append(file.read())
+        except (OSError, ValueError):
+            return None
+        if [end - start, env_end - env_start] != [len(one) for one in shown] or not start or not env_start:
+            return None
+        if [ctypes.string_at(start, end - start), ctypes.string_at(env_start, env_end - env_start)] != shown:
+            return None
+        place = (b"\0" + shown[1]).find(b"\0" + token_name.encode() + b"=")
+        if place < 0:
+            return None
+        place += len(token_name) + 1
+        return cls((start, end - start), (env_start + place, shown[1].index(b"\0", place) - place))
+
+    def write(self, argv: Iterable[str], token: str) -> None:
+        """Show these words and this token, as far as there is room."""
+        import ctypes
+        words = b"".join(os.fsencode(one) + b"\0" for one in argv)
+        for (address, room), text in ((self.words, words[:self.words[1] - 1]), (self.token, os.fsencode(token)[:self.token[1]])):
+            ctypes.memmove(address, text.ljust(room, b"\0"), room)
+
+
+def in_library(path: str, library: Tuple[str, ...]) -> bool:
+    """Tell whether a file belongs to the standard library; site-packages may lie below its folder."""
+    return path.startswith(library) and os.sep + "site-packages" + os.sep not in path and os.sep + "dist-packages" + os.sep not in path
+
+
+# --- like a fresh process --------------------------------------------------------------------------------------------
+
+def restore(task: Task, before: Before) -> None:
+    """Make this forked process what a fresh `python script.py` is when its script begins."""
+    _leave_the_server(before)
+    _open_streams(task, before.descriptors)
+    if before.title is not None:
+        before.title.write(task.argv, task.env.get("PIPELINE_ATTEMPT_TOKEN", ""))
+    os.environ.update(task.env)
+    sys.audit(HOOK_EVENT, task.env.get("PIPELINE_HOOK_LOG", ""))
+    sys.argv = list(task.argv[1:])
+    if hasattr(sys, "orig_argv"):
+        sys.orig_argv = list(task.argv)
+    sys.path[0] = os.path.dirname(os.path.realpath(sys.argv[0]))
+    for path in [path for path in sys.path_importer_cache if not in_library(path + os.sep, before.library)]:
+        del sys.path_importer_cache[path]       # a fresh process lists folders anew
+    for name in OWN_MODULES:
+        sys.modules.pop(name, None)
+    _renew_modules()
+    gc.enable()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before.mask)
+
+
+def _leave_the_server(before: Before) -> None:
+    """Be a session of one's own, with the signals of a fresh process, ended by the system when the server is killed."""
+    os.setsid()
+    signal.set_wakeup_fd(-1)
+    for number, handler in before.handlers.items():
+        signal.signal(number, handler)
+    if before.libc is not None:
+        before.libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        if os.getppid() != before.server_pid:
+            os._exit(EXIT_NOT_RESTORED)         # it was killed before the call
+
+
+def _open_streams(task: Task, descriptors: Iterable[int]) -> None:
+    """Put the task's output to 1 and 2, its input to 0, and close all that is the server's.
+
+    Opened anew where the system can: the flags of a description (O_NONBLOCK) would be shared with the tasks to come.
+    """
+    try:
+        output = os.open("/proc/self/fd/%d" % task.slot, os.O_WRONLY)
+    except OSError:
+        output = os.dup(task.slot)
+        os.set_blocking(output, True)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+    source = os.open(os.devnull, os.O_RDWR) if task.stdin < 0 else task.stdin
+    os.dup2(source, 0)
+    os.close(source)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    if task.stdin >= 0:
+        _renew_stdin()
+
+
+def _renew_stdin() -> None:
+    """Make sys.stdin as the interpreter's start does: whether it can seek, and where it stands, was asked of /dev/null."""
+    old: Any = sys.stdin
+    binary: Any = open(0, "rb", closefd=False)
+    binary.raw.name = "<stdin>"
+    made = io.TextIOWrapper(binary, encoding=old.encoding, errors=old.errors, line_buffering=old.line_buffering)
+    made.mode = "r"     # type: ignore[misc]
+    sys.stdin = sys.__stdin__ = made    # type: ignore[misc]
+
+
+def _renew_modules() -> None:
+    """Renew what modules of the standard library note about the process when they are loaded."""
+    threading = sys.modules.get("threading")
+    if threading is not None and hasattr(threading.main_thread(), "_set_native_id"):
+        threading.main_thread()._set_native_id()
+    logging: Any = sys.modules.get("logging")
+    if logging is not None and hasattr(logging, "_startTime"):
+        import time
+        logging._startTime = time.time_ns() if isinstance(logging._startTime, int) else time.time()
+
+
+def _new_main(script: str) -> Any:
+    """Return a module __main__ as `python script` makes it, in the place of the server's."""
+    from importlib.machinery import SourceFileLoader
+    old = vars(sys.modules["__main__"])
+    module = type(sys)("__main__")
+    made: Dict[str, Any] = {"__annotations__": {}, "__builtins__": sys.modules["builtins"], "__file__": script, "__cached__": None}
+    vars(module).update((name, value) for name, value in made.items() if name in old)
+    module.__loader__ = SourceFileLoader("__main__", script)
+    sys.modules["__main__"] = module
+    return module
+
+
+# --- running and ending ----------------------------------------------------------------------------------------------
+
+def run(task: Task, before: Before) -> None:
+    """Run the script in a new __main__; return or raise what the interpreter's own end is to deal with, or end here.
+
+    That end takes several times as long as everything else, since it takes apart all that the server has loaded. So what
+    ends without an error is ended here, when all that it would notice has been done.
+    """
+    own_file = sys._getframe().f_code.co_filename
+    code = task.code if task.code is not None else compile(task.source, sys.argv[0], "exec", dont_inherit=True)
+    space = vars(_new_main(sys.argv[0]))
+    try:
+        exec(code, space)
+        status: Any = 0
+    except SystemExit as end:
+        status = 0 if end.code is None else end.code
+        if type(status) is not int or not 0 <= status <= 255:
+            raise
+        end.__traceback__ = end.__context__ = end.__cause__ = None
+    except BaseException:
+        _hide_server_frames(own_file)
+        raise
+    del space, code
+    if _may_end_quickly(before):
+        _end_quickly(status, before)
+    if status:
+        raise SystemExit(status)
+
+
+def _hide_server_frames(own_file: str) -> None:
+    """Let the traceback begin with the script's own frame, whichever hook prints it."""
+    hook = sys.excepthook
+
+    def show(kind: Any, error: Any, trace: Any) -> None:
+        while trace is not None and trace.tb_next is not None and trace.tb_frame.f_code.co_filename in (own_file, server_file):
+            trace = trace.tb_next
+        sys.last_traceback = error.__traceback__ = trace
+        hook(kind, error, trace)
+
+    server_file = sys._getframe(2).f_code.co_filename
+    sys.excepthook = show
+
+
+def _may_end_quickly(before: Before) -> bool:
+    """Tell whether nothing is there but what _end_quickly() knows to end: no extension module from elsewhere, no developer's mode."""
+    if sys.flags.dev_mode or sys.flags.inspect:
+        return False
+    files = [getattr(module, "__file__", None) for name, module in list(sys.modules.items()) if name not in before.modules]
+    return not any(isinstance(file, str) and not file.endswith((".py", ".pyc")) and not in_library(file, before.library) for file in files)
+
+
+def _end_quickly(status: int, before: Before) -> None:
+    """End as the interpreter does: threads joined, exit handlers run, streams flushed, the script's objects finalised.
+
+    Returns when something is there that only the interpreter's own end can deal with; doing it twice does no harm.
+    """
+    import atexit
+    try:
+        if "threading" in sys.modules:
+            sys.modules["threading"]._shutdown()
+        if sys.modules["_thread"]._count():
+            return                      # daemon threads: they must be stopped first
+        atexit._run_exitfuncs()
+        _flush(sys.stdout, sys.stderr)
+    except BaseException:               # printed by whoever raised it, or by the second try
+        return
+    _drop_modules(before)
+    try:
+        _flush(sys.stdout, sys.stderr)
+    except BaseException:
+        return
+    if before.libc is not None:
+        before.libc.exit(status)        # with what C code has registered
+    os._exit(status)
+
+
+def _flush(*streams: Any) -> None:
+    for stream in streams:
+        if stream is not None and not stream.closed:
+            stream.flush()
+
+
+def _drop_modules(before: Before) -> None:
+    """Let go of the script's modules, as the interpreter does: first all at once, then name by name what somebody still holds."""
+    _flush_files()
+    held: List[Any] = []
+    for name in [name for name in sys.modules if name == "__main__" or name not in before.modules]:
+        module: Any = sys.modules[name]
+        file = getattr(module, "__file__", None)
+        if name == "__main__" or (isinstance(file, str) and not in_library(file, before.library)):
+            if isinstance(module, type(sys)):
+                held.append(weakref.ref(module))
+            sys.modules[name] = None    # type: ignore[assignment]
+    module = None
+    gc.collect()
+    for reference in reversed(held):
+        module = reference()
+        if module is not None:
+            _clear(vars(module))
+    module = None
+    gc.collect()
+    _flush_files()
+
+
+def _flush_files() -> None:
+    """Write what unclosed files hold: the collector may close a file's inner half first, and a module that lives on here may hold one."""
+    for one in gc.get_objects():
+        if issubclass(type(one), (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)):
+            try:
+                one.flush()
+            except Exception:
+                pass                    # closed, most of them
+
+
+def _clear(space: Dict[str, Any]) -> None:
+    private = [name for name in space if isinstance(name, str) and name[:1] == "_" and name[1:2] != "_"]
+    for name in private + [name for name in space if isinstance(name, str) and name != "__builtins__"]:
+        space[name] = None
+
+
+def not_restored(error: BaseException) -> NoReturn:
+    """End a child that could not be made like a fresh process; say why where the attempt's output goes."""
+    try:
+        os.write(2, ("fork server: cannot prepare the process: %s\n" % error).encode("utf-8", "backslashreplace"))
+    finally:
+        os._exit(EXIT_NOT_RESTORED)

@@ -1,0 +1,229 @@
+"""Who runs when: flows of work that wait for attempts, for one another and for the clock, in one thread.
+
+Above the leaves and below the runner. A flow is a generator; what it yields is what it waits for:
+
+    Attempting    a processor to be started when there is room; the flow goes on with its AttemptResult
+    Pause         a time; the flow goes on when it is over or a signal came
+    Spawn         another flow to be started beside this one; the flow goes on at once
+    Next          the end of one of the flows that it spawned; the flow goes on with (flow's name, what it returned)
+
+Flows go on in the order in which what they waited for came; attempts are started by rank. So everything but the
+processors happens in one order, and no record has two writers.
+"""
+from __future__ import annotations
+
+import time
+from collections import deque, namedtuple
+
+import attempts
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Deque, Dict, Generator, List, Optional, Tuple
+    Flow = Generator[Any, Any, Any]
+
+
+class Attempting(namedtuple("Attempting", "make rank cores memory_mb")):
+    """A wish for an attempt: make(slot) returns (Launch, network) when there is room; lower ranks come first.
+
+    cores and memory_mb: how much of the limits it takes up while it runs.
+    """
+
+    __slots__ = ()
+
+
+class Pause(namedtuple("Pause", "seconds")):
+    __slots__ = ()
+
+
+class Spawn(namedtuple("Spawn", "name flow")):
+    __slots__ = ()
+
+
+class Next(namedtuple("Next", "")):
+    __slots__ = ()
+
+
+class _Running:
+    """A flow and what it waits for."""
+
+    def __init__(self, name: Any, flow: Flow, parent: Optional[_Running]) -> None:
+        self.name, self.flow, self.parent = name, flow, parent
+        self.ended: Deque[Tuple[Any, Optional[BaseException]]] = deque()    # its children's ends that it has not asked for yet
+        self.children = 0
+        self.waits_for_child = False
+
+
+class Scheduler:
+    """Runs flows on a pool, within limits on processor cores and memory."""
+
+    def __init__(self, pool: attempts.Pool, jobs: int, max_memory_mb: Optional[int] = None) -> None:
+        self.pool, self.jobs, self.max_memory_mb = pool, jobs, max_memory_mb
+        self.ready: Deque[Tuple[_Running, Any, Optional[BaseException]]] = deque()  # (flow, value or error to go on with)
+        self.wishes: List[Tuple[Any, int, _Running, Attempting]] = []
+        self.under_way: Dict[attempts.Attempt, Tuple[_Running, Attempting, int]] = {}
+        self.pauses: List[Tuple[float, int, _Running]] = []
+        self.results: Deque[Tuple[Any, Any]] = deque()      # of flows without a parent
+        self.free_slots = list(range(jobs))
+        self.count = 0
+        self.alive = 0
+        self.error: Optional[BaseException] = None
+
+    def start(self, name: Any, flow: Flow, parent: Optional[_Running] = None) -> None:
+        """Start a flow; its end is told by ended()."""
+        self.ready.append((self._new(name, flow, parent), None, None))
+
+    def take(self, name: Any, flow: Flow, wish: Any) -> None:
+        """Take over a flow that has been started and waits for *wish*."""
+        running = self._new(name, flow, None)
+        if not self._take_wish(running, wish):
+            self.ready.append((running, None, None))
+
+    def _new(self, name: Any, flow: Flow, parent: Optional[_Running]) -> _Running:
+        self.alive += 1
+        if parent is not None:
+            parent.children += 1
+        return _Running(name, flow, parent)
+
+    def free_cores(self) -> int:
+        """Return how many cores no attempt takes up, wishes that wait included."""
+        return self.jobs - sum(wish.cores for _, wish, _ in self.under_way.values()) - sum(wish.cores for _, _, _, wish in self.wishes)
+
+    def has_memory(self, wanted_mb: int) -> bool:
+        """Tell whether so much memory is left of the limit, wishes that wait included."""
+        used = sum(wish.memory_mb for _, wish, _ in self.under_way.values()) + sum(wish.memory_mb for _, _, _, wish in self.wishes)
+        return self.max_memory_mb is None or used + wanted_mb <= self.max_memory_mb
+
+    def ended(self) -> Optional[Tuple[Any, Any]]:
+        """Go on until a flow without a parent has ended; return (its name, what it returned), None when none is left.
+
+        Raises what a flow raised, after all others have come to their end.
+        """
+        while not self.results:
+            if not self.ready and not self.alive:
+                if self.error is not None:
+                    raise self.error
+                return None
+            self._round()
+        return self.results.popleft()
+
+    def step(self) -> None:
+        """Let all go on that can, without waiting."""
+        while self.ready:
+            self._go_on(*self.ready.popleft())
+        self._start_wishes()
+
+    def _round(self) -> None:
+        self.step()
+        if self.results or self.ready or not self.alive:
+            return
+        now = time.monotonic()
+        due = [one for one in self.pauses if one[0] <= now or self.pool.signals.number]
+        if due:
+            self.pauses = [one for one in self.pauses if one not in due]
+            self.ready.extend((running, None, None) for _, _, running in sorted(due, key=lambda one: one[:2]))
+            return
+        until = min([one[0] for one in self.pauses], default=None)
+        for attempt in self.pool.wait(None if until is None else max(0.0, until - now)):
+            self._attempt_ended(attempt)
+
+    def _attempt_ended(self, attempt: attempts.Attempt) -> None:
+        running, _, slot = self.under_way.pop(attempt)
+        self.free_slots.append(slot)
+        self.free_slots.sort()
+        self.ready.append((running, attempt.result, None))
+
+    def _start_wishes(self) -> None:
+        """Start what there is room for, by rank; when a signal asks to stop, nothing is started any more."""
+        self.wishes.sort(key=lambda one: one[:2])
+        while self.wishes and not self.pool.is_draining:
+            _, _, running, wish = self.wishes[0]
+            if self.pool.signals.number or self.error is not None:
+                self.ready.append((running, NOT_STARTED, None))
+            elif not self._has_room(wish):
+                return
+            else:
+                self._start_attempt(running, wish)
+            self.wishes.pop(0)
+
+    def _has_room(self, wish: Attempting) -> bool:
+        if not self.under_way:
+            return True                 # what wants more than there is runs alone
+        if not self.free_slots or sum(one.cores for _, one, _ in self.under_way.values()) + wish.cores > self.jobs:
+            return False
+        used = sum(one.memory_mb for _, one, _ in self.under_way.values())
+        return self.max_memory_mb is None or used + wish.memory_mb <= self.max_memory_mb
+
+    def _start_attempt(self, running: _Running, wish: Attempting) -> None:
+        slot = self.free_slots.pop(0)
+        try:
+            made = wish.make(slot)
+            if isinstance(made, attempts.AttemptResult):
+                raise _Refused(made)
+            attempt = self.pool.start(*made)
+        except _Refused as refused:
+            self.free_slots.insert(0, slot)
+            self.ready.append((running, refused.result, None))
+        except BaseException as error:  # noqa: B902 (it is the flow's: it goes on with it)
+            self.free_slots.insert(0, slot)
+            self.ready.append((running, None, error))
+        else:
+            self.under_way[attempt] = (running, wish, slot)
+
+    def _go_on(self, running: _Running, value: Any, error: Optional[BaseException]) -> None:
+        """Let a flow go on, until it waits for something again."""
+        while True:
+            try:
+                wish = running.flow.throw(error) if error is not None else running.flow.send(value)
+            except StopIteration as stop:
+                return self._flow_ended(running, stop.value, None)
+            except BaseException as raised:     # noqa: B902 (raised again when the others have come to their end)
+                return self._flow_ended(running, None, raised)
+            value, error = None, None
+            if isinstance(wish, Next) and running.ended:
+                value, error = running.ended.popleft()
+            elif not self._take_wish(running, wish):
+                continue
+            else:
+                return None
+
+    def _take_wish(self, running: _Running, wish: Any) -> bool:
+        """Note what a flow waits for; False if there is nothing to wait for."""
+        self.count += 1
+        if isinstance(wish, Spawn):
+            self.start(wish.name, wish.flow, running)
+            return False
+        if isinstance(wish, Attempting):
+            self.wishes.append((wish.rank, self.count, running, wish))
+        elif isinstance(wish, Pause):
+            self.pauses.append((time.monotonic() + wish.seconds, self.count, running))
+        else:
+            running.waits_for_child = running.children > 0
+            return running.waits_for_child
+        return True
+
+    def _flow_ended(self, running: _Running, value: Any, error: Optional[BaseException]) -> None:
+        self.alive -= 1
+        parent = running.parent
+        if parent is None:
+            self.error = self.error or error
+            if error is None:
+                self.results.append((running.name, value))
+            return
+        parent.children -= 1
+        if parent.waits_for_child:
+            parent.waits_for_child = False
+            self.ready.append((parent, (running.name, value), error))
+        else:
+            parent.ended.append(((running.name, value), error))
+
+
+class _Refused(Exception):
+    """make() gave a result instead of something to start."""
+
+    def __init__(self, result: attempts.AttemptResult) -> None:
+        super().__init__()
+        self.result = result
+
+
+NOT_STARTED = attempts.AttemptResult(None, attempts.INTERRUPTED, True, 0.0, 0.0, 0, b"", [], [])

@@ -1,0 +1,213 @@
+"""Which stages depend on which, which share a folder, and which may start now. Pure.
+
+Above the leaves and below the runner, which imports it when a stage must run, or when the order is that of the graph.
+"""
+from __future__ import annotations
+
+import bisect
+import heapq
+
+import file_digests
+from spec_checks import find_path
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable, Dict, Iterator, List, Optional, Sequence, Set
+
+    from model import StageSpec
+
+
+# --- edges -----------------------------------------------------------------------------------------------------------
+
+class Folders:
+    """The stages by output folder: those that share one, or have one within another's."""
+
+    def __init__(self, stages: Sequence[StageSpec]) -> None:
+        self.stages = list(stages)
+        self.within: Dict[str, List[int]] = {}
+        for place, stage in enumerate(stages):
+            self.within.setdefault(stage.output_dir, []).append(place)
+        self.names = sorted(folder + "/" for folder in self.within)
+
+    def at_or_above(self, path: str) -> Iterator[int]:
+        """Yield the places of the stages whose output folder is *path* or holds it."""
+        parts = path.split("/")
+        for count in range(1, len(parts) + 1):
+            yield from self.within.get("/".join(parts[:count]), ())
+
+    def below(self, prefix: str) -> Iterator[int]:
+        """Yield the places of the stages whose output folder, with a slash, begins with *prefix*."""
+        place = bisect.bisect_left(self.names, prefix)
+        while place < len(self.names) and self.names[place].startswith(prefix):
+            yield from self.within[self.names[place][:-1]]
+            place += 1
+
+    def neighbours(self, stage: StageSpec) -> List[StageSpec]:
+        """Return the other stages whose output folder is this one's, lies in it, or holds it, in the order listed."""
+        places = set(self.at_or_above(stage.output_dir)) | set(self.below(stage.output_dir + "/"))
+        return [self.stages[place] for place in sorted(places) if self.stages[place].name != stage.name]
+
+
+def edges(stages: Sequence[StageSpec]) -> Dict[str, List[str]]:
+    """Return {stage: those that must come before it, in the order listed}.
+
+    By `needs`, and by files: an input or watched file that may be what another stage makes. Declared outputs are matched
+    as they are; a stage that declares none may make anything in its folder, but only for stages that are listed later.
+    """
+    folders = Folders(stages)
+    place_of = {stage.name: place for place, stage in enumerate(stages)}
+    found: Dict[str, List[str]] = {}
+    for place, stage in enumerate(stages):
+        makers = {place_of[name] for name in stage.needs if name in place_of} - {place}
+        for pattern in stage.inputs + stage.watch + stage.for_each:
+            for maker in _candidates(folders, pattern):
+                if maker not in makers and maker != place and _makes(stages[maker], pattern, maker < place):
+                    makers.add(maker)
+        found[stage.name] = [stages[maker].name for maker in sorted(makers)]
+    return found
+
+
+def _candidates(folders: Folders, pattern: str) -> Set[int]:
+    if not file_digests.has_wildcard(pattern):
+        return set(folders.at_or_above(pattern.rpartition("/")[0]))
+    fixed = _fixed_part(pattern)
+    return set(folders.at_or_above(fixed.rpartition("/")[0])) | set(folders.below(fixed))
+
+
+def _fixed_part(pattern: str) -> str:
+    return pattern.split("*")[0].split("?")[0].split("[")[0]
+
+
+def _makes(maker: StageSpec, pattern: str, is_earlier: bool) -> bool:
+    """Tell whether what *maker* makes may be among the files of *pattern*."""
+    if maker.outputs is None:
+        return is_earlier and (not file_digests.has_wildcard(pattern) or may_meet(pattern, maker.output_dir + "/**"))
+    return any(may_meet(pattern, "%s/%s" % (maker.output_dir, output)) for output in maker.outputs)
+
+
+def may_meet(one: str, other: str) -> bool:
+    """Tell whether two paths or globs may name one file; for two globs, True unless their beginnings part."""
+    if not file_digests.has_wildcard(one):
+        return one == other or file_digests.has_wildcard(other) and file_digests.path_matches(one, other)
+    if not file_digests.has_wildcard(other):
+        return file_digests.path_matches(other, one)
+    for mine, theirs in zip(one.split("/"), other.split("/")):
+        if "**" in (mine, theirs):
+            return True
+        if file_digests.has_wildcard(mine) or file_digests.has_wildcard(theirs):
+            if not file_digests.has_wildcard(mine) and not file_digests.segment_matcher(theirs)(mine):
+                return False
+            if not file_digests.has_wildcard(theirs) and not file_digests.segment_matcher(mine)(theirs):
+                return False
+        elif mine != theirs:
+            return False
+    return one.count("/") == other.count("/") or "**" in one.split("/") or "**" in other.split("/")
+
+
+def find_cycle(needs: Dict[str, List[str]]) -> List[str]:
+    """Return the names along a cycle, the first one again at the end, or [] if there is none."""
+    left = {name: set(before) for name, before in needs.items()}
+    after: Dict[str, List[str]] = {}
+    for name, before in needs.items():
+        for one in before:
+            after.setdefault(one, []).append(name)
+    free = [name for name, before in left.items() if not before]
+    while free:
+        done = free.pop()
+        left.pop(done)
+        for name in after.get(done, ()):
+            left[name].discard(done)
+            if not left[name]:
+                free.append(name)
+    for name in left:
+        inside = {one: [before for before in needs[one] if before in left] for one in left}
+        for before in inside[name]:
+            way = find_path(inside, before, name)
+            if way:
+                return [name] + way
+    return []
+
+
+# --- what may start now ----------------------------------------------------------------------------------------------
+
+class Order:
+    """The stages of a run that are still to be started, and those that cannot be, because of what became of others.
+
+    As listed, one stage after the other; as a graph, each when those before it have ended well. Either way the first
+    in the list comes first.
+    """
+
+    def __init__(self, stages: Sequence[StageSpec], is_graph: bool, may_share: Callable[[StageSpec, StageSpec], bool]) -> None:
+        self.stages = {stage.name: stage for stage in stages}
+        self.place = {stage.name: place for place, stage in enumerate(stages)}
+        self.is_graph = is_graph
+        self.may_share = may_share
+        self.waiting = list(range(len(stages)))     # a heap of the places that wait for nothing but room
+        self.names = [stage.name for stage in stages]
+        self.running: List[str] = []
+        self.left: Dict[str, int] = {}
+        self.needs: Optional[Dict[str, List[str]]] = None
+        self.blocked: Dict[str, str] = {}           # stage -> the one before it that did not end well
+        if is_graph:
+            self._wait_for_others()
+
+    def _wait_for_others(self) -> None:
+        needs = self._edges()
+        self.left = {name: len(needs[name]) for name in self.names}
+        self.waiting = [place for place, name in enumerate(self.names) if not self.left[name]]
+        self.after: Dict[str, List[str]] = {}
+        for name in self.names:
+            for before in needs[name]:
+                self.after.setdefault(before, []).append(name)
+
+    def _edges(self) -> Dict[str, List[str]]:
+        if self.needs is None:
+            self.needs = edges(list(self.stages.values()))
+        return self.needs
+
+    def next(self) -> Optional[StageSpec]:
+        """Return the stage to start next, None if none may start now."""
+        if not self.is_graph and self.running:
+            return None
+        passed = []
+        found = None
+        while self.waiting and found is None:
+            place = heapq.heappop(self.waiting)
+            stage = self.stages[self.names[place]]
+            if stage.name in self.blocked:
+                continue
+            if all(self.may_share(stage, self.stages[other]) for other in self.running):
+                found = stage
+            else:
+                passed.append(place)
+        for place in passed:
+            heapq.heappush(self.waiting, place)
+        if found is not None:
+            self.running.append(found.name)
+        return found
+
+    def put_back(self, stage: StageSpec) -> None:
+        """There is no room for what next() returned."""
+        self.running.remove(stage.name)
+        heapq.heappush(self.waiting, self.place[stage.name])
+
+    def ended(self, name: str, is_good: bool) -> None:
+        """Say that a stage has ended; if not well, what depends on it is blocked."""
+        self.running.remove(name)
+        if not is_good:
+            self._block_after(name)
+        elif self.is_graph:
+            for later in self.after.get(name, ()):
+                self.left[later] -= 1
+                if not self.left[later]:
+                    heapq.heappush(self.waiting, self.place[later])
+
+    def _block_after(self, name: str) -> None:
+        needs = self._edges()
+        bad = {name} | set(self.blocked)
+        grown = True
+        while grown:
+            more = {one: next(before for before in needs[one] if before in bad) for one in self.names if one not in bad and any(before in bad for before in needs[one])}
+            self.blocked.update(more)
+            bad |= set(more)
+            grown = bool(more)

@@ -1,0 +1,187 @@
+"""The log of a stage's tasks: an append-only line for each task that came to its end, each with a checksum.
+
+A leaf.
+
+    state/tasks_<stage>.jsonl     the last line of a task says what became of it
+
+A line is written when the task is finished, whole or not at all for any reader; syncs are grouped, so a power cut may take
+the end: what it left of it is cut off (`torn`), and the tasks are done again. Tasks that were superseded are dropped
+when the log is written anew (compact()), which is done when they are the most.
+"""
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections import namedtuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
+    Json = Dict[str, Any]
+
+SCHEMA_VERSION = 1
+MIN_DEAD_LINES = 1000       # a log is not written anew for fewer superseded lines
+GOOD = ("ok", "kept")
+SUM = b',"sum":"%08x"}'
+SUM_BYTES = len(SUM % 0)
+
+
+class Entry(namedtuple("Entry", "task key status outputs counts bytes_in attempts duration_ms error run")):
+    """What became of a task.
+
+    status: ok; failed (outputs are then what an earlier version of it made); kept (ok, but its file is not there any more); gone (not
+    there any more, and its outputs were removed). outputs: (path, bytes, SHA-256) each, paths relative to where the task's outputs go. run: "id/invocation".
+    """
+
+    __slots__ = ()
+
+
+class Damaged(Exception):
+    """A log holds what no crash leaves; str() says what."""
+
+
+def log_name(stage: str) -> str:
+    return "tasks_%s.jsonl" % stage
+
+
+def line_of(entry: Entry) -> bytes:
+    """Return an entry's line."""
+    body = json.dumps(entry._asdict(), ensure_ascii=True, separators=(",", ":")).encode("ascii")[:-1]
+    return body + SUM % zlib.crc32(body) + b"\n"
+
+
+def header_of(stage: str) -> bytes:
+    body = json.dumps({"schema": SCHEMA_VERSION, "stage": stage}, separators=(",", ":")).encode("ascii")[:-1]
+    return body + SUM % zlib.crc32(body) + b"\n"
+
+
+def is_whole(line: bytes) -> bool:
+    """Tell whether a line, without its end, is as it was written."""
+    body = line[:-SUM_BYTES]
+    return len(line) > SUM_BYTES and line[-SUM_BYTES:] == SUM % zlib.crc32(body)
+
+
+def read_log(data: bytes, stage: str) -> Tuple[Dict[str, Entry], int, int, bool]:
+    """Return ({task: its last entry}, whole lines, bytes of these, whether lines between were lost to a power cut).
+
+    Raises: Damaged.
+    """
+    good, size, place, is_holed = [], 0, 0, False
+    for line in data.splitlines(True):
+        place += len(line)
+        if line.endswith(b"\n") and is_whole(line[:-1]):
+            good.append(line[:-1])
+            size = place
+        elif line.endswith(b"\n") and b"\0" not in line:
+            raise Damaged("line %d is not as it was written" % (data.count(b"\n", 0, place)))
+        else:
+            is_holed = is_holed or line.endswith(b"\n")
+    if good and json.loads(good[0]) != {"schema": SCHEMA_VERSION, "stage": stage, "sum": good[0][-10:-2].decode("ascii")}:
+        raise Damaged("it begins with what this runner does not write: %s" % good[0][:80].decode("ascii", "replace"))
+    return _entries(good[1:]), len(good), size, is_holed
+
+
+def _entries(lines: List[bytes]) -> Dict[str, Entry]:
+    entries: Dict[str, Entry] = {}
+    for one in json.loads(b"[" + b",".join(lines) + b"]"):
+        entries[one["task"]] = Entry(one["task"], one["key"], one["status"], tuple(map(tuple, one["outputs"])), one["counts"],
+                                     one["bytes_in"], one["attempts"], one["duration_ms"], one["error"], one["run"])
+    return entries
+
+
+class TaskLog:
+    """The log of one stage, under the stage's lock. entries: {task: its last Entry}."""
+
+    def __init__(self, folder: str, stage: str) -> None:
+        self.path = os.path.join(folder, log_name(stage))
+        self.stage = stage
+        self.entries: Dict[str, Entry] = {}
+        self.lines = self.size = 0
+        self.torn = 0               # bytes behind the last whole line
+        self.is_holed = False
+        self.descriptor = -1
+
+    def load(self) -> None:
+        """Read the log; nothing is written. Raises: Damaged, OSError."""
+        try:
+            with open(self.path, "rb") as file:
+                data = file.read()
+        except FileNotFoundError:
+            return
+        self.entries, self.lines, self.size, self.is_holed = read_log(data, self.stage)
+        self.torn = len(data) - self.size
+
+    def open(self, write_atomic: Callable[[str, bytes], None]) -> None:
+        """Make ready to append: what a crash left behind the last whole line goes. Raises: OSError."""
+        if self.size == 0 or self.is_holed:
+            self.compact(write_atomic)
+        flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        self.descriptor = os.open(self.path, flags)
+        if self.torn:
+            os.ftruncate(self.descriptor, self.size)
+            self.torn = 0
+
+    def append(self, entry: Entry) -> bytes:
+        """Write an entry's line and return it; not synced. Raises: OSError; then the log is as it was, or torn."""
+        line = line_of(entry)
+        try:
+            written = os.write(self.descriptor, line)
+            if written < len(line):
+                os.ftruncate(self.descriptor, self.size)
+                import errno
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.path) from error
+        self.entries[entry.task] = entry
+        self.size += len(line)
+        self.lines += 1
+        return line
+
+    def compact_if_due(self, write_atomic: Callable[[str, bytes], None]) -> None:
+        """Write the log anew where most of its lines are superseded."""
+        if self.lines - len(self.entries) > MIN_DEAD_LINES + len(self.entries):
+            self.compact(write_atomic)
+
+    def compact(self, write_atomic: Callable[[str, bytes], None]) -> None:
+        """Write the log anew, a line for each task but those that are gone."""
+        self.close()
+        kept = {task: entry for task, entry in self.entries.items() if entry.status != "gone"}
+        data = header_of(self.stage) + b"".join(map(line_of, kept.values()))
+        write_atomic(self.path, data)
+        self.entries, self.lines, self.size, self.torn, self.is_holed = kept, 1 + len(kept), len(data), 0, False
+
+    def close(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
+def output_digest(outputs: Iterable[Tuple[str, int, str]]) -> str:
+    """Return one SHA-256 (hex) over (path, bytes, SHA-256) of outputs, whatever their order."""
+    from model import sha256
+    text = "\n".join(sorted("%s\0%d\0%s" % one for one in outputs))
+    return sha256(b"outputs\0" + text.encode("utf-8")).hexdigest()
+
+
+def sum_counts(all_counts: Iterable[Json]) -> Json:
+    """Return the counts of tasks added up, name by name."""
+    total: Json = {}
+    for counts in all_counts:
+        for name, count in counts.items():
+            total[name] = total.get(name, 0) + count
+    return total
+
+
+def find_outputs(folder: str, stage: str) -> Optional[List[Tuple[str, int, str]]]:
+    """Return what the log says a stage's tasks have made, None without a log. Raises: Damaged, OSError."""
+    log = TaskLog(folder, stage)
+    if not os.path.exists(log.path):
+        return None
+    log.load()
+    return outputs_of(log.entries)
+
+
+def outputs_of(entries: Dict[str, Entry]) -> List[Tuple[str, int, str]]:
+    """Return the outputs of all tasks that ended well."""
+    return [output for entry in entries.values() if entry.status in GOOD for output in entry.outputs]

@@ -1,0 +1,246 @@
+"""What a stage of one task per file would have to do: its files, their keys, what is done already. Writes nothing.
+
+Above the leaves and below the runner, which imports it for a stage with `forEach`.
+
+    globs -> files -> digests (the cache, or read) -> a key for each task -> the task log says which are done
+
+A task's key binds what is common to all (processor, args, params ...) and its own file. The stage's key binds all tasks.
+"""
+from __future__ import annotations
+
+import os
+from collections import namedtuple
+
+import file_digests
+import stage_keys
+import state_store
+import task_files
+import task_log
+from ledger_format import stage_key
+from model import Decision, Facts, sha256
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from array import array
+    from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
+
+    from file_digests import Digests
+    from model import Material, PipelineSpec, StageSpec
+    from state_store import StateStore
+    Json = Dict[str, Any]
+
+LISTED_OUTPUTS = 1000       # a stage with more outputs has them in its task log only
+SHOWN_TASKS = 5
+
+
+class Tasks(namedtuple("Tasks", "paths digests packed keys common todo done gone failed why table outputs log is_cached")):
+    """The tasks of a stage as they are now.
+
+    paths, digests, keys: of each; packed: signatures of the files. common: the key of what all share. todo: places of those to be
+    done. done: places of those that are done. gone: names in the log whose file is not there any more. failed: how many of
+    todo failed last time. why: why there is something to do, texts. table: FileTable of the inputs, to be kept. outputs: the same of what is
+    done. log: the TaskLog, loaded; None where nothing changed and nobody needs it. is_cached: the cache needs no writing.
+    """
+
+    __slots__ = ()
+
+
+def cache_path(store: StateStore, stage: str) -> str:
+    return store.path("files_%s.bin" % stage)
+
+
+def observe_tasks(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore, boot: str) -> Facts:
+    """Return the Facts of a stage with forEach; write nothing. Raises: StateError."""
+    common = stage_keys.gather_material(spec, stage, digests, store)
+    record = store.stage(stage.name)
+    paths, problems = file_digests.resolve(spec.root, stage.for_each)
+    if stage.allow_no_inputs:
+        problems = [one for one in problems if not one.endswith((file_digests.NO_MATCH, file_digests.NO_FILE))]
+    if common.missing or problems:
+        return Facts(common._replace(missing=common.missing + problems), record, None, [], None, False)
+    about, tables = task_files.load(cache_path(store, stage.name))
+    known = tables[0] if len(tables) == 2 and about.get("bootIn") == boot and digests.trusts_stored else task_files.FileTable()
+    packed = task_files.signatures(spec.root, paths)
+    if known.is_unchanged(paths, packed):
+        table, names, problems = known, known.digests, []
+    else:
+        table, names, problems = _hash_changed(spec.root, paths, packed, known, digests)
+    if problems:
+        return Facts(common._replace(missing=problems), record, None, [], None, False)
+    marker = state_store.read_marker(state_store.marker_path(spec.root, stage.output_dir, stage.name))
+    key_of_all = about["tasks"] if table is known and "tasks" in about else _key_of_all(paths, names)
+    parts = dict(common.parts, tasks={"forEach": list(stage.for_each), "count": len(paths), "sha256": key_of_all})
+    material = common._replace(key=stage_key(parts), parts=parts, input_bytes=common.input_bytes + sum(packed[::task_files.FIELDS]))
+    made = tables[1] if len(tables) == 2 and about.get("bootOut") in ("", boot) and digests.trusts_stored else task_files.FileTable()
+    facts = Facts(material, record, marker, [], None, False)
+    tasks = Tasks(paths, names, packed, [], common.key, [], [], [], 0, [], table, made, None, table is known)
+    if _is_all_done(facts, about, made, spec.root, stage):
+        return facts._replace(tasks=tasks)
+    return _look_at_each(spec, stage, store, facts, tasks, digests)
+
+
+def _hash_changed(root: str, paths: List[str], packed: array[int], known: task_files.FileTable,
+                  digests: Digests) -> Tuple[task_files.FileTable, List[str], List[str]]:
+    """Return (table of these files, the digest of each, what is wrong), reading those that the known table does not vouch for."""
+    now, device = digests.file_system_time()
+    table = task_files.FileTable(paths, packed, [])
+    every = []
+    for place, path in enumerate(paths):
+        stamp = task_files.signature_at(packed, place)
+        digest = kept = known.digest_of(path, stamp)
+        if not digest:
+            try:
+                digest, after = file_digests.hash_file(os.path.join(root, path))
+            except OSError as error:
+                return table, [], ["cannot read %s: %s" % (path, error.strerror)]
+            if not after or task_files.plain(after) != stamp:
+                return table, [], ["%s changes while it is read; run again when it is complete" % path]
+            kept = digest if file_digests.is_settled(stamp, now, device) else ""
+        table.digests.append(kept)
+        every.append(digest)
+    return table, every, []
+
+
+def _key_of_all(paths: List[str], digests: List[str]) -> str:
+    import hashlib
+    text = "\0".join(paths) + "\0\0" + "\0".join(digests)
+    return hashlib.sha256(b"tasks\0" + text.encode("utf-8")).hexdigest()
+
+
+def task_key(common: str, path: str, digest: str) -> str:
+    """Return the key of one task."""
+    return sha256(("task\0%s\0%s\0%s" % (common, path, digest)).encode("utf-8")).hexdigest()
+
+
+def _is_all_done(facts: Facts, about: Json, made: task_files.FileTable, root: str, stage: StageSpec) -> bool:
+    """Tell whether the stage is recorded as done under this very key and every output has its known signature."""
+    record, key = facts.record, facts.material.key
+    if record is None or record["lastStatus"] != "ok" or record["idempotencyKey"] != key or facts.marker_key != key or not stage.idempotent:
+        return False
+    tasks = record.get("tasks") or {}
+    if about.get("outputs") != tasks.get("outputsSha256") or tasks.get("failed") or "" in made.digests:
+        return False
+    return bool(task_files.signatures(os.path.join(root, stage.output_dir), made.paths) == made.packed)
+
+
+def _look_at_each(spec: PipelineSpec, stage: StageSpec, store: StateStore, facts: Facts, tasks: Tasks, digests: Digests) -> Facts:
+    log = load_log(store, stage.name)
+    folder = os.path.join(spec.root, stage.output_dir)
+    keys = [task_key(tasks.common, path, digest) for path, digest in zip(tasks.paths, tasks.digests)]
+    outputs = task_log.outputs_of(log.entries)
+    table, wrong = check_outputs(folder, outputs, tasks.outputs, digests)
+    todo, done, changed, new, spoilt, failed = [], [], 0, 0, 0, 0
+    for place, (path, key) in enumerate(zip(tasks.paths, keys)):
+        entry = log.entries.get(path)
+        if entry is not None and entry.status in task_log.GOOD and entry.key == key and not any(output[0] in wrong for output in entry.outputs):
+            done.append(place)
+            continue
+        todo.append(place)
+        new += entry is None
+        failed += entry is not None and entry.key == key and entry.status == "failed"
+        spoilt += entry is not None and entry.key == key and entry.status in task_log.GOOD
+        changed += entry is not None and entry.key != key
+    alive = set(tasks.paths)
+    known = ("gone",) if stage.prune else ("gone", "kept")
+    gone = sorted(name for name, entry in log.entries.items() if name not in alive and entry.status not in known)
+    why = ["%d task%s %s" % (count, "" if count == 1 else "s", word) for count, word in (
+        (new, "new"), (changed, "changed"), (failed, "failed last time"), (spoilt, "with outputs that are not what was recorded")) if count]
+    if gone:
+        why.append("%d file%s gone (%s)" % (len(gone), "" if len(gone) == 1 else "s", shown(gone)))
+    problems = ["output %s %s" % one for one in list(wrong.items())[:SHOWN_TASKS]]
+    facts = facts._replace(output_problems=problems, tasks=tasks._replace(keys=keys, todo=todo, done=done, gone=gone, failed=failed, why=why, outputs=table, log=log,
+                                                                          is_cached=False))
+    if _is_recorded(stage, facts) and facts.marker_key is None:
+        facts = facts._replace(sealable=state_store.died_before_marker(store, stage.name, facts.record))
+    return facts
+
+
+def _is_recorded(stage: StageSpec, facts: Facts) -> bool:
+    """Tell whether the stage's record says that all of this has been done, and its outputs are there."""
+    record, tasks = facts.record, facts.tasks
+    if record is None or record["lastStatus"] != "ok" or record["idempotencyKey"] != facts.material.key or not stage.idempotent:
+        return False
+    return not tasks.todo and not tasks.gone
+
+
+def load_log(store: StateStore, stage: str) -> task_log.TaskLog:
+    """Return a stage's task log as read. Raises: StateError; a damaged one is set aside."""
+    log = task_log.TaskLog(store.folder, stage)
+    try:
+        log.load()
+    except task_log.Damaged as problem:
+        name = task_log.log_name(stage)
+        raise state_store.StateError("state/%s is damaged (%s); %s" % (name, problem, store.set_aside(name, "corrupt"))) from None
+    return log
+
+
+def check_outputs(folder: str, outputs: Sequence[Tuple[str, int, str]], known: task_files.FileTable,
+                  digests: Digests) -> Tuple[task_files.FileTable, Dict[str, str]]:
+    """Return (table of these outputs, {path: what is wrong}); read are those that the known table does not vouch for."""
+    now, device = digests.file_system_time()
+    paths = [path for path, _, _ in outputs]
+    table = task_files.FileTable(paths, task_files.signatures(folder, paths), [])
+    wrong: Dict[str, str] = {}
+    for place, (path, size, digest) in enumerate(outputs):
+        stamp = task_files.signature_at(table.packed, place)
+        if stamp[0] < 0 and not os.path.islink(os.path.join(folder, path)):
+            wrong[path] = "missing"
+        elif known.digest_of(path, stamp) == digest:
+            table.digests.append(digest)
+            continue
+        elif file_digests.output_content(os.path.join(folder, path)) != (size, digest):
+            wrong[path] = "changed"
+        table.digests.append(digest if path not in wrong and file_digests.is_settled(stamp, now, device) else "")
+    return table, wrong
+
+
+def decide_tasks(stage: StageSpec, facts: Facts, forced: bool) -> Decision:
+    """Decide what to do with a stage of tasks from what was observed."""
+    tasks, record = facts.tasks, facts.record
+    if forced:
+        return Decision("RUN", ["forced"], 0, "")
+    if tasks.log is None or _is_recorded(stage, facts) and facts.marker_key == facts.material.key:
+        return Decision("SKIP", ["up to date: key %s unchanged, %d task%s, %d output%s verified" % (
+            facts.material.key[:12], len(tasks.paths), "" if len(tasks.paths) == 1 else "s",
+            len(tasks.outputs.paths), "" if len(tasks.outputs.paths) == 1 else "s")], 0, "")
+    if facts.sealable:
+        return Decision("SEAL", ["up to date: finished by run %s, which died before it wrote the marker; marker restored" % record.get("lastRunId")], 0, "")
+    return Decision("RUN", reasons_of(stage, facts), 0, "")
+
+
+def reasons_of(stage: StageSpec, facts: Facts) -> List[str]:
+    """Return why a stage of tasks is not up to date."""
+    tasks, record = facts.tasks, facts.record
+    if record is None:
+        return ["no record of an earlier run"]
+    import reasons
+    changes = [one for one in reasons.key_changes(record["keyParts"], facts.material.parts)] if record["idempotencyKey"] != facts.material.key else []
+    found = changes[:SHOWN_TASKS] + tasks.why
+    if not found and record["lastStatus"] != "ok":
+        return ["last run %s" % {"running": "died", "interrupted": "was interrupted"}.get(record["lastStatus"], "failed: %s" % record.get("lastError"))]
+    if not found and not stage.idempotent:
+        return ["idempotency is disabled"]
+    if not found:
+        found = ["marker missing" if facts.marker_key is None else "the marker is of another key" if facts.marker_key != facts.material.key else "outputs verified anew"]
+    return found
+
+
+def skipped_summary(facts: Facts) -> Json:
+    """Return what a run record says of the tasks of a stage that was skipped."""
+    count = len(facts.tasks.paths)
+    return {"total": count, "ok": 0, "skipped": count, "failed": 0, "vanished": 0}
+
+
+def cache_of(store: StateStore, stage: StageSpec, facts: Facts, outputs_digest: str, boot: str, outputs_boot: str) -> Dict[str, bytes]:
+    """Return {path: bytes} of the cache file to be written, {} if it is as it should be. outputs_boot: "" if the outputs were synced."""
+    tasks = facts.tasks
+    if tasks.is_cached:
+        return {}
+    about = {"bootIn": boot, "bootOut": outputs_boot, "tasks": facts.material.parts["tasks"]["sha256"], "outputs": outputs_digest}
+    return {cache_path(store, stage.name): task_files.save([tasks.table, tasks.outputs], about)}
+
+
+def shown(names: Iterable[str]) -> str:
+    """Return the first few names, for one line."""
+    listed = list(names)
+    return ", ".join(listed[:SHOWN_TASKS]) + (", ..." if len(listed) > SHOWN_TASKS else "")

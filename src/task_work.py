@@ -1,0 +1,602 @@
+"""A stage of several tasks that must run, under its lock: the tasks side by side, each with attempts of its own.
+
+Above the leaves and below the runner, which imports it for a stage with `forEach` or `chunks`.
+
+    Task -> attempts in a private folder -> published by rename -> a line in the task log -> stage record, marker
+
+Each task has its own folder as PIPELINE_OUTPUT_DIR, below <outputDir>/.<stage>.tasks. What it made is hashed, renamed into place, and
+then entered in the log: a kill before the line leaves a task that is done again, over what it has published. A failed task
+does not stop the others; the stage fails in the end and names them.
+"""
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections import namedtuple
+
+import attempts
+import file_digests
+import spec_checks
+import stage_outputs
+import stage_work
+import state_store
+import task_files
+import task_log
+import task_look
+from console import describe_os_error
+from model import sha256
+from scheduler import Attempting, Next, Pause, Spawn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
+
+    from model import Decision, Facts, StageResult, StageSpec
+    from scheduler import Flow
+    from stage_locks import StageLock
+    Json = Dict[str, Any]
+    Output = Tuple[str, int, str]
+
+SHOWN_FAILURES = 10         # of failed tasks whose last output is shown
+AHEAD = 2                   # tasks that are prepared for each that runs
+IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST)
+SETTLE_BYTES = 1 << 20      # outputs from here on are hashed only when their signature can be kept
+FOLDER_NAME_LENGTH = 20
+
+
+class Task(namedtuple("Task", "number name key inputs folder variables stamps bytes_in stdin", defaults=(None,))):
+    """One of several tasks of a stage.
+
+    name: for people and in the log. inputs: paths for its command line, relative to the root. folder: its private one. variables:
+    what its environment has besides the stage's. stamps: {path: signature} of what must not change meanwhile.
+    """
+
+    __slots__ = ()
+
+
+class Trial:
+    """A task under way: what its attempts have come to so far."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.attempts = 0
+        self.started = 0.0
+        self.network: Any = None
+        self.log_path = ""
+        self.failure = ""
+        self.stopped = False
+        self.exit_code: Optional[int] = None
+        self.outputs: List[Output] = []
+        self.counts: Json = {}
+
+
+def staging_root(folder: str, stage: str) -> str:
+    """Return where the private folders of a stage's tasks are: on the file system of its outputs, hidden from globs."""
+    return os.path.join(folder, ".%s.tasks" % stage)
+
+
+def folder_name(name: str, key: str) -> str:
+    """Return the name of a task's folder: another key, another folder."""
+    return sha256(("%s\0%s" % (key, name)).encode("utf-8")).hexdigest()[:FOLDER_NAME_LENGTH]
+
+
+class TasksWork(stage_work.StageWork):
+    """What stages of several tasks have in common."""
+
+    def __init__(self, run: Any, stage: StageSpec, lock: StageLock, facts: Facts) -> None:
+        super().__init__(run, stage, lock, facts)
+        self.staging = staging_root(self.folder, stage.name)
+        self.progress_folder = self.store.path("progress_" + stage.name)
+        self.task_log = task_log.TaskLog(self.store.folder, stage.name)
+        self.total = self.up_to_date = self.vanished = 0
+        self.done: List[str] = []
+        self.failed: Dict[str, str] = {}
+        self.is_stopped = False
+        self.server: Any = None                     # forks Python processors
+        self.is_without_server = False
+        self._variables: Optional[Dict[str, str]] = None
+        self._evidence_file: Any = None
+        self._evidence_digest = sha256()
+        self._evidence_bytes = 0
+
+    # --- the log
+
+    def _open_log(self) -> None:
+        self.task_log.open(self._write_log)
+
+    def _write_log(self, path: str, data: bytes) -> None:
+        state_store.write_atomic(path, data, self.store.commit)
+
+    def _enter(self, entry: task_log.Entry) -> None:
+        """Write a task's line to the log, and to the evidence of this run."""
+        line = self.task_log.append(entry)
+        self.store.commit.files[self.task_log.path] = None
+        if self._evidence_file is None:
+            state_store.make_folder(self.run.log_folder(), self.store.commit)
+            self._evidence_file = open(self._evidence_path(), "wb")
+        self._evidence_file.write(line)
+        self._evidence_digest.update(line)
+        self._evidence_bytes += len(line)
+
+    def _evidence_path(self) -> str:
+        return os.path.join(self.run.log_folder(), self.stage.name + ".tasks.jsonl")
+
+    def _close_logs(self) -> None:
+        self.task_log.compact_if_due(self._write_log)
+        self.task_log.close()
+        if self._evidence_file is not None:
+            self._evidence_file.close()
+            path = self._evidence_path()
+            self.store.commit.files[path] = None
+            self.logs.append({"path": os.path.relpath(path, self.run.root).replace(os.sep, "/"), "bytes": self._evidence_bytes, "sha256": self._evidence_digest.hexdigest()})
+
+    # --- side by side
+
+    def _run_tasks(self, tasks: Iterable[Task]) -> Flow:
+        """A flow that runs tasks, some at a time, until all have ended or a signal came."""
+        waiting, under_way, is_all = iter(tasks), 0, False
+        most = self.run.jobs() * AHEAD
+        try:
+            while True:
+                while under_way < most and not self.run.signals.number and not self.survivors:
+                    task = next(waiting, None)
+                    if task is None:
+                        is_all = True
+                        break
+                    yield Spawn(task.name, self._task(Trial(task)))
+                    under_way += 1
+                if not under_way:
+                    break
+                _, trial = yield Next()
+                under_way -= 1
+                self._note_trial(trial)
+                if self.store.commit.is_due():
+                    self.run.flush()
+        finally:
+            self._stop_server()
+        self.is_stopped = self.is_stopped or not is_all and bool(self.run.signals.number)
+
+    def _note_trial(self, trial: Trial) -> None:
+        name = trial.task.name
+        self.attempts += trial.attempts
+        if trial.stopped:
+            self.is_stopped = True
+        elif trial.failure:
+            self.failed[name] = trial.failure
+            self.exit_code = self.exit_code if self.exit_code is not None else trial.exit_code
+            self.console.event("FAIL", "%s %s" % (self.stage.name, name), ": " + trial.failure)
+        else:
+            self.done.append(name)
+
+    def _task(self, trial: Trial) -> Flow:
+        """A flow that returns the trial when its task has come to its end."""
+        stage, task = self.stage, trial.task
+        trial.started = self.run.clock.monotonic()
+        offset, is_resume = self._start_of(trial, "running")
+        while True:
+            trial.attempts += 1
+            result = yield Attempting(lambda slot: self._launch_task(trial, slot, offset, is_resume), (self.rank, task.number),     # noqa: B023
+                                      stage.resources.get("cpuCores", 1), stage.resources.get("memoryMB", 0))
+            self._note_attempt(trial, result)
+            if not trial.failure:
+                self._finish_task(trial)
+            if not trial.failure or trial.stopped or not result.failure or self.survivors or trial.failure.startswith(NETWORK_FAULT):
+                break
+            if not stage_work.is_worth_retrying(stage.retry, trial.attempts, result.exit_code):
+                break
+            delay = stage_work.retry_delay_ms(stage.retry, self.run.spec.name, "%s/%s" % (stage.name, task.name), trial.attempts) / 1000.0
+            self.console.event("RETRY", "%s %s" % (stage.name, task.name), " attempt %d/%d: %s; next in %.2fs" % (trial.attempts, stage.retry.attempts, trial.failure, delay))
+            yield Pause(delay)
+            if self.run.signals.number:
+                trial.stopped = True
+                break
+            offset, is_resume = self._start_of(trial, "failed")
+        if not trial.stopped:
+            self._enter(self._entry(trial))
+        return trial
+
+    def _entry(self, trial: Trial) -> task_log.Entry:
+        """Return what the log says of a task; one that failed keeps what an earlier version of it has made."""
+        task, before = trial.task, self.task_log.entries.get(trial.task.name)
+        outputs = tuple(trial.outputs) if not trial.failure else before.outputs if before is not None else ()
+        return task_log.Entry(task.name, task.key, "failed" if trial.failure else "ok", outputs, trial.counts, task.bytes_in, trial.attempts,
+                              int((self.run.clock.monotonic() - trial.started) * 1000), trial.failure, "%s/%d" % (self.run.options.run_id, self.run.invocation))
+
+    # --- one task
+
+    def _progress_path(self, task: Task) -> str:
+        return os.path.join(self.progress_folder, os.path.basename(task.folder) + ".json")
+
+    def _start_of(self, trial: Trial, last_status: str) -> Tuple[int, bool]:
+        """Return (line offset, whether to resume) after making the task's folder ready."""
+        task = trial.task
+        if self.stage.checkpoint and os.path.isdir(task.folder):
+            record = {"idempotencyKey": task.key, "bootId": self._boot_of(trial), "lastStatus": last_status}
+            found = stage_work.checkpoint_at(self._progress_path(task), task.folder, record, task.key, self.run.boot)
+            if found is not None and found.resumable:
+                if not found.complete:
+                    stage_outputs.cut_to_checkpoint(task.folder, found.outputs)
+                    stage_outputs.remove_parts(task.folder, self.stage.name, set(found.outputs))
+                return found.line_offset, True
+        self._clear(task)
+        return 0, False
+
+    def _boot_of(self, trial: Trial) -> str:
+        """Return the boot under which a checkpoint was made."""
+        record = self.facts.record
+        return str(record.get("bootId")) if not trial.attempts and record is not None else str(self.run.boot)
+
+    def _clear(self, task: Task) -> None:
+        if os.path.lexists(task.folder):
+            shutil.rmtree(task.folder)
+        if self.stage.checkpoint:
+            state_store.remove_quietly(self._progress_path(task))
+
+    def _clear_folders(self, kept: Set[str]) -> None:
+        """Remove the private folders and checkpoints of tasks but those named."""
+        for top in (self.staging, self.progress_folder):
+            try:
+                names = os.listdir(top)
+            except OSError:
+                continue
+            for name in names:
+                if name.split(".")[0] not in kept:
+                    full = os.path.join(top, name)
+                    shutil.rmtree(full) if os.path.isdir(full) and not os.path.islink(full) else os.unlink(full)
+
+    def _launch_task(self, trial: Trial, slot: int, offset: int, is_resume: bool) -> Any:
+        """Return what to start, and the watch over its use of the network; or the result of an attempt that cannot be."""
+        stage, run, task = self.stage, self.run, trial.task
+        if is_resume:
+            self.console.event("RESUME", "%s %s" % (stage.name, task.name), " from line %d" % offset)
+        os.makedirs(task.folder, exist_ok=True)
+        short = self._space_problem()
+        if short:
+            return attempts.AttemptResult(None, short, False, 0.0, 0.0, 0, b"", [], [])
+        token = "%s.%d.%d" % (self.lock.token, task.number + 1, trial.attempts)
+        trial.log_path = os.path.join(self._log_folder(), "%d.%d.log" % (task.number + 1, trial.attempts))
+        trial.network = run.network.attempt("%s %s" % (stage.name, task.name), trial.log_path[:-len("log")] + "network", self.console)
+        env = self._task_environment(trial, token, slot, offset, is_resume)
+        env.update(trial.network.environment(stage.env))
+        argv = stage_work.command_line(run.root, stage, task.inputs)
+        self.argv = self.argv or argv
+        echo = (lambda data: self.console.stream(stage.name, data)) if run.options.verbose else None
+        launch = attempts.Launch(argv, env, run.root, trial.log_path, token, self.lock.descriptor, self.lock.guard, stage.timeout_s, stage.grace_s,
+                                 stage.resources, echo, True, slot=slot)
+        return self._how(task, launch), trial.network
+
+    def _how(self, task: Task, launch: attempts.Launch) -> attempts.Launch:
+        """Return the launch with what else it needs: the stage's fork server, for Python."""
+        if not self.stage.fork_server or self.total < 2 or spec_checks.program_kind(self.stage.processor) != "python" or self.is_without_server:
+            return launch
+        import fork_client
+        if self.server is not None and self.server.is_dead and any(one.launch.server is self.server for one in self.run.pool.running + self.run.pool.unclear):
+            return launch               # the pool still reads what the tasks of the dead one have left in its pipes
+        if self.server is None or self.server.is_dead:
+            self._stop_server()
+            self.is_without_server = bool(fork_client.why_not(launch.env))
+            if self.is_without_server:
+                return launch
+            server = fork_client.ForkServer(self.run.root, launch.argv[1], *fork_client.code_of(self.run.digests, self.stage.processor))
+            try:
+                server.start(launch.env, self.lock.token, self.lock.descriptor, self.run.jobs())
+            except fork_client.ServerDied as died:
+                self.console.event("NOTE", self.stage.name, ": %s; each task is started by itself" % died)
+                self.is_without_server = True
+                return launch
+            self.server = server
+            self.run.pool.others.add(server.pid)
+        return launch._replace(server=self.server)
+
+    def _stop_server(self) -> None:
+        if self.server is not None:
+            self.server.close()
+            self.run.pool.others.discard(self.server.pid)
+            self.server = None
+
+    def _log_folder(self) -> str:
+        folder = os.path.join(self.run.log_folder(), self.stage.name)
+        if folder not in self.run.made_folders:
+            state_store.make_folder(folder, self.store.commit)
+            self.run.made_folders.add(folder)
+        return folder
+
+    def _task_environment(self, trial: Trial, token: str, slot: int, offset: int, is_resume: bool) -> Dict[str, str]:
+        stage, task = self.stage, trial.task
+        if self._variables is None:
+            self._variables = self._base_environment()
+        inputs_file = self.store.path("inputs_%s.%d.json" % (stage.name, slot))
+        state_store.write_atomic(inputs_file, json.dumps(task.inputs, ensure_ascii=False).encode("utf-8"), durable=False)
+        env = dict(self._variables, PIPELINE_OUTPUT_DIR=task.folder, PIPELINE_LINE_OFFSET=str(offset), PIPELINE_ATTEMPT=str(trial.attempts),
+                   PIPELINE_INPUTS_FILE=inputs_file, PIPELINE_ATTEMPT_TOKEN=token, PIPELINE_KEY=task.key, **task.variables)
+        if is_resume:
+            env["PIPELINE_RESUME"] = "1"
+        if trial.attempts <= stage.simulate_fail_attempts:
+            env["PIPELINE_SIMULATED_FAIL"] = "1"
+        if stage.checkpoint:
+            os.makedirs(self.progress_folder, exist_ok=True)
+            env["PIPELINE_PROGRESS_FILE"] = self._progress_path(task)
+            env["PIPELINE_LINE_INTERVAL"] = str(stage.line_interval)
+        return env
+
+    def _note_attempt(self, trial: Trial, result: attempts.AttemptResult) -> None:
+        """Take over how an attempt ended."""
+        self.cpu_s += result.cpu_s
+        self.max_rss = max(self.max_rss, result.max_rss_bytes)
+        trial.exit_code, trial.stopped, trial.failure = result.exit_code, result.stopped, result.failure
+        for note in result.notes:
+            self.console.event("NOTE", "%s %s" % (self.stage.name, trial.task.name), ": " + note)
+        if result.survivors:
+            self.survivors += result.survivors
+            trial.failure = "processes would not end: %s" % result.survivors
+        if trial.network is not None and result.log is not None:
+            if result.log[0]:
+                self.logs.append({"path": os.path.relpath(trial.log_path, self.run.root).replace(os.sep, "/"), "bytes": result.log[0], "sha256": result.log[1]})
+            self.refusals += trial.network.recorded()
+            fault = trial.network.fault() if self.stage.network_attempts == "fail" else ""
+            if fault and not result.stopped:
+                self.is_offline_fault = True
+                trial.failure = fault + ("; " + trial.failure if trial.failure else "")
+        trial.failure = trial.failure or self._changed_files(trial.task)
+        if trial.failure and not trial.stopped and len(self.failed) < SHOWN_FAILURES:
+            self.console.tail(result.tail)
+
+    def _changed_files(self, task: Task) -> str:
+        """Return which file of the task's key is not what it was when the key was computed, or ""."""
+        for path, stamp in task.stamps.items():
+            try:
+                now = file_digests.signature(os.stat(os.path.join(self.run.root, path)))
+            except OSError:
+                now = []
+            if now != stamp:
+                return "input changed during the run: %s" % path
+        return ""
+
+    def _finish_task(self, trial: Trial) -> None:
+        """Take what a task has made; a failure of this is the task's."""
+        raise NotImplementedError
+
+    def _made(self, trial: Trial) -> List[str]:
+        """Return the files that a task made and that count as its outputs; sets the trial's failure if one is missing."""
+        names = sorted(stage_outputs.list_folder(trial.task.folder)[0])
+        if self.stage.outputs is not None:
+            for pattern in self.stage.outputs:
+                if not any(file_digests.path_matches(name, pattern) for name in names):
+                    trial.failure = "declared output %s was not made" % pattern
+            names = [name for name in names if any(file_digests.path_matches(name, pattern) for pattern in self.stage.outputs)]
+        for name in names:
+            if not file_digests.is_unicode(name):
+                trial.failure = "output %s: the name is not valid UTF-8" % ascii(name)
+        return names
+
+    def _take_counts(self, trial: Trial) -> None:
+        if not self.stage.checkpoint:
+            return
+        try:
+            with open(self._progress_path(trial.task), "rb") as file:
+                progress = json.loads(file.read().decode("utf-8"))
+            if not stage_work.progress_problem(progress):
+                trial.counts = progress.get("counts", {})
+        except (OSError, ValueError):
+            pass
+
+    # --- the end
+
+    def _summary(self) -> Json:
+        return {"total": self.total, "ok": len(self.done), "skipped": self.up_to_date, "failed": len(self.failed), "vanished": self.vanished}
+
+    def _failure_text(self) -> str:
+        """Return why the stage fails for its tasks' sake, or ""."""
+        if len(self.failed) <= self.stage.max_failed_tasks:
+            return ""
+        shown = ["%s (%s)" % one for one in sorted(self.failed.items())[:stage_work.SHOWN_NAMES]]
+        more = ["and %d more" % (len(self.failed) - len(shown))] if len(self.failed) > len(shown) else []
+        return "%d of %d tasks failed: %s" % (len(self.failed), self.total, "; ".join(shown + more))
+
+    def _evidence(self) -> Json:
+        return dict(super()._evidence(), tasks=self._summary())
+
+
+NETWORK_FAULT = "it tried to use the network"
+
+
+class FileTasksWork(TasksWork):
+    """A stage of one task for each file of `forEach`."""
+
+    def __init__(self, run: Any, stage: StageSpec, lock: StageLock, facts: Facts) -> None:
+        super().__init__(run, stage, lock, facts)
+        self.owner_of: Dict[str, str] = {}          # target path, case folded -> the task that makes it
+        self.foreign: Dict[str, str] = {}
+        self.made = task_files.FileTable()          # outputs of this run, with signatures that no later write can hide behind
+
+    def do(self, decision: Decision) -> Flow:
+        """Run the tasks that are not done, then record how the stage ended; a flow that returns the StageResult."""
+        self.reasons = list(decision.reasons)
+        facts = self.facts.tasks
+        is_forced = self.stage.name in self.run.options.force
+        places = list(range(len(facts.paths))) if is_forced or not self.stage.idempotent else facts.todo
+        self._begin(facts, len(places))
+        self.console.event("START", self.stage.name, " (%d task%s: %d to do, %d up to date)" % (
+            self.total, "" if self.total == 1 else "s", len(places), self.up_to_date))
+        yield from self._run_tasks(self._tasks(facts, places))
+        return self._end(facts)
+
+    def _begin(self, facts: task_look.Tasks, count: int) -> None:
+        """Marker away, "running" recorded, what dead tasks left cleared; in this order."""
+        state_store.make_folder(self.folder, self.store.commit)
+        state_store.remove_durably(self.run.marker(self.stage), self.store.commit)
+        self.task_log = facts.log if facts.log is not None else task_look.load_log(self.store, self.stage.name)
+        self.keys = facts.keys or [task_look.task_key(facts.common, path, digest) for path, digest in zip(facts.paths, facts.digests)]
+        self.total, self.up_to_date, self.vanished = len(facts.paths), len(facts.paths) - count, len(facts.gone)
+        self._write_record("running", "")
+        self._clear_staging(facts)
+        self._open_log()
+        self.foreign = self._foreign_outputs()
+        alive = set(facts.paths)
+        for name, entry in self.task_log.entries.items():
+            if name in alive:
+                self.owner_of.update((output[0].casefold(), name) for output in entry.outputs)
+        if self.stage.checkpoint:
+            self.run.flush()
+
+    def _clear_staging(self, facts: task_look.Tasks) -> None:
+        """Remove the private folders that no task of now can go on in."""
+        self._clear_folders({folder_name(facts.paths[place], self.keys[place]) for place in facts.todo} if self.stage.checkpoint else set())
+
+    def _tasks(self, facts: task_look.Tasks, places: List[int]) -> Iterable[Task]:
+        shared = self.facts.material
+        for place in places:
+            path, key = facts.paths[place], self.keys[place]
+            stamp = task_files.signature_at(facts.packed, place)
+            yield Task(place, path, key, [path] + shared.inputs, os.path.join(self.staging, folder_name(path, key)),
+                       {"PIPELINE_TASK": path}, dict(shared.stamps, **{path: stamp}), stamp[0])
+
+    # --- publishing
+
+    def _finish_task(self, trial: Trial) -> None:
+        """Hash what the task made and rename it into place; what an earlier version of it made and this one did not goes."""
+        task, names = trial.task, self._made(trial)
+        problem = trial.failure or next((why for why in map(lambda name: self._target_problem(task, name), names) if why), "")
+        if problem:
+            trial.failure = problem
+            return
+        self._take_counts(trial)
+        for name in names:
+            size, digest = self._hash_output(os.path.join(task.folder, name))
+            if size < 0:
+                trial.failure = "output %s cannot be read" % name
+                return
+            trial.outputs.append((name, size, digest))
+        before = self.task_log.entries.get(task.name)
+        try:
+            for name, _, digest in trial.outputs:
+                self._publish(task, name, digest)
+            for path, _, _ in before.outputs if before is not None else ():
+                if path not in names and self.owner_of.get(path.casefold()) == task.name:
+                    self._remove_output(path)
+        except OSError as error:
+            if error.errno not in IN_THE_WAY:
+                raise
+            trial.failure = "output cannot be published: %s" % describe_os_error(error)
+            trial.outputs = []
+            return
+        self._clear(task)
+
+    def _hash_output(self, full: str) -> Tuple[int, str]:
+        """Return (bytes, SHA-256); a large file is hashed only when no later write can hide behind its time stamp."""
+        try:
+            stat = os.lstat(full)
+        except OSError:
+            return -1, ""
+        if stat.st_size >= SETTLE_BYTES:
+            now, device = self.run.digests.file_system_time()
+            if not file_digests.is_settled(file_digests.signature(stat), now, device):
+                self.run.clock.wait(1.5 * file_digests.FRESH_NS / 1e9)
+        return file_digests.output_content(full)
+
+    def _target_problem(self, task: Task, name: str) -> str:
+        """Return why a task may not make *name*, or ""."""
+        owner = self.owner_of.setdefault(name.casefold(), task.name)
+        if owner != task.name:
+            return "it makes %s/%s, which task %s makes; each task must make files of its own" % (self.stage.output_dir, name, owner)
+        if name in self.foreign:
+            return "it makes %s/%s, which belongs to stage %s; a file belongs to one stage" % (self.stage.output_dir, name, self.foreign[name])
+        return ""
+
+    def _publish(self, task: Task, name: str, digest: str) -> None:
+        source, target = os.path.join(task.folder, name), os.path.join(self.folder, name)
+        parent = os.path.dirname(target)
+        if parent not in self.run.made_folders:
+            state_store.make_folder(parent, self.store.commit)
+            self.run.made_folders.add(parent)
+        state_store.patiently(lambda: os.replace(source, target))
+        self.store.commit.files[target] = None
+        self.store.commit.folders[parent] = None
+        stat = os.lstat(target)
+        if stat.st_size >= SETTLE_BYTES and stat.st_mtime_ns < stat.st_ctime_ns - file_digests.FRESH_NS:
+            self.made.add(name, task_files.plain(file_digests.signature(stat)), digest)
+
+    def _remove_output(self, path: str) -> None:
+        state_store.remove_durably(os.path.join(self.folder, path), self.store.commit)
+        self.owner_of.pop(path.casefold(), None)
+
+    # --- the end
+
+    def _end(self, facts: task_look.Tasks) -> StageResult:
+        self._see_to_gone(facts)
+        failure = "interrupted" if self.is_stopped else "processes would not end: %s" % self.survivors if self.survivors else self._failure_text()
+        if not failure and self.failed:
+            self._drop_failed_outputs()
+        table, wrong = self._check_all(facts)
+        if wrong and not failure:
+            failure = "not what its task made: %s" % task_look.shown("%s (%s)" % one for one in sorted(wrong.items()))
+        self._close_logs()
+        self.run.flush()                # all that the record vouches for is on the disk
+        if not self.is_stopped and not self.survivors and os.path.isdir(self.staging):
+            shutil.rmtree(self.staging, ignore_errors=True)
+        if failure:
+            return self._give_up(failure, self.is_stopped)
+        return self._succeed_with(facts, table)
+
+    def _see_to_gone(self, facts: task_look.Tasks) -> None:
+        """Tell of files that are not there any more; with `prune`, remove what their tasks made."""
+        if not facts.gone or self.is_stopped:
+            return
+        self.console.event("NOTE", self.stage.name, ": %d file%s gone: %s; %s" % (
+            len(facts.gone), " is" if len(facts.gone) == 1 else "s are", task_look.shown(facts.gone),
+            "outputs removed" if self.stage.prune else "outputs kept (\"prune\": true removes them)"))
+        for name in facts.gone:
+            if not self.stage.prune:
+                self._enter(self.task_log.entries[name]._replace(status="kept"))
+                continue
+            entry = self.task_log.entries[name]
+            for path, size, digest in entry.outputs:
+                is_ours = self.owner_of.get(path.casefold(), name) == name
+                if is_ours and file_digests.output_content(os.path.join(self.folder, path)) == (size, digest):
+                    self._remove_output(path)
+            self._enter(entry._replace(status="gone", outputs=(), run="%s/%d" % (self.run.options.run_id, self.run.invocation)))
+
+    def _drop_failed_outputs(self) -> None:
+        """Failures are allowed: what these tasks made of an earlier version of their files must not pass for today's."""
+        for name in self.failed:
+            entry = self.task_log.entries[name]
+            for path, _, _ in entry.outputs:
+                self._remove_output(path)
+            if entry.outputs:
+                self._enter(entry._replace(outputs=()))
+
+    def _check_all(self, facts: task_look.Tasks) -> Tuple[task_files.FileTable, Dict[str, str]]:
+        """Look at every output once more, for what is recorded must be there; the table is the next run's cache."""
+        return task_look.check_outputs(self.folder, self._outputs(), facts.outputs.joined(self.made), self.run.digests)
+
+    def _outputs(self) -> List[Output]:
+        return task_log.outputs_of(self.task_log.entries)
+
+    def _succeed_with(self, facts: task_look.Tasks, table: task_files.FileTable) -> StageResult:
+        self.exit_code = 0
+        outputs = self._outputs()
+        counts = task_log.sum_counts(entry.counts for entry in self.task_log.entries.values() if entry.status == "ok")
+        listed = [{"path": path, "bytes": size, "sha256": digest} for path, size, digest in sorted(outputs)] if len(outputs) <= task_look.LISTED_OUTPUTS else []
+        self._write_record("ok", "", outputs=listed, counts=counts)
+        self.run.caches.update(task_look.cache_of(self.store, self.stage, self.facts._replace(tasks=facts._replace(outputs=table, is_cached=False)),
+                                                  self._output_digest(), self.run.boot, ""))
+        if not self.failed:
+            self.run.write_marker(self.stage, self.key)
+        self.console.event("DONE", self.stage.name, " in %.3fs (%d task%s%s)" % (
+            self._duration_s(), len(self.done), "" if len(self.done) == 1 else "s", ", %d failed and allowed" % len(self.failed) if self.failed else ""))
+        return self._result("ok", "; ".join(self.reasons), counts=counts, outputs=listed, bytes_out=sum(size for _, size, _ in outputs))
+
+    def _output_digest(self) -> str:
+        return task_log.output_digest(self._outputs())
+
+    def _write_record(self, status: str, error: str, outputs: Optional[List[Json]] = None, counts: Optional[Json] = None) -> None:
+        record = self._record(status, error, self.previous if outputs is None else outputs, counts)
+        record["tasks"] = self._summary()
+        if status == "ok":
+            made = self._outputs()
+            record["tasks"].update(outputs=len(made), outputBytes=sum(size for _, size, _ in made), outputsSha256=self._output_digest())
+        else:
+            record["token"] = self.lock.token
+        self.store.write("stage_%s.json" % self.stage.name, record)

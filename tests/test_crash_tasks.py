@@ -1,0 +1,154 @@
+"""Stages of several tasks, and stages side by side, broken at every durable step with several processors under way."""
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from test_crash import Case, at_of, break_at, chain_problems, leftovers, results, script, sweep
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="breaks the runner by signals and compares inodes")
+
+# Says in a file beside the project that it ran, last of all.
+UPPER = """#!/bin/sh
+tr a-z A-Z < "$1" > "$PIPELINE_OUTPUT_DIR/${1##*/}" || exit 1
+echo "${1##*/}" >> "$PIPELINE_ROOT/../count.${PIPELINE_ROOT##*/}"
+"""
+JOIN = """#!/bin/sh
+cat "$@" > "$PIPELINE_OUTPUT_DIR/$PIPELINE_STAGE_NAME.txt"
+"""
+# What is not looked at again, or is swept in test_crash: the clock's probe, temporary files, lists of inputs, logs, the records of the run.
+IGNORED = ["* state/.clock.tmp", "write *.tmp", "fsync *.tmp", "* state/.inputs_*", "* state/inputs_*", "* state/logs*", "* state/run_*", "* state/metrics_*",
+           "* state/.run.json.tmp", "* state/.metrics*", "* state/.digests*", "* state/digests*", "* state/ledger*", "* locks*"]
+
+
+def files(project):
+    """One task for each of three files, then a stage that joins what they made."""
+    for name in ("a", "b", "c"):
+        project.write("data/input/%s.txt" % name, "line of %s\n" % name)
+    project.spec({"name": "one", "processor": script(project, "upper.sh", UPPER), "forEach": "data/input/*.txt", "outputDir": "data/one"},
+                 {"name": "two", "processor": script(project, "join.sh", JOIN), "inputs": ["data/one/*.txt"], "outputDir": "data/two"})
+    return ["--jobs", "2"]
+
+
+def changed_files(project):
+    """The same over an earlier success: one file changed, one is gone, one is new."""
+    arguments = files(project)
+    spec = project.json("pipeline.json")
+    spec["stages"][0]["prune"] = True
+    project.write("pipeline.json", json.dumps(spec))
+    project.ok("--run-id", "before")
+    project.write("data/input/a.txt", "another line\n")
+    project.path("data/input/b.txt").unlink()
+    project.write("data/input/d.txt", "line of d\n")
+    return arguments
+
+
+def chunks(project):
+    """Four chunks of two files through a filter that knows nothing of us."""
+    project.write("data/input/a.txt", "one\ntwo\nthree\n")
+    project.write("data/input/b.txt", "four\nfive")
+    project.spec({"name": "one", "processor": "/usr/bin/tr", "args": ["a-z", "A-Z"], "inputs": ["data/input/*.txt"], "outputs": ["all.txt"],
+                  "outputDir": "data/one", "chunks": {"bytes": 6, "filter": True}})
+    return ["--jobs", "2"]
+
+
+def graph(project):
+    """Two stages side by side in one folder, and one that needs both and is listed first."""
+    project.write("data/input/a.txt", "a\n")
+    project.write("data/input/b.txt", "b\n")
+    join = script(project, "join.sh", JOIN)
+    project.spec({"name": "last", "processor": join, "inputs": ["data/one/*.txt"], "outputDir": "data/two", "needs": ["left", "right"]},
+                 {"name": "left", "processor": join, "inputs": ["data/input/a.txt"], "outputDir": "data/one", "outputs": ["left.txt"]},
+                 {"name": "right", "processor": join, "inputs": ["data/input/b.txt"], "outputDir": "data/one", "outputs": ["right.txt"]}, order="graph")
+    return ["--jobs", "2"]
+
+
+def plain(found):
+    """Return results without what depends on how many tasks were left to this run."""
+    for name, record in found.items():
+        if name.startswith("stage_"):
+            record.pop("attempts")
+            for field in ("ok", "skipped", "vanished"):
+                record.get("tasks", {}).pop(field, None)
+    return {name: value for name, value in found.items() if ".tasks/" not in name}
+
+
+def finished_tasks(project):
+    path = project.path("state/tasks_one.jsonl")
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    entries = [json.loads(line) for line in lines[1:]]
+    return {entry["task"]: entry["key"] for entry in entries if entry["status"] == "ok"}
+
+
+def times_run(project):
+    path = project.root.parent / ("count." + project.root.name)
+    names = path.read_text().split() if path.exists() else []
+    return {name: names.count(name) for name in names}
+
+
+def check_tasks(case, boot=None):
+    expected = plain(results(case.expected))
+
+    def run(project, run_id):
+        if boot is None:
+            return project.ok("--run-id", run_id)
+        _, done = break_at(project, "none", 0, [], run_id, boot=boot)
+        assert done.code == 0, done
+        return done
+
+    def check(project, where, done):
+        before, counts = finished_tasks(project), times_run(project)
+        again = run(project, "again" if at_of(project) % 2 else "broken")
+        if boot is None:
+            for task in before:
+                if finished_tasks(project).get(task) == before[task]:
+                    name = task.rpartition("/")[2]
+                    assert times_run(project).get(name) == counts.get(name), (task, done, again)
+        third = run(project, "third")
+        assert third.out.count("[SKIP]") == len(third.steps) - 1 > 0, (done, again, third)
+        found = plain(results(project))
+        for name in found:
+            if name.startswith("stage_"):
+                found[name]["bootId"] = expected[name]["bootId"]
+        assert found == expected, (done, again)
+        assert leftovers(project) == [] and chain_problems(project) == [], (done, again, third)
+        assert not project.exists("data/one/.one.tasks"), (done, again, third)
+
+    return check
+
+
+@pytest.mark.parametrize("make", [files, changed_files, chunks, graph], ids=lambda make: make.__name__)
+def test_killed_with_several_tasks_under_way_the_next_run_ends_as_an_undisturbed_one(make, tmp_path):
+    case = Case(make, tmp_path)
+    recovered = check_tasks(case)
+
+    def check(project, where, done):
+        assert done.code == -9, done
+        recovered(project, where, done)
+
+    sweep(case, lambda at: "kill", check, ignore=IGNORED)
+
+
+@pytest.mark.parametrize("make, only", [(changed_files, ["* state/tasks_*", "* data/one*", "* state/stage_*", "* state/.stage_*", "* state/files_*"])], ids=["changed"])
+def test_a_full_disk_or_a_failing_one_is_said_and_the_next_run_is_right(make, only, tmp_path):
+    case = Case(make, tmp_path)
+    recovered = check_tasks(case)
+    actions = ("ENOSPC", "EIO")
+
+    def check(project, where, done):
+        assert "Traceback" not in done.err and "internal error" not in done.err, done
+        if done.code == 0:
+            assert where.startswith(("unlink ", "rmdir ", "mkdir ")) or ".tasks" in where, (where, done)
+        else:
+            assert done.code in (1, 5), done
+        recovered(project, where, done)
+
+    sweep(case, lambda at: actions[at % 2], check, only=only, ignore=IGNORED)
+
+
+@pytest.mark.parametrize("make, action", [(files, "late"), (changed_files, "early")], ids=["files", "changed"])
+def test_after_a_power_cut_no_task_is_believed_that_was_not_on_the_disk(make, action, tmp_path):
+    case = Case(make, tmp_path)
+    sweep(case, lambda at: action, check_tasks(case, "another-boot"), ignore=IGNORED)

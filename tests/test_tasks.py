@@ -1,0 +1,448 @@
+"""Stages of one task per file: only what is new is done, a bad file does not stop the others, nothing is published twice."""
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+
+import pytest
+
+import task_files
+import task_log
+from conftest import RUNNER
+
+UPPER = """#!/bin/sh
+echo "$PIPELINE_TASK" >> "$PIPELINE_ROOT/count"
+grep -q bad "$1" && { echo "a bad file" >&2; exit 3; }
+tr a-z A-Z < "$1" > "$PIPELINE_OUTPUT_DIR/${1##*/}"
+"""
+posix_only = pytest.mark.skipif(os.name == "nt", reason="shell scripts")
+pytestmark = posix_only
+
+
+@pytest.fixture
+def upper(project):
+    """Three files, and a stage `up` that writes each in upper case."""
+    for name in "abc":
+        project.write("in/%s.txt" % name, "line of %s\n" % name)
+    project.write("bin/up.sh", UPPER, executable=True)
+    project.stage = {"name": "up", "processor": "bin/up.sh", "forEach": "in/*.txt", "outputDir": "out"}
+    project.spec(project.stage)
+    return project
+
+
+def respec(project, **changes):
+    project.stage.update(changes)
+    project.spec(project.stage)
+
+
+def count(project):
+    names = project.read("count").split() if project.exists("count") else []
+    if names:
+        project.path("count").unlink()
+    return sorted(name[3:-4] for name in names)
+
+
+def outputs(project):
+    return {path.name: path.read_bytes().decode() for path in sorted(project.path("out").iterdir()) if not path.name.startswith(".")}
+
+
+def entries(project, stage="up"):
+    log = task_log.TaskLog(str(project.path("state")), stage)
+    log.load()
+    return log.entries
+
+
+# --- what is done ----------------------------------------------------------------------------------------------------
+
+def test_each_file_is_a_task_and_only_new_and_changed_files_are_done(upper):
+    done = upper.ok("--run-id", "r1")
+    assert done.steps[:2] == ["[START] up (3 tasks: 3 to do, 0 up to date)", done.steps[1]] and done.steps[1].startswith("[DONE] up in "), done
+    assert count(upper) == ["a", "b", "c"] and outputs(upper) == {"%s.txt" % name: "LINE OF %s\n" % name.upper() for name in "abc"}
+    again = upper.ok("--run-id", "r2")
+    assert again.steps[0].startswith("[SKIP] up (up to date: key ") and again.steps[0].endswith(" unchanged, 3 tasks, 3 outputs verified)"), again
+    upper.write("in/b.txt", "changed\n")
+    upper.write("in/d.txt", "new\n")
+    plan = upper.ok("plan")
+    assert plan.steps == ["RUN     up (1 task new; 1 task changed)"], plan
+    upper.ok("--run-id", "r3")
+    assert count(upper) == ["b", "d"] and outputs(upper)["b.txt"] == "CHANGED\n" and outputs(upper)["d.txt"] == "NEW\n"
+    record = upper.json("state/stage_up.json")
+    assert record["tasks"]["total"] == 4 and record["tasks"]["ok"] == 2 and record["tasks"]["skipped"] == 2
+    assert [one["path"] for one in record["outputs"]] == ["a.txt", "b.txt", "c.txt", "d.txt"]
+    assert upper.json("state/run_r3.json")["stages"][0]["tasks"] == {"total": 4, "ok": 2, "skipped": 2, "failed": 0, "vanished": 0}
+    assert not upper.exists("out/.up.tasks") and upper.exists("out/.up.done")
+    assert upper.ok("verify", "--outputs").out.endswith(": ok\n")
+
+
+def test_a_touched_file_is_read_again_and_nothing_is_done(upper):
+    upper.ok()
+    os.utime(str(upper.path("in/a.txt")))
+    count(upper)
+    assert "[SKIP] up" in upper.ok().out and count(upper) == []
+
+
+@pytest.mark.parametrize("change", ["args", "processor", "common"])
+def test_what_all_tasks_share_is_part_of_each_key(upper, change):
+    upper.write("common.txt", "x\n")
+    respec(upper, inputs=["common.txt"])
+    upper.ok()
+    count(upper)
+    if change == "args":
+        respec(upper, params={"x": 1})
+    elif change == "processor":
+        upper.write("bin/up.sh", UPPER + "# more\n", executable=True)
+    else:
+        upper.write("common.txt", "y\n")
+    upper.ok()
+    assert count(upper) == ["a", "b", "c"]
+
+
+def test_the_processor_gets_its_file_first_then_what_is_common(upper):
+    upper.write("common.txt", "x\n")
+    body = ("open(out + '/' + os.path.basename(inputs[0]), 'w').write(json.dumps([sys.argv[1:], inputs, os.environ['PIPELINE_TASK'],"
+            " os.environ['PIPELINE_STAGE_NAME'], os.path.basename(os.path.dirname(out))]))")
+    respec(upper, processor=upper.processor("tell", body), inputs=["common.txt"], args=["-x"])
+    upper.ok()
+    assert json.loads(outputs(upper)["b.txt"]) == [["-x", "in/b.txt", "common.txt"], ["in/b.txt", "common.txt"], "in/b.txt", "up", ".up.tasks"]
+
+
+@pytest.mark.parametrize("change, redone", [
+    (lambda project: project.write("out/a.txt", "spoilt\n"), ["a"]),
+    (lambda project: project.path("out/a.txt").unlink(), ["a"]),
+    (lambda project: project.path("out/.up.done").unlink(), []),
+    (lambda project: project.write("state/files_up.bin", b"garbage"), None),
+    (lambda project: project.path("state/files_up.bin").unlink(), None),
+    (lambda project: project.path("state/stage_up.json").unlink(), []),
+], ids=["output changed", "output removed", "marker removed", "cache damaged", "cache removed", "record removed"])
+def test_a_skip_is_never_wrong_and_a_finished_task_never_done_again(upper, change, redone):
+    upper.ok()
+    count(upper)
+    change(upper)
+    done = upper.ok()
+    assert count(upper) == (redone or []) and ("[SKIP]" in done.out) == (redone is None), done
+    assert len(outputs(upper)) == 3 and outputs(upper)["a.txt"] == "LINE OF A\n" and "[SKIP]" in upper.ok().out
+
+
+def test_a_torn_line_costs_its_task_only(upper):
+    respec(upper)
+    upper.ok("--jobs", "1")
+    count(upper)
+    log = upper.path("state/tasks_up.jsonl")
+    log.write_bytes(log.read_bytes()[:-20])
+    upper.path("out/.up.done").unlink()
+    upper.ok()
+    assert count(upper) == ["c"] and set(entries(upper)) == {"in/a.txt", "in/b.txt", "in/c.txt"}
+
+
+def test_a_damaged_log_is_set_aside_and_said(upper):
+    upper.ok()
+    log = upper.path("state/tasks_up.jsonl")
+    log.write_bytes(log.read_bytes().replace(b'"status":"ok"', b'"status":"no"', 1))
+    upper.path("out/.up.done").unlink()
+    done = upper.run()
+    assert done.code == 5 and "state/tasks_up.jsonl is damaged (line 2 is not as it was written); it was set aside" in done.err, done
+    upper.ok()
+    assert list(upper.path("state").glob("tasks_up.jsonl.corrupt-*"))
+
+
+def test_forced_all_tasks_are_done_again(upper):
+    upper.ok()
+    count(upper)
+    upper.ok("--force", "up")
+    assert count(upper) == ["a", "b", "c"]
+
+
+def test_no_file_at_all(upper):
+    respec(upper, forEach=["none/*.txt"])
+    done = upper.run()
+    assert done.code == 1 and "[FAIL] up: input none/*.txt: no file matches" in done.out, done
+    respec(upper, allowNoInputs=True)
+    assert "[START] up (0 tasks: 0 to do, 0 up to date)" in upper.ok().out
+    assert "[SKIP] up" in upper.ok().out
+
+
+# --- failures --------------------------------------------------------------------------------------------------------
+
+def test_one_bad_file_fails_its_task_and_the_others_go_on(upper):
+    upper.write("in/b.txt", "bad\n")
+    done = upper.run("--run-id", "r")
+    assert done.code == 1 and set(outputs(upper)) == {"a.txt", "c.txt"}, done
+    assert "[FAIL] up in/b.txt: exit code 3" in done.out and "    | a bad file" in done.err
+    assert "[FAIL] up: 1 of 3 tasks failed: in/b.txt (exit code 3)" in done.out
+    assert upper.json("state/stage_up.json")["tasks"]["failed"] == 1 and not upper.exists("out/.up.done")
+    count(upper)
+    assert upper.run().code == 1 and count(upper) == ["b"]
+    upper.write("in/b.txt", "good\n")
+    upper.ok()
+    assert count(upper) == ["b"] and outputs(upper)["b.txt"] == "GOOD\n"
+
+
+def test_some_failures_may_be_allowed_but_are_never_taken_for_done(upper):
+    upper.ok()
+    count(upper)
+    upper.write("in/b.txt", "bad\n")
+    respec(upper, maxFailedTasks=1)
+    done = upper.ok()
+    assert "1 failed and allowed" in done.out and set(outputs(upper)) == {"a.txt", "c.txt"}, "what b.txt was must not pass for today's"
+    assert count(upper) == ["b"] and not upper.exists("out/.up.done")
+    again = upper.ok()
+    assert "[SKIP]" not in again.out and count(upper) == ["b"], again
+    upper.write("in/c.txt", "bad too\n")
+    assert upper.run().code == 1
+
+
+def test_a_file_that_is_gone_is_reported_and_its_outputs_go_only_with_prune(upper):
+    upper.ok()
+    upper.path("in/b.txt").unlink()
+    done = upper.ok()
+    assert '[NOTE] up: 1 file is gone: in/b.txt; outputs kept ("prune": true removes them)' in done.out and "b.txt" in outputs(upper), done
+    assert "[SKIP]" in upper.ok().out
+    respec(upper, prune=True)
+    upper.path("in/c.txt").unlink()
+    done = upper.ok()
+    assert "2 files are gone: in/b.txt, in/c.txt; outputs removed" in done.out and set(outputs(upper)) == {"a.txt"}, done
+    assert "[SKIP]" in upper.ok().out
+
+
+def test_prune_leaves_what_somebody_has_changed_since(upper):
+    respec(upper, prune=True)
+    upper.ok()
+    upper.path("in/b.txt").unlink()
+    upper.write("out/b.txt", "a person's\n")
+    upper.ok()
+    assert outputs(upper)["b.txt"] == "a person's\n"
+
+
+def test_two_tasks_with_one_target_are_refused(upper):
+    upper.write("bin/up.sh", '#!/bin/sh\ncp "$1" "$PIPELINE_OUTPUT_DIR/same.txt"\n', executable=True)
+    done = upper.run("--jobs", "1")
+    assert done.code == 1 and "[FAIL] up in/b.txt: it makes out/same.txt, which task in/a.txt makes; each task must make files of its own" in done.out, done
+    assert outputs(upper) == {"same.txt": "line of a\n"}
+
+
+def test_a_task_may_not_make_what_belongs_to_another_stage(upper):
+    upper.spec({"name": "first", "processor": "bin/stage_copy.py", "inputs": ["in/a.txt"], "outputDir": "out"}, upper.stage)
+    done = upper.run()
+    assert done.code == 1 and "it makes out/a.txt, which belongs to stage first; a file belongs to one stage" in done.out, done
+
+
+def test_a_task_is_tried_again_by_itself(upper):
+    respec(upper, retry={"attempts": 2, "baseDelayMs": 0}, simulateFailAttempts=1,
+           processor=upper.processor("flaky", "if 'PIPELINE_SIMULATED_FAIL' in os.environ: sys.exit(75)\nopen(out + '/' + os.path.basename(inputs[0]), 'w').write('x')"))
+    done = upper.ok()
+    assert done.out.count("[RETRY] up in/") == 3 and "[RETRY] up in/a.txt attempt 1/2: exit code 75; next in 0.00s" in done.out, done
+    assert len(outputs(upper)) == 3 and upper.json("state/stage_up.json")["attempts"] == 6
+
+
+def test_declared_outputs_are_wanted_of_each_task_and_others_are_not_published(upper):
+    upper.write("bin/up.sh", UPPER + 'echo x > "$PIPELINE_OUTPUT_DIR/temporary"\n', executable=True)
+    respec(upper, outputs=["*.txt"])
+    upper.ok()
+    assert set(outputs(upper)) == {"a.txt", "b.txt", "c.txt"}
+    respec(upper, outputs=["*.csv"])
+    done = upper.run()
+    assert done.code == 1 and "declared output *.csv was not made" in done.out, done
+
+
+def test_what_an_earlier_version_of_a_task_made_and_this_one_does_not_goes(upper):
+    upper.write("bin/up.sh", '#!/bin/sh\nread -r name < "$1"\ncp "$1" "$PIPELINE_OUTPUT_DIR/$name"\n', executable=True)
+    for name in "abc":
+        upper.write("in/%s.txt" % name, name + "1\n")
+    upper.ok()
+    upper.write("in/b.txt", "b2\n")
+    upper.ok()
+    assert set(outputs(upper)) == {"a1", "b2", "c1"}
+
+
+def test_a_task_that_tries_the_network_is_named(upper):
+    if os.uname().sysname != "Linux":
+        pytest.skip("the kernel layer is of Linux")
+    body = ("import importlib\n"
+            "if inputs[0].endswith('b.txt'):\n"
+            "    try: getattr(importlib.import_module('soc' + 'ket'), 'soc' + 'ket')()\n"
+            "    except OSError: pass\n"
+            "open(out + '/' + os.path.basename(inputs[0]), 'w').write('x')\n")
+    respec(upper, processor=upper.processor("net", body))
+    upper.spec(upper.stage, offline={"allow": ["soc" + "ket"]})
+    done = upper.run("--jobs", "2")
+    assert done.code == 6 and "[FAIL] up in/b.txt: it tried to use the network" in done.out, done
+    assert "[FAIL] up in/a.txt" not in done.out and "[FAIL] up in/c.txt" not in done.out, done
+
+
+# --- stopped, and gone on with ---------------------------------------------------------------------------------------
+
+WAITS = """#!/bin/sh
+echo "$PIPELINE_TASK" >> "$PIPELINE_ROOT/count"
+case "$1" in *b.txt) if [ ! -e "$PIPELINE_ROOT/go" ]; then touch "$PIPELINE_ROOT/waits"; exec sleep 600; fi;; esac
+cp "$1" "$PIPELINE_OUTPUT_DIR"
+"""
+
+
+def wait_for(project, *names):
+    deadline = time.monotonic() + 60
+    while not all(project.exists(name) for name in names):
+        assert time.monotonic() < deadline, names
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_stopped_in_the_middle_the_finished_tasks_are_not_done_again(upper, number, code):
+    upper.write("bin/up.sh", WAITS, executable=True)
+    run = upper.start("--jobs", "1")
+    wait_for(upper, "waits")
+    run.send_signal(number)
+    run.communicate(timeout=60)
+    assert run.returncode == code
+    upper.write("go", "")
+    upper.ok()
+    assert count(upper) == ["a", "b", "b", "c"] and len(outputs(upper)) == 3
+
+
+RESUMABLE = """
+offset, progress = int(os.environ["PIPELINE_LINE_OFFSET"]), os.environ["PIPELINE_PROGRESS_FILE"]
+name = os.path.basename(inputs[0])
+lines = open(inputs[0]).read().splitlines(True)
+for number in range(offset, len(lines)):
+    with open(out + "/" + name, "a") as file:
+        file.write(lines[number])
+    open(progress + ".x", "w").write(json.dumps({"lineOffset": number + 1, "outputs": {name: os.path.getsize(out + "/" + name)}, "durable": True}))
+    os.replace(progress + ".x", progress)
+    if number == 0 and name == "b.txt" and not os.path.exists(os.environ["PIPELINE_ROOT"] + "/go"):
+        open(os.environ["PIPELINE_ROOT"] + "/waits", "w")
+        time.sleep(600)
+"""
+
+
+def test_a_killed_task_resumes_from_its_own_checkpoint(upper):
+    upper.write("in/b.txt", "one\ntwo\n")
+    respec(upper, processor=upper.processor("res", RESUMABLE), checkpoint={"enabled": True})
+    run = upper.start("--jobs", "1")
+    wait_for(upper, "waits")
+    run.kill()
+    run.communicate(timeout=60)
+    upper.write("go", "")
+    done = upper.ok()
+    assert "[RESUME] up in/b.txt from line 1" in done.out and outputs(upper)["b.txt"] == "one\ntwo\n", done
+    assert not list(upper.path("state/progress_up").iterdir()) if upper.exists("state/progress_up") else True
+
+
+# --- the fork server -------------------------------------------------------------------------------------------------
+
+def test_with_and_without_the_fork_server_the_same_is_made(upper):
+    upper.write("bin/other.py", "WORD = 'x'\n")
+    upper.write("bin/kit.py", "import os\nfrom processor_kit import inputs, lines\nfrom other import WORD\nlines(lambda line: WORD + line, os.path.basename(inputs()[0]))\n")
+    respec(upper, processor="bin/kit.py", forkServer=False)
+    for name in range(12):
+        upper.write("in/n%02d.txt" % name, "%d\n" % name)
+    upper.ok()
+    fresh = outputs(upper)
+    respec(upper, forkServer=True)
+    done = upper.ok("--force", "up")
+    assert outputs(upper) == fresh and len(fresh) == 15, done
+
+
+# --- the log and the cache, by themselves ----------------------------------------------------------------------------
+
+def entry(name, status="ok", key="k", made=(("a", 1, "d"),)):
+    return task_log.Entry(name, key, status, tuple(made), {"read": 1}, 1, 1, 1, "", "r/1")
+
+
+def store(path, data):
+    with open(path, "wb") as file:
+        file.write(data)
+
+
+def open_log(folder):
+    log = task_log.TaskLog(str(folder), "s")
+    log.load()
+    log.open(store)
+    return log
+
+
+def test_the_last_line_of_a_task_counts(tmp_path):
+    log = open_log(tmp_path)
+    for one in (entry("x"), entry("y"), entry("x", "failed")):
+        log.append(one)
+    log.close()
+    again = open_log(tmp_path)
+    assert again.entries == {"x": entry("x", "failed"), "y": entry("y")} and again.lines == 4
+
+
+@pytest.mark.parametrize("cut", [1, 5, 60])
+def test_a_torn_end_is_cut_off_and_gone_on_from(tmp_path, cut):
+    log = open_log(tmp_path)
+    log.append(entry("x"))
+    size = log.size
+    line = log.append(entry("y"))
+    log.close()
+    path = tmp_path / "tasks_s.jsonl"
+    path.write_bytes(path.read_bytes()[:-cut] + bytes(7))
+    log = open_log(tmp_path)
+    assert set(log.entries) == {"x"} and log.size == size and path.stat().st_size == size
+    log.append(entry("y"))
+    log.close()
+    assert path.read_bytes().endswith(line) and set(open_log(tmp_path).entries) == {"x", "y"}
+
+
+def test_a_hole_left_by_a_power_cut_costs_what_was_in_it(tmp_path):
+    log = open_log(tmp_path)
+    for name in "xyz":
+        log.append(entry(name))
+    log.close()
+    path = tmp_path / "tasks_s.jsonl"
+    lines = path.read_bytes().splitlines(True)
+    lines[2] = bytes(len(lines[2]) - 1) + b"\n"
+    path.write_bytes(b"".join(lines))
+    log = open_log(tmp_path)
+    assert set(log.entries) == {"x", "z"} and b"\0" not in path.read_bytes()
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_any_other_damage_is_told(tmp_path, number):
+    log = open_log(tmp_path)
+    for name in "xyz":
+        log.append(entry(name))
+    log.close()
+    path = tmp_path / "tasks_s.jsonl"
+    lines = path.read_bytes().splitlines(True)
+    lines[number] = lines[number].replace(b'"s', b'"S', 1)
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(task_log.Damaged, match="line %d is not as it was written" % (number + 1)):
+        open_log(tmp_path)
+
+
+def test_a_log_of_superseded_lines_is_written_anew(tmp_path):
+    log = open_log(tmp_path)
+    for number in range(task_log.MIN_DEAD_LINES + 5):
+        log.append(entry("x", key=str(number)))
+    log.append(entry("gone", "gone"))
+    log.compact_if_due(store)
+    assert log.lines == 2 and set(open_log(tmp_path).entries) == {"x"} and open_log(tmp_path).entries["x"].key == str(number)
+
+
+def test_the_cache_comes_back_as_it_was_and_damaged_as_nothing(tmp_path):
+    (tmp_path / "a").write_text("x")
+    packed = task_files.signatures(str(tmp_path), ["a", "missing"])
+    table = task_files.FileTable(["a", "missing"], packed, ["d" * 64, ""])
+    data = task_files.save([table, task_files.FileTable()], {"boot": "b"})
+    path = tmp_path / "cache"
+    path.write_bytes(data)
+    about, (first, second) = task_files.load(str(path))
+    assert about["boot"] == "b" and (first.paths, first.packed, first.digests) == (table.paths, packed, table.digests) and second.paths == []
+    assert first.digest_of("a", task_files.signature_at(packed, 0)) == "d" * 64 and first.digest_of("a", [0] * 5) == ""
+    assert not first.is_unchanged(["a", "missing"], packed)         # one digest is not known
+    for place in range(0, len(data), 7):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1:])
+        broken = task_files.load(str(path))
+        assert broken == ({}, []) or broken[0].get("sum") == about["sum"]       # a change in the head that tells of nothing else
+        path.write_bytes(data[:place])
+        assert task_files.load(str(path)) == ({}, [])
+
+
+def test_later_entries_of_a_table_count(tmp_path):
+    table = task_files.FileTable(["a"], task_files.signatures(str(tmp_path), ["a"]), ["1"])
+    other = task_files.FileTable()
+    other.add("a", [1, 2, 3, 4, 5], "2")
+    assert table.joined(other).digest_of("a", [1, 2, 3, 4, 5]) == "2"
