@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import namedtuple
 
-from primitives import sha256  # noqa: F401
+from primitives import sha256 as sha256
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

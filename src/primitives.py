@@ -110,7 +110,7 @@ def _make_scanner() -> Optional[Callable[[str, int], Tuple[Any, int]]]:
         from _json import make_scanner
     except ImportError:
         return None
-    return make_scanner(_Rules)     # type: ignore[no-any-return, unused-ignore]
+    return make_scanner(_Rules)     # type: ignore[arg-type, no-any-return, unused-ignore]
 
 
 _SCAN = _make_scanner()
