@@ -18,17 +18,19 @@ changed does not need stands there, and so does what is a concern of its own. Th
 SHA-256) and `model` (the values and errors) may be imported by all; leaves import nothing else of ours; what stands on them may also import what
 is named before it.
 
-    leaves   spec_checks  spec_source  file_digests  path_signs  state_store  stage_locks  stage_outputs  process_tree  attempts
+    leaves   svg_shapes  spec_checks  spec_source  file_digests  path_signs  state_store  stage_locks  stage_outputs  process_tree  attempts
              environment  import_scan  offline_guard  hook_log  ledger_format  console  task_log  task_files
              chunk_files  forked_task (what makes a forked process like a fresh one)
              starter_texts
     on them  command_line  program_scan (what is scanned)  fork_server  fork_client  stage_keys (what a stage depends on)  stage_order (what comes
-             before what)  reasons (why it must run)  run_ledger  quick_index  quick_run (nothing changed)  known_stages  index_writer
-             seal_keys  network_watch (the guard of a run)
+             before what)  reasons (why it must run)  run_ledger  quick_index  seal_keys  network_watch (the guard of a run)
              task_look (what a stage of many tasks has to do)  scheduler (which attempt is started when)  stage_work (a stage
              that must run, under its lock: attempts, retries, checks, records)  task_work (the same, of several tasks)
              chunk_work (the same, of parts of files)  acceptance  provenance  ledger_verify  evidence_verify  ledger_export
              ledger_commands  starters (init, new-stage)
+             prometheus_text  open_lineage (both: what monitoring reads)  quick_run (nothing changed)  known_stages
+             index_writer  pipeline_graph  run_report (what a report says)
+             report_html  report_commands
 """
 from __future__ import annotations
 
@@ -337,6 +339,7 @@ class Run:
         self.known = known
         self.looked: Dict[str, List[str]] = {}      # of skipped stages, the files that the decision was made of
         self.recorded = 0.0             # when the run record was last written
+        self.metrics: Json = {}         # what the metrics file says, once it is written
         self.pool: Any = None           # the attempts under way
         self.scheduler: Any = None      # once an attempt must be started
         self.works: Dict[str, Any] = {} # stages at work
@@ -723,7 +726,7 @@ class Run:
         for path in outputs:
             self.digests.vouch(path)
         record = self._run_record(state)
-        self.ledger.end(record, lambda: self._write_last(record))
+        self.ledger.end(record, lambda: self._write_last(record), lambda: self._tell_monitoring(record))
         self._tell_healed()
         self.console.line("[LEDGER] head " + self.ledger.head_text())
         self.console.summary(self.options.run_id, state, self.results, self.clock.monotonic() - self.started)
@@ -734,8 +737,17 @@ class Run:
     def _write_last(self, record: Json) -> None:
         """Write what only a finished run writes, and its digest into the run record; under the lock of the ledger."""
         self._write_digests()
-        data = self.store.write("metrics_%s.json" % self.options.run_id, self.metrics(), "metrics.json")
+        self.metrics = self._metrics()
+        data = self.store.write("metrics_%s.json" % self.options.run_id, self.metrics, "metrics.json")
         record["metrics"] = {"bytes": len(data), "sha256": sha256(data).hexdigest()}
+
+    def _tell_monitoring(self, record: Json) -> None:
+        """Refresh state/metrics.prom, append to --openlineage; what goes wrong there is a note and changes nothing."""
+        import prometheus_text
+        prometheus_text.emit(self.store, record, self.metrics, self.spec, self.options, self.console)
+        if self.options.open_lineage:
+            import open_lineage
+            open_lineage.emit(self.store, record, self.metrics, self.spec, self.options, self.console)
 
     def _finish_after(self, error: BaseException) -> None:
         """Say in the records what stopped the run, as far as they can still be written; *error* itself goes on to main."""
@@ -750,8 +762,7 @@ class Run:
         except (OSError, state_store.StateError, stage_locks.LockHeld):
             pass                        # the same fault again, most likely; what is on disk is a run that died
 
-    def metrics(self) -> Json:
-        """Return what metrics_<id>.json says."""
+    def _metrics(self) -> Json:
         count = {status: sum(1 for one in self.results if one.status == status) for status in ("ok", "skipped", "failed", "interrupted")}
         return {
             "runId": self.options.run_id, "invocation": self.invocation, "timestamp": utc_text(self.clock.time()), "totalStages": len(self.selected),
@@ -764,7 +775,8 @@ def metrics_entry(result: StageResult) -> Json:
     """Return a stage's part of the metrics."""
     return {"stage": result.name, "status": result.status, "durationSec": round(result.duration_s, 6), "attempts": result.attempts,
             "cpuSec": round(result.cpu_s, 6), "maxRssBytes": result.max_rss_bytes, "bytesIn": result.bytes_in,
-            "bytesOut": result.bytes_out, "counts": result.counts}
+            "bytesOut": result.bytes_out, "counts": result.counts,
+            **({"tasks": result.evidence["tasks"]} if "tasks" in result.evidence else {})}
 
 
 def stage_entry(result: StageResult) -> Json:

@@ -10,7 +10,7 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import hashlib
-    from typing import Any, Callable, Iterable, Optional, Tuple
+    from typing import Any, Callable, Iterable, Iterator, Optional, Tuple
 
 BULK_BYTES = 1 << 18        # from here on, the quicker implementation is worth its import
 BLANKS = " \t\n\r"          # of JSON
@@ -45,9 +45,8 @@ class Ready:
     def __init__(self, pretty: str, canonical: str = "") -> None:
         self.pretty, self.canonical = pretty, canonical
 
-    def values(self) -> Any:
-        """Return the array itself."""
-        return loads(self.pretty)
+    def __iter__(self) -> Iterator[Any]:
+        return iter(loads(self.pretty))
 
 
 def ready_array(pretty: Iterable[str], canonical: Iterable[str] = ()) -> Ready:

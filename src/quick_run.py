@@ -163,7 +163,7 @@ class _Quick:
         record = self._with(self.index.about["record"], {
             "runId": self.run_id, "invocation": invocation, "state": "completed", "startedAt": utc_text(self.started_utc), "endedAt": utc_text(time.time()),
             "durationMs": int((time.monotonic() - self.started) * 1000), "stages": self._ready("pretty", "canonical")})
-        self.ledger.end(record, lambda: self._write_metrics(record))
+        self.ledger.end(record, lambda: self._write_metrics(record), lambda: self._tell_monitoring(record))
         self._tell_healed()
         self.console.line("[LEDGER] head " + self.ledger.head_text())
         self.console.counts(self.run_id, "completed", 0, len(self.index.names), 0, time.monotonic() - self.started)
@@ -171,11 +171,15 @@ class _Quick:
     def _write_metrics(self, record: Json) -> None:
         from primitives import sha256
         from state_store import utc_text
-        metrics = self._with(self.index.about["metrics"], {
+        self.metrics = self._with(self.index.about["metrics"], {
             "runId": self.run_id, "invocation": record["invocation"], "timestamp": utc_text(time.time()),
             "durationSec": round(time.monotonic() - self.started, 6), "stages": self._ready("metrics", "")})
-        data = self.store.write("metrics_%s.json" % self.run_id, metrics, "metrics.json")
+        data = self.store.write("metrics_%s.json" % self.run_id, self.metrics, "metrics.json")
         record["metrics"] = {"bytes": len(data), "sha256": sha256(data).hexdigest()}
+
+    def _tell_monitoring(self, record: Json) -> None:
+        import prometheus_text
+        prometheus_text.emit(self.store, record, self.metrics, None, None, self.console)    # the spec's stages are those of the run before
 
     def _ready(self, pretty: str, canonical: str) -> Any:
         from primitives import Ready

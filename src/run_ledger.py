@@ -97,16 +97,19 @@ class RunLedger:
             held.open[run_id] = invocation
             held.append("begin", run_id, invocation, pipeline)
 
-    def end(self, record: Json, write_before: Optional[Callable[[], None]] = None) -> None:
+    def end(self, record: Json, write_before: Optional[Callable[[], None]] = None, write_after: Optional[Callable[[], None]] = None) -> None:
         """Give *record* its prevRunHash and runHash, enter it, write it as state/run_<id>.json.
 
-        write_before is called first, under the lock of the ledger. Raises: OSError, StateError; then nothing is entered.
+        write_before is called first, write_after last, both under the lock of the ledger; write_after raises nothing.
+        Raises: OSError, StateError; then nothing is entered.
         """
         with Held(self) as held:
             held.close_ended(record["runId"])
             if write_before is not None:
                 write_before()
             held.end(record)
+            if write_after is not None:
+                write_after()
 
     def accept(self, pipeline: str, facts: Json) -> None:
         """Enter that a person has accepted another key for a stage; *facts* are the entry's own fields."""

@@ -147,7 +147,8 @@ def is_worth_retrying(retry: Retry, attempt: int, exit_code: Optional[int]) -> b
 def command_line(root: str, stage: StageSpec, inputs: Sequence[str]) -> List[str]:
     """Return the argument list for a processor: interpreter where it needs one, args, inputs if they fit."""
     program = os.path.join(root, stage.processor)
-    start = {"python": [sys.executable, program], "powershell": _powershell() + [program]}.get(spec_checks.program_kind(stage.processor), [program])
+    kind = spec_checks.program_kind(stage.processor)
+    start = [sys.executable, program] if kind == "python" else _powershell() + [program] if kind == "powershell" else [program]
     arguments = list(stage.args)
     if sum(len(os.fsencode(one)) + 9 for one in inputs) <= ARGUMENT_BYTES:
         arguments += inputs
@@ -178,12 +179,13 @@ class StageWork:
         self.attempts = 0
         self.cpu_s, self.max_rss, self.exit_code = 0.0, 0, None
         self.logs: List[Json] = []      # path, bytes and digest of each attempt's
+        self.tries: List[Json] = []     # start, duration and exit code of each attempt
         self.refusals: List[Json] = []  # what the attempts tried to do with the network
         self.network_fault = ""         # of the last attempt: why it fails, if it does
         self.is_offline_fault = False
         self.argv: List[str] = []
         self.more_of_record: Json = {}
-        self.log_path = ""
+        self.log_path, self.began = "", ""
         self.network: Any = None        # the watch over the attempt under way
         self.rank = 0                   # the stage's place: the lower, the earlier its attempts are started
         self.beside: Set[str] = set()   # stages that were at work at the same time
@@ -361,6 +363,7 @@ class StageWork:
         result = yield Attempting(lambda slot: self._launch(offset, is_resume), (self.rank,), resources.get("cpuCores", 1), resources.get("memoryMB", 0))
         self.console.end_stream()
         if self.network is not None:
+            self.tries.append({"startedAt": self.began, "durationMs": int(result.duration_s * 1000), "exitCode": result.exit_code})
             self.logs.append({"path": os.path.relpath(self.log_path, self.run.root).replace(os.sep, "/"), "bytes": result.log[0], "sha256": result.log[1]})
             self.refusals += self.network.recorded()
             self.network_fault = self.network.fault() if self.stage.network_attempts == "fail" else ""
@@ -385,6 +388,7 @@ class StageWork:
         env = self._environment(offset, is_resume, token, inputs_file)
         env.update(self.network.environment(stage.env))
         self.argv = command_line(run.root, stage, inputs)
+        self.began = utc_text(run.clock.time())
         return attempts.Launch(
             self.argv, env, run.root, self.log_path, token, self.lock.descriptor, self.lock.guard, stage.timeout_s, stage.grace_s, stage.resources,
             (lambda data: self.console.stream(stage.name, data)) if run.options.verbose else None), self.network
@@ -550,4 +554,4 @@ class StageWork:
         parts = run_ledger.recorded_parts(self.store, self.facts.material.parts)
         sizes = self.facts.material.stamps
         return {"keyParts": parts, "argv": self.argv, "inputs": [{"path": path, "bytes": sizes[path][0], "sha256": digest} for path, digest in parts["inputs"]],
-                "logs": self.logs, "networkRefusals": self.refusals}
+                "startedAt": self.started_utc, "tries": self.tries, "logs": self.logs, "networkRefusals": self.refusals}

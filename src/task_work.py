@@ -44,6 +44,7 @@ AHEAD = 2                   # tasks that are prepared for each that runs
 IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST)
 SETTLE_BYTES = 1 << 20      # outputs from here on are hashed only when their signature can be kept
 FOLDER_NAME_LENGTH = 20
+SYNC_S = 5.0                # between two syncs: what a power cut takes back is done again, what is left is verified
 
 
 class Task(namedtuple("Task", "number name key inputs folder variables stamps bytes_in stdin", defaults=(None,))):
@@ -61,6 +62,7 @@ class Trial:
 
     def __init__(self, task: Task) -> None:
         self.task = task
+        self.folder = task.folder
         self.attempts = 0
         self.started = 0.0
         self.network: Any = None
@@ -80,6 +82,13 @@ def staging_root(folder: str, stage: str) -> str:
 def folder_name(name: str, key: str) -> str:
     """Return the name of a task's folder: another key, another folder."""
     return sha256(("%s\0%s" % (key, name)).encode("utf-8")).hexdigest()[:FOLDER_NAME_LENGTH]
+
+
+def _empty(folder: str) -> None:
+    """Remove all that is in a folder."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
 
 
 class TasksWork(stage_work.StageWork):
@@ -152,7 +161,7 @@ class TasksWork(stage_work.StageWork):
                 _, trial = yield Next()
                 under_way -= 1
                 self._note_trial(trial)
-                if self.store.commit.is_due():
+                if self.run.clock.monotonic() - self.store.commit.since >= SYNC_S:
                     self.run.flush()
         finally:
             self._stop_server()
@@ -220,7 +229,7 @@ class TasksWork(stage_work.StageWork):
                     stage_outputs.cut_to_checkpoint(task.folder, found.outputs)
                     stage_outputs.remove_parts(task.folder, self.stage.name, set(found.outputs))
                 return found.line_offset, True
-        self._clear(task)
+        self._clear(trial)
         return 0, False
 
     def _boot_of(self, trial: Trial) -> str:
@@ -228,11 +237,12 @@ class TasksWork(stage_work.StageWork):
         record = self.facts.record
         return str(record.get("bootId")) if not trial.attempts and record is not None else str(self.run.boot)
 
-    def _clear(self, task: Task) -> None:
-        if os.path.lexists(task.folder):
-            shutil.rmtree(task.folder)
+    def _clear(self, trial: Trial) -> None:
+        """Remove what there is of a task's folder and checkpoint."""
+        if os.path.lexists(trial.folder):
+            shutil.rmtree(trial.folder)
         if self.stage.checkpoint:
-            state_store.remove_quietly(self._progress_path(task))
+            state_store.remove_quietly(self._progress_path(trial.task))
 
     def _clear_folders(self, kept: Set[str]) -> None:
         """Remove the private folders and checkpoints of tasks but those named."""
@@ -251,7 +261,7 @@ class TasksWork(stage_work.StageWork):
         stage, run, task = self.stage, self.run, trial.task
         if is_resume:
             self.console.event("RESUME", "%s %s" % (stage.name, task.name), " from line %d" % offset)
-        os.makedirs(task.folder, exist_ok=True)
+        self._make_ready(trial, slot)
         short = self._space_problem()
         if short:
             return attempts.AttemptResult(None, short, False, 0.0, 0.0, 0, b"", [], [])
@@ -296,6 +306,10 @@ class TasksWork(stage_work.StageWork):
             self.run.pool.others.discard(self.server.pid)
             self.server = None
 
+    def _make_ready(self, trial: Trial, slot: int) -> None:
+        """Make the folder that the attempt writes to."""
+        os.makedirs(trial.folder, exist_ok=True)
+
     def _log_folder(self) -> str:
         folder = os.path.join(self.run.log_folder(), self.stage.name)
         if folder not in self.run.made_folders:
@@ -308,8 +322,9 @@ class TasksWork(stage_work.StageWork):
         if self._variables is None:
             self._variables = self._base_environment()
         inputs_file = self.store.path("inputs_%s.%d.json" % (stage.name, slot))
-        state_store.write_atomic(inputs_file, json.dumps(task.inputs, ensure_ascii=False).encode("utf-8"), durable=False)
-        env = dict(self._variables, PIPELINE_OUTPUT_DIR=task.folder, PIPELINE_LINE_OFFSET=str(offset), PIPELINE_ATTEMPT=str(trial.attempts),
+        with open(inputs_file, "wb") as file:       # read by this slot's processor only, which is not there yet
+            file.write(json.dumps(task.inputs, ensure_ascii=False).encode("utf-8"))
+        env = dict(self._variables, PIPELINE_OUTPUT_DIR=trial.folder, PIPELINE_LINE_OFFSET=str(offset), PIPELINE_ATTEMPT=str(trial.attempts),
                    PIPELINE_INPUTS_FILE=inputs_file, PIPELINE_ATTEMPT_TOKEN=token, PIPELINE_KEY=task.key, **task.variables)
         if is_resume:
             env["PIPELINE_RESUME"] = "1"
@@ -360,7 +375,7 @@ class TasksWork(stage_work.StageWork):
 
     def _made(self, trial: Trial) -> List[str]:
         """Return the files that a task made and that count as its outputs; sets the trial's failure if one is missing."""
-        names = sorted(stage_outputs.list_folder(trial.task.folder)[0])
+        names = sorted(stage_outputs.list_folder(trial.folder)[0])
         if self.stage.outputs is not None:
             for pattern in self.stage.outputs:
                 if not any(file_digests.path_matches(name, pattern) for name in names):
@@ -409,6 +424,7 @@ class FileTasksWork(TasksWork):
         super().__init__(run, stage, lock, facts)
         self.owner_of: Dict[str, str] = {}          # target path, case folded -> the task that makes it
         self.foreign: Dict[str, str] = {}
+        self.ready_folders: Set[str] = set()        # those of the slots
         self.made = task_files.FileTable()          # outputs of this run, with signatures that no later write can hide behind
 
     def do(self, decision: Decision) -> Flow:
@@ -453,6 +469,17 @@ class FileTasksWork(TasksWork):
             yield Task(place, path, key, [path] + shared.inputs, os.path.join(self.staging, folder_name(path, key)),
                        {"PIPELINE_TASK": path}, dict(shared.stamps, **{path: stamp}), stamp[0])
 
+    def _make_ready(self, trial: Trial, slot: int) -> None:
+        """A task with checkpoints has a folder of its own; others take turns in one for each slot, for making and removing folders is slow."""
+        if not self.stage.checkpoint:
+            trial.folder = os.path.join(self.staging, "slot%d" % slot)
+        if trial.folder in self.ready_folders:
+            _empty(trial.folder)
+        else:
+            os.makedirs(trial.folder, exist_ok=True)
+            if not self.stage.checkpoint:
+                self.ready_folders.add(trial.folder)
+
     # --- publishing
 
     def _finish_task(self, trial: Trial) -> None:
@@ -464,7 +491,7 @@ class FileTasksWork(TasksWork):
             return
         self._take_counts(trial)
         for name in names:
-            size, digest = self._hash_output(os.path.join(task.folder, name))
+            size, digest = self._hash_output(os.path.join(trial.folder, name))
             if size < 0:
                 trial.failure = "output %s cannot be read" % name
                 return
@@ -472,7 +499,7 @@ class FileTasksWork(TasksWork):
         before = self.task_log.entries.get(task.name)
         try:
             for name, _, digest in trial.outputs:
-                self._publish(task, name, digest)
+                self._publish(trial.folder, name, digest)
             for path, _, _ in before.outputs if before is not None else ():
                 if path not in names and self.owner_of.get(path.casefold()) == task.name:
                     self._remove_output(path)
@@ -482,7 +509,10 @@ class FileTasksWork(TasksWork):
             trial.failure = "output cannot be published: %s" % describe_os_error(error)
             trial.outputs = []
             return
-        self._clear(task)
+        if self.stage.checkpoint:
+            self._clear(trial)
+        else:
+            _empty(trial.folder)
 
     def _hash_output(self, full: str) -> Tuple[int, str]:
         """Return (bytes, SHA-256); a large file is hashed only when no later write can hide behind its time stamp."""
@@ -505,8 +535,8 @@ class FileTasksWork(TasksWork):
             return "it makes %s/%s, which belongs to stage %s; a file belongs to one stage" % (self.stage.output_dir, name, self.foreign[name])
         return ""
 
-    def _publish(self, task: Task, name: str, digest: str) -> None:
-        source, target = os.path.join(task.folder, name), os.path.join(self.folder, name)
+    def _publish(self, folder: str, name: str, digest: str) -> None:
+        source, target = os.path.join(folder, name), os.path.join(self.folder, name)
         parent = os.path.dirname(target)
         if parent not in self.run.made_folders:
             state_store.make_folder(parent, self.store.commit)

@@ -13,7 +13,7 @@ from conftest import ROOT
 SRC, BIN = sorted((ROOT / "src").glob("*.py")), sorted((ROOT / "bin").glob("*.py"))
 MODULES = {path.stem for path in SRC}
 BASES = {"primitives", "model"}      # under all others
-EVERY = sorted(path for folder in ("src", "bin", "tests", "bench", "docs") if (ROOT / folder).is_dir() for path in (ROOT / folder).rglob("*.py"))
+EVERY = sorted(path for folder in ("src", "bin", "tests", "bench", "docs", "examples") if (ROOT / folder).is_dir() for path in (ROOT / folder).rglob("*.py"))
 
 # Of the library of Python 3.8, what the runner uses or may come to use; sys.stdlib_module_names is not known there. Modules
 # that later versions removed (imp, distutils, cgi, asyncore, ...) are left out on purpose: they are not there in 3.13.

@@ -1,0 +1,1398 @@
+"""What a processor may import: inputs, resume, atomic output, counts, exit codes; with or without the runner.
+
+A line processor is a few lines:
+
+    from processor_kit import lines
+
+    def shout(line):
+        return line.upper()         # the line with its end; None drops it, Reject("why") sets it aside
+
+    lines(shout, "result.txt", one_to_one=True)
+
+    inputs ──> _Source ──> function ──> _Part: NAME~STAGE~TOKEN.part ──rename──> NAME
+                  │ position               │ sizes
+                  └───> _Saver: progress file, after the parts were synced <──┘
+
+What holds at any instruction:
+
+    the final file     is whole and of one run; it changes by one rename
+    the progress file  vouches only for bytes that were synced before it was written (on a thread of its own, for the
+                       position at which that began); it says "publishing" before the first rename
+    a resume           cuts the parts to the vouched bytes and goes on at the vouched byte of the input; whatever
+                       cannot be trusted starts from zero and says why
+
+A checkpoint is due when PIPELINE_LINE_INTERVAL lines were done since the last one began, none is under way, and twice
+the time that the last one took has passed (at least 0.05 s, at most 5 s), looked at after each block or batch of lines.
+A batch of lines is as long as the function does in about 0.02 s, so that slow functions are not hidden in it.
+
+A chunk is a part of one input, at line ends: PIPELINE_CHUNK_START and PIPELINE_CHUNK_END in bytes. lines(), blocks() and
+copy_files() then see the lines in it only, behind those before PIPELINE_CHUNK_HEADER_END, which every chunk sees first. Line
+numbers and byteOffset stay those of the whole input. Counts are of the chunk; the header counts in the first one only.
+
+Exit codes: 0 done, 1 error (one line on stderr), 75 simulated failure (at import, before anything else), 143 SIGTERM
+and 130 SIGINT (block finished, checkpoint written).
+"""
+from __future__ import annotations
+
+import codecs
+import io
+import json
+import os
+import signal
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import IO, Any, Callable, Dict, Iterator, List, NoReturn, Optional, Set, Tuple, TypeVar
+    Result = TypeVar("Result")
+
+SCHEMA = 1
+READ_BYTES = 64 << 10           # one read: from 128 KiB each temporary needs fresh pages, which took half the speed
+BLOCK_LIMIT = 1 << 20           # blocks(): a longer line comes in pieces
+LINE_LIMIT = 2 << 20            # lines(): str.upper() needs up to 12 bytes for each character, and 64 MiB must do
+COPY_BYTES = 1 << 20
+GROUP_BYTES = 1 << 20           # outputs are written in groups of results
+GROUP_LIMIT = 256               # results in a group: writev() takes 1024 on Linux, 16 at least anywhere
+GROUPS_UNDER_WAY = 3
+DENSE_BYTES = 64                # the shortest stretch that is decoded as not ASCII in one go
+BATCH_S = 0.02                  # what a batch of lines should take at most
+PAUSE_MIN_S, PAUSE_MAX_S = 0.05, 5.0
+SHARING_S = 2.0                 # Windows: how long another program (virus scanner, indexer) may hold a file
+SHARING_ERRORS = (5, 32, 33)    # access denied, sharing violation, lock violation
+STATEFUL = ("utf-7", "iso2022", "hz")   # encodings in which a byte's meaning depends on earlier lines
+EXIT_ERROR, EXIT_SIMULATED, EXIT_SIGNAL = 1, 75, 128
+OPEN_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+
+
+class Reject(Exception):
+    """Raise it in a line function to set the record aside, with the reason, in NAME.rejects.jsonl."""
+
+
+class _Problem(Exception):
+    """An expected error: its text is the one line for stderr."""
+
+
+class _Restart(Exception):
+    """The progress cannot be resumed: its text says why."""
+
+
+# === 1. Messages =====================================================================================================
+
+def _tell(descriptor: int, text: str) -> None:
+    # Straight to the descriptor: a reader that went away must neither stop the work nor change the exit code.
+    try:
+        os.write(descriptor, (text + "\n").encode("utf-8", "backslashreplace"))
+    except OSError:
+        pass
+
+
+def _say(text: str) -> None:
+    _tell(1, text)
+
+
+def fail(message: str) -> NoReturn:
+    """Print *message* as one line on stderr and exit with 1."""
+    _tell(2, message)
+    raise SystemExit(EXIT_ERROR)
+
+
+if os.environ.get("PIPELINE_SIMULATED_FAIL") == "1":
+    _tell(2, "simulated failure (PIPELINE_SIMULATED_FAIL=1)")
+    raise SystemExit(EXIT_SIMULATED)
+
+
+def _trouble(doing: str, path: str, error: OSError) -> _Problem:
+    import errno
+    text = "cannot %s %s: %s" % (doing, path, error.strerror or error)
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+        text += " (%s bytes free there): make room and run again; what was published before stays valid" % _free_bytes(path)
+    return _Problem(text)
+
+
+def _free_bytes(path: str) -> str:
+    import shutil
+    try:
+        return str(shutil.disk_usage(os.path.dirname(path) or ".").free)
+    except OSError:
+        return "unknown"
+
+
+# === 2. Environment ==================================================================================================
+
+class _Attempt:
+    """What the environment says about this attempt; the only place that reads PIPELINE_*."""
+
+    def __init__(self) -> None:
+        get = os.environ.get
+        script = os.path.splitext(os.path.basename(sys.argv[0]))[0]
+        self.stage = get("PIPELINE_STAGE_NAME") or "".join(c if c.isalnum() else "_" for c in script) or "processor"
+        self.folder = output_dir()
+        self.key = get("PIPELINE_KEY", "")
+        self.token = get("PIPELINE_ATTEMPT_TOKEN") or os.urandom(8).hex()
+        self.progress = get("PIPELINE_PROGRESS_FILE") or None
+        self.line_offset = _whole_number("PIPELINE_LINE_OFFSET", "0", 0)
+        self.interval = _whole_number("PIPELINE_LINE_INTERVAL", "1000", 1)
+        self.resumes = self.line_offset > 0 or get("PIPELINE_RESUME") == "1"
+
+    def part_name(self, final: str) -> str:
+        return "%s~%s~%s.part" % (final, self.stage, self.token)
+
+    def is_part(self, name: str, final: str) -> bool:
+        """Tell whether *name* is a part file of *final* that this stage made, in whichever attempt."""
+        start = "%s~%s~" % (final, self.stage)
+        return name.startswith(start) and name.endswith(".part") and not set(name[len(start):]) & set("~/\\")
+
+
+def _whole_number(name: str, default: str, least: int) -> int:
+    text = os.environ.get(name) or default
+    if not (text.isascii() and text.isdigit() and len(text) < 19 and int(text) >= least):
+        raise _Problem("%s must be a whole number from %d, got %r" % (name, least, text))
+    return int(text)
+
+
+def _input_list() -> Optional[List[str]]:
+    path = os.environ.get("PIPELINE_INPUTS_FILE")
+    if not path:
+        return None
+    try:
+        with open(path, "rb") as file:
+            found = json.loads(file.read().decode("utf-8"))
+    except OSError as error:
+        raise _trouble("read", path, error) from error
+    except ValueError as error:
+        raise _Problem("%s: not a JSON list of inputs: %s" % (path, error)) from error
+    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        raise _Problem("%s: not a JSON list of inputs" % path)
+    return found
+
+
+def _split_arguments() -> Tuple[List[str], List[str]]:
+    """Return (arguments, inputs); by hand, options or all before "--" are arguments and the rest are inputs."""
+    given, listed = sys.argv[1:], _input_list()
+    if listed is not None:
+        fits = len(given) >= len(listed) and given[len(given) - len(listed):] == listed
+        return (given[:len(given) - len(listed)] if fits else given), listed
+    if "--" in given:
+        cut = given.index("--")
+        return given[:cut], given[cut + 1:]
+    cut = next((i for i, text in enumerate(given) if not text.startswith("-")), len(given))
+    return given[:cut], given[cut:]
+
+
+def inputs() -> List[str]:
+    """Return the inputs in order, relative to the working directory (PIPELINE_INPUTS_FILE, else the command line)."""
+    return _checked(_split_arguments)[1]
+
+
+def arguments() -> List[str]:
+    """Return what the command line holds before the inputs."""
+    return _checked(_split_arguments)[0]
+
+
+def chunk() -> Optional[Tuple[int, int, int]]:
+    """Return (start, end, end of the header) of this chunk of the only input, in bytes; None when the inputs are whole.
+
+    lines(), blocks() and copy_files() keep to it by themselves. Who opens inputs() must read what is before the end of
+    the header, then what is from start to end.
+    """
+    return _checked(lambda: _chunk(_split_arguments()[1]))
+
+
+def _chunk(paths: List[str]) -> Optional[Tuple[int, int, int]]:
+    names = ("PIPELINE_CHUNK_START", "PIPELINE_CHUNK_END", "PIPELINE_CHUNK_HEADER_END")
+    if not any(os.environ.get(name) for name in names):
+        return None
+    if len(paths) != 1:
+        raise _Problem("%s: a chunk is a part of one input, got %d inputs" % (names[0], len(paths)))
+    path, size = paths[0], _size_of(paths[0])
+    header_end = _whole_number(names[2], "0", 0)
+    start, end = _whole_number(names[0], str(header_end), 0), _whole_number(names[1], str(size), 0)
+    if not header_end <= start <= end <= size:
+        raise _Problem("%s has %d bytes: the chunk from %d to %d with a header of %d is not in it"
+                       % (path, size, start, end, header_end))
+    for name, offset in zip(names, (start, end, header_end)):
+        if 0 < offset < size and not _is_line_end(path, offset):
+            raise _Problem("%s: byte %d of %s is not the end of a line" % (name, offset, path))
+    return start, end, header_end
+
+
+def params() -> Dict[str, Any]:
+    """Return the stage's params (PIPELINE_PARAMS); an empty dict without any."""
+    text = os.environ.get("PIPELINE_PARAMS") or "{}"
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        fail("PIPELINE_PARAMS is not JSON: %s" % error)
+    if not isinstance(found, dict):
+        fail("PIPELINE_PARAMS must be a JSON object")
+    return found
+
+
+def output_dir() -> str:
+    """Return the output directory, absolute (PIPELINE_OUTPUT_DIR, else the working directory)."""
+    return os.path.abspath(os.environ.get("PIPELINE_OUTPUT_DIR") or os.curdir)
+
+
+def _checked(function: Callable[[], Result]) -> Result:
+    """Call *function*; turn an expected error into one line and exit code 1."""
+    try:
+        return function()
+    except _Problem as problem:
+        fail(str(problem))
+
+
+# === 3. Durable files ================================================================================================
+
+def _sync(descriptor: int) -> None:
+    """Make a file's content durable. Never called again after an error: the kernel may have marked lost pages clean."""
+    if sys.platform == "darwin":
+        import fcntl
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)      # fsync alone leaves data in the drive's cache there
+            return
+        except OSError:
+            pass                                            # not every file system has it
+    os.fsync(descriptor)
+
+
+def _sync_folder(path: str) -> None:
+    if sys.platform == "win32":
+        return                                              # folders cannot be opened there
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise _trouble("sync the folder", path, error) from error
+
+
+def _patiently(doing: str, path: str, call: Callable[[], Any]) -> Any:
+    """Call *call*; on Windows again, for a while, as long as another program holds the file."""
+    deadline = time.monotonic() + SHARING_S
+    while True:
+        try:
+            return call()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if getattr(error, "winerror", None) not in SHARING_ERRORS or time.monotonic() > deadline:
+                raise _trouble(doing, path, error) from error
+            time.sleep(0.02)
+
+
+def _replace(source: str, target: str) -> None:
+    try:
+        _patiently("publish", target, lambda: os.replace(source, target))
+    except FileNotFoundError as error:
+        raise _trouble("publish", target, error) from error
+
+
+def _remove(path: str) -> None:
+    try:
+        _patiently("remove", path, lambda: os.unlink(path))
+    except FileNotFoundError:
+        pass
+
+
+def _write_all(descriptor: int, data: bytes, path: str) -> None:
+    try:
+        done = os.write(descriptor, data)
+        if done < len(data):
+            rest = memoryview(data)
+            while done < len(data):
+                done += os.write(descriptor, rest[done:])
+    except OSError as error:
+        raise _trouble("write", path, error) from error
+
+
+def _write_progress(path: str, record: Dict[str, Any]) -> None:
+    """Replace the progress file: old or new as a whole, durable on return."""
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, ".%s.tmp" % name)
+    _remove(temporary)                                      # a leftover of a kill; O_EXCL then refuses planted links
+    data = json.dumps(record, ensure_ascii=True).encode("ascii") + b"\n"
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | OPEN_FLAGS, 0o666)
+        try:
+            _write_all(descriptor, data, temporary)
+            _sync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise _trouble("write", temporary, error) from error
+    _replace(temporary, path)
+    _sync_folder(folder or os.curdir)
+
+
+def _write_group(descriptor: int, group: List[bytes], path: str) -> None:
+    """Write all of *group* with one call where the system can."""
+    if not group:
+        return
+    done, total = 0, sum(map(len, group))
+    try:
+        if len(group) > 1 and hasattr(os, "writev"):
+            done = os.writev(descriptor, group)
+    except OSError as error:
+        raise _trouble("write", path, error) from error
+    if done < total:
+        _write_all(descriptor, b"".join(group)[done:] if len(group) > 1 else group[0], path)
+
+
+class _Writer:
+    """A thread that writes to one file while the next text is computed: the system call does not need the interpreter."""
+
+    def __init__(self, descriptor: int, path: str) -> None:
+        import queue
+        import threading
+        self.descriptor, self.path = descriptor, path
+        self.groups: queue.SimpleQueue[Optional[List[bytes]]] = queue.SimpleQueue()
+        self.room: queue.SimpleQueue[Optional[_Problem]] = queue.SimpleQueue()
+        self.under_way = 0
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        for group in iter(self.groups.get, None):
+            try:
+                _write_group(self.descriptor, group, self.path)
+                self.room.put(None)
+            except _Problem as problem:
+                self.room.put(problem)
+            except Exception as error:
+                self.room.put(_Problem("cannot write %s: %r" % (self.path, error)))
+
+    def put(self, group: List[bytes]) -> None:
+        self.wait(GROUPS_UNDER_WAY - 1)
+        self.groups.put(group)
+        self.under_way += 1
+
+    def wait(self, most: int = 0) -> None:
+        """Wait until at most *most* groups are unwritten. Raises: _Problem of an earlier group."""
+        while self.under_way > most:
+            problem = self.room.get()
+            self.under_way -= 1
+            if problem is not None:
+                raise problem
+
+    def end(self) -> None:
+        self.groups.put(None)
+        self.thread.join()
+
+
+class _Part:
+    """A part file, open for appending. *size* is what it has once flush() returned, synced or not."""
+
+    def __init__(self, folder: str, name: str, final: str, vouched: Optional[int] = None) -> None:
+        self.name, self.final = name, final
+        self.path, self.target = os.path.join(folder, name), os.path.join(folder, final)
+        self.size = vouched or 0
+        self.is_new = vouched is None
+        self.waiting: List[bytes] = []
+        self.waiting_bytes = 0
+        self.writer: Optional[_Writer] = None       # only for outputs above GROUP_BYTES
+        try:
+            if vouched is None:
+                os.makedirs(os.path.dirname(self.path), exist_ok=True)
+            create = os.O_CREAT | os.O_EXCL if vouched is None else 0
+            self.descriptor = os.open(self.path, os.O_WRONLY | create | OPEN_FLAGS, 0o666)
+            if vouched is not None:
+                os.ftruncate(self.descriptor, vouched)
+                os.lseek(self.descriptor, vouched, os.SEEK_SET)
+        except OSError as error:
+            raise _trouble("create" if vouched is None else "go on in", self.path, error) from error
+
+    def write(self, data: bytes) -> None:
+        """Take *data*; it is in the file after flush(), whose errors may come up here too."""
+        self.size += len(data)
+        self.waiting.append(data)
+        self.waiting_bytes += len(data)
+        if self.waiting_bytes >= GROUP_BYTES or len(self.waiting) >= GROUP_LIMIT:
+            if self.writer is None:
+                self.writer = _Writer(self.descriptor, self.path)
+            self.writer.put(self.waiting)
+            self.waiting, self.waiting_bytes = [], 0
+
+    def flush(self) -> None:
+        """Return when all that was taken is in the file. Raises: _Problem."""
+        if self.writer is not None:
+            self.writer.wait()
+        waiting, self.waiting, self.waiting_bytes = self.waiting, [], 0
+        _write_group(self.descriptor, waiting, self.path)
+
+    def sync(self) -> None:
+        """Make all that was written so far durable, the file's name included."""
+        try:
+            _sync(self.descriptor)
+        except OSError as error:
+            raise _trouble("sync", self.path, error) from error
+        if self.is_new:
+            _sync_folder(os.path.dirname(self.path))
+            self.is_new = False
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.end()                       # before its descriptor goes to another file
+            self.writer = None
+        if self.descriptor >= 0:
+            descriptor, self.descriptor = self.descriptor, -1
+            os.close(descriptor)
+
+    def discard(self) -> None:
+        self.close()
+        _remove(self.path)
+
+
+def _remove_stale(attempt: _Attempt, finals: Tuple[str, ...], keep: Set[str]) -> None:
+    """Remove the part files that earlier attempts of this stage left for *finals*, but those named in *keep*."""
+    for folder in {os.path.dirname(final) for final in finals}:
+        try:
+            names = os.listdir(os.path.join(attempt.folder, folder))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise _trouble("list", os.path.join(attempt.folder, folder), error) from error
+        for name in names:
+            full = folder + "/" + name if folder else name
+            if full not in keep and any(attempt.is_part(full, final) for final in finals):
+                _remove(os.path.join(attempt.folder, full))
+
+
+def _check_output_name(name: str) -> str:
+    pieces = name.replace("\\", "/").split("/")
+    if not name or os.path.isabs(name) or ":" in name or ".." in pieces or "" in pieces or "\0" in name:
+        raise _Problem("output name %r must be a path below the output directory" % name)
+    return "/".join(pieces)
+
+
+# === 4. Reading ======================================================================================================
+
+class _Source:
+    """The inputs, read as blocks of whole lines; its state is a position only, so any block boundary is a checkpoint.
+
+    position: (index of the input, byte offset in it); lines: lines done over all inputs. Each call of fill() puts
+    the next block into *buffer[:filled]*; advance() moves behind what was done with it. A chunk with a header is read
+    as two inputs, which are parts of one file.
+    """
+
+    def __init__(self, paths: List[str], limit: int) -> None:
+        self.chunk, self.limit = _chunk(paths), limit
+        spans = _spans(paths, self.chunk)
+        self.paths, self.starts, self.ends = ([path for path, _, _ in spans], [start for _, start, _ in spans],
+                                              [end for _, _, end in spans])
+        self.sizes = [end - start for _, start, end in spans]
+        self.index = self.lines = self.filled = 0
+        self.offset = self._start()
+        self.repeats = len(spans) == 2 and self.chunk is not None and self.chunk[0] > self.chunk[2]
+        self.repeated = 0                   # lines of a header that counts in another chunk
+        self.is_whole = True                # the block ends at a line's end, or at the input's
+        self.buffer = bytearray(READ_BYTES)
+        self.file: Optional[Any] = None
+        # What to take from *lines* for the line number in the input; None: not counted yet.
+        self.lines_before: Optional[int] = None if self.offset else 0
+
+    def start_at(self, index: int, offset: int, lines: int) -> None:
+        self.index, self.offset, self.lines = index, offset, lines
+        self.lines_before = None
+        if self.repeats:
+            self.repeated = _count_ends(self.paths[0], self.ends[0] if index else offset)
+
+    def _start(self) -> int:
+        return self.starts[self.index] if self.index < len(self.starts) else 0
+
+    def is_repeated(self) -> bool:
+        """Tell whether the position is in a header that counts in another chunk."""
+        return self.repeats and self.index == 0
+
+    def bytes_done(self) -> int:
+        return sum(self.sizes[:self.index]) + self.offset - self._start()
+
+    def name(self) -> str:
+        return self.paths[self.index]
+
+    def line_number(self) -> int:
+        """Return the number, within its input and from 1, of the line at the position."""
+        if self.lines_before is None:
+            self.lines_before = self.lines - _count_ends(self.name(), self.offset)
+        return self.lines - self.lines_before + 1
+
+    def fill(self) -> bool:
+        """Read the next block; False when all inputs are done. Raises: _Problem."""
+        while self.index < len(self.paths):
+            try:
+                if self.file is None:
+                    self.file = open(self.name(), "rb", buffering=0)
+                if self._read(self.file):
+                    return True
+                self._end_input(self.file)
+            except OSError as error:
+                raise _trouble("read", self.name(), error) from error
+        return False
+
+    def _read(self, file: Any) -> bool:
+        # The read starts again behind the last whole line: nothing is carried over from block to block.
+        file.seek(self.offset)
+        most = READ_BYTES if self.chunk is None else min(READ_BYTES, self.ends[self.index] - self.offset)
+        filled = file.readinto(memoryview(self.buffer)[:most])
+        self.filled = self.buffer.rfind(b"\n", 0, filled) + 1
+        self.is_whole = True
+        if not self.filled:
+            self._read_long(file, filled)
+        return bool(filled)
+
+    def _read_long(self, file: Any, filled: int) -> None:
+        """Go on reading until the line ends, the input ends, or the limit is reached."""
+        last = self.ends[self.index]
+        while True:
+            if filled == len(self.buffer) and filled < self.limit:
+                self.buffer.extend(bytes(min(len(self.buffer), self.limit - filled)))
+            more = file.readinto(memoryview(self.buffer)[filled:None if self.chunk is None else last - self.offset])
+            end = self.buffer.find(b"\n", filled, filled + more) + 1
+            filled += more
+            if end or not more:
+                self.filled = end or filled
+                # At the limit readinto() had no room: that says nothing about the input's end.
+                size = os.fstat(file.fileno()).st_size
+                self.is_whole = bool(end) or self.offset + filled >= (size if self.chunk is None else min(size, last))
+                return
+
+    def _end_input(self, file: Any) -> None:
+        if self.offset > self._start():
+            file.seek(self.offset - 1)
+            self.lines += file.read(1) != b"\n"     # an unterminated last line is a line
+        file.close()
+        self.file, self.index = None, self.index + 1
+        self.offset = self._start()
+        self.lines_before = None if self.offset else self.lines
+
+    def advance(self, count: int, ends: int) -> None:
+        self.offset += count
+        self.lines += ends
+        if self.repeats and self.index == 0:
+            self.repeated += ends
+
+
+def _spans(paths: List[str], chunk: Optional[Tuple[int, int, int]]) -> List[Tuple[str, int, int]]:
+    """Return what is to be read of the inputs, in order: (path, start, end)."""
+    if chunk is None:
+        return [(path, 0, _size_of(path)) for path in paths]
+    start, end, header_end = chunk
+    return ([(paths[0], 0, header_end)] if header_end else []) + [(paths[0], start, end)]
+
+
+def _size_of(path: str) -> int:
+    import stat
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise _trouble("read the input", path, error) from error
+    if not stat.S_ISREG(found.st_mode):
+        raise _Problem("cannot read the input %s: not a regular file" % path)
+    return found.st_size
+
+
+def _count_ends(path: str, length: int) -> int:
+    """Return the number of line ends in the first *length* bytes of *path*."""
+    ends = 0
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while length > 0:
+                block = file.read(min(length, READ_BYTES))
+                if not block:
+                    break
+                ends += block.count(b"\n")
+                length -= len(block)
+    except OSError as error:
+        raise _trouble("read", path, error) from error
+    return ends
+
+
+def _offset_of_line(path: str, count: int) -> Tuple[int, int]:
+    """Return (lines, bytes) of the first *count* terminated lines of *path*; when there are fewer, (lines, anything)."""
+    lines = offset = 0
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while lines < count:
+                block = file.read(READ_BYTES)
+                ends = block.count(b"\n")
+                if not block or lines + ends >= count:
+                    break
+                lines, offset = lines + ends, offset + len(block)
+            file.seek(offset)
+            end, block = 0, file.read(READ_BYTES)
+            while lines < count:
+                found = block.find(b"\n", end) + 1
+                if not found:
+                    break
+                lines, end = lines + 1, found
+    except OSError as error:
+        raise _trouble("read", path, error) from error
+    return lines, offset + end
+
+
+def _is_line_end(path: str, offset: int) -> bool:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            file.seek(offset - 1)
+            return file.read(1) == b"\n"
+    except OSError as error:
+        raise _trouble("read", path, error) from error
+
+
+def _ends_open(path: str) -> bool:
+    """Tell whether the last line of *path* has no line end."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            return file.read(1) not in (b"", b"\n")
+    except OSError as error:
+        raise _trouble("read", path, error) from error
+
+
+# === 5. Text =========================================================================================================
+
+class _Codec:
+    """Bytes to text and back, for encodings in which every byte below 0x80 is its ASCII character."""
+
+    def __init__(self, encoding: str, errors: str) -> None:
+        try:
+            self.encoding, self.errors = codecs.lookup(encoding).name, errors
+            codecs.lookup_error(errors)
+            known = bytes(range(128)).decode(encoding) == "".join(map(chr, range(128))) and "\n".encode(encoding) == b"\n"
+        except (LookupError, UnicodeError) as error:
+            raise _Problem("encoding %r, errors %r: %s" % (encoding, errors, error)) from error
+        if not known or self.encoding.startswith(STATEFUL):
+            raise _Problem("encoding %r does not keep lines apart as bytes: convert the input to utf-8" % encoding)
+        self.stretch = DENSE_BYTES
+
+    def whole(self, data: Any) -> str:
+        return codecs.decode(data, self.encoding, self.errors)
+
+    def piece(self, data: Any) -> Tuple[str, int]:
+        """Return the whole characters at the start of *data* and the bytes that they take."""
+        decoder = codecs.getincrementaldecoder(self.encoding)(self.errors)
+        text = decoder.decode(data)
+        return text, len(data) - len(decoder.getstate()[0])
+
+    def texts(self, buffer: bytearray, end: int) -> Iterator[Tuple[str, int]]:
+        """Yield (text, where it ends in *buffer*), all in whole lines.
+
+        ASCII lines come apart from the others: one "é" makes str.upper() and its like some four times slower for
+        the whole text. How much is taken as "the others" grows while they are dense.
+        """
+        start, view = 0, memoryview(buffer)
+        while start < end:
+            try:
+                yield codecs.ascii_decode(view[start:end])[0], end
+                return
+            except UnicodeDecodeError as error:
+                first = start + error.start
+            cut = buffer.rfind(b"\n", start, first) + 1 or start
+            self.stretch = min(self.stretch * 4, BLOCK_LIMIT) if cut - start < self.stretch else DENSE_BYTES
+            if cut > start:
+                yield codecs.ascii_decode(view[start:cut])[0], cut
+            start = buffer.find(b"\n", min(first + self.stretch, end), end) + 1 or end
+            yield self.whole(view[cut:start]), start
+
+    def bytes_of(self, text: str) -> bytes:
+        return text.encode(self.encoding, self.errors)
+
+
+# === 6. Progress and resume ==========================================================================================
+
+class _Saver:
+    """Writes checkpoints, one at a time, on a thread: syncing 100 MB must not hold up the next 100 MB."""
+
+    def __init__(self, attempt: _Attempt) -> None:
+        self.path, self.interval = attempt.progress, attempt.interval
+        self.lines = 0                      # lines done when the last checkpoint began
+        self.pause_s = self.began_s = 0.0
+        self.thread: Optional[Any] = None
+        self.problem: Optional[_Problem] = None
+
+    def is_due(self, lines: int) -> bool:
+        if self.path is None or lines - self.lines < self.interval or time.monotonic() - self.began_s < self.pause_s:
+            return False
+        return self.thread is None or not self.thread.is_alive()
+
+    def start(self, lines: int, record: Dict[str, Any], parts: List[_Part]) -> None:
+        """Begin a checkpoint that vouches for *record*: the sizes as they are now, whatever is written meanwhile."""
+        import threading
+        self.wait()
+        self.lines, self.began_s = lines, time.monotonic()
+        self.thread = threading.Thread(target=self._run, args=(record, parts))
+        self.thread.start()
+
+    def _run(self, record: Dict[str, Any], parts: List[_Part]) -> None:
+        try:
+            self.save(record, parts)
+        except _Problem as problem:
+            self.problem = problem          # raised in the main thread, by wait()
+        except Exception as error:
+            self.problem = _Problem("checkpoint failed: %r" % error)
+        took = time.monotonic() - self.began_s
+        self.pause_s = min(PAUSE_MAX_S, max(PAUSE_MIN_S, 2 * took))
+
+    def save(self, record: Dict[str, Any], parts: List[_Part]) -> None:
+        for part in parts:
+            part.sync()
+        if self.path is not None:
+            _write_progress(self.path, record)
+
+    def wait(self) -> None:
+        """Wait for the checkpoint under way. Raises: _Problem when it, or one before it, failed."""
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+        if self.problem is not None:
+            raise self.problem
+
+
+def _read_progress(attempt: _Attempt) -> Dict[str, Any]:
+    """Return the progress to resume; without a file, or hand-written, only {"lineOffset": N}. Raises: _Restart."""
+    if attempt.progress is None or not os.path.lexists(attempt.progress):
+        return {"lineOffset": attempt.line_offset}
+    try:
+        with open(attempt.progress, "rb") as file:
+            record = json.loads(file.read(8 << 20).decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _Restart("%s is damaged: %s" % (attempt.progress, error)) from error
+    if not isinstance(record, dict):
+        raise _Restart("%s holds no JSON object" % attempt.progress)
+    _need_numbers(record, "lineOffset")
+    if record.get("key", attempt.key) != attempt.key:
+        raise _Restart("the checkpoint belongs to another key")
+    if attempt.line_offset and record["lineOffset"] != attempt.line_offset:
+        raise _Restart("the checkpoint stands at line %d, PIPELINE_LINE_OFFSET at %d"
+                       % (record["lineOffset"], attempt.line_offset))
+    return record if "outputs" in record else {"lineOffset": record["lineOffset"]}
+
+
+def _need_numbers(record: Dict[str, Any], *names: str) -> None:
+    for name in names:
+        value = record.get(name)
+        # true is an int to Python, but no number of lines or bytes
+        if type(value) is not int or value < 0:
+            raise _Restart("%s in the checkpoint must be a whole number, got %r" % (name, value))
+
+
+def _check_record(record: Dict[str, Any], attempt: _Attempt, finals: Tuple[str, ...], source: _Source) -> None:
+    """Raise _Restart unless *record* is one that this kit wrote for these outputs and inputs."""
+    if record.get("schema") != SCHEMA or record.get("stage") != attempt.stage or "key" not in record:
+        raise _Restart("the checkpoint is of another version or stage")
+    _need_numbers(record, "inputIndex", "byteOffset", "bytesTotal")
+    outputs, publish, counts = record["outputs"], record.get("publish"), record.get("counts")
+    if not isinstance(outputs, dict) or not isinstance(publish, dict) or not isinstance(counts, dict):
+        raise _Restart("outputs, publish and counts in the checkpoint must be objects")
+    _need_numbers(counts, "written", "rejected")
+    final_names = list(publish.values())
+    if set(outputs) != set(publish) or final_names.count(finals[0]) != 1 or final_names.count(finals[1]) > 1:
+        raise _Restart("the checkpoint names other outputs")
+    for name, final in publish.items():
+        _need_numbers(outputs, name)
+        if final not in finals or not attempt.is_part(name, final):
+            raise _Restart("the checkpoint names a foreign part file: %s" % name)
+    index, offset = record["inputIndex"], record["byteOffset"]
+    if record["bytesTotal"] != sum(source.sizes) or index > len(source.paths):
+        raise _Restart("the inputs are not those of the checkpoint")
+    if record.get("chunk") != (None if source.chunk is None else list(source.chunk)):
+        raise _Restart("the checkpoint is of another chunk")
+    least, most = (source.starts[index], source.ends[index]) if index < len(source.paths) else (0, 0)
+    if offset > most:
+        raise _Restart("the checkpoint stands behind the end of the input")
+    if offset < least:
+        raise _Restart("the checkpoint stands before the chunk")
+
+
+def _regular_size(path: str) -> int:
+    """Return the size of *path*; -1 when it is no regular file (a link is none)."""
+    import stat
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return -1
+    return found.st_size if stat.S_ISREG(found.st_mode) else -1
+
+
+def _rejects_name(output: str) -> str:
+    return output + ".rejects.jsonl"
+
+
+def _publish(folder: str, publish: Dict[str, str], output: str) -> None:
+    """Rename the parts that are still there, remove rejects of an earlier run, and make that durable."""
+    for name, final in publish.items():
+        if os.path.lexists(os.path.join(folder, name)):
+            _replace(os.path.join(folder, name), os.path.join(folder, final))
+    if _rejects_name(output) not in publish.values():
+        _remove(os.path.join(folder, _rejects_name(output)))
+    _sync_folder(os.path.dirname(os.path.join(folder, output)))
+
+
+# === 7. One run over the inputs ======================================================================================
+
+class _Work:
+    """A run of lines() or blocks(): position, parts, counts and checkpoints together."""
+
+    def __init__(self, function: Callable[[str], Any], output: str, one_to_one: bool, codec: _Codec, limit: int) -> None:
+        self.function, self.one_to_one, self.codec = function, one_to_one, codec
+        self.attempt = _Attempt()
+        self.output = _check_output_name(output)
+        self.finals = (self.output, _rejects_name(self.output))
+        self.source = _Source(_split_arguments()[1], limit)
+        self.saver = _Saver(self.attempt)
+        self.parts: Dict[str, _Part] = {}           # final name -> part
+        self.written = self.rejected = 0
+        self.batch = 1                              # lines handed to the function before the clock is looked at
+        self.signal = 0
+
+    # --- start ---
+
+    def open(self) -> bool:
+        """Resume or start from zero; False when nothing is left to do."""
+        for path in self.source.paths:
+            if any(_is_same_file(path, os.path.join(self.attempt.folder, final)) for final in self.finals):
+                raise _Problem("%s is both input and output of this stage: name another output" % path)
+        if self.attempt.resumes:
+            try:
+                return self._resume()
+            except _Restart as why:
+                _say("starting from zero: %s" % why)
+        if self.attempt.progress is not None:
+            _remove(self.attempt.progress)      # before the parts: it must never name what is being written anew
+        self._open_parts({}, {})
+        return True
+
+    def _open_parts(self, publish: Dict[str, str], sizes: Dict[str, int]) -> None:
+        _remove_stale(self.attempt, self.finals, set(publish))
+        for name, final in publish.items():
+            self.parts[final] = _Part(self.attempt.folder, name, final, sizes[name])
+        self.part(self.output)
+
+    def _resume(self) -> bool:
+        record = _read_progress(self.attempt)
+        if "outputs" not in record:
+            self._resume_by_hand(record["lineOffset"])
+            return True
+        _check_record(record, self.attempt, self.finals, self.source)
+        if record.get("complete") is True or record.get("publishing") is True:
+            self._complete(record)
+            return False
+        for name, size in record["outputs"].items():
+            there = _regular_size(os.path.join(self.attempt.folder, name))
+            if there < size:
+                raise _Restart("part file %s %s" % (name, "is missing" if there < 0 else "is shorter than the checkpoint says"))
+        self._open_parts(record["publish"], record["outputs"])
+        self.written, self.rejected = record["counts"]["written"], record["counts"]["rejected"]
+        self.source.start_at(record["inputIndex"], record["byteOffset"], record["lineOffset"])
+        self.saver.lines = self.source.lines
+        _say("resuming from line %d" % self.source.lines)
+        return True
+
+    def _complete(self, record: Dict[str, Any]) -> None:
+        """Finish a publishing that was cut short, or see that a complete one still stands."""
+        finished = record.get("complete") is True
+        for name, final in record["publish"].items():
+            there = -1 if finished else _regular_size(os.path.join(self.attempt.folder, name))
+            if there < 0:
+                there = _regular_size(os.path.join(self.attempt.folder, final))
+            if there != record["outputs"][name]:
+                raise _Restart("%s is not what the checkpoint published" % final)
+        if finished:
+            _say("already complete")
+            return
+        _remove_stale(self.attempt, self.finals, set(record["publish"]))
+        _publish(self.attempt.folder, record["publish"], self.output)
+        record.update(publishing=False, complete=True)
+        self.saver.save(record, [])
+        _say("completed the publishing of %s" % self.output)
+
+    def _resume_by_hand(self, count: int) -> None:
+        """Keep the first *count* lines of the existing output and skip as many of the inputs. Raises: _Restart."""
+        if self.source.chunk is not None:
+            raise _Restart("a line number alone cannot be resumed in a chunk")
+        if not self.one_to_one:
+            raise _Restart("a line number alone can be resumed only with one_to_one=True")
+        position = self._position_of_line(count)
+        old = os.path.join(self.attempt.folder, self.output)
+        if os.path.lexists(os.path.join(self.attempt.folder, self.finals[1])):
+            raise _Restart("%s exists: the lines of input and output do not correspond" % self.finals[1])
+        if _regular_size(old) < 0:
+            raise _Restart("there is no %s to take the first %d lines from" % (self.output, count))
+        lines, length = _offset_of_line(old, count)
+        if lines < count:
+            raise _Restart("%s has only %d whole lines of %d" % (self.output, lines, count))
+        self._open_parts({}, {})
+        _copy_into(self.parts[self.output], old, length)
+        self.source.start_at(position[0], position[1], count)
+        self.saver.lines = self.written = count
+        _say("resuming from line %d, with the first lines of the existing %s" % (count, self.output))
+
+    def _position_of_line(self, count: int) -> Tuple[int, int]:
+        left = count
+        for index, path in enumerate(self.source.paths):
+            lines, offset = _offset_of_line(path, left)
+            left -= lines
+            if not left:
+                return index, offset
+            if index + 1 < len(self.source.paths) and _ends_open(path):
+                # Its last line and the next input's first make one line in the output.
+                raise _Restart("the last line of %s has no line end" % path)
+        if left:
+            raise _Restart("the inputs have fewer than %d whole lines" % count)
+        return 0, 0
+
+    # --- progress ---
+
+    def part(self, final: str) -> _Part:
+        if final not in self.parts:
+            self.parts[final] = _Part(self.attempt.folder, self.attempt.part_name(final), final)
+        return self.parts[final]
+
+    def record(self, **flags: bool) -> Dict[str, Any]:
+        """Return the progress at this position, with all output up to it in the parts (not yet synced)."""
+        source, parts = self.source, self.parts.values()
+        for part in parts:
+            part.flush()
+        read = source.lines - source.repeated
+        written = read - self.rejected if self.one_to_one else self.written
+        found = {"schema": SCHEMA, "stage": self.attempt.stage, "key": self.attempt.key, "lineOffset": source.lines,
+                 "inputIndex": source.index, "byteOffset": source.offset,
+                 "bytesTotal": sum(source.sizes), "bytesDone": source.bytes_done(),
+                 "outputs": {part.name: part.size for part in parts}, "publish": {part.name: part.final for part in parts},
+                 "counts": {"read": read, "written": written, "rejected": self.rejected},
+                 "durable": True, "publishing": False, "complete": False}
+        if source.chunk is not None:
+            found["chunk"] = list(source.chunk)
+        found.update(flags)
+        return found
+
+    def pause(self) -> bool:
+        """Checkpoint when one is due; True when a signal asks to stop. Called where the position is exact."""
+        if self.saver.problem is not None:
+            raise self.saver.problem
+        if self.saver.is_due(self.source.lines):
+            self.saver.start(self.source.lines, self.record(), list(self.parts.values()))
+        return self.signal != 0
+
+    def stop(self) -> NoReturn:
+        self.saver.wait()
+        if self.saver.path is not None:
+            self.saver.save(self.record(), list(self.parts.values()))
+            _say("stopped at line %d, checkpoint written" % self.source.lines)
+        raise SystemExit(EXIT_SIGNAL + self.signal)
+
+    def publish(self) -> None:
+        """Make the outputs final: sync, say so in the progress, rename, say that too."""
+        self.saver.wait()
+        self.saver.save(self.record(publishing=True), list(self.parts.values()))
+        for part in self.parts.values():
+            part.close()                        # Windows renames no open file
+        _publish(self.attempt.folder, {part.name: part.final for part in self.parts.values()}, self.output)
+        self.saver.save(self.record(complete=True), [])
+        self.parts = {}
+
+    def close(self) -> None:
+        """Leave nothing under way; without a progress file nobody can resume the parts, so they go."""
+        if self.saver.thread is not None:
+            self.saver.thread.join()
+        for part in self.parts.values():
+            try:
+                if self.saver.path is None:
+                    part.discard()
+                else:
+                    part.close()
+            except (_Problem, OSError):
+                pass                            # the next start removes it; what ended this one must be heard instead
+
+    # --- errors ---
+
+    def blame(self, line: int, text: str) -> _Problem:
+        return _Problem("%s:%d: %s" % (self.source.name(), self.source.line_number() + line, text))
+
+    def blame_decoding(self, error: UnicodeDecodeError, start: int) -> _Problem:
+        line = self.source.buffer.count(b"\n", 0, start + error.start)
+        return self.blame(line, "byte 0x%02x is not %s: convert the file, or name its encoding or errors=\"surrogateescape\""
+                          % (error.object[error.start], self.codec.encoding))
+
+    def blame_function(self, line: int, error: BaseException) -> NoReturn:
+        """Name the place, then show the traceback: it is the processor's own code that failed."""
+        import traceback
+        _tell(2, str(self.blame(line, "the processor failed here: %s: %s" % (type(error).__name__, error))))
+        _tell(2, "".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip())
+        raise SystemExit(EXIT_ERROR)
+
+
+def _is_same_file(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
+def _copy_into(part: _Part, path: str, length: int) -> None:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while length > 0:
+                block = file.read(min(length, COPY_BYTES))
+                if not block:
+                    raise _Problem("%s became shorter while it was read" % path)
+                part.write(block)
+                length -= len(block)
+    except OSError as error:
+        raise _trouble("read", path, error) from error
+
+
+def _watch_signals(work: Any) -> None:
+    """Let SIGTERM and SIGINT only leave a note: the block under way is finished first."""
+    def note(number: int, frame: Any) -> None:
+        work.signal = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
+    for name in ("SIGTERM", "SIGINT", "SIGBREAK"):
+        if hasattr(signal, name):
+            try:
+                signal.signal(getattr(signal, name), note)
+            except ValueError:
+                return                          # not the main thread: signals are somebody else's business
+
+
+def _run(feed: Callable[[_Work], None], function: Callable[[str], Any], output: str, one_to_one: bool,
+         encoding: str, errors: str, limit: int) -> None:
+    work = None
+    try:
+        work = _Work(function, output, one_to_one, _Codec(encoding, errors), limit)
+        _watch_signals(work)
+        if work.open():
+            while not work.pause() and work.source.fill():
+                feed(work)
+            if work.signal:
+                work.stop()
+            work.publish()
+    except _Problem as problem:
+        fail(str(problem))
+    finally:
+        if work is not None:
+            work.close()
+
+
+# === 8. Blocks and lines =============================================================================================
+
+def blocks(function: Callable[[str], str], output: str, *, one_to_one: bool = False, encoding: str = "utf-8",
+           errors: str = "strict") -> None:
+    r"""Write function(text) for all text of the inputs to *output*; text is whole lines.
+
+    Mostly 64 KiB, which is fastest; a longer line comes whole up to 1 MiB, beyond that in pieces cut between
+    characters. ASCII lines come apart from others. Only "\n" ends a line. *one_to_one* promises one output line per
+    input line, which lets a hand-written line number resume; "written" otherwise counts the line ends written.
+    On return *output* is published and durable. Exits (see the module) on errors and on SIGTERM.
+    """
+    _run(_feed_block, function, output, one_to_one, encoding, errors, BLOCK_LIMIT)
+
+
+def _feed_block(work: _Work) -> None:
+    source, codec = work.source, work.codec
+    if not source.is_whole:
+        try:
+            text, used = codec.piece(memoryview(source.buffer)[:source.filled])
+        except UnicodeDecodeError as error:
+            raise work.blame_decoding(error, 0) from error
+        _write_block(work, [_result_of_block(work, text, 0)], used, 0)
+        return
+    ends, results, end = 0, [], 0
+    try:
+        for text, end in codec.texts(source.buffer, source.filled):    # noqa: B007 (the error below needs it)
+            results.append(_result_of_block(work, text, ends))
+            ends += text.count("\n")
+    except UnicodeDecodeError as error:
+        raise work.blame_decoding(error, end) from error
+    _write_block(work, results, source.filled, ends)
+
+
+def _write_block(work: _Work, results: List[bytes], used: int, ends: int) -> None:
+    work.parts[work.output].write(results[0] if len(results) == 1 else b"".join(results))
+    work.source.advance(used, ends)
+    if not work.one_to_one and not work.source.is_repeated():
+        work.written += sum(data.count(b"\n") for data in results)
+
+
+def _result_of_block(work: _Work, text: str, line: int) -> bytes:
+    try:
+        result = work.function(text)
+    except Exception as error:
+        work.blame_function(line, error)
+    if not isinstance(result, str):
+        raise work.blame(line, "the block function returned %s, not str" % type(result).__name__)
+    return _encoded(work, result, line)
+
+
+def _encoded(work: _Work, text: str, line: int) -> bytes:
+    try:
+        return work.codec.bytes_of(text)
+    except UnicodeEncodeError as error:
+        raise work.blame(line, "the result cannot be written as %s: %s" % (work.codec.encoding, error.reason)) from error
+
+
+def lines(function: Callable[[str], Optional[str]], output: str, *, one_to_one: bool = False, encoding: str = "utf-8",
+          errors: str = "strict") -> None:
+    r"""Write function(line) for each line of the inputs to *output*.
+
+    A line comes with its end as it stands in the file, "\n" or "\r\n", the last one perhaps without; only "\n" ends a
+    line. None drops it; Reject("why") sets it aside in *output*.rejects.jsonl. *one_to_one* promises one output line
+    per input line (rejects apart), which lets a hand-written line number resume. On return the files are published
+    and durable. Exits (see the module) on errors, on SIGTERM, and on a line above 2 MiB.
+    """
+    _run(_feed_lines, function, output, one_to_one, encoding, errors, LINE_LIMIT)
+
+
+def _feed_lines(work: _Work) -> None:
+    source, start = work.source, 0
+    if not source.is_whole:
+        raise work.blame(0, "line longer than %d MiB: use blocks() of processor_kit for such files" % (LINE_LIMIT >> 20))
+    try:
+        text = work.codec.whole(memoryview(source.buffer)[:source.filled])
+    except UnicodeDecodeError as error:
+        raise work.blame_decoding(error, 0) from error
+    rows = [text] if source.filled > READ_BYTES else list(io.StringIO(text, newline="\n"))
+    done = 0
+    while done < len(rows):
+        batch = rows[done:done + work.batch] if done or work.batch < len(rows) else rows
+        began = time.monotonic()
+        data = _results_of_lines(work, batch)
+        end = source.filled if done + len(batch) == len(rows) else _after_lines(source.buffer, start, len(batch))
+        work.parts[work.output].write(data)
+        # An unterminated last line is counted where the input ends, see _Source.
+        source.advance(end - start, len(batch) - (not batch[-1].endswith("\n")))
+        start, done = end, done + len(batch)
+        _fit_batch(work, time.monotonic() - began)
+        if done < len(rows) and work.pause():
+            return
+
+
+def _fit_batch(work: _Work, took_s: float) -> None:
+    if took_s > BATCH_S:
+        work.batch = max(1, work.batch // 4)
+    elif took_s < BATCH_S / 4 and work.batch < READ_BYTES:
+        work.batch *= 2
+
+
+def _after_lines(buffer: bytearray, start: int, count: int) -> int:
+    for _ in range(count):
+        start = buffer.index(b"\n", start) + 1
+    return start
+
+
+def _results_of_lines(work: _Work, batch: List[str]) -> bytes:
+    """Return the output of *batch*; write its rejects."""
+    results: List[Any] = []
+    refused: List[Tuple[int, str]] = []
+    function, keep, rows = work.function, results.append, iter(batch)
+    while True:
+        try:
+            for row in rows:
+                keep(function(row))
+            break
+        except Reject as reject:
+            refused.append((len(results), str(reject)))
+            keep(None)
+        except Exception as error:
+            work.blame_function(len(results), error)
+    if refused and not work.source.is_repeated():
+        _set_aside(work, batch, refused)
+    return _joined(work, results, len(refused))
+
+
+def _set_aside(work: _Work, batch: List[str], refused: List[Tuple[int, str]]) -> None:
+    first, found = work.source.line_number(), []
+    for index, reason in refused:
+        record = {"input": work.source.name(), "line": first + index, "reason": reason, "record": batch[index]}
+        try:
+            found.append((json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8"))
+        except UnicodeEncodeError:
+            found.append((json.dumps(record) + "\n").encode("ascii"))       # bytes that were not text, as \udcXX
+    work.part(work.finals[1]).write(b"".join(found))
+    work.rejected += len(refused)
+
+
+def _encoded_one_by_one(work: _Work, results: List[Any]) -> List[bytes]:
+    pieces = []
+    for line, result in enumerate(results):
+        if result is not None and not isinstance(result, str):
+            raise work.blame(line, "the line function returned %s, not str or None" % type(result).__name__)
+        if result is not None:
+            pieces.append(_encoded(work, result, line))
+    return pieces
+
+
+def _joined(work: _Work, results: List[Any], refused: int) -> bytes:
+    try:
+        data, kept = work.codec.bytes_of("".join(results)), len(results)
+    except (TypeError, UnicodeEncodeError):
+        pieces = _encoded_one_by_one(work, results)     # some are None, or one is wrong: only now worth a look at each
+        data, kept = b"".join(pieces), len(pieces)
+    if work.one_to_one and kept + refused < len(results):
+        raise work.blame(0, "a line from here on was dropped, but the processor declares one_to_one=True")
+    if not work.source.is_repeated():
+        work.written += kept
+    return data
+
+
+# === 9. Whole files and other outputs ================================================================================
+
+class _Signal:
+    signal = 0
+
+
+def copy_files() -> None:
+    """Copy each input's content into the output directory, under its base name; of a chunk, header and chunk.
+
+    Each copy is durable before it replaces an older file of that name. Exits with 1 when two names are the same
+    ignoring case, or an input is its own target; then nothing was written.
+    """
+    _checked(_copy_files)
+
+
+def _copy_files() -> None:
+    attempt, paths, stop = _Attempt(), _split_arguments()[1], _Signal()
+    _watch_signals(stop)
+    names: Dict[str, str] = {}
+    for path in paths:
+        _size_of(path)
+        name = os.path.basename(path)
+        other = names.setdefault(name.casefold(), path)
+        if other is not path:
+            raise _Problem("%s and %s would both be copied to %s: rename one" % (other, path, name))
+        if _is_same_file(path, os.path.join(attempt.folder, name)):
+            raise _Problem("%s is already in the output directory: choose another outputDir" % path)
+    _remove_stale(attempt, tuple(os.path.basename(path) for path in paths), set())
+    chunk = _chunk(paths)
+    for path in paths:
+        _copy_file(attempt, path, _spans([path], chunk) if chunk is not None else [(path, 0, sys.maxsize)], stop)
+    if paths:
+        _sync_folder(attempt.folder)
+
+
+def _copy_file(attempt: _Attempt, path: str, spans: List[Tuple[str, int, int]], stop: _Signal) -> None:
+    name = os.path.basename(path)
+    part = _Part(attempt.folder, attempt.part_name(name), name)
+    part.is_new = False                         # the folder is synced once, after the last file
+    try:
+        try:
+            file = open(path, "rb", buffering=0)
+        except OSError as error:
+            raise _trouble("read", path, error) from error
+        with file:
+            for _, start, end in spans:
+                file.seek(start)
+                done = _copy_by_kernel(file.fileno(), part, end - start, stop)
+                _copy_rest(file, part, path, end - start - done, stop)
+                part.flush()                    # what the kernel copies next goes behind it
+        if stop.signal:
+            raise SystemExit(EXIT_SIGNAL + stop.signal)
+        part.sync()
+        part.close()
+        _replace(part.path, part.target)
+    except BaseException:
+        part.discard()
+        raise
+
+
+def _copy_by_kernel(source: int, part: _Part, length: int, stop: _Signal) -> int:
+    """Copy as far as the kernel does it alone (or shares the blocks), at most *length*; whatever it leaves, _copy_rest does."""
+    call, copied = getattr(os, "copy_file_range", None), 0
+    while call is not None and copied < length and not stop.signal:
+        try:
+            done = call(source, part.descriptor, min(COPY_BYTES * 8, length - copied))
+        except OSError:
+            break                               # another file system, an old kernel, a full disk: the write will tell
+        if not done:
+            break
+        part.size += done
+        copied += done
+    return copied
+
+
+def _copy_rest(file: Any, part: _Part, path: str, length: int, stop: _Signal) -> None:
+    while length and not stop.signal:
+        try:
+            block = file.read(min(COPY_BYTES, length))
+        except OSError as error:
+            raise _trouble("read", path, error) from error
+        if not block:
+            return
+        part.write(block)
+        length -= len(block)
+
+
+class open_output:
+    """Open *name* below the output directory for writing, as a context manager; text is UTF-8 without newline changes.
+
+    When the block ends well the file is durable and replaces an older one by rename; when it raises, nothing changes.
+    """
+
+    def __init__(self, name: str, binary: bool = False) -> None:
+        self.name, self.binary = name, binary
+
+    def __enter__(self) -> IO[Any]:
+        def begin() -> Any:
+            attempt, name = _Attempt(), _check_output_name(self.name)
+            _remove_stale(attempt, (name,), set())
+            self.part = _Part(attempt.folder, attempt.part_name(name), name)
+            raw = open(self.part.descriptor, "wb", closefd=False)
+            return raw if self.binary else io.TextIOWrapper(raw, encoding="utf-8", newline="")
+        self.file: IO[Any] = _checked(begin)
+        return self.file
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is None:
+            _checked(self._publish)
+            return
+        try:
+            self.file.close()                   # before its descriptor: a late flush would hit whatever has that number
+        except OSError:
+            pass
+        self._discard()
+
+    def _discard(self) -> None:
+        try:
+            self.part.discard()
+        except (_Problem, OSError):
+            pass                                # the next start removes it
+
+    def _publish(self) -> None:
+        try:
+            try:
+                self.file.close()
+            except OSError as error:
+                raise _trouble("write", self.part.path, error) from error
+            self.part.sync()
+            self.part.close()
+            _replace(self.part.path, self.part.target)
+        except _Problem:
+            self._discard()
+            raise
+        _sync_folder(os.path.dirname(self.part.target))
+
+
+_counts: Dict[str, int] = {}        # of count(): a processor of its own kind has no other place for them
+
+
+def count(read: int = 0, written: int = 0, rejected: int = 0) -> None:
+    """Add to the record counts, for processors that use neither lines() nor blocks() (those count by themselves).
+
+    They reach the runner through the progress file when the processor ends.
+    """
+    if not _counts:
+        import atexit
+        atexit.register(_save_counts)
+    for name, more in (("read", read), ("written", written), ("rejected", rejected)):
+        _counts[name] = _counts.get(name, 0) + more
+
+
+def _save_counts() -> None:
+    path = os.environ.get("PIPELINE_PROGRESS_FILE")
+    if path:
+        try:
+            _write_progress(path, {"schema": SCHEMA, "lineOffset": 0, "counts": dict(_counts), "complete": False})
+        except _Problem as problem:
+            _tell(2, str(problem))

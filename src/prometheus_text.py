@@ -1,0 +1,224 @@
+"""state/metrics.prom: the last run in Prometheus' text format, for node_exporter's textfile collector.
+
+    run record, metrics record, the file as it was -> text() -> the file, replaced at once
+
+Above the leaves: it imports state_store, which every run has loaded already, and nothing else: a run in which nothing
+changed writes this file, too. Several pipelines below one root share the file: what it says of the others is kept, and
+so are the times of the last success of stages that did not take part in this run. Who writes it holds the ledger's
+lock. The file is not synced: a torn one is written anew by the next run.
+Source: Prometheus, exposition formats, text format 0.0.4; metric and label naming.
+"""
+from __future__ import annotations
+
+import state_store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, List, Optional, Tuple
+    Json = Dict[str, Any]
+
+NAME = "metrics.prom"
+GAUGES = {      # family -> its HELP; all are of the last run, so all are gauges
+    "pipeline_info": "Version of the pipeline, and of the runner and Python that ran it; always 1.",
+    "pipeline_run_state": "1 for the state in which the last run ended: completed, failed or interrupted.",
+    "pipeline_run_start_timestamp_seconds": "When the last run started, in seconds since the epoch.",
+    "pipeline_run_end_timestamp_seconds": "When the last run ended, in seconds since the epoch.",
+    "pipeline_run_duration_seconds": "How long the last run took.",
+    "pipeline_run_stages": "Stages of the last run by how they ended.",
+    "pipeline_last_success_timestamp_seconds": "When a run of all stages last completed, in seconds since the epoch.",
+    "pipeline_stage_status": "1 for how the stage ended in the last run: ok, skipped, failed, interrupted, notRun or waiting.",
+    "pipeline_stage_duration_seconds": "How long the stage took in the last run; not there if it had nothing to do.",
+    "pipeline_stage_attempts": "Attempts that the stage needed in the last run.",
+    "pipeline_stage_input_bytes": "Size of the stage's inputs.",
+    "pipeline_stage_output_bytes": "Size of the stage's outputs.",
+    "pipeline_stage_records": "Records that the stage counted, by kind: read, written, rejected, or the processor's own.",
+    "pipeline_stage_cpu_seconds": "Processor time of the stage's processes in the last run.",
+    "pipeline_stage_max_resident_memory_bytes": "Largest resident set of one of the stage's processes in the last run.",
+    "pipeline_stage_tasks": "Tasks of the stage in the last run by how they ended; only for stages of several tasks.",
+    "pipeline_stage_last_success_timestamp_seconds": "When the stage was last done or found up to date, in seconds since the epoch.",
+}
+PIPELINE_SUCCESS, STAGE_SUCCESS = "pipeline_last_success_timestamp_seconds", "pipeline_stage_last_success_timestamp_seconds"
+RUN_START, RUN_END, RUN_DURATION = "pipeline_run_start_timestamp_seconds", "pipeline_run_end_timestamp_seconds", "pipeline_run_duration_seconds"
+OUTCOMES = ("ok", "skipped", "failed", "vanished")      # of tasks
+SIZES = (("pipeline_stage_input_bytes", "bytesIn"), ("pipeline_stage_output_bytes", "bytesOut"))
+EFFORTS = (("pipeline_stage_duration_seconds", "durationSec"), ("pipeline_stage_attempts", "attempts"),
+           ("pipeline_stage_cpu_seconds", "cpuSec"), ("pipeline_stage_max_resident_memory_bytes", "maxRssBytes"))
+NUMBERS = {"notRun": (), "waiting": (), "skipped": SIZES}       # of a stage that was skipped, zeros would only blur the graphs
+
+
+def emit(store: Any, record: Json, metrics: Json, spec: Any, options: Any, console: Any) -> None:
+    """Write the metrics of a run that has ended; the caller holds the ledger's lock. What goes wrong is one [NOTE] line.
+
+    record, metrics: as in state/run_<id>.json and state/metrics_<id>.json. spec: a PipelineSpec, or None where it is not
+    at hand (then stages that are no longer in it are not forgotten). options is not used.
+    """
+    try:
+        stages = None if spec is None else {stage.name for stage in spec.stages}
+        data = text(record, metrics, _read(store.path(NAME)), stages).encode("utf-8", "backslashreplace")
+        state_store.write_atomic(store.path(NAME), data, durable=False)
+    except Exception as error:      # a report about the run must not change its outcome
+        console.line("[NOTE] state/%s was not written: %s" % (NAME, getattr(error, "strerror", None) or error))
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def text(record: Json, metrics: Json, earlier: str = "", stages: Optional[Any] = None) -> str:
+    """Return the file's new content. earlier: the old one; stages: the names that the pipeline has now, None if not known. Pure."""
+    pipeline = 'pipeline="%s"' % escaped(record["pipeline"])
+    others, successes = _kept(earlier, pipeline)
+    found: Dict[str, List[str]] = {family: [] for family in GAUGES}
+    is_whole = stages is None or not stages - {one["stage"] for one in metrics["stages"]}
+    _add_run(found, pipeline, record, metrics, successes.get("", ""), is_whole)
+    _add_stages(found, pipeline, metrics, epoch_text(metrics["timestamp"]))
+    done = {line.partition(" ")[0] for line in found[STAGE_SUCCESS]}
+    names = None if stages is None else {escaped(name) for name in stages}
+    for name, value in successes.items():
+        labels = '%s{%s,stage="%s"}' % (STAGE_SUCCESS, pipeline, name)
+        if name and labels not in done and (names is None or name in names):
+            found[STAGE_SUCCESS].append("%s %s" % (labels, value))
+    lines = []
+    for family, help_text in GAUGES.items():
+        samples = others.get(family, []) + found[family]
+        if samples:
+            lines += ["# HELP %s %s" % (family, help_text), "# TYPE %s gauge" % family] + samples
+    return "\n".join(lines) + "\n"
+
+
+def refresh(store: Any, record: Json, metrics: Json, stages: int) -> bool:
+    """Bring the file up to date after a run that skipped all of its *stages* stages, if the run before it did the same.
+
+    Only times differ then, so nothing is put together anew: for pipelines of very many stages. The caller knows that the
+    stages are those of the run before, and holds the ledger's lock. False: the file tells of another run, call emit().
+    metrics needs no stages. Raises nothing.
+    """
+    try:
+        earlier = _read(store.path(NAME))
+        data = refreshed(earlier, record, metrics, stages).encode("utf-8")
+        if data:
+            state_store.write_atomic(store.path(NAME), data, durable=False)
+        return bool(data)
+    except Exception:
+        return False
+
+
+def refreshed(earlier: str, record: Json, metrics: Json, stages: int) -> str:
+    """Return the file's new content after such a run, "" if *earlier* does not tell of one. Pure."""
+    pipeline = 'pipeline="%s"' % escaped(record["pipeline"])
+    ends, start = {}, "{%s} " % pipeline
+    for family in (PIPELINE_SUCCESS, RUN_START, RUN_END, RUN_DURATION):
+        place = earlier.find("\n" + family + start)
+        if place < 0:
+            return ""
+        place += 1 + len(family) + len(start)
+        ends[family] = earlier[place:earlier.index("\n", place)]
+    told = ['\npipeline_run_stages{%s,status="skipped"} %d\n' % (pipeline, stages), "\n%s\n" % _info(pipeline, record),
+            '\npipeline_run_state{%s,state="completed"} 1\n' % pipeline]
+    told += ['\npipeline_run_stages{%s,status="%s"} 0\n' % (pipeline, status) for status in ("ok", "failed", "interrupted", "notRun")]
+    if record["state"] != "completed" or ends[PIPELINE_SUCCESS] != ends[RUN_END] or not all(line in earlier for line in told):
+        return ""
+    ended = epoch_text(metrics["timestamp"])
+    text = earlier.replace(" %s\n" % ends[RUN_END], " %s\n" % ended)      # the end, and each success
+    for family, value in ((RUN_START, epoch_text(record["startedAt"])), (RUN_DURATION, number(metrics["durationSec"]))):
+        text = text.replace("\n%s%s%s\n" % (family, start, ends[family] if ends[family] != ends[RUN_END] else ended),
+                            "\n%s%s%s\n" % (family, start, value), 1)
+    return text
+
+
+def _info(pipeline: str, record: Json) -> str:
+    return 'pipeline_info{%s,version="%s",runner="%s",python="%s"} 1' % (
+        (pipeline,) + tuple(escaped(str(record.get(name) or "")) for name in ("version", "runner", "python")))
+
+
+def _add_run(found: Dict[str, List[str]], pipeline: str, record: Json, metrics: Json, last_success: str, is_whole: bool) -> None:
+    ended = epoch_text(metrics["timestamp"])
+    found["pipeline_info"].append(_info(pipeline, record))
+    found["pipeline_run_state"].append('pipeline_run_state{%s,state="%s"} 1' % (pipeline, escaped(record["state"])))
+    for family, value in ((RUN_START, epoch_text(record["startedAt"])), (RUN_END, ended), (RUN_DURATION, number(metrics["durationSec"]))):
+        found[family].append("%s{%s} %s" % (family, pipeline, value))
+    count: Dict[str, int] = {"ok": 0, "skipped": 0, "failed": 0, "interrupted": 0, "notRun": 0}
+    for one in metrics["stages"]:
+        count[one["status"]] = count.get(one["status"], 0) + 1
+    found["pipeline_run_stages"] += ['pipeline_run_stages{%s,status="%s"} %d' % (pipeline, escaped(status), count[status])
+                                     for status in count]
+    success = ended if record["state"] == "completed" and is_whole else last_success     # a run of some stages quiets no alarm
+    if success:
+        found[PIPELINE_SUCCESS].append("%s{%s} %s" % (PIPELINE_SUCCESS, pipeline, success))
+
+
+def _add_stages(found: Dict[str, List[str]], pipeline: str, metrics: Json, ended: str) -> None:
+    for one in metrics["stages"]:
+        labels = '%s,stage="%s"' % (pipeline, escaped(one["stage"]))
+        found["pipeline_stage_status"].append('pipeline_stage_status{%s,status="%s"} 1' % (labels, escaped(one["status"])))
+        for family, name in NUMBERS.get(one["status"], SIZES + EFFORTS):
+            found[family].append("%s{%s} %s" % (family, labels, number(one[name])))
+        for kind, value in (one.get("counts") or {}).items():
+            found["pipeline_stage_records"].append('pipeline_stage_records{%s,kind="%s"} %s' % (labels, escaped(kind), number(value)))
+        for outcome, value in (one.get("tasks") or {}).items():
+            if outcome in OUTCOMES:
+                found["pipeline_stage_tasks"].append('pipeline_stage_tasks{%s,outcome="%s"} %s' % (labels, escaped(outcome), number(value)))
+        if one["status"] in ("ok", "skipped"):
+            found[STAGE_SUCCESS].append("%s{%s} %s" % (STAGE_SUCCESS, labels, ended))
+
+
+def _kept(earlier: str, pipeline: str) -> Tuple[Dict[str, List[str]], Dict[str, str]]:
+    """Return ({family: lines of other pipelines}, {stage, "" for the pipeline itself: time of its last success}).
+
+    The labels stay as escaped in the file. Nothing is kept of a file that is not of our making, or not whole.
+    """
+    others: Dict[str, List[str]] = {}
+    successes: Dict[str, str] = {}
+    if earlier[-1:] != "\n":
+        return others, successes
+    ours, marks = "{" + pipeline, (PIPELINE_SUCCESS, STAGE_SUCCESS)
+    for line in earlier.split("\n")[:-1]:
+        if line[:1] == "#":
+            continue
+        place = line.find("{")
+        family = line[:place]
+        is_ours = line.startswith(ours, place)
+        if is_ours and family not in marks:
+            continue
+        labels, brace, value = line.rpartition("} ")
+        if family not in GAUGES or not line.startswith('{pipeline="', place) or not brace or not _is_number(value):
+            return {}, {}
+        if is_ours:
+            successes[labels[place + len(ours) + len(',stage="'):-1] if family == STAGE_SUCCESS else ""] = value
+        else:
+            others.setdefault(family, []).append(line)
+    return others, successes
+
+
+def _is_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return value == value.strip() and "_" not in value
+
+
+def escaped(value: str) -> str:
+    """Return a label's value as it stands between the quotes."""
+    if '"' in value or "\\" in value or "\n" in value:
+        return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return value
+
+
+def number(value: Any) -> str:
+    """Return a sample's value; what is no number is said to be none."""
+    return repr(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else "NaN"
+
+
+def epoch_text(utc: str) -> str:
+    """Return seconds since the epoch of a time as records have it, 2026-01-31T23:59:59.123Z; by hand, as strptime is a dear import."""
+    year, month, day = int(utc[:4]), int(utc[5:7]), int(utc[8:10])
+    year -= month <= 2                          # years that begin in March: the leap day is the last
+    days = year * 365 + year // 4 - year // 100 + year // 400 + ((month + 9) % 12 * 153 + 2) // 5 + day - 719469
+    seconds = ((days * 24 + int(utc[11:13])) * 60 + int(utc[14:16])) * 60 + int(utc[17:19])
+    fraction = utc[19:].rstrip("Z")
+    return "%d%s" % (seconds, fraction)

@@ -1,0 +1,99 @@
+"""The commands report and graph: where they read, where they write.
+
+Above the leaves, and imported by the runner when one of them was asked for.
+"""
+from __future__ import annotations
+
+import os
+
+import state_store
+from model import EXIT_OK, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from console import Console
+    from model import Clock, Options, PipelineSpec
+
+
+def do(spec: PipelineSpec, options: Options, console: Console, clock: Clock) -> int:
+    """Do what the command line asks; return the exit code. Raises: UsageError, OSError."""
+    return (_report if options.command == "report" else _graph)(spec, options, console, clock)
+
+
+def _report(spec: PipelineSpec, options: Options, console: Console, clock: Clock) -> int:
+    import report_html
+    import run_report
+    run_id = options.operands[0] if options.operands else None
+    if run_id is not None:
+        from spec_checks import name_problem, shown_value
+        if name_problem(run_id):
+            raise UsageError("report %s: %s" % (shown_value(run_id), name_problem(run_id)))
+    report = run_report.gather(spec, run_id, clock.time())
+    if report.state == "running" and not is_alive(spec.root, report.run_id, clock):
+        report = report._replace(state="died", notes=report.notes
+                                 + ["the runner of this run has died; the next run closes it, and resumes what can be resumed"])
+    path = options.output or "report_%s.html" % report.run_id
+    _refuse_place(spec, path)
+    state_store.write_atomic(os.path.abspath(path), report_html.page(report).encode("utf-8", "backslashreplace"))
+    console.line("%s: run %s, %s" % (path, report.run_id, report.state))
+    for note in report.notes:
+        console.line("[NOTE] " + note)
+    return EXIT_OK
+
+
+def _graph(spec: PipelineSpec, options: Options, console: Console, clock: Clock) -> int:
+    import pipeline_graph
+    text = pipeline_graph.graph_text(spec, options.format)
+    if options.output is None:
+        data = text.encode("utf-8", "backslashreplace")
+        stream = getattr(console.out, "buffer", None)
+        if stream is not None:      # UTF-8 and plain newlines also where the console's own are others
+            console.out.flush()
+            stream.write(data)
+            stream.flush()
+        else:
+            console.out.write(data.decode("utf-8"))
+        return EXIT_OK
+    _refuse_place(spec, options.output)
+    state_store.write_atomic(os.path.abspath(options.output), text.encode("utf-8", "backslashreplace"))
+    console.line("%s: %d stages" % (options.output, len(spec.stages)))
+    return EXIT_OK
+
+
+def is_alive(root: str, run_id: str, clock: Any) -> bool:
+    """Tell whether the runner of a run lives: it holds the lock of its run id. True where that cannot be known."""
+    import stage_locks
+    lock = stage_locks.FileLock(root, run_id + ".run", clock)
+    if not os.path.lexists(lock.path):
+        return False
+    try:
+        if not lock.try_acquire():
+            return True
+    except OSError:
+        return True
+    lock.release()
+    return False
+
+
+def _refuse_place(spec: PipelineSpec, path: str) -> None:
+    """Raises: UsageError where a file would be taken for an input, an output, or a record of the runner."""
+    import file_digests
+    full = os.path.realpath(path)
+    if os.path.isdir(full):
+        raise UsageError("%s is a folder; name a file with -o FILE" % path)
+    if os.path.normcase(full) == os.path.normcase(os.path.realpath(spec.path)):
+        raise UsageError("%s is the pipeline file; choose another name with -o FILE" % path)
+    root = os.path.realpath(spec.root)
+    if not full.startswith(root + os.sep):
+        return
+    below = os.path.relpath(full, root).replace(os.sep, "/")
+    if below.split("/")[0] in ("state", "locks", "src", "bin"):
+        raise UsageError("%s is in a folder of the runner's own; choose another place with -o FILE" % path)
+    for stage in spec.stages:
+        if below.startswith(stage.output_dir + "/"):
+            raise UsageError("%s is in the output folder of stage %s; choose another place with -o FILE" % (path, stage.name))
+        for pattern in stage.inputs + stage.for_each + stage.watch:
+            if file_digests.path_matches(below, pattern):
+                raise UsageError("%s would be an input of stage %s (%s); choose another place with -o FILE" % (path, stage.name, pattern))

@@ -1,0 +1,386 @@
+"""What a report says of one run: gathered from the records, which are material: gone, damaged or edited ones are named, the rest is used.
+
+Above the leaves: it imports ledger_format, state_store, pipeline_graph, svg_shapes. Only reads.
+
+    state/run_<id>.json, metrics_<id>.json, stage_<name>.json, progress_<name>.json, tasks_<name>.jsonl, ledger.jsonl, logs
+        -> gather() -> Report
+"""
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import namedtuple
+
+import pipeline_graph
+import provenance
+from ledger_format import head_text, run_hash
+from model import UsageError, sha256
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+    from model import PipelineSpec
+    Json = Dict[str, Any]
+
+HISTORY_RUNS = 30           # earlier runs in a sparkline, at most
+TAIL_BYTES, TAIL_LINES = 16 << 10, 40
+SHOWN_TASKS = 20            # failed tasks that are listed for a stage
+LISTED_RECORDS = 2000       # newest run records that are looked through for the last run, and for the history
+WORKED = ("ok", "failed", "interrupted", "running")
+
+
+class Report(namedtuple("Report", (
+        "pipeline description run_id invocation state started ended duration_s about stages totals isolation ledger history notes nodes edges generated"))):
+    """A run as a report shows it. started, ended: seconds since the epoch or None. stages: [Stage]. totals: [Total].
+
+    about: [(name, value)]. history: [(run id, state, seconds)] of the runs up to this one, the oldest first.
+    notes: what is missing, damaged or does not fit.
+    """
+
+    __slots__ = ()
+
+
+class Stage(namedtuple("Stage", (
+        "name status reason spans duration_s attempts counts bytes_in bytes_out cpu_s rss_bytes outputs tasks failed_tasks log progress history"))):
+    """A stage of a run. spans: [(start, end, "ok" or "failed" or "running", text)] of its attempts, seconds from the run's start.
+
+    counts, tasks: {name: number}. log: (path, text of its end, whether cut) of what failed, or None. progress: a text or "".
+    history: [(seconds, failed)] over runs in which it was worked on.
+    """
+
+    __slots__ = ()
+
+
+class Total(namedtuple("Total", "stage read written rejected inside before expected makers is_strict")):
+    """A control total. inside: read - written - rejected. expected: what the makers wrote, None if that cannot be known.
+
+    before: read - expected, None likewise. is_strict: the spec asks that both are 0.
+    """
+
+    __slots__ = ()
+
+
+# --- careful reading -------------------------------------------------------------------------------------------------
+
+def read_json(path: str) -> Tuple[Any, str]:
+    """Return (value or None, why it cannot be used or "")."""
+    try:
+        with open(path, "rb") as file:
+            value = json.loads(file.read().decode("utf-8"))
+    except FileNotFoundError:
+        return None, "is missing"
+    except OSError as error:
+        return None, "cannot be read: %s" % error.strerror
+    except (ValueError, RecursionError):
+        return None, "is damaged (not JSON)"
+    return (value, "") if isinstance(value, dict) else (None, "is damaged (not an object)")
+
+
+def text_of(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def number_of(value: Any) -> float:
+    """Return a finite number >= 0, 0 for anything else."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value if is_number and 0 <= value < 1e18 else 0
+
+
+def numbers_of(value: Any) -> Dict[str, int]:
+    found = value.items() if isinstance(value, dict) else ()
+    return {str(name): int(number_of(count)) for name, count in found}
+
+
+def objects_of(value: Any) -> List[Json]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def epoch(value: Any) -> Optional[float]:
+    """Return seconds since the epoch of a time in a record, None if it is none."""
+    import calendar
+    if not isinstance(value, str) or not provenance.TIME.fullmatch(value):
+        return None
+    try:
+        whole = calendar.timegm(time.strptime(value[:19], "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
+        return None
+    return whole + float("0" + (value[19:].rstrip("Z") or ".0"))
+
+
+# --- which run -------------------------------------------------------------------------------------------------------
+
+def run_records(folder: str) -> Iterator[Tuple[str, Json]]:
+    """Yield (name, record) of the run records that can be read, the latest written first; at most LISTED_RECORDS."""
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("run_") and entry.name.endswith(".json"):
+                    found.append((entry.stat().st_mtime_ns, entry.name))
+    except OSError:
+        return
+    for _, name in sorted(found, reverse=True)[:LISTED_RECORDS]:
+        record, problem = read_json(os.path.join(folder, name))
+        if not problem:
+            yield name, record
+
+
+def find_run(folder: str, pipeline: str, run_id: Optional[str]) -> Tuple[str, Optional[Json], str]:
+    """Return (run id, record or None, what is wrong with it or ""). Raises: UsageError where nothing is known of such a run."""
+    if run_id is not None:
+        record, problem = read_json(os.path.join(folder, "run_%s.json" % run_id))
+        traces = [os.path.join(folder, "logs", run_id), os.path.join(folder, "metrics_%s.json" % run_id)]
+        if problem == "is missing" and not any(os.path.exists(path) for path in traces):
+            raise UsageError("no run %s is recorded in %s; `history` lists the runs" % (run_id, folder))
+        return run_id, record, "state/run_%s.json %s" % (run_id, problem) if problem else ""
+    for _, record in run_records(folder):
+        if record.get("pipeline") == pipeline and isinstance(record.get("runId"), str):
+            return record["runId"], record, ""
+    raise UsageError("no run of pipeline %s is recorded in %s; run it first" % (pipeline, folder))
+
+
+# --- gathering -------------------------------------------------------------------------------------------------------
+
+def gather(spec: PipelineSpec, run_id: Optional[str], now: float) -> Report:
+    """Return all that is known of a run, of the last one for None. Raises: UsageError where nothing is."""
+    folder = os.path.join(spec.root, "state")
+    run_id, found, problem = find_run(folder, spec.name, run_id)
+    notes = [problem] if problem else []
+    record: Json = found or {}
+    invocation = int(number_of(record.get("invocation"))) or 1
+    _check_record(folder, run_id, record, notes)
+    metrics, problem = read_json(os.path.join(folder, "metrics_%s.json" % run_id))
+    if problem and record.get("state") != "running":
+        notes.append("state/metrics_%s.json %s: no processor time and memory" % (run_id, problem))
+    _check_metrics(folder, run_id, record, notes)
+    measured = {text_of(one.get("stage")): one for one in objects_of((metrics or {}).get("stages"))}
+    history = _history(folder, spec.name, run_id, record)
+    started = epoch(record.get("startedAt"))
+    entries = objects_of(record.get("stages"))
+    if not entries and measured:
+        notes.append("stages, durations and counts are those of the metrics: the run record does not have them")
+        entries = [dict(one, durationMs=number_of(one.get("durationSec")) * 1000) for one in measured.values()]
+    nodes, edges = pipeline_graph.graph_of(spec)
+    stages = _stages(folder, spec, run_id, invocation, record, entries, measured, history, started, now)
+    state = text_of(record.get("state")) or "unknown"
+    ended = epoch(record.get("endedAt"))
+    duration_s = _duration_s(record, started, ended, now)
+    status = {stage.name: stage.status for stage in stages}
+    nodes = [node._replace(status=status.get(node.label, "unused") if node.kind == "stage" else "") for node in nodes]
+    return Report(text_of(record.get("pipeline")) or spec.name, spec.description, run_id, invocation, state, started, ended, duration_s,
+                  _about(record), stages, _totals(spec, stages, edges),
+                  record["isolation"] if isinstance(record.get("isolation"), dict) else {},
+                  _ledger(folder, run_id, invocation, record, notes),
+                  [(one[0], one[1], one[2]) for one in history if one[2] is not None], notes, nodes, edges, now)
+
+
+def _duration_s(record: Json, started: Optional[float], ended: Optional[float], now: float) -> Optional[float]:
+    if number_of(record.get("durationMs")):
+        return float(record["durationMs"] / 1000)
+    if started is None:
+        return None
+    if ended is not None:
+        return max(0.0, ended - started)
+    return max(0.0, now - started) if record.get("state") == "running" else None
+
+
+def _check_record(folder: str, run_id: str, record: Json, notes: List[str]) -> None:
+    """Note where a sealed record is not what its own hash says."""
+    if "runHash" not in record:
+        return
+    try:
+        fits = run_hash(record) == record["runHash"]
+    except (ValueError, TypeError, RecursionError):
+        fits = False
+    if not fits:
+        notes.append("state/run_%s.json was changed after the run: it does not fit its own hash; `verify` tells more" % run_id)
+
+
+def _check_metrics(folder: str, run_id: str, record: Json, notes: List[str]) -> None:
+    told = record.get("metrics")
+    if not isinstance(told, dict) or not isinstance(told.get("sha256"), str):
+        return
+    try:
+        with open(os.path.join(folder, "metrics_%s.json" % run_id), "rb") as file:
+            data = file.read()
+    except OSError:
+        return
+    if sha256(data).hexdigest() != told["sha256"]:
+        notes.append("state/metrics_%s.json was changed after the run: it does not fit the run record" % run_id)
+
+
+def _history(folder: str, pipeline: str, run_id: str, record: Json) -> List[Tuple[str, str, Optional[float], Dict[str, Json]]]:
+    """Return [(run id, state, seconds, {stage: entry})] of the runs of the pipeline up to this one, the oldest first."""
+    found = []
+    limit = text_of(record.get("startedAt")) or "9"
+    for _, one in run_records(folder):
+        if one.get("pipeline") == pipeline and text_of(one.get("startedAt")) <= limit:
+            duration = one.get("durationMs")
+            entries = {text_of(entry.get("stage")): entry for entry in objects_of(one.get("stages"))}
+            found.append((text_of(one.get("startedAt")), text_of(one.get("runId")), text_of(one.get("state")),
+                          number_of(duration) / 1000 if duration is not None else None, entries))
+            if len(found) >= HISTORY_RUNS:
+                break
+    return [one[1:] for one in sorted(found, key=lambda one: one[0])]
+
+
+def _about(record: Json) -> List[Tuple[str, str]]:
+    names = (("version", "version"), ("host", "host"), ("user", "user"), ("runner", "runner"), ("python", "Python"), ("os", "system"),
+             ("specSha256", "pipeline file"))
+    return [(shown, text_of(record[name])[:12 if name == "specSha256" else None]) for name, shown in names if text_of(record.get(name))]
+
+
+def _ledger(folder: str, run_id: str, invocation: int, record: Json, notes: List[str]) -> Dict[str, str]:
+    """Return {"head": of the entry that ended the run, "hash": runHash, "sealed": ...}, {} where the ledger does not know it."""
+    try:
+        with open(os.path.join(folder, "ledger.jsonl"), "rb") as file:
+            lines = file.read().splitlines()
+    except OSError as error:
+        notes.append("state/ledger.jsonl cannot be read: %s" % error.strerror)
+        return {}
+    mark = json.dumps(run_id, ensure_ascii=False).encode("utf-8", "replace")
+    for line in reversed(lines):
+        if mark not in line:
+            continue
+        try:
+            entry = json.loads(line.decode("utf-8"))
+            if (entry["runId"], entry["invocation"], entry["event"]) == (run_id, invocation, "end"):
+                if "runHash" in record and entry.get("runHash") != record["runHash"]:
+                    notes.append("the ledger has another hash for this run than its record; `verify` tells more")
+                return {"head": head_text(entry), "hash": text_of(entry.get("runHash")),
+                        "sealed": text_of((entry.get("seal") or {}).get("keyId"))}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue
+    if record.get("state") not in ("running", None):
+        notes.append("state/ledger.jsonl has no end of this run")
+    return {}
+
+
+# --- stages ----------------------------------------------------------------------------------------------------------
+
+def _stages(folder: str, spec: PipelineSpec, run_id: str, invocation: int, record: Json, entries: List[Json], measured: Dict[str, Json],
+            history: List[Any], started: Optional[float], now: float) -> List[Stage]:
+    found, clock = [], 0.0
+    known = {text_of(one.get("stage")) for one in entries}
+    if record.get("state") in ("running", None, "interrupted"):
+        entries = entries + [one for one in (_running_entry(folder, stage.name, run_id, invocation) for stage in spec.stages
+                                             if stage.name not in known) if one]
+    for one in entries:
+        name, duration_s = text_of(one.get("stage")) or "?", number_of(one.get("durationMs")) / 1000
+        spans = _spans(one, started, clock, now if one.get("status") == "running" else None)
+        clock = max([clock] + [span[1] for span in spans])
+        numbers, tasks = measured.get(name, {}), numbers_of(one.get("tasks"))
+        status = text_of(one.get("status")) or "unknown"
+        earlier = [(number_of(entry.get("durationMs")) / 1000, entry.get("status") != "ok") for _, _, _, by_name in history
+                   for entry in [by_name.get(name)] if entry is not None and entry.get("status") in WORKED]
+        found.append(Stage(
+            name, status, text_of(one.get("reason")), spans, duration_s or sum(span[1] - span[0] for span in spans),
+            int(number_of(one.get("attempts"))), numbers_of(one.get("counts")),
+            number_of(one.get("bytesIn")), number_of(one.get("bytesOut")), number_of(numbers.get("cpuSec")), number_of(numbers.get("maxRssBytes")),
+            len(objects_of(one.get("outputs"))), tasks, _failed_tasks(folder, one, "%s/%d" % (run_id, invocation)) if tasks.get("failed") else [],
+            _log_tail(folder, run_id, invocation, name, one) if status in ("failed", "interrupted", "running") else None,
+            _progress(folder, name) if status == "running" else "", earlier))
+    return found
+
+
+def _running_entry(folder: str, name: str, run_id: str, invocation: int) -> Optional[Json]:
+    """Return an entry for a stage that the run works on, or worked on when it died: only the stage's record knows."""
+    record, problem = read_json(os.path.join(folder, "stage_%s.json" % name))
+    if problem or (record.get("lastRunId"), record.get("lastInvocation", 1), record.get("lastStatus")) != (run_id, invocation, "running"):
+        return None
+    return {"stage": name, "status": "running", "startedAt": record.get("startedAt"), "attempts": record.get("attempts"), "reason": ""}
+
+
+def _spans(entry: Json, started: Optional[float], clock: float, now: Optional[float]) -> List[Tuple[float, float, str, str]]:
+    """Return the attempts of a stage in time; where the record does not tell when they began, one after the other."""
+    if entry.get("status") not in WORKED:
+        return []
+    begin = epoch(entry.get("startedAt"))
+    start = max(0.0, begin - started) if begin is not None and started is not None else clock
+    name = text_of(entry.get("stage"))
+    if now is not None:
+        return [(start, max(start, now - (started or now)), "running", "%s: running" % name)]
+    tries = objects_of(entry.get("tries"))
+    spans: List[Tuple[float, float, str, str]] = []
+    for number, one in enumerate(tries, 1):
+        began, long_s = epoch(one.get("startedAt")), number_of(one.get("durationMs")) / 1000
+        at = max(0.0, began - started) if began is not None and started is not None else (spans[-1][1] if spans else start)
+        is_ok = number == len(tries) and entry.get("status") == "ok"
+        spans.append((at, at + long_s, "ok" if is_ok else "failed",
+                      "%s, attempt %d of %d: %.3f s, exit code %s" % (name, number, len(tries), long_s, one.get("exitCode"))))
+    long_s = number_of(entry.get("durationMs")) / 1000
+    return spans or [(start, start + long_s, "ok" if entry.get("status") == "ok" else "failed", "%s: %.3f s" % (name, long_s))]
+
+
+def _log_path(folder: str, entry: Json, end: str) -> str:
+    """Return the path of the last log in a stage's entry whose name has this end, "" without one that lies where logs lie."""
+    for one in reversed(objects_of(entry.get("logs"))):
+        path = text_of(one.get("path"))
+        if path.endswith(end) and path.startswith(provenance.LOG_FOLDER) and not provenance.member_problem(path):
+            return os.path.join(os.path.dirname(folder), *path.split("/"))
+    return ""
+
+
+def _log_tail(folder: str, run_id: str, invocation: int, name: str, entry: Json) -> Optional[Tuple[str, str, bool]]:
+    """Return (path, last lines, whether more stands before them) of the last attempt's log; paths out of records are kept below state/logs."""
+    path = _log_path(folder, entry, ".log")
+    if not path and not set(name) & set("/\\"):
+        base = os.path.join(folder, "logs", run_id, *([str(invocation)] if invocation > 1 else []))
+        path = os.path.join(base, "%s.%d.log" % (name, max(1, int(number_of(entry.get("attempts"))))))
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TAIL_BYTES))
+            text = file.read().decode("utf-8", "replace").replace("\r\n", "\n")
+    except (OSError, ValueError):
+        return None
+    lines = text.splitlines()[-TAIL_LINES:]
+    shown = os.path.relpath(path, os.path.dirname(folder)).replace(os.sep, "/")
+    return shown, "\n".join(lines), size > TAIL_BYTES or len(text.splitlines()) > TAIL_LINES
+
+
+def _failed_tasks(folder: str, entry: Json, run: str) -> List[Tuple[str, str]]:
+    """Return [(task, why)] of tasks that failed in *run*, by its own task log, else by the stage's; damaged lines are left out."""
+    found: Dict[str, Tuple[str, str]] = {}
+    try:
+        path = _log_path(folder, entry, ".tasks.jsonl") or os.path.join(folder, "tasks_%s.jsonl" % text_of(entry.get("stage")))
+        with open(path, "rb") as file:
+            for line in file:
+                try:
+                    one = json.loads(line.decode("utf-8"))
+                except (ValueError, RecursionError):
+                    continue
+                if isinstance(one, dict) and text_of(one.get("task")):
+                    found[one["task"]] = (text_of(one.get("status")) if one.get("run") == run else "", text_of(one.get("error")))
+    except OSError:
+        return []
+    return [(task, why) for task, (status, why) in sorted(found.items()) if status == "failed"][:SHOWN_TASKS]
+
+
+def _progress(folder: str, name: str) -> str:
+    progress, problem = read_json(os.path.join(folder, "progress_%s.json" % name))
+    if problem:
+        return ""
+    done, total = number_of(progress.get("byteOffset")), number_of(progress.get("bytesTotal"))
+    lines = "line %d" % number_of(progress.get("lineOffset"))
+    return "%s, %d %%" % (lines, 100 * done / total) if total else lines
+
+
+def _totals(spec: PipelineSpec, stages: List[Stage], edges: List[Any]) -> List[Total]:
+    """Return the control totals of the stages that count."""
+    counts = {stage.name: stage.counts for stage in stages if stage.status in ("ok", "skipped")}
+    strict = {stage.name for stage in spec.stages if stage.reconcile}
+    makers = pipeline_graph.makers_of(edges)
+    found = []
+    for stage in stages:
+        if "read" not in stage.counts:
+            continue
+        read, written, rejected = (stage.counts.get(name, 0) for name in ("read", "written", "rejected"))
+        feeders = [name for name in makers.get(stage.name, ()) if name in counts]
+        is_known = feeders and all("written" in counts[name] for name in feeders)
+        expected = sum(counts[name]["written"] for name in feeders) if is_known else None
+        found.append(Total(stage.name, read, written, rejected, read - written - rejected, None if expected is None else read - expected,
+                           expected, feeders, stage.name in strict))
+    return found

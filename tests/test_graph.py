@@ -1,0 +1,381 @@
+"""Stages side by side: what comes before what, what may run at once, and what a failure stops."""
+from __future__ import annotations
+
+import os
+import time
+import types
+
+import pytest
+
+import attempts
+import scheduler
+import stage_order
+from model import SpecError, StageSpec
+
+posix_only = pytest.mark.skipif(os.name == "nt", reason="shell scripts")
+
+JOIN = """#!/bin/sh
+echo "begin $PIPELINE_STAGE_NAME" >> "$PIPELINE_ROOT/trace"
+[ -z "$1" ] || cat "$@" > "$PIPELINE_OUTPUT_DIR/$PIPELINE_STAGE_NAME.txt"
+[ ! -e "$PIPELINE_ROOT/fail.$PIPELINE_STAGE_NAME" ] || exit 3
+echo "end $PIPELINE_STAGE_NAME" >> "$PIPELINE_ROOT/trace"
+"""
+# Ends only when the other one has begun, too.
+MEETS = """#!/bin/sh
+touch "$PIPELINE_ROOT/here.$PIPELINE_STAGE_NAME"
+for step in $(seq 1500); do
+    [ -e "$PIPELINE_ROOT/here.$1" ] && exit 0
+    sleep 0.02
+done
+exit 9
+"""
+
+
+# --- edges and order (pure) ------------------------------------------------------------------------------------------
+
+def stage(name, **changes):
+    fields = dict.fromkeys(StageSpec._fields)
+    fields.update(name=name, output_dir="data/" + name, inputs=(), watch=(), needs=(), outputs=None, for_each=(), resources={})
+    fields.update(changes)
+    return StageSpec(**fields)
+
+
+def test_undeclared_outputs_make_edges_from_earlier_stages_only():
+    one, two = stage("one", inputs=("data/two/x",)), stage("two", inputs=("data/one/x",))
+    assert stage_order.edges([one, two]) == {"one": [], "two": ["one"]}
+    assert stage_order.edges([stage("one", inputs=("data/one/x",))]) == {"one": []}
+
+
+def test_declared_outputs_make_edges_whatever_the_order():
+    user, maker = stage("user", inputs=("data/maker/*.txt",)), stage("maker", outputs=("a.txt",))
+    assert stage_order.edges([user, maker])["user"] == ["maker"]
+    assert stage_order.edges([user, maker._replace(outputs=("a.csv",))])["user"] == []
+
+
+@pytest.mark.parametrize("one, other, expected", [
+    ("a/b.txt", "a/b.txt", True), ("a/b.txt", "a/c.txt", False), ("a/*.txt", "a/b.txt", True), ("a/b.csv", "a/*.txt", False),
+    ("a/*.txt", "a/b*", True), ("a/*.txt", "b/*.txt", False), ("a/*/x", "a/b/*", True), ("a/*", "a/b/c", False), ("a/**", "a/b/*.txt", True),
+    ("a/*.txt", "a/b/*.txt", False), ("*/x.txt", "a/x.txt", True), ("a/[bc]/*.txt", "a/d/*.txt", False)])
+def test_paths_and_globs_that_may_meet(one, other, expected):
+    assert stage_order.may_meet(one, other) is stage_order.may_meet(other, one) is expected
+
+
+def test_ten_thousand_stages_are_no_hundred_million_pairs():
+    stages = [stage("s%05d" % number, inputs=("data/s%05d/x" % (number - 1),)) for number in range(10000)]
+    found = stage_order.edges(stages)
+    assert found["s09999"] == ["s09998"] and stage_order.find_cycle(found) == []
+
+
+@pytest.mark.parametrize("needs, expected", [
+    ({"a": [], "b": ["a"]}, []), ({"a": ["b"], "b": ["a"]}, ["a", "b", "a"]), ({"x": ["a"], "a": ["b"], "b": ["c"], "c": ["a"]}, ["a", "b", "c", "a"])])
+def test_a_cycle_is_found_and_named(needs, expected):
+    found = stage_order.find_cycle(needs)
+    assert found == expected or found and set(found) == set(expected) and found[0] == found[-1]
+
+
+def run_order(stages, is_graph=True, bad=(), share=lambda one, other: True, at_once=1):
+    """Return the order in which stages are started when at most so many run at once and the first started ends first."""
+    order = stage_order.Order(stages, is_graph, share)
+    started, running = [], []
+    while True:
+        found = order.next() if len(running) < at_once else None
+        if found is not None:
+            started.append(found.name)
+            running.append(found.name)
+        elif running:
+            name = running.pop(0)
+            order.ended(name, name not in bad)
+        else:
+            return started, order.blocked
+
+
+def test_the_order_is_that_of_the_list_as_far_as_the_edges_allow():
+    stages = [stage("d", needs=("b", "c")), stage("c", needs=("a",)), stage("b", needs=("a",)), stage("a"), stage("z")]
+    assert run_order(stages)[0] == ["a", "c", "b", "d", "z"]
+    assert run_order(stages, is_graph=False)[0] == ["d", "c", "b", "a", "z"]
+
+
+def test_what_depends_on_a_failure_is_blocked_and_nothing_else():
+    stages = [stage("a"), stage("b", needs=("a",)), stage("c", needs=("b",)), stage("z")]
+    for is_graph in (True, False):
+        assert run_order(stages, is_graph, bad=("a",)) == (["a", "z"], {"b": "a", "c": "b"})
+
+
+def test_stages_that_may_not_share_wait_for_each_other_and_let_others_by():
+    stages = [stage("a"), stage("b"), stage("c")]
+    started, _ = run_order(stages, share=lambda one, other: {one.name, other.name} != {"a", "b"}, at_once=2)
+    assert started == ["a", "c", "b"]
+
+
+# --- the scheduler, on a pool that starts nothing --------------------------------------------------------------------
+
+class Started:
+    def __init__(self, launch):
+        self.launch, self.result = launch, "result of %s" % launch
+
+
+class FakePool:
+    """Attempts end in the order in which they were started, one at each wait."""
+
+    def __init__(self):
+        self.signals = types.SimpleNamespace(number=0)
+        self.is_draining = False
+        self.running, self.log = [], []
+
+    def start(self, launch, network=None):
+        self.running.append(Started(launch))
+        self.log.append("start " + launch)
+        return self.running[-1]
+
+    def wait(self, seconds=None):
+        self.log.append("end " + self.running[0].launch)
+        return [self.running.pop(0)]
+
+
+def attempt(name, log, cores=1, rank=0, memory=0):
+    result = yield scheduler.Attempting(lambda slot: (name, None), (rank,), cores, memory)
+    log.append(result)
+    return name
+
+
+def run_flows(flows, jobs=2, memory=None):
+    pool, log = FakePool(), []
+    made = scheduler.Scheduler(pool, jobs, memory)
+    for name, options in flows:
+        made.start(name, attempt(name, log, **options))
+    ends = list(iter(made.ended, None))
+    return pool.log, ends
+
+
+@pytest.mark.parametrize("flows, jobs, memory, expected", [
+    ([("a", {}), ("b", {}), ("c", {})], 2, None, ["start a", "start b", "end a", "start c", "end b", "end c"]),
+    ([("a", {}), ("b", {"cores": 2}), ("c", {})], 2, None, ["start a", "end a", "start b", "end b", "start c", "end c"]),
+    ([("a", {"rank": 2}), ("b", {"rank": 1})], 1, None, ["start b", "end b", "start a", "end a"]),
+    ([("a", {"memory": 60}), ("b", {"memory": 60})], 2, 100, ["start a", "end a", "start b", "end b"]),
+    ([("a", {"cores": 9})], 2, None, ["start a", "end a"]),
+    ([("a", {"memory": 900})], 2, 100, ["start a", "end a"])], ids=["slots", "cores", "rank", "memory", "too many cores", "too much memory"])
+def test_attempts_are_started_by_rank_within_the_limits(flows, jobs, memory, expected):
+    log, ends = run_flows(flows, jobs, memory)
+    assert log == expected and [value for _, value in ends] == [name for name, _ in sorted(ends, key=lambda one: log.index("end " + one[0]))]
+
+
+def test_a_flow_waits_for_those_that_it_spawned():
+    pool, log = FakePool(), []
+    made = scheduler.Scheduler(pool, 2)
+
+    def parent():
+        yield scheduler.Spawn("x", attempt("x", log))
+        yield scheduler.Spawn("y", attempt("y", log))
+        first = yield scheduler.Next()
+        second = yield scheduler.Next()
+        return [first, second]
+    made.start("parent", parent())
+    assert made.ended() == ("parent", [("x", "x"), ("y", "y")]) and made.ended() is None
+
+
+def test_an_error_comes_up_when_the_others_have_ended_and_nothing_new_is_started():
+    pool, log = FakePool(), []
+    made = scheduler.Scheduler(pool, 2)
+
+    def fails():
+        yield scheduler.Attempting(lambda slot: ("bad", None), (0,), 1, 0)
+        raise OSError("no more")
+    made.start("fails", fails())
+    made.start("long", attempt("long", log))
+    made.start("late", attempt("late", log))
+    assert made.ended() == ("late", "late") and log == [scheduler.NOT_STARTED]
+    assert made.ended() == ("long", "long")
+    with pytest.raises(OSError, match="no more"):
+        made.ended()
+    assert "start late" not in pool.log
+
+
+def test_an_error_of_a_child_goes_through_its_parent():
+    made = scheduler.Scheduler(FakePool(), 1)
+
+    def child():
+        yield scheduler.Attempting(lambda slot: 1 // 0, (0,), 1, 0)
+
+    def parent():
+        yield scheduler.Spawn("child", child())
+        try:
+            yield scheduler.Next()
+        except ZeroDivisionError:
+            return "seen"
+    made.start("parent", parent())
+    assert made.ended() == ("parent", "seen")
+
+
+def test_when_a_signal_came_nothing_is_started():
+    pool, log = FakePool(), []
+    pool.signals.number = 15
+    made = scheduler.Scheduler(pool, 1)
+    made.start("a", attempt("a", log))
+    assert made.ended() == ("a", "a") and log == [scheduler.NOT_STARTED] and log[0].stopped and log[0].failure == attempts.INTERRUPTED
+
+
+# --- through the program ---------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def joins(project):
+    project.write("bin/join.sh", JOIN, executable=True)
+    project.write("bin/meets.sh", MEETS, executable=True)
+    project.write("in/a.txt", "a\n")
+    return project
+
+
+def make(project, *stages, **top):
+    project.spec(*[dict({"processor": "bin/join.sh"}, **one) for one in stages], order="graph", **top)
+
+
+def trace(project):
+    return project.read("trace").splitlines()
+
+
+@posix_only
+def test_stages_that_are_ready_run_together(joins):
+    make(joins, {"name": "one", "processor": "bin/meets.sh", "args": ["two"]}, {"name": "two", "processor": "bin/meets.sh", "args": ["one"]})
+    done = joins.ok("--jobs", "2")
+    assert [line.split(" in ")[0] for line in done.steps[:2]] == ["[START] one", "[START] two"], done
+    assert [one["stage"] for one in joins.json(sorted(str(path.relative_to(joins.root)) for path in joins.path("state").glob("run_*"))[0])["stages"]] == ["one", "two"]
+
+
+@posix_only
+def test_with_one_job_they_run_one_by_one_in_the_order_of_the_list_and_the_edges(joins):
+    make(joins, {"name": "last", "inputs": ["data/first/*.txt"], "needs": ["first"], "outputDir": "data/last"},
+         {"name": "other", "inputs": ["in/a.txt"]}, {"name": "first", "inputs": ["in/a.txt"], "outputDir": "data/first"})
+    plan = joins.ok("plan")
+    assert [line.split(" (")[0].split()[1] for line in plan.steps] == ["first", "last", "other"] and "PENDING last" in plan.out, plan
+    joins.ok("--jobs", "1")
+    assert [line for line in trace(joins) if "begin" in line] == ["begin other", "begin first", "begin last"]
+    assert joins.read("data/last/last.txt") == "a\n"
+    assert joins.ok().out.count("[SKIP]") == 3
+
+
+@posix_only
+def test_stages_that_share_a_folder_without_declared_outputs_never_overlap(joins):
+    common = {"inputs": ["in/a.txt"], "outputDir": "data/all"}
+    make(joins, dict(common, name="x"), dict(common, name="y"), dict(common, name="z", outputDir="data/all/sub"))
+    joins.ok("--jobs", "3")
+    assert trace(joins) == ["begin x", "end x", "begin y", "end y", "begin z", "end z"]
+
+
+@posix_only
+def test_with_declared_outputs_they_may_and_each_keeps_its_own(joins):
+    common = {"processor": "bin/both.sh", "outputDir": "data/all"}
+    joins.write("bin/both.sh", MEETS.replace("exit 0", 'echo "$PIPELINE_RUN_ID" > "$PIPELINE_OUTPUT_DIR/$PIPELINE_STAGE_NAME.txt" && exit 0'), executable=True)
+    make(joins, dict(common, name="x", args=["y"], outputs=["x.txt"]), dict(common, name="y", args=["x"], outputs=["y.txt"]))
+    joins.ok("--jobs", "2")
+    for name in "xy":
+        assert [one["path"] for one in joins.json("state/stage_%s.json" % name)["outputs"]] == [name + ".txt"]
+        joins.path("here." + name).unlink()
+    joins.ok("--jobs", "2", "--force", "x,y", "--run-id", "again")
+    assert joins.read("data/all/x.txt") == joins.read("data/all/y.txt") == "again\n"
+
+
+@posix_only
+def test_cores_count_against_jobs(joins):
+    common = {"inputs": ["in/a.txt"], "resources": {"cpuCores": 2}}
+    make(joins, dict(common, name="x"), dict(common, name="y"))
+    joins.ok("--jobs", "3")
+    assert trace(joins) == ["begin x", "end x", "begin y", "end y"]
+
+
+@posix_only
+def test_memory_counts_against_its_limit(joins):
+    common = {"inputs": ["in/a.txt"], "resources": {"memoryMB": 600}}
+    make(joins, dict(common, name="x"), dict(common, name="y"))
+    joins.ok("--jobs", "3", "--max-memory", "1000")
+    assert trace(joins) == ["begin x", "end x", "begin y", "end y"]
+
+
+@posix_only
+def test_a_failure_lets_the_running_ones_end_and_starts_no_others(joins):
+    joins.write("fail.bad", "")
+    joins.write("bin/slow.sh", "#!/bin/sh\nfor step in $(seq 1500); do grep -qs 'begin bad' \"$PIPELINE_ROOT/trace\" && break; sleep 0.02; done\nsleep 0.3\n"
+                "echo ok > \"$PIPELINE_OUTPUT_DIR/x\"\n", executable=True)
+    stages = [{"name": "bad", "inputs": ["in/a.txt"]}, {"name": "slow", "processor": "bin/slow.sh"}, {"name": "later", "inputs": ["data/s2/x"], "needs": ["slow"]},
+              {"name": "after", "inputs": ["data/s1/bad.txt"]}]
+    make(joins, *stages)
+    done = joins.run("--jobs", "2", "--run-id", "r")
+    assert done.code == 1, done
+    assert {one["stage"]: one["status"] for one in joins.json("state/run_r.json")["stages"]} == {"bad": "failed", "slow": "ok", "later": "notRun", "after": "notRun"}
+    joins.path("trace").unlink()
+    joins.write("trace", "begin bad\n")
+    done = joins.run("--jobs", "2", "--run-id", "k", "--keep-going")
+    found = {one["stage"]: (one["status"], one["reason"]) for one in joins.json("state/run_k.json")["stages"]}
+    assert done.code == 1 and found["later"][0] == "ok" and found["after"] == ("notRun", "stage bad did not end well"), done
+
+
+@posix_only
+def test_keep_going_in_the_listed_order(joins):
+    joins.write("fail.bad", "")
+    joins.spec(*[dict(one, processor="bin/join.sh") for one in (
+        {"name": "bad", "inputs": ["in/a.txt"]}, {"name": "after", "inputs": ["data/s1/*.txt"]}, {"name": "other", "inputs": ["in/a.txt"]})])
+    done = joins.run("--keep-going", "--run-id", "r")
+    assert done.code == 1 and [line for line in trace(joins) if "begin" in line] == ["begin bad", "begin other"], done
+
+
+def test_a_cycle_is_a_fault_of_the_spec_and_is_named(joins):
+    make(joins, {"name": "x", "inputs": ["data/y/*.txt"], "outputDir": "data/x", "outputs": ["x.txt"]},
+         {"name": "y", "inputs": ["data/x/x.txt"], "outputDir": "data/y", "outputs": ["y.txt"]})
+    done = joins.run()
+    assert done.code == 2 and "stages[0]: needs itself by what it reads or needs: x <- y <- x" in done.err, done
+    with pytest.raises(SpecError):
+        import pipeline_runner
+        pipeline_runner.load_pipeline(str(joins.path("pipeline.json")))
+
+
+@posix_only
+def test_ctrl_c_stops_all_that_run(joins):
+    import signal
+    joins.write("bin/wait.sh", "#!/bin/sh\ntouch \"$PIPELINE_ROOT/here.$PIPELINE_STAGE_NAME\"\nexec sleep 600\n", executable=True)
+    make(joins, {"name": "x", "processor": "bin/wait.sh"}, {"name": "y", "processor": "bin/wait.sh"}, {"name": "z", "processor": "bin/wait.sh"})
+    run = joins.start("--jobs", "2", "--run-id", "r")
+    deadline = time.monotonic() + 60
+    while not (joins.exists("here.x") and joins.exists("here.y")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    run.send_signal(signal.SIGINT)
+    run.communicate(timeout=60)
+    assert run.returncode == 130 and not joins.exists("here.z")
+    assert [one["status"] for one in joins.json("state/run_r.json")["stages"]] == ["interrupted", "interrupted", "notRun"]
+
+
+STRAY = """
+import subprocess
+# A daemon that sheds session, token and descriptors; it writes when the stage that left it has long ended.
+if os.environ["PIPELINE_STAGE_NAME"] == "x":
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.closerange(3, 256)
+            os.execve("/bin/sh", ["sh", "-c", "touch '%s/stray'; sleep 600; touch '%s/late'" % (os.environ["PIPELINE_ROOT"], out)], {"PATH": os.environ["PATH"]})
+        os._exit(0)
+    while not os.path.exists(os.environ["PIPELINE_ROOT"] + "/stray"):
+        time.sleep(0.01)
+    open(os.environ["PIPELINE_ROOT"] + "/x.over", "w")
+else:
+    while not os.path.exists(os.environ["PIPELINE_ROOT"] + "/x.over"):
+        time.sleep(0.01)
+    time.sleep(0.3)
+"""
+
+
+@posix_only
+def test_an_orphan_that_carries_nobodys_sign_is_ended_before_anything_else_is_started(joins):
+    if os.uname().sysname != "Linux":
+        pytest.skip("other systems cannot find it")
+    path = joins.processor("stray", STRAY)
+    make(joins, {"name": "x", "processor": path}, {"name": "y", "processor": path})
+    joins.ok("--jobs", "2")
+    found = [pid for pid in os.listdir("/proc") if pid.isdigit() and str(joins.root).encode() in _command_of(pid)]
+    assert found == []
+
+
+def _command_of(pid):
+    try:
+        with open("/proc/%s/cmdline" % pid, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""

@@ -1,0 +1,282 @@
+"""report and graph: the page is whole, self-contained and escaped, tells what the records tell, and what they no longer do."""
+from __future__ import annotations
+
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "src"))
+import pipeline_graph  # noqa: E402
+import report_html  # noqa: E402
+import run_report  # noqa: E402
+import svg_shapes  # noqa: E402
+from svg_shapes import Edge, Node  # noqa: E402
+
+from src import pipeline_runner  # noqa: E402
+
+VOID = {"meta", "br", "link", "img", "input", "hr"}
+
+
+class Page(html.parser.HTMLParser):
+    """A page taken apart: every element must be closed in order; texts, ids and attributes are collected."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.open, self.tags, self.attributes, self.texts, self.problems, self.heads = [], [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == [] and self.problems == [], (self.open, self.problems)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        names = [name for name, _ in attrs]
+        if len(names) != len(set(names)):
+            self.problems.append((tag, attrs))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.problems.append(("end", tag, self.getpos()))
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    @property
+    def text(self):
+        return "".join(self.texts)
+
+
+def checked(text):
+    """Return the page, having checked that it needs nothing from outside, runs nothing, and can be read aloud."""
+    page = Page(text)
+    assert set(page.tags) & {"script", "iframe", "object", "embed", "img", "link", "form", "base"} == set()
+    for tag, name, value in page.attributes:
+        assert not name.startswith("on") and name not in ("src", "srcset", "style", "action", "xlink:href"), (tag, name)
+        if name == "href":
+            assert value.startswith("#") and ("section", "id", value[1:]) in page.attributes, value
+    style = re.search("(?s)<style>(.*?)</style>", text).group(1)
+    assert not re.search(r"(?i)url\(|@import|https?:|//", style)
+    assert page.tags.count("h1") == 1 and page.tags.count("svg") == sum(1 for tag, name, _ in page.attributes if (tag, name) == ("svg", "aria-label"))
+    assert page.tags.count("th") == sum(1 for tag, name, _ in page.attributes if (tag, name) == ("th", "scope"))
+    assert ("html", "lang", "en") in page.attributes and "prefers-color-scheme:dark" in style and "@media print" in style
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", text)
+    return page
+
+
+def report(project, *arguments, notes=None):
+    """Make a report with the real program; return the page."""
+    path = project.path("out.html")
+    done = project.ok("report", "-o", str(path), *arguments)
+    found = [line[7:] for line in done.out.splitlines() if line.startswith("[NOTE] ")]
+    assert notes is None or len(found) == notes, done
+    return checked(path.read_bytes().decode("utf-8"))
+
+
+def two_stages(project, second="", **more):
+    project.write("data/in.txt", "a\nb\n")
+    first = project.processor("first", "import shutil; shutil.copy(inputs[0], out)\n")
+    project.spec({"name": "first", "processor": first, "inputs": ["data/in.txt"]},
+                 dict({"name": "second", "processor": project.processor("second", second or "open(out + '/two.txt', 'w').write('2')\n"), "inputs": ["data/s1/*.txt"]}, **more))
+
+
+# --- the page
+
+def test_a_report_of_a_run_that_failed_tells_what_and_shows_its_log(project):
+    two_stages(project, "print('\\x1b[31mred\\x1b[0m </pre><script>x</script> \\u202e'); sys.stdout.flush(); os.write(1, b'\\xff\\x00\\n'); sys.exit(3)\n",
+               retry={"attempts": 2, "baseDelayMs": 1})
+    assert project.run("--run-id", "r1").code == 1
+    page = report(project, notes=0)
+    assert "second failed: exit code 3" in page.text and "red </pre><script>x</script> \\u202e" in page.text and "\x1b" not in page.text
+    assert "state/logs/r1/second.2.log" in page.text and "second, attempt 2 of 2" in page.text and "closed by the kernel" in page.text or sys.platform != "linux"
+    head = [line for line in project.ok("verify").out.splitlines() if "head" in line]
+    assert head and re.search(r"2: [0-9a-f]{4}(-[0-9a-f]{4}){7}", page.text).group() in "\n".join(head)
+
+
+def test_a_report_of_an_earlier_run_and_the_reasons(project):
+    two_stages(project)
+    project.ok("--run-id", "r1")
+    project.write("data/in.txt", "other\n")
+    project.ok("--run-id", "r2")
+    assert "no record of an earlier run" in report(project, "r1", notes=0).text
+    page = report(project, notes=0)
+    assert "Run r2" in page.text and "input data/in.txt changed" in page.text and "Durations of first over 2 runs" in page.text
+    project.ok("--run-id", "r3")
+    assert "Stages done0 of 2, 2 skipped" in report(project, notes=0).text
+
+
+def test_a_report_of_records_that_are_damaged_gone_or_edited(project):
+    two_stages(project)
+    project.ok("--run-id", "r1")
+    path = project.path("state/run_r1.json")
+    record = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps(dict(record, host="elsewhere")), "utf-8")
+    assert "was changed after the run" in report(project, notes=1).text
+    path.write_text(json.dumps(dict(record, stages=[None, 3, {"stage": 7, "status": {}, "counts": [], "tries": "x"}], durationMs="long", startedAt="2026-99-99T00:00:00Z", isolation=[])), "utf-8")
+    report(project, "r1")
+    path.write_text("{", "utf-8")
+    page = report(project, "r1", notes=2)
+    assert "is damaged (not JSON)" in page.text and "those of the metrics" in page.text and "second" in page.text
+    path.unlink()
+    project.path("state/metrics_r1.json").unlink()
+    project.path("state/ledger.jsonl").unlink()
+    assert "Run r1" in report(project, "r1", notes=3).text
+    shutil.rmtree(str(project.path("state/logs")))
+    done = project.run("report", "r1")
+    assert done.code == 2 and "no run r1 is recorded" in done.err
+
+
+def test_a_report_of_a_run_that_runs_and_of_one_whose_runner_died(project):
+    project.write("data/in.txt", "x")
+    project.spec({"name": "slow", "processor": project.processor("slow", "print('begun'); sys.stdout.flush(); open(out + '/begun', 'w'); time.sleep(60)\n"), "inputs": ["data/in.txt"]})
+    running = project.start("--run-id", "r1")
+    try:
+        deadline = time.monotonic() + 30
+        while not project.exists("data/s1/begun"):
+            assert time.monotonic() < deadline and running.poll() is None
+            time.sleep(0.01)
+        page = report(project, notes=0)
+        assert "slow: running" in page.text and "begun" in page.text
+    finally:
+        running.kill()
+        running.communicate()
+    assert "runner died" in report(project, notes=1).text
+
+
+def test_what_comes_from_data_is_escaped(project):
+    evil = "</script><b onclick=x>&\"'\x1b]0;t\x07\u202e\udc80"
+    two_stages(project)
+    spec = pipeline_runner.load_pipeline(str(project.path("pipeline.json")))
+    spec = spec._replace(name=evil, description=evil, stages=tuple(stage._replace(inputs=stage.inputs + (evil,)) for stage in spec.stages))
+    entry = {"stage": evil, "status": "failed", "reason": evil, "attempts": 1, "durationMs": 5, "counts": {"read": 3, "written": 2, evil: 1}, "tasks": {"total": 2, evil: 1},
+             "tries": [{"startedAt": evil, "durationMs": 5, "exitCode": evil}], "logs": [{"path": "state/logs/r/../../../etc/passwd"}]}
+    record = {"runId": "r", "pipeline": evil, "state": evil, "startedAt": "2026-01-01T00:00:00.000Z", "host": evil, "stages": [entry],
+              "isolation": {"scan": {"files": evil, "refused": evil, "allow": [evil]}, "kernel": {"method": evil}, "hook": evil}}
+    project.write("state/run_r.json", json.dumps(record))
+    project.write("state/ledger.jsonl", json.dumps({"runId": "r", "invocation": 1, "event": "end", "seq": 1, "hash": evil, "runHash": evil}) + "\n")
+    text = report_html.page(run_report.gather(spec, "r", 1.8e9))
+    page = checked(text)
+    assert text.count("<b ") == 0 and "</script>" in page.text and "passwd" not in text and "root:" not in text
+    assert Page(pipeline_graph.drawing(*pipeline_graph.graph_of(spec), title=evil, standalone=True)).tags.count("b") == 0
+
+
+def test_a_report_is_not_written_where_the_pipeline_reads_or_writes(project):
+    two_stages(project)
+    project.ok("--run-id", "r1")
+    for place, why in (("data/in.txt", "an input of stage first"), ("data/s1/x.html", "output folder of stage first"), ("state/x.html", "folder of the runner"), ("pipeline.json", "pipeline file"), ("data", "is a folder")):
+        before = project.snapshot()
+        done = project.run("report", "-o", str(project.path(place)))
+        assert done.code == 2 and why in done.err and project.snapshot() == before, done
+    assert project.run("report", "nothere").code == 2
+    where = project.path("elsewhere")
+    where.mkdir()
+    assert project.run("report", "r1", cwd=str(where)).code == 0 and (where / "report_r1.html").is_file()
+
+
+def test_tasks_reach_the_report(project):
+    two_stages(project)
+    spec = pipeline_runner.load_pipeline(str(project.path("pipeline.json")))
+    lines = ['{"task": "a.csv", "status": "failed", "error": "old", "run": "r/1"}', "not json", "[]", '{"task": "a.csv", "status": "ok", "run": "r/1"}',
+             '{"task": "b.csv", "status": "failed", "error": "14 fields", "run": "r/1"}', '{"task": "c.csv", "status": "failed", "error": "of another run", "run": "q/1"}']
+    project.write("state/logs/r/first.tasks.jsonl", "\n".join(lines) + "\n")
+    project.write("state/logs/r/first/7.1.log", "field missing")
+    logs = [{"path": "state/logs/r/first/7.1.log"}, {"path": "state/logs/r/first.tasks.jsonl"}]
+    tasks = {"total": 1200, "ok": 1199, "skipped": 0, "failed": 1, "vanished": 0}
+    project.write("state/run_r.json", json.dumps({"runId": "r", "pipeline": "test", "state": "failed", "stages": [{"stage": "first", "status": "failed", "tasks": tasks, "logs": logs}]}))
+    page = checked(report_html.page(run_report.gather(spec, None, 1.8e9)))
+    assert "1\u202f200" in page.text and "1 failed" in page.text and "b.csv14 fields" in page.text and "a.csv" not in page.text and "c.csv" not in page.text
+    assert "field missing" in page.text and "state/logs/r/first/7.1.log" in page.text
+
+
+def test_control_totals_tell_what_fits(project):
+    two_stages(project, reconcile=True)
+    spec = pipeline_runner.load_pipeline(str(project.path("pipeline.json")))
+    stages = [{"stage": "first", "status": "ok", "counts": {"read": 9, "written": 7, "rejected": 2}}, {"stage": "second", "status": "ok", "counts": {"read": 6, "written": 5, "rejected": 0}}]
+    project.write("state/run_r.json", json.dumps({"runId": "r", "pipeline": "test", "state": "completed", "stages": stages}))
+    found = run_report.gather(spec, None, 1.8e9)
+    assert [(one.stage, one.inside, one.before, one.makers, one.is_strict) for one in found.totals] == [("first", 0, None, [], False), ("second", 1, -1, ["first"], True)]
+    page = checked(report_html.page(found))
+    assert page.text.count("fits") == 1 and "\u22121 to 7 written by first" in page.text
+
+
+# --- the graph
+
+def big_graph(count):
+    nodes = [Node("stage:%d" % number, "stage", "s%d" % number, "t", "") for number in range(count)]
+    return nodes, [Edge(nodes[number].name, nodes[later].name, "files") for number in range(count) for later in (number + 1, number + 7) if later < count]
+
+
+@pytest.mark.parametrize("count", [1, 2, 200])
+def test_a_drawing_holds_every_node_and_no_two_overlap(count):
+    nodes, edges = big_graph(count)
+    text = svg_shapes.graph_svg(nodes, edges, "t", standalone=True)
+    boxes = [tuple(map(float, one)) for one in re.findall(r'<rect x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)"', text)]
+    width, height = map(float, re.search(r'viewBox="0 0 (\d+) (\d+)"', text).groups())
+    assert len(boxes) == count and width <= 1040
+    assert all(x >= 0 and y >= 0 and x + w <= width and y + h <= height for x, y, w, h in boxes)
+    assert not any(a[0] < b[0] + b[2] and b[0] < a[0] + a[2] and a[1] < b[1] + b[3] and b[1] < a[1] + a[3] for place, a in enumerate(boxes) for b in boxes[:place])
+    Page(text)
+
+
+def test_two_hundred_stages_side_by_side_are_drawn_in_columns():
+    text = svg_shapes.graph_svg([Node(str(number), "stage", "s%d" % number, "t", "") for number in range(200)], [], "t")
+    assert float(re.search(r'viewBox="0 0 (\d+) (\d+)"', text).group(2)) < 1000 and text.count("<rect") == 200
+
+
+def test_layers_and_what_is_implied():
+    nodes = [Node(name, "stage", name, "", "") for name in "abcd"] + [Node("f", "files", "f", "", "")]
+    edges = [Edge("a", "b", "files"), Edge("b", "c", "files"), Edge("a", "c", "needs"), Edge("f", "c", "files"), Edge("d", "d", "files")]
+    layers = svg_shapes.layers_of(nodes, edges)
+    assert layers == [["a", "d"], ["b", "f"], ["c"]]
+    assert Edge("a", "c", "needs") not in svg_shapes.without_implied(edges[:4], layers) and len(svg_shapes.without_implied(edges[:4], layers)) == 3
+    assert svg_shapes.layers_of(nodes[:2], [Edge("a", "b", ""), Edge("b", "a", "")]) == [["a", "b"]]
+
+
+def test_the_edges_are_those_of_needs_and_files(project):
+    project.write("bin/p.py", "")
+    project.spec({"name": "a", "processor": "bin/p.py", "inputs": ["data/in/*.txt"]}, {"name": "b", "processor": "bin/p.py", "inputs": ["data/s1/x.txt", "data/s1/*.csv"]},
+                 {"name": "c", "processor": "bin/p.py", "needs": ["a"], "watch": ["data/s2/**"]})
+    graph = json.loads(project.ok("graph", "--format", "json").out)
+    found = {(one["from"], one["to"], one["kind"]) for one in graph["edges"]}
+    assert found == {("files:data/in/*.txt", "stage:a", "files"), ("stage:a", "files:data/s1/x.txt", "files"), ("stage:a", "files:data/s1/*.csv", "files"),
+                     ("files:data/s1/x.txt", "stage:b", "files"), ("files:data/s1/*.csv", "stage:b", "files"), ("stage:b", "files:data/s2/**", "files"),
+                     ("files:data/s2/**", "stage:c", "files"), ("stage:a", "stage:c", "needs"), ("stage:c", "files:data/s3/*", "files")}
+    assert project.ok("graph").out.startswith("flowchart LR\n")
+    project.ok("graph", "--format", "svg", "-o", str(project.path("g.svg")))
+    assert "xmlns=\"http://www.w3.org/2000/svg\"" in project.read("g.svg") and Page(project.read("g.svg")).tags[0] == "svg"
+
+
+def test_the_forms_of_a_graph_escape_what_they_must(project):
+    two_stages(project)
+    spec = pipeline_runner.load_pipeline(str(project.path("pipeline.json")))
+    evil = 'a"b\\N\\"];x<b>&#35;\n`|end'
+    spec = spec._replace(name=evil, stages=tuple(stage._replace(inputs=(evil,)) for stage in spec.stages))
+    mermaid = pipeline_graph.graph_text(spec, "mermaid")
+    assert all(re.fullmatch(r'flowchart LR|  n\d+(\["[^"<>`|\\;&]*(#\d+;[^"<>`|\\;&]*)*"\]|\(\["[^"<>`|\\;&]*(#\d+;[^"<>`|\\;&]*)*"\]\))|  n\d+ -\.?-*> n\d+', line) for line in mermaid.splitlines()), mermaid
+    assert json.loads(pipeline_graph.graph_text(spec, "json"))["pipeline"] == evil
+    dot = pipeline_graph.graph_text(spec, "dot")
+    for line in dot.splitlines():
+        rest = re.sub(r'"(?:[^"\\]|\\.)*"', "Q", line)
+        assert re.fullmatch(r"digraph Q \{|\}|  rankdir=LR;|  node \[fontname=Q, fontsize=10\];|  Q \[label=Q, shape=\w+, \w+=\w+\];|  Q -> Q( \[style=dashed\])?;", rest), line
+    if shutil.which("dot"):
+        drawn = subprocess.run(["dot", "-Tplain"], input=dot.encode("utf-8"), stdout=subprocess.PIPE, check=True, timeout=60).stdout.decode("utf-8")
+        assert sum(1 for line in drawn.splitlines() if line.startswith("node ")) == len(pipeline_graph.graph_of(spec)[0])
+
+
+def test_durations_and_ticks_for_people():
+    assert [svg_shapes.seconds_text(one) for one in (0, 0.25, 12.34, 60, 245, 7800)] == ["0 s", "0.25 s", "12.3 s", "1 min", "4 min 05 s", "2 h 10 min"]
+    for length in (0.003, 0.4, 7, 100, 5000, 90000, 4e6):
+        assert 2 <= len(svg_shapes.ticks(length)) <= 7 and svg_shapes.ticks(length)[-1] <= length
