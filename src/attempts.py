@@ -33,11 +33,12 @@ CREATE_NEW_PROCESS_GROUP = 0x200    # Windows: so that CTRL_BREAK reaches the pr
 
 
 class Launch(namedtuple("Launch", "argv env folder log_path token lock_descriptor guard_path timeout_s grace_s resources echo is_log_lazy "
-                               "feeder output_path server slot", defaults=(False, None, "", None, 0))):
+                               "feeder output_path server slot launcher", defaults=(False, None, "", None, 0, None))):
     """What to start: argv and env complete, folder the working directory; echo(bytes) sees the output as it comes, or None.
 
     is_log_lazy: a processor that prints nothing leaves no log file. feeder: gives its standard input (chunk_files.Feeder). output_path:
     a file for its standard output, which else goes to the log. server, slot: a fork_client.ForkServer to ask first, and which of its pipes.
+    launcher: starts it elsewhere and returns a launch_helper.Launched; None for a processor that is started here.
     """
 
     __slots__ = ()
@@ -221,6 +222,8 @@ class Pool:
         """Start an attempt; one that cannot be started has ended at once. Raises: OSError when its log cannot be created."""
         traits = self.processes.Traits(launch.token, 0, launch.guard_path, os.getpid())
         attempt = Attempt(launch, network, AttemptLog(launch.log_path, launch.echo, launch.is_log_lazy), traits)
+        if launch.launcher is not None:
+            return self._start_elsewhere(attempt)
         self.guardian.watch(traits)         # before the start: the runner may die at any moment after it
         if not self._fork(attempt):
             try:
@@ -235,6 +238,19 @@ class Pool:
             attempt.pid = attempt.process.pid
         attempt.is_open = True
         self._watch(attempt)
+        return attempt
+
+    def _start_elsewhere(self, attempt: Attempt) -> Attempt:
+        """Start a launcher. The guardian is not told: it kills, and a launcher must be asked. The limits are the launcher's business."""
+        try:
+            attempt.process = attempt.tree = attempt.launch.launcher()
+        except OSError as error:
+            attempt.finish(_not_started_text(attempt.launch, error), [])
+            self.ended.append(attempt)
+            return attempt
+        attempt.reader, attempt.is_open = attempt.process.output, True
+        attempt.ending = Ending(attempt.launch, attempt.tree, self.signals)
+        self.running.append(attempt)
         return attempt
 
     def _fork(self, attempt: Attempt) -> bool:
@@ -258,7 +274,7 @@ class Pool:
         if attempt.network is not None:
             attempt.network.began(attempt.pid, launch.token)
         attempt.tree = self.processes.Tree(attempt.pid, launch.token, attempt.job, self.others,
-                                           lambda: [(one.pid, one.launch.token) for one in self.running if one is not attempt])
+                                           lambda: [(one.pid, one.launch.token) for one in self.running if one is not attempt and one.pid])
         attempt.tree.is_child = not attempt.is_forked
         attempt.notes += apply_resources(attempt.pid, launch.resources)
         attempt.ending = Ending(launch, attempt.tree, self.signals)
@@ -318,6 +334,7 @@ class Pool:
         found = {one.reader for one in self.running if one.is_open}
         found.update(one.launch.server.descriptor for one in self.running if one.is_forked)
         found.update(one.network.descriptor for one in self.running if one.network is not None and one.network.descriptor >= 0)
+        found.update(one.process.descriptor for one in self.running if one.launch.launcher is not None)
         return list(found)
 
     def _read_ready(self, ready: List[int]) -> None:
@@ -348,6 +365,10 @@ class Pool:
     def _has_ended(self, attempt: Attempt) -> bool:
         if self.threads:
             return bool(attempt.done.is_set())
+        if attempt.launch.launcher is not None:
+            attempt.exit_code = attempt.process.take_end()
+            attempt.cpu_s, attempt.max_rss_bytes = attempt.process.cpu_s, attempt.process.max_rss_bytes
+            return attempt.exit_code is not None
         if attempt.is_forked:
             return attempt.is_over
         pid, status, usage = os.wait4(attempt.pid, os.WNOHANG)

@@ -71,6 +71,7 @@ options of other commands
   --json                status, history, logs, explain: one JSON document
   --run ID              logs: of this run
   --follow              logs: show what comes until the stage ends
+  --last N              status, history: so many runs
   --format FORMAT       export: in-toto (the default); graph: mermaid (the default), dot, svg, json
   --output FILE, -o     export, evidence, report, graph: where to write
   --yes                 clean, gc, reset: do it
@@ -89,7 +90,7 @@ exit codes
 """
 REPEATED = ("--force", "--only", "--set", "--anchor")
 VALUED = REPEATED + ("--pipeline", "--root", "--run-id", "--from", "--until", "--key", "--format", "--output", "-o", "--reason", "--jobs", "--max-memory",
-                     "--stop-by", "--stop-after", "--log-format", "--openlineage", "--run", "--keep-runs", "--keep-days", "--kind")
+                     "--stop-by", "--stop-after", "--log-format", "--openlineage", "--run", "--last", "--keep-runs", "--keep-days", "--kind")
 FLAGS = ("--rehash", "--dry-run", "--verbose", "--outputs", "--forward", "--keep-going", "--quiet", "--json", "--follow", "--yes", "--version", "--help", "-h")
 # command -> (least, most words after it, what they are)
 COMMANDS = {"run": (0, 0, ""), "plan": (0, 0, ""), "validate": (0, 0, ""), "unlock": (1, None, "the name of a stage"), "scan": (0, None, ""),
@@ -101,7 +102,7 @@ COMMANDS = {"run": (0, 0, ""), "plan": (0, 0, ""), "validate": (0, 0, ""), "unlo
             "new-stage": (1, 1, "the name of the stage")}
 # options that belong to some commands only -> these
 ONLY_WITH = {"--anchor": ("verify",), "--outputs": ("verify",), "--format": ("export", "graph"), "--output": ("export", "evidence", "report", "graph"),
-             "--reason": ("accept",), "--forward": ("new-key",), "--json": ("status", "history", "logs", "explain"), "--run": ("logs",),
+             "--reason": ("accept",), "--forward": ("new-key",), "--json": ("status", "history", "logs", "explain"), "--run": ("logs",), "--last": ("status", "history"),
              "--follow": ("logs",), "--yes": ("clean", "gc", "reset"), "--keep-runs": ("gc",), "--keep-days": ("gc",), "--kind": ("new-stage",),
              **{name: ("run",) for name in ("--jobs", "--max-memory", "--keep-going", "--stop-by", "--stop-after", "--quiet", "--log-format", "--openlineage")}}
 FORMATS = {"export": ("in-toto",), "graph": ("mermaid", "dot", "svg", "json")}     # command -> its formats, the default first
@@ -161,7 +162,7 @@ def _options(values: Dict[str, List[str]], flags: Set[str], words: List[str]) ->
                    _number("--jobs", single, 1), _number("--max-memory", single, 1), "--keep-going" in flags, _time_of_day(single["--stop-by"]),
                    _duration_s(single["--stop-after"]), "--quiet" in flags, _choice("--log-format", single, LOG_FORMATS), single["--openlineage"],
                    "--json" in flags, single["--run"], "--follow" in flags, "--yes" in flags, _number("--keep-runs", single, 0),
-                   _number("--keep-days", single, 0), _choice("--kind", single, KINDS))
+                   _number("--keep-days", single, 0), _choice("--kind", single, KINDS), _number("--last", single, 1))
 
 
 def _number(name: str, values: Dict[str, Optional[str]], least: int) -> Optional[int]:
@@ -213,6 +214,8 @@ def _check_owned(command: str, values: Dict[str, List[str]], flags: Set[str]) ->
     for name, commands in ONLY_WITH.items():
         if (values.get(name) or name in flags) and command not in commands:
             raise UsageError("%s goes with %s" % (name, " and ".join(commands)))
+    if {"--quiet", "--verbose"} <= set(flags):
+        raise UsageError("--quiet prints failures only, --verbose everything; leave one of them out")
     if command == "accept" and not "".join(values["--reason"]).strip():
         raise UsageError("accept needs --reason TEXT: it goes into the ledger")
     for name in values["--format"]:

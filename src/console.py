@@ -1,17 +1,21 @@
-"""What the user sees: stable lines, plain messages.
+"""What the user sees: stable lines, plain messages, and on a terminal the lines of the running stages.
 
-A leaf, but for the values of model.
+Above the leaves. What a run in which nothing changed does not need is loaded when it is needed: the live view, JSON.
 """
 from __future__ import annotations
 
 import os
 import sys
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, List
+    from typing import Any, Callable, Dict, List, Sequence
 
-    from model import Decision, StageResult
+    from model import Decision, Options, StageResult
+
+PARTIAL_BYTES = 65536       # of an unfinished line of a processor's output, before it is shown as it is
+COLORS = {"FAIL": "31", "RETRY": "33", "DONE": "32", "START": "36", "RESUME": "36", "SKIP": "2", "NOTE": "33", "WAITING": "33"}
 
 
 def printable(text: str) -> str:
@@ -48,23 +52,61 @@ def free_space_text(path: str) -> str:
 class Console:
     """What the user sees: one stable line per event on stdout, errors on stderr.
 
-    A closed pipe or a full disk under stdout does not stop a run: the records tell all the same.
+    A closed pipe or a full disk under stdout does not stop a run: the records tell all the same. On a terminal tick()
+    keeps a line per running stage below the stable lines; close() takes them away.
     """
 
-    def __init__(self, out: Any = None, err: Any = None) -> None:
+    def __init__(self, out: Any = None, err: Any = None, clock: Any = time) -> None:
+        """*clock* has monotonic() and time()."""
         self.out = out or sys.stdout or open(os.devnull, "w", encoding="utf-8")
         self.err = err or sys.stderr or open(os.devnull, "w", encoding="utf-8")
-        self.partial = b""
-        self.streamed = ""
+        self.clock = clock
+        self.is_quiet, self.is_json, self.is_colored = False, False, False
+        self.run_id = ""
+        self.partial: Dict[str, bytes] = {}     # stage -> the unfinished last line of its output
+        self.tails: Dict[str, List[str]] = {}   # quiet: stage -> what is shown if it fails in the end
+        self.view: Any = None                   # the LiveView; False: there is none
+        self.lock: Any = None                   # over what is drawn: where each attempt has a thread, they write, too
         self.warned: List[str] = []
         for stream in (self.out, self.err):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
 
-    def event(self, kind: str, stage: str, text: str = "") -> None:
-        self.line("[%s] %s%s" % (kind, stage, text))
+    def configure(self, options: Options) -> None:
+        """Take over how a run is to be shown: --quiet, --log-format, the run's id; colours on a terminal."""
+        self.is_quiet, self.is_json = options.quiet, options.log_format == "json"
+        self.run_id = options.run_id
+        if not self.is_json and _is_terminal(self.out):
+            import live_view
+            self.is_colored = live_view.is_capable(self.out, os.environ, live_view.enable_terminal) and live_view.wants_color(os.environ)
+
+    # --- a run's events
+
+    def event(self, kind: str, stage: str, text: str = "", **more: Any) -> None:
+        """Tell what happened to a stage, or to one of its tasks ("STAGE TASK"). *more*: fields that only the JSON form has."""
+        if self.is_quiet and kind != "FAIL":
+            return
+        if self.view:
+            self.view.forget(stage)
+        for line in self.tails.pop(stage, []) + self.tails.pop("", []):
+            self._tell_tail(stage, line)
+        if self.is_json:
+            import log_events
+            self._put_event(dict(log_events.event_of(kind, stage, text), **more))
+            return
+        line = printable("[%s] %s%s" % (kind, stage, text))
+        if self.is_colored and kind in COLORS:
+            line = "\x1b[%sm[%s]\x1b[0m%s" % (COLORS[kind], kind, line[len(kind) + 2:])
+        self._write(self.out, line + "\n")
 
     def line(self, text: str) -> None:
+        """Print a line that is of no stage."""
+        if self.is_quiet:
+            return
+        if self.is_json:
+            import log_events
+            self._put_event(log_events.event_of_line(text))
+            return
         self._write(self.out, printable(text) + "\n")
 
     def lines(self, text: str) -> None:
@@ -73,17 +115,32 @@ class Console:
 
     def error(self, text: str) -> None:
         """Print a message, which may have several lines, on stderr."""
+        if self.is_json:
+            self._put_event({"event": "error", "text": text})
         for line in text.split("\n"):
             self._write(self.err, printable(line) + "\n")
 
     def warnings(self, lines: List[str]) -> None:
         self.warned += lines
         for line in lines:
-            self.error("[OFFLINE] warning: %s" % line)
+            if self.is_json and not self.is_quiet:
+                self._put_event({"event": "warning", "text": line})
+            elif not self.is_quiet:
+                self.error("[OFFLINE] warning: %s" % line)
 
-    def tail(self, data: bytes) -> None:
-        """Show the last lines of a failed attempt's output."""
-        for line in data.decode("utf-8", "replace").splitlines()[-10:]:
+    def tail(self, data: bytes, stage: str = "") -> None:
+        """Show the last lines of a failed attempt's output; with --quiet only if the stage fails in the end."""
+        lines = data.decode("utf-8", "replace").splitlines()[-10:]
+        if self.is_quiet:
+            self.tails[stage] = lines
+            return
+        for line in lines:
+            self._tell_tail(stage, line)
+
+    def _tell_tail(self, stage: str, line: str) -> None:
+        if self.is_json:
+            self._put_event({"event": "tail", "text": line}, stage)
+        else:
             self.error("    | " + line)
 
     def plan(self, stage: str, decision: Decision, holder: str) -> None:
@@ -93,33 +150,117 @@ class Console:
         self.line("%-7s %s%s (%s)" % (action, stage, where, "; ".join(reasons)))
 
     def stream(self, stage: str, data: bytes) -> None:
-        """Print whole lines of a processor's output, the stage's name before each."""
-        self.streamed = stage
-        *lines, self.partial = (self.partial + data).split(b"\n")
-        if len(self.partial) > 65536:
-            lines.append(self.partial)
-            self.partial = b""
+        """Print whole lines of a processor's output, the stage's name before each; the rest waits for its end."""
+        *lines, rest = (self.partial.get(stage, b"") + data).split(b"\n")
+        if len(rest) > PARTIAL_BYTES:
+            lines.append(rest)
+            rest = b""
+        self.partial[stage] = rest
         for line in lines:
-            self.line("%s | %s" % (stage, line.decode("utf-8", "replace").rstrip("\r")))
+            text = line.decode("utf-8", "replace").rstrip("\r")
+            if self.is_json and not self.is_quiet:
+                self._put_event({"event": "output", "text": text}, stage)
+            else:
+                self.line("%s | %s" % (stage, text))
 
-    def end_stream(self) -> None:
-        if self.partial:
-            self.stream(self.streamed, b"\n")
+    def end_stream(self, stage: str = "") -> None:
+        """Print what is left of the output of *stage*, or of all."""
+        for one in [stage] if stage else sorted(self.partial):
+            if self.partial.get(one):
+                self.stream(one, b"\n")
+            self.partial.pop(one, None)
 
     def summary(self, run_id: str, state: str, results: List[StageResult], duration_s: float) -> None:
         count = {status: sum(1 for one in results if one.status == status) for status in ("ok", "skipped", "failed", "interrupted")}
-        self.counts(run_id, state, count["ok"], count["skipped"], count["failed"] + count["interrupted"], duration_s)
+        failed = count["failed"] + count["interrupted"]
+        self.close()
+        if self.is_quiet and state == "completed":
+            return
+        if self.is_json:
+            self._put_event({"event": "summary", "run": run_id, "state": state, "ok": count["ok"], "skipped": count["skipped"], "failed": failed,
+                             "notRun": len(results) - sum(count.values()), "durationMs": int(duration_s * 1000)})
+            return
+        self.counts(run_id, state, count["ok"], count["skipped"], failed, duration_s)
 
     def counts(self, run_id: str, state: str, ok: int, skipped: int, failed: int, duration_s: float) -> None:
-        """Print the last line of a run."""
-        self.line("Run %s state: %s (%d ok, %d skipped, %d failed) in %.1fs" % (run_id, state, ok, skipped, failed, duration_s))
+        """Print the last line of a run, as text."""
+        self._write(self.out, printable("Run %s state: %s (%d ok, %d skipped, %d failed) in %.1fs" % (run_id, state, ok, skipped, failed, duration_s)) + "\n")
+
+    # --- the lines of the running stages
+
+    def wants_ticks(self) -> bool:
+        """Tell whether tick() would show anything, so that whoever waits for processors wakes up for it."""
+        if self.view is None:
+            self.view = False
+            if not (self.is_quiet or self.is_json) and _is_terminal(self.out):
+                import live_view
+                if live_view.is_capable(self.out, os.environ, live_view.enable_terminal):
+                    import threading
+                    self.lock = threading.RLock()
+                    self.view = live_view.LiveView(
+                        self.out, self.clock, lambda: live_view.terminal_size(self.out), live_view.wants_color(os.environ))
+        return bool(self.view)
+
+    def tick(self, rows: Callable[[], Sequence[Sequence[Any]]]) -> None:
+        """Draw the running stages anew, if it is time to; *rows* is called only then. See live_view.Row. Never fails a run."""
+        if not self.wants_ticks() or not self.view.is_due():
+            return
+        with self.lock:
+            try:
+                self.view.draw(rows())
+            except Exception:           # whatever it is: what is only to be looked at must not end a run
+                self.view = False
+
+    def close(self) -> None:
+        """Take the lines of the running stages off the screen."""
+        if self.view:
+            try:
+                self.view.clear()
+            except (OSError, ValueError):
+                self.view = False
+
+    # --- writing
+
+    def _put_event(self, event: Dict[str, Any], subject: str = "") -> None:
+        import log_events
+        if subject:
+            event = dict({"event": event["event"]}, **dict(log_events.subject_of(subject), **event))
+        self._write(self.out, log_events.event_line(event, self.run_id, self.clock.time()))
 
     def _write(self, stream: Any, text: str) -> None:
+        if self.lock is None:
+            self._put(stream, text)
+            return
+        with self.lock:
+            self._put(stream, text)
+
+    def _put(self, stream: Any, text: str) -> None:
         try:
+            if self.view and stream is self.out:
+                text = self.view.around(text)
+            elif self.view and self.view.drawn:
+                self._write_beside(stream, text)
+                return
             stream.write(text)
             stream.flush()
         except (OSError, ValueError):
             pass
+
+    def _write_beside(self, stream: Any, text: str) -> None:
+        """Write to another stream that most likely is the same terminal: the drawn lines make room meanwhile."""
+        self.out.write(self.view.erase())
+        self.out.flush()
+        stream.write(text)
+        stream.flush()
+        self.out.write(self.view.paint())
+        self.out.flush()
+
+
+def _is_terminal(stream: Any) -> bool:
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError):
+        return False
 
 
 def open_missing_streams() -> None:

@@ -198,6 +198,17 @@ class Digests:
         self.used[path] = (digest, now)
         return self.used[path]
 
+    def is_known(self, path: str, least_bytes: int) -> bool:
+        """Tell whether of() would not have to read the file at *path*, or it is smaller than *least_bytes*, or not there."""
+        if path in self.used:
+            return True
+        try:
+            now = signature(os.stat(os.path.join(self.root, path)))
+        except OSError:
+            return True
+        stored = self.files.get(path)
+        return now[0] < least_bytes or isinstance(stored, list) and len(stored) == 7 and stored[:5] == now and stored[6] in ("", self.boot)
+
     def of_output(self, path: str) -> Tuple[int, str]:
         """Return (bytes, SHA-256) of an output; a link is its target's name, not the file behind it. Raises: as of()."""
         full = os.path.join(self.root, path)

@@ -12,7 +12,7 @@ from primitives import sha256 as sha256
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Dict
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERNAL, EXIT_LOCKED, EXIT_STATE, EXIT_OFFLINE = range(7)
 
@@ -61,6 +61,11 @@ class StageSpec(namedtuple("StageSpec", (
     """
 
     __slots__ = ()
+
+    @property
+    def local_resources(self) -> Dict[str, int]:
+        """What an attempt takes of this machine: of what a launcher starts, nothing but a place among --jobs."""
+        return {} if self.launcher else self.resources
 
 
 class Offline(namedtuple("Offline", "allow require strict layers")):
@@ -131,11 +136,11 @@ class StageResult(namedtuple("StageResult", "name status reason attempts duratio
 class Options(namedtuple("Options", (
         "command operands pipeline root run_id force only first last params rehash verbose anchors key outputs format output "
         "reason forward jobs max_memory_mb keep_going stop_by stop_after_s quiet log_format open_lineage as_json run follow yes "
-        "keep_runs keep_days kind"), defaults=((), None, False, "", None, None, False, None, None, False, None, None, False, "text", None,
-                                               False, None, False, False, None, None, "lines"))):
+        "keep_runs keep_days kind last_runs"), defaults=((), None, False, "", None, None, False, None, None, False, None, None, False, "text", None,
+                                               False, None, False, False, None, None, "lines", None))):
     """The command line, taken apart: force and only are sets of stage names, params {name: value} of --set.
 
-    jobs, max_memory_mb, keep_runs, keep_days: numbers or None. stop_by: "HH:MM" of the local clock, or None. format: "" for the
+    jobs, max_memory_mb, keep_runs, keep_days, last_runs: numbers or None. stop_by: "HH:MM" of the local clock, or None. format: "" for the
     command's own default. From anchors to forward, and from as_json on: what belongs to some commands only.
     """
 

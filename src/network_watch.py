@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 
 import hook_log
+import node_report
 import offline_guard
 import process_tree
 
@@ -115,9 +116,26 @@ class AttemptNetwork:
         if self.watch.listener is not None:
             self.watch.take(self.watch.listener.drain(self.watch.owner_of))
         elif self.watch.hook:
-            for note in hook_log.read_notes(self.log_path):
-                if self.watch.hook == "enforce" or note.kind != hook_log.LOOK_UP:    # a look-up may be answered without the network
-                    self._note(offline_guard.program_of(["python", note.program], self.watch.root), note.pid, note.kind, note.place, True)
+            self._note_hooked(self.watch.hook == "enforce")
+
+    def node_report(self) -> str:
+        """Return where a launched task is to report."""
+        return self.log_path[:-len("network")] + "node"
+
+    def take_node_report(self) -> Any:
+        """After the end of a launched task: note what it tells of its machine; return it (node_report.Told)."""
+        told = node_report.read(self.node_report())
+        for one in told.refusals:
+            place = hook_log.place_of(self._read_notes(), one["pid"], one["kind"]) if self.watch.hook else ""
+            self._note(one["program"], one["pid"], one["kind"], place, one["counted"], one["count"])
+        if self.watch.hook and told.is_whole and told.kernel["method"] == "none":
+            self._note_hooked(True)
+        return told
+
+    def _note_hooked(self, all_kinds: bool) -> None:
+        for note in hook_log.read_notes(self.log_path):
+            if all_kinds or note.kind != hook_log.LOOK_UP:      # a look-up may be answered without the network
+                self._note(offline_guard.program_of(["python", note.program], self.watch.root), note.pid, note.kind, note.place, True)
 
     def close(self) -> None:
         """After the end of the last process."""
@@ -147,14 +165,14 @@ class AttemptNetwork:
             self.notes, self.notes_bytes = hook_log.read_notes(self.log_path), size
         return self.notes
 
-    def _note(self, program: str, pid: int, kind: str, place: str, counted: bool) -> None:
+    def _note(self, program: str, pid: int, kind: str, place: str, counted: bool, count: int = 1) -> None:
         key = (program, kind, place)
         if key not in self.refusals and len(self.refusals) >= MAX_REFUSALS:
             key = OTHERS
         known = self.refusals.setdefault(key, {"program": key[0], "pid": pid, "kind": key[1], "place": key[2], "count": 0, "counted": counted})
-        known["count"] += 1
+        known["count"] += count
         known["counted"] = known["counted"] or counted
-        if known["count"] == 1:
+        if known["count"] == count:
             what = kind if kind == hook_log.LOOK_UP else "to use " + kind if not counted else "to open " + kind
             self.console.line("[OFFLINE] stage %s: %s (pid %d) tried %s: refused%s%s" % (
                 self.stage, program, pid, what, " (%s)" % place if place else "", "" if counted else " (not counted as an attempt to use the network)"))

@@ -1,6 +1,7 @@
 """The kernel layer of the offline guard: the network closed for this process and all that it will start.
 
-A leaf; also a program of its own: `python src/offline_guard.py exec [--strict] -- COMMAND ...`.
+Also a program of its own: `python src/offline_guard.py exec [--strict] -- COMMAND ...`, and, put there by a launcher,
+`exec --lease FILE -- COMMAND ...` (node_exec). As a module it needs nothing else of ours.
 
     close_network() -> Status, Listener      once per process, irreversible, then probed: nothing is claimed that was not seen
     Listener.answer() -> Refusal             who tried what, told by the kernel while the caller is held
@@ -589,7 +590,8 @@ def _macos_try(libc: Any, family: int, kind: int, act: Any) -> int:
 
 # --- as a program of its own -----------------------------------------------------------------------------------------
 
-USAGE = "usage: python offline_guard.py exec [--strict] -- COMMAND ...   (runs COMMAND without network and tells who tried)"
+USAGE = ("usage: python offline_guard.py exec [--strict] -- COMMAND ...   (runs COMMAND without network and tells who tried)\n"
+         "       python offline_guard.py exec --lease FILE -- COMMAND ...  (the runner's own, for tasks that a launcher starts)")
 SHOWN_LIMIT = 100           # different refusals shown; the others are counted
 
 
@@ -632,17 +634,17 @@ def run_closed(command: List[str], strict: bool) -> int:
         say("the network cannot be closed here: %s; nothing was started" % status.why)
         return 6
     import subprocess
-    noted, alarm = _note_signals()
+    noted, alarm = note_signals()
     try:
         process = subprocess.Popen(command)
     except OSError as error:
         say("cannot start %s: %s" % (command[0], error.strerror or error))
         return 127 if isinstance(error, FileNotFoundError) else 126
-    code = _wait(process, listener, noted, alarm)
+    code = wait_for(process, listener, noted, alarm, Reports(_here()))
     return 128 - code if code < 0 else code
 
 
-def _note_signals() -> Tuple[List[int], int]:
+def note_signals() -> Tuple[List[int], int]:
     """Take over the signals that are for the command; return the list of those to pass on, and what becomes readable at each."""
     import signal
     noted: List[int] = []
@@ -667,10 +669,13 @@ def _here() -> str:
         return os.sep                   # it has been deleted
 
 
-def _wait(process: Any, listener: Optional[Listener], noted: List[int], alarm: int) -> int:
-    """Answer refused calls and pass signals on until the command ends; return its code as subprocess has it."""
+def wait_for(process: Any, listener: Optional[Listener], noted: List[int], alarm: int, reports: Any,
+             look: Optional[Callable[[], None]] = None, look_ms: Optional[int] = None) -> int:
+    """Answer refused calls and pass signals on until the command ends; return its code as subprocess has it.
+
+    look is called at least every *look_ms* milliseconds.
+    """
     import select
-    reports = Reports(_here())
     poll = select.poll()
     for descriptor in (alarm,) if listener is None else (alarm, listener.descriptor):
         poll.register(descriptor, select.POLLIN)
@@ -683,12 +688,17 @@ def _wait(process: Any, listener: Optional[Listener], noted: List[int], alarm: i
             return int(code)
         while noted:
             process.send_signal(noted.pop(0))
-        if alarm in [descriptor for descriptor, _ in poll.poll()]:
+        if look is not None:
+            look()
+        if alarm in [descriptor for descriptor, _ in poll.poll(look_ms)]:
             os.read(alarm, 4096)
 
 
 def main(arguments: List[str]) -> int:
     """Be the program; return its exit code (2: usage)."""
+    if arguments[:2] == ["exec", "--lease"] and arguments[3:4] == ["--"] and len(arguments) > 4:
+        import node_exec
+        return node_exec.run_leased(arguments[4:], arguments[2], sys.modules[__name__])
     strict = arguments[1:2] == ["--strict"]
     head = ["exec", "--strict", "--"] if strict else ["exec", "--"]
     if arguments[:len(head)] != head or len(arguments) == len(head):

@@ -18,18 +18,21 @@ changed does not need stands there, and so does what is a concern of its own. Th
 SHA-256) and `model` (the values and errors) may be imported by all; leaves import nothing else of ours; what stands on them may also import what
 is named before it.
 
-    leaves   svg_shapes  spec_checks  spec_source  file_digests  path_signs  state_store  stage_locks  stage_outputs  process_tree  attempts
-             environment  import_scan  offline_guard  hook_log  ledger_format  console  task_log  task_files
-             chunk_files  forked_task (what makes a forked process like a fresh one)
-             starter_texts
-    on them  command_line  program_scan (what is scanned)  fork_server  fork_client  stage_keys (what a stage depends on)  stage_order (what comes
-             before what)  reasons (why it must run)  run_ledger  quick_index  seal_keys  network_watch (the guard of a run)
-             task_look (what a stage of many tasks has to do)  scheduler (which attempt is started when)  stage_work (a stage
-             that must run, under its lock: attempts, retries, checks, records)  task_work (the same, of several tasks)
-             chunk_work (the same, of parts of files)  acceptance  provenance  ledger_verify  evidence_verify  ledger_export
-             ledger_commands  starters (init, new-stage)
-             prometheus_text  open_lineage (both: what monitoring reads)  quick_run (nothing changed)  known_stages
-             index_writer  pipeline_graph  run_report (what a report says)
+    leaves   spec_checks  spec_source  file_digests  path_signs  state_store  stage_locks  stage_outputs  process_tree  attempts
+             environment  import_scan  hook_log  node_report  ledger_format  log_events  text_table  stage_progress
+             task_log  task_files  chunk_files  forked_task (what makes a forked process like a fresh one)  starter_texts
+             svg_shapes
+    on them  launch_lease (may a launched task run, and does it)  node_exec (such a task on its machine)  offline_guard
+             launch_helper (starts launchers)  live_view (lines of the running stages)  console (what the user sees)
+             command_line  program_scan (what is scanned)  fork_server  fork_client  stage_keys (what a stage depends on)
+             stage_order (what comes before what)  reasons (why it must run)  run_ledger  run_history (runs as the ledger
+             and the records tell)  seal_keys  network_watch (the guard of a run)  task_look (what a stage of many tasks
+             has to do)  scheduler (which attempt is started when)  stage_work (a stage that must run, under its lock:
+             attempts, retries, checks, records)  task_work (the same, of several tasks)  chunk_work (the same, of parts
+             of files)  acceptance  provenance  ledger_verify  evidence_verify  ledger_export  ledger_commands  starters
+             (init, new-stage)  stage_logs  stage_explanation  look_commands (status, history, logs, explain)
+             prometheus_text  open_lineage (both: what monitoring reads)  quick_index  quick_run (nothing changed)
+             known_stages  index_writer  pipeline_graph  run_report (what a report says)
              report_html  report_commands
 """
 from __future__ import annotations
@@ -340,11 +343,13 @@ class Run:
         self.looked: Dict[str, List[str]] = {}      # of skipped stages, the files that the decision was made of
         self.recorded = 0.0             # when the run record was last written
         self.metrics: Json = {}         # what the metrics file says, once it is written
+        self.launches: Any = None       # starts the launchers, if a stage has one
         self.pool: Any = None           # the attempts under way
         self.scheduler: Any = None      # once an attempt must be started
         self.works: Dict[str, Any] = {} # stages at work
         self.made_folders: Set[str] = set()     # that need not be looked for again
         self.folders: Any = None
+        self.expected: Any = None       # how long each stage took before, once the live view has asked
         self.caches: Dict[str, bytes] = {}      # of stages of many tasks, to be written at the end
         self.unfit = ""                 # the stage from which the runner could not go on
 
@@ -388,6 +393,8 @@ class Run:
         finally:
             if self.guardian is not None:
                 self.guardian.close()
+            if self.launches is not None:
+                self.launches.close()
             lock.release()
 
     def _scan(self) -> Json:
@@ -454,8 +461,8 @@ class Run:
     def _has_room(self, stage: StageSpec) -> bool:
         if self.scheduler is None or not self.scheduler.alive:
             return True
-        memory = stage.resources.get("memoryMB", 0)
-        return bool(self.scheduler.free_cores() >= stage.resources.get("cpuCores", 1) and self.scheduler.has_memory(memory))
+        memory = stage.local_resources.get("memoryMB", 0)
+        return bool(self.scheduler.free_cores() >= stage.local_resources.get("cpuCores", 1) and self.scheduler.has_memory(memory))
 
     def _may_share(self, one: StageSpec, other: StageSpec) -> bool:
         """Tell whether two stages may be at work at once: what a stage without declared outputs makes is found by looking at its folder."""
@@ -482,12 +489,22 @@ class Run:
             import process_tree
             import scheduler
             self.pool = self.clock.pool = attempts.Pool(self.signals, process_tree, self.guardian, self.others)
+            if self.console.wants_ticks():
+                self.pool.tick = lambda: self.console.tick(self._rows)
             self.scheduler = scheduler.Scheduler(self.pool, self.jobs(), self.options.max_memory_mb)
         return self.scheduler
 
     def jobs(self) -> int:
         """Return how many processors may run at once."""
         return self.options.jobs or environment.usable_cpus()
+
+    def _rows(self) -> List[Any]:
+        """Return what the live view shows of the stages at work."""
+        if self.expected is None:
+            import run_history
+            self.expected = run_history.expected_durations(self.root)
+        rows = [work.row(self.expected.get(name)) for name, work in self.works.items()]
+        return [row for row in rows if row is not None]
 
     def folder_neighbours(self, stage: StageSpec) -> List[StageSpec]:
         """Return the other stages of the pipeline whose output folder is this one's, lies in it, or holds it."""
@@ -575,15 +592,33 @@ class Run:
         while not self.signals.number:
             try:
                 lock.acquire(0, token)
-                return True
             except stage_locks.WaitStopped:
                 break
             except stage_locks.LockHeld:
                 if self.clock.monotonic() >= deadline:
                     raise
+            else:
+                return (yield from self._end_launched(stage, lock))
             import scheduler
             yield scheduler.Pause(stage_locks.LOCK_POLL_S)
         return False
+
+    def _end_launched(self, stage: StageSpec, lock: stage_locks.StageLock) -> Flow:
+        """A flow that returns True when nothing runs any more, on any machine, that launchers of dead runs started, False as _acquire()."""
+        if not os.path.isdir(os.path.join(self.store.folder, "launch")):
+            return True
+        import launch_lease
+        import scheduler
+        deadline = self.clock.monotonic() + launch_lease.PATIENCE_S
+        left = launch_lease.end_left_behind(self.root, stage.name)
+        while left and self.clock.monotonic() < deadline and not self.signals.number:
+            yield scheduler.Pause(launch_lease.POLL_S)
+            left = launch_lease.end_left_behind(self.root, stage.name)
+        if left:
+            lock.release()
+            if not self.signals.number:
+                raise launch_lease.still_runs(stage.name, left)
+        return not left
 
     def _new_work(self, stage: StageSpec, lock: stage_locks.StageLock, facts: Facts) -> Any:
         import stage_work
@@ -664,8 +699,14 @@ class Run:
     def _close_network(self) -> None:
         """Close the network for this process and all that it will start, and say how. Raises: OfflineError where it must be had."""
         import network_watch
+        if any(stage.launcher for stage in self.selected):
+            import launch_helper
+            self.launches = launch_helper.LaunchHelper()
+            self.isolation["launcher"] = launch_helper.ISOLATION
         self.network = network_watch.NetworkWatch(self.spec.offline, self.root)
         self.isolation.update(self.network.isolation())
+        if self.launches is not None and self.network.status.method == "outer":
+            self.isolation["launcher"] += "; a runner around this one has closed the network for the launchers, too"
         if self.spec.offline.require == "kernel" and not self.network.is_closed:
             raise OfflineError("\"offline\": the kernel must close the network, and cannot here: %s; nothing was run" % self.network.status.why)
         self.console.line("[OFFLINE] " + self.network.text())
@@ -813,38 +854,25 @@ def new_ledger(spec: PipelineSpec, options: Options, store: StateStore, clock: C
 
 def print_plan(spec: PipelineSpec, options: Options, console: Console, clock: Clock) -> int:
     """Print what a run would do with each stage, and why; write nothing at all."""
+    import stage_order
     boot = state_store.boot_id()
-    store = StateStore(spec.root, writable=False)
     digests = Digests(spec.root, boot, keep=False, rehash=options.rehash)
     check_offline(spec, digests, console)
-    import stage_order
-    needs = stage_order.edges(spec.stages)
-    busy: List[str] = []
-    for stage in in_order(select_stages(spec, options), needs):
-        makers = [maker for maker in needs[stage.name] if maker in busy]
-        if makers:
-            decision = Decision("PENDING", ["waits for %s" % ", ".join(makers)], 0, "")
-        else:
-            decision = decide(stage, observe(spec, stage, digests, store, boot), stage.name in options.force)
-        if decision.action not in ("SKIP", "SEAL"):
-            busy.append(stage.name)
+    for stage, decision, _ in stage_order.planned(spec.stages, select_stages(spec, options), looker(spec, options, digests)):
         console.plan(stage.name, decision, holder_text(spec, stage, boot, clock))
     return EXIT_OK
 
 
-def in_order(stages: List[StageSpec], needs: Dict[str, List[str]]) -> List[StageSpec]:
-    """Return the stages so that none stands before one that it needs, else in the order listed."""
-    done: Dict[str, StageSpec] = {}
-    known = {stage.name: stage for stage in stages}
-    stack = list(reversed(stages))
-    while stack:
-        stage = stack[-1]
-        before = [known[name] for name in needs[stage.name] if name in known and name not in done]
-        if before:
-            stack += reversed(before)
-        else:
-            done.setdefault(stack.pop().name, stage)
-    return list(done.values())
+def looker(spec: PipelineSpec, options: Options, digests: Optional[Digests] = None) -> Callable[[StageSpec], Tuple[Decision, Facts]]:
+    """Return what decides about a stage as a run would now, and writes nothing. What it returns raises: StateError, OSError."""
+    boot = state_store.boot_id()
+    store = StateStore(spec.root, writable=False)
+    known = digests if digests is not None else Digests(spec.root, boot, keep=False, rehash=options.rehash)
+
+    def look(stage: StageSpec) -> Tuple[Decision, Facts]:
+        facts = observe(spec, stage, known, store, boot)
+        return decide(stage, facts, stage.name in options.force), facts
+    return look
 
 
 def holder_text(spec: PipelineSpec, stage: StageSpec, boot: str, clock: Clock) -> str:
@@ -869,6 +897,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         if isinstance(_FOUND, BaseException):
             raise _FOUND
         options = command_line.parse_command_line(arguments)
+        if options.command == "run":
+            console.configure(options)
         if options.command == "run" and __name__ != "__main__":
             return _run_in_child(arguments, console)
         return _dispatch(options, console)
@@ -887,6 +917,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         console.error("internal error, please report it:\n" + traceback.format_exc().rstrip())
         return EXIT_INTERNAL
     finally:
+        console.close()
         silence_closed_streams()
 
 
@@ -914,7 +945,8 @@ def _dispatch(options: Options, console: Console) -> int:
         return program_scan.print_scan(spec, Digests(spec.root, state_store.boot_id(), keep=False), options.operands, console)
     if options.command in ("status", "history", "logs", "explain"):
         import look_commands
-        return look_commands.do(spec, options, console, Clock())
+        stages = select_stages(spec, options._replace(only=options.only | frozenset(options.operands)))
+        return look_commands.do(spec, options, console, Clock(), stages, looker(spec, options))
     if options.command in ("report", "graph"):
         import report_commands
         return report_commands.do(spec, options, console, Clock())

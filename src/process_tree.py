@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
 
 TOKEN_VARIABLE = "PIPELINE_ATTEMPT_TOKEN"
+LAUNCHER_VARIABLE = "PIPELINE_LAUNCHER"     # of a launcher (launch_helper)
+LAUNCHER_S = 10.0               # how long a launcher may take to cancel what it started
 LINUX = sys.platform.startswith("linux")
 WINDOWS = sys.platform == "win32"
 PR_SET_CHILD_SUBREAPER = 36     # linux/prctl.h
@@ -94,12 +96,17 @@ def _ps_start_time(pid: int, ps: Callable[[List[str]], str]) -> Optional[str]:
 
 def has_token(pid: int, token: str) -> bool:
     """Tell whether *pid* was started with a token that begins with *token* (Linux; other users' processes: False)."""
+    return has_variable(pid, "%s=%s" % (TOKEN_VARIABLE, token))
+
+
+def has_variable(pid: int, text: str) -> bool:
+    """Tell whether a variable that *pid* was started with begins with *text*, "NAME=..." (Linux)."""
     try:
         with open("/proc/%d/environ" % pid, "rb") as file:
             environ = b"\0" + file.read()
     except OSError:
         return False
-    return b"\0%s=%s" % (TOKEN_VARIABLE.encode(), token.encode()) in environ
+    return b"\0" + text.encode() in environ
 
 
 def holds_lock(pid: int, lock_path: str, lock_pid: int) -> bool:
@@ -205,6 +212,21 @@ def end_all(find: Callable[[], List[int]], limit_s: float = SWEEP_LIMIT_S, not_r
         time.sleep(SWEEP_PAUSE_S)
 
 
+def ask_launchers(traits: Iterable[Traits], limit_s: float) -> None:
+    """Send SIGTERM to the launchers of a cluster among *traits*' processes, and wait until they are gone or *limit_s* is over.
+
+    A launcher that is killed at once leaves what it started to run on, somewhere else (Linux; elsewhere nobody is found).
+    """
+    wanted = list(traits)
+    asked = [pid for pid in members(wanted) if has_variable(pid, LAUNCHER_VARIABLE + "=")]
+    send(asked, signal.SIGTERM)
+    deadline = time.monotonic() + limit_s
+    while asked and time.monotonic() < deadline:
+        time.sleep(SWEEP_PAUSE_S)
+        reap(asked)
+        asked = [pid for pid in asked if start_time(pid) is not None]
+
+
 def end_of_dead_owner(token: str, lock_path: str, lock_pid: int) -> List[int]:
     """End what a dead runner left behind; return the processes that would not go.
 
@@ -213,6 +235,7 @@ def end_of_dead_owner(token: str, lock_path: str, lock_pid: int) -> List[int]:
     if WINDOWS:
         return []               # the job object has done it when the runner's last handle closed
     traits = Traits(token, 0, lock_path, lock_pid)
+    ask_launchers([traits], LAUNCHER_S)
     return end_all(lambda: members([traits]))
 
 
@@ -387,11 +410,14 @@ def _be_guardian(read_end: int) -> None:
         os.dup2(null, descriptor)
     # Every other descriptor must go: a lock's would keep the stage held, a pipe's would keep its reader waiting.
     os.closerange(3, read_end)
-    os.closerange(read_end + 1, max(256, os.sysconf("SC_OPEN_MAX")) if not LINUX else _highest_descriptor() + 1)
+    os.closerange(read_end + 1, highest_descriptor() + 1)
     guard_loop(read_end, lambda traits: end_all(lambda: members(traits)))
 
 
-def _highest_descriptor() -> int:
+def highest_descriptor() -> int:
+    """Return a number that no open descriptor of this process is above."""
+    if not LINUX:
+        return max(256, int(os.sysconf("SC_OPEN_MAX")))
     return max([int(name) for name in os.listdir("/proc/self/fd")] + [256])
 
 

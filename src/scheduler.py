@@ -19,7 +19,7 @@ import attempts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Deque, Dict, Generator, List, Optional, Tuple
+    from typing import Any, Deque, Dict, Generator, List, Optional, Tuple
     Flow = Generator[Any, Any, Any]
 
 
@@ -87,7 +87,8 @@ class Scheduler:
 
     def free_cores(self) -> int:
         """Return how many cores no attempt takes up, wishes that wait included."""
-        return self.jobs - sum(wish.cores for _, wish, _ in self.under_way.values()) - sum(wish.cores for _, _, _, wish in self.wishes)
+        taken: int = sum(wish.cores for _, wish, _ in self.under_way.values()) + sum(wish.cores for _, _, _, wish in self.wishes)
+        return self.jobs - taken
 
     def has_memory(self, wanted_mb: int) -> bool:
         """Tell whether so much memory is left of the limit, wishes that wait included."""

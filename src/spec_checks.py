@@ -220,12 +220,26 @@ def check_launcher(value: Any, path: Path, problems: Problems) -> Any:
     """Check the words before a processor; {name} stands for a resource of the stage, doubled braces for braces."""
     words = [] if value == [] else check_command(value, path, problems)
     for place, word in enumerate(words or []):
-        rest = word.replace("{{", "").replace("}}", "") if isinstance(word, str) else ""
-        for name in LAUNCHER_NAMES:
-            rest = rest.replace("{%s}" % name, "")
-        if "{" in rest or "}" in rest:
+        if isinstance(word, str) and launcher_names(word) is None:
             problems.add(path + (place,), "knows {%s}; a brace is written twice, got %s" % ("}, {".join(LAUNCHER_NAMES), shown_value(word)))
     return words
+
+
+def launcher_names(word: str) -> Optional[List[str]]:
+    """Return the resources that a launcher's word names, None if its braces are not in order."""
+    names: List[str] = []
+    rest = word
+    while rest:
+        place = min([rest.find(brace) for brace in "{}" if brace in rest], default=-1)
+        if place < 0:
+            return names
+        rest = rest[place:]
+        name = next((one for one in LAUNCHER_NAMES if rest.startswith("{%s}" % one)), "")
+        if rest[:2] not in ("{{", "}}") and not name:
+            return None
+        names += [name] if name else []
+        rest = rest[len(name) + 2:]
+    return names
 
 
 def check_max_rejects(value: Any, path: Path, problems: Problems) -> Any:
@@ -359,6 +373,20 @@ def _check_tasks(stages: List[Tuple[int, Json]], problems: Problems) -> None:
         for key in ("maxFailedTasks", "prune"):
             if merged.get(key) and not has_tasks:
                 problems.add(path + (key,), "goes with forEach")
+
+
+def _check_launchers(stages: List[Tuple[int, Json]], problems: Problems) -> None:
+    """Check that a stage has the resources that its launcher's words name."""
+    for index, merged in stages:
+        resources = merged.get("resources") or {}
+        if merged.get("launcher") and (merged.get("chunks") or {}).get("filter"):
+            problems.add(("stages", index, "chunks"), "with a launcher there is no \"filter\": what this machine reads, another one does not get; "
+                         "use the kit, or leave out one of them")
+        for place, word in enumerate(merged.get("launcher") or []):
+            for name in (launcher_names(word) or []) if isinstance(word, str) else []:
+                if name not in resources:
+                    problems.add(("stages", index, "launcher", place), "stage %s uses {%s}, but has no resources.%s: give it one" % (
+                        shown_value(merged.get("name")), name, name))
 
 
 def _check_names(stages: List[Tuple[int, Json]], problems: Problems) -> None:
@@ -504,6 +532,7 @@ def _check_stages(value: Any, defaults: Json, root: str, problems: Problems, is_
             stages.append((index, _merge_defaults(defaults, own)))
     _check_required(stages, value, defaults, problems)
     _check_tasks(stages, problems)
+    _check_launchers(stages, problems)
     _check_names(stages, problems)
     _check_needs(stages, problems, is_graph)
     _check_processors(stages, root, problems)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from state_store import StateStore
     Json = Dict[str, Any]
 
+LARGE_BYTES = 4 << 20       # from here on, reading is worth a thread
 KEY_VERSION = 1             # part of every key: a change in what keys mean reruns everything, knowingly
 
 
@@ -52,7 +53,8 @@ def key_parts(spec: PipelineSpec, stage: StageSpec, digests: Digests, inputs: Se
     processor: Json = {"path": stage.processor, "sha256": digest}
     if stage.processor_mtime:
         processor["mtimeNs"] = stamp[1]
-    more: Json = {}
+    # Only where there is one: other stages' keys shall stay what they are.
+    more: Json = {"launcher": list(stage.launcher)} if stage.launcher else {}
     if stage.chunks is not None:
         more["chunks"] = {"bytes": stage.chunks.size_bytes, "headerLines": stage.chunks.header_lines, "filter": stage.chunks.is_filter}
     return {
@@ -80,6 +82,14 @@ def output_problems(digests: Digests, stage: StageSpec, record: Json) -> List[st
     return problems
 
 
+def _read_side_by_side(digests: Digests, paths: Sequence[str]) -> None:
+    """Hash the large files that must be read, on all processors at hand."""
+    large = [path for path in paths if not digests.is_known(path, LARGE_BYTES)] if len(paths) > 1 else []
+    if len(large) > 1:
+        import chunk_files
+        chunk_files.side_by_side(lambda path, buffer: digests.of(path), large)
+
+
 def gather_material(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore) -> Material:
     """Find the stage's inputs and compute its key. What cannot be found or read is told in `missing`, not raised."""
     inputs, problems = file_digests.resolve(spec.root, stage.inputs)
@@ -92,6 +102,7 @@ def gather_material(spec: PipelineSpec, stage: StageSpec, digests: Digests, stor
     if problems:
         return Material("", {}, inputs, watched, problems, {}, 0)
     try:
+        _read_side_by_side(digests, inputs + watched)
         secret = store.secret() if stage.pass_env is not None else b""
         parts = key_parts(spec, stage, digests, inputs, watched, secret)
     except file_digests.FileChanged as error:

@@ -8,13 +8,14 @@ import bisect
 import heapq
 
 import file_digests
+from model import Decision
 from spec_checks import find_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Dict, Iterator, List, Optional, Sequence, Set
+    from typing import Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
-    from model import StageSpec
+    from model import Facts, StageSpec
 
 
 # --- edges -----------------------------------------------------------------------------------------------------------
@@ -121,8 +122,8 @@ def find_cycle(needs: Dict[str, List[str]]) -> List[str]:
                 free.append(name)
     for name in left:
         inside = {one: [before for before in needs[one] if before in left] for one in left}
-        for before in inside[name]:
-            way = find_path(inside, before, name)
+        for one in inside[name]:
+            way = find_path(inside, one, name)
             if way:
                 return [name] + way
     return []
@@ -211,3 +212,40 @@ class Order:
             self.blocked.update(more)
             bad |= set(more)
             grown = bool(more)
+
+
+# --- the plan --------------------------------------------------------------------------------------------------------
+
+def planned(every: Sequence[StageSpec], chosen: Sequence[StageSpec], look: Callable[[StageSpec], Tuple[Decision, Optional[Facts]]]
+            ) -> Iterator[Tuple[StageSpec, Decision, Optional[Facts]]]:
+    """Yield (stage, decision, facts) for the chosen stages of *every*, as a run would come to them.
+
+    look(stage) decides. It is not asked where a stage that must run comes first: what that makes is not there yet.
+    """
+    needs = edges(every)
+    busy: Set[str] = set()
+    for stage in in_order(chosen, needs):
+        makers = [maker for maker in needs[stage.name] if maker in busy]
+        facts = None
+        if makers:
+            decision = Decision("PENDING", ["waits for %s" % ", ".join(makers)], 0, "")
+        else:
+            decision, facts = look(stage)
+        if decision.action not in ("SKIP", "SEAL"):
+            busy.add(stage.name)
+        yield stage, decision, facts
+
+
+def in_order(stages: Sequence[StageSpec], needs: Dict[str, List[str]]) -> List[StageSpec]:
+    """Return the stages so that none stands before one that it needs, else in the order listed."""
+    done: Dict[str, StageSpec] = {}
+    known = {stage.name: stage for stage in stages}
+    stack = list(reversed(stages))
+    while stack:
+        stage = stack[-1]
+        before = [known[name] for name in needs[stage.name] if name in known and name not in done]
+        if before:
+            stack += reversed(before)
+        else:
+            done.setdefault(stack.pop().name, stage)
+    return list(done.values())

@@ -17,7 +17,6 @@ import sys
 import attempts
 import environment
 import file_digests
-import process_tree
 import run_ledger
 import spec_checks
 import stage_outputs
@@ -160,6 +159,26 @@ def _powershell() -> List[str]:
     return [shutil.which("pwsh") or shutil.which("powershell") or "powershell", "-NoProfile", "-NonInteractive", "-ExecutionPolicy", "Bypass", "-File"]
 
 
+def launched_elsewhere(launch: attempts.Launch, run: Any, stage: StageSpec, network: Any) -> Tuple[attempts.Launch, Any]:
+    """Return *launch* with the stage's launcher before it, if there is one, and the watch over its use of the network here.
+
+    It is started by the helper; its lease is made then.
+    """
+    if not stage.launcher:
+        return launch, network
+    import launch_helper
+    import launch_lease
+    lease = launch_lease.lease_path(run.root, stage.name, launch.token)
+    argv = (launch_helper.launcher_words(stage.launcher, stage.resources)
+            + launch_helper.task_words(os.path.dirname(os.path.abspath(__file__)), lease) + launch.argv)
+
+    def start() -> Any:
+        launch_lease.create(lease, launch_helper.task_plan(stage, launch.env, run.root, launch.token, run.spec.offline, network.node_report()))
+        return run.launches.start(argv, launch_helper.launcher_environment(launch.env, stage.env), run.root, launch.token, lease)
+
+    return launch._replace(argv=argv, launcher=start), None     # the kernel of this machine has nothing to tell of another's
+
+
 # --- the work --------------------------------------------------------------------------------------------------------
 
 class StageWork:
@@ -177,15 +196,18 @@ class StageWork:
         self.before: Json = {}          # from before this run's attempts: what others own must still be that
         self.survivors: List[int] = []
         self.attempts = 0
-        self.cpu_s, self.max_rss, self.exit_code = 0.0, 0, None
+        self.cpu_s, self.max_rss = 0.0, 0
+        self.exit_code: Optional[int] = None
         self.logs: List[Json] = []      # path, bytes and digest of each attempt's
         self.tries: List[Json] = []     # start, duration and exit code of each attempt
         self.refusals: List[Json] = []  # what the attempts tried to do with the network
         self.network_fault = ""         # of the last attempt: why it fails, if it does
         self.is_offline_fault = False
+        self.nodes: Dict[str, Json] = {}    # where attempts ran that a launcher started, and how the network was closed there
+        self.is_attempting = False
         self.argv: List[str] = []
         self.more_of_record: Json = {}
-        self.log_path, self.began = "", ""
+        self.log_path, self.token, self.began = "", "", ""
         self.network: Any = None        # the watch over the attempt under way
         self.rank = 0                   # the stage's place: the lower, the earlier its attempts are started
         self.beside: Set[str] = set()   # stages that were at work at the same time
@@ -319,13 +341,13 @@ class StageWork:
             failure = result.failure or self._changed_inputs()
             if self.network_fault and not result.stopped:
                 self.is_offline_fault = True
-                self.console.tail(result.tail)
+                self.console.tail(result.tail, stage.name)
                 return "; ".join([self.network_fault] + ([failure] if failure else [])), False      # another attempt would try it again
             if result.survivors:
                 return "processes would not end: %s" % result.survivors, False
             if not failure or result.stopped:
                 return failure, result.stopped
-            self.console.tail(result.tail)
+            self.console.tail(result.tail, stage.name)
             if not result.failure or not is_worth_retrying(retry, self.attempts, result.exit_code):
                 return failure, False
             delay = retry_delay_ms(retry, self.run.spec.name, stage.name, self.attempts) / 1000.0
@@ -358,15 +380,17 @@ class StageWork:
 
     def _attempt(self, offset: int, is_resume: bool) -> Flow:
         """A flow that returns the AttemptResult of one attempt."""
-        resources = self.stage.resources
+        resources = self.stage.local_resources
         self.network = None
         result = yield Attempting(lambda slot: self._launch(offset, is_resume), (self.rank,), resources.get("cpuCores", 1), resources.get("memoryMB", 0))
-        self.console.end_stream()
+        self.is_attempting = False
+        self.console.end_stream(self.stage.name)
         if self.network is not None:
             self.tries.append({"startedAt": self.began, "durationMs": int(result.duration_s * 1000), "exitCode": result.exit_code})
             self.logs.append({"path": os.path.relpath(self.log_path, self.run.root).replace(os.sep, "/"), "bytes": result.log[0], "sha256": result.log[1]})
+            result, unclosed = self._after_launch(result, self.network, self.token)
             self.refusals += self.network.recorded()
-            self.network_fault = self.network.fault() if self.stage.network_attempts == "fail" else ""
+            self.network_fault = unclosed or (self.network.fault() if self.stage.network_attempts == "fail" else "")
         return result
 
     def _launch(self, offset: int, is_resume: bool) -> Any:
@@ -374,7 +398,8 @@ class StageWork:
         stage, run = self.stage, self.run
         if is_resume:
             self._cut_to_checkpoint()
-        self.console.event("RESUME" if is_resume else "START", stage.name, " from line %d" % offset if is_resume else "")
+        self.console.event("RESUME" if is_resume else "START", stage.name, " from line %d" % offset if is_resume else "", attempt=self.attempts)
+        self.is_attempting = True
         short = self._space_problem()
         if short:
             return attempts.AttemptResult(None, short, False, 0.0, 0.0, 0, b"", [], [])
@@ -382,16 +407,47 @@ class StageWork:
         inputs_file = self.store.path("inputs_%s.json" % stage.name)
         state_store.write_atomic(inputs_file, json.dumps(inputs, ensure_ascii=False).encode("utf-8"), durable=False)
         state_store.make_folder(run.log_folder(), self.store.commit)
-        token = "%s.%d" % (self.lock.token, self.attempts)
+        token = self.token = "%s.%d" % (self.lock.token, self.attempts)
         self.log_path = os.path.join(run.log_folder(), "%s.%d.log" % (stage.name, self.attempts))
         self.network = run.network.attempt(stage.name, self.log_path[:-len("log")] + "network", self.console)
         env = self._environment(offset, is_resume, token, inputs_file)
         env.update(self.network.environment(stage.env))
         self.argv = command_line(run.root, stage, inputs)
         self.began = utc_text(run.clock.time())
-        return attempts.Launch(
+        launch = attempts.Launch(
             self.argv, env, run.root, self.log_path, token, self.lock.descriptor, self.lock.guard, stage.timeout_s, stage.grace_s, stage.resources,
-            (lambda data: self.console.stream(stage.name, data)) if run.options.verbose else None), self.network
+            (lambda data: self.console.stream(stage.name, data)) if run.options.verbose else None)
+        launch, network = launched_elsewhere(launch, run, stage, self.network)
+        self.argv = launch.argv
+        return launch, network
+
+    def _after_launch(self, result: Any, network: Any, token: str) -> Tuple[Any, str]:
+        """Take in what a launched task told of its machine; return the result, and why the network could not be closed there, or "".
+
+        Success is believed only with the word that the last process of this very attempt is gone there.
+        """
+        if not self.stage.launcher or result.exit_code is None:
+            return result, ""
+        told, failure, unclosed = network.take_node_report(), result.failure, ""
+        if told.host:
+            place = self.nodes.setdefault("%s %s" % (told.host, sorted(told.kernel.items())), {"host": told.host, "kernel": told.kernel, "attempts": 0})
+            place["attempts"] += 1
+        if told.why and not result.stopped:
+            failure, unclosed = told.why, told.why if told.is_unclosed else ""
+        elif not failure and not (told.is_whole and told.token == token):
+            failure = "the task left no report %s: the launcher did not run the words after it, or the machines do not share the root" % (
+                os.path.relpath(network.node_report(), self.run.root).replace(os.sep, "/"))
+        return result._replace(failure=failure, cpu_s=told.cpu_s or result.cpu_s, max_rss_bytes=told.max_rss_bytes or result.max_rss_bytes), unclosed
+
+    def row(self, expected_s: Optional[float]) -> Optional[Tuple[Any, ...]]:
+        """Return what the live view shows of the attempt under way (live_view.Row), None between attempts."""
+        if not self.is_attempting:
+            return None
+        import stage_progress
+        path = self.store.path("progress_%s.json" % self.stage.name)
+        seen = stage_progress.read_progress(path) if self.stage.checkpoint else None
+        done, total, lines = (seen.done_bytes, seen.total_bytes, seen.lines) if seen is not None else (None, None, None)
+        return self.stage.name, self.attempts, done, total, None, None, self.started, expected_s, lines
 
     def _base_environment(self) -> Dict[str, str]:
         """Return the variables that are the same for all attempts."""
@@ -554,4 +610,9 @@ class StageWork:
         parts = run_ledger.recorded_parts(self.store, self.facts.material.parts)
         sizes = self.facts.material.stamps
         return {"keyParts": parts, "argv": self.argv, "inputs": [{"path": path, "bytes": sizes[path][0], "sha256": digest} for path, digest in parts["inputs"]],
-                "startedAt": self.started_utc, "tries": self.tries, "logs": self.logs, "networkRefusals": self.refusals}
+                "startedAt": self.started_utc, "tries": self.tries, "logs": self.logs, "networkRefusals": self.refusals, **self._launcher_evidence()}
+
+    def _launcher_evidence(self) -> Json:
+        if not self.stage.launcher:
+            return {}
+        return {"launcher": {"words": list(self.stage.launcher), "limits": "left to the launcher", "nodes": list(self.nodes.values())}}

@@ -22,10 +22,10 @@ from model import Decision, Facts, sha256
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from array import array
-    from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
+    from typing import Any, Dict, Iterable, List, Sequence, Tuple
 
     from file_digests import Digests
-    from model import Material, PipelineSpec, StageSpec
+    from model import PipelineSpec, StageSpec
     from state_store import StateStore
     Json = Dict[str, Any]
 
@@ -215,7 +215,7 @@ def reasons_of(stage: StageSpec, facts: Facts) -> List[str]:
         return ["no record of an earlier run"]
     import reasons
     changes = [one for one in reasons.key_changes(record["keyParts"], facts.material.parts)] if record["idempotencyKey"] != facts.material.key else []
-    found = changes[:SHOWN_TASKS] + tasks.why
+    found: List[str] = changes[:SHOWN_TASKS] + tasks.why
     if not found and record["lastStatus"] != "ok":
         return ["last run %s" % {"running": "died", "interrupted": "was interrupted"}.get(record["lastStatus"], "failed: %s" % record.get("lastError"))]
     if not found and not stage.idempotent:

@@ -66,7 +66,7 @@ class Trial:
         self.attempts = 0
         self.started = 0.0
         self.network: Any = None
-        self.log_path = ""
+        self.log_path, self.token = "", ""
         self.failure = ""
         self.stopped = False
         self.exit_code: Optional[int] = None
@@ -130,7 +130,8 @@ class TasksWork(stage_work.StageWork):
         self._evidence_bytes += len(line)
 
     def _evidence_path(self) -> str:
-        return os.path.join(self.run.log_folder(), self.stage.name + ".tasks.jsonl")
+        path: str = os.path.join(self.run.log_folder(), self.stage.name + ".tasks.jsonl")
+        return path
 
     def _close_logs(self) -> None:
         self.task_log.compact_if_due(self._write_log)
@@ -167,6 +168,11 @@ class TasksWork(stage_work.StageWork):
             self._stop_server()
         self.is_stopped = self.is_stopped or not is_all and bool(self.run.signals.number)
 
+    def row(self, expected_s: Optional[float]) -> Optional[Tuple[Any, ...]]:
+        """Return what the live view shows: tasks that have come to their end, of all."""
+        ended = self.up_to_date + len(self.done) + len(self.failed)
+        return (self.stage.name, 1, None, None, ended, self.total, self.started, None) if self.total else None
+
     def _note_trial(self, trial: Trial) -> None:
         name = trial.task.name
         self.attempts += trial.attempts
@@ -187,11 +193,11 @@ class TasksWork(stage_work.StageWork):
         while True:
             trial.attempts += 1
             result = yield Attempting(lambda slot: self._launch_task(trial, slot, offset, is_resume), (self.rank, task.number),     # noqa: B023
-                                      stage.resources.get("cpuCores", 1), stage.resources.get("memoryMB", 0))
+                                      stage.local_resources.get("cpuCores", 1), stage.local_resources.get("memoryMB", 0))
             self._note_attempt(trial, result)
             if not trial.failure:
                 self._finish_task(trial)
-            if not trial.failure or trial.stopped or not result.failure or self.survivors or trial.failure.startswith(NETWORK_FAULT):
+            if not trial.failure or trial.stopped or not result.failure or self.survivors or trial.failure.startswith((NETWORK_FAULT, UNCLOSED)):
                 break
             if not stage_work.is_worth_retrying(stage.retry, trial.attempts, result.exit_code):
                 break
@@ -216,7 +222,8 @@ class TasksWork(stage_work.StageWork):
     # --- one task
 
     def _progress_path(self, task: Task) -> str:
-        return os.path.join(self.progress_folder, os.path.basename(task.folder) + ".json")
+        path: str = os.path.join(self.progress_folder, os.path.basename(task.folder) + ".json")
+        return path
 
     def _start_of(self, trial: Trial, last_status: str) -> Tuple[int, bool]:
         """Return (line offset, whether to resume) after making the task's folder ready."""
@@ -271,15 +278,17 @@ class TasksWork(stage_work.StageWork):
         env = self._task_environment(trial, token, slot, offset, is_resume)
         env.update(trial.network.environment(stage.env))
         argv = stage_work.command_line(run.root, stage, task.inputs)
-        self.argv = self.argv or argv
-        echo = (lambda data: self.console.stream(stage.name, data)) if run.options.verbose else None
+        echo = (lambda data: self.console.stream("%s %s" % (stage.name, task.name), data)) if run.options.verbose else None
         launch = attempts.Launch(argv, env, run.root, trial.log_path, token, self.lock.descriptor, self.lock.guard, stage.timeout_s, stage.grace_s,
                                  stage.resources, echo, True, slot=slot)
-        return self._how(task, launch), trial.network
+        launch, network = stage_work.launched_elsewhere(self._how(task, launch), run, stage, trial.network)
+        self.argv = self.argv or launch.argv
+        trial.token = token
+        return launch, network
 
     def _how(self, task: Task, launch: attempts.Launch) -> attempts.Launch:
         """Return the launch with what else it needs: the stage's fork server, for Python."""
-        if not self.stage.fork_server or self.total < 2 or spec_checks.program_kind(self.stage.processor) != "python" or self.is_without_server:
+        if not self.stage.fork_server or self.stage.launcher or self.total < 2 or spec_checks.program_kind(self.stage.processor) != "python" or self.is_without_server:
             return launch
         import fork_client
         if self.server is not None and self.server.is_dead and any(one.launch.server is self.server for one in self.run.pool.running + self.run.pool.unclear):
@@ -311,7 +320,7 @@ class TasksWork(stage_work.StageWork):
         os.makedirs(trial.folder, exist_ok=True)
 
     def _log_folder(self) -> str:
-        folder = os.path.join(self.run.log_folder(), self.stage.name)
+        folder: str = os.path.join(self.run.log_folder(), self.stage.name)
         if folder not in self.run.made_folders:
             state_store.make_folder(folder, self.store.commit)
             self.run.made_folders.add(folder)
@@ -338,6 +347,10 @@ class TasksWork(stage_work.StageWork):
 
     def _note_attempt(self, trial: Trial, result: attempts.AttemptResult) -> None:
         """Take over how an attempt ended."""
+        self.console.end_stream("%s %s" % (self.stage.name, trial.task.name))
+        unclosed = ""
+        if trial.network is not None:
+            result, unclosed = self._after_launch(result, trial.network, trial.token)
         self.cpu_s += result.cpu_s
         self.max_rss = max(self.max_rss, result.max_rss_bytes)
         trial.exit_code, trial.stopped, trial.failure = result.exit_code, result.stopped, result.failure
@@ -348,15 +361,16 @@ class TasksWork(stage_work.StageWork):
             trial.failure = "processes would not end: %s" % result.survivors
         if trial.network is not None and result.log is not None:
             if result.log[0]:
-                self.logs.append({"path": os.path.relpath(trial.log_path, self.run.root).replace(os.sep, "/"), "bytes": result.log[0], "sha256": result.log[1]})
+                self.logs.append({"path": os.path.relpath(trial.log_path, self.run.root).replace(os.sep, "/"), "bytes": result.log[0], "sha256": result.log[1],
+                                  "task": trial.task.name})
             self.refusals += trial.network.recorded()
             fault = trial.network.fault() if self.stage.network_attempts == "fail" else ""
-            if fault and not result.stopped:
+            if (fault or unclosed) and not result.stopped:
                 self.is_offline_fault = True
-                trial.failure = fault + ("; " + trial.failure if trial.failure else "")
+                trial.failure = "; ".join(one for one in (fault, trial.failure) if one)
         trial.failure = trial.failure or self._changed_files(trial.task)
         if trial.failure and not trial.stopped and len(self.failed) < SHOWN_FAILURES:
-            self.console.tail(result.tail)
+            self.console.tail(result.tail, "%s %s" % (self.stage.name, trial.task.name))
 
     def _changed_files(self, task: Task) -> str:
         """Return which file of the task's key is not what it was when the key was computed, or ""."""
@@ -415,6 +429,7 @@ class TasksWork(stage_work.StageWork):
 
 
 NETWORK_FAULT = "it tried to use the network"
+UNCLOSED = "the network cannot be closed"       # where a launched task must have it closed
 
 
 class FileTasksWork(TasksWork):
@@ -480,6 +495,10 @@ class FileTasksWork(TasksWork):
             if not self.stage.checkpoint:
                 self.ready_folders.add(trial.folder)
 
+    def _clear(self, trial: Trial) -> None:
+        if self.stage.checkpoint:
+            super()._clear(trial)       # else the folder is the slot's, and perhaps another task's by now
+
     # --- publishing
 
     def _finish_task(self, trial: Trial) -> None:
@@ -509,10 +528,7 @@ class FileTasksWork(TasksWork):
             trial.failure = "output cannot be published: %s" % describe_os_error(error)
             trial.outputs = []
             return
-        if self.stage.checkpoint:
-            self._clear(trial)
-        else:
-            _empty(trial.folder)
+        self._clear(trial)
 
     def _hash_output(self, full: str) -> Tuple[int, str]:
         """Return (bytes, SHA-256); a large file is hashed only when no later write can hide behind its time stamp."""

@@ -223,6 +223,10 @@ STAGE = [
     (stage('"inputs": ["x"], "forEach": "y", "chunks": §{"bytes": 9}'), "stages[0].chunks: goes with inputs, not with forEach"),
     (stage('"launcher": §"srun"'), "stages[0].launcher: must be a list of texts, the program first"),
     (stage('"launcher": ["srun", §"--mem={memory}"]'), "stages[0].launcher[1]: knows {cpuCores}, {memoryMB}; a brace is written twice"),
+    (stage('"launcher": ["srun"], "inputs": ["x"], "chunks": §{"bytes": 9, "filter": true}'), "stages[0].chunks: with a launcher there is no \"filter\""),
+    (stage('"launcher": ["srun", §"-c{cpu}}Cores}"]'), "stages[0].launcher[1]: knows {cpuCores}, {memoryMB}; a brace is written twice"),
+    (stage('"launcher": ["srun", §"--mem={memoryMB}", "{{cpuCores}}"], "resources": {"cpuCores": 1}'),
+     "stages[0].launcher[1]: stage \"a\" uses {memoryMB}, but has no resources.memoryMB: give it one"),
     (stage('"maxRejects": §"x%"'), 'stages[0].maxRejects: must be an integer >= 0 or a share such as "1%", got "x%"'),
     (stage('"maxRejects": §"101%"'), "stages[0].maxRejects: must be an integer >= 0 or a share"),
     (stage('"settleSec": §-1'), "stages[0].settleSec: must be a number >= 0, got -1"),
@@ -467,7 +471,7 @@ def test_defaults_are_merged_one_level_deep(root):
 
 def test_tasks_and_launchers(root):
     one, = load(root, stages('"name": "a", "forEach": "in/*.csv", "maxFailedTasks": 3, "prune": true, "maxRejects": "0.5%", '
-                             '"launcher": ["srun", "--mem={memoryMB}M", "{{x}}"]')).stages
+                             '"launcher": ["srun", "--mem={memoryMB}M", "{{x}}"], "resources": {"memoryMB": 1}')).stages
     assert (one.for_each, one.max_failed_tasks, one.prune, one.max_rejects) == (("in/*.csv",), 3, True, "0.5%")
     assert one.launcher == ("srun", "--mem={memoryMB}M", "{{x}}")
     one, = load(root, stages('"name": "a", "inputs": ["x"], "chunks": {"bytes": 100, "filter": true, "headerLines": 1, "keepChunks": true}')).stages

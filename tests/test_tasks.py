@@ -10,7 +10,6 @@ import pytest
 
 import task_files
 import task_log
-from conftest import RUNNER
 
 UPPER = """#!/bin/sh
 echo "$PIPELINE_TASK" >> "$PIPELINE_ROOT/count"

@@ -1,0 +1,447 @@
+"""Launchers: programs such as srun that start a stage's processor somewhere else, and need the network for it.
+
+Above the leaves and below the runner. The runner closes the network for itself and all that it starts, so launchers start
+from a process that was forked before:
+
+    runner --commands--> helper --fork--> a minder for each launch --> launcher (its own session) ~~> offline_guard exec (node_exec)
+       ^------------------answers-----------'      '--output through a named pipe--> runner
+
+The helper and its minders are nobody's children and hold nothing of the runner but the two pipes. A minder does what the runner does
+for processors: it ends the launcher's whole tree, whatever the exit. It also sees the commands' pipe close when the runner dies,
+however it dies, and then ends its launcher by itself.
+
+A launcher is never killed at first sight: killed with -9, srun leaves its job in the queue. It is asked with SIGTERM, upon which it cancels the
+job, and killed only when it has not gone after process_tree.LAUNCHER_S. To let the processor itself end in order comes before that, by
+the lease (launch_lease), through which the task also is known to be gone when its launcher did not live to tell.
+"""
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+
+import launch_lease
+import process_tree
+import stage_locks
+from model import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, List, NoReturn, Optional, Sequence, Tuple
+    Json = Dict[str, Any]
+
+TASK_S = 15.0               # how long a task may live on after its launcher
+START_S = 30.0              # how long the helper may take to start a launcher
+ASK, FORCE = signal.SIGTERM, getattr(signal, "SIGUSR1", 0)      # what the helper tells a minder
+ISOLATION = ("launchers are started outside the kernel layer, by a process forked before it; where the task runs, offline_guard exec "
+             "closes the network and reports it: see launcher.nodes of the stages")
+TASK = "the task on its machine"    # among the survivors of an attempt
+HOOK_VARIABLES = ("PIPELINE_HOOK", "PIPELINE_HOOK_LOG", "PYTHONPATH")
+
+
+# --- the words (pure) ------------------------------------------------------------------------------------------------
+
+def launcher_words(words: Sequence[str], resources: Dict[str, int]) -> List[str]:
+    """Return a launcher's words with {cpuCores} and {memoryMB} filled in and doubled braces made single."""
+    # Both names are there, or the spec would not have passed.
+    return [word.format_map({name: str(value) for name, value in resources.items()}) for word in words]
+
+
+def task_words(source_folder: str, lease: str) -> List[str]:
+    """Return the words that stand between launcher and processor: they close the network where the task runs."""
+    # -E, -S: nothing that a variable or a site package names runs beside the guard; and it starts in half the time.
+    return [sys.executable, "-E", "-S", os.path.join(source_folder, "offline_guard.py"), "exec", "--lease", lease, "--"]
+
+
+def launcher_environment(env: Dict[str, str], own: Dict[str, str]) -> Dict[str, str]:
+    """Return a launcher's environment: the processor's without the Python hook, which is for processors; *own* are the stage's."""
+    kept = {name: value for name, value in env.items() if name not in HOOK_VARIABLES}
+    kept[process_tree.LAUNCHER_VARIABLE] = "1"
+    return dict(kept, PYTHONPATH=own["PYTHONPATH"]) if "PYTHONPATH" in own else kept
+
+
+def task_plan(stage: Any, env: Dict[str, str], root: str, token: str, offline: Any, report: str) -> Json:
+    """Return what the lease tells the task. The runner's own variables are in it: not every launcher passes its environment on."""
+    close = "no" if "kernel" not in offline.layers else "must" if offline.require == "kernel" else "try"
+    own = {name: value for name, value in env.items() if name.startswith("PIPELINE_") or name in HOOK_VARIABLES}
+    return {"stage": stage.name, "token": token, "root": root, "close": close, "strict": offline.strict, "graceSec": stage.grace_s,
+            "report": report, "environment": own}
+
+
+# --- in the runner ---------------------------------------------------------------------------------------------------
+
+class LaunchHelper:
+    """The helper, seen from the runner. Make it before the network is closed; several launches may be under way at once.
+
+    descriptor: becomes readable when a launch has ended; then any Launched.take_end() takes the answers of all.
+    Raises: OSError; UsageError on Windows.
+    """
+
+    def __init__(self) -> None:
+        if sys.platform == "win32":
+            raise UsageError("\"launcher\" needs fork(2), which Windows does not have; run on the cluster's own system, or leave it out")
+        import tempfile
+        self.folder = tempfile.mkdtemp(prefix="pipeline-launch-")       # for the named pipes; on this machine
+        commands, self.commands = os.pipe()
+        self.descriptor, answers = os.pipe()
+        os.set_blocking(self.descriptor, False)
+        self.launched: Dict[int, Launched] = {}
+        self.count = 0
+        self.pending = b""
+        pid = os.fork()
+        if pid == 0:                    # in the child: leave the session, then leave the family
+            try:
+                os.setsid()
+                if os.fork() == 0:
+                    Helper(commands, answers, self.folder).serve()
+            finally:
+                os._exit(0)
+        os.close(commands)
+        os.close(answers)
+        os.waitpid(pid, 0)
+
+    def start(self, argv: Sequence[str], env: Dict[str, str], folder: str, token: str, lease: str) -> Launched:
+        """Start a launcher; its lease must be there. Raises: OSError when it cannot be started; the lease is gone then."""
+        self.count += 1
+        path = os.path.join(self.folder, "%d.output" % self.count)
+        os.mkfifo(path, 0o600)
+        launched = Launched(self, self.count, os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+        self.launched[self.count] = launched
+        try:
+            self.tell("start", self.count, argv=list(argv), env=env, folder=folder, token=token, lease=lease, output=path)
+            deadline = time.monotonic() + START_S
+            while launched.pid == 0 and launched.error is None:
+                self._wait(deadline - time.monotonic())
+                self.take_answers()
+                if time.monotonic() > deadline:
+                    launched.error = OSError("the helper that starts launchers does not answer")
+        finally:
+            os.unlink(path)
+            if launched.pid == 0:
+                self.launched.pop(launched.number, None)
+                os.close(launched.output)
+        if launched.error is not None:
+            launch_lease.take_back(lease, 0)
+            raise launched.error
+        return launched
+
+    def tell(self, what: str, number: int, **more: Any) -> None:
+        """Send a command. Raises: OSError when the helper is dead."""
+        data = json.dumps(dict(more, what=what, number=number)).encode("ascii") + b"\n"
+        try:
+            while data:
+                data = data[os.write(self.commands, data):]
+        except BrokenPipeError:
+            raise OSError("the helper that starts launchers has died; run again") from None
+
+    def take_answers(self) -> None:
+        """Read what the minders have said and give it to the launches that it is about."""
+        try:
+            data = os.read(self.descriptor, 1 << 16)
+        except BlockingIOError:
+            return
+        if not data:                    # helper and minders are gone: nobody will tell of an end any more
+            for launched in list(self.launched.values()):
+                launched.hear({"lost": True})
+        *lines, self.pending = (self.pending + data).split(b"\n")
+        for line in lines:
+            answer = json.loads(line.decode("ascii"))
+            if answer["number"] in self.launched:
+                self.launched[answer["number"]].hear(answer)
+
+    def _wait(self, seconds: float) -> None:
+        import select
+        poll = select.poll()
+        poll.register(self.descriptor, select.POLLIN)
+        poll.poll(max(1, int(seconds * 1000)))
+
+    def close(self) -> None:
+        """Let the helper go; what still runs is ended by the minders, which is not waited for."""
+        for descriptor in (self.commands, self.descriptor):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.commands = self.descriptor = -1
+
+
+class Launched:
+    """A launcher that was started, and the processes below it; to the runner what a process and its Tree are.
+
+    output: the readable end of its output, which whoever reads it closes. After the end: code (negative for a signal), cpu_s,
+    max_rss_bytes (the launcher's own; the task's are in its report), survivors, held: the task may still run.
+    """
+
+    def __init__(self, helper: LaunchHelper, number: int, output: int) -> None:
+        self.helper, self.number, self.output = helper, number, output
+        self.descriptor = helper.descriptor
+        self.pid = 0
+        self.error: Optional[OSError] = None
+        self.code: Optional[int] = None
+        self.cpu_s, self.max_rss_bytes = 0.0, 0
+        self.survivors: List[Any] = []
+        self.held = False
+        self.unclear: List[int] = []        # of a Tree: here all is known
+        self.leader_is_gone = False
+
+    def hear(self, answer: Json) -> None:
+        """Take in what the minder says."""
+        if "pid" in answer:
+            self.pid = answer["pid"]
+            return
+        self.helper.launched.pop(self.number, None)
+        if "error" in answer:
+            self.error = OSError(answer["errno"], answer["error"])
+        elif "code" in answer:
+            self.code, self.cpu_s, self.max_rss_bytes = answer["code"], answer["cpuUs"] / 1e6, answer["maxRssBytes"]
+            self.survivors, self.held = answer["survivors"], answer["held"]
+        elif self.pid == 0:
+            self.error = OSError("the helper that starts launchers has died; run again")
+        else:                           # whoever watched it was killed: nobody knows what became of it
+            self.code, self.held = -signal.SIGKILL, True
+
+    def take_end(self) -> Optional[int]:
+        """Return the exit code if the launcher and its tree have ended, else None; waits for nothing."""
+        if self.code is None:
+            self.helper.take_answers()
+        return self.code
+
+    def ask_to_stop(self) -> None:
+        """Let the task end in order; a launcher whose task has not begun cancels it."""
+        self._tell("ask")
+
+    def end(self) -> List[Any]:
+        """Have it end: the launcher cancels, and is killed if it does not. Returns at once; the end is yet to come, or has come: survivors."""
+        if self.code is None:
+            self._tell("force")
+        return self.survivors + ([TASK] if self.held else [])
+
+    def _tell(self, what: str) -> None:
+        try:
+            self.helper.tell(what, self.number)
+        except OSError:
+            pass                        # the minder lives on, or take_answers() finds that it does not
+
+
+# --- in the helper ---------------------------------------------------------------------------------------------------
+
+class Helper:
+    """Starts a minder for each launch, and hands on what they are to be told."""
+
+    def __init__(self, commands: int, answers: int, folder: str) -> None:
+        self.commands, self.answers, self.folder = commands, answers, folder
+        self.minders: Dict[int, Json] = {}                  # pid -> the command that it sees through
+        let_go(commands, answers)
+        self.alarm = take_signals((signal.SIGCHLD,))
+        # Blocked here and let in by the minder when it is ready: one that came before would kill it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (ASK, FORCE))
+        process_tree.become_subreaper()     # what a killed minder leaves behind stays in sight
+
+    def serve(self) -> NoReturn:
+        """Do what the runner says until it is gone and the last launch has ended."""
+        import select
+        pending, is_open = b"", True
+        poll = select.poll()
+        poll.register(self.alarm, select.POLLIN)
+        poll.register(self.commands, select.POLLIN)
+        while is_open or self.minders:
+            ready = [descriptor for descriptor, _ in poll.poll()]
+            if self.commands in ready:
+                data = os.read(self.commands, 1 << 16)
+                if not data:            # each minder sees this, too
+                    is_open = False
+                    poll.unregister(self.commands)
+                *lines, pending = (pending + data).split(b"\n")
+                for line in lines:
+                    self._do(json.loads(line.decode("ascii")))
+            if self.alarm in ready:
+                empty(self.alarm)
+                self._reap()
+        import shutil
+        shutil.rmtree(self.folder, ignore_errors=True)
+        os._exit(0)
+
+    def _do(self, command: Json) -> None:
+        if command["what"] == "start":
+            pid = os.fork()
+            if pid == 0:                # in the child
+                try:
+                    Minder(command, self.commands, self.answers).mind()
+                finally:
+                    os._exit(1)
+            self.minders[pid] = command
+            return
+        for pid, minded in self.minders.items():
+            if minded["number"] == command["number"]:
+                process_tree.send([pid], ASK if command["what"] == "ask" else FORCE)
+
+    def _reap(self) -> None:
+        """Take the exit status of minders that have ended, and clean up after one that was killed."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            command = self.minders.pop(pid, None)
+            if command is not None and command["what"] == "start" and status:
+                self._clean_up(command)
+
+    def _clean_up(self, command: Json) -> None:
+        """In a child, for it may take a while: end what a killed minder watched."""
+        pid = os.fork()
+        if pid:
+            self.minders[pid] = dict(command, what="clean up")
+            return
+        try:                            # in the child
+            left = end_politely(command["token"])
+            held = not launch_lease.take_back(command["lease"], TASK_S)
+            answer(self.answers, command["number"], code=-signal.SIGKILL, cpuUs=0, maxRssBytes=0, survivors=left[:20], held=held)
+        finally:
+            os._exit(0)
+
+
+class Minder:
+    """Starts one launcher, ends it when told so or when the runner is gone, and says how it ended."""
+
+    def __init__(self, command: Json, commands: int, answers: int) -> None:
+        self.command, self.commands, self.answers = command, commands, answers
+        self.lease: str = command["lease"]
+        self.is_asked = self.is_forced = False
+        self.kill_at: Optional[float] = None
+        self.alarm = take_signals((signal.SIGCHLD,))
+        signal.signal(ASK, self._note)
+        signal.signal(FORCE, self._note)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (ASK, FORCE))
+        process_tree.become_subreaper()
+        # Until this process is gone, so is not the launcher: the next run looks at this lock before it starts the stage anew.
+        self.here = stage_locks.open_guard(launch_lease.here_path(self.lease))
+        stage_locks.try_kernel_lock(self.here)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.is_asked = True
+        self.is_forced = self.is_forced or number == FORCE
+
+    def mind(self) -> None:
+        """See the launch through."""
+        try:
+            process = self._start()
+        except OSError as error:
+            self._say(error=error.strerror or str(error), errno=error.errno or 0)
+            self._remove_here()
+            os._exit(0)
+        self._say(pid=process.pid)
+        tree = process_tree.Tree(process.pid, self.command["token"])
+        code, usage = self._wait(process.pid, tree)
+        survivors = tree.end()
+        held = not launch_lease.take_back(self.lease, TASK_S)
+        if not held and not survivors:
+            self._remove_here()
+        self._say(code=code, cpuUs=int((usage.ru_utime + usage.ru_stime) * 1e6), survivors=survivors[:20], held=held,
+                  maxRssBytes=usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+        os._exit(0)
+
+    def _start(self) -> Any:
+        import subprocess
+        command = self.command
+        # Not to wait for a reader: the runner that opened the other end may be dead.
+        output = os.open(command["output"], os.O_WRONLY | os.O_NONBLOCK)
+        os.set_blocking(output, True)
+        try:
+            return subprocess.Popen(command["argv"], stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=command["folder"],
+                                    env=command["env"], close_fds=True, start_new_session=True)
+        finally:
+            os.close(output)
+
+    def _wait(self, pid: int, tree: Any) -> Tuple[int, Any]:
+        """Return the launcher's exit code and what it used."""
+        import select
+        poll = select.poll()
+        poll.register(self.alarm, select.POLLIN)
+        poll.register(self.commands, 0)             # nothing is read here: only that nobody can write any more
+        was_asked = False
+        while True:
+            done, status, usage = os.wait4(pid, os.WNOHANG)
+            if done:
+                return os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status), usage
+            if self.is_forced:
+                self._cancel(pid, tree)
+            elif self.is_asked and not was_asked:
+                was_asked = True
+                self._ask(pid)
+            left = None if self.kill_at is None else max(10, int((self.kill_at - time.monotonic()) * 1000))
+            ready = [descriptor for descriptor, _ in poll.poll(left)]
+            if self.alarm in ready:
+                empty(self.alarm)
+            if self.commands in ready:
+                poll.unregister(self.commands)
+                self.is_forced = True
+
+    def _ask(self, pid: int) -> None:
+        launch_lease.ask_to_stop(self.lease)
+        if not launch_lease.is_held(self.lease):    # the task has not begun: it may wait in a queue for hours
+            process_tree.send([pid], signal.SIGTERM)
+
+    def _cancel(self, pid: int, tree: Any) -> None:
+        """Have the launcher cancel what it started; when its time for that is over, end it by force."""
+        if self.kill_at is None:
+            launch_lease.ask_to_stop(self.lease)
+            process_tree.send([pid], signal.SIGTERM)
+            self.kill_at = time.monotonic() + process_tree.LAUNCHER_S
+        elif time.monotonic() >= self.kill_at:
+            tree.end()
+
+    def _remove_here(self) -> None:
+        try:
+            os.unlink(launch_lease.here_path(self.lease))
+        except OSError:
+            pass
+
+    def _say(self, **what: Any) -> None:
+        answer(self.answers, self.command["number"], **what)
+
+
+def answer(descriptor: int, number: int, **what: Any) -> None:
+    """Tell the runner, if it is there, in one write: several minders write to the same pipe."""
+    try:
+        os.write(descriptor, json.dumps(dict(what, number=number)).encode("ascii") + b"\n")
+    except OSError:
+        pass
+
+
+def end_politely(token: str) -> List[int]:
+    """End the processes of an attempt on this machine, launchers among them are asked first; return those that would not go."""
+    traits = [process_tree.Traits(token, 0, "", 0)]
+    process_tree.ask_launchers(traits, process_tree.LAUNCHER_S)
+    return process_tree.end_all(lambda: process_tree.members(traits))
+
+
+def let_go(*kept: int) -> None:
+    """Hold nothing of the runner's but *kept*: a lock's descriptor would keep its stage held."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    start = 3
+    for descriptor in sorted(kept) + [process_tree.highest_descriptor() + 1]:
+        os.closerange(start, descriptor)
+        start = descriptor + 1
+
+
+def take_signals(numbers: Sequence[int]) -> int:
+    """Let no signal that a terminal sends end this process, nor be ignored by what it starts; return what is readable after each of *numbers*."""
+    alarm, ring = os.pipe()
+    for descriptor in (alarm, ring):
+        os.set_blocking(descriptor, False)
+    signal.set_wakeup_fd(ring, warn_on_full_buffer=False)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *numbers):
+        if number in numbers or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: None)
+    return alarm
+
+
+def empty(descriptor: int) -> None:
+    try:
+        os.read(descriptor, 4096)
+    except BlockingIOError:
+        pass

@@ -1,0 +1,185 @@
+"""The lease of a launched attempt: by it the machines that share the root know whether the attempt may run, and does.
+
+Above the leaves and below the runner; the same file runs where the task does.
+
+    state/launch/STAGE~TOKEN.N.lease    a line of JSON, made before the launcher starts. Whoever runs the task holds the kernel lock
+                                        on it until its last process is gone; no file, no task. A line more asks it to stop.
+    state/launch/STAGE~TOKEN.N.here     locked by who watches the launcher, until the launcher's last process is gone
+
+A launcher may die and leave its task running, or waiting in the queue of a cluster: then only the lease tells. Who
+starts the stage anew first takes every lease of the stage and removes it: what still runs is waited for, what
+was still to come finds no lease and does not start. This holds where locks reach across the machines, see docs/cluster.md.
+"""
+from __future__ import annotations
+
+import json
+import os
+import time
+
+import stage_locks
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, List, Optional
+    Json = Dict[str, Any]
+
+SCHEMA = 1
+FOLDER = os.path.join("state", "launch")
+MAX_BYTES = 1 << 20         # of a lease; PIPELINE_PARAMS is the largest part
+STOP = b"stop\n"
+PATIENCE_S = 30.0           # how long the next run waits for tasks of a dead one that have been asked to stop
+POLL_S = 0.05
+
+
+class LeaseProblem(Exception):
+    """A task may not start; str() says why."""
+
+
+def lease_path(root: str, stage: str, token: str) -> str:
+    """Return the path of an attempt's lease; no stage has a ~ in its name."""
+    return os.path.join(root, FOLDER, "%s~%s.lease" % (stage, token))
+
+
+def here_path(lease: str) -> str:
+    return lease[:-len("lease")] + "here"
+
+
+def create(path: str, plan: Json) -> None:
+    """Write a new lease with what the task must know. Raises: OSError."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    for name, data in ((here_path(path), b""), (path, json.dumps(dict(plan, schema=SCHEMA), ensure_ascii=True).encode("ascii") + b"\n")):
+        descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(data)
+
+
+class Held:
+    """A lease in the hands of who runs the task; descriptor is to be inherited by its processes."""
+
+    def __init__(self, path: str) -> None:
+        """Raises: LeaseProblem when the task may not start here and now."""
+        try:
+            self.descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+        except FileNotFoundError:
+            raise LeaseProblem("the run that asked for this task is over") from None
+        except OSError as error:
+            raise LeaseProblem("cannot open %s: %s" % (path, error.strerror)) from None
+        try:
+            try:
+                is_ours = stage_locks.try_kernel_lock(self.descriptor)
+            except OSError as error:
+                raise LeaseProblem("the file system of %s has no locks here: %s" % (os.path.dirname(path), error.strerror)) from None
+            if not is_ours:
+                raise LeaseProblem("the task runs already, or is being taken back")
+            if not _is_same_file(self.descriptor, path):
+                raise LeaseProblem("the run that asked for this task is over")
+            head, _, rest = os.read(self.descriptor, MAX_BYTES).partition(b"\n")
+            self.head_bytes = len(head) + 1
+            self.plan: Json = _plan(head, path)
+            if rest:
+                raise LeaseProblem("it was asked to stop before it started")
+        except BaseException:
+            os.close(self.descriptor)
+            raise
+
+    def is_stop_asked(self) -> bool:
+        """Tell whether somebody wants the task to stop."""
+        try:
+            return os.fstat(self.descriptor).st_size > self.head_bytes
+        except OSError:
+            return False                # a hiccup of the file system is no order
+
+
+def _is_same_file(descriptor: int, path: str) -> bool:
+    try:
+        there, ours = os.stat(path), os.fstat(descriptor)
+    except OSError:
+        return False
+    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+
+
+def _plan(head: bytes, path: str) -> Json:
+    try:
+        plan = json.loads(head.decode("ascii"))
+    except ValueError:
+        plan = None
+    if not isinstance(plan, dict) or plan.get("schema") != SCHEMA:
+        raise LeaseProblem("%s is not a lease that this program knows; all machines must use the same src/" % path)
+    return plan
+
+
+def ask_to_stop(path: str) -> None:
+    """Ask who runs the task to stop, or not to start."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:
+        return                          # taken back already
+    try:
+        if os.fstat(descriptor).st_size <= MAX_BYTES:
+            os.write(descriptor, STOP)
+    finally:
+        os.close(descriptor)
+
+
+def is_held(path: str) -> bool:
+    """Tell whether somebody holds the file's lock; one that is not there is held by nobody."""
+    descriptor = _try_lock(path)
+    if descriptor is not None and descriptor >= 0:
+        os.close(descriptor)
+    return descriptor is None
+
+
+def take_back(path: str, wait_s: float) -> bool:
+    """End the lease: afterwards no process of its task runs, and none will. False if one would not go within *wait_s* seconds."""
+    deadline = time.monotonic() + wait_s
+    is_asked = False
+    while True:
+        descriptor = _try_lock(path)
+        if descriptor is not None:
+            break
+        if not is_asked:
+            ask_to_stop(path)
+            is_asked = True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(POLL_S)
+    if descriptor >= 0:
+        try:
+            os.unlink(path)             # under its lock: who opened it meanwhile sees that it is gone
+        finally:
+            os.close(descriptor)
+    return True
+
+
+def _try_lock(path: str) -> Optional[int]:
+    """Return a descriptor that holds the lock, -1 if there is no such file, None if somebody else holds it."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+    except FileNotFoundError:
+        return -1
+    if stage_locks.try_kernel_lock(descriptor):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def leases_of(root: str, stage: str) -> List[str]:
+    """Return the paths of all leases of a stage."""
+    folder = os.path.join(root, FOLDER)
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    stems = {name.rpartition(".")[0] for name in names if name.startswith(stage + "~") and name.endswith((".lease", ".here"))}
+    return [os.path.join(folder, stem + ".lease") for stem in sorted(stems)]
+
+
+def end_left_behind(root: str, stage: str) -> List[str]:
+    """Under the stage's lock: ask what launched attempts of dead runs left on any machine to stop; return the leases of what still runs."""
+    return [path for path in leases_of(root, stage) if not (take_back(here_path(path), 0) and take_back(path, 0))]
+
+
+def still_runs(stage: str, leases: List[str]) -> stage_locks.LockHeld:
+    """Return the error of a stage that cannot be started because of *leases*."""
+    return stage_locks.LockHeld("stage %s: a task that a dead run launched still runs (%s); it was asked to stop; end it with the "
+                                "means of your cluster, then run again" % (stage, os.path.basename(leases[0])))

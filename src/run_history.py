@@ -1,0 +1,271 @@
+"""What happened: the runs, newest first, as the ledger and the run records tell.
+
+Above the leaves. Only reads, and goes on without what is damaged or gone: the ledger is read from its end and only as far
+as needed, so that the last ten of ten thousand runs cost ten records.
+
+    state/ledger.jsonl (from its end) -> RunName -> state/run_<id>.json -> PastRun
+    state/run_*.json (by their times)  ↗  for what the ledger does not tell
+"""
+from __future__ import annotations
+
+import json
+import os
+from collections import namedtuple
+
+import run_ledger
+import stage_locks
+import state_store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+    Json = Dict[str, Any]
+
+BLOCK_BYTES = 1 << 16       # of the ledger, read at once
+SLOW_FACTOR = 3             # the last duration is told when it is so many times the median of the earlier ones ...
+SLOW_LEAST_MS = 100         # ... and so much longer: below that it is noise
+EARLIER_LEAST = 3           # of so many earlier ones at least
+EXPECTED_RUNS = 10          # looked at for how long a stage may take
+
+
+class RunName(namedtuple("RunName", "run_id invocation state ended_at pipeline")):
+    """A run as the ledger names it; state "open", ended_at and pipeline "" for one that has begun and not ended."""
+
+    __slots__ = ()
+
+
+class PastRun(namedtuple("PastRun", "run_id invocation pipeline state started_at ended_at duration_ms stages problem")):
+    """A run; several pipelines may share a root. stages: the entries of its record, [] without one; problem: why there is no record to go by, or "".
+
+    state: completed, failed, interrupted; running while its process is seen; open: begun, not ended, nothing of it is seen.
+    """
+
+    __slots__ = ()
+
+    def count(self, *statuses: str) -> int:
+        return sum(1 for one in self.stages if one.get("status") in statuses)
+
+
+# --- which runs there were -------------------------------------------------------------------------------------------
+
+def newest_runs(root: str, limit: int) -> Tuple[List[PastRun], List[str]]:
+    """Return (at most *limit* runs, newest first; what could not be read, a line each)."""
+    problems: List[str] = []
+    names = _names_in_ledger(root, limit, problems)
+    runs = [_run_of(root, one, problems) for one in names]
+    if len(runs) < limit:
+        runs += _runs_by_time(root, limit - len(runs), {(one.run_id, one.invocation) for one in runs}, problems)
+        runs.sort(key=lambda one: (one.state in ("running", "open"), one.ended_at or one.started_at), reverse=True)
+    return runs, problems
+
+
+def _names_in_ledger(root: str, limit: int, problems: List[str]) -> List[RunName]:
+    """Return the open runs and the last that ended."""
+    names: List[RunName] = []
+    is_newest, damaged = True, 0
+    path = os.path.join(root, "state", run_ledger.NAME)
+    for line, is_whole in _lines_from_end(path, problems):
+        entry = _entry_of(line)
+        if entry is None:
+            damaged += 1 if is_whole else 0         # a torn last line is a crash's, or is being written
+            continue
+        if is_newest:
+            is_newest = False
+            names += [RunName(run_id, invocation, "open", "", "") for run_id, invocation in sorted(entry["open"].items())]
+        if entry["event"] == "end":
+            names.append(RunName(entry["runId"], entry["invocation"], str(entry.get("state")), _text(entry.get("at")), _text(entry.get("pipeline"))))
+        if len(names) >= limit:
+            break
+    if damaged:
+        problems.append("state/%s: %d damaged line%s left out; `verify` tells more" % (run_ledger.NAME, damaged, "" if damaged == 1 else "s"))
+    return names[:limit]
+
+
+def _entry_of(line: bytes) -> Optional[Json]:
+    try:
+        entry = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    is_good = isinstance(entry, dict) and isinstance(entry.get("event"), str) and _is_name(entry.get("runId")) and isinstance(
+        entry.get("invocation"), int) and isinstance(entry.get("open"), dict) and all(
+            _is_name(name) and isinstance(number, int) for name, number in entry["open"].items())
+    return entry if is_good else None
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value != "" and not set(value) & set("/\\:\0")
+
+
+def _lines_from_end(path: str, problems: List[str]) -> Iterator[Tuple[bytes, bool]]:
+    """Yield (line, whether it has its end) from the last to the first, reading blocks from the end."""
+    try:
+        file = open(path, "rb")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        problems.append("state/%s cannot be read: %s" % (run_ledger.NAME, error.strerror))
+        return
+    with file:
+        place = file.seek(0, os.SEEK_END)
+        rest, is_whole = b"", False
+        while place > 0:
+            start = max(0, place - BLOCK_BYTES)
+            file.seek(start)
+            parts = (file.read(place - start) + rest).split(b"\n")
+            place, rest = start, parts[0]
+            for line in reversed(parts[1:]):
+                if line:
+                    yield line, is_whole
+                is_whole = True
+        if rest:
+            yield rest, is_whole
+
+
+def _run_of(root: str, name: RunName, problems: List[str]) -> PastRun:
+    record, problem = read_run(root, name.run_id, name.invocation)
+    if record is None:
+        if problem:
+            problems.append(problem)
+        return PastRun(name.run_id, name.invocation, name.pipeline, _state_of(root, name.state, name.run_id), "", name.ended_at, None, [], problem or "its record is gone")
+    return _past_run(root, record, name.state if name.state != "open" else "running")
+
+
+def _past_run(root: str, record: Json, state: str) -> PastRun:
+    stages = record.get("stages")
+    duration = record.get("durationMs")
+    return PastRun(record["runId"], record["invocation"], _text(record.get("pipeline")), _state_of(root, "open" if state == "running" else state, record["runId"]), _text(record.get("startedAt")),
+                   _text(record.get("endedAt")), duration if state_store.is_integer(duration) else None,
+                   [one for one in stages if isinstance(one, dict)] if isinstance(stages, list) else [], "")
+
+
+def _state_of(root: str, state: str, run_id: str) -> str:
+    if state != "open":
+        return state
+    return "running" if run_id in living_runs(root) else "open"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _runs_by_time(root: str, limit: int, known: Any, problems: List[str]) -> List[PastRun]:
+    """Return the runs that only their records tell of (their ledger was set aside, say), newest first."""
+    runs: List[PastRun] = []
+    for _, name in sorted(_record_files(root), reverse=True):
+        if len(runs) >= limit:
+            break
+        record, problem = _read_record(root, name)
+        if record is not None and _is_name(record.get("runId")) and state_store.is_integer(record.get("invocation")):
+            if (record["runId"], record["invocation"]) not in known:
+                runs.append(_past_run(root, record, str(record.get("state"))))
+        elif problem and problem not in problems:
+            problems.append(problem)
+    return runs
+
+
+def _record_files(root: str) -> List[Tuple[int, str]]:
+    try:
+        with os.scandir(os.path.join(root, "state")) as entries:
+            return [(entry.stat().st_mtime_ns, entry.name) for entry in entries if entry.name.startswith("run_") and entry.name.endswith(".json")]
+    except OSError:
+        return []
+
+
+def read_run(root: str, run_id: str, invocation: Optional[int] = None) -> Tuple[Optional[Json], str]:
+    """Return (the record of a run, or None; what is wrong with it, or ""); without *invocation* that of its last call."""
+    problem = ""
+    names = ["run_%s.json" % run_id] + (["run_%s.%d.json" % (run_id, invocation)] if invocation is not None else [])
+    for name in names:
+        record, why = _read_record(root, name)
+        problem = problem or why
+        if record is not None and record.get("runId") == run_id and state_store.is_integer(record.get("invocation")) and invocation in (None, record["invocation"]):
+            return record, ""
+    return None, problem
+
+
+def _read_record(root: str, name: str) -> Tuple[Optional[Json], str]:
+    try:
+        return state_store.StateStore(root, writable=False).read(name), ""
+    except (state_store.StateError, OSError) as error:
+        return None, "state/%s: %s" % (name, error.strerror) if isinstance(error, OSError) else str(error)
+
+
+def read_stage(root: str, stage: str) -> Tuple[Optional[Json], str]:
+    """Return (the record of a stage, or None; what is wrong with it, or "")."""
+    try:
+        return state_store.StateStore(root, writable=False).stage(stage), ""
+    except (state_store.StateError, OSError) as error:
+        return None, "state/stage_%s.json: %s" % (stage, error.strerror) if isinstance(error, OSError) else str(error)
+
+
+# --- who works now ---------------------------------------------------------------------------------------------------
+
+def holders(root: str, is_dead: Optional[Callable[[Json], bool]] = None) -> Dict[str, Json]:
+    """Return {stage: what its living holder says of itself}, from the lock folders; takes no lock."""
+    try:
+        names = [name for name in os.listdir(os.path.join(root, "locks")) if name.endswith(".lock") and not name.startswith(".")]
+    except OSError:
+        return {}
+    found = {name[:-5]: stage_locks.read_owner(os.path.join(root, "locks", name)) for name in names}
+    if not any(found.values()):
+        return {}
+    if is_dead is None:
+        import process_tree
+        boot = state_store.boot_id()
+
+        def is_dead(owner: Json) -> bool:
+            return stage_locks.owner_is_dead(owner, boot, process_tree)
+    return {stage: owner for stage, owner in found.items() if owner and not is_dead(owner)}
+
+
+def living_runs(root: str) -> List[str]:
+    """Return the ids of the runs that hold a stage now."""
+    return sorted({str(owner.get("runId")) for owner in holders(root).values()})
+
+
+# --- series ----------------------------------------------------------------------------------------------------------
+
+def stage_series(runs: List[PastRun], stage: str) -> List[Tuple[PastRun, Json]]:
+    """Return (run, the stage's entry in it) where the stage was worked on, oldest first; skips are no work."""
+    found = []
+    for run in reversed(runs):
+        for entry in run.stages:
+            if entry.get("stage") == stage and entry.get("status") not in ("skipped", "notRun", None):
+                found.append((run, entry))
+    return found
+
+
+def durations_ms(runs: List[PastRun]) -> Dict[str, List[int]]:
+    """Return {stage: durations of its successes, oldest first}."""
+    found: Dict[str, List[int]] = {}
+    for run in reversed(runs):
+        for entry in run.stages:
+            duration = entry.get("durationMs")
+            if entry.get("status") == "ok" and not entry.get("recovered") and isinstance(entry.get("stage"), str) and state_store.is_integer(duration):
+                found.setdefault(entry["stage"], []).append(duration)
+    return found
+
+
+def median(values: List[int]) -> Optional[int]:
+    """Return the middle value, of two middle ones the mean (rounded down); None for none."""
+    ordered = sorted(values)
+    half = len(ordered) // 2
+    if not ordered:
+        return None
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) // 2
+
+
+def is_slow(durations: List[int]) -> bool:
+    """Tell whether the last of *durations* (in ms, oldest first) is much longer than the earlier ones let expect."""
+    *earlier, last = durations or [0]
+    usual = median(earlier)
+    return len(earlier) >= EARLIER_LEAST and usual is not None and last >= SLOW_FACTOR * usual and last - usual >= SLOW_LEAST_MS
+
+
+def expected_durations(root: str) -> Dict[str, float]:
+    """Return {stage: seconds that it took lately, the median}, for a guess of the time left; never raises."""
+    try:
+        series = durations_ms(newest_runs(root, EXPECTED_RUNS)[0])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {stage: (median(values) or 0) / 1000.0 for stage, values in series.items()}

@@ -1,0 +1,290 @@
+"""The logs of a stage's processors: which there are, and following them while they grow.
+
+Above the leaves and run_history. Only reads.
+
+    state/logs/<run>/<stage>.<attempt>.log                  a stage that is one task
+    state/logs/<run>/<stage>/<number>.<attempt>.log         a task of several, if it printed something
+    state/logs/<run>/<stage>.tasks.jsonl                    what became of the run's tasks
+    state/logs/<run>/<n>/...                                the same of the n-th call under that run id
+
+Which task a number is, the run record says: there the log has its task's name.
+"""
+from __future__ import annotations
+
+import os
+from collections import namedtuple
+
+import run_history
+import stage_progress
+from console import printable
+from model import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+    Json = Dict[str, Any]
+
+READ_BYTES = 1 << 16
+LINE_BYTES = 1 << 16        # a longer line is shown in pieces
+POLL_S = 0.2                # between two looks at logs that are followed
+UNSEEN_POLLS = 10           # so often nobody may hold any stage before a run that has not ended is given up
+SEARCHED_OPEN = 20          # runs that may be open at once
+SEARCHED_RUNS = 200         # the newest, where no record says which run was the stage's last
+
+
+class Log(namedtuple("Log", "path number task attempt status")):
+    """One log; path below the root, with forward slashes.
+
+    number: of the task, 0 for a stage that is one. task: its name, status: what became of it; "" if not known.
+    """
+
+    __slots__ = ()
+
+
+class Found(namedtuple("Found", "run_id invocation logs note")):
+    """The logs of a stage in one call of a run, in the order to show them. note: what to tell besides, or ""."""
+
+    __slots__ = ()
+
+
+# --- finding ---------------------------------------------------------------------------------------------------------
+
+def find(root: str, stage: str, run_id: Optional[str], name_tasks: bool = True) -> Found:
+    """Return the logs of *stage* in its last run, or in run *run_id*. Raises: UsageError for a run that is not known.
+
+    name_tasks: say what the tasks are and what became of them, the failed ones first; else by number.
+    """
+    if run_id is not None:
+        return _of_run(root, stage, run_id, name_tasks)
+    record, problem = run_history.read_stage(root, stage)
+    if record is not None and isinstance(record.get("lastRunId"), str):
+        invocation = record.get("lastInvocation")
+        invocation = invocation if isinstance(invocation, int) else 1
+        return Found(record["lastRunId"], invocation, logs_of(root, stage, record["lastRunId"], invocation, name_tasks), problem)
+    if not problem:
+        return Found("", 0, [], "stage %s has never run" % stage)
+    for run in run_history.newest_runs(root, SEARCHED_RUNS)[0]:
+        logs = logs_of(root, stage, run.run_id, run.invocation)
+        if logs:
+            return Found(run.run_id, run.invocation, logs, problem)
+    return Found("", 0, [], problem)
+
+
+def _of_run(root: str, stage: str, run_id: str, name_tasks: bool) -> Found:
+    record, problem = run_history.read_run(root, run_id) if _is_plain(run_id) else (None, "")
+    folder = os.path.join(root, "state", "logs", run_id)
+    if record is None and not problem and not (_is_plain(run_id) and os.path.isdir(folder)):
+        known = [run.run_id for run in run_history.newest_runs(root, 5)[0]]
+        raise UsageError("there is no run %s%s" % (printable(run_id), "; the last ones are: %s" % ", ".join(known) if known else ""))
+    for invocation in sorted(_calls(folder), reverse=True):
+        logs = logs_of(root, stage, run_id, invocation, name_tasks)
+        if logs:
+            return Found(run_id, invocation, logs, problem)
+    return Found(run_id, record["invocation"] if record is not None else 1, [], problem or _why_none(record, stage))
+
+
+def _is_plain(name: str) -> bool:
+    return bool(name) and not set(name) & set("/\\:\0") and not name.startswith(".")
+
+
+def _why_none(record: Optional[Json], stage: str) -> str:
+    """Return why a run has no logs of a stage, as its record tells."""
+    stages = record.get("stages") if record is not None else None
+    for entry in stages if isinstance(stages, list) else []:
+        if isinstance(entry, dict) and entry.get("stage") == stage:
+            made_by = entry.get("madeBy")
+            if isinstance(made_by, dict) and made_by.get("runId"):
+                return "the stage was up to date then; its outputs are of run %s" % made_by["runId"]
+            return "the stage was %s then: %s" % ("not run" if entry.get("status") == "notRun" else entry.get("status"), entry.get("reason") or "no reason is recorded")
+    return ""
+
+
+def _calls(folder: str) -> List[int]:
+    try:
+        return [1] + [int(name) for name in os.listdir(folder) if name.isdigit() and name.isascii()]
+    except OSError:
+        return [1]
+
+
+def logs_of(root: str, stage: str, run_id: str, invocation: int, name_tasks: bool = True) -> List[Log]:
+    """Return the logs of *stage* in one call of a run: by attempt; of tasks, the failed ones first. name_tasks: as in find()."""
+    folder = "state/logs/%s%s" % (run_id, "/%d" % invocation if invocation > 1 else "")
+    logs = [Log("%s/%s" % (folder, name), 0, "", attempt, "") for name, attempt in _numbered(os.path.join(root, folder), stage)]
+    logs.sort(key=lambda log: log.attempt)
+    tasks = _tasks(root, "%s/%s" % (folder, stage))
+    if not tasks:
+        return logs
+    if not name_tasks:
+        return logs + sorted(tasks, key=lambda log: (log.number, log.attempt))
+    names = _task_names(root, stage, run_id, invocation)
+    statuses = stage_progress.task_outcomes(os.path.join(root, folder, stage + ".tasks.jsonl")) or stage_progress.task_outcomes(
+        os.path.join(root, "state", "tasks_%s.jsonl" % stage), "%s/%d" % (run_id, invocation))
+    tasks = [log._replace(task=names.get(log.path, ""), status=statuses.get(names.get(log.path, ""), "")) for log in tasks]
+    tasks.sort(key=lambda log: (log.status != "failed", log.number, log.attempt))
+    return logs + tasks
+
+
+def _task_names(root: str, stage: str, run_id: str, invocation: int) -> Dict[str, str]:
+    """Return {path of a log: the task's name} as the run record says; a run that still works on the stage has not said it yet."""
+    record, _ = run_history.read_run(root, run_id, invocation)
+    found: Dict[str, str] = {}
+    stages = record.get("stages") if record is not None else None
+    for entry in stages if isinstance(stages, list) else []:
+        logs = entry.get("logs") if isinstance(entry, dict) and entry.get("stage") == stage else None
+        for log in logs if isinstance(logs, list) else []:
+            if isinstance(log, dict) and isinstance(log.get("path"), str) and isinstance(log.get("task"), str):
+                found[log["path"]] = log["task"]
+    return found
+
+
+def _numbered(folder: str, stem: str) -> Iterator[Tuple[str, int]]:
+    """Yield (name, number) of the files <stem>.<number>.log in a folder."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return
+    for name in names:
+        middle = name[len(stem) + 1:-len(".log")]
+        if name.startswith(stem + ".") and name.endswith(".log") and middle.isascii() and middle.isdigit():
+            yield name, int(middle)
+
+
+def _tasks(root: str, folder: str) -> List[Log]:
+    try:
+        names = os.listdir(os.path.join(root, folder))
+    except OSError:
+        return []
+    found = []
+    for name in names:
+        number, _, attempt = name[:-len(".log")].partition(".")
+        if name.endswith(".log") and name.isascii() and number.isdigit() and attempt.isdigit():
+            found.append(Log("%s/%s" % (folder, name), int(number), "", int(attempt), ""))
+    return found
+
+
+# --- showing ---------------------------------------------------------------------------------------------------------
+
+def harmless(line: bytes) -> str:
+    """Return a line of a log as text that cannot steer a terminal; tabs stay."""
+    text = line.decode("utf-8", "replace").rstrip("\r\n")
+    return text if text.isprintable() else "\t".join(printable(part) for part in text.split("\t"))
+
+
+def heading(found: Found, log: Log) -> str:
+    """Return the line above a log."""
+    call = ", call %d" % found.invocation if found.invocation > 1 else ""
+    task = ", task %d%s%s" % (log.number, " " + printable(log.task) if log.task else "", " (%s)" % log.status if log.status else "") if log.number else ""
+    return "==> run %s%s%s, attempt %d: %s" % (found.run_id, call, task, log.attempt, log.path)
+
+
+class Reader:
+    """Shows what has come to a log since the last time, whole lines only until it is said to be complete."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.offset, self.rest = path, 0, b""
+
+    def read(self, show: Callable[[str], None], is_complete: bool) -> None:
+        """Call show() with each new line. Raises: OSError but where the file is gone."""
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.offset)
+                for block in iter(lambda: file.read(READ_BYTES), b""):
+                    self.offset += len(block)
+                    *lines, self.rest = (self.rest + block).split(b"\n")
+                    for line in lines:
+                        show(harmless(line))
+                    while len(self.rest) >= LINE_BYTES:
+                        show(harmless(self.rest[:LINE_BYTES]))
+                        self.rest = self.rest[LINE_BYTES:]
+        except FileNotFoundError:
+            return
+        if is_complete and self.rest:
+            show(harmless(self.rest))
+            self.rest = b""
+
+
+def show(root: str, found: Found, put: Callable[[str], None]) -> None:
+    """Give each log to put(), line by line, under its heading."""
+    for log in found.logs:
+        put(heading(found, log))
+        try:
+            Reader(os.path.join(root, log.path)).read(put, True)
+        except OSError as error:
+            put("    (cannot be read: %s)" % error.strerror)
+
+
+def follow(root: str, stage: str, run_id: Optional[str], put: Callable[[str], None], wait: Callable[[float], None]) -> None:
+    """Show what is there and what comes, until the stage ends in the run that works on it (or, before it began, that run).
+
+    Where nothing works on it, what is there is all.
+    """
+    readers: Dict[str, Reader] = {}
+    shown: List[str] = []
+    followed, unseen = "", 0
+    while True:
+        run = _working_run(root, stage, run_id)         # asked first: what is written before the end is still shown
+        unseen = 0 if run else unseen + 1
+        followed = run or followed
+        goes_on = bool(run) or (bool(followed) and unseen <= UNSEEN_POLLS and _is_open(root, followed) and not _is_over(root, stage, followed))
+        found = find(root, stage, followed or run_id, False)
+        for place, log in enumerate(found.logs):
+            reader = readers.setdefault(log.path, Reader(os.path.join(root, log.path)))
+            is_complete = not goes_on or (not log.number and place < len(found.logs) - 1)
+            if _size(reader.path) <= reader.offset and not (is_complete and (reader.rest or log.path not in shown)):
+                continue
+            if shown[-1:] != [log.path]:
+                put(heading(found, log))
+                shown.append(log.path)
+            _read(reader, put, is_complete)
+        if not goes_on:
+            if not found.logs and found.note:
+                put(found.note)
+            return
+        wait(POLL_S)
+
+
+def _read(reader: Reader, put: Callable[[str], None], is_complete: bool) -> None:
+    try:
+        reader.read(put, is_complete)
+    except OSError as error:
+        put("    (cannot be read: %s)" % error.strerror)
+
+
+def _size(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return 0
+
+
+def _working_run(root: str, stage: str, run_id: Optional[str]) -> str:
+    """Return the run from which more may come, or "".
+
+    The holder of the stage's lock tells. Before a run has come to the stage, it is the holder of another stage.
+    """
+    owners = run_history.holders(root)
+    owner = owners.get(stage)
+    if owner is not None and run_id in (None, owner.get("runId")):
+        return str(owner.get("runId"))
+    for other in owners.values():
+        run = str(other.get("runId"))
+        if run_id in (None, run) and not _is_over(root, stage, run):
+            return run
+    return ""
+
+
+def _is_open(root: str, run_id: str) -> bool:
+    """Tell whether the ledger says that a run has begun and not ended; between two stages it holds none."""
+    return any(one.run_id == run_id and one.state in ("running", "open") for one in run_history.newest_runs(root, 1 + SEARCHED_OPEN)[0])
+
+
+def _is_over(root: str, stage: str, run_id: str) -> bool:
+    """Tell whether a living run is through with the stage: its own record has an entry of it, or the stage's names it."""
+    run, _ = run_history.read_run(root, run_id)
+    if run is None:
+        return False
+    stages = run.get("stages")
+    if any(isinstance(one, dict) and one.get("stage") == stage for one in (stages if isinstance(stages, list) else [])):
+        return True
+    record, _ = run_history.read_stage(root, stage)
+    return record is not None and record["lastStatus"] != "running" and (record.get("lastRunId"), record.get("lastInvocation")) == (run_id, run["invocation"])

@@ -1,0 +1,516 @@
+"""Stages whose processors a launcher starts elsewhere: words, exit codes, ends of every kind, the network, what records say.
+
+The cluster is tests/fake_cluster.py; test_slurm does it with a real one.
+"""
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+import launch_helper
+import launch_lease
+import node_report
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="launchers need fork")
+linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel layer of Linux")
+CLUSTER = str(Path(__file__).with_name("fake_cluster.py"))
+NO_SCAN = {"layers": ["kernel", "hook"]}
+LIMIT_S = 30.0
+SLEEP = "open(out + '/started', 'w').close()\ntime.sleep(60)\n"
+
+
+class Cluster:
+    def __init__(self, folder):
+        self.folder = folder
+        folder.mkdir()
+        self.node = subprocess.Popen([sys.executable, CLUSTER, "node", str(folder)])
+        wait_for(lambda: (folder / "ready").exists())
+
+    def words(self, *options):
+        return [sys.executable, CLUSTER, "run", str(self.folder), *options]
+
+    def queue(self):
+        """The jobs that wait or run."""
+        return sorted(path.name for path in self.folder.glob("job.*") if not path.name.endswith(".new"))
+
+    def launches(self):
+        path = self.folder / "launches"
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    one = Cluster(tmp_path / "spool")
+    yield one
+    (one.folder / "end").touch()
+    one.node.wait(LIMIT_S)
+
+
+def wait_for(what):
+    deadline = time.monotonic() + LIMIT_S
+    while not what():
+        assert time.monotonic() < deadline, "it did not come to be"
+        time.sleep(0.01)
+
+
+def stages_of(project, run_id="r"):
+    return project.json("state/run_%s.json" % run_id)["stages"]
+
+
+def leases(project):
+    folder = project.path("state/launch")
+    return sorted(os.listdir(folder)) if folder.exists() else []
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with open("/proc/%d/stat" % pid, encoding="utf-8") as file:
+        return file.read().rpartition(")")[2].split()[0] != "Z"
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("word, expected", [
+    ("--mem={memoryMB}M", "--mem=100M"), ("{cpuCores}{cpuCores}", "22"), ("{{}}", "{}"), ("{{{cpuCores}}}", "{2}"), ("plain", "plain"), ("{{memoryMB}}", "{memoryMB}")])
+def test_words_are_filled_from_resources(word, expected):
+    assert launch_helper.launcher_words([word], {"cpuCores": 2, "memoryMB": 100}) == [expected]
+
+
+def test_a_run_through_a_launcher(project, cluster):
+    body = "print('hello')\nopen(out + '/o', 'w').write(os.environ['PIPELINE_STAGE_NAME'] + str(sys.argv[1:]) + os.getcwd() + str(os.environ.get('PIPELINE_LAUNCHER')))\n"
+    project.spec({"processor": project.processor("p", body), "args": ["one"], "resources": {"cpuCores": 2, "memoryMB": 64},
+                  "launcher": cluster.words("--cpus={cpuCores}", "--mem={memoryMB}M", "--{{x}}")})
+    done = project.ok("--run-id", "r")
+    assert "[START] s1" in done.out and "[DONE] s1" in done.out
+    launch, = cluster.launches()
+    lease = launch["words"][launch["words"].index("--lease") + 1]
+    assert launch["words"] == ["--cpus=2", "--mem=64M", "--{x}", sys.executable, "-E", "-S", str(ROOT / "src" / "offline_guard.py"), "exec", "--lease", lease, "--",
+                               sys.executable, str(project.path("bin/p.py")), "one"]
+    assert project.read("data/s1/o") == "s1['one']%sNone" % project.root
+    assert project.read("state/logs/r/s1.1.log") == "hello\n"
+    assert leases(project) == [] and cluster.queue() == []
+    record = project.json("state/run_r.json")
+    assert record["isolation"]["launcher"] == launch_helper.ISOLATION
+    stage = record["stages"][0]
+    assert stage["argv"] == cluster.words() + launch["words"] and stage["keyParts"]["launcher"][-1] == "--{{x}}"
+    assert stage["launcher"]["limits"] == "left to the launcher"
+    assert [(one["attempts"], one["host"]) for one in stage["launcher"]["nodes"]] == [(1, os.uname().nodename)]
+    # The memory of the Python behind the launcher is more than the limit would allow: nobody limited the launcher to it.
+    again = project.ok("--run-id", "again")
+    assert again.steps[0].startswith("[SKIP] s1") and len(cluster.launches()) == 1
+    assert "launcher" not in project.json("state/run_again.json")["isolation"]
+
+
+def test_the_words_are_part_of_the_key_and_a_stage_without_them_keeps_its_key(project, cluster):
+    stage = {"processor": project.processor("p", "open(out + '/o', 'w').close()\n")}
+    project.spec(stage)
+    project.ok("--run-id", "plain")
+    assert "launcher" not in stages_of(project, "plain")[0]["keyParts"] and "launcher" not in stages_of(project, "plain")[0]
+    project.spec(dict(stage, launcher=cluster.words()))
+    assert "launcher" in project.ok("plan").out
+    project.ok("--run-id", "far")
+    project.spec(dict(stage, launcher=cluster.words("-x")))
+    assert project.ok("--run-id", "other").steps[0] == "[START] s1"
+
+
+def test_exit_codes_pass_through_and_75_asks_for_another_attempt(project, cluster):
+    body = "print('try', os.environ['PIPELINE_ATTEMPT'])\nsys.exit(75 if os.environ['PIPELINE_ATTEMPT'] == '1' else 0)\n"
+    retry = {"attempts": 3, "baseDelayMs": 1, "exitCodes": [75]}
+    project.spec({"processor": project.processor("p", body), "retry": retry, "launcher": cluster.words()},
+                 {"processor": project.processor("q", "sys.exit(3)\n"), "retry": retry, "launcher": cluster.words()})
+    done = project.run("--run-id", "r")
+    assert done.code == 1 and "[RETRY] s1 attempt 1/3: exit code 75" in done.out and "[FAIL] s2: exit code 3" in done.out, done
+    one, two = stages_of(project)
+    assert (one["attempts"], one["status"], one["exitCode"], two["attempts"], two["exitCode"]) == (2, "ok", 0, 1, 3)
+    assert [node["attempts"] for node in one["launcher"]["nodes"]] == [2]
+    assert project.read("state/logs/r/s1.2.log") == "try 2\n"
+
+
+def test_tasks_are_handed_out_side_by_side(project, cluster):
+    """Each waits for the others to have begun: one after the other they would never end. Cores of the stages are not this machine's."""
+    body = ("open(out + '/began', 'w').close()\nwhile not all(os.path.exists(out[:-1] + str(n) + '/began') for n in (1, 2, 3)):\n    time.sleep(0.01)\n")
+    stage = {"processor": project.processor("p", body), "timeoutSec": 60, "resources": {"cpuCores": 64}, "launcher": cluster.words()}
+    project.spec(stage, stage, stage, order="graph")
+    project.ok("--run-id", "r", "--jobs", "3", "--max-memory", "1")
+    assert len(cluster.launches()) == 3 and cluster.queue() == []
+
+
+def test_tasks_of_files(project, cluster):
+    """The third task asks for another attempt, the fourth fails: each of the others is done, once, and a rerun does one only."""
+    for number in range(5):
+        project.write("in/%d.txt" % number, "text %d" % number)
+    body = ("text = open(inputs[0]).read()\nopen(out + '/' + os.path.basename(inputs[0]), 'w').write(text.upper())\n"
+            "sys.exit({'text 2': 75 if os.environ['PIPELINE_ATTEMPT'] == '1' else 0, 'text 3': 9}.get(text, 0))\n")
+    project.spec({"processor": project.processor("p", body), "forEach": "in/*.txt", "launcher": cluster.words(), "retry": {"attempts": 2, "exitCodes": [75], "baseDelayMs": 1}})
+    done = project.run("--run-id", "r", "--jobs", "3")
+    assert done.code == 1 and "[FAIL] s1 in/3.txt: exit code 9" in done.out and len(cluster.launches()) == 6, done
+    stage = stages_of(project)[0]
+    assert stage["tasks"] == {"total": 5, "ok": 4, "skipped": 0, "failed": 1, "vanished": 0}
+    assert [one["attempts"] for one in stage["launcher"]["nodes"]] == [6]
+    project.write("in/3.txt", "now good")
+    project.ok("--run-id", "r")
+    assert len(cluster.launches()) == 7 and project.read("data/s1/3.txt") == "NOW GOOD" and leases(project) == []
+
+
+def test_chunks_of_a_file(project, cluster):
+    project.write("in.txt", "".join("line %d\n" % number for number in range(100)))
+    project.spec({"processor": "bin/stage_upper.py", "inputs": ["in.txt"], "chunks": {"bytes": 300}, "launcher": cluster.words()})
+    project.ok("--run-id", "r", "--jobs", "3")
+    made = [path for path in project.path("data/s1").iterdir() if not path.name.startswith(".")]
+    assert [path.read_text(encoding="utf-8") for path in made] == [project.read("in.txt").upper()] and len(cluster.launches()) >= 3
+
+
+# --- the network -----------------------------------------------------------------------------------------------------
+
+@linux_only
+def test_the_launcher_has_the_network_and_the_processor_has_not(project, cluster):
+    body = "net = __import__('soc' + 'ket')\ntry:\n    net.socket()\nexcept OSError:\n    open(out + '/refused', 'w').close()\n"
+    stage = {"processor": project.processor("p", body), "launcher": cluster.words()}
+    project.spec(stage, dict(stage, networkAttempts="warn"), offline=NO_SCAN)
+    done = project.run("--run-id", "r", "--only", "s1")
+    assert done.code == 6 and "[OFFLINE] stage s1: bin/p.py (pid " in done.out and "tried to open IPv4 TCP: refused (bin/p.py:6)" in done.out, done
+    assert [one["network"] for one in cluster.launches()] == [True]
+    refusal, = stages_of(project)[0]["networkRefusals"]
+    assert (refusal["program"], refusal["kind"], refusal["place"], refusal["counted"], refusal["count"]) == ("bin/p.py", "IPv4 TCP", "bin/p.py:6", True, 1)
+    assert stages_of(project)[0]["launcher"]["nodes"][0]["kernel"] == {"method": "seccomp", "reports": True, "probed": True, "strict": False}
+    project.ok("--run-id", "w", "--only", "s2")
+    assert project.exists("data/s2/refused") and len(stages_of(project, "w")[0]["networkRefusals"]) == 1
+
+
+def lease_for(root, close, **more):
+    path = launch_lease.lease_path(str(root), "s", "tok.1")
+    launch_lease.create(path, dict({"stage": "s", "token": "tok.1", "root": str(root), "close": close, "strict": False, "graceSec": 1,
+                                    "report": str(root / "report"), "environment": {"PIPELINE_HOOK": "report"}}, **more))
+    return path
+
+
+# A machine on which the network cannot be closed.
+IN_CHILD = """
+import sys
+sys.path.insert(0, %r)
+import node_exec, offline_guard
+offline_guard.close_network = lambda strict: (offline_guard.Status("none", False, False, False, "of a test"), None)
+raise SystemExit(node_exec.run_leased(sys.argv[2:], sys.argv[1], offline_guard))
+"""
+
+
+def run_where_it_cannot_be_closed(path, *command):
+    """In a process of its own: it takes over signals and orphans."""
+    code = IN_CHILD % str(ROOT / "src")
+    return subprocess.run([sys.executable, "-c", code, path, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+
+
+def test_where_the_kernel_must_and_cannot_close_the_network_nothing_is_started(tmp_path):
+    done = run_where_it_cannot_be_closed(lease_for(tmp_path, "must"), "touch", str(tmp_path / "started"))
+    assert done.returncode == 6 and not (tmp_path / "started").exists(), done
+    told = node_report.read(str(tmp_path / "report"))
+    assert told.is_whole and told.why.startswith("the network cannot be closed on") and told.kernel["method"] == "none"
+
+
+@pytest.mark.parametrize("close", ["try", "no"])
+def test_where_it_need_not_the_hook_enforces(tmp_path, close):
+    done = run_where_it_cannot_be_closed(lease_for(tmp_path, close), "sh", "-c", "echo $PIPELINE_HOOK; exit 4")
+    assert (done.returncode, done.stdout) == (4, b"enforce\n"), done
+    assert node_report.read(str(tmp_path / "report")).kernel["method"] == "none"
+
+
+def test_a_stage_fails_with_6_where_its_node_cannot_close_the_network(project, cluster):
+    # The launcher runs the words with another offline_guard: the one of a machine that cannot.
+    project.write("src/offline_guard.py", "import sys\n" + IN_CHILD % str(ROOT / "src"))
+    project.write("far.py", "import os, sys\nwords = sys.argv[1:]\nplace = next(i for i, one in enumerate(words) if one.endswith('offline_guard.py'))\n"
+                  "words[place:place + 3] = [os.path.join(%r, 'src', 'offline_guard.py')]\nwords.remove('--')\nos.execv(words[0], words)\n" % str(project.root))
+    project.spec({"processor": project.processor("p", "open(out + '/o', 'w').close()\n"), "launcher": [sys.executable, str(project.path("far.py"))],
+                  "retry": {"attempts": 3, "baseDelayMs": 1}}, offline={"require": "kernel"})
+    done = project.run("--run-id", "r")
+    assert done.code == 6 and "the network cannot be closed on" in done.out and not project.exists("data/s1/o"), done
+    assert stages_of(project)[0]["attempts"] == 1
+
+
+# --- the end ---------------------------------------------------------------------------------------------------------
+
+def test_a_timeout_lets_the_processor_end_in_order(project, cluster):
+    body = ("import signal\ndef stop(*_):\n    print('ended in order')\n    sys.exit(3)\nsignal.signal(signal.SIGTERM, stop)\n" + SLEEP)
+    project.spec({"processor": project.processor("p", body), "timeoutSec": 1.5, "graceSec": 30, "launcher": cluster.words()})
+    done = project.run("--run-id", "r")
+    assert done.code == 1 and "[FAIL] s1: timeout after 1.5 s" in done.out and "ended in order" in project.read("state/logs/r/s1.1.log"), done
+    assert cluster.queue() == [] and leases(project) == []
+
+
+def test_a_processor_that_will_not_stop_is_cancelled_after_the_grace(project, cluster):
+    body = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nopen(out + '/pid', 'w').write(str(os.getpid()))\n" + SLEEP
+    project.spec({"processor": project.processor("p", body), "timeoutSec": 1.5, "graceSec": 0.1, "launcher": cluster.words()})
+    assert project.run("--run-id", "r").code == 1
+    assert cluster.queue() == [] and leases(project) == []
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_the_runner_leaves_no_job(project, cluster, number, code):
+    project.spec({"processor": project.processor("p", SLEEP), "launcher": cluster.words()})
+    with project.start("--run-id", "r") as process:
+        wait_for(lambda: project.exists("data/s1/started"))
+        process.send_signal(number)
+        process.communicate(timeout=LIMIT_S)
+    assert process.returncode == code and cluster.queue() == [] and leases(project) == []
+    assert project.json("state/stage_s1.json")["lastStatus"] == "interrupted"
+
+
+def test_a_job_that_waits_in_the_queue_is_cancelled(project, cluster):
+    (cluster.folder / "hold").touch()
+    project.spec({"processor": project.processor("p", SLEEP), "graceSec": 60, "launcher": cluster.words()})
+    with project.start("--run-id", "r") as process:
+        wait_for(cluster.queue)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 130 and cluster.queue() == [] and leases(project) == [] and not project.exists("data/s1/started")
+
+
+def test_a_killed_runner_leaves_no_job(project, cluster):
+    project.spec({"processor": project.processor("p", SLEEP), "launcher": cluster.words()})
+    with project.start("--run-id", "r") as process:
+        wait_for(lambda: project.exists("data/s1/started"))
+        process.kill()
+    wait_for(lambda: cluster.queue() == [] and leases(project) == [])
+    assert not is_alive(cluster.launches()[0]["pid"])
+    project.processor("p", "open(out + '/o', 'w').close()\n")
+    project.ok("--run-id", "r")
+
+
+def family_of(pid):
+    """The pids of a launcher, its minder and the helper: its ancestors but the first process of all."""
+    found = []
+    while pid > 1:
+        found.append(pid)
+        with open("/proc/%d/stat" % pid, encoding="utf-8") as file:
+            pid = int(file.read().rpartition(")")[2].split()[1])
+    return found[:3]
+
+
+@linux_only
+def test_when_all_are_killed_the_next_run_ends_the_task_through_its_lease(project, cluster):
+    body = "with open(out + '/pid', 'w') as file:\n    file.write(str(os.getpid()))\n" + SLEEP
+    project.spec({"processor": project.processor("p", body), "graceSec": 1, "launcher": cluster.words()})
+    with project.start("--run-id", "r") as process:
+        wait_for(lambda: project.exists("data/s1/started"))
+        family = family_of(cluster.launches()[0]["pid"])
+        assert len(family) == 3
+        process.send_signal(signal.SIGSTOP)
+        for pid in reversed(family):
+            os.kill(pid, signal.SIGKILL)
+        process.kill()
+    pid = int(project.read("data/s1/pid"))
+    assert is_alive(pid) and len(leases(project)) == 2
+    project.processor("p", "try:\n    os.kill(%d, 0)\nexcept ProcessLookupError:\n    open(out + '/alone', 'w').close()\n" % pid)
+    project.ok("--run-id", "r")
+    assert project.exists("data/s1/alone") and leases(project) == []
+
+
+@linux_only
+def test_a_killed_minder_fails_the_attempt_and_leaves_no_job(project, cluster):
+    project.spec({"processor": project.processor("p", SLEEP), "graceSec": 1, "launcher": cluster.words()})
+    with project.start("--run-id", "r") as process:
+        wait_for(lambda: project.exists("data/s1/started"))
+        os.kill(family_of(cluster.launches()[0]["pid"])[1], signal.SIGKILL)
+        out, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 1 and b"[FAIL] s1: ended by SIGKILL" in out and cluster.queue() == [], out
+
+
+@linux_only
+def test_a_daemon_of_the_processor_does_not_outlive_the_task(project, cluster):
+    body = ("import subprocess\none = subprocess.Popen([sys.executable, '-c', 'import os, time; os.setsid(); time.sleep(60)'], env={}, close_fds=True)\n"
+            "open(out + '/pid', 'w').write(str(one.pid))\n")
+    project.spec({"processor": project.processor("p", body), "launcher": cluster.words()})
+    project.ok("--run-id", "r")
+    assert not is_alive(int(project.read("data/s1/pid")))
+
+
+# --- launchers that are not what they should be ----------------------------------------------------------------------
+
+def test_a_launcher_that_runs_nothing_makes_no_success(project, cluster):
+    project.spec({"processor": project.processor("p", ""), "launcher": cluster.words("--swallow")})
+    done = project.run("--run-id", "r")
+    assert done.code == 1 and "the task left no report state/logs/r/s1.1.node: the launcher did not run the words after it" in done.out, done
+
+
+def test_the_report_of_another_attempt_makes_no_success(project, cluster):
+    project.spec({"processor": project.processor("p", "open(out + '/o', 'w').close()\n"), "launcher": cluster.words()})
+    project.ok("--run-id", "r")
+    report = project.read("state/logs/r/s1.1.node")
+    project.write("state/logs/n/s1.1.node", report)
+    project.write("data/s1/.s1.done", "")
+    project.spec({"processor": "bin/p.py", "launcher": cluster.words("--swallow")})
+    done = project.run("--run-id", "n")
+    assert done.code == 1 and "the task left no report" in done.out, done
+
+
+def test_a_launcher_that_is_not_there(project):
+    project.spec({"processor": project.processor("p", ""), "launcher": ["no-such-launcher"]})
+    done = project.run("--run-id", "r")
+    assert done.code == 1 and "[FAIL] s1: cannot start no-such-launcher: No such file or directory" in done.out, done
+    assert leases(project) == []
+
+
+# --- leases ----------------------------------------------------------------------------------------------------------
+
+def exec_leased(path, *command):
+    return subprocess.run([sys.executable, str(ROOT / "src" / "offline_guard.py"), "exec", "--lease", path, "--", *command],
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+
+
+@pytest.mark.parametrize("spoil, why", [
+    (os.unlink, b"the run that asked for this task is over"), (launch_lease.ask_to_stop, b"it was asked to stop before it started"),
+    (lambda path: Path(path).write_bytes(b"{}\n"), b"is not a lease that this program knows")])
+def test_a_task_without_a_good_lease_does_not_start(tmp_path, spoil, why):
+    path = lease_for(tmp_path, "no")
+    spoil(path)
+    done = exec_leased(path, "touch", str(tmp_path / "started"))
+    assert done.returncode == 6 and why in done.stderr and not (tmp_path / "started").exists(), done
+
+
+def test_a_lease_is_held_by_one_and_taken_back_when_it_is_free(tmp_path):
+    path = lease_for(tmp_path, "no")
+    held = launch_lease.Held(path)
+    assert launch_lease.is_held(path) and not held.is_stop_asked()
+    with pytest.raises(launch_lease.LeaseProblem, match="runs already"):
+        launch_lease.Held(path)
+    assert not launch_lease.take_back(path, 0) and held.is_stop_asked()
+    assert launch_lease.end_left_behind(str(tmp_path), "other") == []
+    assert launch_lease.end_left_behind(str(tmp_path), "s") == [path] and "still runs (s~tok.1.lease)" in str(launch_lease.still_runs("s", [path]))
+    os.close(held.descriptor)
+    assert launch_lease.end_left_behind(str(tmp_path), "s") == [] and leases_in(tmp_path) == []
+
+
+def leases_in(root):
+    return os.listdir(root / "state" / "launch")
+
+
+# --- reports ---------------------------------------------------------------------------------------------------------
+
+def test_a_report_has_the_last_word(tmp_path):
+    report = node_report.NodeReport(str(tmp_path / "r"), "tok")
+    assert report.add("p", 5, "IPv4 TCP", True) and not report.add("p", 6, "IPv4 TCP", True)
+    told = node_report.read(str(tmp_path / "r"))
+    assert not told.is_whole and [one["program"] for one in told.refusals] == ["p"]
+    (tmp_path / "r").write_bytes(b"")           # a processor that wants to leave no trace
+    report.end("n1", {"method": "seccomp"}, cpu_us=1500000)
+    told = node_report.read(str(tmp_path / "r"))
+    assert (told.is_whole, told.token, told.host, told.cpu_s) == (True, "tok", "n1", 1.5) and [(one["kind"], one["count"]) for one in told.refusals] == [("IPv4 TCP", 2)]
+
+
+def test_many_kinds_of_refusals_are_one_entry_at_last(tmp_path):
+    report = node_report.NodeReport(str(tmp_path / "r"), "tok")
+    for number in range(node_report.MAX_REFUSALS + 50):
+        report.add("p%d" % number, 1, "IPv4 TCP", True)
+    report.end("n1", {"method": "seccomp"})
+    refusals = node_report.read(str(tmp_path / "r")).refusals
+    assert len(refusals) == node_report.MAX_REFUSALS + 1 and refusals[-1]["count"] == 50 and refusals[-1]["counted"]
+
+
+GOOD = {"token": "tok", "host": "n", "kernel": {"method": "seccomp"}, "why": "", "isUnclosed": False, "cpuUs": 1, "maxRssBytes": 1, "refusals": []}
+
+
+@pytest.mark.parametrize("data", [
+    b"", b"\n", b"x\n", b"[]\n", b'{"end": 1}\n', b'{"end": {}}\n', json.dumps({"end": GOOD}).encode() + b"\nmore\n", json.dumps({"end": GOOD}).encode(),
+    json.dumps({"end": dict(GOOD, cpuUs=True)}).encode() + b"\n", json.dumps({"end": dict(GOOD, refusals=[1])}).encode() + b"\n",
+    json.dumps({"end": dict(GOOD, kernel={})}).encode() + b"\n", b"\xff\n", b"[" * 100000 + b"\n"])
+def test_a_report_that_is_none_proves_nothing(tmp_path, data):
+    (tmp_path / "r").write_bytes(data)
+    assert not node_report.read(str(tmp_path / "r")).is_whole
+
+
+def test_a_pipe_or_link_in_the_place_of_a_report(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "good").write_bytes(json.dumps({"end": GOOD}).encode() + b"\n")
+    (tmp_path / "link").symlink_to(tmp_path / "good")
+    assert node_report.read(str(tmp_path / "good")).is_whole
+    assert not node_report.read(str(tmp_path / "pipe")).is_whole and not node_report.read(str(tmp_path / "link")).is_whole
+
+
+# --- the helper, as a pool of attempts will use it -------------------------------------------------------------------
+
+HELPER = """
+import os, select, sys
+sys.path.insert(0, %r)
+import launch_helper, launch_lease
+helper = launch_helper.LaunchHelper()
+root, started = sys.argv[1], {}
+for number in range(3):
+    lease = launch_lease.lease_path(root, "s", "t.%%d" %% number)
+    launch_lease.create(lease, {})
+    one = helper.start(["sh", "-c", "echo out %%d; sleep 0.%%d; exit %%d" %% (number, 3 - number, number)], dict(os.environ), root, "t.%%d" %% number, lease)
+    started[one.output] = one
+output = {one: b"" for one in started}
+left = set(started.values())
+while left:
+    ready, _, _ = select.select(list(started) + [helper.descriptor], [], [])
+    for one in list(left):
+        if one.take_end() is not None:
+            left.remove(one)
+    for descriptor in [one for one in ready if one in started]:
+        data = os.read(descriptor, 100)
+        output[descriptor] += data
+        if not data:
+            started.pop(descriptor)
+print(sorted(output.values()))
+helper.close()
+"""
+
+
+def test_several_launches_at_once(tmp_path):
+    done = subprocess.run([sys.executable, "-c", HELPER % str(ROOT / "src"), str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+    assert done.returncode == 0 and done.stdout == b"[b'out 0\\n', b'out 1\\n', b'out 2\\n']\n", done
+    assert leases_in(tmp_path) == []
+
+
+HELD = """
+import os, sys
+sys.path.insert(0, %r)
+import launch_helper, launch_lease
+launch_helper.TASK_S = 0.1
+helper = launch_helper.LaunchHelper()
+lease = launch_lease.lease_path(sys.argv[1], "s", "t.1")
+launch_lease.create(lease, {})
+held = launch_lease.Held(lease)                 # this process is the task
+one = helper.start(["true"], dict(os.environ), sys.argv[1], "t.1", lease)
+while one.take_end() is None:
+    helper._wait(10)
+print(one.code, one.end(), held.is_stop_asked())
+"""
+
+
+def test_a_task_that_outlives_its_launcher_is_a_survivor(tmp_path):
+    done = subprocess.run([sys.executable, "-c", HELD % str(ROOT / "src"), str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+    assert done.stdout == b"0 ['the task on its machine'] True\n", done
+    assert sorted(leases_in(tmp_path)) == ["s~t.1.here", "s~t.1.lease"]
+
+
+def test_a_launcher_that_was_killed_leaves_no_task(project, cluster):
+    project.spec({"processor": project.processor("p", SLEEP), "graceSec": 1, "launcher": cluster.words()})
+    with project.start("--run-id", "r") as process:
+        wait_for(lambda: project.exists("data/s1/started"))
+        os.kill(cluster.launches()[0]["pid"], signal.SIGKILL)
+        out, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 1 and b"[FAIL] s1: ended by SIGKILL" in out and leases(project) == [], out
+    wait_for(lambda: cluster.queue() == [])
+
+
+def test_the_helper_holds_nothing_of_the_runner(project, cluster):
+    """A helper that kept a descriptor of the run's lock would keep the run id in use."""
+    project.spec({"processor": project.processor("p", SLEEP), "launcher": cluster.words()})
+    with project.start("--run-id", "r") as process:
+        wait_for(lambda: project.exists("data/s1/started"))
+        helper = family_of(cluster.launches()[0]["pid"])[2]
+        links = [os.readlink("/proc/%d/fd/%s" % (helper, name)) for name in os.listdir("/proc/%d/fd" % helper) if name not in "012"]
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=LIMIT_S)
+    assert links and all(link.startswith("pipe:") for link in links), links

@@ -1,0 +1,569 @@
+"""Looking at a pipeline: status, history, logs, explain. On every state that it can be in, and without writing anything."""
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import pipeline_runner
+import run_history
+import stage_explanation
+import stage_logs
+import stage_progress
+from look_commands import status_word
+from run_history import PastRun
+
+POSIX = sys.platform != "win32"
+COMMANDS = (["status"], ["history"], ["history", "b"], ["logs", "b"], ["explain", "b"])
+PROCESSOR = """
+name = os.environ["PIPELINE_STAGE_NAME"]
+print("log of", name, "\\x1b[31mred\\tx", flush=True)
+if os.path.exists("fail-" + name):
+    sys.exit(3)
+while os.path.exists("wait-" + name):
+    time.sleep(0.02)
+open(out + "/o", "w").write("made by " + name)
+"""
+
+
+@pytest.fixture
+def pipeline(project):
+    """Two stages, b after a; the files fail-NAME and wait-NAME make them fail and wait."""
+    project.write("in.txt", "x\n")
+    project.processor("p", PROCESSOR)
+    project.spec({"name": "a", "processor": "bin/p.py", "inputs": ["in.txt"], "params": {"day": 1}},
+                 {"name": "b", "processor": "bin/p.py", "inputs": ["data/s1/o"]})
+    return project
+
+
+def called(project, *words):
+    """Do a command in this process, which is as good for what only reads, and quicker; return (code, stdout, stderr)."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = pipeline_runner.main([*words, "--pipeline", str(project.path("pipeline.json"))])
+    return code, out.getvalue(), err.getvalue()
+
+
+def look(project, *words):
+    """Do a command, which must succeed and write nothing; return what it printed."""
+    before = project.snapshot()
+    code, out, err = called(project, *words)
+    assert (code, err) == (0, ""), (words, out, err)
+    assert project.snapshot() == before, words
+    return out
+
+
+def document(project, *words):
+    """Return the JSON document of a command."""
+    out = look(project, *words, "--json")
+    assert out.isascii()
+    found = json.loads(out)
+    assert found["schema"] == 1
+    return found
+
+
+def stages_of(project):
+    return {one["stage"]: one for one in document(project, "status")["stages"]}
+
+
+def states(project):
+    return {name: (one["status"], one["action"]) for name, one in stages_of(project).items()}
+
+
+class running:
+    """A run that waits in stage b; ended on leaving."""
+
+    def __init__(self, project, run_id="live"):
+        self.project = project
+        project.write("wait-b", "")
+        self.process = project.start("--run-id", run_id)
+
+    def __enter__(self):
+        log = self.project.path("state/logs/live/b.1.log")
+        until(lambda: log.exists() and b"log of b" in log.read_bytes())
+        return self
+
+    def go_on(self):
+        self.project.path("wait-b").unlink()
+
+    def __exit__(self, *_):
+        if self.project.exists("wait-b") and self.process.poll() is None:
+            self.go_on()                # not after a kill: its processor would finish before it is ended
+        self.process.communicate(timeout=60)
+
+
+def until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+# --- on each state of a pipeline
+
+def test_a_fresh_project(pipeline):
+    assert states(pipeline) == {"a": ("neverRun", "RUN"), "b": ("neverRun", "PENDING")}
+    assert look(pipeline, "status").splitlines() == [
+        "STAGE  STATUS", "a      never run", "    would run: no record of an earlier run", "b      never run", "    waits for a", "", "no runs yet"]
+    assert look(pipeline, "history") == "no runs yet\n" and look(pipeline, "history", "a") == "no run has worked on stage a\n"
+    assert look(pipeline, "logs", "a") == "stage a has never run\n" and look(pipeline, "logs", "a", "--follow") == "stage a has never run\n"
+    assert look(pipeline, "explain", "a").endswith("would run: no record of an earlier run\n")
+    assert document(pipeline, "logs", "a")["logs"] == [] and document(pipeline, "history", "a")["entries"] == []
+    assert not pipeline.exists("state") and not pipeline.exists("locks")
+
+
+def test_what_is_up_to_date(pipeline):
+    pipeline.ok("--run-id", "r")
+    found = stages_of(pipeline)
+    assert {name: (one["status"], one["action"], one["lastRunId"], one["attempts"], one["holder"]) for name, one in found.items()} == {
+        "a": ("ok", "SKIP", "r", 1, None), "b": ("ok", "SKIP", "r", 1, None)}
+    assert all(0 < one["durationMs"] < 60000 and 0 <= one["outputsAgeSec"] < 600 for one in found.values())
+    heading, first, second, *_ = look(pipeline, "status").splitlines()
+    assert heading.split() == ["STAGE", "STATUS", "LAST", "RUN", "WHEN", "TOOK", "TRIES", "OUTPUTS"]
+    assert re.fullmatch(r"a +ok +r +\d+ s ago +\d\.\d\d s +1 +\d+ s old", first) and second.startswith("b ")
+    pipeline.ok("--run-id", "s")
+    runs = document(pipeline, "status")["runs"]
+    assert [(run["runId"], run["state"], run["ok"], run["skipped"], run["failed"]) for run in runs] == [("s", "completed", 0, 2, 0), ("r", "completed", 2, 0, 0)]
+    assert [run["runId"] for run in document(pipeline, "history")["runs"]] == ["r", "s"]
+    assert [run["runId"] for run in document(pipeline, "status", "--last", "1")["runs"]] == ["s"]
+    assert [one["runId"] for one in document(pipeline, "history", "b")["entries"]] == ["r"]         # a skip is no work
+    assert re.search(r"(?m)^s +completed +\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ +\d\.\d\d s +0 +2 +0$", look(pipeline, "status"))
+
+
+def test_runs_of_another_pipeline_below_the_same_root_are_named(pipeline):
+    pipeline.ok("--run-id", "r")
+    pipeline.write("pipeline.json", json.dumps(dict(pipeline.json("pipeline.json"), name="other")))
+    assert re.search(r"(?m)^RUN .* PIPELINE$", look(pipeline, "status")) and re.search(r"(?m)^r +completed .* test$", look(pipeline, "history"))
+    assert document(pipeline, "status")["runs"][0]["pipeline"] == "test"
+
+
+def test_what_is_stale_and_why(pipeline):
+    pipeline.ok("--run-id", "r")
+    pipeline.write("in.txt", "other\n")
+    assert states(pipeline) == {"a": ("stale", "RUN"), "b": ("pending", "PENDING")}
+    assert "    would run: input in.txt changed\n" in look(pipeline, "status")
+    assert states(pipeline)["b"] == ("pending", "PENDING")
+    pipeline.path("in.txt").unlink()
+    assert "    would fail: input in.txt: there is no such file\n" in look(pipeline, "status")
+    pipeline.write("in.txt", "x\n")
+    pipeline.path("data/s1/o").write_text("tampered")
+    assert "    would run: output o changed\n" in look(pipeline, "status", "--only", "a")
+
+
+def test_a_failed_stage(pipeline):
+    pipeline.write("fail-b", "")
+    pipeline.run("--run-id", "r")
+    found = stages_of(pipeline)
+    assert (found["b"]["status"], found["b"]["lastError"], found["b"]["reasons"]) == ("failed", "exit code 3", ["last run failed: exit code 3"])
+    assert document(pipeline, "status")["runs"][0]["failed"] == 1
+    assert "failed" in look(pipeline, "history", "b") and "median" not in look(pipeline, "history", "b")
+    assert look(pipeline, "logs", "b") == "==> run r, attempt 1: state/logs/r/b.1.log\nlog of b \\x1b[31mred\tx\n"
+    assert look(pipeline, "explain", "b").endswith("would run: last run failed: exit code 3\n")
+
+
+@pytest.mark.skipif(not POSIX, reason="signals")
+def test_while_a_run_is_going_on(pipeline):
+    with running(pipeline) as live:
+        before = pipeline.snapshot()
+        found = stages_of(pipeline)
+        assert (found["a"]["status"], found["a"]["reasons"]) == ("ok", ["finished by run live, which goes on"])
+        assert (found["b"]["status"], found["b"]["holder"]["pid"], found["b"]["holder"]["runId"]) == ("running", live.process.pid, "live")
+        assert "    held by pid %d on " % live.process.pid in look(pipeline, "status")
+        assert [(run["runId"], run["state"]) for run in document(pipeline, "history")["runs"]] == [("live", "running")]
+        assert "log of b" in look(pipeline, "logs", "b") and "held by pid" in look(pipeline, "explain", "b")
+        assert document(pipeline, "explain", "b")["status"] == "running"
+        assert pipeline.snapshot() == before
+        live.process.kill()
+        live.process.wait(60)
+    assert states(pipeline)["b"] == ("died", "RUN")
+    assert [(run["runId"], run["state"]) for run in document(pipeline, "history")["runs"]] == [("live", "open")]
+    assert "last run died" in look(pipeline, "status")
+
+
+def test_damaged_records_are_named_and_the_rest_is_shown(pipeline):
+    pipeline.ok("--run-id", "r")
+    pipeline.ok("--run-id", "s", "--force", "a,b")
+    pipeline.write("state/run_s.json", "{ torn")
+    pipeline.write("state/stage_b.json", "nonsense")
+    assert states(pipeline) == {"a": ("ok", "SKIP"), "b": ("damaged", "FAIL")}
+    out = look(pipeline, "status")
+    assert "[PROBLEM] state/stage_b.json is damaged (not JSON); a run would set it aside\n" in out and "[PROBLEM] state/run_s.json is damaged" in out
+    runs = document(pipeline, "status")["runs"]
+    assert [(run["runId"], run["state"], run["ok"], bool(run["problem"])) for run in runs] == [("s", "completed", None, True), ("r", "completed", 2, False)]
+    assert [one["runId"] for one in document(pipeline, "history", "a")["entries"]] == ["r"] and "run_s.json" in look(pipeline, "history", "a")
+    logs = document(pipeline, "logs", "b")             # the newest run that has any
+    assert logs["runId"] == "s" and "log of b" in logs["logs"][0]["text"] and "stage_b.json" in logs["note"]
+    found = document(pipeline, "explain", "b")
+    assert found["status"] == "damaged" and found["parts"] == [] and "damaged" in found["reasons"][0] and "[PROBLEM]" in look(pipeline, "explain", "b")
+
+
+def test_missing_records_and_a_damaged_ledger(pipeline):
+    pipeline.ok("--run-id", "r")
+    pipeline.ok("--run-id", "s")
+    pipeline.path("state/run_r.json").unlink()
+    out = look(pipeline, "history")
+    assert re.search(r"(?m)^r +completed .* its record is gone$", out) and "[PROBLEM]" not in out
+    data = pipeline.path("state/ledger.jsonl").read_bytes().splitlines(True)
+    pipeline.write("state/ledger.jsonl", b"".join(data[:-1]) + b"garbage\n" + data[-1][:40])
+    assert [run["runId"] for run in document(pipeline, "history")["runs"]] == ["r", "s"]        # s by its record
+    assert "[PROBLEM] state/ledger.jsonl: 1 damaged line left out" in look(pipeline, "status")
+    pipeline.path("state/ledger.jsonl").unlink()
+    assert [run["runId"] for run in document(pipeline, "history")["runs"]] == ["s"]
+    shutil.rmtree(str(pipeline.path("state")))
+    for words in COMMANDS:
+        look(pipeline, *words)
+
+
+@pytest.mark.skipif(not POSIX or os.geteuid() == 0 and not os.path.exists("/usr/bin/setpriv"), reason="needs a user that may not write")
+def test_on_a_folder_that_cannot_be_written(pipeline):
+    pipeline.ok("--run-id", "r")
+    folders = [path for path in [pipeline.root, *pipeline.root.rglob("*")] if path.is_dir()]
+    for path in folders:
+        path.chmod(0o555)
+    drop = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all"] if os.geteuid() == 0 else []
+    try:
+        for words in COMMANDS:
+            done = subprocess.run(drop + pipeline.argv(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+            assert (done.returncode, done.stderr) == (0, b""), done
+    finally:
+        for path in folders:
+            path.chmod(0o755)
+
+
+def test_what_cannot_be_looked_at(pipeline):
+    pipeline.ok("--run-id", "r")
+    for words, message in (
+            (["history", "c"], "no stage is named"), (["logs", "c"], "no stage is named"), (["explain", "aa"], "did you mean a?"),
+            (["logs", "a", "--run", "nix"], "there is no run nix; the last ones are: r"), (["logs", "a", "--run", "../r"], "there is no run ../r"),
+            (["logs", "a", "--follow", "--json"], "leave --json out"), (["logs"], "logs needs the name of one stage"), (["status", "--last", "0"], "--last"),
+            (["status", "a"], "status takes no further words"), (["plan", "--json"], "--json goes with")):
+        code, out, err = called(pipeline, *words)
+        assert (code, out) == (2, "") and message in err and err.count("\n") == 1, (words, err)
+
+
+def test_the_real_program_looks_too(pipeline):
+    pipeline.ok("--run-id", "r")
+    before = pipeline.snapshot()
+    done = pipeline.ok("status", "--json")
+    assert done.err == "" and [one["status"] for one in json.loads(done.out)["stages"]] == ["ok", "ok"] and pipeline.snapshot() == before
+
+
+# --- history
+
+def past(run_id, *entries, **known):
+    values = dict(run_id=run_id, invocation=1, pipeline="test", state="completed", started_at="2026-01-01T00:00:00.000Z", ended_at="", duration_ms=1, stages=list(entries), problem="")
+    return PastRun(**dict(values, **known))
+
+
+def entry(duration_ms, stage="s", status="ok", **more):
+    return dict({"stage": stage, "status": status, "durationMs": duration_ms}, **more)
+
+
+@pytest.mark.parametrize("values, expected", [([], None), ([3], 3), ([9, 1, 5], 5), ([1, 2, 4, 9], 3)])
+def test_median(values, expected):
+    assert run_history.median(values) == expected
+
+
+@pytest.mark.parametrize("durations, slow", [
+    ([], False), ([900], False), ([100, 100, 900], False), ([100, 100, 100, 300], True), ([100, 100, 100, 299], False), ([100, 900, 100, 100, 300], True),
+    ([300, 100, 100, 100], False), ([10, 10, 10, 100], False), ([10, 10, 10, 110], True), ([0, 0, 0, 0], False)])
+def test_a_stage_that_took_three_times_as_long(durations, slow):
+    assert run_history.is_slow(durations) is slow
+
+
+def test_series_are_of_successes_oldest_first():
+    runs = [past("c", entry(30), entry(1, "t")), past("b", entry(20, status="failed")), past("a", entry(10), {"stage": 7}, entry("x")), past("z", entry(0, status="skipped"))]
+    assert run_history.durations_ms(runs) == {"s": [10, 30], "t": [1]}
+    assert [(run.run_id, one["durationMs"]) for run, one in run_history.stage_series(runs, "s")][:1] == [("a", 10)]
+    assert [run.run_id for run, _ in run_history.stage_series(runs, "s")] == ["a", "a", "b", "c"]
+
+
+def test_history_shows_counts_and_warns(pipeline):
+    """Records as runs would have left them: four quick ones and a slow one."""
+    pipeline.ok("--run-id", "r0")
+    record, ledger = pipeline.json("state/run_r0.json"), pipeline.read("state/ledger.jsonl")
+    last = json.loads(ledger.splitlines()[-1])
+    for number, duration in enumerate((1000, 1100, 900, 1000, 3500), 1):
+        name = "r%d" % number
+        entries = [dict(one, durationMs=duration, counts={"read": 1234567, "written": number, "rejected": 0}, tasks={"total": 4, "ok": 3}) for one in record["stages"]]
+        pipeline.write("state/run_%s.json" % name, json.dumps(dict(record, runId=name, stages=entries)))
+        ledger += json.dumps(dict(last, runId=name, seq=last["seq"] + number)) + "\n"
+    pipeline.write("state/ledger.jsonl", ledger)
+    out = look(pipeline, "history", "b")
+    assert "[SLOW] b took 3.50 s the last time, 1.00 s is the median of the 5 before\n" in out and "[SLOW] a" not in out
+    assert re.search(r"(?m)^r5 +ok +\S+ \S+ +3\.50 s +1 +1,234,567 +5 +0 +3/4 +\d+ +\d+$", out), out
+    assert "median 1.00 s of 6 successes\n" in out
+    found = document(pipeline, "history")
+    assert [(one["stage"], one["durationMs"], one["medianMs"]) for one in found["slow"]] == [("a", 3500, 1000), ("b", 3500, 1000)]
+    assert [run["runId"] for run in found["runs"]] == ["r%d" % number for number in range(6)]
+    assert document(pipeline, "history", "b", "--last", "2")["entries"][0]["runId"] == "r4"
+    assert run_history.expected_durations(str(pipeline.root))["b"] == 1.0
+    assert run_history.expected_durations(str(pipeline.root) + "/nowhere") == {}
+
+
+def test_of_many_runs_only_the_newest_records_are_read(tmp_path, monkeypatch):
+    state = tmp_path / "state"
+    state.mkdir()
+    with open(str(state / "ledger.jsonl"), "w", encoding="utf-8") as file:
+        for number in range(3000):
+            file.write(json.dumps({"event": "end", "runId": "r%d" % number, "invocation": 1, "open": {}, "state": "completed", "at": "2026-01-01T00:00:00Z", "pad": "x" * 90}) + "\n")
+    for number in (2998, 2999):
+        (state / ("run_r%d.json" % number)).write_text(json.dumps({"schema": 1, "runId": "r%d" % number, "invocation": 1, "stages": []}), encoding="utf-8")
+    read, parsed = [], []
+    monkeypatch.setattr(run_history, "_entry_of", lambda line, real=run_history._entry_of: parsed.append(line) or real(line))
+    monkeypatch.setattr(run_history, "_read_record", lambda root, name, real=run_history._read_record: read.append(name) or real(root, name))
+    monkeypatch.setattr(run_history, "_record_files", lambda root: pytest.fail("the folder is not searched"))
+    runs, problems = run_history.newest_runs(str(tmp_path), 4)
+    assert [run.run_id for run in runs] == ["r2999", "r2998", "r2997", "r2996"] and problems == []
+    assert [run.problem for run in runs] == ["", "", "its record is gone", "its record is gone"]
+    assert {name.split(".")[0] for name in read} == {"run_r2999", "run_r2998", "run_r2997", "run_r2996"} and len(parsed) == 4
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 1 << 16])
+def test_the_ledger_is_read_backwards_in_blocks(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(run_history, "BLOCK_BYTES", size)
+    path = tmp_path / "l"
+    path.write_bytes(b"one\ntwo, longer\n\nthree\ntorn")
+    assert list(run_history._lines_from_end(str(path), [])) == [(b"torn", False), (b"three", True), (b"two, longer", True), (b"one", True)]
+    path.write_bytes(b"")
+    assert list(run_history._lines_from_end(str(path), [])) == []
+
+
+# --- logs
+
+def test_logs_of_every_attempt_of_a_named_run_and_of_a_call(pipeline):
+    pipeline.write("fail-b", "")
+    spec = pipeline.json("pipeline.json")
+    spec["stages"][1]["retry"] = {"attempts": 2, "baseDelayMs": 0}
+    pipeline.write("pipeline.json", json.dumps(spec))
+    pipeline.run("--run-id", "r")
+    pipeline.run("--run-id", "r")
+    pipeline.path("fail-b").unlink()
+    pipeline.ok("--run-id", "s")
+    headings = [line for line in look(pipeline, "logs", "b", "--run", "r").splitlines() if line.startswith("==>")]
+    assert headings == ["==> run r, call 2, attempt 1: state/logs/r/2/b.1.log", "==> run r, call 2, attempt 2: state/logs/r/2/b.2.log"]
+    assert look(pipeline, "logs", "b").splitlines()[0] == "==> run s, attempt 1: state/logs/s/b.1.log"
+    assert look(pipeline, "logs", "a", "--run", "s") == "the stage was up to date then; its outputs are of run r\n"
+    found = document(pipeline, "logs", "b", "--run", "r")
+    assert (found["runId"], found["invocation"], [log["attempt"] for log in found["logs"]]) == ("r", 2, [1, 2])
+    assert found["logs"][0]["text"] == "log of b \x1b[31mred\tx\n"
+    shutil.rmtree(str(pipeline.path("state/logs")))
+    assert look(pipeline, "logs", "b") == "run s has no log of stage b\n"
+
+
+def test_logs_of_tasks_the_failed_first(tmp_path):
+    for name in ("r/s/1.1.log", "r/s/2.1.log", "r/s/10.1.log", "r/s/10.2.log", "r/s/x.log", "r/s.1.log", "r/s.1.1.log", "r/st.1.log", "r/s.1.network", "r/3/s/1.1.log"):
+        path = tmp_path / "state" / "logs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x", encoding="utf-8")
+    names = {"s/2.1.log": "data/b", "s/10.1.log": "data/j", "s/10.2.log": "data/j"}
+    stage = {"stage": "s", "status": "failed", "logs": [{"path": "state/logs/r/" + path, "task": task} for path, task in names.items()] + [{"path": "no task"}, 7]}
+    (tmp_path / "state" / "run_r.json").write_text(json.dumps({"schema": 1, "runId": "r", "invocation": 1, "stages": [7, stage]}), encoding="utf-8")
+    outcomes = tmp_path / "state" / "logs" / "r" / "s.tasks.jsonl"
+    outcomes.write_text('{"task":"data/b","status":"ok"}\n{"task":"data/j","status":"failed"}\n', encoding="utf-8")
+    logs = stage_logs.logs_of(str(tmp_path), "s", "r", 1)
+    assert [log.path[len("state/logs/r/"):] for log in logs] == ["s.1.log", "s/10.1.log", "s/10.2.log", "s/1.1.log", "s/2.1.log"]
+    assert stage_logs.heading(stage_logs.Found("r", 1, logs, ""), logs[2]) == "==> run r, task 10 data/j (failed), attempt 2: state/logs/r/s/10.2.log"
+    assert stage_logs.heading(stage_logs.Found("r", 1, logs, ""), logs[3]) == "==> run r, task 1, attempt 1: state/logs/r/s/1.1.log"
+    outcomes.unlink()                   # what the task log says of this very run is as good
+    (tmp_path / "state" / "tasks_s.jsonl").write_text('{"task":"data/b","status":"failed","run":"r/1"}\n{"task":"data/j","status":"failed","run":"r/2"}\n', encoding="utf-8")
+    assert [log.path[len("state/logs/r/"):] for log in stage_logs.logs_of(str(tmp_path), "s", "r", 1)][1] == "s/2.1.log"
+    (tmp_path / "state" / "run_r.json").unlink()
+    assert [log.number for log in stage_logs.logs_of(str(tmp_path), "s", "r", 1)] == [0, 1, 2, 10, 10]
+    assert stage_logs.logs_of(str(tmp_path), "s", "r", 1, False) == stage_logs.logs_of(str(tmp_path), "s", "r", 1)
+    assert [log.path for log in stage_logs.logs_of(str(tmp_path), "s", "r", 3)] == ["state/logs/r/3/s/1.1.log"]
+    assert [log.path for log in stage_logs.logs_of(str(tmp_path), "s.1", "r", 1)] == ["state/logs/r/s.1.1.log"]
+
+
+def test_a_stage_of_tasks(project):
+    for name in "abc":
+        project.write("in/" + name, name)
+    project.spec({"processor": project.processor("p", "name = os.environ['PIPELINE_TASK'][-1]\nprint('task', name, end='')\nopen(out + '/' + name, 'w').close()\n"
+                                                 "sys.exit(3 if name == 'b' else 0)"), "forEach": ["in/*"], "forkServer": False})
+    done = project.run("--run-id", "r", "--verbose")
+    assert [line for line in done.out.splitlines() if " | " in line and line.startswith("s1 ")] and "s1 in/b | task b\n" in done.out, done
+    found = stages_of(project)["s1"]
+    assert (found["status"], found["tasks"]) == ("failed", {"done": 2, "failed": 1, "total": 3})
+    assert re.search(r"(?m)^s1 +failed +2/3, 1 failed +r ", look(project, "status"))
+    assert re.search(r"(?m)^r +failed .* 2/3 ", look(project, "history", "s1"))
+    assert look(project, "logs", "s1").splitlines()[:2] == ["==> run r, task 2 in/b (failed), attempt 1: state/logs/r/s1/2.1.log", "task b"]
+    assert [(log["number"], log["task"], log["status"]) for log in document(project, "logs", "s1")["logs"]] == [(2, "in/b", "failed"), (1, "in/a", "ok"), (3, "in/c", "ok")]
+    project.write("in/d", "d")
+    out = look(project, "explain", "s1")
+    assert "  changed  tasks.count: 3 -> 4\n" in out and '  same     tasks.forEach: ["in/*"]\n' in out
+    events = [json.loads(line) for line in project.run("--run-id", "s", "--log-format", "json").out.splitlines()]
+    assert [(one["stage"], one.get("task")) for one in events if one["event"] in ("tail", "fail")] == [("s1", "in/b"), ("s1", "in/b"), ("s1", None)]
+    assert project.ok("verify").out.endswith(": ok\n")
+
+
+@pytest.mark.parametrize("line, text", [
+    (b"plain", "plain"), (b"tab\there", "tab\there"), (b"\x1b]0;title\x07x", "\\x1b]0;title\\x07x"), (b"10%\r20%\r\n", "10%\\r20%"), ("größe".encode("utf-8"), "größe"),
+    (b"\xff", "\ufffd"), (b"\xc2\x9b2J", "\\x9b2J"), ("a\u202eb".encode("utf-8"), "a\\u202eb")])
+def test_logs_cannot_steer_a_terminal(line, text):
+    assert stage_logs.harmless(line) == text
+
+
+def test_a_growing_log_is_read_in_whole_lines(tmp_path):
+    path, shown = tmp_path / "log", []
+    reader = stage_logs.Reader(str(path))
+    reader.read(shown.append, False)
+    path.write_bytes(b"one\ntw")
+    reader.read(shown.append, False)
+    assert shown == ["one"]
+    with open(str(path), "ab") as file:
+        file.write(b"o\nrest" + b"x" * stage_logs.LINE_BYTES)
+    reader.read(shown.append, False)
+    assert shown[1:] == ["two", "rest" + "x" * (stage_logs.LINE_BYTES - 4)]
+    reader.read(shown.append, True)
+    assert shown[3:] == ["xxxx"]
+
+
+@pytest.mark.skipif(not POSIX, reason="signals")
+def test_following_a_stage_to_its_end(pipeline):
+    with running(pipeline) as live:
+        before = pipeline.snapshot()
+        follower = pipeline.start("logs", "b", "--follow", bufsize=0)
+        assert follower.stdout.readline() == b"==> run live, attempt 1: state/logs/live/b.1.log\n"
+        assert follower.stdout.readline() == b"log of b \\x1b[31mred\tx\n"
+        assert pipeline.snapshot() == before
+        assert follower.poll() is None
+        live.go_on()
+        out, err = follower.communicate(timeout=60)
+        assert (follower.returncode, out, err) == (0, b"", b"")
+        assert live.process.wait(60) == 0
+
+
+@pytest.mark.skipif(not POSIX, reason="signals")
+def test_following_a_stage_that_has_not_begun_and_ctrl_c(pipeline):
+    pipeline.write("wait-a", "")
+    with running_in_a(pipeline) as process:
+        follower = pipeline.start("logs", "b", "--follow")
+        stopped = pipeline.start("logs", "a", "--follow", bufsize=0)
+        assert stopped.stdout.readline().startswith(b"==> run live, attempt 1") and stopped.stdout.readline().startswith(b"log of a")
+        stopped.send_signal(signal.SIGINT)
+        out, err = stopped.communicate(timeout=60)
+        assert (stopped.returncode, out, err) == (130, b"", b"interrupted\n")
+        assert follower.poll() is None
+        pipeline.path("wait-a").unlink()
+        out, err = follower.communicate(timeout=60)
+        assert follower.returncode == 0 and out.decode("utf-8").splitlines() == ["==> run live, attempt 1: state/logs/live/b.1.log", "log of b \\x1b[31mred\tx"], (out, err)
+        assert process.wait(60) == 0
+
+
+class running_in_a:
+    """A run that waits in stage a."""
+
+    def __init__(self, project):
+        self.project, self.process = project, project.start("--run-id", "live")
+
+    def __enter__(self):
+        log = self.project.path("state/logs/live/a.1.log")
+        until(lambda: log.exists() and b"log of a" in log.read_bytes())
+        return self.process
+
+    def __exit__(self, *_):
+        if self.project.exists("wait-a"):
+            self.project.path("wait-a").unlink()
+        self.process.communicate(timeout=60)
+
+
+# --- explain
+
+def test_explain_part_by_part(pipeline):
+    pipeline.ok("--run-id", "r")
+    out = look(pipeline, "explain", "a")
+    assert "  same     params.day: 1\n" in out and "  changed" not in out and "outputs: 1 recorded, all verified\n" in out
+    assert "marker: stands (data/s1/.a.done)\n" in out and re.search(r"(?m)^up to date: key ", out)
+    pipeline.write("in.txt", "other\n")
+    pipeline.path("data/s1/.a.done").unlink()
+    found = document(pipeline, "explain", "a", "--set", "day=2")
+    changed = {part["part"]: (part["state"], part["old"], part["new"]) for part in found["parts"] if part["state"] != "same"}
+    assert set(changed) == {"params.day", "inputs.in.txt"} and changed["params.day"] == ("changed", 1, 2)
+    assert found["marker"] == {"path": "data/s1/.a.done", "state": "missing"} and found["recordedKey"] != found["key"]
+    assert [one["state"] for one in found["outputs"]] == ["same"] and found["checkpoint"] is None
+    out = look(pipeline, "explain", "a", "--set", "day=2")
+    assert "  changed  params.day: 1 -> 2\n" in out and re.search(r"(?m)^  changed  inputs\.in\.txt: [0-9a-f]{12} -> [0-9a-f]{12}$", out)
+    assert out.endswith("would run: input in.txt changed; params.day 1 -> 2\n")
+    assert look(pipeline, "explain", "b").splitlines()[-2].startswith("waits for a, which may change its inputs")
+    pipeline.path("data/s1/o").unlink()
+    assert "outputs: 1 recorded, 1 not as recorded\n  missing  o\n" in look(pipeline, "explain", "a")
+
+
+def test_explain_a_checkpoint(project):
+    project.write("in.txt", "x\n" * 10)
+    project.spec({"processor": project.processor("p", "open(os.environ['PIPELINE_PROGRESS_FILE'], 'w').write(json.dumps({'lineOffset': 4, 'bytesDone': 8, 'bytesTotal': 20,"
+                                                 " 'outputs': {}}))\nsys.exit(1)"), "inputs": ["in.txt"], "checkpoint": {"enabled": True}})
+    project.run("--run-id", "r")
+    found = document(project, "explain", "s1")
+    assert (found["action"], found["lineOffset"], found["checkpoint"]["percent"], found["checkpoint"]["usable"]) == ("RESUME", 4, 40, True)
+    out = look(project, "explain", "s1")
+    assert "checkpoint: line 4, 40%\n" in out and out.endswith("would resume from line 4: last run failed: exit code 1\n")
+    assert "    would resume from line 4: last run failed: exit code 1\n" in look(project, "status")
+    project.write("in.txt", "y\n")
+    assert "checkpoint: line 4, 40%; not used: it was made under another key\n" in look(project, "explain", "s1")
+    project.write("state/progress_s1.json", "[")
+    assert "checkpoint: line None; not used: it cannot be read\n" in look(project, "explain", "s1")
+
+
+OLD = {"keyVersion": 1, "processor": {"path": "bin/p.py", "sha256": "a" * 64, "mtimeNs": 10 ** 18}, "modules": [], "args": [], "params": {"x": 1, "gone": 2}, "passEnv": None,
+       "inputs": [["a", "1" * 64], ["b", "2" * 64]], "watch": []}
+
+
+def parts(old, new):
+    return {part.part: part.state for part in stage_explanation.compare(old, new)}
+
+
+def test_compare_parts():
+    new = dict(OLD, processor=dict(OLD["processor"], sha256="b" * 64), params={"x": 1.0, "more": 3}, passEnv={"HOME": "digest"}, inputs=[["b", "2" * 64], ["c", "3" * 64]], forEach=["d/*"])
+    assert parts(OLD, new) == {
+        "keyVersion": "same", "processor.path": "same", "processor.sha256": "changed", "processor.mtimeNs": "same", "args": "same", "params.x": "changed", "params.more": "added",
+        "params.gone": "removed", "passEnv.HOME": "added", "inputs.b": "same", "inputs.c": "added", "inputs.a": "removed", "forEach": "added"}
+    assert set(parts(None, OLD).values()) == {"added"} and set(parts(OLD, None).values()) == {"removed"} and parts(None, None) == {}
+    swapped = dict(OLD, inputs=OLD["inputs"][::-1])
+    assert parts(OLD, swapped)["inputs"] == "changed" and parts(OLD, swapped)["inputs.a"] == "same" and "inputs" not in parts(OLD, OLD)
+
+
+def test_lines_of_parts():
+    many = dict(OLD, inputs=[["f%d" % number, "%064d" % number] for number in range(50)])
+    lines = stage_explanation.lines(stage_explanation.compare(many, dict(many, inputs=[["f0", "f" * 64]] + many["inputs"][1:], passEnv={"HOME": "secret digest"})))
+    assert [line for line in lines if "inputs" in line] == ["  changed  inputs.f0: 000000000000 -> ffffffffffff", "  same     inputs: 49 files"]
+    assert "  same     processor.mtimeNs: 2001-09-09T01:46:40.000Z" in lines and "  added    passEnv.HOME" in lines
+
+
+# --- words, and tasks
+
+@pytest.mark.parametrize("last, problem, action, held, word", [
+    ("ok", "", "SKIP", False, "ok"), ("ok", "", "SEAL", False, "ok"), ("ok", "", "RUN", False, "stale"), ("ok", "", "FAIL", False, "stale"), ("ok", "", "PENDING", False, "pending"),
+    ("failed", "", "RUN", False, "failed"), ("failed", "", "PENDING", False, "failed"), ("interrupted", "", "RESUME", False, "interrupted"), ("waiting", "", "RUN", False, "waiting"),
+    ("running", "", "RUN", False, "died"), ("running", "", "RUN", True, "running"), (None, "", "RUN", False, "neverRun"), (None, "bad", "FAIL", False, "damaged"), (None, "", "RUN", True, "running")])
+def test_status_words(last, problem, action, held, word):
+    assert status_word(None if last is None else {"lastStatus": last}, problem, action, held) == word
+
+
+def test_the_tasks_of_a_stage_are_counted(pipeline):
+    pipeline.ok("--run-id", "r")
+    record = pipeline.json("state/stage_a.json")
+    pipeline.write("state/stage_a.json", json.dumps(dict(record, tasks={"total": 200, "ok": 150, "skipped": 48, "failed": 2, "vanished": 0})))
+    assert stages_of(pipeline)["a"]["tasks"] == {"done": 198, "failed": 2, "total": 200}
+    assert re.search(r"(?m)^a +ok +198/200, 2 failed +r ", look(pipeline, "status"))
+
+
+def test_holders_are_the_living_ones(tmp_path):
+    for stage, owner in (("a", {"pid": 1, "token": "t", "bootId": "b", "runId": "r"}), ("b", {"pid": 2, "token": "t", "bootId": "b", "runId": "s"}), ("c", {}), ("d", None)):
+        folder = tmp_path / "locks" / (stage + ".lock")
+        folder.mkdir(parents=True)
+        if owner is not None:
+            (folder / "owner.json").write_text(json.dumps(owner), encoding="utf-8")
+    (tmp_path / "locks" / ".a.guard").write_text("", encoding="utf-8")
+    assert set(run_history.holders(str(tmp_path), lambda owner: owner["pid"] == 1)) == {"b"}
+    assert run_history.holders(str(tmp_path / "nowhere")) == {}
+    assert stage_progress.task_outcomes(str(tmp_path / "nowhere")) == {}
