@@ -4,11 +4,9 @@ Not argparse: importing and building it shows in the time of a run in which noth
 """
 from __future__ import annotations
 
-import os
-import time
-
 from model import Options, UsageError
 from spec_checks import name_problem, shown_value, strict_json
+from state_store import new_run_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -149,7 +147,7 @@ def _options(values: Dict[str, List[str]], flags: Set[str], words: List[str]) ->
     if run_id is not None and name_problem(run_id):
         raise UsageError("--run-id %s: %s" % (shown_value(run_id), name_problem(run_id)))
     return Options(command, words, single["--pipeline"] or "pipeline.json", single["--root"],
-                   run_id or time.strftime("%Y%m%dT%H%M%SZ-", time.gmtime()) + os.urandom(3).hex(),
+                   run_id or new_run_id(),
                    _names(values["--force"]), _names(values["--only"]), single["--from"], single["--until"],
                    _settings(values["--set"]), "--rehash" in flags, "--verbose" in flags, values["--anchor"], single["--key"],
                    "--outputs" in flags, single["--format"] or FORMATS.get(command, ("",))[0], single["--output"], single["--reason"], "--forward" in flags,

@@ -67,6 +67,7 @@ class Console:
         self.tails: Dict[str, List[str]] = {}   # quiet: stage -> what is shown if it fails in the end
         self.view: Any = None                   # the LiveView; False: there is none
         self.lock: Any = None                   # over what is drawn: where each attempt has a thread, they write, too
+        self.warned: List[str] = []
         for stream in (self.out, self.err):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
@@ -108,6 +109,10 @@ class Console:
             return
         self._write(self.out, printable(text) + "\n")
 
+    def lines(self, text: str) -> None:
+        """Print whole lines that are printable already."""
+        self._write(self.out, text)
+
     def error(self, text: str) -> None:
         """Print a message, which may have several lines, on stderr."""
         if self.is_json:
@@ -116,6 +121,7 @@ class Console:
             self._write(self.err, printable(line) + "\n")
 
     def warnings(self, lines: List[str]) -> None:
+        self.warned += lines
         for line in lines:
             if self.is_json and not self.is_quiet:
                 self._put_event({"event": "warning", "text": line})
@@ -175,8 +181,12 @@ class Console:
             self._put_event({"event": "summary", "run": run_id, "state": state, "ok": count["ok"], "skipped": count["skipped"], "failed": failed,
                              "waiting": waiting, "notRun": len(results) - waiting - sum(count.values()), "durationMs": int(duration_s * 1000)})
             return
+        self.counts(run_id, state, count["ok"], count["skipped"], failed, duration_s, waiting)
+
+    def counts(self, run_id: str, state: str, ok: int, skipped: int, failed: int, duration_s: float, waiting: int = 0) -> None:
+        """Print the last line of a run, as text."""
         self._write(self.out, printable("Run %s state: %s (%d ok, %d skipped, %d failed%s) in %.1fs" % (
-            run_id, state, count["ok"], count["skipped"], failed, ", %d waiting" % waiting if waiting else "", duration_s)) + "\n")
+            run_id, state, ok, skipped, failed, ", %d waiting" % waiting if waiting else "", duration_s)) + "\n")
 
     # --- the lines of the running stages
 

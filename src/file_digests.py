@@ -14,7 +14,7 @@ from model import sha256
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Sequence, Set, Tuple
+    from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 SCHEMA_VERSION = 1
 HASH_BLOCK_BYTES = 1 << 20
@@ -40,8 +40,10 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.endswith(".part")
 
 
-def expand(root: str, pattern: str) -> List[str]:
+def expand(root: str, pattern: str, seen: Optional[Set[str]] = None) -> List[str]:
     """Return the files below *root* that a path or glob names, relative, sorted by code point.
+
+    *seen* gets what else the answer depends on: the folders that were listed, the links in them, what was not there.
 
     `*`, `?` and `[]` stay within a folder, `**` spans folders (not through links); hidden names match only where
     the pattern spells them. A file whose name is the pattern itself is meant literally.
@@ -51,17 +53,21 @@ def expand(root: str, pattern: str) -> List[str]:
         return [pattern]
     found: Set[str] = set()
     if has_wildcard(pattern):
-        _walk(root, "", pattern.split("/"), found)
+        _walk(root, "", pattern.split("/"), found, seen)
+    elif seen is not None:
+        seen.add(pattern)
     return sorted(found)
 
 
-def _walk(folder: str, prefix: str, segments: List[str], found: Set[str]) -> None:
+def _walk(folder: str, prefix: str, segments: List[str], found: Set[str], seen: Optional[Set[str]]) -> None:
     first, rest = segments[0], segments[1:]
     if first == "**" and rest:
-        _walk(folder, prefix, rest, found)
+        _walk(folder, prefix, rest, found, seen)
     elif not has_wildcard(first):
-        _step(os.path.join(folder, first), prefix + first, rest, found)
+        _step(os.path.join(folder, first), prefix + first, rest, found, seen)
         return
+    if seen is not None:
+        seen.add(prefix[:-1] or ".")
     matches = segment_matcher(first)
     try:
         with os.scandir(folder) as entries:
@@ -69,21 +75,24 @@ def _walk(folder: str, prefix: str, segments: List[str], found: Set[str]) -> Non
     except OSError:
         return
     for name, is_folder, is_link in names:
+        if is_link and seen is not None:
+            seen.add(prefix + name)
         if first == "**":
             if is_folder and not is_link and not is_hidden(name):
-                _walk(os.path.join(folder, name), prefix + name + "/", segments, found)
+                _walk(os.path.join(folder, name), prefix + name + "/", segments, found, seen)
             elif not rest and not is_folder and not is_hidden(name):
                 found.add(prefix + name)
         elif matches(name):
-            _step(os.path.join(folder, name), prefix + name, rest, found)
+            _step(os.path.join(folder, name), prefix + name, rest, found, seen)
 
 
-def _step(full: str, relative: str, rest: List[str], found: Set[str]) -> None:
-    if rest:
-        if os.path.isdir(full):
-            _walk(full, relative + "/", rest, found)
-    elif os.path.isfile(full):
+def _step(full: str, relative: str, rest: List[str], found: Set[str], seen: Optional[Set[str]]) -> None:
+    if rest and os.path.isdir(full):
+        _walk(full, relative + "/", rest, found, seen)
+    elif not rest and os.path.isfile(full):
         found.add(relative)
+    elif seen is not None:
+        seen.add(relative)
 
 
 def segment_matcher(segment: str) -> Callable[[str], bool]:

@@ -40,7 +40,7 @@ COPY_BYTES = 1 << 20
 MAX_RECORD_BYTES = 256 << 20
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)    # the earliest that the format knows
 UNIX, PLAIN_FILE = 3, 0o100644      # of a member: as if made on a system with permissions
-VERIFIER = ("model", "ledger_format", "provenance")     # the modules that evidence_verify imports
+VERIFIER = ("primitives", "model", "ledger_format", "provenance")     # the modules that evidence_verify imports
 ENTRY = {"schema": int, "seq": int, "event": str, "runId": str, "invocation": int, "pipeline": str, "hash": str, "open": dict}
 
 README = """\

@@ -1,6 +1,6 @@
 """What is hashed in the ledger and in run records, and how: bytes, digests, seals. Pure; nothing is read or written.
 
-A leaf, and with `model` all that a verifier elsewhere needs to compute what this runner computed.
+A leaf, and with `primitives` all that a verifier elsewhere needs to compute what this runner computed.
 
     run record  -> run_hash                           "run"           canonical JSON without runHash
     entry       -> entry_hash                         "ledger-entry"  canonical JSON without hash and seal
@@ -12,9 +12,7 @@ canonical form is that of RFC 8785 for what is hashed here: no floats, integers 
 """
 from __future__ import annotations
 
-import json
-
-from model import sha256
+from primitives import compact, sha256
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +29,7 @@ BLOCK_BYTES = 64                    # of SHA-256, for HMAC
 
 def canonical_json(value: Any) -> bytes:
     """Return the one byte form of a JSON value: sorted keys, no blanks, UTF-8 (RFC 8785 for values without floats)."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode("utf-8")
+    return compact(value, True).encode("utf-8")
 
 
 def run_hash(record: Json) -> str:

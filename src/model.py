@@ -5,13 +5,13 @@ nothing changed. Records on disk are made from them at the edge only.
 """
 from __future__ import annotations
 
-import sys
 import time
 from collections import namedtuple
 
+from primitives import sha256 as sha256
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import hashlib
     from typing import Any, Dict
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERNAL, EXIT_LOCKED, EXIT_STATE, EXIT_OFFLINE, EXIT_STOPPED = range(8)
@@ -170,25 +170,3 @@ class Clock:
             time.sleep(seconds)
         while self.signals is not None and not self.signals.number and time.monotonic() < deadline:
             self.signals.wait([], deadline - time.monotonic())
-
-
-BULK_BYTES = 1 << 18        # from here on, the quicker implementation is worth its import
-
-
-def sha256(data: bytes = b"", size: int = 0) -> hashlib._Hash:
-    """Return a SHA-256 object fed with *data*; *size* is how many bytes it is going to see.
-
-    Small things are hashed by the interpreter's own module: hashlib loads OpenSSL, which shows in the time of a
-    run in which nothing changed. Big files are worth it: OpenSSL uses the processor's instructions.
-    """
-    if max(size, len(data)) < BULK_BYTES:
-        try:
-            if sys.version_info >= (3, 12):
-                from _sha2 import sha256 as make
-            else:
-                from _sha256 import sha256 as make  # type: ignore[import-not-found, unused-ignore]
-            return make(data)  # type: ignore[no-any-return, unused-ignore]
-        except ImportError:
-            pass                # another implementation of Python, or a build without it
-    import hashlib
-    return hashlib.sha256(data)

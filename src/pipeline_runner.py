@@ -14,11 +14,11 @@ main() catches them. Sections stand bottom-up, each uses only those above it:
      2 Spec           4 Planning     6 Command line
 
 This file is compiled anew at each start, the modules beside it are cached as bytecode: what a run in which nothing
-changed does not need stands there, and so does what is a concern of its own. They never import this file. `model` (the
-values and errors) may be imported by all; leaves import nothing else of ours; what stands on them may also import what
+changed does not need stands there, and so does what is a concern of its own. They never import this file. `primitives` (JSON,
+SHA-256) and `model` (the values and errors) may be imported by all; leaves import nothing else of ours; what stands on them may also import what
 is named before it.
 
-    leaves   spec_checks  spec_source  file_digests  state_store  stage_locks  stage_outputs  process_tree  attempts
+    leaves   spec_checks  spec_source  file_digests  path_signs  state_store  stage_locks  stage_outputs  process_tree  attempts
              environment  import_scan  hook_log  node_report  ledger_format  log_events  text_table  stage_progress
              task_log  task_files  chunk_files  forked_task (what makes a forked process like a fresh one)  starter_texts
              svg_shapes  control_totals  arrivals  stop_times
@@ -29,15 +29,18 @@ is named before it.
              and the records tell)  seal_keys  network_watch (the guard of a run)  task_look (what a stage of many tasks
              has to do)  scheduler (which attempt is started when)  stage_work (a stage that must run, under its lock:
              attempts, retries, checks, records)  task_work (the same, of several tasks)  chunk_work (the same, of parts
-             of files)  run_alarms (commands after a run)  acceptance  provenance  ledger_verify  evidence_verify  ledger_export  ledger_commands  starters
-             (init, new-stage)  run_pruning (gc)  housekeeping (clean, reset)  stage_logs  stage_explanation  look_commands (status, history, logs, explain)
-             prometheus_text  open_lineage (both: what monitoring reads)  pipeline_graph  run_report (what a report says)
+             of files)  run_alarms (commands after a run)  acceptance  provenance  ledger_verify  evidence_verify
+             ledger_export  ledger_commands  starters (init, new-stage)  run_pruning (gc)  housekeeping (clean, reset)
+             stage_logs  stage_explanation  look_commands (status, history, logs, explain)  prometheus_text  open_lineage
+             (both: what monitoring reads)  quick_index  quick_run (nothing changed)  known_stages  index_writer
+             pipeline_graph  run_report (what a report says)
              report_html  report_commands
 """
 from __future__ import annotations
 
 import os
 import sys
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,13 +53,24 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 if _HERE not in sys.path:
     sys.path.insert(0, _HERE)       # our modules are found also when this file is imported as src.pipeline_runner
 
+from console import Console, describe_os_error, open_missing_streams, silence_closed_streams  # noqa: E402
+
+_STARTED = time.monotonic()
+_FOUND: Any = None              # what the index says: quick_run.Found, None, or the error that the quick run ended with
+if __name__ == "__main__":
+    open_missing_streams()
+    import quick_run
+    _FOUND = quick_run.attempt(sys.argv[1:])    # before the rest is loaded: where nothing changed, it is not needed
+    if isinstance(_FOUND, int):
+        silence_closed_streams()
+        raise SystemExit(_FOUND)
+
 import command_line  # noqa: E402
 import environment  # noqa: E402
 import run_ledger  # noqa: E402
 import spec_checks  # noqa: E402
 import stage_locks  # noqa: E402
 import state_store  # noqa: E402
-from console import Console, describe_os_error, open_missing_streams, silence_closed_streams  # noqa: E402
 from file_digests import Digests, resolve  # noqa: E402
 from model import (  # noqa: E402
     EXIT_FAILED, EXIT_INTERNAL, EXIT_OFFLINE, EXIT_OK, EXIT_STATE, EXIT_STOPPED, Chunks, Clock, Decision, Facts, Material, Offline,
@@ -69,6 +83,7 @@ from state_store import StateStore, utc_text  # noqa: E402
 
 VERSION = "0.1.0"
 MAX_SPEC_BYTES = 8 << 20
+RECORD_S = 1.0              # a running run's record is written at most so often: it may name thousands of stages
 DEAR_BYTES = 64 << 20       # files of so many bytes are not hashed again after a kill
 SHOWN_CHANGES = 5           # of the reasons why a stage runs, on one line
 EXIT_TEMPFAIL = 75          # EX_TEMPFAIL of sysexits.h: the processor asks for a retry
@@ -369,7 +384,8 @@ class Run:
     A kill between any two leaves what the next run can tell from a finished stage.
     """
 
-    def __init__(self, spec: PipelineSpec, options: Options, console: Console, clock: Clock) -> None:
+    def __init__(self, spec: PipelineSpec, options: Options, console: Console, clock: Clock, known: Any = None) -> None:
+        """*known* is a known_stages.KnownStages: the stages that the index answers for; None if it says nothing."""
         self.spec, self.options, self.console, self.clock = spec, options, console, clock
         self.root = spec.root
         self.selected = select_stages(spec, options)
@@ -385,6 +401,9 @@ class Run:
         self.signals: Any = None
         self.guardian: Any = None
         self.network: Any = None        # the guard, once the network is closed
+        self.known = known
+        self.looked: Dict[str, List[str]] = {}      # of skipped stages, the files that the decision was made of
+        self.recorded = 0.0             # when the run record was last written
         self.metrics: Json = {}         # what the metrics file says, once it is written
         self.launches: Any = None       # starts the launchers, if a stage has one
         self.pool: Any = None           # the attempts under way
@@ -407,23 +426,24 @@ class Run:
         if self.options.stop_by or self.options.stop_after_s:
             import stop_times
             self.stop_time = stop_times.of_options(self.options, self.clock)
-        scan = check_offline(self.spec, self.digests, self.console)
-        self.about = {"host": stage_locks.host_name(), "user": environment.user_name(), "runnerSha256": runner_digest(self.digests)}
         nothing = {"method": "none", "why": "no processor was started"}
-        self.isolation: Json = {"scan": scan, "kernel": nothing, "hook": "none"}
+        self.isolation: Json = {"scan": self._scan(), "kernel": nothing, "hook": "none"}
+        self.idle_isolation = dict(self.isolation)
         if self.spec.offline.require == "kernel":
             self._close_network()       # fails before anything is written
         self.store.prepare()
+        self.begun = self.process_begin()
         lock = stage_locks.FileLock(self.root, self.options.run_id + ".run", self.clock)
         is_known = os.path.lexists(lock.path)       # nobody removes it: the id has been used
-        lock.acquire(0, "run id %s is in use by a living run; wait for it or choose another --run-id" % self.options.run_id)
+        lock.acquire(0, run_ledger.ID_IN_USE % self.options.run_id)
         code = EXIT_FAILED
         try:
             self.ledger.prepare()
             self.invocation = run_ledger.next_invocation(self.ledger, self.options.run_id, is_known)
             self._tell_healed()
             for stage in self.selected:
-                self.store.stage(stage.name)        # damaged state is found before any work is done
+                if self.known is None or not self.known.covers(stage.name):
+                    self.store.stage(stage.name)    # damaged state is found before any work is done
             code = self._run_to_its_record()
             return code
         finally:
@@ -453,6 +473,22 @@ class Run:
         if self.spec.on_failure or self.spec.on_success:
             import run_alarms
             run_alarms.after_run(self, code)
+
+    def _scan(self) -> Json:
+        """Look for uses of the network, and at the runner itself; return what the record says of the scan. Raises: OfflineError."""
+        if self.known is not None:      # the index holds only while all that is scanned is what it was
+            self.console.warnings(self.known.about["warnings"])
+            self.about = self.known.about["about"]
+            return dict(self.known.about["scan"])
+        scan = check_offline(self.spec, self.digests, self.console)
+        self.about = {"host": stage_locks.host_name(), "user": environment.user_name(), "runnerSha256": runner_digest(self.digests)}
+        return scan
+
+    def process_begin(self) -> Tuple[int, int, int]:
+        """Return when this process began, in ns, by the clock of the file system and by ours, and the file system's device."""
+        now, device = self.digests.file_system_time()
+        elapsed = int((time.monotonic() - _STARTED) * 1e9)
+        return now - elapsed, time.time_ns() - elapsed, device
 
     def _run_stages(self) -> int:
         import stage_order
@@ -527,8 +563,8 @@ class Run:
         self.result_of[name] = result
         self.works.pop(name, None)
         order.ended(name, result.status in ("ok", "skipped"))
-        if self.is_open:
-            self._write_run("running")
+        if self.is_open and self.clock.monotonic() - self.recorded >= RECORD_S:
+            self._write_run("running")              # not after each stage: what it lacks after a kill is told by the stage records
         if self.store.commit.is_due():
             self.flush()
         return code or {"failed": EXIT_OFFLINE if result.is_offline_fault else EXIT_FAILED, "interrupted": self._stopped()}.get(result.status, EXIT_OK)
@@ -593,6 +629,10 @@ class Run:
 
     def _stage_flow(self, stage: StageSpec) -> Flow:
         """A flow that returns the StageResult; one that waits for nothing is a stage that has not to be run."""
+        known: Optional[StageResult] = self.known.answer(stage.name, self.is_open) if self.known is not None else None
+        if known is not None:
+            self.console.lines(self.known.line(known))
+            return known
         try:
             result = yield from self._run_stage(stage)
             return result
@@ -723,6 +763,7 @@ class Run:
         reason = "; ".join(decision.reasons)
         self.console.event("SKIP", stage.name, " (%s)" % reason)
         outputs = facts.record["outputs"]
+        self.looked[stage.name] = facts.material.inputs + facts.material.watched
         evidence = {"madeBy": {"runId": facts.record.get("lastRunId"), "invocation": facts.record.get("lastInvocation")}}
         if facts.tasks is not None:
             import task_look
@@ -826,10 +867,15 @@ class Run:
             "runId": self.options.run_id, "invocation": self.invocation, "pipeline": self.spec.name, "version": self.spec.version,
             "specSha256": self.spec.sha256, "state": state, "startedAt": utc_text(self.started_utc),
             "endedAt": utc_text(self.clock.time()) if ended else None, "durationMs": duration_ms if ended else None,
-            "stages": [stage_entry(result) for result in self.results], "isolation": self.isolation,
+            "stages": self._entries(stage_entry), "isolation": self.isolation,
             "python": "%s %d.%d.%d" % ((sys.implementation.name,) + sys.version_info[:3]), "os": sys.platform, "runner": VERSION, **self.about}
 
+    def _entries(self, entry_of: Callable[[StageResult], Json]) -> Any:
+        """Return the stages' entries for the run record or the metrics; with known stages, as a text made of ready ones."""
+        return [entry_of(result) for result in self.results] if self.known is None else self.known.entries(self.results, entry_of, entry_of is metrics_entry)
+
     def _write_run(self, state: str) -> None:
+        self.recorded = self.clock.monotonic()
         self.store.write("run_%s.json" % self.options.run_id, self._run_record(state))
 
     def _finish(self, code: int) -> None:
@@ -851,6 +897,9 @@ class Run:
         if state == "interrupted" and self._clock_text():
             self.console.line("[STOP] " + self._clock_text())
         self.console.summary(self.options.run_id, state, self.results, self.clock.monotonic() - self.started)
+        if code == EXIT_OK and self.looked:
+            import index_writer
+            index_writer.save(self, record, stage_entry, metrics_entry)
 
     def state_of(self, code: int) -> str:
         """Return the state of a run that ends with an exit code."""
@@ -896,10 +945,15 @@ class Run:
             "runId": self.options.run_id, "invocation": self.invocation, "timestamp": utc_text(self.clock.time()), "totalStages": len(self.selected),
             "okStages": count["ok"], "skippedStages": count["skipped"], "failedStages": count["failed"] + count["interrupted"],
             "durationSec": round(self.clock.monotonic() - self.started, 6),
-            "stages": [{"stage": one.name, "status": one.status, "durationSec": round(one.duration_s, 6), "attempts": one.attempts,
-                        "cpuSec": round(one.cpu_s, 6), "maxRssBytes": one.max_rss_bytes, "bytesIn": one.bytes_in,
-                        "bytesOut": one.bytes_out, "counts": one.counts,
-                        **({"tasks": one.evidence["tasks"]} if "tasks" in one.evidence else {})} for one in self.results]}
+            "stages": self._entries(metrics_entry)}
+
+
+def metrics_entry(result: StageResult) -> Json:
+    """Return a stage's part of the metrics."""
+    return {"stage": result.name, "status": result.status, "durationSec": round(result.duration_s, 6), "attempts": result.attempts,
+            "cpuSec": round(result.cpu_s, 6), "maxRssBytes": result.max_rss_bytes, "bytesIn": result.bytes_in,
+            "bytesOut": result.bytes_out, "counts": result.counts,
+            **({"tasks": result.evidence["tasks"]} if "tasks" in result.evidence else {})}
 
 
 def stage_entry(result: StageResult) -> Json:
@@ -975,6 +1029,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     console = Console()
     try:
+        if isinstance(_FOUND, BaseException):
+            raise _FOUND
         options = command_line.parse_command_line(arguments)
         if options.command == "run":
             console.configure(options)
@@ -1010,7 +1066,8 @@ def _dispatch(options: Options, console: Console) -> int:
     if options.command in ("init", "new-stage"):
         import starters
         return starters.do(options, console, load_pipeline)
-    spec = override_params(load_pipeline(options.pipeline, options.root), options.params)
+    known = _known_stages()
+    spec = known.spec if known is not None else override_params(load_pipeline(options.pipeline, options.root), options.params)
     if options.command == "plan":
         return print_plan(spec, options, console, Clock())
     if options.command == "validate":
@@ -1036,7 +1093,16 @@ def _dispatch(options: Options, console: Console) -> int:
         return _unlock(spec, options, console)
     if options.command == "accept":
         return _accept(spec, options, console, Clock())
-    return Run(spec, options, console, Clock()).run()
+    return Run(spec, options, console, Clock(), known).run()
+
+
+def _known_stages() -> Any:
+    """Return what the index has told of this very command line, None if nothing that can be used."""
+    if _FOUND is None:
+        return None
+    import known_stages
+    known = known_stages.KnownStages(_FOUND)
+    return known if known.spec is not None else None
 
 
 def _accept(spec: PipelineSpec, options: Options, console: Console, clock: Clock) -> int:
@@ -1083,5 +1149,4 @@ def _run_in_child(arguments: List[str], console: Console) -> int:
 
 
 if __name__ == "__main__":
-    open_missing_streams()
     raise SystemExit(main())

@@ -73,10 +73,14 @@ def _module_files(digests: Digests, folder: str, package: str, name: str) -> Lis
     return files
 
 
+def runner_folders() -> List[str]:
+    """Return the folders of the runner's own sources."""
+    return [_HERE, os.path.join(_HERE, "python_hook")]
+
+
 def runner_files() -> List[str]:
     """Return the paths of the runner's own sources, sorted."""
-    folders = (_HERE, os.path.join(_HERE, "python_hook"))
-    return [os.path.join(folder, name) for folder in folders for name in sorted(os.listdir(folder)) if name.endswith(".py")]
+    return [os.path.join(folder, name) for folder in runner_folders() for name in sorted(os.listdir(folder)) if name.endswith(".py")]
 
 
 def runner_digest(digests: Digests) -> str:

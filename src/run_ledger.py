@@ -13,11 +13,11 @@ All changes are made under one kernel lock: runs of several pipelines below one 
 """
 from __future__ import annotations
 
-import json
 import os
 
 import state_store
 from ledger_format import ENTRY_SCHEMA, canonical_json, entry_hash, entry_line, head_text, run_hash
+from primitives import loads
 from state_store import StateError, is_integer, record_json, remove_quietly, utc_text
 
 TYPE_CHECKING = False
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 NAME = "ledger.jsonl"
 PENDING = ".run.json.tmp"   # of a sealed record, until its entry stands and it gets its name
 BLOCK_BYTES = 1 << 16       # read from the ledger's end to find its last line
+ID_IN_USE = "run id %s is in use by a living run; wait for it or choose another --run-id"
 SHOWN_INPUT_KEYS = ("path", "bytes", "sha256")
 
 
@@ -169,7 +170,7 @@ class Held:
             return
         try:
             with open(path, "rb") as file:
-                record = json.loads(file.read().decode("utf-8"))
+                record = loads(file.read().decode("utf-8"))
             is_its_record = self.last is not None and self.last["event"] == "end" and run_hash(record) == self.last["runHash"]
         except (OSError, ValueError, TypeError, AttributeError, RecursionError):
             is_its_record = False
@@ -293,7 +294,7 @@ def last_entry(store: StateStore) -> Tuple[Optional[Json], int, int]:
     if not line:
         return None, size, torn
     try:
-        entry = json.loads(line.decode("utf-8"))
+        entry = loads(line.decode("utf-8"))
         is_whole = isinstance(entry, dict) and entry.get("hash") == entry_hash(entry) and _is_entry(entry)
     except (ValueError, TypeError, RecursionError):
         is_whole = False
@@ -378,7 +379,7 @@ def _last_invocation(store: StateStore, run_id: str) -> int:
         with open(store.path(NAME), "rb") as file:
             for line in file:
                 if mark in line and line.endswith(b"\n"):
-                    entry = json.loads(line)
+                    entry = loads(line.decode("utf-8"))
                     found = max(found, entry["invocation"] if entry["runId"] == run_id else 0)
     except FileNotFoundError:
         pass

@@ -11,10 +11,11 @@ time() and wait(seconds).
 """
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
+
+from primitives import loads, pretty
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def read_owner(folder: str) -> Json:
     """Return what owner.json in a lock folder says, or {} when it says nothing that this runner writes."""
     try:
         with open(os.path.join(folder, "owner.json"), "rb") as file:
-            owner = json.loads(file.read(1 << 16))
+            owner = loads(file.read(1 << 16).decode("utf-8"))
     except (OSError, ValueError):
         return {}
     ours = isinstance(owner, dict) and isinstance(owner.get("pid"), int) and all(
@@ -209,7 +210,7 @@ class StageLock:
         path = os.path.join(self.folder, "owner.json")
         temporary = os.path.join(self.folder, ".owner.json.tmp")
         with open(temporary, "xb") as file:
-            file.write(json.dumps(owner, indent=1).encode("ascii") + b"\n")
+            file.write(pretty(owner).encode("utf-8", "backslashreplace") + b"\n")
         os.replace(temporary, path)
 
     def _remove_folder(self) -> bool:

@@ -6,10 +6,11 @@ is durable is durable in order: first the content, then the name. Names are made
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sys
 import time
+
+from primitives import compact, loads, pretty
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -223,13 +224,18 @@ def is_integer(value: Any) -> bool:
 
 def record_json(value: Any) -> bytes:
     """Return the readable form in which records are stored: indented UTF-8 with a last newline."""
-    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+    return (pretty(value) + "\n").encode("utf-8")
 
 
 def utc_text(seconds: float) -> str:
     """Return seconds since the epoch as ISO 8601 UTC with milliseconds and Z."""
     whole, thousandths = divmod(int(seconds * 1000), 1000)
     return "%s.%03dZ" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)), thousandths)
+
+
+def new_run_id() -> str:
+    """Return the id of a run that was given none: the UTC time and a random tail."""
+    return time.strftime("%Y%m%dT%H%M%SZ-", time.gmtime()) + os.urandom(3).hex()
 
 
 def boot_id() -> str:
@@ -278,7 +284,7 @@ class StateStore:
         except FileNotFoundError:
             return None
         try:
-            record = json.loads(data.decode("utf-8"))
+            record = loads(data.decode("utf-8"))
             problem = "" if isinstance(record, dict) and is_integer(record.get("schema")) else "is not a record of this runner"
         except (ValueError, RecursionError):
             record, problem = None, "is damaged (not JSON)"
@@ -343,9 +349,9 @@ class StateStore:
 def stage_record_problem(record: Json, stage: str) -> str:
     """Return what in a stage record cannot be worked with, or ""."""
     if record.get("stage") != stage:
-        return "it names the stage %s" % json.dumps(record.get("stage"))
+        return "it names the stage %s" % compact(record.get("stage"))
     if record.get("lastStatus") not in ("running", "ok", "failed", "interrupted"):
-        return "lastStatus is %s" % json.dumps(record.get("lastStatus"))
+        return "lastStatus is %s" % compact(record.get("lastStatus"))
     if not isinstance(record.get("idempotencyKey"), str) or not isinstance(record.get("keyParts"), dict):
         return "its key is missing"
     if not _are_key_parts(record["keyParts"]):
@@ -393,7 +399,7 @@ def read_marker(path: str) -> Optional[str]:
     """Return the key in a stage's marker, "" for a marker that is not ours, None without one."""
     try:
         with open(path, "rb") as file:
-            marker = json.loads(file.read(1 << 16))
+            marker = loads(file.read(1 << 16).decode("utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError):

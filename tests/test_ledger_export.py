@@ -297,7 +297,7 @@ def test_an_unknown_format_is_refused(original):
 
 MEMBERS = """README.txt evidence.json in-toto.json ledger/ledger.jsonl logs/a/s1.1.log logs/a/s2.1.log logs/b/2/s2.1.log
     processors/bin/processor_kit.py processors/bin/stage_copy.py processors/bin/stage_upper.py records/metrics_b.json records/run_a.json records/run_b.1.json
-    records/run_b.json records/stage_s1.json records/stage_s2.json spec/test.json verifier/ledger_format.py verifier/model.py verifier/provenance.py
+    records/run_b.json records/stage_s1.json records/stage_s2.json spec/test.json verifier/ledger_format.py verifier/model.py verifier/primitives.py verifier/provenance.py
     verify.py""".split()
 
 

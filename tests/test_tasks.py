@@ -70,7 +70,7 @@ def test_each_file_is_a_task_and_only_new_and_changed_files_are_done(upper):
     record = upper.json("state/stage_up.json")
     assert record["tasks"]["total"] == 4 and record["tasks"]["ok"] == 2 and record["tasks"]["skipped"] == 2
     assert [one["path"] for one in record["outputs"]] == ["a.txt", "b.txt", "c.txt", "d.txt"]
-    assert upper.json("state/run_r3.json")["stages"][0]["tasks"] == {"total": 4, "ok": 2, "skipped": 2, "failed": 0, "vanished": 0}
+    assert upper.json("state/run_r3.json")["stages"][0]["tasks"] == record["tasks"] and record["tasks"]["outputs"] == 4
     assert not upper.exists("out/.up.tasks") and upper.exists("out/.up.done")
     assert upper.ok("verify", "--outputs").out.endswith(": ok\n")
 

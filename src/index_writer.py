@@ -1,0 +1,256 @@
+"""How the index comes to be: what a run that skipped stages has looked at, signed.
+
+Above quick_run, program_scan and known_stages, below the runner, which loads it when stages were skipped that no index answers for.
+
+A path is believed only if its newest time stamp is older than the run itself, by the file system's clock: then what the run has read is
+what was signed afterwards, and any later change gets another stamp. What is younger is left to the next run that skips.
+"""
+from __future__ import annotations
+
+import marshal
+import os
+import zlib
+from array import array
+
+import file_digests
+import known_stages
+import path_signs
+import program_scan
+import quick_index
+import quick_run
+import state_store
+from console import printable
+from primitives import compact, pretty
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Set, Tuple
+
+    from model import PipelineSpec, StageResult, StageSpec
+    Json = Dict[str, Any]
+    EntryOf = Callable[[StageResult], Json]
+
+PER_RUN = ("runId", "invocation", "state", "startedAt", "endedAt", "durationMs", "stages", "timestamp", "durationSec")     # not the same in each run
+
+
+class Begin:
+    """The begin of a run, by the file system's clock where that can be had. A path is settled if it is older."""
+
+    def __init__(self, told: Sequence[Tuple[int, int, int]]) -> None:
+        """*told*: (time by the file system's clock, by ours, its device), each reckoned back at another time; a clock may have been set meanwhile."""
+        self.by_file_system, self.by_clock = min(one[0] for one in told), min(one[1] for one in told)
+        self.device = told[0][2]
+
+    def is_settled(self, signs: Sequence[int]) -> bool:
+        """Tell whether all of *signs* were so before the run."""
+        width = path_signs.WIDTH
+        for place in range(0, len(signs), width):
+            mtime, ctime, _, _, device = sign = tuple(signs[place:place + width])
+            if sign == path_signs.UNKNOWN:
+                return False
+            is_coarse = device != self.device or mtime % 1_000_000_000 == 0
+            limit = (self.by_file_system if device == self.device else self.by_clock) - (file_digests.COARSE_NS if is_coarse else file_digests.FRESH_NS)
+            if sign != path_signs.ABSENT and max(mtime, ctime) >= limit:
+                return False
+        return True
+
+
+class _Signed:
+    """Paths with their signs, those behind links included."""
+
+    def __init__(self, root: str, paths: Iterable[str]) -> None:
+        self.paths = list(dict.fromkeys(paths))
+        full = [os.path.join(root, path) for path in self.paths]
+        self.signs = path_signs.sign(full)
+        self.followed = [path for path, whole in zip(self.paths, full) if os.path.islink(whole)]
+        self.followed_signs = path_signs.sign([os.path.join(root, path) for path in self.followed], look=os.stat)
+
+    def is_settled(self, begin: Begin) -> bool:
+        return begin.is_settled(self.signs) and begin.is_settled(self.followed_signs)
+
+
+def is_possible(spec: PipelineSpec, options: Any) -> bool:
+    """Tell whether runs like this one can be told from an index: all stages, nothing set or forced, nothing done at their ends."""
+    return not (options.force or options.only or options.first or options.last or options.params or options.key or spec.seal_key
+                or spec.offline.require == "kernel" or spec.on_failure or spec.on_success or os.environ.get(quick_run.SWITCH) == "off")
+
+
+def save(run: Any, record: Json, entry_of: EntryOf, metrics_entry_of: EntryOf) -> None:
+    """Write the index, if there is more to put into it than the last one held. A cache: what goes wrong is not told.
+
+    *run* is the runner's Run at its end, *record* what it has written; the functions make a result's entries in run record and metrics.
+    """
+    results = run.results
+    if not is_possible(run.spec, run.options) or [result.name for result in results] != [stage.name for stage in run.spec.stages]:
+        return
+    begin = Begin([run.begun, run.process_begin()])
+    new = {}
+    for place, (stage, result) in enumerate(zip(run.spec.stages, results)):
+        if result.status == "skipped" and not isinstance(result, known_stages.KnownResult) and can_be_covered(stage):
+            signed = _stage_signed(run, begin, stage, result)
+            if signed is not None:
+                new[place] = signed
+    texts = {place: _texts(results[place], entry_of, metrics_entry_of) for place in new}
+    index = _build(run, begin, new, texts, record) if new else None
+    if index is None:
+        return
+    lock = run.store.lock("index.files")
+    if not lock.try_acquire():
+        return
+    try:
+        path = quick_index.index_path(run.root, run.spec.path)
+        state_store.write_atomic(path, quick_index.to_bytes(index), durable=False)
+    except (OSError, ValueError):       # a full disk, a name too long: the next run goes the long way
+        pass
+    finally:
+        lock.release()
+
+
+def can_be_covered(stage: StageSpec) -> bool:
+    """Tell whether a skip of this stage depends on nothing but paths: not on tasks, nor on how long ago something was."""
+    return not (stage.for_each or stage.chunks or stage.settle_s or stage.reconcile)
+
+
+def _stage_signed(run: Any, begin: Begin, stage: StageSpec, result: StageResult) -> Optional[_Signed]:
+    """Return what the stage's skip depends on, None if that cannot be signed yet."""
+    files: Dict[str, None] = {}
+    seen: Set[str] = set()
+    for pattern in stage.inputs + stage.watch:
+        files.update(dict.fromkeys(file_digests.expand(run.root, pattern, seen)))
+    if list(files) != list(dict.fromkeys(run.looked.get(stage.name, ()))):
+        return None                     # not what the decision was made of
+    own = ["%s/%s" % (stage.output_dir, one["path"]) for one in result.outputs]
+    own += ["%s/.%s.done" % (stage.output_dir, stage.name), "state/stage_%s.json" % stage.name]
+    signed = _Signed(run.root, list(files) + sorted(seen) + own)
+    return signed if signed.is_settled(begin) else None
+
+
+def _common_signed(run: Any, begin: Begin) -> Optional[_Signed]:
+    """Return what all stages depend on: the pipeline file, and all that the scan looks at, with the folders that it finds it in."""
+    seen: Set[str] = set()
+    paths = [run.spec.path] + program_scan.runner_files() + program_scan.runner_folders()
+    paths += file_digests.expand(run.root, "bin/**/*.py", seen)
+    for processor in dict.fromkeys(stage.processor for stage in run.spec.stages):
+        paths += [processor] + program_scan.local_modules(run.digests, processor)
+    paths += sorted(seen) + sorted(folder or "." for folder in run.digests.folders)
+    if any(stage.pass_env is not None for stage in run.spec.stages):
+        paths.append("state/env.key")
+    signed = _Signed(run.root, paths)
+    return signed if signed.is_settled(begin) else None
+
+
+def _build(run: Any, begin: Begin, new: Dict[int, _Signed], texts: Dict[int, List[str]], record: Json) -> Optional[quick_index.Index]:
+    index, old = quick_index.Index(), run.known.index if run.known is not None else None
+    if old is not None:
+        index.about, index.common, index.common_signs = old.about, old.common, old.common_signs
+        followed = [(-1, path, _sign_at(old.followed_signs, place)) for place, path in enumerate(old.followed) if old.owners[place] == -1]
+    else:
+        common = _common_signed(run, begin)
+        if common is None:
+            return None
+        index.common, index.common_signs = common.paths, _view(common.signs)
+        followed = [(-1, path, _sign_at(common.followed_signs, place)) for place, path in enumerate(common.followed)]
+        index.about = _about(run, record)
+    _Sections(run, new, texts, old, followed).put_into(index)
+    return index
+
+
+def _view(numbers: Iterable[int]) -> memoryview:
+    return memoryview(array("q", numbers))
+
+
+def _sign_at(signs: Sequence[int], place: int) -> List[int]:
+    return list(signs[path_signs.WIDTH * place:path_signs.WIDTH * (place + 1)])
+
+
+class _Sections:
+    """The sections of an index that hold something of each stage, put together from the last index and from what was signed anew."""
+
+    def __init__(self, run: Any, new: Dict[int, _Signed], new_texts: Dict[int, List[str]], old: Optional[quick_index.Index],
+                 followed: List[Tuple[int, str, List[int]]]) -> None:
+        self.run, self.new, self.new_texts, self.old, self.followed = run, new, new_texts, old, followed
+        self.paths: List[str] = []
+        self.starts, self.signs = array("q", (0,)), array("q")
+        self.covered = bytearray()
+        self.texts: Dict[str, List[bytes]] = {name: [] for name in quick_index.TEXTS}
+        self.ends = {name: array("q", (0,)) for name in quick_index.TEXTS}
+        self.kept = {} if old is None else _places_by_owner(old)
+
+    def put_into(self, index: quick_index.Index) -> None:
+        for place, result in enumerate(self.run.results):
+            if place in self.new:
+                self._add_new(place)
+            elif isinstance(result, known_stages.KnownResult):
+                self._add_kept(place)
+            else:
+                self._end_stage(0, ["", "", "", ""])
+        index.names = [stage.name for stage in self.run.spec.stages]
+        index.paths, index.starts, index.signs, index.covered = "\0".join(self.paths), memoryview(self.starts), memoryview(self.signs), bytes(self.covered)
+        index.followed = [path for _, path, _ in self.followed]
+        index.owners = _view([owner for owner, _, _ in self.followed])
+        index.followed_signs = _view([number for _, _, sign in self.followed for number in sign])
+        for name in quick_index.TEXTS:
+            setattr(index, name, memoryview(b"".join(self.texts[name])))
+            setattr(index, "ends_" + name, memoryview(self.ends[name]))
+
+    def _add_new(self, place: int) -> None:
+        signed = self.new[place]
+        self.paths += signed.paths
+        self.signs.extend(signed.signs)
+        self.followed += [(place, path, _sign_at(signed.followed_signs, number)) for number, path in enumerate(signed.followed)]
+        self._end_stage(1, self.new_texts[place])
+
+    def _add_kept(self, place: int) -> None:
+        old = self.old
+        assert old is not None
+        first, last = old.starts[place], old.starts[place + 1]
+        self.paths += old.paths_of(place)
+        self.signs.frombytes(old.signs[path_signs.WIDTH * first:path_signs.WIDTH * last].tobytes())
+        self.followed += [(place, old.followed[one], _sign_at(old.followed_signs, one)) for one in self.kept.get(place, ())]
+        self._end_stage(1, [old.text(name, place, place + 1) for name in quick_index.TEXTS], False)
+
+    def _end_stage(self, covered: int, texts: Sequence[str], is_new: bool = True) -> None:
+        self.starts.append(len(self.paths))
+        self.covered.append(covered)
+        for name, text in zip(quick_index.TEXTS, texts):
+            data = (text + (quick_index.BETWEEN[name] if is_new and covered else "")).encode("utf-8", "surrogateescape")
+            self.texts[name].append(data)
+            self.ends[name].append(self.ends[name][-1] + len(data))
+
+
+def _texts(result: StageResult, entry_of: EntryOf, metrics_entry_of: EntryOf) -> List[str]:
+    """Return what stands of a skipped stage in the index, in the order of quick_index.TEXTS."""
+    entry, line = entry_of(result), "[SKIP] %s (%s)" % (result.name, result.reason)
+    return [pretty(entry, 2), compact(entry, True), pretty(metrics_entry_of(result), 2), printable(line) + "\n"]
+
+
+def _places_by_owner(index: quick_index.Index) -> Dict[int, List[int]]:
+    places: Dict[int, List[int]] = {}
+    for place, owner in enumerate(index.owners):
+        places.setdefault(owner, []).append(place)
+    return places
+
+
+def _about(run: Any, record: Json) -> Json:
+    patterns = sorted({pattern for stage in run.spec.stages for pattern in stage.pass_env or ()})
+    isolation = dict(record, isolation=run.idle_isolation)
+    counts = {"totalStages": len(run.results), "okStages": 0, "skippedStages": len(run.results), "failedStages": 0}
+    return {
+        "pipeline": run.spec.path, "root": run.root, "passEnv": patterns, "surroundings": quick_run.surroundings(patterns, run.root),
+        "warnings": run.console.warned, "spec": _save_spec(run), "record": _fields(isolation), "metrics": _fields({**run.metrics, **counts}),
+        "scan": run.idle_isolation["scan"], "about": run.about}
+
+
+def _fields(record: Json) -> List[Any]:
+    """Return [name, value] of a record's fields in order; null for what each run fills in."""
+    return [[name, None if name in PER_RUN else value] for name, value in record.items() if name not in ("schema", "metrics", "prevRunHash", "runHash")]
+
+
+def _save_spec(run: Any) -> List[int]:
+    """Keep the checked spec beside the index; return its bytes and CRC-32."""
+    try:
+        data = marshal.dumps(known_stages.spec_to_plain(run.spec))
+        state_store.write_atomic(known_stages.spec_path(run.root, run.spec.path), data, durable=False)
+        return [len(data), zlib.crc32(data)]
+    except (OSError, ValueError):
+        return []

@@ -1,0 +1,124 @@
+"""The stages of which the index has told that they are up to date, in a run that has others to look at.
+
+Above quick_index and below the runner, which loads it only then.
+
+    Found -> KnownStages.answer(stage) -> KnownResult      the stage's result; its entry's texts stand in the index
+          -> entries()                                     entries of such and of other results, in order, as one ready text
+          -> spec                                          the checked spec, from beside the index
+"""
+from __future__ import annotations
+
+import marshal
+import os
+import zlib
+
+from model import Chunks, Offline, PipelineSpec, Retry, StageResult, StageSpec
+from primitives import Ready, compact, pretty
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, List, Optional, Sequence
+
+    from quick_index import Index
+    from quick_run import Found
+    Json = Dict[str, Any]
+
+
+class KnownResult(StageResult):
+    """The result of a stage that the index answers for: name and status are true, the rest stands at *place* in the index."""
+
+    place = -1
+
+
+class KnownStages:
+    """What the index answers in one run. A stage is looked at again at its turn once something has been run: its inputs may be new."""
+
+    def __init__(self, found: Found) -> None:
+        self.index: Index = found.index
+        self.root, self.stale = found.root, set(found.stale)
+        self.pipeline = found.pipeline
+        self.places: Dict[str, int] = {name: place for place, name in enumerate(found.index.names)}
+        self.about: Json = found.index.about
+        self.spec = self._load_spec()
+
+    def covers(self, stage: str) -> bool:
+        """Tell whether the index answers for *stage*, as far as is known by now."""
+        return self.places.get(stage, -1) not in self.stale and stage in self.places
+
+    def answer(self, stage: str, look_again: bool) -> Optional[KnownResult]:
+        """Return the result of *stage*, None if it must be looked at."""
+        place = self.places.get(stage, -1)
+        if place < 0 or place in self.stale:
+            return None
+        if look_again and (not self.index.is_unchanged(self.root, place) or os.path.isdir(os.path.join(self.root, "locks", stage + ".lock"))):
+            self.stale.add(place)
+            return None
+        result = KnownResult._make((stage, "skipped", "", 0, 0.0, 0.0, 0, 0, 0, {}, "", [], None, {}, False))
+        result.place = place
+        return result       # type: ignore[return-value, unused-ignore]
+
+    def line(self, result: KnownResult) -> str:
+        """Return the [SKIP] line of a result, with its end."""
+        return self.index.text("lines", result.place, result.place + 1)
+
+    def entries(self, results: Sequence[StageResult], entry_of: Callable[[StageResult], Json], is_metrics: bool) -> Ready:
+        """Return the entries of a run record, or of metrics, as one text; entry_of() makes those that the index has not."""
+        shown = self._joined("metrics" if is_metrics else "pretty", results, lambda result: pretty(entry_of(result), 2))
+        hashed = "" if is_metrics else self._joined("canonical", results, lambda result: compact(entry_of(result), True))
+        return Ready("[\n  %s\n ]" % shown if shown else "[]", "[%s]" % hashed)
+
+    def _joined(self, kind: str, results: Sequence[StageResult], text_of: Callable[[StageResult], str]) -> str:
+        from quick_index import BETWEEN
+        parts: List[str] = []
+        first = last = 0                # of neighbours in the index, taken in one piece
+        for result in results:
+            place = result.place if isinstance(result, KnownResult) else -1
+            if place == last and first < last:
+                last += 1
+                continue
+            if first < last:
+                parts.append(self.index.text(kind, first, last))
+            first, last = (place, place + 1) if place >= 0 else (0, 0)
+            if place < 0:
+                parts.append(text_of(result) + BETWEEN[kind])
+        if first < last:
+            parts.append(self.index.text(kind, first, last))
+        return "".join(parts)[:-len(BETWEEN[kind])]
+
+    def _load_spec(self) -> Optional[PipelineSpec]:
+        """Return the checked spec of the pipeline file, None if it is not there, whole."""
+        try:
+            with open(spec_path(self.root, self.pipeline), "rb") as file:
+                data = file.read()
+            if [len(data), zlib.crc32(data)] != self.index.about["spec"]:
+                return None
+            return spec_from_plain(marshal.loads(data))
+        except (OSError, ValueError, EOFError, TypeError, KeyError):
+            return None
+
+
+def spec_path(root: str, pipeline: str) -> str:
+    """Return where the checked spec of a pipeline file is kept."""
+    from quick_index import index_path
+    return index_path(root, pipeline) + ".spec"
+
+
+def spec_to_plain(spec: PipelineSpec) -> Any:
+    """Return a spec as plain tuples, which marshal can store."""
+    stages = tuple(tuple(stage._replace(retry=tuple(stage.retry), chunks=None if stage.chunks is None else tuple(stage.chunks))) for stage in spec.stages)
+    return tuple(spec._replace(stages=stages, offline=tuple(spec.offline)))
+
+
+def spec_from_plain(plain: Any) -> PipelineSpec:
+    """Return the spec that spec_to_plain() was given."""
+    spec = PipelineSpec._make(plain)
+    retry, chunks = StageSpec._fields.index("retry"), StageSpec._fields.index("chunks")
+    retries: Dict[Any, Retry] = {}
+    stages = []
+    for one in spec.stages:
+        fields = list(one)
+        fields[retry] = retries.get(fields[retry]) or retries.setdefault(fields[retry], Retry._make(fields[retry]))
+        if fields[chunks] is not None:
+            fields[chunks] = Chunks._make(fields[chunks])
+        stages.append(StageSpec._make(fields))
+    return spec._replace(stages=tuple(stages), offline=Offline._make(spec.offline))

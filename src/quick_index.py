@@ -1,0 +1,169 @@
+"""The index: what a skip of each stage depends on, and what a run in which nothing changed has to write. A cache only.
+
+Above path_signs and below the runner. One file for each pipeline file, state/index_<its name>; index_writer makes it.
+
+    first line       kind and format, CRC-32 of all that follows, bytes of each section
+    about            JSON: what must be as it was (interpreter, start of the machine, user, ...), and the records' fields
+    common           paths that all stages depend on: the pipeline file, the runner, bin/, processors, their modules, folders
+    paths, starts    paths of each stage below the root: inputs, watched files, folders that a glob looks into, outputs, marker, stage record
+    followed         paths that are links, looked at through the link, each with its stage (-1: all stages)
+    covered          a byte for each stage: 1 if its skip can be told from its paths
+    pretty canonical metrics lines     each stage's entry in run record (as stored, as hashed) and metrics, and its [SKIP] line
+
+Lost, damaged, of another format or of another start of the machine, it is ignored, and made anew by the next run that skips.
+"""
+from __future__ import annotations
+
+import os
+import zlib
+
+import path_signs
+from primitives import compact, loads
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, List, Optional
+    Json = Dict[str, Any]
+
+KIND = b"pipeline-index"
+FORMAT = 1
+TEXTS = ("pretty", "canonical", "metrics", "lines")
+LISTS = ("names", "common", "followed")
+NUMBERS = ("common_signs", "starts", "signs", "owners", "followed_signs") + tuple("ends_" + name for name in TEXTS)
+SECTIONS = ("about", "covered", "paths") + LISTS + NUMBERS + TEXTS
+BETWEEN = {"pretty": ",\n  ", "canonical": ",", "metrics": ",\n  ", "lines": ""}    # of two entries' texts
+
+
+def index_path(root: str, pipeline: str) -> str:
+    """Return where the index of the pipeline file at *pipeline* stands."""
+    return os.path.join(root, "state", "index_%s" % os.path.basename(pipeline))
+
+
+class Index:
+    """One index in memory: lists of paths and names; numbers and texts are views of the bytes that were read."""
+
+    _split: Optional[List[str]] = None
+    about: Json
+    covered: bytes
+    names: List[str]
+    common: List[str]
+    paths: str                  # joined by zero bytes
+    followed: List[str]
+    common_signs: memoryview
+    starts: memoryview
+    signs: memoryview
+    owners: memoryview
+    followed_signs: memoryview
+    ends_pretty: memoryview
+    ends_canonical: memoryview
+    ends_metrics: memoryview
+    ends_lines: memoryview
+    pretty: bytes
+    canonical: bytes
+    metrics: bytes
+    lines: bytes
+
+    def text(self, kind: str, first: int, last: int) -> str:
+        """Return the texts of kind *kind* of the stages first ... last-1, as they stand between their neighbours."""
+        ends = getattr(self, "ends_" + kind)
+        return str(getattr(self, kind)[ends[first]:ends[last]], "utf-8", "surrogateescape")
+
+    def changed_stages(self, root: str) -> Optional[List[int]]:
+        """Return which stages cannot be told to be up to date, sorted; None if what all depend on has changed."""
+        if path_signs.changed([os.path.join(root, path) for path in self.common], self.common_signs):
+            return None
+        found = {place for place, is_covered in enumerate(self.covered) if not is_covered} if 0 in self.covered else set()
+        behind = path_signs.changed([os.path.join(root, path) for path in self.followed], self.followed_signs, look=os.stat)
+        owners = {self.owners[place] for place in behind}
+        if -1 in owners:
+            return None
+        found |= owners
+        for place in path_signs.changed_shared(self.below(root), self.signs):
+            found.add(self.stage_at(place))
+        return sorted(found)
+
+    def below(self, root: str) -> List[str]:
+        """Return the stages' paths below *root*, absolute."""
+        prefix = os.path.join(root, "")
+        return (prefix + self.paths.replace("\0", "\0" + prefix)).split("\0") if self.paths else []
+
+    def paths_of(self, stage: int) -> List[str]:
+        """Return the paths of one stage, relative to the root."""
+        if self._split is None:
+            self._split = self.paths.split("\0")
+        return self._split[self.starts[stage]:self.starts[stage + 1]]
+
+    def stage_at(self, place: int) -> int:
+        """Return the stage whose path stands at *place* of all paths."""
+        low, high = 0, len(self.starts) - 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.starts[middle] <= place else (low, middle)
+        return low
+
+    def is_unchanged(self, root: str, stage: int) -> bool:
+        """Look at one stage's paths again."""
+        first, last = self.starts[stage], self.starts[stage + 1]
+        paths = [os.path.join(root, path) for path in self.paths_of(stage)]
+        if path_signs.changed(paths, self.signs[path_signs.WIDTH * first:path_signs.WIDTH * last]):
+            return False
+        behind = [place for place, owner in enumerate(self.owners) if owner == stage]
+        return not any(path_signs.changed([os.path.join(root, self.followed[place])],
+                                          self.followed_signs[path_signs.WIDTH * place:path_signs.WIDTH * (place + 1)], look=os.stat) for place in behind)
+
+
+def to_bytes(index: Index) -> bytes:
+    """Return an index as it is stored."""
+    parts = [compact(index.about).encode("utf-8", "surrogateescape"), index.covered, index.paths.encode("utf-8", "surrogateescape")]
+    parts += ["\0".join(getattr(index, name)).encode("utf-8", "surrogateescape") for name in LISTS]
+    parts += [getattr(index, name).tobytes() for name in NUMBERS]
+    parts += [getattr(index, name) for name in TEXTS]
+    body = b"".join(parts)
+    return b"%s %d %d %s\n" % (KIND, FORMAT, zlib.crc32(body), b" ".join(b"%d" % len(part) for part in parts)) + body
+
+
+def load(path: str) -> Optional[Index]:
+    """Return the index stored at *path*, None if there is none that is whole and of this format."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            data = file.read()
+        return from_bytes(data)
+    except (OSError, ValueError, TypeError, AttributeError, IndexError):
+        return None
+
+
+def from_bytes(data: bytes) -> Optional[Index]:
+    """Return the index that *data* holds, None if it is damaged or of another format. Raises: ValueError for some damage."""
+    end = data.index(b"\n")
+    kind, form, check, *lengths = data[:end].split(b" ")
+    sizes = [int(one) for one in lengths]
+    if kind != KIND or int(form) != FORMAT or len(sizes) != len(SECTIONS) or min(sizes) < 0 or end + 1 + sum(sizes) != len(data):
+        return None
+    view = memoryview(data)
+    if zlib.crc32(view[end + 1:]) != int(check):
+        return None
+    index, start = Index(), end + 1
+    for name, size in zip(SECTIONS, sizes):
+        part = view[start:start + size]
+        start += size
+        if name in LISTS:
+            setattr(index, name, str(part, "utf-8", "surrogateescape").split("\0") if size else [])
+        elif name in NUMBERS:
+            setattr(index, name, part.cast("q"))
+        elif name in TEXTS:
+            setattr(index, name, part)
+        elif name == "covered":
+            index.covered = bytes(part)
+        else:
+            setattr(index, name, loads(str(part, "utf-8", "surrogateescape")) if name == "about" else str(part, "utf-8", "surrogateescape"))
+    return index if _is_consistent(index) else None
+
+
+def _is_consistent(index: Index) -> bool:
+    """Tell whether the sections belong together; by then damage is ruled out, a fault of ours may be not."""
+    stages = len(index.names)
+    width = path_signs.WIDTH
+    return (len(index.covered) == stages and len(index.starts) == stages + 1 and len(index.signs) == width * index.starts[stages]
+            and index.starts[0] == 0 and index.starts[stages] == (index.paths.count("\0") + 1 if index.paths else 0) and len(index.common_signs) == width * len(index.common)
+            and len(index.owners) == len(index.followed) and len(index.followed_signs) == width * len(index.followed)
+            and all(len(getattr(index, "ends_" + name)) == stages + 1 for name in TEXTS) and isinstance(index.about, dict))

@@ -1,0 +1,310 @@
+"""The index: a run in which nothing changed writes the same by the short way as by the long one, and is never wrong."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, RUNNER
+
+import file_digests
+import path_signs
+import primitives
+import quick_index
+import quick_run
+
+def age(project):
+    """Wait out the time within which two writes may carry one time stamp: the index believes nothing that is not older than its run."""
+    time.sleep(3 * file_digests.FRESH_NS / 1e9)
+
+
+def build(project, *stages, own_runner=False, **top):
+    """Make a project whose index is there; return it."""
+    project.write("data/a.txt", "one\n")
+    project.write("data/b.txt", "two\n")
+    project.write("src_here/keep.txt", "")
+    if own_runner:
+        shutil.copytree(ROOT / "src", project.path("runner"), ignore=shutil.ignore_patterns("__pycache__"))
+    project.write("bin/helper.py", "WORD = 'x'\n")
+    project.processor("work", "import helper\n[open(os.path.join(out, os.path.basename(one)), 'w').write(open(one).read() + helper.WORD) for one in inputs]\n")
+    project.spec(*(stages or ({"processor": "bin/work.py", "inputs": ["data/*.txt"], "watch": ["src_here/keep.txt"], "passEnv": ["MINE_*"]},
+                              {"processor": "bin/work.py", "inputs": ["data/s1/a.txt"]})), **top)
+    run(project, "made")
+    age(project)
+    run(project, "indexed")
+    assert project.exists("state/index_pipeline.json")
+    return project
+
+
+def runner_of(root):
+    own = root / "runner" / "pipeline_runner.py"
+    return str(own if own.exists() else RUNNER)
+
+
+def run(project, run_id, *more, env=None):
+    argv = [sys.executable, runner_of(project.root), "--pipeline", str(project.path("pipeline.json")), "--run-id", run_id, *more]
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120, env=project.environment(**(env or {})))
+    assert b"Traceback" not in done.stderr, done
+    return done.returncode, done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
+
+
+def found(project):
+    """What the index says now: None, or the names of stages that must be looked at."""
+    root, pipeline = str(project.root), str(project.path("pipeline.json"))
+    answer = quick_run.look(pipeline, root)
+    return None if answer is None else sorted(answer.index.names[place] for place in answer.stale)
+
+
+# --- the same records
+
+TIMES = {"startedAt", "endedAt", "durationMs", "timestamp", "durationSec", "runId", "prevRunHash", "runHash", "metrics", "at", "seq", "prevHash", "hash", "lastRunHash"}
+
+
+def without_times(record):
+    return [(name, value) for name, value in record.items() if name not in TIMES]
+
+
+def test_both_ways_write_the_same(project):
+    build(project)
+    assert found(project) == []
+    short = run(project, "short-way")
+    long = run(project, "long-way", env={"PIPELINE_INDEX": "off"})
+    assert short[0] == long[0] == 0 and short[2] == long[2]
+    assert [line.split(" head ")[0].split(" in ")[0].replace("short", "long") for line in short[1].splitlines()] == [
+        line.split(" head ")[0].split(" in ")[0] for line in long[1].splitlines()]
+    one, other = project.json("state/run_short-way.json"), project.json("state/run_long-way.json")
+    assert list(one) == list(other) and without_times(one) == without_times(other)
+    one, other = project.json("state/metrics_short-way.json"), project.json("state/metrics_long-way.json")
+    assert list(one) == list(other) and without_times(one) == without_times(other)
+    for name in ("run_short-way.json", "metrics_short-way.json"):       # the text, too, is that of the one writer of records
+        record = project.json("state/" + name)
+        assert project.read("state/" + name) == json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    ledger = [json.loads(line) for line in project.read("state/ledger.jsonl").splitlines()]
+    assert without_times(ledger[-1]) == without_times(ledger[-2]) and ledger[-1]["prevHash"] == ledger[-2]["hash"]
+    assert run_command(project, "verify", "--outputs")[0] == 0
+
+
+def run_command(project, *words):
+    argv = [sys.executable, runner_of(project.root), *words, "--pipeline", str(project.path("pipeline.json"))]
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
+    return done.returncode, done.stdout.decode("utf-8")
+
+
+def test_the_short_way_is_taken_and_loads_little(project):
+    build(project)
+    code = ("import sys; sys.argv = sys.argv[1:]; sys.path.insert(0, %r); import quick_run; code = quick_run.attempt(sys.argv); "
+            "print('ended', code, *sorted(sys.modules))" % str(ROOT / "src"))
+    argv = [sys.executable, "-S", "-c", code, "--pipeline", str(project.path("pipeline.json"))]
+    out = subprocess.run(argv, stdout=subprocess.PIPE, check=True, timeout=60).stdout.decode("utf-8")
+    ended, code, *loaded = out.splitlines()[-1].split()
+    assert (ended, code) == ("ended", "0") and not {"json", "model", "spec_checks", "stage_keys", "import_scan", "hashlib"} & set(loaded)
+
+
+def test_the_same_run_id_again_is_another_invocation(project):
+    build(project)
+    for number in (2, 3):
+        assert run(project, "indexed")[0] == 0
+        assert project.json("state/run_indexed.json")["invocation"] == number and project.exists("state/run_indexed.%d.json" % (number - 1))
+    assert run_command(project, "verify")[0] == 0
+
+
+# --- a skip is never wrong: all that the decision looks at
+
+def rewrite_in_place(path, text):
+    """Another content of the same size, under the same modification time: only the change time tells."""
+    before = path.stat()
+    with open(path, "r+", encoding="utf-8") as file:
+        file.write(text)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+CHANGES = {
+    "touch an input": lambda p: os.utime(p.path("data/a.txt")),
+    "modify an input": lambda p: p.write("data/a.txt", "other\n"),
+    "same size, same time": lambda p: rewrite_in_place(p.path("data/a.txt"), "ONE\n"),
+    "replace an input": lambda p: (p.write("data/new.tmp", "1ne\n"), os.replace(p.path("data/new.tmp"), p.path("data/a.txt"))),
+    "remove an input": lambda p: p.path("data/b.txt").unlink(),
+    "a file that the glob matches": lambda p: p.write("data/c.txt", "three\n"),
+    "an input becomes a link": lambda p: (p.path("data/a.txt").rename(p.path("kept")), p.path("data/a.txt").symlink_to(p.path("kept"))),
+    "watched": lambda p: p.write("src_here/keep.txt", "now"),
+    "remove an output": lambda p: p.path("data/s1/a.txt").unlink(),
+    "edit an output": lambda p: rewrite_in_place(p.path("data/s1/b.txt"), "TWO"),
+    "remove the marker": lambda p: p.path("data/s1/.s1.done").unlink(),
+    "edit the marker": lambda p: p.write("data/s2/.s2.done", "{}"),
+    "edit the stage record": lambda p: p.write("state/stage_s1.json", p.read("state/stage_s1.json").replace('"lastStatus": "ok"', '"lastStatus": "failed"')),
+    "remove the stage record": lambda p: p.path("state/stage_s2.json").unlink(),
+    "the spec": lambda p: p.write("pipeline.json", p.read("pipeline.json") + "\n"),
+    "another spec": lambda p: p.write("pipeline.json", p.read("pipeline.json").replace('"name": "test"', '"name": "tess"')),
+    "touch the processor": lambda p: os.utime(p.path("bin/work.py")),
+    "edit the processor": lambda p: p.write("bin/work.py", p.read("bin/work.py") + "# more\n"),
+    "edit a module": lambda p: p.write("bin/helper.py", "WORD = 'y'\n"),
+    "a module that shadows an import": lambda p: p.write("bin/json.py", "import sys\nfrom os import *\nload = dumps = loads = lambda *a, **k: []\n"),
+    "a program for the scan": lambda p: p.write("bin/deep/more.py", "import os\n"),
+    "a program that the scan refuses": lambda p: p.write("bin/more.py", "import " + "soc" + "ket\n"),
+    "the runner": lambda p: p.write("runner/reasons.py", p.read("runner/reasons.py") + "# more\n"),
+    "a module more of the runner": lambda p: p.write("runner/more.py", '"""More."""\n'),
+    "a lock folder": lambda p: p.path("locks/s1.lock").mkdir(),
+}
+
+
+@pytest.mark.parametrize("name", list(CHANGES))
+def test_whatever_changes_is_decided_as_by_the_long_way(project, name):
+    build(project, own_runner="runner" in name)
+    CHANGES[name](project)
+    assert "runner" in name or found(project) != []
+    copy = shutil.copytree(project.root, project.root.parent / "copy", symlinks=True)
+    code, out, err = run(project, "after-change")
+    decisions = [line for line in out.splitlines() if line.startswith(("[SKIP]", "[START]", "[FAIL]"))]
+    argv = [sys.executable, runner_of(copy), "--pipeline", str(copy / "pipeline.json"), "--run-id", "after-change"]
+    env = project.environment(PIPELINE_INDEX="off")
+    long = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120, env=env)
+    other = [line for line in long.stdout.decode("utf-8").splitlines() if line.startswith(("[SKIP]", "[START]", "[FAIL]"))]
+    assert (code, decisions) == (long.returncode, other), (out, err, long)
+
+
+def test_another_surrounding_is_not_believed(project, monkeypatch):
+    build(project)
+    import environment
+    import stage_locks
+    import state_store
+    assert found(project) == []
+    for target, name, value in ((state_store, "boot_id", "another"), (environment, "user_name", "somebody"), (stage_locks, "host_name", "elsewhere")):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, lambda value=value: value)
+            assert found(project) is None, name
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "version", "3.99")
+        assert found(project) is None
+    with monkeypatch.context() as patch:
+        patch.setenv("MINE_NEW", "1")
+        assert found(project) is None
+    assert found(project) == []
+    code, out, _ = run(project, "with-variable", env={"MINE_NEW": "1"})
+    assert code == 0 and "[START] s1" in out and "[SKIP] s2" in out
+
+
+def test_a_damaged_index_is_ignored(project):
+    build(project)
+    path = project.path("state/index_pipeline.json")
+    whole = path.read_bytes()
+    assert quick_index.from_bytes(whole) is not None
+    for place in list(range(0, 200)) + list(range(200, len(whole), 37)):
+        broken = bytearray(whole)
+        broken[place] ^= 0x10
+        path.write_bytes(broken)
+        assert quick_index.load(str(path)) is None, place
+    for size in (0, 1, 20, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        assert quick_index.load(str(path)) is None, size
+    path.write_bytes(whole + b"x")
+    assert quick_index.load(str(path)) is None
+    code, out, err = run(project, "rebuilt-1")
+    assert code == 0 and out.count("[SKIP]") == 2 and err == ""
+    assert found(project) == []
+
+
+def test_only_what_changed_is_looked_at_and_what_follows_from_it(project):
+    build(project, *[{"name": "f%d" % n, "processor": "bin/work.py", "inputs": ["data/%s.txt" % name], "outputDir": "data/f%d" % n} for n, name in enumerate("abab")],
+          {"name": "last", "processor": "bin/work.py", "inputs": ["data/f1/*.txt"]})
+    project.write("data/b.txt", "changed\n")
+    assert found(project) == ["f1", "f3"]
+    code, out, _ = run(project, "partly")
+    kinds = [line.split()[0] + line.split()[1] for line in out.splitlines() if line.startswith(("[SKIP]", "[DONE]"))]
+    assert code == 0 and kinds == ["[SKIP]f0", "[DONE]f1", "[SKIP]f2", "[DONE]f3", "[DONE]last"]
+    record = project.json("state/run_partly.json")
+    assert [one["status"] for one in record["stages"]] == ["skipped", "ok", "skipped", "ok", "ok"]
+    assert project.read("state/run_partly.json") == json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    assert run_command(project, "verify", "--outputs")[0] == 0
+    age(project)
+    run(project, "indexed-again")
+    assert found(project) == []
+    record, before = project.json("state/run_indexed-again.json"), project.json("state/run_indexed.json")
+    assert [one["stage"] for one in record["stages"]] == [one["stage"] for one in before["stages"]]
+    run(project, "last-one")
+    assert run_command(project, "verify", "--outputs")[0] == 0
+
+
+@pytest.mark.parametrize("options", [["--force", "s1"], ["--only", "s1"], ["--rehash"], ["--verbose"], ["--set", "x=1"], ["plan"], ["--run-id", "con"], ["--run-id", "-x"],
+                                     ["--jobs", "0"], ["--run-id", "a", "--run-id", "b"], ["--pipeline"], ["--key", "k"], ["--run-id="]])
+def test_other_command_lines_go_the_long_way(options):
+    assert quick_run.plain_options(options) is None
+
+
+def test_plain_command_lines():
+    assert quick_run.plain_options([]) == {"--pipeline": "pipeline.json"}
+    assert quick_run.plain_options(["--pipeline=p", "--run-id", "demo1", "--root", "r", "--jobs", "2"]) == {
+        "--pipeline": "p", "--run-id": "demo1", "--root": "r", "--jobs": "2"}
+
+
+# --- signs
+
+def test_signs_tell_what_changed(tmp_path):
+    paths = [str(tmp_path / name) for name in ("a", "b", "absent")]
+    for path in paths[:2]:
+        with open(path, "w") as file:
+            file.write("x")
+    signs = path_signs.sign(paths)
+    assert path_signs.changed(paths, signs) == []
+    os.utime(paths[1])
+    with open(paths[2], "w"):
+        pass
+    assert path_signs.changed(paths, signs) == [1, 2] and path_signs.changed(paths, signs, 2) == [2]
+    os.unlink(paths[0])
+    assert path_signs.changed(paths, signs) == [0, 1, 2]
+
+
+def test_two_processes_see_what_one_sees(tmp_path, monkeypatch):
+    paths = []
+    for number in range(40):
+        paths.append(str(tmp_path / str(number)))
+        with open(paths[-1], "w"):
+            pass
+    signs = path_signs.sign(paths)
+    for number in (3, 25, 39):
+        os.unlink(paths[number])
+    monkeypatch.setattr(path_signs, "SHARE_FROM", 2)
+    assert path_signs.changed_shared(paths, signs) == [3, 25, 39]
+
+
+def test_what_a_glob_depends_on(tmp_path):
+    for name in ("a/x", "a/y"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "a/x/f.txt").write_text("")
+    (tmp_path / "a/link").symlink_to("nowhere")
+    seen = set()
+    assert file_digests.expand(str(tmp_path), "a/*/f.txt", seen) == ["a/x/f.txt"]
+    assert seen == {"a", "a/y/f.txt", "a/link"}
+    seen = set()
+    assert file_digests.expand(str(tmp_path), "a/**", seen) == ["a/link", "a/x/f.txt"] or seen >= {"a", "a/x", "a/y"}
+    assert seen >= {"a", "a/x", "a/y", "a/link"}
+    seen = set()
+    assert file_digests.expand(str(tmp_path), "none.txt", seen) == [] and seen == {"none.txt"}
+    assert file_digests.expand(str(tmp_path), "none/*.txt", seen) == [] and "none" in seen
+
+
+# --- JSON without the package
+
+@pytest.mark.parametrize("value", [{}, [], None, 1.5, "x", {"a": [1, {"b": None, "ü\n\"": [True, [], {}]}]}, {"1": {"2": [[]]}}, (1, (2,))])
+def test_json_is_that_of_the_package(value):
+    assert primitives.pretty(value) == json.dumps(value, indent=1, ensure_ascii=False)
+    assert primitives.compact(value, True) == json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert primitives.loads(json.dumps(value)) == json.loads(json.dumps(value))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1,]", "1 2", "nul", "\ufeff1", '"\n"', "{} x"])
+def test_bad_json_is_refused(text):
+    with pytest.raises(ValueError):
+        primitives.loads(text)
+
+
+def test_ready_arrays_have_the_text_of_their_entries():
+    entries = [{"a": 1}, {"b": [2]}]
+    ready = primitives.ready_array([primitives.pretty(one, 2) for one in entries], [primitives.compact(one, True) for one in entries])
+    for stages in (ready, entries):
+        record = {"x": 1, "stages": stages, "b": 2}
+        assert primitives.pretty(record) == json.dumps({"x": 1, "stages": entries, "b": 2}, indent=1)
+        assert primitives.compact(record, True) == json.dumps({"x": 1, "stages": entries, "b": 2}, sort_keys=True, separators=(",", ":"))
