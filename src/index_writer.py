@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
     from model import PipelineSpec, StageResult, StageSpec
+    from primitives import Piece
     Json = Dict[str, Any]
     EntryOf = Callable[[StageResult], Json]
 
@@ -139,7 +140,7 @@ def _common_signed(run: Any, begin: Begin) -> Optional[_Signed]:
     return signed if signed.is_settled(begin) else None
 
 
-def _build(run: Any, begin: Begin, new: Dict[int, _Signed], texts: Dict[int, List[str]], record: Json) -> Optional[quick_index.Index]:
+def _build(run: Any, begin: Begin, new: Dict[int, _Signed], texts: Dict[int, List[Piece]], record: Json) -> Optional[quick_index.Index]:
     index, old = quick_index.Index(), run.known.index if run.known is not None else None
     if old is not None:
         index.about, index.common, index.common_signs = old.about, old.common, old.common_signs
@@ -166,13 +167,13 @@ def _sign_at(signs: Sequence[int], place: int) -> List[int]:
 class _Sections:
     """The sections of an index that hold something of each stage, put together from the last index and from what was signed anew."""
 
-    def __init__(self, run: Any, new: Dict[int, _Signed], new_texts: Dict[int, List[str]], old: Optional[quick_index.Index],
+    def __init__(self, run: Any, new: Dict[int, _Signed], new_texts: Dict[int, List[Piece]], old: Optional[quick_index.Index],
                  followed: List[Tuple[int, str, List[int]]]) -> None:
         self.run, self.new, self.new_texts, self.old, self.followed = run, new, new_texts, old, followed
         self.paths: List[str] = []
         self.starts, self.signs = array("q", (0,)), array("q")
         self.covered = bytearray()
-        self.texts: Dict[str, List[bytes]] = {name: [] for name in quick_index.TEXTS}
+        self.texts: Dict[str, List[Piece]] = {name: [] for name in quick_index.TEXTS}
         self.ends = {name: array("q", (0,)) for name in quick_index.TEXTS}
         self.kept = {} if old is None else _places_by_owner(old)
 
@@ -183,7 +184,7 @@ class _Sections:
             elif isinstance(result, known_stages.KnownResult):
                 self._add_kept(place)
             else:
-                self._end_stage(0, ["", "", "", ""])
+                self._end_stage(0, (b"",) * len(quick_index.TEXTS))
         index.names = [stage.name for stage in self.run.spec.stages]
         index.paths, index.starts, index.signs, index.covered = "\0".join(self.paths), memoryview(self.starts), memoryview(self.signs), bytes(self.covered)
         index.followed = [path for _, path, _ in self.followed]
@@ -207,21 +208,21 @@ class _Sections:
         self.paths += old.paths_of(place)
         self.signs.frombytes(old.signs[path_signs.WIDTH * first:path_signs.WIDTH * last].tobytes())
         self.followed += [(place, old.followed[one], _sign_at(old.followed_signs, one)) for one in self.kept.get(place, ())]
-        self._end_stage(1, [old.text(name, place, place + 1) for name in quick_index.TEXTS], False)
+        self._end_stage(1, [old.piece(name, place, place + 1) for name in quick_index.TEXTS])
 
-    def _end_stage(self, covered: int, texts: Sequence[str], is_new: bool = True) -> None:
+    def _end_stage(self, covered: int, texts: Sequence[Piece]) -> None:
         self.starts.append(len(self.paths))
         self.covered.append(covered)
-        for name, text in zip(quick_index.TEXTS, texts):
-            data = (text + (quick_index.BETWEEN[name] if is_new and covered else "")).encode("utf-8", "surrogateescape")
+        for name, data in zip(quick_index.TEXTS, texts):
             self.texts[name].append(data)
             self.ends[name].append(self.ends[name][-1] + len(data))
 
 
-def _texts(result: StageResult, entry_of: EntryOf, metrics_entry_of: EntryOf) -> List[str]:
+def _texts(result: StageResult, entry_of: EntryOf, metrics_entry_of: EntryOf) -> List[Piece]:
     """Return what stands of a skipped stage in the index, in the order of quick_index.TEXTS."""
     entry, line = entry_of(result), "[SKIP] %s (%s)" % (result.name, result.reason)
-    return [pretty(entry, 2), compact(entry, True), pretty(metrics_entry_of(result), 2), printable(line) + "\n"]
+    texts = pretty(entry, 2), compact(entry, True), pretty(metrics_entry_of(result), 2), printable(line) + "\n"
+    return [text.encode("utf-8", "surrogateescape") + quick_index.BETWEEN[name] for name, text in zip(quick_index.TEXTS, texts)]
 
 
 def _places_by_owner(index: quick_index.Index) -> Dict[int, List[int]]:

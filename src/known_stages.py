@@ -13,12 +13,13 @@ import os
 import zlib
 
 from model import Chunks, Offline, PipelineSpec, Retry, StageResult, StageSpec
-from primitives import Ready, compact, pretty
+from primitives import compact, pretty, ready_array
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, Optional, Sequence
 
+    from primitives import Ready
     from quick_index import Index
     from quick_run import Found
     Json = Dict[str, Any]
@@ -59,17 +60,16 @@ class KnownStages:
 
     def line(self, result: KnownResult) -> str:
         """Return the [SKIP] line of a result, with its end."""
-        return self.index.text("lines", result.place, result.place + 1)
+        return self.index.lines_of(result.place, result.place + 1)
 
     def entries(self, results: Sequence[StageResult], entry_of: Callable[[StageResult], Json], is_metrics: bool) -> Ready:
         """Return the entries of a run record, or of metrics, as one text; entry_of() makes those that the index has not."""
-        shown = self._joined("metrics" if is_metrics else "pretty", results, lambda result: pretty(entry_of(result), 2))
-        hashed = "" if is_metrics else self._joined("canonical", results, lambda result: compact(entry_of(result), True))
-        return Ready("[\n  %s\n ]" % shown if shown else "[]", "[%s]" % hashed)
+        shown = self._pieces("metrics" if is_metrics else "pretty", results, lambda result: pretty(entry_of(result), 2))
+        return ready_array(shown, () if is_metrics else self._pieces("canonical", results, lambda result: compact(entry_of(result), True)))
 
-    def _joined(self, kind: str, results: Sequence[StageResult], text_of: Callable[[StageResult], str]) -> str:
+    def _pieces(self, kind: str, results: Sequence[StageResult], text_of: Callable[[StageResult], str]) -> List[Any]:
         from quick_index import BETWEEN
-        parts: List[str] = []
+        pieces: List[Any] = []
         first = last = 0                # of neighbours in the index, taken in one piece
         for result in results:
             place = result.place if isinstance(result, KnownResult) else -1
@@ -77,13 +77,13 @@ class KnownStages:
                 last += 1
                 continue
             if first < last:
-                parts.append(self.index.text(kind, first, last))
+                pieces.append(self.index.piece(kind, first, last))
             first, last = (place, place + 1) if place >= 0 else (0, 0)
             if place < 0:
-                parts.append(text_of(result) + BETWEEN[kind])
+                pieces.append(text_of(result).encode("utf-8") + BETWEEN[kind])
         if first < last:
-            parts.append(self.index.text(kind, first, last))
-        return "".join(parts)[:-len(BETWEEN[kind])]
+            pieces.append(self.index.piece(kind, first, last))
+        return pieces
 
     def _load_spec(self) -> Optional[PipelineSpec]:
         """Return the checked spec of the pipeline file, None if it is not there, whole."""

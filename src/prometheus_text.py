@@ -90,16 +90,15 @@ def text(record: Json, metrics: Json, earlier: str = "", stages: Optional[Any] =
     return "\n".join(lines) + "\n"
 
 
-def refresh(store: Any, record: Json, metrics: Json, stages: int) -> bool:
-    """Bring the file up to date after a run that skipped all of its *stages* stages, if the run before it did the same.
+def refresh(store: Any, record: Json, metrics: Json, stages: List[str]) -> bool:
+    """Bring the file up to date after a run that skipped all its *stages*, if the run before it did the same.
 
-    Only times differ then, so nothing is put together anew: for pipelines of very many stages. The caller knows that the
-    stages are those of the run before, and holds the ledger's lock. False: the file tells of another run, call emit().
-    metrics needs no stages. Raises nothing.
+    Only times differ then, so nothing is put together anew: for pipelines of very many stages. The caller knows that
+    inputs, outputs and counts are those of the last run of each stage, and holds the ledger's lock. False: the file
+    tells of another run, call emit(). metrics needs no stages. Raises nothing.
     """
     try:
-        earlier = _read(store.path(NAME))
-        data = refreshed(earlier, record, metrics, stages).encode("utf-8")
+        data = refreshed(_read(store.path(NAME)), record, metrics, stages).encode("utf-8")
         if data:
             state_store.write_atomic(store.path(NAME), data, durable=False)
         return bool(data)
@@ -107,8 +106,8 @@ def refresh(store: Any, record: Json, metrics: Json, stages: int) -> bool:
         return False
 
 
-def refreshed(earlier: str, record: Json, metrics: Json, stages: int) -> str:
-    """Return the file's new content after such a run, "" if *earlier* does not tell of one. Pure."""
+def refreshed(earlier: str, record: Json, metrics: Json, stages: List[str]) -> str:
+    """Return the file's new content after such a run, "" if *earlier* does not tell of one of the same stages. Pure."""
     pipeline = 'pipeline="%s"' % escaped(record["pipeline"])
     ends, start = {}, "{%s} " % pipeline
     for family in (PIPELINE_SUCCESS, RUN_START, RUN_END, RUN_DURATION):
@@ -117,10 +116,13 @@ def refreshed(earlier: str, record: Json, metrics: Json, stages: int) -> str:
             return ""
         place += 1 + len(family) + len(start)
         ends[family] = earlier[place:earlier.index("\n", place)]
-    told = ['\npipeline_run_stages{%s,status="skipped"} %d\n' % (pipeline, stages), "\n%s\n" % _info(pipeline, record),
+    told = ['\npipeline_run_stages{%s,status="skipped"} %d\n' % (pipeline, len(stages)), "\n%s\n" % _info(pipeline, record),
             '\npipeline_run_state{%s,state="completed"} 1\n' % pipeline]
     told += ['\npipeline_run_stages{%s,status="%s"} 0\n' % (pipeline, status) for status in ("ok", "failed", "interrupted", "notRun")]
-    if record["state"] != "completed" or ends[PIPELINE_SUCCESS] != ends[RUN_END] or not all(line in earlier for line in told):
+    # A stage that is no more, or another pipeline that ended in the same millisecond, would be counted here.
+    is_same = earlier.count(" %s\n" % ends[RUN_END]) == len(stages) + 2 + (ends[RUN_START] == ends[RUN_END])
+    if (not stages or not is_same or record["state"] != "completed" or ends[PIPELINE_SUCCESS] != ends[RUN_END]
+            or not all(line in earlier for line in told) or _skipped_lines(pipeline, stages) not in earlier):
         return ""
     ended = epoch_text(metrics["timestamp"])
     text = earlier.replace(" %s\n" % ends[RUN_END], " %s\n" % ended)      # the end, and each success
@@ -128,6 +130,12 @@ def refreshed(earlier: str, record: Json, metrics: Json, stages: int) -> str:
         text = text.replace("\n%s%s%s\n" % (family, start, ends[family] if ends[family] != ends[RUN_END] else ended),
                             "\n%s%s%s\n" % (family, start, value), 1)
     return text
+
+
+def _skipped_lines(pipeline: str, stages: List[str]) -> str:
+    """Return the lines that say of all *stages* that they were skipped; names of stages need no escape."""
+    before, after = '\npipeline_stage_status{%s,stage="' % pipeline, '",status="skipped"} 1'
+    return before + (after + before).join(stages) + after + "\n"
 
 
 def _info(pipeline: str, record: Json) -> str:

@@ -18,7 +18,7 @@ import os
 import zlib
 
 import path_signs
-from primitives import compact, loads
+from primitives import COMPACT_END, PRETTY_END, compact, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ TEXTS = ("pretty", "canonical", "metrics", "lines")
 LISTS = ("names", "common", "followed")
 NUMBERS = ("common_signs", "starts", "signs", "owners", "followed_signs") + tuple("ends_" + name for name in TEXTS)
 SECTIONS = ("about", "covered", "paths") + LISTS + NUMBERS + TEXTS
-BETWEEN = {"pretty": ",\n  ", "canonical": ",", "metrics": ",\n  ", "lines": ""}    # of two entries' texts
+BETWEEN = {"pretty": PRETTY_END, "canonical": COMPACT_END, "metrics": PRETTY_END, "lines": b""}     # after each entry's text
 
 
 def index_path(root: str, pipeline: str) -> str:
@@ -58,15 +58,20 @@ class Index:
     ends_canonical: memoryview
     ends_metrics: memoryview
     ends_lines: memoryview
-    pretty: bytes
-    canonical: bytes
-    metrics: bytes
-    lines: bytes
+    pretty: memoryview
+    canonical: memoryview
+    metrics: memoryview
+    lines: memoryview
 
-    def text(self, kind: str, first: int, last: int) -> str:
-        """Return the texts of kind *kind* of the stages first ... last-1, as they stand between their neighbours."""
+    def piece(self, kind: str, first: int, last: int) -> memoryview:
+        """Return the texts of kind *kind* of the stages first ... last-1, each with what stands between it and the next, UTF-8."""
         ends = getattr(self, "ends_" + kind)
-        return str(getattr(self, kind)[ends[first]:ends[last]], "utf-8", "surrogateescape")
+        found: memoryview = getattr(self, kind)[ends[first]:ends[last]]
+        return found
+
+    def lines_of(self, first: int, last: int) -> str:
+        """Return the [SKIP] lines of the stages first ... last-1."""
+        return str(self.piece("lines", first, last), "utf-8", "surrogateescape")
 
     def changed_stages(self, root: str) -> Optional[List[int]]:
         """Return which stages cannot be told to be up to date, sorted; None if what all depend on has changed."""

@@ -147,7 +147,7 @@ class _Quick:
             self.ledger.prepare()
             invocation = run_ledger.next_invocation(self.ledger, self.run_id, is_known)
             self._tell_healed()
-            self.console.lines(self.index.text("lines", 0, len(self.index.names)))
+            self.console.lines(self.index.lines_of(0, len(self.index.names)))
             self.store.commit.flush()
             self._end(invocation)
         finally:
@@ -179,14 +179,13 @@ class _Quick:
 
     def _tell_monitoring(self, record: Json) -> None:
         import prometheus_text
-        prometheus_text.emit(self.store, record, self.metrics, None, None, self.console)    # the spec's stages are those of the run before
+        if not prometheus_text.refresh(self.store, record, self.metrics, self.index.names):
+            prometheus_text.emit(self.store, record, self.metrics, None, None, self.console)     # the spec's stages are those of the run before
 
     def _ready(self, pretty: str, canonical: str) -> Any:
-        from primitives import Ready
+        from primitives import ready_array
         count = len(self.index.names)
-        # Each entry brings the comma to the next one along; the last one's is cut off.
-        return Ready("[\n  %s\n ]" % self.index.text(pretty, 0, count)[:-len(",\n  ")],
-                     "[%s]" % self.index.text(canonical, 0, count)[:-1] if canonical else "")
+        return ready_array([self.index.piece(pretty, 0, count)], [self.index.piece(canonical, 0, count)] if canonical else ())
 
     @staticmethod
     def _with(fields: Sequence[Any], known: Json) -> Json:

@@ -303,8 +303,9 @@ def test_bad_json_is_refused(text):
 
 def test_ready_arrays_have_the_text_of_their_entries():
     entries = [{"a": 1}, {"b": [2]}]
-    ready = primitives.ready_array([primitives.pretty(one, 2) for one in entries], [primitives.compact(one, True) for one in entries])
+    ready = primitives.ready_array([(primitives.pretty(one, 2) + ",\n  ").encode() for one in entries], [(primitives.compact(one, True) + ",").encode() for one in entries])
+    assert list(ready) == entries and list(primitives.ready_array([])) == []
     for stages in (ready, entries):
-        record = {"x": 1, "stages": stages, "b": 2}
-        assert primitives.pretty(record) == json.dumps({"x": 1, "stages": entries, "b": 2}, indent=1)
-        assert primitives.compact(record, True) == json.dumps({"x": 1, "stages": entries, "b": 2}, sort_keys=True, separators=(",", ":"))
+        record, plain = {"x": "\0", "stages": stages, "b": 2}, {"x": "\0", "stages": entries, "b": 2}
+        assert primitives.pretty_bytes(record) == json.dumps(plain, indent=1).encode() + b"\n"
+        assert primitives.canonical_bytes(record) == json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
