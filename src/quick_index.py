@@ -22,7 +22,7 @@ from primitives import COMPACT_END, PRETTY_END, compact, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional
+    from typing import Any, Callable, Dict, List, Optional
     Json = Dict[str, Any]
 
 KIND = b"pipeline-index"
@@ -73,8 +73,11 @@ class Index:
         """Return the [SKIP] lines of the stages first ... last-1."""
         return str(self.piece("lines", first, last), "utf-8", "surrogateescape")
 
-    def changed_stages(self, root: str) -> Optional[List[int]]:
-        """Return which stages cannot be told to be up to date, sorted; None if what all depend on has changed."""
+    def changed_stages(self, root: str, meanwhile: Callable[[], Any] = lambda: None) -> Optional[List[int]]:
+        """Return which stages cannot be told to be up to date, sorted; None if what all depend on has changed.
+
+        meanwhile: see path_signs.changed_shared().
+        """
         if path_signs.changed([os.path.join(root, path) for path in self.common], self.common_signs):
             return None
         found = {place for place, is_covered in enumerate(self.covered) if not is_covered} if 0 in self.covered else set()
@@ -83,20 +86,19 @@ class Index:
         if -1 in owners:
             return None
         found |= owners
-        for place in path_signs.changed_shared(self.below(root), self.signs):
+        for place in path_signs.changed_shared(self.all_paths(), self.signs, root, meanwhile):
             found.add(self.stage_at(place))
         return sorted(found)
 
-    def below(self, root: str) -> List[str]:
-        """Return the stages' paths below *root*, absolute."""
-        prefix = os.path.join(root, "")
-        return (prefix + self.paths.replace("\0", "\0" + prefix)).split("\0") if self.paths else []
+    def all_paths(self) -> List[str]:
+        """Return the paths of all stages, relative to the root."""
+        if self._split is None:
+            self._split = self.paths.split("\0") if self.paths else []
+        return self._split
 
     def paths_of(self, stage: int) -> List[str]:
         """Return the paths of one stage, relative to the root."""
-        if self._split is None:
-            self._split = self.paths.split("\0")
-        return self._split[self.starts[stage]:self.starts[stage + 1]]
+        return self.all_paths()[self.starts[stage]:self.starts[stage + 1]]
 
     def stage_at(self, place: int) -> int:
         """Return the stage whose path stands at *place* of all paths."""

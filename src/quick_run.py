@@ -86,13 +86,21 @@ def look(pipeline: str, root: str) -> Optional[Found]:
     index = quick_index.load(quick_index.index_path(root, pipeline))
     if index is None or index.about["pipeline"] != pipeline or index.about["root"] != root or index.about["surroundings"] != surroundings(index.about["passEnv"], root):
         return None
-    stale = index.changed_stages(root)
+    stale = index.changed_stages(root, _load)
     if stale is None:
         return None
     locked = {name[:-len(".lock")] for name in os.listdir(os.path.join(root, "locks")) if name.endswith(".lock")}
     if locked:                          # somebody holds a stage, or died with it
         stale = sorted(set(stale) | {place for place, name in enumerate(index.names) if name in locked})
     return Found(index, pipeline, root, stale)
+
+
+def _load() -> None:
+    """Load what the run needs for the records of very many stages."""
+    import console  # noqa: F401
+    import hashlib  # noqa: F401
+    import prometheus_text  # noqa: F401
+    import run_ledger  # noqa: F401
 
 
 def surroundings(patterns: Sequence[str], root: str) -> Json:

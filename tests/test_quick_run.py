@@ -258,16 +258,19 @@ def test_signs_tell_what_changed(tmp_path):
 
 
 def test_two_processes_see_what_one_sees(tmp_path, monkeypatch):
-    paths = []
-    for number in range(40):
-        paths.append(str(tmp_path / str(number)))
-        with open(paths[-1], "w"):
-            pass
-    signs = path_signs.sign(paths)
-    for number in (3, 25, 39):
-        os.unlink(paths[number])
+    paths = [str(number) for number in range(140)] + ["absent", "absent/too"]
+    for path in paths[:140]:
+        (tmp_path / path).touch()
+    signs = path_signs.sign([str(tmp_path / path) for path in paths])
+    for number in (3, 63, 64, 139):
+        (tmp_path / str(number)).unlink()
+    here, called = os.getcwd(), []
+    assert path_signs.changed_shared(paths, signs, str(tmp_path)) == [3, 63, 64, 139]
     monkeypatch.setattr(path_signs, "SHARE_FROM", 2)
-    assert path_signs.changed_shared(paths, signs) == [3, 25, 39]
+    assert path_signs.changed_shared(paths, signs, str(tmp_path), lambda: called.append(1)) == [3, 63, 64, 139]
+    assert os.getcwd() == here and len(called) == (len(os.sched_getaffinity(0)) > 1 if sys.platform.startswith("linux") else 0)
+    (tmp_path / "absent").touch()
+    assert path_signs.changed_shared(paths, signs, str(tmp_path)) == [3, 63, 64, 139, 140]
 
 
 def test_what_a_glob_depends_on(tmp_path):
