@@ -17,12 +17,15 @@ from primitives import compact, pretty, ready_array
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Sequence
+    from typing import Any, Callable, Dict, List, Optional, Sequence, Set
 
     from primitives import Ready
     from quick_index import Index
     from quick_run import Found
     Json = Dict[str, Any]
+
+
+BLOCK = 2000                # stages looked at again in one go; between two blocks the run may be stopped
 
 
 class KnownResult(StageResult):
@@ -51,16 +54,44 @@ class KnownStages:
         place = self.places.get(stage, -1)
         if place < 0 or place in self.stale:
             return None
-        if look_again and (not self.index.is_unchanged(self.root, place) or os.path.isdir(os.path.join(self.root, "locks", stage + ".lock"))):
+        if look_again and self._changed_from(place, place + 1):
             self.stale.add(place)
             return None
-        result = KnownResult._make((stage, "skipped", "", 0, 0.0, 0.0, 0, 0, 0, {}, "", [], None, {}, False))
+        return self._result(place)
+
+    def answers(self, first: int, look_again: bool) -> List[KnownResult]:
+        """Return the results of the stages from place *first* on, BLOCK at most, up to one that must be looked at.
+
+        Nothing may be at work meanwhile: then one look at all of them is as good as one at each in its turn.
+        """
+        last = first
+        while last < len(self.index.names) and last - first < BLOCK and last not in self.stale:
+            last += 1
+        if look_again and first < last:
+            changed = self._changed_from(first, last)
+            self.stale |= changed
+            last = min(changed, default=last)
+        return [self._result(place) for place in range(first, last)]
+
+    def _changed_from(self, first: int, last: int) -> Set[int]:
+        """Return which of the stages first ... last-1 are not what they were, or held by somebody."""
+        found = self.index.changed_between(self.root, first, last)
+        for place in range(first, last) if self._has_locks() else ():
+            if os.path.isdir(os.path.join(self.root, "locks", self.index.names[place] + ".lock")):
+                found.add(place)
+        return found
+
+    def _has_locks(self) -> bool:
+        return any(name.endswith(".lock") for name in os.listdir(os.path.join(self.root, "locks")))
+
+    def _result(self, place: int) -> KnownResult:
+        result = KnownResult._make((self.index.names[place], "skipped", "", 0, 0.0, 0.0, 0, 0, 0, {}, "", [], None, {}, False))
         result.place = place
         return result       # type: ignore[return-value, unused-ignore]
 
-    def line(self, result: KnownResult) -> str:
-        """Return the [SKIP] line of a result, with its end."""
-        return self.index.lines_of(result.place, result.place + 1)
+    def lines(self, results: Sequence[KnownResult]) -> str:
+        """Return the [SKIP] lines of the results of neighbours, with their ends."""
+        return self.index.lines_of(results[0].place, results[-1].place + 1)
 
     def entries(self, results: Sequence[StageResult], entry_of: Callable[[StageResult], Json], is_metrics: bool) -> Ready:
         """Return the entries of a run record, or of metrics, as one text; entry_of() makes those that the index has not."""

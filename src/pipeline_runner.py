@@ -243,10 +243,10 @@ def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: State
 def makers_of(spec: PipelineSpec, stage: StageSpec, inputs: Sequence[str], store: StateStore) -> List[Tuple[str, str, Json]]:
     """Return (name, output folder, record) of the other stages in whose folders *inputs* lie. Raises: StateError."""
     folders = {os.path.dirname(path) for path in inputs}
+    folders.update([folder[:place] for folder in folders for place, character in enumerate(folder) if character == "/"])    # those that they lie in
     found = []
     for other in spec.stages:
-        is_near = other.name != stage.name and any((folder + "/").startswith(other.output_dir + "/") for folder in folders)
-        record = store.stage(other.name) if is_near else None
+        record = store.stage(other.name) if other.output_dir in folders and other.name != stage.name else None
         if record is not None:
             found.append((other.name, other.output_dir, record))
     return found
@@ -520,6 +520,8 @@ class Run:
     def _begin_stages(self, order: Any, code: int) -> int:
         """Begin all stages that may start now; return the exit code so far."""
         while not self._is_ending(code):
+            if self.known is not None and self._take_known(order):
+                continue
             stage = order.next()
             if stage is None:
                 break
@@ -539,6 +541,16 @@ class Run:
                 self._scheduler().take(stage.name, flow, wish)
                 self.scheduler.step()
         return code or self._stopped()
+
+    def _take_known(self, order: Any) -> bool:
+        """Take the next stages that the index answers for, in one go; tell whether there were some."""
+        place = order.next_place()
+        results = self.known.answers(place, self.is_open) if place is not None else []
+        if results:
+            self.console.lines(self.known.lines(results))
+            self.result_of.update((result.name, result) for result in results)
+            order.go_on_at(place + len(results))
+        return bool(results)
 
     def _is_ending(self, code: int) -> bool:
         """Tell whether no further stage is begun: the running ones come to their end."""
@@ -631,7 +643,7 @@ class Run:
         """A flow that returns the StageResult; one that waits for nothing is a stage that has not to be run."""
         known: Optional[StageResult] = self.known.answer(stage.name, self.is_open) if self.known is not None else None
         if known is not None:
-            self.console.lines(self.known.line(known))
+            self.console.lines(self.known.lines([known]))
             return known
         try:
             result = yield from self._run_stage(stage)

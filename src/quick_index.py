@@ -22,7 +22,7 @@ from primitives import COMPACT_END, PRETTY_END, compact, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional
+    from typing import Any, Callable, Dict, List, Optional, Set
     Json = Dict[str, Any]
 
 KIND = b"pipeline-index"
@@ -108,15 +108,14 @@ class Index:
             low, high = (middle, high) if self.starts[middle] <= place else (low, middle)
         return low
 
-    def is_unchanged(self, root: str, stage: int) -> bool:
-        """Look at one stage's paths again."""
-        first, last = self.starts[stage], self.starts[stage + 1]
-        paths = [os.path.join(root, path) for path in self.paths_of(stage)]
-        if path_signs.changed(paths, self.signs[path_signs.WIDTH * first:path_signs.WIDTH * last]):
-            return False
-        behind = [place for place, owner in enumerate(self.owners) if owner == stage]
-        return not any(path_signs.changed([os.path.join(root, self.followed[place])],
-                                          self.followed_signs[path_signs.WIDTH * place:path_signs.WIDTH * (place + 1)], look=os.stat) for place in behind)
+    def changed_between(self, root: str, first: int, last: int) -> Set[int]:
+        """Look at the paths of the stages first ... last-1 again; return which of these stages have changed."""
+        prefix = os.path.join(root, "")
+        found = {self.stage_at(place) for place in path_signs.changed(self.all_paths(), self.signs, self.starts[first], self.starts[last], prefix=prefix)}
+        for place, owner in enumerate(self.owners):
+            if first <= owner < last and owner not in found and path_signs.changed(self.followed, self.followed_signs, place, place + 1, os.stat, prefix):
+                found.add(owner)
+        return found
 
 
 def to_bytes(index: Index) -> bytes:

@@ -187,6 +187,14 @@ class Order:
             self.running.append(found.name)
         return found
 
+    def next_place(self) -> Optional[int]:
+        """Return the place of the stage to start next, where all that come after it in the list are still to be started, too; else None."""
+        return None if self.is_graph or self.running or self.blocked or not self.waiting else self.waiting[0]
+
+    def go_on_at(self, place: int) -> None:
+        """All before *place* have ended, well. Only after next_place() has named one."""
+        self.waiting = list(range(place, len(self.names)))
+
     def put_back(self, stage: StageSpec) -> None:
         """There is no room for what next() returned."""
         self.running.remove(stage.name)
