@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 BLOCK = 2000                # stages looked at again in one go; between two blocks the run may be stopped
+MANY_KNOWN = 8              # times as many stages are known as looked at: then the metrics file is worth patching
 
 
 class KnownResult(StageResult):
@@ -92,6 +93,11 @@ class KnownStages:
     def lines(self, results: Sequence[KnownResult]) -> str:
         """Return the [SKIP] lines of the results of neighbours, with their ends."""
         return self.index.lines_of(results[0].place, results[-1].place + 1)
+
+    def looked_at(self, results: Sequence[StageResult]) -> Optional[Dict[int, StageResult]]:
+        """Return {place: result} of the stages that the index did not answer for; None if they are not the smaller part of all stages."""
+        found = {place: result for place, result in enumerate(results) if not isinstance(result, KnownResult)}
+        return found if len(results) == len(self.index.names) and len(found) <= len(results) // MANY_KNOWN else None
 
     def entries(self, results: Sequence[StageResult], entry_of: Callable[[StageResult], Json], is_metrics: bool) -> Ready:
         """Return the entries of a run record, or of metrics, as one text; entry_of() makes those that the index has not."""

@@ -933,7 +933,10 @@ class Run:
     def _tell_monitoring(self, record: Json) -> None:
         """Refresh state/metrics.prom, append to --openlineage; what goes wrong there is a note and changes nothing."""
         import prometheus_text
-        prometheus_text.emit(self.store, record, self.metrics, self.spec, self.options, self.console)
+        looked_at = self.known.looked_at(self.results) if self.known is not None else None
+        if looked_at is None or not prometheus_text.update(self.store, record, self.metrics, self.known.index.names,
+                                                           {place: metrics_entry(result) for place, result in looked_at.items()}):
+            prometheus_text.emit(self.store, record, self.metrics, self.spec, self.options, self.console)
         if self.options.open_lineage:
             import open_lineage
             open_lineage.emit(self.store, record, self.metrics, self.spec, self.options, self.console)

@@ -145,6 +145,35 @@ def test_a_run_that_skips_the_same_stages_again_changes_only_the_times():
     assert prometheus_text.refreshed(worked, record, later, ["a", "b"]) == prometheus_text.refreshed(worked, record, later, ["b"]) == ""
 
 
+@pytest.mark.parametrize("before, now", [
+    ((("a", "skipped"), ("b", "skipped"), ("c", "skipped")), (("a", "skipped"), ("b", "ok"), ("c", "skipped"))),
+    ((("a", "skipped"), ("b", "ok"), ("c", "ok")), (("a", "skipped"), ("b", "skipped"), ("c", "skipped"))),
+    ((("a", "ok"), ("b", "failed"), ("c", "skipped")), (("a", "ok"), ("b", "ok"), ("c", "skipped")))])
+def test_a_run_that_looked_at_few_stages_exchanges_their_lines(before, now):
+    first, later = metrics(*before), metrics(*now, when="2026-03-01T00:00:00.250Z")
+    for number, one in enumerate(first["stages"] + later["stages"]):
+        one["bytesOut"] = 7 if one["stage"] == "c" else number
+        one["counts"] = {"read": 5, "odd": 1} if one["stage"] == "c" else {"read": number}
+        one["bytesIn"] = 3 if one["stage"] == "c" else number + 20
+    looked_at = {place: one for place, one in enumerate(later["stages"]) if one["stage"] != "c"}
+    whole = prometheus_text.text(RECORD, first, "", {"a", "b", "c"})
+    record = dict(RECORD, startedAt="2026-03-01T00:00:00.000Z")
+    again = prometheus_text.updated(whole, record, dict(later, stages=None), ["a", "b", "c"], looked_at)
+    assert again == prometheus_text.text(record, later, whole, {"a", "b", "c"})
+    only_a = {0: looked_at[0]}          # what the others' lines say is taken over
+    assert (prometheus_text.updated(whole, record, later, ["a", "b", "c"], only_a) == "") == (dict(before)["b"] == "failed")
+    for names in (["a", "b"], ["a", "b", "c", "d"], ["a", "c", "b"], []):
+        assert prometheus_text.updated(whole, record, later, names, {0: looked_at[0]}) == ""
+    with_other = prometheus_text.text(dict(RECORD, pipeline="q"), first, whole)
+    torn = whole[:-1]
+    foreign = whole.replace("# TYPE pipeline_run_state gauge\n", "")
+    for earlier in (with_other, torn, foreign, ""):
+        assert prometheus_text.updated(earlier, record, later, ["a", "b", "c"], looked_at) == ""
+    assert prometheus_text.updated(whole, dict(record, state="failed"), later, ["a", "b", "c"], looked_at) == ""
+    looked_at[0]["status"] = "failed"
+    assert prometheus_text.updated(whole, record, later, ["a", "b", "c"], looked_at) == ""
+
+
 def test_a_run_of_some_stages_is_no_success_of_the_pipeline():
     found = read_metrics(prometheus_text.text(RECORD, metrics(("a", "ok")), "", {"a", "b"}))
     assert value(found, "pipeline_last_success_timestamp_seconds", pipeline="p") is None and value(found, "pipeline_run_state", pipeline="p", state="completed") == 1
