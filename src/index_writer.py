@@ -178,15 +178,23 @@ class _Sections:
         self.kept = {} if old is None else _places_by_owner(old)
 
     def put_into(self, index: quick_index.Index) -> None:
-        for place, result in enumerate(self.run.results):
-            if place in self.new:
+        results = self.run.results
+        place = 0
+        while place < len(results):
+            first = place
+            while place < len(results) and place not in self.new and isinstance(results[place], known_stages.KnownResult):
+                place += 1
+            if first < place:
+                self._add_kept(first, place)
+            elif place in self.new:
                 self._add_new(place)
-            elif isinstance(result, known_stages.KnownResult):
-                self._add_kept(place)
+                place += 1
             else:
                 self._end_stage(0, (b"",) * len(quick_index.TEXTS))
+                place += 1
         index.names = [stage.name for stage in self.run.spec.stages]
         index.paths, index.starts, index.signs, index.covered = "\0".join(self.paths), memoryview(self.starts), memoryview(self.signs), bytes(self.covered)
+        self.followed.sort(key=lambda one: one[0])
         index.followed = [path for _, path, _ in self.followed]
         index.owners = _view([owner for owner, _, _ in self.followed])
         index.followed_signs = _view([number for _, _, sign in self.followed for number in sign])
@@ -201,14 +209,21 @@ class _Sections:
         self.followed += [(place, path, _sign_at(signed.followed_signs, number)) for number, path in enumerate(signed.followed)]
         self._end_stage(1, self.new_texts[place])
 
-    def _add_kept(self, place: int) -> None:
+    def _add_kept(self, first: int, last: int) -> None:
+        """Take over the stages first ... last-1 from the last index; their places are the same there."""
         old = self.old
         assert old is not None
-        first, last = old.starts[place], old.starts[place + 1]
-        self.paths += old.paths_of(place)
-        self.signs.frombytes(old.signs[path_signs.WIDTH * first:path_signs.WIDTH * last].tobytes())
-        self.followed += [(place, old.followed[one], _sign_at(old.followed_signs, one)) for one in self.kept.get(place, ())]
-        self._end_stage(1, [old.piece(name, place, place + 1) for name in quick_index.TEXTS])
+        begin, end = old.starts[first], old.starts[last]
+        self.starts.extend(_moved(old.starts[first + 1:last + 1], len(self.paths) - begin))
+        self.paths += old.all_paths()[begin:end]
+        self.signs.frombytes(old.signs[path_signs.WIDTH * begin:path_signs.WIDTH * end].tobytes())
+        for place in [place for place in self.kept if first <= place < last]:
+            self.followed += [(place, old.followed[one], _sign_at(old.followed_signs, one)) for one in self.kept.pop(place)]
+        self.covered += b"\1" * (last - first)
+        for name in quick_index.TEXTS:
+            ends = getattr(old, "ends_" + name)
+            self.ends[name].extend(_moved(ends[first + 1:last + 1], self.ends[name][-1] - ends[first]))
+            self.texts[name].append(old.piece(name, first, last))
 
     def _end_stage(self, covered: int, texts: Sequence[Piece]) -> None:
         self.starts.append(len(self.paths))
@@ -216,6 +231,10 @@ class _Sections:
         for name, data in zip(quick_index.TEXTS, texts):
             self.texts[name].append(data)
             self.ends[name].append(self.ends[name][-1] + len(data))
+
+
+def _moved(numbers: memoryview, by: int) -> List[int]:
+    return [number + by for number in numbers.tolist()] if by else numbers.tolist()
 
 
 def _texts(result: StageResult, entry_of: EntryOf, metrics_entry_of: EntryOf) -> List[Piece]:

@@ -85,6 +85,7 @@ VERSION = "0.1.0"
 MAX_SPEC_BYTES = 8 << 20
 RECORD_S = 1.0              # a running run's record is written at most so often: it may name thousands of stages
 DEAR_BYTES = 64 << 20       # files of so many bytes are not hashed again after a kill
+FEW_QUESTIONS = 8           # about the neighbours of a stage; more are worth an order of all folders
 SHOWN_CHANGES = 5           # of the reasons why a stage runs, on one line
 EXIT_TEMPFAIL = 75          # EX_TEMPFAIL of sysexits.h: the processor asks for a retry
 
@@ -410,7 +411,8 @@ class Run:
         self.scheduler: Any = None      # once an attempt must be started
         self.works: Dict[str, Any] = {} # stages at work
         self.made_folders: Set[str] = set()     # that need not be looked for again
-        self.folders: Any = None
+        self.folders: Any = None        # by which neighbours are found, once more than a few were asked for
+        self.folder_questions = 0
         self.expected: Any = None       # how long each stage took before, once the live view has asked
         self.caches: Dict[str, bytes] = {}      # of stages of many tasks, to be written at the end
         self.unfit = ""                 # the stage from which the runner could not go on
@@ -441,9 +443,8 @@ class Run:
             self.ledger.prepare()
             self.invocation = run_ledger.next_invocation(self.ledger, self.options.run_id, is_known)
             self._tell_healed()
-            for stage in self.selected:
-                if self.known is None or not self.known.covers(stage.name):
-                    self.store.stage(stage.name)    # damaged state is found before any work is done
+            for stage in self.selected if self.known is None else self.known.not_covered(self.selected):
+                self.store.stage(stage.name)        # damaged state is found before any work is done
             code = self._run_to_its_record()
             return code
         finally:
@@ -607,8 +608,11 @@ class Run:
 
     def folder_neighbours(self, stage: StageSpec) -> List[StageSpec]:
         """Return the other stages of the pipeline whose output folder is this one's, lies in it, or holds it."""
+        import stage_order
+        self.folder_questions += 1
+        if self.folder_questions <= FEW_QUESTIONS:
+            return stage_order.neighbours_of(stage, self.spec.stages)
         if self.folders is None:
-            import stage_order
             self.folders = stage_order.Folders(self.spec.stages)
         found: List[StageSpec] = self.folders.neighbours(stage)
         return found
@@ -955,7 +959,8 @@ class Run:
             pass                        # the same fault again, most likely; what is on disk is a run that died
 
     def _metrics(self) -> Json:
-        count = {status: sum(1 for one in self.results if one.status == status) for status in ("ok", "skipped", "failed", "interrupted")}
+        statuses = [one.status for one in self.results]
+        count = {status: statuses.count(status) for status in ("ok", "skipped", "failed", "interrupted")}
         return {
             "runId": self.options.run_id, "invocation": self.invocation, "timestamp": utc_text(self.clock.time()), "totalStages": len(self.selected),
             "okStages": count["ok"], "skippedStages": count["skipped"], "failedStages": count["failed"] + count["interrupted"],

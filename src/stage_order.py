@@ -49,6 +49,13 @@ class Folders:
         return [self.stages[place] for place in sorted(places) if self.stages[place].name != stage.name]
 
 
+def neighbours_of(stage: StageSpec, stages: Sequence[StageSpec]) -> List[StageSpec]:
+    """Return what Folders(stages).neighbours(stage) would, for one who asks only about a few stages."""
+    mine = stage.output_dir + "/"
+    return [other for other in stages
+            if ((other.output_dir + "/").startswith(mine) or mine.startswith(other.output_dir + "/")) and other.name != stage.name]
+
+
 def edges(stages: Sequence[StageSpec]) -> Dict[str, List[str]]:
     """Return {stage: those that must come before it, in the order listed}.
 
