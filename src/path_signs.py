@@ -46,7 +46,7 @@ def changed(paths: Sequence[str], signs: Numbers, first: int = 0, last: Optional
     """Return which of paths[first:last] are not what *signs* (of all paths) say, as places in *paths*. prefix: goes before each path."""
     last = len(paths) if last is None else last
     found: List[int] = []
-    get = _getter()
+    get = _getter() if last - first > BLOCK else None
     for start in range(first, last, BLOCK):
         end = min(start + BLOCK, last)
         full = [prefix + path for path in paths[start:end]] if prefix else paths[start:end]
@@ -54,7 +54,7 @@ def changed(paths: Sequence[str], signs: Numbers, first: int = 0, last: Optional
         number = iter(block if isinstance(block, list) else block.tolist())
         known = list(zip(number, number, number, number, number))
         try:                            # no line of Python for each path, as long as all is as it was
-            if list(map(get, map(look, full))) == known:
+            if get and list(map(get, map(look, full))) == known:
                 continue
         except (OSError, ValueError):
             pass
@@ -63,10 +63,7 @@ def changed(paths: Sequence[str], signs: Numbers, first: int = 0, last: Optional
 
 
 def _getter() -> Callable[[os.stat_result], Any]:
-    try:
-        from _operator import attrgetter
-    except ImportError:
-        from operator import attrgetter
+    from operator import attrgetter     # an import that would show, were there but a few paths
     return attrgetter("st_mtime_ns", "st_ctime_ns", "st_ino", "st_size", "st_dev")
 
 

@@ -83,9 +83,9 @@ from state_store import StateStore, utc_text  # noqa: E402
 
 VERSION = "0.1.0"
 MAX_SPEC_BYTES = 8 << 20
+RECORD_SHARE = 20           # ... and takes at most this part of the time
 RECORD_S = 1.0              # a running run's record is written at most so often: it may name thousands of stages
 DEAR_BYTES = 64 << 20       # files of so many bytes are not hashed again after a kill
-FEW_QUESTIONS = 8           # about the neighbours of a stage; more are worth an order of all folders
 SHOWN_CHANGES = 5           # of the reasons why a stage runs, on one line
 EXIT_TEMPFAIL = 75          # EX_TEMPFAIL of sysexits.h: the processor asks for a retry
 
@@ -241,13 +241,19 @@ def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: State
     return facts
 
 
+def folders_of(spec: PipelineSpec, store: StateStore) -> Any:
+    """Return the stages by output folder, made once in a run."""
+    if "folders" not in store.memo:
+        import stage_order
+        store.memo["folders"] = stage_order.Folders(spec.stages)
+    return store.memo["folders"]
+
+
 def makers_of(spec: PipelineSpec, stage: StageSpec, inputs: Sequence[str], store: StateStore) -> List[Tuple[str, str, Json]]:
     """Return (name, output folder, record) of the other stages in whose folders *inputs* lie. Raises: StateError."""
-    folders = {os.path.dirname(path) for path in inputs}
-    folders.update([folder[:place] for folder in folders for place, character in enumerate(folder) if character == "/"])    # those that they lie in
     found = []
-    for other in spec.stages:
-        record = store.stage(other.name) if other.output_dir in folders and other.name != stage.name else None
+    for other in folders_of(spec, store).holders({os.path.dirname(path) for path in inputs}):
+        record = store.stage(other.name) if other.name != stage.name else None
         if record is not None:
             found.append((other.name, other.output_dir, record))
     return found
@@ -404,6 +410,7 @@ class Run:
         self.network: Any = None        # the guard, once the network is closed
         self.known = known
         self.looked: Dict[str, List[str]] = {}      # of skipped stages, the files that the decision was made of
+        self.record_pause_s = RECORD_S
         self.recorded = 0.0             # when the run record was last written
         self.metrics: Json = {}         # what the metrics file says, once it is written
         self.launches: Any = None       # starts the launchers, if a stage has one
@@ -411,8 +418,6 @@ class Run:
         self.scheduler: Any = None      # once an attempt must be started
         self.works: Dict[str, Any] = {} # stages at work
         self.made_folders: Set[str] = set()     # that need not be looked for again
-        self.folders: Any = None        # by which neighbours are found, once more than a few were asked for
-        self.folder_questions = 0
         self.expected: Any = None       # how long each stage took before, once the live view has asked
         self.caches: Dict[str, bytes] = {}      # of stages of many tasks, to be written at the end
         self.unfit = ""                 # the stage from which the runner could not go on
@@ -576,7 +581,7 @@ class Run:
         self.result_of[name] = result
         self.works.pop(name, None)
         order.ended(name, result.status in ("ok", "skipped"))
-        if self.is_open and self.clock.monotonic() - self.recorded >= RECORD_S:
+        if self.is_open and self.clock.monotonic() - self.recorded >= self.record_pause_s:
             self._write_run("running")              # not after each stage: what it lacks after a kill is told by the stage records
         if self.store.commit.is_due():
             self.flush()
@@ -608,13 +613,7 @@ class Run:
 
     def folder_neighbours(self, stage: StageSpec) -> List[StageSpec]:
         """Return the other stages of the pipeline whose output folder is this one's, lies in it, or holds it."""
-        import stage_order
-        self.folder_questions += 1
-        if self.folder_questions <= FEW_QUESTIONS:
-            return stage_order.neighbours_of(stage, self.spec.stages)
-        if self.folders is None:
-            self.folders = stage_order.Folders(self.spec.stages)
-        found: List[StageSpec] = self.folders.neighbours(stage)
+        found: List[StageSpec] = folders_of(self.spec, self.store).neighbours(stage)
         return found
 
     def flush(self) -> None:
@@ -795,7 +794,10 @@ class Run:
 
     def write_marker(self, stage: StageSpec, key: str) -> None:
         marker = {"schema": state_store.SCHEMA_VERSION, "stage": stage.name, "key": key, "runId": self.options.run_id, "at": utc_text(self.clock.time())}
-        state_store.write_atomic(self.marker(stage), state_store.record_json(marker), self.store.commit)
+        path = self.marker(stage)
+        state_store.write_atomic(path, state_store.record_json(marker), durable=False)
+        self.store.commit.files[path] = None        # synced with the group: one that a power cut took counts as none
+        self.store.commit.folders[os.path.dirname(path)] = None
 
     # --- the run's own records
 
@@ -891,8 +893,10 @@ class Run:
         return [entry_of(result) for result in self.results] if self.known is None else self.known.entries(self.results, entry_of, entry_of is metrics_entry)
 
     def _write_run(self, state: str) -> None:
-        self.recorded = self.clock.monotonic()
+        began = self.clock.monotonic()
         self.store.write("run_%s.json" % self.options.run_id, self._run_record(state))
+        self.recorded = self.clock.monotonic()
+        self.record_pause_s = max(RECORD_S, RECORD_SHARE * (self.recorded - began))     # it grows with the number of stages
 
     def _finish(self, code: int) -> None:
         """Write the metrics, the digests and the sealed run record; on return everything is durable."""
