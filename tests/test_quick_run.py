@@ -228,6 +228,24 @@ def test_only_what_changed_is_looked_at_and_what_follows_from_it(project):
     assert run_command(project, "verify", "--outputs")[0] == 0
 
 
+def test_what_a_processor_did_to_the_inputs_of_later_stages_is_seen(project):
+    """Not where it should write, but it did: the stages after it are looked at again."""
+    project.processor("aside", "open(os.path.join(out, 'a'), 'w').close()\nopen('data/aside.txt', 'w').write(open(inputs[0]).read())\n")
+    project.write("data/aside.txt", "one\n")
+    build(project, {"processor": "bin/aside.py", "inputs": ["data/a.txt"]}, {"processor": "bin/work.py", "inputs": ["data/b.txt"]},
+          {"processor": "bin/work.py", "inputs": ["data/aside.txt"]}, {"processor": "bin/work.py", "inputs": ["data/b.txt"]})
+    run(project, "indexed-too")
+    age(project)
+    run(project, "indexed-all")
+    assert found(project) == []
+    project.write("data/a.txt", "changed\n")
+    assert found(project) == ["s1"]
+    code, out, err = run(project, "partly")
+    kinds = [line.split()[0] + line.split()[1] for line in out.splitlines() if line.startswith(("[SKIP]", "[DONE]"))]
+    assert (code, kinds) == (0, ["[DONE]s1", "[SKIP]s2", "[DONE]s3", "[SKIP]s4"]), err
+    assert project.read("data/s3/aside.txt") == "changed\nx"
+
+
 @pytest.mark.parametrize("options", [["--force", "s1"], ["--only", "s1"], ["--rehash"], ["--verbose"], ["--set", "x=1"], ["plan"], ["--run-id", "con"], ["--run-id", "-x"],
                                      ["--jobs", "0"], ["--run-id", "a", "--run-id", "b"], ["--pipeline"], ["--key", "k"], ["--run-id="]])
 def test_other_command_lines_go_the_long_way(options):
