@@ -63,7 +63,7 @@ def changed(paths: Sequence[str], signs: Numbers, first: int = 0, last: Optional
 
 
 def _getter() -> Callable[[os.stat_result], Any]:
-    from operator import attrgetter     # an import that would show, were there but a few paths
+    from operator import attrgetter  # an import that would show, were there but a few paths
     return attrgetter("st_mtime_ns", "st_ctime_ns", "st_ino", "st_size", "st_dev")
 
 

@@ -18,6 +18,7 @@ import time
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, List, Optional, Sequence, Union
+
     from quick_index import Index
     Json = Dict[str, Any]
 
@@ -97,8 +98,9 @@ def look(pipeline: str, root: str) -> Optional[Found]:
 
 def _load() -> None:
     """Load what the run needs for the records of very many stages."""
-    import console  # noqa: F401
     import hashlib  # noqa: F401
+
+    import console  # noqa: F401
     import prometheus_text  # noqa: F401
     import run_ledger  # noqa: F401
 
