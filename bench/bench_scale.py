@@ -1,14 +1,16 @@
 """How long a run takes in which nothing, or one input, changed among thousands of stages; as a ratio to other tools.
 
-    python bench/bench_scale.py --stages 1000 --runs 9 [--python /path/to/python] [--doit /path/to/doit] [--folder DIR]
+    python bench/bench_scale.py --stages 1000 --runs 9 [--python /path/to/python] [--doit /path/to/doit] [--folder DIR] [--cpu]
 
 N stages with one input and one output each, the processor a shell script. The same graph is written for ninja, GNU make (with its
 default rules, and with -rR) and doit; a tool that is not installed is left out, with a line that says so. Each tool first
-makes everything, then they take turns (A B C A B C ...). Prints medians and ratios.
+makes everything, then they take turns (A B C A B C ...). Prints medians and ratios. On a machine that others use, too, --cpu
+tells more: processor time instead of time gone by; what two processes do side by side counts twice then.
 """
 import argparse
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -71,10 +73,15 @@ def tools(options):
     return found
 
 
-def seconds(argv, folder, env):
-    start = time.perf_counter()
+def cpu_seconds():
+    times = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return times.ru_utime + times.ru_stime
+
+
+def seconds(argv, folder, env, clock=time.perf_counter):
+    start = clock()
     subprocess.run(argv, cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def change(folder, number):
@@ -87,11 +94,11 @@ def measure(title, commands, options, folder, env, before=None):
         for name, argv in commands.items():
             if before is not None:
                 before(turn)
-            taken[name].append(seconds(argv, folder, env))
+            taken[name].append(seconds(argv, folder, env, cpu_seconds if options.cpu else time.perf_counter))
             if before is not None:
                 time.sleep(0.1)
                 seconds(argv, folder, env)      # not counted: what was made is looked at, and indexed
-    print("\n%s, %d stages" % (title, options.stages))
+    print("\n%s, %d stages%s" % (title, options.stages, ", processor time" if options.cpu else ""))
     own = statistics.median(taken["this runner"])
     for name, values in taken.items():
         median = statistics.median(values)
@@ -105,6 +112,7 @@ def main():
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--doit", default=shutil.which("doit"))
     parser.add_argument("--long-way", action="store_true", help="the runner without its index, too")
+    parser.add_argument("--cpu", action="store_true", help="processor time instead of time gone by")
     parser.add_argument("--folder", help="where to work (default: the folder for temporary files)")
     options = parser.parse_args()
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}

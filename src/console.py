@@ -171,8 +171,9 @@ class Console:
             self.partial.pop(one, None)
 
     def summary(self, run_id: str, state: str, results: List[StageResult], duration_s: float) -> None:
-        count = {status: sum(1 for one in results if one.status == status) for status in ("ok", "skipped", "failed", "interrupted")}
-        waiting = sum(1 for one in results if one.status == "waiting")
+        statuses = [one.status for one in results]
+        count = {status: statuses.count(status) for status in ("ok", "skipped", "failed", "interrupted")}
+        waiting = statuses.count("waiting")
         failed = count["failed"] + count["interrupted"]
         self.close()
         if self.is_quiet and state == "completed":

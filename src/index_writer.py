@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
     from model import PipelineSpec, StageResult, StageSpec
+    from primitives import Piece
     Json = Dict[str, Any]
     EntryOf = Callable[[StageResult], Json]
 
@@ -139,7 +140,7 @@ def _common_signed(run: Any, begin: Begin) -> Optional[_Signed]:
     return signed if signed.is_settled(begin) else None
 
 
-def _build(run: Any, begin: Begin, new: Dict[int, _Signed], texts: Dict[int, List[str]], record: Json) -> Optional[quick_index.Index]:
+def _build(run: Any, begin: Begin, new: Dict[int, _Signed], texts: Dict[int, List[Piece]], record: Json) -> Optional[quick_index.Index]:
     index, old = quick_index.Index(), run.known.index if run.known is not None else None
     if old is not None:
         index.about, index.common, index.common_signs = old.about, old.common, old.common_signs
@@ -166,26 +167,34 @@ def _sign_at(signs: Sequence[int], place: int) -> List[int]:
 class _Sections:
     """The sections of an index that hold something of each stage, put together from the last index and from what was signed anew."""
 
-    def __init__(self, run: Any, new: Dict[int, _Signed], new_texts: Dict[int, List[str]], old: Optional[quick_index.Index],
+    def __init__(self, run: Any, new: Dict[int, _Signed], new_texts: Dict[int, List[Piece]], old: Optional[quick_index.Index],
                  followed: List[Tuple[int, str, List[int]]]) -> None:
         self.run, self.new, self.new_texts, self.old, self.followed = run, new, new_texts, old, followed
         self.paths: List[str] = []
         self.starts, self.signs = array("q", (0,)), array("q")
         self.covered = bytearray()
-        self.texts: Dict[str, List[bytes]] = {name: [] for name in quick_index.TEXTS}
+        self.texts: Dict[str, List[Piece]] = {name: [] for name in quick_index.TEXTS}
         self.ends = {name: array("q", (0,)) for name in quick_index.TEXTS}
         self.kept = {} if old is None else _places_by_owner(old)
 
     def put_into(self, index: quick_index.Index) -> None:
-        for place, result in enumerate(self.run.results):
-            if place in self.new:
+        results = self.run.results
+        place = 0
+        while place < len(results):
+            first = place
+            while place < len(results) and place not in self.new and isinstance(results[place], known_stages.KnownResult):
+                place += 1
+            if first < place:
+                self._add_kept(first, place)
+            elif place in self.new:
                 self._add_new(place)
-            elif isinstance(result, known_stages.KnownResult):
-                self._add_kept(place)
+                place += 1
             else:
-                self._end_stage(0, ["", "", "", ""])
+                self._end_stage(0, (b"",) * len(quick_index.TEXTS))
+                place += 1
         index.names = [stage.name for stage in self.run.spec.stages]
         index.paths, index.starts, index.signs, index.covered = "\0".join(self.paths), memoryview(self.starts), memoryview(self.signs), bytes(self.covered)
+        self.followed.sort(key=lambda one: one[0])
         index.followed = [path for _, path, _ in self.followed]
         index.owners = _view([owner for owner, _, _ in self.followed])
         index.followed_signs = _view([number for _, _, sign in self.followed for number in sign])
@@ -200,28 +209,39 @@ class _Sections:
         self.followed += [(place, path, _sign_at(signed.followed_signs, number)) for number, path in enumerate(signed.followed)]
         self._end_stage(1, self.new_texts[place])
 
-    def _add_kept(self, place: int) -> None:
+    def _add_kept(self, first: int, last: int) -> None:
+        """Take over the stages first ... last-1 from the last index; their places are the same there."""
         old = self.old
         assert old is not None
-        first, last = old.starts[place], old.starts[place + 1]
-        self.paths += old.paths_of(place)
-        self.signs.frombytes(old.signs[path_signs.WIDTH * first:path_signs.WIDTH * last].tobytes())
-        self.followed += [(place, old.followed[one], _sign_at(old.followed_signs, one)) for one in self.kept.get(place, ())]
-        self._end_stage(1, [old.text(name, place, place + 1) for name in quick_index.TEXTS], False)
+        begin, end = old.starts[first], old.starts[last]
+        self.starts.extend(_moved(old.starts[first + 1:last + 1], len(self.paths) - begin))
+        self.paths += old.all_paths()[begin:end]
+        self.signs.frombytes(old.signs[path_signs.WIDTH * begin:path_signs.WIDTH * end].tobytes())
+        for place in [place for place in self.kept if first <= place < last]:
+            self.followed += [(place, old.followed[one], _sign_at(old.followed_signs, one)) for one in self.kept.pop(place)]
+        self.covered += b"\1" * (last - first)
+        for name in quick_index.TEXTS:
+            ends = getattr(old, "ends_" + name)
+            self.ends[name].extend(_moved(ends[first + 1:last + 1], self.ends[name][-1] - ends[first]))
+            self.texts[name].append(old.piece(name, first, last))
 
-    def _end_stage(self, covered: int, texts: Sequence[str], is_new: bool = True) -> None:
+    def _end_stage(self, covered: int, texts: Sequence[Piece]) -> None:
         self.starts.append(len(self.paths))
         self.covered.append(covered)
-        for name, text in zip(quick_index.TEXTS, texts):
-            data = (text + (quick_index.BETWEEN[name] if is_new and covered else "")).encode("utf-8", "surrogateescape")
+        for name, data in zip(quick_index.TEXTS, texts):
             self.texts[name].append(data)
             self.ends[name].append(self.ends[name][-1] + len(data))
 
 
-def _texts(result: StageResult, entry_of: EntryOf, metrics_entry_of: EntryOf) -> List[str]:
+def _moved(numbers: memoryview, by: int) -> List[int]:
+    return [number + by for number in numbers.tolist()] if by else numbers.tolist()
+
+
+def _texts(result: StageResult, entry_of: EntryOf, metrics_entry_of: EntryOf) -> List[Piece]:
     """Return what stands of a skipped stage in the index, in the order of quick_index.TEXTS."""
     entry, line = entry_of(result), "[SKIP] %s (%s)" % (result.name, result.reason)
-    return [pretty(entry, 2), compact(entry, True), pretty(metrics_entry_of(result), 2), printable(line) + "\n"]
+    texts = pretty(entry, 2), compact(entry, True), pretty(metrics_entry_of(result), 2), printable(line) + "\n"
+    return [text.encode("utf-8", "surrogateescape") + quick_index.BETWEEN[name] for name, text in zip(quick_index.TEXTS, texts)]
 
 
 def _places_by_owner(index: quick_index.Index) -> Dict[int, List[int]]:

@@ -12,16 +12,21 @@ import marshal
 import os
 import zlib
 
+import quick_index
 from model import Chunks, Offline, PipelineSpec, Retry, StageResult, StageSpec
-from primitives import Ready, compact, pretty
+from primitives import compact, pretty, ready_array
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Sequence
+    from typing import Any, Callable, Dict, List, Optional, Sequence, Set
 
-    from quick_index import Index
+    from primitives import Ready
     from quick_run import Found
     Json = Dict[str, Any]
+
+
+BLOCK = 2000                # stages looked at again in one go; between two blocks the run may be stopped
+MANY_KNOWN = 8              # times as many stages are known as looked at: then the metrics file is worth patching
 
 
 class KnownResult(StageResult):
@@ -34,56 +39,91 @@ class KnownStages:
     """What the index answers in one run. A stage is looked at again at its turn once something has been run: its inputs may be new."""
 
     def __init__(self, found: Found) -> None:
-        self.index: Index = found.index
+        self.index: quick_index.Index = found.index
         self.root, self.stale = found.root, set(found.stale)
         self.pipeline = found.pipeline
         self.places: Dict[str, int] = {name: place for place, name in enumerate(found.index.names)}
         self.about: Json = found.index.about
         self.spec = self._load_spec()
 
-    def covers(self, stage: str) -> bool:
-        """Tell whether the index answers for *stage*, as far as is known by now."""
-        return self.places.get(stage, -1) not in self.stale and stage in self.places
+    def not_covered(self, stages: Sequence[StageSpec]) -> List[StageSpec]:
+        """Return which of *stages* the index does not answer for, as far as is known by now."""
+        names = self.index.names
+        if len(stages) == len(names):
+            return [stages[place] for place in sorted(self.stale)]
+        return [stage for stage in stages if self.places.get(stage.name, -1) in self.stale or stage.name not in self.places]
 
     def answer(self, stage: str, look_again: bool) -> Optional[KnownResult]:
         """Return the result of *stage*, None if it must be looked at."""
         place = self.places.get(stage, -1)
         if place < 0 or place in self.stale:
             return None
-        if look_again and (not self.index.is_unchanged(self.root, place) or os.path.isdir(os.path.join(self.root, "locks", stage + ".lock"))):
+        if look_again and self._changed_from(place, place + 1):
             self.stale.add(place)
             return None
-        result = KnownResult._make((stage, "skipped", "", 0, 0.0, 0.0, 0, 0, 0, {}, "", [], None, {}, False))
-        result.place = place
-        return result       # type: ignore[return-value, unused-ignore]
+        return self._result(place)
 
-    def line(self, result: KnownResult) -> str:
-        """Return the [SKIP] line of a result, with its end."""
-        return self.index.text("lines", result.place, result.place + 1)
+    def answers(self, first: int, look_again: bool) -> List[KnownResult]:
+        """Return the results of the stages from place *first* on, BLOCK at most, up to one that must be looked at.
+
+        Nothing may be at work meanwhile: then one look at all of them is as good as one at each in its turn.
+        """
+        last = first
+        while last < len(self.index.names) and last - first < BLOCK and last not in self.stale:
+            last += 1
+        if look_again and first < last:
+            changed = self._changed_from(first, last)
+            self.stale |= changed
+            last = min(changed, default=last)
+        return [self._result(place) for place in range(first, last)]
+
+    def _changed_from(self, first: int, last: int) -> Set[int]:
+        """Return which of the stages first ... last-1 are not what they were, or held by somebody."""
+        found = self.index.changed_between(self.root, first, last)
+        for place in range(first, last) if self._has_locks() else ():
+            if os.path.isdir(os.path.join(self.root, "locks", self.index.names[place] + ".lock")):
+                found.add(place)
+        return found
+
+    def _has_locks(self) -> bool:
+        return any(name.endswith(".lock") for name in os.listdir(os.path.join(self.root, "locks")))
+
+    def _result(self, place: int) -> KnownResult:
+        result = tuple.__new__(KnownResult, (self.index.names[place], "skipped", "", 0, 0.0, 0.0, 0, 0, 0, {}, "", [], None, {}, False))
+        result.place = place
+        return result
+
+    def lines(self, results: Sequence[KnownResult]) -> str:
+        """Return the [SKIP] lines of the results of neighbours, with their ends."""
+        return self.index.lines_of(results[0].place, results[-1].place + 1)
+
+    def looked_at(self, results: Sequence[StageResult]) -> Optional[Dict[int, StageResult]]:
+        """Return {place: result} of the stages that the index did not answer for; None if they are not the smaller part of all stages."""
+        found = {place: result for place, result in enumerate(results) if type(result) is not KnownResult}
+        return found if len(results) == len(self.index.names) and len(found) <= len(results) // MANY_KNOWN else None
 
     def entries(self, results: Sequence[StageResult], entry_of: Callable[[StageResult], Json], is_metrics: bool) -> Ready:
         """Return the entries of a run record, or of metrics, as one text; entry_of() makes those that the index has not."""
-        shown = self._joined("metrics" if is_metrics else "pretty", results, lambda result: pretty(entry_of(result), 2))
-        hashed = "" if is_metrics else self._joined("canonical", results, lambda result: compact(entry_of(result), True))
-        return Ready("[\n  %s\n ]" % shown if shown else "[]", "[%s]" % hashed)
+        shown = self._pieces("metrics" if is_metrics else "pretty", results, lambda result: pretty(entry_of(result), 2))
+        return ready_array(shown, () if is_metrics else self._pieces("canonical", results, lambda result: compact(entry_of(result), True)))
 
-    def _joined(self, kind: str, results: Sequence[StageResult], text_of: Callable[[StageResult], str]) -> str:
-        from quick_index import BETWEEN
-        parts: List[str] = []
-        first = last = 0                # of neighbours in the index, taken in one piece
-        for result in results:
-            place = result.place if isinstance(result, KnownResult) else -1
-            if place == last and first < last:
-                last += 1
-                continue
-            if first < last:
-                parts.append(self.index.text(kind, first, last))
-            first, last = (place, place + 1) if place >= 0 else (0, 0)
-            if place < 0:
-                parts.append(text_of(result) + BETWEEN[kind])
-        if first < last:
-            parts.append(self.index.text(kind, first, last))
-        return "".join(parts)[:-len(BETWEEN[kind])]
+    def _pieces(self, kind: str, results: Sequence[StageResult], text_of: Callable[[StageResult], str]) -> List[Any]:
+        """Return the texts of results, which stand in the order of their places; those of neighbours in the index in one piece."""
+        pieces: List[Any] = []
+        others = [at for at, result in enumerate(results) if type(result) is not KnownResult]
+        for begin, end in zip([-1] + others, others + [len(results)]):
+            if begin >= 0:
+                pieces.append(text_of(results[begin]).encode("utf-8") + quick_index.BETWEEN[kind])
+            pieces += self._pieces_of_known(kind, results[begin + 1:end])   # type: ignore[arg-type]
+        return pieces
+
+    def _pieces_of_known(self, kind: str, results: Sequence[KnownResult]) -> List[Any]:
+        if not results:
+            return []
+        first, last = results[0].place, results[-1].place + 1
+        if last - first == len(results):
+            return [self.index.piece(kind, first, last)]
+        return [self.index.piece(kind, result.place, result.place + 1) for result in results]    # some are still at work
 
     def _load_spec(self) -> Optional[PipelineSpec]:
         """Return the checked spec of the pipeline file, None if it is not there, whole."""
@@ -99,8 +139,7 @@ class KnownStages:
 
 def spec_path(root: str, pipeline: str) -> str:
     """Return where the checked spec of a pipeline file is kept."""
-    from quick_index import index_path
-    return index_path(root, pipeline) + ".spec"
+    return quick_index.index_path(root, pipeline) + ".spec"
 
 
 def spec_to_plain(spec: PipelineSpec) -> Any:
@@ -112,13 +151,11 @@ def spec_to_plain(spec: PipelineSpec) -> Any:
 def spec_from_plain(plain: Any) -> PipelineSpec:
     """Return the spec that spec_to_plain() was given."""
     spec = PipelineSpec._make(plain)
-    retry, chunks = StageSpec._fields.index("retry"), StageSpec._fields.index("chunks")
+    at, chunks = StageSpec._fields.index("retry"), StageSpec._fields.index("chunks")
     retries: Dict[Any, Retry] = {}
     stages = []
     for one in spec.stages:
-        fields = list(one)
-        fields[retry] = retries.get(fields[retry]) or retries.setdefault(fields[retry], Retry._make(fields[retry]))
-        if fields[chunks] is not None:
-            fields[chunks] = Chunks._make(fields[chunks])
-        stages.append(StageSpec._make(fields))
-    return spec._replace(stages=tuple(stages), offline=Offline._make(spec.offline))
+        retry = retries.get(one[at]) or retries.setdefault(one[at], Retry._make(one[at]))
+        stages.append(tuple.__new__(StageSpec, one[:at] + (retry,) + one[at + 1:]))      # not _make(): there are thousands
+    return spec._replace(stages=tuple(stage if stage[chunks] is None else stage._replace(chunks=Chunks._make(stage[chunks])) for stage in stages),
+                         offline=Offline._make(spec.offline))

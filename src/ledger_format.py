@@ -12,7 +12,7 @@ canonical form is that of RFC 8785 for what is hashed here: no floats, integers 
 """
 from __future__ import annotations
 
-from primitives import compact, sha256
+from primitives import canonical_bytes, sha256
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ BLOCK_BYTES = 64                    # of SHA-256, for HMAC
 
 def canonical_json(value: Any) -> bytes:
     """Return the one byte form of a JSON value: sorted keys, no blanks, UTF-8 (RFC 8785 for values without floats)."""
-    return compact(value, True).encode("utf-8")
+    return canonical_bytes(value)
 
 
 def run_hash(record: Json) -> str:

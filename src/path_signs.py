@@ -12,13 +12,15 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, List, Optional, Sequence, Union
+    from typing import Any, Callable, List, Optional, Sequence, Tuple, Union
     Numbers = Union[List[int], memoryview]
 
 WIDTH = 5                   # numbers in a sign: modification time and change time in ns, inode, bytes, device
 ABSENT = (-1, -1, -1, -1, -1)
 UNKNOWN = (-2, -2, -2, -2, -2)      # could not be looked at, or not kept in 64 bits: equals nothing
-SHARE_FROM = 6000           # paths; from here on a second process takes half: looking holds the interpreter's lock
+SHARE_FROM = 6000           # paths; from here on a second process takes a part: looking holds the interpreter's lock
+OWN_SHARE = 40              # percent of the paths; there is other work to do meanwhile
+BLOCK = 64                  # paths looked at in one go
 LIMIT = 1 << 63
 
 
@@ -40,51 +42,71 @@ def sign(paths: Sequence[str], look: Callable[[str], os.stat_result] = os.lstat)
 
 
 def changed(paths: Sequence[str], signs: Numbers, first: int = 0, last: Optional[int] = None,
-            look: Callable[[str], os.stat_result] = os.lstat) -> List[int]:
-    """Return which of paths[first:last] are not what *signs* (of all paths) say, as places in *paths*."""
+            look: Callable[[str], os.stat_result] = os.lstat, prefix: str = "") -> List[int]:
+    """Return which of paths[first:last] are not what *signs* (of all paths) say, as places in *paths*. prefix: goes before each path."""
     last = len(paths) if last is None else last
-    found = []
-    known = signs[WIDTH * first:WIDTH * last]
-    number = iter(known if isinstance(known, list) else known.tolist())
-    for place, mtime, ctime, inode, size, device in zip(range(first, last), number, number, number, number, number):
-        try:
-            stat = look(paths[place])
-            if (stat.st_mtime_ns != mtime or stat.st_ctime_ns != ctime or stat.st_ino != inode or stat.st_size != size or stat.st_dev != device):
-                found.append(place)
-        except (FileNotFoundError, NotADirectoryError):
-            if mtime != -1 or device != -1:
-                found.append(place)
+    found: List[int] = []
+    get = _getter() if last - first > BLOCK else None
+    for start in range(first, last, BLOCK):
+        end = min(start + BLOCK, last)
+        full = [prefix + path for path in paths[start:end]] if prefix else paths[start:end]
+        block = signs[WIDTH * start:WIDTH * end]
+        number = iter(block if isinstance(block, list) else block.tolist())
+        known = list(zip(number, number, number, number, number))
+        try:                            # no line of Python for each path, as long as all is as it was
+            if get and list(map(get, map(look, full))) == known:
+                continue
         except (OSError, ValueError):
-            found.append(place)
+            pass
+        found += [start + place for place, (path, sign) in enumerate(zip(full, known)) if not _is_same(path, sign, look)]
     return found
 
 
-def changed_shared(paths: Sequence[str], signs: Numbers) -> List[int]:
-    """The same over all paths; of very many, a forked process looks at the second half.
+def _getter() -> Callable[[os.stat_result], Any]:
+    from operator import attrgetter  # an import that would show, were there but a few paths
+    return attrgetter("st_mtime_ns", "st_ctime_ns", "st_ino", "st_size", "st_dev")
 
-    Only for a process without threads, and before it starts others.
+
+def _is_same(path: str, known: Tuple[int, ...], look: Callable[[str], os.stat_result]) -> bool:
+    try:
+        stat = look(path)
+        return (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_size, stat.st_dev) == known
+    except (FileNotFoundError, NotADirectoryError):
+        return known == ABSENT
+    except (OSError, ValueError):
+        return False
+
+
+def changed_shared(paths: Sequence[str], signs: Numbers, root: str, meanwhile: Callable[[], Any] = lambda: None) -> List[int]:
+    """The same over all paths, which are relative to *root*; of very many, a forked process looks at the larger part.
+
+    Only for a process without threads, and before it starts others. meanwhile() is called here when this process's part is done.
     """
+    prefix = os.path.join(root, "")
     count = len(paths)
     if count < SHARE_FROM or not sys.platform.startswith("linux") or len(os.sched_getaffinity(0)) < 2:
-        return changed(paths, signs)
+        return changed(paths, signs, prefix=prefix)
+    own = count * OWN_SHARE // 100
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
-        _answer(writer, paths, signs, count // 2)
+        _answer(writer, paths, signs, own, prefix)
     os.close(writer)
-    found = changed(paths, signs, 0, count // 2)
+    found = changed(paths, signs, 0, own, prefix=prefix)
+    meanwhile()
     with open(reader, "rb") as file:
         told = file.read()
     status = os.waitpid(child, 0)[1]
     if status:                          # it was killed, or there was no memory for it
-        return found + changed(paths, signs, count // 2)
+        return found + changed(paths, signs, own, prefix=prefix)
     return found + [int(one) for one in told.split()]
 
 
-def _answer(writer: int, paths: Sequence[str], signs: Numbers, first: int) -> Any:
-    """In the child: look at the second half, tell, end without the parent's clean-up."""
+def _answer(writer: int, paths: Sequence[str], signs: Numbers, first: int, root: str) -> Any:
+    """In the child: look at the second part, tell, end without the parent's clean-up."""
     code = 1
     try:
+        os.chdir(root)                  # the kernel has less to walk
         data = b" ".join(b"%d" % place for place in changed(paths, signs, first))
         while data:
             data = data[os.write(writer, data):]

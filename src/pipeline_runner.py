@@ -246,13 +246,18 @@ def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: State
     return facts
 
 
-def makers_of(spec: PipelineSpec, stage: StageSpec, inputs: Sequence[str], store: StateStore) -> List[Tuple[str, str, Json]]:
-    """Return (name, output folder, record) of the other stages in whose folders *inputs* lie. Raises: StateError."""
+def folders_of(spec: PipelineSpec, store: StateStore) -> Any:
+    """Return the stages by output folder, made once in a run."""
     if "folders" not in store.memo:
         import stage_order
         store.memo["folders"] = stage_order.Folders(spec.stages)
+    return store.memo["folders"]
+
+
+def makers_of(spec: PipelineSpec, stage: StageSpec, inputs: Sequence[str], store: StateStore) -> List[Tuple[str, str, Json]]:
+    """Return (name, output folder, record) of the other stages in whose folders *inputs* lie. Raises: StateError."""
     found = []
-    for other in store.memo["folders"].holders({os.path.dirname(path) for path in inputs}):
+    for other in folders_of(spec, store).holders({os.path.dirname(path) for path in inputs}):
         record = store.stage(other.name) if other.name != stage.name else None
         if record is not None:
             found.append((other.name, other.output_dir, record))
@@ -418,7 +423,6 @@ class Run:
         self.scheduler: Any = None      # once an attempt must be started
         self.works: Dict[str, Any] = {} # stages at work
         self.made_folders: Set[str] = set()     # that need not be looked for again
-        self.folders: Any = None
         self.expected: Any = None       # how long each stage took before, once the live view has asked
         self.caches: Dict[str, bytes] = {}      # of stages of many tasks, to be written at the end
         self.unfit = ""                 # the stage from which the runner could not go on
@@ -449,9 +453,8 @@ class Run:
             self.ledger.prepare()
             self.invocation = run_ledger.next_invocation(self.ledger, self.options.run_id, is_known)
             self._tell_healed()
-            for stage in self.selected:
-                if self.known is None or not self.known.covers(stage.name):
-                    self.store.stage(stage.name)    # damaged state is found before any work is done
+            for stage in self.selected if self.known is None else self.known.not_covered(self.selected):
+                self.store.stage(stage.name)        # damaged state is found before any work is done
             code = self._run_to_its_record()
             return code
         finally:
@@ -528,6 +531,8 @@ class Run:
     def _begin_stages(self, order: Any, code: int) -> int:
         """Begin all stages that may start now; return the exit code so far."""
         while not self._is_ending(code):
+            if self.known is not None and self._take_known(order):
+                continue
             stage = order.next()
             if stage is None:
                 break
@@ -547,6 +552,16 @@ class Run:
                 self._scheduler().take(stage.name, flow, wish)
                 self.scheduler.step()
         return code or self._stopped()
+
+    def _take_known(self, order: Any) -> bool:
+        """Take the next stages that the index answers for, in one go; tell whether there were some."""
+        place = order.next_place()
+        results = self.known.answers(place, self.is_open) if place is not None else []
+        if results:
+            self.console.lines(self.known.lines(results))
+            self.result_of.update((result.name, result) for result in results)
+            order.go_on_at(place + len(results))
+        return bool(results)
 
     def _is_ending(self, code: int) -> bool:
         """Tell whether no further stage is begun: the running ones come to their end."""
@@ -603,10 +618,7 @@ class Run:
 
     def folder_neighbours(self, stage: StageSpec) -> List[StageSpec]:
         """Return the other stages of the pipeline whose output folder is this one's, lies in it, or holds it."""
-        if self.folders is None:
-            import stage_order
-            self.folders = stage_order.Folders(self.spec.stages)
-        found: List[StageSpec] = self.folders.neighbours(stage)
+        found: List[StageSpec] = folders_of(self.spec, self.store).neighbours(stage)
         return found
 
     def flush(self) -> None:
@@ -639,7 +651,7 @@ class Run:
         """A flow that returns the StageResult; one that waits for nothing is a stage that has not to be run."""
         known: Optional[StageResult] = self.known.answer(stage.name, self.is_open) if self.known is not None else None
         if known is not None:
-            self.console.lines(self.known.line(known))
+            self.console.lines(self.known.lines([known]))
             return known
         try:
             result = yield from self._run_stage(stage)
@@ -937,7 +949,10 @@ class Run:
     def _tell_monitoring(self, record: Json) -> None:
         """Refresh state/metrics.prom, append to --openlineage; what goes wrong there is a note and changes nothing."""
         import prometheus_text
-        prometheus_text.emit(self.store, record, self.metrics, self.spec, self.options, self.console)
+        looked_at = self.known.looked_at(self.results) if self.known is not None else None
+        if looked_at is None or not prometheus_text.update(self.store, record, self.metrics, self.known.index.names,
+                                                           {place: metrics_entry(result) for place, result in looked_at.items()}):
+            prometheus_text.emit(self.store, record, self.metrics, self.spec, self.options, self.console)
         if self.options.open_lineage:
             import open_lineage
             open_lineage.emit(self.store, record, self.metrics, self.spec, self.options, self.console)
@@ -956,7 +971,8 @@ class Run:
             pass                        # the same fault again, most likely; what is on disk is a run that died
 
     def _metrics(self) -> Json:
-        count = {status: sum(1 for one in self.results if one.status == status) for status in ("ok", "skipped", "failed", "interrupted")}
+        statuses = [one.status for one in self.results]
+        count = {status: statuses.count(status) for status in ("ok", "skipped", "failed", "interrupted")}
         return {
             "runId": self.options.run_id, "invocation": self.invocation, "timestamp": utc_text(self.clock.time()), "totalStages": len(self.selected),
             "okStages": count["ok"], "skippedStages": count["skipped"], "failedStages": count["failed"] + count["interrupted"],

@@ -10,10 +10,13 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import hashlib
-    from typing import Any, Callable, Iterable, Iterator, Optional, Tuple
+    from typing import Any, Callable, Iterator, Optional, Sequence, Tuple, Union
+    Piece = Union[bytes, memoryview]
 
 BULK_BYTES = 1 << 18        # from here on, the quicker implementation is worth its import
 BLANKS = " \t\n\r"          # of JSON
+HOLE = "\0"                 # where a ready array goes; in JSON text this character is always escaped
+PRETTY_END, COMPACT_END = b",\n  ", b","      # between two entries of a ready array, and after each of its pieces
 
 
 def sha256(data: bytes = b"", size: int = 0) -> hashlib._Hash:
@@ -35,24 +38,36 @@ def sha256(data: bytes = b"", size: int = 0) -> hashlib._Hash:
 
 
 class Ready:
-    """A JSON array whose text is made already: thousands of entries of a record that are the same in each run.
+    """A JSON array whose bytes are made already, in pieces: thousands of entries of a record that are the same in each run.
 
-    pretty: as it stands in a record, one level deep. canonical: as it is hashed; "" where it never is.
+    pretty: as it stands in a record, one level deep. canonical: as it is hashed. A record has at most one, on its top level.
     """
 
     __slots__ = ("pretty", "canonical")
 
-    def __init__(self, pretty: str, canonical: str = "") -> None:
+    def __init__(self, pretty: Sequence[Piece], canonical: Sequence[Piece] = ()) -> None:
         self.pretty, self.canonical = pretty, canonical
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(loads(self.pretty))
+        return iter(loads(b"".join(self.pretty).decode("utf-8")))
 
 
-def ready_array(pretty: Iterable[str], canonical: Iterable[str] = ()) -> Ready:
-    """Return the array of entries whose texts are given: those of pretty(entry, 2), and of compact(entry, True)."""
-    shown, hashed = ",\n  ".join(pretty), ",".join(canonical)
-    return Ready("[\n  %s\n ]" % shown if shown else "[]", "[%s]" % hashed)
+def ready_array(pretty: Sequence[Piece], canonical: Sequence[Piece] = ()) -> Ready:
+    """Return the array of entries whose bytes are given: those of pretty(entry, 2) with PRETTY_END, of compact(entry, True) with COMPACT_END."""
+    return Ready(_in_brackets(pretty, b"[\n  ", PRETTY_END, b"\n ]"), _in_brackets(canonical, b"[", COMPACT_END, b"]"))
+
+
+def _in_brackets(pieces: Sequence[Piece], begin: bytes, entry_end: bytes, end: bytes) -> Sequence[Piece]:
+    return [begin, *pieces[:-1], pieces[-1][:-len(entry_end)], end] if pieces else [b"[]"]
+
+
+def _filled(text: str, value: Any, kind: str) -> bytes:
+    """Return the bytes of a record's text, with the pieces of its ready array where the text has a hole."""
+    before, hole, after = text.partition(HOLE)
+    if not hole:
+        return text.encode("utf-8")
+    ready, = (one for one in value.values() if type(one) is Ready)
+    return b"".join([before.encode("utf-8"), *getattr(ready, kind), after.encode("utf-8")])
 
 
 def _make_encoder(sort: bool) -> Callable[[Any], str]:
@@ -73,17 +88,23 @@ _PLAIN, _SORTED = _make_encoder(False), _make_encoder(True)
 
 
 def compact(value: Any, sort: bool = False) -> str:
-    """Return JSON without blanks, not escaped to ASCII; sort: with the keys in order. Raises: ValueError for NaN; TypeError."""
+    """Return JSON without blanks, not escaped to ASCII; sort: with the keys in order; HOLE for a ready array.
+
+    Raises: ValueError for NaN; TypeError.
+    """
     if isinstance(value, dict) and any(type(one) is Ready for one in value.values()):
         names = sorted(value) if sort else list(value)
-        return "{%s}" % ",".join("%s:%s" % (_PLAIN(name), value[name].canonical if type(value[name]) is Ready else compact(value[name], sort)) for name in names)
+        return "{%s}" % ",".join("%s:%s" % (_PLAIN(name), HOLE if type(value[name]) is Ready else compact(value[name], sort)) for name in names)
     return _SORTED(value) if sort else _PLAIN(value)
 
 
 def pretty(value: Any, level: int = 0) -> str:
-    """Return JSON for people, one blank for each level; *level* is how deep the value stands. The text is that of json.dumps(indent=1)."""
+    """Return JSON for people, one blank for each level; *level* is how deep the value stands; HOLE for a ready array.
+
+    The text is that of json.dumps(indent=1).
+    """
     if type(value) is Ready:
-        return value.pretty
+        return HOLE
     if isinstance(value, dict) and value:
         start, space = "{", "\n" + " " * (level + 1)
         parts = ["%s%s: %s" % (space, _PLAIN(name) if isinstance(name, str) else '"%s"' % _PLAIN(name), pretty(one, level + 1)) for name, one in value.items()]
@@ -92,6 +113,16 @@ def pretty(value: Any, level: int = 0) -> str:
         space = "\n" + " " * (level + 1)
         return "[" + ",".join([space + pretty(one, level + 1) for one in value]) + "\n" + " " * level + "]"
     return _PLAIN(value)
+
+
+def canonical_bytes(value: Any) -> bytes:
+    """Return JSON without blanks, the keys in order, ready arrays in their places, UTF-8."""
+    return _filled(compact(value, True), value, "canonical")
+
+
+def pretty_bytes(value: Any) -> bytes:
+    """Return JSON for people, ready arrays in their places, with a last newline, UTF-8."""
+    return _filled(pretty(value) + "\n", value, "pretty")
 
 
 class _Rules:

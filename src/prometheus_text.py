@@ -14,7 +14,7 @@ import state_store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional, Tuple
+    from typing import Any, Dict, List, Optional, Sequence, Tuple
     Json = Dict[str, Any]
 
 NAME = "metrics.prom"
@@ -74,7 +74,11 @@ def text(record: Json, metrics: Json, earlier: str = "", stages: Optional[Any] =
     others, successes = _kept(earlier, pipeline)
     found: Dict[str, List[str]] = {family: [] for family in GAUGES}
     is_whole = stages is None or not stages - {one["stage"] for one in metrics["stages"]}
-    _add_run(found, pipeline, record, metrics, successes.get("", ""), is_whole)
+    count: Dict[str, int] = {}
+    for one in metrics["stages"]:
+        count[one["status"]] = count.get(one["status"], 0) + 1
+    success = epoch_text(metrics["timestamp"]) if record["state"] == "completed" and is_whole else successes.get("", "")
+    _add_run(found, pipeline, record, metrics, success, count)      # a run of some stages quiets no alarm
     _add_stages(found, pipeline, metrics, epoch_text(metrics["timestamp"]))
     done = {line.partition(" ")[0] for line in found[STAGE_SUCCESS]}
     names = None if stages is None else {escaped(name) for name in stages}
@@ -82,24 +86,27 @@ def text(record: Json, metrics: Json, earlier: str = "", stages: Optional[Any] =
         labels = '%s{%s,stage="%s"}' % (STAGE_SUCCESS, pipeline, name)
         if name and labels not in done and (names is None or name in names):
             found[STAGE_SUCCESS].append("%s %s" % (labels, value))
+    return _text_of({family: others.get(family, []) + found[family] for family in GAUGES})
+
+
+def _text_of(found: Dict[str, List[str]]) -> str:
     lines = []
     for family, help_text in GAUGES.items():
-        samples = others.get(family, []) + found[family]
+        samples = found[family]
         if samples:
             lines += ["# HELP %s %s" % (family, help_text), "# TYPE %s gauge" % family] + samples
     return "\n".join(lines) + "\n"
 
 
-def refresh(store: Any, record: Json, metrics: Json, stages: int) -> bool:
-    """Bring the file up to date after a run that skipped all of its *stages* stages, if the run before it did the same.
+def refresh(store: Any, record: Json, metrics: Json, stages: List[str]) -> bool:
+    """Bring the file up to date after a run that skipped all its *stages*, if the run before it did the same.
 
-    Only times differ then, so nothing is put together anew: for pipelines of very many stages. The caller knows that the
-    stages are those of the run before, and holds the ledger's lock. False: the file tells of another run, call emit().
-    metrics needs no stages. Raises nothing.
+    Only times differ then, so nothing is put together anew: for pipelines of very many stages. The caller knows that
+    inputs, outputs and counts are those of the last run of each stage, and holds the ledger's lock. False: the file
+    tells of another run, call emit(). metrics needs no stages. Raises nothing.
     """
     try:
-        earlier = _read(store.path(NAME))
-        data = refreshed(earlier, record, metrics, stages).encode("utf-8")
+        data = refreshed(_read(store.path(NAME)), record, metrics, stages).encode("utf-8")
         if data:
             state_store.write_atomic(store.path(NAME), data, durable=False)
         return bool(data)
@@ -107,8 +114,8 @@ def refresh(store: Any, record: Json, metrics: Json, stages: int) -> bool:
         return False
 
 
-def refreshed(earlier: str, record: Json, metrics: Json, stages: int) -> str:
-    """Return the file's new content after such a run, "" if *earlier* does not tell of one. Pure."""
+def refreshed(earlier: str, record: Json, metrics: Json, stages: List[str]) -> str:
+    """Return the file's new content after such a run, "" if *earlier* does not tell of one of the same stages. Pure."""
     pipeline = 'pipeline="%s"' % escaped(record["pipeline"])
     ends, start = {}, "{%s} " % pipeline
     for family in (PIPELINE_SUCCESS, RUN_START, RUN_END, RUN_DURATION):
@@ -117,10 +124,13 @@ def refreshed(earlier: str, record: Json, metrics: Json, stages: int) -> str:
             return ""
         place += 1 + len(family) + len(start)
         ends[family] = earlier[place:earlier.index("\n", place)]
-    told = ['\npipeline_run_stages{%s,status="skipped"} %d\n' % (pipeline, stages), "\n%s\n" % _info(pipeline, record),
+    told = ['\npipeline_run_stages{%s,status="skipped"} %d\n' % (pipeline, len(stages)), "\n%s\n" % _info(pipeline, record),
             '\npipeline_run_state{%s,state="completed"} 1\n' % pipeline]
     told += ['\npipeline_run_stages{%s,status="%s"} 0\n' % (pipeline, status) for status in ("ok", "failed", "interrupted", "notRun")]
-    if record["state"] != "completed" or ends[PIPELINE_SUCCESS] != ends[RUN_END] or not all(line in earlier for line in told):
+    # A stage that is no more, or another pipeline that ended in the same millisecond, would be counted here.
+    is_same = earlier.count(" %s\n" % ends[RUN_END]) == len(stages) + 2 + (ends[RUN_START] == ends[RUN_END])
+    if (not stages or not is_same or record["state"] != "completed" or ends[PIPELINE_SUCCESS] != ends[RUN_END]
+            or not all(line in earlier for line in told) or _skipped_lines(pipeline, stages) not in earlier):
         return ""
     ended = epoch_text(metrics["timestamp"])
     text = earlier.replace(" %s\n" % ends[RUN_END], " %s\n" % ended)      # the end, and each success
@@ -130,23 +140,106 @@ def refreshed(earlier: str, record: Json, metrics: Json, stages: int) -> str:
     return text
 
 
+def _skipped_lines(pipeline: str, stages: List[str]) -> str:
+    """Return the lines that say of all *stages* that they were skipped; names of stages need no escape."""
+    before, after = '\npipeline_stage_status{%s,stage="' % pipeline, '",status="skipped"} 1'
+    return before + (after + before).join(stages) + after + "\n"
+
+
+def update(store: Any, record: Json, metrics: Json, stages: Sequence[str], looked_at: Dict[int, Json]) -> bool:
+    """Bring the file up to date after a whole run in which few of *stages* were looked at, the others known to be as they were.
+
+    looked_at: {place in stages: entry of the metrics}; metrics needs no stages. False: the file cannot be taken over, call emit().
+    Raises nothing.
+    """
+    try:
+        data = updated(_read(store.path(NAME)), record, metrics, stages, looked_at).encode("utf-8", "backslashreplace")
+        if data:
+            state_store.write_atomic(store.path(NAME), data, durable=False)
+        return bool(data)
+    except Exception:
+        return False
+
+
+def updated(earlier: str, record: Json, metrics: Json, stages: Sequence[str], looked_at: Dict[int, Json]) -> str:
+    """Return the file's new content after such a run, "" if the lines of *earlier* cannot be taken over: it holds other
+    pipelines, or other stages; a stage failed now. Pure."""
+    pipeline = 'pipeline="%s"' % escaped(record["pipeline"])
+    blocks = _blocks(earlier)
+    if not stages or len(blocks.get("pipeline_info", ())) != 1 or not blocks["pipeline_info"][0].startswith("pipeline_info{%s," % pipeline):
+        return ""
+    if record["state"] != "completed" or any(one["status"] not in ("ok", "skipped") for one in looked_at.values()):
+        return ""
+    found: Dict[str, List[str]] = {family: [] for family in GAUGES}
+    count = {"ok": sum(one["status"] == "ok" for one in looked_at.values())}
+    count["skipped"] = len(stages) - count["ok"]
+    ended = epoch_text(metrics["timestamp"])
+    _add_run(found, pipeline, record, metrics, ended, count)
+    anew: Dict[str, List[str]] = {family: [] for family in GAUGES}
+    _add_stages(anew, pipeline, dict(metrics, stages=[looked_at[place] for place in sorted(looked_at)]), ended)
+    before = '{%s,stage="' % pipeline
+    found["pipeline_stage_status"] = ['pipeline_stage_status%s%s",status="skipped"} 1' % (before, name) for name in stages]
+    for place, (line, skipped) in enumerate(zip(blocks.get("pipeline_stage_status", ()), found["pipeline_stage_status"])):
+        if line != skipped and place not in looked_at and line != skipped.replace('",status="skipped"', '",status="ok"'):
+            return ""                   # its sizes may be those of a failure
+    found[STAGE_SUCCESS] = ['%s%s%s"} %s' % (STAGE_SUCCESS, before, name, ended) for name in stages]
+    found.update((family, blocks.get(family, [])) for family, _ in SIZES)
+    for family in ("pipeline_stage_status",) + tuple(family for family, _ in SIZES):
+        if len(blocks.get(family, ())) != len(stages):
+            return ""
+        for place, line in zip(sorted(looked_at), anew[family]):
+            found[family][place] = line
+    for family in ("pipeline_stage_records", "pipeline_stage_tasks"):
+        found[family] = _exchanged(family + before, blocks.get(family, []), anew[family], [stages[place] for place in sorted(looked_at)])
+        if len(found[family]) < len(anew[family]):
+            return ""
+    found.update((family, anew[family]) for family, _ in EFFORTS)       # of those that were skipped there are none
+    return _text_of(found)
+
+
+def _exchanged(begin: str, lines: List[str], anew: List[str], stages: Sequence[str]) -> List[str]:
+    """Return *lines* with those of each of *stages* exchanged for its lines in *anew*, [] if a stage has lines only now."""
+    for stage in stages:
+        mark = '%s%s",' % (begin, stage)
+        own = [line for line in anew if line.startswith(mark)]
+        places = [place for place, line in enumerate(lines) if line.startswith(mark)]
+        if places:
+            lines = lines[:places[0]] + own + lines[places[-1] + 1:]
+        elif own:
+            return []
+    return lines
+
+
+def _blocks(text: str) -> Dict[str, List[str]]:
+    """Return {family: its sample lines}; {} if the text is not of our making, or not whole."""
+    blocks: Dict[str, List[str]] = {}
+    if text[-1:] != "\n" or text[:7] != "# HELP ":
+        return {}
+    for part in text[7:-1].split("\n# HELP "):
+        head, _, rest = part.partition("\n")
+        kind, _, samples = rest.partition("\n")
+        family = head.partition(" ")[0]
+        if family not in GAUGES or kind != "# TYPE %s gauge" % family:
+            return {}
+        blocks[family] = samples.split("\n")
+    return blocks
+
+
 def _info(pipeline: str, record: Json) -> str:
     return 'pipeline_info{%s,version="%s",runner="%s",python="%s"} 1' % (
         (pipeline,) + tuple(escaped(str(record.get(name) or "")) for name in ("version", "runner", "python")))
 
 
-def _add_run(found: Dict[str, List[str]], pipeline: str, record: Json, metrics: Json, last_success: str, is_whole: bool) -> None:
+def _add_run(found: Dict[str, List[str]], pipeline: str, record: Json, metrics: Json, success: str, told: Dict[str, int]) -> None:
+    """success: when a run of all stages last completed, "" if never. told: stages by how they ended."""
     ended = epoch_text(metrics["timestamp"])
     found["pipeline_info"].append(_info(pipeline, record))
     found["pipeline_run_state"].append('pipeline_run_state{%s,state="%s"} 1' % (pipeline, escaped(record["state"])))
     for family, value in ((RUN_START, epoch_text(record["startedAt"])), (RUN_END, ended), (RUN_DURATION, number(metrics["durationSec"]))):
         found[family].append("%s{%s} %s" % (family, pipeline, value))
-    count: Dict[str, int] = {"ok": 0, "skipped": 0, "failed": 0, "interrupted": 0, "notRun": 0}
-    for one in metrics["stages"]:
-        count[one["status"]] = count.get(one["status"], 0) + 1
+    count = {"ok": 0, "skipped": 0, "failed": 0, "interrupted": 0, "notRun": 0, **told}
     found["pipeline_run_stages"] += ['pipeline_run_stages{%s,status="%s"} %d' % (pipeline, escaped(status), count[status])
                                      for status in count]
-    success = ended if record["state"] == "completed" and is_whole else last_success     # a run of some stages quiets no alarm
     if success:
         found[PIPELINE_SUCCESS].append("%s{%s} %s" % (PIPELINE_SUCCESS, pipeline, success))
 

@@ -18,11 +18,11 @@ import os
 import zlib
 
 import path_signs
-from primitives import compact, loads
+from primitives import COMPACT_END, PRETTY_END, compact, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional
+    from typing import Any, Callable, Dict, List, Optional, Set
     Json = Dict[str, Any]
 
 KIND = b"pipeline-index"
@@ -31,7 +31,7 @@ TEXTS = ("pretty", "canonical", "metrics", "lines")
 LISTS = ("names", "common", "followed")
 NUMBERS = ("common_signs", "starts", "signs", "owners", "followed_signs") + tuple("ends_" + name for name in TEXTS)
 SECTIONS = ("about", "covered", "paths") + LISTS + NUMBERS + TEXTS
-BETWEEN = {"pretty": ",\n  ", "canonical": ",", "metrics": ",\n  ", "lines": ""}    # of two entries' texts
+BETWEEN = {"pretty": PRETTY_END, "canonical": COMPACT_END, "metrics": PRETTY_END, "lines": b""}     # after each entry's text
 
 
 def index_path(root: str, pipeline: str) -> str:
@@ -58,18 +58,26 @@ class Index:
     ends_canonical: memoryview
     ends_metrics: memoryview
     ends_lines: memoryview
-    pretty: bytes
-    canonical: bytes
-    metrics: bytes
-    lines: bytes
+    pretty: memoryview
+    canonical: memoryview
+    metrics: memoryview
+    lines: memoryview
 
-    def text(self, kind: str, first: int, last: int) -> str:
-        """Return the texts of kind *kind* of the stages first ... last-1, as they stand between their neighbours."""
+    def piece(self, kind: str, first: int, last: int) -> memoryview:
+        """Return the texts of kind *kind* of the stages first ... last-1, each with what stands between it and the next, UTF-8."""
         ends = getattr(self, "ends_" + kind)
-        return str(getattr(self, kind)[ends[first]:ends[last]], "utf-8", "surrogateescape")
+        found: memoryview = getattr(self, kind)[ends[first]:ends[last]]
+        return found
 
-    def changed_stages(self, root: str) -> Optional[List[int]]:
-        """Return which stages cannot be told to be up to date, sorted; None if what all depend on has changed."""
+    def lines_of(self, first: int, last: int) -> str:
+        """Return the [SKIP] lines of the stages first ... last-1."""
+        return str(self.piece("lines", first, last), "utf-8", "surrogateescape")
+
+    def changed_stages(self, root: str, meanwhile: Callable[[], Any] = lambda: None) -> Optional[List[int]]:
+        """Return which stages cannot be told to be up to date, sorted; None if what all depend on has changed.
+
+        meanwhile: see path_signs.changed_shared().
+        """
         if path_signs.changed([os.path.join(root, path) for path in self.common], self.common_signs):
             return None
         found = {place for place, is_covered in enumerate(self.covered) if not is_covered} if 0 in self.covered else set()
@@ -78,20 +86,19 @@ class Index:
         if -1 in owners:
             return None
         found |= owners
-        for place in path_signs.changed_shared(self.below(root), self.signs):
+        for place in path_signs.changed_shared(self.all_paths(), self.signs, root, meanwhile):
             found.add(self.stage_at(place))
         return sorted(found)
 
-    def below(self, root: str) -> List[str]:
-        """Return the stages' paths below *root*, absolute."""
-        prefix = os.path.join(root, "")
-        return (prefix + self.paths.replace("\0", "\0" + prefix)).split("\0") if self.paths else []
+    def all_paths(self) -> List[str]:
+        """Return the paths of all stages, relative to the root."""
+        if self._split is None:
+            self._split = self.paths.split("\0") if self.paths else []
+        return self._split
 
     def paths_of(self, stage: int) -> List[str]:
         """Return the paths of one stage, relative to the root."""
-        if self._split is None:
-            self._split = self.paths.split("\0")
-        return self._split[self.starts[stage]:self.starts[stage + 1]]
+        return self.all_paths()[self.starts[stage]:self.starts[stage + 1]]
 
     def stage_at(self, place: int) -> int:
         """Return the stage whose path stands at *place* of all paths."""
@@ -101,15 +108,14 @@ class Index:
             low, high = (middle, high) if self.starts[middle] <= place else (low, middle)
         return low
 
-    def is_unchanged(self, root: str, stage: int) -> bool:
-        """Look at one stage's paths again."""
-        first, last = self.starts[stage], self.starts[stage + 1]
-        paths = [os.path.join(root, path) for path in self.paths_of(stage)]
-        if path_signs.changed(paths, self.signs[path_signs.WIDTH * first:path_signs.WIDTH * last]):
-            return False
-        behind = [place for place, owner in enumerate(self.owners) if owner == stage]
-        return not any(path_signs.changed([os.path.join(root, self.followed[place])],
-                                          self.followed_signs[path_signs.WIDTH * place:path_signs.WIDTH * (place + 1)], look=os.stat) for place in behind)
+    def changed_between(self, root: str, first: int, last: int) -> Set[int]:
+        """Look at the paths of the stages first ... last-1 again; return which of these stages have changed."""
+        prefix = os.path.join(root, "")
+        found = {self.stage_at(place) for place in path_signs.changed(self.all_paths(), self.signs, self.starts[first], self.starts[last], prefix=prefix)}
+        for place, owner in enumerate(self.owners):
+            if first <= owner < last and owner not in found and path_signs.changed(self.followed, self.followed_signs, place, place + 1, os.stat, prefix):
+                found.add(owner)
+        return found
 
 
 def to_bytes(index: Index) -> bytes:

@@ -18,6 +18,7 @@ import time
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, List, Optional, Sequence, Union
+
     from quick_index import Index
     Json = Dict[str, Any]
 
@@ -86,13 +87,22 @@ def look(pipeline: str, root: str) -> Optional[Found]:
     index = quick_index.load(quick_index.index_path(root, pipeline))
     if index is None or index.about["pipeline"] != pipeline or index.about["root"] != root or index.about["surroundings"] != surroundings(index.about["passEnv"], root):
         return None
-    stale = index.changed_stages(root)
+    stale = index.changed_stages(root, _load)
     if stale is None:
         return None
     locked = {name[:-len(".lock")] for name in os.listdir(os.path.join(root, "locks")) if name.endswith(".lock")}
     if locked:                          # somebody holds a stage, or died with it
         stale = sorted(set(stale) | {place for place, name in enumerate(index.names) if name in locked})
     return Found(index, pipeline, root, stale)
+
+
+def _load() -> None:
+    """Load what the run needs for the records of very many stages."""
+    import hashlib  # noqa: F401
+
+    import console  # noqa: F401
+    import prometheus_text  # noqa: F401
+    import run_ledger  # noqa: F401
 
 
 def surroundings(patterns: Sequence[str], root: str) -> Json:
@@ -147,7 +157,7 @@ class _Quick:
             self.ledger.prepare()
             invocation = run_ledger.next_invocation(self.ledger, self.run_id, is_known)
             self._tell_healed()
-            self.console.lines(self.index.text("lines", 0, len(self.index.names)))
+            self.console.lines(self.index.lines_of(0, len(self.index.names)))
             self.store.commit.flush()
             self._end(invocation)
         finally:
@@ -179,14 +189,13 @@ class _Quick:
 
     def _tell_monitoring(self, record: Json) -> None:
         import prometheus_text
-        prometheus_text.emit(self.store, record, self.metrics, None, None, self.console)    # the spec's stages are those of the run before
+        if not prometheus_text.refresh(self.store, record, self.metrics, self.index.names):
+            prometheus_text.emit(self.store, record, self.metrics, None, None, self.console)     # the spec's stages are those of the run before
 
     def _ready(self, pretty: str, canonical: str) -> Any:
-        from primitives import Ready
+        from primitives import ready_array
         count = len(self.index.names)
-        # Each entry brings the comma to the next one along; the last one's is cut off.
-        return Ready("[\n  %s\n ]" % self.index.text(pretty, 0, count)[:-len(",\n  ")],
-                     "[%s]" % self.index.text(canonical, 0, count)[:-1] if canonical else "")
+        return ready_array([self.index.piece(pretty, 0, count)], [self.index.piece(canonical, 0, count)] if canonical else ())
 
     @staticmethod
     def _with(fields: Sequence[Any], known: Json) -> Json:

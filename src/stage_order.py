@@ -20,24 +20,38 @@ if TYPE_CHECKING:
 
 # --- edges -----------------------------------------------------------------------------------------------------------
 
+FEW_QUESTIONS = 8           # each answered by looking at all stages; more are worth an order of their folders
+
+
 class Folders:
     """The stages by output folder: those that share one, or have one within another's."""
 
     def __init__(self, stages: Sequence[StageSpec]) -> None:
         self.stages = list(stages)
         self.within: Dict[str, List[int]] = {}
-        for place, stage in enumerate(stages):
-            self.within.setdefault(stage.output_dir, []).append(place)
-        self.names = sorted(folder + "/" for folder in self.within)
+        self.names: List[str] = []
+        self.questions = 0
+
+    def _order(self) -> None:
+        if not self.within:
+            for place, stage in enumerate(self.stages):
+                self.within.setdefault(stage.output_dir, []).append(place)
+            self.names = sorted(folder + "/" for folder in self.within)
+
+    def _is_seldom_asked(self) -> bool:
+        self.questions += 1
+        return self.questions <= FEW_QUESTIONS and not self.within
 
     def at_or_above(self, path: str) -> Iterator[int]:
         """Yield the places of the stages whose output folder is *path* or holds it."""
+        self._order()
         parts = path.split("/")
         for count in range(1, len(parts) + 1):
             yield from self.within.get("/".join(parts[:count]), ())
 
     def below(self, prefix: str) -> Iterator[int]:
         """Yield the places of the stages whose output folder, with a slash, begins with *prefix*."""
+        self._order()
         place = bisect.bisect_left(self.names, prefix)
         while place < len(self.names) and self.names[place].startswith(prefix):
             yield from self.within[self.names[place][:-1]]
@@ -45,12 +59,20 @@ class Folders:
 
     def holders(self, paths: Iterable[str]) -> List[StageSpec]:
         """Return the stages whose output folder is one of *paths* or holds one, in the order listed."""
+        if self._is_seldom_asked():
+            above = {"/".join(parts[:count]) for parts in (path.split("/") for path in paths) for count in range(1, len(parts) + 1)}
+            return [stage for stage in self.stages if stage.output_dir in above]
         return [self.stages[place] for place in sorted({place for path in paths for place in self.at_or_above(path)})]
 
     def neighbours(self, stage: StageSpec) -> List[StageSpec]:
         """Return the other stages whose output folder is this one's, lies in it, or holds it, in the order listed."""
-        places = set(self.at_or_above(stage.output_dir)) | set(self.below(stage.output_dir + "/"))
-        return [self.stages[place] for place in sorted(places) if self.stages[place].name != stage.name]
+        if self._is_seldom_asked():
+            mine = stage.output_dir + "/"
+            found = [other for other in self.stages if (other.output_dir + "/").startswith(mine) or mine.startswith(other.output_dir + "/")]
+        else:
+            places = set(self.at_or_above(stage.output_dir)) | set(self.below(stage.output_dir + "/"))
+            found = [self.stages[place] for place in sorted(places)]
+        return [other for other in found if other.name != stage.name]
 
 
 def edges(stages: Sequence[StageSpec]) -> Dict[str, List[str]]:
@@ -190,6 +212,14 @@ class Order:
         if found is not None:
             self.running.append(found.name)
         return found
+
+    def next_place(self) -> Optional[int]:
+        """Return the place of the stage to start next, where all that come after it in the list are still to be started, too; else None."""
+        return None if self.is_graph or self.running or self.blocked or not self.waiting else self.waiting[0]
+
+    def go_on_at(self, place: int) -> None:
+        """All before *place* have ended, well. Only after next_place() has named one."""
+        self.waiting = list(range(place, len(self.names)))
 
     def put_back(self, stage: StageSpec) -> None:
         """There is no room for what next() returned."""

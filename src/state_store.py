@@ -10,7 +10,7 @@ import os
 import sys
 import time
 
-from primitives import compact, loads, pretty
+from primitives import compact, loads, pretty_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ def is_integer(value: Any) -> bool:
 
 def record_json(value: Any) -> bytes:
     """Return the readable form in which records are stored: indented UTF-8 with a last newline."""
-    return (pretty(value) + "\n").encode("utf-8")
+    return pretty_bytes(value)
 
 
 def utc_text(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """Stages side by side: what comes before what, what may run at once, and what a failure stops."""
 from __future__ import annotations
 
+import collections
 import os
 import time
 import types
@@ -379,3 +380,15 @@ def _command_of(pid):
             return file.read()
     except OSError:
         return b""
+
+
+def test_few_questions_about_folders_have_the_answers_of_many():
+    stage = collections.namedtuple("stage", "name output_dir")
+    stages = [stage("s%d" % number, folder) for number, folder in enumerate(["a", "a/b", "ab", "a/b/c", "c", "a", "a/bc", "c/a/b"])]
+    few, many = stage_order.Folders(stages), stage_order.Folders(stages)
+    many.questions = stage_order.FEW_QUESTIONS
+    for one in stages:
+        few.questions = 0
+        assert few.neighbours(one) == many.neighbours(one)
+        assert few.holders({one.output_dir + "/x", "c"}) == many.holders({one.output_dir + "/x", "c"})
+    assert [one.name for one in few.neighbours(stages[1])] == ["s0", "s3", "s5"] and not few.within and many.within

@@ -133,13 +133,45 @@ def test_a_run_that_skips_the_same_stages_again_changes_only_the_times():
     first = prometheus_text.text(RECORD, metrics(("a", "skipped"), ("b", "skipped")), other, {"a", "b"})
     later, record = metrics(("a", "skipped"), ("b", "skipped"), when="2026-03-01T00:00:00.250Z"), dict(RECORD, startedAt="2026-03-01T00:00:00.000Z")
     later["durationSec"] = 0.25
-    again = prometheus_text.refreshed(first, record, dict(later, stages=None), 2)
+    again = prometheus_text.refreshed(first, record, dict(later, stages=None), ["a", "b"])
     assert again == prometheus_text.text(record, later, first, {"a", "b"}) != first
     for wrong in (dict(record, version="2"), dict(record, state="failed"), dict(record, pipeline="x")):
-        assert prometheus_text.refreshed(first, wrong, later, 2) == ""
-    assert prometheus_text.refreshed(first, record, later, 3) == prometheus_text.refreshed("", record, later, 2) == ""
+        assert prometheus_text.refreshed(first, wrong, later, ["a", "b"]) == ""
+    for names in (["a"], ["a", "b", "c"], ["a", "c"], []):
+        assert prometheus_text.refreshed(first, record, later, names) == prometheus_text.refreshed("", record, later, names) == ""
+    at_once = prometheus_text.text(dict(RECORD, pipeline="q"), metrics(("a", "ok")), first)      # its times are not ours to change
+    assert prometheus_text.refreshed(at_once, record, later, ["a", "b"]) == ""
     worked = prometheus_text.text(RECORD, metrics(("a", "ok"), ("b", "skipped")), other, {"a", "b"})
-    assert prometheus_text.refreshed(worked, record, later, 2) == prometheus_text.refreshed(worked, record, later, 1) == ""
+    assert prometheus_text.refreshed(worked, record, later, ["a", "b"]) == prometheus_text.refreshed(worked, record, later, ["b"]) == ""
+
+
+@pytest.mark.parametrize("before, now", [
+    ((("a", "skipped"), ("b", "skipped"), ("c", "skipped")), (("a", "skipped"), ("b", "ok"), ("c", "skipped"))),
+    ((("a", "skipped"), ("b", "ok"), ("c", "ok")), (("a", "skipped"), ("b", "skipped"), ("c", "skipped"))),
+    ((("a", "ok"), ("b", "failed"), ("c", "skipped")), (("a", "ok"), ("b", "ok"), ("c", "skipped")))])
+def test_a_run_that_looked_at_few_stages_exchanges_their_lines(before, now):
+    first, later = metrics(*before), metrics(*now, when="2026-03-01T00:00:00.250Z")
+    for number, one in enumerate(first["stages"] + later["stages"]):
+        one["bytesOut"] = 7 if one["stage"] == "c" else number
+        one["counts"] = {"read": 5, "odd": 1} if one["stage"] == "c" else {"read": number}
+        one["bytesIn"] = 3 if one["stage"] == "c" else number + 20
+    looked_at = {place: one for place, one in enumerate(later["stages"]) if one["stage"] != "c"}
+    whole = prometheus_text.text(RECORD, first, "", {"a", "b", "c"})
+    record = dict(RECORD, startedAt="2026-03-01T00:00:00.000Z")
+    again = prometheus_text.updated(whole, record, dict(later, stages=None), ["a", "b", "c"], looked_at)
+    assert again == prometheus_text.text(record, later, whole, {"a", "b", "c"})
+    only_a = {0: looked_at[0]}          # what the others' lines say is taken over
+    assert (prometheus_text.updated(whole, record, later, ["a", "b", "c"], only_a) == "") == (dict(before)["b"] == "failed")
+    for names in (["a", "b"], ["a", "b", "c", "d"], ["a", "c", "b"], []):
+        assert prometheus_text.updated(whole, record, later, names, {0: looked_at[0]}) == ""
+    with_other = prometheus_text.text(dict(RECORD, pipeline="q"), first, whole)
+    torn = whole[:-1]
+    foreign = whole.replace("# TYPE pipeline_run_state gauge\n", "")
+    for earlier in (with_other, torn, foreign, ""):
+        assert prometheus_text.updated(earlier, record, later, ["a", "b", "c"], looked_at) == ""
+    assert prometheus_text.updated(whole, dict(record, state="failed"), later, ["a", "b", "c"], looked_at) == ""
+    looked_at[0]["status"] = "failed"
+    assert prometheus_text.updated(whole, record, later, ["a", "b", "c"], looked_at) == ""
 
 
 def test_a_run_of_some_stages_is_no_success_of_the_pipeline():

@@ -228,6 +228,24 @@ def test_only_what_changed_is_looked_at_and_what_follows_from_it(project):
     assert run_command(project, "verify", "--outputs")[0] == 0
 
 
+def test_what_a_processor_did_to_the_inputs_of_later_stages_is_seen(project):
+    """Not where it should write, but it did: the stages after it are looked at again."""
+    project.processor("aside", "open(os.path.join(out, 'a'), 'w').close()\nopen('data/aside.txt', 'w').write(open(inputs[0]).read())\n")
+    project.write("data/aside.txt", "one\n")
+    build(project, {"processor": "bin/aside.py", "inputs": ["data/a.txt"]}, {"processor": "bin/work.py", "inputs": ["data/b.txt"]},
+          {"processor": "bin/work.py", "inputs": ["data/aside.txt"]}, {"processor": "bin/work.py", "inputs": ["data/b.txt"]})
+    run(project, "indexed-too")
+    age(project)
+    run(project, "indexed-all")
+    assert found(project) == []
+    project.write("data/a.txt", "changed\n")
+    assert found(project) == ["s1"]
+    code, out, err = run(project, "partly")
+    kinds = [line.split()[0] + line.split()[1] for line in out.splitlines() if line.startswith(("[SKIP]", "[DONE]"))]
+    assert (code, kinds) == (0, ["[DONE]s1", "[SKIP]s2", "[DONE]s3", "[SKIP]s4"]), err
+    assert project.read("data/s3/aside.txt") == "changed\nx"
+
+
 @pytest.mark.parametrize("options", [["--force", "s1"], ["--only", "s1"], ["--rehash"], ["--verbose"], ["--set", "x=1"], ["plan"], ["--run-id", "con"], ["--run-id", "-x"],
                                      ["--jobs", "0"], ["--run-id", "a", "--run-id", "b"], ["--pipeline"], ["--key", "k"], ["--run-id="]])
 def test_other_command_lines_go_the_long_way(options):
@@ -258,16 +276,19 @@ def test_signs_tell_what_changed(tmp_path):
 
 
 def test_two_processes_see_what_one_sees(tmp_path, monkeypatch):
-    paths = []
-    for number in range(40):
-        paths.append(str(tmp_path / str(number)))
-        with open(paths[-1], "w"):
-            pass
-    signs = path_signs.sign(paths)
-    for number in (3, 25, 39):
-        os.unlink(paths[number])
+    paths = [str(number) for number in range(140)] + ["absent", "absent/too"]
+    for path in paths[:140]:
+        (tmp_path / path).touch()
+    signs = path_signs.sign([str(tmp_path / path) for path in paths])
+    for number in (3, 63, 64, 139):
+        (tmp_path / str(number)).unlink()
+    here, called = os.getcwd(), []
+    assert path_signs.changed_shared(paths, signs, str(tmp_path)) == [3, 63, 64, 139]
     monkeypatch.setattr(path_signs, "SHARE_FROM", 2)
-    assert path_signs.changed_shared(paths, signs) == [3, 25, 39]
+    assert path_signs.changed_shared(paths, signs, str(tmp_path), lambda: called.append(1)) == [3, 63, 64, 139]
+    assert os.getcwd() == here and len(called) == (len(os.sched_getaffinity(0)) > 1 if sys.platform.startswith("linux") else 0)
+    (tmp_path / "absent").touch()
+    assert path_signs.changed_shared(paths, signs, str(tmp_path)) == [3, 63, 64, 139, 140]
 
 
 def test_what_a_glob_depends_on(tmp_path):
@@ -303,8 +324,9 @@ def test_bad_json_is_refused(text):
 
 def test_ready_arrays_have_the_text_of_their_entries():
     entries = [{"a": 1}, {"b": [2]}]
-    ready = primitives.ready_array([primitives.pretty(one, 2) for one in entries], [primitives.compact(one, True) for one in entries])
+    ready = primitives.ready_array([(primitives.pretty(one, 2) + ",\n  ").encode() for one in entries], [(primitives.compact(one, True) + ",").encode() for one in entries])
+    assert list(ready) == entries and list(primitives.ready_array([])) == []
     for stages in (ready, entries):
-        record = {"x": 1, "stages": stages, "b": 2}
-        assert primitives.pretty(record) == json.dumps({"x": 1, "stages": entries, "b": 2}, indent=1)
-        assert primitives.compact(record, True) == json.dumps({"x": 1, "stages": entries, "b": 2}, sort_keys=True, separators=(",", ":"))
+        record, plain = {"x": "\0", "stages": stages, "b": 2}, {"x": "\0", "stages": entries, "b": 2}
+        assert primitives.pretty_bytes(record) == json.dumps(plain, indent=1).encode() + b"\n"
+        assert primitives.canonical_bytes(record) == json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
