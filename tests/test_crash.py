@@ -11,11 +11,13 @@ import json
 import os
 import random
 import re
+import select
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import ledger_format
@@ -24,7 +26,7 @@ from conftest import ROOT, RUNNER, Done, Project
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="breaks the runner by signals and compares inodes")
 
-FAULT = ROOT / "tests" / "drivers" / "fault.py"
+WARM = ROOT / "tests" / "drivers" / "warm.py"
 WORKERS = 2
 OUTPUTS = ["data/one", "data/two"]
 # Of a stage record: what tells of the run and of the one before it.
@@ -93,6 +95,56 @@ def unchanged(project):
     return []
 
 
+class Warm:
+    """A Python with the runner loaded that is forked for each run: drivers/warm.py. One for each thread of a sweep."""
+
+    idle = []
+
+    def __init__(self):
+        self.process = subprocess.Popen([sys.executable, str(WARM), str(RUNNER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    @classmethod
+    def run(cls, program, arguments, printed):
+        """Run "runner" or "fault" with *arguments*; what it prints goes to *printed*.out and .err."""
+        request = {"argv": [program, *arguments], "out": printed + ".out", "err": printed + ".err"}
+        warm = cls.idle.pop() if cls.idle else cls()
+        try:
+            code = warm.answer(request)
+        except BaseException:
+            warm.process.kill()
+            raise
+        cls.idle.append(warm)
+        texts = [Path(request[name]).read_bytes().decode("utf-8", "replace") for name in ("out", "err")]
+        return Done([program, *arguments], code, *texts)
+
+    def answer(self, request):
+        self.process.stdin.write(json.dumps(request).encode("utf-8") + b"\n")
+        self.process.stdin.flush()
+        assert select.select([self.process.stdout], [], [], 120)[0], "still running after 120 s: %r" % request
+        return int(self.process.stdout.readline())
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_warm_one_stays():
+    yield
+    while Warm.idle:
+        Warm.idle.pop().close()
+
+
+class WarmProject(Project):
+    """A project whose runs are forks of a warm Python."""
+
+    def run(self, *arguments):
+        done = Warm.run("runner", [*arguments, "--pipeline", str(self.root / "pipeline.json")], str(self.root))
+        assert "Traceback" not in done.err, done
+        return done
+
+
 class Case:
     """A project ready to be broken, in a folder to be copied, and what an undisturbed run makes of it."""
 
@@ -100,12 +152,12 @@ class Case:
         self.folder = folder
         self.template = Project(folder / "template")
         self.arguments = make(self.template)
-        self.expected = self.fresh("undisturbed")
+        self.expected = self.fresh("undisturbed", Project)
         self.expected.ok("--run-id", "whole", *self.arguments)
 
-    def fresh(self, name):
+    def fresh(self, name, kind=WarmProject):
         """Return a copy; times of files are kept, for the processor's is part of the key."""
-        copy = Project.__new__(Project)
+        copy = kind.__new__(kind)
         copy.root = self.folder / name
         shutil.copytree(self.template.root, copy.root)
         return copy
@@ -117,10 +169,8 @@ def break_at(project, action, at, arguments, run_id="broken", boot=None, **setti
     settings = dict({"runner": str(RUNNER), "root": str(project.root), "action": action, "at": at, "hit": str(hit), "boot": boot, "outputs": OUTPUTS}, **settings)
     name = project.root.parent / (project.root.name + ".json")
     name.write_text(json.dumps(settings), encoding="utf-8")
-    argv = [sys.executable, str(FAULT), str(name), "--pipeline", str(project.root / "pipeline.json"), "--run-id", run_id, *arguments]
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
-    where = hit.read_text(encoding="utf-8").splitlines()[0] if hit.exists() else ""
-    return where, Done(argv, done.returncode, done.stdout.decode(), done.stderr.decode())
+    done = Warm.run("fault", [str(name), "--pipeline", str(project.root / "pipeline.json"), "--run-id", run_id, *arguments], str(project.root))
+    return hit.read_text(encoding="utf-8").splitlines()[0] if hit.exists() else "", done
 
 
 def sweep(case, action_of, check, **settings):

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from test_crash import Case, at_of, break_at, chain_problems, leftovers, results, script, sweep
+from test_crash import Case, at_of, break_at, chain_problems, leftovers, no_warm_one_stays, results, script, sweep  # noqa: F401
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="breaks the runner by signals and compares inodes")
 
