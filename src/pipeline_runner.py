@@ -83,6 +83,7 @@ from state_store import StateStore, utc_text  # noqa: E402
 
 VERSION = "0.1.0"
 MAX_SPEC_BYTES = 8 << 20
+RECORD_SHARE = 20           # ... and takes at most this part of the time
 RECORD_S = 1.0              # a running run's record is written at most so often: it may name thousands of stages
 DEAR_BYTES = 64 << 20       # files of so many bytes are not hashed again after a kill
 SHOWN_CHANGES = 5           # of the reasons why a stage runs, on one line
@@ -242,11 +243,12 @@ def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: State
 
 def makers_of(spec: PipelineSpec, stage: StageSpec, inputs: Sequence[str], store: StateStore) -> List[Tuple[str, str, Json]]:
     """Return (name, output folder, record) of the other stages in whose folders *inputs* lie. Raises: StateError."""
-    folders = {os.path.dirname(path) for path in inputs}
+    if "folders" not in store.memo:
+        import stage_order
+        store.memo["folders"] = stage_order.Folders(spec.stages)
     found = []
-    for other in spec.stages:
-        is_near = other.name != stage.name and any((folder + "/").startswith(other.output_dir + "/") for folder in folders)
-        record = store.stage(other.name) if is_near else None
+    for other in store.memo["folders"].holders({os.path.dirname(path) for path in inputs}):
+        record = store.stage(other.name) if other.name != stage.name else None
         if record is not None:
             found.append((other.name, other.output_dir, record))
     return found
@@ -403,6 +405,7 @@ class Run:
         self.network: Any = None        # the guard, once the network is closed
         self.known = known
         self.looked: Dict[str, List[str]] = {}      # of skipped stages, the files that the decision was made of
+        self.record_pause_s = RECORD_S
         self.recorded = 0.0             # when the run record was last written
         self.metrics: Json = {}         # what the metrics file says, once it is written
         self.launches: Any = None       # starts the launchers, if a stage has one
@@ -563,7 +566,7 @@ class Run:
         self.result_of[name] = result
         self.works.pop(name, None)
         order.ended(name, result.status in ("ok", "skipped"))
-        if self.is_open and self.clock.monotonic() - self.recorded >= RECORD_S:
+        if self.is_open and self.clock.monotonic() - self.recorded >= self.record_pause_s:
             self._write_run("running")              # not after each stage: what it lacks after a kill is told by the stage records
         if self.store.commit.is_due():
             self.flush()
@@ -779,7 +782,10 @@ class Run:
 
     def write_marker(self, stage: StageSpec, key: str) -> None:
         marker = {"schema": state_store.SCHEMA_VERSION, "stage": stage.name, "key": key, "runId": self.options.run_id, "at": utc_text(self.clock.time())}
-        state_store.write_atomic(self.marker(stage), state_store.record_json(marker), self.store.commit)
+        path = self.marker(stage)
+        state_store.write_atomic(path, state_store.record_json(marker), durable=False)
+        self.store.commit.files[path] = None        # synced with the group: one that a power cut took counts as none
+        self.store.commit.folders[os.path.dirname(path)] = None
 
     # --- the run's own records
 
@@ -875,8 +881,10 @@ class Run:
         return [entry_of(result) for result in self.results] if self.known is None else self.known.entries(self.results, entry_of, entry_of is metrics_entry)
 
     def _write_run(self, state: str) -> None:
-        self.recorded = self.clock.monotonic()
+        began = self.clock.monotonic()
         self.store.write("run_%s.json" % self.options.run_id, self._run_record(state))
+        self.recorded = self.clock.monotonic()
+        self.record_pause_s = max(RECORD_S, RECORD_SHARE * (self.recorded - began))     # it grows with the number of stages
 
     def _finish(self, code: int) -> None:
         """Write the metrics, the digests and the sealed run record; on return everything is durable."""

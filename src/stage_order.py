@@ -13,7 +13,7 @@ from spec_checks import find_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
+    from typing import Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
     from model import Facts, StageSpec
 
@@ -42,6 +42,10 @@ class Folders:
         while place < len(self.names) and self.names[place].startswith(prefix):
             yield from self.within[self.names[place][:-1]]
             place += 1
+
+    def holders(self, paths: Iterable[str]) -> List[StageSpec]:
+        """Return the stages whose output folder is one of *paths* or holds one, in the order listed."""
+        return [self.stages[place] for place in sorted({place for path in paths for place in self.at_or_above(path)})]
 
     def neighbours(self, stage: StageSpec) -> List[StageSpec]:
         """Return the other stages whose output folder is this one's, lies in it, or holds it, in the order listed."""

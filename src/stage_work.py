@@ -621,7 +621,7 @@ class StageWork:
             if self.refused:
                 record["refused"] = self.refused        # no other stage takes them as inputs
             record["token"] = self.lock.token
-        self.store.write("stage_%s.json" % self.stage.name, dict(record, **self.more_of_record))
+        self.store.write_stage(self.stage.name, dict(record, **self.more_of_record))
 
     def _record(self, status: str, error: str, outputs: List[Json], counts: Optional[Json]) -> Json:
         return {

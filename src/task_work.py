@@ -666,4 +666,4 @@ class FileTasksWork(TasksWork):
         if status != "ok":
             record["token"] = self.lock.token
             record.update({"refused": self.refused} if self.refused else {})
-        self.store.write("stage_%s.json" % self.stage.name, record)
+        self.store.write_stage(self.stage.name, record)

@@ -257,7 +257,7 @@ def test_other_errors_and_other_systems_are_not_waited_for(error, windows):
 def test_a_commit_is_due_by_number_or_by_age():
     now = [100.0]
     commit = Commit(lambda: now[0])
-    for number in range(state_store.FLUSH_FILES - 1):
+    for number in range(state_store.GROUP_FILES - 1):
         commit.files["f%d" % number] = None
     assert not commit.is_due()
     commit.folders["d"] = None
@@ -301,15 +301,32 @@ def test_files_are_synced_before_folders_and_vanished_files_are_passed_over(tmp_
 @posix_only
 def test_very_many_files_are_synced_by_one_call(tmp_path, monkeypatch):
     commit = Commit()
-    for number in range(state_store.FLUSH_FILES + 1):
+    for number in range(state_store.MANY_FILES + 1):
         path = tmp_path / ("f%d" % number)
         path.write_bytes(b"")
         commit.files[str(path)] = None
     syncs = []
-    monkeypatch.setattr(os, "sync", lambda: syncs.append(1))
+    monkeypatch.setattr(state_store, "sync_file_systems", lambda folders: syncs.append(sorted(folders)) or True)
     seen = noting(monkeypatch, "fsync")
     commit.flush()
-    assert syncs == [1] and seen == [] and not commit.files
+    assert syncs == [[str(tmp_path)]] and seen == [] and not commit.files
+
+
+@posix_only
+def test_where_there_is_no_such_call_each_is_synced(tmp_path, monkeypatch):
+    commit = Commit()
+    for number in range(state_store.MANY_FILES + 1):
+        commit.files[str(tmp_path / str(number))] = None
+        (tmp_path / str(number)).write_bytes(b"")
+    monkeypatch.setattr(state_store, "sync_file_systems", lambda folders: False)
+    seen = noting(monkeypatch, "fsync")
+    commit.flush()
+    assert len(seen) == state_store.MANY_FILES + 1 and not commit.files
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a call of Linux")
+def test_the_call_for_a_whole_file_system_is_there_and_passes_over_what_is_gone(tmp_path):
+    assert state_store.sync_file_systems([str(tmp_path), str(tmp_path / "gone")]) is True
 
 
 @posix_only
@@ -512,7 +529,7 @@ def test_damaged_state_stops_the_run_before_any_work_and_the_next_run_works(proj
     assert project.read("data/s1/o") == "x" and project.read("data/s2/o") == "x"
 
 
-MARKERS = [(None, None), (b"", ""), (b"{", ""), (b"[]", ""), (b"{}", ""), (b'{"key": 1}', ""), (b'{"key": "abc"}', "abc"), (b"\xff", "")]
+MARKERS = [(None, None), (b"", None), (bytes(9), None), (b"{", ""), (b"[]", ""), (b"{}", ""), (b'{"key": 1}', ""), (b'{"key": "abc"}', "abc"), (b"\xff", "")]
 
 
 @pytest.mark.parametrize("data, key", MARKERS)
