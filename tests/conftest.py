@@ -1,6 +1,7 @@
 """What the tests share: a project in a temporary folder, and running the real program on it."""
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -13,6 +14,19 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 RUNNER = ROOT / "src" / "pipeline_runner.py"
 sys.path.insert(0, str(ROOT / "src"))
+# Else each of some thousand short processes would compile all that it imports.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+@functools.lru_cache(maxsize=None)
+def scans_of_runner() -> str:
+    """Return a state/digests.json that remembers what the network scan found in the runner and bin/, and nothing else."""
+    import file_digests
+    import program_scan
+    digests = file_digests.Digests(str(ROOT), "", keep=False)
+    for path in program_scan.runner_files() + file_digests.expand(str(ROOT), "bin/**/*.py"):
+        program_scan.scan_of(digests, path)
+    return json.dumps({"schema": file_digests.SCHEMA_VERSION, "files": {}, "scans": digests.scans})
 
 
 class Done:
@@ -32,6 +46,9 @@ class Done:
 
 class Project:
     """A root with the repository's bin/, a spec and inputs of the test's own."""
+
+    # A first run that scans all of the runner takes several times as long. False: it does, and no state/ is there before it.
+    knows_scans = True
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -72,7 +89,13 @@ class Project:
         self.write("bin/%s.py" % name, head + body)
         return "bin/%s.py" % name
 
+    def remember_scans(self, *arguments) -> None:
+        """Leave what the runner's own scan found for a run with these arguments; other commands may want no state/."""
+        if self.knows_scans and not str(*arguments[:1])[:1].isalpha() and not self.exists("state"):
+            self.write("state/digests.json", scans_of_runner())
+
     def argv(self, *arguments):
+        self.remember_scans(*arguments)
         return [sys.executable, str(RUNNER), *arguments, "--pipeline", str(self.root / "pipeline.json")]
 
     def environment(self, **more):

@@ -152,6 +152,7 @@ class Case:
         self.folder = folder
         self.template = Project(folder / "template")
         self.arguments = make(self.template)
+        self.template.remember_scans()
         self.expected = self.fresh("undisturbed", Project)
         self.expected.ok("--run-id", "whole", *self.arguments)
 
