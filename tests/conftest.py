@@ -1,6 +1,7 @@
 """What the tests share: a project in a temporary folder, and running the real program on it."""
 from __future__ import annotations
 
+import compileall
 import functools
 import json
 import os
@@ -14,8 +15,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 RUNNER = ROOT / "src" / "pipeline_runner.py"
 sys.path.insert(0, str(ROOT / "src"))
-# Else each of some thousand short processes would compile all that it imports.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# Else each of some thousand short processes would compile all that it imports. Processes under test leave none of it: one
+# that meets a full disk or a limit would leave it cut short, and older Pythons believe that.
+compileall.compile_dir(str(ROOT / "src"), quiet=2)
+os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
 
 @functools.lru_cache(maxsize=None)
