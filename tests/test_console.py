@@ -76,7 +76,7 @@ def test_every_event_is_a_json_object(quiet):
     assert [one["event"] for one in events] == (["tail", "fail", "error", "summary"] if quiet else kinds)
     assert err == "error: two\nlines\n"
     assert {key: value for key, value in events[-1].items() if key not in ("time", "event", "run")} == {
-        "state": "failed", "ok": 0, "skipped": 0, "failed": 1, "notRun": 1, "durationMs": 1260}
+        "state": "failed", "ok": 0, "skipped": 0, "failed": 1, "waiting": 0, "notRun": 1, "durationMs": 1260}
 
 
 @pytest.mark.parametrize("kind, text, fields", [

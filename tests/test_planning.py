@@ -358,7 +358,7 @@ SPOILS = {
     "a folder now": (lambda path: (path.unlink(), path.mkdir()), "output result.txt missing"),
     "marker removed": (lambda path: path.with_name(".upper.done").unlink(), "marker missing"),
     "marker of another key": (lambda path: path.with_name(".upper.done").write_text(json.dumps({"schema": 1, "stage": "upper", "key": "0" * 64})), "the marker is of another key"),
-    "marker emptied": (lambda path: path.with_name(".upper.done").write_bytes(b""), "the marker is of another key"),
+    "marker emptied": (lambda path: path.with_name(".upper.done").write_bytes(b""), "marker missing"),
     "marker of another form": (lambda path: path.with_name(".upper.done").write_bytes(b"[1]"), "the marker is of another key"),
 }
 
