@@ -136,14 +136,17 @@ def project(tmp_path) -> Project:
     return Project(tmp_path / "prüf bereich")
 
 
-# Thousands of short processes: measuring each would take longer than running it, and others measure the same lines.
-UNMEASURED = ("test_crash", "test_crash_tasks", "test_resume")
+# Measuring a short process takes longer than running it. These modules start hundreds, and others measure the same lines.
+UNMEASURED = ("test_crash", "test_crash_tasks", "test_resume", "test_ledger_export", "test_locks")
+measured = set()
 
 
 @pytest.fixture(autouse=True)
 def unmeasured(request, monkeypatch) -> None:
-    """Start the processes of some modules without coverage."""
-    if request.module.__name__ in UNMEASURED:
-        for name in list(os.environ):
-            if name.startswith(("COV_CORE_", "COVERAGE_")):
-                monkeypatch.delenv(name)
+    """Start the processes of some modules without coverage, and of a test with several sets of values all but the first's."""
+    name = request.node.nodeid.partition("[")[0]
+    if request.module.__name__ in UNMEASURED or name in measured:
+        for variable in list(os.environ):
+            if variable.startswith(("COV_CORE_", "COVERAGE_")):
+                monkeypatch.delenv(variable)
+    measured.add(name)
