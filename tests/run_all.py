@@ -331,8 +331,8 @@ def run_side_by_side(groups: List[Group], jobs: int, arguments: List[str]) -> in
     Return the exit code of the first group that failed, else 1 when too little is covered.
     Raises: KeyboardInterrupt, when no pytest process is left.
     """
-    discard(SIDE_BY_SIDE)
-    os.mkdir(SIDE_BY_SIDE)
+    shutil.rmtree(SIDE_BY_SIDE, ignore_errors=True)     # a process that a killed run left may still write there
+    os.makedirs(SIDE_BY_SIDE, exist_ok=True)
     started, waiting, ended = time.monotonic(), list(groups), []  # type: ignore[var-annotated]
     running: List[Group] = []
     say("%d test modules in %d groups, %d at once" % (sum(len(group.modules) for group in groups), len(groups), jobs))
@@ -346,8 +346,8 @@ def run_side_by_side(groups: List[Group], jobs: int, arguments: List[str]) -> in
                 running.remove(group)
                 ended.append(group)
                 show(group, "group %d of %d" % (len(ended), len(groups)))
-    except KeyboardInterrupt:
-        end(running)
+    except KeyboardInterrupt as error:
+        end(running, told=not isinstance(error, Terminated))
         for group in running:
             show(group, "interrupted")
         raise
@@ -367,10 +367,13 @@ def show(group: Group, what: str) -> None:
     print(group.output(), flush=True)
 
 
-def end(running: List[Group]) -> None:
-    """Leave no pytest process behind. The terminal's Ctrl-C reached them too: they get time to end by themselves."""
+def end(running: List[Group], told: bool = False) -> None:
+    """Leave no pytest process behind, after some time to end by themselves. told: the terminal's Ctrl-C has reached them too."""
     deadline = time.monotonic() + GRACE_S
     try:
+        for group in running:
+            if group.process and group.code() is None and not told and os.name == "posix":
+                group.process.send_signal(signal.SIGINT)
         while any(group.code() is None for group in running) and time.monotonic() < deadline:
             time.sleep(0.1)
     finally:
@@ -418,9 +421,13 @@ def total(outputs: List[str]) -> str:
 
 # === 5. The command ===
 
+class Terminated(KeyboardInterrupt):
+    """This process, and no other, was asked to end."""
+
+
 def on_terminate(number: int, frame: Optional[FrameType]) -> None:
     """Take a request to end as Ctrl-C, so that no pytest process is left behind."""
-    raise KeyboardInterrupt
+    raise Terminated
 
 
 def base_python() -> Optional[str]:
