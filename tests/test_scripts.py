@@ -38,7 +38,7 @@ sys.exit(int(os.environ.get("STAND_IN_EXIT", "0")))
 
 def clean_environment(**changes):
     """Return the environment without what would reach into a stand-in's Python, pip or git, plus *changes*."""
-    left_out = ("PYTHON", "PIP_", "GIT_", "COV_", "COVERAGE_", "PYTEST_", "VIRTUAL_ENV")
+    left_out = ("PYTHON", "PIP_", "GIT_", "COV_", "COVERAGE_", "PYTEST_", "RUN_TESTS_", "VIRTUAL_ENV")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
     environment.update(PIP_NO_INDEX="1", GIT_CONFIG_GLOBAL=os.devnull, GIT_CONFIG_NOSYSTEM="1")
     environment.update(changes)
@@ -302,7 +302,8 @@ def side(bare, monkeypatch):
     monkeypatch.setattr(run_all, "venv_python", lambda: sys.executable)     # which finds the stand-ins in its folder
     monkeypatch.setattr(run_all, "prepare", lambda: None)
     monkeypatch.setattr(run_all.signal, "signal", lambda *arguments: None)
-    monkeypatch.delenv("RUN_TESTS_JOBS", raising=False)
+    for name in os.environ.keys() - clean_environment().keys():             # one that measures would bring the real coverage
+        monkeypatch.delenv(name)
     (bare / ".venv").mkdir()
     (bare / "tests").mkdir()
     (bare / "pytest.py").write_text(SIDE_PYTEST, encoding="utf-8")
