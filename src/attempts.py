@@ -428,6 +428,8 @@ class Pool:
             _drain(attempt.reader, attempt.is_open, attempt.log)
             os.close(attempt.reader)
         if attempt.launch.feeder is not None:
+            if self.threads:
+                _feed([attempt])        # a thread has fed it: only now is it asked how that went
             attempt.launch.feeder.close()
         if attempt.job is not None:
             attempt.job.close()

@@ -35,6 +35,14 @@ look
 keep order
   unlock STAGE...       remove the lock folder of a stage that nobody holds
   reset STAGE...        forget a stage's checkpoint and record
+  clean [STAGE...]      list what the records say the stages made; delete it with --yes
+  gc                    list old run records, metrics and logs; delete them with --yes
+prove
+  scan [FILE...]        search the programs for uses of the network; run nothing
+  accept STAGE          take a stage as up to date whose key changed for a harmless cause; needs --reason
+  verify [RUN...]       check the ledger, the records and the logs; with --outputs the outputs, too
+  export RUN            write a run's provenance (in-toto Statement with SLSA provenance)
+  evidence RUN          write all that proves a run into one zip file, with a verifier
   new-key FILE          make a key file to seal the ledger with (--forward: a key that evolves)
 
 options

@@ -89,8 +89,8 @@ def _walk(folder: str, prefix: str, segments: List[str], found: Set[str], seen: 
 def _step(full: str, relative: str, rest: List[str], found: Set[str], seen: Optional[Set[str]]) -> None:
     if rest and os.path.isdir(full):
         _walk(full, relative + "/", rest, found, seen)
-    elif not rest and os.path.isfile(full):
-        found.add(relative)
+    elif not rest and (os.path.isfile(full) or os.path.islink(full) and not os.path.exists(full)):
+        found.add(relative)             # a link that leads nowhere is not passed over: whoever reads it says so
     elif seen is not None:
         seen.add(relative)
 

@@ -53,6 +53,11 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 if _HERE not in sys.path:
     sys.path.insert(0, _HERE)       # our modules are found also when this file is imported as src.pipeline_runner
 
+import _signal  # noqa: E402
+
+if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)     # until main() can say so in one line
+
 from console import Console, describe_os_error, open_missing_streams, silence_closed_streams  # noqa: E402
 
 _STARTED = time.monotonic()
@@ -854,7 +859,10 @@ class Run:
     def _write_digests(self) -> None:
         """Under the lock of the ledger, because other runs write the digests too."""
         for path, data in self.caches.items():
-            state_store.write_atomic(path, data, durable=False)
+            try:
+                state_store.write_atomic(path, data, durable=False)
+            except OSError as error:
+                self.console.line("[NOTE] a cache is not written: " + describe_os_error(error))
         self.caches.clear()
         if self.digests.changed:
             state_store.write_atomic(self.digests.path, self.digests.to_bytes(), self.store.commit)
@@ -1003,7 +1011,8 @@ def print_plan(spec: PipelineSpec, options: Options, console: Console, clock: Cl
     digests = Digests(spec.root, boot, keep=False, rehash=options.rehash)
     check_offline(spec, digests, console)
     for stage, decision, _ in stage_order.planned(spec.stages, select_stages(spec, options), looker(spec, options, digests)):
-        console.plan(stage.name, decision, holder_text(spec, stage, boot, clock))
+        holder = holder_text(spec, stage, boot, clock)
+        console.plan(stage.name, decision._replace(reasons=["running now"]) if holder and decision.reasons == ["last run died"] else decision, holder)
     return EXIT_OK
 
 
@@ -1036,6 +1045,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     console = Console()
+    if _signal.getsignal(_signal.SIGINT) == _signal.SIG_DFL and __name__ == "__main__":
+        _signal.signal(_signal.SIGINT, _signal.default_int_handler)
     try:
         if isinstance(_FOUND, BaseException):
             raise _FOUND

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NAME = "metrics.prom"
 GAUGES = {      # family -> its HELP; all are of the last run, so all are gauges
     "pipeline_info": "Version of the pipeline, and of the runner and Python that ran it; always 1.",
-    "pipeline_run_state": "1 for the state in which the last run ended: completed, failed or interrupted.",
+    "pipeline_run_state": "1 for the state in which the last run ended: completed, failed, interrupted or waiting.",
     "pipeline_run_start_timestamp_seconds": "When the last run started, in seconds since the epoch.",
     "pipeline_run_end_timestamp_seconds": "When the last run ended, in seconds since the epoch.",
     "pipeline_run_duration_seconds": "How long the last run took.",

@@ -368,7 +368,7 @@ def _check_tasks(stages: List[Tuple[int, Json]], problems: Problems) -> None:
             problems.add(path + ("chunks",), "the key \"bytes\" is missing")
         if chunks is not None and has_tasks:
             problems.add(path + ("chunks",), "goes with inputs, not with forEach: a stage has one kind of tasks")
-        if chunks is not None and not merged.get("inputs"):
+        elif chunks is not None and not merged.get("inputs"):
             problems.add(path + ("chunks",), "needs inputs to cut")
         for key in ("maxFailedTasks", "prune"):
             if merged.get(key) and not has_tasks:

@@ -82,6 +82,15 @@ def read_log(data: bytes, stage: str) -> Tuple[Dict[str, Entry], int, int, bool]
     return _entries(good[1:]), len(good), size, is_holed
 
 
+def salvaged(path: str, stage: str) -> TaskLog:
+    """Return a log with the entries of all lines of a damaged one that are as they were written."""
+    log = TaskLog(os.path.dirname(path), stage)
+    with open(path, "rb") as file:
+        lines = [line[:-1] for line in file.read().splitlines(True) if line.endswith(b"\n") and is_whole(line[:-1])]
+    log.entries = _entries([line for line in lines if line.startswith(b'{"task":')])
+    return log
+
+
 def _entries(lines: List[bytes]) -> Dict[str, Entry]:
     entries: Dict[str, Entry] = {}
     for one in json.loads(b"[" + b",".join(lines) + b"]"):

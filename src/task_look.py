@@ -76,7 +76,7 @@ def observe_tasks(spec: PipelineSpec, stage: StageSpec, digests: Digests, store:
     made = tables[1] if len(tables) == 2 and about.get("bootOut") in ("", boot) and digests.trusts_stored else task_files.FileTable()
     facts = Facts(material, record, marker, [], None, False)
     tasks = Tasks(paths, names, packed, [], common.key, [], [], [], 0, [], table, made, None, table is known, tuple(left))
-    if _is_all_done(facts, about, made, spec.root, stage):
+    if len(tables) == 2 and made is tables[1] and about.get("log") == log_stamp(store, stage.name) and _is_all_done(facts, about, made, spec.root, stage):
         return facts._replace(tasks=tasks)
     return _look_at_each(spec, stage, store, facts, tasks, digests)
 
@@ -120,6 +120,8 @@ def _is_all_done(facts: Facts, about: Json, made: task_files.FileTable, root: st
     if record is None or record["lastStatus"] != "ok" or record["idempotencyKey"] != key or facts.marker_key != key or not stage.idempotent:
         return False
     tasks = record.get("tasks") or {}
+    if len(made.paths) != tasks.get("outputs"):
+        return False
     if about.get("outputs") != tasks.get("outputsSha256") or tasks.get("failed") or "" in made.digests:
         return False
     return bool(task_files.signatures(os.path.join(root, stage.output_dir), made.paths) == made.packed)
@@ -165,14 +167,31 @@ def _is_recorded(stage: StageSpec, facts: Facts) -> bool:
     return not tasks.todo and not tasks.gone
 
 
+def log_stamp(store: StateStore, stage: str) -> List[int]:
+    """Return what changes when a stage's task log is written to, [] without one."""
+    try:
+        stat = os.stat(store.path(task_log.log_name(stage)))
+    except OSError:
+        return []
+    return [stat.st_size, stat.st_mtime_ns]
+
+
 def load_log(store: StateStore, stage: str) -> task_log.TaskLog:
-    """Return a stage's task log as read. Raises: StateError; a damaged one is set aside."""
+    """Return a stage's task log as read.
+
+    Raises: StateError; a damaged one is set aside, and its lines that are whole are kept in its place.
+    """
     log = task_log.TaskLog(store.folder, stage)
     try:
         log.load()
     except task_log.Damaged as problem:
         name = task_log.log_name(stage)
-        raise state_store.StateError("state/%s is damaged (%s); %s" % (name, problem, store.set_aside(name, "corrupt"))) from None
+        whole = task_log.salvaged(log.path, stage) if store.writable else None
+        text = "state/%s is damaged (%s); %s" % (name, problem, store.set_aside(name, "corrupt"))
+        if whole is not None:
+            whole.compact(lambda path, data: state_store.write_atomic(path, data))
+            text += ", but for the %d tasks whose lines are whole" % len(whole.entries)
+        raise state_store.StateError(text) from None
     return log
 
 
@@ -220,6 +239,8 @@ def reasons_of(stage: StageSpec, facts: Facts) -> List[str]:
     tasks, record = facts.tasks, facts.record
     if record is None:
         return ["no record of an earlier run"]
+    if not tasks.log.lines and (record.get("tasks") or {}).get("total"):
+        return ["its task log is missing"]
     import reasons
     changes = [one for one in reasons.key_changes(record["keyParts"], facts.material.parts)] if record["idempotencyKey"] != facts.material.key else []
     found: List[str] = changes[:SHOWN_TASKS] + tasks.why
@@ -243,7 +264,7 @@ def cache_of(store: StateStore, stage: StageSpec, facts: Facts, outputs_digest: 
     tasks = facts.tasks
     if tasks.is_cached:
         return {}
-    about = {"bootIn": boot, "bootOut": outputs_boot, "tasks": facts.material.parts["tasks"]["sha256"], "outputs": outputs_digest}
+    about = {"log": log_stamp(store, stage.name), "bootIn": boot, "bootOut": outputs_boot, "tasks": facts.material.parts["tasks"]["sha256"], "outputs": outputs_digest}
     return {cache_path(store, stage.name): task_files.save([tasks.table, tasks.outputs], about)}
 
 

@@ -26,7 +26,6 @@ import state_store
 import task_files
 import task_log
 import task_look
-from console import describe_os_error
 from model import sha256
 from scheduler import Attempting, Next, Pause, Spawn
 
@@ -84,6 +83,12 @@ def staging_root(folder: str, stage: str) -> str:
 def folder_name(name: str, key: str) -> str:
     """Return the name of a task's folder: another key, another folder."""
     return sha256(("%s\0%s" % (key, name)).encode("utf-8")).hexdigest()[:FOLDER_NAME_LENGTH]
+
+
+def _fixed_folder(pattern: str) -> str:
+    """Return the folder in which a glob begins to look."""
+    parts = pattern.split("/")
+    return "/".join(parts[:next((place for place, part in enumerate(parts) if file_digests.has_wildcard(part)), len(parts) - 1)]) or "."
 
 
 def _empty(folder: str) -> None:
@@ -540,7 +545,8 @@ class FileTasksWork(TasksWork):
         except OSError as error:
             if error.errno not in IN_THE_WAY:
                 raise
-            trial.failure = "output cannot be published: %s" % describe_os_error(error)
+            trial.failure = "%s is in the way of its output: %s; remove it, or give the output another name" % (
+                os.path.relpath(os.fsdecode(error.filename2 or error.filename or self.folder), self.run.root).replace(os.sep, "/"), error.strerror)
             trial.outputs = []
             return
         self._clear(trial)
@@ -609,8 +615,15 @@ class FileTasksWork(TasksWork):
         return [{"path": path, "bytes": size, "sha256": digest} for path, size, digest in sorted(outputs)] if len(outputs) <= task_look.LISTED_OUTPUTS else []
 
     def _see_to_gone(self, facts: task_look.Tasks) -> None:
-        """Tell of files that are not there any more; with `prune`, remove what their tasks made."""
+        """Tell of files that are not there any more; with `prune`, remove what their tasks made.
+
+        Not where a whole folder is missing: it may only not be mounted.
+        """
         if not facts.gone or self.is_stopped:
+            return
+        missing = [folder for folder in map(_fixed_folder, self.stage.for_each) if not os.path.isdir(os.path.join(self.run.root, folder))]
+        if self.stage.prune and missing:
+            self.console.event("NOTE", self.stage.name, ": the folder %s is missing: nothing is pruned" % missing[0])
             return
         self.console.event("NOTE", self.stage.name, ": %d file%s gone: %s; %s" % (
             len(facts.gone), " is" if len(facts.gone) == 1 else "s are", task_look.shown(facts.gone),

@@ -4,12 +4,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
 import task_files
 import task_log
+from conftest import ROOT, RUNNER
 
 UPPER = """#!/bin/sh
 echo "$PIPELINE_TASK" >> "$PIPELINE_ROOT/count"
@@ -139,11 +142,31 @@ def test_a_damaged_log_is_set_aside_and_said(upper):
     upper.ok()
     log = upper.path("state/tasks_up.jsonl")
     log.write_bytes(log.read_bytes().replace(b'"status":"ok"', b'"status":"no"', 1))
-    upper.path("out/.up.done").unlink()
     done = upper.run()
     assert done.code == 5 and "state/tasks_up.jsonl is damaged (line 2 is not as it was written); it was set aside" in done.err, done
+    assert "but for the 2 tasks whose lines are whole" in done.err, done
+    count(upper)
     upper.ok()
-    assert list(upper.path("state").glob("tasks_up.jsonl.corrupt-*"))
+    assert len(count(upper)) == 1 and list(upper.path("state").glob("tasks_up.jsonl.corrupt-*"))
+
+
+def test_a_cache_that_may_not_be_believed_is_no_reason_to_skip(upper):
+    """Told to read all anew, and after a restart of the machine, nothing is known of the outputs: they are read."""
+    upper.ok()
+    assert "[SKIP] up" in upper.ok("--rehash").out
+    upper.write("out/a.txt", "spoilt\n")
+    upper.path("out/b.txt").unlink()
+    assert upper.ok("plan").steps == ["RUN     up (2 tasks with outputs that are not what was recorded)"]
+    count(upper)
+    assert "[SKIP] up" not in upper.ok("--rehash").out and count(upper) == ["a", "b"]
+    fault = [sys.executable, str(ROOT / "tests" / "drivers" / "fault.py"), str(upper.write("settings.json", json.dumps(
+        {"runner": str(RUNNER), "root": str(upper.root), "action": "none", "at": 0, "hit": "", "boot": "another-boot", "outputs": []})))]
+    for _ in range(2):          # what the first run after a restart has read, the second may believe
+        done = subprocess.run(fault + ["--pipeline", str(upper.path("pipeline.json"))], stdout=subprocess.PIPE, check=True)
+        assert b"[SKIP] up" in done.stdout and b"3 outputs verified" in done.stdout
+        upper.write("out/a.txt", "spoilt\n")
+        done = subprocess.run(fault + ["--pipeline", str(upper.path("pipeline.json"))], stdout=subprocess.PIPE, check=True)
+        assert b"[START] up (3 tasks: 1 to do, 2 up to date)" in done.stdout and count(upper) == ["a"]
 
 
 def test_forced_all_tasks_are_done_again(upper):
@@ -212,6 +235,30 @@ def test_prune_leaves_what_somebody_has_changed_since(upper):
     upper.write("out/b.txt", "a person's\n")
     upper.ok()
     assert outputs(upper)["b.txt"] == "a person's\n"
+
+
+def test_nothing_is_pruned_while_the_whole_folder_is_missing(upper):
+    respec(upper, prune=True, allowNoInputs=True)
+    upper.ok()
+    upper.path("in").rename(upper.path("elsewhere"))
+    done = upper.ok()
+    assert "[NOTE] up: the folder in is missing: nothing is pruned" in done.out and len(outputs(upper)) == 3, done
+    upper.path("elsewhere").rename(upper.path("in"))
+    count(upper)
+    upper.ok()
+    assert count(upper) == [] and len(outputs(upper)) == 3
+
+
+def test_a_link_that_leads_nowhere_is_not_passed_over(upper):
+    upper.path("in/d.txt").symlink_to("nowhere")
+    done = upper.run()
+    assert done.code == 1 and "[FAIL] up: cannot read in/d.txt: No such file or directory" in done.out, done
+
+
+def test_what_is_in_the_way_of_an_output_is_named(upper):
+    upper.path("out/b.txt").mkdir(parents=True)
+    done = upper.run()
+    assert done.code == 1 and "[FAIL] up in/b.txt: out/b.txt is in the way of its output: Is a directory; remove it, or give the output another name" in done.out, done
 
 
 def test_two_tasks_with_one_target_are_refused(upper):
