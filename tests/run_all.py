@@ -51,7 +51,7 @@ GROUPS_PER_JOB = 4              # so that a wrong weight leaves no processor idl
 GRACE_S = 10                    # what pytest gets after Ctrl-C to end by itself
 # Seconds that modules take, measured with coverage on a small machine, where the size of the file would mislead.
 SECONDS: Dict[str, float] = {
-    "test_crash": 60, "test_crash_tasks": 50, "test_ledger_verify": 30, "test_ledger_export": 30, "test_locks": 30, "test_state": 25,
+    "test_crash": 100, "test_crash_tasks": 80, "test_ledger_verify": 30, "test_ledger_export": 30, "test_locks": 40, "test_state": 45,
     "test_keys": 25, "test_processors": 25, "test_scripts": 20, "test_resume": 20, "test_spec": 5, "test_source": 2,
 }
 BYTES_PER_SECOND = 2500         # the guess for all others
