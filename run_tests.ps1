@@ -8,6 +8,8 @@
 #
 # Extra arguments go to pytest. Those that only change what is shown or when to stop (-v -q -x -s -l -r... --tb=
 # --durations= --maxfail= --color= --cov...) keep the coverage; any other argument counts as a selection.
+# A run of all tests is dealt out to several pytest processes: one for each processor, at most 4; --jobs N, or N in the
+# variable RUN_TESTS_JOBS, is another number. A selection, and one with -x, -s, --maxfail= or --cov..., is one process.
 # The exit code is pytest's (0 passed, 1 failed or too little coverage, 5 nothing collected), or 70 when the tests
 # could not be started. A second run needs no network. The work is done by tests/run_all.py.
 #

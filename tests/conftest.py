@@ -1,6 +1,8 @@
 """What the tests share: a project in a temporary folder, and running the real program on it."""
 from __future__ import annotations
 
+import compileall
+import functools
 import json
 import os
 import shutil
@@ -13,6 +15,21 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 RUNNER = ROOT / "src" / "pipeline_runner.py"
 sys.path.insert(0, str(ROOT / "src"))
+# Else each of some thousand short processes would compile all that it imports. Processes under test leave none of it: one
+# that meets a full disk or a limit would leave it cut short, and older Pythons believe that.
+compileall.compile_dir(str(ROOT / "src"), quiet=2)
+os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+
+
+@functools.lru_cache(maxsize=None)
+def scans_of_runner() -> str:
+    """Return a state/digests.json that remembers what the network scan found in the runner and bin/, and nothing else."""
+    import file_digests
+    import program_scan
+    digests = file_digests.Digests(str(ROOT), "", keep=False)
+    for path in program_scan.runner_files() + file_digests.expand(str(ROOT), "bin/**/*.py"):
+        program_scan.scan_of(digests, path)
+    return json.dumps({"schema": file_digests.SCHEMA_VERSION, "files": {}, "scans": digests.scans})
 
 
 class Done:
@@ -32,6 +49,9 @@ class Done:
 
 class Project:
     """A root with the repository's bin/, a spec and inputs of the test's own."""
+
+    # A first run that scans all of the runner takes several times as long. False: it does, and no state/ is there before it.
+    knows_scans = True
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -72,7 +92,13 @@ class Project:
         self.write("bin/%s.py" % name, head + body)
         return "bin/%s.py" % name
 
+    def remember_scans(self, *arguments) -> None:
+        """Leave what the runner's own scan found for a run with these arguments; other commands may want no state/."""
+        if self.knows_scans and not str(*arguments[:1])[:1].isalpha() and not self.exists("state"):
+            self.write("state/digests.json", scans_of_runner())
+
     def argv(self, *arguments):
+        self.remember_scans(*arguments)
         return [sys.executable, str(RUNNER), *arguments, "--pipeline", str(self.root / "pipeline.json")]
 
     def environment(self, **more):
@@ -110,14 +136,17 @@ def project(tmp_path) -> Project:
     return Project(tmp_path / "prüf bereich")
 
 
-# Thousands of short processes: measuring each would take longer than running it, and others measure the same lines.
+# Measuring a short process takes longer than running it. These modules start hundreds, and others measure the same lines.
 UNMEASURED = ("test_crash", "test_crash_tasks", "test_resume")
+measured = set()
 
 
 @pytest.fixture(autouse=True)
 def unmeasured(request, monkeypatch) -> None:
-    """Start the processes of some modules without coverage."""
-    if request.module.__name__ in UNMEASURED:
-        for name in list(os.environ):
-            if name.startswith(("COV_CORE_", "COVERAGE_")):
-                monkeypatch.delenv(name)
+    """Start the processes of some modules without coverage, and of a test with several sets of values all but the first's."""
+    name = request.node.nodeid.partition("[")[0]
+    if request.module.__name__ in UNMEASURED or name in measured:
+        for variable in list(os.environ):
+            if variable.startswith(("COV_CORE_", "COVERAGE_")):
+                monkeypatch.delenv(variable)
+    measured.add(name)

@@ -4,20 +4,27 @@ The one piece of logic behind run_tests.sh and run_tests.ps1, which only look fo
 
     interpreter -> .venv usable? -> (discard, create) -> installed? -> (install, stamp) -> pytest's exit code
 
+A whole run is dealt out to several pytest processes side by side; their coverage is put together at the end.
+
     .venv/run_tests.stamp      the interpreter and the requirements' text that were installed, compared as content
     .venv/run_tests.unfinished stands while .venv is being made: a run that finds it starts over
+    .venv/side_by_side         of the last whole run: what each pytest process printed, and its coverage
     .venv.old                  a discarded .venv on its way out
 """
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import List, Optional, Tuple
+    from types import FrameType
+    from typing import Dict, List, Optional, Tuple
 
 COVERAGE_FLOOR_PERCENT = 90
 EXIT_NOT_STARTED = 70           # no pytest code (0 to 5) and no shell code: the tests were not started
@@ -26,12 +33,28 @@ VENV = os.path.join(ROOT, ".venv")
 DISCARDED = os.path.join(ROOT, ".venv.old")
 STAMP = os.path.join(VENV, "run_tests.stamp")
 UNFINISHED = os.path.join(VENV, "run_tests.unfinished")
+SIDE_BY_SIDE = os.path.join(VENV, "side_by_side")
 REQUIREMENTS = os.path.join(ROOT, "requirements-dev.txt")
 SETTINGS = os.path.join(ROOT, "pyproject.toml")
 
 # Options that neither choose nor leave out tests, so that the coverage floor still means something.
 NEUTRAL_OPTIONS = ("-v", "-q", "-x", "-s", "-l", "--verbose", "--quiet", "--exitfirst", "--showlocals")
 NEUTRAL_PREFIXES = ("-vv", "-r", "--tb=", "--durations=", "--maxfail=", "--color=", "--cov")
+
+# Of these, the ones that only change what is shown: with them a whole run may be dealt out to several processes.
+# -x and --maxfail= count failures of the whole run, -s shows output as it comes, --cov... means one set of data.
+SHOWING_OPTIONS = ("-v", "-q", "-l", "--verbose", "--quiet", "--showlocals")
+SHOWING_PREFIXES = ("-vv", "-r", "--tb=", "--durations=", "--color=")
+
+MOST_JOBS = 4                   # more processes at once would compete for the disk
+GROUPS_PER_JOB = 4              # so that a wrong weight leaves no processor idle for long
+GRACE_S = 10                    # what pytest gets after Ctrl-C to end by itself
+# Seconds that modules take, measured with coverage on a small machine, where the size of the file would mislead.
+SECONDS: Dict[str, float] = {
+    "test_crash": 100, "test_crash_tasks": 80, "test_ledger_verify": 30, "test_ledger_export": 30, "test_locks": 40, "test_state": 45,
+    "test_keys": 25, "test_processors": 25, "test_scripts": 20, "test_resume": 20, "test_spec": 5, "test_source": 2,
+}
+BYTES_PER_SECOND = 2500         # the guess for all others
 
 # Printed by the interpreter that runs this file and by the one in .venv; equal when one was made from the other.
 IDENTITY_CODE = (
@@ -220,6 +243,193 @@ def run(command: List[str]) -> int:
                 continue        # pytest got the same Ctrl-C and ends by itself
 
 
+# === 4. A whole run: several pytest processes side by side ===
+
+class Group:
+    """Some test modules, and the pytest process that runs them."""
+
+    def __init__(self, number: int) -> None:
+        self.modules: List[str] = []
+        self.weight = 0.0
+        self.coverage = os.path.join(SIDE_BY_SIDE, "coverage.%d" % number)
+        self.printed = os.path.join(SIDE_BY_SIDE, "printed.%d.txt" % number)
+        self.process: Optional[subprocess.Popen[bytes]] = None
+
+    def start(self, arguments: List[str]) -> None:
+        """Start pytest on the modules; what it prints goes to a file, so that outputs are not mixed."""
+        # No cache: several processes would each write their own failures over those of the others.
+        command = [venv_python(), "-m", "pytest", "-p", "no:cacheprovider", "--cov", "--cov-branch", "--cov-report=",
+                   "--cov-config=" + coverage_settings(sys.version_info[:2])]
+        with open(self.printed, "wb") as file:
+            self.process = subprocess.Popen(command + arguments + self.modules, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file,
+                                            stderr=subprocess.STDOUT, env=dict(os.environ, COVERAGE_FILE=self.coverage))
+
+    def code(self) -> Optional[int]:
+        """Return pytest's exit code, or None before it ended."""
+        return self.process.poll() if self.process else None
+
+    def output(self) -> str:
+        """Return what pytest printed."""
+        with open(self.printed, encoding="utf-8", errors="replace") as file:
+            return file.read()
+
+
+def jobs_of(arguments: List[str]) -> Tuple[int, List[str]]:
+    """Return how many pytest processes may run at once, and *arguments* without the option that says so.
+
+    Raises: CannotStart, when that is no number.
+    """
+    said, kept, words = os.environ.get("RUN_TESTS_JOBS") or None, [], iter(arguments)
+    for word in words:
+        if word == "--jobs":
+            said = next(words, "")
+        elif word.startswith("--jobs="):
+            said = word[len("--jobs="):]
+        else:
+            kept.append(word)
+    if said is None:
+        return min(MOST_JOBS, usable_cpus()), kept
+    if not re.fullmatch("[1-9][0-9]?", said):
+        raise CannotStart("--jobs (or RUN_TESTS_JOBS) takes a number from 1 to 99, not \"%s\"" % said)
+    return int(said), kept
+
+
+def usable_cpus() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def test_modules() -> List[str]:
+    """Return the paths of all test modules, relative to the project."""
+    return ["tests/" + name for name in sorted(os.listdir(os.path.join(ROOT, "tests"))) if re.fullmatch(r"test_.*\.py", name)]
+
+
+def only_shows(arguments: List[str]) -> bool:
+    """Return whether *arguments* mean the same to several pytest processes as to one."""
+    return all(word in SHOWING_OPTIONS or word.startswith(SHOWING_PREFIXES) for word in arguments)
+
+
+def weight_of(module: str) -> float:
+    """Return about how many seconds the test module at that path takes."""
+    known = SECONDS.get(module[len("tests/"):-len(".py")])
+    return os.path.getsize(os.path.join(ROOT, module)) / BYTES_PER_SECOND if known is None else known
+
+
+def deal(modules: List[str], count: int) -> List[Group]:
+    """Return *modules* in at most *count* groups of about the same weight, the heaviest first."""
+    groups = [Group(number) for number in range(count)]
+    for module in sorted(modules, key=lambda one: (-weight_of(one), one)):
+        lightest = min(groups, key=lambda one: one.weight)
+        lightest.modules.append(module)
+        lightest.weight += weight_of(module)
+    return sorted((group for group in groups if group.modules), key=lambda one: -one.weight)
+
+
+def run_side_by_side(groups: List[Group], jobs: int, arguments: List[str]) -> int:
+    """Run pytest on each group, *jobs* at once; print what each printed when it ends, then coverage and sum.
+
+    Return the exit code of the first group that failed, else 1 when too little is covered.
+    Raises: KeyboardInterrupt, when no pytest process is left.
+    """
+    shutil.rmtree(SIDE_BY_SIDE, ignore_errors=True)     # a process that a killed run left may still write there
+    os.makedirs(SIDE_BY_SIDE, exist_ok=True)
+    started, waiting, ended = time.monotonic(), list(groups), []  # type: ignore[var-annotated]
+    running: List[Group] = []
+    say("%d test modules in %d groups, %d at once" % (sum(len(group.modules) for group in groups), len(groups), jobs))
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                running.append(waiting.pop(0))
+                running[-1].start(arguments)
+            time.sleep(0.1)
+            for group in [one for one in running if one.code() is not None]:
+                running.remove(group)
+                ended.append(group)
+                show(group, "group %d of %d" % (len(ended), len(groups)))
+    except KeyboardInterrupt as error:
+        end(running, told=not isinstance(error, Terminated))
+        for group in running:
+            show(group, "interrupted")
+        raise
+    finally:
+        end(running)
+    covered = report_coverage(groups)
+    outputs = [group.output() for group in ended]
+    for line in failures(outputs):
+        print(line)
+    say("%s in %.0f s" % (total(outputs), time.monotonic() - started))
+    return overall([group.code() for group in ended]) or covered  # type: ignore[misc]
+
+
+def show(group: Group, what: str) -> None:
+    """Print what pytest printed for *group*, below a line that says what it is."""
+    say("%s: %s" % (what, " ".join(name[len("tests/"):-len(".py")] for name in group.modules)))
+    print(group.output(), flush=True)
+
+
+def end(running: List[Group], told: bool = False) -> None:
+    """Leave no pytest process behind, after some time to end by themselves. told: the terminal's Ctrl-C has reached them too."""
+    deadline = time.monotonic() + GRACE_S
+    try:
+        for group in running:
+            if group.process and group.code() is None and not told and os.name == "posix":
+                group.process.send_signal(signal.SIGINT)
+        while any(group.code() is None for group in running) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    finally:
+        for group in running:
+            if group.process and group.code() is None:
+                group.process.kill()
+                group.process.wait()
+
+
+def report_coverage(groups: List[Group]) -> int:
+    """Put the coverage of all groups into .coverage and print the report; return 0, or 1 when too little is covered."""
+    settings = "--rcfile=" + coverage_settings(sys.version_info[:2])
+    data = "--data-file=" + os.path.join(ROOT, ".coverage")
+    found = [group.coverage for group in groups if os.path.exists(group.coverage)]
+    coverage = [venv_python(), "-m", "coverage"]
+    for command in (["combine", "--quiet", settings, data] + found,
+                    ["report", settings, data, "--fail-under=%d" % COVERAGE_FLOOR_PERCENT]):
+        if subprocess.call(coverage + command, cwd=ROOT, stdin=subprocess.DEVNULL) != 0:
+            return 1
+    return 0
+
+
+def overall(codes: List[int]) -> int:
+    """Return pytest's exit code for the whole: the first failure's; 5 (nothing collected) only when no group had tests."""
+    failed = [code for code in codes if code not in (0, 5)]
+    return failed[0] if failed else 0 if 0 in codes else 5
+
+
+def failures(outputs: List[str]) -> List[str]:
+    """Return the lines of the groups' summaries that name what failed."""
+    return [line for text in outputs for line in text.splitlines() if re.match(r"(FAILED|ERROR) \S+", line)]
+
+
+def total(outputs: List[str]) -> str:
+    """Return the sum of pytest's last lines, such as "3 failed, 120 passed, 2 skipped"."""
+    counts: Dict[str, int] = {}
+    for text in outputs:
+        closing = [line for line in text.splitlines() if re.search(r"\d+ \w+.* in [0-9.]+s", line)][-1:]
+        for number, what in re.findall(r"(\d+) (failed|passed|skipped|deselected|xfailed|xpassed|warnings?|errors?)\b", "".join(closing)):
+            what = what.rstrip("s") if what[:4] in ("warn", "erro") else what
+            counts[what] = counts.get(what, 0) + int(number)
+    return ", ".join("%d %s" % (counts[what], what) for what in
+                     ("failed", "passed", "skipped", "deselected", "xfailed", "xpassed", "warning", "error") if what in counts) or "no tests ran"
+
+
+# === 5. The command ===
+
+class Terminated(KeyboardInterrupt):
+    """This process, and no other, was asked to end."""
+
+
+def on_terminate(number: int, frame: Optional[FrameType]) -> None:
+    """Take a request to end as Ctrl-C, so that no pytest process is left behind."""
+    raise Terminated
+
+
 def base_python() -> Optional[str]:
     """Return the interpreter that made .venv when this file runs inside .venv, else None."""
     if os.path.realpath(sys.prefix) != os.path.realpath(VENV):
@@ -248,7 +458,12 @@ def main(arguments: List[str]) -> int:
         # An activated .venv cannot rebuild itself (Windows locks a running program's file).
         return run([base, os.path.abspath(__file__)] + arguments)
     try:
+        jobs, arguments = jobs_of(arguments)
         prepare()
+        modules = test_modules()
+        if jobs > 1 and len(modules) > 1 and only_shows(arguments):
+            signal.signal(signal.SIGTERM, on_terminate)
+            return run_side_by_side(deal(modules, jobs * GROUPS_PER_JOB), jobs, arguments)
         command = pytest_command(arguments)
     except KeyboardInterrupt:
         return 130

@@ -189,5 +189,6 @@ def test_verbose_run_of_several_stages(mixed):
 
 
 def test_quiet_and_verbose_exclude_each_other(mixed):
+    mixed.knows_scans = False
     done = mixed.run("--quiet", "--verbose")
     assert done.code == 2 and "--quiet prints failures only, --verbose everything" in done.err and not mixed.exists("state")

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from test_crash import Case, at_of, break_at, chain_problems, leftovers, results, script, sweep
+from test_crash import Case, at_of, break_at, chain_problems, leftovers, no_warm_one_stays, results, script, sweep  # noqa: F401
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="breaks the runner by signals and compares inodes")
 
@@ -114,7 +114,9 @@ def check_tasks(case, boot=None):
                 found[name]["bootId"] = expected[name]["bootId"]
         assert found == expected, (done, again)
         assert leftovers(project) == [] and chain_problems(project) == [], (done, again, third)
-        assert not project.exists("data/one/.one.tasks"), (done, again, third)
+        # Refused its removal, the empty folder of tasks stays until the stage runs again.
+        stays = project.exists("data/one/.one.tasks")
+        assert not stays or done.code != -9 and where == "rmdir data/one/.one.tasks" and not os.listdir(project.path("data/one/.one.tasks")), (done, again, third)
 
     return check
 

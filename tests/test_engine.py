@@ -266,6 +266,7 @@ NETWORK = {
 def test_a_finding_stops_before_anything_is_written(project, how, words):
     files, place = NETWORK[how]
     guarded(project, files)
+    project.knows_scans = False
     before = look(project.root)
     done = project.run(*words)
     assert done.code == 6 and done.out == "", done

@@ -661,9 +661,10 @@ def test_the_death_of_the_runner_ends_the_server_and_all_sessions(bench):
 def test_a_server_that_cannot_start_says_why(own):
     bench = own(start=False)
     bench.env.update(PYTHONHOME="/nowhere")
-    bench.start()
+    script = bench.write("x.py", "")
     with pytest.raises(fork_client.ServerDied, match="the fork server died: exit code 1"):
-        bench.forked(bench.write("x.py", ""))
+        bench.start()               # may already find that nobody reads
+        bench.forked(script)
     assert bench.server.is_dead
 
 

@@ -153,7 +153,8 @@ def test_the_variables_of_the_contract_are_complete_and_right(project):
     assert (stated.pop("PIPELINE_HOOK"), os.path.basename(stated.pop("PIPELINE_HOOK_LOG"))) in (("report", "s1.1.network"), ("enforce", "s1.1.network"))
     assert stated == {
         "PIPELINE_STAGE_NAME": "s1", "PIPELINE_OUTPUT_DIR": str(project.path("data/s1")), "PIPELINE_LINE_OFFSET": "0",
-        "PIPELINE_RUN_ID": "r", "PIPELINE_ATTEMPT": "1", "PIPELINE_ROOT": str(project.root)}
+        "PIPELINE_RUN_ID": "r", "PIPELINE_ATTEMPT": "1", "PIPELINE_ROOT": str(project.root),
+        "PIPELINE_COUNTS_FILE": str(project.path("state/counts_s1.json"))}
     assert json.loads(params) == {"limit": 10, "größe": [1]} and env["MINE"] == "ä b"
     assert os.path.isabs(inputs_file) and json.loads(Path(inputs_file).read_text(encoding="utf-8")) == inputs
     assert got["argv"] == ["-v", "two words"] + inputs

@@ -125,5 +125,6 @@ def test_it_is_checked_and_scanned_as_processors_are(project):
     assert "onFailure[0]: must not leave the root" in project.run("validate").err
     project.write("tool/alarm.py", "imp" + "ort soc" + "ket\n")
     project.spec(copying(project), onSuccess=["tool/alarm.py"])
+    project.knows_scans = False
     done = project.run()
     assert done.code == 6 and "tool/alarm.py:1: " in done.err and not project.exists("state")

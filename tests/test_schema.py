@@ -33,10 +33,12 @@ UNSEEN = {
     r"needs inputs to cut": "the same",
     r"goes with inputs, not with forEach": "the same",
     r'the key "bytes" is missing': "the same",
+    r'with a launcher there is no "filter"': "the same",
+    r"uses \{(cpuCores|memoryMB)\}, but has no resources": "the same",
     r"must be an integer .*got -?\d+\.0$": "to JSON Schema 2.0 and 2 are the same number",
     r"list of integers.*got \[\d+\.0\]": "the same",
     r"must be a path without control characters, got .*[\u00a0\u200b]": "patterns have no common name for all that is not printable",
-    r'^processor: must be .*, got "(\\\\\\\\|[A-Za-z]:(/|\\\\))': "an absolute path of the other system",
+    r'^(processor|0): must be .*, got "(\\\\\\\\|[A-Za-z]:(/|\\\\))': "an absolute path of the other system",
 }
 ALIKE = [2.0, [2.0], "a\u200bb", "a\u00a0b", "C:/x.py", "C:\\x.py", "\\\\host\\x"]
 
@@ -218,7 +220,8 @@ def test_what_a_schema_cannot_see_is_seen_by_the_validator_and_let_through_by_th
     two = '{"name": "p", "defaults": {%s}, "stages": [{"name": "a", "processor": "bin/ok.py", "outputDir": "o"%s}, {"name": "b", "processor": "bin/ok.py", "outputDir": "o"%s}]}'
     cases = [("", "", ', "needs": ["c"]'), ("", "", ', "needs": ["b"]'), ("", ', "needs": ["b"]', ""), ("", ', "outputs": ["x"]', ', "outputs": ["x"]'),
              ("", "", ', "name": "A"'.replace('"name": "A"', '"x-name": 1')), ('"prune": true', "", ""), ('"chunks": {"bytes": 9}', "", ""),
-             ('"chunks": {"bytes": 9}, "inputs": ["x"]', ', "forEach": "y"', ""), ('"chunks": {"filter": true}, "inputs": ["x"]', "", "")]
+             ('"chunks": {"bytes": 9}, "inputs": ["x"]', ', "forEach": "y"', ""), ('"chunks": {"filter": true}, "inputs": ["x"]', "", ""),
+             ('"launcher": ["srun"]', ', "inputs": ["x"], "outputs": ["y"], "chunks": {"bytes": 9, "filter": true}', ""), ('"launcher": ["srun", "{memoryMB}"]', "", "")]
     specs = [json.loads(two % case) for case in cases]
     specs += [dict(specs[0], stages=[dict(specs[0]["stages"][0], name="B"), dict(specs[0]["stages"][1], needs=[])]),
               dict(specs[0], stages=[dict(specs[0]["stages"][0], processor="bin/none.py")]), dict(specs[0], stages=[dict(specs[0]["stages"][0], processor="bin/none")])]

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -37,7 +38,7 @@ sys.exit(int(os.environ.get("STAND_IN_EXIT", "0")))
 
 def clean_environment(**changes):
     """Return the environment without what would reach into a stand-in's Python, pip or git, plus *changes*."""
-    left_out = ("PYTHON", "PIP_", "GIT_", "COV_", "COVERAGE_", "PYTEST_", "VIRTUAL_ENV")
+    left_out = ("PYTHON", "PIP_", "GIT_", "COV_", "COVERAGE_", "PYTEST_", "RUN_TESTS_", "VIRTUAL_ENV")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
     environment.update(PIP_NO_INDEX="1", GIT_CONFIG_GLOBAL=os.devnull, GIT_CONFIG_NOSYSTEM="1")
     environment.update(changes)
@@ -108,6 +109,7 @@ def bare(tmp_path, monkeypatch):
     monkeypatch.setattr(run_all, "DISCARDED", str(tmp_path / ".venv.old"))
     monkeypatch.setattr(run_all, "STAMP", str(tmp_path / ".venv" / "run_tests.stamp"))
     monkeypatch.setattr(run_all, "UNFINISHED", str(tmp_path / ".venv" / "run_tests.unfinished"))
+    monkeypatch.setattr(run_all, "SIDE_BY_SIDE", str(tmp_path / ".venv" / "side_by_side"))
     return tmp_path
 
 
@@ -269,6 +271,155 @@ def test_python_38_gets_coverage_settings_without_the_option_that_it_would_warn_
     assert "branch = true" in old
 
 
+# === A whole run: several pytest processes side by side ===
+
+# Its modules say in a line of JSON what pytest is to print, with which exit code, and whether it is to stay.
+SIDE_PYTEST = """
+import json, os, sys, time
+open(os.environ["COVERAGE_FILE"], "w").close()
+print("stand-in pytest", sys.argv[1:], flush=True)
+for name in [word for word in sys.argv if word.startswith("tests/")]:
+    with open(name, encoding="utf-8") as file:
+        does = json.load(file)
+    print(does.get("prints", ""), flush=True)
+    if "stays" in does:
+        with open(does["stays"], "w") as file:
+            file.write("%d\\n" % os.getpid())
+        time.sleep(60)
+sys.exit(does.get("code", 0))
+"""
+SIDE_COVERAGE = """
+import os, sys
+print("stand-in coverage", [os.path.basename(word) for word in sys.argv[1:]], flush=True)
+sys.exit(2 if "report" in sys.argv and os.path.exists("little") else 0)
+"""
+
+
+@pytest.fixture
+def side(bare, monkeypatch):
+    """run_all, pointed at a project whose pytest and coverage are stand-ins; call it to write a test module."""
+    monkeypatch.setattr(run_all, "SETTINGS", str(bare / "pyproject.toml"))
+    monkeypatch.setattr(run_all, "venv_python", lambda: sys.executable)     # which finds the stand-ins in its folder
+    monkeypatch.setattr(run_all, "prepare", lambda: None)
+    monkeypatch.setattr(run_all.signal, "signal", lambda *arguments: None)
+    for name in os.environ.keys() - clean_environment().keys():             # one that measures would bring the real coverage
+        monkeypatch.delenv(name)
+    (bare / ".venv").mkdir()
+    (bare / "tests").mkdir()
+    (bare / "pytest.py").write_text(SIDE_PYTEST, encoding="utf-8")
+    (bare / "coverage.py").write_text(SIDE_COVERAGE, encoding="utf-8")
+
+    def module(name, **does):
+        (bare / "tests" / (name + ".py")).write_text(json.dumps(does), encoding="utf-8")
+
+    module.root = bare
+    return module
+
+
+def test_a_whole_run_shows_each_group_whole_and_ends_with_the_sum(side, capfd):
+    side("test_a", prints="12 passed, 1 skipped in 3.21s")
+    side("test_b", prints="FAILED tests/test_b.py::test_x - no\n==== 1 failed, 3 passed, 2 warnings in 61.00s (0:01:01) ====", code=1)
+    side("test_c", prints="no tests ran in 0.01s", code=5)
+    code = run_all.main(["-v", "--jobs", "3"])
+    lines = capfd.readouterr().out.splitlines()
+    assert code == 1
+    assert re.fullmatch(r"run_tests: 1 failed, 15 passed, 1 skipped, 2 warning in \d+ s", lines[-1])
+    assert lines[-2] == "FAILED tests/test_b.py::test_x - no"
+    for name in ("test_a", "test_b", "test_c"):
+        head = [number for number, line in enumerate(lines) if re.fullmatch(r"run_tests: group \d of 3: " + name, line)]
+        assert len(head) == 1 and "'-v', 'tests/%s.py']" % name in lines[head[0] + 1]
+    combined = [line for line in lines if line.startswith("stand-in coverage ['combine'")]
+    assert len(combined) == 1 and all("'coverage.%d'" % number in combined[0] for number in range(3))
+    assert any(line.startswith("stand-in coverage ['report'") and "--fail-under=90" in line for line in lines)
+
+
+@pytest.mark.parametrize("little", [False, True])
+def test_too_little_coverage_fails_a_whole_run(side, little):
+    side("test_a")
+    side("test_b")
+    if little:
+        (side.root / "little").write_text("", encoding="utf-8")
+    assert run_all.main(["--jobs=2"]) == (1 if little else 0)
+
+
+@pytest.mark.parametrize("arguments", [["--jobs", "1"], ["--jobs=2", "-k", "x"], ["--jobs=2", "-x"], ["--jobs=2", "-s"], ["--jobs=2", "--cov-report=html"]])
+def test_one_process_where_several_would_mean_something_else(side, monkeypatch, arguments):
+    side("test_a")
+    side("test_b")
+    started = []
+    monkeypatch.setattr(run_all, "run", lambda command: started.append(command) or 0)
+    assert run_all.main(arguments) == 0
+    assert len(started) == 1 and not any(word.startswith("--jobs") for word in started[0])
+
+
+@pytest.mark.parametrize("arguments, variable, jobs", [
+    (["-v"], "3", 3), (["--jobs", "2", "-v"], "3", 2), (["--jobs=1", "-v"], "", 1)])
+def test_how_many_at_once_can_be_said(monkeypatch, arguments, variable, jobs):
+    monkeypatch.setenv("RUN_TESTS_JOBS", variable)
+    assert run_all.jobs_of(arguments) == (jobs, ["-v"])
+
+
+def test_as_many_at_once_as_processors_may_be_used_but_not_more_than_four(monkeypatch):
+    monkeypatch.delenv("RUN_TESTS_JOBS", raising=False)
+    for cpus, jobs in ((1, 1), (2, 2), (64, 4)):
+        monkeypatch.setattr(run_all, "usable_cpus", lambda cpus=cpus: cpus)
+        assert run_all.jobs_of([]) == (jobs, [])
+
+
+@pytest.mark.parametrize("arguments, variable", [(["--jobs"], "2"), (["--jobs=0"], ""), (["--jobs", "two"], ""), (["--jobs="], "2"), ([], "-1")])
+def test_a_number_of_processes_that_is_none_gets_one_clear_line(side, monkeypatch, arguments, variable, capsys):
+    monkeypatch.setenv("RUN_TESTS_JOBS", variable)
+    monkeypatch.setattr(run_all, "run", lambda command: 0)
+    assert run_all.main(arguments) == 70
+    assert re.fullmatch(r"run_tests: --jobs \(or RUN_TESTS_JOBS\) takes a number from 1 to 99, not .*\n", capsys.readouterr().err)
+
+
+def test_modules_are_dealt_out_evenly_the_longest_first(bare, monkeypatch):
+    (bare / "tests").mkdir()
+    for name, size in (("test_a", 10), ("test_b", 6), ("test_c", 5), ("test_slow", 1)):
+        (bare / "tests" / (name + ".py")).write_bytes(b"#" * size)
+    monkeypatch.setattr(run_all, "BYTES_PER_SECOND", 1)
+    monkeypatch.setattr(run_all, "SECONDS", {"test_slow": 12})
+    groups = run_all.deal(run_all.test_modules(), 2)
+    assert [group.modules for group in groups] == [["tests/test_slow.py", "tests/test_c.py"], ["tests/test_a.py", "tests/test_b.py"]]
+    assert [group.weight for group in groups] == [17, 16]
+    assert len(run_all.deal(run_all.test_modules(), 9)) == 4
+
+
+@pytest.mark.parametrize("codes, code", [([0, 0], 0), ([0, 5], 0), ([5, 5], 5), ([0, 2, 1], 2), ([5, 1], 1), ([0, -9], -9)])
+def test_the_first_failure_decides_and_a_group_without_tests_is_none(codes, code):
+    assert run_all.overall(codes) == code
+
+
+def test_weights_are_given_for_modules_that_are_there():
+    names = {path.stem for path in (ROOT / "tests").glob("test_*.py")}
+    assert set(run_all.SECONDS) <= names
+
+
+@POSIX_ONLY
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_a_whole_run_that_is_stopped_leaves_no_process(side, number):
+    stays = [str(side.root / name) for name in ("one", "two")]
+    for name in stays:
+        os.mkfifo(name)
+        side("test_" + os.path.basename(name), stays=name)
+    code = ("import sys; sys.path.insert(0, %r); import run_all as r; r.ROOT = %r; r.VENV = r.ROOT + '/.venv'; r.SIDE_BY_SIDE = r.VENV + '/x'\n"
+            "r.prepare, r.venv_python, r.GRACE_S = lambda: None, lambda: sys.executable, 0\nsys.exit(r.main(['--jobs=2']))"
+            % (str(ROOT / "tests"), str(side.root)))
+    with subprocess.Popen([sys.executable, "-c", code], env=clean_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        pids = []
+        for name in stays:
+            with open(name, encoding="ascii") as file:      # opens when pytest does: both are under way
+                pids.append(int(file.read()))
+        process.send_signal(getattr(signal, number))
+        shown = process.communicate(timeout=60)[0].decode("utf-8")
+    assert process.returncode == 130
+    assert shown.count("run_tests: interrupted: ") == 2
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
 @POSIX_ONLY
 @pytest.mark.parametrize("name", ["run_tests.sh", ".ci/run"])
 def test_shell_scripts_can_be_started(name):
@@ -372,7 +523,14 @@ def ci(project, **changes):
     """Run .ci/run of *project* from another folder, with a temporary folder of its own."""
     temporary = project.parent / "temporary"
     temporary.mkdir()
-    done = run(["bash", project / ".ci" / "run"], project.parent, TMPDIR=str(temporary), PYTHON=sys.executable, **changes)
+    # Slurm is there, as far as the script can tell: a test installs nothing on the machine.
+    slurm = project.parent / "slurm"
+    slurm.mkdir()
+    for name in ("srun", "slurmd"):
+        (slurm / name).write_text("#!/bin/sh\n", encoding="utf-8")
+        (slurm / name).chmod(0o755)
+    path = str(slurm) + os.pathsep + os.environ["PATH"]
+    done = run(["bash", project / ".ci" / "run"], project.parent, TMPDIR=str(temporary), PYTHON=sys.executable, PATH=path, **changes)
     assert os.listdir(str(temporary)) == []
     return done
 

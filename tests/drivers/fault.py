@@ -255,7 +255,8 @@ class Fault:
         return REAL["open_file"](path, mode, *more, **options)
 
 
-def main():
+def main(run=None):
+    """Break the runner; run: a function that runs it with sys.argv, if it is loaded already."""
     with open(sys.argv[1], encoding="utf-8") as file:
         settings = json.load(file)
     runner = settings["runner"]
@@ -268,7 +269,10 @@ def main():
         fault.install()
     sys.argv[:] = [runner] + sys.argv[2:]
     try:
-        runpy.run_path(runner, run_name="__main__")
+        if run is None:
+            runpy.run_path(runner, run_name="__main__")
+        else:
+            run()
     finally:
         if fault.disk is not None and fault.at == 0:
             fault.disk.cut(fault.action == "early")
