@@ -89,8 +89,8 @@ def _walk(folder: str, prefix: str, segments: List[str], found: Set[str], seen: 
 def _step(full: str, relative: str, rest: List[str], found: Set[str], seen: Optional[Set[str]]) -> None:
     if rest and os.path.isdir(full):
         _walk(full, relative + "/", rest, found, seen)
-    elif not rest and (os.path.isfile(full) or os.path.islink(full) and not os.path.exists(full)):
-        found.add(relative)             # a link that leads nowhere is not passed over: whoever reads it says so
+    elif not rest and os.path.isfile(full):
+        found.add(relative)
     elif seen is not None:
         seen.add(relative)
 
@@ -120,7 +120,10 @@ def resolve(root: str, patterns: Sequence[str]) -> Tuple[List[str], List[str]]:
     files: Dict[str, None] = {}
     problems = []
     for pattern in patterns:
-        found = expand(root, pattern)
+        seen: Set[str] = set()
+        found = expand(root, pattern, seen)
+        for path in sorted(path for path in seen if _leads_nowhere(os.path.join(root, path)) and path_matches(path, pattern)):
+            problems.append("input %s is a link that leads nowhere: mount or make what it names, or remove it" % path)
         if not found:
             if os.path.isdir(os.path.join(root, pattern)):
                 problems.append("input %s is a folder: write %s/** for the files in it" % (pattern, pattern))
@@ -131,6 +134,10 @@ def resolve(root: str, patterns: Sequence[str]) -> Tuple[List[str], List[str]]:
                 problems.append("input %s: the name is not valid UTF-8; rename it" % ascii(path))
             files[path] = None
     return list(files), problems
+
+
+def _leads_nowhere(path: str) -> bool:
+    return os.path.islink(path) and not os.path.exists(path)
 
 
 def is_unicode(text: str) -> bool:
