@@ -126,7 +126,7 @@ def refreshed(earlier: str, record: Json, metrics: Json, stages: List[str]) -> s
         ends[family] = earlier[place:earlier.index("\n", place)]
     told = ['\npipeline_run_stages{%s,status="skipped"} %d\n' % (pipeline, len(stages)), "\n%s\n" % _info(pipeline, record),
             '\npipeline_run_state{%s,state="completed"} 1\n' % pipeline]
-    told += ['\npipeline_run_stages{%s,status="%s"} 0\n' % (pipeline, status) for status in ("ok", "failed", "interrupted", "notRun")]
+    told += ['\npipeline_run_stages{%s,status="%s"} 0\n' % (pipeline, status) for status in ("ok", "failed", "interrupted", "waiting", "notRun")]
     # A stage that is no more, or another pipeline that ended in the same millisecond, would be counted here.
     is_same = earlier.count(" %s\n" % ends[RUN_END]) == len(stages) + 2 + (ends[RUN_START] == ends[RUN_END])
     if (not stages or not is_same or record["state"] != "completed" or ends[PIPELINE_SUCCESS] != ends[RUN_END]
@@ -237,7 +237,7 @@ def _add_run(found: Dict[str, List[str]], pipeline: str, record: Json, metrics: 
     found["pipeline_run_state"].append('pipeline_run_state{%s,state="%s"} 1' % (pipeline, escaped(record["state"])))
     for family, value in ((RUN_START, epoch_text(record["startedAt"])), (RUN_END, ended), (RUN_DURATION, number(metrics["durationSec"]))):
         found[family].append("%s{%s} %s" % (family, pipeline, value))
-    count = {"ok": 0, "skipped": 0, "failed": 0, "interrupted": 0, "notRun": 0, **told}
+    count = {"ok": 0, "skipped": 0, "failed": 0, "interrupted": 0, "waiting": 0, "notRun": 0, **told}
     found["pipeline_run_stages"] += ['pipeline_run_stages{%s,status="%s"} %d' % (pipeline, escaped(status), count[status])
                                      for status in count]
     if success:
