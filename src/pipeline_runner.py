@@ -53,7 +53,7 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 if _HERE not in sys.path:
     sys.path.insert(0, _HERE)       # our modules are found also when this file is imported as src.pipeline_runner
 
-import _signal  # noqa: E402
+import _signal  # type: ignore[import-not-found]  # noqa: E402
 
 if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)     # until main() can say so in one line
