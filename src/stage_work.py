@@ -122,6 +122,18 @@ def recorded_paths(store: StateStore, record: Optional[Json]) -> List[str]:
     return [path for path, _, _ in task_log.find_outputs(store.folder, record["stage"]) or []]
 
 
+def changed_file(root: str, stamps: Dict[str, List[int]]) -> str:
+    """Return what is said of the first file that has not the signature any more that it had, "" if all have."""
+    for path, stamp in stamps.items():
+        try:
+            now = file_digests.signature(os.stat(os.path.join(root, path)))
+        except OSError:
+            now = []
+        if now != stamp:
+            return "input changed during the run: %s" % path
+    return ""
+
+
 # --- retries (pure) --------------------------------------------------------------------------------------------------
 
 def retry_delay_ms(retry: Retry, pipeline: str, stage: str, attempt: int) -> int:
@@ -488,14 +500,7 @@ class StageWork:
 
     def _changed_inputs(self) -> str:
         """Return which file of the key is not what it was when the key was computed, or ""."""
-        for path, stamp in self.facts.material.stamps.items():
-            try:
-                now = file_digests.signature(os.stat(os.path.join(self.run.root, path)))
-            except OSError:
-                now = []
-            if now != stamp:
-                return "input changed during the run: %s" % path
-        return ""
+        return changed_file(self.run.root, self.facts.material.stamps)
 
     # --- the end
 

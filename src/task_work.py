@@ -378,20 +378,9 @@ class TasksWork(stage_work.StageWork):
             if (fault or unclosed) and not result.stopped:
                 self.is_offline_fault = True
                 trial.failure = "; ".join(one for one in (fault, trial.failure) if one)
-        trial.failure = trial.failure or self._changed_files(trial.task)
+        trial.failure = trial.failure or stage_work.changed_file(self.run.root, trial.task.stamps)
         if trial.failure and not trial.stopped and len(self.failed) < SHOWN_FAILURES:
             self.console.tail(result.tail, "%s %s" % (self.stage.name, trial.task.name))
-
-    def _changed_files(self, task: Task) -> str:
-        """Return which file of the task's key is not what it was when the key was computed, or ""."""
-        for path, stamp in task.stamps.items():
-            try:
-                now = file_digests.signature(os.stat(os.path.join(self.run.root, path)))
-            except OSError:
-                now = []
-            if now != stamp:
-                return "input changed during the run: %s" % path
-        return ""
 
     def _finish_task(self, trial: Trial) -> None:
         """Take what a task has made; a failure of this is the task's."""

@@ -131,6 +131,7 @@ class _Attempt:
         self.key = get("PIPELINE_KEY", "")
         self.token = get("PIPELINE_ATTEMPT_TOKEN") or os.urandom(8).hex()
         self.progress = get("PIPELINE_PROGRESS_FILE") or None
+        self.counts = get("PIPELINE_COUNTS_FILE") or None
         self.line_offset = _whole_number("PIPELINE_LINE_OFFSET", "0", 0)
         self.interval = _whole_number("PIPELINE_LINE_INTERVAL", "1000", 1)
         self.resumes = self.line_offset > 0 or get("PIPELINE_RESUME") == "1"
@@ -327,8 +328,8 @@ def _write_all(descriptor: int, data: bytes, path: str) -> None:
         raise _trouble("write", path, error) from error
 
 
-def _write_progress(path: str, record: Dict[str, Any]) -> None:
-    """Replace the progress file: old or new as a whole, durable on return."""
+def _write_progress(path: str, record: Dict[str, Any], durable: bool = True) -> None:
+    """Replace the progress file, or that of the counts: old or new as a whole; with *durable* on the disk on return."""
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, ".%s.tmp" % name)
     _remove(temporary)                                      # a leftover of a kill; O_EXCL then refuses planted links
@@ -337,13 +338,15 @@ def _write_progress(path: str, record: Dict[str, Any]) -> None:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | OPEN_FLAGS, 0o666)
         try:
             _write_all(descriptor, data, temporary)
-            _sync(descriptor)
+            if durable:
+                _sync(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:
         raise _trouble("write", temporary, error) from error
     _replace(temporary, path)
-    _sync_folder(folder or os.curdir)
+    if durable:
+        _sync_folder(folder or os.curdir)
 
 
 def _write_group(descriptor: int, group: List[bytes], path: str) -> None:
@@ -920,12 +923,14 @@ class _Work:
             if there != record["outputs"][name]:
                 raise _Restart("%s is not what the checkpoint published" % final)
         if finished:
+            _report_counts(self.attempt.counts, record["counts"])
             _say("already complete")
             return
         _remove_stale(self.attempt, self.finals, set(record["publish"]))
         _publish(self.attempt.folder, record["publish"], self.output)
         record.update(publishing=False, complete=True)
         self.saver.save(record, [])
+        _report_counts(self.attempt.counts, record["counts"])
         _say("completed the publishing of %s" % self.output)
 
     def _resume_by_hand(self, count: int) -> None:
@@ -1010,7 +1015,9 @@ class _Work:
         for part in self.parts.values():
             part.close()                        # Windows renames no open file
         _publish(self.attempt.folder, {part.name: part.final for part in self.parts.values()}, self.output)
-        self.saver.save(self.record(complete=True), [])
+        last = self.record(complete=True)
+        self.saver.save(last, [])
+        _report_counts(self.attempt.counts, last["counts"])     # of the whole, whatever was resumed
         self.parts = {}
 
     def close(self) -> None:
@@ -1393,13 +1400,25 @@ class open_output:
         _sync_folder(os.path.dirname(self.part.target))
 
 
+_reported: Dict[str, int] = {}      # what PIPELINE_COUNTS_FILE says so far: of all that this processor does
+
+
+def _report_counts(path: Optional[str], counts: Dict[str, int]) -> None:
+    """Add *counts* to those that the runner finds when the processor has ended."""
+    for name in ("read", "written", "rejected"):
+        _reported[name] = _reported.get(name, 0) + counts.get(name, 0)
+    if path:
+        _write_progress(path, _reported, durable=False)         # after a power cut the attempt is made again
+
+
 _counts: Dict[str, int] = {}        # of count(): a processor of its own kind has no other place for them
 
 
 def count(read: int = 0, written: int = 0, rejected: int = 0) -> None:
     """Add to the record counts, for processors that use neither lines() nor blocks() (those count by themselves).
 
-    They reach the runner through the progress file when the processor ends.
+    They reach the runner when the processor ends, through PIPELINE_COUNTS_FILE. A processor that resumes by itself counts
+    what it did before, too.
     """
     if not _counts:
         import atexit
@@ -1410,8 +1429,9 @@ def count(read: int = 0, written: int = 0, rejected: int = 0) -> None:
 
 def _save_counts() -> None:
     path = os.environ.get("PIPELINE_PROGRESS_FILE")
-    if path:
-        try:
+    try:
+        _report_counts(os.environ.get("PIPELINE_COUNTS_FILE"), _counts)
+        if path:
             _write_progress(path, {"schema": SCHEMA, "lineOffset": 0, "counts": dict(_counts), "complete": False})
-        except _Problem as problem:
-            _tell(2, str(problem))
+    except _Problem as problem:
+        _tell(2, str(problem))
