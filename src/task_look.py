@@ -76,6 +76,9 @@ def observe_tasks(spec: PipelineSpec, stage: StageSpec, digests: Digests, store:
     made = tables[1] if len(tables) == 2 and about.get("bootOut") in ("", boot) and digests.trusts_stored else task_files.FileTable()
     facts = Facts(material, record, marker, [], None, False)
     tasks = Tasks(paths, names, packed, [], common.key, [], [], [], 0, [], table, made, None, table is known, tuple(left))
+    is_lost = marker is None and os.path.lexists(state_store.lost_path(spec.root, stage.output_dir, stage.name))
+    if is_lost:
+        return _all_over(_look_at_each(spec, stage, store, facts, tasks, digests))
     if len(tables) == 2 and made is tables[1] and about.get("log") == log_stamp(store, stage.name) and _is_all_done(facts, about, made, spec.root, stage):
         return facts._replace(tasks=tasks)
     return _look_at_each(spec, stage, store, facts, tasks, digests)
@@ -157,6 +160,12 @@ def _look_at_each(spec: PipelineSpec, stage: StageSpec, store: StateStore, facts
     if _is_recorded(stage, facts) and facts.marker_key is None:
         facts = facts._replace(sealable=state_store.died_before_marker(store, stage.name, facts.record))
     return facts
+
+
+def _all_over(facts: Facts) -> Facts:
+    """What was made could not be synced: what is read now may not be what is on the disk, so all tasks are done anew."""
+    tasks = facts.tasks
+    return facts._replace(sealable=False, tasks=tasks._replace(todo=list(range(len(tasks.paths))), done=[], why=["the outputs could not be brought to the disk"]))
 
 
 def _is_recorded(stage: StageSpec, facts: Facts) -> bool:

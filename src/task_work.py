@@ -471,6 +471,7 @@ class FileTasksWork(TasksWork):
         self.keys = facts.keys or [task_look.task_key(facts.common, path, digest) for path, digest in zip(facts.paths, facts.digests)]
         self.total, self.up_to_date, self.vanished = len(facts.paths), len(facts.paths) - count, len(facts.gone)
         self._write_record("running", "")
+        state_store.remove_durably(state_store.lost_path(self.run.root, self.stage.output_dir, self.stage.name), self.store.commit)
         self._clear_staging(facts)
         self._open_log()
         self.foreign = self._foreign_outputs()

@@ -167,6 +167,7 @@ def test_an_open_key_file_is_refused_before_anything_is_written(project, tmp_pat
     key = new_key(project, tmp_path)
     os.chmod(key, 0o644)
     one_stage(project, seal={"keyFile": key})
+    project.remember_scans()
     before = project.snapshot()
     done = project.run()
     assert done.code == 2 and "chmod 600 it" in done.err and project.snapshot() == before, done

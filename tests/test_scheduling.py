@@ -34,10 +34,18 @@ def cron_commands():
 RUNNER_LINK = "@RUNNER@"
 
 
+def plain_python(folder):
+    """Return a link to this interpreter whose path, other than perhaps its own, has no blank."""
+    link = folder / "python3"
+    if not link.exists():
+        link.symlink_to(os.path.realpath(sys.executable))
+    return str(link)
+
+
 def moved(text, project):
     """Return a recipe for a project, with this interpreter, and with the clock far away."""
     text = text.replace("/srv/nightly/src/pipeline_runner.py", RUNNER_LINK).replace(" src/pipeline_runner.py", " " + RUNNER_LINK)
-    text = text.replace("/srv/nightly", "'%s'" % project.root).replace("/usr/bin/python3", sys.executable).replace(RUNNER_LINK, "'%s'" % RUNNER)
+    text = text.replace("/srv/nightly", "'%s'" % project.root).replace("/usr/bin/python3", plain_python(project.root.parent)).replace(RUNNER_LINK, "'%s'" % RUNNER)
     return re.sub(r" --stop-by \d\d:\d\d", "", text)
 
 
@@ -118,7 +126,7 @@ def test_systemd_accepts_the_units(tmp_path, nightly):
     names = [name for name, _ in RECIPES if name.startswith("nightly.") and name != "nightly.xml" or name == "nightly-failed.service"]
     assert sorted(names) == ["nightly-failed.service", "nightly.service", "nightly.timer"]
     for name in names:
-        (tmp_path / name).write_text(recipes(name)[0].replace("/usr/bin/logger", "/bin/echo").replace("/usr/bin/python3", sys.executable), encoding="utf-8")
+        (tmp_path / name).write_text(recipes(name)[0].replace("/usr/bin/logger", "/bin/echo").replace("/usr/bin/python3", plain_python(tmp_path)), encoding="utf-8")
     done = subprocess.run(["systemd-analyze", "verify", "--man=no"] + [str(tmp_path / name) for name in names], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
     told = [line for line in done.stdout.decode("utf-8", "replace").splitlines() if str(tmp_path) in line or line.startswith("nightly")]
     assert done.returncode == 0 and told == [], done.stdout
