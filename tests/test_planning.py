@@ -209,6 +209,7 @@ def plan(project, *arguments):
 
 @pytest.mark.parametrize("words", [["plan"], ["--dry-run"], ["run", "--dry-run"], ["plan", "--dry-run"]])
 def test_plan_before_the_first_run_writes_nothing_at_all(chain, words):
+    chain.knows_scans = False
     before = look(chain.root)
     done = chain.ok(*words)
     assert done.out == "RUN     copy (no record of an earlier run)\nPENDING upper (waits for copy)\n", done
@@ -333,6 +334,7 @@ def test_only_from_until(chain):
 
 @pytest.mark.parametrize("option", ["--only", "--force", "--from", "--until"])
 def test_unknown_stage_on_the_command_line(chain, option):
+    chain.knows_scans = False
     before = look(chain.root)
     done = chain.run(option, "uper")
     assert done.code == 2 and 'no stage is named "uper"; did you mean upper?' in done.err, done
