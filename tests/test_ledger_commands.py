@@ -180,6 +180,7 @@ def test_concurrent_runs_of_several_pipelines_append_without_loss(project):
     for number in range(3):
         project.spec({"name": "s%d" % number, "outputDir": "data/p%d" % number, "processor": "bin/stage_copy.py", "inputs": ["in.txt"]}, name="p%d" % number)
         project.path("pipeline.json").rename(project.path("p%d.json" % number))
+    project.remember_scans()
     processes = []
     for turn in range(5):
         for number in range(3):
