@@ -176,8 +176,11 @@ def break_at(project, action, at, arguments, run_id="broken", boot=None, **setti
     return hit.read_text(encoding="utf-8").splitlines()[0] if hit.exists() else "", done
 
 
-def sweep(case, action_of, check, **settings):
-    """Break a fresh copy at N = 1, 2, 3 ... until one comes through; check(project, where, done) each. Return the N's."""
+def sweep(case, action_of, check, slack=0, **settings):
+    """Break a fresh copy at N = 1, 2, 3 ... until one comes through; check(project, where, done) each. Return the N's.
+
+    slack: by how many the number of steps may differ from run to run, where several processors end in any order.
+    """
     numbers, problems, covered = itertools.count(1), [], []
     through = threading.Event()
 
@@ -202,7 +205,7 @@ def sweep(case, action_of, check, **settings):
     for worker in workers:
         worker.join()
     assert not problems, "\n".join(problems)
-    assert sorted(covered) == list(range(1, len(covered) + 1)) and len(covered) > 5
+    assert set(covered) >= set(range(1, max(covered) + 1 - slack)) and len(covered) > 5
     print("broken at N = 1 to %d" % len(covered))
     return len(covered)
 

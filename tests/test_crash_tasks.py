@@ -23,6 +23,9 @@ IGNORED = ["* state/.clock.tmp", "write *.tmp", "fsync *.tmp", "* state/.inputs_
            "* state/.run.json.tmp", "* state/.metrics*", "* state/.digests*", "* state/digests*", "* state/ledger*", "* locks*"]
 
 
+SLACK = 4       # whether the second slot gets work, and so a folder, depends on which processor ends first
+
+
 def files(project):
     """One task for each of three files, then a stage that joins what they made."""
     for name in ("a", "b", "c"):
@@ -132,7 +135,7 @@ def test_killed_with_several_tasks_under_way_the_next_run_ends_as_an_undisturbed
         assert done.code == -9, done
         recovered(project, where, done)
 
-    sweep(case, lambda at: "kill", check, ignore=IGNORED)
+    sweep(case, lambda at: "kill", check, slack=SLACK, ignore=IGNORED)
 
 
 @pytest.mark.parametrize("make, only", [(changed_files, ["* state/tasks_*", "* data/one*", "* state/stage_*", "* state/.stage_*", "* state/files_*"])], ids=["changed"])
@@ -149,10 +152,10 @@ def test_a_full_disk_or_a_failing_one_is_said_and_the_next_run_is_right(make, on
             assert done.code in (1, 5), done
         recovered(project, where, done)
 
-    sweep(case, lambda at: actions[at % 2], check, only=only, ignore=IGNORED)
+    sweep(case, lambda at: actions[at % 2], check, slack=SLACK, only=only, ignore=IGNORED)
 
 
 @pytest.mark.parametrize("make, action", [(files, "late"), (changed_files, "early")], ids=["files", "changed"])
 def test_after_a_power_cut_no_task_is_believed_that_was_not_on_the_disk(make, action, tmp_path):
     case = Case(make, tmp_path)
-    sweep(case, lambda at: action, check_tasks(case, "another-boot"), ignore=IGNORED)
+    sweep(case, lambda at: action, check_tasks(case, "another-boot"), slack=SLACK, ignore=IGNORED)
