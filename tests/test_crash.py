@@ -122,7 +122,9 @@ class Warm:
         self.process.stdin.write(json.dumps(request).encode("utf-8") + b"\n")
         self.process.stdin.flush()
         assert select.select([self.process.stdout], [], [], 120)[0], "still running after 120 s: %r" % request
-        return int(self.process.stdout.readline())
+        line = self.process.stdout.readline()
+        assert line, "the warm Python ended itself with %s" % self.process.wait()
+        return int(line)
 
     def close(self):
         self.process.stdin.close()
