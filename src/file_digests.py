@@ -20,6 +20,7 @@ SCHEMA_VERSION = 1
 HASH_BLOCK_BYTES = 1 << 20
 FRESH_NS = 20_000_000       # two writes closer than this may carry one time stamp (kernel ticks are 1 to 10 ms)
 COARSE_NS = 2_000_000_000   # the same for file systems that keep whole seconds (FAT: two)
+SETTLE_WAITS = 5            # how often that is tried, for a busy machine's clock may be late
 SETTLE_BYTES = 1 << 20      # files this large are worth waiting out FRESH_NS, so that their digest can be kept
 
 
@@ -262,14 +263,22 @@ class Digests:
         for _ in range(3):
             settled = self.keep and self._is_settled(before)
             if self.keep and not settled and before[0] >= SETTLE_BYTES:
-                # Cheaper than reading so large a file again next time; half as long again, for the clock moves in ticks.
-                time.sleep(1.5 * FRESH_NS / 1e9)
-                settled = self._is_settled(before)
+                settled = self._wait_until_settled(before)
             digest, after = hash_file(full)
             if after == before:
                 return digest, after, settled
             before = signature(os.stat(full))
         raise FileChanged(full)
+
+    def _wait_until_settled(self, stamp: List[int]) -> bool:
+        """Wait some ticks of the file system's clock, which is cheaper than to read a large file again next time."""
+        if max(stamp[1], stamp[2]) > self.file_system_time()[0] + COARSE_NS:
+            return False                            # a time stamp of the future: waiting does not help
+        for _ in range(SETTLE_WAITS):
+            time.sleep(1.5 * FRESH_NS / 1e9)        # half as long again, for the clock moves in ticks
+            if self._is_settled(stamp):
+                return True
+        return False
 
     def _is_settled(self, stamp: List[int]) -> bool:
         """Tell whether a write from now on must get another time stamp than *stamp* has.

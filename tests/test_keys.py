@@ -408,14 +408,15 @@ def test_names_with_everything_else_reach_the_processor(project):
 # --- the stat cache
 
 COUNTER = """
-import os, runpy, sys
+import os, runpy, sys, traceback
 reads = []
 watched = sys.argv[1]
-sys.addaudithook(lambda event, args: reads.append(args[1]) if event == "open" and isinstance(args[0], str) and args[0].endswith(watched) else None)
+sys.addaudithook(lambda event, args: reads.append(traceback.extract_stack()) if event == "open" and isinstance(args[0], str) and args[0].endswith(watched) else None)
 sys.argv = sys.argv[2:]
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 finally:
+    print("\\n".join(" ".join(frame.name for frame in stack[-9:-1]) for stack in reads))
     print("reads: %d" % len(reads))
 """
 
@@ -426,7 +427,9 @@ def reads_of(project, name, *arguments):
     done = subprocess.run([sys.executable, str(driver), name, str(RUNNER), "--pipeline", str(project.path("pipeline.json")), *arguments],
                           stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120)
     assert done.returncode == 0, done
-    return int(done.stdout.decode("utf-8", "replace").rpartition("reads: ")[2])
+    said = done.stdout.decode("utf-8", "replace")
+    print(said)                         # where each read came from: pytest shows it when a test fails
+    return int(said.rpartition("reads: ")[2])
 
 
 def settle(path, folder):
