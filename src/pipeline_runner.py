@@ -623,8 +623,11 @@ class Run:
 
     def flush(self) -> None:
         """Make all that was done durable. If that fails, what is on the disk is anybody's guess: no stage of this run stays done."""
+        held = list(self.store.commit.files)
         try:
             self.store.commit.flush()
+            for path in held:                   # the digests of these files outlive a restart from now on
+                self.digests.vouch(path[len(self.root):].replace(os.sep, "/").lstrip("/"))
         except OSError:
             for stage in self.selected:
                 if stage.name in self.result_of and self.result_of[stage.name].status == "ok":

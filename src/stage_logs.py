@@ -224,7 +224,7 @@ def follow(root: str, stage: str, run_id: Optional[str], put: Callable[[str], No
     while True:
         run = _working_run(root, stage, run_id)         # asked first: what is written before the end is still shown
         unseen = 0 if run else unseen + 1
-        followed = run or followed
+        followed = run or followed or _open_run(root, stage, run_id)
         goes_on = bool(run) or (bool(followed) and unseen <= UNSEEN_POLLS and _is_open(root, followed) and not _is_over(root, stage, followed))
         found = find(root, stage, followed or run_id, False)
         for place, log in enumerate(found.logs):
@@ -276,6 +276,14 @@ def _working_run(root: str, stage: str, run_id: Optional[str]) -> str:
 def _is_open(root: str, run_id: str) -> bool:
     """Tell whether the ledger says that a run has begun and not ended; between two stages it holds none."""
     return any(one.run_id == run_id and one.state in ("running", "open") for one in run_history.newest_runs(root, 1 + SEARCHED_OPEN)[0])
+
+
+def _open_run(root: str, stage: str, run_id: Optional[str]) -> str:
+    """Return the newest run of which the ledger says that it has begun and not ended and that may still come to the stage, or ""."""
+    for one in run_history.newest_runs(root, 1 + SEARCHED_OPEN)[0]:
+        if one.state in ("running", "open") and run_id in (None, one.run_id) and not _is_over(root, stage, one.run_id):
+            return str(one.run_id)
+    return ""
 
 
 def _is_over(root: str, stage: str, run_id: str) -> bool:

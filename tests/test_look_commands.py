@@ -443,6 +443,23 @@ def test_following_a_stage_to_its_end(pipeline):
 
 
 @pytest.mark.skipif(not POSIX, reason="signals")
+def test_following_begins_while_a_run_is_open_that_holds_no_stage(pipeline):
+    pipeline.write("wait-a", "")
+    with running_in_a(pipeline) as process:
+        process.kill()                  # begun and not ended, as between two stages
+        process.wait(60)
+    waits, shown = [], []
+
+    def wait(_):
+        waits.append(1)
+        if len(waits) == 2:
+            assert pipeline.run("--run-id", "live").code == 0
+
+    stage_logs.follow(str(pipeline.root), "b", None, shown.append, wait)
+    assert shown == ["==> run live, call 2, attempt 1: state/logs/live/2/b.1.log", "log of b \\x1b[31mred\tx"] and len(waits) == 2
+
+
+@pytest.mark.skipif(not POSIX, reason="signals")
 def test_following_a_stage_that_has_not_begun_and_ctrl_c(pipeline):
     pipeline.write("wait-a", "")
     with running_in_a(pipeline) as process:
