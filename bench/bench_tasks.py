@@ -4,14 +4,13 @@
     python bench/bench_tasks.py nothing --files 20000 --runs 5
     python bench/bench_tasks.py python --tasks 1000 --runs 3 --jobs 2
 
-Runs take turns; medians and ratios are printed, and CPU seconds beside them, for a machine that others use, too.
+Runs take turns; medians and ratios are printed, CPU seconds beside them for a machine that others use, too, and the peak memory.
 """
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -39,13 +38,17 @@ UPPER = "from processor_kit import lines, output_name\nlines(str.upper, output_n
 
 
 def timed(argv, folder):
-    """Return (wall seconds, CPU seconds) of a command that must succeed."""
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run(argv, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode:
-        sys.exit("%s\n%s" % (argv, done.stdout.decode("utf-8", "replace")[-2000:]))
-    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    """Return (wall seconds, CPU seconds, peak MiB of its largest process) of a command that must succeed."""
+    with tempfile.TemporaryFile() as said:
+        began = time.perf_counter()
+        process = subprocess.Popen(argv, cwd=folder, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - began
+        process.returncode = status
+        if status:
+            said.seek(0)
+            sys.exit("%s\n%s" % (argv, said.read().decode("utf-8", "replace")[-2000:]))
+    return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
 def make_project(folder, count, python):
@@ -73,20 +76,20 @@ def in_turns(commands, runs, folder):
     for _ in range(runs):
         for name, argv in commands.items():
             times[name].append(timed(argv, folder))
-    return {name: (statistics.median(one[0] for one in found), statistics.median(one[1] for one in found)) for name, found in times.items()}
+    return {name: (statistics.median(one[0] for one in found), statistics.median(one[1] for one in found), max(one[2] for one in found)) for name, found in times.items()}
 
 
 def show(found, base):
-    for name, (wall, cpu) in found.items():
-        print("%-28s %8.3f s  %6.2fx    CPU %8.3f s  %6.2fx" % (name, wall, wall / found[base][0], cpu, cpu / found[base][1]))
+    for name, (wall, cpu, peak) in found.items():
+        print("%-28s %8.3f s  %6.2fx    CPU %8.3f s  %6.2fx    peak %4.0f MiB" % (name, wall, wall / found[base][0], cpu, cpu / found[base][1], peak))
 
 
 def nothing(folder, args):
     """Nothing changed: a forEach stage against ninja on as many edges."""
     make_project(folder, args.files, False)
     ours = [args.python, RUNNER]
-    wall, _ = timed(ours, folder)
-    print("cold, %d tasks of a C program: %.1f s, %.2f ms each" % (args.files, wall, wall * 1000 / args.files))
+    wall, _, peak = timed(ours, folder)
+    print("cold, %d tasks of a C program: %.1f s, %.2f ms each, peak %.0f MiB" % (args.files, wall, wall * 1000 / args.files, peak))
     timed(ours, folder)                             # reads once what was too fresh to be trusted
     commands = {"runner, nothing changed": ours}
     base = "runner, nothing changed"
@@ -98,11 +101,11 @@ def nothing(folder, args):
     else:
         print("ninja is not installed")
     show(in_turns(commands, args.runs, folder), base or next(iter(commands)))
-    walls = []
+    changed = []
     for number in range(args.runs):
         write(os.path.join(folder, "in", "f%06d.txt" % number), "changed %d\n" % time.time_ns())
-        walls.append(timed(ours, folder)[0])
-    print("%-28s %8.3f s" % ("runner, one file changed", statistics.median(walls)))
+        changed.append(timed(ours, folder))
+    print("%-28s %8.3f s    CPU %8.3f s    peak %4.0f MiB" % ("runner, one file changed", *(statistics.median(one) for one in zip(*changed))))
 
 
 FRESH = """import os, subprocess, sys
