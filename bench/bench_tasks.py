@@ -34,6 +34,7 @@ int main(int count, char **words) {
     return fclose(out);
 }
 """
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}    # bytecode may be cached, as it is for a user
 UPPER = "from processor_kit import lines, output_name\nlines(str.upper, output_name())\n"
 
 
@@ -41,7 +42,7 @@ def timed(argv, folder):
     """Return (wall seconds, CPU seconds, peak MiB of its largest process) of a command that must succeed."""
     with tempfile.TemporaryFile() as said:
         began = time.perf_counter()
-        process = subprocess.Popen(argv, cwd=folder, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(argv, cwd=folder, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - began
         process.returncode = status

@@ -353,6 +353,8 @@ class TasksWork(stage_work.StageWork):
             os.makedirs(self.progress_folder, exist_ok=True)
             env["PIPELINE_PROGRESS_FILE"] = self._progress_path(task)
             env["PIPELINE_LINE_INTERVAL"] = str(stage.line_interval)
+        elif not stage.launcher:
+            env["PIPELINE_SYNC"] = "runner"     # of what is in the private folder nothing counts until the runner has synced it, many at once
         return env
 
     def _note_attempt(self, trial: Trial, result: attempts.AttemptResult) -> None:

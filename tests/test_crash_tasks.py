@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from conftest import ROOT
 from test_crash import Case, at_of, break_at, chain_problems, leftovers, no_warm_one_stays, results, script, sweep  # noqa: F401
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="breaks the runner by signals and compares inodes")
@@ -68,6 +69,57 @@ def graph(project):
     return ["--jobs", "2"]
 
 
+# The same in Python, on the kit. The first waits until the stage's fork server is there, so that others are forked from it; they say so.
+UPPER_PY = """
+import os
+import time
+from processor_kit import lines, output_name
+
+def is_served(pid):
+    try:
+        with open("/proc/%s/cmdline" % pid, "rb") as command, open("/proc/%s/environ" % pid, "rb") as variables, open("/proc/%s/status" % pid) as status:
+            ignored = [line.split()[1] for line in status if line.startswith("SigIgn:")]
+            return b"fork_server.py" in command.read() and root.encode() in variables.read() and int(ignored[0], 16) & 1   # SIGHUP, as soon as it serves
+    except (OSError, IndexError):
+        return False
+
+def note(kind, text):
+    with open("%s/../%s.%s" % (root, kind, os.path.basename(root)), "a") as file:
+        file.write(text + "\\n")
+
+root, name, end = os.environ["PIPELINE_ROOT"], output_name(), time.monotonic() + 10
+while name == "a.txt" and time.monotonic() < end and not any(map(is_served, os.listdir("/proc"))):
+    time.sleep(0.01)
+if is_served(os.getppid()):
+    note("forked", name)
+try:
+    lines(str.upper, name)
+finally:
+    note("count", name)
+"""
+
+
+def forked(project):
+    """Tasks that are forked from a Python with the kit's code loaded."""
+    arguments = files(project)
+    for name in ("d", "e"):
+        project.write("data/input/%s.txt" % name, "line of %s\n" % name)
+    project.write("bin/processor_kit.py", (ROOT / "bin" / "processor_kit.py").read_text(encoding="utf-8"))
+    spec = project.json("pipeline.json")
+    spec["stages"][0]["processor"] = project.write("bin/upper.py", UPPER_PY) and "bin/upper.py"
+    project.write("pipeline.json", json.dumps(spec))
+    return arguments
+
+
+def launched(project):
+    """Tasks that a launcher starts, which here has but one machine."""
+    arguments = files(project)
+    spec = project.json("pipeline.json")
+    spec["stages"][0]["launcher"] = [script(project, "launch.sh", '#!/bin/sh\nexec "$@"\n')]
+    project.write("pipeline.json", json.dumps(spec))
+    return arguments
+
+
 def plain(found):
     """Return results without what depends on how many tasks were left to this run."""
     for name, record in found.items():
@@ -126,9 +178,10 @@ def check_tasks(case, boot=None):
     return check
 
 
-@pytest.mark.parametrize("make", [files, changed_files, chunks, graph], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [files, changed_files, chunks, graph, forked, launched], ids=lambda make: make.__name__)
 def test_killed_with_several_tasks_under_way_the_next_run_ends_as_an_undisturbed_one(make, tmp_path):
     case = Case(make, tmp_path)
+    assert make is not forked or (tmp_path / "forked.undisturbed").exists()
     recovered = check_tasks(case)
 
     def check(project, where, done):

@@ -274,6 +274,35 @@ def test_a_task_may_not_make_what_belongs_to_another_stage(upper):
     assert done.code == 1 and "it makes out/a.txt, which belongs to stage first; a file belongs to one stage" in done.out, done
 
 
+SYNCS = """
+real, synced = os.fsync, []
+def fsync(descriptor):
+    synced.append(descriptor)
+    real(descriptor)
+os.fsync = fsync
+from processor_kit import lines, open_output
+with open_output(os.path.basename(inputs[0]) + ".more") as file:
+    file.write("more")
+try:
+    lines(str.upper, os.path.basename(inputs[0]))
+finally:
+    print("syncs: %s" % ("some" if synced else "none"))
+"""
+
+
+@pytest.mark.parametrize("stage, said", [
+    ({"forEach": "data/in/*.txt"}, "none"), ({"forEach": "data/in/*.txt", "checkpoint": True}, "some"),
+    ({"forEach": "data/in/*.txt", "launcher": ["/usr/bin/env"]}, "some"), ({"inputs": ["data/in/a.txt"]}, "some")], ids=["task", "checkpoint", "launched", "stage"])
+def test_the_kit_leaves_syncing_to_the_runner_where_nothing_counts_on_it_earlier(project, stage, said):
+    project.write("data/in/a.txt", "a\n")
+    project.write("bin/processor_kit.py", (ROOT / "bin" / "processor_kit.py").read_text(encoding="utf-8"))
+    project.spec(dict({"processor": project.processor("up", SYNCS)}, **stage))
+    project.ok("--run-id", "r")
+    log = "".join(path.read_text(encoding="utf-8") for path in sorted(project.path("state/logs/r").rglob("*.log")))
+    assert "syncs: %s" % said in log
+    assert project.path("data/s1/a.txt").read_text(encoding="utf-8") == "A\n" and project.path("data/s1/a.txt.more").read_text(encoding="utf-8") == "more"
+
+
 def test_a_task_is_tried_again_by_itself(upper):
     respec(upper, retry={"attempts": 2, "baseDelayMs": 0}, simulateFailAttempts=1,
            processor=upper.processor("flaky", "if 'PIPELINE_SIMULATED_FAIL' in os.environ: sys.exit(75)\nopen(out + '/' + os.path.basename(inputs[0]), 'w').write('x')"))
