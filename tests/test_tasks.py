@@ -291,7 +291,7 @@ finally:
 
 
 @pytest.mark.parametrize("stage, said", [
-    ({"forEach": "data/in/*.txt"}, "none"), ({"forEach": "data/in/*.txt", "checkpoint": True}, "some"),
+    ({"forEach": "data/in/*.txt"}, "none"), ({"forEach": "data/in/*.txt", "checkpoint": {"enabled": True}}, "some"),
     ({"forEach": "data/in/*.txt", "launcher": ["/usr/bin/env"]}, "some"), ({"inputs": ["data/in/a.txt"]}, "some")], ids=["task", "checkpoint", "launched", "stage"])
 def test_the_kit_leaves_syncing_to_the_runner_where_nothing_counts_on_it_earlier(project, stage, said):
     project.write("data/in/a.txt", "a\n")
