@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 
 from model import sha256
@@ -170,6 +171,7 @@ class Digests:
         self.folders: Dict[str, Set[str]] = {}
         self.changed = False
         self.unsaved_bytes = 0
+        self._probe: Optional[_Probe] = None
         self._load(rehash)
 
     def _load(self, rehash: bool) -> None:
@@ -293,20 +295,13 @@ class Digests:
         """Return (time in ns, device) by the clock of the file system of state/; nothing is settled by what planning gets."""
         if not self.keep:
             return 0, -1
-        probe = os.path.join(os.path.dirname(self.path), ".clock.tmp")
         try:
-            descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0), 0o600)
+            if self._probe is None:
+                self._probe = _Probe(os.path.join(os.path.dirname(self.path), ".clock.tmp"))
+            return self._probe.time()
         except OSError:
-            return 0, -1                # state/ not there or not writable yet: nothing is settled by it
-        try:
-            os.write(descriptor, b".")
-            stat = os.fstat(descriptor)
-        except OSError:
-            return 0, -1
-        finally:
-            os.close(descriptor)
-            _remove_quietly(probe)      # another run may have done it already
-        return stat.st_mtime_ns, stat.st_dev
+            self._probe = None
+            return 0, -1                # state/ not there or not writable yet, or full: nothing is settled by it
 
     def to_bytes(self) -> bytes:
         """Return what to store; what this run did not use is dropped when it has become the most."""
@@ -315,6 +310,31 @@ class Digests:
         self.unsaved_bytes = 0
         data = {"schema": SCHEMA_VERSION, "files": self.files, "scans": self.scans}
         return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogateescape")
+
+
+class _Probe:
+    """A file that tells the time of its file system: what is written to it gets that. Its name is gone at once, where the system can."""
+
+    def __init__(self, path: str) -> None:
+        """Raises: OSError."""
+        self.path, self.is_named = path, sys.platform == "win32"
+        self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0), 0o600)
+        if not self.is_named:
+            _remove_quietly(path)       # another run may have done it already
+
+    def time(self) -> Tuple[int, int]:
+        """Return (time in ns, device). Raises: OSError."""
+        os.lseek(self.descriptor, 0, os.SEEK_SET)
+        os.write(self.descriptor, b".")
+        stat = os.fstat(self.descriptor)
+        return stat.st_mtime_ns, stat.st_dev
+
+    def __del__(self) -> None:
+        descriptor, self.descriptor = getattr(self, "descriptor", -1), -1
+        if descriptor >= 0:
+            os.close(descriptor)
+            if self.is_named:
+                _remove_quietly(self.path)
 
 
 def is_settled(stamp: List[int], now: int, device: int) -> bool:

@@ -423,7 +423,7 @@ class StageWork:
             return attempts.AttemptResult(None, short, False, 0.0, 0.0, 0, b"", [], [])
         inputs = self.facts.material.inputs
         inputs_file = self.store.path("inputs_%s.json" % stage.name)
-        state_store.write_atomic(inputs_file, json.dumps(inputs, ensure_ascii=False).encode("utf-8"), durable=False)
+        state_store.write_new(inputs_file, json.dumps(inputs, ensure_ascii=False).encode("utf-8"), durable=False)     # its reader is not there yet
         state_store.make_folder(run.log_folder(), self.store.commit)
         state_store.remove_quietly(self._counts_file())        # an earlier attempt's say nothing of this one
         token = self.token = "%s.%d" % (self.lock.token, self.attempts)
