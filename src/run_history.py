@@ -18,7 +18,7 @@ import state_store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+    from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
     Json = Dict[str, Any]
 
 BLOCK_BYTES = 1 << 16       # of the ledger, read at once
@@ -51,17 +51,18 @@ class PastRun(namedtuple("PastRun", "run_id invocation pipeline state started_at
 def newest_runs(root: str, limit: int) -> Tuple[List[PastRun], List[str]]:
     """Return (at most *limit* runs, newest first; what could not be read, a line each)."""
     problems: List[str] = []
-    names = _names_in_ledger(root, limit, problems)
-    runs = [_run_of(root, one, problems) for one in names]
+    names, pruned = _names_in_ledger(root, limit, problems)
+    runs = [_run_of(root, one, problems, (one.run_id, one.invocation) in pruned) for one in names]
     if len(runs) < limit:
         runs += _runs_by_time(root, limit - len(runs), {(one.run_id, one.invocation) for one in runs}, problems)
         runs.sort(key=lambda one: (one.state in ("running", "open"), one.ended_at or one.started_at), reverse=True)
     return runs, problems
 
 
-def _names_in_ledger(root: str, limit: int, problems: List[str]) -> List[RunName]:
-    """Return the open runs and the last that ended."""
+def _names_in_ledger(root: str, limit: int, problems: List[str]) -> Tuple[List[RunName], Set[Tuple[str, int]]]:
+    """Return (the open runs and the last that ended, (run id, call) of those that gc removed since)."""
     names: List[RunName] = []
+    pruned: Set[Tuple[str, int]] = set()
     is_newest, damaged = True, 0
     path = os.path.join(root, "state", run_ledger.NAME)
     for line, is_whole in _lines_from_end(path, problems):
@@ -72,13 +73,15 @@ def _names_in_ledger(root: str, limit: int, problems: List[str]) -> List[RunName
         if is_newest:
             is_newest = False
             names += [RunName(run_id, invocation, "open", "", "") for run_id, invocation in sorted(entry["open"].items())]
-        if entry["event"] == "end":
+        if entry["event"] == "gc":
+            pruned.update((one[0], one[1]) for one in entry.get("removed") or () if isinstance(one, list) and len(one) == 3 and _is_name(one[0]))
+        elif entry["event"] == "end":
             names.append(RunName(entry["runId"], entry["invocation"], str(entry.get("state")), _text(entry.get("at")), _text(entry.get("pipeline"))))
         if len(names) >= limit:
             break
     if damaged:
         problems.append("state/%s: %d damaged line%s left out; `verify` tells more" % (run_ledger.NAME, damaged, "" if damaged == 1 else "s"))
-    return names[:limit]
+    return names[:limit], pruned
 
 
 def _entry_of(line: bytes) -> Optional[Json]:
@@ -121,12 +124,12 @@ def _lines_from_end(path: str, problems: List[str]) -> Iterator[Tuple[bytes, boo
             yield rest, is_whole
 
 
-def _run_of(root: str, name: RunName, problems: List[str]) -> PastRun:
+def _run_of(root: str, name: RunName, problems: List[str], is_pruned: bool) -> PastRun:
     record, problem = read_run(root, name.run_id, name.invocation)
     if record is None:
         if problem:
             problems.append(problem)
-        return PastRun(name.run_id, name.invocation, name.pipeline, _state_of(root, name.state, name.run_id), "", name.ended_at, None, [], problem or "its record is gone")
+        return PastRun(name.run_id, name.invocation, name.pipeline, _state_of(root, name.state, name.run_id), "", name.ended_at, None, [], problem or ("removed by gc" if is_pruned else "its record is gone"))
     return _past_run(root, record, name.state if name.state != "open" else "running")
 
 

@@ -209,10 +209,14 @@ def gc(spec: PipelineSpec, options: Options, console: Console, clock: Clock, new
 
 def _list(runs: List[RunKey], store: StateStore, history: History, console: Console) -> None:
     for run in runs[:SHOWN_RUNS]:
-        console.line("would remove %s (ended %s; its record and %d files)" % (_run_text(run), history.ends[run].get("at"), len(files_of(store, run, history))))
+        console.line("would remove %s (ended %s; its record and %s)" % (_run_text(run), history.ends[run].get("at"), _counted(len(files_of(store, run, history)), "file")))
     if len(runs) > SHOWN_RUNS:
-        console.line("would remove %d more runs" % (len(runs) - SHOWN_RUNS))
+        console.line("would remove %s more" % _counted(len(runs) - SHOWN_RUNS, "run"))
     console.line("gc: %d of %d runs may go; nothing was removed: give --yes" % (len(runs), len(history.ends)))
+
+
+def _counted(count: int, what: str) -> str:
+    return "%d %s%s" % (count, what, "" if count == 1 else "s")
 
 
 def _remove(spec: PipelineSpec, options: Options, store: StateStore, runs: List[RunKey], clock: Clock, new_ledger: Callable[..., RunLedger],
@@ -238,7 +242,7 @@ def _remove(spec: PipelineSpec, options: Options, store: StateStore, runs: List[
             store.commit.flush()
     for note in ledger.notes:
         console.line("[LEDGER] " + note)
-    console.line("gc: %d runs pruned, %d files removed; what the ledger says of them stays" % (gone, files))
+    console.line("gc: %s pruned, %s removed; what the ledger says of them stays" % (_counted(gone, "run"), _counted(files, "file")))
     if gone:
         console.line("[LEDGER] head " + ledger.head_text())
 

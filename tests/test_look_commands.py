@@ -310,6 +310,15 @@ def test_history_shows_counts_and_warns(pipeline):
     assert run_history.expected_durations(str(pipeline.root) + "/nowhere") == {}
 
 
+def test_a_run_that_gc_removed_is_told_from_one_whose_record_is_lost(pipeline):
+    for run in ("made", "r", "s"):         # the first is kept: it made the outputs
+        pipeline.ok("--run-id", run)
+    pipeline.ok("gc", "--keep-runs", "1", "--yes")
+    pipeline.path("state/run_s.json").unlink()
+    out = look(pipeline, "status")
+    assert [re.search(r"(?m)^%s +completed .*  (\S.*)$" % run, out).group(1) for run in ("r", "s")] == ["removed by gc", "its record is gone"], out
+
+
 def test_of_many_runs_only_the_newest_records_are_read(tmp_path, monkeypatch):
     state = tmp_path / "state"
     state.mkdir()
