@@ -50,6 +50,22 @@ if TYPE_CHECKING:
     Json = Dict[str, Any]
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
+BYTECODE_BYTES = 16 << 20   # of free space; with less, nobody here caches bytecode
+
+
+def _guard_bytecode(folder: str) -> None:
+    """Cache no bytecode on a disk that may fill up: Python takes a file that was cut short for whole, and fails at each later start."""
+    try:
+        found = os.statvfs(folder)
+    except (AttributeError, OSError):
+        return                      # Windows
+    if found.f_bavail * found.f_frsize < BYTECODE_BYTES:
+        sys.dont_write_bytecode = True
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"     # and so for processors
+
+
+if __name__ == "__main__":
+    _guard_bytecode(_HERE)
 if _HERE not in sys.path:
     sys.path.insert(0, _HERE)       # our modules are found also when this file is imported as src.pipeline_runner
 
