@@ -98,9 +98,12 @@ def test_the_short_way_is_taken_and_loads_little(project):
     build(project)
     code = ("import sys; sys.argv = sys.argv[1:]; sys.path.insert(0, %r); import quick_run; code = quick_run.attempt(sys.argv); "
             "print('ended', code, *sorted(sys.modules))" % str(ROOT / "src"))
-    argv = [sys.executable, "-S", "-c", code, "--pipeline", str(project.path("pipeline.json"))]
-    out = subprocess.run(argv, stdout=subprocess.PIPE, check=True, timeout=60).stdout.decode("utf-8")
-    ended, code, *loaded = out.splitlines()[-1].split()
+    lines = []
+    for waits in ("import atexit; atexit.register(print, 'at the end'); ", ""):
+        argv = [sys.executable, "-S", "-c", waits + code, "--pipeline", str(project.path("pipeline.json"))]
+        lines.append(subprocess.run(argv, stdout=subprocess.PIPE, check=True, timeout=60).stdout.decode("utf-8").splitlines())
+    assert lines[0][-1] == "at the end" and "state: completed" in lines[1][-1]      # nobody waits for the end of the second: it ends at once
+    ended, code, *loaded = lines[0][-2].split()
     assert (ended, code) == ("ended", "0") and not {"json", "model", "spec_checks", "stage_keys", "import_scan", "hashlib"} & set(loaded)
 
 
