@@ -140,6 +140,9 @@ def look(spec: PipelineSpec, stage: StageSpec, store: StateStore) -> Cleaning:
             keep.append((path, why))
         else:
             remove.append((path, output["bytes"]))
+    tasks = "%s/.%s.tasks" % (stage.output_dir, stage.name)
+    if stage.chunks is not None and stage.chunks.keep and _is_folder(spec.root, tasks):
+        keep.append((tasks, "keepChunks: an input that grew redoes its tail only; `reset %s` removes it" % stage.name))
     return Cleaning(stage, record, remove, keep)
 
 

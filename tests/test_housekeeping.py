@@ -375,6 +375,20 @@ def test_gc_killed_at_any_step_is_finished_by_the_next(project, tmp_path):
 
 # --- stages of several tasks -----------------------------------------------------------------------------------------
 
+@pytest.mark.skipif(os.name == "nt", reason="a filter of POSIX")
+def test_clean_names_the_chunks_that_are_kept_and_reset_removes_them(project):
+    project.write("data/in.txt", "one\ntwo\n")
+    project.spec({"name": "up", "processor": shutil.which("tr"), "args": ["a-z", "A-Z"], "inputs": ["data/in.txt"], "outputDir": "data/up",
+                  "chunks": {"bytes": 4, "filter": True, "keepChunks": True}})
+    project.ok()
+    said = "kept data/up/.up.tasks: keepChunks: an input that grew redoes its tail only; `reset up` removes it"
+    assert said in project.ok("clean").out.splitlines() and said in project.ok("clean", "--yes").out.splitlines()
+    assert not project.exists("data/up/in.txt") and project.exists("data/up/.up.tasks")
+    assert "[DONE] up" in project.ok().out and project.path("data/up/in.txt").read_bytes() == b"ONE\nTWO\n"
+    project.ok("reset", "up", "--yes")
+    assert not project.exists("data/up/.up.tasks") and said not in project.ok("clean").out.splitlines()
+
+
 def test_clean_and_reset_of_a_stage_of_tasks(project):
     for name in "ab":
         project.write("data/in/%s.txt" % name, name)
