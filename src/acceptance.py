@@ -2,8 +2,8 @@
 
 Above the leaves and below the runner.
 
-Order of the durable steps: ledger entry, stage record, marker. A kill between two of them leaves an entry whose stage
-is run again: more was promised than kept, and nothing is hidden.
+Order of the durable steps: ledger entry, task log (a stage with forEach), stage record, marker. A kill between two of them leaves an
+entry whose stage is run again: more was promised than kept, and nothing is hidden.
 """
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ import environment
 import reasons
 import stage_locks
 import state_store
+import task_look
+from ledger_format import stage_key
 from model import UsageError
 from state_store import utc_text
+from task_log import GOOD
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict
+    from typing import Any, Dict, List
 
     from model import Clock, Facts, PipelineSpec, StageSpec
     from run_ledger import RunLedger
@@ -26,10 +29,10 @@ if TYPE_CHECKING:
 def accept(ledger: RunLedger, stage: StageSpec, spec: PipelineSpec, facts: Facts, reason: str, clock: Clock) -> str:
     """Give a finished stage today's key; return what to tell the user. The caller holds the stage's lock.
 
-    On disk afterwards: a ledger entry, the stage record and the marker with the new key. Raises: UsageError where there is
-    nothing to accept, or more than the key has changed.
+    On disk afterwards: a ledger entry, the stage record and the marker with the new key; of a stage with forEach each task's line, too.
+    Raises: UsageError where there is nothing to accept, or more than the key has changed.
     """
-    problem = _problem(stage, facts)
+    problem = _problem(stage, facts) or _problem_of_tasks(facts)
     if problem:
         raise UsageError("accept %s: %s" % (stage.name, problem))
     store, record, key = ledger.store, facts.record, facts.material.key
@@ -37,6 +40,11 @@ def accept(ledger: RunLedger, stage: StageSpec, spec: PipelineSpec, facts: Facts
     entry = {"stage": stage.name, "oldKey": record["idempotencyKey"], "newKey": key, "changes": changes, "reason": reason,
              "user": environment.user_name(), "host": stage_locks.host_name()}
     ledger.accept(spec.name, entry)
+    if facts.tasks is not None:
+        keys = dict(zip(facts.tasks.paths, facts.tasks.keys))
+        log = facts.tasks.log
+        log.entries = {name: one._replace(key=keys.get(name, one.key)) for name, one in log.entries.items()}
+        log.compact(lambda path, data: state_store.write_atomic(path, data, store.commit))
     store.write("stage_%s.json" % stage.name, {**record, "idempotencyKey": key, "keyParts": facts.material.parts})
     marker = {"schema": state_store.SCHEMA_VERSION, "stage": stage.name, "key": key, "runId": record.get("lastRunId"), "at": utc_text(clock.time())}
     state_store.write_atomic(state_store.marker_path(spec.root, stage.output_dir, stage.name), state_store.record_json(marker), store.commit)
@@ -58,3 +66,20 @@ def _problem(stage: StageSpec, facts: Facts) -> str:
     if record["idempotencyKey"] == facts.material.key and facts.marker_key == facts.material.key:
         return "its key is unchanged; there is nothing to accept"
     return ""
+
+
+def _problem_of_tasks(facts: Facts) -> str:
+    """Return which tasks have more to them than what all share, or "": only that can be accepted for all at once."""
+    tasks = facts.tasks
+    if tasks is None:
+        return ""
+    before = stage_key({name: value for name, value in facts.record["keyParts"].items() if name != "tasks"})
+    others: List[str] = []
+    for place in tasks.todo:
+        path, entry = tasks.paths[place], tasks.log.entries.get(tasks.paths[place])
+        if entry is None or entry.status not in GOOD or entry.key != task_look.task_key(before, path, tasks.digests[place]):
+            others.append(path)
+    if others:
+        return "%d file%s of its tasks %s new, changed or failed (%s): take %s away until it is accepted, or run it" % (
+            len(others), *(("", "is", task_look.shown(others), "it") if len(others) == 1 else ("s", "are", task_look.shown(others), "them")))
+    return "%s: run it" % "; ".join(tasks.why) if tasks.gone else ""

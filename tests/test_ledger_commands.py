@@ -119,6 +119,35 @@ def test_accept_refuses_what_is_more_than_a_key(project, case, message):
     assert {name: data for name, data in project.snapshot().items() if name.startswith(("state", "data"))} == before
 
 
+@pytest.mark.parametrize("other", ["", "new", "changed", "gone"])
+def test_accept_of_a_stage_of_tasks_takes_what_all_share(project, other):
+    for name in "abc":
+        project.write("in/%s.txt" % name, name)
+    body = "open(os.path.join(out, os.path.basename(sys.argv[1])), 'w').write(open(sys.argv[1]).read().upper())\n"
+    project.spec({"name": "up", "processor": project.processor("work", body), "forEach": "in/*.txt", "outputDir": "data/up"})
+    project.ok("--run-id", "a")
+    old = project.json("state/stage_up.json")["idempotencyKey"]
+    project.write("bin/work.py", project.read("bin/work.py") + "# a comment\n")
+    if other == "gone":
+        project.path("in/b.txt").unlink()
+    elif other:
+        project.write("in/%s.txt" % ("b" if other == "changed" else "d"), "other")
+    before = {name: data for name, data in project.snapshot().items() if name.startswith(("state", "data"))}
+    done = project.run("accept", "up", "--reason", "x")
+    if other:
+        said = {"new": "1 file of its tasks is new, changed or failed (in/d.txt)", "changed": "1 file of its tasks is new, changed or failed (in/b.txt)",
+                "gone": "1 file gone (in/b.txt): run it"}[other]
+        assert done.code == 2 and said in done.err and len(done.err.splitlines()) == 1, done
+        assert {name: data for name, data in project.snapshot().items() if name.startswith(("state", "data"))} == before
+        return
+    assert done.code == 0 and done.out.startswith("[ACCEPT] up: processor bin/work.py changed (x)\n"), done
+    assert "SKIP    up" in project.ok("plan").out and "[SKIP] up" in project.ok("--run-id", "b").out
+    assert project.json("state/stage_up.json")["idempotencyKey"] != old and ": ok" in project.ok("verify", "--outputs").out
+    project.write("in/d.txt", "d")
+    assert "[START] up (4 tasks: 1 to do, 3 up to date)" in project.ok("--run-id", "c").out
+    assert ": ok" in project.ok("verify", "--outputs").out
+
+
 @posix_only
 def test_accept_waits_for_the_owner_of_the_stage(project):
     one_stage(project, "open(out + '/o.txt', 'w').write('made')\nopen('started', 'w')\nwhile not os.path.exists('go'):\n    time.sleep(0.01)\n", defaults={"lock": {"waitSeconds": 0}})
