@@ -467,7 +467,10 @@ class _Part:
             self.writer = None
         if self.descriptor >= 0:
             descriptor, self.descriptor = self.descriptor, -1
-            os.close(descriptor)
+            try:
+                os.close(descriptor)
+            except OSError as error:                # a full disk of a file server may be told as late as this
+                raise _trouble("write", self.path, error) from error
 
     def discard(self) -> None:
         self.close()

@@ -3,7 +3,7 @@
 Above the leaves and below the runner.
 
 Order of the durable steps: ledger entry, task log (a stage with forEach), stage record, marker. A kill between two of them leaves an
-entry whose stage is run again: more was promised than kept, and nothing is hidden.
+entry whose stage is run again, or recorded again where its tasks have their keys: more was promised than kept, and nothing is hidden.
 """
 from __future__ import annotations
 
@@ -59,6 +59,8 @@ def _problem(stage: StageSpec, facts: Facts) -> str:
         return "; ".join(facts.material.missing)
     if record is None or record["lastStatus"] != "ok":
         return "it has not been finished: %s; run it" % ("no record of a run" if record is None else "its last run " + record["lastStatus"])
+    if facts.marker_key is None and (record.get("tasks") or {}).get("failed"):
+        return "some of its tasks failed, and were allowed to; run it"
     if facts.marker_key is None or facts.marker_key not in (record["idempotencyKey"], facts.material.key):
         return "its marker is missing or of another key; run it"
     if facts.output_problems:

@@ -298,7 +298,10 @@ class Digests:
         try:
             if self._probe is None:
                 self._probe = _Probe(os.path.join(os.path.dirname(self.path), ".clock.tmp"))
-            return self._probe.time()
+            found = self._probe.time()
+            if self._probe.is_named:
+                self._probe = None      # Windows may write a file's time when it is closed
+            return found
         except OSError:
             self._probe = None
             return 0, -1                # state/ not there or not writable yet, or full: nothing is settled by it

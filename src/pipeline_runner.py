@@ -60,8 +60,7 @@ def _guard_bytecode(folder: str) -> None:
     except (AttributeError, OSError):
         return                      # Windows
     if found.f_bavail * found.f_frsize < BYTECODE_BYTES:
-        sys.dont_write_bytecode = True
-        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"     # and so for processors
+        sys.dont_write_bytecode = True      # and so for processors, see environment
 
 
 if __name__ == "__main__":
@@ -646,7 +645,7 @@ class Run:
                 self.digests.vouch(path[len(self.root):].replace(os.sep, "/").lstrip("/"))
         except OSError:
             for stage in self.selected:
-                if stage.name in self.result_of and self.result_of[stage.name].status == "ok":
+                if stage.name in self.works or stage.name in self.result_of and self.result_of[stage.name].status == "ok":
                     state_store.mark_lost(self.root, stage.output_dir, stage.name)
             self.store.commit.files.clear()     # a second sync would report success for pages that are lost
             self.digests.files.clear()

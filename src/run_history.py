@@ -74,7 +74,9 @@ def _names_in_ledger(root: str, limit: int, problems: List[str]) -> Tuple[List[R
             is_newest = False
             names += [RunName(run_id, invocation, "open", "", "") for run_id, invocation in sorted(entry["open"].items())]
         if entry["event"] == "gc":
-            pruned.update((one[0], one[1]) for one in entry.get("removed") or () if isinstance(one, list) and len(one) == 3 and _is_name(one[0]))
+            removed = entry.get("removed")
+            pruned.update((one[0], one[1]) for one in (removed if isinstance(removed, list) else ())
+                          if isinstance(one, list) and len(one) == 3 and _is_name(one[0]) and isinstance(one[1], int))
         elif entry["event"] == "end":
             names.append(RunName(entry["runId"], entry["invocation"], str(entry.get("state")), _text(entry.get("at")), _text(entry.get("pipeline"))))
         if len(names) >= limit:

@@ -220,10 +220,11 @@ def follow(root: str, stage: str, run_id: Optional[str], put: Callable[[str], No
     """
     readers: Dict[str, Reader] = {}
     shown: List[str] = []
-    followed, unseen = "", 0
+    followed, seen, unseen = "", "", 0
     while True:
         run = _working_run(root, stage, run_id)         # asked first: what is written before the end is still shown
         unseen = 0 if run else unseen + 1
+        seen = run or seen
         followed = run or followed or _open_run(root, stage, run_id)
         goes_on = bool(run) or (bool(followed) and unseen <= UNSEEN_POLLS and _is_open(root, followed) and not _is_over(root, stage, followed))
         found = find(root, stage, followed or run_id, False)
@@ -237,6 +238,9 @@ def follow(root: str, stage: str, run_id: Optional[str], put: Callable[[str], No
                 shown.append(log.path)
             _read(reader, put, is_complete)
         if not goes_on:
+            if not shown and not seen:
+                found = find(root, stage, run_id, False)        # the open run was a dead one
+                show(root, found, put)
             if not found.logs and found.note:
                 put(found.note)
             return

@@ -14,7 +14,7 @@ from primitives import compact, loads, pretty_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterable, Optional
+    from typing import Any, Callable, Dict, Iterable, List, Optional
     Json = Dict[str, Any]
 
 SCHEMA_VERSION = 1          # of every file under state/ ; a newer one is refused, not guessed at
@@ -111,7 +111,7 @@ def sync_file_systems(folders: Iterable[str]) -> bool:
 
     Source: syncfs(2), Linux; from 5.8 on it reports errors. Raises: OSError.
     """
-    if not sys.platform.startswith("linux"):
+    if not sys.platform.startswith("linux") or _kernel() < [5, 8]:
         return False
     import ctypes
     libc = ctypes.CDLL(None, use_errno=True)
@@ -131,6 +131,11 @@ def sync_file_systems(folders: Iterable[str]) -> bool:
         finally:
             os.close(descriptor)
     return True
+
+
+def _kernel() -> List[int]:
+    """Return the first two numbers of the release of the kernel, [] if they cannot be told."""
+    return [int(part) for part in os.uname().release.split("-")[0].split(".")[:2] if part.isdigit()]
 
 
 def _sync_path(path: str) -> None:
@@ -192,8 +197,8 @@ def _create_new(path: str, mode: int) -> int:
     try:
         return os.open(path, flags, mode)
     except FileExistsError:
-        os.unlink(path)
-        return os.open(path, flags, mode)
+        patiently(lambda: os.unlink(path))
+        return int(patiently(lambda: os.open(path, flags, mode)))
 
 
 def write_all(descriptor: int, data: bytes) -> None:
@@ -455,9 +460,17 @@ def lost_path(root: str, output_dir: str, stage: str) -> str:
 
 
 def mark_lost(root: str, output_dir: str, stage: str) -> None:
-    """Take a finished stage's marker away, as far as the file system still lets us; a rename needs no space."""
+    """Take a finished stage's marker away, as far as the file system still lets us; a rename needs no space.
+
+    Where there is no marker yet, an empty file says the same.
+    """
     try:
         os.replace(marker_path(root, output_dir, stage), lost_path(root, output_dir, stage))
+    except FileNotFoundError:
+        try:
+            os.close(_create_new(lost_path(root, output_dir, stage), 0o666))
+        except OSError:
+            pass
     except OSError:
         remove_quietly(marker_path(root, output_dir, stage))
 

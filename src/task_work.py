@@ -353,7 +353,7 @@ class TasksWork(stage_work.StageWork):
             os.makedirs(self.progress_folder, exist_ok=True)
             env["PIPELINE_PROGRESS_FILE"] = self._progress_path(task)
             env["PIPELINE_LINE_INTERVAL"] = str(stage.line_interval)
-        elif not stage.launcher:
+        elif not stage.launcher and stage.chunks is None:
             env["PIPELINE_SYNC"] = "runner"     # of what is in the private folder nothing counts until the runner has synced it, many at once
         return env
 
@@ -592,6 +592,7 @@ class FileTasksWork(TasksWork):
         if wrong and not failure:
             failure = "not what its task made: %s" % task_look.shown("%s (%s)" % one for one in sorted(wrong.items()))
         self._close_logs()
+        self._sync_older(facts, table)
         self.run.flush()                # all that the record vouches for is on the disk
         if not self.is_stopped and not self.survivors and os.path.isdir(self.staging):
             shutil.rmtree(self.staging, ignore_errors=True)
@@ -600,6 +601,16 @@ class FileTasksWork(TasksWork):
         if failure:
             return self._give_up(failure, self.is_stopped)
         return self._succeed_with(facts, table)
+
+    def _sync_older(self, facts: task_look.Tasks, table: task_files.FileTable) -> None:
+        """Let what earlier runs made be synced too, unless it is known to be: they may have been killed before they did it."""
+        this_run, place = "%s/%d" % (self.run.options.run_id, self.run.invocation), 0
+        for entry in self.task_log.entries.values():
+            for path, _, digest in entry.outputs if entry.status in task_log.GOOD else ():
+                if entry.run != this_run and facts.synced.digest_of(path, task_files.signature_at(table.packed, place)) != digest:
+                    full = os.path.join(self.folder, path)
+                    self.store.commit.files[full] = self.store.commit.folders[os.path.dirname(full)] = None
+                place += 1
 
     def _listed(self) -> List[Json]:
         """Return the outputs as records list them, none where they are too many."""

@@ -317,6 +317,10 @@ def test_a_run_that_gc_removed_is_told_from_one_whose_record_is_lost(pipeline):
     pipeline.path("state/run_s.json").unlink()
     out = look(pipeline, "status")
     assert [re.search(r"(?m)^%s +completed .*  (\S.*)$" % run, out).group(1) for run in ("r", "s")] == ["removed by gc", "its record is gone"], out
+    ledger = pipeline.read("state/ledger.jsonl")
+    for damage in ('"removed":5,"was":[[', '"removed":[["r",[1],"x"],['):
+        pipeline.write("state/ledger.jsonl", ledger.replace('"removed":[[', damage))
+        assert "its record is gone" in called(pipeline, "history")[1]
 
 
 def test_of_many_runs_only_the_newest_records_are_read(tmp_path, monkeypatch):
@@ -466,6 +470,19 @@ def test_following_begins_while_a_run_is_open_that_holds_no_stage(pipeline):
 
     stage_logs.follow(str(pipeline.root), "b", None, shown.append, wait)
     assert shown == ["==> run live, call 2, attempt 1: state/logs/live/2/b.1.log", "log of b \\x1b[31mred\tx"] and len(waits) == 2
+
+
+@pytest.mark.skipif(not POSIX, reason="signals")
+def test_following_after_a_run_that_died_before_the_stage_shows_the_log_of_the_run_before(pipeline):
+    pipeline.ok("--run-id", "whole")
+    pipeline.write("in.txt", "y\n")
+    pipeline.write("wait-a", "")
+    with running_in_a(pipeline) as process:
+        process.kill()
+        process.wait(60)
+    shown = []
+    stage_logs.follow(str(pipeline.root), "b", None, shown.append, lambda _: None)
+    assert shown == ["==> run whole, attempt 1: state/logs/whole/b.1.log", "log of b \\x1b[31mred\tx"]
 
 
 @pytest.mark.skipif(not POSIX, reason="signals")

@@ -274,6 +274,58 @@ def test_a_task_may_not_make_what_belongs_to_another_stage(upper):
     assert done.code == 1 and "it makes out/a.txt, which belongs to stage first; a file belongs to one stage" in done.out, done
 
 
+WATCHED = """
+import os, runpy, sys
+real, told, failing = os.fsync, open(sys.argv[1], "w"), sys.argv[2]
+def fsync(descriptor):
+    path = os.readlink("/proc/self/fd/%d" % descriptor)
+    told.write(path + "\\n")
+    told.flush()
+    if failing and path.endswith(failing):
+        raise OSError(5, "Input/output error")
+    real(descriptor)
+os.fsync = fsync
+sys.argv = sys.argv[3:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def synced(project, failing="", code=0):
+    """Run the real program; return (what it printed, names of what it synced in out). The sync of *failing* fails."""
+    told = project.root.parent / "synced"
+    done = subprocess.run([sys.executable, "-c", WATCHED, str(told), failing, str(RUNNER), "--pipeline", str(project.path("pipeline.json"))],
+                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120)
+    assert done.returncode == code, done
+    return done.stdout.decode("utf-8"), {os.path.basename(path) for path in told.read_text().splitlines() if os.path.basename(os.path.dirname(path)) == "out"}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names of descriptors are Linux's")
+def test_after_a_sync_that_failed_all_tasks_are_done_again(upper):
+    out, _ = synced(upper, failing="/out/b.txt", code=5)
+    assert "[DONE]" not in out
+    assert "[START] up (3 tasks: 3 to do, 0 up to date)" in upper.ok().out and not upper.exists("out/.up.lost")
+    assert "[SKIP] up" in upper.ok().out
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names of descriptors are Linux's")
+def test_what_a_killed_run_has_made_and_not_synced_is_synced_by_the_next(upper):
+    upper.write("bin/up.sh", UPPER.replace("grep -q bad", "while test -e wait && test \"${1##*/}\" = c.txt; do sleep 0.02; done; grep -q bad"))
+    upper.write("wait", "")
+    process = upper.start("--jobs", "3")
+    end = time.monotonic() + 60
+    while len(entries(upper)) < 2:
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.communicate(timeout=60)
+    upper.path("wait").unlink()
+    out, names = synced(upper)
+    assert "(3 tasks: 1 to do, 2 up to date)" in out and {"a.txt", "b.txt", "c.txt"} <= names
+    upper.write("in/d.txt", "d\n")
+    out, names = synced(upper)
+    assert "(4 tasks: 1 to do, 3 up to date)" in out and "d.txt" in names and not {"a.txt", "b.txt"} & names
+
+
 SYNCS = """
 real, synced = os.fsync, []
 def fsync(descriptor):
