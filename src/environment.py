@@ -5,7 +5,6 @@ A leaf.
 from __future__ import annotations
 
 import os
-import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,8 +34,6 @@ def base_environment(pass_env: Optional[Sequence[str]], own: Dict[str, str], env
         kept = {name: value for name, value in environ.items()
                 if name in passed or name.upper() in BASIC_VARIABLES or name.upper().startswith(BASIC_PREFIXES)}
     kept.update(PYTHONHASHSEED="0", PYTHONIOENCODING="utf-8:backslashreplace")
-    if sys.dont_write_bytecode and not environ.get("PYTHONDONTWRITEBYTECODE"):
-        kept["PYTHONDONTWRITEBYTECODE"] = "1"       # this runner's own doing: -B, or little space
     kept.update(own)
     return kept
 

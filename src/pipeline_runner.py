@@ -60,7 +60,7 @@ def _guard_bytecode(folder: str) -> None:
     except (AttributeError, OSError):
         return                      # Windows
     if found.f_bavail * found.f_frsize < BYTECODE_BYTES:
-        sys.dont_write_bytecode = True      # and so for processors, see environment
+        sys.dont_write_bytecode = True      # and so for processors, see stage_work
 
 
 if __name__ == "__main__":

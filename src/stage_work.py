@@ -472,6 +472,8 @@ class StageWork:
         """Return the variables that are the same for all attempts."""
         stage, run = self.stage, self.run
         env = environment.base_environment(stage.pass_env, stage.env, os.environ)
+        if sys.dont_write_bytecode and not os.environ.get("PYTHONDONTWRITEBYTECODE"):
+            env.setdefault("PYTHONDONTWRITEBYTECODE", "1")      # this runner's own doing: little space, or python -B
         env.update(PIPELINE_STAGE_NAME=stage.name, PIPELINE_RUN_ID=run.options.run_id, PIPELINE_ROOT=run.root,
                    PIPELINE_PARAMS=json.dumps(stage.params, ensure_ascii=False))
         return env

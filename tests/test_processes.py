@@ -187,18 +187,13 @@ def test_what_defeats_isolation_or_repeatability_is_dropped(name):
         assert spelled not in environment.base_environment(None, {}, {spelled: "x", "KEPT": "1"})
 
 
-def test_the_rest_is_kept_hashes_are_repeatable_and_the_stages_own_win(monkeypatch):
-    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+def test_the_rest_is_kept_hashes_are_repeatable_and_the_stages_own_win():
     got = environment.base_environment(None, {"A": "own", "PYTHONHASHSEED": "7"}, {"A": "theirs", "B": "b", "PYTHONHASHSEED": "random", "MYSOCK": "s"})
     assert got == {"A": "own", "B": "b", "MYSOCK": "s", "PYTHONHASHSEED": "7", "PYTHONIOENCODING": "utf-8:backslashreplace"}
     assert environment.base_environment(None, {}, {})["PYTHONHASHSEED"] == "0"
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)       # by the runner's own doing, and not by a variable
-    assert environment.base_environment([], {}, {})["PYTHONDONTWRITEBYTECODE"] == "1"
-    assert "PYTHONDONTWRITEBYTECODE" not in environment.base_environment([], {}, {"PYTHONDONTWRITEBYTECODE": "x"})
 
 
-def test_with_pass_env_only_the_basics_and_the_listed_pass(monkeypatch):
-    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+def test_with_pass_env_only_the_basics_and_the_listed_pass():
     around = {"PATH": "/bin", "HOME": "/h", "LANG": "C", "LC_ALL": "C", "TZ": "UTC", "TMPDIR": "/t", "SYSTEMROOT": "c:", "SECRET": "x", "DB_USER": "u",
               "DB_HOST": "h", "OTHER": "o", "EDITOR": "vi", "http_proxy": "p", "PIPELINE_RESUME": "1"}
     fixed = {"PYTHONHASHSEED": "0", "PYTHONIOENCODING": "utf-8:backslashreplace"}
