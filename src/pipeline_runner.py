@@ -646,7 +646,7 @@ class Run:
         except OSError:
             for stage in self.selected:
                 if stage.name in self.works or stage.name in self.result_of and self.result_of[stage.name].status == "ok":
-                    state_store.mark_lost(self.root, stage.output_dir, stage.name)
+                    state_store.mark_lost(self.root, stage.output_dir, stage.name, bool(stage.for_each))
             self.store.commit.files.clear()     # a second sync would report success for pages that are lost
             self.digests.files.clear()
             raise

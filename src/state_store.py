@@ -459,20 +459,20 @@ def lost_path(root: str, output_dir: str, stage: str) -> str:
     return os.path.join(root, output_dir, ".%s.lost" % stage)
 
 
-def mark_lost(root: str, output_dir: str, stage: str) -> None:
+def mark_lost(root: str, output_dir: str, stage: str, is_of_tasks: bool = False) -> None:
     """Take a finished stage's marker away, as far as the file system still lets us; a rename needs no space.
 
-    Where there is no marker yet, an empty file says the same.
+    Where a stage of tasks has no marker yet, an empty file says the same of the tasks that are done.
     """
     try:
         os.replace(marker_path(root, output_dir, stage), lost_path(root, output_dir, stage))
-    except FileNotFoundError:
-        try:
-            os.close(_create_new(lost_path(root, output_dir, stage), 0o666))
-        except OSError:
-            pass
     except OSError:
         remove_quietly(marker_path(root, output_dir, stage))
+        if is_of_tasks:
+            try:
+                write_new(lost_path(root, output_dir, stage), b"", durable=False)
+            except OSError:
+                pass
 
 
 def marker_path(root: str, output_dir: str, stage: str) -> str:

@@ -473,7 +473,7 @@ class FileTasksWork(TasksWork):
         self.keys = facts.keys or [task_look.task_key(facts.common, path, digest) for path, digest in zip(facts.paths, facts.digests)]
         self.total, self.up_to_date, self.vanished = len(facts.paths), len(facts.paths) - count, len(facts.gone)
         self._write_record("running", "")
-        state_store.remove_durably(state_store.lost_path(self.run.root, self.stage.output_dir, self.stage.name), self.store.commit)
+        self._forget_lost()
         self._clear_staging(facts)
         self._open_log()
         self.foreign = self._foreign_outputs()
@@ -483,6 +483,15 @@ class FileTasksWork(TasksWork):
                 self.owner_of.update((output[0].casefold(), name) for output in entry.outputs)
         if self.stage.checkpoint:
             self.run.flush()
+
+    def _forget_lost(self) -> None:
+        """After a sync that failed: no line counts any more, on the disk, before the file goes that says so."""
+        lost = state_store.lost_path(self.run.root, self.stage.output_dir, self.stage.name)
+        if os.path.lexists(lost):
+            self.task_log.entries = {name: entry._replace(key="") for name, entry in self.task_log.entries.items()}
+            self.task_log.compact(self._write_log)
+            self.run.flush()
+            state_store.remove_durably(lost, self.store.commit)
 
     def _clear_staging(self, facts: task_look.Tasks) -> None:
         """Remove the private folders that no task of now can go on in."""

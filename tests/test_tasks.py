@@ -274,6 +274,13 @@ def test_a_task_may_not_make_what_belongs_to_another_stage(upper):
     assert done.code == 1 and "it makes out/a.txt, which belongs to stage first; a file belongs to one stage" in done.out, done
 
 
+def until(holds, process):
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.02)
+
+
 WATCHED = """
 import os, runpy, sys
 real, told, failing = os.fsync, open(sys.argv[1], "w"), sys.argv[2]
@@ -301,8 +308,16 @@ def synced(project, failing="", code=0):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names of descriptors are Linux's")
 def test_after_a_sync_that_failed_all_tasks_are_done_again(upper):
+    upper.write("bin/up.sh", UPPER.replace("grep -q bad", "while test -e wait; do sleep 0.02; done; grep -q bad"))
     out, _ = synced(upper, failing="/out/b.txt", code=5)
     assert "[DONE]" not in out
+    upper.write("wait", "")
+    upper.path("count").unlink()
+    process = upper.start()
+    until(lambda: upper.json("state/stage_up.json")["lastStatus"] == "running" and not upper.exists("out/.up.lost") and upper.exists("count"), process)
+    process.kill()                      # before any of them is done again
+    process.communicate(timeout=60)
+    upper.path("wait").unlink()
     assert "[START] up (3 tasks: 3 to do, 0 up to date)" in upper.ok().out and not upper.exists("out/.up.lost")
     assert "[SKIP] up" in upper.ok().out
 
@@ -312,10 +327,7 @@ def test_what_a_killed_run_has_made_and_not_synced_is_synced_by_the_next(upper):
     upper.write("bin/up.sh", UPPER.replace("grep -q bad", "while test -e wait && test \"${1##*/}\" = c.txt; do sleep 0.02; done; grep -q bad"))
     upper.write("wait", "")
     process = upper.start("--jobs", "3")
-    end = time.monotonic() + 60
-    while len(entries(upper)) < 2:
-        assert time.monotonic() < end and process.poll() is None
-        time.sleep(0.02)
+    until(lambda: len(entries(upper)) == 2, process)
     process.kill()
     process.communicate(timeout=60)
     upper.path("wait").unlink()
