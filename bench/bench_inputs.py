@@ -19,7 +19,8 @@ import sys
 import tempfile
 import time
 
-RUNNER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "src", "pipeline_runner.py")
+from bench_tasks import ENVIRONMENT, RUNNER, write
+
 COPY = "import os\nwith open(os.path.join(os.environ['PIPELINE_OUTPUT_DIR'], 'done'), 'w') as file:\n    file.write('done')\n"
 
 
@@ -30,17 +31,17 @@ def make_project(folder, count, mib):
         with open(os.path.join(folder, "in", "%02d.bin" % number), "wb") as file:
             for _ in range(mib):
                 file.write(os.urandom(1 << 20))
-    with open(os.path.join(folder, "bin", "work.py"), "w", encoding="utf-8", newline="\n") as file:
-        file.write(COPY)
-    with open(os.path.join(folder, "pipeline.json"), "w", encoding="utf-8") as file:
-        json.dump({"name": "bench", "stages": [{"name": "work", "processor": "bin/work.py", "inputs": ["in/*.bin"], "outputDir": "out"}]}, file)
+    write(os.path.join(folder, "bin", "work.py"), COPY)
+    stage = {"name": "work", "processor": "bin/work.py", "inputs": ["in/*.bin"], "outputDir": "out"}
+    write(os.path.join(folder, "pipeline.json"), json.dumps({"name": "bench", "stages": [stage]}))
 
 
-def seconds(argv, folder, at_once=1):
+def seconds(commands, folder):
+    """Return how long it takes until all of *commands*, started at once, have ended well."""
     began = time.perf_counter()
-    running = [subprocess.Popen(one, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) for one in ([argv] if at_once == 1 else argv)]
+    running = [subprocess.Popen(one, cwd=folder, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) for one in commands]
     if any(one.wait() for one in running):
-        sys.exit("failed: %s" % argv)
+        sys.exit("failed: %s" % commands)
     return time.perf_counter() - began
 
 
@@ -52,7 +53,7 @@ def main():
     parser.add_argument("--folder", help="where to make the project (its disk counts)")
     args = parser.parse_args()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    ours = [sys.executable, RUNNER]
+    ours = [[sys.executable, RUNNER]]
     with tempfile.TemporaryDirectory(prefix="bench-inputs-", dir=args.folder) as folder:
         make_project(folder, args.files, args.mib)
         names = ["in/%02d.bin" % number for number in range(args.files)]
@@ -67,8 +68,8 @@ def main():
             taken["all touched"].append(seconds(ours, folder))
             seconds(ours, folder)       # writes the index anew
             if shutil.which("openssl"):
-                taken["openssl"].append(seconds(["openssl", "dgst", "-sha256"] + names, folder))
-                taken["openssl, all cores"].append(seconds([["openssl", "dgst", "-sha256"] + names[core::cores] for core in range(cores)], folder, cores))
+                taken["openssl"].append(seconds([["openssl", "dgst", "-sha256"] + names], folder))
+                taken["openssl, all cores"].append(seconds([["openssl", "dgst", "-sha256"] + names[core::cores] for core in range(cores)], folder))
     mib = args.files * args.mib
     nothing = statistics.median(taken["nothing changed"])
     print("nothing changed      %7.3f s" % nothing)

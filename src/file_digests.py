@@ -21,8 +21,8 @@ SCHEMA_VERSION = 1
 HASH_BLOCK_BYTES = 1 << 20
 FRESH_NS = 20_000_000       # two writes closer than this may carry one time stamp (kernel ticks are 1 to 10 ms)
 COARSE_NS = 2_000_000_000   # the same for file systems that keep whole seconds (FAT: two)
-SETTLE_WAITS = 5            # how often that is tried, for a busy machine's clock may be late
 SETTLE_BYTES = 1 << 20      # files this large are worth waiting out FRESH_NS, so that their digest can be kept
+SETTLE_WAITS = 5            # how often that is tried, for a busy machine's clock may be late
 
 
 NO_MATCH = "no file matches"

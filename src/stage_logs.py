@@ -279,15 +279,16 @@ def _working_run(root: str, stage: str, run_id: Optional[str]) -> str:
 
 def _is_open(root: str, run_id: str) -> bool:
     """Tell whether the ledger says that a run has begun and not ended; between two stages it holds none."""
-    return any(one.run_id == run_id and one.state in ("running", "open") for one in run_history.newest_runs(root, 1 + SEARCHED_OPEN)[0])
+    return run_id in _open_runs(root)
 
 
 def _open_run(root: str, stage: str, run_id: Optional[str]) -> str:
-    """Return the newest run of which the ledger says that it has begun and not ended and that may still come to the stage, or ""."""
-    for one in run_history.newest_runs(root, 1 + SEARCHED_OPEN)[0]:
-        if one.state in ("running", "open") and run_id in (None, one.run_id) and not _is_over(root, stage, one.run_id):
-            return str(one.run_id)
-    return ""
+    """Return a run of which the ledger says that it has begun and not ended and that may still come to the stage, or ""."""
+    return next((one for one in _open_runs(root) if run_id in (None, one) and not _is_over(root, stage, one)), "")
+
+
+def _open_runs(root: str) -> List[str]:
+    return [one.run_id for one in run_history.newest_runs(root, 1 + SEARCHED_OPEN)[0] if one.state in ("running", "open")]
 
 
 def _is_over(root: str, stage: str, run_id: str) -> bool:
