@@ -543,3 +543,10 @@ def test_read_marker(tmp_path, data, key):
 def test_a_folder_in_a_markers_place_is_not_a_marker(tmp_path):
     (tmp_path / ".s.done").mkdir()
     assert state_store.read_marker(str(tmp_path / ".s.done")) == ""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a call of Linux")
+@pytest.mark.parametrize("release, used", [("5.7.19-generic", False), ("4.18.0-553.el8", False), ("5.8.0", True), ("6.1.0-13-amd64", True), ("odd", False)])
+def test_all_is_synced_at_once_only_where_the_kernel_tells_of_errors(tmp_path, monkeypatch, release, used):
+    monkeypatch.setattr(os, "uname", lambda: type("Names", (), {"release": release}))
+    assert state_store.sync_file_systems([str(tmp_path)]) is used

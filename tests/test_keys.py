@@ -413,6 +413,9 @@ reads = []
 watched = sys.argv[1]
 sys.addaudithook(lambda event, args: reads.append(traceback.extract_stack()) if event == "open" and isinstance(args[0], str) and args[0].endswith(watched) else None)
 sys.argv = sys.argv[2:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+import state_store
+state_store.FLUSH_S = float(os.environ.get("FLUSH_S", state_store.FLUSH_S))
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 finally:
@@ -458,7 +461,9 @@ def test_content_is_hashed_once(project):
     assert reads_of(project, "big.bin") == 0                # ... which is then known
 
 
-def test_an_output_is_hashed_once_by_its_maker_and_not_again_by_its_user(project):
+@pytest.mark.parametrize("flush_s", ["1", "-1"], ids=["at the end", "meanwhile"])
+def test_an_output_is_hashed_once_by_its_maker_and_not_again_by_its_user(project, monkeypatch, flush_s):
+    monkeypatch.setenv("FLUSH_S", flush_s)
     project.write("data/in.txt", "x")
     project.spec({"processor": project.processor("make", "open(out + '/made.bin', 'wb').write(b'm' * (3 << 20))\n"), "inputs": ["data/in.txt"], "outputDir": "data/a"},
                  {"processor": project.processor("use", "open(out + '/o', 'w').write('o')\n"), "inputs": ["data/a/made.bin"], "outputDir": "data/b"})
@@ -662,3 +667,25 @@ def test_the_probe_of_the_clock_leaves_nothing(tmp_path):
     (tmp_path / "f").write_text("abcd")
     cached(tmp_path).of("f")
     assert os.listdir(str(tmp_path / "state")) == []
+
+
+@pytest.mark.parametrize("ticks_s, waits, kept", [(0.03, 1, True), (0.1, 4, True), (9, 5, False)], ids=["in time", "late", "too late"])
+def test_a_large_file_waits_for_a_clock_that_is_late_but_not_for_ever(tmp_path, monkeypatch, ticks_s, waits, kept):
+    path = tmp_path / "f"
+    path.write_bytes(b"x" * file_digests.SETTLE_BYTES)
+    digests, written, slept = cached(tmp_path), path.stat(), []
+    monkeypatch.setattr(file_digests.time, "sleep", slept.append)
+    late = lambda self: (max(written.st_mtime_ns, written.st_ctime_ns) + (10 ** 9 if sum(slept) >= ticks_s else 0), written.st_dev)  # noqa: E731
+    monkeypatch.setattr(Digests, "file_system_time", late)
+    digests.of("f")
+    assert len(slept) == waits and ("f" in digests.files) is kept
+
+
+def test_no_wait_for_a_time_stamp_of_the_future(tmp_path, monkeypatch):
+    path = tmp_path / "f"
+    path.write_bytes(b"x" * file_digests.SETTLE_BYTES)
+    os.utime(str(path), (time.time() + 3600,) * 2)
+    digests = cached(tmp_path)
+    monkeypatch.setattr(file_digests.time, "sleep", lambda _: pytest.fail("it waits"))
+    digests.of("f")
+    assert "f" not in digests.files

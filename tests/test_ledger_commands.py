@@ -119,6 +119,13 @@ def test_accept_refuses_what_is_more_than_a_key(project, case, message):
     assert {name: data for name, data in project.snapshot().items() if name.startswith(("state", "data"))} == before
 
 
+def test_accept_of_tasks_that_were_allowed_to_fail_says_so(project):
+    project.write("in/a.txt", "a")
+    project.spec({"name": "up", "processor": project.processor("work", "sys.exit(1)\n"), "forEach": "in/*.txt", "outputDir": "data/up", "maxFailedTasks": 1})
+    project.ok()
+    assert "some of its tasks failed, and were allowed to; run it" in project.run("accept", "up", "--reason", "x").err
+
+
 @pytest.mark.parametrize("other", ["", "new", "changed", "gone"])
 def test_accept_of_a_stage_of_tasks_takes_what_all_share(project, other):
     for name in "abc":

@@ -878,3 +878,14 @@ def test_inputs_that_did_not_fit_the_command_line_come_from_the_list(stage):
     process = subprocess.run([sys.executable, str(stage.script(AD_HOC)), "--only"], cwd=str(stage.root), env=stage.environment(),
                              stdout=subprocess.PIPE)
     assert process.stdout.decode() == "['in0.txt'] ['--only']\n"
+
+
+@pytest.mark.parametrize("body", ["with open_output('o') as file:\n    file.write('x')\n", "lines(str.upper, 'o')\n"], ids=["open_output", "lines"])
+def test_an_error_that_comes_when_the_file_is_closed_is_one_line_and_nothing_is_published(project, body):
+    project.write("data/in.txt", "x\n")
+    project.write("bin/processor_kit.py", (BIN / "processor_kit.py").read_text(encoding="utf-8"))
+    code = ("real = os.close\ndef close(descriptor):\n    real(descriptor)\n    raise OSError(28, 'No space left on device')\n"
+            "from processor_kit import lines, open_output\nos.close = close\n" + body)
+    project.spec({"processor": project.processor("p", code), "forEach": "data/in.txt"})
+    done = project.run("--run-id", "r")
+    assert done.code == 1 and "No space left on device" in done.err and "File " not in done.err and not project.exists("data/s1/o"), done
