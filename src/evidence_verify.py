@@ -46,7 +46,7 @@ except Exception as _error:         # edited so that it cannot even be loaded
         raise
     print("[EDITED] verifier: cannot be loaded (%s): unpack the whole zip again, or take the verifier of another copy" % type(_error).__name__)
     print("verify: 1 finding")
-    raise SystemExit(5)
+    raise SystemExit(5) from None
 
 EXIT_OK, EXIT_USAGE, EXIT_FINDINGS = 0, 2, 5
 MANIFEST, LEDGER, LEDGER_END, STATEMENT = "evidence.json", "ledger/ledger.jsonl", "ledger/ledger.end", "in-toto.json"

@@ -9,10 +9,10 @@ import sys
 import pytest
 from conftest import Project
 
-import pipeline_runner
-from model import Checkpoint, Facts, Material, Options, PipelineSpec, StageSpec, UsageError
-from pipeline_runner import decide, override_params, select_stages
+import planning
 import stage_order
+from model import Checkpoint, Facts, Material, Options, PipelineSpec, StageSpec, UsageError
+from planning import decide, override_params, select_stages
 
 KEY = "k" * 64
 PARTS = {"keyVersion": 1, "pipeline": "p", "stage": "s", "outputDir": "d", "outputs": None, "args": [], "params": {}, "env": {}, "passEnv": None,
@@ -593,4 +593,4 @@ def test_the_runner_module_plans_purely():
     """decide() takes values only: the same facts give the same decision, with no file anywhere."""
     facts = Facts(material(), record(), KEY, [], None, False)
     assert decide(stage(), facts, False) == decide(stage(), facts, False)
-    assert pipeline_runner.NO_MARKER == "marker missing"
+    assert planning.NO_MARKER == "marker missing"

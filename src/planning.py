@@ -1,0 +1,230 @@
+"""Decide what must be done with each stage, and why: what is observed, what follows from it.
+
+Nothing here writes. observe() and look_at() read files and records; decide() and reasons_to_run() are pure.
+Raises: StateError for damaged state, UsageError for a stage or param that is not there, OSError.
+"""
+from __future__ import annotations
+
+import os
+
+import command_line
+import spec_checks
+import stage_locks
+import state_store
+from file_digests import Digests, resolve
+from model import EXIT_OK, Clock, Decision, Facts, Material, Options, PipelineSpec, StageSpec, UsageError
+from program_scan import check_offline
+from stage_keys import gather_material, output_problems
+from state_store import StateStore
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+
+    from console import Console
+    Json = Dict[str, Any]
+
+SHOWN_CHANGES = 5           # of the reasons why a stage runs, on one line
+NO_MARKER = "marker missing"
+
+
+# --- what is observed
+
+def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore, boot: str, left: Sequence[Tuple[str, str]] = ()) -> Facts:
+    """Look at all that the decision about a stage depends on; write nothing. Raises: StateError.
+
+    left: (path, why) of files of `forEach` that are left for a later run.
+    """
+    if stage.for_each:
+        import task_look
+        return task_look.observe_tasks(spec, stage, digests, store, boot, left)
+    material = gather_material(spec, stage, digests, store)
+    record = store.stage(stage.name)
+    if material.missing:
+        return Facts(material, record, None, [], None, False)
+    marker = state_store.read_marker(state_store.marker_path(spec.root, stage.output_dir, stage.name))
+    problems = output_problems(digests, stage, record) if record is not None and record["lastStatus"] == "ok" else []
+    if marker is None and os.path.lexists(state_store.lost_path(spec.root, stage.output_dir, stage.name)):
+        problems.append("the outputs could not be brought to the disk")
+    facts = Facts(material, record, marker, problems, None, False)
+    if not reasons_to_run(stage, facts):
+        return facts
+    if stage.checkpoint and os.path.lexists(store.path("progress_%s.json" % stage.name)):
+        import stage_work
+        facts = facts._replace(checkpoint=stage_work.read_checkpoint(store, stage, record, material.key, boot))
+    if record is not None and record["lastStatus"] == "ok" and marker is None and not problems:
+        facts = facts._replace(sealable=state_store.died_before_marker(store, stage.name, record))
+    return facts
+
+
+def folders_of(spec: PipelineSpec, store: StateStore) -> Any:
+    """Return the stages by output folder, made once in a run."""
+    if "folders" not in store.memo:
+        import stage_order
+        store.memo["folders"] = stage_order.Folders(spec.stages)
+    return store.memo["folders"]
+
+
+def makers_of(spec: PipelineSpec, stage: StageSpec, inputs: Sequence[str], store: StateStore) -> List[Tuple[str, str, Json]]:
+    """Return (name, output folder, record) of the other stages in whose folders *inputs* lie. Raises: StateError."""
+    found = []
+    for other in folders_of(spec, store).holders({os.path.dirname(path) for path in inputs}):
+        record = store.stage(other.name) if other.name != stage.name else None
+        if record is not None:
+            found.append((other.name, other.output_dir, record))
+    return found
+
+
+def inputs_and_makers(spec: PipelineSpec, stage: StageSpec, facts: Facts, store: StateStore) -> Tuple[List[Sequence[str]], List[Tuple[str, str, Json]]]:
+    """Return (path and SHA-256 of all that the stage reads, those of its tasks included; the records of who may have made them)."""
+    inputs: List[Sequence[str]] = list(facts.material.parts["inputs"])
+    if facts.tasks is not None:
+        inputs += zip(facts.tasks.paths, facts.tasks.digests)
+    return inputs, makers_of(spec, stage, [path for path, _ in inputs], store)
+
+
+def look_at(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore, boot: str, forced: bool, now_ns: Any) -> Tuple[Decision, Facts]:
+    """Observe and decide, inputs that are still arriving and control totals included. now_ns: see arrivals.unsettled()."""
+    left: List[Tuple[str, str]] = []
+    if stage.settle_s:
+        import arrivals
+        inputs, files = resolve(spec.root, stage.inputs)[0], resolve(spec.root, stage.for_each)[0]
+        left = arrivals.still_arriving(spec.root, stage, files, makers_of(spec, stage, files, store), now_ns)
+        waiting = arrivals.still_arriving(spec.root, stage, inputs, makers_of(spec, stage, inputs, store), now_ns)
+        if waiting or left and len(left) == len(files):
+            return Decision("WAITING", [arrivals.waiting_text(stage, waiting + left)], 0, ""), Facts(Material("", {}, [], [], [], {}, 0), None, None, [], None, False)
+    facts = observe(spec, stage, digests, store, boot, left)
+    decision = decide(stage, facts, forced)
+    if decision.action in ("RUN", "RESUME"):
+        import control_totals
+        refused = control_totals.refused_inputs(*inputs_and_makers(spec, stage, facts, store))
+        return (Decision("FAIL", refused, 0, "") if refused else decision), facts
+    if decision.action in ("SKIP", "SEAL") and (stage.reconcile or stage.max_rejects is not None):
+        decision = judge_again(spec, stage, decision, facts, store)
+    return decision, facts
+
+
+def judge_again(spec: PipelineSpec, stage: StageSpec, decision: Decision, facts: Facts, store: StateStore) -> Decision:
+    """Judge the recorded counts of a stage that is up to date: what the spec asks of them may have become stricter since."""
+    import control_totals
+    counts = facts.record.get("counts") or {}
+    missing = ["usable counts"] if control_totals.counts_problem(counts) else control_totals.missing_counts(stage, counts)
+    if missing:
+        return Decision("RUN", ["its record has no count of %s, which is asked for now" % " and ".join(missing)], 0, "")
+    expected, _ = control_totals.expected_read(*inputs_and_makers(spec, stage, facts, store))
+    paths = ["%s/%s" % (stage.output_dir, one["path"]) for one in facts.record["outputs"]]
+    why = control_totals.judge(stage, counts, expected, paths)
+    return Decision("FAIL", ["%s; recorded by run %s" % (why, facts.record.get("lastRunId"))], 0, "") if why else decision
+
+
+# --- what follows from it (pure)
+
+def decide(stage: StageSpec, facts: Facts, forced: bool) -> Decision:
+    """Decide what to do with a stage from what was observed; the reasons are for people."""
+    if facts.material.missing:
+        return Decision("FAIL", facts.material.missing, 0, "")
+    if facts.tasks is not None:
+        import task_look
+        return task_look.decide_tasks(stage, facts, forced)
+    found = facts.checkpoint
+    if forced:
+        return Decision("RUN", ["forced"], 0, "the stage was forced" if found is not None and not found.complete else "")
+    reasons = reasons_to_run(stage, facts)
+    if not reasons:
+        return Decision("SKIP", ["up to date: key %s unchanged, %d output%s verified" % (
+            facts.material.key[:12], len(facts.record["outputs"]), "" if len(facts.record["outputs"]) == 1 else "s")], 0, "")
+    if facts.sealable and reasons == [NO_MARKER]:
+        return Decision("SEAL", ["up to date: finished by run %s, which died before it wrote the marker; marker restored" % facts.record.get("lastRunId")], 0, "")
+    if found is None:
+        return Decision("RUN", reasons, 0, "")
+    if found.problem:
+        return Decision("RUN", reasons, 0, "" if found.complete else found.problem)
+    if found.resumable:
+        return Decision("RESUME", reasons, found.line_offset, "")
+    return Decision("RUN", reasons, 0, "")
+
+
+def reasons_to_run(stage: StageSpec, facts: Facts) -> List[str]:
+    """Return why the stage is not up to date, [] if it is; the first kind of reason hides the others."""
+    record = facts.record
+    if record is None:
+        return ["no record of an earlier run"]
+    if record["idempotencyKey"] != facts.material.key:
+        import reasons
+        changes = reasons.key_changes(record["keyParts"], facts.material.parts) or ["key changed"]
+        more = len(changes) - SHOWN_CHANGES
+        return changes[:SHOWN_CHANGES] + (["and %d more changes" % more] if more > 0 else [])
+    if record["lastStatus"] != "ok":
+        return ["last run %s" % {"running": "died", "interrupted": "was interrupted"}.get(record["lastStatus"], "failed: %s" % record.get("lastError"))]
+    if record.get("cleaned"):
+        return ["its outputs were removed by clean"]
+    if not stage.idempotent:
+        return ["idempotency is disabled"]
+    found = list(facts.output_problems)
+    if facts.marker_key is None:
+        found.append(NO_MARKER)
+    elif facts.marker_key != facts.material.key:
+        found.append("the marker is of another key")
+    return found
+
+
+# --- what the command line leaves of the spec
+
+def select_stages(spec: PipelineSpec, options: Options) -> List[StageSpec]:
+    """Return the stages that --only, --from and --until leave. Raises: UsageError for an unknown name."""
+    names = [stage.name for stage in spec.stages]
+    for name in sorted(options.force | options.only) + [one for one in (options.first, options.last) if one]:
+        if name not in names:
+            near = command_line.nearest(name, names)
+            raise UsageError("no stage is named %s%s" % (spec_checks.shown_value(name), "; did you mean %s?" % near if near else "; there are: %s" % ", ".join(names)))
+    first = names.index(options.first) if options.first else 0
+    last = names.index(options.last) if options.last else len(names) - 1
+    if first > last:
+        raise UsageError("--from %s comes after --until %s" % (options.first, options.last))
+    return [stage for place, stage in enumerate(spec.stages) if first <= place <= last and (not options.only or stage.name in options.only)]
+
+
+def override_params(spec: PipelineSpec, params: Json) -> PipelineSpec:
+    """Return the spec with --set values in each stage that has such a param. Raises: UsageError if none has."""
+    known = sorted({name for stage in spec.stages for name in stage.params})
+    for name in params:
+        if name not in known:
+            near = command_line.nearest(name, known)
+            raise UsageError("--set %s: no stage has a param of that name; %s" % (
+                name, "did you mean %s?" % near if near else "there are: %s" % ", ".join(known) if known else "give it a value in the params of a stage first"))
+    stages = [stage._replace(params={**stage.params, **{name: value for name, value in params.items() if name in stage.params}}) for stage in spec.stages]
+    return spec._replace(stages=tuple(stages))
+
+
+# --- the plan: the same decisions, nothing written
+
+def print_plan(spec: PipelineSpec, options: Options, console: Console, clock: Clock) -> int:
+    """Print what a run would do with each stage, and why; write nothing at all."""
+    import stage_order
+    boot = state_store.boot_id()
+    digests = Digests(spec.root, boot, keep=False, rehash=options.rehash)
+    check_offline(spec, digests, console)
+    for stage, decision, _ in stage_order.planned(spec.stages, select_stages(spec, options), looker(spec, options, digests)):
+        holder = holder_text(spec, stage, boot, clock)
+        console.plan(stage.name, decision._replace(reasons=["running now"]) if holder and decision.reasons == ["last run died"] else decision, holder)
+    return EXIT_OK
+
+
+def looker(spec: PipelineSpec, options: Options, digests: Optional[Digests] = None) -> Callable[[StageSpec], Tuple[Decision, Facts]]:
+    """Return what decides about a stage as a run would now, and writes nothing. What it returns raises: StateError, OSError."""
+    boot = state_store.boot_id()
+    store = StateStore(spec.root, writable=False)
+    known = digests if digests is not None else Digests(spec.root, boot, keep=False, rehash=options.rehash)
+
+    def look(stage: StageSpec) -> Tuple[Decision, Facts]:
+        return look_at(spec, stage, known, store, boot, stage.name in options.force, lambda device: int(Clock().time() * 1e9))
+    return look
+
+
+def holder_text(spec: PipelineSpec, stage: StageSpec, boot: str, clock: Clock) -> str:
+    """Return who holds the stage now, or ""."""
+    if not os.path.isdir(os.path.join(spec.root, "locks", stage.name + ".lock")):
+        return ""
+    import process_tree
+    owner = stage_locks.StageLock(spec.root, stage.name, "", boot, clock, process_tree).holder()
+    return "held by " + stage_locks.owner_text(owner) if owner else ""
