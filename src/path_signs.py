@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 WIDTH = 5                   # numbers in a sign: modification time and change time in ns, inode, bytes, device
 ABSENT = (-1, -1, -1, -1, -1)
 UNKNOWN = (-2, -2, -2, -2, -2)      # could not be looked at, or not kept in 64 bits: equals nothing
-SHARE_FROM = 6000           # paths; from here on a second process takes a part: looking holds the interpreter's lock
-OWN_SHARE = 40              # percent of the paths; there is other work to do meanwhile
+SHARE_FROM = 1500           # paths; from here on a second process takes a part: looking holds the interpreter's lock
+PART = 256                  # paths that it tells of at once
 BLOCK = 64                  # paths looked at in one go
 LIMIT = 1 << 63
 
@@ -78,38 +78,61 @@ def _is_same(path: str, known: Tuple[int, ...], look: Callable[[str], os.stat_re
 
 
 def changed_shared(paths: Sequence[str], signs: Numbers, root: str, meanwhile: Callable[[], Any] = lambda: None) -> List[int]:
-    """The same over all paths, which are relative to *root*; of very many, a forked process looks at the larger part.
+    """The same over all paths, which are relative to *root*, sorted; of very many, a forked process looks at a part.
 
-    Only for a process without threads, and before it starts others. meanwhile() is called here when this process's part is done.
+    That process begins at the end, this one at the beginning, after meanwhile(), which is called in any case; where they
+    meet depends on which has more to do. Only for a process without threads, and before it starts others.
     """
     prefix = os.path.join(root, "")
-    count = len(paths)
-    if count < SHARE_FROM or not sys.platform.startswith("linux") or len(os.sched_getaffinity(0)) < 2:
+    if len(paths) < SHARE_FROM or not sys.platform.startswith("linux") or len(os.sched_getaffinity(0)) < 2:
+        meanwhile()
         return changed(paths, signs, prefix=prefix)
-    own = count * OWN_SHARE // 100
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
-        _answer(writer, paths, signs, own, prefix)
+        _answer(writer, paths, signs, prefix)
     os.close(writer)
-    found = changed(paths, signs, 0, own, prefix=prefix)
-    meanwhile()
-    with open(reader, "rb") as file:
-        told = file.read()
-    status = os.waitpid(child, 0)[1]
-    if status:                          # it was killed, or there was no memory for it
-        return found + changed(paths, signs, own, prefix=prefix)
-    return found + [int(one) for one in told.split()]
+    try:
+        meanwhile()
+        return _meet(reader, paths, signs, prefix)
+    finally:
+        os.close(reader)
+        os.kill(child, 9)
+        os.waitpid(child, 0)
 
 
-def _answer(writer: int, paths: Sequence[str], signs: Numbers, first: int, root: str) -> Any:
-    """In the child: look at the second part, tell, end without the parent's clean-up."""
-    code = 1
+def _answer(writer: int, paths: Sequence[str], signs: Numbers, root: str) -> Any:
+    """In the child: look at part after part from the end on, tell of each, end without the parent's clean-up."""
     try:
         os.chdir(root)                  # the kernel has less to walk
-        data = b" ".join(b"%d" % place for place in changed(paths, signs, first))
-        while data:
-            data = data[os.write(writer, data):]
-        code = 0
+        for end in range(len(paths), 0, -PART):
+            start = max(0, end - PART)
+            data = b"%d %s\n" % (start, b" ".join(b"%d" % place for place in changed(paths, signs, start, end)))
+            while data:
+                data = data[os.write(writer, data):]
     finally:
-        os._exit(code)
+        os._exit(0)
+
+
+def _meet(reader: int, paths: Sequence[str], signs: Numbers, prefix: str) -> List[int]:
+    """In the parent: look at part after part until all are looked at by one of the two; alone if the child was killed, or had no memory."""
+    found: List[int] = []
+    first, last, torn = 0, len(paths), b""
+    is_shared = True
+    while first < last:
+        if is_shared:
+            os.set_blocking(reader, last - first <= PART)       # the child is at the last part
+            try:
+                data = os.read(reader, 1 << 16)
+                is_shared = bool(data)
+                *lines, torn = (torn + data).split(b"\n")
+                for line in lines:
+                    last, *places = map(int, line.split())
+                    found += places
+                continue
+            except BlockingIOError:
+                pass                    # nothing new
+        end = min(first + PART, last)
+        found += changed(paths, signs, first, end, prefix=prefix)
+        first = end
+    return sorted(set(found))

@@ -10,10 +10,10 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import hashlib
-    from typing import Any, Callable, Iterator, Optional, Sequence, Tuple, Union
+    from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple, Union
     Piece = Union[bytes, memoryview]
 
-BULK_BYTES = 1 << 18        # from here on, the quicker implementation is worth its import
+BULK_BYTES = 1 << 18        # hashed in all: from here on, the quicker implementation is worth its import
 BLANKS = " \t\n\r"          # of JSON
 HOLE = "\0"                 # where a ready array goes; in JSON text this character is always escaped
 PRETTY_END, COMPACT_END = b",\n  ", b","      # between two entries of a ready array, and after each of its pieces
@@ -22,9 +22,12 @@ PRETTY_END, COMPACT_END = b",\n  ", b","      # between two entries of a ready a
 def sha256(data: bytes = b"", size: int = 0) -> hashlib._Hash:
     """Return a SHA-256 object fed with *data*; *size* is how many bytes it is going to see.
 
-    Small things are hashed by the interpreter's own module. Big files are worth OpenSSL: it uses the processor's instructions.
+    The first small things are hashed by the interpreter's own module. Who hashes more is served by OpenSSL: it uses the
+    processor's instructions.
     """
-    if max(size, len(data)) < BULK_BYTES:
+    global _hashed
+    _hashed += max(size, len(data))
+    if _hashed < BULK_BYTES:
         try:
             if sys.version_info >= (3, 12):
                 from _sha2 import sha256 as make
@@ -35,6 +38,9 @@ def sha256(data: bytes = b"", size: int = 0) -> hashlib._Hash:
             pass                # another implementation of Python, or a build without it
     import hashlib
     return hashlib.sha256(data)
+
+
+_hashed = 0                 # bytes, of this process; threads may lose some
 
 
 class Ready:
@@ -61,13 +67,13 @@ def _in_brackets(pieces: Sequence[Piece], begin: bytes, entry_end: bytes, end: b
     return [begin, *pieces[:-1], pieces[-1][:-len(entry_end)], end] if pieces else [b"[]"]
 
 
-def _filled(text: str, value: Any, kind: str) -> bytes:
-    """Return the bytes of a record's text, with the pieces of its ready array where the text has a hole."""
+def _filled(text: str, value: Any, kind: str) -> List[Piece]:
+    """Return the bytes of a record's text in pieces, those of its ready array where the text has a hole."""
     before, hole, after = text.partition(HOLE)
     if not hole:
-        return text.encode("utf-8")
+        return [text.encode("utf-8")]
     ready, = (one for one in value.values() if type(one) is Ready)
-    return b"".join([before.encode("utf-8"), *getattr(ready, kind), after.encode("utf-8")])
+    return [before.encode("utf-8"), *getattr(ready, kind), after.encode("utf-8")]
 
 
 def _make_encoder(sort: bool) -> Callable[[Any], str]:
@@ -117,12 +123,17 @@ def pretty(value: Any, level: int = 0) -> str:
 
 def canonical_bytes(value: Any) -> bytes:
     """Return JSON without blanks, the keys in order, ready arrays in their places, UTF-8."""
+    return b"".join(canonical_pieces(value))
+
+
+def canonical_pieces(value: Any) -> List[Piece]:
+    """The same, not joined: to be hashed."""
     return _filled(compact(value, True), value, "canonical")
 
 
 def pretty_bytes(value: Any) -> bytes:
     """Return JSON for people, ready arrays in their places, with a last newline, UTF-8."""
-    return _filled(pretty(value) + "\n", value, "pretty")
+    return b"".join(_filled(pretty(value) + "\n", value, "pretty"))
 
 
 class _Rules:

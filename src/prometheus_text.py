@@ -106,7 +106,8 @@ def refresh(store: Any, record: Json, metrics: Json, stages: List[str]) -> bool:
     tells of another run, call emit(). metrics needs no stages. Raises nothing.
     """
     try:
-        data = refreshed(_read(store.path(NAME)), record, metrics, stages).encode("utf-8")
+        with open(store.path(NAME), "rb") as file:
+            data = refreshed(file.read(), record, metrics, stages)
         if data:
             state_store.write_atomic(store.path(NAME), data, durable=False)
         return bool(data)
@@ -114,30 +115,31 @@ def refresh(store: Any, record: Json, metrics: Json, stages: List[str]) -> bool:
         return False
 
 
-def refreshed(earlier: str, record: Json, metrics: Json, stages: List[str]) -> str:
-    """Return the file's new content after such a run, "" if *earlier* does not tell of one of the same stages. Pure."""
+def refreshed(earlier: bytes, record: Json, metrics: Json, stages: List[str]) -> bytes:
+    """Return the file's new content after such a run, b"" if *earlier* does not tell of one of the same stages. Pure."""
     pipeline = 'pipeline="%s"' % escaped(record["pipeline"])
+    skipped = _skipped_lines(pipeline, stages).encode("utf-8")
+    place = earlier.find(skipped[:skipped.find(b"\n", 1) + 1])
+    if not stages or place < 0 or not earlier.startswith(skipped, place) or record["state"] != "completed":
+        return b""
+    head = earlier[:place].decode("utf-8")      # what tells of runs; the stages' part may be large
     ends, start = {}, "{%s} " % pipeline
     for family in (PIPELINE_SUCCESS, RUN_START, RUN_END, RUN_DURATION):
-        place = earlier.find("\n" + family + start)
-        if place < 0:
-            return ""
-        place += 1 + len(family) + len(start)
-        ends[family] = earlier[place:earlier.index("\n", place)]
+        _, line, rest = head.partition("\n" + family + start)
+        if not line:
+            return b""
+        ends[family] = rest.partition("\n")[0]
     told = ['\npipeline_run_stages{%s,status="skipped"} %d\n' % (pipeline, len(stages)), "\n%s\n" % _info(pipeline, record),
             '\npipeline_run_state{%s,state="completed"} 1\n' % pipeline]
     told += ['\npipeline_run_stages{%s,status="%s"} 0\n' % (pipeline, status) for status in ("ok", "failed", "interrupted", "waiting", "notRun")]
+    ended, was = epoch_text(metrics["timestamp"]), " %s\n" % ends[RUN_END]
     # A stage that is no more, or another pipeline that ended in the same millisecond, would be counted here.
-    is_same = earlier.count(" %s\n" % ends[RUN_END]) == len(stages) + 2 + (ends[RUN_START] == ends[RUN_END])
-    if (not stages or not is_same or record["state"] != "completed" or ends[PIPELINE_SUCCESS] != ends[RUN_END]
-            or not all(line in earlier for line in told) or _skipped_lines(pipeline, stages) not in earlier):
-        return ""
-    ended = epoch_text(metrics["timestamp"])
-    text = earlier.replace(" %s\n" % ends[RUN_END], " %s\n" % ended)      # the end, and each success
-    for family, value in ((RUN_START, epoch_text(record["startedAt"])), (RUN_DURATION, number(metrics["durationSec"]))):
-        text = text.replace("\n%s%s%s\n" % (family, start, ends[family] if ends[family] != ends[RUN_END] else ended),
-                            "\n%s%s%s\n" % (family, start, value), 1)
-    return text
+    is_same = earlier.count(was.encode("utf-8")) == len(stages) + 2 + (ends[RUN_START] == ends[RUN_END])
+    if not is_same or ends[PIPELINE_SUCCESS] != ends[RUN_END] or not all(line in head for line in told):
+        return b""
+    for family, value in ((PIPELINE_SUCCESS, ended), (RUN_START, epoch_text(record["startedAt"])), (RUN_END, ended), (RUN_DURATION, number(metrics["durationSec"]))):
+        head = head.replace("\n%s%s%s\n" % (family, start, ends[family]), "\n%s%s%s\n" % (family, start, value), 1)
+    return head.encode("utf-8") + earlier[place:].replace(was.encode("utf-8"), b" %s\n" % ended.encode("utf-8"))
 
 
 def _skipped_lines(pipeline: str, stages: List[str]) -> str:

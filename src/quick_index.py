@@ -15,6 +15,7 @@ Lost, damaged, of another format or of another start of the machine, it is ignor
 from __future__ import annotations
 
 import os
+import sys
 import zlib
 
 import path_signs
@@ -22,11 +23,13 @@ from primitives import COMPACT_END, PRETTY_END, compact, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Set
+    import mmap
+    from typing import Any, Callable, Dict, List, Optional, Set, Union
     Json = Dict[str, Any]
 
 KIND = b"pipeline-index"
 FORMAT = 1
+MAP_FROM = 1 << 20          # bytes
 TEXTS = ("pretty", "canonical", "metrics", "lines")
 LISTS = ("names", "common", "followed")
 NUMBERS = ("common_signs", "starts", "signs", "owners", "followed_signs") + tuple("ends_" + name for name in TEXTS)
@@ -43,6 +46,7 @@ class Index:
     """One index in memory: lists of paths and names; numbers and texts are views of the bytes that were read."""
 
     _split: Optional[List[str]] = None
+    source: Union[bytes, mmap.mmap]     # what all of it is read from
     about: Json
     covered: bytes
     names: List[str]
@@ -90,6 +94,10 @@ class Index:
             found.add(self.stage_at(place))
         return sorted(found)
 
+    def kept(self) -> Optional[Index]:
+        """Return the same index for longer than moments: copied, if it is mapped."""
+        return self if isinstance(self.source, bytes) else from_bytes(bytes(self.source))
+
     def all_paths(self) -> List[str]:
         """Return the paths of all stages, relative to the root."""
         if self._split is None:
@@ -128,19 +136,34 @@ def to_bytes(index: Index) -> bytes:
     return b"%s %d %d %s\n" % (KIND, FORMAT, zlib.crc32(body), b" ".join(b"%d" % len(part) for part in parts)) + body
 
 
-def load(path: str) -> Optional[Index]:
-    """Return the index stored at *path*, None if there is none that is whole and of this format."""
+def load(path: str, mapped: bool = False) -> Optional[Index]:
+    """Return the index stored at *path*, None if there is none that is whole and of this format.
+
+    mapped: a large one is not copied; for moments only, as whoever cuts such a file short ends the process.
+    """
     try:
         with open(path, "rb", buffering=0) as file:
-            data = file.read()
+            data = _mapped(file) if mapped else file.read()
         return from_bytes(data)
     except (OSError, ValueError, TypeError, AttributeError, IndexError):
         return None
 
 
-def from_bytes(data: bytes) -> Optional[Index]:
+def _mapped(file: Any) -> Union[bytes, mmap.mmap]:
+    """Return the content of an open file, mapped where that saves time, and where a mapped file can be replaced."""
+    size = os.fstat(file.fileno()).st_size
+    if size < MAP_FROM or not sys.platform.startswith("linux"):
+        whole: bytes = file.read()
+        return whole
+    import mmap
+    return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+
+
+def from_bytes(data: Union[bytes, mmap.mmap]) -> Optional[Index]:
     """Return the index that *data* holds, None if it is damaged or of another format. Raises: ValueError for some damage."""
-    end = data.index(b"\n")
+    end = data.find(b"\n")
+    if end < 0:
+        return None
     kind, form, check, *lengths = data[:end].split(b" ")
     sizes = [int(one) for one in lengths]
     if kind != KIND or int(form) != FORMAT or len(sizes) != len(SECTIONS) or min(sizes) < 0 or end + 1 + sum(sizes) != len(data):
@@ -149,6 +172,7 @@ def from_bytes(data: bytes) -> Optional[Index]:
     if zlib.crc32(view[end + 1:]) != int(check):
         return None
     index, start = Index(), end + 1
+    index.source = data
     for name, size in zip(SECTIONS, sizes):
         part = view[start:start + size]
         start += size

@@ -17,7 +17,7 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional, Sequence, Union
+    from typing import Any, Dict, List, Optional, Sequence, Set, Union
 
     from quick_index import Index
     Json = Dict[str, Any]
@@ -83,21 +83,29 @@ def plain_options(argv: Sequence[str]) -> Optional[Dict[str, str]]:
 def look(pipeline: str, root: str) -> Optional[Found]:
     """Return what the index says of a pipeline file now, None if it says nothing."""
     import quick_index
-    index = quick_index.load(quick_index.index_path(root, pipeline))
+    index = quick_index.load(quick_index.index_path(root, pipeline), mapped=True)
     if index is None or index.about["pipeline"] != pipeline or index.about["root"] != root or index.about["surroundings"] != surroundings(index.about["passEnv"], root):
         return None
-    stale = index.changed_stages(root, _load)
+    locked: Set[str] = set()            # stages that somebody holds, or died with
+    hashed = len(index.canonical) + len(index.metrics)
+
+    def meanwhile() -> None:
+        locked.update(name[:-len(".lock")] for name in os.listdir(os.path.join(root, "locks")) if name.endswith(".lock"))
+        _load(hashed)
+    stale = index.changed_stages(root, meanwhile)
     if stale is None:
         return None
-    locked = {name[:-len(".lock")] for name in os.listdir(os.path.join(root, "locks")) if name.endswith(".lock")}
-    if locked:                          # somebody holds a stage, or died with it
+    if locked:
         stale = sorted(set(stale) | {place for place, name in enumerate(index.names) if name in locked})
-    return Found(index, pipeline, root, stale)
+    kept = index.kept() if stale else index
+    return Found(kept, pipeline, root, stale) if kept is not None else None
 
 
-def _load() -> None:
-    """Load what the run needs for the records of very many stages."""
-    import hashlib  # noqa: F401
+def _load(hashed: int) -> None:
+    """Load what the run needs for its records, while another process looks at paths. hashed: bytes that will be."""
+    from primitives import BULK_BYTES
+    if hashed >= BULK_BYTES:
+        import hashlib  # noqa: F401
 
     import console  # noqa: F401
     import prometheus_text  # noqa: F401

@@ -133,16 +133,16 @@ def test_a_run_that_skips_the_same_stages_again_changes_only_the_times():
     first = prometheus_text.text(RECORD, metrics(("a", "skipped"), ("b", "skipped")), other, {"a", "b"})
     later, record = metrics(("a", "skipped"), ("b", "skipped"), when="2026-03-01T00:00:00.250Z"), dict(RECORD, startedAt="2026-03-01T00:00:00.000Z")
     later["durationSec"] = 0.25
-    again = prometheus_text.refreshed(first, record, dict(later, stages=None), ["a", "b"])
+    again = prometheus_text.refreshed(first.encode(), record, dict(later, stages=None), ["a", "b"]).decode()
     assert again == prometheus_text.text(record, later, first, {"a", "b"}) != first
     for wrong in (dict(record, version="2"), dict(record, state="failed"), dict(record, pipeline="x")):
-        assert prometheus_text.refreshed(first, wrong, later, ["a", "b"]) == ""
+        assert prometheus_text.refreshed(first.encode(), wrong, later, ["a", "b"]) == b""
     for names in (["a"], ["a", "b", "c"], ["a", "c"], []):
-        assert prometheus_text.refreshed(first, record, later, names) == prometheus_text.refreshed("", record, later, names) == ""
+        assert prometheus_text.refreshed(first.encode(), record, later, names) == prometheus_text.refreshed(b"", record, later, names) == b""
     at_once = prometheus_text.text(dict(RECORD, pipeline="q"), metrics(("a", "ok")), first)      # its times are not ours to change
-    assert prometheus_text.refreshed(at_once, record, later, ["a", "b"]) == ""
+    assert prometheus_text.refreshed(at_once.encode(), record, later, ["a", "b"]) == b""
     worked = prometheus_text.text(RECORD, metrics(("a", "ok"), ("b", "skipped")), other, {"a", "b"})
-    assert prometheus_text.refreshed(worked, record, later, ["a", "b"]) == prometheus_text.refreshed(worked, record, later, ["b"]) == ""
+    assert prometheus_text.refreshed(worked.encode(), record, later, ["a", "b"]) == prometheus_text.refreshed(worked.encode(), record, later, ["b"]) == b""
 
 
 @pytest.mark.parametrize("before, now", [
