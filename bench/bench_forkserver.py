@@ -58,8 +58,7 @@ def run_fresh(folder, script, work, jobs):
 
 
 def run_forked(folder, script, work, jobs):
-    modules, imports = fork_client.code_of(file_digests.Digests(folder, ""), "bin/upper.py")
-    server = fork_client.ForkServer(folder, script, modules, imports)
+    server = fork_client.ForkServer(folder, script, *fork_client.code_of(file_digests.Digests(folder, ""), "bin/upper.py"))
     free, slots = list(range(jobs)), {}
     work = list(work)
     server.start(work[0][1], "bench", -1, jobs)

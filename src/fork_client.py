@@ -34,6 +34,8 @@ ANSWER_LIMIT_S = 30.0       # a server that does not answer for so long is given
 CLOSE_LIMIT_S = 10.0
 READ_BYTES = 1 << 16
 SHOWN_BYTES = 2000          # of what a server said before it died
+# bin/processor_kit.py as it is shipped: all that executing it does is to define things, so the server does it once for all tasks.
+KIT_NAME, KIT_SHA256 = "processor_kit.py", "32d8487822fcefe1761f96d654e5c8982c9f392bc780411e91b4db15552e168d"
 PADDING = " " * 4000        # room for a task's words, and below for its token, in what the system shows of a process (forked_task.Title)
 TOKEN_ROOM = 100
 PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fork_server.py")
@@ -42,6 +44,7 @@ START_VARIABLES = frozenset((
     "PYTHONVERBOSE PYTHONPROFILEIMPORTTIME PYTHONTRACEMALLOC PYTHONDUMPREFS PYTHONDUMPREFSFILE PYTHONINSPECT PYTHONSAFEPATH PYTHONMALLOCSTATS "
     "PYTHONEXECUTABLE COVERAGE_PROCESS_START COVERAGE_PROCESS_CONFIG COV_CORE_SOURCE").split())
 FIXED_VARIABLES = frozenset(("PIPELINE_ROOT", "PIPELINE_HOOK"))     # the hook reads them when the interpreter starts
+SINGLE_VARIABLES = ("PIPELINE_SIMULATED_FAIL", "PIPELINE_RESUME")   # of single tasks; the first has the kit fail at once
 
 
 class Declined(Exception):
@@ -72,11 +75,14 @@ def why_not(env: Dict[str, str], platform: str = sys.platform) -> str:
     return "" if seed.isdigit() else "PYTHONHASHSEED=%s asks for another seed at each start of Python" % seed
 
 
-def code_of(digests: Digests, processor: str) -> Tuple[List[str], List[str]]:
-    """Return (files of modules beside a Python processor that it imports, relative to the root; names of all that they import)."""
+def code_of(digests: Digests, processor: str) -> Tuple[List[str], List[str], List[str]]:
+    """Return (files of modules beside a Python processor that it imports, relative to the root; names of what they import; the kit, if it is
+    one of the files, and unchanged). What the kit imports is not named then: what most tasks do not need of it is left to those that do."""
     modules = program_scan.local_modules(digests, processor)
-    names = {name for path in [processor] + modules for name in program_scan.scan_of(digests, path)["imports"]}
-    return modules, sorted(name for name in names if not name.startswith("."))
+    path = os.path.join(os.path.dirname(processor), KIT_NAME).replace(os.sep, "/")
+    kit = [path] if path in modules and digests.of(path)[0] == KIT_SHA256 else []
+    names = {name for path in [processor] + modules if path not in kit for name in program_scan.scan_of(digests, path)["imports"]}
+    return modules, sorted(name for name in names if not name.startswith(".")), kit
 
 
 class ForkServer:
@@ -88,14 +94,19 @@ class ForkServer:
 
     Declined, ServerDied = Declined, ServerDied     # for a pool that knows servers only by what they do
 
-    def __init__(self, root: str, script: str, modules: Sequence[str], imports: Sequence[str]) -> None:
-        """*script* absolute as in the tasks' command lines; *modules* and *imports* as code_of() returns them."""
+    def __init__(self, root: str, script: str, modules: Sequence[str], imports: Sequence[str], kit: Sequence[str] = ()) -> None:
+        """*script* absolute as in the tasks' command lines; *modules*, *imports* and *kit* as code_of() returns them."""
         self.root = root
         folder, given = os.path.dirname(os.path.realpath(script)), os.path.dirname(os.path.abspath(script))
-        # As the import system will spell them.
-        paths = [os.path.relpath(os.path.join(root, path), given) for path in modules]
-        self.setup: Json = {"script": script, "modules": [os.path.join(folder, path) for path in paths if not path.startswith(os.pardir)], "imports": list(imports)}
+
+        def spelt(paths: Sequence[str]) -> List[str]:
+            """As the import system will spell them."""
+            found = [os.path.relpath(os.path.join(root, path), given) for path in paths]
+            return [os.path.join(folder, path) for path in found if not path.startswith(os.pardir)]
+
+        self.setup: Json = {"script": script, "modules": spelt(modules), "imports": list(imports), "kit": spelt(kit)}
         self.fixed: Dict[str, str] = {}
+        self.common: Dict[str, str] = {}    # variables of the server
         self.readers: List[int] = []
         self.descriptor = self.requests = self.noise = -1
         self.pid = 0
@@ -119,6 +130,8 @@ class ForkServer:
             theirs.append(ends[1] if inwards else ends[0])
 
         self.fixed = _fixed(env)
+        self.common = {name: value for name, value in env.items() if name not in SINGLE_VARIABLES}
+        self.common[process_tree.TOKEN_VARIABLE] = token.ljust(len(token) + TOKEN_ROOM, ".")
         try:
             try:
                 for inwards in [False, True, True] + [True] * slots:
@@ -126,7 +139,7 @@ class ForkServer:
                 passed = [theirs[0], theirs[1]] + theirs[3:] + ([lock_descriptor] if lock_descriptor >= 0 else [])
                 self.process = subprocess.Popen(
                     [sys.executable, PROGRAM, str(theirs[0]), str(theirs[1]), PADDING], stdin=subprocess.DEVNULL, stdout=theirs[2], stderr=theirs[2],
-                    cwd=self.root, env=dict(env, **{process_tree.TOKEN_VARIABLE: token.ljust(len(token) + TOKEN_ROOM, ".")}), pass_fds=passed, start_new_session=True)
+                    cwd=self.root, env=self.common, pass_fds=passed, start_new_session=True)
             finally:
                 for descriptor in theirs:
                     os.close(descriptor)
@@ -157,7 +170,8 @@ class ForkServer:
             raise Declined(self.reason)
         if list(argv[:1]) != [sys.executable] or _fixed(env) != self.fixed:
             raise Declined("its environment or interpreter is not the stage's")
-        own = {name: value for name, value in env.items() if name.startswith("PIPELINE_")}
+        own: Dict[str, Optional[str]] = {name: value for name, value in env.items() if self.common.get(name) != value}
+        own.update((name, None) for name in self.common if name not in env)
         self._send([slot, list(argv), own, folder, stdin])
         deadline = time.monotonic() + ANSWER_LIMIT_S
         while not self.answers:

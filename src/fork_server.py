@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 READ_BYTES = 1 << 16
 RACY_NS = 50_000_000        # a file that changed this short a time ago may change again and look the same: it is not cached
-TOKEN_VARIABLE = "PIPELINE_ATTEMPT_TOKEN"
+TOKEN_VARIABLE, FAIL_VARIABLE = "PIPELINE_ATTEMPT_TOKEN", "PIPELINE_SIMULATED_FAIL"
 LINUX = sys.platform.startswith("linux")
 # Loaded ahead if the stage's Python files import them. Left out is what starts threads or processes, opens something, talks to
 # a terminal, or notes about this process what forked_task does not renew.
@@ -158,6 +158,7 @@ class Modules:
                 break
             self.folders.append(path)
         self.seen: Dict[str, Tuple[Optional[Signature], Set[str]]] = {}
+        self.own = set(forked_task.OWN_MODULES)     # not of the library
 
     def load(self, names: Sequence[str]) -> None:
         """Import those of *names* that may be loaded ahead."""
@@ -179,7 +180,7 @@ class Modules:
 
     def names(self) -> Set[str]:
         """Return the top names of what is loaded here and not in a fresh Python."""
-        return {name.partition(".")[0] for name in set(sys.modules) - STARTUP} - set(forked_task.OWN_MODULES)
+        return {name.partition(".")[0] for name in set(sys.modules) - STARTUP} - self.own
 
     def problem(self) -> str:
         """Return which file a fresh process would load in the place of a module that is loaded here, or ""."""
@@ -205,6 +206,39 @@ def _listing(folder: str) -> List[str]:
         return []                       # not there, or a file (zip)
 
 
+# --- the kit ---------------------------------------------------------------------------------------------------------
+
+class Kit:
+    """processor_kit, executed once for all tasks, as long as its file is what it was."""
+
+    def __init__(self, codes: Codes, paths: Sequence[str], modules: Modules) -> None:
+        self.codes, self.path, self.modules = codes, paths[0] if paths else "", modules
+        self.name = os.path.splitext(os.path.basename(self.path))[0]
+        self.loaded: Optional[Signature] = None
+
+    def load(self) -> bool:
+        """Import it as a task would whose script lies beside it, once its code is at hand; tell whether that was now."""
+        if self.loaded is not None or self.path not in self.codes.known:
+            return False
+        self.modules.own.add(self.name)
+        self.loaded = self.codes.known[self.path][0]
+        sys.path.insert(0, os.path.dirname(self.path))
+        try:
+            __import__(self.name)
+        except Exception:               # it is the task that is to fail
+            sys.modules.pop(self.name, None)
+        finally:
+            del sys.path[0]
+        forked_task.forget_folders(self.modules.library)
+        gc.freeze()
+        return True
+
+    def dropped(self, env: Dict[str, Optional[str]]) -> List[str]:
+        """Return the names of what is loaded here, and must be imported anew by a task with these variables."""
+        is_as_it_was = self.path in self.codes.known and self.codes.known[self.path][0] == self.loaded
+        return [self.name] if self.loaded is not None and (not is_as_it_was or FAIL_VARIABLE in env) else []
+
+
 # --- the server ------------------------------------------------------------------------------------------------------
 
 class Server:
@@ -215,6 +249,7 @@ class Server:
         self.slots: List[int] = setup["slots"]
         self.codes, self.modules = Codes(setup["modules"]), Modules(setup["script"])
         self.modules.load(setup["imports"])
+        self.kit = Kit(self.codes, setup["kit"], self.modules)
         self.living: Set[int] = set()
         self.pending = b""
         self.alarm, ring = os.pipe()
@@ -222,7 +257,7 @@ class Server:
             os.set_blocking(descriptor, False)
         libc, title = _system()
         handlers = {number: signal.getsignal(number) for number in forked_task.IGNORED + (signal.SIGCHLD,)}
-        self.before = forked_task.Before(handlers, set(), [requests, replies, self.alarm, ring] + self.slots, os.getpid(), frozenset(),
+        self.before = forked_task.Before(handlers, signal.pthread_sigmask(signal.SIG_BLOCK, []), [requests, replies, self.alarm, ring] + self.slots, os.getpid(), frozenset(),
                                          self.modules.library, libc, title)
         for number in forked_task.IGNORED:
             signal.signal(number, signal.SIG_IGN)
@@ -238,6 +273,7 @@ class Server:
         """Fork for each request and tell of each end; None when the requests have ended, a task in a child."""
         self.codes.serve_imports()
         self.before = self.before._replace(modules=frozenset(sys.modules))
+        forked_task.forget_folders(self.modules.library)
         gc.collect()
         gc.freeze()
         poll = select.poll()
@@ -263,22 +299,21 @@ class Server:
         slot, argv, env, folder, source = request
         stdin = pid = -1
         try:
-            task = self._prepare(argv, env, folder, slot)
             if source is not None:
                 stdin = os.open(source[0], os.O_RDONLY)
                 os.lseek(stdin, source[1], os.SEEK_SET)
+            task = self._prepare(argv, env, folder, slot, stdin)
             # Blocked: a signal that reaches the child before it has its own handlers is kept for it.
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, self.before.handlers)
+            signal.pthread_sigmask(signal.SIG_BLOCK, self.before.handlers)
             try:
                 pid = os.fork()
             finally:
                 if pid:
-                    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                    signal.pthread_sigmask(signal.SIG_SETMASK, self.before.mask)
         except (Declined, OSError) as problem:
             self.tell("declined", str(problem))
         if pid == 0:
-            self.before = self.before._replace(mask=mask)
-            return task._replace(stdin=stdin)
+            return task
         if stdin >= 0:
             os.close(stdin)
         if pid > 0:
@@ -286,7 +321,7 @@ class Server:
             self.tell("started", pid)
         return None
 
-    def _prepare(self, argv: List[str], env: Dict[str, str], folder: str, slot: int) -> forked_task.Task:
+    def _prepare(self, argv: List[str], env: Dict[str, Optional[str]], folder: str, slot: int, stdin: int) -> forked_task.Task:
         """Return the task. Raises: Declined, OSError."""
         problem = self.modules.problem()
         if problem:
@@ -295,8 +330,10 @@ class Server:
             raise Declined("%s lies in another folder than the stage's processor" % argv[1])
         code, source = self.codes.script(argv[1])
         self.codes.refresh()
+        if self.kit.load():
+            self.before = self.before._replace(modules=frozenset(sys.modules))
         os.chdir(folder)
-        return forked_task.Task(argv, env, folder, self.slots[slot], -1, code, source)
+        return forked_task.Task(argv, env, folder, self.slots[slot], stdin, code, source, self.kit.dropped(env))
 
     def _tell_ends(self) -> None:
         while self.living:
@@ -349,8 +386,6 @@ def main(requests: int, replies: int) -> None:
     """Be the server; or, in a child, be a fresh process and run its script."""
     gc.disable()
     server = Server(requests, replies, _read_setup(requests))
-    for name in [name for name in os.environ if name.startswith("PIPELINE_")]:
-        del os.environ[name]                # each task brings its own
     problem = server.unusable()
     server.tell(*(("unusable", problem) if problem else ("ready",)))
     task = None
@@ -362,7 +397,7 @@ def main(requests: int, replies: int) -> None:
     if task is None:
         server.end_children()
         os._exit(0)
-    before = server.before
+    before = server.before._replace(modules=server.before.modules.difference(task.dropped))
     del server
     try:
         forked_task.restore(task, before)

@@ -29,10 +29,12 @@ EXIT_NOT_RESTORED = 70          # a child that could not be made like a fresh pr
 OWN_MODULES = ("forked_task", "process_tree")
 
 
-class Task(namedtuple("Task", "argv env folder slot stdin code source")):
-    """One script to run: argv and env complete; descriptors slot (its output) and stdin, -1 for none.
+class Task(namedtuple("Task", "argv env folder slot stdin code source dropped")):
+    """One script to run: argv complete; env: where it differs from the server's, None for what is not set; descriptors slot (its output)
+    and stdin, -1 for none.
 
     code: the compiled script, or None: *source* (bytes) is compiled in the child, so that it is the child that warns.
+    dropped: modules that the script must import anew.
     """
 
     __slots__ = ()
@@ -88,6 +90,12 @@ class Title:
             ctypes.memmove(address, text.ljust(room, b"\0"), room)
 
 
+def forget_folders(library: Tuple[str, ...]) -> None:
+    """Drop the import system's listings of all folders but those of the standard library: a fresh process lists them anew."""
+    for path in [path for path in sys.path_importer_cache if not in_library(path + os.sep, library)]:
+        del sys.path_importer_cache[path]
+
+
 def in_library(path: str, library: Tuple[str, ...]) -> bool:
     """Tell whether a file belongs to the standard library; site-packages may lie below its folder."""
     return path.startswith(library) and os.sep + "site-packages" + os.sep not in path and os.sep + "dist-packages" + os.sep not in path
@@ -100,16 +108,18 @@ def restore(task: Task, before: Before) -> None:
     _leave_the_server(before)
     _open_streams(task, before.descriptors)
     if before.title is not None:
-        before.title.write(task.argv, task.env.get("PIPELINE_ATTEMPT_TOKEN", ""))
-    os.environ.update(task.env)
-    sys.audit(HOOK_EVENT, task.env.get("PIPELINE_HOOK_LOG", ""))
+        before.title.write(task.argv, task.env["PIPELINE_ATTEMPT_TOKEN"])
+    for name, value in task.env.items():
+        if value is not None:
+            os.environ[name] = value
+        else:
+            os.environ.pop(name, None)
+    sys.audit(HOOK_EVENT, os.environ.get("PIPELINE_HOOK_LOG", ""))
     sys.argv = list(task.argv[1:])
     if hasattr(sys, "orig_argv"):
         sys.orig_argv = list(task.argv)
     sys.path[0] = os.path.dirname(os.path.realpath(sys.argv[0]))
-    for path in [path for path in sys.path_importer_cache if not in_library(path + os.sep, before.library)]:
-        del sys.path_importer_cache[path]       # a fresh process lists folders anew
-    for name in OWN_MODULES:
+    for name in OWN_MODULES + tuple(task.dropped):
         sys.modules.pop(name, None)
     _renew_modules()
     gc.enable()
@@ -278,12 +288,12 @@ def _drop_modules(before: Before) -> None:
             sys.modules[name] = None    # type: ignore[assignment]
     module = None
     gc.collect()
-    for reference in reversed(held):
-        module = reference()
-        if module is not None:
-            _clear(vars(module))
-    module = None
-    gc.collect()
+    living = [module for module in (reference() for reference in reversed(held)) if module is not None]
+    for module in living:
+        _clear(vars(module))
+    if living:
+        living, module = [], None
+        gc.collect()
     _flush_files()
 
 

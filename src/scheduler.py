@@ -23,13 +23,19 @@ if TYPE_CHECKING:
     Flow = Generator[Any, Any, Any]
 
 
-class Attempting(namedtuple("Attempting", "make rank cores memory_mb")):
+class Attempting(namedtuple("Attempting", "make rank cores memory_mb group", defaults=(None,))):
     """A wish for an attempt: make(slot) returns (Launch, network) when there is room; lower ranks come first.
 
-    cores and memory_mb: how much of the limits it takes up while it runs.
+    cores and memory_mb: how much of the limits it takes up while it runs. group: its attempts are started whether or not
+    others of it failed. A slot is an attempt's until its flow has gone on: what it left there is taken by then.
     """
 
     __slots__ = ()
+
+
+def slots_for(jobs: int) -> int:
+    """Return how many slots there are: one for each attempt under way, one for each that has ended and is seen to."""
+    return 2 * jobs
 
 
 class Pause(namedtuple("Pause", "seconds")):
@@ -64,7 +70,8 @@ class Scheduler:
         self.under_way: Dict[attempts.Attempt, Tuple[_Running, Attempting, int]] = {}
         self.pauses: List[Tuple[float, int, _Running]] = []
         self.results: Deque[Tuple[Any, Any]] = deque()      # of flows without a parent
-        self.free_slots = list(range(jobs))
+        self.free_slots = list(range(slots_for(jobs)))
+        self.taken: List[Tuple[int, Attempting]] = []       # slots of ended attempts whose flows have not gone on yet
         self.count = 0
         self.alive = 0
         self.error: Optional[BaseException] = None
@@ -110,9 +117,19 @@ class Scheduler:
 
     def step(self) -> None:
         """Let all go on that can, without waiting."""
+        if self.taken:
+            self._start_early()
         while self.ready:
             self._go_on(*self.ready.popleft())
+        self.free_slots = sorted(self.free_slots + [slot for slot, _ in self.taken])
+        self.taken.clear()
         self._start_wishes()
+
+    def _start_early(self) -> None:
+        """Give the room of ended attempts to the next of the same group before their flows go on: processors need not wait for our bookkeeping."""
+        groups = {wish.group for _, wish in self.taken}
+        if len(groups) == 1 and None not in groups:
+            self._start_wishes(groups.pop())
 
     def _round(self) -> None:
         self.step()
@@ -129,16 +146,17 @@ class Scheduler:
             self._attempt_ended(attempt)
 
     def _attempt_ended(self, attempt: attempts.Attempt) -> None:
-        running, _, slot = self.under_way.pop(attempt)
-        self.free_slots.append(slot)
-        self.free_slots.sort()
+        running, wish, slot = self.under_way.pop(attempt)
+        self.taken.append((slot, wish))
         self.ready.append((running, attempt.result, None))
 
-    def _start_wishes(self) -> None:
-        """Start what there is room for, by rank; when a signal asks to stop, nothing is started any more."""
+    def _start_wishes(self, group: Any = None) -> None:
+        """Start what there is room for, by rank; when a signal asks to stop, nothing is started any more. group: only its wishes, up to another's."""
         self.wishes.sort(key=lambda one: one[:2])
         while self.wishes and not self.pool.is_draining:
             _, _, running, wish = self.wishes[0]
+            if group is not None and wish.group != group:
+                return
             if self.pool.signals.number or self.error is not None:
                 self.ready.append((running, NOT_STARTED, None))
             elif not self._has_room(wish):
@@ -150,7 +168,7 @@ class Scheduler:
     def _has_room(self, wish: Attempting) -> bool:
         if not self.under_way:
             return True                 # what wants more than there is runs alone
-        if not self.free_slots or sum(one.cores for _, one, _ in self.under_way.values()) + wish.cores > self.jobs:
+        if len(self.under_way) >= self.jobs or sum(one.cores for _, one, _ in self.under_way.values()) + wish.cores > self.jobs:
             return False
         used = sum(one.memory_mb for _, one, _ in self.under_way.values())
         return self.max_memory_mb is None or used + wish.memory_mb <= self.max_memory_mb

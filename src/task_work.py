@@ -27,7 +27,7 @@ import task_files
 import task_log
 import task_look
 from model import sha256
-from scheduler import Attempting, Next, Pause, Spawn
+from scheduler import Attempting, Next, Pause, Spawn, slots_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ class TasksWork(stage_work.StageWork):
         while True:
             trial.attempts += 1
             result = yield Attempting(lambda slot: self._launch_task(trial, slot, offset, is_resume), (self.rank, task.number),     # noqa: B023
-                                      stage.local_resources.get("cpuCores", 1), stage.local_resources.get("memoryMB", 0))
+                                      stage.local_resources.get("cpuCores", 1), stage.local_resources.get("memoryMB", 0), stage.name)
             self._note_attempt(trial, result)
             if not trial.failure:
                 self._finish_task(trial)
@@ -309,7 +309,7 @@ class TasksWork(stage_work.StageWork):
                 return launch
             server = fork_client.ForkServer(self.run.root, launch.argv[1], *fork_client.code_of(self.run.digests, self.stage.processor))
             try:
-                server.start(launch.env, self.lock.token, self.lock.descriptor, self.run.jobs())
+                server.start(launch.env, self.lock.token, self.lock.descriptor, slots_for(self.run.jobs()))
             except fork_client.ServerDied as died:
                 self.console.event("NOTE", self.stage.name, ": %s; each task is started by itself" % died)
                 self.is_without_server = True

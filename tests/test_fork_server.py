@@ -4,6 +4,7 @@
 """
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -35,7 +36,7 @@ IMPORTS = ["atexit", "json", "logging", "random", "re", "shutil", "signal", "sub
 class Bench:
     """A root with scripts, the server of one stage, and fresh processes to compare with."""
 
-    def __init__(self, root: Path, slots=2, script="bin/x.py", modules=(), imports=IMPORTS, own=None, start=True):
+    def __init__(self, root: Path, slots=2, script="bin/x.py", modules=(), imports=IMPORTS, kit=(), own=None, start=True):
         self.root = root
         (root / "bin").mkdir(parents=True, exist_ok=True)
         own = dict({"TZ": "Asia/Tokyo"}, **(own or {}))
@@ -43,7 +44,7 @@ class Bench:
         self.env = environment.base_environment(None, own, ours)
         self.env.update(PIPELINE_ROOT=str(root), PIPELINE_ATTEMPT_TOKEN="lock.token.1", PIPELINE_STAGE_NAME="s")
         self.lock = os.open(str(root / "guard"), os.O_RDWR | os.O_CREAT, 0o600)
-        self.server = fork_client.ForkServer(str(root), str(root / script), list(modules), list(imports))
+        self.server = fork_client.ForkServer(str(root), str(root / script), list(modules), list(imports), list(kit))
         self.slots = slots
         if start:
             self.start()
@@ -539,13 +540,64 @@ def test_the_kit_is_loaded_once_and_run_by_each_task(own):
     assert (os.WEXITSTATUS(status), text) == (75, "simulated failure (PIPELINE_SIMULATED_FAIL=1)\n")
 
 
+TOLD = """import os, sys
+early = "processor_kit" in sys.modules
+import processor_kit
+processor_kit.count(1)
+print(early, processor_kit.__file__, processor_kit.__cached__, processor_kit.__spec__.loader, "queue" in sys.modules,
+      sorted(name for name in os.environ if name.startswith("PIPELINE_")), os.environ["PIPELINE_KEY"])
+"""
+
+
+def test_the_kit_is_executed_once_as_long_as_it_is_what_it_was(own):
+    bench = own(script="bin/x.py", modules=["bin/processor_kit.py"], imports=[], kit=["bin/processor_kit.py"], start=False)
+    shipped = (ROOT / "bin" / "processor_kit.py").read_bytes()
+    path = bench.write("processor_kit.py", shipped)
+    script = bench.write("x.py", TOLD)
+    bench.env.update(PIPELINE_KEY="0", PIPELINE_FIRST="only", PIPELINE_SIMULATED_FAIL="1")
+    bench.start()
+    bench.forked(script, PIPELINE_KEY="1")              # writes the bytecode
+    for name in ("PIPELINE_FIRST", "PIPELINE_SIMULATED_FAIL"):
+        del bench.env[name]
+    for key in ("2", "3"):
+        status, told = bench.forked(script, PIPELINE_KEY=key)
+        fresh = bench.fresh(script, PIPELINE_KEY=key)[1]
+        assert status == 0 and told.startswith("True ") and fresh.startswith("False ") and "PIPELINE_FIRST" not in told
+        assert re.sub(" at 0x[0-9a-f]+", "", told[5:]) == re.sub(" at 0x[0-9a-f]+", "", fresh[6:])
+    status, told = bench.forked(script, PIPELINE_SIMULATED_FAIL="1")
+    assert (os.WEXITSTATUS(status), told) == (75, "simulated failure (PIPELINE_SIMULATED_FAIL=1)\n")
+    bench.write("processor_kit.py", shipped + b"\ncount = print\n")
+    assert bench.forked(script)[1].startswith("1\nFalse " + path)
+    bench.write("processor_kit.py", b"1 / 0\n")
+    assert "ZeroDivisionError" in bench.forked(script)[1]
+    bench.write("processor_kit.py", MODULE + "def count(number):\n    pass\n")
+    assert bench.forked(script)[1].endswith("\nheld processor_kit\n")      # as any module of its own, at its end
+    bench.write("processor_kit.py", shipped)            # once it has changed, each task executes it
+    assert bench.forked(script)[1].startswith("False ")
+
+
 def test_what_a_processor_imports_is_worked_out(project):
     import file_digests
     project.write("bin/x.py", "import json, helper\nfrom xml.etree import ElementTree\n")
     project.write("bin/helper.py", "import decimal\nfrom . import nothing\n")
     digests = file_digests.Digests(str(project.root), "")
-    modules, names = fork_client.code_of(digests, "bin/x.py")
+    modules, names, kit = fork_client.code_of(digests, "bin/x.py")
     assert modules == ["bin/helper.py"] and {"json", "helper", "decimal"} <= set(names) and not [name for name in names if name.startswith(".")]
+    assert kit == []
+
+
+def test_only_the_kit_as_it_is_shipped_is_executed_ahead(project):
+    import file_digests
+    shipped = (ROOT / "bin" / "processor_kit.py").read_bytes()
+    assert hashlib.sha256(shipped).hexdigest() == fork_client.KIT_SHA256, "the kit has changed: does executing it still only define things? then name its new digest"
+    project.write("bin/x.py", "import fractions, processor_kit\n")
+    project.write("bin/processor_kit.py", shipped)
+    digests = file_digests.Digests(str(project.root), "")
+    modules, names, kit = fork_client.code_of(digests, "bin/x.py")
+    assert modules == kit == ["bin/processor_kit.py"] and "fractions" in names and "queue" not in names
+    project.write("bin/processor_kit.py", shipped + b"\n")
+    modules, names, kit = fork_client.code_of(file_digests.Digests(str(project.root), ""), "bin/x.py")
+    assert modules == ["bin/processor_kit.py"] and kit == [] and "queue" in names
 
 
 # --- the Python hook
@@ -756,6 +808,7 @@ def test_a_fork_that_fails_is_a_task_declined(tmp_path, monkeypatch):
     reader, server.replies = os.pipe()
     server.codes, server.modules, server.slots, server.living = fork_server.Codes([]), fork_server.Modules(script), [1], set()
     server.modules.folders = server.modules.folders[:1]
+    server.kit = fork_server.Kit(server.codes, [], server.modules)
     server.before = forked_task.Before({signal.SIGUSR1: signal.SIG_DFL}, set(), [], os.getpid(), frozenset(), (), None, None)
     here, mask = os.getcwd(), signal.pthread_sigmask(signal.SIG_BLOCK, [])
 

@@ -133,8 +133,12 @@ class FakePool:
         return [self.running.pop(0)]
 
 
-def attempt(name, log, cores=1, rank=0, memory=0):
-    result = yield scheduler.Attempting(lambda slot: (name, None), (rank,), cores, memory)
+def attempt(name, log, cores=1, rank=0, memory=0, group=None, slots=None):
+    def make(slot):
+        if slots is not None:
+            slots[name] = slot
+        return name, None
+    result = yield scheduler.Attempting(make, (rank,), cores, memory, group)
     log.append(result)
     return name
 
@@ -158,6 +162,32 @@ def run_flows(flows, jobs=2, memory=None):
 def test_attempts_are_started_by_rank_within_the_limits(flows, jobs, memory, expected):
     log, ends = run_flows(flows, jobs, memory)
     assert log == expected and [value for _, value in ends] == [name for name, _ in sorted(ends, key=lambda one: log.index("end " + one[0]))]
+
+
+def test_the_next_of_a_group_is_started_before_the_flow_of_one_that_ended_goes_on():
+    """In a slot of its own: what the ended one left in its slot is not taken yet."""
+    pool, slots = FakePool(), {}
+    made = scheduler.Scheduler(pool, 1)
+    for name, rank, group in (("a", 1, "g"), ("b", 2, "g"), ("c", 3, "h"), ("d", 4, None), ("e", 5, None)):
+        made.start(name, attempt(name, pool.log, rank=rank, group=group, slots=slots))
+    assert [name for name, _ in iter(made.ended, None)] == list("abcde")
+    assert pool.log == ["start a", "end a", "start b", "result of a", "end b", "result of b", "start c", "end c", "result of c", "start d", "end d",
+                        "result of d", "start e", "end e", "result of e"]
+    assert slots["a"] != slots["b"] and set(slots.values()) <= set(range(scheduler.slots_for(1)))
+
+
+def test_when_a_signal_came_none_of_a_group_is_started_early():
+    pool, log = FakePool(), []
+    made = scheduler.Scheduler(pool, 1)
+    wait = pool.wait
+
+    def interrupted(seconds=None):
+        pool.signals.number = 2
+        return wait(seconds)
+    pool.wait = interrupted
+    for name in "ab":
+        made.start(name, attempt(name, log, group="g"))
+    assert [name for name, _ in iter(made.ended, None)] == ["a", "b"] and log == ["result of a", scheduler.NOT_STARTED] and "start b" not in pool.log
 
 
 def test_a_flow_waits_for_those_that_it_spawned():
