@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Json = Dict[str, Any]
 
 
-BLOCK = 2000                # stages looked at again in one go; between two blocks the run may be stopped
+BLOCK = 20000               # stages looked at again in one go; between two blocks the run may be stopped
 MANY_KNOWN = 8              # times as many stages are known as looked at: then the metrics file is worth patching
 
 

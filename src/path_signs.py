@@ -77,36 +77,46 @@ def _is_same(path: str, known: Tuple[int, ...], look: Callable[[str], os.stat_re
         return False
 
 
-def changed_shared(paths: Sequence[str], signs: Numbers, root: str, meanwhile: Callable[[], Any] = lambda: None) -> List[int]:
-    """The same over all paths, which are relative to *root*, sorted; of very many, a forked process looks at a part.
+def changed_shared(paths: Sequence[str], signs: Numbers, root: str, meanwhile: Callable[[], Any] = lambda: None,
+                   first: int = 0, last: Optional[int] = None) -> List[int]:
+    """The same of paths relative to *root*, sorted; of very many, a forked process looks at a part, where that is possible.
 
     That process begins at the end, this one at the beginning, after meanwhile(), which is called in any case; where they
-    meet depends on which has more to do. Only for a process without threads, and before it starts others.
+    meet depends on which has more to do. When it returns, that process is gone.
     """
     prefix = os.path.join(root, "")
-    if len(paths) < SHARE_FROM or not sys.platform.startswith("linux") or len(os.sched_getaffinity(0)) < 2:
+    last = len(paths) if last is None else last
+    if last - first < SHARE_FROM or not _may_fork():
         meanwhile()
-        return changed(paths, signs, prefix=prefix)
+        return changed(paths, signs, first, last, prefix=prefix)
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
-        _answer(writer, paths, signs, prefix)
+        _answer(writer, paths, signs, prefix, first, last)
     os.close(writer)
     try:
         meanwhile()
-        return _meet(reader, paths, signs, prefix)
+        return _meet(reader, paths, signs, prefix, first, last)
     finally:
         os.close(reader)
         os.kill(child, 9)
         os.waitpid(child, 0)
 
 
-def _answer(writer: int, paths: Sequence[str], signs: Numbers, root: str) -> Any:
+def _may_fork() -> bool:
+    """Tell whether another process would help, and be safe: with threads it might find a lock held for ever."""
+    return sys.platform.startswith("linux") and len(os.sched_getaffinity(0)) > 1 and len(os.listdir("/proc/self/task")) == 1
+
+
+def _answer(writer: int, paths: Sequence[str], signs: Numbers, root: str, first: int, last: int) -> Any:
     """In the child: look at part after part from the end on, tell of each, end without the parent's clean-up."""
     try:
+        from _signal import SIG_IGN, SIGHUP, SIGINT, SIGTERM, signal  # type: ignore[import-not-found]  # what `signal` loads would show
+        for number in (SIGHUP, SIGINT, SIGTERM):
+            signal(number, SIG_IGN)     # the parent's handlers are the parent's
         os.chdir(root)                  # the kernel has less to walk
-        for end in range(len(paths), 0, -PART):
-            start = max(0, end - PART)
+        for end in range(last, first, -PART):
+            start = max(first, end - PART)
             data = b"%d %s\n" % (start, b" ".join(b"%d" % place for place in changed(paths, signs, start, end)))
             while data:
                 data = data[os.write(writer, data):]
@@ -114,11 +124,10 @@ def _answer(writer: int, paths: Sequence[str], signs: Numbers, root: str) -> Any
         os._exit(0)
 
 
-def _meet(reader: int, paths: Sequence[str], signs: Numbers, prefix: str) -> List[int]:
+def _meet(reader: int, paths: Sequence[str], signs: Numbers, prefix: str, first: int, last: int) -> List[int]:
     """In the parent: look at part after part until all are looked at by one of the two; alone if the child was killed, or had no memory."""
     found: List[int] = []
-    first, last, torn = 0, len(paths), b""
-    is_shared = True
+    torn, is_shared = b"", True
     while first < last:
         if is_shared:
             os.set_blocking(reader, last - first <= PART)       # the child is at the last part

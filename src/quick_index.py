@@ -119,7 +119,7 @@ class Index:
     def changed_between(self, root: str, first: int, last: int) -> Set[int]:
         """Look at the paths of the stages first ... last-1 again; return which of these stages have changed."""
         prefix = os.path.join(root, "")
-        found = {self.stage_at(place) for place in path_signs.changed(self.all_paths(), self.signs, self.starts[first], self.starts[last], prefix=prefix)}
+        found = {self.stage_at(place) for place in path_signs.changed_shared(self.all_paths(), self.signs, root, first=self.starts[first], last=self.starts[last])}
         for place, owner in enumerate(self.owners):
             if first <= owner < last and owner not in found and path_signs.changed(self.followed, self.followed_signs, place, place + 1, os.stat, prefix):
                 found.add(owner)

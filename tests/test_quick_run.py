@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -295,6 +296,20 @@ def test_two_processes_see_what_one_sees(tmp_path, monkeypatch):
     for part in (1, 7, 64, 1000):       # where the two meet makes no difference
         monkeypatch.setattr(path_signs, "PART", part)
         assert path_signs.changed_shared(paths, signs, str(tmp_path)) == [3, 63, 64, 139, 140]
+        assert path_signs.changed_shared(paths, signs, str(tmp_path), first=4, last=140) == [63, 64, 139]
+
+
+def test_with_threads_one_process_looks_alone(tmp_path, monkeypatch):
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
+    thread.start()
+    try:
+        monkeypatch.setattr(path_signs, "SHARE_FROM", 1)
+        monkeypatch.setattr(os, "fork", lambda: pytest.fail("forked"), raising=False)
+        assert path_signs.changed_shared(["x", "y"], list(path_signs.ABSENT + path_signs.UNKNOWN), str(tmp_path)) == [1]
+    finally:
+        end.set()
+        thread.join()
 
 
 @pytest.mark.parametrize("told", [0, 1, 3])
