@@ -112,10 +112,15 @@ def run_plain(program: list, source: str, folder: str) -> None:
 
 
 def run_runner(program: list, source: str, folder: str, jobs: int, block_bytes: int) -> None:
-    """Run a pipeline of one stage in folder/root, with nothing there from an earlier turn; its result becomes runner.txt."""
-    root = os.path.join(folder, "root")
-    os.makedirs(root)
+    """Run a pipeline of one stage in folder/root, with nothing there from an earlier turn; its result becomes runner.txt.
+
+    But for what the runner knows of its own sources: they are scanned in the first night only (state/digests.json).
+    """
+    root, known = os.path.join(folder, "root"), os.path.join(folder, "digests.json")
+    os.makedirs(os.path.join(root, "state"))
     os.link(source, os.path.join(root, "input.txt"))
+    if os.path.exists(known):
+        shutil.copy(known, os.path.join(root, "state"))     # the input has another change time by now: it is hashed
     stage = {"name": "upper", "processor": shutil.which(program[0]), "args": program[1:], "inputs": ["input.txt"],
              "outputDir": "out", "outputs": ["runner.txt"], "chunks": {"bytes": block_bytes, "filter": True}}
     with open(os.path.join(root, "pipeline.json"), "w", encoding="utf-8") as file:
@@ -124,6 +129,7 @@ def run_runner(program: list, source: str, folder: str, jobs: int, block_bytes: 
             "--jobs", str(jobs)]
     subprocess.run(argv, stdout=subprocess.DEVNULL, check=True)
     os.replace(os.path.join(root, "out", "runner.txt"), os.path.join(folder, "runner.txt"))
+    os.replace(os.path.join(root, "state", "digests.json"), known)
 
 
 def run_parallel(program: list, source: str, folder: str, jobs: int, block_bytes: int) -> None:

@@ -397,8 +397,9 @@ def main(requests: int, replies: int) -> None:
     if task is None:
         server.end_children()
         os._exit(0)
-    before = server.before._replace(modules=server.before.modules.difference(task.dropped))
-    del server
+    before = server.before          # the server's objects are left alone: freeing them would copy the pages that they lie in
+    if task.dropped:
+        before = before._replace(modules=before.modules.difference(task.dropped))
     try:
         forked_task.restore(task, before)
     except BaseException as error:

@@ -19,7 +19,7 @@ WIDTH = 5                   # numbers in a sign: modification time and change ti
 ABSENT = (-1, -1, -1, -1, -1)
 UNKNOWN = (-2, -2, -2, -2, -2)      # could not be looked at, or not kept in 64 bits: equals nothing
 SHARE_FROM = 1500           # paths; from here on a second process takes a part: looking holds the interpreter's lock
-PART = 256                  # paths that it tells of at once
+PART = 128                  # paths that it tells of at once
 BLOCK = 64                  # paths looked at in one go
 LIMIT = 1 << 63
 
