@@ -35,7 +35,7 @@ from bench_throughput import make_text  # noqa: E402
 import chunk_files  # noqa: E402
 import state_store  # noqa: E402
 
-PROGRAMS = {"awk": ["awk", "{print toupper($0)}"], "gawk": ["gawk", "{print toupper($0)}"], "tr": ["tr", "a-z", "A-Z"]}
+PROGRAMS = {"awk": ["awk", "{print toupper($0)}"], "mawk": ["mawk", "{print toupper($0)}"], "gawk": ["gawk", "{print toupper($0)}"], "tr": ["tr", "a-z", "A-Z"]}
 
 
 # --- the driver: what the engine does with a stage of one input, without records; tells where the time goes

@@ -471,7 +471,9 @@ class StageWork:
     def _base_environment(self) -> Dict[str, str]:
         """Return the variables that are the same for all attempts."""
         stage, run = self.stage, self.run
-        env = environment.base_environment(stage.pass_env, stage.env, os.environ)
+        if stage.pass_env not in run.inherited:
+            run.inherited[stage.pass_env] = environment.base_environment(stage.pass_env, {}, os.environ)
+        env = dict(run.inherited[stage.pass_env], **stage.env)
         if sys.dont_write_bytecode and not os.environ.get("PYTHONDONTWRITEBYTECODE"):
             env.setdefault("PYTHONDONTWRITEBYTECODE", "1")      # this runner's own doing: little space, or python -B
         env.update(PIPELINE_STAGE_NAME=stage.name, PIPELINE_RUN_ID=run.options.run_id, PIPELINE_ROOT=run.root,
