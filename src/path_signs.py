@@ -86,14 +86,10 @@ def changed_shared(paths: Sequence[str], signs: Numbers, root: str, meanwhile: C
     """
     prefix = os.path.join(root, "")
     last = len(paths) if last is None else last
-    if last - first < SHARE_FROM or not _may_fork():
+    reader, child = _fork_looker(paths, signs, prefix, first, last) if last - first >= SHARE_FROM and _may_fork() else (-1, 0)
+    if not child:
         meanwhile()
         return changed(paths, signs, first, last, prefix=prefix)
-    reader, writer = os.pipe()
-    child = os.fork()
-    if not child:
-        _answer(writer, paths, signs, prefix, first, last)
-    os.close(writer)
     try:
         meanwhile()
         return _meet(reader, paths, signs, prefix, first, last)
@@ -101,6 +97,24 @@ def changed_shared(paths: Sequence[str], signs: Numbers, root: str, meanwhile: C
         os.close(reader)
         os.kill(child, 9)
         os.waitpid(child, 0)
+
+
+def _fork_looker(paths: Sequence[str], signs: Numbers, root: str, first: int, last: int) -> Tuple[int, int]:
+    """Return (descriptor of what the second process tells, its pid); (-1, 0) if the system allows no further process."""
+    try:
+        reader, writer = os.pipe()
+    except OSError:
+        return -1, 0
+    try:
+        child = os.fork()
+    except OSError:
+        os.close(reader)
+        os.close(writer)
+        return -1, 0
+    if not child:
+        _answer(writer, paths, signs, root, first, last)
+    os.close(writer)
+    return reader, child
 
 
 def _may_fork() -> bool:

@@ -312,6 +312,18 @@ def test_with_threads_one_process_looks_alone(tmp_path, monkeypatch):
         thread.join()
 
 
+@pytest.mark.parametrize("call", ["fork", "pipe"])
+def test_where_no_second_process_can_be_had_one_looks_alone(tmp_path, monkeypatch, call):
+    def fail():
+        raise BlockingIOError(11, "no more")
+    monkeypatch.setattr(path_signs, "SHARE_FROM", 1)
+    monkeypatch.setattr(path_signs, "_may_fork", lambda: True)
+    monkeypatch.setattr(os, call, fail, raising=False)
+    before = os.listdir("/proc/self/fd") if sys.platform.startswith("linux") else []
+    assert path_signs.changed_shared(["x", "y"], list(path_signs.ABSENT + path_signs.UNKNOWN), str(tmp_path)) == [1]
+    assert before == (os.listdir("/proc/self/fd") if sys.platform.startswith("linux") else [])
+
+
 @pytest.mark.parametrize("told", [0, 1, 3])
 def test_a_second_process_that_dies_costs_only_time(tmp_path, monkeypatch, told):
     """It tells of *told* parts, the last one torn."""
