@@ -319,9 +319,11 @@ class Run:
             is_locked = os.path.isdir(os.path.join(self.root, "locks", stage.name + ".lock"))
             if not self._needs_tidying(stage) and (not is_locked or self._new_lock(stage).is_free()):
                 return self._skipped(stage, decision, facts)
+        token = dead_token(facts.record)
+        del decision, facts                     # of very many tasks: before they are looked at again
         self._open()
         lock = self._new_lock(stage)
-        if not (yield from self._acquire(stage, lock, dead_token(facts.record))):
+        if not (yield from self._acquire(stage, lock, token)):
             return self._stopped_before(stage, "%s while waiting for the lock of stage %s" % (self.signals.text(), stage.name))
         is_free = True
         try:

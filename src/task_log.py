@@ -10,6 +10,7 @@ when the log is written anew (compact()), which is done when they are the most.
 """
 from __future__ import annotations
 
+import io
 import json
 import os
 import zlib
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     Json = Dict[str, Any]
 
 SCHEMA_VERSION = 1
+BATCH_LINES = 1000          # turned into entries at once: their JSON takes several times the room
 MIN_DEAD_LINES = 1000       # a log is not written anew for fewer superseded lines
 GOOD = ("ok", "kept")
 SUM = b',"sum":"%08x"}'
@@ -67,19 +69,32 @@ def read_log(data: bytes, stage: str) -> Tuple[Dict[str, Entry], int, int, bool]
 
     Raises: Damaged.
     """
-    good, size, place, is_holed = [], 0, 0, False
-    for line in data.splitlines(True):
+    entries: Dict[str, Entry] = {}
+    good: List[bytes] = []
+    count, size, place, is_holed = 0, 0, 0, False
+    for line in io.BytesIO(data):
         place += len(line)
         if line.endswith(b"\n") and is_whole(line[:-1]):
-            good.append(line[:-1])
+            count += 1
             size = place
+            if count == 1:
+                _check_header(line[:-1], stage)
+            else:
+                good.append(line[:-1])
+            if len(good) == BATCH_LINES:
+                _add_entries(entries, good)
+                good.clear()
         elif line.endswith(b"\n") and b"\0" not in line:
             raise Damaged("line %d is not as it was written" % (data.count(b"\n", 0, place)))
         else:
             is_holed = is_holed or line.endswith(b"\n")
-    if good and json.loads(good[0]) != {"schema": SCHEMA_VERSION, "stage": stage, "sum": good[0][-10:-2].decode("ascii")}:
-        raise Damaged("it begins with what this runner does not write: %s" % good[0][:80].decode("ascii", "replace"))
-    return _entries(good[1:]), len(good), size, is_holed
+    _add_entries(entries, good)
+    return entries, count, size, is_holed
+
+
+def _check_header(line: bytes, stage: str) -> None:
+    if json.loads(line) != {"schema": SCHEMA_VERSION, "stage": stage, "sum": line[-10:-2].decode("ascii")}:
+        raise Damaged("it begins with what this runner does not write: %s" % line[:80].decode("ascii", "replace"))
 
 
 def salvaged(path: str, stage: str) -> TaskLog:
@@ -87,16 +102,16 @@ def salvaged(path: str, stage: str) -> TaskLog:
     log = TaskLog(os.path.dirname(path), stage)
     with open(path, "rb") as file:
         lines = [line[:-1] for line in file.read().splitlines(True) if line.endswith(b"\n") and is_whole(line[:-1])]
-    log.entries = _entries([line for line in lines if line.startswith(b'{"task":')])
+    _add_entries(log.entries, [line for line in lines if line.startswith(b'{"task":')])
     return log
 
 
-def _entries(lines: List[bytes]) -> Dict[str, Entry]:
-    entries: Dict[str, Entry] = {}
+def _add_entries(entries: Dict[str, Entry], lines: List[bytes]) -> None:
+    same: Dict[str, str] = {}           # texts that thousands of entries have in common
     for one in json.loads(b"[" + b",".join(lines) + b"]"):
-        entries[one["task"]] = Entry(one["task"], one["key"], one["status"], tuple(map(tuple, one["outputs"])), one["counts"],
-                                     one["bytes_in"], one["attempts"], one["duration_ms"], one["error"], one["run"])
-    return entries
+        status, run = (same.setdefault(one[name], one[name]) for name in ("status", "run"))
+        entries[one["task"]] = Entry(one["task"], one["key"], status, tuple(map(tuple, one["outputs"])), one["counts"],
+                                     one["bytes_in"], one["attempts"], one["duration_ms"], one["error"], run)
 
 
 class TaskLog:

@@ -585,3 +585,18 @@ def test_later_entries_of_a_table_count(tmp_path):
     other = task_files.FileTable()
     other.add("a", [1, 2, 3, 4, 5], "2")
     assert table.joined(other).digest_of("a", [1, 2, 3, 4, 5]) == "2"
+
+
+def test_a_log_of_many_lines_is_read_as_one_of_few(monkeypatch):
+    entries = [task_log.Entry("in/%d" % (number % 7), "key %d" % number, "ok", (("o%d" % number, 1, "d"),), {}, 1, 1, 1, "", "r/1") for number in range(10)]
+    data = task_log.header_of("s") + b"".join(task_log.line_of(one) for one in entries)
+    whole = task_log.read_log(data, "s")
+    assert whole[1:] == (11, len(data), False) and whole[0] == {one.task: one for one in entries}
+    for lines in (1, 3, 10):
+        monkeypatch.setattr(task_log, "BATCH_LINES", lines)
+        assert task_log.read_log(data, "s") == whole
+        assert task_log.read_log(data + b"torn", "s") == whole
+        with pytest.raises(task_log.Damaged, match="line 11 is not"):
+            task_log.read_log(data[:-20] + b"?" + data[-19:], "s")
+        with pytest.raises(task_log.Damaged, match="begins with"):
+            task_log.read_log(task_log.line_of(entries[0]) + data, "s")
