@@ -286,3 +286,15 @@ def silence_closed_streams() -> None:
                 stream.flush()
         except (OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def leave(code: int) -> None:
+    """End the process with exit code *code*; return where something waits for the interpreter's own end: a call registered for it, a thread.
+
+    Taking the interpreter apart, and freeing the memory of many stages piece by piece, would show.
+    """
+    import atexit
+    silence_closed_streams()
+    calls, threads = getattr(atexit, "_ncallbacks", None), sys.modules.get("threading")
+    if calls is not None and calls() == 0 and (threads is None or threads.active_count() == 1):
+        os._exit(code)

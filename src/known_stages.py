@@ -11,6 +11,8 @@ from __future__ import annotations
 import marshal
 import os
 import zlib
+from itertools import repeat
+from operator import itemgetter
 
 import quick_index
 from model import Chunks, Offline, PipelineSpec, Retry, StageResult, StageSpec
@@ -32,7 +34,8 @@ MANY_KNOWN = 8              # times as many stages are known as looked at: then 
 class KnownResult(StageResult):
     """The result of a stage that the index answers for: name and status are true, the rest stands at *place* in the index."""
 
-    place = -1
+    __slots__ = ()
+    place = property(itemgetter(len(StageResult._fields)))      # one item more than a result has: there are thousands, and none has a dict
 
 
 class KnownStages:
@@ -61,7 +64,7 @@ class KnownStages:
         if look_again and self._changed_from(place, place + 1):
             self.stale.add(place)
             return None
-        return self._result(place)
+        return self._results(place, place + 1)[0]
 
     def answers(self, first: int, look_again: bool) -> List[KnownResult]:
         """Return the results of the stages from place *first* on, BLOCK at most, up to one that must be looked at.
@@ -75,7 +78,7 @@ class KnownStages:
             changed = self._changed_from(first, last)
             self.stale |= changed
             last = min(changed, default=last)
-        return [self._result(place) for place in range(first, last)]
+        return self._results(first, last)
 
     def _changed_from(self, first: int, last: int) -> Set[int]:
         """Return which of the stages first ... last-1 are not what they were, or held by somebody."""
@@ -88,10 +91,10 @@ class KnownStages:
     def _has_locks(self) -> bool:
         return any(name.endswith(".lock") for name in os.listdir(os.path.join(self.root, "locks")))
 
-    def _result(self, place: int) -> KnownResult:
-        result = tuple.__new__(KnownResult, (self.index.names[place], "skipped", "", 0, 0.0, 0.0, 0, 0, 0, {}, "", [], None, {}, False))
-        result.place = place
-        return result
+    def _results(self, first: int, last: int) -> List[KnownResult]:
+        rest: Sequence[Any] = ("skipped", "", 0, 0.0, 0.0, 0, 0, 0, {}, "", [], None, {}, False)  # shared, as nobody changes a result
+        columns = [self.index.names[first:last], *map(repeat, rest), range(first, last)]
+        return list(map(tuple.__new__, repeat(KnownResult), zip(*columns)))
 
     def lines(self, results: Sequence[KnownResult]) -> str:
         """Return the [SKIP] lines of the results of neighbours, with their ends."""
@@ -143,19 +146,30 @@ def spec_path(root: str, pipeline: str) -> str:
 
 
 def spec_to_plain(spec: PipelineSpec) -> Any:
-    """Return a spec as plain tuples, which marshal can store."""
-    stages = tuple(tuple(stage._replace(retry=tuple(stage.retry), chunks=None if stage.chunks is None else tuple(stage.chunks))) for stage in spec.stages)
-    return tuple(spec._replace(stages=stages, offline=tuple(spec.offline)))
+    """Return a spec as plain values, which marshal can store; of the stages a pair for each field: (value, None) if all have the same,
+    (None, values of each) if not. Thousands of stages are soon made of that."""
+    stages = [stage._replace(retry=tuple(stage.retry), chunks=None if stage.chunks is None else tuple(stage.chunks)) for stage in spec.stages]
+    columns = [(values[0], None) if _are_same(values) else (None, values) for values in map(list, zip(*stages))]
+    return tuple(spec._replace(stages=(len(stages), columns), offline=tuple(spec.offline)))
+
+
+def _are_same(values: Sequence[Any]) -> bool:
+    """Tell whether all values are the same, type for type: True is no 1."""
+    first, text = values[0], marshal.dumps(values[0])
+    return all(value is first or value == first and marshal.dumps(value) == text for value in values)
 
 
 def spec_from_plain(plain: Any) -> PipelineSpec:
-    """Return the spec that spec_to_plain() was given."""
+    """Return the spec that spec_to_plain() was given; stages share what is the same for all."""
     spec = PipelineSpec._make(plain)
-    at, chunks = StageSpec._fields.index("retry"), StageSpec._fields.index("chunks")
-    retries: Dict[Any, Retry] = {}
-    stages = []
-    for one in spec.stages:
-        retry = retries.get(one[at]) or retries.setdefault(one[at], Retry._make(one[at]))
-        stages.append(tuple.__new__(StageSpec, one[:at] + (retry,) + one[at + 1:]))      # not _make(): there are thousands
-    return spec._replace(stages=tuple(stage if stage[chunks] is None else stage._replace(chunks=Chunks._make(stage[chunks])) for stage in stages),
-                         offline=Offline._make(spec.offline))
+    count, columns = spec.stages
+    columns[StageSpec._fields.index("retry")] = _made(Retry._make, columns[StageSpec._fields.index("retry")])
+    columns[StageSpec._fields.index("chunks")] = _made(lambda value: None if value is None else Chunks._make(value), columns[StageSpec._fields.index("chunks")])
+    rows = zip(*[repeat(value, count) if values is None else values for value, values in columns])
+    stages = tuple(map(tuple.__new__, repeat(StageSpec), rows))         # not _make(): there are thousands
+    return spec._replace(stages=stages, offline=Offline._make(spec.offline))
+
+
+def _made(make: Callable[[Any], Any], column: Any) -> Any:
+    value, values = column
+    return (make(value), None) if values is None else (None, list(map(make, values)))

@@ -71,7 +71,7 @@ import _signal  # type: ignore[import-not-found]  # noqa: E402
 if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)     # until main() can say so in one line
 
-from console import Console, describe_os_error, open_missing_streams, silence_closed_streams  # noqa: E402
+from console import Console, describe_os_error, leave, open_missing_streams, silence_closed_streams  # noqa: E402
 
 _STARTED = time.monotonic()
 _FOUND: Any = None              # what the index says: quick_run.Found, None, or the error that the quick run ended with
@@ -80,7 +80,7 @@ if __name__ == "__main__":
     import quick_run
     _FOUND = quick_run.attempt(sys.argv[1:])    # before the rest is loaded: where nothing changed, it is not needed
     if isinstance(_FOUND, int):
-        silence_closed_streams()
+        leave(_FOUND)
         raise SystemExit(_FOUND)
 
 import command_line  # noqa: E402
@@ -273,8 +273,7 @@ def _dispatch(options: Options, console: Console) -> int:
     if options.command in ("init", "new-stage"):
         import starters
         return starters.do(options, console, load_pipeline)
-    known = _known_stages()
-    spec = known.spec if known is not None else planning.override_params(load_pipeline(options.pipeline, options.root), options.params)
+    known, spec = _known_or_loaded(options)
     if options.command == "plan":
         return planning.print_plan(spec, options, console, Clock())
     if options.command == "validate":
@@ -303,6 +302,18 @@ def _dispatch(options: Options, console: Console) -> int:
         return _accept(spec, options, console, Clock())
     import engine
     return engine.Run(spec, options, console, Clock(), _STARTED, known).run()
+
+
+def _known_or_loaded(options: Options) -> Tuple[Any, PipelineSpec]:
+    """Return (what the index tells of the stages or None, the spec). What they hold stays to the end: nobody looks for garbage in it."""
+    import gc
+    gc.disable()
+    try:
+        known = _known_stages()
+        return known, known.spec if known is not None else planning.override_params(load_pipeline(options.pipeline, options.root), options.params)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _known_stages() -> Any:
@@ -361,4 +372,6 @@ def _run_in_child(arguments: List[str], console: Console) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    _CODE = main()
+    leave(_CODE)
+    raise SystemExit(_CODE)

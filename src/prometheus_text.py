@@ -118,7 +118,7 @@ def refresh(store: Any, record: Json, metrics: Json, stages: List[str]) -> bool:
 def refreshed(earlier: bytes, record: Json, metrics: Json, stages: List[str]) -> bytes:
     """Return the file's new content after such a run, b"" if *earlier* does not tell of one of the same stages. Pure."""
     pipeline = 'pipeline="%s"' % escaped(record["pipeline"])
-    skipped = _skipped_lines(pipeline, stages).encode("utf-8")
+    skipped = ("\n%s\n" % _stage_lines("pipeline_stage_status", pipeline, stages, '",status="skipped"} 1')).encode("utf-8")
     place = earlier.find(skipped[:skipped.find(b"\n", 1) + 1])
     if not stages or place < 0 or not earlier.startswith(skipped, place) or record["state"] != "completed":
         return b""
@@ -142,12 +142,6 @@ def refreshed(earlier: bytes, record: Json, metrics: Json, stages: List[str]) ->
     return head.encode("utf-8") + earlier[place:].replace(was.encode("utf-8"), b" %s\n" % ended.encode("utf-8"))
 
 
-def _skipped_lines(pipeline: str, stages: List[str]) -> str:
-    """Return the lines that say of all *stages* that they were skipped; names of stages need no escape."""
-    before, after = '\npipeline_stage_status{%s,stage="' % pipeline, '",status="skipped"} 1'
-    return before + (after + before).join(stages) + after + "\n"
-
-
 def update(store: Any, record: Json, metrics: Json, stages: Sequence[str], looked_at: Dict[int, Json]) -> bool:
     """Bring the file up to date after a whole run in which few of *stages* were looked at, the others known to be as they were.
 
@@ -168,35 +162,49 @@ def updated(earlier: str, record: Json, metrics: Json, stages: Sequence[str], lo
     pipelines, or other stages; a stage failed now. Pure."""
     pipeline = 'pipeline="%s"' % escaped(record["pipeline"])
     blocks = _blocks(earlier)
-    if not stages or len(blocks.get("pipeline_info", ())) != 1 or not blocks["pipeline_info"][0].startswith("pipeline_info{%s," % pipeline):
+    info = blocks.get("pipeline_info", "\n")
+    if not stages or "\n" in info or not info.startswith("pipeline_info{%s," % pipeline):
         return ""
     if record["state"] != "completed" or any(one["status"] not in ("ok", "skipped") for one in looked_at.values()):
         return ""
+    places, skipped = sorted(looked_at), '",status="skipped"} 1'
+    was = blocks.get("pipeline_stage_status", "").replace('",status="ok"} 1', skipped)
+    lines = _with_lines(was, [_stage_lines("pipeline_stage_status", pipeline, [stages[place]], skipped) for place in places], places, len(stages))
+    if "\n".join(lines) != _stage_lines("pipeline_stage_status", pipeline, stages, skipped):
+        return ""                       # other stages, or some whose sizes may be those of a failure
+    done = [place for place in places if looked_at[place]["status"] == "ok"]
     found: Dict[str, List[str]] = {family: [] for family in GAUGES}
-    count = {"ok": sum(one["status"] == "ok" for one in looked_at.values())}
-    count["skipped"] = len(stages) - count["ok"]
     ended = epoch_text(metrics["timestamp"])
-    _add_run(found, pipeline, record, metrics, ended, count)
+    _add_run(found, pipeline, record, metrics, ended, {"ok": len(done), "skipped": len(stages) - len(done)})
     anew: Dict[str, List[str]] = {family: [] for family in GAUGES}
-    _add_stages(anew, pipeline, dict(metrics, stages=[looked_at[place] for place in sorted(looked_at)]), ended)
-    before = '{%s,stage="' % pipeline
-    found["pipeline_stage_status"] = ['pipeline_stage_status%s%s",status="skipped"} 1' % (before, name) for name in stages]
-    for place, (line, skipped) in enumerate(zip(blocks.get("pipeline_stage_status", ()), found["pipeline_stage_status"])):
-        if line != skipped and place not in looked_at and line != skipped.replace('",status="skipped"', '",status="ok"'):
-            return ""                   # its sizes may be those of a failure
-    found[STAGE_SUCCESS] = ['%s%s%s"} %s' % (STAGE_SUCCESS, before, name, ended) for name in stages]
-    found.update((family, blocks.get(family, [])) for family, _ in SIZES)
-    for family in ("pipeline_stage_status",) + tuple(family for family, _ in SIZES):
-        if len(blocks.get(family, ())) != len(stages):
+    _add_stages(anew, pipeline, dict(metrics, stages=[looked_at[place] for place in places]), ended)
+    found["pipeline_stage_status"] = _with_lines(was, anew["pipeline_stage_status"], places, len(stages))
+    found[STAGE_SUCCESS] = [_stage_lines(STAGE_SUCCESS, pipeline, stages, '"} ' + ended)]
+    for family, _ in SIZES:
+        found[family] = _with_lines(blocks.get(family, ""), anew[family], places, len(stages))
+        if not found[family]:
             return ""
-        for place, line in zip(sorted(looked_at), anew[family]):
-            found[family][place] = line
     for family in ("pipeline_stage_records", "pipeline_stage_tasks"):
-        found[family] = _exchanged(family + before, blocks.get(family, []), anew[family], [stages[place] for place in sorted(looked_at)])
+        lines = blocks[family].split("\n") if family in blocks else []
+        found[family] = _exchanged('%s{%s,stage="' % (family, pipeline), lines, anew[family], [stages[place] for place in places])
         if len(found[family]) < len(anew[family]):
             return ""
     found.update((family, anew[family]) for family, _ in EFFORTS)       # of those that were skipped there are none
     return _text_of(found)
+
+
+def _stage_lines(family: str, pipeline: str, stages: Sequence[str], after: str) -> str:
+    """Return a line for each of *stages*, of which only the names differ; names of stages need no escape."""
+    before = '%s{%s,stage="' % (family, pipeline)
+    return before + (after + "\n" + before).join(stages) + after
+
+
+def _with_lines(block: str, anew: Sequence[str], places: Sequence[int], count: int) -> List[str]:
+    """Return the lines of *block* with those at *places* exchanged, [] if they are not *count*."""
+    lines = block.split("\n") if block else []
+    for place, line in zip(places, anew) if len(lines) == count else ():
+        lines[place] = line
+    return lines if len(lines) == count else []
 
 
 def _exchanged(begin: str, lines: List[str], anew: List[str], stages: Sequence[str]) -> List[str]:
@@ -212,9 +220,9 @@ def _exchanged(begin: str, lines: List[str], anew: List[str], stages: Sequence[s
     return lines
 
 
-def _blocks(text: str) -> Dict[str, List[str]]:
-    """Return {family: its sample lines}; {} if the text is not of our making, or not whole."""
-    blocks: Dict[str, List[str]] = {}
+def _blocks(text: str) -> Dict[str, str]:
+    """Return {family: its samples, a line each}; {} if the text is not of our making, or not whole."""
+    blocks: Dict[str, str] = {}
     if text[-1:] != "\n" or text[:7] != "# HELP ":
         return {}
     for part in text[7:-1].split("\n# HELP "):
@@ -223,7 +231,7 @@ def _blocks(text: str) -> Dict[str, List[str]]:
         family = head.partition(" ")[0]
         if family not in GAUGES or kind != "# TYPE %s gauge" % family:
             return {}
-        blocks[family] = samples.split("\n")
+        blocks[family] = samples
     return blocks
 
 

@@ -24,7 +24,7 @@ from primitives import COMPACT_END, PRETTY_END, compact, loads
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import mmap
-    from typing import Any, Callable, Dict, List, Optional, Set, Union
+    from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Union
     Json = Dict[str, Any]
 
 KIND = b"pipeline-index"
@@ -47,6 +47,7 @@ class Index:
 
     _split: Optional[List[str]] = None
     source: Union[bytes, mmap.mmap]     # what all of it is read from
+    sizes: List[int]            # bytes of its sections
     about: Json
     covered: bytes
     names: List[str]
@@ -94,9 +95,13 @@ class Index:
             found.add(self.stage_at(place))
         return sorted(found)
 
-    def kept(self) -> Optional[Index]:
-        """Return the same index for longer than moments: copied, if it is mapped."""
-        return self if isinstance(self.source, bytes) else from_bytes(bytes(self.source))
+    def keep(self) -> None:
+        """Make it fit for longer than moments: its bytes are copied, if they are mapped."""
+        if not isinstance(self.source, bytes):
+            self.source = bytes(self.source)
+            parts = _parts(self.source, self.sizes)
+            for name in NUMBERS + TEXTS:
+                setattr(self, name, parts[name])
 
     def all_paths(self) -> List[str]:
         """Return the paths of all stages, relative to the root."""
@@ -168,25 +173,31 @@ def from_bytes(data: Union[bytes, mmap.mmap]) -> Optional[Index]:
     sizes = [int(one) for one in lengths]
     if kind != KIND or int(form) != FORMAT or len(sizes) != len(SECTIONS) or min(sizes) < 0 or end + 1 + sum(sizes) != len(data):
         return None
-    view = memoryview(data)
-    if zlib.crc32(view[end + 1:]) != int(check):
+    if zlib.crc32(memoryview(data)[end + 1:]) != int(check):
         return None
-    index, start = Index(), end + 1
-    index.source = data
+    index, parts = Index(), _parts(data, sizes)
+    index.source, index.sizes = data, sizes
+    index.covered = bytes(parts["covered"])
+    index.about, index.paths = loads(_text(parts["about"])), _text(parts["paths"])
+    for name in LISTS:
+        setattr(index, name, _text(parts[name]).split("\0") if parts[name] else [])
+    for name in NUMBERS + TEXTS:
+        setattr(index, name, parts[name])
+    return index if _is_consistent(index) else None
+
+
+def _parts(data: Union[bytes, mmap.mmap], sizes: Sequence[int]) -> Dict[str, memoryview]:
+    """Return {section: view of it in *data*}; its first line is not looked at."""
+    view, start, parts = memoryview(data), len(data) - sum(sizes), {}
     for name, size in zip(SECTIONS, sizes):
         part = view[start:start + size]
         start += size
-        if name in LISTS:
-            setattr(index, name, str(part, "utf-8", "surrogateescape").split("\0") if size else [])
-        elif name in NUMBERS:
-            setattr(index, name, part.cast("q"))
-        elif name in TEXTS:
-            setattr(index, name, part)
-        elif name == "covered":
-            index.covered = bytes(part)
-        else:
-            setattr(index, name, loads(str(part, "utf-8", "surrogateescape")) if name == "about" else str(part, "utf-8", "surrogateescape"))
-    return index if _is_consistent(index) else None
+        parts[name] = part.cast("q") if name in NUMBERS else part
+    return parts
+
+
+def _text(part: memoryview) -> str:
+    return str(part, "utf-8", "surrogateescape")
 
 
 def _is_consistent(index: Index) -> bool:

@@ -97,8 +97,9 @@ def look(pipeline: str, root: str) -> Optional[Found]:
         return None
     if locked:
         stale = sorted(set(stale) | {place for place, name in enumerate(index.names) if name in locked})
-    kept = index.kept() if stale else index
-    return Found(kept, pipeline, root, stale) if kept is not None else None
+    if stale:
+        index.keep()
+    return Found(index, pipeline, root, stale)
 
 
 def _load(hashed: int) -> None:
@@ -113,14 +114,14 @@ def _load(hashed: int) -> None:
 
 
 def surroundings(patterns: Sequence[str], root: str) -> Json:
-    """Return what must be the same for an index to say anything: interpreter, start of the machine, who runs, variables let through.
+    """Return what must be the same for an index to say anything: interpreter, place of the runner, start of the machine, who runs, variables let through.
 
     patterns: of all passEnv; the variables' values are a digest under the key of the root's own (state/env.key).
     """
     import environment
     import stage_locks
     import state_store
-    return {"python": sys.version, "platform": sys.platform, "byteOrder": sys.byteorder, "files": sys.getfilesystemencoding(),
+    return {"python": sys.version, "runner": os.path.dirname(os.path.abspath(__file__)), "platform": sys.platform, "byteOrder": sys.byteorder, "files": sys.getfilesystemencoding(),
             "boot": state_store.boot_id(), "host": stage_locks.host_name(), "user": environment.user_name(),
             "variables": _variables(patterns, root) if patterns else ""}
 
@@ -136,13 +137,6 @@ def _variables(patterns: Sequence[str], root: str) -> str:
         return "no key"
     values = [[name, os.environ[name]] for name in environment.passed_names(patterns, os.environ)]
     return hmac_sha256(secret, b"index\0" + compact(values).encode("utf-8", "surrogateescape"))
-
-
-def _nothing_waits_for_the_end() -> bool:
-    """Tell whether nobody has asked the interpreter to be called at its end (a measuring of coverage does)."""
-    import atexit
-    count = getattr(atexit, "_ncallbacks", None)
-    return count is not None and count() == 0
 
 
 class _Quick:
@@ -176,10 +170,6 @@ class _Quick:
             self._end(invocation)
         finally:
             self.run_lock.release()
-        if _nothing_waits_for_the_end():
-            for stream in (sys.stdout, sys.stderr):
-                stream.flush()
-            os._exit(0)                 # taking the interpreter apart, and freeing the memory of many stages piece by piece, would show
         return 0
 
     def _end(self, invocation: int) -> None:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import marshal
 import os
 import shutil
 import subprocess
@@ -13,7 +14,10 @@ import pytest
 from conftest import ROOT, RUNNER
 
 import file_digests
+import known_stages
+import model
 import path_signs
+import pipeline_runner
 import primitives
 import quick_index
 import quick_run
@@ -99,13 +103,39 @@ def test_the_short_way_is_taken_and_loads_little(project):
     build(project)
     code = ("import sys; sys.argv = sys.argv[1:]; sys.path.insert(0, %r); import quick_run; code = quick_run.attempt(sys.argv); "
             "print('ended', code, *sorted(sys.modules))" % str(ROOT / "src"))
-    lines = []
-    for waits in ("import atexit; atexit.register(print, 'at the end'); ", ""):
-        argv = [sys.executable, "-S", "-c", waits + code, "--pipeline", str(project.path("pipeline.json"))]
-        lines.append(subprocess.run(argv, stdout=subprocess.PIPE, check=True, timeout=60).stdout.decode("utf-8").splitlines())
-    assert lines[0][-1] == "at the end" and "state: completed" in lines[1][-1]      # nobody waits for the end of the second: it ends at once
-    ended, code, *loaded = lines[0][-2].split()
+    argv = [sys.executable, "-S", "-c", code, "--pipeline", str(project.path("pipeline.json"))]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, check=True, timeout=60)
+    ended, code, *loaded = done.stdout.decode("utf-8").splitlines()[-1].split()
     assert (ended, code) == ("ended", "0") and not {"json", "model", "spec_checks", "stage_keys", "import_scan", "hashlib"} & set(loaded)
+
+
+@pytest.mark.parametrize("way", ["nothing changed", "one changed", "status", "refused"])
+def test_the_process_ends_at_once_but_where_somebody_waits_for_its_end(project, way):
+    build(project)
+    if way == "one changed":
+        project.write("data/a.txt", "another\n")
+    words = {"status": ["status", "--pipeline", "pipeline.json"], "refused": ["--pipeline", "none.json"]}.get(way, ["--pipeline", "pipeline.json"])
+    thread = "import threading; threading.Thread(target=lambda: time.sleep(0.5) or print('thread ends', flush=True)).start()"
+    for waits, last in (("import atexit; atexit.register(print, 'at the end')", "at the end"), (thread, "thread ends"), ("", "at once")):
+        code = ("import os, runpy, sys, time\nsys.argv, end, own = sys.argv[1:], os._exit, os.getpid()\nos._exit = lambda code: (os.getpid() == own and os.write(1, b'at once\\n'), end(code))\n"
+                "%s\nrunpy.run_path(sys.argv[0], run_name='__main__')" % waits)
+        done = subprocess.run([sys.executable, "-S", "-c", code, str(RUNNER), *words], cwd=str(project.root), stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60,
+                              env=project.environment())
+        lines = done.stdout.decode("utf-8").splitlines()
+        assert done.returncode == (2 if way == "refused" else 0) and lines[-1] == last and lines.count("at once") == (not waits), done
+        if way == "one changed":
+            project.write("data/a.txt", "another %s\n" % last)
+
+
+def test_what_another_copy_of_the_runner_found_is_not_believed(project):
+    """It may be of another version, with other rules; and the record says which runner decided."""
+    build(project)
+    shutil.copytree(ROOT / "src", project.path("runner"), ignore=shutil.ignore_patterns("__pycache__"))
+    with open(project.path("runner/model.py"), "a", encoding="utf-8") as file:
+        file.write("# another version\n")
+    assert run(project, "by-another")[0] == 0
+    made, indexed, other = (project.json("state/run_%s.json" % run_id)["runnerSha256"] for run_id in ("made", "indexed", "by-another"))
+    assert made == indexed != other
 
 
 def test_the_same_run_id_again_is_another_invocation(project):
@@ -350,12 +380,28 @@ def test_a_large_index_is_mapped_until_something_changed(project, monkeypatch):
     monkeypatch.setattr(quick_index, "MAP_FROM", 1)
     mapped = quick_index.load(path, mapped=True)
     assert isinstance(mapped.source, bytes) == (not sys.platform.startswith("linux"))
-    kept = mapped.kept()
-    assert isinstance(kept.source, bytes) and kept.source == bytes(mapped.source) and kept.names == mapped.names and kept.lines_of(0, 2) == mapped.lines_of(0, 2)
-    assert kept.kept() is kept and found(project) == []
+    lines, signs = mapped.lines_of(0, 2), mapped.signs.tolist()
+    mapped.keep()
+    kept = mapped.source
+    assert isinstance(kept, bytes) and kept == project.path("state/index_pipeline.json").read_bytes()
+    assert mapped.lines_of(0, 2) == lines and mapped.signs.tolist() == signs and mapped.lines.obj is kept
+    mapped.keep()
+    assert mapped.source is kept and found(project) == []
     for size in (0, 1, 20):
-        project.path("state/index_pipeline.json").write_bytes(kept.source[:size])
+        project.path("state/index_pipeline.json").write_bytes(kept[:size])
         assert quick_index.load(path, mapped=True) is None
+
+
+def test_the_checked_spec_comes_back_whole(project):
+    """Value for value and type for type: what is the same for all stages is stored once, True is no 1."""
+    build(project)
+    each = {"processor": "bin/work.py", "inputs": ["data/*.txt"], "timeoutSec": 5}
+    project.spec(dict(each, params={"n": 1}), dict(each, params={"n": True}),
+                 dict(each, params={"n": 1.0}, chunks={"bytes": 4096}, retry={"attempts": 3, "exitCodes": [75]}))
+    spec = pipeline_runner.load_pipeline(str(project.path("pipeline.json")))
+    for whole in (spec, spec._replace(stages=spec.stages[:1])):
+        again = known_stages.spec_from_plain(marshal.loads(marshal.dumps(known_stages.spec_to_plain(whole))))
+        assert again == whole and repr(again) == repr(whole) and {type(stage) for stage in again.stages} == {model.StageSpec}
 
 
 def test_what_a_glob_depends_on(tmp_path):

@@ -156,7 +156,8 @@ def test_nothing_heavy_at_import_time(path):
 
 
 WITHOUT_CHANGES = """
-import sys
+import atexit, sys
+atexit.register(int)    # or the process would end at once
 before = set(sys.modules)
 del sys.argv[0]
 try:
