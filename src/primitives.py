@@ -10,7 +10,7 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import hashlib
-    from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple, Union
+    from typing import Any, Callable, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
     Piece = Union[bytes, memoryview]
 
 BULK_BYTES = 1 << 18        # hashed in all: from here on, the quicker implementation is worth its import
@@ -36,8 +36,17 @@ def sha256(data: bytes = b"", size: int = 0) -> hashlib._Hash:
             return make(data)  # type: ignore[no-any-return, unused-ignore]
         except ImportError:
             pass                # another implementation of Python, or a build without it
-    import hashlib
-    return hashlib.sha256(data)
+    return load_openssl()(data)  # type: ignore[no-any-return]
+
+
+def load_openssl() -> Any:
+    """Return OpenSSL's sha256(), loaded without the other digests that hashlib loads; hashlib's where Python is built without it."""
+    try:
+        from _hashlib import openssl_sha256
+        return openssl_sha256
+    except ImportError:
+        import hashlib
+        return hashlib.sha256
 
 
 _hashed = 0                 # bytes, of this process; threads may lose some
@@ -86,11 +95,29 @@ def _make_encoder(sort: bool) -> Callable[[Any], str]:
     return lambda value: "".join(encode(value, 0))
 
 
+def _make_text_encoder() -> Callable[[str], str]:
+    try:
+        from _json import encode_basestring
+        return encode_basestring
+    except ImportError:
+        return _make_encoder(False)
+
+
+def _make_indenter() -> Optional[Callable[[Any, int], Iterable[str]]]:
+    """Return the interpreter's own encoder for people, None if it cannot indent: that of an older Python leaves the blanks out."""
+    try:
+        from _json import encode_basestring, make_encoder
+        encode = make_encoder(None, _refuse, encode_basestring, " ", ": ", ",", False, False, False)  # type: ignore[arg-type, unused-ignore]
+        return encode if "".join(encode([[1]], 1)) == "[\n  [\n   1\n  ]\n ]" else None
+    except (ImportError, TypeError):
+        return None
+
+
 def _refuse(value: Any) -> Any:
     raise TypeError("%s is no JSON value" % type(value).__name__)
 
 
-_PLAIN, _SORTED = _make_encoder(False), _make_encoder(True)
+_PLAIN, _SORTED, _TEXT, _INDENTED = _make_encoder(False), _make_encoder(True), _make_text_encoder(), _make_indenter()
 
 
 def compact(value: Any, sort: bool = False) -> str:
@@ -98,7 +125,7 @@ def compact(value: Any, sort: bool = False) -> str:
 
     Raises: ValueError for NaN; TypeError.
     """
-    if isinstance(value, dict) and any(type(one) is Ready for one in value.values()):
+    if isinstance(value, dict) and _has_ready(value):
         names = sorted(value) if sort else list(value)
         return "{%s}" % ",".join("%s:%s" % (_PLAIN(name), HOLE if type(value[name]) is Ready else compact(value[name], sort)) for name in names)
     return _SORTED(value) if sort else _PLAIN(value)
@@ -109,16 +136,24 @@ def pretty(value: Any, level: int = 0) -> str:
 
     The text is that of json.dumps(indent=1).
     """
-    if type(value) is Ready:
-        return HOLE
-    if isinstance(value, dict) and value:
-        start, space = "{", "\n" + " " * (level + 1)
-        parts = ["%s%s: %s" % (space, _PLAIN(name) if isinstance(name, str) else '"%s"' % _PLAIN(name), pretty(one, level + 1)) for name, one in value.items()]
-        return start + ",".join(parts) + "\n" + " " * level + "}"
-    if isinstance(value, (list, tuple)) and value:
-        space = "\n" + " " * (level + 1)
-        return "[" + ",".join([space + pretty(one, level + 1) for one in value]) + "\n" + " " * level + "]"
-    return _PLAIN(value)
+    if _INDENTED is not None and not (isinstance(value, dict) and _has_ready(value)):
+        return "".join(_INDENTED(value, level))
+    return _pretty(value, level)
+
+
+def _pretty(value: Any, level: int) -> str:
+    if not value or not isinstance(value, (dict, list, tuple)):
+        return HOLE if type(value) is Ready else _PLAIN(value)
+    space = "\n" + " " * (level + 1)
+    if isinstance(value, dict):
+        parts = ["%s%s: %s" % (space, _TEXT(name) if isinstance(name, str) else '"%s"' % _PLAIN(name),
+                               _TEXT(one) if type(one) is str else _pretty(one, level + 1)) for name, one in value.items()]
+        return "{%s\n%s}" % (",".join(parts), " " * level)
+    return "[%s\n%s]" % (",".join([space + _pretty(one, level + 1) for one in value]), " " * level)
+
+
+def _has_ready(value: Any) -> bool:
+    return any(type(one) is Ready for one in value.values())
 
 
 def canonical_bytes(value: Any) -> bytes:

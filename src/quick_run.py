@@ -104,10 +104,9 @@ def look(pipeline: str, root: str) -> Optional[Found]:
 
 def _load(hashed: int) -> None:
     """Load what the run needs for its records, while another process looks at paths. hashed: bytes that will be."""
-    from primitives import BULK_BYTES
+    from primitives import BULK_BYTES, load_openssl
     if hashed >= BULK_BYTES:
-        import hashlib  # noqa: F401
-
+        load_openssl()
     import console  # noqa: F401
     import prometheus_text  # noqa: F401
     import run_ledger  # noqa: F401

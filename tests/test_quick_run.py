@@ -422,10 +422,14 @@ def test_what_a_glob_depends_on(tmp_path):
 
 # --- JSON without the package
 
-@pytest.mark.parametrize("value", [{}, [], None, 1.5, "x", {"a": [1, {"b": None, "ü\n\"": [True, [], {}]}]}, {"1": {"2": [[]]}}, (1, (2,))])
-def test_json_is_that_of_the_package(value):
-    assert primitives.pretty(value) == json.dumps(value, indent=1, ensure_ascii=False)
-    assert primitives.compact(value, True) == json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+@pytest.mark.parametrize("value", [{}, [], None, 1.5, "x", {"a": [1, {"b": None, "ü\n\"": [True, [], {}]}]}, {"1": {"2": [[]]}}, (1, (2,)), {1: {True: "a", None: []}}])
+def test_json_is_that_of_the_package(value, monkeypatch):
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    assert primitives.pretty(value) == text and primitives.pretty(value, 2) == text.replace("\n", "\n  ")
+    monkeypatch.setattr(primitives, "_INDENTED", None)      # as with a Python whose own encoder does not indent
+    assert primitives.pretty(value) == text and primitives.pretty(value, 2) == text.replace("\n", "\n  ")
+    if value != {1: {True: "a", None: []}}:     # keys of several kinds have no order
+        assert primitives.compact(value, True) == json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     assert primitives.loads(json.dumps(value)) == json.loads(json.dumps(value))
 
 
