@@ -289,12 +289,13 @@ def silence_closed_streams() -> None:
 
 
 def leave(code: int) -> None:
-    """End the process with exit code *code*; return where something waits for the interpreter's own end: a call registered for it, a thread.
+    """End the process with exit code *code*; return where something waits for its end: a call registered for it, a thread, a profiler.
 
     Taking the interpreter apart, and freeing the memory of many stages piece by piece, would show.
     """
     import atexit
     silence_closed_streams()
     calls, threads = getattr(atexit, "_ncallbacks", None), sys.modules.get("threading")
-    if calls is not None and calls() == 0 and (threads is None or threads.active_count() == 1):
+    is_watched = any(name in sys.modules for name in ("cProfile", "profile", "trace", "bdb"))
+    if calls is not None and calls() == 0 and (threads is None or threads.active_count() == 1) and not is_watched:
         os._exit(code)

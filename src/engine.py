@@ -312,7 +312,7 @@ class Run:
             raise
 
     def _run_stage(self, stage: StageSpec) -> Flow:
-        decision, facts = self._look(stage)
+        decision, facts = self._look(stage, is_brief=True)
         if decision.action in ("FAIL", "WAITING"):
             return self._not_begun(stage, decision)
         if decision.action == "SKIP":
@@ -405,9 +405,10 @@ class Run:
         self.works[stage.name] = work
         return work
 
-    def _look(self, stage: StageSpec) -> Tuple[Decision, Facts]:
+    def _look(self, stage: StageSpec, is_brief: bool = False) -> Tuple[Decision, Facts]:
+        """is_brief: see planning.observe(); under the lock all is looked at."""
         self.digests.used.clear()
-        return planning.look_at(self.spec, stage, self.digests, self.store, self.boot, stage.name in self.options.force, self._now_ns)
+        return planning.look_at(self.spec, stage, self.digests, self.store, self.boot, stage.name in self.options.force, self._now_ns, is_brief)
 
     def _now_ns(self, device: int) -> int:
         """Return what time it is by the clock that stamps files on a device, as far as that can be had."""

@@ -30,14 +30,14 @@ NO_MARKER = "marker missing"
 
 # --- what is observed
 
-def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore, boot: str, left: Sequence[Tuple[str, str]] = ()) -> Facts:
+def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore, boot: str, left: Sequence[Tuple[str, str]] = (), is_brief: bool = False) -> Facts:
     """Look at all that the decision about a stage depends on; write nothing. Raises: StateError.
 
-    left: (path, why) of files of `forEach` that are left for a later run.
+    left: (path, why) of files of `forEach` that are left for a later run. is_brief: of a stage of many tasks, that it must run is enough.
     """
     if stage.for_each:
         import task_look
-        return task_look.observe_tasks(spec, stage, digests, store, boot, left)
+        return task_look.observe_tasks(spec, stage, digests, store, boot, left, is_brief)
     material = gather_material(spec, stage, digests, store)
     record = store.stage(stage.name)
     if material.missing:
@@ -83,8 +83,9 @@ def inputs_and_makers(spec: PipelineSpec, stage: StageSpec, facts: Facts, store:
     return inputs, makers_of(spec, stage, [path for path, _ in inputs], store)
 
 
-def look_at(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore, boot: str, forced: bool, now_ns: Any) -> Tuple[Decision, Facts]:
-    """Observe and decide, inputs that are still arriving and control totals included. now_ns: see arrivals.unsettled()."""
+def look_at(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore, boot: str, forced: bool, now_ns: Any,
+            is_brief: bool = False) -> Tuple[Decision, Facts]:
+    """Observe and decide, inputs that are still arriving and control totals included. now_ns: see arrivals.unsettled(); is_brief: see observe()."""
     left: List[Tuple[str, str]] = []
     if stage.settle_s:
         import arrivals
@@ -93,7 +94,7 @@ def look_at(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: State
         waiting = arrivals.still_arriving(spec.root, stage, inputs, makers_of(spec, stage, inputs, store), now_ns)
         if waiting or left and len(left) == len(files):
             return Decision("WAITING", [arrivals.waiting_text(stage, waiting + left)], 0, ""), Facts(Material("", {}, [], [], [], {}, 0), None, None, [], None, False)
-    facts = observe(spec, stage, digests, store, boot, left)
+    facts = observe(spec, stage, digests, store, boot, left, is_brief)
     decision = decide(stage, facts, forced)
     if decision.action in ("RUN", "RESUME"):
         import control_totals

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 SCHEMA_VERSION = 1
+BLOCK = 64                  # signatures that are compared at once
 FIELDS = 5                  # size, mtime_ns, ctime_ns, inode, device; a file that is not there has -1 in all
 DIGEST_BYTES = 64
 MISSING = (-1,) * FIELDS
@@ -64,6 +65,28 @@ class FileTable:
         place = self._places.get(path, -1)
         return self.digests[place] if place >= 0 and signature_at(self.packed, place) == signature else ""
 
+    def digests_of(self, paths: Sequence[str], packed: array[int]) -> List[str]:
+        """Return, of each of *paths*, the digest if the file still has its signature in *packed*, else "".
+
+        Where the table begins with the same paths, as it mostly does, signatures are compared by blocks, and no index is built.
+        """
+        count = len(paths)
+        if self.paths[:count] != paths:
+            return [self.digest_of(path, signature_at(packed, place)) for place, path in enumerate(paths)]
+        found = self.digests[:count]
+        for start in range(0, count, BLOCK):
+            end = min(start + BLOCK, count)
+            if self.packed[FIELDS * start:FIELDS * end] != packed[FIELDS * start:FIELDS * end]:
+                for place in range(start, end):
+                    if signature_at(self.packed, place) != signature_at(packed, place):
+                        found[place] = ""
+        later = {path: place for place, path in enumerate(self.paths[count:], count)}       # of two entries for one path the later counts
+        for place, path in enumerate(paths) if later else ():
+            if path in later:
+                is_same = signature_at(self.packed, later[path]) == signature_at(packed, place)
+                found[place] = self.digests[later[path]] if is_same else ""
+        return found
+
     def add(self, path: str, signature: List[int], digest: str) -> None:
         """Add a file; of two entries for one path the later counts."""
         self.paths.append(path)
@@ -89,9 +112,11 @@ def save(tables: Sequence[FileTable], about: Dict[str, Any]) -> bytes:
         blobs = ["\0".join(table.paths).encode("utf-8", "surrogatepass"), table.packed.tobytes(), "".join(one or "-" * DIGEST_BYTES for one in table.digests).encode("ascii")]
         sizes.append([len(table.paths)] + [len(blob) for blob in blobs])
         parts += blobs
-    body = b"".join(parts)
-    head = dict(about, schema=SCHEMA_VERSION, sizes=sizes, sum=zlib.crc32(body), item=array("q").itemsize)
-    return json.dumps(head, separators=(",", ":")).encode("ascii") + b"\n" + body
+    check = 0
+    for part in parts:
+        check = zlib.crc32(part, check)
+    head = dict(about, schema=SCHEMA_VERSION, sizes=sizes, sum=check, item=array("q").itemsize)
+    return b"".join([json.dumps(head, separators=(",", ":")).encode("ascii"), b"\n", *parts])
 
 
 def load(path: str) -> Tuple[Dict[str, Any], List[FileTable]]:

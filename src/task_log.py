@@ -10,7 +10,6 @@ when the log is written anew (compact()), which is done when they are the most.
 """
 from __future__ import annotations
 
-import io
 import json
 import os
 import zlib
@@ -64,15 +63,15 @@ def is_whole(line: bytes) -> bool:
     return len(line) > SUM_BYTES and line[-SUM_BYTES:] == SUM % zlib.crc32(body)
 
 
-def read_log(data: bytes, stage: str) -> Tuple[Dict[str, Entry], int, int, bool]:
+def read_log(lines: Iterable[bytes], stage: str) -> Tuple[Dict[str, Entry], int, int, bool]:
     """Return ({task: its last entry}, whole lines, bytes of these, whether lines between were lost to a power cut).
 
-    Raises: Damaged.
+    lines: with their ends; the last may lack it. Raises: Damaged.
     """
     entries: Dict[str, Entry] = {}
     good: List[bytes] = []
     count, size, place, is_holed = 0, 0, 0, False
-    for line in io.BytesIO(data):
+    for number, line in enumerate(lines, 1):
         place += len(line)
         if line.endswith(b"\n") and is_whole(line[:-1]):
             count += 1
@@ -85,7 +84,7 @@ def read_log(data: bytes, stage: str) -> Tuple[Dict[str, Entry], int, int, bool]
                 _add_entries(entries, good)
                 good.clear()
         elif line.endswith(b"\n") and b"\0" not in line:
-            raise Damaged("line %d is not as it was written" % (data.count(b"\n", 0, place)))
+            raise Damaged("line %d is not as it was written" % number)
         else:
             is_holed = is_holed or line.endswith(b"\n")
     _add_entries(entries, good)
@@ -108,9 +107,10 @@ def salvaged(path: str, stage: str) -> TaskLog:
 
 def _add_entries(entries: Dict[str, Entry], lines: List[bytes]) -> None:
     same: Dict[str, str] = {}           # texts that thousands of entries have in common
+    none: Json = {}                     # counts of those that counted nothing
     for one in json.loads(b"[" + b",".join(lines) + b"]"):
         status, run = (same.setdefault(one[name], one[name]) for name in ("status", "run"))
-        entries[one["task"]] = Entry(one["task"], one["key"], status, tuple(map(tuple, one["outputs"])), one["counts"],
+        entries[one["task"]] = Entry(one["task"], one["key"], status, tuple(map(tuple, one["outputs"])), one["counts"] or none,
                                      one["bytes_in"], one["attempts"], one["duration_ms"], one["error"], run)
 
 
@@ -130,11 +130,10 @@ class TaskLog:
         """Read the log; nothing is written. Raises: Damaged, OSError."""
         try:
             with open(self.path, "rb") as file:
-                data = file.read()
+                self.entries, self.lines, self.size, self.is_holed = read_log(file, self.stage)
+                self.torn = file.tell() - self.size
         except FileNotFoundError:
             return
-        self.entries, self.lines, self.size, self.is_holed = read_log(data, self.stage)
-        self.torn = len(data) - self.size
 
     def open(self, write_atomic: Callable[[str, bytes], None]) -> None:
         """Make ready to append: what a crash left behind the last whole line goes. Raises: OSError."""

@@ -33,13 +33,14 @@ LISTED_OUTPUTS = 10       # a stage with more outputs has them in its task log o
 SHOWN_TASKS = 5
 
 
-class Tasks(namedtuple("Tasks", "paths digests packed keys common todo done gone failed why table outputs log is_cached left synced")):
+class Tasks(namedtuple("Tasks", "paths digests packed keys common todo done gone failed why table outputs log is_cached left synced certain")):
     """The tasks of a stage as they are now.
 
     paths, digests, keys: of each; packed: signatures of the files. common: the key of what all share. todo: places of those to be
     done. done: places of those that are done. gone: names in the log whose file is not there any more. failed: how many of
     todo failed last time. why: why there is something to do, texts. table: FileTable of the inputs, to be kept. outputs: the same of what is
     done. synced: FileTable of the outputs that are known to be on the disk. left: (path, why) of files that are left for a later run. log: the TaskLog, loaded; None where nothing changed and nobody needs it. is_cached: the cache needs no writing.
+    certain: the stage must run, and no more than that was looked at: neither at its tasks one by one, nor at what they made.
     """
 
     __slots__ = ()
@@ -49,8 +50,12 @@ def cache_path(store: StateStore, stage: str) -> str:
     return store.path("files_%s.bin" % stage)
 
 
-def observe_tasks(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore, boot: str, left: Sequence[Tuple[str, str]] = ()) -> Facts:
-    """Return the Facts of a stage with forEach; write nothing. left: (path, why) of files that are left for a later run. Raises: StateError."""
+def observe_tasks(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore, boot: str, left: Sequence[Tuple[str, str]] = (),
+                  is_brief: bool = False) -> Facts:
+    """Return the Facts of a stage with forEach; write nothing. Raises: StateError.
+
+    left: (path, why) of files that are left for a later run. is_brief: it is enough to know that the stage must run, where that is certain.
+    """
     common = stage_keys.gather_material(spec, stage, digests, store)
     record = store.stage(stage.name)
     paths, problems = file_digests.resolve(spec.root, stage.for_each)
@@ -76,7 +81,9 @@ def observe_tasks(spec: PipelineSpec, stage: StageSpec, digests: Digests, store:
     made = tables[1] if len(tables) == 2 and about.get("bootOut") in ("", boot) and digests.trusts_stored else task_files.FileTable()
     facts = Facts(material, record, marker, [], None, False)
     synced = made if about.get("bootOut") == "" else task_files.FileTable()
-    tasks = Tasks(paths, names, packed, [], common.key, [], [], [], 0, [], table, made, None, table is known, tuple(left), synced)
+    tasks = Tasks(paths, names, packed, [], common.key, [], [], [], 0, [], table, made, None, table is known, tuple(left), synced, False)
+    if is_brief and (record is None or record["lastStatus"] != "ok" or record["idempotencyKey"] != material.key):
+        return facts._replace(tasks=tasks._replace(certain=True))
     is_lost = marker is None and os.path.lexists(state_store.lost_path(spec.root, stage.output_dir, stage.name))
     if is_lost:
         return _all_over(_look_at_each(spec, stage, store, facts, tasks, digests))
@@ -89,21 +96,18 @@ def _hash_changed(root: str, paths: List[str], packed: array[int], known: task_f
                   digests: Digests) -> Tuple[task_files.FileTable, List[str], List[str]]:
     """Return (table of these files, the digest of each, what is wrong), reading those that the known table does not vouch for."""
     now, device = digests.file_system_time()
-    table = task_files.FileTable(paths, packed, [])
-    every = []
+    table = task_files.FileTable(paths, packed, known.digests_of(paths, packed))
+    every = list(table.digests)
     for place, path in enumerate(paths):
-        stamp = task_files.signature_at(packed, place)
-        digest = kept = known.digest_of(path, stamp)
-        if not digest:
+        if not every[place]:
             try:
-                digest, after = file_digests.hash_file(os.path.join(root, path))
+                every[place], after = file_digests.hash_file(os.path.join(root, path))
             except OSError as error:
                 return table, [], ["cannot read %s: %s" % (path, error.strerror)]
+            stamp = task_files.signature_at(packed, place)
             if not after or task_files.plain(after) != stamp:
                 return table, [], ["%s changes while it is read; run again when it is complete" % path]
-            kept = digest if file_digests.is_settled(stamp, now, device) else ""
-        table.digests.append(kept)
-        every.append(digest)
+            table.digests[place] = every[place] if file_digests.is_settled(stamp, now, device) else ""
     return table, every, []
 
 
@@ -142,6 +146,7 @@ def _look_at_each(spec: PipelineSpec, stage: StageSpec, store: StateStore, facts
         entry = log.entries.get(path)
         if entry is not None and entry.status in task_log.GOOD and entry.key == key and not any(output[0] in wrong for output in entry.outputs):
             done.append(place)
+            keys[place] = entry.key     # the same text, held once
             continue
         todo.append(place)
         new += entry is None
@@ -210,18 +215,18 @@ def check_outputs(folder: str, outputs: Sequence[Tuple[str, int, str]], known: t
     """Return (table of these outputs, {path: what is wrong}); read are those that the known table does not vouch for."""
     now, device = digests.file_system_time()
     paths = [path for path, _, _ in outputs]
-    table = task_files.FileTable(paths, task_files.signatures(folder, paths), [])
+    table = task_files.FileTable(paths, task_files.signatures(folder, paths))
+    table.digests = known.digests_of(paths, table.packed)
     wrong: Dict[str, str] = {}
     for place, (path, size, digest) in enumerate(outputs):
+        if table.digests[place] == digest:
+            continue
         stamp = task_files.signature_at(table.packed, place)
         if stamp[0] < 0 and not os.path.islink(os.path.join(folder, path)):
             wrong[path] = "missing"
-        elif known.digest_of(path, stamp) == digest:
-            table.digests.append(digest)
-            continue
         elif file_digests.output_content(os.path.join(folder, path)) != (size, digest):
             wrong[path] = "changed"
-        table.digests.append(digest if path not in wrong and file_digests.is_settled(stamp, now, device) else "")
+        table.digests[place] = digest if path not in wrong and file_digests.is_settled(stamp, now, device) else ""
     return table, wrong
 
 
@@ -230,6 +235,8 @@ def decide_tasks(stage: StageSpec, facts: Facts, forced: bool) -> Decision:
     tasks, record = facts.tasks, facts.record
     if forced:
         return Decision("RUN", ["forced"], 0, "")
+    if tasks.certain:
+        return Decision("RUN", ["not what its record says"], 0, "")
     if tasks.log is None or _is_recorded(stage, facts) and facts.marker_key == facts.material.key:
         return Decision("SKIP", ["up to date: key %s unchanged, %d task%s, %d output%s verified%s" % (
             facts.material.key[:12], len(tasks.paths), "" if len(tasks.paths) == 1 else "s",

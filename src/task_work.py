@@ -614,9 +614,10 @@ class FileTasksWork(TasksWork):
     def _sync_older(self, facts: task_look.Tasks, table: task_files.FileTable) -> None:
         """Let what earlier runs made be synced too, unless it is known to be: they may have been killed before they did it."""
         this_run, place = "%s/%d" % (self.run.options.run_id, self.run.invocation), 0
+        synced = facts.synced.digests_of(table.paths, table.packed)
         for entry in self.task_log.entries.values():
             for path, _, digest in entry.outputs if entry.status in task_log.GOOD else ():
-                if entry.run != this_run and facts.synced.digest_of(path, task_files.signature_at(table.packed, place)) != digest:
+                if entry.run != this_run and synced[place] != digest:
                     full = os.path.join(self.folder, path)
                     self.store.commit.files[full] = self.store.commit.folders[os.path.dirname(full)] = None
                 place += 1

@@ -1,15 +1,21 @@
 """Stages of one task per file: only what is new is done, a bad file does not stop the others, nothing is published twice."""
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from array import array
 
 import pytest
 
+import file_digests
+import pipeline_runner
+import planning
+import state_store
 import task_files
 import task_log
 from conftest import ROOT, RUNNER
@@ -57,6 +63,27 @@ def entries(project, stage="up"):
 
 
 # --- what is done ----------------------------------------------------------------------------------------------------
+
+def test_before_the_lock_only_what_is_not_certain_is_looked_at_closely(upper):
+    """That a stage must run is known from its key; its tasks, log and outputs are looked at once, under the lock."""
+    spec = pipeline_runner.load_pipeline(str(upper.path("pipeline.json")))
+
+    def look(is_brief, boot="boot"):
+        digests, store = file_digests.Digests(str(upper.root), boot, keep=False), state_store.StateStore(str(upper.root), writable=False)
+        decision, facts = planning.look_at(spec, spec.stages[0], digests, store, boot, False, None, is_brief)
+        return decision.action, facts.tasks.certain, facts.tasks.log is not None, decision.reasons[0]
+    assert look(True)[:3] == ("RUN", True, False) and look(False) == ("RUN", False, True, "no record of an earlier run")
+    upper.ok()
+    assert look(True)[:3] == look(False)[:3] == ("SKIP", False, True)          # the cache is of another boot: nothing is certain
+    upper.write("in/b.txt", "changed\n")
+    assert look(True)[:3] == ("RUN", True, False) and look(False)[3] == "1 task changed"
+    upper.ok()
+    upper.path("out/a.txt").unlink()
+    assert look(True)[:3] == ("RUN", False, True)
+    record = upper.json("state/stage_up.json")
+    upper.write("state/stage_up.json", json.dumps(dict(record, lastStatus="running")))
+    assert look(True)[:3] == ("RUN", True, False)
+
 
 def test_each_file_is_a_task_and_only_new_and_changed_files_are_done(upper):
     done = upper.ok("--run-id", "r1")
@@ -587,16 +614,37 @@ def test_later_entries_of_a_table_count(tmp_path):
     assert table.joined(other).digest_of("a", [1, 2, 3, 4, 5]) == "2"
 
 
+@pytest.mark.parametrize("blocks", [1, 2, 64])
+@pytest.mark.parametrize("asked", [(0, 1, 2, 3, 4, 5, 6), (0, 1, 2), (), (1, 0), (0, 2, 4), (0, 1, 2, 3, 4, 5, 6, 9)], ids=str)
+def test_many_files_are_looked_up_as_one(monkeypatch, blocks, asked):
+    monkeypatch.setattr(task_files, "BLOCK", blocks)
+    table = task_files.FileTable()
+    for number in range(7):
+        table.add("f%d" % number, [number] * 5, "" if number == 4 else "digest %d" % number)
+    made = task_files.FileTable()
+    made.add("f1", [10] * 5, "made 1")
+    made.add("f3", [3] * 5, "made 3")
+    paths = ["f%d" % number for number in asked]
+    for known in (table, table.joined(made), made, task_files.FileTable()):
+        for changed in (set(), {0}, {1, 3}, set(range(10))):
+            packed = array("q", [number + 9 * (number in changed) for number in asked for _ in range(5)])
+            wanted = [known.digest_of(path, task_files.signature_at(packed, place)) for place, path in enumerate(paths)]
+            assert known.digests_of(paths, packed) == wanted
+
+
 def test_a_log_of_many_lines_is_read_as_one_of_few(monkeypatch):
     entries = [task_log.Entry("in/%d" % (number % 7), "key %d" % number, "ok", (("o%d" % number, 1, "d"),), {}, 1, 1, 1, "", "r/1") for number in range(10)]
     data = task_log.header_of("s") + b"".join(task_log.line_of(one) for one in entries)
-    whole = task_log.read_log(data, "s")
+
+    def read(data):
+        return task_log.read_log(io.BytesIO(data), "s")
+    whole = read(data)
     assert whole[1:] == (11, len(data), False) and whole[0] == {one.task: one for one in entries}
     for lines in (1, 3, 10):
         monkeypatch.setattr(task_log, "BATCH_LINES", lines)
-        assert task_log.read_log(data, "s") == whole
-        assert task_log.read_log(data + b"torn", "s") == whole
+        assert read(data) == whole
+        assert read(data + b"torn") == whole
         with pytest.raises(task_log.Damaged, match="line 11 is not"):
-            task_log.read_log(data[:-20] + b"?" + data[-19:], "s")
+            read(data[:-20] + b"?" + data[-19:])
         with pytest.raises(task_log.Damaged, match="begins with"):
-            task_log.read_log(task_log.line_of(entries[0]) + data, "s")
+            read(task_log.line_of(entries[0]) + data)
