@@ -17,6 +17,7 @@ import environment
 import process_tree
 import stage_locks
 import state_store
+import task_files
 from file_digests import Digests, FileChanged
 from model import EXIT_OK
 from stage_order import edges
@@ -241,7 +242,9 @@ def forgotten(spec: PipelineSpec, stage: StageSpec) -> List[str]:
     marker = "%s/.%s.done" % (stage.output_dir, stage.name)
     is_linked = bool(_link_on_the_way(spec.root, marker))
     files = ([] if is_linked else [marker]) + ["state/" + pattern % stage.name for pattern in STATE_FILES]
-    folders = ["state/progress_" + stage.name] + ([] if is_linked else ["%s/.%s.tasks" % (stage.output_dir, stage.name)])    # of tasks
+    state = os.path.join(spec.root, "state")
+    files += ["state/" + name for name in (task_files.names_of_inputs(state, stage.name) if os.path.isdir(state) else ())]
+    folders = ["state/" + task_files.progress_name(stage.name)] + ([] if is_linked else ["%s/.%s.tasks" % (stage.output_dir, stage.name)])    # of tasks
     # A stage may be named a, another one a.json: what is a file of the one is a folder of the other.
     return [name for name in files if os.path.lexists(os.path.join(spec.root, name)) and not _is_folder(spec.root, name)] + [
         name for name in folders if _is_folder(spec.root, name)]

@@ -25,6 +25,22 @@ DIGEST_BYTES = 64
 MISSING = (-1,) * FIELDS
 
 
+def progress_name(stage: str) -> str:
+    """Return the name, below state/, of the folder with the checkpoints of a stage's tasks; no stage has a "~" in its name."""
+    return "progress_%s~tasks" % stage
+
+
+def inputs_name(stage: str, slot: int) -> str:
+    """Return the name, below state/, of the file with what a task's processor reads; each slot has its own."""
+    return "inputs_%s~%d.json" % (stage, slot)
+
+
+def names_of_inputs(folder: str, stage: str) -> List[str]:
+    """Return the names of all such files in *folder*, sorted. Raises: OSError."""
+    begin = "inputs_%s~" % stage
+    return sorted(name for name in os.listdir(folder) if name.startswith(begin) and name.endswith(".json") and name[len(begin):-5].isdigit())
+
+
 def signatures(root: str, paths: Sequence[str]) -> array[int]:
     """Return the signatures of files below *root*, one after the other; links count as what they lead to."""
     found: List[int] = []

@@ -104,7 +104,7 @@ class TasksWork(stage_work.StageWork):
     def __init__(self, run: Any, stage: StageSpec, lock: StageLock, facts: Facts) -> None:
         super().__init__(run, stage, lock, facts)
         self.staging = staging_root(self.folder, stage.name)
-        self.progress_folder = self.store.path("progress_%s~tasks" % stage.name)
+        self.progress_folder = self.store.path(task_files.progress_name(stage.name))
         self.task_log = task_log.TaskLog(self.store.folder, stage.name)
         self.total = self.up_to_date = self.vanished = 0
         self.done: List[str] = []
@@ -339,7 +339,7 @@ class TasksWork(stage_work.StageWork):
         stage, task = self.stage, trial.task
         if self._variables is None:
             self._variables = self._base_environment()
-        inputs_file = self.store.path("inputs_%s~%d.json" % (stage.name, slot))
+        inputs_file = self.store.path(task_files.inputs_name(stage.name, slot))
         with open(inputs_file, "wb") as file:       # read by this slot's processor only, which is not there yet
             file.write(json.dumps(task.inputs, ensure_ascii=False).encode("utf-8"))
         env = dict(self._variables, PIPELINE_OUTPUT_DIR=trial.folder, PIPELINE_LINE_OFFSET=str(offset), PIPELINE_ATTEMPT=str(trial.attempts),

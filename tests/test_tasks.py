@@ -494,6 +494,23 @@ def test_a_killed_task_resumes_from_its_own_checkpoint(upper):
     assert list(upper.path("state/progress_up~tasks").iterdir()) == []
 
 
+def test_reset_forgets_the_checkpoints_of_killed_tasks(upper):
+    respec(upper, processor=upper.processor("res", RESUMABLE), checkpoint={"enabled": True})
+    upper.write("in/b.txt", "one\ntwo\n")
+    run = upper.start("--jobs", "1")
+    wait_for(upper, "waits")
+    run.kill()
+    run.communicate(timeout=60)
+
+    def of_the_stage():
+        return [path.name for path in upper.path("state").iterdir() if "_up" in path.name]
+    assert len(list(upper.path("state/progress_up~tasks").iterdir())) == 1 and any(name.startswith("inputs_up~") for name in of_the_stage())
+    done = upper.ok("reset", "up", "--yes")
+    assert of_the_stage() == [] and "forgot state/progress_up~tasks" in done.out.splitlines() and not upper.path("out/.up.tasks").exists()
+    upper.write("go", "")
+    assert "[RESUME]" not in upper.ok().out and outputs(upper)["b.txt"] == "one\ntwo\n"
+
+
 # --- the fork server -------------------------------------------------------------------------------------------------
 
 def test_with_and_without_the_fork_server_the_same_is_made(upper):
