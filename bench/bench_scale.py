@@ -84,16 +84,17 @@ def seconds(argv, folder, env, clock=time.perf_counter):
     return clock() - start
 
 
-def change(folder, number):
-    put(folder, "in/f%05d.txt" % (number * 7), "changed %f\n" % time.time())
+def change(folder, turn, count):
+    """Change one input; over the turns they are spread over all stages, as those behind the changed one are looked at again."""
+    put(folder, "in/f%05d.txt" % (turn * 6173 % count), "changed %f\n" % time.time())
 
 
 def measure(title, commands, options, folder, env, before=None):
     taken = {name: [] for name in commands}
     for turn in range(options.runs):
+        if before is not None:
+            before(turn)            # once for all: every tool finds one change
         for name, argv in commands.items():
-            if before is not None:
-                before(turn)
             taken[name].append(seconds(argv, folder, env, cpu_seconds if options.cpu else time.perf_counter))
             if before is not None:
                 time.sleep(0.1)
@@ -124,7 +125,7 @@ def main():
                 seconds(argv, folder, env)
             time.sleep(0.1)
         measure("nothing changed", commands, options, folder, env)
-        measure("one input changed", commands, options, folder, env, lambda turn: change(folder, turn % (options.stages // 7 or 1)))
+        measure("one input changed", commands, options, folder, env, lambda turn: change(folder, turn, options.stages))
         measure("python -c pass", {"this runner": commands["this runner"], "python -c pass": [options.python, "-c", "pass"]}, options, folder, env)
 
 
