@@ -168,25 +168,26 @@ def updated(earlier: str, record: Json, metrics: Json, stages: Sequence[str], lo
     if record["state"] != "completed" or any(one["status"] not in ("ok", "skipped") for one in looked_at.values()):
         return ""
     places, skipped = sorted(looked_at), '",status="skipped"} 1'
+    names = [stages[place] for place in places]
     was = blocks.get("pipeline_stage_status", "").replace('",status="ok"} 1', skipped)
-    lines = _with_lines(was, [_stage_lines("pipeline_stage_status", pipeline, [stages[place]], skipped) for place in places], places, len(stages))
-    if "\n".join(lines) != _stage_lines("pipeline_stage_status", pipeline, stages, skipped):
+    was = _with_lines(was, [_stage_lines("pipeline_stage_status", pipeline, [name], skipped) for name in names], ",status=")
+    if was != _stage_lines("pipeline_stage_status", pipeline, stages, skipped):
         return ""                       # other stages, or some whose sizes may be those of a failure
-    done = [place for place in places if looked_at[place]["status"] == "ok"]
     found: Dict[str, List[str]] = {family: [] for family in GAUGES}
-    ended = epoch_text(metrics["timestamp"])
-    _add_run(found, pipeline, record, metrics, ended, {"ok": len(done), "skipped": len(stages) - len(done)})
+    ended, done = epoch_text(metrics["timestamp"]), sum(one["status"] == "ok" for one in looked_at.values())
+    _add_run(found, pipeline, record, metrics, ended, {"ok": done, "skipped": len(stages) - done})
     anew: Dict[str, List[str]] = {family: [] for family in GAUGES}
     _add_stages(anew, pipeline, dict(metrics, stages=[looked_at[place] for place in places]), ended)
-    found["pipeline_stage_status"] = _with_lines(was, anew["pipeline_stage_status"], places, len(stages))
+    found["pipeline_stage_status"] = [_with_lines(was, anew["pipeline_stage_status"], ",status=")]
     found[STAGE_SUCCESS] = [_stage_lines(STAGE_SUCCESS, pipeline, stages, '"} ' + ended)]
     for family, _ in SIZES:
-        found[family] = _with_lines(blocks.get(family, ""), anew[family], places, len(stages))
-        if not found[family]:
+        block = _with_lines(blocks.get(family, ""), anew[family], "} ")
+        if block.count("\n") != len(stages) - 1 or not block:
             return ""
+        found[family] = [block]
     for family in ("pipeline_stage_records", "pipeline_stage_tasks"):
         lines = blocks[family].split("\n") if family in blocks else []
-        found[family] = _exchanged('%s{%s,stage="' % (family, pipeline), lines, anew[family], [stages[place] for place in places])
+        found[family] = _exchanged('%s{%s,stage="' % (family, pipeline), lines, anew[family], names)
         if len(found[family]) < len(anew[family]):
             return ""
     found.update((family, anew[family]) for family, _ in EFFORTS)       # of those that were skipped there are none
@@ -199,12 +200,16 @@ def _stage_lines(family: str, pipeline: str, stages: Sequence[str], after: str) 
     return before + (after + "\n" + before).join(stages) + after
 
 
-def _with_lines(block: str, anew: Sequence[str], places: Sequence[int], count: int) -> List[str]:
-    """Return the lines of *block* with those at *places* exchanged, [] if they are not *count*."""
-    lines = block.split("\n") if block else []
-    for place, line in zip(places, anew) if len(lines) == count else ():
-        lines[place] = line
-    return lines if len(lines) == count else []
+def _with_lines(block: str, anew: Sequence[str], after: str) -> str:
+    """Return *block* with lines exchanged for those *anew* that are the same up to *after*, "" if one is not there; both in one order."""
+    pieces, place, text = [], 0, "\n" + block + "\n"
+    for line in anew:
+        start = text.find("\n" + line[:line.index(after) + len(after)], place)
+        if start < 0:
+            return ""
+        pieces += [text[place:start + 1], line]
+        place = text.index("\n", start + 1)
+    return "".join([*pieces, text[place:]])[1:-1]
 
 
 def _exchanged(begin: str, lines: List[str], anew: List[str], stages: Sequence[str]) -> List[str]:
