@@ -128,6 +128,15 @@ def test_the_process_ends_at_once_but_where_somebody_waits_for_its_end(project, 
             project.write("data/a.txt", "another %s\n" % last)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a shell closes the stream")
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", ">&- 2>&-"] + [">/dev/full"] * os.path.exists("/dev/full"))
+def test_nothing_changed_and_nobody_listens(project, redirection):
+    build(project)
+    argv = ["sh", "-c", 'exec "$@" ' + redirection, "sh", sys.executable, str(RUNNER), "--pipeline", str(project.path("pipeline.json")), "--run-id", "unheard"]
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60, env=project.environment())
+    assert (done.returncode, done.stderr) == (0, b"") and project.json("state/run_unheard.json")["state"] == "completed"
+
+
 def test_what_another_copy_of_the_runner_found_is_not_believed(project):
     """It may be of another version, with other rules; and the record says which runner decided."""
     build(project)
