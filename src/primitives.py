@@ -156,6 +156,11 @@ def _has_ready(value: Any) -> bool:
     return any(type(one) is Ready for one in value.values())
 
 
+def by_fields(record: Any) -> str:
+    """Return an object as JSON with a line for each field, its value without blanks: made much sooner than the indented form."""
+    return "{\n %s\n}\n" % ",\n ".join(["%s: %s" % (_TEXT(name), _PLAIN(value)) for name, value in record.items()])
+
+
 def canonical_bytes(value: Any) -> bytes:
     """Return JSON without blanks, the keys in order, ready arrays in their places, UTF-8."""
     return b"".join(canonical_pieces(value))
