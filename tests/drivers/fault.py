@@ -16,6 +16,7 @@ SETTINGS.json: {"runner": path of pipeline_runner.py, "root": the project, "acti
 A step is a call that changes what is on the disk below the root (or makes it durable), made by the runner's own
 process. File systems keep the order of names, so any fsync makes every earlier rename, creation and removal durable.
 """
+import atexit
 import builtins
 import errno
 import fnmatch
@@ -268,6 +269,7 @@ def main(run=None):
     if settings["action"] != "none":
         fault.install()
     sys.argv[:] = [runner] + sys.argv[2:]
+    atexit.register(int)                # the end of the run is to be seen here: the runner ends the process itself where nobody waits for its end
     try:
         if run is None:
             runpy.run_path(runner, run_name="__main__")
