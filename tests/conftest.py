@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ sys.path.insert(0, str(ROOT / "src"))
 # that meets a full disk or a limit would leave it cut short, and older Pythons believe that.
 compileall.compile_dir(str(ROOT / "src"), quiet=2)
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:       # as in a shell's background: the runner would heed that, and no test could stop it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @functools.lru_cache(maxsize=None)

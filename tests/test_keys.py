@@ -408,7 +408,8 @@ def test_names_with_everything_else_reach_the_processor(project):
 # --- the stat cache
 
 COUNTER = """
-import os, runpy, sys, traceback
+import atexit, os, runpy, sys, traceback
+atexit.register(int)    # or the process would end at once
 reads = []
 watched = sys.argv[1]
 sys.addaudithook(lambda event, args: reads.append(traceback.extract_stack()) if event == "open" and isinstance(args[0], str) and args[0].endswith(watched) else None)
