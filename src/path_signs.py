@@ -95,8 +95,11 @@ def changed_shared(paths: Sequence[str], signs: Numbers, root: str, meanwhile: C
         return _meet(reader, paths, signs, prefix, first, last)
     finally:
         os.close(reader)
-        os.kill(child, 9)
-        os.waitpid(child, 0)
+        try:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass                        # somebody has waited for it already
 
 
 def _fork_looker(paths: Sequence[str], signs: Numbers, root: str, first: int, last: int) -> Tuple[int, int]:
@@ -112,20 +115,25 @@ def _fork_looker(paths: Sequence[str], signs: Numbers, root: str, first: int, la
         os.close(writer)
         return -1, 0
     if not child:
+        os.close(reader)                # or it would wait for ever for somebody to read, once the parent is dead
         _answer(writer, paths, signs, root, first, last)
     os.close(writer)
     return reader, child
 
 
 def _may_fork() -> bool:
-    """Tell whether another process would help, and be safe: with threads it might find a lock held for ever."""
-    return sys.platform.startswith("linux") and len(os.sched_getaffinity(0)) > 1 and len(os.listdir("/proc/self/task")) == 1
+    """Tell whether another process would help, and be safe: with threads it might find a lock held for ever; where its end is
+    ignored, its number might be another's by then."""
+    if not sys.platform.startswith("linux"):
+        return False
+    from _signal import SIG_IGN, SIGCHLD, getsignal  # type: ignore[import-not-found]
+    return getsignal(SIGCHLD) != SIG_IGN and len(os.sched_getaffinity(0)) > 1 and len(os.listdir("/proc/self/task")) == 1
 
 
 def _answer(writer: int, paths: Sequence[str], signs: Numbers, root: str, first: int, last: int) -> Any:
     """In the child: look at part after part from the end on, tell of each, end without the parent's clean-up."""
     try:
-        from _signal import SIG_IGN, SIGHUP, SIGINT, SIGTERM, signal  # type: ignore[import-not-found]  # what `signal` loads would show
+        from _signal import SIG_IGN, SIGHUP, SIGINT, SIGTERM, signal  # what `signal` loads would show
         for number in (SIGHUP, SIGINT, SIGTERM):
             signal(number, SIG_IGN)     # the parent's handlers are the parent's
         os.chdir(root)                  # the kernel has less to walk

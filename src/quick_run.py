@@ -83,6 +83,8 @@ def plain_options(argv: Sequence[str]) -> Optional[Dict[str, str]]:
 def look(pipeline: str, root: str) -> Optional[Found]:
     """Return what the index says of a pipeline file now, None if it says nothing."""
     import quick_index
+    if not os.path.isdir(os.path.join(root, "locks")):
+        return None                     # the long way makes it
     index = quick_index.load(quick_index.index_path(root, pipeline), mapped=True)
     if index is None or index.about["pipeline"] != pipeline or index.about["root"] != root or index.about["surroundings"] != surroundings(index.about["passEnv"], root):
         return None

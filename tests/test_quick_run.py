@@ -22,6 +22,9 @@ import primitives
 import quick_index
 import quick_run
 
+linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there a second process looks")
+
+
 def age(project):
     """Wait out the time within which two writes may carry one time stamp: the index believes nothing that is not older than its run."""
     time.sleep(3 * file_digests.FRESH_NS / 1e9)
@@ -135,6 +138,74 @@ def test_nothing_changed_and_nobody_listens(project, redirection):
     argv = ["sh", "-c", 'exec "$@" ' + redirection, "sh", sys.executable, str(RUNNER), "--pipeline", str(project.path("pipeline.json")), "--run-id", "unheard"]
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60, env=project.environment())
     assert (done.returncode, done.stderr) == (0, b"") and project.json("state/run_unheard.json")["state"] == "completed"
+
+
+def test_without_its_locks_folder_a_root_gets_a_new_one(project):
+    build(project)
+    shutil.rmtree(project.path("locks"))
+    for run_id in ("one", "two"):
+        code, out, err = run(project, run_id)
+        assert (code, err) == (0, "") and out.count("[SKIP]") == 2 and project.exists("locks")
+
+
+LOOKER = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import path_signs
+path_signs.SHARE_FROM, path_signs.PART = 2, 64
+paths = ["no such file %d" % number for number in range(20000)]
+answer = path_signs._answer
+
+
+def told(writer, *rest):
+    os.close(os.dup(0))             # still there: what follows is written to nobody
+    print(os.getpid(), flush=True)
+    os.read(0, 1)                   # until the parent is dead
+    answer(writer, *rest)
+path_signs._answer = told
+path_signs.changed_shared(paths, [0] * path_signs.WIDTH * len(paths), os.getcwd(), lambda: os.kill(os.getpid(), 9) if os.read(3, 1) else None)
+"""
+
+
+def is_alive(pid):
+    try:
+        with open("/proc/%d/stat" % pid, encoding="ascii", errors="replace") as file:
+            return file.read().rpartition(") ")[2][0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@linux_only
+def test_the_second_process_ends_when_the_first_is_killed(tmp_path):
+    """Also with more to tell than a pipe takes: nobody will read it."""
+    go, said = os.pipe()
+    kill, dead = os.pipe()
+    code = LOOKER.replace("os.read(3, 1)", "os.read(%d, 1)" % kill)
+    run = subprocess.Popen([sys.executable, "-c", code, str(ROOT / "src")], stdin=go, stdout=subprocess.PIPE, pass_fds=[kill], cwd=str(tmp_path))
+    try:
+        child = int(run.stdout.readline())
+        os.write(dead, b"x")
+        assert run.wait(60) == -9
+        os.write(said, b"x")
+        deadline = time.monotonic() + 60
+        while is_alive(child):
+            assert time.monotonic() < deadline, "it still waits for a reader"
+            time.sleep(0.01)
+    finally:
+        run.stdout.close()
+        for descriptor in (go, said, kill, dead):
+            os.close(descriptor)
+
+
+@linux_only
+def test_where_ends_of_processes_are_ignored_one_looks_alone(project):
+    for number in range(path_signs.SHARE_FROM):
+        project.write("data/many/%d.txt" % number, "")
+    build(project, {"processor": "bin/work.py", "inputs": ["data/many/*.txt"]})
+    code = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    argv = [sys.executable, "-c", code, sys.executable, str(RUNNER), "--pipeline", str(project.path("pipeline.json"))]
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60, env=project.environment())
+    assert (done.returncode, done.stderr) == (0, b"") and b"[SKIP] s1" in done.stdout, done
 
 
 def test_what_another_copy_of_the_runner_found_is_not_believed(project):
