@@ -27,6 +27,7 @@ LOG_TAIL_BYTES = 1 << 20    # ... and from its end; what is between is counted a
 SHOWN_TAIL_BYTES = 4096     # of a failed attempt's output, shown on the console
 READ_BYTES = 1 << 16
 DRAIN_S = 2.0               # how long a pipe may stay open after the last process of an attempt is gone
+AWAY_S = 0.2                # a runner that was away for longer gives the time back to the attempts
 POLL_S = 0.2                # Windows: between two looks at the clock and at signals
 TICK_S = 0.25               # between two looks of whoever shows the progress
 CREATE_NEW_PROCESS_GROUP = 0x200    # Windows: so that CTRL_BREAK reaches the processor and not the runner
@@ -238,6 +239,8 @@ class Pool:
         self.running: List[Attempt] = []
         self.unclear: List[Attempt] = []    # ended, but for processes that may be somebody else's
         self.ended: List[Attempt] = []
+        self.retired: List[Any] = []        # servers that end with the last attempt that they have started
+        self.seen = time.monotonic()        # when the attempts were last looked after
 
     @property
     def is_draining(self) -> bool:
@@ -333,7 +336,28 @@ class Pool:
         while not self.signals.number and time.monotonic() < deadline:
             self._step(deadline - time.monotonic())
 
+    def retire(self, server: Any) -> None:
+        """Close a server, at once or when the last attempt that it has started has ended."""
+        self.retired.append(server)
+        self._close_retired()
+
+    def _close_retired(self) -> None:
+        at_work = [one.launch.server for one in self.running + self.unclear if one.is_forked]
+        for server in [one for one in self.retired if one not in at_work]:
+            self.retired.remove(server)
+            server.close()
+            self.others.discard(server.pid)
+
+    def _forgive(self) -> None:
+        """Count for no time limit what the runner spent on something else (a large output to hash): nobody read what processors wrote."""
+        now = time.monotonic()
+        if now - self.seen >= AWAY_S:
+            for one in self.running:
+                if one.ending is not None:
+                    one.ending.put_off(now - max(self.seen, one.started))
+
     def _step(self, seconds: Optional[float]) -> None:
+        self._forgive()
         limits = [one.ending.seconds_left() for one in self.running] + [seconds, TICK_S if self.tick is not None else None]
         left = min([limit for limit in limits if limit is not None], default=None)
         if any(one.launch.server.has_news for one in self.running if one.is_forked):
@@ -354,6 +378,7 @@ class Pool:
                 attempt.ending.look()
         if self.tick is not None:
             self.tick()
+        self.seen = time.monotonic()
 
     def _descriptors(self) -> List[int]:
         found = {one.reader for one in self.running if one.is_open}
@@ -416,6 +441,7 @@ class Pool:
             for one in self.unclear:
                 self._close(one, one.tree.end())
             self.unclear = []
+        self._close_retired()
 
     def _close(self, attempt: Attempt, survivors: List[int]) -> None:
         if attempt.is_forked:
@@ -525,6 +551,10 @@ class Ending:
 
     def seconds_left(self) -> Optional[float]:
         return None if self.at is None else max(0.0, self.at - time.monotonic())
+
+    def put_off(self, seconds: float) -> None:
+        if self.at is not None:
+            self.at += seconds
 
     def look(self) -> None:
         """Do what is due."""

@@ -18,6 +18,7 @@ import file_digests
 import stage_outputs
 import state_store
 import task_log
+import task_look
 import task_work
 from ledger_format import stage_key
 from model import sha256
@@ -151,7 +152,7 @@ class ChunkTasksWork(task_work.TasksWork):
     def _open_tasks(self, tasks: List[task_work.Task]) -> List[task_work.Task]:
         """Return the chunks to be done, after clearing what belongs to none that is done or can be gone on with."""
         is_forced = self.stage.name in self.run.options.force
-        self.task_log.load()
+        self.task_log = task_look.load_log(self.store, self.stage.name)
         done = set() if is_forced else {task.name for task in tasks if self._is_done(task)}
         kept = {os.path.basename(task.folder) for task in tasks if task.name in done or self.stage.checkpoint and not is_forced}
         self._clear_folders(kept)

@@ -104,7 +104,9 @@ class ForkServer:
             found = [os.path.relpath(os.path.join(root, path), given) for path in paths]
             return [os.path.join(folder, path) for path in found if not path.startswith(os.pardir)]
 
-        self.setup: Json = {"script": script, "modules": spelt(modules), "imports": list(imports), "kit": spelt(kit)}
+        # The script may be a link: the kit beside what it leads to is another file than the one whose digest was compared.
+        same = [path for path in kit if spelt([path]) == [os.path.realpath(os.path.join(root, path))]]
+        self.setup: Json = {"script": script, "modules": spelt(modules), "imports": list(imports), "kit": spelt(same)}
         self.fixed: Dict[str, str] = {}
         self.common: Dict[str, str] = {}    # variables of the server
         self.readers: List[int] = []

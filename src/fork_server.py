@@ -82,6 +82,7 @@ class Codes:
         self.modules = list(modules)
         self.known: Dict[str, Tuple[Signature, Any, bytes]] = {}
         self.tried: Dict[str, Signature] = {}
+        self.instead: Dict[str, Any] = {}       # path -> what is executed there the next time
 
     def script(self, path: str) -> Tuple[Any, bytes]:
         """Return (code, source) of a script; code None if compiling it warns. Raises: Declined."""
@@ -128,9 +129,11 @@ class Codes:
 
     def serve_imports(self) -> None:
         """Let the loader of source files take code from here while the file is what it was."""
-        original, known = SourceFileLoader.get_code, self.known
+        original, known, instead = SourceFileLoader.get_code, self.known, self.instead
 
         def get_code(loader: Any, fullname: str) -> Any:
+            if loader.path in instead:
+                return instead.pop(loader.path)
             kept = known.get(loader.path)
             if kept is not None and type(loader) is SourceFileLoader:
                 try:
@@ -158,7 +161,6 @@ class Modules:
                 break
             self.folders.append(path)
         self.seen: Dict[str, Tuple[Optional[Signature], Set[str]]] = {}
-        self.own = set(forked_task.OWN_MODULES)     # not of the library
 
     def load(self, names: Sequence[str]) -> None:
         """Import those of *names* that may be loaded ahead."""
@@ -180,7 +182,7 @@ class Modules:
 
     def names(self) -> Set[str]:
         """Return the top names of what is loaded here and not in a fresh Python."""
-        return {name.partition(".")[0] for name in set(sys.modules) - STARTUP} - self.own
+        return {name.partition(".")[0] for name in set(sys.modules) - STARTUP} - set(forked_task.OWN_MODULES)
 
     def problem(self) -> str:
         """Return which file a fresh process would load in the place of a module that is loaded here, or ""."""
@@ -209,34 +211,59 @@ def _listing(folder: str) -> List[str]:
 # --- the kit ---------------------------------------------------------------------------------------------------------
 
 class Kit:
-    """processor_kit, executed once for all tasks, as long as its file is what it was."""
+    """processor_kit, executed once for all tasks, as long as its file is what it was.
 
-    def __init__(self, codes: Codes, paths: Sequence[str], modules: Modules) -> None:
-        self.codes, self.path, self.modules = codes, paths[0] if paths else "", modules
+    A task gets it when its own search for the module ends at this very file; until then it is not among its modules.
+    """
+
+    def __init__(self, codes: Codes, paths: Sequence[str], library: Tuple[str, ...]) -> None:
+        self.codes, self.path, self.library = codes, paths[0] if paths else "", library
         self.name = os.path.splitext(os.path.basename(self.path))[0]
         self.loaded: Optional[Signature] = None
+        self.module: Any = None
 
     def load(self) -> bool:
-        """Import it as a task would whose script lies beside it, once its code is at hand; tell whether that was now."""
+        """Execute it, once its code is at hand; tell whether that was now. Not by an import: what that finds may be another file."""
         if self.loaded is not None or self.path not in self.codes.known:
             return False
-        self.modules.own.add(self.name)
-        self.loaded = self.codes.known[self.path][0]
-        sys.path.insert(0, os.path.dirname(self.path))
+        self.loaded, code, _ = self.codes.known[self.path]
+        module = sys.modules[self.name] = type(sys)(self.name)
+        module.__file__ = self.path
         try:
-            __import__(self.name)
+            exec(code, module.__dict__)
+            self.module = module
         except Exception:               # it is the task that is to fail
-            sys.modules.pop(self.name, None)
+            pass
         finally:
-            del sys.path[0]
-        forked_task.forget_folders(self.modules.library)
+            del sys.modules[self.name]
+        forked_task.forget_folders(self.library)
         gc.freeze()
         return True
 
-    def dropped(self, env: Dict[str, Optional[str]]) -> List[str]:
-        """Return the names of what is loaded here, and must be imported anew by a task with these variables."""
-        is_as_it_was = self.path in self.codes.known and self.codes.known[self.path][0] == self.loaded
-        return [self.name] if self.loaded is not None and (not is_as_it_was or FAIL_VARIABLE in env) else []
+    def serve_import(self) -> None:
+        """Let the loader of source files take the module from here, once in a task: who imports it again executes it again.
+
+        What it then executes is nothing; a frame of ours around it would show in the tracebacks of other modules.
+        """
+        original, nothing = SourceFileLoader.create_module, compile("", self.path, "exec", dont_inherit=True)
+
+        def create_module(loader: Any, spec: Any) -> Any:
+            kept = self.module
+            if kept is None or type(loader) is not SourceFileLoader or (loader.path, spec.name) != (self.path, self.name) or not self._is_as_it_was():
+                return original(loader, spec)
+            self.module = None
+            self.codes.instead[self.path] = nothing
+            for name in ("__loader__", "__file__", "__cached__"):
+                setattr(kept, name, None)       # the import system fills them in
+            return kept
+
+        SourceFileLoader.create_module = create_module  # type: ignore[method-assign, assignment, unused-ignore]
+
+    def _is_as_it_was(self) -> bool:
+        try:
+            return FAIL_VARIABLE not in os.environ and signature(self.path) == self.loaded
+        except OSError:
+            return False
 
 
 # --- the server ------------------------------------------------------------------------------------------------------
@@ -249,7 +276,7 @@ class Server:
         self.slots: List[int] = setup["slots"]
         self.codes, self.modules = Codes(setup["modules"]), Modules(setup["script"])
         self.modules.load(setup["imports"])
-        self.kit = Kit(self.codes, setup["kit"], self.modules)
+        self.kit = Kit(self.codes, setup["kit"], self.modules.library)
         self.living: Set[int] = set()
         self.pending = b""
         self.alarm, ring = os.pipe()
@@ -272,6 +299,7 @@ class Server:
     def serve(self) -> Optional[forked_task.Task]:
         """Fork for each request and tell of each end; None when the requests have ended, a task in a child."""
         self.codes.serve_imports()
+        self.kit.serve_import()
         self.before = self.before._replace(modules=frozenset(sys.modules))
         forked_task.forget_folders(self.modules.library)
         gc.collect()
@@ -333,7 +361,7 @@ class Server:
         if self.kit.load():
             self.before = self.before._replace(modules=frozenset(sys.modules))
         os.chdir(folder)
-        return forked_task.Task(argv, env, folder, self.slots[slot], stdin, code, source, self.kit.dropped(env))
+        return forked_task.Task(argv, env, folder, self.slots[slot], stdin, code, source)
 
     def _tell_ends(self) -> None:
         while self.living:
@@ -398,8 +426,6 @@ def main(requests: int, replies: int) -> None:
         server.end_children()
         os._exit(0)
     before = server.before          # the server's objects are left alone: freeing them would copy the pages that they lie in
-    if task.dropped:
-        before = before._replace(modules=before.modules.difference(task.dropped))
     try:
         forked_task.restore(task, before)
     except BaseException as error:

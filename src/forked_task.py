@@ -29,12 +29,11 @@ EXIT_NOT_RESTORED = 70          # a child that could not be made like a fresh pr
 OWN_MODULES = ("forked_task", "process_tree")
 
 
-class Task(namedtuple("Task", "argv env folder slot stdin code source dropped")):
+class Task(namedtuple("Task", "argv env folder slot stdin code source")):
     """One script to run: argv complete; env: where it differs from the server's, None for what is not set; descriptors slot (its output)
     and stdin, -1 for none.
 
     code: the compiled script, or None: *source* (bytes) is compiled in the child, so that it is the child that warns.
-    dropped: modules that the script must import anew.
     """
 
     __slots__ = ()
@@ -119,7 +118,7 @@ def restore(task: Task, before: Before) -> None:
     if hasattr(sys, "orig_argv"):
         sys.orig_argv = list(task.argv)
     sys.path[0] = os.path.dirname(os.path.realpath(sys.argv[0]))
-    for name in OWN_MODULES + tuple(task.dropped):
+    for name in OWN_MODULES:
         sys.modules.pop(name, None)
     _renew_modules()
     gc.enable()
@@ -216,6 +215,11 @@ def run(task: Task, before: Before) -> None:
         _hide_server_frames(own_file)
         raise
     del space, code
+    for stream in (sys.stderr, sys.stdout):     # as Python does at a script's end, before it waits for threads and calls what waits for the end
+        try:
+            stream.flush()
+        except Exception:
+            pass                        # met again at the end
     if _may_end_quickly(before):
         _end_quickly(status, before)
     if status:

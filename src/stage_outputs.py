@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     Listing = Dict[str, List[int]]
 
 
+def is_folder(path: str) -> bool:
+    """Tell whether there is a folder at *path*, not a link to one."""
+    return os.path.isdir(path) and not os.path.islink(path)
+
+
 def list_folder(folder: str) -> Tuple[Listing, List[str]]:
     """Return (listing of the regular files and links in *folder*, the *.part files), paths with forward slashes.
 

@@ -109,6 +109,8 @@ def _add_entries(entries: Dict[str, Entry], lines: List[bytes]) -> None:
     same: Dict[str, str] = {}           # texts that thousands of entries have in common
     none: Json = {}                     # counts of those that counted nothing
     for one in json.loads(b"[" + b",".join(lines) + b"]"):
+        if "task" not in one:
+            raise Damaged("a line tells of no task: %s" % str(one)[:80])       # the header once more, where logs were put together
         status, run = (same.setdefault(one[name], one[name]) for name in ("status", "run"))
         entries[one["task"]] = Entry(one["task"], one["key"], status, tuple(map(tuple, one["outputs"])), one["counts"] or none,
                                      one["bytes_in"], one["attempts"], one["duration_ms"], one["error"], run)

@@ -320,8 +320,7 @@ class TasksWork(stage_work.StageWork):
 
     def _stop_server(self) -> None:
         if self.server is not None:
-            self.server.close()
-            self.run.pool.others.discard(self.server.pid)
+            self.run.pool.retire(self.server)      # an error in one flow leaves others' attempts at work
             self.server = None
 
     def _make_ready(self, trial: Trial, slot: int) -> None:
@@ -390,6 +389,9 @@ class TasksWork(stage_work.StageWork):
 
     def _made(self, trial: Trial) -> List[str]:
         """Return the files that a task made and that count as its outputs; sets the trial's failure if one is missing."""
+        if not stage_outputs.is_folder(trial.folder):
+            trial.failure = trial.failure or "its folder for outputs is not there any more, or is a link"
+            return []
         names = sorted(stage_outputs.list_folder(trial.folder)[0])
         if self.stage.outputs is not None:
             for pattern in self.stage.outputs:
@@ -509,9 +511,12 @@ class FileTasksWork(TasksWork):
         """A task with checkpoints has a folder of its own; others take turns in one for each slot, for making and removing folders is slow."""
         if not self.stage.checkpoint:
             trial.folder = os.path.join(self.staging, "slot%d" % slot)
-        if trial.folder in self.ready_folders:
+        is_folder = stage_outputs.is_folder(trial.folder)
+        if trial.folder in self.ready_folders and is_folder:
             _empty(trial.folder)
         else:
+            if not is_folder and os.path.lexists(trial.folder):
+                os.unlink(trial.folder)     # a task has put something in its place; what a link leads to is not ours
             os.makedirs(trial.folder, exist_ok=True)
             if not self.stage.checkpoint:
                 self.ready_folders.add(trial.folder)

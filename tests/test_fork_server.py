@@ -20,6 +20,7 @@ import pytest
 from conftest import ROOT
 
 import environment
+import file_digests
 import fork_client
 import fork_server
 import forked_task
@@ -541,10 +542,11 @@ def test_the_kit_is_loaded_once_and_run_by_each_task(own):
 
 
 TOLD = """import os, sys
-early = "processor_kit" in sys.modules
+early, ran = "processor_kit" in sys.modules, []
+sys.addaudithook(lambda event, args: ran.append(1) if event == "exec" and args[0].co_filename.endswith("processor_kit.py") and args[0].co_names else None)
 import processor_kit
 processor_kit.count(1)
-print(early, processor_kit.__file__, processor_kit.__cached__, processor_kit.__spec__.loader, "queue" in sys.modules,
+print(not ran, early, processor_kit.__file__, processor_kit.__cached__, processor_kit.__spec__.loader, "queue" in sys.modules,
       sorted(name for name in os.environ if name.startswith("PIPELINE_")), os.environ["PIPELINE_KEY"])
 """
 
@@ -562,18 +564,46 @@ def test_the_kit_is_executed_once_as_long_as_it_is_what_it_was(own):
     for key in ("2", "3"):
         status, told = bench.forked(script, PIPELINE_KEY=key)
         fresh = bench.fresh(script, PIPELINE_KEY=key)[1]
-        assert status == 0 and told.startswith("True ") and fresh.startswith("False ") and "PIPELINE_FIRST" not in told
+        assert status == 0 and told.startswith("True False ") and fresh.startswith("False False ") and "PIPELINE_FIRST" not in told
         assert re.sub(" at 0x[0-9a-f]+", "", told[5:]) == re.sub(" at 0x[0-9a-f]+", "", fresh[6:])
     status, told = bench.forked(script, PIPELINE_SIMULATED_FAIL="1")
     assert (os.WEXITSTATUS(status), told) == (75, "simulated failure (PIPELINE_SIMULATED_FAIL=1)\n")
     bench.write("processor_kit.py", shipped + b"\ncount = print\n")
-    assert bench.forked(script)[1].startswith("1\nFalse " + path)
+    assert bench.forked(script)[1].startswith("1\nFalse False " + path)
     bench.write("processor_kit.py", b"1 / 0\n")
     assert "ZeroDivisionError" in bench.forked(script)[1]
     bench.write("processor_kit.py", MODULE + "def count(number):\n    pass\n")
-    assert bench.forked(script)[1].endswith("\nheld processor_kit\n")      # as any module of its own, at its end
+    ends = [end[1].splitlines()[-1] for end in (bench.forked(script), bench.fresh(script))]
+    assert ends[0] == ends[1] and ends[0].startswith("held "), ends         # as any module of its own, at its end
     bench.write("processor_kit.py", shipped)            # once it has changed, each task executes it
     assert bench.forked(script)[1].startswith("False ")
+
+
+OWN_PATH = """import os, sys
+sys.path.insert(0, os.path.join(os.environ["PIPELINE_ROOT"], "lib"))
+import processor_kit
+print(os.path.relpath(processor_kit.__file__, os.environ["PIPELINE_ROOT"]), hasattr(processor_kit, "lines"))
+"""
+AGAIN = """import importlib, sys
+import processor_kit as first
+first.mine = 1
+del sys.modules["processor_kit"]
+import processor_kit as second
+second.mine = 2
+print(first.mine, first is second, importlib.reload(second) is second, second.mine, second._counts is first._counts, first.__spec__.name, first.__loader__.path == first.__file__)
+"""
+
+
+@pytest.mark.parametrize("text", [OWN_PATH, AGAIN], ids=["another kit first", "imported again"])
+def test_the_kit_that_a_task_finds_is_that_of_a_fresh_process(own, text):
+    bench = own(script="bin/x.py", modules=["bin/processor_kit.py"], imports=[], kit=["bin/processor_kit.py"], start=False)
+    bench.write("processor_kit.py", (ROOT / "bin" / "processor_kit.py").read_bytes())
+    (bench.root / "lib").mkdir()
+    (bench.root / "lib" / "processor_kit.py").write_text("OTHER = 1\n")
+    script = bench.write("x.py", text)
+    bench.start()
+    told = [bench.forked(script) for _ in range(4)]     # the first writes the bytecode, from the third on it would be executed ahead
+    assert told == [bench.fresh(script)] * 4, told
 
 
 def test_what_a_processor_imports_is_worked_out(project):
@@ -808,7 +838,7 @@ def test_a_fork_that_fails_is_a_task_declined(tmp_path, monkeypatch):
     reader, server.replies = os.pipe()
     server.codes, server.modules, server.slots, server.living = fork_server.Codes([]), fork_server.Modules(script), [1], set()
     server.modules.folders = server.modules.folders[:1]
-    server.kit = fork_server.Kit(server.codes, [], server.modules)
+    server.kit = fork_server.Kit(server.codes, [], ())
     server.before = forked_task.Before({signal.SIGUSR1: signal.SIG_DFL}, set(), [], os.getpid(), frozenset(), (), None, None)
     here, mask = os.getcwd(), signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
@@ -961,3 +991,40 @@ def test_a_forked_task_that_tries_the_network_is_named_by_its_script(project):
     assert done.code != 0 and "forked 2" in logs(project), done
     assert "bin/work.py (pid" in done.out and "tried to open IPv4 TCP: refused (bin/work.py:" in done.out, done
     assert "fork_server.py" not in done.out + done.err
+
+
+def lay_link(project, shipped, own):
+    project.write("lib/x.py", TASK_OF_KIT)
+    project.write("lib/processor_kit.py", own)
+    project.write("bin/processor_kit.py", shipped)
+    os.symlink(os.path.join(os.pardir, "lib", "x.py"), str(project.path("bin/x.py")))
+
+
+def lay_package(project, shipped, own):
+    project.write("bin/x.py", TASK_OF_KIT)
+    project.write("bin/processor_kit.py", shipped)
+    project.write("bin/processor_kit/__init__.py", own)
+
+
+def lay_path(project, shipped, own):
+    project.write("bin/x.py", "import os, sys\nsys.path.insert(0, os.path.join(os.environ['PIPELINE_ROOT'], 'lib'))\n" + TASK_OF_KIT)
+    project.write("bin/processor_kit.py", shipped)
+    project.write("lib/processor_kit.py", own)
+
+
+TASK_OF_KIT = """import os
+import processor_kit
+with open(os.path.join(os.environ["PIPELINE_OUTPUT_DIR"], os.environ["PIPELINE_TASK"][3:]), "w") as file:
+    file.write(getattr(processor_kit, "TASK", "none"))
+"""
+
+
+@pytest.mark.parametrize("lay", [lay_link, lay_package, lay_path], ids=lambda one: one.__name__[4:])
+def test_no_kit_but_the_shipped_one_is_executed_ahead(project, lay):
+    lay(project, (ROOT / "bin" / "processor_kit.py").read_bytes().decode("utf-8"), "import os\nTASK = os.environ['PIPELINE_TASK']\n")
+    for number in range(8):
+        project.write("in/f%d.txt" % number, "")
+    time.sleep(3 * file_digests.FRESH_NS / 1e9)         # what is younger is not kept
+    project.spec({"name": "each", "processor": "bin/x.py", "forEach": "in/*.txt", "outputDir": "out"})
+    assert "fork server" not in project.ok("--jobs", "1").out
+    assert [project.read("out/f%d.txt" % number) for number in range(8)] == ["in/f%d.txt" % number for number in range(8)]

@@ -665,3 +665,95 @@ def test_a_log_of_many_lines_is_read_as_one_of_few(monkeypatch):
             read(data[:-20] + b"?" + data[-19:])
         with pytest.raises(task_log.Damaged, match="begins with"):
             read(task_log.line_of(entries[0]) + data)
+
+
+# --- what tasks do to their folders, and errors while others are at work ----------------------------------------------
+
+@pytest.mark.parametrize("fork_server", [True, False])
+@pytest.mark.parametrize("act, why", [
+    ("shutil.rmtree(out)", "not there any more"),
+    ("shutil.rmtree(out); open(out, 'w').close()", "not there any more"),
+    ("shutil.rmtree(out); os.symlink(os.environ['PIPELINE_ROOT'] + '/theirs', out)", "is a link")], ids=["removed", "a file", "a link"])
+def test_a_task_that_spoils_its_own_folder_fails_alone_and_nothing_else_is_touched(upper, act, why, fork_server):
+    upper.write("theirs/precious.txt", "precious")
+    upper.write("theirs/.hid/more.txt", "more")
+    script = upper.processor("spoil", "import shutil\nif os.environ['PIPELINE_TASK'] == 'in/a.txt':\n    %s\nelse:\n    open(out + '/' + os.path.basename(inputs[0]), 'w').write('made')\n" % act)
+    respec(upper, processor=script, forkServer=fork_server)
+    done = upper.run("--jobs", "1")
+    assert done.code == 1 and "[FAIL] up in/a.txt: " in done.out and why in done.out, done
+    assert outputs(upper) == {"b.txt": "made", "c.txt": "made"}
+    assert upper.read("theirs/precious.txt") == "precious" and upper.read("theirs/.hid/more.txt") == "more"
+
+
+FULL = """
+import atexit, os, runpy, sys
+real, name = os.replace, sys.argv[1]
+def replace(source, target, **more):
+    if os.fspath(target).endswith(name):
+        raise OSError(28, "No space left on device", target)
+    return real(source, target, **more)
+os.replace = replace
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("fork_server", [True, False])
+def test_a_full_disk_for_one_task_lets_those_at_work_end_and_be_recorded(upper, jobs, fork_server):
+    script = upper.processor("slow", "import time\nif os.environ['PIPELINE_TASK'] != 'in/a.txt':\n    time.sleep(0.3)\nopen(out + '/' + os.path.basename(inputs[0]), 'w').write('made')\n")
+    respec(upper, processor=script, forkServer=fork_server)
+    argv = [sys.executable, "-c", FULL, "/out/a.txt", str(RUNNER), "--pipeline", str(upper.path("pipeline.json")), "--jobs", jobs]
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120)
+    assert done.returncode == 5 and b"Traceback" not in done.stderr and b"No space left" in done.stderr, done
+    begun = {"in/b.txt"} if jobs == "2" or fork_server else set()
+    assert begun <= {name for name, entry in entries(upper).items() if entry.status == "ok"}
+    assert "3 tasks" in upper.ok().out and outputs(upper) == {"%s.txt" % name: "made" for name in "abc"}
+
+
+SLOW_HASH = """
+import os, runpy, sys, time
+sys.path.insert(0, os.path.dirname(sys.argv[1]))
+import file_digests
+real = file_digests.output_content
+def output_content(path):
+    if os.path.basename(path) == "a.txt":
+        time.sleep(1.5)
+    return real(path)
+file_digests.output_content = output_content
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_what_the_runner_spends_on_a_large_output_counts_for_no_time_limit(upper):
+    script = upper.processor("talk", "print('x' * 400000)\nopen(out + '/' + os.path.basename(inputs[0]), 'w').write('made')\n")
+    respec(upper, processor=script, timeoutSec=1)
+    done = subprocess.run([sys.executable, "-c", SLOW_HASH, str(RUNNER), "--pipeline", str(upper.path("pipeline.json")), "--jobs", "1"],
+                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120)
+    assert done.returncode == 0 and b"timeout" not in done.stdout, done
+
+
+def test_a_log_with_a_second_header_is_damaged(upper):
+    upper.ok()
+    path = upper.path("state/tasks_up.jsonl")
+    data = path.read_bytes()
+    path.write_bytes(data[:data.index(b"\n") + 1] + data)
+    upper.write("in/d.txt", "new\n")
+    done = upper.run()
+    assert done.code == 5 and "tells of no task" in done.err + done.out and "Traceback" not in done.err, done
+    assert "1 to do, 3 up to date" in upper.ok().out
+
+
+def test_a_damaged_log_of_chunks_is_set_aside_as_that_of_files(upper):
+    upper.spec({"name": "cut", "processor": "/bin/cat", "inputs": ["in/*.txt"], "outputDir": "out", "chunks": {"bytes": 4096, "filter": True, "keepChunks": True}})
+    upper.ok()
+    path = upper.path("state/tasks_cut.jsonl")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    upper.write("in/a.txt", "line of a\nmore\n")
+    done = upper.run()
+    assert done.code == 5 and "is damaged" in done.err + done.out and "Traceback" not in done.err, done
+    upper.ok()
+    assert outputs(upper)["a.txt"] == "line of a\nmore\n"
