@@ -235,6 +235,8 @@ ENDS = {
     "exit handlers after an error": "atexit.register(print, 'handler')\n1 / 0",
     "exit handler fails": "atexit.register(lambda: 1 / 0)\natexit.register(print, 'other')",
     "exit handler exits": "atexit.register(lambda: sys.exit(5))\natexit.register(print, 'other')",
+    "said before a thread ends": "def late():\n    time.sleep(0.05); os.write(1, b'late')\nthreading.Thread(target=late).start()\nprint('main')",
+    "said before an exit handler ends it": "import atexit\natexit.register(os._exit, 3)\nprint('main'); print('problem', file=sys.stderr)",
     "thread": "def late():\n    time.sleep(0.05); print('late', threading.main_thread().is_alive())\nthreading.Thread(target=late).start()\nprint('main')",
     "thread fails": "threading.Thread(target=lambda: 1 / 0, name='T').start()",
     "daemon thread": "started = threading.Event()\ndef spin():\n    started.set()\n    while True:\n        time.sleep(0.001)\nthreading.Thread(target=spin, daemon=True).start()\nstarted.wait()\nprint('main')",
