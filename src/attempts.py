@@ -353,8 +353,7 @@ class Pool:
         now = time.monotonic()
         if now - self.seen >= AWAY_S:
             for one in self.running:
-                if one.ending is not None:
-                    one.ending.put_off(now - max(self.seen, one.started))
+                one.ending.put_off(now - max(self.seen, one.started))
 
     def _step(self, seconds: Optional[float]) -> None:
         self._forgive()

@@ -21,7 +21,7 @@ import task_files
 from file_digests import Digests, FileChanged
 from model import EXIT_OK
 from stage_order import edges
-from stage_outputs import list_folder, own_parts
+from stage_outputs import is_folder, list_folder, own_parts
 from state_store import StateError, StateStore, utc_text
 
 TYPE_CHECKING = False
@@ -142,7 +142,7 @@ def look(spec: PipelineSpec, stage: StageSpec, store: StateStore) -> Cleaning:
         else:
             remove.append((path, output["bytes"]))
     tasks = "%s/.%s.tasks" % (stage.output_dir, stage.name)
-    if stage.chunks is not None and stage.chunks.keep and _is_folder(spec.root, tasks):
+    if stage.chunks is not None and stage.chunks.keep and is_folder(os.path.join(spec.root, tasks)):
         keep.append((tasks, "keepChunks: an input that grew redoes its tail only; `reset %s` removes it" % stage.name))
     return Cleaning(stage, record, remove, keep)
 
@@ -246,13 +246,8 @@ def forgotten(spec: PipelineSpec, stage: StageSpec) -> List[str]:
     files += ["state/" + name for name in (task_files.names_of_inputs(state, stage.name) if os.path.isdir(state) else ())]
     folders = ["state/" + task_files.progress_name(stage.name)] + ([] if is_linked else ["%s/.%s.tasks" % (stage.output_dir, stage.name)])    # of tasks
     # A stage may be named a, another one a.json: what is a file of the one is a folder of the other.
-    return [name for name in files if os.path.lexists(os.path.join(spec.root, name)) and not _is_folder(spec.root, name)] + [
-        name for name in folders if _is_folder(spec.root, name)]
-
-
-def _is_folder(root: str, name: str) -> bool:
-    full = os.path.join(root, name)
-    return os.path.isdir(full) and not os.path.islink(full)
+    return [name for name in files if os.path.lexists(os.path.join(spec.root, name)) and not is_folder(os.path.join(spec.root, name))] + [
+        name for name in folders if is_folder(os.path.join(spec.root, name))]
 
 
 def _reset(spec: PipelineSpec, stage: StageSpec, store: StateStore, ledger: RunLedger, console: Console) -> bool:
@@ -265,7 +260,7 @@ def _reset(spec: PipelineSpec, stage: StageSpec, store: StateStore, ledger: RunL
     parts = _part_paths(spec, stage)
     for name in names + parts:
         full = os.path.join(spec.root, name)
-        if _is_folder(spec.root, name):
+        if is_folder(full):
             shutil.rmtree(full)             # the checkpoints and the private folders of tasks
             store.commit.folders[os.path.dirname(full)] = None
         else:

@@ -86,7 +86,7 @@ def undo_outputs(folder: str, outputs: List[str], before: Dict[str, Tuple[int, s
     done = []
     for path in outputs:
         full = os.path.join(folder, path)
-        if not os.path.lexists(full) or os.path.isdir(full) and not os.path.islink(full):
+        if not os.path.lexists(full) or is_folder(full):
             continue                    # a folder in its place was made by somebody else, and may hold what is theirs
         done += _bring_back(full, path, before.get(path), prefix_digest)
     return done

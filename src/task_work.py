@@ -269,7 +269,7 @@ class TasksWork(stage_work.StageWork):
             for name in names:
                 if name.split(".")[0] not in kept:
                     full = os.path.join(top, name)
-                    shutil.rmtree(full) if os.path.isdir(full) and not os.path.islink(full) else os.unlink(full)
+                    shutil.rmtree(full) if stage_outputs.is_folder(full) else os.unlink(full)
 
     def _launch_task(self, trial: Trial, slot: int, offset: int, is_resume: bool) -> Any:
         """Return what to start, and the watch over its use of the network; or the result of an attempt that cannot be."""
