@@ -167,7 +167,9 @@ def test_a_run_that_looked_at_few_stages_exchanges_their_lines(before, now):
     with_other = prometheus_text.text(dict(RECORD, pipeline="q"), first, whole)
     torn = whole[:-1]
     foreign = whole.replace("# TYPE pipeline_run_state gauge\n", "")
-    for earlier in (with_other, torn, foreign, ""):
+    short = "".join(line for line in whole.splitlines(True) if not line.startswith('pipeline_stage_input_bytes{pipeline="%s",stage="c"' % RECORD["pipeline"]))
+    assert short != whole
+    for earlier in (with_other, torn, foreign, short, ""):
         assert prometheus_text.updated(earlier, record, later, ["a", "b", "c"], looked_at) == ""
     assert prometheus_text.updated(whole, dict(record, state="failed"), later, ["a", "b", "c"], looked_at) == ""
     looked_at[0]["status"] = "failed"
