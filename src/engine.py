@@ -18,7 +18,7 @@ from console import Console, describe_os_error
 from file_digests import Digests
 from model import (
     EXIT_FAILED, EXIT_OFFLINE, EXIT_OK, EXIT_STOPPED, VERSION, Clock, Decision, Facts, OfflineError, Options, PipelineSpec,
-    StageResult, StageSpec, sha256)
+    StageResult, StageSpec)
 from program_scan import check_offline, runner_digest
 from state_store import StateStore, utc_text
 
@@ -597,8 +597,7 @@ class Run:
         """Write what only a finished run writes, and its digest into the run record; under the lock of the ledger."""
         self._write_digests()
         self.metrics = self._metrics()
-        data = self.store.write("metrics_%s.json" % self.options.run_id, self.metrics, "metrics.json")
-        record["metrics"] = {"bytes": len(data), "sha256": sha256(data).hexdigest()}
+        record["metrics"] = self.store.write_metrics(self.options.run_id, self.metrics)
 
     def _tell_monitoring(self, record: Json) -> None:
         """Refresh state/metrics.prom, append to --openlineage; what goes wrong there is a note and changes nothing."""

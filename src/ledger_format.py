@@ -12,7 +12,7 @@ canonical form is that of RFC 8785 for what is hashed here: no floats, integers 
 """
 from __future__ import annotations
 
-from primitives import canonical_bytes, canonical_pieces, sha256
+from primitives import canonical_bytes, canonical_pieces, digest_of, sha256
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,11 +34,7 @@ def canonical_json(value: Any) -> bytes:
 
 def run_hash(record: Json) -> str:
     """Return the SHA-256 (hex) that a run record states as its runHash."""
-    pieces = canonical_pieces({key: value for key, value in record.items() if key != "runHash"})
-    digest = sha256(b"run\0", sum(map(len, pieces)))
-    for piece in pieces:
-        digest.update(piece)
-    return digest.hexdigest()
+    return digest_of(canonical_pieces({key: value for key, value in record.items() if key != "runHash"}), b"run\0")
 
 
 def stage_key(parts: Json) -> str:

@@ -39,6 +39,14 @@ def sha256(data: bytes = b"", size: int = 0) -> hashlib._Hash:
     return load_openssl()(data)  # type: ignore[no-any-return]
 
 
+def digest_of(pieces: Sequence[Piece], before: bytes = b"") -> str:
+    """Return the SHA-256 (hex) of *before* and the pieces, as if they were joined."""
+    digest = sha256(before, sum(map(len, pieces)))
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
+
+
 def load_openssl() -> Any:
     """Return OpenSSL's sha256(), loaded without the other digests that hashlib loads; hashlib's where Python is built without it."""
     try:
@@ -173,7 +181,12 @@ def canonical_pieces(value: Any) -> List[Piece]:
 
 def pretty_bytes(value: Any) -> bytes:
     """Return JSON for people, ready arrays in their places, with a last newline, UTF-8."""
-    return b"".join(_filled(pretty(value) + "\n", value, "pretty"))
+    return b"".join(pretty_pieces(value))
+
+
+def pretty_pieces(value: Any) -> List[Piece]:
+    """The same, not joined: to be written."""
+    return _filled(pretty(value) + "\n", value, "pretty")
 
 
 class _Rules:

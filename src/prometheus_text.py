@@ -15,6 +15,8 @@ import state_store
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+    from primitives import Piece
     Json = Dict[str, Any]
 
 NAME = "metrics.prom"
@@ -107,39 +109,52 @@ def refresh(store: Any, record: Json, metrics: Json, stages: List[str]) -> bool:
     """
     try:
         with open(store.path(NAME), "rb") as file:
-            data = refreshed(file.read(), record, metrics, stages)
-        if data:
-            state_store.write_atomic(store.path(NAME), data, durable=False)
-        return bool(data)
+            pieces = refreshed(file.read(), record, metrics, stages)
+        if pieces:
+            state_store.write_atomic(store.path(NAME), pieces, durable=False)
+        return bool(pieces)
     except Exception:
         return False
 
 
-def refreshed(earlier: bytes, record: Json, metrics: Json, stages: List[str]) -> bytes:
-    """Return the file's new content after such a run, b"" if *earlier* does not tell of one of the same stages. Pure."""
+def refreshed(earlier: bytes, record: Json, metrics: Json, stages: List[str]) -> List[Piece]:
+    """Return the file's new content after such a run in pieces, [] if *earlier* does not tell of one of the same stages. Pure."""
     pipeline = 'pipeline="%s"' % escaped(record["pipeline"])
-    skipped = ("\n%s\n" % _stage_lines("pipeline_stage_status", pipeline, stages, '",status="skipped"} 1')).encode("utf-8")
-    place = earlier.find(skipped[:skipped.find(b"\n", 1) + 1])
-    if not stages or place < 0 or not earlier.startswith(skipped, place) or record["state"] != "completed":
-        return b""
+    place, _ = _find_lines(earlier, "pipeline_stage_status", pipeline, stages, '",status="skipped"} 1')
+    if place < 0 or record["state"] != "completed":
+        return []
     head = earlier[:place].decode("utf-8")      # what tells of runs; the stages' part may be large
     ends, start = {}, "{%s} " % pipeline
     for family in (PIPELINE_SUCCESS, RUN_START, RUN_END, RUN_DURATION):
         _, line, rest = head.partition("\n" + family + start)
         if not line:
-            return b""
+            return []
         ends[family] = rest.partition("\n")[0]
     told = ['\npipeline_run_stages{%s,status="skipped"} %d\n' % (pipeline, len(stages)), "\n%s\n" % _info(pipeline, record),
             '\npipeline_run_state{%s,state="completed"} 1\n' % pipeline]
     told += ['\npipeline_run_stages{%s,status="%s"} 0\n' % (pipeline, status) for status in ("ok", "failed", "interrupted", "waiting", "notRun")]
-    ended, was = epoch_text(metrics["timestamp"]), " %s\n" % ends[RUN_END]
-    # A stage that is no more, or another pipeline that ended in the same millisecond, would be counted here.
-    is_same = earlier.count(was.encode("utf-8")) == len(stages) + 2 + (ends[RUN_START] == ends[RUN_END])
-    if not is_same or ends[PIPELINE_SUCCESS] != ends[RUN_END] or not all(line in head for line in told):
-        return b""
+    first, last = _find_lines(earlier, STAGE_SUCCESS, pipeline, stages, '"} ' + ends[RUN_END], place)
+    if first < 0 or ends[PIPELINE_SUCCESS] != ends[RUN_END] or not all(line in head for line in told):
+        return []
+    ended = epoch_text(metrics["timestamp"])
     for family, value in ((PIPELINE_SUCCESS, ended), (RUN_START, epoch_text(record["startedAt"])), (RUN_END, ended), (RUN_DURATION, number(metrics["durationSec"]))):
         head = head.replace("\n%s%s%s\n" % (family, start, ends[family]), "\n%s%s%s\n" % (family, start, value), 1)
-    return head.encode("utf-8") + earlier[place:].replace(was.encode("utf-8"), b" %s\n" % ended.encode("utf-8"))
+    view = memoryview(earlier)
+    return [head.encode("utf-8"), view[place:first], _stage_lines(STAGE_SUCCESS, pipeline, stages, '"} ' + ended).encode("utf-8"), view[last:]]
+
+
+def _find_lines(earlier: bytes, family: str, pipeline: str, stages: Sequence[str], after: str, begin: int = 0) -> Tuple[int, int]:
+    """Return where the lines of *stages* stand that all end in *after*, from the first one's begin to the last one's newline; (-1, -1) if they
+    are not there, all and in order, or others of this pipeline follow. Looked for from *begin* on."""
+    lines = ("\n%s\n" % _stage_lines(family, pipeline, stages, after)).encode("utf-8")
+    start = len(earlier) - len(lines)           # most often it is the last family
+    if start < begin or not earlier.startswith(lines, start):
+        start = earlier.find(lines[:lines.index(b"\n", 1) + 1], begin)
+    end = start + len(lines)
+    other = _stage_lines(family, pipeline, [""], "").encode("utf-8")
+    if not stages or start < 0 or not earlier.startswith(lines, start) or earlier.startswith(other, end):
+        return -1, -1
+    return start + 1, end - 1
 
 
 def update(store: Any, record: Json, metrics: Json, stages: Sequence[str], looked_at: Dict[int, Json]) -> bool:

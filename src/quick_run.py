@@ -184,13 +184,11 @@ class _Quick:
         self.console.counts(self.run_id, "completed", 0, len(self.index.names), 0, time.monotonic() - self.started)
 
     def _write_metrics(self, record: Json) -> None:
-        from primitives import sha256
         from state_store import utc_text
         self.metrics = self._with(self.index.about["metrics"], {
             "runId": self.run_id, "invocation": record["invocation"], "timestamp": utc_text(time.time()),
             "durationSec": round(time.monotonic() - self.started, 6), "stages": self._ready("metrics", "")})
-        data = self.store.write("metrics_%s.json" % self.run_id, self.metrics, "metrics.json")
-        record["metrics"] = {"bytes": len(data), "sha256": sha256(data).hexdigest()}
+        record["metrics"] = self.store.write_metrics(self.run_id, self.metrics)
 
     def _tell_monitoring(self, record: Json) -> None:
         import prometheus_text

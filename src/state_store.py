@@ -10,12 +10,15 @@ import os
 import sys
 import time
 
-from primitives import by_fields, compact, loads, pretty_bytes
+from primitives import by_fields, compact, digest_of, loads, pretty_bytes, pretty_pieces
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterable, List, Optional
+    from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Union
+
+    from primitives import Piece
     Json = Dict[str, Any]
+    Data = Union[bytes, Sequence[Piece]]
 
 SCHEMA_VERSION = 1          # of every file under state/ ; a newer one is refused, not guessed at
 GROUP_FILES = 512           # names and files that are made durable together, at most
@@ -152,9 +155,9 @@ def _sync_path(path: str) -> None:
         os.close(descriptor)
 
 
-def write_atomic(path: str, data: bytes, commit: Optional[Commit] = None, durable: bool = True, temporary: str = "",
+def write_atomic(path: str, data: Data, commit: Optional[Commit] = None, durable: bool = True, temporary: str = "",
                  mode: int = 0o666) -> None:
-    """Replace *path* with *data* so that a reader sees all of the old or all of the new.
+    """Replace *path* with *data*, bytes or pieces of them, so that a reader sees all of the old or all of the new.
 
     Durable on return: file and folder are synced (folder: POSIX only); with *commit*, the folder when it flushes.
     durable=False is for files that mean nothing after a restart. The temporary file has one fixed name beside the
@@ -177,7 +180,7 @@ def write_atomic(path: str, data: bytes, commit: Optional[Commit] = None, durabl
         raise OSError(error.errno, error.strerror, path) from error
 
 
-def write_new(path: str, data: bytes, durable: bool = True, mode: int = 0o666) -> None:
+def write_new(path: str, data: Data, durable: bool = True, mode: int = 0o666) -> None:
     """Write a new file, replacing a dead writer's of the same name; with *durable* its content is on the disk on return."""
     try:
         descriptor = _create_new(path, mode)
@@ -201,10 +204,11 @@ def _create_new(path: str, mode: int) -> int:
         return int(patiently(lambda: os.open(path, flags, mode)))
 
 
-def write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view):]
+def write_all(descriptor: int, data: Data) -> None:
+    for piece in (data,) if isinstance(data, bytes) else data:
+        view = memoryview(piece)
+        while view:
+            view = view[os.write(descriptor, view):]
 
 
 def remove_quietly(path: str) -> None:
@@ -258,6 +262,11 @@ def is_integer(value: Any) -> bool:
 def record_json(value: Any) -> bytes:
     """Return the readable form in which records are stored: indented UTF-8 with a last newline."""
     return pretty_bytes(value)
+
+
+def record_pieces(value: Any) -> List[Piece]:
+    """The same, not joined: a record of thousands of stages is large."""
+    return pretty_pieces(value)
 
 
 def utc_text(seconds: float) -> str:
@@ -341,11 +350,16 @@ class StateStore:
         sync_folder(self.folder)
         return "it was set aside as state/%s; run again to do the work anew without it" % aside
 
-    def write(self, name: str, record: Json, temporary: str = "") -> bytes:
+    def write(self, name: str, record: Json, temporary: str = "") -> List[Piece]:
         """Store a record, return its bytes: on the disk on return, its name when `commit` is flushed. temporary: as in write_atomic()."""
-        data = record_json(dict({"schema": SCHEMA_VERSION}, **record))
-        write_atomic(self.path(name), data, self.commit, temporary=temporary)
-        return data
+        pieces = record_pieces(dict({"schema": SCHEMA_VERSION}, **record))
+        write_atomic(self.path(name), pieces, self.commit, temporary=temporary)
+        return pieces
+
+    def write_metrics(self, run_id: str, metrics: Json) -> Json:
+        """Store the metrics of a run that ends; return what its record says of them."""
+        pieces = self.write("metrics_%s.json" % run_id, metrics, "metrics.json")
+        return {"bytes": sum(map(len, pieces)), "sha256": digest_of(pieces)}
 
     def write_stage(self, stage: str, record: Json) -> None:
         """Store a stage's record, a line for each field: as durable as by write()."""

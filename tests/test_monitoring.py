@@ -133,16 +133,22 @@ def test_a_run_that_skips_the_same_stages_again_changes_only_the_times():
     first = prometheus_text.text(RECORD, metrics(("a", "skipped"), ("b", "skipped")), other, {"a", "b"})
     later, record = metrics(("a", "skipped"), ("b", "skipped"), when="2026-03-01T00:00:00.250Z"), dict(RECORD, startedAt="2026-03-01T00:00:00.000Z")
     later["durationSec"] = 0.25
-    again = prometheus_text.refreshed(first.encode(), record, dict(later, stages=None), ["a", "b"]).decode()
+    def refreshed(earlier, told=record, names=("a", "b")):
+        return b"".join(prometheus_text.refreshed(earlier.encode(), told, dict(later, stages=None), list(names))).decode()
+
+    again = refreshed(first)
     assert again == prometheus_text.text(record, later, first, {"a", "b"}) != first
     for wrong in (dict(record, version="2"), dict(record, state="failed"), dict(record, pipeline="x")):
-        assert prometheus_text.refreshed(first.encode(), wrong, later, ["a", "b"]) == b""
-    for names in (["a"], ["a", "b", "c"], ["a", "c"], []):
-        assert prometheus_text.refreshed(first.encode(), record, later, names) == prometheus_text.refreshed(b"", record, later, names) == b""
-    at_once = prometheus_text.text(dict(RECORD, pipeline="q"), metrics(("a", "ok")), first)      # its times are not ours to change
-    assert prometheus_text.refreshed(at_once.encode(), record, later, ["a", "b"]) == b""
+        assert refreshed(first, wrong) == ""
+    for names in (["a"], ["a", "b", "c"], ["a", "c"], ["b", "a"], []):
+        assert refreshed(first, names=names) == refreshed("", names=names) == ""
+    at_once = prometheus_text.text(dict(RECORD, pipeline="q"), metrics(("a", "ok")), first)
+    assert refreshed(at_once) != refreshed(first)       # the other's times are not ours to change
+    assert sorted(refreshed(at_once).split("\n")) == sorted(prometheus_text.text(record, later, at_once, {"a", "b"}).split("\n"))
+    gone = prometheus_text.text(RECORD, metrics(("a", "skipped"), ("b", "skipped")), prometheus_text.text(RECORD, metrics(("c", "ok"))), {"a", "b", "c"})
+    assert 'stage="c"' in gone and refreshed(gone) == ""
     worked = prometheus_text.text(RECORD, metrics(("a", "ok"), ("b", "skipped")), other, {"a", "b"})
-    assert prometheus_text.refreshed(worked.encode(), record, later, ["a", "b"]) == prometheus_text.refreshed(worked.encode(), record, later, ["b"]) == b""
+    assert refreshed(worked) == refreshed(worked, names=["b"]) == ""
 
 
 @pytest.mark.parametrize("before, now", [
