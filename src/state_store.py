@@ -14,11 +14,11 @@ from primitives import by_fields, compact, digest_of, loads, pretty_bytes, prett
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Union
+    from typing import Any, Callable, Dict, Iterable, List, Optional, Union
 
     from primitives import Piece
     Json = Dict[str, Any]
-    Data = Union[bytes, Sequence[Piece]]
+    Data = Union[Piece, List[Piece]]
 
 SCHEMA_VERSION = 1          # of every file under state/ ; a newer one is refused, not guessed at
 GROUP_FILES = 512           # names and files that are made durable together, at most
@@ -205,7 +205,7 @@ def _create_new(path: str, mode: int) -> int:
 
 
 def write_all(descriptor: int, data: Data) -> None:
-    for piece in (data,) if isinstance(data, bytes) else data:
+    for piece in data if isinstance(data, list) else [data]:
         view = memoryview(piece)
         while view:
             view = view[os.write(descriptor, view):]
