@@ -17,8 +17,8 @@ import os
 
 import state_store
 from ledger_format import ENTRY_SCHEMA, canonical_json, entry_hash, entry_line, head_text, run_hash
-from primitives import loads
-from state_store import StateError, is_integer, record_pieces, remove_quietly, utc_text
+from primitives import loads, pretty_pieces
+from state_store import StateError, is_integer, remove_quietly, utc_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ class Held:
         record["runHash"] = run_hash(record)
         pending, before = self.store.path(PENDING), self.last
         try:
-            state_store.write_new(pending, record_pieces(record))
+            state_store.write_new(pending, pretty_pieces(record))
             self.store.commit.folders[self.store.folder] = None
             self.store.commit.flush()       # what the entry vouches for is on the disk before it
             self.open.pop(record["runId"], None)

@@ -205,6 +205,7 @@ def _create_new(path: str, mode: int) -> int:
 
 
 def write_all(descriptor: int, data: Data) -> None:
+    """Write bytes, or a list of pieces one after the other, to an open file, whole. Raises: OSError; then a part may be written."""
     for piece in data if isinstance(data, list) else [data]:
         view = memoryview(piece)
         while view:
@@ -262,11 +263,6 @@ def is_integer(value: Any) -> bool:
 def record_json(value: Any) -> bytes:
     """Return the readable form in which records are stored: indented UTF-8 with a last newline."""
     return pretty_bytes(value)
-
-
-def record_pieces(value: Any) -> List[Piece]:
-    """The same, not joined: a record of thousands of stages is large."""
-    return pretty_pieces(value)
 
 
 def utc_text(seconds: float) -> str:
@@ -351,8 +347,8 @@ class StateStore:
         return "it was set aside as state/%s; run again to do the work anew without it" % aside
 
     def write(self, name: str, record: Json, temporary: str = "") -> List[Piece]:
-        """Store a record, return its bytes: on the disk on return, its name when `commit` is flushed. temporary: as in write_atomic()."""
-        pieces = record_pieces(dict({"schema": SCHEMA_VERSION}, **record))
+        """Store a record, return its bytes in pieces: on the disk on return, its name when `commit` is flushed. temporary: as in write_atomic()."""
+        pieces = pretty_pieces(dict({"schema": SCHEMA_VERSION}, **record))
         write_atomic(self.path(name), pieces, self.commit, temporary=temporary)
         return pieces
 

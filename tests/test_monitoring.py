@@ -133,6 +133,7 @@ def test_a_run_that_skips_the_same_stages_again_changes_only_the_times():
     first = prometheus_text.text(RECORD, metrics(("a", "skipped"), ("b", "skipped")), other, {"a", "b"})
     later, record = metrics(("a", "skipped"), ("b", "skipped"), when="2026-03-01T00:00:00.250Z"), dict(RECORD, startedAt="2026-03-01T00:00:00.000Z")
     later["durationSec"] = 0.25
+
     def refreshed(earlier, told=record, names=("a", "b")):
         return b"".join(prometheus_text.refreshed(earlier.encode(), told, dict(later, stages=None), list(names))).decode()
 
@@ -145,6 +146,8 @@ def test_a_run_that_skips_the_same_stages_again_changes_only_the_times():
     at_once = prometheus_text.text(dict(RECORD, pipeline="q"), metrics(("a", "ok")), first)
     assert refreshed(at_once) != refreshed(first)       # the other's times are not ours to change
     assert sorted(refreshed(at_once).split("\n")) == sorted(prometheus_text.text(record, later, at_once, {"a", "b"}).split("\n"))
+    before = prometheus_text.text(RECORD, metrics(("a", "skipped"), ("b", "skipped")), prometheus_text.text(dict(RECORD, pipeline="q"), metrics(("a", "ok"))), {"a", "b"})
+    assert refreshed(before) == prometheus_text.text(record, later, before, {"a", "b"})
     gone = prometheus_text.text(RECORD, metrics(("a", "skipped"), ("b", "skipped")), prometheus_text.text(RECORD, metrics(("c", "ok"))), {"a", "b", "c"})
     assert 'stage="c"' in gone and refreshed(gone) == ""
     worked = prometheus_text.text(RECORD, metrics(("a", "ok"), ("b", "skipped")), other, {"a", "b"})

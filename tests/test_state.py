@@ -563,3 +563,13 @@ def test_a_full_disk_under_both_is_the_processors_fault_first(project):
     assert found["after"][0] == 0 and "[DONE] s1" in found["after"][1], text
     assert found["again"][0] == 0 and "[SKIP] s1" in found["again"][1], text
     assert ".tmp" not in found["again"][1], text
+
+
+def test_what_the_system_takes_in_small_parts_is_written_whole(tmp_path, monkeypatch):
+    write, path = os.write, str(tmp_path / "file")
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, bytes(data[:3])))
+    for data in (b"0123456789", memoryview(b"0123456789"), [b"01234", b"", memoryview(b"56789")]):
+        state_store.write_atomic(path, data)
+        with open(path, "rb") as file:
+            assert file.read() == b"0123456789"
+        os.unlink(path)
