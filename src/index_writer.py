@@ -11,6 +11,7 @@ import marshal
 import os
 import zlib
 from array import array
+from itertools import accumulate
 
 import file_digests
 import known_stages
@@ -193,7 +194,8 @@ class _Sections:
                 self._end_stage(0, (b"",) * len(quick_index.TEXTS))
                 place += 1
         index.names = [stage.name for stage in self.run.spec.stages]
-        index.paths, index.starts, index.signs, index.covered = "\0".join(self.paths), memoryview(self.starts), memoryview(self.signs), bytes(self.covered)
+        index.paths, index.cuts = stored_paths(self.paths)
+        index.starts, index.signs, index.covered = memoryview(self.starts), memoryview(self.signs), bytes(self.covered)
         self.followed.sort(key=lambda one: one[0])
         index.followed = [path for _, path, _ in self.followed]
         index.owners = _view([owner for owner, _, _ in self.followed])
@@ -231,6 +233,13 @@ class _Sections:
         for name, data in zip(quick_index.TEXTS, texts):
             self.texts[name].append(data)
             self.ends[name].append(self.ends[name][-1] + len(data))
+
+
+def stored_paths(paths: Sequence[str]) -> Tuple[memoryview, memoryview]:
+    """Return (paths, cuts) as an index has them."""
+    groups = ["\0".join(paths[first:first + quick_index.GROUP]) + "\0" for first in range(0, len(paths), quick_index.GROUP)]
+    stored = [group.encode("utf-8", "surrogateescape") for group in groups]
+    return memoryview(b"".join(stored)), _view(accumulate(map(len, stored), initial=0))
 
 
 def _moved(numbers: memoryview, by: int) -> List[int]:

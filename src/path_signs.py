@@ -12,8 +12,11 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, List, Optional, Sequence, Tuple, Union
+    from typing import Any, Callable, List, Optional, Protocol, Sequence, Tuple, Union
     Numbers = Union[List[int], memoryview]
+
+    class Paths(Protocol):      # a list, or what makes one of a part only
+        def __getitem__(self, places: slice) -> Sequence[str]: ...
 
 WIDTH = 5                   # numbers in a sign: modification time and change time in ns, inode, bytes, device
 ABSENT = (-1, -1, -1, -1, -1)
@@ -41,10 +44,10 @@ def sign(paths: Sequence[str], look: Callable[[str], os.stat_result] = os.lstat)
     return numbers
 
 
-def changed(paths: Sequence[str], signs: Numbers, first: int = 0, last: Optional[int] = None,
+def changed(paths: Paths, signs: Numbers, first: int = 0, last: Optional[int] = None,
             look: Callable[[str], os.stat_result] = os.lstat, prefix: str = "") -> List[int]:
     """Return which of paths[first:last] are not what *signs* (of all paths) say, as places in *paths*. prefix: goes before each path."""
-    last = len(paths) if last is None else last
+    last = len(signs) // WIDTH if last is None else last
     found: List[int] = []
     get = _getter() if last - first > BLOCK else None
     for start in range(first, last, BLOCK):
@@ -77,15 +80,15 @@ def _is_same(path: str, known: Tuple[int, ...], look: Callable[[str], os.stat_re
         return False
 
 
-def changed_shared(paths: Sequence[str], signs: Numbers, root: str, meanwhile: Callable[[], Any] = lambda: None,
+def changed_shared(paths: Paths, signs: Numbers, root: str, meanwhile: Callable[[], Any] = lambda: None,
                    first: int = 0, last: Optional[int] = None) -> List[int]:
     """The same of paths relative to *root*, sorted; of very many, a forked process looks at a part, where that is possible.
 
     That process begins at the end, this one at the beginning, after meanwhile(), which is called in any case; where they
     meet depends on which has more to do. When it returns, that process is gone.
     """
-    prefix = os.path.join(root, "")
-    last = len(paths) if last is None else last
+    prefix = _prefix(root)
+    last = len(signs) // WIDTH if last is None else last
     reader, child = _fork_looker(paths, signs, prefix, first, last) if last - first >= SHARE_FROM and _may_fork() else (-1, 0)
     if not child:
         meanwhile()
@@ -102,7 +105,15 @@ def changed_shared(paths: Sequence[str], signs: Numbers, root: str, meanwhile: C
             pass                        # somebody has waited for it already
 
 
-def _fork_looker(paths: Sequence[str], signs: Numbers, root: str, first: int, last: int) -> Tuple[int, int]:
+def _prefix(root: str) -> str:
+    """Return what goes before a path below *root*: nothing where we stand there, as the kernel has less to walk then."""
+    try:
+        return "" if os.getcwd() == root else os.path.join(root, "")
+    except OSError:
+        return os.path.join(root, "")       # our folder has been removed
+
+
+def _fork_looker(paths: Paths, signs: Numbers, root: str, first: int, last: int) -> Tuple[int, int]:
     """Return (descriptor of what the second process tells, its pid); (-1, 0) if the system allows no further process."""
     try:
         reader, writer = os.pipe()
@@ -130,13 +141,13 @@ def _may_fork() -> bool:
     return getsignal(SIGCHLD) != SIG_IGN and len(os.sched_getaffinity(0)) > 1 and len(os.listdir("/proc/self/task")) == 1
 
 
-def _answer(writer: int, paths: Sequence[str], signs: Numbers, root: str, first: int, last: int) -> Any:
+def _answer(writer: int, paths: Paths, signs: Numbers, root: str, first: int, last: int) -> Any:
     """In the child: look at part after part from the end on, tell of each, end without the parent's clean-up."""
     try:
         from _signal import SIG_IGN, SIGHUP, SIGINT, SIGTERM, signal  # what `signal` loads would show
         for number in (SIGHUP, SIGINT, SIGTERM):
             signal(number, SIG_IGN)     # the parent's handlers are the parent's
-        os.chdir(root)                  # the kernel has less to walk
+        os.chdir(root or os.curdir)     # the kernel has less to walk
         for end in range(last, first, -PART):
             start = max(first, end - PART)
             data = b"%d %s\n" % (start, b" ".join(b"%d" % place for place in changed(paths, signs, start, end)))
@@ -146,7 +157,7 @@ def _answer(writer: int, paths: Sequence[str], signs: Numbers, root: str, first:
         os._exit(0)
 
 
-def _meet(reader: int, paths: Sequence[str], signs: Numbers, prefix: str, first: int, last: int) -> List[int]:
+def _meet(reader: int, paths: Paths, signs: Numbers, prefix: str, first: int, last: int) -> List[int]:
     """In the parent: look at part after part until all are looked at by one of the two; alone if the child was killed, or had no memory."""
     found: List[int] = []
     torn, is_shared = b"", True

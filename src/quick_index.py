@@ -2,10 +2,11 @@
 
 Above path_signs and below the runner. One file for each pipeline file, state/index_<its name>; index_writer makes it.
 
-    first line       kind and format, CRC-32 of all that follows, bytes of each section
+    first line       kind and format, CRC-32 of all that follows but the texts, CRC-32 of the texts, bytes of each section
     about            JSON: what must be as it was (interpreter, start of the machine, user, ...), and the records' fields
     common           paths that all stages depend on: the pipeline file, the runner, bin/, processors, their modules, folders
     paths, starts    paths of each stage below the root: inputs, watched files, folders that a glob looks into, outputs, marker, stage record
+    cuts             where in paths each group of GROUP paths begins, and the end: who looks at some of them makes no list of all
     followed         paths that are links, looked at through the link, each with its stage (-1: all stages)
     covered          a byte for each stage: 1 if its skip can be told from its paths
     pretty canonical metrics lines     each stage's entry in run record (as stored, as hashed) and metrics, and its [SKIP] line
@@ -28,12 +29,14 @@ if TYPE_CHECKING:
     Json = Dict[str, Any]
 
 KIND = b"pipeline-index"
-FORMAT = 1
+FORMAT = 2
+GROUP = path_signs.BLOCK    # paths
 MAP_FROM = 1 << 20          # bytes
 TEXTS = ("pretty", "canonical", "metrics", "lines")
 LISTS = ("names", "common", "followed")
-NUMBERS = ("common_signs", "starts", "signs", "owners", "followed_signs") + tuple("ends_" + name for name in TEXTS)
+NUMBERS = ("common_signs", "starts", "cuts", "signs", "owners", "followed_signs") + tuple("ends_" + name for name in TEXTS)
 SECTIONS = ("about", "covered", "paths") + LISTS + NUMBERS + TEXTS
+VIEWS = ("paths",) + NUMBERS + TEXTS
 BETWEEN = {"pretty": PRETTY_END, "canonical": COMPACT_END, "metrics": PRETTY_END, "lines": b""}     # after each entry's text
 
 
@@ -42,17 +45,34 @@ def index_path(root: str, pipeline: str) -> str:
     return os.path.join(root, "state", "index_%s" % os.path.basename(pipeline))
 
 
-class Index:
-    """One index in memory: lists of paths and names; numbers and texts are views of the bytes that were read."""
+class Paths:
+    """Paths as they are stored, each with a zero byte behind it; a slice of them is a list."""
 
-    _split: Optional[List[str]] = None
+    def __init__(self, stored: memoryview, cuts: memoryview) -> None:
+        self.stored, self.cuts = stored, cuts
+
+    def __getitem__(self, places: slice) -> List[str]:
+        first, last = places.start, places.stop
+        if first >= last:
+            return []
+        group = first // GROUP
+        end = self.cuts[(last + GROUP - 1) // GROUP]
+        paths = _text(self.stored[self.cuts[group]:end]).split("\0")
+        return paths[first - group * GROUP:last - group * GROUP]
+
+
+class Index:
+    """One index in memory: lists of names; paths, numbers and texts are views of the bytes that were read."""
+
     source: Union[bytes, mmap.mmap]     # what all of it is read from
     sizes: List[int]            # bytes of its sections
+    texts_check: int            # CRC-32 that the texts must have
     about: Json
     covered: bytes
     names: List[str]
     common: List[str]
-    paths: str                  # joined by zero bytes
+    paths: memoryview
+    cuts: memoryview
     followed: List[str]
     common_signs: memoryview
     starts: memoryview
@@ -100,18 +120,17 @@ class Index:
         if not isinstance(self.source, bytes):
             self.source = bytes(self.source)
             parts = _parts(self.source, self.sizes)
-            for name in NUMBERS + TEXTS:
+            for name in VIEWS:
                 setattr(self, name, parts[name])
 
-    def all_paths(self) -> List[str]:
-        """Return the paths of all stages, relative to the root."""
-        if self._split is None:
-            self._split = self.paths.split("\0") if self.paths else []
-        return self._split
+    def has_whole_texts(self) -> bool:
+        """Tell whether the texts are as they were stored. To be asked once before they are used; it takes a while."""
+        begin = len(self.source) - sum(self.sizes[-len(TEXTS):])
+        return zlib.crc32(memoryview(self.source)[begin:]) == self.texts_check
 
-    def paths_of(self, stage: int) -> List[str]:
-        """Return the paths of one stage, relative to the root."""
-        return self.all_paths()[self.starts[stage]:self.starts[stage + 1]]
+    def all_paths(self) -> Paths:
+        """Return the paths of all stages, relative to the root."""
+        return Paths(self.paths, self.cuts)
 
     def stage_at(self, place: int) -> int:
         """Return the stage whose path stands at *place* of all paths."""
@@ -133,16 +152,17 @@ class Index:
 
 def to_bytes(index: Index) -> bytes:
     """Return an index as it is stored."""
-    parts = [compact(index.about).encode("utf-8", "surrogateescape"), index.covered, index.paths.encode("utf-8", "surrogateescape")]
+    parts: List[Any] = [compact(index.about).encode("utf-8", "surrogateescape"), index.covered, index.paths]
     parts += ["\0".join(getattr(index, name)).encode("utf-8", "surrogateescape") for name in LISTS]
     parts += [getattr(index, name).tobytes() for name in NUMBERS]
-    parts += [getattr(index, name) for name in TEXTS]
-    body = b"".join(parts)
-    return b"%s %d %d %s\n" % (KIND, FORMAT, zlib.crc32(body), b" ".join(b"%d" % len(part) for part in parts)) + body
+    texts = [getattr(index, name) for name in TEXTS]
+    body, told = b"".join(parts), b"".join(texts)
+    sizes = b" ".join(b"%d" % len(part) for part in parts + texts)
+    return b"%s %d %d %d %s\n" % (KIND, FORMAT, zlib.crc32(body), zlib.crc32(told), sizes) + body + told
 
 
 def load(path: str, mapped: bool = False) -> Optional[Index]:
-    """Return the index stored at *path*, None if there is none that is whole and of this format.
+    """Return the index stored at *path*, None if there is none that is whole and of this format; its texts may be damaged.
 
     mapped: a large one is not copied; for moments only, as whoever cuts such a file short ends the process.
     """
@@ -165,23 +185,23 @@ def _mapped(file: Any) -> Union[bytes, mmap.mmap]:
 
 
 def from_bytes(data: Union[bytes, mmap.mmap]) -> Optional[Index]:
-    """Return the index that *data* holds, None if it is damaged or of another format. Raises: ValueError for some damage."""
+    """Return the index that *data* holds, None if it is damaged (but for its texts) or of another format. Raises: ValueError for some damage."""
     end = data.find(b"\n")
     if end < 0:
         return None
-    kind, form, check, *lengths = data[:end].split(b" ")
+    kind, form, check, texts_check, *lengths = data[:end].split(b" ")
     sizes = [int(one) for one in lengths]
     if kind != KIND or int(form) != FORMAT or len(sizes) != len(SECTIONS) or min(sizes) < 0 or end + 1 + sum(sizes) != len(data):
         return None
-    if zlib.crc32(memoryview(data)[end + 1:]) != int(check):
+    if zlib.crc32(memoryview(data)[end + 1:len(data) - sum(sizes[-len(TEXTS):])]) != int(check):
         return None
     index, parts = Index(), _parts(data, sizes)
-    index.source, index.sizes = data, sizes
+    index.source, index.sizes, index.texts_check = data, sizes, int(texts_check)
     index.covered = bytes(parts["covered"])
-    index.about, index.paths = loads(_text(parts["about"])), _text(parts["paths"])
+    index.about = loads(_text(parts["about"]))
     for name in LISTS:
         setattr(index, name, _text(parts[name]).split("\0") if parts[name] else [])
-    for name in NUMBERS + TEXTS:
+    for name in VIEWS:
         setattr(index, name, parts[name])
     return index if _is_consistent(index) else None
 
@@ -205,6 +225,6 @@ def _is_consistent(index: Index) -> bool:
     stages = len(index.names)
     width = path_signs.WIDTH
     return (len(index.covered) == stages and len(index.starts) == stages + 1 and len(index.signs) == width * index.starts[stages]
-            and index.starts[0] == 0 and index.starts[stages] == (index.paths.count("\0") + 1 if index.paths else 0) and len(index.common_signs) == width * len(index.common)
+            and index.starts[0] == 0 and len(index.cuts) == (index.starts[stages] + GROUP - 1) // GROUP + 1 and index.cuts[0] == 0 and index.cuts[-1] == len(index.paths) and len(index.common_signs) == width * len(index.common)
             and len(index.owners) == len(index.followed) and len(index.followed_signs) == width * len(index.followed)
             and all(len(getattr(index, "ends_" + name)) == stages + 1 for name in TEXTS) and isinstance(index.about, dict))

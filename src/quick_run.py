@@ -89,13 +89,15 @@ def look(pipeline: str, root: str) -> Optional[Found]:
     if index is None or index.about["pipeline"] != pipeline or index.about["root"] != root or index.about["surroundings"] != surroundings(index.about["passEnv"], root):
         return None
     locked: Set[str] = set()            # stages that somebody holds, or died with
+    whole: List[bool] = []
     hashed = len(index.canonical) + len(index.metrics)
 
     def meanwhile() -> None:
         locked.update(name[:-len(".lock")] for name in os.listdir(os.path.join(root, "locks")) if name.endswith(".lock"))
         _load(hashed)
+        whole.append(index.has_whole_texts())
     stale = index.changed_stages(root, meanwhile)
-    if stale is None:
+    if stale is None or not all(whole):
         return None
     if locked:
         stale = sorted(set(stale) | {place for place, name in enumerate(index.names) if name in locked})

@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT, RUNNER
 
 import file_digests
+import index_writer
 import known_stages
 import model
 import path_signs
@@ -311,7 +312,9 @@ def test_a_damaged_index_is_ignored(project):
         broken = bytearray(whole)
         broken[place] ^= 0x10
         path.write_bytes(broken)
-        assert quick_index.load(str(path)) is None, place
+        index = quick_index.load(str(path))
+        assert index is None or not index.has_whole_texts(), place
+        assert found(project) is None
     for size in (0, 1, 20, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
         assert quick_index.load(str(path)) is None, size
@@ -408,6 +411,40 @@ def test_two_processes_see_what_one_sees(tmp_path, monkeypatch):
         monkeypatch.setattr(path_signs, "PART", part)
         assert path_signs.changed_shared(paths, signs, str(tmp_path)) == [3, 63, 64, 139, 140]
         assert path_signs.changed_shared(paths, signs, str(tmp_path), first=4, last=140) == [63, 64, 139]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a second process looks on Linux only")
+@pytest.mark.parametrize("stands", ["in the root", "elsewhere"])
+def test_the_second_process_does_its_part(tmp_path, monkeypatch, stands):
+    """When it has all the time, nothing is left to the first."""
+    paths = [str(number) for number in range(100)]
+    signs = path_signs.sign([str(tmp_path / path) for path in paths])
+    (tmp_path / "5").touch()
+    monkeypatch.chdir(tmp_path if stands == "in the root" else tmp_path.parent)
+    monkeypatch.setattr(path_signs, "SHARE_FROM", 2)
+    monkeypatch.setattr(path_signs, "PART", 4)
+    monkeypatch.setattr(path_signs, "_may_fork", lambda: True)
+    looked, look, here = [], path_signs.changed, os.getpid()
+    monkeypatch.setattr(path_signs, "changed", lambda *given, **more: (looked.append(os.getpid()), look(*given, **more))[1])
+    assert path_signs.changed_shared(paths, signs, str(tmp_path), lambda: os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)) == [5]
+    assert here not in looked
+
+
+def test_a_folder_that_is_gone_is_no_place_to_stand_in(tmp_path, monkeypatch):
+    def fail():
+        raise FileNotFoundError(2, "gone")
+    (tmp_path / "x").touch()
+    monkeypatch.setattr(os, "getcwd", fail)
+    assert path_signs.changed_shared(["x", "y"], path_signs.sign([str(tmp_path / "x")]) + list(path_signs.ABSENT), str(tmp_path)) == []
+
+
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 128, 130])
+def test_some_of_the_paths_are_read_without_the_others(count):
+    paths = ["in/%d \udcff" % number for number in range(count)]
+    read = quick_index.Paths(*index_writer.stored_paths(paths))
+    for first in range(0, count + 1, 9):
+        for last in (*range(first, count, 7), count):
+            assert read[first:last] == paths[first:last]
 
 
 def test_with_threads_one_process_looks_alone(tmp_path, monkeypatch):
