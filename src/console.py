@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, Sequence
 
-    from model import Decision, Options, StageResult
+    from model import Decision, Options
 
 PARTIAL_BYTES = 65536       # of an unfinished line of a processor's output, before it is shown as it is
 COLORS = {"FAIL": "31", "RETRY": "33", "DONE": "32", "START": "36", "RESUME": "36", "SKIP": "2", "NOTE": "33", "WAITING": "33"}
@@ -170,19 +170,17 @@ class Console:
                 self.stream(one, b"\n")
             self.partial.pop(one, None)
 
-    def summary(self, run_id: str, state: str, results: List[StageResult], duration_s: float) -> None:
-        statuses = [one.status for one in results]
-        count = {status: statuses.count(status) for status in ("ok", "skipped", "failed", "interrupted")}
-        waiting = statuses.count("waiting")
+    def summary(self, run_id: str, state: str, count: Dict[str, int], duration_s: float) -> None:
+        """Print how a run has ended. count: stages by status, of all statuses."""
         failed = count["failed"] + count["interrupted"]
         self.close()
         if self.is_quiet and state == "completed":
             return
         if self.is_json:
             self._put_event({"event": "summary", "run": run_id, "state": state, "ok": count["ok"], "skipped": count["skipped"], "failed": failed,
-                             "waiting": waiting, "notRun": len(results) - waiting - sum(count.values()), "durationMs": int(duration_s * 1000)})
+                             "waiting": count["waiting"], "notRun": count["notRun"], "durationMs": int(duration_s * 1000)})
             return
-        self.counts(run_id, state, count["ok"], count["skipped"], failed, duration_s, waiting)
+        self.counts(run_id, state, count["ok"], count["skipped"], failed, duration_s, count["waiting"])
 
     def counts(self, run_id: str, state: str, ok: int, skipped: int, failed: int, duration_s: float, waiting: int = 0) -> None:
         """Print the last line of a run, as text."""

@@ -13,11 +13,12 @@ import environment
 import planning
 import run_ledger
 import stage_locks
+import stage_order
 import state_store
 from console import Console, describe_os_error
 from file_digests import Digests
 from model import (
-    EXIT_FAILED, EXIT_OFFLINE, EXIT_OK, EXIT_STOPPED, VERSION, Clock, Decision, Facts, OfflineError, Options, PipelineSpec,
+    EXIT_FAILED, EXIT_OFFLINE, EXIT_OK, EXIT_STOPPED, STATUSES, VERSION, Clock, Decision, Facts, OfflineError, Options, PipelineSpec,
     StageResult, StageSpec)
 from program_scan import check_offline, runner_digest
 from state_store import StateStore, utc_text
@@ -52,7 +53,8 @@ class Run:
         self.store = StateStore(spec.root, now=clock.time)
         self.digests = Digests(spec.root, self.boot, rehash=options.rehash)
         self.ledger = new_ledger(spec, options, self.store, clock)
-        self.result_of: Dict[str, StageResult] = {}
+        self.order = stage_order.Order(self.selected, spec.order == "graph", self._may_share)
+        self.result_at: List[Optional[StageResult]] = [None] * len(self.selected)       # of each stage selected, once it has ended
         self.stop_time: Any = None
         self.final: Optional[Json] = None       # the run record, once it is sealed
         self.invocation = 1
@@ -78,7 +80,22 @@ class Run:
     @property
     def results(self) -> List[StageResult]:
         """What became of the stages so far, in the order listed."""
-        return [self.result_of[stage.name] for stage in self.selected if stage.name in self.result_of]
+        return [result for result in self.result_at if result is not None]
+
+    def _put(self, name: str, result: StageResult) -> None:
+        self.result_at[self.order.place[name]] = result
+
+    def _fill(self, why: Callable[[str], str]) -> None:
+        """Say of the stages that have not been begun why that is so."""
+        for place, result in enumerate(self.result_at):
+            if result is None:
+                name = self.selected[place].name
+                self.result_at[place] = StageResult.of(name, "notRun", why(name))
+
+    def _counts(self) -> Dict[str, int]:
+        """Return {status: how many stages so far ended so}, of all statuses."""
+        statuses = [result.status for result in self.results]
+        return {status: statuses.count(status) for status in STATUSES}
 
     def run(self) -> int:
         """Run the selected stages; return the exit code. Raises what the runner cannot go on from, records written."""
@@ -101,8 +118,8 @@ class Run:
             self.ledger.prepare()
             self.invocation = run_ledger.next_invocation(self.ledger, self.options.run_id, is_known)
             self._tell_healed()
-            for stage in self.selected if self.known is None else self.known.not_covered(self.selected):
-                self.store.stage(stage.name)        # damaged state is found before any work is done
+            for place in range(len(self.selected)) if self.known is None else sorted(self.known.stale):
+                self.store.stage(self.selected[place].name)     # damaged state is found before any work is done
             code = self._run_to_its_record()
             return code
         finally:
@@ -150,36 +167,35 @@ class Run:
         return now - elapsed, time.time_ns() - elapsed, device
 
     def _run_stages(self) -> int:
-        import stage_order
-        order = stage_order.Order(self.selected, self.spec.order == "graph", self._may_share)
         code = EXIT_OK
         while True:
-            code = self._begin_stages(order, code)
+            code = self._begin_stages(code)
             ended = self.scheduler.ended() if self.scheduler is not None else None
             if ended is None:
                 break
-            code = self._stage_ended(order, ended[0], ended[1], code)
-        for stage in self.selected:
-            if stage.name not in self.result_of:
-                self.result_of[stage.name] = StageResult.of(stage.name, "notRun", self._why_not_run(order, stage.name))
-        statuses = {result.status for result in self.results}
-        if code == EXIT_STOPPED and statuses <= {"ok", "skipped"}:
+            code = self._stage_ended(ended[0], ended[1], code)
+        self._fill(self._why_not_run)
+        count = self._counts()
+        if code == EXIT_STOPPED and count["ok"] + count["skipped"] == len(self.selected):
             return EXIT_OK              # the time was over when all was done
-        return code or (EXIT_STOPPED if "waiting" in statuses else EXIT_OK)
+        return code or (EXIT_STOPPED if count["waiting"] else EXIT_OK)
 
-    def _why_not_run(self, order: Any, name: str) -> str:
-        blocker = first = order.blocked.get(name)
-        while first in order.blocked:
-            first = order.blocked[first]
+    def _why_not_run(self, name: str) -> str:
+        blocked = self.order.blocked
+        blocker = first = blocked.get(name)
+        while first in blocked:
+            first = blocked[first]
         if blocker is None:
             return self._clock_text() or "the run ended before it"
-        is_waiting = first in self.result_of and self.result_of[first].status == "waiting"
+        result = self.result_at[self.order.place[first]]
+        is_waiting = result is not None and result.status == "waiting"
         return "waits for %s" % blocker if is_waiting else "stage %s did not end well" % blocker
 
-    def _begin_stages(self, order: Any, code: int) -> int:
+    def _begin_stages(self, code: int) -> int:
         """Begin all stages that may start now; return the exit code so far."""
+        order = self.order
         while not self._is_ending(code):
-            if self.known is not None and self._take_known(order):
+            if self.known is not None and self._take_known():
                 continue
             stage = order.next()
             if stage is None:
@@ -191,7 +207,7 @@ class Run:
             try:
                 wish = next(flow)
             except StopIteration as stop:
-                code = self._stage_ended(order, stage.name, stop.value, code)
+                code = self._stage_ended(stage.name, stop.value, code)
             except BaseException as error:
                 if self.scheduler is None or not self.scheduler.alive:
                     raise
@@ -201,15 +217,22 @@ class Run:
                 self.scheduler.step()
         return code or self._stopped()
 
-    def _take_known(self, order: Any) -> bool:
+    def _take_known(self) -> bool:
         """Take the next stages that the index answers for, in one go; tell whether there were some."""
-        place = order.next_place()
-        results = self.known.answers(place, self.is_open) if place is not None else []
-        if results:
-            self.console.lines(self.known.lines(results))
-            self.result_of.update((result.name, result) for result in results)
-            order.go_on_at(place + len(results))
-        return bool(results)
+        first = self.order.next_place()
+        if first is None:
+            return False
+        count = int(self.known.answers(first, self.is_open))
+        if count:
+            self._skip_known(first, first + count)
+            self.order.go_on_at(first + count)
+        return count > 0
+
+    def _skip_known(self, first: int, last: int) -> None:
+        """Skip the stages first ... last-1, for which the index answers."""
+        import known_stages
+        self.console.lines(self.known.index.lines_of(first, last))
+        self.result_at[first:last] = [known_stages.KNOWN] * (last - first)
 
     def _is_ending(self, code: int) -> bool:
         """Tell whether no further stage is begun: the running ones come to their end."""
@@ -229,11 +252,11 @@ class Run:
         mine, theirs = one.output_dir + "/", other.output_dir + "/"
         return not (mine.startswith(theirs) or theirs.startswith(mine))
 
-    def _stage_ended(self, order: Any, name: str, result: StageResult, code: int) -> int:
+    def _stage_ended(self, name: str, result: StageResult, code: int) -> int:
         """Note how a stage has ended; return the exit code so far: the first cause decides."""
-        self.result_of[name] = result
+        self._put(name, result)
         self.works.pop(name, None)
-        order.ended(name, result.status in ("ok", "skipped"))
+        self.order.ended(name, result.status in ("ok", "skipped"))
         if self.is_open and self.clock.monotonic() - self.recorded >= self.record_pause_s:
             self._write_run("running")              # not after each stage: what it lacks after a kill is told by the stage records
         if self.store.commit.is_due():
@@ -277,8 +300,8 @@ class Run:
             for path in held:                   # the digests of these files outlive a restart from now on
                 self.digests.vouch(path[len(self.root):].replace(os.sep, "/").lstrip("/"))
         except OSError:
-            for stage in self.selected:
-                if stage.name in self.works or stage.name in self.result_of and self.result_of[stage.name].status == "ok":
+            for stage, result in zip(self.selected, self.result_at):
+                if stage.name in self.works or result is not None and result.status == "ok":
                     state_store.mark_lost(self.root, stage.output_dir, stage.name, bool(stage.for_each))
             self.store.commit.files.clear()     # a second sync would report success for pages that are lost
             self.digests.files.clear()
@@ -300,10 +323,10 @@ class Run:
 
     def _stage_flow(self, stage: StageSpec) -> Flow:
         """A flow that returns the StageResult; one that waits for nothing is a stage that has not to be run."""
-        known: Optional[StageResult] = self.known.answer(stage.name, self.is_open) if self.known is not None else None
-        if known is not None:
-            self.console.lines(self.known.lines([known]))
-            return known
+        place = self.order.place[stage.name]
+        if self.known is not None and self.known.answers_for(place, self.is_open):
+            self._skip_known(place, place + 1)
+            return self.result_at[place]
         try:
             result = yield from self._run_stage(stage)
             return result
@@ -552,7 +575,7 @@ class Run:
 
     def _entries(self, entry_of: Callable[[StageResult], Json]) -> Any:
         """Return the stages' entries for the run record or the metrics; with known stages, as a text made of ready ones."""
-        return [entry_of(result) for result in self.results] if self.known is None else self.known.entries(self.results, entry_of, entry_of is metrics_entry)
+        return [entry_of(result) for result in self.results] if self.known is None else self.known.entries(self.result_at, entry_of, entry_of is metrics_entry)
 
     def _write_run(self, state: str) -> None:
         began = self.clock.monotonic()
@@ -564,7 +587,7 @@ class Run:
         """Write the metrics, the digests and the sealed run record; on return everything is durable."""
         state = self.state_of(code)
         store = self.store
-        outputs = [stage.output_dir + "/" + output["path"] for stage in self.selected for output in self.result_of[stage.name].outputs]
+        outputs = [stage.output_dir + "/" + output["path"] for stage, result in zip(self.selected, self.results) for output in result.outputs]
         for path in outputs:
             if not self.digests.is_vouched(path):       # a skipped stage's maker may have died before it synced them
                 store.commit.files[os.path.join(self.root, path)] = None
@@ -578,7 +601,7 @@ class Run:
         self.console.line("[LEDGER] head " + self.ledger.head_text())
         if state == "interrupted" and self._clock_text():
             self.console.line("[STOP] " + self._clock_text())
-        self.console.summary(self.options.run_id, state, self.results, self.clock.monotonic() - self.started)
+        self.console.summary(self.options.run_id, state, self._counts(), self.clock.monotonic() - self.started)
         if code == EXIT_OK and self.looked:
             import index_writer
             index_writer.save(self, record, stage_entry, metrics_entry)
@@ -602,7 +625,7 @@ class Run:
     def _tell_monitoring(self, record: Json) -> None:
         """Refresh state/metrics.prom, append to --openlineage; what goes wrong there is a note and changes nothing."""
         import prometheus_text
-        looked_at = self.known.looked_at(self.results) if self.known is not None else None
+        looked_at = self.known.looked_at(self.result_at) if self.known is not None else None
         if looked_at is None or not prometheus_text.update(self.store, record, self.metrics, self.known.index.names,
                                                            {place: metrics_entry(result) for place, result in looked_at.items()}):
             prometheus_text.emit(self.store, record, self.metrics, self.spec, self.options, self.console)
@@ -615,17 +638,15 @@ class Run:
         why = describe_os_error(error) if isinstance(error, OSError) else str(error) or type(error).__name__
         if self.unfit:
             self.console.event("FAIL", self.unfit, ": " + why.split("\n")[0])
-            self.result_of[self.unfit] = StageResult.of(self.unfit, "failed", why)
-        for stage in self.selected:
-            self.result_of.setdefault(stage.name, StageResult.of(stage.name, "notRun", "the run ended before it"))
+            self._put(self.unfit, StageResult.of(self.unfit, "failed", why))
+        self._fill(lambda _: "the run ended before it")
         try:
             self._finish(EXIT_FAILED)
         except (OSError, state_store.StateError, stage_locks.LockHeld):
             pass                        # the same fault again, most likely; what is on disk is a run that died
 
     def _metrics(self) -> Json:
-        statuses = [one.status for one in self.results]
-        count = {status: statuses.count(status) for status in ("ok", "skipped", "failed", "interrupted")}
+        count = self._counts()
         return {
             "runId": self.options.run_id, "invocation": self.invocation, "timestamp": utc_text(self.clock.time()), "totalStages": len(self.selected),
             "okStages": count["ok"], "skippedStages": count["skipped"], "failedStages": count["failed"] + count["interrupted"],
@@ -650,6 +671,15 @@ def stage_entry(result: StageResult) -> Json:
         entry["outputs"] = result.outputs       # a skipped stage's stand in the record of the run that made them
     entry.update(result.evidence)
     return entry
+
+
+def load_for_stages() -> None:
+    """Load what a stage needs that must be run; each is loaded when it is needed, too."""
+    import attempts  # noqa: F401
+    import network_watch  # noqa: F401
+    import scheduler  # noqa: F401
+    import stage_work  # noqa: F401
+    import subprocess  # noqa: F401
 
 
 def dead_token(record: Optional[Json]) -> str:

@@ -83,12 +83,12 @@ def save(run: Any, record: Json, entry_of: EntryOf, metrics_entry_of: EntryOf) -
     *run* is the runner's Run at its end, *record* what it has written; the functions make a result's entries in run record and metrics.
     """
     results = run.results
-    if not is_possible(run.spec, run.options) or [result.name for result in results] != [stage.name for stage in run.spec.stages]:
+    if not is_possible(run.spec, run.options) or len(results) != len(run.spec.stages):
         return
     begin = Begin([run.begun, run.process_begin()])
     new = {}
     for place, (stage, result) in enumerate(zip(run.spec.stages, results)):
-        if result.status == "skipped" and not isinstance(result, known_stages.KnownResult) and can_be_covered(stage):
+        if result.status == "skipped" and result is not known_stages.KNOWN and can_be_covered(stage):
             signed = _stage_signed(run, begin, stage, result)
             if signed is not None:
                 new[place] = signed
@@ -183,7 +183,7 @@ class _Sections:
         place = 0
         while place < len(results):
             first = place
-            while place < len(results) and place not in self.new and isinstance(results[place], known_stages.KnownResult):
+            while place < len(results) and place not in self.new and results[place] is known_stages.KNOWN:
                 place += 1
             if first < place:
                 self._add_kept(first, place)

@@ -2,8 +2,8 @@
 
 Above quick_index and below the runner, which loads it only then.
 
-    Found -> KnownStages.answer(stage) -> KnownResult      the stage's result; its entry's texts stand in the index
-          -> entries()                                     entries of such and of other results, in order, as one ready text
+    index -> KnownStages.answers(first)    how many stages from there on are up to date; the result of each is KNOWN
+          -> entries(results)              entries of such and of other results, in order, as one ready text
           -> spec                                          the checked spec, from beside the index
 """
 from __future__ import annotations
@@ -12,7 +12,6 @@ import marshal
 import os
 import zlib
 from itertools import repeat
-from operator import itemgetter
 
 import quick_index
 from model import Chunks, Offline, PipelineSpec, Retry, StageResult, StageSpec
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, Optional, Sequence, Set
 
     from primitives import Ready
-    from quick_run import Found
     Json = Dict[str, Any]
 
 
@@ -31,43 +29,26 @@ BLOCK = 20000               # stages looked at again in one go; between two bloc
 MANY_KNOWN = 8              # times as many stages are known as looked at: then the metrics file is worth patching
 
 
-class KnownResult(StageResult):
-    """The result of a stage that the index answers for: name and status are true, the rest stands at *place* in the index."""
-
-    __slots__ = ()
-    place = property(itemgetter(len(StageResult._fields)))      # one item more than a result has: there are thousands, and none has a dict
+KNOWN = StageResult.of("", "skipped", "")       # of every stage that the index answers for; the rest stands at the stage's place in the index
 
 
 class KnownStages:
     """What the index answers in one run. A stage is looked at again at its turn once something has been run: its inputs may be new."""
 
-    def __init__(self, found: Found) -> None:
-        self.index: quick_index.Index = found.index
-        self.root, self.stale = found.root, set(found.stale)
-        self.pipeline = found.pipeline
-        self.places: Dict[str, int] = {name: place for place, name in enumerate(found.index.names)}
-        self.about: Json = found.index.about
+    def __init__(self, index: quick_index.Index, pipeline: str, root: str) -> None:
+        self.index, self.pipeline, self.root = index, pipeline, root
+        self.about: Json = index.about
         self.spec = self._load_spec()
+        self.stale: Set[int] = set()        # to be told, before anything is asked
 
-    def not_covered(self, stages: Sequence[StageSpec]) -> List[StageSpec]:
-        """Return which of *stages* the index does not answer for, as far as is known by now."""
-        names = self.index.names
-        if len(stages) == len(names):
-            return [stages[place] for place in sorted(self.stale)]
-        return [stage for stage in stages if self.places.get(stage.name, -1) in self.stale or stage.name not in self.places]
+    def answers_for(self, place: int, look_again: bool) -> bool:
+        """Tell whether the stage at *place* is up to date; if not, it must be looked at."""
+        if look_again and place not in self.stale:
+            self.stale |= self._changed_from(place, place + 1)
+        return place not in self.stale
 
-    def answer(self, stage: str, look_again: bool) -> Optional[KnownResult]:
-        """Return the result of *stage*, None if it must be looked at."""
-        place = self.places.get(stage, -1)
-        if place < 0 or place in self.stale:
-            return None
-        if look_again and self._changed_from(place, place + 1):
-            self.stale.add(place)
-            return None
-        return self._results(place, place + 1)[0]
-
-    def answers(self, first: int, look_again: bool) -> List[KnownResult]:
-        """Return the results of the stages from place *first* on, BLOCK at most, up to one that must be looked at.
+    def answers(self, first: int, look_again: bool) -> int:
+        """Return how many stages from place *first* on are up to date, BLOCK at most.
 
         Nothing may be at work meanwhile: then one look at all of them is as good as one at each in its turn.
         """
@@ -78,7 +59,7 @@ class KnownStages:
             changed = self._changed_from(first, last)
             self.stale |= changed
             last = min(changed, default=last)
-        return self._results(first, last)
+        return last - first
 
     def _changed_from(self, first: int, last: int) -> Set[int]:
         """Return which of the stages first ... last-1 are not what they were, or held by somebody."""
@@ -91,42 +72,31 @@ class KnownStages:
     def _has_locks(self) -> bool:
         return any(name.endswith(".lock") for name in os.listdir(os.path.join(self.root, "locks")))
 
-    def _results(self, first: int, last: int) -> List[KnownResult]:
-        rest: Sequence[Any] = ("skipped", "", 0, 0.0, 0.0, 0, 0, 0, {}, "", [], None, {}, False)  # shared, as nobody changes a result
-        columns = [self.index.names[first:last], *map(repeat, rest), range(first, last)]
-        return list(map(tuple.__new__, repeat(KnownResult), zip(*columns)))
-
-    def lines(self, results: Sequence[KnownResult]) -> str:
-        """Return the [SKIP] lines of the results of neighbours, with their ends."""
-        return self.index.lines_of(results[0].place, results[-1].place + 1)
-
-    def looked_at(self, results: Sequence[StageResult]) -> Optional[Dict[int, StageResult]]:
+    def looked_at(self, results: Sequence[Optional[StageResult]]) -> Optional[Dict[int, StageResult]]:
         """Return {place: result} of the stages that the index did not answer for; None if they are not the smaller part of all stages."""
-        found = {place: result for place, result in enumerate(results) if type(result) is not KnownResult}
-        return found if len(results) == len(self.index.names) and len(found) <= len(results) // MANY_KNOWN else None
+        found = {place: result for place, result in enumerate(results) if result is not KNOWN and result is not None}
+        return found if len(found) <= len(results) // MANY_KNOWN and None not in results else None
 
-    def entries(self, results: Sequence[StageResult], entry_of: Callable[[StageResult], Json], is_metrics: bool) -> Ready:
-        """Return the entries of a run record, or of metrics, as one text; entry_of() makes those that the index has not."""
+    def entries(self, results: Sequence[Optional[StageResult]], entry_of: Callable[[StageResult], Json], is_metrics: bool) -> Ready:
+        """Return the entries of a run record, or of metrics, as one text; entry_of() makes those that the index has not.
+
+        results: one for each place, None where there is none yet.
+        """
         shown = self._pieces("metrics" if is_metrics else "pretty", results, lambda result: pretty(entry_of(result), 2))
         return ready_array(shown, () if is_metrics else self._pieces("canonical", results, lambda result: compact(entry_of(result), True)))
 
-    def _pieces(self, kind: str, results: Sequence[StageResult], text_of: Callable[[StageResult], str]) -> List[Any]:
-        """Return the texts of results, which stand in the order of their places; those of neighbours in the index in one piece."""
+    def _pieces(self, kind: str, results: Sequence[Optional[StageResult]], text_of: Callable[[StageResult], str]) -> List[Any]:
+        """Return the texts of results; those of neighbours in the index in one piece."""
         pieces: List[Any] = []
-        others = [at for at, result in enumerate(results) if type(result) is not KnownResult]
-        for begin, end in zip([-1] + others, others + [len(results)]):
-            if begin >= 0:
-                pieces.append(text_of(results[begin]).encode("utf-8") + quick_index.BETWEEN[kind])
-            pieces += self._pieces_of_known(kind, results[begin + 1:end])   # type: ignore[arg-type]
-        return pieces
-
-    def _pieces_of_known(self, kind: str, results: Sequence[KnownResult]) -> List[Any]:
-        if not results:
-            return []
-        first, last = results[0].place, results[-1].place + 1
-        if last - first == len(results):
-            return [self.index.piece(kind, first, last)]
-        return [self.index.piece(kind, result.place, result.place + 1) for result in results]    # some are still at work
+        first = 0                       # of the neighbours
+        for place, result in enumerate(results):
+            if result is not KNOWN:
+                if first < place:
+                    pieces.append(self.index.piece(kind, first, place))
+                if result is not None:
+                    pieces.append(text_of(result).encode("utf-8") + quick_index.BETWEEN[kind])
+                first = place + 1
+        return pieces + [self.index.piece(kind, first, len(results))] if first < len(results) else pieces
 
     def _load_spec(self) -> Optional[PipelineSpec]:
         """Return the checked spec of the pipeline file, None if it is not there, whole."""

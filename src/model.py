@@ -120,8 +120,11 @@ class Facts(namedtuple("Facts", "material record marker_key output_problems chec
     __slots__ = ()
 
 
+STATUSES = ("ok", "skipped", "failed", "interrupted", "waiting", "notRun")
+
+
 class StageResult(namedtuple("StageResult", "name status reason attempts duration_s cpu_s max_rss_bytes bytes_in bytes_out counts key outputs exit_code evidence is_offline_fault")):
-    """What a run did with a stage; status ok, skipped, failed, interrupted, notRun or waiting.
+    """What a run did with a stage; status is one of STATUSES.
 
     evidence: further fields of its entry in the run record. is_offline_fault: it failed because it tried to use the network.
     """

@@ -81,11 +81,12 @@ def _is_same(path: str, known: Tuple[int, ...], look: Callable[[str], os.stat_re
 
 
 def changed_shared(paths: Paths, signs: Numbers, root: str, meanwhile: Callable[[], Any] = lambda: None,
-                   first: int = 0, last: Optional[int] = None) -> List[int]:
+                   first: int = 0, last: Optional[int] = None, upon_change: Callable[[], Any] = lambda: None) -> List[int]:
     """The same of paths relative to *root*, sorted; of very many, a forked process looks at a part, where that is possible.
 
     That process begins at the end, this one at the beginning, after meanwhile(), which is called in any case; where they
-    meet depends on which has more to do. When it returns, that process is gone.
+    meet depends on which has more to do. upon_change() is called when the first change is found while there is such a process:
+    for what must be done then and need not wait. When it returns, that process is gone.
     """
     prefix = _prefix(root)
     last = len(signs) // WIDTH if last is None else last
@@ -95,7 +96,7 @@ def changed_shared(paths: Paths, signs: Numbers, root: str, meanwhile: Callable[
         return changed(paths, signs, first, last, prefix=prefix)
     try:
         meanwhile()
-        return _meet(reader, paths, signs, prefix, first, last)
+        return _meet(reader, paths, signs, prefix, first, last, upon_change)
     finally:
         os.close(reader)
         try:
@@ -157,11 +158,14 @@ def _answer(writer: int, paths: Paths, signs: Numbers, root: str, first: int, la
         os._exit(0)
 
 
-def _meet(reader: int, paths: Paths, signs: Numbers, prefix: str, first: int, last: int) -> List[int]:
+def _meet(reader: int, paths: Paths, signs: Numbers, prefix: str, first: int, last: int, upon_change: Callable[[], Any]) -> List[int]:
     """In the parent: look at part after part until all are looked at by one of the two; alone if the child was killed, or had no memory."""
     found: List[int] = []
-    torn, is_shared = b"", True
+    torn, is_shared, is_told = b"", True, False
     while first < last:
+        if found and not is_told:
+            is_told = True
+            upon_change()
         if is_shared:
             os.set_blocking(reader, last - first <= PART)       # the child is at the last part
             try:

@@ -73,12 +73,23 @@ if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.defau
 
 from console import Console, describe_os_error, leave, open_missing_streams, silence_closed_streams  # noqa: E402
 
+
+def _prepare(index: Any, pipeline: str, root: str) -> Any:
+    """Load what a run needs in which something changed; return its known_stages.KnownStages. The garbage collection is off from here on."""
+    import gc
+    gc.disable()
+    import engine
+    import known_stages
+    engine.load_for_stages()
+    return known_stages.KnownStages(index, pipeline, root)
+
+
 _STARTED = time.monotonic()
 _FOUND: Any = None              # what the index says: quick_run.Found, None, or the error that the quick run ended with
 if __name__ == "__main__":
     open_missing_streams()
     import quick_run
-    _FOUND = quick_run.attempt(sys.argv[1:])    # before the rest is loaded: where nothing changed, it is not needed
+    _FOUND = quick_run.attempt(sys.argv[1:], _prepare)  # before the rest is loaded: where nothing changed, it is not needed
     if isinstance(_FOUND, int):
         leave(_FOUND)
         raise SystemExit(_FOUND)
@@ -320,8 +331,8 @@ def _known_stages() -> Any:
     """Return what the index has told of this very command line, None if nothing that can be used."""
     if _FOUND is None:
         return None
-    import known_stages
-    known = known_stages.KnownStages(_FOUND)
+    known = _FOUND.prepared
+    known.stale = set(_FOUND.stale)
     return known if known.spec is not None else None
 
 

@@ -98,10 +98,10 @@ class Index:
         """Return the [SKIP] lines of the stages first ... last-1."""
         return str(self.piece("lines", first, last), "utf-8", "surrogateescape")
 
-    def changed_stages(self, root: str, meanwhile: Callable[[], Any] = lambda: None) -> Optional[List[int]]:
+    def changed_stages(self, root: str, meanwhile: Callable[[], Any] = lambda: None, upon_change: Callable[[], Any] = lambda: None) -> Optional[List[int]]:
         """Return which stages cannot be told to be up to date, sorted; None if what all depend on has changed.
 
-        meanwhile: see path_signs.changed_shared().
+        meanwhile, upon_change: see path_signs.changed_shared().
         """
         if path_signs.changed([os.path.join(root, path) for path in self.common], self.common_signs):
             return None
@@ -111,7 +111,7 @@ class Index:
         if -1 in owners:
             return None
         found |= owners
-        for place in path_signs.changed_shared(self.all_paths(), self.signs, root, meanwhile):
+        for place in path_signs.changed_shared(self.all_paths(), self.signs, root, meanwhile, upon_change=upon_change):
             found.add(self.stage_at(place))
         return sorted(found)
 

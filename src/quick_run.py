@@ -17,10 +17,11 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional, Sequence, Set, Union
+    from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Union
 
     from quick_index import Index
     Json = Dict[str, Any]
+    Prepare = Callable[[Index, str, str], Any]
 
 SWITCH = "PIPELINE_INDEX"   # "off": for comparing both ways
 PLAIN_OPTIONS = ("--pipeline", "--root", "--run-id", "--jobs")      # they do not change what a run does in which nothing changed
@@ -28,10 +29,10 @@ NAME_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxy
 
 
 class Found:
-    """What the index says when not all stages are as they were. stale: the stages that must be looked at."""
+    """What the index says. stale: the stages that must be looked at; prepared: if there are any, what prepare() has returned, see attempt()."""
 
-    def __init__(self, index: Index, pipeline: str, root: str, stale: List[int]) -> None:
-        self.index, self.pipeline, self.root, self.stale = index, pipeline, root, frozenset(stale)
+    def __init__(self, index: Index, root: str, stale: List[int], prepared: Any) -> None:
+        self.index, self.root, self.stale, self.prepared = index, root, frozenset(stale), prepared
 
 
 class Clock:
@@ -40,10 +41,12 @@ class Clock:
     monotonic, time, wait = staticmethod(time.monotonic), staticmethod(time.time), staticmethod(time.sleep)
 
 
-def attempt(argv: Sequence[str]) -> Union[None, int, BaseException, Found]:
+def attempt(argv: Sequence[str], prepare: Prepare) -> Union[None, int, BaseException, Found]:
     """Do the run that *argv* asks for, if the index says that nothing changed.
 
     Returns its exit code; what it ended with; Found if something changed; None if the index says nothing.
+    prepare(index, pipeline, root): makes ready for a run in which something changed, once that is known; most often another process
+    looks at paths meanwhile.
     """
     started = time.monotonic(), time.time()
     try:
@@ -52,7 +55,7 @@ def attempt(argv: Sequence[str]) -> Union[None, int, BaseException, Found]:
             return None
         pipeline = os.path.abspath(options["--pipeline"])
         root = os.path.abspath(options.get("--root") or os.path.dirname(pipeline))
-        found = look(pipeline, root)
+        found = look(pipeline, root, prepare)
         if found is None or found.stale:
             return found
         return _Quick(found, options.get("--run-id"), started).run()
@@ -80,8 +83,8 @@ def plain_options(argv: Sequence[str]) -> Optional[Dict[str, str]]:
     return options
 
 
-def look(pipeline: str, root: str) -> Optional[Found]:
-    """Return what the index says of a pipeline file now, None if it says nothing."""
+def look(pipeline: str, root: str, prepare: Prepare) -> Optional[Found]:
+    """Return what the index says of a pipeline file now, None if it says nothing. prepare: see attempt()."""
     import quick_index
     if not os.path.isdir(os.path.join(root, "locks")):
         return None                     # the long way makes it
@@ -90,20 +93,25 @@ def look(pipeline: str, root: str) -> Optional[Found]:
         return None
     locked: Set[str] = set()            # stages that somebody holds, or died with
     whole: List[bool] = []
+    prepared: List[Any] = []
     hashed = len(index.canonical) + len(index.metrics)
 
     def meanwhile() -> None:
         locked.update(name[:-len(".lock")] for name in os.listdir(os.path.join(root, "locks")) if name.endswith(".lock"))
         _load(hashed)
         whole.append(index.has_whole_texts())
-    stale = index.changed_stages(root, meanwhile)
+
+    def upon_change() -> None:
+        index.keep()
+        prepared.append(prepare(index, pipeline, root))
+    stale = index.changed_stages(root, meanwhile, upon_change)
     if stale is None or not all(whole):
         return None
     if locked:
         stale = sorted(set(stale) | {place for place, name in enumerate(index.names) if name in locked})
-    if stale:
-        index.keep()
-    return Found(index, pipeline, root, stale)
+    if stale and not prepared:
+        upon_change()
+    return Found(index, root, stale, prepared[0] if stale else None)
 
 
 def _load(hashed: int) -> None:

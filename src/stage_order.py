@@ -165,12 +165,12 @@ class Order:
     """
 
     def __init__(self, stages: Sequence[StageSpec], is_graph: bool, may_share: Callable[[StageSpec, StageSpec], bool]) -> None:
-        self.stages = {stage.name: stage for stage in stages}
+        self.stages = stages
         self.place = {stage.name: place for place, stage in enumerate(stages)}
         self.is_graph = is_graph
         self.may_share = may_share
         self.waiting = list(range(len(stages)))     # a heap of the places that wait for nothing but room
-        self.names = [stage.name for stage in stages]
+        self.names = list(self.place)
         self.running: List[str] = []
         self.left: Dict[str, int] = {}
         self.needs: Optional[Dict[str, List[str]]] = None
@@ -189,7 +189,7 @@ class Order:
 
     def _edges(self) -> Dict[str, List[str]]:
         if self.needs is None:
-            self.needs = edges(list(self.stages.values()))
+            self.needs = edges(self.stages)
         return self.needs
 
     def next(self) -> Optional[StageSpec]:
@@ -200,10 +200,10 @@ class Order:
         found = None
         while self.waiting and found is None:
             place = heapq.heappop(self.waiting)
-            stage = self.stages[self.names[place]]
+            stage = self.stages[place]
             if stage.name in self.blocked:
                 continue
-            if all(self.may_share(stage, self.stages[other]) for other in self.running):
+            if all(self.may_share(stage, self.stages[self.place[other]]) for other in self.running):
                 found = stage
             else:
                 passed.append(place)

@@ -10,7 +10,7 @@ import pytest
 
 import log_events
 from console import Console
-from model import StageResult
+from model import STATUSES
 
 
 class Clock:
@@ -40,7 +40,7 @@ def speak(shown):
     shown.event("FAIL", "s", ": exit code 1")
     shown.error("error: two\nlines")
     shown.line("[LEDGER] head 2: 9f3a-77c1")
-    shown.summary("r1", "failed", [StageResult.of("s", "failed", "exit code 1"), StageResult.of("t", "notRun", "")], 1.26)
+    shown.summary("r1", "failed", dict(dict.fromkeys(STATUSES, 0), failed=1, notRun=1), 1.26)
     return shown.out.getvalue(), shown.err.getvalue()
 
 
@@ -63,7 +63,7 @@ def test_quiet_says_nothing_of_what_succeeds_in_the_end():
     shown.event("DONE", "s", " in 0.100s")
     shown.tail(b"of t\n", "t")
     shown.event("FAIL", "t", ": exit code 1")
-    shown.summary("r1", "completed", [], 1.0)
+    shown.summary("r1", "completed", dict.fromkeys(STATUSES, 0), 1.0)
     assert (shown.out.getvalue(), shown.err.getvalue()) == ("[FAIL] t: exit code 1\n", "    | of t\n")
 
 
