@@ -215,6 +215,8 @@ class Run:
             else:
                 self._scheduler().take(stage.name, flow, wish)
                 self.scheduler.step()
+                if self.known is not None:
+                    self.known.index.keep()     # while the processor is at work
         return code or self._stopped()
 
     def _take_known(self) -> bool:

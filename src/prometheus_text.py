@@ -92,12 +92,7 @@ def text(record: Json, metrics: Json, earlier: str = "", stages: Optional[Any] =
 
 
 def _text_of(found: Dict[str, List[str]]) -> str:
-    lines = []
-    for family, help_text in GAUGES.items():
-        samples = found[family]
-        if samples:
-            lines += ["# HELP %s %s" % (family, help_text), "# TYPE %s gauge" % family] + samples
-    return "\n".join(lines) + "\n"
+    return "".join(_head(family) + "\n".join(found[family]) + "\n" for family in GAUGES if found[family])
 
 
 def refresh(store: Any, record: Json, metrics: Json, stages: List[str]) -> bool:
@@ -164,49 +159,57 @@ def update(store: Any, record: Json, metrics: Json, stages: Sequence[str], looke
     Raises nothing.
     """
     try:
-        data = updated(_read(store.path(NAME)), record, metrics, stages, looked_at).encode("utf-8", "backslashreplace")
-        if data:
-            state_store.write_atomic(store.path(NAME), data, durable=False)
-        return bool(data)
+        with open(store.path(NAME), "rb") as file:
+            pieces = updated(file.read(), record, metrics, stages, looked_at)
+        if pieces:
+            state_store.write_atomic(store.path(NAME), pieces, durable=False)
+        return bool(pieces)
     except Exception:
         return False
 
 
-def updated(earlier: str, record: Json, metrics: Json, stages: Sequence[str], looked_at: Dict[int, Json]) -> str:
-    """Return the file's new content after such a run, "" if the lines of *earlier* cannot be taken over: it holds other
+def updated(earlier: bytes, record: Json, metrics: Json, stages: Sequence[str], looked_at: Dict[int, Json]) -> List[Piece]:
+    """Return the file's new content after such a run in pieces, [] if the lines of *earlier* cannot be taken over: it holds other
     pipelines, or other stages; a stage failed now. Pure."""
     pipeline = 'pipeline="%s"' % escaped(record["pipeline"])
     blocks = _blocks(earlier)
-    info = blocks.get("pipeline_info", "\n")
-    if not stages or "\n" in info or not info.startswith("pipeline_info{%s," % pipeline):
-        return ""
+    first, last = blocks.get("pipeline_info", (0, 0))
+    if not stages or b"\n" in earlier[first:last] or not earlier.startswith(("pipeline_info{%s," % pipeline).encode("utf-8"), first):
+        return []
     if record["state"] != "completed" or any(one["status"] not in ("ok", "skipped") for one in looked_at.values()):
-        return ""
+        return []
     places, skipped = sorted(looked_at), '",status="skipped"} 1'
     names = [stages[place] for place in places]
-    was = blocks.get("pipeline_stage_status", "").replace('",status="ok"} 1', skipped)
-    was = _with_lines(was, [_stage_lines("pipeline_stage_status", pipeline, [name], skipped) for name in names], ",status=")
-    if was != _stage_lines("pipeline_stage_status", pipeline, stages, skipped):
-        return ""                       # other stages, or some whose sizes may be those of a failure
-    found: Dict[str, List[str]] = {family: [] for family in GAUGES}
+    every = _stage_lines("pipeline_stage_status", pipeline, stages, skipped).encode("utf-8")
+    was = _with_lines(earlier, blocks.get("pipeline_stage_status"), [_stage_lines("pipeline_stage_status", pipeline, [name], skipped) for name in names], ",status=")
+    if b"".join(was).replace(b'",status="ok"} 1', skipped.encode("ascii")) != every:
+        return []                       # other stages, or some whose sizes may be those of a failure
     ended, done = epoch_text(metrics["timestamp"]), sum(one["status"] == "ok" for one in looked_at.values())
-    _add_run(found, pipeline, record, metrics, ended, {"ok": done, "skipped": len(stages) - done})
+    run: Dict[str, List[str]] = {family: [] for family in GAUGES}
+    _add_run(run, pipeline, record, metrics, ended, {"ok": done, "skipped": len(stages) - done})
     anew: Dict[str, List[str]] = {family: [] for family in GAUGES}
     _add_stages(anew, pipeline, dict(metrics, stages=[looked_at[place] for place in places]), ended)
-    found["pipeline_stage_status"] = [_with_lines(was, anew["pipeline_stage_status"], ",status=")]
-    found[STAGE_SUCCESS] = [_stage_lines(STAGE_SUCCESS, pipeline, stages, '"} ' + ended)]
+    found: Dict[str, List[Piece]] = {family: _pieces(run[family]) for family in GAUGES}
+    found["pipeline_stage_status"] = _with_lines(b"\n" + every, (1, len(every) + 1), anew["pipeline_stage_status"], ",status=")
+    found[STAGE_SUCCESS] = [_stage_lines(STAGE_SUCCESS, pipeline, stages, '"} ' + ended).encode("utf-8")]
     for family, _ in SIZES:
-        block = _with_lines(blocks.get(family, ""), anew[family], "} ")
-        if block.count("\n") != len(stages) - 1 or not block:
-            return ""
-        found[family] = [block]
+        first, last = blocks.get(family, (0, 0))
+        found[family] = _with_lines(earlier, (first, last), anew[family], "} ")
+        if earlier.count(b"\n", first, last) != len(stages) - 1 or not found[family]:
+            return []
     for family in ("pipeline_stage_records", "pipeline_stage_tasks"):
-        lines = blocks[family].split("\n") if family in blocks else []
-        found[family] = _exchanged('%s{%s,stage="' % (family, pipeline), lines, anew[family], names)
-        if len(found[family]) < len(anew[family]):
-            return ""
-    found.update((family, anew[family]) for family, _ in EFFORTS)       # of those that were skipped there are none
-    return _text_of(found)
+        first, last = blocks.get(family, (0, 0))
+        lines = earlier[first:last].decode("utf-8").split("\n") if first < last else []
+        lines = _exchanged('%s{%s,stage="' % (family, pipeline), lines, anew[family], names)
+        if len(lines) < len(anew[family]):
+            return []
+        found[family] = _pieces(lines)
+    found.update((family, _pieces(anew[family])) for family, _ in EFFORTS)       # of those that were skipped there are none
+    return [piece for family in GAUGES if found[family] for piece in (_head(family).encode("ascii"), *found[family], b"\n")]
+
+
+def _pieces(lines: Sequence[str]) -> List[Piece]:
+    return ["\n".join(lines).encode("utf-8")] if lines else []
 
 
 def _stage_lines(family: str, pipeline: str, stages: Sequence[str], after: str) -> str:
@@ -215,16 +218,22 @@ def _stage_lines(family: str, pipeline: str, stages: Sequence[str], after: str) 
     return before + (after + "\n" + before).join(stages) + after
 
 
-def _with_lines(block: str, anew: Sequence[str], after: str) -> str:
-    """Return *block* with lines exchanged for those *anew* that are the same up to *after*, "" if one is not there; both in one order."""
-    pieces, place, text = [], 0, "\n" + block + "\n"
+def _with_lines(text: bytes, block: Optional[Tuple[int, int]], anew: Sequence[str], after: str) -> List[Piece]:
+    """Return a block of *text* in pieces, with lines exchanged for those *anew* that are the same up to *after*, [] if one is not there;
+    both in one order. A newline stands before the block."""
+    first, last = block or (0, 0)
+    if first >= last:
+        return []
+    view, place = memoryview(text), first - 1
+    pieces: List[Piece] = []
     for line in anew:
-        start = text.find("\n" + line[:line.index(after) + len(after)], place)
+        start = text.find(("\n" + line[:line.index(after) + len(after)]).encode("utf-8"), place, last)
         if start < 0:
-            return ""
-        pieces += [text[place:start + 1], line]
-        place = text.index("\n", start + 1)
-    return "".join([*pieces, text[place:]])[1:-1]
+            return []
+        pieces += [view[first:start + 1], line.encode("utf-8")]
+        end = text.find(b"\n", start + 1, last)
+        first = place = end if end >= 0 else last
+    return [*pieces, view[first:last]]
 
 
 def _exchanged(begin: str, lines: List[str], anew: List[str], stages: Sequence[str]) -> List[str]:
@@ -240,19 +249,23 @@ def _exchanged(begin: str, lines: List[str], anew: List[str], stages: Sequence[s
     return lines
 
 
-def _blocks(text: str) -> Dict[str, str]:
-    """Return {family: its samples, a line each}; {} if the text is not of our making, or not whole."""
-    blocks: Dict[str, str] = {}
-    if text[-1:] != "\n" or text[:7] != "# HELP ":
-        return {}
-    for part in text[7:-1].split("\n# HELP "):
-        head, _, rest = part.partition("\n")
-        kind, _, samples = rest.partition("\n")
-        family = head.partition(" ")[0]
-        if family not in GAUGES or kind != "# TYPE %s gauge" % family:
+def _blocks(text: bytes) -> Dict[str, Tuple[int, int]]:
+    """Return {family: where its samples begin, and the newline after the last}; {} if the text is not of our making, or not whole."""
+    blocks: Dict[str, Tuple[int, int]] = {}
+    end = -1
+    while end < len(text) - 1:
+        begin, following = end + 1, text.find(b"\n# HELP ", end + 1)
+        end = following if following >= 0 else len(text) - 1
+        family = str(text[begin + len("# HELP "):begin + 80], "ascii", "replace").partition(" ")[0]
+        if family not in GAUGES or not text.startswith(_head(family).encode("ascii"), begin) or text[end:end + 1] != b"\n":
             return {}
-        blocks[family] = samples
+        blocks[family] = begin + len(_head(family)), end
     return blocks
+
+
+def _head(family: str) -> str:
+    """Return the lines before the samples of a family."""
+    return "# HELP %s %s\n# TYPE %s gauge\n" % (family, GAUGES[family], family)
 
 
 def _info(pipeline: str, record: Json) -> str:

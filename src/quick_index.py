@@ -164,7 +164,7 @@ def to_bytes(index: Index) -> bytes:
 def load(path: str, mapped: bool = False) -> Optional[Index]:
     """Return the index stored at *path*, None if there is none that is whole and of this format; its texts may be damaged.
 
-    mapped: a large one is not copied; for moments only, as whoever cuts such a file short ends the process.
+    mapped: a large one is not copied until keep(); for moments only, as whoever cuts such a file short ends the process.
     """
     try:
         with open(path, "rb", buffering=0) as file:

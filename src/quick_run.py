@@ -102,7 +102,6 @@ def look(pipeline: str, root: str, prepare: Prepare) -> Optional[Found]:
         whole.append(index.has_whole_texts())
 
     def upon_change() -> None:
-        index.keep()
         prepared.append(prepare(index, pipeline, root))
     stale = index.changed_stages(root, meanwhile, upon_change)
     if stale is None or not all(whole):

@@ -159,6 +159,9 @@ def test_a_run_that_skips_the_same_stages_again_changes_only_the_times():
     ((("a", "skipped"), ("b", "ok"), ("c", "ok")), (("a", "skipped"), ("b", "skipped"), ("c", "skipped"))),
     ((("a", "ok"), ("b", "failed"), ("c", "skipped")), (("a", "ok"), ("b", "ok"), ("c", "skipped")))])
 def test_a_run_that_looked_at_few_stages_exchanges_their_lines(before, now):
+    def updated(earlier, *told):
+        return b"".join(prometheus_text.updated(earlier.encode(), *told)).decode()
+
     first, later = metrics(*before), metrics(*now, when="2026-03-01T00:00:00.250Z")
     for number, one in enumerate(first["stages"] + later["stages"]):
         one["bytesOut"] = 7 if one["stage"] == "c" else number
@@ -167,22 +170,22 @@ def test_a_run_that_looked_at_few_stages_exchanges_their_lines(before, now):
     looked_at = {place: one for place, one in enumerate(later["stages"]) if one["stage"] != "c"}
     whole = prometheus_text.text(RECORD, first, "", {"a", "b", "c"})
     record = dict(RECORD, startedAt="2026-03-01T00:00:00.000Z")
-    again = prometheus_text.updated(whole, record, dict(later, stages=None), ["a", "b", "c"], looked_at)
+    again = updated(whole, record, dict(later, stages=None), ["a", "b", "c"], looked_at)
     assert again == prometheus_text.text(record, later, whole, {"a", "b", "c"})
     only_a = {0: looked_at[0]}          # what the others' lines say is taken over
-    assert (prometheus_text.updated(whole, record, later, ["a", "b", "c"], only_a) == "") == (dict(before)["b"] == "failed")
+    assert (updated(whole, record, later, ["a", "b", "c"], only_a) == "") == (dict(before)["b"] == "failed")
     for names in (["a", "b"], ["a", "b", "c", "d"], ["a", "c", "b"], []):
-        assert prometheus_text.updated(whole, record, later, names, {0: looked_at[0]}) == ""
+        assert updated(whole, record, later, names, {0: looked_at[0]}) == ""
     with_other = prometheus_text.text(dict(RECORD, pipeline="q"), first, whole)
     torn = whole[:-1]
     foreign = whole.replace("# TYPE pipeline_run_state gauge\n", "")
     short = "".join(line for line in whole.splitlines(True) if not line.startswith('pipeline_stage_input_bytes{pipeline="%s",stage="c"' % RECORD["pipeline"]))
     assert short != whole
     for earlier in (with_other, torn, foreign, short, ""):
-        assert prometheus_text.updated(earlier, record, later, ["a", "b", "c"], looked_at) == ""
-    assert prometheus_text.updated(whole, dict(record, state="failed"), later, ["a", "b", "c"], looked_at) == ""
+        assert updated(earlier, record, later, ["a", "b", "c"], looked_at) == ""
+    assert updated(whole, dict(record, state="failed"), later, ["a", "b", "c"], looked_at) == ""
     looked_at[0]["status"] = "failed"
-    assert prometheus_text.updated(whole, record, later, ["a", "b", "c"], looked_at) == ""
+    assert updated(whole, record, later, ["a", "b", "c"], looked_at) == ""
 
 
 def test_a_run_of_some_stages_is_no_success_of_the_pipeline():
