@@ -413,7 +413,7 @@ def test_two_processes_see_what_one_sees(tmp_path, monkeypatch):
         assert path_signs.changed_shared(paths, signs, str(tmp_path), first=4, last=140) == [63, 64, 139]
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a second process looks on Linux only")
+@linux_only
 @pytest.mark.parametrize("stands", ["in the root", "elsewhere"])
 def test_the_second_process_does_its_part(tmp_path, monkeypatch, stands):
     """When it has all the time, nothing is left to the first."""
@@ -428,6 +428,62 @@ def test_the_second_process_does_its_part(tmp_path, monkeypatch, stands):
     monkeypatch.setattr(path_signs, "changed", lambda *given, **more: (looked.append(os.getpid()), look(*given, **more))[1])
     assert path_signs.changed_shared(paths, signs, str(tmp_path), lambda: os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)) == [5]
     assert here not in looked
+
+
+@linux_only
+@pytest.mark.parametrize("changes", [[], [5], [5, 60, 99]])
+def test_at_the_first_change_it_is_made_ready_for_a_run_while_the_second_process_looks(tmp_path, monkeypatch, changes):
+    paths, calls = [str(number) for number in range(100)], []
+    signs = path_signs.sign([str(tmp_path / path) for path in paths])
+    for number in changes:
+        (tmp_path / str(number)).touch()
+    monkeypatch.setattr(path_signs, "SHARE_FROM", 2)
+    monkeypatch.setattr(path_signs, "PART", 4)
+    monkeypatch.setattr(path_signs, "_may_fork", lambda: True)
+    child = "/proc/self/task/%d/children" % os.getpid()
+
+    def ready():
+        with open(child, encoding="ascii") as file:
+            calls.append(len(file.read().split()))
+    assert path_signs.changed_shared(paths, signs, str(tmp_path), upon_change=ready) == changes
+    assert calls == [1] * bool(changes)
+
+
+def test_a_run_is_made_ready_for_once_something_changed_and_only_then(project):
+    build(project)
+    told = []
+
+    def prepare(*given):
+        told.append(given)
+        return "ready"
+    root, pipeline = str(project.root), str(project.path("pipeline.json"))
+    answer = quick_run.look(pipeline, root, prepare)
+    assert told == [] and (answer.stale, answer.prepared) == (frozenset(), None)
+    project.write("data/a.txt", "another\n")
+    answer = quick_run.look(pipeline, root, prepare)
+    assert told == [(answer.index, pipeline, root)] and (answer.stale, answer.prepared) == (frozenset([0]), "ready")
+
+
+@linux_only
+def test_an_index_cut_short_while_processors_are_at_work_ends_nothing(project):
+    for number in range(7000):
+        project.write("data/many/%s%d" % ("x" * 150, number), "")
+    project.write("data/a.txt", "a")
+    project.write("data/b.txt", "b")
+    project.processor("count", "open(os.path.join(out, 'count'), 'w').write(str(len(inputs)))\n")
+    project.processor("wait", "while not os.path.exists('gate'):\n    time.sleep(0.01)\nopen(os.path.join(out, 'o'), 'w')\n")
+    project.processor("cut", "path = 'state/index_pipeline.json'\nos.path.exists(path) and os.truncate(path, 10)\nopen('gate', 'w')\nopen(os.path.join(out, 'o'), 'w')\n")
+    project.spec(*({"processor": "bin/%s.py" % name, "inputs": [inputs]} for name, inputs in (("count", "data/many/*"), ("wait", "data/a.txt"), ("cut", "data/b.txt"))), order="graph")
+    assert run(project, "made", "--jobs", "2")[0] == 0
+    age(project)
+    assert run(project, "indexed")[1].count("[SKIP]") == 3
+    assert project.path("state/index_pipeline.json").stat().st_size >= quick_index.MAP_FROM
+    project.path("gate").unlink()
+    project.write("data/a.txt", "another a")
+    project.write("data/b.txt", "another b")
+    code, out, err = run(project, "cut", "--jobs", "2")
+    assert (code, err) == (0, "") and "[SKIP] s1" in out and out.count("[DONE]") == 2
+    assert len(project.json("state/run_cut.json")["stages"]) == 3
 
 
 def test_a_folder_that_is_gone_is_no_place_to_stand_in(tmp_path, monkeypatch):
