@@ -48,7 +48,8 @@ def expand(root: str, pattern: str, seen: Optional[Set[str]] = None) -> List[str
     *seen* gets what else the answer depends on: the folders that were listed, the links in them, what was not there.
 
     `*`, `?` and `[]` stay within a folder, `**` spans folders (not through links); hidden names match only where
-    the pattern spells them. A file whose name is the pattern itself is meant literally.
+    the pattern spells them. A file whose name is the pattern itself is meant literally. Raises: OSError for a folder that is
+    there and cannot be listed: its files must not pass for gone.
     """
     full = os.path.join(root, pattern)
     if os.path.isfile(full):
@@ -66,35 +67,47 @@ def _walk(folder: str, prefix: str, segments: List[str], found: Set[str], seen: 
     if first == "**" and rest:
         _walk(folder, prefix, rest, found, seen)
     elif not has_wildcard(first):
-        _step(os.path.join(folder, first), prefix + first, rest, found, seen)
+        full, relative = os.path.join(folder, first), prefix + first
+        if rest and os.path.isdir(full):
+            _walk(full, relative + "/", rest, found, seen)
+        elif not rest and os.path.isfile(full):
+            found.add(relative)
+        elif seen is not None:
+            seen.add(relative)
         return
     if seen is not None:
         seen.add(prefix[:-1] or ".")
     matches = segment_matcher(first)
     try:
         with os.scandir(folder) as entries:
-            names = [(entry.name, entry.is_dir(), entry.is_symlink()) for entry in entries]
-    except OSError:
+            found_there = list(entries)
+    except (FileNotFoundError, NotADirectoryError):
         return
-    for name, is_folder, is_link in names:
+    for name, is_folder, is_file, is_link in map(_kind, found_there):
         if is_link and seen is not None:
             seen.add(prefix + name)
         if first == "**":
             if is_folder and not is_link and not is_hidden(name):
                 _walk(os.path.join(folder, name), prefix + name + "/", segments, found, seen)
-            elif not rest and not is_folder and not is_hidden(name):
+            elif not rest and is_file and not is_hidden(name):
                 found.add(prefix + name)
         elif matches(name):
-            _step(os.path.join(folder, name), prefix + name, rest, found, seen)
+            if rest and is_folder:
+                _walk(os.path.join(folder, name), prefix + name + "/", rest, found, seen)
+            elif not rest and is_file:
+                found.add(prefix + name)
+            elif seen is not None:
+                seen.add(prefix + name)
 
 
-def _step(full: str, relative: str, rest: List[str], found: Set[str], seen: Optional[Set[str]]) -> None:
-    if rest and os.path.isdir(full):
-        _walk(full, relative + "/", rest, found, seen)
-    elif not rest and os.path.isfile(full):
-        found.add(relative)
-    elif seen is not None:
-        seen.add(relative)
+def _kind(entry: os.DirEntry[str]) -> Tuple[str, bool, bool, bool]:
+    """Return (name, is a folder, is a file, is a link), most often without a look at the file itself."""
+    try:
+        return entry.name, entry.is_dir(), entry.is_file(), entry.is_symlink()
+    except OSError:
+        if not entry.is_symlink():
+            raise
+        return entry.name, False, False, True       # a link that leads to itself
 
 
 def segment_matcher(segment: str) -> Callable[[str], bool]:
@@ -123,8 +136,12 @@ def resolve(root: str, patterns: Sequence[str]) -> Tuple[List[str], List[str]]:
     problems = []
     for pattern in patterns:
         seen: Set[str] = set()
-        found = expand(root, pattern, seen)
-        for path in sorted(path for path in seen if _leads_nowhere(os.path.join(root, path)) and path_matches(path, pattern)):
+        try:
+            found = expand(root, pattern, seen)
+        except OSError as error:
+            problems.append("input %s: cannot list %s: %s" % (pattern, _below(root, error.filename), error.strerror))
+            continue
+        for path in sorted(path for path in seen if _leads_nowhere(os.path.join(root, path)) and _is_on_the_way(path, pattern)):
             problems.append("input %s is a link that leads nowhere: mount or make what it names, or remove it" % path)
         if not found:
             if os.path.isdir(os.path.join(root, pattern)):
@@ -136,6 +153,17 @@ def resolve(root: str, patterns: Sequence[str]) -> Tuple[List[str], List[str]]:
                 problems.append("input %s: the name is not valid UTF-8; rename it" % ascii(path))
             files[path] = None
     return list(files), problems
+
+
+def _is_on_the_way(path: str, pattern: str) -> bool:
+    """Tell whether a link, or what is below it, is meant by a pattern; `**` alone goes through none."""
+    segments = pattern.split("/")
+    parts = [segments[:count] for count, last in enumerate(segments, 1) if last != "**" or count == len(segments)]
+    return any(path_matches(path, "/".join(part)) for part in parts)
+
+
+def _below(root: str, folder: Optional[str]) -> str:
+    return "a folder" if folder is None else os.path.relpath(folder, root).replace(os.sep, "/")
 
 
 def _leads_nowhere(path: str) -> bool:

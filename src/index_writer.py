@@ -82,6 +82,13 @@ def save(run: Any, record: Json, entry_of: EntryOf, metrics_entry_of: EntryOf) -
 
     *run* is the runner's Run at its end, *record* what it has written; the functions make a result's entries in run record and metrics.
     """
+    try:
+        _save(run, record, entry_of, metrics_entry_of)
+    except (OSError, ValueError):       # a full disk, a name too long, a folder that cannot be listed: the next run goes the long way
+        pass
+
+
+def _save(run: Any, record: Json, entry_of: EntryOf, metrics_entry_of: EntryOf) -> None:
     results = run.results
     if not is_possible(run.spec, run.options) or len(results) != len(run.spec.stages):
         return
@@ -102,8 +109,6 @@ def save(run: Any, record: Json, entry_of: EntryOf, metrics_entry_of: EntryOf) -
     try:
         path = quick_index.index_path(run.root, run.spec.path)
         state_store.write_atomic(path, quick_index.to_bytes(index), durable=False)
-    except (OSError, ValueError):       # a full disk, a name too long: the next run goes the long way
-        pass
     finally:
         lock.release()
 

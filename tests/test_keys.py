@@ -355,6 +355,59 @@ def test_globs_and_links(tmp_path):
     assert expand(str(tmp_path), "*.txt") == ["file.txt"]                      # a link to nowhere is no file
 
 
+NOWHERE = "input %s is a link that leads nowhere: mount or make what it names, or remove it"
+
+
+@pytest.mark.skipif(not POSIX, reason="links need a privilege there")
+@pytest.mark.parametrize("target", ["nowhere", "link.txt"])
+@pytest.mark.parametrize("pattern, is_meant", [("in/*.txt", True), ("in/**", True), ("in/l*", True), ("in/*/x", True), ("*/link.txt/**", True), ("**/l*/x", True),
+                                               ("in/a*", False), ("**/a.txt", False), ("*/a.txt", False)])
+def test_a_link_that_leads_nowhere_is_told_where_it_may_be_meant_and_hides_nothing(tmp_path, target, pattern, is_meant):
+    """It may be a volume that is not mounted; a link to itself is one, too."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("a")
+    (tmp_path / "in" / "link.txt").symlink_to(target)
+    files, problems = file_digests.resolve(str(tmp_path), [pattern])
+    assert (NOWHERE % "in/link.txt" in problems) == is_meant
+    assert files == ([] if pattern in ("in/l*", "in/*/x", "*/link.txt/**", "**/l*/x") else ["in/a.txt"])
+
+
+@pytest.mark.skipif(not POSIX, reason="links need a privilege there")
+@pytest.mark.parametrize("pattern", ["in/*.txt", "in/**", "i*/*.txt", "in/**/*.txt"])
+def test_a_folder_that_is_a_link_to_nowhere_is_told(tmp_path, pattern):
+    (tmp_path / "in").symlink_to("not mounted")
+    assert file_digests.resolve(str(tmp_path), [pattern]) == ([], [NOWHERE % "in", "input %s: no file matches" % pattern])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
+def test_what_is_no_file_is_no_input(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("a")
+    os.mkfifo(str(tmp_path / "in" / "pipe.txt"))
+    for pattern in ("in/*", "in/**", "**/*.txt"):
+        assert file_digests.expand(str(tmp_path), pattern) == ["in/a.txt"]
+
+
+@pytest.mark.parametrize("error, told", [
+    (PermissionError(errno.EACCES, "Permission denied"), "input %s: cannot list in/deep: Permission denied"),
+    (OSError(errno.EIO, "Input/output error"), "input %s: cannot list in/deep: Input/output error"),
+    (FileNotFoundError(errno.ENOENT, "gone"), "input %s: no file matches"),
+    (NotADirectoryError(errno.ENOTDIR, "a file by now"), "input %s: no file matches")])
+@pytest.mark.parametrize("pattern", ["in/deep/*", "in/**/a*", "*/d*/a*", "in/**"])
+def test_files_in_a_folder_that_cannot_be_listed_do_not_pass_for_gone(tmp_path, monkeypatch, error, told, pattern):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "in" / "deep" / "a.txt").write_text("a")
+    scandir = os.scandir
+
+    def fail(folder):
+        if os.path.basename(folder) == "deep":
+            error.filename = folder
+            raise error
+        return scandir(folder)
+    monkeypatch.setattr(os, "scandir", fail)
+    assert file_digests.resolve(str(tmp_path), [pattern]) == ([], [told % pattern])
+
+
 def test_files_keep_the_order_of_the_patterns_each_once(tree):
     files, problems = file_digests.resolve(str(tree), ["a2.csv", "*.csv", "a.txt", "sub/**/*.csv", "a.txt"])
     assert (files, problems) == (["a2.csv", "a1.csv", "a.txt", "sub/deeper/f.csv"], [])

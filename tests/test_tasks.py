@@ -276,6 +276,20 @@ def test_nothing_is_pruned_while_the_whole_folder_is_missing(upper):
     assert count(upper) == [] and len(outputs(upper)) == 3
 
 
+def test_nothing_is_pruned_while_the_folder_cannot_be_listed(upper):
+    respec(upper, prune=True, allowNoInputs=True)
+    upper.ok()
+    upper.path("in").rename(upper.path("elsewhere"))
+    upper.path("in").symlink_to("in")
+    done = upper.run()
+    assert done.code == 1 and "[FAIL] up: input in is a link that leads nowhere" in done.out and len(outputs(upper)) == 3, done
+    upper.path("in").unlink()
+    upper.path("elsewhere").rename(upper.path("in"))
+    count(upper)
+    upper.ok()
+    assert count(upper) == [] and len(outputs(upper)) == 3
+
+
 def test_a_link_that_leads_nowhere_is_not_passed_over(upper):
     upper.path("in/d.txt").symlink_to("nowhere")
     done = upper.run()
