@@ -88,10 +88,11 @@ def _project_files(name: str) -> Files:
     for full in runner_files():
         path = os.path.relpath(full, _HOME).replace(os.sep, "/")
         files[path] = (_read_own(path), PLAIN)
-    docs = os.path.join(_HOME, "docs")
-    for one in sorted(os.listdir(docs)) if os.path.isdir(docs) else ():
-        if one.endswith(".md"):
-            files["docs/" + one] = (_read_own("docs/" + one), PLAIN)
+    for folder in ("docs", "docs/images"):
+        full = os.path.join(_HOME, *folder.split("/"))
+        for one in sorted(os.listdir(full)) if os.path.isdir(full) else ():
+            if one.endswith((".md", ".png")):
+                files["%s/%s" % (folder, one)] = (_read_own("%s/%s" % (folder, one)), PLAIN)
     stage, more = _stage_files(FIRST_STAGE, "lines")
     files.update(more)
     entry = _entry(FIRST_STAGE, stage, "lines", ["data/input/*.txt"], "data/" + FIRST_STAGE)

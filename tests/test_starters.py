@@ -68,7 +68,7 @@ def test_init_writes_the_runner_whole_and_the_folders_that_git_would_forget(tmp_
             ".gitignore", "README.md", "tests/__init__.py", "tests/test_stage_clean.py"} <= made.keys()
     assert made["bin/processor_kit.py"] == (ROOT / "bin" / "processor_kit.py").read_bytes()
     assert json.loads(made["pipeline.json"])["$schema"] == "./pipeline.schema.json"
-    assert not [path for path, data in made.items() if b"\r" in data or re.search(rb"@[A-Z]+@", data) and not path.startswith("src/starter")]
+    assert not [path for path, data in made.items() if not path.endswith(".png") and b"\r" in data or re.search(rb"@[A-Z]+@", data) and not path.startswith("src/starter")]
     assert made["README.md"].count(b"\n") <= 20
 
 
@@ -92,6 +92,13 @@ def test_init_refuses_a_folder_that_is_not_empty_and_names_what_is_in_the_way(tm
     out, err = capsys.readouterr()
     assert out == "" and message in err and err.count("\n") == 1
     assert files_of(tmp_path) == {name: b"mine" for name in names}
+
+
+def test_all_links_of_the_documents_that_init_writes_lead_to_a_file(tmp_path, capsys):
+    assert pipeline_runner.main(["init", str(tmp_path / "made")]) == 0
+    pages = sorted((tmp_path / "made").glob("**/*.md"))
+    links = [(page, target) for page in pages for target in re.findall(r"\]\(([^)#\s]+)", re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S))]
+    assert len(links) > 10 and [(page.name, target) for page, target in links if not (page.parent / target).is_file()] == []
 
 
 def test_init_refuses_a_file(tmp_path, capsys):
