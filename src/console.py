@@ -33,7 +33,8 @@ def describe_os_error(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", -1)):
         return "%s (%s); free some space and run again" % (line, free_space_text(path or "."))
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return line + "; the runner must be able to write state/, locks/ and the output folders below the root"
+        return line + "; the runner must be able to write state/, locks/ and the output folders below the root%s" % (
+            "" if error.errno == errno.EROFS else ", and to read all else there")
     return line
 
 
