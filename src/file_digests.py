@@ -6,8 +6,10 @@ time stamp, or the machine was restarted since (pages that nobody synced may hav
 """
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 import sys
 import time
 
@@ -29,6 +31,9 @@ NO_MATCH = "no file matches"
 NO_FILE = "there is no such file"
 
 
+NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)      # EINVAL: no name that Windows has, as of a glob
+
+
 class FileChanged(Exception):
     """A file changed while it was being read; str() is its path."""
 
@@ -48,11 +53,10 @@ def expand(root: str, pattern: str, seen: Optional[Set[str]] = None) -> List[str
     *seen* gets what else the answer depends on: the folders that were listed, the links in them, what was not there.
 
     `*`, `?` and `[]` stay within a folder, `**` spans folders (not through links); hidden names match only where
-    the pattern spells them. A file whose name is the pattern itself is meant literally. Raises: OSError for a folder that is
-    there and cannot be listed: its files must not pass for gone.
+    the pattern spells them. A file whose name is the pattern itself is meant literally. Raises: OSError where it cannot be
+    told what is there: a file that cannot be looked at must not pass for gone.
     """
-    full = os.path.join(root, pattern)
-    if os.path.isfile(full):
+    if stat.S_ISREG(_mode(os.path.join(root, pattern))):
         return [pattern]
     found: Set[str] = set()
     if has_wildcard(pattern):
@@ -68,9 +72,10 @@ def _walk(folder: str, prefix: str, segments: List[str], found: Set[str], seen: 
         _walk(folder, prefix, rest, found, seen)
     elif not has_wildcard(first):
         full, relative = os.path.join(folder, first), prefix + first
-        if rest and os.path.isdir(full):
+        mode = _mode(full)
+        if rest and stat.S_ISDIR(mode):
             _walk(full, relative + "/", rest, found, seen)
-        elif not rest and os.path.isfile(full):
+        elif not rest and stat.S_ISREG(mode):
             found.add(relative)
         elif seen is not None:
             seen.add(relative)
@@ -98,6 +103,18 @@ def _walk(folder: str, prefix: str, segments: List[str], found: Set[str], seen: 
                 found.add(prefix + name)
             elif seen is not None:
                 seen.add(prefix + name)
+
+
+def _mode(path: str) -> int:
+    """Return what kind of thing is at *path*, as st_mode has it, 0 for nothing. Raises: OSError."""
+    try:
+        return os.stat(path).st_mode
+    except ValueError:
+        return 0
+    except OSError as error:
+        if error.errno in NOTHING_THERE:
+            return 0
+        raise
 
 
 def _kind(entry: os.DirEntry[str]) -> Tuple[str, bool, bool, bool]:
@@ -139,7 +156,7 @@ def resolve(root: str, patterns: Sequence[str]) -> Tuple[List[str], List[str]]:
         try:
             found = expand(root, pattern, seen)
         except OSError as error:
-            problems.append("input %s: cannot list %s: %s" % (pattern, _below(root, error.filename), error.strerror))
+            problems.append("input %s: cannot look at %s: %s" % (pattern, _below(root, error.filename), error.strerror))
             continue
         for path in sorted(path for path in seen if _leads_nowhere(os.path.join(root, path)) and _is_on_the_way(path, pattern)):
             problems.append("input %s is a link that leads nowhere: mount or make what it names, or remove it" % path)

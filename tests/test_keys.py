@@ -389,8 +389,8 @@ def test_what_is_no_file_is_no_input(tmp_path):
 
 
 @pytest.mark.parametrize("error, told", [
-    (PermissionError(errno.EACCES, "Permission denied"), "input %s: cannot list in/deep: Permission denied"),
-    (OSError(errno.EIO, "Input/output error"), "input %s: cannot list in/deep: Input/output error"),
+    (PermissionError(errno.EACCES, "Permission denied"), "input %s: cannot look at in/deep: Permission denied"),
+    (OSError(errno.EIO, "Input/output error"), "input %s: cannot look at in/deep: Input/output error"),
     (FileNotFoundError(errno.ENOENT, "gone"), "input %s: no file matches"),
     (NotADirectoryError(errno.ENOTDIR, "a file by now"), "input %s: no file matches")])
 @pytest.mark.parametrize("pattern", ["in/deep/*", "in/**/a*", "*/d*/a*", "in/**"])
@@ -406,6 +406,23 @@ def test_files_in_a_folder_that_cannot_be_listed_do_not_pass_for_gone(tmp_path, 
         return scandir(folder)
     monkeypatch.setattr(os, "scandir", fail)
     assert file_digests.resolve(str(tmp_path), [pattern]) == ([], [told % pattern])
+
+
+@pytest.mark.parametrize("number, told", [(errno.EACCES, "input %s: cannot look at in/deep/a.txt: not today"), (errno.EIO, "input %s: cannot look at in/deep/a.txt: not today"),
+                                          (errno.ENOENT, None), (errno.ELOOP, None), (errno.ENAMETOOLONG, None), (errno.EINVAL, None)])
+@pytest.mark.parametrize("pattern", ["in/deep/a.txt", "in/**/a.txt", "in/*/a.txt"])
+def test_a_file_that_cannot_be_looked_at_does_not_pass_for_gone(tmp_path, monkeypatch, number, told, pattern):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "in" / "deep" / "a.txt").write_text("a")
+    look = os.stat
+
+    def fail(path, **options):
+        if os.path.basename(os.path.dirname(str(path))) == "deep":
+            raise OSError(number, "not today", path)
+        return look(path, **options)
+    monkeypatch.setattr(os, "stat", fail)
+    nothing = file_digests.NO_MATCH if "*" in pattern else file_digests.NO_FILE
+    assert file_digests.resolve(str(tmp_path), [pattern]) == ([], [told % pattern if told else "input %s: %s" % (pattern, nothing)])
 
 
 def test_files_keep_the_order_of_the_patterns_each_once(tree):
