@@ -10,7 +10,9 @@ import sys
 import time
 
 import environment
+import known_stages
 import planning
+import quick_index
 import run_ledger
 import stage_locks
 import stage_order
@@ -221,20 +223,21 @@ class Run:
 
     def _take_known(self) -> bool:
         """Take the next stages that the index answers for, in one go; tell whether there were some."""
-        first = self.order.next_place()
-        if first is None:
-            return False
-        count = int(self.known.answers(first, self.is_open))
-        if count:
-            self._skip_known(first, first + count)
-            self.order.go_on_at(first + count)
-        return count > 0
+        if self.order.is_graph:
+            places = self.known.up_to_date(self.order.take_fresh(known_stages.BLOCK), self.is_open)
+        else:
+            first = self.order.next_place()
+            places = range(first, self.known.up_to_date_from(first, self.is_open)) if first is not None else ()
+        if places:
+            self._skip_known(places)
+            self.order.skipped(places)
+        return bool(places)
 
-    def _skip_known(self, first: int, last: int) -> None:
-        """Skip the stages first ... last-1, for which the index answers."""
-        import known_stages
-        self.console.lines(self.known.index.lines_of(first, last))
-        self.result_at[first:last] = [known_stages.KNOWN] * (last - first)
+    def _skip_known(self, places: Sequence[int]) -> None:
+        """Skip stages for which the index answers."""
+        for first, last in quick_index.ranges(places):
+            self.console.lines(self.known.index.lines_of(first, last))
+            self.result_at[first:last] = [known_stages.KNOWN] * (last - first)
 
     def _is_ending(self, code: int) -> bool:
         """Tell whether no further stage is begun: the running ones come to their end."""
@@ -326,8 +329,8 @@ class Run:
     def _stage_flow(self, stage: StageSpec) -> Flow:
         """A flow that returns the StageResult; one that waits for nothing is a stage that has not to be run."""
         place = self.order.place[stage.name]
-        if self.known is not None and self.known.answers_for(place, self.is_open):
-            self._skip_known(place, place + 1)
+        if self.known is not None and self.known.up_to_date([place], self.is_open):
+            self._skip_known([place])
             return self.result_at[place]
         try:
             result = yield from self._run_stage(stage)
@@ -423,7 +426,7 @@ class Run:
             work = chunk_work.ChunkTasksWork(self, stage, lock, facts)
         else:
             work = stage_work.StageWork(self, stage, lock, facts)
-        work.rank = self.selected.index(stage)
+        work.rank = self.order.place[stage.name]
         for other in self.works.values():
             other.beside.add(stage.name)
             work.beside.add(other.stage.name)

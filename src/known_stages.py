@@ -2,8 +2,8 @@
 
 Above quick_index and below the runner, which loads it only then.
 
-    index -> KnownStages.answers(first)    how many stages from there on are up to date; the result of each is KNOWN
-          -> entries(results)              entries of such and of other results, in order, as one ready text
+    index -> KnownStages.up_to_date(places)    which of these stages are; the result of each is KNOWN
+          -> entries(results)                  entries of such and of other results, in order, as one ready text
           -> spec                                          the checked spec, from beside the index
 """
 from __future__ import annotations
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 BLOCK = 20000               # stages looked at again in one go; between two blocks the run may be stopped
+FEW = 100                   # stages: their locks are looked for one by one
 MANY_KNOWN = 8              # times as many stages are known as looked at: then the metrics file is worth patching
 
 
@@ -41,14 +42,16 @@ class KnownStages:
         self.spec = self._load_spec()
         self.stale: Set[int] = set()        # to be told, before anything is asked
 
-    def answers_for(self, place: int, look_again: bool) -> bool:
-        """Tell whether the stage at *place* is up to date; if not, it must be looked at."""
-        if look_again and place not in self.stale:
-            self.stale |= self._changed_from(place, place + 1)
-        return place not in self.stale
+    def up_to_date(self, places: Sequence[int], look_again: bool) -> List[int]:
+        """Return which of the stages at *places* (sorted) are up to date; the others must be looked at."""
+        known = [place for place in places if place not in self.stale]
+        if look_again and known:
+            self.stale |= self._changed(known)
+            known = [place for place in known if place not in self.stale]
+        return known
 
-    def answers(self, first: int, look_again: bool) -> int:
-        """Return how many stages from place *first* on are up to date, BLOCK at most.
+    def up_to_date_from(self, first: int, look_again: bool) -> int:
+        """Return up to which place (itself not included) the stages from place *first* on are up to date, BLOCK at most.
 
         Nothing may be at work meanwhile: then one look at all of them is as good as one at each in its turn.
         """
@@ -56,21 +59,21 @@ class KnownStages:
         while last < len(self.index.names) and last - first < BLOCK and last not in self.stale:
             last += 1
         if look_again and first < last:
-            changed = self._changed_from(first, last)
+            changed = self._changed(range(first, last))
             self.stale |= changed
             last = min(changed, default=last)
-        return last - first
+        return last
 
-    def _changed_from(self, first: int, last: int) -> Set[int]:
-        """Return which of the stages first ... last-1 are not what they were, or held by somebody."""
-        found = self.index.changed_between(self.root, first, last)
-        for place in range(first, last) if self._has_locks() else ():
-            if os.path.isdir(os.path.join(self.root, "locks", self.index.names[place] + ".lock")):
-                found.add(place)
-        return found
+    def _changed(self, places: Sequence[int]) -> Set[int]:
+        """Return which of the stages at *places* are not what they were, or held by somebody."""
+        return self.index.changed_among(self.root, places) | self._held(places)
 
-    def _has_locks(self) -> bool:
-        return any(name.endswith(".lock") for name in os.listdir(os.path.join(self.root, "locks")))
+    def _held(self, places: Sequence[int]) -> Set[int]:
+        folder = os.path.join(self.root, "locks")
+        if len(places) > FEW:           # the folder has a file for each stage that was ever run
+            there = {name for name in os.listdir(folder) if name.endswith(".lock")}
+            return {place for place in places if self.index.names[place] + ".lock" in there} if there else set()
+        return {place for place in places if os.path.isdir(os.path.join(folder, self.index.names[place] + ".lock"))}
 
     def looked_at(self, results: Sequence[Optional[StageResult]]) -> Optional[Dict[int, StageResult]]:
         """Return {place: result} of the stages that the index did not answer for; None if they are not the smaller part of all stages."""

@@ -25,7 +25,7 @@ from primitives import COMPACT_END, PRETTY_END, compact, loads
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import mmap
-    from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Union
+    from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple, Union
     Json = Dict[str, Any]
 
 KIND = b"pipeline-index"
@@ -140,14 +140,28 @@ class Index:
             low, high = (middle, high) if self.starts[middle] <= place else (low, middle)
         return low
 
-    def changed_between(self, root: str, first: int, last: int) -> Set[int]:
-        """Look at the paths of the stages first ... last-1 again; return which of these stages have changed."""
+    def changed_among(self, root: str, places: Sequence[int]) -> Set[int]:
+        """Look at the paths of the stages at *places* (sorted) again; return which of these have changed."""
+        from bisect import bisect_left
         prefix = os.path.join(root, "")
-        found = {self.stage_at(place) for place in path_signs.changed_shared(self.all_paths(), self.signs, root, first=self.starts[first], last=self.starts[last])}
-        for place, owner in enumerate(self.owners):
-            if first <= owner < last and owner not in found and path_signs.changed(self.followed, self.followed_signs, place, place + 1, os.stat, prefix):
-                found.add(owner)
+        found: Set[int] = set()
+        for first, last in ranges(places):
+            changed = path_signs.changed_shared(self.all_paths(), self.signs, root, first=self.starts[first], last=self.starts[last])
+            found.update(map(self.stage_at, changed))
+            begin, end = bisect_left(self.owners, first), bisect_left(self.owners, last)
+            found.update(self.owners[place] for place in path_signs.changed(self.followed, self.followed_signs, begin, end, os.stat, prefix))
         return found
+
+
+def ranges(places: Sequence[int]) -> List[Tuple[int, int]]:
+    """Return sorted numbers as ranges (first, last + 1)."""
+    found: List[Tuple[int, int]] = []
+    for place in places:
+        if found and found[-1][1] == place:
+            found[-1] = found[-1][0], place + 1
+        else:
+            found.append((place, place + 1))
+    return found
 
 
 def to_bytes(index: Index) -> bytes:

@@ -172,6 +172,7 @@ class Order:
         self.waiting = list(range(len(stages)))     # a heap of the places that wait for nothing but room
         self.names = list(self.place)
         self.running: List[str] = []
+        self.fresh: Set[int] = set()                # of a graph, the waiting ones that take_fresh() has not returned
         self.left: Dict[str, int] = {}
         self.needs: Optional[Dict[str, List[str]]] = None
         self.blocked: Dict[str, str] = {}           # stage -> the one before it that did not end well
@@ -182,6 +183,7 @@ class Order:
         needs = self._edges()
         self.left = {name: len(needs[name]) for name in self.names}
         self.waiting = [place for place, name in enumerate(self.names) if not self.left[name]]
+        self.fresh = set(self.waiting)
         self.after: Dict[str, List[str]] = {}
         for name in self.names:
             for before in needs[name]:
@@ -201,25 +203,40 @@ class Order:
         while self.waiting and found is None:
             place = heapq.heappop(self.waiting)
             stage = self.stages[place]
-            if stage.name in self.blocked:
-                continue
-            if all(self.may_share(stage, self.stages[self.place[other]]) for other in self.running):
+            if self._may_start(stage):
                 found = stage
-            else:
+            elif stage.name not in self.blocked:
                 passed.append(place)
         for place in passed:
             heapq.heappush(self.waiting, place)
         if found is not None:
             self.running.append(found.name)
+            self.fresh.discard(place)
         return found
+
+    def take_fresh(self, count: int) -> List[int]:
+        """Return the places, *count* at most and sorted, of stages of a graph that may start now, each place but once."""
+        free = sorted(place for place in self.fresh if self._may_start(self.stages[place]))[:count]
+        self.fresh.difference_update(free)
+        return free
+
+    def skipped(self, places: Sequence[int]) -> None:
+        """Say that stages at places that next_place() or take_fresh() has named, or that follow them in a list, have ended well, not started."""
+        if not self.is_graph:
+            self.waiting = list(range(places[-1] + 1, len(self.names)))
+            return
+        gone = set(places)
+        self.waiting = [place for place in self.waiting if place not in gone]
+        heapq.heapify(self.waiting)
+        for place in places:
+            self._let_follow(self.names[place])
+
+    def _may_start(self, stage: StageSpec) -> bool:
+        return stage.name not in self.blocked and all(self.may_share(stage, self.stages[self.place[other]]) for other in self.running)
 
     def next_place(self) -> Optional[int]:
         """Return the place of the stage to start next, where all that come after it in the list are still to be started, too; else None."""
         return None if self.is_graph or self.running or self.blocked or not self.waiting else self.waiting[0]
-
-    def go_on_at(self, place: int) -> None:
-        """All before *place* have ended, well. Only after next_place() has named one."""
-        self.waiting = list(range(place, len(self.names)))
 
     def put_back(self, stage: StageSpec) -> None:
         """There is no room for what next() returned."""
@@ -232,10 +249,14 @@ class Order:
         if not is_good:
             self._block_after(name)
         elif self.is_graph:
-            for later in self.after.get(name, ()):
-                self.left[later] -= 1
-                if not self.left[later]:
-                    heapq.heappush(self.waiting, self.place[later])
+            self._let_follow(name)
+
+    def _let_follow(self, name: str) -> None:
+        for later in self.after.get(name, ()):
+            self.left[later] -= 1
+            if not self.left[later]:
+                heapq.heappush(self.waiting, self.place[later])
+                self.fresh.add(self.place[later])
 
     def _block_after(self, name: str) -> None:
         needs = self._edges()

@@ -108,6 +108,41 @@ def test_stages_that_may_not_share_wait_for_each_other_and_let_others_by():
     assert started == ["a", "c", "b"]
 
 
+def test_stages_that_need_not_be_started_let_others_follow():
+    stages = [stage("d", needs=("b", "c")), stage("c", needs=("a",)), stage("b", needs=("a",)), stage("a"), stage("z")]
+    order = stage_order.Order(stages, True, lambda one, other: True)
+    assert order.take_fresh(10) == [3, 4] and order.take_fresh(10) == []
+    order.skipped([3])
+    assert order.take_fresh(1) == [1] and order.take_fresh(10) == [2]
+    order.skipped([1])
+    assert order.next().name == "b"         # it was named, and not skipped
+    assert order.next().name == "z" and order.next() is None
+    order.ended("b", True)
+    assert order.take_fresh(10) == [0]
+    order.skipped([0])
+    assert order.next() is None and not order.waiting
+
+
+def test_stages_that_may_not_start_are_not_named_before_they_may():
+    stages = [stage("a"), stage("b"), stage("c"), stage("d", needs=("c",))]
+    order = stage_order.Order(stages, True, lambda one, other: {one.name, other.name} != {"a", "b"})
+    assert order.next().name == "a"
+    assert order.take_fresh(10) == [2]
+    order.ended("a", True)
+    assert order.take_fresh(10) == [1] and order.next().name == "b" and order.next().name == "c"
+    order.ended("c", False)
+    assert order.take_fresh(10) == [] and order.blocked == {"d": "c"}
+
+
+def test_of_a_list_the_next_ones_need_not_be_started():
+    order = stage_order.Order([stage(name) for name in "abcdefg"], False, lambda one, other: True)
+    assert order.next().name == "a" and order.next_place() is None
+    order.ended("a", True)
+    assert order.next_place() == 1
+    order.skipped(range(1, 4))
+    assert order.next_place() == 4 and order.next().name == "e"
+
+
 # --- the scheduler, on a pool that starts nothing --------------------------------------------------------------------
 
 class Started:

@@ -548,6 +548,84 @@ def test_a_second_process_that_dies_costs_only_time(tmp_path, monkeypatch, told)
     assert path_signs.changed_shared(paths, signs, str(tmp_path)) == [3, 88, 99]
 
 
+def graph_of_five(project):
+    """b reads what a makes, d what c makes; e is by itself. Listed so that none stands beside what it needs."""
+    for name in "ace":
+        project.write("in/%s.txt" % name, name + "\n")
+    project.processor("work", "text = ''.join(open(one).read() for one in inputs)\n'bad' in text and sys.exit(3)\nopen(os.path.join(out, 'out.txt'), 'w').write(text)\n")
+    inputs = {"b": "out/a/*", "d": "out/c/*", "a": "in/a.txt", "c": "in/c.txt", "e": "in/e.txt"}
+    project.spec(*({"name": name, "processor": "bin/work.py", "inputs": [inputs[name]], "outputDir": "out/" + name, "outputs": ["out.txt"]} for name in "bdace"), order="graph")
+    for run_id in ("made", "indexed"):
+        done = run(project, run_id)
+        assert done[0] == 0, done
+        age(project)
+    assert found(project) == []
+    return project
+
+
+def told(out):
+    """Return {stage: what the run did with it}."""
+    return {line.split()[1].rstrip(":"): line.split("]")[0][1:] for line in out.splitlines() if line.startswith(("[SKIP]", "[DONE]", "[FAIL]"))}
+
+
+@pytest.mark.parametrize("changed, done", [("a", "ab"), ("e", "e"), ("ac", "abcd"), ("", "")])
+def test_of_a_graph_only_what_changed_and_what_follows_from_it_is_run(project, changed, done):
+    graph_of_five(project)
+    for name in changed:
+        project.write("in/%s.txt" % name, "other %s\n" % name)
+    code, out, _ = run(project, "again")
+    assert code == 0 and told(out) == {name: "DONE" if name in done else "SKIP" for name in "abcde"}
+    entries = {one["stage"]: one["status"] for one in project.json("state/run_again.json")["stages"]}
+    assert list(entries) == list("bdace") and entries == {name: "ok" if name in done else "skipped" for name in "abcde"}
+    code, out, _ = run(project, "after", env={"PIPELINE_INDEX": "off"})
+    assert code == 0 and told(out) == dict.fromkeys("abcde", "SKIP")
+
+
+def test_of_a_graph_with_a_failure_the_others_are_skipped_all_the_same(project):
+    graph_of_five(project)
+    project.write("in/a.txt", "bad\n")
+    code, out, _ = run(project, "again")
+    assert code == 1 and told(out) == {"a": "FAIL", "c": "SKIP", "d": "SKIP", "e": "SKIP"}
+    assert [(one["stage"], one["status"]) for one in project.json("state/run_again.json")["stages"]] == [
+        ("b", "notRun"), ("d", "skipped"), ("a", "failed"), ("c", "skipped"), ("e", "skipped")]
+
+
+def test_of_a_graph_a_stage_that_somebody_holds_is_looked_at(project):
+    graph_of_five(project)
+    project.path("locks/e.lock").mkdir()
+    code, out, _ = run(project, "again")
+    assert code == 0 and told(out) == dict.fromkeys("abcde", "SKIP") and "[START]" not in out
+
+
+@pytest.mark.parametrize("few", [0, 100])
+def test_stages_are_looked_at_again_by_their_places(project, monkeypatch, few):
+    graph_of_five(project)
+    monkeypatch.setattr(known_stages, "FEW", few)
+    pipeline, root = str(project.path("pipeline.json")), str(project.root)
+    known = known_stages.KnownStages(quick_run.look(pipeline, root, lambda *_: None).index, pipeline, root)
+    assert known.up_to_date([0, 1, 4], False) == known.up_to_date([0, 1, 4], True) == [0, 1, 4] and known.up_to_date([], True) == []
+    assert known.up_to_date_from(0, True) == 5
+    project.write("in/c.txt", "other\n")
+    project.path("locks/d.lock").mkdir()
+    assert known.up_to_date([1, 3], False) == [1, 3]
+    assert known.up_to_date([0, 1, 2, 3, 4], True) == [0, 2, 4] and known.stale == {1, 3}
+    assert known.up_to_date_from(0, True) == 1 and known.up_to_date_from(2, True) == 3 and known.up_to_date_from(4, False) == 5
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need a privilege there")
+def test_what_is_behind_links_is_looked_at_again_stage_by_stage(project):
+    project.write("real/0.txt", "0")
+    for number in (1, 2, 3):
+        project.write("real/%d.txt" % number, "x")
+        project.write("in/keep%d" % number, "")
+        project.path("in/%d.txt" % number).symlink_to("../real/%d.txt" % number)
+    build(project, *({"processor": "bin/work.py", "inputs": ["in/%d.txt" % number]} for number in (1, 2, 3)))
+    pipeline, root = str(project.path("pipeline.json")), str(project.root)
+    known = known_stages.KnownStages(quick_run.look(pipeline, root, lambda *_: None).index, pipeline, root)
+    project.write("real/2.txt", "y")
+    assert known.index.changed_among(root, [0, 2]) == set() and known.index.changed_among(root, [1]) == known.index.changed_among(root, [0, 1, 2]) == {1}
+
+
 def test_a_large_index_is_mapped_until_something_changed(project, monkeypatch):
     build(project)
     path = str(project.path("state/index_pipeline.json"))
