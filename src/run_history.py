@@ -25,6 +25,7 @@ BLOCK_BYTES = 1 << 16       # of the ledger, read at once
 SLOW_FACTOR = 3             # the last duration is told when it is so many times the median of the earlier ones ...
 SLOW_LEAST_MS = 100         # ... and so much longer: below that it is noise
 EARLIER_LEAST = 3           # of so many earlier ones at least
+IDLE = ("skipped", "notRun", None)      # statuses of stages that were not worked on
 EXPECTED_RUNS = 10          # looked at for how long a stage may take
 
 
@@ -34,8 +35,9 @@ class RunName(namedtuple("RunName", "run_id invocation state ended_at pipeline")
     __slots__ = ()
 
 
-class PastRun(namedtuple("PastRun", "run_id invocation pipeline state started_at ended_at duration_ms stages problem")):
-    """A run; several pipelines may share a root. stages: the entries of its record, [] without one; problem: why there is no record to go by, or "".
+class PastRun(namedtuple("PastRun", "run_id invocation pipeline state started_at ended_at duration_ms statuses worked problem")):
+    """A run; several pipelines may share a root. statuses: {status: number of stages}; worked: the entries of the stages that were worked on (there
+    may be very many others); problem: why there is no record to go by, or "".
 
     state: completed, failed, interrupted; running while its process is seen; open: begun, not ended, nothing of it is seen.
     """
@@ -43,7 +45,8 @@ class PastRun(namedtuple("PastRun", "run_id invocation pipeline state started_at
     __slots__ = ()
 
     def count(self, *statuses: str) -> int:
-        return sum(1 for one in self.stages if one.get("status") in statuses)
+        """Return how many stages ended in one of *statuses*."""
+        return sum(self.statuses.get(status, 0) for status in statuses)
 
 
 # --- which runs there were -------------------------------------------------------------------------------------------
@@ -131,16 +134,18 @@ def _run_of(root: str, name: RunName, problems: List[str], is_pruned: bool) -> P
     if record is None:
         if problem:
             problems.append(problem)
-        return PastRun(name.run_id, name.invocation, name.pipeline, _state_of(root, name.state, name.run_id), "", name.ended_at, None, [], problem or ("removed by gc" if is_pruned else "its record is gone"))
+        return PastRun(name.run_id, name.invocation, name.pipeline, _state_of(root, name.state, name.run_id), "", name.ended_at, None, {}, [], problem or ("removed by gc" if is_pruned else "its record is gone"))
     return _past_run(root, record, name.state if name.state != "open" else "running")
 
 
 def _past_run(root: str, record: Json, state: str) -> PastRun:
-    stages = record.get("stages")
+    stages = record["stages"] if isinstance(record.get("stages"), list) else []
+    entries = [one for one in stages if isinstance(one, dict)]
+    statuses = [one["status"] for one in entries if isinstance(one.get("status"), str)]
     duration = record.get("durationMs")
     return PastRun(record["runId"], record["invocation"], _text(record.get("pipeline")), _state_of(root, "open" if state == "running" else state, record["runId"]), _text(record.get("startedAt")),
                    _text(record.get("endedAt")), duration if state_store.is_integer(duration) else None,
-                   [one for one in stages if isinstance(one, dict)] if isinstance(stages, list) else [], "")
+                   {status: statuses.count(status) for status in set(statuses)}, [one for one in entries if one.get("status") not in IDLE], "")
 
 
 def _state_of(root: str, state: str, run_id: str) -> str:
@@ -234,8 +239,8 @@ def stage_series(runs: List[PastRun], stage: str) -> List[Tuple[PastRun, Json]]:
     """Return (run, the stage's entry in it) where the stage was worked on, oldest first; skips are no work."""
     found = []
     for run in reversed(runs):
-        for entry in run.stages:
-            if entry.get("stage") == stage and entry.get("status") not in ("skipped", "notRun", None):
+        for entry in run.worked:
+            if entry.get("stage") == stage:
                 found.append((run, entry))
     return found
 
@@ -244,7 +249,7 @@ def durations_ms(runs: List[PastRun]) -> Dict[str, List[int]]:
     """Return {stage: durations of its successes, oldest first}."""
     found: Dict[str, List[int]] = {}
     for run in reversed(runs):
-        for entry in run.stages:
+        for entry in run.worked:
             duration = entry.get("durationMs")
             if entry.get("status") == "ok" and not entry.get("recovered") and isinstance(entry.get("stage"), str) and state_store.is_integer(duration):
                 found.setdefault(entry["stage"], []).append(duration)

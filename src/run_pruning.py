@@ -26,7 +26,7 @@ from state_store import StateError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
+    from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
     from console import Console
     from model import Clock, Options, PipelineSpec
@@ -124,12 +124,11 @@ def needed_runs(store: StateStore) -> Set[RunKey]:
     return found
 
 
-def makers_of_runs(store: StateStore, history: History, runs: List[RunKey]) -> Set[RunKey]:
+def makers_of_runs(store: StateStore, history: History, runs: Iterable[RunKey]) -> Set[RunKey]:
     """Return the runs that the records of *runs* name as makers of what they skipped: without them these prove nothing."""
     found: Set[RunKey] = set()
     for run in runs:
-        name = find_record(store, run, history.ends[run])
-        record = _read(store, name) if name else None
+        _, record = _found(store, run, history.ends[run])
         for one in record.get("stages", []) if record is not None else []:
             maker = one.get("madeBy")
             if isinstance(maker, dict):
@@ -139,11 +138,15 @@ def makers_of_runs(store: StateStore, history: History, runs: List[RunKey]) -> S
 
 def find_record(store: StateStore, run: RunKey, end: Json) -> str:
     """Return the name of the file that holds the record which the entry *end* committed, "" if none does."""
+    return _found(store, run, end)[0]
+
+
+def _found(store: StateStore, run: RunKey, end: Json) -> Tuple[str, Optional[Json]]:
     for name in ("run_%s.json" % run[0], "run_%s.%d.json" % run):
         record = _read(store, name)
         if record is not None and run_hash(record) == end.get("runHash"):
-            return name
-    return ""
+            return name, record
+    return "", None
 
 
 def _read(store: StateStore, name: str) -> Optional[Json]:
@@ -194,17 +197,18 @@ def gc(spec: PipelineSpec, options: Options, console: Console, clock: Clock, new
         console.line("gc: no run has ended here; nothing to prune")
         return
     needed = needed_runs(store)
-    first = choose(history, needed, options.keep_runs, options.keep_days, clock.time())
-    kept = [run for run in history.ends if run not in set(first) and run not in history.pruned]
-    chosen = [run for run in first if run not in makers_of_runs(store, history, kept)]
-    ready = [run for run in chosen if find_record(store, run, history.ends[run])]
+    old = choose(history, needed, options.keep_runs, options.keep_days, clock.time())
+    kept = history.ends.keys() - set(old) - history.pruned.keys()
+    makers = makers_of_runs(store, history, kept)
+    chosen = [run for run in old if run not in makers]
+    ready = {run: None for run in chosen if find_record(store, run, history.ends[run])}
     for run in chosen:
-        if run not in set(ready):
+        if run not in ready:
             console.line("kept %s: no file holds the record that the ledger committed; `verify` tells more" % _run_text(run))
     if options.yes:
-        _remove(spec, options, store, ready, clock, new_ledger, console)
+        _remove(spec, options, store, list(ready), clock, new_ledger, console)
     else:
-        _list(ready, store, history, console)
+        _list(list(ready), store, history, console)
 
 
 def _list(runs: List[RunKey], store: StateStore, history: History, console: Console) -> None:

@@ -20,7 +20,6 @@ import stage_explanation
 import stage_logs
 import stage_progress
 from look_commands import status_word
-from run_history import PastRun
 
 POSIX = sys.platform != "win32"
 COMMANDS = (["status"], ["history"], ["history", "b"], ["logs", "b"], ["explain", "b"])
@@ -260,8 +259,8 @@ def test_the_real_program_looks_too(pipeline):
 # --- history
 
 def past(run_id, *entries, **known):
-    values = dict(run_id=run_id, invocation=1, pipeline="test", state="completed", started_at="2026-01-01T00:00:00.000Z", ended_at="", duration_ms=1, stages=list(entries), problem="")
-    return PastRun(**dict(values, **known))
+    record = {"runId": run_id, "invocation": 1, "pipeline": "test", "startedAt": "2026-01-01T00:00:00.000Z", "durationMs": 1, "stages": list(entries)}
+    return run_history._past_run("", record, "completed")._replace(**known)
 
 
 def entry(duration_ms, stage="s", status="ok", **more):
