@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # --- edges -----------------------------------------------------------------------------------------------------------
 
+MANY = 8                    # so many times as many wait as were skipped: then the heap is not made anew
 FEW_QUESTIONS = 8           # each answered by looking at all stages; more are worth an order of their folders
 
 
@@ -172,6 +173,7 @@ class Order:
         self.waiting = list(range(len(stages)))     # a heap of the places that wait for nothing but room
         self.names = list(self.place)
         self.running: List[str] = []
+        self.over: Set[int] = set()                 # that skipped() was told of; the heap may still have them
         self.fresh: Set[int] = set()                # of a graph, the waiting ones that take_fresh() has not returned
         self.left: Dict[str, int] = {}
         self.needs: Optional[Dict[str, List[str]]] = None
@@ -203,9 +205,11 @@ class Order:
         while self.waiting and found is None:
             place = heapq.heappop(self.waiting)
             stage = self.stages[place]
+            if place in self.over or stage.name in self.blocked:
+                continue
             if self._may_start(stage):
                 found = stage
-            elif stage.name not in self.blocked:
+            else:
                 passed.append(place)
         for place in passed:
             heapq.heappush(self.waiting, place)
@@ -222,13 +226,10 @@ class Order:
 
     def skipped(self, places: Sequence[int]) -> None:
         """Say that stages at places that next_place() or take_fresh() has named, or that follow them in a list, have ended well, not started."""
-        if not self.is_graph:
-            self.waiting = list(range(places[-1] + 1, len(self.names)))
-            return
-        gone = set(places)
-        self.waiting = [place for place in self.waiting if place not in gone]
-        heapq.heapify(self.waiting)
-        for place in places:
+        self.over.update(places)
+        if MANY * len(places) > len(self.waiting):
+            self.waiting = sorted(place for place in self.waiting if place not in self.over)    # a heap
+        for place in places if self.is_graph else ():
             self._let_follow(self.names[place])
 
     def _may_start(self, stage: StageSpec) -> bool:
@@ -236,6 +237,8 @@ class Order:
 
     def next_place(self) -> Optional[int]:
         """Return the place of the stage to start next, where all that come after it in the list are still to be started, too; else None."""
+        while self.waiting and self.waiting[0] in self.over:
+            heapq.heappop(self.waiting)
         return None if self.is_graph or self.running or self.blocked or not self.waiting else self.waiting[0]
 
     def put_back(self, stage: StageSpec) -> None:

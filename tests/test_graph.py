@@ -123,6 +123,17 @@ def test_stages_that_need_not_be_started_let_others_follow():
     assert order.next() is None and not order.waiting
 
 
+@pytest.mark.parametrize("is_graph", [False, True])
+def test_one_of_very_many_need_not_be_started(is_graph):
+    order = stage_order.Order([stage("s%03d" % number) for number in range(100)], is_graph, lambda one, other: True)
+    order.skipped(order.take_fresh(1) if is_graph else [order.next_place()])
+    assert order.next_place() == (None if is_graph else 1)
+    assert order.next().name == "s001"
+    order.ended("s001", True)
+    order.skipped([2])
+    assert order.next().name == "s003"
+
+
 def test_stages_that_may_not_start_are_not_named_before_they_may():
     stages = [stage("a"), stage("b"), stage("c"), stage("d", needs=("c",))]
     order = stage_order.Order(stages, True, lambda one, other: {one.name, other.name} != {"a", "b"})
