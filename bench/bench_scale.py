@@ -1,6 +1,6 @@
 """How long a run takes in which nothing, or one input, changed among thousands of stages; as a ratio to other tools.
 
-    python bench/bench_scale.py --stages 1000 --runs 9 [--python /path/to/python] [--doit /path/to/doit] [--folder DIR] [--cpu]
+    python bench/bench_scale.py --stages 1000 --runs 9 [--python /path/to/python] [--doit /path/to/doit] [--order graph] [--folder DIR] [--cpu]
 
 N stages with one input and one output each, the processor a shell script. The same graph is written for ninja, GNU make (with its
 default rules, and with -rR) and doit; a tool that is not installed is left out, with a line that says so. Each tool first
@@ -36,13 +36,13 @@ def put(folder, name, text, mode=0o644):
     os.chmod(path, mode)
 
 
-def make_project(folder, count):
+def make_project(folder, count, order="listed"):
     """Write inputs, the processor, and the graph for each tool; every tool has its own outputs."""
     stages = [("s%05d" % number, "in/f%05d.txt" % number) for number in range(count)]
     for number, (_, source) in enumerate(stages):
         put(folder, source, "text %d\n" % number)
     put(folder, "bin/proc", '#!/bin/sh\nexec cp "$1" "$PIPELINE_OUTPUT_DIR/out.txt"\n', 0o755)
-    put(folder, "pipeline.json", json.dumps({"name": "scale", "stages": [
+    put(folder, "pipeline.json", json.dumps({"name": "scale", "order": order, "stages": [
         {"name": name, "processor": "bin/proc", "inputs": [source], "outputDir": "out/" + name} for name, source in stages]}))
     put(folder, "build.ninja", "rule r\n  command = cp $in $out\n" + "".join("build ninja/%s: r %s | bin/proc\n" % stage for stage in stages))
     put(folder, "Makefile", "all: %s\n" % " ".join("make/" + name for name, _ in stages) + "".join("make/%s: %s bin/proc\n\tcp $< $@\n" % stage for stage in stages))
@@ -112,13 +112,14 @@ def main():
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--doit", default=shutil.which("doit"))
+    parser.add_argument("--order", choices=["listed", "graph"], default="listed")
     parser.add_argument("--long-way", action="store_true", help="the runner without its index, too")
     parser.add_argument("--cpu", action="store_true", help="processor time instead of time gone by")
     parser.add_argument("--folder", help="where to work (default: the folder for temporary files)")
     options = parser.parse_args()
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        make_project(folder, options.stages)
+        make_project(folder, options.stages, options.order)
         commands = tools(options)
         for _ in range(3):                      # make everything; look at it and index it; and once more
             for argv in commands.values():
