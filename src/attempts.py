@@ -29,6 +29,7 @@ READ_BYTES = 1 << 16
 DRAIN_S = 2.0               # how long a pipe may stay open after the last process of an attempt is gone
 AWAY_S = 0.2                # a runner that was away for longer gives the time back to the attempts
 POLL_S = 0.2                # Windows: between two looks at the clock and at signals
+LONGEST_WAIT_S = 86400.0    # at once; poll() takes 24 days at most
 TICK_S = 0.25               # between two looks of whoever shows the progress
 CREATE_NEW_PROCESS_GROUP = 0x200    # Windows: so that CTRL_BREAK reaches the processor and not the runner
 
@@ -112,6 +113,7 @@ class Signals:
                 return []               # it came now, and whoever waits sees it by the count
             pause_s = self.stop_time.pause_s()
             seconds = pause_s if seconds is None else min(seconds, pause_s)
+        seconds = None if seconds is None else min(seconds, LONGEST_WAIT_S)
         if self.pipe[0] < 0:
             time.sleep(POLL_S if seconds is None else min(seconds, POLL_S))
             return []

@@ -17,6 +17,7 @@ from model import sha256
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import io
     from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 SCHEMA_VERSION = 1
@@ -413,8 +414,8 @@ def _remove_quietly(path: str) -> None:
 
 
 def hash_file(path: str) -> Tuple[str, List[int]]:
-    """Return (SHA-256, signature of what was read). Raises: OSError; FileChanged when it changed meanwhile."""
-    with open(path, "rb", buffering=0) as file:
+    """Return (SHA-256, signature of what was read). Raises: OSError, for a pipe or device, too; FileChanged when it changed meanwhile."""
+    with _open_file(path) as file:
         before = signature(os.fstat(file.fileno()))
         digest = sha256(size=before[0])
         buffer = bytearray(max(1, min(before[0] + 1, HASH_BLOCK_BYTES)))
@@ -426,6 +427,18 @@ def hash_file(path: str) -> Tuple[str, List[int]]:
             digest.update(view[:count])
         after = signature(os.fstat(file.fileno()))
     return digest.hexdigest(), after if after == before else []
+
+
+def _open_file(path: str) -> io.FileIO:
+    """Open a file for reading, without waiting for somebody to write, as a pipe would have it. Raises: OSError, for what is no file, too."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is not a file", path)
+        return open(descriptor, "rb", buffering=0)
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def hash_prefix(path: str, size: int) -> str:

@@ -98,7 +98,7 @@ import command_line  # noqa: E402
 import planning  # noqa: E402
 import spec_checks  # noqa: E402
 import state_store  # noqa: E402
-from file_digests import Digests  # noqa: E402
+from file_digests import Digests, is_unicode  # noqa: E402
 from model import (  # noqa: E402
     EXIT_INTERNAL, EXIT_OFFLINE, EXIT_OK, EXIT_STATE, VERSION, Chunks, Clock, Offline, Options, PipelineSpec, Retry,
     SpecError, StageSpec, UsageError, sha256)
@@ -130,6 +130,8 @@ def load_pipeline(path: str, root: Optional[str] = None) -> PipelineSpec:
             shown, error.strerror, "; init DIR writes a first one" if isinstance(error, FileNotFoundError) else "")) from None
     full = os.path.abspath(shown)
     root = os.path.abspath(root if root is not None else os.path.dirname(full))
+    if not is_unicode(root):
+        raise UsageError("%s: the folder's path is not UTF-8 text here; rename it, or run with PYTHONUTF8=1 if it is" % ascii(root))
     text = _decode_spec(data, shown)
     value, document = _parse_spec(text)
     problems = spec_checks.Problems()

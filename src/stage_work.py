@@ -163,7 +163,7 @@ def command_line(root: str, stage: Any, inputs: Sequence[str]) -> List[str]:
     start = [sys.executable, program] if kind == "python" else _powershell() + [program] if kind == "powershell" else [program]
     arguments = list(stage.args)
     if sum(len(os.fsencode(one)) + 9 for one in inputs) <= ARGUMENT_BYTES:
-        arguments += inputs
+        arguments += ["./" + one if one.startswith("-") else one for one in inputs]      # a file, not an option
     return start + arguments
 
 
@@ -477,7 +477,7 @@ class StageWork:
         if sys.dont_write_bytecode and not os.environ.get("PYTHONDONTWRITEBYTECODE"):
             env.setdefault("PYTHONDONTWRITEBYTECODE", "1")      # this runner's own doing: little space, or python -B
         env.update(PIPELINE_STAGE_NAME=stage.name, PIPELINE_RUN_ID=run.options.run_id, PIPELINE_ROOT=run.root,
-                   PIPELINE_PARAMS=json.dumps(stage.params, ensure_ascii=False))
+                   PIPELINE_PARAMS=json.dumps(stage.params, ensure_ascii=False, sort_keys=True))    # as in the key: their order tells nothing
         return env
 
     def _environment(self, offset: int, is_resume: bool, token: str, inputs_file: str) -> Dict[str, str]:

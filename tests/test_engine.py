@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, Done, Project
+from conftest import ROOT, RUNNER, Done, Project
 
 LOAD = "imp" + "ort "            # composed: no file of the repository spells such an import
 NET = "soc" + "ket"
@@ -330,3 +330,52 @@ def test_an_absolute_processor_outside_the_root_is_scanned(project, tmp_path):
 
 def test_the_project_fixture_runs_the_repositorys_own_processors(project):
     assert isinstance(project, Project) and project.exists("bin/processor_kit.py")
+
+
+# --- what would make the runner wait, or be taken for something else
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
+@pytest.mark.parametrize("kind", [{"inputs": ["in/*.txt"]}, {"forEach": "in/*.txt"}])
+def test_a_pipe_among_the_outputs_fails_the_stage_and_nobody_waits_for_it(project, kind):
+    project.write("in/a.txt", "a\n")
+    project.processor("make", "open(os.path.join(out, 'o'), 'w').write('x')\nos.path.exists('no pipe') or os.mkfifo(os.path.join(out, 'pipe'))\n")
+    project.spec(dict({"processor": "bin/make.py"}, **kind))
+    done = project.run(timeout=60)
+    assert done.code == 1 and "[FAIL] s1: " in done.out and "pipe" in done.out, done
+    project.write("no pipe", "")
+    assert "[DONE] s1" in project.ok().out and project.read("data/s1/o") == "x" and not project.exists("data/s1/pipe")
+
+
+@pytest.mark.parametrize("seconds", [2592000, 1e308])
+def test_a_time_limit_may_be_longer_than_a_system_call_waits(project, seconds):
+    project.write("data/in.txt", "x\n")
+    project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"], "timeoutSec": seconds})
+    assert "[DONE] s1" in project.ok("--stop-after", "600h").out
+
+
+def test_an_input_is_no_option_of_the_processor(project):
+    project.write("-r", "x\n")
+    project.write("a.txt", "x\n")
+    project.processor("tell", "json.dump(sys.argv[1:], open(os.path.join(out, 'argv.json'), 'w'))\n")
+    project.spec({"processor": "bin/tell.py", "inputs": ["-r", "a.txt"], "args": ["-x"]})
+    project.ok()
+    assert project.json("data/s1/argv.json") == ["-x", "./-r", "a.txt"]
+
+
+def test_the_order_of_params_tells_a_processor_nothing(project):
+    project.processor("tell", "open(os.path.join(out, 'params'), 'w').write(os.environ['PIPELINE_PARAMS'])\n")
+    project.spec({"processor": "bin/tell.py", "params": {"b": 1, "a": {"d": 2, "c": 3}}})
+    project.ok()
+    assert project.read("data/s1/params") == '{"a": {"c": 3, "d": 2}, "b": 1}'
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has such names")
+def test_a_root_that_is_no_text_is_refused_by_one_line(tmp_path):
+    root = os.path.join(os.fsencode(str(tmp_path)), b"bad\xff")
+    os.mkdir(root)
+    with open(os.path.join(root, b"pipeline.json"), "w", encoding="utf-8") as file:
+        file.write('{"name": "p", "stages": [{"name": "a", "processor": "/bin/true", "outputDir": "out"}]}')
+    before = os.listdir(root)
+    done = subprocess.run([sys.executable, RUNNER], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1) and b"the folder's path is not UTF-8 text here" in done.stderr, done
+    assert os.listdir(root) == before
