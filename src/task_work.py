@@ -449,6 +449,7 @@ class FileTasksWork(TasksWork):
     def __init__(self, run: Any, stage: StageSpec, lock: StageLock, facts: Facts) -> None:
         super().__init__(run, stage, lock, facts)
         self.owner_of: Dict[str, str] = {}          # target path, case folded -> the task that makes it
+        self.taken: Set[str] = set()                # target paths, case folded, that tasks of present files have made
         self.foreign: Dict[str, str] = {}
         self.ready_folders: Set[str] = set()        # those of the slots
         self.made = task_files.FileTable()          # outputs of this run, with signatures that no later write can hide behind
@@ -483,6 +484,7 @@ class FileTasksWork(TasksWork):
         for name, entry in self.task_log.entries.items():
             if name in alive:
                 self.owner_of.update((output[0].casefold(), name) for output in entry.outputs)
+        self.taken = set(self.owner_of)
         if self.stage.checkpoint:
             self.run.flush()
 
@@ -545,6 +547,7 @@ class FileTasksWork(TasksWork):
         try:
             for name, _, digest in trial.outputs:
                 self._publish(trial.folder, name, digest)
+                self.taken.add(name.casefold())
             for path, _, _ in before.outputs if before is not None else ():
                 if path not in names and self.owner_of.get(path.casefold()) == task.name:
                     self._remove_output(path)
@@ -599,6 +602,7 @@ class FileTasksWork(TasksWork):
 
     def _end(self, facts: task_look.Tasks) -> StageResult:
         self._see_to_gone(facts)
+        self._let_go_of_taken()
         failure = "interrupted" if self.is_stopped else "processes would not end: %s" % self.survivors if self.survivors else self._failure_text()
         if not failure and self.failed:
             self._drop_failed_outputs()
@@ -656,6 +660,13 @@ class FileTasksWork(TasksWork):
                 if is_ours and file_digests.output_content(os.path.join(self.folder, path)) == (size, digest):
                     self._remove_output(path)
             self._enter(entry._replace(status="gone", outputs=(), run="%s/%d" % (self.run.options.run_id, self.run.invocation)))
+
+    def _let_go_of_taken(self) -> None:
+        """What is kept of a file that is gone is not its own any more, once the task of another file (it was renamed, say) makes it."""
+        for entry in [one for one in self.task_log.entries.values() if one.status == "kept"]:
+            own = tuple(output for output in entry.outputs if output[0].casefold() not in self.taken)
+            if len(own) < len(entry.outputs):
+                self._enter(entry._replace(outputs=own))
 
     def _drop_failed_outputs(self) -> None:
         """Failures are allowed: what these tasks made of an earlier version of their files must not pass for today's."""

@@ -255,6 +255,23 @@ def test_a_file_that_is_gone_is_reported_and_its_outputs_go_only_with_prune(uppe
     assert "[SKIP]" in upper.ok().out
 
 
+@pytest.mark.parametrize("is_edited_at_once", [False, True])
+def test_a_file_that_was_renamed_and_makes_the_same_output_is_not_held_up_by_the_one_that_is_gone(upper, is_edited_at_once):
+    """The processor names its output by the beginning of the file's name."""
+    upper.processor("stem", "name = os.path.basename(os.environ['PIPELINE_TASK'])\nopen(os.path.join(out, name[0]), 'w').write(open(os.path.join('in', name)).read())\n")
+    respec(upper, processor="bin/stem.py", forEach="in/*")
+    upper.ok()
+    upper.path("in/b.txt").rename(upper.path("in/b.csv"))
+    if not is_edited_at_once:
+        upper.ok()
+    upper.write("in/b.csv", "edited\n")
+    assert "[DONE]" in upper.ok().out and upper.read("out/b") == "edited\n"
+    assert "[SKIP]" in upper.ok().out
+    upper.write("bin/stem.py", upper.read("bin/stem.py").replace("name[0]", "name[0] + name[0]"))
+    upper.ok()
+    assert upper.exists("out/bb") and not upper.exists("out/b") and "[SKIP]" in upper.ok().out
+
+
 def test_prune_leaves_what_somebody_has_changed_since(upper):
     respec(upper, prune=True)
     upper.ok()
