@@ -41,6 +41,10 @@ import os
 import sys
 import time
 
+if sys.version_info < (3, 8):
+    sys.stderr.write("error: Python %d.%d is too old: Python 3.8 or newer is needed\n" % sys.version_info[:2])
+    sys.exit(2)
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, List, Optional, Sequence, Tuple

@@ -379,3 +379,9 @@ def test_a_root_that_is_no_text_is_refused_by_one_line(tmp_path):
     done = subprocess.run([sys.executable, RUNNER], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1) and b"the folder's path is not UTF-8 text here" in done.stderr, done
     assert os.listdir(root) == before
+
+
+def test_a_python_that_is_too_old_is_told_so_in_one_line():
+    code = "import runpy, sys; sys.version_info = (3, 7, 16); runpy.run_path(%r, run_name='__main__')" % str(RUNNER)
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr.split(b"\n")) == (2, b"", [b"error: Python 3.7 is too old: Python 3.8 or newer is needed", b""]), done
