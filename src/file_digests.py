@@ -30,8 +30,6 @@ SETTLE_WAITS = 5            # how often that is tried, for a busy machine's cloc
 
 NO_MATCH = "no file matches"
 NO_FILE = "there is no such file"
-
-
 NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)      # EINVAL: no name that Windows has, as of a glob
 
 
@@ -72,14 +70,9 @@ def _walk(folder: str, prefix: str, segments: List[str], found: Set[str], seen: 
     if first == "**" and rest:
         _walk(folder, prefix, rest, found, seen)
     elif not has_wildcard(first):
-        full, relative = os.path.join(folder, first), prefix + first
+        full = os.path.join(folder, first)
         mode = _mode(full)
-        if rest and stat.S_ISDIR(mode):
-            _walk(full, relative + "/", rest, found, seen)
-        elif not rest and stat.S_ISREG(mode):
-            found.add(relative)
-        elif seen is not None:
-            seen.add(relative)
+        _step(full, prefix + first, rest, stat.S_ISDIR(mode), stat.S_ISREG(mode), found, seen)
         return
     if seen is not None:
         seen.add(prefix[:-1] or ".")
@@ -98,12 +91,16 @@ def _walk(folder: str, prefix: str, segments: List[str], found: Set[str], seen: 
             elif not rest and is_file and not is_hidden(name):
                 found.add(prefix + name)
         elif matches(name):
-            if rest and is_folder:
-                _walk(os.path.join(folder, name), prefix + name + "/", rest, found, seen)
-            elif not rest and is_file:
-                found.add(prefix + name)
-            elif seen is not None:
-                seen.add(prefix + name)
+            _step(os.path.join(folder, name), prefix + name, rest, is_folder, is_file, found, seen)
+
+
+def _step(full: str, relative: str, rest: List[str], is_folder: bool, is_file: bool, found: Set[str], seen: Optional[Set[str]]) -> None:
+    if rest and is_folder:
+        _walk(full, relative + "/", rest, found, seen)
+    elif not rest and is_file:
+        found.add(relative)
+    elif seen is not None:
+        seen.add(relative)
 
 
 def _mode(path: str) -> int:

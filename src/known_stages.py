@@ -1,10 +1,10 @@
 """The stages of which the index has told that they are up to date, in a run that has others to look at.
 
-Above quick_index and below the runner, which loads it only then.
+Above quick_index and below the engine.
 
     index -> KnownStages.up_to_date(places)    which of these stages are; the result of each is KNOWN
           -> entries(results)                  entries of such and of other results, in order, as one ready text
-          -> spec                                          the checked spec, from beside the index
+          -> spec                              the checked spec, from beside the index
 """
 from __future__ import annotations
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 BLOCK = 20000               # stages looked at again in one go; between two blocks the run may be stopped
 FEW = 100                   # stages: their locks are looked for one by one
 MANY_KNOWN = 8              # times as many stages are known as looked at: then the metrics file is worth patching
-
-
 KNOWN = StageResult.of("", "skipped", "")       # of every stage that the index answers for; the rest stands at the stage's place in the index
 
 

@@ -125,8 +125,7 @@ class Index:
 
     def has_whole_texts(self) -> bool:
         """Tell whether the texts are as they were stored. To be asked once before they are used; it takes a while."""
-        begin = len(self.source) - sum(self.sizes[-len(TEXTS):])
-        return zlib.crc32(memoryview(self.source)[begin:]) == self.texts_check
+        return zlib.crc32(memoryview(self.source)[_texts_begin(self.source, self.sizes):]) == self.texts_check
 
     def all_paths(self) -> Paths:
         """Return the paths of all stages, relative to the root."""
@@ -207,7 +206,7 @@ def from_bytes(data: Union[bytes, mmap.mmap]) -> Optional[Index]:
     sizes = [int(one) for one in lengths]
     if kind != KIND or int(form) != FORMAT or len(sizes) != len(SECTIONS) or min(sizes) < 0 or end + 1 + sum(sizes) != len(data):
         return None
-    if zlib.crc32(memoryview(data)[end + 1:len(data) - sum(sizes[-len(TEXTS):])]) != int(check):
+    if zlib.crc32(memoryview(data)[end + 1:_texts_begin(data, sizes)]) != int(check):
         return None
     index, parts = Index(), _parts(data, sizes)
     index.source, index.sizes, index.texts_check = data, sizes, int(texts_check)
@@ -218,6 +217,10 @@ def from_bytes(data: Union[bytes, mmap.mmap]) -> Optional[Index]:
     for name in VIEWS:
         setattr(index, name, parts[name])
     return index if _is_consistent(index) else None
+
+
+def _texts_begin(data: Union[bytes, mmap.mmap], sizes: Sequence[int]) -> int:
+    return len(data) - sum(sizes[-len(TEXTS):])
 
 
 def _parts(data: Union[bytes, mmap.mmap], sizes: Sequence[int]) -> Dict[str, memoryview]:

@@ -1,6 +1,6 @@
 """Which stages depend on which, which share a folder, and which may start now. Pure.
 
-Above the leaves and below the runner, which imports it when a stage must run, or when the order is that of the graph.
+Above the leaves and below the engine.
 """
 from __future__ import annotations
 
