@@ -15,7 +15,6 @@ import shutil
 
 import chunk_files
 import file_digests
-import stage_outputs
 import state_store
 import task_log
 import task_look
@@ -205,7 +204,7 @@ class ChunkTasksWork(task_work.TasksWork):
             self._add(task, self._entry(trial))
 
     def _names(self, trial: task_work.Trial) -> Iterator[str]:
-        for name in sorted(stage_outputs.list_folder(trial.task.folder)[0]):
+        for name in self._list_made(trial):
             if not file_digests.is_unicode(name):
                 trial.failure = "output %s: the name is not valid UTF-8" % ascii(name)
             elif os.path.islink(os.path.join(trial.task.folder, name)):

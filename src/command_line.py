@@ -121,6 +121,8 @@ def parse_command_line(argv: Sequence[str]) -> Options:
         if name in VALUED:
             if not equals and not queue:
                 raise UsageError("%s needs a value; see --help" % name)
+            if not equals and queue[0].partition("=")[0] in VALUED + FLAGS:
+                raise UsageError("%s needs a value, got the option %s; a value that is called so is written %s=%s" % (name, queue[0], name, queue[0]))
             values[name].append(value if equals else queue.pop(0))
         elif word in FLAGS:
             flags.add(word)

@@ -274,7 +274,7 @@ def _part_paths(spec: PipelineSpec, stage: StageSpec) -> List[str]:
     """Return the part files of the stage: without the checkpoint nobody can go on with them."""
     if _link_on_the_way(spec.root, stage.output_dir + "/x"):
         return []
-    return ["%s/%s" % (stage.output_dir, path) for path in own_parts(list_folder(os.path.join(spec.root, stage.output_dir))[1], stage.name)]
+    return ["%s/%s" % (stage.output_dir, path) for path in own_parts(list_folder(os.path.join(spec.root, stage.output_dir)).parts, stage.name)]
 
 
 def _show_left(spec: PipelineSpec, stage: StageSpec, console: Console) -> None:

@@ -2,16 +2,32 @@
 
 A leaf. A listing maps the path of each file below the output folder to its signature. The listing from before a key's
 first attempt is the baseline: what is new or changed since is the stage's output, or, if the attempt did not finish,
-its leftovers. Dot files (markers) and *.part files are neither.
+its leftovers. Names that begin with a dot (markers are such) and *.part files are neither; what else of these an attempt
+makes is told of, for nobody may take it for an output.
 """
 from __future__ import annotations
 
 import os
+from collections import namedtuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, Dict, List, Optional, Set, Tuple
     Listing = Dict[str, List[int]]
+
+RUNNER_ENDINGS = (".done", ".done.tmp", ".tasks")       # of the hidden names that are the runner's: markers, private folders of tasks
+NO_OUTPUT = "names that begin with a dot or end in .part are no outputs"
+
+
+class Folder(namedtuple("Folder", "files parts hidden")):
+    """What is in an output folder. files, hidden: listings; hidden of what begins with a dot, folders unopened, but for what is the runner's.
+
+    parts: the *.part files, sorted. All paths with forward slashes.
+    """
+    __slots__ = ()
+
+
+NOTHING = Folder({}, [], {})
 
 
 def is_folder(path: str) -> bool:
@@ -19,12 +35,13 @@ def is_folder(path: str) -> bool:
     return os.path.isdir(path) and not os.path.islink(path)
 
 
-def list_folder(folder: str) -> Tuple[Listing, List[str]]:
-    """Return (listing of the regular files and links in *folder*, the *.part files), paths with forward slashes.
+def list_folder(folder: str) -> Folder:
+    """Return what is in *folder* and below.
 
     A signature is size, mtime_ns, ctime_ns, inode, device, as of the link itself where it is one.
     """
     files: Listing = {}
+    hidden: Listing = {}
     parts: List[str] = []
     folders = [("", folder)]
     while folders:
@@ -38,18 +55,29 @@ def list_folder(folder: str) -> Tuple[Listing, List[str]]:
             if entry.name.endswith(".part"):
                 parts.append(path)
             elif entry.name.startswith("."):
-                continue
+                if not entry.name.endswith(RUNNER_ENDINGS):
+                    hidden[path] = _signature(entry.path)
             elif entry.is_dir(follow_symlinks=False):
                 folders.append((path + "/", entry.path))
             else:
-                stat = os.lstat(entry.path)     # not entry.stat(): on Windows that lacks inode and device
-                files[path] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev]
-    return files, sorted(parts)
+                files[path] = _signature(entry.path)
+    return Folder(files, sorted(parts), hidden)
+
+
+def _signature(path: str) -> List[int]:
+    stat = os.lstat(path)       # not of a directory's entry: on Windows that lacks inode and device
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev]
 
 
 def changed_since(baseline: Listing, now: Listing) -> List[str]:
     """Return the paths that are new or changed, sorted."""
     return sorted(path for path, stamp in now.items() if baseline.get(path) != stamp)
+
+
+def no_outputs(before: Folder, now: Folder) -> List[str]:
+    """Return what was made or changed that is no output for its name, sorted; part files of the processor kit are none of these."""
+    parts = [path for path in now.parts if "~" not in path.split("/")[-1] and path not in before.parts]
+    return sorted(changed_since(before.hidden, now.hidden) + parts)
 
 
 def own_parts(parts: List[str], stage: str) -> List[str]:
@@ -66,8 +94,7 @@ def clear_leftovers(folder: str, baseline: Listing, recorded: Dict[str, Tuple[in
     recorded: {path: (bytes, SHA-256)} of the last success.
     """
     done = []
-    now, _ = list_folder(folder)
-    for path in changed_since(baseline, now):
+    for path in changed_since(baseline, list_folder(folder).files):
         full = os.path.join(folder, path)
         if path in foreign:
             continue                    # another stage's
@@ -106,7 +133,7 @@ def _bring_back(full: str, path: str, wanted: Optional[Tuple[int, str]], prefix_
 def remove_parts(folder: str, stage: str, keep: Set[str]) -> List[str]:
     """Remove the stage's part files but those in *keep*; return their paths."""
     gone = []
-    for path in own_parts(list_folder(folder)[1], stage):
+    for path in own_parts(list_folder(folder).parts, stage):
         if path not in keep:
             os.unlink(os.path.join(folder, path))
             gone.append(path)

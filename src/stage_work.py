@@ -206,7 +206,7 @@ class StageWork:
         self.key = facts.material.key
         self.previous: List[Json] = facts.record["outputs"] if facts.record is not None else []
         self.baseline: Json = {}        # from before this key's first attempt: what changed since is ours
-        self.before: Json = {}          # from before this run's attempts: what others own must still be that
+        self.found = stage_outputs.NOTHING  # in the folder before this run's attempts: what others own must still be that
         self.survivors: List[int] = []
         self.attempts = 0
         self.cpu_s, self.max_rss = 0.0, 0
@@ -258,8 +258,8 @@ class StageWork:
             if self.facts.output_problems:
                 self._undo_success()
         old = unfinished if self._is_same_work() else None
-        self.before = stage_outputs.list_folder(self.folder)[0]
-        self.baseline = old if old is not None else self.before
+        self.found = stage_outputs.list_folder(self.folder)
+        self.baseline = old if old is not None else self.found.files
         self._write_record("running", "")
         self.run.save_dear_digests()
         if self.stage.checkpoint:
@@ -278,7 +278,7 @@ class StageWork:
         left = record.get("left")
         if isinstance(left, list):
             # It came to its end and said what it left: anything else somebody has put there since, and it is theirs.
-            now = stage_outputs.list_folder(self.folder)[0]
+            now = stage_outputs.list_folder(self.folder).files
             baseline = {**baseline, **{path: stamp for path, stamp in now.items() if path not in left}}
         return baseline
 
@@ -336,7 +336,7 @@ class StageWork:
             record = self.store.stage(other.name)
             found = [theirs + path for path in recorded_paths(self.store, record)]
             if other.name in self.beside:
-                found += [theirs + path for path in stage_outputs.list_folder(os.path.join(self.run.root, other.output_dir))[0]
+                found += [theirs + path for path in stage_outputs.list_folder(os.path.join(self.run.root, other.output_dir)).files
                           if any(file_digests.path_matches(path, pattern) for pattern in other.outputs or ())]
             owners.update({path[len(ours):]: other.name for path in found if path.startswith(ours)})
         return owners
@@ -510,11 +510,12 @@ class StageWork:
 
     def _check_outputs(self) -> Tuple[str, List[Json]]:
         """Return (what is wrong with the outputs or "", the outputs as recorded)."""
-        now, _ = stage_outputs.list_folder(self.folder)
+        there = stage_outputs.list_folder(self.folder)
+        now, before = there.files, self.found.files
         changed = stage_outputs.changed_since(self.baseline, now)
         foreign = self._foreign_outputs()
-        for path in sorted(set(now) | set(self.before)):
-            if path in foreign and foreign[path] not in self.beside and now.get(path) != self.before.get(path):
+        for path in sorted(set(now) | set(before)):
+            if path in foreign and foreign[path] not in self.beside and now.get(path) != before.get(path):
                 return "%s %s/%s, which belongs to stage %s; a file belongs to one stage" % (
                     "changed" if path in now else "removed", self.stage.output_dir, path, foreign[path]), []
         names = set(changed)
@@ -526,8 +527,14 @@ class StageWork:
         kept = sorted(one["path"] for one in self.previous if one["path"] in now and one["path"] not in changed)
         if kept and self.attempts:
             self.console.event("NOTE", self.stage.name, ": not remade by this run, still recorded: %s" % ", ".join(kept[:SHOWN_NAMES]))
+        self._tell_of_no_outputs(stage_outputs.no_outputs(self.found, there), "they are neither recorded nor undone after a kill")
         names.update(kept)
         return self._hash_outputs(sorted(names - set(foreign)))
+
+    def _tell_of_no_outputs(self, names: List[str], what_becomes: str) -> None:
+        if names:
+            shown = ", ".join(names[:SHOWN_NAMES] + (["..."] if len(names) > SHOWN_NAMES else []))
+            self.console.event("NOTE", self.stage.name, ": made %s; %s: %s" % (shown, stage_outputs.NO_OUTPUT, what_becomes))
 
     def _hash_outputs(self, names: List[str]) -> Tuple[str, List[Json]]:
         outputs = []
@@ -625,7 +632,7 @@ class StageWork:
         else:
             record["baseline"] = self.baseline
             if status != "running" and not self.survivors:
-                now = stage_outputs.list_folder(self.folder)[0]
+                now = stage_outputs.list_folder(self.folder).files
                 record["left"] = stage_outputs.changed_since(self.baseline, now)
             if self.refused:
                 record["refused"] = self.refused        # no other stage takes them as inputs

@@ -110,6 +110,7 @@ class TasksWork(stage_work.StageWork):
         self.done: List[str] = []
         self.failed: Dict[str, str] = {}
         self.is_stopped = False
+        self.no_outputs: List[str] = []             # what tasks made that is none for its name: the first few
         self.totals: Json = {}                      # number, bytes and digest of all outputs, once all are there
         self.server: Any = None                     # forks Python processors
         self.is_without_server = False
@@ -174,6 +175,7 @@ class TasksWork(stage_work.StageWork):
                     self.run.flush()
         finally:
             self._stop_server()
+        self._tell_of_no_outputs(self.no_outputs, "they are thrown away")
         self.is_stopped = self.is_stopped or not is_all and bool(self.run.signals.number)
 
     def row(self, expected_s: Optional[float]) -> Optional[Tuple[Any, ...]]:
@@ -387,12 +389,19 @@ class TasksWork(stage_work.StageWork):
         """Take what a task has made; a failure of this is the task's."""
         raise NotImplementedError
 
+    def _list_made(self, trial: Trial) -> List[str]:
+        """Return the files that a task has left in its folder, sorted, and note what is none for its name."""
+        there = stage_outputs.list_folder(trial.folder)
+        if len(self.no_outputs) <= stage_work.SHOWN_NAMES:
+            self.no_outputs += ["%s of %s" % (name, trial.task.name) for name in stage_outputs.no_outputs(stage_outputs.NOTHING, there)]
+        return sorted(there.files)
+
     def _made(self, trial: Trial) -> List[str]:
         """Return the files that a task made and that count as its outputs; sets the trial's failure if one is missing."""
         if not stage_outputs.is_folder(trial.folder):
             trial.failure = trial.failure or "its folder for outputs is not there any more, or is a link"
             return []
-        names = sorted(stage_outputs.list_folder(trial.folder)[0])
+        names = self._list_made(trial)
         if self.stage.outputs is not None:
             for pattern in self.stage.outputs:
                 if not any(file_digests.path_matches(name, pattern) for name in names):

@@ -66,6 +66,8 @@ def test_version(tmp_path):
     (["xyzzy"], "unknown command xyzzy; see --help"),
     (["--pipeline"], "--pipeline needs a value"),
     (["--run-id"], "--run-id needs a value"),
+    (["--force", "--pipeline", "p.json"], "--force needs a value, got the option --pipeline; a value that is called so is written --force=--pipeline"),
+    (["--root", "--run-id=x"], "--root needs a value, got the option --run-id=x"),
     (["--set"], "--set needs a value"),
     (["--set", "day"], "--set day: must be NAME=VALUE"),
     (["--set", "=5"], "--set =5: must be NAME=VALUE"),

@@ -500,6 +500,20 @@ def test_a_glob_of_one_stage_does_not_claim_anothers_file(project):
     assert [one["path"] for one in project.json("state/stage_s2.json")["outputs"]] == ["two.txt"]
 
 
+def test_what_is_no_output_for_its_name_is_named_once_it_is_made_or_changed(project):
+    project.write("data/in.txt", "x")
+    project.write("data/out/.old", "stands")
+    project.write("data/out/old.part", "stands")
+    body = "open(out + '/x.txt', 'w').write('x')\nopen(out + '/.hid', 'a').write('x')\nopen(out + '/y.part', 'w').write('y')\nos.makedirs(out + '/sub/.cache', exist_ok=True)\n"
+    project.spec({"processor": project.processor("make", body), "inputs": ["data/in.txt"], "outputDir": "data/out"}, {"outputDir": "data/out", "outputs": ["z.txt"],
+                 "processor": project.processor("other", "open(out + '/z.txt', 'w').write('z')\n"), "inputs": ["data/out/x.txt"]})
+    note = "[NOTE] s1: made .hid, sub/.cache, y.part; names that begin with a dot or end in .part are no outputs: they are neither recorded nor undone after a kill\n"
+    done = project.ok()
+    assert note in done.out and done.out.count("no outputs") == 1, done
+    assert [one["path"] for one in project.json("state/stage_s1.json")["outputs"]] == ["x.txt"]
+    assert "[NOTE] s1: made .hid; names" in project.ok("--force", "s1").out       # the others stand as they were, but for the marker
+
+
 def test_a_recorded_output_that_a_rerun_did_not_remake_stays_recorded_and_is_named(project):
     project.write("data/in.txt", "x")
     project.spec({"processor": project.processor("make", "for n in (json.loads(os.environ['PIPELINE_PARAMS'])['names']):\n    open(out + '/' + n, 'w').write(n)\n"), "inputs": ["data/in.txt"],

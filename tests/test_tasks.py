@@ -319,6 +319,22 @@ def test_what_is_in_the_way_of_an_output_is_named(upper):
     assert done.code == 1 and "[FAIL] up in/b.txt: out/b.txt is in the way of its output: Is a directory; remove it, or give the output another name" in done.out, done
 
 
+def test_what_a_task_leaves_that_is_no_output_for_its_name_is_named_before_it_is_thrown_away(upper):
+    upper.write("bin/up.sh", UPPER + 'cp "$1" "$PIPELINE_OUTPUT_DIR/.hid"\n', executable=True)
+    done = upper.ok("--jobs", "1")
+    assert done.out.count("no outputs") == 1, done
+    assert ("[NOTE] up: made .hid of in/a.txt, .hid of in/b.txt, .hid of in/c.txt; "
+            "names that begin with a dot or end in .part are no outputs: they are thrown away\n") in done.out, done
+    assert "[NOTE]" not in upper.ok().out
+
+
+def test_what_a_chunk_leaves_that_is_no_output_for_its_name_is_named(upper):
+    upper.write("bin/up.sh", UPPER + 'echo "$PIPELINE_CHUNK_START" > "$PIPELINE_OUTPUT_DIR/x.part"\n', executable=True)
+    upper.spec({"name": "up", "processor": "bin/up.sh", "inputs": ["in/a.txt"], "chunks": {"bytes": 99}, "outputDir": "out"})
+    done = upper.ok()
+    assert "[NOTE] up: made x.part of in/a.txt#1; names that begin with a dot or end in .part are no outputs: they are thrown away\n" in done.out, done
+
+
 def test_two_tasks_with_one_target_are_refused(upper):
     upper.write("bin/up.sh", '#!/bin/sh\ncp "$1" "$PIPELINE_OUTPUT_DIR/same.txt"\n', executable=True)
     done = upper.run("--jobs", "1")
