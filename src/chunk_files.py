@@ -24,7 +24,7 @@ from model import sha256
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import threading
-    from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple, TypeVar
+    from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Set, Tuple, TypeVar
     Range = Tuple[int, int]
     Item = TypeVar("Item")
     Result = TypeVar("Result")
@@ -51,8 +51,8 @@ class Cut(namedtuple("Cut", "header_end header_lines header_ends chunks")):
     __slots__ = ()
 
 
-class Header(namedtuple("Header", "source lines is_best")):
-    """What a chunk was given as header: the number of its input, lines, and whether no other input has more of them whole."""
+class Header(namedtuple("Header", "source lines ends is_whole")):
+    """What a chunk was given as header: the number of its input, lines, line ends, and whether these are as many as were asked for."""
 
     __slots__ = ()
 
@@ -114,11 +114,9 @@ def _line_end(file: Any, least: int, size: int) -> int:
     return size
 
 
-def headers(cuts: Sequence[Cut]) -> List[Header]:
-    """Return what each chunk was given as header, for all chunks of all inputs in order."""
-    best = max(((one.header_ends, one.header_lines) for one in cuts), default=(0, 0))
-    return [Header(number, one.header_lines, (one.header_ends, one.header_lines) == best)
-            for number, one in enumerate(cuts) for _ in one.chunks]
+def headers(cuts: Sequence[Cut], wanted: int) -> List[Header]:
+    """Return what each chunk was given as header of *wanted* lines, for all chunks of all inputs in order."""
+    return [Header(number, one.header_lines, one.header_ends, one.header_ends == wanted) for number, one in enumerate(cuts) for _ in one.chunks]
 
 
 # --- digests
@@ -356,8 +354,8 @@ class Joiner:
     add() each chunk when it is done, in any order: chunk k is appended when 0 to k are there. finish() waits and returns
     what the joined files hold; publish() gives them their names. Until then they are NAME~STAGE~TOKEN.part in *folder*,
     which a kill leaves behind and nobody goes on with: the chunks are still there, and joining starts again.
-    headers: what each chunk was given as header (headers()), or () for none. One header stays: that of the first chunk
-    with a whole one; the others lose as many lines as they were given. NAME.rejects.jsonl has no header.
+    headers: what each chunk was given as header (headers()), or () for none. Of each name one header stays: the first whole
+    one, without any the longest; the others lose as many lines as they were given. NAME.rejects.jsonl has no header.
     store: the module state_store, for what is durable. wake: called by the thread when it is done or has failed.
     """
 
@@ -368,7 +366,8 @@ class Joiner:
         self.folder, self.stage, self.token, self.total, self.store = folder, stage, token, total, store
         self.headers, self.wake = headers, wake
         self.joined: Dict[str, List[Any]] = {}          # name -> [SHA-256 object, bytes]
-        self.kept: Dict[str, bool] = {}                 # names that have their header
+        self.kept: Set[str] = set()                     # names that have their header
+        self.short: Dict[str, Tuple[int, int, str]] = {}    # other names -> line ends, lines and file of the longest header, of which it is all
         self.seen: Dict[Tuple[str, int], str] = {}      # (name, input) -> digest of the header in its chunks' outputs
         self.problem: Optional[BaseException] = None
         self.stopped = False
@@ -434,6 +433,9 @@ class Joiner:
                     self._append(index, name, path, buffer)
                 if self.stopped:
                     return
+            for name, (_, _, path) in sorted(self.short.items()):
+                if name not in self.kept:
+                    self._append_from(0, name, path, buffer)
             for name in self.joined:
                 self._sync(self._part(name))
         except BaseException as error:
@@ -442,9 +444,12 @@ class Joiner:
             self.wake()
 
     def _append(self, index: int, name: str, path: str, buffer: bytearray) -> None:
+        self._append_from(self._skip(index, name, path) if self.headers and not name.endswith(REJECTS) else 0, name, path, buffer)
+
+    def _append_from(self, start: int, name: str, path: str, buffer: bytearray) -> None:
         part, is_new = self._part(name), name not in self.joined
         with open(path, "rb", buffering=0) as source:
-            source.seek(self._skip(source, index, name, path) if self.headers and not name.endswith(REJECTS) else 0)
+            source.seek(start)
             target = self._open(part, is_new)
             try:
                 if is_new:
@@ -486,23 +491,27 @@ class Joiner:
         finally:
             os.close(descriptor)
 
-    def _skip(self, source: Any, index: int, name: str, path: str) -> int:
+    def _skip(self, index: int, name: str, path: str) -> int:
         """Return the bytes of the header that this output must lose, after checks that it is the header."""
         header = self.headers[index]
         if not header.lines:
             return 0
-        length, lines, _ = _find_header(source, header.lines)
+        with open(path, "rb", buffering=0) as source:
+            length, lines, _ = _find_header(source, header.lines)
+            size = os.fstat(source.fileno()).st_size
         where = "chunk %d of %d, %s" % (index + 1, self.total, path)
         if lines < header.lines:
             raise ChunkError("%s: the output has %d of the %d header lines: with headerLines a processor must write one line "
                              "for each of them first" % (where, lines, header.lines))
-        source.seek(0)
         digest = _hash_range(path, 0, length, bytearray(min(length, BLOCK_BYTES)))
         if self.seen.setdefault((name, header.source), digest) != digest:
             # Else lines that are no header would be lost without a word.
             raise ChunkError("%s: its first %d lines are not those of the chunks before: with headerLines a processor must write "
                              "the header lines first, and the same for each chunk" % (where, header.lines))
-        if header.is_best and not self.kept.get(name):
-            self.kept[name] = True
+        if name in self.kept:
+            return length
+        if header.is_whole or size > length:
+            self.kept.add(name)
             return 0
+        self.short[name] = max(self.short.get(name, (0, 0, "")), (header.ends, header.lines, path), key=lambda one: one[:2])
         return length

@@ -457,7 +457,8 @@ class FileTasksWork(TasksWork):
 
     def __init__(self, run: Any, stage: StageSpec, lock: StageLock, facts: Facts) -> None:
         super().__init__(run, stage, lock, facts)
-        self.owner_of: Dict[str, str] = {}          # target path, case folded -> the task that makes it
+        self.owner_of: Dict[str, str] = {}          # target path, case folded -> the task that makes it, by the log
+        self.open: Set[str] = set()                 # tasks in the log that are yet to say what they make now
         self.taken: Set[str] = set()                # target paths, case folded, that tasks of present files have made
         self.foreign: Dict[str, str] = {}
         self.ready_folders: Set[str] = set()        # those of the slots
@@ -469,7 +470,7 @@ class FileTasksWork(TasksWork):
         facts = self.facts.tasks
         is_forced = self.stage.name in self.run.options.force
         places = list(range(len(facts.paths))) if is_forced or not self.stage.idempotent else facts.todo
-        self._begin(facts, len(places))
+        self._begin(facts, places)
         self.console.event("START", self.stage.name, " (%d task%s: %d to do, %d up to date)" % (
             self.total, "" if self.total == 1 else "s", len(places), self.up_to_date))
         if facts.left:
@@ -477,13 +478,13 @@ class FileTasksWork(TasksWork):
         yield from self._run_tasks(self._tasks(facts, places))
         return self._end(facts)
 
-    def _begin(self, facts: task_look.Tasks, count: int) -> None:
+    def _begin(self, facts: task_look.Tasks, places: List[int]) -> None:
         """Marker away, "running" recorded, what dead tasks left cleared; in this order."""
         state_store.make_folder(self.folder, self.store.commit)
         state_store.remove_durably(self.run.marker(self.stage), self.store.commit)
         self.task_log = facts.log if facts.log is not None else task_look.load_log(self.store, self.stage.name)
         self.keys = facts.keys or [task_look.task_key(facts.common, path, digest) for path, digest in zip(facts.paths, facts.digests)]
-        self.total, self.up_to_date, self.vanished = len(facts.paths), len(facts.paths) - count, len(facts.gone)
+        self.total, self.up_to_date, self.vanished = len(facts.paths), len(facts.paths) - len(places), len(facts.gone)
         self._write_record("running", "")
         self._forget_lost()
         self._clear_staging(facts)
@@ -494,6 +495,7 @@ class FileTasksWork(TasksWork):
             if name in alive:
                 self.owner_of.update((output[0].casefold(), name) for output in entry.outputs)
         self.taken = set(self.owner_of)
+        self.open = {facts.paths[place] for place in places if facts.paths[place] in self.task_log.entries}
         if self.stage.checkpoint:
             self.run.flush()
 
@@ -555,10 +557,10 @@ class FileTasksWork(TasksWork):
         before = self.task_log.entries.get(task.name)
         try:
             for name, _, digest in trial.outputs:
+                self._claim(task.name, name.casefold())
                 self._publish(trial.folder, name, digest)
-                self.taken.add(name.casefold())
             for path, _, _ in before.outputs if before is not None else ():
-                if path not in names and self.owner_of.get(path.casefold()) == task.name:
+                if self.owner_of.get(path.casefold()) == task.name and not stage_outputs.is_among(self.folder, path, names):
                     self._remove_output(path)
         except OSError as error:
             if error.errno not in IN_THE_WAY:
@@ -583,12 +585,35 @@ class FileTasksWork(TasksWork):
 
     def _target_problem(self, task: Task, name: str) -> str:
         """Return why a task may not make *name*, or ""."""
-        owner = self.owner_of.setdefault(name.casefold(), task.name)
-        if owner != task.name:
+        owner = self._holder(task.name, name.casefold())
+        if owner and owner not in self.open:
             return "it makes %s/%s, which task %s makes; each task must make files of its own" % (self.stage.output_dir, name, owner)
         if name in self.foreign:
             return "it makes %s/%s, which belongs to stage %s; a file belongs to one stage" % (self.stage.output_dir, name, self.foreign[name])
         return ""
+
+    def _holder(self, task: str, target: str) -> str:
+        """Return which other task the log says has made *target*, or ""."""
+        owner = self.owner_of.get(target, task)
+        entry = self.task_log.entries.get(owner) if owner != task else None
+        return owner if entry is not None and any(output[0].casefold() == target for output in entry.outputs) else ""
+
+    def _enter(self, entry: task_log.Entry) -> None:
+        super()._enter(entry)
+        if entry.status == "ok" and entry.key:
+            self.open.discard(entry.task)
+
+    def _claim(self, task: str, target: str) -> None:
+        """Let a task have *target*; what another that is to be done anew has made there is not its own any more, nor is it up to date.
+
+        In the log before the file is exchanged: no path may be that of two tasks, else the one would remove what the other made.
+        """
+        owner = self._holder(task, target)
+        if owner:
+            entry = self.task_log.entries[owner]
+            self._enter(entry._replace(key="", outputs=tuple(output for output in entry.outputs if output[0].casefold() != target)))
+        self.owner_of[target] = task
+        self.taken.add(target)
 
     def _publish(self, folder: str, name: str, digest: str) -> None:
         source, target = os.path.join(folder, name), os.path.join(self.folder, name)
@@ -605,7 +630,6 @@ class FileTasksWork(TasksWork):
 
     def _remove_output(self, path: str) -> None:
         state_store.remove_durably(os.path.join(self.folder, path), self.store.commit)
-        self.owner_of.pop(path.casefold(), None)
 
     # --- the end
 

@@ -297,26 +297,39 @@ def test_the_parts_are_synced_before_they_are_renamed_and_the_folder_after(chunk
     assert calls == ["sync_file", "replace", "sync_folder"]
 
 
-ONE = Header(0, 1, True)
+ONE = Header(0, 1, 1, True)
+NONE = Header(0, 0, 0, False)
 
 
 @pytest.mark.parametrize("outputs, headers_, expected", [
     ([b"H\na\n", b"H\nb\n", b"H\nc"], [ONE] * 3, b"H\na\nb\nc"),
-    ([b"H\nI\na\n", b"H\nI\n"], [Header(0, 2, True)] * 2, b"H\nI\na\n"),
+    ([b"H\nI\na\n", b"H\nI\n"], [Header(0, 2, 2, True)] * 2, b"H\nI\na\n"),
     ([b"H\r\na\r\n", b"H\r\nb\r\n"], [ONE] * 2, b"H\r\na\r\nb\r\n"),
-    ([b"", b"H\na\n"], [Header(0, 0, False), Header(1, 1, True)], b"H\na\n"),               # the first input is empty
-    ([b"H", b"H\na\n"], [Header(0, 1, False), Header(1, 1, True)], b"H\na\n"),              # a header without a line end
-    ([b"K\na\n", b"H\nb\n"], [Header(0, 1, True), Header(1, 1, True)], b"K\na\nb\n"),       # inputs may differ in it
-    ([b"H\na\n", b""], [Header(0, 1, True), Header(1, 0, False)], b"H\na\n"),
-    ([b"H"], [ONE], b"H"),
+    ([b"", b"H\na\n"], [NONE, Header(1, 1, 1, True)], b"H\na\n"),                           # the first input is empty
+    ([b"H", b"H\na\n"], [Header(0, 1, 0, False), Header(1, 1, 1, True)], b"H\na\n"),        # a header without a line end
+    ([b"K\na\n", b"H\nb\n"], [Header(0, 1, 1, True), Header(1, 1, 1, True)], b"K\na\nb\n"), # inputs may differ in it
+    ([b"H\na\n", b""], [Header(0, 1, 1, True), Header(1, 0, 0, False)], b"H\na\n"),
+    ([b"H"], [Header(0, 1, 0, False)], b"H"),
+    ([b"H\n"], [Header(0, 1, 0, False)], b"H\n"),                                           # as awk completes it
+    ([b"H", b"H\nI", b"H\n", b"J\nK"], [Header(0, 1, 0, False), Header(1, 2, 1, False), Header(2, 1, 1, False), Header(3, 2, 1, False)], b"H\nI"),
+    ([b"H\nend\n", b"H\nI\na\n"], [Header(0, 1, 1, False), Header(1, 2, 2, True)], b"H\nend\na\n"),     # lines behind it need one
 ], ids=repr)
 def test_one_header_stays(chunks, outputs, headers_, expected):
     assert chunks.join(outputs, headers_) == expected
 
 
+def test_each_name_has_a_header_of_its_own(chunks):
+    joiner = chunks.joiner(3, [Header(0, 1, 0, False), Header(1, 1, 1, True), Header(2, 1, 1, False)])
+    for number, (name, data) in enumerate([("a", b"H"), ("b", b"H\nx\n"), ("c", b"K\n")]):
+        joiner.add(number, {name: chunks.file(data)})
+    assert {name: size for name, (_, size) in joiner.finish().items()} == {"a": 1, "b": 4, "c": 2}
+    joiner.publish()
+    assert [(chunks.folder / "out" / name).read_bytes() for name in "abc"] == [b"H", b"H\nx\n", b"K\n"]
+
+
 def test_a_long_header_is_cut_off_whole(chunks):
     header = (b"h" * 700000 + b"\n") * 3
-    assert chunks.join([header + b"a\n", header + b"b\n"], [Header(0, 3, True)] * 2) == header + b"a\nb\n"
+    assert chunks.join([header + b"a\n", header + b"b\n"], [Header(0, 3, 3, True)] * 2) == header + b"a\nb\n"
 
 
 def test_rejects_have_no_header(chunks):
@@ -329,7 +342,7 @@ def test_rejects_have_no_header(chunks):
     (b"a\nb\nc\n", "its first 2 lines are not those of the chunks before"),
 ], ids=repr)
 def test_an_output_without_its_header_is_refused(chunks, second, problem):
-    joiner = chunks.joiner(2, [Header(0, 2, True)] * 2)
+    joiner = chunks.joiner(2, [Header(0, 2, 2, True)] * 2)
     joiner.add(0, {"all.txt": chunks.file(b"H\nI\na\n")})
     joiner.add(1, {"all.txt": chunks.file(second)})
     with pytest.raises(ChunkError) as caught:
@@ -339,13 +352,12 @@ def test_an_output_without_its_header_is_refused(chunks, second, problem):
 
 
 @pytest.mark.parametrize("texts, lines, expected", [
-    ([b"h\na\n", b"h\nb\n"], 1, [Header(0, 1, True), Header(1, 1, True)]),
-    ([b"", b"h", b"h\nb\nc\n"], 1, [Header(0, 0, False), Header(1, 1, False), Header(2, 1, True), Header(2, 1, True)]),
-    ([b"", b"h"], 1, [Header(0, 0, False), Header(1, 1, True)]),
-    ([b"", b""], 1, [Header(0, 0, True), Header(1, 0, True)]),
+    ([b"h\na\n", b"h\nb\n"], 1, [Header(0, 1, 1, True), Header(1, 1, 1, True)]),
+    ([b"", b"h", b"h\nb\nc\n"], 1, [NONE, Header(1, 1, 0, False), Header(2, 1, 1, True), Header(2, 1, 1, True)]),
+    ([b"h\n", b"h\ni"], 2, [Header(0, 1, 1, False), Header(1, 2, 1, False)]),
 ], ids=repr)
 def test_the_headers_of_all_chunks(file, texts, lines, expected):
-    assert headers([cut(file(text), 2, lines) for text in texts]) == expected
+    assert headers([cut(file(text), 2, lines) for text in texts], lines) == expected
 
 
 class Full:

@@ -49,6 +49,27 @@ def changed_files(project):
     return arguments
 
 
+NAMED = """#!/bin/sh
+read -r name < "$1"
+tail -n +2 "$1" > "$PIPELINE_OUTPUT_DIR/$name" || exit 1
+echo "${1##*/}" >> "$PIPELINE_ROOT/../count.${PIPELINE_ROOT##*/}"
+"""
+
+
+def exchanged(project):
+    """Tasks whose outputs are called as their files say; over an earlier success the names of two are exchanged, and a third gets a new one."""
+    arguments = files(project)
+    spec = project.json("pipeline.json")
+    spec["stages"][0]["processor"] = script(project, "named.sh", NAMED)
+    project.write("pipeline.json", json.dumps(spec))
+    for name in ("a", "b", "c"):
+        project.write("data/input/%s.txt" % name, "%s.txt\nline of %s\n" % (name, name))
+    project.ok("--run-id", "before")
+    for name, new in ("ab", "ba", "cd"):
+        project.write("data/input/%s.txt" % name, "%s.txt\nanother line of %s\n" % (new, name))
+    return arguments
+
+
 def chunks(project):
     """Four chunks of two files through a filter that knows nothing of us."""
     project.write("data/input/a.txt", "one\ntwo\nthree\n")
@@ -178,7 +199,7 @@ def check_tasks(case, boot=None):
     return check
 
 
-@pytest.mark.parametrize("make", [files, changed_files, chunks, graph, forked, launched], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [files, changed_files, exchanged, chunks, graph, forked, launched], ids=lambda make: make.__name__)
 def test_killed_with_several_tasks_under_way_the_next_run_ends_as_an_undisturbed_one(make, tmp_path):
     case = Case(make, tmp_path)
     assert make is not forked or (tmp_path / "forked.undisturbed").exists()
@@ -191,7 +212,8 @@ def test_killed_with_several_tasks_under_way_the_next_run_ends_as_an_undisturbed
     sweep(case, lambda at: "kill", check, slack=SLACK, ignore=IGNORED)
 
 
-@pytest.mark.parametrize("make, only", [(changed_files, ["* state/tasks_*", "* data/one*", "* state/stage_*", "* state/.stage_*", "* state/files_*"])], ids=["changed"])
+@pytest.mark.parametrize("make, only", [(changed_files, ["* state/tasks_*", "* data/one*", "* state/stage_*", "* state/.stage_*", "* state/files_*"]),
+                                        (exchanged, ["* state/tasks_*", "* data/one/*.txt"])], ids=["changed", "exchanged"])
 def test_a_full_disk_or_a_failing_one_is_said_and_the_next_run_is_right(make, only, tmp_path):
     case = Case(make, tmp_path)
     recovered = check_tasks(case)
@@ -208,7 +230,8 @@ def test_a_full_disk_or_a_failing_one_is_said_and_the_next_run_is_right(make, on
     sweep(case, lambda at: actions[at % 2], check, slack=SLACK, only=only, ignore=IGNORED)
 
 
-@pytest.mark.parametrize("make, action", [(files, "late"), (changed_files, "early")], ids=["files", "changed"])
+@pytest.mark.parametrize("make, action", [(files, "late"), (changed_files, "early"), (exchanged, "late"), (exchanged, "early")],
+                         ids=["files", "changed", "exchanged-late", "exchanged-early"])
 def test_after_a_power_cut_no_task_is_believed_that_was_not_on_the_disk(make, action, tmp_path):
     case = Case(make, tmp_path)
     sweep(case, lambda at: action, check_tasks(case, "another-boot"), slack=SLACK, ignore=IGNORED)

@@ -59,9 +59,9 @@ class Desk:
         assert [code for code, _, _ in done] == [0] * len(done)
         return found, [out for _, out, _ in done], [progress for _, _, progress in done]
 
-    def join(self, found, outs, name):
+    def join(self, found, outs, name, header_lines=0):
         target = self.folder / ("joined%d" % self.made)
-        joiner = chunk_files.Joiner(str(target), "demo", "token", len(outs), state_store, chunk_files.headers([found]))
+        joiner = chunk_files.Joiner(str(target), "demo", "token", len(outs), state_store, chunk_files.headers([found], header_lines))
         for index, out in enumerate(outs):
             joiner.add(index, {name: str(out / name)} if (out / name).exists() else {})
         joiner.finish()
@@ -120,7 +120,7 @@ def check(desk, act, size, header_lines=0, **more):
     code, whole, whole_progress = desk.call(act)
     assert code == 0
     found, outs, progresses = desk.parts_of(act, size, header_lines, **more)
-    assert desk.join(found, outs, "result.txt") == read(whole / "result.txt")
+    assert desk.join(found, outs, "result.txt", header_lines) == read(whole / "result.txt")
     assert b"".join(read(out / "result.txt.rejects.jsonl") for out in outs) == read(whole / "result.txt.rejects.jsonl")
     for name in ("read", "written", "rejected"):
         assert sum(one["counts"][name] for one in progresses) == whole_progress["counts"][name], name
@@ -280,7 +280,7 @@ def test_copy_files_copies_the_chunk(desk, header_lines, has_kernel, monkeypatch
     desk.input.write_bytes(data)
     found, outs, _ = desk.parts_of(kit.copy_files, 50, header_lines)
     assert [read(out / "in.txt") for out in outs] == [data[:found.header_end] + data[a:b] for a, b in found.chunks]
-    assert desk.join(found, outs, "in.txt") == data and len(outs) > 3
+    assert desk.join(found, outs, "in.txt", header_lines) == data and len(outs) > 3
 
 
 def test_a_processor_of_its_own_kind_can_ask(desk):

@@ -17,6 +17,7 @@ import pipeline_runner
 import planning
 import state_store
 import task_files
+import stage_outputs
 import task_log
 from conftest import ROOT, RUNNER
 
@@ -270,6 +271,62 @@ def test_a_file_that_was_renamed_and_makes_the_same_output_is_not_held_up_by_the
     upper.write("bin/stem.py", upper.read("bin/stem.py").replace("name[0]", "name[0] + name[0]"))
     upper.ok()
     assert upper.exists("out/bb") and not upper.exists("out/b") and "[SKIP]" in upper.ok().out
+
+
+NAMED = "import sys\nname, text = open(os.environ['PIPELINE_TASK']).read().split()\nif text == 'bad':\n    sys.exit(3)\nopen(os.path.join(out, name), 'w').write(text)\n"
+
+
+@pytest.fixture
+def named(upper):
+    """Each file says how its output is called, and what is in it."""
+    upper.processor("named", NAMED)
+    respec(upper, processor="bin/named.py")
+    for name in "abc":
+        upper.write("in/%s.txt" % name, "%s 1" % name)
+    upper.ok("--jobs", "1")
+    return upper
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_tasks_that_are_done_anew_may_exchange_the_names_of_their_outputs(named, jobs):
+    for name, other in ("ab", "bc", "ca"):
+        named.write("in/%s.txt" % name, "%s 2%s" % (other, name))
+    named.ok("--jobs", jobs)
+    assert outputs(named) == {"a": "2c", "b": "2a", "c": "2b"}
+    assert "[SKIP]" in named.ok().out
+
+
+def test_a_name_is_not_taken_from_a_task_that_is_up_to_date_or_has_made_it_already(named):
+    named.write("in/a.txt", "b 2")
+    done = named.run()
+    assert done.code == 1 and "[FAIL] up in/a.txt: it makes out/b, which task in/b.txt makes" in done.out, done
+    named.write("in/b.txt", "b 2")
+    done = named.run("--jobs", "1")
+    assert done.code == 1 and "[FAIL] up in/b.txt: it makes out/b, which task in/a.txt makes" in done.out and outputs(named) == {"b": "2", "c": "1"}, done
+    assert {name: [path for path, _, _ in entry.outputs] for name, entry in entries(named).items()} == {"in/a.txt": ["b"], "in/b.txt": [], "in/c.txt": ["c"]}
+
+
+def test_an_output_whose_name_changed_its_case_is_not_removed_as_the_old_one(tmp_path, named):
+    """Where the file system takes no heed of case both names are one file: here, a second link to it."""
+    (tmp_path / "NAME").write_text("x")
+    assert not stage_outputs.is_among(str(tmp_path), "name", ["NAME"])      # that one is not there
+    os.link(str(tmp_path / "NAME"), str(tmp_path / "name"))
+    assert stage_outputs.is_among(str(tmp_path), "name", ["NAME"]) and stage_outputs.is_among(str(tmp_path), "NAME", ["NAME"])
+    assert not stage_outputs.is_among(str(tmp_path), "name", ["other"])
+    named.write("in/a.txt", "A 2")
+    named.ok()
+    assert outputs(named) == {"A": "2", "b": "1", "c": "1"}
+
+
+def test_what_was_taken_from_a_task_that_then_fails_stays_and_is_not_undone_with_it(named):
+    respec(named, maxFailedTasks=1)
+    named.write("in/a.txt", "b 2")
+    named.write("in/b.txt", "a bad")
+    done = named.ok("--jobs", "1")
+    assert "1 failed and allowed" in done.out and outputs(named) == {"b": "2", "c": "1"}, done
+    named.write("in/b.txt", "b 1")      # what its record was about when a.txt took b from it
+    done = named.ok("--jobs", "1")
+    assert "1 to do, 2 up to date" in done.out and "it makes out/b, which task in/a.txt makes" in done.out and outputs(named) == {"b": "2", "c": "1"}, done
 
 
 def test_prune_leaves_what_somebody_has_changed_since(upper):
@@ -790,6 +847,15 @@ def test_a_log_with_a_second_header_is_damaged(upper):
     done = upper.run()
     assert done.code == 5 and "tells of no task" in done.err + done.out and "Traceback" not in done.err, done
     assert "1 to do, 3 up to date" in upper.ok().out
+
+
+def test_each_output_of_chunks_keeps_a_header_though_another_input_has_more_of_it(upper):
+    upper.write("in/a.txt", "Name")
+    upper.write("in/b.txt", "name\nx\n")
+    upper.write("in/c.txt", "")
+    upper.spec({"name": "cut", "processor": "/bin/cat", "inputs": ["in/*.txt"], "outputDir": "out", "chunks": {"bytes": 1, "filter": True, "headerLines": 1}})
+    upper.ok()
+    assert outputs(upper) == {"a.txt": "Name", "b.txt": "name\nx\n", "c.txt": ""}
 
 
 def test_a_damaged_log_of_chunks_is_set_aside_as_that_of_files(upper):
