@@ -327,7 +327,16 @@ def test_an_input_that_is_the_output_is_refused(stage):
     assert stage.result.read_bytes() == b"keep me\n"
 
 
-@pytest.mark.parametrize("name", ["../up.txt", "", "/abs.txt", "a//b", "c:x"])
+@pytest.mark.parametrize("name", ["10:30.txt", "a\\b.txt"])
+@pytest.mark.skipif(os.name == "nt", reason="such names are none there")
+def test_what_is_no_name_on_windows_is_one_elsewhere(stage, name):
+    check = "assert processor_kit._check_output_name('sub' + chr(92) + 'x', 'win32') == 'sub/x'\nlines(str.upper, processor_kit._check_output_name(%r, %r))\n"
+    stage.write(b"a\n")
+    assert stage.run(stage.script(KIT + check % (name, "linux"))).returncode == 0 and (stage.out / name).read_bytes() == b"A\n"
+    assert "output name 'c:x'" in stage.run(stage.script(KIT + check % ("c:x", "win32")), code=1).stderr
+
+
+@pytest.mark.parametrize("name", ["../up.txt", "", "/abs.txt", "a//b"])
 def test_an_output_name_that_escapes_is_refused(stage, name):
     stage.write(b"a\n")
     assert "output name" in stage.run(stage.script(KIT + "lines(str.upper, %r)\n" % name), code=1).stderr

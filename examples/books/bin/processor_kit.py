@@ -492,9 +492,11 @@ def _remove_stale(attempt: _Attempt, finals: Tuple[str, ...], keep: Set[str]) ->
                 _remove(os.path.join(attempt.folder, full))
 
 
-def _check_output_name(name: str) -> str:
-    pieces = name.replace("\\", "/").split("/")
-    if not name or os.path.isabs(name) or ":" in name or ".." in pieces or "" in pieces or "\0" in name:
+def _check_output_name(name: str, platform: str = sys.platform) -> str:
+    """Return *name* with forward slashes; what is a folder or a drive on Windows only is part of a name elsewhere, as of a file from there."""
+    is_windows = platform == "win32"
+    pieces = (name.replace("\\", "/") if is_windows else name).split("/")
+    if not name or os.path.isabs(name) or is_windows and ":" in name or ".." in pieces or "" in pieces or "\0" in name:
         raise _Problem("output name %r must be a path below the output directory" % name)
     return "/".join(pieces)
 
