@@ -141,6 +141,12 @@ def test_unknown_stage_like_no_other_lists_all():
         select_stages(spec("a", "b"), options(only=frozenset(["qqq"])))
 
 
+def test_a_selection_that_leaves_no_stage_is_refused(chain):
+    for more in ([], ["plan"]):
+        done = chain.run(*more, "--only", "copy", "--from", "upper")
+        assert done.code == 2 and "--only copy: not among the stages from upper to " in done.err and "[" not in done.out, done
+
+
 def test_from_after_until():
     with pytest.raises(UsageError, match="--from c comes after --until a"):
         select_stages(spec(*"abc"), options(first="c", last="a"))
