@@ -36,7 +36,7 @@ def node(folder):
                 with open(os.path.join(folder, "out." + number), "wb") as out:
                     jobs[number] = subprocess.Popen(job["argv"], env=job["env"], cwd=job["cwd"], stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                                                     start_new_session=True)
-            if kind == "cancel":
+            if kind == "cancel" and number.isdigit():        # not one that is being written
                 if number in jobs:
                     os.killpg(jobs[number].pid, signal.SIGKILL)
                 elif os.path.exists(os.path.join(folder, "job." + number)):
