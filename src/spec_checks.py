@@ -254,15 +254,11 @@ def check_max_rejects(value: Any, path: Path, problems: Problems) -> Any:
 def check_output_globs(value: Any, path: Path, problems: Problems) -> Any:
     if isinstance(value, list) and not value:
         return problems.add(path, "must name at least one output, or be left out")
-    for index, one in enumerate(value if isinstance(value, list) else ()):
-        if isinstance(one, str) and any(is_no_output(name) for name in one.split("/")):
-            problems.add(path + (index,), "names that begin with a dot or end in .part are no outputs; give it another name, got %s" % shown_value(one))
-    return check_paths(value, path, problems)
-
-
-def is_no_output(name: str) -> bool:
-    """Tell whether a name is that of a hidden or unfinished file or folder."""
-    return name.startswith(".") and name not in (".", "..") or name.endswith(".part")
+    clean = check_paths(value, path, problems)
+    for index, one in enumerate(clean or ()):
+        if any(name != "." and name.startswith(".") or name.endswith(".part") for name in (one or "").split("/")):
+            problems.add(path + (index,), "names that begin with a dot or end in .part are no outputs; give it another name, got %s" % shown_value(value[index]))
+    return clean
 
 
 def check_output_folder(value: Any, path: Path, problems: Problems) -> Any:

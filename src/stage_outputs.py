@@ -82,9 +82,11 @@ def no_outputs(before: Folder, now: Folder) -> List[str]:
 
 def is_among(folder: str, path: str, names: List[str]) -> bool:
     """Tell whether *path* is one of the files *names*, on file systems that take no heed of case, too."""
+    if path in names:
+        return True
     full = os.path.join(folder, path)
     alike = [os.path.join(folder, name) for name in names if name.casefold() == path.casefold()]
-    return path in names or bool(alike) and os.path.lexists(full) and any(os.path.samestat(os.lstat(full), os.lstat(one)) for one in alike)
+    return bool(alike) and os.path.lexists(full) and any(os.path.samestat(os.lstat(full), os.lstat(one)) for one in alike)
 
 
 def own_parts(parts: List[str], stage: str) -> List[str]:

@@ -459,7 +459,6 @@ class FileTasksWork(TasksWork):
         super().__init__(run, stage, lock, facts)
         self.owner_of: Dict[str, str] = {}          # target path, case folded -> the task that makes it, by the log
         self.open: Set[str] = set()                 # tasks in the log that are yet to say what they make now
-        self.taken: Set[str] = set()                # target paths, case folded, that tasks of present files have made
         self.foreign: Dict[str, str] = {}
         self.ready_folders: Set[str] = set()        # those of the slots
         self.made = task_files.FileTable()          # outputs of this run, with signatures that no later write can hide behind
@@ -494,7 +493,6 @@ class FileTasksWork(TasksWork):
         for name, entry in self.task_log.entries.items():
             if name in alive:
                 self.owner_of.update((output[0].casefold(), name) for output in entry.outputs)
-        self.taken = set(self.owner_of)
         self.open = {facts.paths[place] for place in places if facts.paths[place] in self.task_log.entries}
         if self.stage.checkpoint:
             self.run.flush()
@@ -613,7 +611,6 @@ class FileTasksWork(TasksWork):
             entry = self.task_log.entries[owner]
             self._enter(entry._replace(key="", outputs=tuple(output for output in entry.outputs if output[0].casefold() != target)))
         self.owner_of[target] = task
-        self.taken.add(target)
 
     def _publish(self, folder: str, name: str, digest: str) -> None:
         source, target = os.path.join(folder, name), os.path.join(self.folder, name)
@@ -697,7 +694,7 @@ class FileTasksWork(TasksWork):
     def _let_go_of_taken(self) -> None:
         """What is kept of a file that is gone is not its own any more, once the task of another file (it was renamed, say) makes it."""
         for entry in [one for one in self.task_log.entries.values() if one.status == "kept"]:
-            own = tuple(output for output in entry.outputs if output[0].casefold() not in self.taken)
+            own = tuple(output for output in entry.outputs if output[0].casefold() not in self.owner_of)
             if len(own) < len(entry.outputs):
                 self._enter(entry._replace(outputs=own))
 

@@ -15,9 +15,9 @@ import pytest
 import file_digests
 import pipeline_runner
 import planning
+import stage_outputs
 import state_store
 import task_files
-import stage_outputs
 import task_log
 from conftest import ROOT, RUNNER
 
