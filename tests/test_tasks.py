@@ -329,6 +329,30 @@ def test_what_was_taken_from_a_task_that_then_fails_stays_and_is_not_undone_with
     assert "1 to do, 2 up to date" in done.out and "it makes out/b, which task in/a.txt makes" in done.out and outputs(named) == {"b": "2", "c": "1"}, done
 
 
+def test_a_task_whose_output_was_taken_is_not_up_to_date_when_its_file_is_again_what_it_was(named):
+    """The runner is killed after a.txt has taken b, and before b.txt has come to its end."""
+    named.processor("named", NAMED + "if text == 'wait':\n    import time\n    open('waits', 'w').close()\n    time.sleep(60)\n")
+    named.write("in/b.txt", "b 1")
+    named.ok("--jobs", "1")
+    named.write("in/a.txt", "b 2")
+    named.write("in/b.txt", "a wait")
+    with named.start("--jobs", "1") as process:
+        deadline = time.monotonic() + 30
+        while not named.exists("waits"):
+            assert time.monotonic() < deadline, "b.txt was not begun"
+            time.sleep(0.01)
+        process.kill()
+    named.write("in/b.txt", "b 1")
+    done = named.run()
+    assert done.code == 1 and "[FAIL] up in/b.txt: it makes out/b, which task in/a.txt makes" in done.out and named.read("out/b") == "2", done
+
+
+def test_part_files_of_the_kit_and_what_was_there_before_are_not_told_of():
+    before = stage_outputs.Folder({}, ["old.part"], {".old": [1], ".changed": [1]})
+    now = stage_outputs.Folder({}, ["d/x~other~1f.part", "new.part", "old.part"], {".old": [1], ".changed": [2], "d/.new": [1]})
+    assert stage_outputs.no_outputs(before, now) == [".changed", "d/.new", "new.part"]
+
+
 def test_prune_leaves_what_somebody_has_changed_since(upper):
     respec(upper, prune=True)
     upper.ok()
