@@ -414,6 +414,7 @@ def test_what_a_chunk_leaves_that_is_no_output_for_its_name_is_named(upper):
     upper.spec({"name": "up", "processor": "bin/up.sh", "inputs": ["in/a.txt"], "chunks": {"bytes": 99}, "outputDir": "out"})
     done = upper.ok()
     assert "[NOTE] up: made x.part of in/a.txt#1; names that begin with a dot or end in .part are no outputs: they are thrown away\n" in done.out, done
+    assert done.out.count("[NOTE]") == 1, done       # the folder in which its chunks are is the runner's
 
 
 def test_two_tasks_with_one_target_are_refused(upper):
