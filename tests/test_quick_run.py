@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import marshal
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -440,12 +441,24 @@ def test_at_the_first_change_it_is_made_ready_for_a_run_while_the_second_process
     monkeypatch.setattr(path_signs, "SHARE_FROM", 2)
     monkeypatch.setattr(path_signs, "PART", 4)
     monkeypatch.setattr(path_signs, "_may_fork", lambda: True)
-    child = "/proc/self/task/%d/children" % os.getpid()
+    look, here, (waits, tells) = path_signs.changed, os.getpid(), os.pipe()
+    child = "/proc/self/task/%d/children" % here
+
+    def look_late(*given, **more):
+        if os.getpid() != here:         # the second process: or it might have looked at all before the first begins
+            select.select([waits], [], [], 30)
+        return look(*given, **more)
 
     def ready():
         with open(child, encoding="ascii") as file:
             calls.append(len(file.read().split()))
+        os.write(tells, b"-")
+    if not changes:
+        os.write(tells, b"-")
+    monkeypatch.setattr(path_signs, "changed", look_late)
     assert path_signs.changed_shared(paths, signs, str(tmp_path), upon_change=ready) == changes
+    for end in (waits, tells):
+        os.close(end)
     assert calls == [1] * bool(changes)
 
 
