@@ -35,19 +35,20 @@ is named before it.
              pipeline_graph  run_report (what a report says)
              report_html  report_commands  planning (what must be done with each stage, and why)  engine (a run)
 """
-from __future__ import annotations
-
 import os
 import sys
 import time
 
+# Python 2 and 3.6 must be able to read this file to get as far as here: types stand in comments, nothing is raised "from".
 if sys.version_info < (3, 8):
     sys.stderr.write("error: Python %d.%d is too old: Python 3.8 or newer is needed\n" % sys.version_info[:2])
     sys.exit(2)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional, Sequence, Tuple
+    from typing import Any, Dict, List, Optional, Sequence, Tuple  # noqa: F401
+
+    from model import Options  # noqa: F401
 
     Json = Dict[str, Any]
 
@@ -55,7 +56,8 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 BYTECODE_BYTES = 16 << 20   # of free space; with less, nobody here caches bytecode
 
 
-def _guard_bytecode(folder: str) -> None:
+def _guard_bytecode(folder):
+    # type: (str) -> None
     """Cache no bytecode on a disk that may fill up: Python takes a file that was cut short for whole, and fails at each later start."""
     try:
         found = os.statvfs(folder)
@@ -78,7 +80,8 @@ if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.defau
 from console import Console, describe_os_error, leave, open_missing_streams, silence_closed_streams  # noqa: E402
 
 
-def _prepare(index: Any, pipeline: str, root: str) -> Any:
+def _prepare(index, pipeline, root):
+    # type: (Any, str, str) -> Any
     """Load what a run needs in which something changed; return its known_stages.KnownStages. The garbage collection is off from here on."""
     import gc
     gc.disable()
@@ -89,7 +92,8 @@ def _prepare(index: Any, pipeline: str, root: str) -> Any:
 
 
 _STARTED = time.monotonic()
-_FOUND: Any = None              # what the index says: quick_run.Found, None, or the error that the quick run ended with
+# What the index says: quick_run.Found, None, or the error that the quick run ended with.
+_FOUND = None                   # type: Any
 if __name__ == "__main__":
     open_missing_streams()
     import quick_run
@@ -104,8 +108,8 @@ import spec_checks  # noqa: E402
 import state_store  # noqa: E402
 from file_digests import Digests, is_unicode  # noqa: E402
 from model import (  # noqa: E402
-    EXIT_INTERNAL, EXIT_OFFLINE, EXIT_OK, EXIT_STATE, VERSION, Chunks, Clock, Offline, Options, PipelineSpec, Retry,
-    SpecError, StageSpec, UsageError, sha256)
+    EXIT_INTERNAL, EXIT_OFFLINE, EXIT_OK, EXIT_STATE, VERSION, Chunks, Clock, Offline, PipelineSpec, Retry, SpecError,
+    StageSpec, UsageError, sha256)
 from program_scan import check_offline  # noqa: E402
 from stage_keys import compute_idempotency_key  # noqa: E402, F401
 from state_store import StateStore  # noqa: E402
@@ -119,7 +123,8 @@ MAX_SPEC_BYTES = 8 << 20
 # text -> JSON value -> checked value -> PipelineSpec. Where in the text a problem stands is looked up only when there
 # is one.
 
-def load_pipeline(path: str, root: Optional[str] = None) -> PipelineSpec:
+def load_pipeline(path, root=None):
+    # type: (str, Optional[str]) -> PipelineSpec
     """Read and check a pipeline file.
 
     root defaults to the folder of the file. Raises: SpecError with every problem that the file has; UsageError
@@ -130,8 +135,8 @@ def load_pipeline(path: str, root: Optional[str] = None) -> PipelineSpec:
         with open(shown, "rb") as file:
             data = file.read(MAX_SPEC_BYTES + 1)
     except OSError as error:
-        raise UsageError("%s: cannot read the pipeline file: %s; name it with --pipeline FILE%s" % (
-            shown, error.strerror, "; init DIR writes a first one" if isinstance(error, FileNotFoundError) else "")) from None
+        raise UsageError("%s: cannot read the pipeline file: %s; name it with --pipeline FILE%s" % (  # noqa: B904
+            shown, error.strerror, "; init DIR writes a first one" if isinstance(error, FileNotFoundError) else ""))
     full = os.path.abspath(shown)
     root = os.path.abspath(root if root is not None else os.path.dirname(full))
     if not is_unicode(root):
@@ -155,7 +160,8 @@ def load_pipeline(path: str, root: Optional[str] = None) -> PipelineSpec:
                         checked["order"], tuple(checked["onFailure"]), tuple(checked["onSuccess"]))
 
 
-def _check_cycles(stages: Sequence[StageSpec], problems: spec_checks.Problems) -> None:
+def _check_cycles(stages, problems):
+    # type: (Sequence[StageSpec], spec_checks.Problems) -> None
     """Report a cycle of stages that need one another, by `needs` or by files."""
     import stage_order
     cycle = stage_order.find_cycle(stage_order.edges(stages))
@@ -164,7 +170,8 @@ def _check_cycles(stages: Sequence[StageSpec], problems: spec_checks.Problems) -
         problems.add(("stages", place), "needs itself by what it reads or needs: %s" % " <- ".join(cycle))
 
 
-def _decode_spec(data: bytes, shown: str) -> str:
+def _decode_spec(data, shown):
+    # type: (bytes, str) -> str
     if len(data) > MAX_SPEC_BYTES:
         raise SpecError("%s:1:1: larger than %d bytes; split the pipeline" % (shown, MAX_SPEC_BYTES))
     try:
@@ -172,10 +179,11 @@ def _decode_spec(data: bytes, shown: str) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         column = len(data[data.rfind(b"\n", 0, error.start) + 1:error.start].decode("utf-8", "replace")) + 1
-        raise SpecError("%s:%d:%d: byte 0x%02x is not UTF-8; save the file as UTF-8" % (shown, line, column, data[error.start])) from None
+        raise SpecError("%s:%d:%d: byte 0x%02x is not UTF-8; save the file as UTF-8" % (shown, line, column, data[error.start]))  # noqa: B904
 
 
-def _parse_spec(text: str) -> Tuple[Any, Any]:
+def _parse_spec(text):
+    # type: (str) -> Tuple[Any, Any]
     """Return (value, None) for flawless JSON, else (value, Document) from the parser that knows positions."""
     try:
         return spec_checks.strict_json(text), None
@@ -186,7 +194,8 @@ def _parse_spec(text: str) -> Tuple[Any, Any]:
     return document.value, document if document.problems else None
 
 
-def _problem_lines(shown: str, text: str, document: Any, problems: spec_checks.Problems) -> List[str]:
+def _problem_lines(shown, text, document, problems):
+    # type: (str, str, Any, spec_checks.Problems) -> List[str]
     import spec_source
     document = document or spec_source.parse(text)
     lines = [(line, column, path, message) for line, column, path, message in document.problems]
@@ -198,7 +207,8 @@ def _problem_lines(shown: str, text: str, document: Any, problems: spec_checks.P
             for line, column, path, message in lines]
 
 
-def _build_stage(merged: Json) -> StageSpec:
+def _build_stage(merged):
+    # type: (Json) -> StageSpec
     retry = merged["retry"]
     codes = retry["exitCodes"]
     return StageSpec(
@@ -213,7 +223,8 @@ def _build_stage(merged: Json) -> StageSpec:
         tuple(merged["launcher"]), merged["forkServer"], merged["settleSec"], merged["reconcile"], merged["maxRejects"])
 
 
-def _build_chunks(chunks: Optional[Json]) -> Optional[Chunks]:
+def _build_chunks(chunks):
+    # type: (Optional[Json]) -> Optional[Chunks]
     if chunks is None:
         return None
     return Chunks(chunks["bytes"], chunks.get("keepChunks", False), chunks.get("filter", False), chunks.get("headerLines", 0))
@@ -221,17 +232,20 @@ def _build_chunks(chunks: Optional[Json]) -> Optional[Chunks]:
 
 # === 3. State ========================================================================================================
 
-def save_stage_state(name: str, record: Json, root: str = ".") -> None:
+def save_stage_state(name, record, root="."):
+    # type: (str, Json, str) -> None
     """Write state/stage_<name>.json below *root*, durably. Raises: UsageError for a bad name; OSError."""
     _save_record("stage_%s.json", name, record, root)
 
 
-def save_run_state(run_id: str, record: Json, root: str = ".") -> None:
+def save_run_state(run_id, record, root="."):
+    # type: (str, Json, str) -> None
     """Write state/run_<id>.json below *root*, durably. Raises: UsageError for a bad run id; OSError."""
     _save_record("run_%s.json", run_id, record, root)
 
 
-def _save_record(pattern: str, name: str, record: Json, root: str) -> None:
+def _save_record(pattern, name, record, root):
+    # type: (str, str, Json, str) -> None
     problem = spec_checks.name_problem(name)
     if problem:
         raise UsageError("%s %s" % (spec_checks.shown_value(name), problem))
@@ -243,7 +257,8 @@ def _save_record(pattern: str, name: str, record: Json, root: str) -> None:
 
 # === 4. Command line =================================================================================================
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv=None):
+    # type: (Optional[Sequence[str]]) -> int
     """Do what the command line says; return the exit code. Never raises but for --help's sake nothing is printed twice.
 
     Imported and called, a run is done by a child process: taking over signals and orphans is not for a guest.
@@ -280,7 +295,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         silence_closed_streams()
 
 
-def _dispatch(options: Options, console: Console) -> int:
+def _dispatch(options, console):
+    # type: (Options, Console) -> int
     if options.command in ("help", "version"):
         console.out.write(command_line.USAGE if options.command == "help" else "pipeline_runner %s\n" % VERSION)
         return EXIT_OK
@@ -321,7 +337,8 @@ def _dispatch(options: Options, console: Console) -> int:
     return engine.Run(spec, options, console, Clock(), _STARTED, known).run()
 
 
-def _known_or_loaded(options: Options) -> Tuple[Any, PipelineSpec]:
+def _known_or_loaded(options):
+    # type: (Options) -> Tuple[Any, PipelineSpec]
     """Return (what the index tells of the stages or None, the spec). What they hold stays to the end: nobody looks for garbage in it."""
     import gc
     gc.disable()
@@ -333,7 +350,8 @@ def _known_or_loaded(options: Options) -> Tuple[Any, PipelineSpec]:
         gc.enable()
 
 
-def _known_stages() -> Any:
+def _known_stages():
+    # type: () -> Any
     """Return what the index has told of this very command line, None if nothing that can be used."""
     if _FOUND is None:
         return None
@@ -342,7 +360,8 @@ def _known_stages() -> Any:
     return known if known.spec is not None else None
 
 
-def _accept(spec: PipelineSpec, options: Options, console: Console, clock: Clock) -> int:
+def _accept(spec, options, console, clock):
+    # type: (PipelineSpec, Options, Console, Clock) -> int
     """Take a stage as up to date though its key changed: its record gets today's key, the ledger says who did it and why."""
     import acceptance
     import engine
@@ -370,7 +389,8 @@ def _accept(spec: PipelineSpec, options: Options, console: Console, clock: Clock
     return EXIT_OK
 
 
-def _unlock(spec: PipelineSpec, options: Options, console: Console) -> int:
+def _unlock(spec, options, console):
+    # type: (PipelineSpec, Options, Console) -> int
     import process_tree
     import stage_locks
     for name in options.operands:
@@ -379,7 +399,8 @@ def _unlock(spec: PipelineSpec, options: Options, console: Console) -> int:
     return EXIT_OK
 
 
-def _run_in_child(arguments: List[str], console: Console) -> int:
+def _run_in_child(arguments, console):
+    # type: (List[str], Console) -> int
     import subprocess
     done = subprocess.run([sys.executable, os.path.abspath(__file__)] + arguments, stdin=subprocess.DEVNULL,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -184,10 +184,26 @@ def test_a_run_in_which_nothing_changed_loads_nothing_heavy(project):
 @pytest.mark.parametrize("path", SRC + BIN, ids=lambda path: path.name)
 def test_the_syntax_is_that_of_the_oldest_python(path):
     ast.parse(path.read_bytes(), str(path), feature_version=(3, 8))
-    assert "from __future__ import annotations" in path.read_bytes().decode("utf-8") or path.name.startswith("stage_"), path
+    assert "from __future__ import annotations" in path.read_bytes().decode("utf-8") or path.name.startswith("stage_") or path == ROOT / "src" / "pipeline_runner.py", path
 
 
 # --- no network
+
+def test_an_older_python_can_read_the_runner_so_far_that_it_can_say_what_it_needs():
+    """An interpreter compiles the whole file first: one word of newer syntax, and the user sees a SyntaxError instead of the line."""
+    path = ROOT / "src" / "pipeline_runner.py"
+    text, newer = path.read_bytes().decode("ascii"), []
+    for node in ast.walk(ast.parse(text)):
+        syntax = {"annotation": getattr(node, "annotation", None) or getattr(node, "returns", None), "keyword-only": getattr(node, "kwonlyargs", None),
+                  "positional-only": getattr(node, "posonlyargs", None), "raise from": getattr(node, "cause", None),
+                  "future": isinstance(node, ast.ImportFrom) and node.module == "__future__",
+                  "class keyword": isinstance(node, ast.ClassDef) and node.keywords,
+                  "statement": isinstance(node, (ast.AnnAssign, ast.Nonlocal, ast.AsyncFunctionDef)),
+                  "expression": isinstance(node, (ast.JoinedStr, ast.NamedExpr, ast.YieldFrom, ast.Starred, ast.Await, ast.MatMult)),
+                  "number": isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and "_" in ast.get_source_segment(text, node)}
+        newer += ["%s, line %d" % (name, getattr(node, "lineno", 0)) for name, found in syntax.items() if found]
+    assert newer == []
+
 
 def test_no_file_spells_a_network_import():
     """A plain text search finds none, in code, comments or strings; the pattern here is composed for that reason."""
