@@ -172,7 +172,7 @@ def reasons_to_run(stage: StageSpec, facts: Facts) -> List[str]:
 # --- what the command line leaves of the spec
 
 def select_stages(spec: PipelineSpec, options: Options) -> List[StageSpec]:
-    """Return the stages that --only, --from and --until leave. Raises: UsageError for an unknown name, or if they leave none."""
+    """Return the stages that --only, --from and --until leave. Raises: UsageError for an unknown name, or if they leave none, or not a forced one."""
     names = [stage.name for stage in spec.stages]
     for name in sorted(options.force | options.only) + [one for one in (options.first, options.last) if one]:
         if name not in names:
@@ -185,6 +185,8 @@ def select_stages(spec: PipelineSpec, options: Options) -> List[StageSpec]:
     selected = [stage for place, stage in enumerate(spec.stages) if first <= place <= last and (not options.only or stage.name in options.only)]
     if not selected:
         raise UsageError("--only %s: not among the stages from %s to %s; leave out --from and --until, or --only" % (",".join(sorted(options.only)), names[first], names[last]))
+    for name in sorted(options.force - {stage.name for stage in selected}):
+        raise UsageError("--force %s: not among the stages that are run; add it to --only, or leave out what excludes it" % name)
     return selected
 
 

@@ -328,6 +328,16 @@ def test_force_starts_from_zero(project):
     assert project.read("data/s1/result.txt") == "A\nB\nC\n"
 
 
+@pytest.mark.parametrize("command", [(), ("plan",), ("status",)])
+@pytest.mark.parametrize("selection", [("--only", "copy"), ("--until", "copy")])
+def test_a_forced_stage_that_is_left_out_is_refused(chain, command, selection):
+    chain.ok()
+    before = look(chain.root)
+    done = chain.run(*command, "--force", "upper", "--force", "copy", *selection)
+    assert done.code == 2 and done.err == "error: --force upper: not among the stages that are run; add it to --only, or leave out what excludes it\n", done
+    assert look(chain.root) == before
+
+
 def test_only_from_until(chain):
     done = chain.run("--only", "upper")
     assert done.code == 1 and "[FAIL] upper: input data/work/*.txt: no file matches" in done.out and "copy" not in done.out, done
