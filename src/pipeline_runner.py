@@ -28,12 +28,12 @@ is named before it.
              and the records tell)  seal_keys  network_watch (the guard of a run)  task_look (what a stage of many tasks
              has to do)  scheduler (which attempt is started when)  stage_work (a stage that must run, under its lock:
              attempts, retries, checks, records)  task_work (the same, of several tasks)  chunk_work (the same, of parts
-             of files)  run_alarms (commands after a run)  acceptance  provenance  ledger_verify  evidence_verify
-             ledger_export  ledger_commands  starters (init, new-stage)  run_pruning (gc)  housekeeping (clean, reset)
-             stage_logs  stage_explanation  look_commands (status, history, logs, explain)  prometheus_text  open_lineage
-             (both: what monitoring reads)  quick_index  quick_run (nothing changed)  known_stages  index_writer
-             pipeline_graph  run_report (what a report says)
-             report_html  report_commands  planning (what must be done with each stage, and why)  engine (a run)
+             of files)  run_alarms (commands after a run)  acceptance  provenance  key_gaps (what it does not know)
+             ledger_verify  evidence_verify  ledger_export  ledger_commands  starters (init, new-stage)  run_pruning (gc)
+             housekeeping (clean, reset)  stage_logs  stage_explanation  look_commands (status, history, logs, explain)
+             prometheus_text  open_lineage (both: what monitoring reads)  quick_index  quick_run (nothing changed)
+             known_stages  index_writer  pipeline_graph  run_report (what a report says)  report_html  report_commands
+             planning (what must be done with each stage, and why)  engine (a run)
 """
 import os
 import sys
@@ -312,6 +312,7 @@ def _dispatch(options, console):
     if options.command == "validate":
         check_offline(spec, Digests(spec.root, state_store.boot_id(), keep=False), console)
         planning.select_stages(spec, options)
+        _tell_of_gaps(spec, console)
         console.line("%s: ok (%d stage%s)" % (options.pipeline, len(spec.stages), "" if len(spec.stages) == 1 else "s"))
         return EXIT_OK
     if options.command == "scan":
@@ -335,6 +336,15 @@ def _dispatch(options, console):
         return _accept(spec, options, console, Clock())
     import engine
     return engine.Run(spec, options, console, Clock(), _STARTED, known).run()
+
+
+def _tell_of_gaps(spec, console):
+    # type: (PipelineSpec, Console) -> None
+    """Print what the stages name and their keys do not know."""
+    import key_gaps
+    for stage in spec.stages:
+        for gap in key_gaps.find_gaps(spec.root, stage):
+            console.line("[NOTE] %s: %s" % (stage.name, gap))
 
 
 def _known_or_loaded(options):

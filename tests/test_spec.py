@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+import key_gaps
 import pipeline_runner
 from model import SpecError, UsageError
 
@@ -548,6 +549,64 @@ def test_validate_runs_nothing_and_says_ok(project):
     done = project.ok("validate")
     assert done.out == "%s: ok (2 stages)\n" % project.path("pipeline.json"), done
     assert look(project.root) == before
+
+
+def gaps_of(project, stage):
+    """Return what key_gaps says of a stage of a project."""
+    project.spec(dict({"processor": project.processor("p", "pass\n")}, **stage))
+    return key_gaps.find_gaps(str(project.root), pipeline_runner.load_pipeline(str(project.path("pipeline.json"))).stages[0])
+
+
+FILES = ["conf/table.csv", "conf/é a.sql", "lib/tool.awk", "lib/py/deep/mod.py", "data/in/a.csv", "data/s1/made.csv"]
+
+
+@pytest.mark.parametrize("stage, told", [
+    ({"args": ["-f", "lib/tool.awk"]}, ["args[1] names lib/tool.awk, "]),
+    ({"args": ["--table=./conf/../conf/table.csv"]}, ["args[0] names conf/table.csv, "]),
+    ({"args": ["lib/tool.awk"], "watch": ["lib/*"]}, []),
+    ({"args": ["data/in/a.csv"], "inputs": ["data/in/*.csv"]}, []),
+    ({"args": ["data/in/a.csv"], "forEach": "data/in/*.csv"}, []),
+    ({"args": ["data/s1/made.csv", "bin/p.py", "conf", "", ".", "..", "../x", "/etc/passwd", "conf/absent", "table.csv", "x" * 5000]}, []),
+    ({"env": {"SQL": "conf/é a.sql"}}, ["env.SQL names conf/é a.sql, "]),
+    ({"params": {"a": [1, {"b": "conf/table.csv"}], "c": None}}, ["params.a[1].b names conf/table.csv, "]),
+    ({"env": {"PYTHONPATH": "lib%sconf%sabsent" % (os.pathsep, os.pathsep)}}, ["env.PYTHONPATH names lib, "]),
+    ({"env": {"PYTHONPATH": "lib"}, "watch": ["lib/**/*.py"]}, []),
+])
+def test_files_that_a_stage_names_and_its_key_does_not_know(project, stage, told):
+    """Else such a file is changed, and the stage skipped: the spec says so in the one place where the runner can see it."""
+    for path in FILES:
+        project.write(path, "")
+    gaps = gaps_of(project, stage)
+    assert len(gaps) == len(told) and all(line.startswith(start) for line, start in zip(gaps, told)), gaps
+    for line in gaps:
+        assert line.endswith("which is not in the key: a change of it runs nothing; add it to watch, or to inputs" if "PYTHONPATH" not in line else
+                             "whose modules are not in the key: a change of them runs nothing; add lib/**/*.py to watch"), line
+
+
+def test_what_a_note_of_validate_asks_for_puts_the_file_into_the_key(project):
+    project.write("lib/mod.py", "WORD = 'one'\n")
+    project.write("conf/a.txt", "one")
+    project.processor("p", "import mod\nopen(out + '/o', 'w').write(mod.WORD + open(sys.argv[1]).read())\n")
+    stage = {"processor": "bin/p.py", "args": ["conf/a.txt"], "env": {"PYTHONPATH": "lib"}}
+    project.spec(stage)
+    told = project.ok("validate").out.splitlines()
+    assert [line.partition(",")[0] for line in told[:-1]] == ["[NOTE] s1: args[0] names conf/a.txt", "[NOTE] s1: env.PYTHONPATH names lib"], told
+    project.spec(dict(stage, watch=["lib/**/*.py", "conf/a.txt"]))
+    assert "[NOTE]" not in project.ok("validate").out
+    project.ok()
+    project.write("lib/mod.py", "WORD = 'two'\n")
+    project.ok()
+    assert project.read("data/s1/o") == "twoone"
+    project.write("conf/a.txt", "two")
+    project.ok()
+    assert project.read("data/s1/o") == "twotwo"
+
+
+def test_what_lies_on_another_drive_is_no_path_below_the_root(monkeypatch, project):
+    def relpath(path, start):
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+    monkeypatch.setattr(os.path, "relpath", relpath)
+    assert gaps_of(project, {"args": ["D:/x"]}) == []
 
 
 def test_validate_checks_names_of_stages_on_the_command_line(project):
