@@ -161,11 +161,13 @@ def resolve(root: str, patterns: Sequence[str]) -> Tuple[List[str], List[str]]:
         if not found:
             if os.path.isdir(os.path.join(root, pattern)):
                 problems.append("input %s is a folder: write %s/** for the files in it" % (pattern, pattern))
+            elif os.path.exists(os.path.join(root, pattern)) and not os.path.isfile(os.path.join(root, pattern)):
+                problems.append("input %s is a pipe or a device, which has no content to compare: let it be a file" % pattern)
             else:
                 problems.append("input %s: %s" % (pattern, NO_MATCH if has_wildcard(pattern) else NO_FILE))
         for path in found:
             if not is_unicode(path):
-                problems.append("input %s: the name is not valid UTF-8; rename it" % ascii(path))
+                problems.append("input %s: the name is not UTF-8 text here; rename it, or run with PYTHONUTF8=1 if it is" % ascii(path))
             files[path] = None
     return list(files), problems
 
@@ -196,6 +198,11 @@ def is_unicode(text: str) -> bool:
 def signature(stat: os.stat_result) -> List[int]:
     """Return what changes when a file changes: size, times, inode, device."""
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev]
+
+
+def is_same_but_status(before: List[int], after: List[int]) -> bool:
+    """Tell whether two signatures differ in the time of the last change of status alone, which a write changes, too."""
+    return after != before and [*after[:2], *after[3:]] == [*before[:2], *before[3:]]
 
 
 class Digests:

@@ -107,10 +107,18 @@ def find_uses(paths: Sequence[str], digests: Digests, allow: Sequence[str], with
         scan = scan_of(digests, path)
         if scan["refused"]:
             import import_scan
-            refused += ["%s:%d: %s" % (path, one.line, one.what) for one in import_scan.refusals(import_scan.ScanResult.from_json(scan), allow)]
+            refused += ["%s:%d: %s%s" % (path, one.line, one.what, _namesake(digests, path, one.module))
+                        for one in import_scan.refusals(import_scan.ScanResult.from_json(scan), allow)]
         if not path.startswith(_HERE + os.sep):
             warned += ["%s:%d: %s" % (path, line, what) for line, module, what in scan["warned"] if with_binaries or module != "binary"]
     return refused, warned
+
+
+def _namesake(digests: Digests, path: str, module: str) -> str:
+    """Return what to say where a file of the user's beside a program has the name of the network module that it imports."""
+    top, folder = module.partition(".")[0], os.path.dirname(path)
+    own = next((name for name in (top + ".py", top) if name in digests.names_in(folder)), "")
+    return " (%s/%s has the name of a network module; if that is meant, rename it)" % (folder, own) if own else ""
 
 
 def check_offline(spec: PipelineSpec, digests: Digests, console: Console) -> Json:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 ARGUMENT_BYTES = 30_000 if sys.platform == "win32" else 100_000     # Windows allows 32,767 characters, Linux 128 KiB
 FULL_BYTES = 1 << 20        # less is free after a failed attempt: most likely that is why
 SHOWN_NAMES = 5             # of many files, on one line
+STATUS_ONLY = " (its rights or the number of its links, or its time was put back; a processor must copy an input, not link it)"
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------
 
@@ -130,7 +131,7 @@ def changed_file(root: str, stamps: Dict[str, List[int]]) -> str:
         except OSError:
             now = []
         if now != stamp:
-            return "input changed during the run: %s" % path
+            return "input changed during the run: %s%s" % (path, STATUS_ONLY if file_digests.is_same_but_status(stamp, now) else "")
     return ""
 
 

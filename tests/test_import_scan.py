@@ -634,6 +634,16 @@ def test_a_run_with_such_a_script_is_refused_with_its_line(project):
     assert "binary" not in done.err and "not a script" not in done.err, done
 
 
+@pytest.mark.parametrize("name, code, own", [("h2.py", "import h2\n", "bin/h2.py"), ("h2/__init__.py", "from h2.frames import x\n", "bin/h2"), ("h3.py", "import h2\n", "")])
+def test_a_file_of_ones_own_that_is_called_like_a_network_module_is_named(project, name, code, own):
+    project.write("bin/" + name, "")
+    project.spec({"processor": project.processor("p", code)})
+    done = project.run()
+    line = next(line for line in done.err.splitlines() if line.startswith("[OFFLINE] bin/p.py:"))
+    assert done.code == 6 and line.endswith(" (%s has the name of a network module; if that is meant, rename it)" % own) is bool(own), done
+    assert ("rename" in line) is bool(own), done
+
+
 # === The repository itself ===
 
 def own_sources():

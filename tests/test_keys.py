@@ -386,6 +386,7 @@ def test_what_is_no_file_is_no_input(tmp_path):
     os.mkfifo(str(tmp_path / "in" / "pipe.txt"))
     for pattern in ("in/*", "in/**", "**/*.txt"):
         assert file_digests.expand(str(tmp_path), pattern) == ["in/a.txt"]
+    assert file_digests.resolve(str(tmp_path), ["in/pipe.txt"]) == ([], ["input in/pipe.txt is a pipe or a device, which has no content to compare: let it be a file"])
 
 
 @pytest.mark.parametrize("error, told", [
@@ -459,7 +460,7 @@ def test_a_name_that_is_not_utf8_is_refused_by_one_clear_line(project):
     project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/in/*.txt"]})
     refused = project.run("--run-id", "r")
     assert refused.code == 1, refused
-    assert "[FAIL] s1: input 'data/in/bad\\udcff.txt': the name is not valid UTF-8; rename it\n" in refused.out, refused
+    assert "[FAIL] s1: input 'data/in/bad\\udcff.txt': the name is not UTF-8 text here; rename it, or run with PYTHONUTF8=1 if it is\n" in refused.out, refused
     assert project.json("state/run_r.json")["stages"][0]["status"] == "failed"
     assert not project.exists("data/s1")
     assert "rename it" in project.ok("plan").out

@@ -447,6 +447,16 @@ def test_inputs_changed_during_the_run_fail_the_stage(project, changed, code):
     assert [one["status"] for one in project.json("state/run_r.json")["stages"]] == ["failed", "notRun"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there a link changes nothing that is looked at")
+@pytest.mark.parametrize("code", ["os.link(inputs[0], out + '/o.txt')", "os.chmod(inputs[0], 0o600)"])
+def test_an_input_that_was_not_written_to_is_said_to_have_changed_otherwise(project, code):
+    project.write("data/in.txt", "x")
+    project.spec({"processor": project.processor("change", code + "\n"), "inputs": ["data/in.txt"]})
+    done = project.run()
+    assert done.code == 1 and "[FAIL] s1: input changed during the run: data/in.txt (its rights or the number of its links, or " in done.out, done
+    assert "copy an input, not link it)\n" in done.out and not project.exists("data/s1/.s1.done"), done
+
+
 def test_a_change_is_seen_in_a_failed_attempt_too(project):
     project.write("data/in.txt", "x")
     project.spec({"processor": project.processor("change", "open(inputs[0], 'a').write('more')\nsys.exit(75)\n"), "inputs": ["data/in.txt"], "retry": {"attempts": 2, "baseDelayMs": 0}})
