@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT, RUNNER, Done
 
 import command_line
+import commands
 import console
 import pipeline_runner
 from model import UsageError
@@ -402,7 +403,7 @@ def test_an_internal_error_is_said_to_be_one(good, capsys, monkeypatch):
     """Exit 3, and the place, so that it can be reported: nothing else may print a traceback."""
     def broken(*arguments):
         raise ZeroDivisionError("planted")
-    monkeypatch.setattr(pipeline_runner, "_dispatch", broken)
+    monkeypatch.setattr(commands, "_dispatch", broken)
     assert pipeline_runner.main(["validate"]) == 3
     err = capsys.readouterr().err
     assert err.startswith("internal error, please report it:\n") and "ZeroDivisionError: planted" in err

@@ -15,6 +15,7 @@ import spec_checks
 import starter_texts
 import starters
 import state_store
+from console import Console
 from model import Options, UsageError
 
 POSIX = sys.platform != "win32"
@@ -187,7 +188,7 @@ def test_on_windows_a_shell_stage_is_powershell(tmp_path, capsys, monkeypatch):
     root = a_spec(tmp_path, '{"name": "p", "stages": [{"name": "a", "processor": "bin/a.py", "outputDir": "o"}]}')
     monkeypatch.setattr(starters.sys, "platform", "win32")
     assert starters.do(Options("new-stage", ["b"], str(root / "pipeline.json"), None, "r", frozenset(), frozenset(), None, None, {}, False, False, kind="shell"),
-                       pipeline_runner.Console(), pipeline_runner.load_pipeline) == 0
+                       Console(), pipeline_runner.load_pipeline) == 0
     monkeypatch.undo()
     assert json.loads((root / "pipeline.json").read_bytes())["stages"][1]["processor"] == "bin/stage_b.ps1"
     assert b"$env:PIPELINE_OUTPUT_DIR" in (root / "bin" / "stage_b.ps1").read_bytes() and b'"-File"] + [PROCESSOR' in (root / "tests" / "test_stage_b.py").read_bytes()

@@ -1,0 +1,176 @@
+"""What each command of the command line does: argv -> Options -> the room that does it -> exit code."""
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]
+import os
+import sys
+
+import command_line
+import planning
+import state_store
+from console import Console, describe_os_error, silence_closed_streams
+from file_digests import Digests
+from model import EXIT_INTERNAL, EXIT_OFFLINE, EXIT_OK, EXIT_STATE, VERSION, Clock, Options, PipelineSpec, SpecError
+from program_scan import check_offline
+from spec_loading import load_pipeline
+from state_store import StateStore
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, List, Tuple
+
+RUNNER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pipeline_runner.py")
+
+
+def execute(arguments: List[str], started: float, found: Any, is_program: bool) -> int:
+    """Do what the command line says; return the exit code. Raises nothing: what goes wrong is told in a line.
+
+    started: time.monotonic() of the program's start. found: what the index says (quick_run.Found, or None), or the error
+    that the quick run ended with. is_program: this process is ours; to a guest's, signals and orphans are left.
+    """
+    console = Console()
+    if _signal.getsignal(_signal.SIGINT) == _signal.SIG_DFL and is_program:
+        _signal.signal(_signal.SIGINT, _signal.default_int_handler)
+    try:
+        if isinstance(found, BaseException):
+            raise found
+        options = command_line.parse_command_line(arguments)
+        if options.command == "run":
+            console.configure(options)
+        if options.command == "run" and not is_program:
+            return _run_in_child(arguments, console)
+        return _dispatch(options, console, started, found)
+    except KeyboardInterrupt:
+        console.error("interrupted")
+        return 130
+    except OSError as error:
+        console.error("error: " + describe_os_error(error))
+        return EXIT_STATE
+    except Exception as error:
+        code = getattr(error, "exit_code", None)
+        if code is not None:
+            console.error("%s%s" % ("" if code == EXIT_OFFLINE or isinstance(error, SpecError) else "error: ", error))
+            return int(code)
+        import traceback
+        console.error("internal error, please report it:\n" + traceback.format_exc().rstrip())
+        return EXIT_INTERNAL
+    finally:
+        console.close()
+        silence_closed_streams()
+
+
+def _dispatch(options: Options, console: Console, started: float, found: Any) -> int:
+    if options.command in ("help", "version"):
+        console.out.write(command_line.USAGE if options.command == "help" else "pipeline_runner %s\n" % VERSION)
+        return EXIT_OK
+    if options.command in ("verify", "export", "evidence", "new-key"):
+        import ledger_commands
+        return ledger_commands.do(options, console)
+    if options.command in ("init", "new-stage"):
+        import starters
+        return starters.do(options, console, load_pipeline)
+    known, spec = _known_or_loaded(options, found)
+    if options.command == "plan":
+        return planning.print_plan(spec, options, console, Clock())
+    if options.command == "validate":
+        check_offline(spec, Digests(spec.root, state_store.boot_id(), keep=False), console)
+        planning.select_stages(spec, options)
+        _tell_of_gaps(spec, console)
+        console.line("%s: ok (%d stage%s)" % (options.pipeline, len(spec.stages), "" if len(spec.stages) == 1 else "s"))
+        return EXIT_OK
+    if options.command == "scan":
+        import program_scan
+        return program_scan.print_scan(spec, Digests(spec.root, state_store.boot_id(), keep=False), options.operands, console)
+    if options.command in ("status", "history", "logs", "explain"):
+        import look_commands
+        stages = planning.select_stages(spec, options._replace(only=options.only | frozenset(options.operands)))
+        return look_commands.do(spec, options, console, Clock(), stages, planning.looker(spec, options))
+    if options.command in ("report", "graph"):
+        import report_commands
+        return report_commands.do(spec, options, console, Clock())
+    if options.command in ("clean", "gc", "reset"):
+        import engine
+        import housekeeping
+        stages = planning.select_stages(spec, options._replace(only=options.only | frozenset(options.operands)))
+        return housekeeping.do(spec, stages, options, console, Clock(), engine.new_ledger)
+    if options.command == "unlock":
+        return _unlock(spec, options, console)
+    if options.command == "accept":
+        return _accept(spec, options, console, Clock())
+    import engine
+    return engine.Run(spec, options, console, Clock(), started, known).run()
+
+
+def _tell_of_gaps(spec: PipelineSpec, console: Console) -> None:
+    """Print what the stages name and their keys do not know."""
+    import key_gaps
+    for stage in spec.stages:
+        for gap in key_gaps.find_gaps(spec.root, stage):
+            console.line("[NOTE] %s: %s" % (stage.name, gap))
+
+
+def _known_or_loaded(options: Options, found: Any) -> Tuple[Any, PipelineSpec]:
+    """Return (what the index tells of the stages or None, the spec). What they hold stays to the end: nobody looks for garbage in it."""
+    import gc
+    gc.disable()
+    try:
+        known = _known_stages(found)
+        return known, known.spec if known is not None else planning.override_params(load_pipeline(options.pipeline, options.root), options.params)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _known_stages(found: Any) -> Any:
+    """Return what the index has told of this very command line, None if nothing that can be used."""
+    if found is None:
+        return None
+    known = found.prepared
+    known.stale = set(found.stale)
+    return known if known.spec is not None else None
+
+
+def _accept(spec: PipelineSpec, options: Options, console: Console, clock: Clock) -> int:
+    """Take a stage as up to date though its key changed: its record gets today's key, the ledger says who did it and why."""
+    import acceptance
+    import engine
+    import process_tree
+    import stage_locks
+    boot, name = state_store.boot_id(), options.operands[0]
+    stage, = planning.select_stages(spec, options._replace(only=frozenset((name,))))
+    store = StateStore(spec.root, now=clock.time)
+    ledger = engine.new_ledger(spec, options, store, clock)
+    digests = Digests(spec.root, boot, keep=False)
+    check_offline(spec, digests, console)
+    store.prepare()
+    lock = stage_locks.StageLock(spec.root, name, "accept", boot, clock, process_tree)
+    lock.acquire(stage.lock_wait_s, engine.dead_token(store.stage(name)))
+    try:
+        facts = planning.observe(spec, stage, digests, store, boot)
+        ledger.prepare()
+        done = acceptance.accept(ledger, stage, spec, facts, options.reason, clock)
+    finally:
+        lock.release()
+    console.line(done)
+    for note in ledger.notes:
+        console.line("[LEDGER] " + note)
+    console.line("[LEDGER] head " + ledger.head_text())
+    return EXIT_OK
+
+
+def _unlock(spec: PipelineSpec, options: Options, console: Console) -> int:
+    import process_tree
+    import stage_locks
+    for name in options.operands:
+        planning.select_stages(spec, options._replace(only=frozenset((name,))))
+        console.line(stage_locks.unlock(spec.root, name, state_store.boot_id(), Clock(), process_tree))
+    return EXIT_OK
+
+
+def _run_in_child(arguments: List[str], console: Console) -> int:
+    import subprocess
+    done = subprocess.run([sys.executable, RUNNER] + arguments, stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    console.out.write(done.stdout.decode("utf-8", "replace"))
+    console.err.write(done.stderr.decode("utf-8", "replace"))
+    return done.returncode

@@ -1,0 +1,122 @@
+"""The pipeline file, read and checked:
+
+    text -> JSON value -> checked value -> PipelineSpec
+
+Where in the text a problem stands is looked up only when there is one.
+"""
+from __future__ import annotations
+
+import os
+
+import command_line
+import spec_checks
+from file_digests import is_unicode
+from model import Chunks, Offline, PipelineSpec, Retry, SpecError, StageSpec, UsageError, sha256
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+    Json = Dict[str, Any]
+
+MAX_SPEC_BYTES = 8 << 20
+
+
+def load_pipeline(path: str, root: Optional[str] = None) -> PipelineSpec:
+    """Read and check a pipeline file.
+
+    root defaults to the folder of the file. Raises: SpecError with every problem that the file has; UsageError
+    when it cannot be read.
+    """
+    shown = os.fspath(path)
+    try:
+        with open(shown, "rb") as file:
+            data = file.read(MAX_SPEC_BYTES + 1)
+    except OSError as error:
+        raise UsageError("%s: cannot read the pipeline file: %s; name it with --pipeline FILE%s" % (
+            shown, error.strerror, "; init DIR writes a first one" if isinstance(error, FileNotFoundError) else "")) from None
+    full = os.path.abspath(shown)
+    root = os.path.abspath(root if root is not None else os.path.dirname(full))
+    if not is_unicode(root):
+        raise UsageError("%s: the folder's path is not UTF-8 text here; rename it, or run with PYTHONUTF8=1 if it is" % ascii(root))
+    text = _decode_spec(data, shown)
+    value, document = _parse_spec(text)
+    problems = spec_checks.Problems()
+    checked = None
+    if document is None or document.complete:
+        checked = spec_checks.check_pipeline(value, root, command_line.nearest, problems)
+    stages = tuple(_build_stage(one) for one in checked["stages"]) if checked is not None else ()
+    if checked is not None and checked["order"] == "graph":
+        _check_cycles(stages, problems)
+    if checked is None or problems.found or document is not None:
+        raise SpecError("\n".join(_problem_lines(shown, text, document, problems)))
+    offline, key_file = checked["offline"], checked["seal"].get("keyFile", "")
+    return PipelineSpec(checked["name"], checked["version"], checked["description"],
+                        Offline(tuple(offline.get("allow", ())), offline.get("require", "scan"), offline.get("strict", False), tuple(offline["layers"])),
+                        os.path.join(root, os.path.expanduser(key_file)) if key_file else "",
+                        stages, full, root, sha256(data).hexdigest(),
+                        checked["order"], tuple(checked["onFailure"]), tuple(checked["onSuccess"]))
+
+
+def _check_cycles(stages: Sequence[StageSpec], problems: spec_checks.Problems) -> None:
+    """Report a cycle of stages that need one another, by `needs` or by files."""
+    import stage_order
+    cycle = stage_order.find_cycle(stage_order.edges(stages))
+    if cycle:
+        place = next(place for place, stage in enumerate(stages) if stage.name == cycle[0])
+        problems.add(("stages", place), "needs itself by what it reads or needs: %s" % " <- ".join(cycle))
+
+
+def _decode_spec(data: bytes, shown: str) -> str:
+    if len(data) > MAX_SPEC_BYTES:
+        raise SpecError("%s:1:1: larger than %d bytes; split the pipeline" % (shown, MAX_SPEC_BYTES))
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        column = len(data[data.rfind(b"\n", 0, error.start) + 1:error.start].decode("utf-8", "replace")) + 1
+        raise SpecError("%s:%d:%d: byte 0x%02x is not UTF-8; save the file as UTF-8" % (shown, line, column, data[error.start])) from None
+
+
+def _parse_spec(text: str) -> Tuple[Any, Any]:
+    """Return (value, None) for flawless JSON, else (value, Document) from the parser that knows positions."""
+    try:
+        return spec_checks.strict_json(text), None
+    except (ValueError, RecursionError, MemoryError):
+        pass
+    import spec_source
+    document = spec_source.parse(text)
+    return document.value, document if document.problems else None
+
+
+def _problem_lines(shown: str, text: str, document: Any, problems: spec_checks.Problems) -> List[str]:
+    import spec_source
+    document = document or spec_source.parse(text)
+    lines = [(line, column, path, message) for line, column, path, message in document.problems]
+    for path, message in problems.found:
+        position = document.key_position(path) if message.startswith("unknown key") else document.position(path)
+        lines.append((position[0], position[1], path, message))
+    lines.sort(key=lambda one: one[:2])
+    return ["%s:%d:%d: %s%s" % (shown, line, column, spec_source.path_text(path) + ": " if path else "", message)
+            for line, column, path, message in lines]
+
+
+def _build_stage(merged: Json) -> StageSpec:
+    retry = merged["retry"]
+    codes = retry["exitCodes"]
+    return StageSpec(
+        merged["name"], merged["processor"], tuple(merged["args"]), tuple(merged["inputs"]), merged["allowNoInputs"],
+        merged["outputDir"], None if merged["outputs"] is None else tuple(merged["outputs"]), merged["params"],
+        merged["env"], None if merged["passEnv"] is None else tuple(merged["passEnv"]), tuple(merged["watch"]),
+        tuple(merged["needs"]), merged["idempotency"]["enabled"], merged["idempotency"]["processor"] == "mtime",
+        merged["checkpoint"]["enabled"], merged["checkpoint"]["lineInterval"],
+        Retry(retry["attempts"], retry["baseDelayMs"], retry["maxDelayMs"], retry["jitterMs"], None if codes is None else tuple(codes)),
+        merged["timeoutSec"], merged["graceSec"], merged["lock"]["waitSeconds"], merged["resources"], merged["simulateFailAttempts"],
+        merged["networkAttempts"], tuple(merged["forEach"]), merged["maxFailedTasks"], merged["prune"], _build_chunks(merged["chunks"]),
+        tuple(merged["launcher"]), merged["forkServer"], merged["settleSec"], merged["reconcile"], merged["maxRejects"])
+
+
+def _build_chunks(chunks: Optional[Json]) -> Optional[Chunks]:
+    if chunks is None:
+        return None
+    return Chunks(chunks["bytes"], chunks.get("keepChunks", False), chunks.get("filter", False), chunks.get("headerLines", 0))
