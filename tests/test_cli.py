@@ -399,6 +399,18 @@ def test_main_takes_the_arguments_of_the_process_by_default(good):
     assert done.returncode == 0 and b"ok (1 stage)" in done.stdout, done
 
 
+@pytest.mark.parametrize("make, told", [
+    (lambda root: (root / "state" / "ledger.jsonl").mkdir(parents=True), "ledger.jsonl: Is a directory; a file belongs there: move the folder away"),
+    (lambda root: (root / "state").write_text(""), "; a folder belongs where a file is: move the file away"),
+], ids=["a folder", "a file"])
+@pytest.mark.skipif(sys.platform == "win32", reason="the system's own words are others there")
+def test_what_is_in_the_place_of_a_file_of_the_runner_is_said_with_a_remedy(good, make, told):
+    make(good.root)
+    good.knows_scans = False
+    done = good.run()
+    assert done.code == 5 and done.err.count("\n") == 1 and done.err.endswith(told + "\n"), done
+
+
 def test_an_internal_error_is_said_to_be_one(good, capsys, monkeypatch):
     """Exit 3, and the place, so that it can be reported: nothing else may print a traceback."""
     def broken(*arguments):
