@@ -66,7 +66,10 @@ def changed(paths: Paths, signs: Numbers, first: int = 0, last: Optional[int] = 
 
 
 def _getter() -> Callable[[os.stat_result], Any]:
-    from operator import attrgetter  # an import that would show, were there but a few paths
+    try:
+        from _operator import attrgetter    # what operator takes it from; to load that would show
+    except ImportError:
+        from operator import attrgetter
     return attrgetter("st_mtime_ns", "st_ctime_ns", "st_ino", "st_size", "st_dev")
 
 

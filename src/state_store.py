@@ -282,8 +282,8 @@ def boot_id() -> str:
     Linux tells; elsewhere the time of the start, in minutes: a stepped clock only makes digests be taken anew.
     """
     try:
-        with open("/proc/sys/kernel/random/boot_id", "r", encoding="ascii") as file:
-            return file.read().strip()
+        with open("/proc/sys/kernel/random/boot_id", "rb") as file:    # a file of text would have its codec looked up and loaded
+            return file.read().decode("ascii").strip()
     except OSError:
         pass
     if sys.platform == "win32":
