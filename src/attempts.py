@@ -16,7 +16,7 @@ import sys
 import time
 from collections import namedtuple
 
-from model import sha256
+from model import remedy_of, sha256
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -524,7 +524,7 @@ def _not_started_text(launch: Launch, error: OSError) -> str:
         hint = "; a script needs a first line such as #!/bin/sh"
     elif isinstance(error, FileNotFoundError):
         hint = "; the program that its first line names may be missing"
-    return "cannot start %s: %s%s" % (launch.argv[0], error.strerror or str(error), hint)
+    return "cannot start %s: %s%s" % (launch.argv[0], error.strerror or str(error), hint or remedy_of(error))
 
 
 def exit_text(code: Optional[int]) -> str:

@@ -25,16 +25,6 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-REMEDIES = {            # by the error's name: not every system has each
-    "EISDIR": "; a file belongs there: move the folder away",
-    "ENOTDIR": "; a folder belongs where a file is: move the file away",
-    "EMFILE": "; allow this user more open files (ulimit -n), or run with fewer --jobs",
-    "ENFILE": "; allow the system more open files, or run when less is going on",
-    "EIO": "; the disk, or the machine that it is mounted from, fails: see the system's log",
-    "ENAMETOOLONG": "; let the root or the names of stages and files be shorter",
-    "ELOOP": "; a link leads to itself: remove it"}
-
-
 def describe_os_error(error: OSError) -> str:
     """Return one line: path, cause, and for a full disk the free bytes."""
     import errno
@@ -45,7 +35,8 @@ def describe_os_error(error: OSError) -> str:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return line + "; the runner must be able to write state/, locks/ and the output folders below the root%s" % (
             "" if error.errno == errno.EROFS else ", and to read all else there")
-    return line + REMEDIES.get(errno.errorcode.get(error.errno or 0, ""), "")
+    from model import remedy_of
+    return line + remedy_of(error)
 
 
 def free_space_text(path: str) -> str:

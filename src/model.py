@@ -18,6 +18,23 @@ VERSION = "0.1.0"           # of the runner
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERNAL, EXIT_LOCKED, EXIT_STATE, EXIT_OFFLINE, EXIT_STOPPED = range(8)
 
 
+REMEDIES = {            # for errors of the system, by name: not every system has each
+    "EISDIR": "; a file belongs there: move the folder away",
+    "ENOTDIR": "; a folder belongs where a file is: move the file away",
+    "EMFILE": "; allow this user more open files (ulimit -n), or run with fewer --jobs",
+    "ENFILE": "; allow the system more open files, or run when less is going on",
+    "EFBIG": "; allow this user larger files (ulimit -f)",
+    "EIO": "; the disk, or the machine that it is mounted from, fails: see the system's log",
+    "ENAMETOOLONG": "; let the root or the names of stages and files be shorter",
+    "ELOOP": "; a link leads to itself: remove it"}
+
+
+def remedy_of(error: OSError) -> str:
+    """Return what to do about an error of the system, to be put behind what it says; "" if that is plain or not known."""
+    import errno
+    return REMEDIES.get(errno.errorcode.get(error.errno or 0, ""), "")
+
+
 class RunnerError(Exception):
     """The runner cannot go on; str() is for the user, exit_code is the process's."""
 

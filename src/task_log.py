@@ -149,19 +149,25 @@ class TaskLog:
 
     def append(self, entry: Entry) -> bytes:
         """Write an entry's line and return it; not synced. Raises: OSError; then the log is as it was, or torn."""
-        line = line_of(entry)
+        line, written = line_of(entry), 0
         try:
-            written = os.write(self.descriptor, line)
-            if written < len(line):
-                os.ftruncate(self.descriptor, self.size)
-                import errno
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            while written < len(line):      # after a part of it, only the next write tells what forbids the rest
+                written += os.write(self.descriptor, line[written:])
         except OSError as error:
+            if written:
+                self._cut_back()
             raise OSError(error.errno, error.strerror, self.path) from error
         self.entries[entry.task] = entry
         self.size += len(line)
         self.lines += 1
         return line
+
+    def _cut_back(self) -> None:
+        """Take a torn line off; where that fails, too, the next open() does it."""
+        try:
+            os.ftruncate(self.descriptor, self.size)
+        except OSError:
+            pass
 
     def compact_if_due(self, write_atomic: Callable[[str, bytes], None]) -> None:
         """Write the log anew where most of its lines are superseded."""

@@ -1,6 +1,7 @@
 """The command line: words, options, exit codes, streams; and the module imported by others."""
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -409,6 +410,13 @@ def test_what_is_in_the_place_of_a_file_of_the_runner_is_said_with_a_remedy(good
     good.knows_scans = False
     done = good.run()
     assert done.code == 5 and done.err.count("\n") == 1 and done.err.endswith(told + "\n"), done
+
+
+def test_errors_of_the_system_are_said_with_a_remedy():
+    error = OSError(errno.EMFILE, os.strerror(errno.EMFILE), "x")
+    assert console.describe_os_error(error).endswith("; allow this user more open files (ulimit -n), or run with fewer --jobs")
+    assert console.describe_os_error(OSError(errno.EFBIG, "File too large", "x")) == "x: File too large; allow this user larger files (ulimit -f)"
+    assert console.describe_os_error(OSError("no number")) == "the runner's own files: no number"
 
 
 def test_an_internal_error_is_said_to_be_one(good, capsys, monkeypatch):

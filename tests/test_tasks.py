@@ -1,6 +1,7 @@
 """Stages of one task per file: only what is new is done, a bad file does not stop the others, nothing is published twice."""
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -680,6 +681,30 @@ def test_the_last_line_of_a_task_counts(tmp_path):
     log.close()
     again = open_log(tmp_path)
     assert again.entries == {"x": entry("x", "failed"), "y": entry("y")} and again.lines == 4
+
+
+@pytest.mark.parametrize("number", [errno.EFBIG, errno.ENOSPC, 0])
+def test_a_line_of_which_only_a_part_fits_is_taken_off_and_the_error_is_the_real_one(tmp_path, monkeypatch, number):
+    """A write that meets a limit writes what fits, and says nothing of it: the next one does. 0: there is room for the rest after all."""
+    log = open_log(tmp_path)
+    log.append(entry("x"))
+    before, write, parts = log.size, os.write, []
+
+    def write_a_part(descriptor, data):
+        parts.append(len(data))
+        if len(parts) == 2 and number:
+            raise OSError(number, os.strerror(number))
+        return write(descriptor, data[:9] if len(parts) == 1 else data)
+    monkeypatch.setattr(os, "write", write_a_part)
+    if number:
+        with pytest.raises(OSError) as caught:
+            log.append(entry("y"))
+        assert (caught.value.errno, caught.value.filename) == (number, log.path)
+    else:
+        log.append(entry("y"))
+    log.close()
+    size = (tmp_path / "tasks_s.jsonl").stat().st_size
+    assert size == (before if number else log.size) and set(open_log(tmp_path).entries) == ({"x"} if number else {"x", "y"})
 
 
 @pytest.mark.parametrize("cut", [1, 5, 60])
