@@ -20,8 +20,8 @@ import state_store
 from console import Console, describe_os_error
 from file_digests import Digests
 from model import (
-    EXIT_FAILED, EXIT_OFFLINE, EXIT_OK, EXIT_STOPPED, STATUSES, VERSION, Clock, Decision, Facts, OfflineError, Options, PipelineSpec,
-    StageResult, StageSpec)
+    EXIT_FAILED, EXIT_LOCKED, EXIT_OFFLINE, EXIT_OK, EXIT_STOPPED, STATUSES, VERSION, Clock, Decision, Facts, OfflineError, Options, PipelineSpec,
+    StageResult, StageSpec, sha256)
 from program_scan import check_offline, runner_digest
 from state_store import StateStore, utc_text
 
@@ -77,6 +77,8 @@ class Run:
         self.inherited: Dict[Any, Dict[str, str]] = {}      # passEnv -> what processors get of the own environment
         self.expected: Any = None       # how long each stage took before, once the live view has asked
         self.caches: Dict[str, bytes] = {}      # of stages of many tasks, to be written at the end
+        self.shared: Dict[str, Tuple[stage_locks.FileLock, Set[str]]] = {}      # output folders that stages share: our lock, who is at work there
+        self.held: Set[str] = set()     # stages that another run has, and this one goes on without
         self.unfit = ""                 # the stage from which the runner could not go on
 
     @property
@@ -251,11 +253,11 @@ class Run:
         return bool(self.scheduler.free_cores() >= stage.local_resources.get("cpuCores", 1) and self.scheduler.has_memory(memory))
 
     def _may_share(self, one: StageSpec, other: StageSpec) -> bool:
-        """Tell whether two stages may be at work at once: what a stage without declared outputs makes is found by looking at its folder."""
-        if one.outputs is not None and other.outputs is not None:
-            return True
+        """Tell whether two stages may be at work at once: in one folder, only if what each makes is declared, and is none of the other's."""
         mine, theirs = one.output_dir + "/", other.output_dir + "/"
-        return not (mine.startswith(theirs) or theirs.startswith(mine))
+        if not (mine.startswith(theirs) or theirs.startswith(mine)):
+            return True
+        return one.outputs is not None and other.outputs is not None and not stage_order.may_make_same(one, other)
 
     def _stage_ended(self, name: str, result: StageResult, code: int) -> int:
         """Note how a stage has ended; return the exit code so far: the first cause decides."""
@@ -266,7 +268,8 @@ class Run:
             self._write_run("running")              # not after each stage: what it lacks after a kill is told by the stage records
         if self.store.commit.is_due():
             self.flush()
-        return code or {"failed": EXIT_OFFLINE if result.is_offline_fault else EXIT_FAILED, "interrupted": self._stopped()}.get(result.status, EXIT_OK)
+        failed = EXIT_OFFLINE if result.is_offline_fault else EXIT_LOCKED if name in self.held else EXIT_FAILED
+        return code or {"failed": failed, "interrupted": self._stopped()}.get(result.status, EXIT_OK)
 
     def _scheduler(self) -> Any:
         """Return the scheduler; made when the first attempt is to be started, after the guardian."""
@@ -351,8 +354,13 @@ class Run:
         del decision, facts                     # of very many tasks: before they are looked at again
         self._open()
         lock = self._new_lock(stage)
-        if not (yield from self._acquire(stage, lock, token)):
-            return self._stopped_before(stage, "%s while waiting for the lock of stage %s" % (self.signals.text(), stage.name))
+        try:
+            if not (yield from self._acquire(stage, lock, token)):
+                return self._stopped_before(stage, "%s while waiting for the lock of stage %s" % (self.signals.text(), stage.name))
+        except stage_locks.LockHeld as error:
+            if not self.options.keep_going:
+                raise
+            return self._held(stage, str(error))
         is_free = True
         try:
             decision, facts = self._look(stage)     # somebody else may have finished it while we waited
@@ -372,6 +380,7 @@ class Run:
             is_free = not work.survivors
             return result
         finally:
+            self._leave_folder(stage)
             if is_free:
                 lock.release()
             else:
@@ -383,7 +392,10 @@ class Run:
         return chunks is not None and not chunks.keep and os.path.isdir(os.path.join(self.root, stage.output_dir, ".%s.tasks" % stage.name))
 
     def _acquire(self, stage: StageSpec, lock: stage_locks.StageLock, token: str) -> Flow:
-        """A flow that takes a stage's lock and returns True, False if a signal came first. Raises: LockHeld, OSError."""
+        """A flow that takes a stage's lock, and that of a shared output folder, and returns True, False if a signal came first.
+
+        Raises: LockHeld, OSError; then neither is held.
+        """
         deadline = self.clock.monotonic() + stage.lock_wait_s
         while not self.signals.number:
             try:
@@ -394,7 +406,7 @@ class Run:
                 if self.clock.monotonic() >= deadline:
                     raise
             else:
-                return (yield from self._end_launched(stage, lock))
+                return (yield from self._end_launched(stage, lock)) and (yield from self._enter_folder(stage, lock, deadline))
             import scheduler
             yield scheduler.Pause(stage_locks.LOCK_POLL_S)
         return False
@@ -415,6 +427,36 @@ class Run:
             if not self.signals.number:
                 raise launch_lease.still_runs(stage.name, left)
         return not left
+
+    def _enter_folder(self, stage: StageSpec, stage_lock: stage_locks.StageLock, deadline: float) -> Flow:
+        """A flow that returns True when no other run is at work in a folder that stages share, False as _acquire().
+
+        Within this run _may_share() decides. Another run knows nothing of what ours has just made there: it would clear it away, or take it for its own.
+        """
+        folder = planning.folders_of(self.spec, self.store).shared_folder(stage)
+        lock = stage_locks.FileLock(self.root, "%s.folder" % sha256(folder.encode("utf-8")).hexdigest()[:32], self.clock)
+        try:
+            while folder and folder not in self.shared and not lock.try_acquire():
+                if self.signals.number:
+                    stage_lock.release()
+                    return False
+                if self.clock.monotonic() >= deadline:
+                    raise stage_locks.LockHeld("stage %s: another run is at work in %s, where several stages write; wait, or raise lock.waitSeconds" % (stage.name, folder))
+                import scheduler
+                yield scheduler.Pause(stage_locks.LOCK_POLL_S)
+        except (stage_locks.LockHeld, OSError):
+            stage_lock.release()
+            raise
+        if folder:
+            self.shared.setdefault(folder, (lock, set()))[1].add(stage.name)
+        return True
+
+    def _leave_folder(self, stage: StageSpec) -> None:
+        for folder, (lock, inside) in list(self.shared.items()):
+            inside.discard(stage.name)
+            if not inside:
+                lock.release()
+                del self.shared[folder]
 
     def _new_work(self, stage: StageSpec, lock: stage_locks.StageLock, facts: Facts) -> Any:
         import stage_work
@@ -456,6 +498,12 @@ class Run:
         why, is_waiting = "; ".join(decision.reasons), decision.action == "WAITING"
         self.console.event("WAIT" if is_waiting else "FAIL", stage.name, ": " + why)
         return StageResult.of(stage.name, "waiting" if is_waiting else "failed", why)
+
+    def _held(self, stage: StageSpec, why: str) -> StageResult:
+        """Say that another run has the stage, in a run that keeps going without it."""
+        self.console.event("FAIL", stage.name, ": " + why)
+        self.held.add(stage.name)
+        return StageResult.of(stage.name, "failed", why)
 
     def _stopped_before(self, stage: StageSpec, why: str) -> StageResult:
         self.console.event("FAIL", stage.name, ": " + why)

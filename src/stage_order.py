@@ -75,6 +75,11 @@ class Folders:
             found = [self.stages[place] for place in sorted(places)]
         return [other for other in found if other.name != stage.name]
 
+    def shared_folder(self, stage: StageSpec) -> str:
+        """Return the outermost output folder that lies around this one's or is it, if stages share it, else ""."""
+        others = self.neighbours(stage)
+        return min([stage.output_dir] + [other.output_dir for other in others], key=len) if others else ""
+
 
 def edges(stages: Sequence[StageSpec]) -> Dict[str, List[str]]:
     """Return {stage: those that must come before it, in the order listed}.
@@ -114,7 +119,7 @@ def _makes(maker: StageSpec, pattern: str, is_earlier: bool) -> bool:
 
 
 def may_meet(one: str, other: str) -> bool:
-    """Tell whether two paths or globs may name one file; for two globs, True unless their beginnings part."""
+    """Tell whether two paths or globs may name one file; for two globs, True unless what is fixed in them parts."""
     if not file_digests.has_wildcard(one):
         return one == other or file_digests.has_wildcard(other) and file_digests.path_matches(one, other)
     if not file_digests.has_wildcard(other):
@@ -127,9 +132,28 @@ def may_meet(one: str, other: str) -> bool:
                 return False
             if not file_digests.has_wildcard(theirs) and not file_digests.segment_matcher(mine)(theirs):
                 return False
+            if not _ends_may_meet(mine, theirs):
+                return False
         elif mine != theirs:
             return False
     return one.count("/") == other.count("/") or "**" in one.split("/") or "**" in other.split("/")
+
+
+def _ends_may_meet(one: str, other: str) -> bool:
+    """Tell whether one name may begin and end as both of two globs do: "a*.csv" and "b*.csv" never name the same file."""
+    begins, ends = zip(_fixed_ends(one), _fixed_ends(other))
+    return (begins[0].startswith(begins[1]) or begins[1].startswith(begins[0])) and (ends[0].endswith(ends[1]) or ends[1].endswith(ends[0]))
+
+
+def _fixed_ends(segment: str) -> Tuple[str, str]:
+    """Return what each name that a glob part matches begins and ends with."""
+    end = max(segment.rfind(sign) for sign in "*?[]")
+    return _fixed_part(segment), segment[end + 1:] if segment.count("[") <= segment.count("]") else ""
+
+
+def may_make_same(one: StageSpec, other: StageSpec) -> bool:
+    """Tell whether two stages that declare their outputs may make one and the same file, or clear it away from one another."""
+    return any(may_meet("%s/%s" % (one.output_dir, mine), "%s/%s" % (other.output_dir, theirs)) for mine in one.outputs or () for theirs in other.outputs or ())
 
 
 def find_cycle(needs: Dict[str, List[str]]) -> List[str]:

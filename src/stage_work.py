@@ -294,7 +294,7 @@ class StageWork:
         done = ["removed %s" % path for path in stage_outputs.remove_parts(self.folder, self.stage.name, set())]
         if baseline is not None:
             recorded = {one["path"]: (one["bytes"], one["sha256"]) for one in self.previous}
-            foreign = set(self._foreign_outputs())
+            foreign = set(self._foreign_outputs()) | self._maybe_foreign()
             done += stage_outputs.clear_leftovers(self.folder, baseline, recorded, foreign, file_digests.hash_prefix)
         if done:
             self.console.event("NOTE", self.stage.name, ": leftovers of an unfinished attempt: %s" % "; ".join(done[:SHOWN_NAMES] + (["..."] if len(done) > SHOWN_NAMES else [])))
@@ -341,6 +341,13 @@ class StageWork:
                           if any(file_digests.path_matches(path, pattern) for pattern in other.outputs or ())]
             owners.update({path[len(ours):]: other.name for path in found if path.startswith(ours)})
         return owners
+
+    def _maybe_foreign(self) -> Set[str]:
+        """Return what lies in our folder and is none of our declared outputs, if others are or were at work in it beside us: it may be theirs."""
+        if not any(other.name in self.beside for other in self.run.folder_neighbours(self.stage)):
+            return set()
+        return {path for path in stage_outputs.list_folder(self.folder).files
+                if not any(file_digests.path_matches(path, pattern) for pattern in self.stage.outputs or ())}
 
     # --- attempts
 

@@ -56,7 +56,9 @@ def test_declared_outputs_make_edges_whatever_the_order():
 @pytest.mark.parametrize("one, other, expected", [
     ("a/b.txt", "a/b.txt", True), ("a/b.txt", "a/c.txt", False), ("a/*.txt", "a/b.txt", True), ("a/b.csv", "a/*.txt", False),
     ("a/*.txt", "a/b*", True), ("a/*.txt", "b/*.txt", False), ("a/*/x", "a/b/*", True), ("a/*", "a/b/c", False), ("a/**", "a/b/*.txt", True),
-    ("a/*.txt", "a/b/*.txt", False), ("*/x.txt", "a/x.txt", True), ("a/[bc]/*.txt", "a/d/*.txt", False)])
+    ("a/*.txt", "a/b/*.txt", False), ("*/x.txt", "a/x.txt", True), ("a/[bc]/*.txt", "a/d/*.txt", False),
+    ("a/x.*", "a/*.txt", True), ("a/x*", "a/y*", False), ("a/*.csv", "a/*.txt", False), ("a/x*", "a/xy*", True), ("a/*y", "a/*xy", True), ("a/x?b", "a/x?c", False),
+    ("a/[xy]b", "a/x?", True), ("a/x[b]", "a/x?c", True), ("a/x[", "a/x*b", True), ("a/x*/1", "a/y*/1", False)])
 def test_paths_and_globs_that_may_meet(one, other, expected):
     assert stage_order.may_meet(one, other) is stage_order.may_meet(other, one) is expected
 
@@ -348,6 +350,110 @@ def test_with_declared_outputs_they_may_and_each_keeps_its_own(joins):
         joins.path("here." + name).unlink()
     joins.ok("--jobs", "2", "--force", "x,y", "--run-id", "again")
     assert joins.read("data/all/x.txt") == joins.read("data/all/y.txt") == "again\n"
+
+
+@posix_only
+@pytest.mark.parametrize("mine, theirs", [(["x.*"], ["*.txt"]), (["*.txt"], ["x*"]), (["**"], ["b.csv"])])
+def test_stages_whose_declared_outputs_may_be_the_same_file_never_overlap(joins, mine, theirs):
+    """Each takes what matches for its own: at once, the one would take what the other makes, and both be 'up to date' without it."""
+    joins.write("bin/late.sh", JOIN.replace('echo "end', 'sleep 0.2; touch "$PIPELINE_OUTPUT_DIR/$OUT"; echo "end'), executable=True)
+    common = {"processor": "bin/late.sh", "outputDir": "data/all"}
+    make(joins, dict(common, name="x", outputs=mine, env={"OUT": "x.txt"}), dict(common, name="y", outputs=theirs, env={"OUT": "b.csv" if "b.csv" in theirs else "x.txt"}))
+    done = joins.run("--jobs", "2")
+    assert trace(joins)[:2] == ["begin x", "end x"], done
+    same = "b.csv" not in theirs
+    assert done.code == same and ("changed data/all/x.txt, which belongs to stage x" in done.out) is same, done
+
+
+@posix_only
+def test_what_a_stage_at_work_beside_has_made_and_not_declared_is_not_cleared_away(joins):
+    """An attempt that failed is undone: what it declared, and not what may be its neighbour's, which is still at work."""
+    joins.write("bin/a.sh", '#!/bin/sh\ntouch "$PIPELINE_OUTPUT_DIR/a.txt"\nfor step in $(seq 1500); do [ -e "$PIPELINE_OUTPUT_DIR/tmp/b" ] && break; sleep 0.02; done\n'
+                '[ "$PIPELINE_ATTEMPT" = 2 ] && touch "$PIPELINE_ROOT/gate" || exit 3\n', executable=True)
+    joins.write("bin/b.sh", '#!/bin/sh\nmkdir "$PIPELINE_OUTPUT_DIR/tmp"; touch "$PIPELINE_OUTPUT_DIR/tmp/b"\n'
+                'for step in $(seq 1500); do [ -e "$PIPELINE_ROOT/gate" ] && break; sleep 0.02; done\nmv "$PIPELINE_OUTPUT_DIR/tmp/b" "$PIPELINE_OUTPUT_DIR/b.txt"\n', executable=True)
+    make(joins, {"name": "a", "processor": "bin/a.sh", "outputDir": "data/all", "outputs": ["a.txt"], "retry": {"attempts": 2, "baseDelayMs": 1}},
+         {"name": "b", "processor": "bin/b.sh", "outputDir": "data/all", "outputs": ["b.txt"]})
+    done = joins.ok("--jobs", "2")
+    assert "[NOTE] a: leftovers of an unfinished attempt: removed a.txt\n" in done.out and joins.exists("data/all/b.txt"), done
+
+
+def wait_until(true):
+    limit = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+GATE = """#!/bin/sh
+echo "begin $PIPELINE_STAGE_NAME" >> "$PIPELINE_ROOT/trace"
+touch "$PIPELINE_OUTPUT_DIR/$PIPELINE_STAGE_NAME.txt"
+for step in $(seq 1500); do [ -e "$PIPELINE_ROOT/gate" ] && break; sleep 0.02; done
+[ "$PIPELINE_STAGE_NAME$PIPELINE_ATTEMPT" = a1 ] && exit 3
+touch "$PIPELINE_OUTPUT_DIR/$PIPELINE_STAGE_NAME.txt"
+echo "end $PIPELINE_STAGE_NAME" >> "$PIPELINE_ROOT/trace"
+"""
+
+
+def share(joins, order, outputs, wait_s):
+    """Make stages a and b in one folder, and c beside them; start a run of a, and return it once it is at work. What a made first is undone, then made anew."""
+    joins.write("bin/gate.sh", GATE, executable=True)
+    common = {"processor": "bin/gate.sh", "lock": {"waitSeconds": wait_s}}
+    stages = [dict(common, name=name, outputDir=folder, **({"outputs": [name + ".txt"]} if outputs else {})) for name, folder in (("a", "data/all"), ("b", "data/all/b" if outputs is None else "data/all"))]
+    stages[0]["retry"] = {"attempts": 2, "baseDelayMs": 1}
+    joins.spec(*stages, dict(common, name="c", processor="bin/join.sh", outputDir="data/c"), order=order)
+    process = joins.start("--only", "a", "--run-id", "one")
+    wait_until(lambda: joins.exists("trace"))
+    return process
+
+
+@posix_only
+@pytest.mark.parametrize("order", ["listed", "graph"])
+@pytest.mark.parametrize("outputs", [False, True, None], ids=["undeclared", "declared", "one within the other"])
+def test_a_folder_that_stages_share_is_one_runs_at_a_time(joins, order, outputs):
+    """Of another run nobody knows what it has just made: it would be cleared away, or taken for the own."""
+    with share(joins, order, outputs, 0) as process:
+        done = joins.run("--only", "b", "--run-id", "two")
+        assert done.code == 4 and "[FAIL] b: stage b: another run is at work in data/all, where several stages write; wait, or raise lock.waitSeconds\n" in done.out, done
+        assert "[START] c" in joins.ok("--only", "c").out               # its folder is its own
+        joins.write("gate", "")
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+    joins.ok("--only", "b", "--run-id", "three")
+    assert [one["path"] for one in joins.json("state/stage_a.json")["outputs"]] == ["a.txt"] and [one["path"] for one in joins.json("state/stage_b.json")["outputs"]] == ["b.txt"]
+    assert joins.ok("--run-id", "four").out.count("[SKIP]") == 3
+
+
+@posix_only
+def test_who_waits_for_a_shared_folder_goes_on_when_it_is_free(joins):
+    with share(joins, "graph", False, 60) as first, joins.start("--only", "b", "--run-id", "two") as second:
+        wait_until(lambda: joins.exists("locks/b.lock"))        # b is taken, its folder is not yet
+        assert trace(joins) == ["begin a"]
+        joins.write("gate", "")
+        for process in (first, second):
+            process.communicate(timeout=60)
+    assert (first.returncode, second.returncode) == (0, 0) and trace(joins) == ["begin a", "begin a", "end a", "begin b", "end b"]
+
+
+@posix_only
+def test_a_killed_run_holds_no_shared_folder(joins):
+    with share(joins, "graph", False, 0) as process:
+        process.kill()
+        process.communicate(timeout=60)
+    joins.write("gate", "")
+    joins.ok("--only", "b", "--run-id", "two")
+
+
+@posix_only
+@pytest.mark.parametrize("order", ["listed", "graph"])
+def test_keep_going_goes_on_without_a_stage_that_another_run_has(joins, order):
+    with share(joins, order, False, 0) as process:
+        done = joins.run("--keep-going", "--run-id", "two")
+        assert done.code == 4 and "[FAIL] a: stage a is held by pid" in done.out and "[FAIL] b: stage b: another run" in done.out and "[DONE] c" in done.out, done
+        assert {one["stage"]: one["status"] for one in joins.json("state/run_two.json")["stages"]} == {"a": "failed", "b": "failed", "c": "ok"}
+        joins.write("gate", "")
+        process.communicate(timeout=60)
+    assert joins.run("--run-id", "three").code == 0
 
 
 @posix_only
