@@ -436,6 +436,19 @@ def test_who_waits_for_a_shared_folder_goes_on_when_it_is_free(joins):
 
 
 @posix_only
+def test_a_shared_folder_is_free_again_when_the_last_stage_in_it_has_ended(joins):
+    joins.write("bin/gate.sh", GATE, executable=True)
+    common = {"processor": "bin/join.sh", "outputDir": "data/all", "lock": {"waitSeconds": 0}}
+    joins.spec(dict(common, name="a"), dict(common, name="b"), dict(common, name="c", processor="bin/gate.sh", outputDir="data/c"))
+    with joins.start("--only", "a,c", "--run-id", "one") as process:
+        wait_until(lambda: joins.exists("trace") and "begin c" in trace(joins))
+        joins.ok("--only", "b", "--run-id", "two")
+        joins.write("gate", "")
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+@posix_only
 def test_a_killed_run_holds_no_shared_folder(joins):
     with share(joins, "graph", False, 0) as process:
         process.kill()
