@@ -19,7 +19,7 @@ from state_store import StateStore
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+    from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
     from console import Console
     Json = Dict[str, Any]
@@ -178,16 +178,29 @@ def select_stages(spec: PipelineSpec, options: Options) -> List[StageSpec]:
         if name not in names:
             near = command_line.nearest(name, names)
             raise UsageError("no stage is named %s%s" % (spec_checks.shown_value(name), "; did you mean %s?" % near if near else "; there are: %s" % ", ".join(names)))
+    span = _span(spec, names, options) if options.first or options.last else set(names)
+    selected = [stage for stage in spec.stages if stage.name in span and (not options.only or stage.name in options.only)]
+    if not selected:
+        raise UsageError("--only %s: not among the stages that %s; leave out --from and --until, or --only" % (
+            ",".join(sorted(options.only)), " and ".join(["--from %s" % options.first] * bool(options.first) + ["--until %s" % options.last] * bool(options.last)) + " leave"))
+    for name in sorted(options.force - {stage.name for stage in selected}):
+        raise UsageError("--force %s: not among the stages that are run; add it to --only, or leave out what excludes it" % name)
+    return selected
+
+
+def _span(spec: PipelineSpec, names: List[str], options: Options) -> Set[str]:
+    """Return what --from and --until leave: in the order listed a part of the list, in a graph what depends on the one, and what the other depends on."""
+    if spec.order == "graph":
+        import stage_order
+        found = stage_order.between(spec.stages, options.first or "", options.last or "")
+        if not found:
+            raise UsageError("--until %s does not depend on --from %s" % (options.last, options.first))
+        return found
     first = names.index(options.first) if options.first else 0
     last = names.index(options.last) if options.last else len(names) - 1
     if first > last:
         raise UsageError("--from %s comes after --until %s" % (options.first, options.last))
-    selected = [stage for place, stage in enumerate(spec.stages) if first <= place <= last and (not options.only or stage.name in options.only)]
-    if not selected:
-        raise UsageError("--only %s: not among the stages from %s to %s; leave out --from and --until, or --only" % (",".join(sorted(options.only)), names[first], names[last]))
-    for name in sorted(options.force - {stage.name for stage in selected}):
-        raise UsageError("--force %s: not among the stages that are run; add it to --only, or leave out what excludes it" % name)
-    return selected
+    return set(names[first:last + 1])
 
 
 def override_params(spec: PipelineSpec, params: Json) -> PipelineSpec:

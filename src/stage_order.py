@@ -100,6 +100,30 @@ def edges(stages: Sequence[StageSpec]) -> Dict[str, List[str]]:
     return found
 
 
+def between(stages: Sequence[StageSpec], first: str, last: str) -> Set[str]:
+    """Return the names of *first* and all that depends on it; of *last* and all that it depends on; given both, those in both. "" for none."""
+    before = edges(stages)
+    after: Dict[str, List[str]] = {}
+    for name, needed in before.items():
+        for one in needed:
+            after.setdefault(one, []).append(name)
+    found = set(before)
+    for start, neighbours in ((first, after), (last, before)):
+        if start:
+            found &= _reached(start, neighbours)
+    return found
+
+
+def _reached(start: str, neighbours: Dict[str, List[str]]) -> Set[str]:
+    found, queue = {start}, [start]
+    while queue:
+        for name in neighbours.get(queue.pop(), ()):
+            if name not in found:
+                found.add(name)
+                queue.append(name)
+    return found
+
+
 def _candidates(folders: Folders, pattern: str) -> Set[int]:
     if not file_digests.has_wildcard(pattern):
         return set(folders.at_or_above(pattern.rpartition("/")[0]))

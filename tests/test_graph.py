@@ -331,6 +331,32 @@ def test_with_one_job_they_run_one_by_one_in_the_order_of_the_list_and_the_edges
     assert joins.ok().out.count("[SKIP]") == 3
 
 
+@pytest.mark.parametrize("first, last, expected", [
+    ("", "d", "abcd"), ("b", "", "bd"), ("a", "", "abcd"), ("", "a", "a"), ("a", "b", "ab"), ("b", "c", ""), ("d", "a", ""), ("e", "", "e"), ("", "", "abcde"), ("b", "b", "b")])
+def test_between_two_stages_is_what_depends_on_the_one_and_what_the_other_depends_on(first, last, expected):
+    stages = [stage("d", needs=("b", "c")), stage("c", needs=("a",)), stage("e"), stage("b", needs=("a",)), stage("a")]
+    assert "".join(sorted(stage_order.between(stages, first, last))) == expected
+
+
+@posix_only
+def test_from_and_until_go_by_the_graph_not_by_the_list(joins):
+    make(joins, {"name": "last", "inputs": ["data/mid/mid.txt"], "outputDir": "data/last"}, {"name": "other", "inputs": ["in/a.txt"]},
+         {"name": "mid", "inputs": ["data/first/first.txt"], "outputDir": "data/mid", "outputs": ["mid.txt"]},
+         {"name": "first", "inputs": ["in/a.txt"], "outputDir": "data/first", "outputs": ["first.txt"]})
+    joins.ok("--until", "mid")
+    assert [line for line in trace(joins) if "begin" in line] == ["begin first", "begin mid"]
+    joins.ok()
+    joins.path("trace").unlink()
+    joins.write("in/a.txt", "b\n")
+    assert [line.split()[1] for line in joins.ok("plan", "--from", "mid").steps] == ["mid", "last"]
+    joins.ok("--until", "last")
+    assert joins.read("data/last/last.txt") == "b\n" and "begin other" not in trace(joins)
+    done = joins.run("--from", "other", "--until", "last")
+    assert done.code == 2 and done.err == "error: --until last does not depend on --from other\n", done
+    done = joins.run("--only", "other", "--from", "first", "--until", "mid")
+    assert done.code == 2 and "--only other: not among the stages that --from first and --until mid leave; leave out" in done.err, done
+
+
 @posix_only
 def test_stages_that_share_a_folder_without_declared_outputs_never_overlap(joins):
     common = {"inputs": ["in/a.txt"], "outputDir": "data/all"}

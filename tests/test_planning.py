@@ -144,7 +144,7 @@ def test_unknown_stage_like_no_other_lists_all():
 def test_a_selection_that_leaves_no_stage_is_refused(chain):
     for more in ([], ["plan"]):
         done = chain.run(*more, "--only", "copy", "--from", "upper")
-        assert done.code == 2 and "--only copy: not among the stages from upper to " in done.err and "[" not in done.out, done
+        assert done.code == 2 and "--only copy: not among the stages that --from upper leave; leave out" in done.err and "[" not in done.out, done
 
 
 def test_from_after_until():
