@@ -124,6 +124,23 @@ def _reached(start: str, neighbours: Dict[str, List[str]]) -> Set[str]:
     return found
 
 
+def doubtful_reads(stages: Sequence[StageSpec], is_graph: bool) -> List[Tuple[str, str]]:
+    """Return (stage, what is doubtful) of each path that lies where a stage writes, and makes it wait for none."""
+    folders, found = Folders(stages), []
+    for place, stage in enumerate(stages):
+        for pattern in stage.inputs + stage.watch + stage.for_each:
+            around = [one for one in sorted(_candidates(folders, pattern)) if may_meet(pattern, stages[one].output_dir + "/**")]
+            makers = [one for one in around if _makes(stages[one], pattern, one <= place)]
+            if place in makers:
+                found.append((stage.name, "%s is what the stage may make itself: what it made would be an input of its next run" % pattern))
+            elif is_graph and around and not makers and not set(stage.needs) & {stages[one].name for one in around}:
+                names = ", ".join(stages[one].name for one in around if one != place)
+                if names:
+                    found.append((stage.name, "%s lies in the outputDir of %s, but does not make it wait: no outputs declared there match it; declare them, or add it to needs" % (
+                        pattern, names)))
+    return found
+
+
 def _candidates(folders: Folders, pattern: str) -> Set[int]:
     if not file_digests.has_wildcard(pattern):
         return set(folders.at_or_above(pattern.rpartition("/")[0]))

@@ -311,6 +311,27 @@ def trace(project):
     return project.read("trace").splitlines()
 
 
+@pytest.mark.parametrize("user, maker, is_graph, told", [
+    ({"inputs": ("data/maker/x.rejects",)}, {"outputs": ("x",)}, True, "data/maker/x.rejects lies in the outputDir of maker, but does not make it wait"),
+    ({"inputs": ("data/maker/*.rejects",)}, {"outputs": ("x",)}, True, "data/maker/*.rejects lies in the outputDir of maker, but"),
+    ({"watch": ("data/maker/x.rejects",), "needs": ("maker",)}, {"outputs": ("x",)}, True, ""),
+    ({"inputs": ("data/maker/x.rejects",)}, {"outputs": ("x", "*.rejects")}, True, ""),
+    ({"inputs": ("data/maker/x",)}, {}, True, "data/maker/x lies in the outputDir of maker, but"),      # undeclared, and listed later
+    ({"inputs": ("data/maker/x",)}, {}, False, ""),
+    ({"inputs": ("in/a.txt", "data/*.txt")}, {"outputs": ("x",)}, True, ""),
+    ({"for_each": ("data/user/**",)}, {}, False, "data/user/** is what the stage may make itself"),
+    ({"inputs": ("data/user/a.txt",), "outputs": ("a.txt",)}, {}, True, "data/user/a.txt is what the stage may make itself"),
+    ({"inputs": ("data/user/a.txt",), "outputs": ("b.txt",)}, {}, False, "")])
+def test_what_lies_where_a_stage_writes_and_waits_for_none_is_told(user, maker, is_graph, told):
+    found = stage_order.doubtful_reads([stage("user", **user), stage("maker", **maker)], is_graph)
+    assert [(name, text.startswith(told)) for name, text in found] == [("user", True)] * bool(told), found
+
+
+def test_validate_tells_of_what_waits_for_none(joins):
+    make(joins, {"name": "user", "inputs": ["data/maker/x.rejects"]}, {"name": "maker", "outputs": ["x"], "outputDir": "data/maker"})
+    assert "[NOTE] user: data/maker/x.rejects lies in the outputDir of maker, but does not make it wait: " in joins.ok("validate").out
+
+
 @posix_only
 def test_stages_that_are_ready_run_together(joins):
     make(joins, {"name": "one", "processor": "bin/meets.sh", "args": ["two"]}, {"name": "two", "processor": "bin/meets.sh", "args": ["one"]})
