@@ -353,7 +353,7 @@ def explain_stage(spec: PipelineSpec, stage: StageSpec, look: Look, clock: Clock
         "holder": stage_locks.owner_text(owners[stage.name]) if stage.name in owners else None, "problem": problem or None,
         "recordedKey": record["idempotencyKey"] if record is not None else None, "key": (facts.material.key or None) if facts is not None else None,
         "parts": [part._asdict() for part in stage_explanation.compare(old, new)],
-        "marker": _marker_json(spec, stage, record), "outputs": _outputs_json(record, facts), "checkpoint": _checkpoint_json(spec, stage, facts),
+        "marker": _marker_json(spec, stage, record), "outputs": _outputs_json(spec.root, record, facts), "checkpoint": _checkpoint_json(spec, stage, facts),
         **{name: value for name, value in _record_json(record, clock.time()).items() if name != "outputs"}}
 
 
@@ -369,7 +369,18 @@ def _marker_json(spec: PipelineSpec, stage: StageSpec, record: Optional[Json]) -
     return {"path": os.path.relpath(path, spec.root).replace(os.sep, "/"), "state": state}
 
 
-def _outputs_json(record: Optional[Json], facts: Optional[Facts]) -> List[Json]:
+def _recorded_outputs(root: str, record: Json) -> List[Tuple[str, int, str]]:
+    """Return (path, bytes, SHA-256) of the recorded outputs; of a stage with many tasks from its task log, none if that cannot be read."""
+    if not record["outputs"] and (record.get("tasks") or {}).get("outputs"):
+        import task_log
+        try:
+            return sorted(task_log.find_outputs(os.path.join(root, "state"), record["stage"]) or [])
+        except (OSError, task_log.Damaged):
+            return []           # what is wrong with it is among the reasons
+    return [(one["path"], one["bytes"], one["sha256"]) for one in record["outputs"]]
+
+
+def _outputs_json(root: str, record: Optional[Json], facts: Optional[Facts]) -> List[Json]:
     """Return the recorded outputs; state: same, missing, changed, or notVerified where the last run was no success."""
     if record is None:
         return []
@@ -377,9 +388,9 @@ def _outputs_json(record: Optional[Json], facts: Optional[Facts]) -> List[Json]:
     unsure = "same" if facts is None or facts.tasks is None or not facts.output_problems else "notVerified"    # of tasks, only the first are named
     problems = {problem: problem.rpartition(" ")[2] for problem in facts.output_problems} if facts is not None else {}
     found = []
-    for one in record["outputs"]:
-        state = next((problems[text] for text in ("output %s missing" % one["path"], "output %s changed" % one["path"]) if text in problems), unsure)
-        found.append({"path": one["path"], "bytes": one["bytes"], "sha256": one["sha256"], "state": state if is_verified else "notVerified"})
+    for path, size, digest in _recorded_outputs(root, record):
+        state = next((problems[text] for text in ("output %s missing" % path, "output %s changed" % path) if text in problems), unsure)
+        found.append({"path": path, "bytes": size, "sha256": digest, "state": state if is_verified else "notVerified"})
     return found
 
 
@@ -412,7 +423,7 @@ def explain_lines(found: Json, now: float) -> List[str]:
     lines.append("key: %s recorded, %s today" % (_short(found["recordedKey"]), _short(found["key"])))
     lines += stage_explanation.lines([stage_explanation.Part(**part) for part in found["parts"]])
     lines.append("marker: " + {"stands": "stands", "missing": "missing", "otherKey": "of another key"}[found["marker"]["state"]] + " (%s)" % found["marker"]["path"])
-    lines += _output_lines(found["outputs"]) + _checkpoint_lines(found["checkpoint"])
+    lines += _output_lines(found["outputs"], found["status"]) + _checkpoint_lines(found["checkpoint"])
     why = "; ".join(found["reasons"])
     if found["waitsFor"]:
         lines.append("%s, which may change its inputs; as they are now:" % "; ".join(found["waitsFor"]))
@@ -427,12 +438,13 @@ def _short(key: Optional[str]) -> str:
     return key[:stage_explanation.DIGEST_DIGITS] if key else "none"
 
 
-def _output_lines(outputs: List[Json]) -> List[str]:
+def _output_lines(outputs: List[Json], status: str) -> List[str]:
     if not outputs:
         return ["outputs: none recorded"]
     wrong = [one for one in outputs if one["state"] in ("missing", "changed")]
     if outputs[0]["state"] == "notVerified":
-        return ["outputs: %d recorded, not verified: the last run was no success" % len(outputs)]
+        why = "not all are as recorded, or not looked at, see below" if status == "stale" else "the last run was no success"
+        return ["outputs: %d recorded, not verified: %s" % (len(outputs), why)]
     return ["outputs: %d recorded, %s" % (len(outputs), "%d not as recorded" % len(wrong) if wrong else "all verified")] + [
         "  %-8s %s" % (one["state"], one["path"]) for one in wrong]
 

@@ -520,6 +520,21 @@ class running_in_a:
 
 # --- explain
 
+@pytest.mark.parametrize("count", [10, 11])
+def test_explain_knows_the_outputs_of_many_tasks(project, count):
+    """Of more than ten the record has only how many; they stand in the task log."""
+    for number in range(count):
+        project.write("in/%02d.txt" % number, "x")
+    project.spec({"processor": project.processor("p", "open(out + '/' + os.path.basename(inputs[0]), 'w')\n"), "forEach": "in/*"})
+    project.ok()
+    assert "\noutputs: %d recorded, all verified\n" % count in look(project, "explain", "s1")
+    assert [one["path"] for one in document(project, "explain", "s1")["outputs"]] == ["%02d.txt" % number for number in range(count)]
+    project.path("data/s1/03.txt").unlink()
+    assert "outputs: %d recorded, not verified: not all are as recorded, or not looked at, see below\n" % count in look(project, "explain", "s1")
+    project.write("state/tasks_s1.jsonl", "damaged\n")
+    assert "damaged" in look(project, "explain", "s1")
+
+
 def test_explain_part_by_part(pipeline):
     pipeline.ok("--run-id", "r")
     out = look(pipeline, "explain", "a")
