@@ -101,14 +101,14 @@ def _task_of(line: bytes, run: str) -> Tuple[str, str]:
 def task_counts(record: Optional[Json], log_path: str, is_running: bool) -> Optional[Dict[str, int]]:
     """Return {"done", "failed", "total"} of a stage of several tasks, None for a stage that is one.
 
-    While it is running, its task log says what has come to its end since the record was written; total 0: not known yet (chunks).
+    While it is running, and after its runner died, its task log says what has come to its end since the record was written; total 0: not known yet (chunks).
     """
     tasks = record.get("tasks") if record is not None else None
     if record is None or not isinstance(tasks, dict) or not (is_running or _number(tasks, "total")):
         return None
     done = (_number(tasks, "ok") or 0) + (_number(tasks, "skipped") or 0)
     failed = _number(tasks, "failed") or 0
-    if is_running:
+    if is_running or record.get("lastStatus") == "running":
         statuses = list(task_outcomes(log_path, "%s/%s" % (record.get("lastRunId"), record.get("lastInvocation"))).values())
         done, failed = done + statuses.count("ok"), failed + statuses.count("failed")
     return {"done": done, "failed": failed, "total": _number(tasks, "total") or 0}

@@ -102,6 +102,8 @@ def test_task_counts_of_a_record_and_while_tasks_are_done(tmp_path):
              {"task": "c", "status": "failed", "run": "r/2"}]
     log.write_bytes(b"".join(json.dumps(line, separators=(",", ":")).encode("ascii") + b"\n" for line in lines) + b'nonsense "run":"r/2"\n{"task":"d","status":"ok","run":"r/2"')
     assert stage_progress.task_counts(record, str(log), True) == {"done": 3, "failed": 1, "total": 5}
+    assert stage_progress.task_counts(dict(record, lastStatus="running"), str(log), False) == {"done": 3, "failed": 1, "total": 5}      # its runner died
+    assert stage_progress.task_counts(dict(record, lastStatus="interrupted"), str(log), False) == {"done": 2, "failed": 0, "total": 5}  # it has counted itself
     assert stage_progress.task_counts(dict(record, tasks={"total": 0}), str(log), True) == {"done": 1, "failed": 1, "total": 0}
     assert stage_progress.task_counts(dict(record, tasks={"total": 0}), str(log), False) is None
     assert stage_progress.task_outcomes(str(log)) == {"a": "ok", "b": "ok", "c": "failed"}
