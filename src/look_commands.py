@@ -463,7 +463,7 @@ def _checkpoint_lines(checkpoint: Optional[Json]) -> List[str]:
 def _seconds(text: Any) -> Optional[float]:
     """Return an ISO 8601 UTC time of a record as seconds since the epoch, None if it is none."""
     try:
-        return float(calendar.timegm(time.strptime(text[:19], "%Y-%m-%dT%H:%M:%S")))
+        return calendar.timegm(time.strptime(text[:19], "%Y-%m-%dT%H:%M:%S")) + float(text[19:].rstrip("Z") or 0)
     except (TypeError, ValueError):
         return None
 
