@@ -143,6 +143,8 @@ class Codes:
                     pass
             return original(loader, fullname)
 
+        # A traceback leaves out what is importlib's around a module that cannot be compiled; with a stranger among it, it would not.
+        get_code.__code__ = get_code.__code__.replace(co_filename=original.__code__.co_filename)
         SourceFileLoader.get_code = get_code    # type: ignore[method-assign, assignment, unused-ignore]
 
 

@@ -392,6 +392,18 @@ def test_a_module_is_run_anew_by_each_task_and_seen_to_change(own):
     assert bench.forked(script)[1] == "added\n"
 
 
+@pytest.mark.parametrize("text", ["V = (((\n", "V = '\0'\n", "# coding: nonsense\n", "import absent_module\n", "1 / 0\n"])
+def test_a_broken_module_is_told_of_as_by_a_fresh_process(own, text):
+    """The traceback names the user's own lines, and nobody's in between."""
+    bench = own(modules=["bin/part.py"], start=False)
+    bench.write("x.py", "import part\n", settled=False)
+    bench.write("part.py", text)
+    bench.start()
+    script = str(bench.root / "bin" / "x.py")
+    found = bench.forked(script)
+    assert found == bench.fresh(script) and found[0] == 256 and "fork_server" not in str(found) and "importlib" not in str(found), found
+
+
 def test_cached_code_is_what_a_task_imports(own):
     """Else the tests of changes prove nothing: a file whose signature says that nothing changed is not read."""
     bench = own(modules=["bin/part.py"], start=False)
