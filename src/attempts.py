@@ -28,6 +28,7 @@ SHOWN_TAIL_BYTES = 4096     # of a failed attempt's output, shown on the console
 READ_BYTES = 1 << 16
 DRAIN_S = 2.0               # how long a pipe may stay open after the last process of an attempt is gone
 AWAY_S = 0.2                # a runner that was away for longer gives the time back to the attempts
+NOT_STARTED = "cannot start"        # how a failure begins whose program never ran
 POLL_S = 0.2                # Windows: between two looks at the clock and at signals
 LONGEST_WAIT_S = 86400.0    # at once; poll() takes 24 days at most
 TICK_S = 0.25               # between two looks of whoever shows the progress
@@ -524,7 +525,7 @@ def _not_started_text(launch: Launch, error: OSError) -> str:
         hint = "; a script needs a first line such as #!/bin/sh"
     elif isinstance(error, FileNotFoundError):
         hint = "; the program that its first line names may be missing"
-    return "cannot start %s: %s%s" % (launch.argv[0], error.strerror or str(error), hint or remedy_of(error))
+    return "%s %s: %s%s" % (NOT_STARTED, launch.argv[0], error.strerror or str(error), hint or remedy_of(error))
 
 
 def exit_text(code: Optional[int]) -> str:

@@ -77,7 +77,7 @@ class Held:
             self.head_bytes = len(head) + 1
             self.plan: Json = _plan(head, path)
             if rest:
-                raise LeaseProblem("it was asked to stop before it started")
+                raise LeaseProblem("it was asked to stop before it started, or has come to its end already: a launcher may start it once")
         except BaseException:
             os.close(self.descriptor)
             raise

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any, Dict, List, Tuple
 
 EXIT_REFUSED = 6            # nothing was started
+EXIT_NOT_STARTED = 126      # the same, for the machine's sake; as shells have it
 LOOK_MS = 200               # between two looks at the lease: whether the task shall stop
 
 
@@ -38,6 +39,12 @@ def run_leased(command: List[str], lease: str, guard: Any) -> int:
         guard.say("the network cannot be closed here: %s; nothing was started" % status.why)
         report.end(_host(), status.to_json(), "the network cannot be closed on %s: %s" % (_host(), status.why), is_unclosed=True)
         return EXIT_REFUSED
+    folder = str(plan["environment"].get("PIPELINE_OUTPUT_DIR", ""))
+    if not os.path.isdir(os.path.join(plan["root"], folder)):
+        why = "the output folder %s is not there on %s: all machines must see the same files" % (folder, _host())
+        guard.say(why + "; nothing was started")
+        report.end(_host(), status.to_json(), why)
+        return EXIT_NOT_STARTED
     process_tree.become_subreaper()
     import subprocess
     noted, alarm = guard.note_signals()
@@ -53,6 +60,7 @@ def run_leased(command: List[str], lease: str, guard: Any) -> int:
     task = Task(held, process, report, guard)
     code = guard.wait_for(process, listener, noted, alarm, task, task.look, LOOK_MS)
     left = task.tree.end()
+    launch_lease.ask_to_stop(lease)     # whoever starts it a second time would do the work twice
     for refusal in listener.drain() if listener is not None else ():
         task.tell(refusal)
     if not left:                        # else no last word: there is somebody who could still do something

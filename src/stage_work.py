@@ -22,6 +22,7 @@ import run_ledger
 import spec_checks
 import stage_outputs
 import state_store
+import task_files
 from console import describe_os_error, free_space_text
 from model import Checkpoint, StageResult, sha256
 from scheduler import Attempting, Pause
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     Json = Dict[str, Any]
 
 ARGUMENT_BYTES = 30_000 if sys.platform == "win32" else 100_000     # Windows allows 32,767 characters, Linux 128 KiB
+BYTECODE_BYTES = 16 << 20   # of free space, as for the runner's own: with less, a processor's bytecode might be cut short
 FULL_BYTES = 1 << 20        # less is free after a failed attempt: most likely that is why
 SHOWN_NAMES = 5             # of many files, on one line
 STATUS_ONLY = " (its rights or the number of its links, or its time was put back; a processor must copy an input, not link it)"
@@ -123,6 +125,15 @@ def recorded_paths(store: StateStore, record: Optional[Json]) -> List[str]:
     return [path for path, _, _ in task_log.find_outputs(store.folder, record["stage"]) or []]
 
 
+def _is_short_of_space(folder: str) -> bool:
+    """Tell whether bytecode that Python caches beside the files of *folder* might be cut short; it would be taken for whole ever after."""
+    try:
+        found = os.statvfs(folder)
+    except (AttributeError, OSError):
+        return False                    # Windows
+    return found.f_bavail * found.f_frsize < BYTECODE_BYTES
+
+
 def changed_file(root: str, stamps: Dict[str, List[int]]) -> str:
     """Return what is said of the first file that has not the signature any more that it had, "" if all have."""
     for path, stamp in stamps.items():
@@ -130,7 +141,7 @@ def changed_file(root: str, stamps: Dict[str, List[int]]) -> str:
             now = file_digests.signature(os.stat(os.path.join(root, path)))
         except OSError:
             now = []
-        if now != stamp:
+        if now != stamp and task_files.plain(now) != task_files.plain(stamp):   # of a task, the stamp comes from an array
             return "input changed during the run: %s%s" % (path, STATUS_ONLY if file_digests.is_same_but_status(stamp, now) else "")
     return ""
 
@@ -482,7 +493,8 @@ class StageWork:
         if stage.pass_env not in run.inherited:
             run.inherited[stage.pass_env] = environment.base_environment(stage.pass_env, {}, os.environ)
         env = dict(run.inherited[stage.pass_env], **stage.env)
-        if sys.dont_write_bytecode and not os.environ.get("PYTHONDONTWRITEBYTECODE"):
+        is_tight = _is_short_of_space(os.path.join(run.root, os.path.dirname(stage.processor)))
+        if (sys.dont_write_bytecode or is_tight) and not os.environ.get("PYTHONDONTWRITEBYTECODE"):
             env.setdefault("PYTHONDONTWRITEBYTECODE", "1")      # this runner's own doing: little space, or python -B
         env.update(PIPELINE_STAGE_NAME=stage.name, PIPELINE_RUN_ID=run.options.run_id, PIPELINE_ROOT=run.root,
                    PIPELINE_PARAMS=json.dumps(stage.params, ensure_ascii=False, sort_keys=True))    # as in the key: their order tells nothing

@@ -23,6 +23,7 @@ BLOCK = 64                  # signatures that are compared at once
 FIELDS = 5                  # size, mtime_ns, ctime_ns, inode, device; a file that is not there has -1 in all
 DIGEST_BYTES = 64
 MISSING = (-1,) * FIELDS
+POSITIVE = 0x7FFFFFFFFFFFFFFF   # what an array takes
 
 
 def progress_name(stage: str) -> str:
@@ -49,15 +50,15 @@ def signatures(root: str, paths: Sequence[str]) -> array[int]:
     for path in paths:
         try:
             one = stat(start + path)
-            add((one.st_size, one.st_mtime_ns, one.st_ctime_ns, one.st_ino & 0x7FFFFFFFFFFFFFFF, one.st_dev & 0x7FFFFFFFFFFFFFFF))
+            add((one.st_size, one.st_mtime_ns & POSITIVE, one.st_ctime_ns & POSITIVE, one.st_ino & POSITIVE, one.st_dev & POSITIVE))
         except OSError:
             add(MISSING)
     return array("q", found)
 
 
 def plain(signature: Sequence[int]) -> List[int]:
-    """Return a signature as it fits into an array: Windows has numbers of files beyond 63 bits."""
-    return [one & 0x7FFFFFFFFFFFFFFF for one in signature]
+    """Return a signature as it fits into an array: Windows has numbers of files beyond 63 bits, some file systems times before 1970 and after 2262."""
+    return [one & POSITIVE for one in signature]
 
 
 def signature_at(packed: array[int], place: int) -> List[int]:

@@ -31,7 +31,7 @@ from scheduler import Attempting, Next, Pause, Spawn, slots_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
+    from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
     from model import Decision, Facts, StageResult, StageSpec
     from scheduler import Flow
@@ -69,6 +69,7 @@ class Trial:
         self.network: Any = None
         self.log_path, self.token = "", ""
         self.failure = ""
+        self.is_machines = False        # the fault of the machine or of the processor, not of the task's file
         self.stopped = False
         self.exit_code: Optional[int] = None
         self.outputs: List[Output] = []
@@ -109,6 +110,7 @@ class TasksWork(stage_work.StageWork):
         self.total = self.up_to_date = self.vanished = 0
         self.done: List[str] = []
         self.failed: Dict[str, str] = {}
+        self.machine_faults: Dict[str, str] = {}        # of these, what maxFailedTasks does not allow
         self.is_stopped = False
         self.no_outputs: List[str] = []             # what tasks made that is none for its name: the first few
         self.totals: Json = {}                      # number, bytes and digest of all outputs, once all are there
@@ -190,6 +192,8 @@ class TasksWork(stage_work.StageWork):
             self.is_stopped = True
         elif trial.failure:
             self.failed[name] = trial.failure
+            if trial.is_machines:
+                self.machine_faults[name] = trial.failure
             self.exit_code = self.exit_code if self.exit_code is not None else trial.exit_code
             self.console.event("FAIL", "%s %s" % (self.stage.name, name), ": " + trial.failure)
         else:
@@ -379,9 +383,11 @@ class TasksWork(stage_work.StageWork):
             self.refusals += trial.network.recorded()
             fault = trial.network.fault() if self.stage.network_attempts == "fail" else ""
             if (fault or unclosed) and not result.stopped:
-                self.is_offline_fault = True
+                self.is_offline_fault = trial.is_machines = True
                 trial.failure = "; ".join(one for one in (fault, trial.failure) if one)
         trial.failure = trial.failure or stage_work.changed_file(self.run.root, trial.task.stamps)
+        trial.is_machines = trial.is_machines or bool(trial.failure and not trial.stopped and (
+            result.failure.startswith(attempts.NOT_STARTED) or self._full_disk_text()))
         if trial.failure and not trial.stopped and len(self.failed) < SHOWN_FAILURES:
             self.console.tail(result.tail, "%s %s" % (self.stage.name, trial.task.name))
 
@@ -438,11 +444,14 @@ class TasksWork(stage_work.StageWork):
 
     def _failure_text(self) -> str:
         """Return why the stage fails for its tasks' sake, or ""."""
+        told, what = self.failed, "failed"
         if len(self.failed) <= self.stage.max_failed_tasks:
+            told, what = self.machine_faults, "failed for what maxFailedTasks does not allow, as it is not the fault of their files"
+        if not told:
             return ""
-        shown = ["%s (%s)" % one for one in sorted(self.failed.items())[:stage_work.SHOWN_NAMES]]
-        more = ["and %d more" % (len(self.failed) - len(shown))] if len(self.failed) > len(shown) else []
-        return "%d of %d tasks failed: %s" % (len(self.failed), self.total, "; ".join(shown + more))
+        shown = ["%s (%s)" % one for one in sorted(told.items())[:stage_work.SHOWN_NAMES]]
+        more = ["and %d more" % (len(told) - len(shown))] if len(told) > len(shown) else []
+        return "%d of %d tasks %s: %s" % (len(told), self.total, what, "; ".join(shown + more))
 
     def _evidence(self) -> Json:
         return dict(super()._evidence(), tasks=dict(self._summary(), **self.totals))
@@ -677,10 +686,16 @@ class FileTasksWork(TasksWork):
         if self.stage.prune and missing:
             self.console.event("NOTE", self.stage.name, ": the folder %s is missing: nothing is pruned" % missing[0])
             return
-        self.console.event("NOTE", self.stage.name, ": %d file%s gone: %s; %s" % (
+        changed = self._prune(facts.gone)
+        self.console.event("NOTE", self.stage.name, ": %d file%s gone: %s; %s%s" % (
             len(facts.gone), " is" if len(facts.gone) == 1 else "s are", task_look.shown(facts.gone),
-            "outputs removed" if self.stage.prune else "outputs kept (\"prune\": true removes them)"))
-        for name in facts.gone:
+            "outputs removed" if self.stage.prune else "outputs kept (\"prune\": true removes them)",
+            ", but for what is not any more as it was made: %s" % task_look.shown(changed) if changed else ""))
+
+    def _prune(self, gone: Sequence[str]) -> List[str]:
+        """Note that files are gone, and with `prune` remove what their tasks made; return the paths of what somebody has changed since: that stays."""
+        changed: List[str] = []
+        for name in gone:
             if not self.stage.prune:
                 self._enter(self.task_log.entries[name]._replace(status="kept"))
                 continue
@@ -689,7 +704,10 @@ class FileTasksWork(TasksWork):
                 is_ours = self.owner_of.get(path.casefold(), name) == name
                 if is_ours and file_digests.output_content(os.path.join(self.folder, path)) == (size, digest):
                     self._remove_output(path)
+                elif is_ours and os.path.lexists(os.path.join(self.folder, path)):
+                    changed.append(path)
             self._enter(entry._replace(status="gone", outputs=(), run="%s/%d" % (self.run.options.run_id, self.run.invocation)))
+        return changed
 
     def _let_go_of_taken(self) -> None:
         """What is kept of a file that is gone is not its own any more, once the task of another file (it was renamed, say) makes it."""

@@ -336,6 +336,39 @@ def test_a_daemon_of_the_processor_does_not_outlive_the_task(project, cluster):
 
 # --- launchers that are not what they should be ----------------------------------------------------------------------
 
+def test_a_launcher_that_runs_the_words_twice_does_the_work_once_and_fails(project):
+    """A job that is put into the queue again, say: what an appending processor makes would be double."""
+    project.write("data/in.txt", "x\n")
+    project.write("launch.sh", '#!/bin/sh\n"$@"\nexec "$@"\n', executable=True)
+    project.spec({"processor": project.processor("p", "open(out + '/o', 'a').write(open(inputs[0]).read())\nopen('times', 'a').write('x')\n"), "inputs": ["data/in.txt"],
+                  "launcher": [str(project.path("launch.sh"))]})
+    done = project.run("--run-id", "r")
+    assert done.code != 0 and project.read("times") == "x" and not project.exists("data/s1/.s1.done"), done
+    assert "has come to its end already: a launcher may start it once; nothing was started" in project.read("state/logs/r/s1.1.log")
+    assert leases(project) == []
+
+
+@pytest.mark.parametrize("more", [{"forEach": ["in/*"]}, {"inputs": ["in/*"]}], ids=["tasks", "one"])
+def test_a_machine_on_which_the_output_folder_is_not_there_starts_nothing(project, more):
+    """The kit would make it there, and all that comes to be would be lost: the old outputs would go, and nobody would say so."""
+    for name in "ab":
+        project.write("in/" + name, name)
+    folder = project.path("data/s1")
+    project.write("launch.sh", '#!/bin/sh\n[ ! -e "%s" ] || { mv "%s" "%s.away"; "$@"; code=$?; mv "%s.away" "%s"; exit $code; }\nexec "$@"\n' % (project.path("away"), folder, folder, folder, folder),
+                  executable=True)
+    stage = dict({"processor": project.processor("p", "os.makedirs(out, exist_ok=True)\nopen(out + '/' + os.path.basename(inputs[0]), 'w').write(open(inputs[0]).read())\n"),
+                  "launcher": [str(project.path("launch.sh"))]}, **more)
+    project.spec(stage)
+    project.ok("--jobs", "1")
+    project.write("in/a", "changed")
+    project.write("away", "")
+    done = project.run("--run-id", "r", "--jobs", "1")
+    assert done.code == 1 and "is not there on %s: all machines must see the same files" % os.uname().nodename in done.out, done
+    project.path("away").unlink()
+    project.ok("--jobs", "1")
+    assert project.read("data/s1/a") == "changed"
+
+
 def test_a_launcher_that_runs_nothing_makes_no_success(project, cluster):
     project.spec({"processor": project.processor("p", ""), "launcher": cluster.words("--swallow")})
     done = project.run("--run-id", "r")

@@ -528,6 +528,18 @@ def test_no_bytecode_is_cached_where_it_may_be_cut_short(project):
     assert text.count(".pyc") == 1 and "/installed/__pycache__/console." in text, text
 
 
+def test_no_bytecode_of_a_processors_modules_is_cached_where_it_may_be_cut_short(project):
+    project.write("data/in.txt", "x")
+    project.write("bin/helper.py", "NAME = 'o'\n")
+    project.spec({"processor": project.processor("p", "import helper\nopen(os.path.join(out, helper.NAME), 'w').close()\n"), "inputs": ["data/in.txt"]})
+    found, text = in_namespace('unset PYTHONDONTWRITEBYTECODE; mkdir "$ROOT/installed" "$ROOT/keep"; cp -r "$(dirname "$RUNNER")"/. "$ROOT/installed"\n'
+                               'RUNNER="$ROOT/installed/pipeline_runner.py"; cp "$ROOT"/bin/*.py "$ROOT/keep" && mount -t tmpfs -o size=8m tmpfs "$ROOT/bin" && cp "$ROOT"/keep/* "$ROOT/bin" || exit 9\n'
+                               + RUN % "short" + 'find "$ROOT/bin" -name "*.pyc"\nrm -r "$ROOT/data/s1"; mount -o remount,size=64m "$ROOT/bin"\n'
+                               + RUN % "enough" + 'find "$ROOT/bin" -name "*.pyc"\n', project.root)
+    assert [found[name][0] for name in ("short", "enough")] == [0, 0], text
+    assert text.count(".pyc") == 1 and "/bin/__pycache__/helper." in text.partition("== enough")[2], text
+
+
 def test_a_full_disk_under_the_runners_own_state(project):
     one_stage(project)
     found, text = in_namespace('mkdir "$ROOT/state" && mount -t tmpfs -o size=512k tmpfs "$ROOT/state" || exit 9\n'

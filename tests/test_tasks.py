@@ -1,6 +1,7 @@
 """Stages of one task per file: only what is new is done, a bad file does not stop the others, nothing is published twice."""
 from __future__ import annotations
 
+import collections
 import errno
 import io
 import json
@@ -354,12 +355,61 @@ def test_part_files_of_the_kit_and_what_was_there_before_are_not_told_of():
     assert stage_outputs.no_outputs(before, now) == [".changed", "d/.new", "new.part"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="shell scripts")
+def test_what_is_not_the_fault_of_a_file_is_not_allowed_by_max_failed_tasks(upper):
+    """The outputs of tasks that may fail are removed: not for the sake of a program that cannot be started."""
+    upper.ok()
+    before = outputs(upper)
+    upper.write("bin/none.sh", "#!/no/such/interpreter\n", executable=True)
+    respec(upper, processor="bin/none.sh", maxFailedTasks=100)
+    done = upper.run()
+    assert done.code == 1 and " of 3 tasks failed for what maxFailedTasks does not allow, as it is not the fault of their files: in/a.txt (cannot start " in done.out, done
+    assert outputs(upper) == before
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel layer of Linux")
+def test_a_task_that_tries_the_network_is_not_allowed_by_max_failed_tasks(upper):
+    knock = "try:\n    __import__('soc' + 'ket').create_connection(('127.0.0.1', 9), 1)\nexcept OSError:\n    pass\nopen(out + '/' + os.path.basename(os.environ['PIPELINE_TASK']), 'w')\n"
+    upper.spec({"processor": upper.processor("knock", knock), "forEach": "in/*", "maxFailedTasks": 100}, offline={"layers": ["kernel", "hook"]})
+    done = upper.run()
+    assert done.code == 6 and "does not allow" in done.out and "it tried to use the network" in done.out, done
+
+
+def test_only_faults_of_the_machine_are_named_where_failures_are_allowed():
+    import attempts
+    import task_work
+    work = task_work.TasksWork.__new__(task_work.TasksWork)
+    work.failed, work.machine_faults, work.total = {"in/a": "exit code 1", "in/b": "exit code 2"}, {"in/b": "exit code 2"}, 3
+    work.stage = collections.namedtuple("Stage", "max_failed_tasks")(5)
+    assert work._failure_text() == "1 of 3 tasks failed for what maxFailedTasks does not allow, as it is not the fault of their files: in/b (exit code 2)"
+    work.machine_faults = {}
+    assert work._failure_text() == ""
+    assert attempts.NOT_STARTED == "cannot start"
+
+
+@pytest.mark.parametrize("moment", [-300_000_000, 9_300_000_000], ids=["1960", "2264"])
+@pytest.mark.parametrize("more", [{"forEach": ["in/*"]}, {"inputs": ["in/a.txt"]}, {"forEach": ["in/*"], "chunks": {"bytes": 4}}], ids=["tasks", "one", "chunks"])
+def test_files_of_any_time_are_done_and_skipped(project, moment, more):
+    """Nanoseconds since 1970 are negative before it, and from 2262 on they do not fit into 63 bits."""
+    project.write("in/a.txt", "aa\nbb\n")
+    os.utime(str(project.path("in/a.txt")), (moment, moment))
+    body = "name = out + '/' + os.path.basename(inputs[0])\nopen(name, 'w').write('o')\nos.utime(name, (%d, %d))\n" % (moment, moment)
+    project.spec(dict({"processor": project.processor("p", body)}, **more) if "chunks" not in more else
+                 {"processor": "/bin/cat", "inputs": ["in/a.txt"], "chunks": {"bytes": 4, "filter": True}})
+    project.ok("plan")
+    project.ok()
+    for _ in range(3):
+        assert "[SKIP] s1" in project.ok().out
+    project.ok("status")
+
+
 def test_prune_leaves_what_somebody_has_changed_since(upper):
     respec(upper, prune=True)
     upper.ok()
     upper.path("in/b.txt").unlink()
     upper.write("out/b.txt", "a person's\n")
-    upper.ok()
+    done = upper.ok()
+    assert "[NOTE] up: 1 file is gone: in/b.txt; outputs removed, but for what is not any more as it was made: b.txt\n" in done.out, done
     assert outputs(upper)["b.txt"] == "a person's\n"
 
 
