@@ -63,10 +63,11 @@ def run_leased(command: List[str], lease: str, guard: Any) -> int:
     launch_lease.ask_to_stop(lease)     # whoever starts it a second time would do the work twice
     for refusal in listener.drain() if listener is not None else ():
         task.tell(refusal)
+    exit_code = int(128 - code if code < 0 else code)
     if not left:                        # else no last word: there is somebody who could still do something
         cpu_us, max_rss_bytes = _cost()
-        report.end(_host(), status.to_json(), "", cpu_us, max_rss_bytes)
-    return int(128 - code if code < 0 else code)
+        report.end(_host(), status.to_json(), "", cpu_us, max_rss_bytes, exit_code=exit_code)
+    return exit_code
 
 
 class Task:

@@ -475,6 +475,9 @@ class StageWork:
         elif not failure and not (told.is_whole and told.token == token):
             failure = "the task left no report %s: the launcher did not run the words after it, or the machines do not share the root" % (
                 os.path.relpath(network.node_report(), self.run.root).replace(os.sep, "/"))
+        elif not failure and told.exit_code:
+            failure = "%s, which the launcher did not give back" % attempts.exit_text(told.exit_code)
+            result = result._replace(exit_code=told.exit_code)
         return result._replace(failure=failure, cpu_s=told.cpu_s or result.cpu_s, max_rss_bytes=told.max_rss_bytes or result.max_rss_bytes), unclosed
 
     def row(self, expected_s: Optional[float]) -> Optional[Tuple[Any, ...]]:

@@ -208,7 +208,7 @@ class TasksWork(stage_work.StageWork):
             trial.attempts += 1
             result = yield Attempting(lambda slot: self._launch_task(trial, slot, offset, is_resume), (self.rank, task.number),     # noqa: B023
                                       stage.local_resources.get("cpuCores", 1), stage.local_resources.get("memoryMB", 0), stage.name)
-            self._note_attempt(trial, result)
+            result = self._note_attempt(trial, result)
             if not trial.failure:
                 self._finish_task(trial)
             if not trial.failure or trial.stopped or not result.failure or self.survivors or trial.failure.startswith((NETWORK_FAULT, UNCLOSED)):
@@ -362,8 +362,8 @@ class TasksWork(stage_work.StageWork):
             env["PIPELINE_SYNC"] = "runner"     # of what is in the private folder nothing counts until the runner has synced it, many at once
         return env
 
-    def _note_attempt(self, trial: Trial, result: attempts.AttemptResult) -> None:
-        """Take over how an attempt ended."""
+    def _note_attempt(self, trial: Trial, result: attempts.AttemptResult) -> attempts.AttemptResult:
+        """Take over how an attempt ended; return that, with what a machine far away told of it."""
         self.console.end_stream("%s %s" % (self.stage.name, trial.task.name))
         unclosed = ""
         if trial.network is not None:
@@ -390,6 +390,7 @@ class TasksWork(stage_work.StageWork):
             result.failure.startswith(attempts.NOT_STARTED) or self._full_disk_text()))
         if trial.failure and not trial.stopped and len(self.failed) < SHOWN_FAILURES:
             self.console.tail(result.tail, "%s %s" % (self.stage.name, trial.task.name))
+        return result
 
     def _finish_task(self, trial: Trial) -> None:
         """Take what a task has made; a failure of this is the task's."""

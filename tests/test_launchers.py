@@ -349,6 +349,18 @@ def test_a_launcher_that_runs_the_words_twice_does_the_work_once_and_fails(proje
 
 
 @pytest.mark.parametrize("more", [{"forEach": ["in/*"]}, {"inputs": ["in/*"]}], ids=["tasks", "one"])
+def test_a_launcher_that_loses_the_exit_code_makes_no_success(project, more):
+    """A pipe behind srun, say: what a failed processor left would be taken for whole."""
+    project.write("in/a", "a")
+    project.write("launch.sh", '#!/bin/sh\n"$@"\nexit 0\n', executable=True)
+    body = "open(out + '/o', 'w').write('par')\nsys.exit(75 if os.environ['PIPELINE_ATTEMPT'] == '1' else 5)\n"
+    project.spec(dict({"processor": project.processor("p", body), "launcher": [str(project.path("launch.sh"))], "retry": {"attempts": 3, "baseDelayMs": 1, "exitCodes": [75]}}, **more))
+    done = project.run("--run-id", "r")
+    assert done.code == 1 and "attempt 1/3: exit code 75, which the launcher did not give back" in done.out and "exit code 5, which the launcher did not give back" in done.out, done
+    assert "attempt 2/3" not in done.out and not project.exists("data/s1/o" if "forEach" in more else "data/s1/.s1.done"), done
+
+
+@pytest.mark.parametrize("more", [{"forEach": ["in/*"]}, {"inputs": ["in/*"]}], ids=["tasks", "one"])
 def test_a_machine_on_which_the_output_folder_is_not_there_starts_nothing(project, more):
     """The kit would make it there, and all that comes to be would be lost: the old outputs would go, and nobody would say so."""
     for name in "ab":
@@ -449,7 +461,7 @@ def test_many_kinds_of_refusals_are_one_entry_at_last(tmp_path):
     assert len(refusals) == node_report.MAX_REFUSALS + 1 and refusals[-1]["count"] == 50 and refusals[-1]["counted"]
 
 
-GOOD = {"token": "tok", "host": "n", "kernel": {"method": "seccomp"}, "why": "", "isUnclosed": False, "cpuUs": 1, "maxRssBytes": 1, "refusals": []}
+GOOD = {"token": "tok", "host": "n", "kernel": {"method": "seccomp"}, "why": "", "isUnclosed": False, "cpuUs": 1, "maxRssBytes": 1, "exitCode": 0, "refusals": []}
 
 
 @pytest.mark.parametrize("data", [
