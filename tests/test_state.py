@@ -554,6 +554,15 @@ FILL = ("try:\n    with open(out + '/o.txt', 'wb') as file:\n        for _ in ra
         "except OSError as error:\n    sys.exit('cannot write: %s' % error)\n")
 
 
+def test_a_full_disk_is_not_allowed_by_max_failed_tasks(project):
+    """Else a night on which the disk is full would be ok, and remove what is there of earlier ones."""
+    project.write("in/a", "a")
+    project.spec({"processor": project.processor("fill", FILL), "forEach": ["in/*"], "maxFailedTasks": 9})
+    found, text = in_namespace('mkdir -p "$ROOT/data/s1" && mount -t tmpfs -o size=512k tmpfs "$ROOT/data/s1" || exit 9\n' + RUN % "full", project.root)
+    code, out = found["full"]
+    assert code == 1 and "[FAIL] s1: 1 of 1 tasks failed for what maxFailedTasks does not allow, as it is not the fault of their files: in/a (exit code 1)" in out, text
+
+
 def test_a_full_disk_under_a_processor_is_a_failed_stage(project):
     one_stage(project, FILL)
     found, text = in_namespace('mkdir -p "$ROOT/data/s1" && mount -t tmpfs -o size=64k tmpfs "$ROOT/data/s1" || exit 9\n' + RUN % "full"
