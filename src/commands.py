@@ -47,6 +47,9 @@ def execute(arguments: List[str], started: float, found: Any, is_program: bool) 
         console.error("error: " + describe_os_error(error))
         return EXIT_STATE
     except Exception as error:
+        if isinstance(error, MemoryError) or "can't start new thread" in str(error):
+            console.error("error: not enough memory, or threads; allow this user more (ulimit -v, ulimit -u), or run with fewer --jobs")
+            return EXIT_STATE
         code = getattr(error, "exit_code", None)
         if code is not None:
             console.error("%s%s" % ("" if code == EXIT_OFFLINE or isinstance(error, SpecError) else "error: ", error))

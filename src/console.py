@@ -46,9 +46,17 @@ def free_space_text(path: str) -> str:
     while not os.path.isdir(folder) and folder != os.path.dirname(folder):
         folder = os.path.dirname(folder)
     try:
-        return "%d bytes free on the file system of %s" % (shutil.disk_usage(folder).free, folder)
+        return "%d bytes%s free on the file system of %s" % (shutil.disk_usage(folder).free, _inodes_text(folder), folder)
     except OSError:
         return "free bytes unknown"
+
+
+def _inodes_text(folder: str) -> str:
+    """Return that a file system has room for no further file, "" while it has, or where that is not counted."""
+    if not hasattr(os, "statvfs"):
+        return ""                       # Windows
+    found = os.statvfs(folder)
+    return ", but no inode (each file needs one)," if found.f_files and not found.f_favail else ""
 
 
 class Console:

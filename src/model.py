@@ -20,7 +20,9 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERNAL, EXIT_LOCKED, EXIT_STATE, EXIT_O
 
 REMEDIES = {            # for errors of the system, by name: not every system has each
     "EISDIR": "; a file belongs there: move the folder away",
-    "ENOTDIR": "; a folder belongs where a file is: move the file away",
+    "ENOTDIR": "; a folder belongs there, not a file or a link that leads nowhere: mount what it leads to, or move it away",
+    "EAGAIN": "; allow this user more processes (ulimit -u), or run with fewer --jobs",
+    "ENOMEM": "; allow this user more memory (ulimit -v), or run with fewer --jobs",
     "EMFILE": "; allow this user more open files (ulimit -n), or run with fewer --jobs",
     "ENFILE": "; allow the system more open files, or run when less is going on",
     "EFBIG": "; allow this user larger files (ulimit -f)",

@@ -450,7 +450,8 @@ def _check_program(program: str, path: Path, root: str, problems: Problems) -> N
     if not os.path.isfile(full):
         problems.add(path, "there is no file %s" % shown_value(program))
     elif program_kind(program) == "program" and sys.platform != "win32" and not os.access(full, os.X_OK):
-        problems.add(path, "%s is not executable; chmod +x it" % shown_value(program))
+        is_marked = os.stat(full).st_mode & 0o111
+        problems.add(path, "%s is not executable%s" % (shown_value(program), " by this user, or lies on a file system that runs no programs (noexec)" if is_marked else "; chmod +x it"))
 
 
 def _check_after(value: Json, key: str, root: str, problems: Problems) -> List[str]:

@@ -402,7 +402,7 @@ def test_main_takes_the_arguments_of_the_process_by_default(good):
 
 @pytest.mark.parametrize("make, told", [
     (lambda root: (root / "state" / "ledger.jsonl").mkdir(parents=True), "ledger.jsonl: Is a directory; a file belongs there: move the folder away"),
-    (lambda root: (root / "state").write_text(""), "; a folder belongs where a file is: move the file away"),
+    (lambda root: (root / "state").write_text(""), "; a folder belongs there, not a file or a link that leads nowhere: mount what it leads to, or move it away"),
 ], ids=["a folder", "a file"])
 @pytest.mark.skipif(sys.platform == "win32", reason="the system's own words are others there")
 def test_what_is_in_the_place_of_a_file_of_the_runner_is_said_with_a_remedy(good, make, told):
@@ -417,6 +417,15 @@ def test_errors_of_the_system_are_said_with_a_remedy():
     assert console.describe_os_error(error).endswith("; allow this user more open files (ulimit -n), or run with fewer --jobs")
     assert console.describe_os_error(OSError(errno.EFBIG, "File too large", "x")) == "x: File too large; allow this user larger files (ulimit -f)"
     assert console.describe_os_error(OSError("no number")) == "the runner's own files: no number"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")])
+def test_too_little_memory_is_said_in_one_line(good, capsys, monkeypatch, error):
+    def broken(*arguments):
+        raise error
+    monkeypatch.setattr(commands, "_dispatch", broken)
+    assert pipeline_runner.main(["validate"]) == 5
+    assert capsys.readouterr().err == "error: not enough memory, or threads; allow this user more (ulimit -v, ulimit -u), or run with fewer --jobs\n"
 
 
 def test_an_internal_error_is_said_to_be_one(good, capsys, monkeypatch):

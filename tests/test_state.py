@@ -554,6 +554,21 @@ FILL = ("try:\n    with open(out + '/o.txt', 'wb') as file:\n        for _ in ra
         "except OSError as error:\n    sys.exit('cannot write: %s' % error)\n")
 
 
+def test_a_disk_without_room_for_another_file_is_told_so(project):
+    one_stage(project)
+    found, text = in_namespace('mkdir "$ROOT/state" && mount -t tmpfs -o nr_inodes=4 tmpfs "$ROOT/state" || exit 9\n' + RUN % "full", project.root)
+    code, out = found["full"]
+    assert code == 5 and re.search(r"No space left on device \([1-9][0-9]* bytes, but no inode \(each file needs one\), free on the file system of [^)]*state\); free some space", out), text
+
+
+def test_a_program_on_a_file_system_that_runs_none_is_told_so(project):
+    project.write("keep/p", "#!/bin/sh\n", executable=True)
+    project.spec({"processor": "keep/p"})
+    found, text = in_namespace('mount --bind "$ROOT/keep" "$ROOT/keep" && mount -o remount,bind,noexec "$ROOT/keep" || exit 9\n' + RUN % "noexec", project.root)
+    code, out = found["noexec"]
+    assert code == 2 and '"keep/p" is not executable by this user, or lies on a file system that runs no programs (noexec)' in out, text
+
+
 def test_a_full_disk_is_not_allowed_by_max_failed_tasks(project):
     """Else a night on which the disk is full would be ok, and remove what is there of earlier ones."""
     project.write("in/a", "a")
