@@ -184,8 +184,10 @@ def check_tasks(case, boot=None):
                 if finished_tasks(project).get(task) == before[task]:
                     name = task.rpartition("/")[2]
                     assert times_run(project).get(name) == counts.get(name), (task, done, again)
-        third = run(project, "third")
-        assert third.out.count("[SKIP]") == len(third.steps) - 1 > 0, (done, again, third)
+        third = None
+        if at_of(project) % 3 == 0:     # that all is up to date then depends on the state, which is compared each time
+            third = run(project, "third")
+            assert third.out.count("[SKIP]") == len(third.steps) - 1 > 0, (done, again, third)
         found = plain(results(project))
         for name in found:
             if name.startswith("stage_"):
