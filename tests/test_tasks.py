@@ -638,6 +638,8 @@ def test_stopped_in_the_middle_the_finished_tasks_are_not_done_again(upper, numb
     upper.write("bin/up.sh", WAITS, executable=True)
     run = upper.start("--jobs", "1")
     wait_for(upper, "waits")
+    while "in/a.txt" not in upper.read("state/tasks_up.jsonl"):     # the next task is started before the one that ended is recorded
+        time.sleep(0.01)
     run.send_signal(number)
     run.communicate(timeout=60)
     assert run.returncode == code
