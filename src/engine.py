@@ -434,9 +434,11 @@ class Run:
         Within this run _may_share() decides. Another run knows nothing of what ours has just made there: it would clear it away, or take it for its own.
         """
         folder = planning.folders_of(self.spec, self.store).shared_folder(stage)
+        if not folder:
+            return True
         lock = stage_locks.FileLock(self.root, "%s.folder" % sha256(folder.encode("utf-8")).hexdigest()[:32], self.clock)
         try:
-            while folder and folder not in self.shared and not lock.try_acquire():
+            while folder not in self.shared and not lock.try_acquire():
                 if self.signals.number:
                     stage_lock.release()
                     return False
@@ -447,8 +449,7 @@ class Run:
         except (stage_locks.LockHeld, OSError):
             stage_lock.release()
             raise
-        if folder:
-            self.shared.setdefault(folder, (lock, set()))[1].add(stage.name)
+        self.shared.setdefault(folder, (lock, set()))[1].add(stage.name)
         return True
 
     def _leave_folder(self, stage: StageSpec) -> None:

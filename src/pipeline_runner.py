@@ -28,7 +28,7 @@ may also import what is named before it.
              and the records tell)  seal_keys  network_watch (the guard of a run)  task_look (what a stage of many tasks
              has to do)  scheduler (which attempt is started when)  stage_work (a stage that must run, under its lock:
              attempts, retries, checks, records)  task_work (the same, of several tasks)  chunk_work (the same, of parts
-             of files)  run_alarms (what is started after a run)  acceptance  provenance  key_gaps (what it does not know)
+             of files)  run_alarms (what is started after a run)  acceptance  provenance  key_gaps (files no key knows)
              ledger_verify  evidence_verify  ledger_export  ledger_commands  starters (init, new-stage)  run_pruning (gc)
              housekeeping (clean, reset)  stage_logs  stage_explanation  look_commands (status, history, logs, explain)
              prometheus_text  open_lineage (both: what monitoring reads)  quick_index  quick_run (nothing changed)
@@ -140,7 +140,7 @@ def _save_record(pattern, name, record, root):
 
 def main(argv=None):
     # type: (Optional[Sequence[str]]) -> int
-    """Do what the command line says; return the exit code. Never raises but for --help's sake nothing is printed twice.
+    """Do what the command line says; return the exit code. Raises nothing: what goes wrong is told in a line.
 
     Imported and called, a run is done by a child process: taking over signals and orphans is not for a guest.
     """

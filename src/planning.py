@@ -178,7 +178,9 @@ def select_stages(spec: PipelineSpec, options: Options) -> List[StageSpec]:
         if name not in names:
             near = command_line.nearest(name, names)
             raise UsageError("no stage is named %s%s" % (spec_checks.shown_value(name), "; did you mean %s?" % near if near else "; there are: %s" % ", ".join(names)))
-    span = _span(spec, names, options) if options.first or options.last else set(names)
+    if not (options.only or options.first or options.last):
+        return list(spec.stages)
+    span = _span(spec, names, options)
     selected = [stage for stage in spec.stages if stage.name in span and (not options.only or stage.name in options.only)]
     if not selected:
         raise UsageError("--only %s: not among the stages that %s; leave out --from and --until, or --only" % (

@@ -9,12 +9,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNNER = ROOT / "src" / "pipeline_runner.py"
+PATIENCE_S = 60             # the longest wait for what must happen; a test that needs it has failed
 sys.path.insert(0, str(ROOT / "src"))
 # Else each of some thousand short processes would compile all that it imports. Processes under test leave none of it: one
 # that meets a full disk or a limit would leave it cut short, and older Pythons believe that.
@@ -33,6 +35,13 @@ def scans_of_runner() -> str:
     for path in program_scan.runner_files() + file_digests.expand(str(ROOT), "bin/**/*.py"):
         program_scan.scan_of(digests, path)
     return json.dumps({"schema": file_digests.SCHEMA_VERSION, "files": {}, "scans": digests.scans})
+
+
+def wait_until(true, what="it"):
+    deadline = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < deadline, "%s did not happen within %d s" % (what, PATIENCE_S)
+        time.sleep(0.005)
 
 
 class Done:

@@ -7,6 +7,7 @@ import time
 import types
 
 import pytest
+from conftest import wait_until
 
 import attempts
 import scheduler
@@ -423,13 +424,6 @@ def test_what_a_stage_at_work_beside_has_made_and_not_declared_is_not_cleared_aw
          {"name": "b", "processor": "bin/b.sh", "outputDir": "data/all", "outputs": ["b.txt"]})
     done = joins.ok("--jobs", "2")
     assert "[NOTE] a: leftovers of an unfinished attempt: removed a.txt\n" in done.out and joins.exists("data/all/b.txt"), done
-
-
-def wait_until(true):
-    limit = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < limit
-        time.sleep(0.01)
 
 
 GATE = """#!/bin/sh

@@ -11,6 +11,7 @@ import types
 from pathlib import Path
 
 import pytest
+from conftest import PATIENCE_S, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
@@ -25,7 +26,6 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="drives the prog
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 BOOT = state_store.boot_id()
-PATIENCE_S = 60             # the longest wait for what must happen; a test that needs it has failed
 
 
 class FakeClock:
@@ -44,13 +44,6 @@ class FakeClock:
         self.now += seconds
         self.waits.append(seconds)
         self.after_wait(self)
-
-
-def wait_until(true, what="it"):
-    deadline = time.monotonic() + PATIENCE_S
-    while not true():
-        assert time.monotonic() < deadline, "%s did not happen within %d s" % (what, PATIENCE_S)
-        time.sleep(0.005)
 
 
 def is_gone(pid: int) -> bool:

@@ -13,6 +13,7 @@ import types
 from pathlib import Path
 
 import pytest
+from conftest import PATIENCE_S, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNNER = ROOT / "src" / "pipeline_runner.py"
@@ -26,14 +27,6 @@ from process_tree import Traits  # noqa: E402
 LINUX = sys.platform.startswith("linux")
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 linux_only = pytest.mark.skipif(not LINUX, reason="reads /proc")
-PATIENCE_S = 60             # the longest wait for what must happen; a test that needs it has failed
-
-
-def wait_until(true, what="it"):
-    deadline = time.monotonic() + PATIENCE_S
-    while not true():
-        assert time.monotonic() < deadline, "%s did not happen within %d s" % (what, PATIENCE_S)
-        time.sleep(0.005)
 
 
 def is_gone(pid) -> bool:

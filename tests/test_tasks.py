@@ -21,7 +21,8 @@ import stage_outputs
 import state_store
 import task_files
 import task_log
-from conftest import ROOT, RUNNER
+import task_work
+from conftest import ROOT, RUNNER, wait_until
 
 UPPER = """#!/bin/sh
 echo "$PIPELINE_TASK" >> "$PIPELINE_ROOT/count"
@@ -376,15 +377,12 @@ def test_a_task_that_tries_the_network_is_not_allowed_by_max_failed_tasks(upper)
 
 
 def test_only_faults_of_the_machine_are_named_where_failures_are_allowed():
-    import attempts
-    import task_work
     work = task_work.TasksWork.__new__(task_work.TasksWork)
     work.failed, work.machine_faults, work.total = {"in/a": "exit code 1", "in/b": "exit code 2"}, {"in/b": "exit code 2"}, 3
     work.stage = collections.namedtuple("Stage", "max_failed_tasks")(5)
     assert work._failure_text() == "1 of 3 tasks failed for what maxFailedTasks does not allow, as it is not the fault of their files: in/b (exit code 2)"
     work.machine_faults = {}
     assert work._failure_text() == ""
-    assert attempts.NOT_STARTED == "cannot start"
 
 
 @pytest.mark.parametrize("moment", [-300_000_000, 9_300_000_000], ids=["1960", "2264"])
@@ -638,8 +636,7 @@ def test_stopped_in_the_middle_the_finished_tasks_are_not_done_again(upper, numb
     upper.write("bin/up.sh", WAITS, executable=True)
     run = upper.start("--jobs", "1")
     wait_for(upper, "waits")
-    while "in/a.txt" not in upper.read("state/tasks_up.jsonl"):     # the next task is started before the one that ended is recorded
-        time.sleep(0.01)
+    wait_until(lambda: "in/a.txt" in upper.read("state/tasks_up.jsonl"))    # the next task is started before the one that ended is recorded
     run.send_signal(number)
     run.communicate(timeout=60)
     assert run.returncode == code
