@@ -41,7 +41,7 @@ def run_leased(command: List[str], lease: str, guard: Any) -> int:
         return EXIT_REFUSED
     folder = str(plan["environment"].get("PIPELINE_OUTPUT_DIR", ""))
     if not os.path.isdir(os.path.join(plan["root"], folder)):
-        why = "the output folder %s is not there on %s: all machines must see the same files" % (folder, _host())
+        why = "cannot start %s: the output folder %s is not there on %s: all machines must see the same files" % (command[0], folder, _host())
         guard.say(why + "; nothing was started")
         report.end(_host(), status.to_json(), why)
         return EXIT_NOT_STARTED

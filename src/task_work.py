@@ -370,7 +370,7 @@ class TasksWork(stage_work.StageWork):
             result, unclosed = self._after_launch(result, trial.network, trial.token)
         self.cpu_s += result.cpu_s
         self.max_rss = max(self.max_rss, result.max_rss_bytes)
-        trial.exit_code, trial.stopped, trial.failure = result.exit_code, result.stopped, result.failure
+        trial.exit_code, trial.stopped, trial.failure, trial.is_machines = result.exit_code, result.stopped, result.failure, False
         for note in result.notes:
             self.console.event("NOTE", "%s %s" % (self.stage.name, trial.task.name), ": " + note)
         if result.survivors:

@@ -578,6 +578,16 @@ def test_a_full_disk_is_not_allowed_by_max_failed_tasks(project):
     assert code == 1 and "[FAIL] s1: 1 of 1 tasks failed for what maxFailedTasks does not allow, as it is not the fault of their files: in/a (exit code 1)" in out, text
 
 
+def test_a_full_disk_that_the_last_attempt_did_not_meet_is_no_reason(project):
+    project.write("in/a", "a")
+    body = FILL.replace("sys.exit('cannot write: %s' % error)", "sys.exit(75)").replace("range(100)", "range(1000)")
+    project.spec({"processor": project.processor("fill", "if os.environ['PIPELINE_ATTEMPT'] == '2':\n    sys.exit(3)\n" + body), "forEach": ["in/*"], "maxFailedTasks": 9,
+                  "retry": {"attempts": 2, "baseDelayMs": 1}})
+    found, text = in_namespace('mkdir -p "$ROOT/data/s1" && mount -t tmpfs -o size=4m tmpfs "$ROOT/data/s1" || exit 9\n' + RUN % "full", project.root)
+    code, out = found["full"]
+    assert code == 0 and "[RETRY] s1 in/a attempt 1/2: exit code 75" in out and "1 failed and allowed" in out, text
+
+
 def test_a_full_disk_under_a_processor_is_a_failed_stage(project):
     one_stage(project, FILL)
     found, text = in_namespace('mkdir -p "$ROOT/data/s1" && mount -t tmpfs -o size=64k tmpfs "$ROOT/data/s1" || exit 9\n' + RUN % "full"
