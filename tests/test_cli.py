@@ -9,10 +9,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import pytest
 from conftest import ROOT, RUNNER, Done
 
+import attempts
 import command_line
 import commands
 import console
@@ -417,6 +419,8 @@ def test_errors_of_the_system_are_said_with_a_remedy():
     assert console.describe_os_error(error).endswith("; allow this user more open files (ulimit -n), or run with fewer --jobs")
     assert console.describe_os_error(OSError(errno.EFBIG, "File too large", "x")) == "x: File too large; allow this user larger files (ulimit -f)"
     assert console.describe_os_error(OSError("no number")) == "the runner's own files: no number"
+    launch = types.SimpleNamespace(argv=["prog"])
+    assert attempts._not_started_text(launch, error) == "cannot start prog: %s; allow this user more open files (ulimit -n), or run with fewer --jobs" % os.strerror(errno.EMFILE)
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")])

@@ -14,6 +14,7 @@ import time
 
 import pytest
 
+import look_commands
 import pipeline_runner
 import run_history
 import stage_explanation
@@ -519,6 +520,11 @@ class running_in_a:
 
 
 # --- explain
+
+@pytest.mark.parametrize("text, expected", [("1970-01-01T00:00:01.250Z", 1.25), ("1970-01-01T00:00:01Z", 1.0), ("1970-01-01", None), (None, None), ("1970-01-01T00:00:01+02:00", None)])
+def test_times_of_records_have_their_milliseconds(text, expected):
+    assert look_commands._seconds(text) == expected
+
 
 @pytest.mark.parametrize("count", [10, 11])
 def test_explain_knows_the_outputs_of_many_tasks(project, count):
