@@ -55,7 +55,7 @@ class Run:
         self.store = StateStore(spec.root, now=clock.time)
         self.digests = Digests(spec.root, self.boot, rehash=options.rehash)
         self.ledger = new_ledger(spec, options, self.store, clock)
-        self.order = stage_order.Order(self.selected, spec.order == "graph", self._may_share)
+        self.order = stage_order.Order(self.selected, spec.order == "graph", self._may_share, None if known is None else known.needs)
         self.result_at: List[Optional[StageResult]] = [None] * len(self.selected)       # of each stage selected, once it has ended
         self.stop_time: Any = None
         self.final: Optional[Json] = None       # the run record, once it is sealed

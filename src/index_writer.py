@@ -281,9 +281,10 @@ def _fields(record: Json) -> List[Any]:
 
 
 def _save_spec(run: Any) -> List[int]:
-    """Keep the checked spec beside the index; return its bytes and CRC-32."""
+    """Keep the checked spec beside the index, and of a graph which stages wait for which; return its bytes and CRC-32."""
+    needs = {name: before for name, before in run.order.needs.items() if before} if run.spec.order == "graph" else None
     try:
-        data = marshal.dumps(known_stages.spec_to_plain(run.spec))
+        data = marshal.dumps((known_stages.spec_to_plain(run.spec), needs))
         state_store.write_atomic(known_stages.spec_path(run.root, run.spec.path), data, durable=False)
         return [len(data), zlib.crc32(data)]
     except (OSError, ValueError):

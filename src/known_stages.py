@@ -4,7 +4,7 @@ Above quick_index and below the engine.
 
     index -> KnownStages.up_to_date(places)    which of these stages are; the result of each is KNOWN
           -> entries(results)                  entries of such and of other results, in order, as one ready text
-          -> spec                              the checked spec, from beside the index
+          -> spec, needs                       the checked spec, and which stages wait for which, from beside the index
 """
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ class KnownStages:
     def __init__(self, index: quick_index.Index, pipeline: str, root: str) -> None:
         self.index, self.pipeline, self.root = index, pipeline, root
         self.about: Json = index.about
-        self.spec = self._load_spec()
+        self.spec: Optional[PipelineSpec] = None
+        self.needs: Optional[Dict[str, List[str]]] = None      # of a graph: of the stages that need others, which ones
+        self._load_spec()
         self.stale: Set[int] = set()        # to be told, before anything is asked
 
     def up_to_date(self, places: Sequence[int], look_again: bool) -> List[int]:
@@ -99,16 +101,16 @@ class KnownStages:
                 first = place + 1
         return pieces + [self.index.piece(kind, first, len(results))] if first < len(results) else pieces
 
-    def _load_spec(self) -> Optional[PipelineSpec]:
-        """Return the checked spec of the pipeline file, None if it is not there, whole."""
+    def _load_spec(self) -> None:
+        """Take the checked spec of the pipeline file, if it is there, whole."""
         try:
             with open(spec_path(self.root, self.pipeline), "rb") as file:
                 data = file.read()
-            if [len(data), zlib.crc32(data)] != self.index.about["spec"]:
-                return None
-            return spec_from_plain(marshal.loads(data))
+            if [len(data), zlib.crc32(data)] == self.index.about["spec"]:
+                plain, self.needs = marshal.loads(data)
+                self.spec = spec_from_plain(plain)
         except (OSError, ValueError, EOFError, TypeError, KeyError):
-            return None
+            pass
 
 
 def spec_path(root: str, pipeline: str) -> str:

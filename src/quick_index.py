@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Json = Dict[str, Any]
 
 KIND = b"pipeline-index"
-FORMAT = 2
+FORMAT = 3
 GROUP = path_signs.BLOCK    # paths
 MAP_FROM = 1 << 20          # bytes
 TEXTS = ("pretty", "canonical", "metrics", "lines")

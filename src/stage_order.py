@@ -230,7 +230,8 @@ class Order:
     in the list comes first.
     """
 
-    def __init__(self, stages: Sequence[StageSpec], is_graph: bool, may_share: Callable[[StageSpec, StageSpec], bool]) -> None:
+    def __init__(self, stages: Sequence[StageSpec], is_graph: bool, may_share: Callable[[StageSpec, StageSpec], bool], needs: Optional[Dict[str, List[str]]] = None) -> None:
+        """needs: what edges() has said of these very stages, if that is known; stages that need none may be missing."""
         self.stages = stages
         self.place = {stage.name: place for place, stage in enumerate(stages)}
         self.is_graph = is_graph
@@ -241,18 +242,18 @@ class Order:
         self.over: Set[int] = set()                 # that skipped() was told of; the heap may still have them
         self.fresh: Set[int] = set()                # of a graph, the waiting ones that take_fresh() has not returned
         self.left: Dict[str, int] = {}
-        self.needs: Optional[Dict[str, List[str]]] = None
+        self.needs = needs
         self.blocked: Dict[str, str] = {}           # stage -> the one before it that did not end well
         if is_graph:
             self._wait_for_others()
 
     def _wait_for_others(self) -> None:
         needs = self._edges()
-        self.left = {name: len(needs[name]) for name in self.names}
-        self.waiting = [place for place, name in enumerate(self.names) if not self.left[name]]
+        self.left = {name: len(before) for name, before in needs.items() if before}
+        self.waiting = [place for place, name in enumerate(self.names) if name not in self.left]
         self.fresh = set(self.waiting)
         self.after: Dict[str, List[str]] = {}
-        for name in self.names:
+        for name in self.left:
             for before in needs[name]:
                 self.after.setdefault(before, []).append(name)
 
@@ -285,7 +286,8 @@ class Order:
 
     def take_fresh(self, count: int) -> List[int]:
         """Return the places, *count* at most and sorted, of stages of a graph that may start now, each place but once."""
-        free = sorted(place for place in self.fresh if self._may_start(self.stages[place]))[:count]
+        may_all = not self.running and not self.blocked
+        free = sorted(place for place in self.fresh if may_all or self._may_start(self.stages[place]))[:count]
         self.fresh.difference_update(free)
         return free
 
@@ -331,7 +333,7 @@ class Order:
         bad = {name} | set(self.blocked)
         grown = True
         while grown:
-            more = {one: next(before for before in needs[one] if before in bad) for one in self.names if one not in bad and any(before in bad for before in needs[one])}
+            more = {one: next(before for before in needed if before in bad) for one, needed in needs.items() if one not in bad and any(before in bad for before in needed)}
             self.blocked.update(more)
             bad |= set(more)
             grown = bool(more)

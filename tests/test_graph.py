@@ -77,9 +77,9 @@ def test_a_cycle_is_found_and_named(needs, expected):
     assert found == expected or found and set(found) == set(expected) and found[0] == found[-1]
 
 
-def run_order(stages, is_graph=True, bad=(), share=lambda one, other: True, at_once=1):
+def run_order(stages, is_graph=True, bad=(), share=lambda one, other: True, at_once=1, known=None):
     """Return the order in which stages are started when at most so many run at once and the first started ends first."""
-    order = stage_order.Order(stages, is_graph, share)
+    order = stage_order.Order(stages, is_graph, share, known)
     started, running = [], []
     while True:
         found = order.next() if len(running) < at_once else None
@@ -103,6 +103,14 @@ def test_what_depends_on_a_failure_is_blocked_and_nothing_else():
     stages = [stage("a"), stage("b", needs=("a",)), stage("c", needs=("b",)), stage("z")]
     for is_graph in (True, False):
         assert run_order(stages, is_graph, bad=("a",)) == (["a", "z"], {"b": "a", "c": "b"})
+
+
+def test_edges_that_are_known_are_not_looked_for_again():
+    """Those of stages that need others are enough."""
+    stages = [stage("a"), stage("b"), stage("c"), stage("z")]
+    known = {"a": ["b"], "b": ["c"]}
+    assert run_order(stages, known=known) == (["c", "b", "a", "z"], {})
+    assert run_order(stages, bad=("c",), known=known) == (["c", "z"], {"b": "c", "a": "b"})
 
 
 def test_stages_that_may_not_share_wait_for_each_other_and_let_others_by():

@@ -617,6 +617,7 @@ def test_stages_are_looked_at_again_by_their_places(project, monkeypatch, few):
     pipeline, root = str(project.path("pipeline.json")), str(project.root)
     known = known_stages.KnownStages(quick_run.look(pipeline, root, lambda *_: None).index, pipeline, root)
     assert known.up_to_date([0, 1, 4], False) == known.up_to_date([0, 1, 4], True) == [0, 1, 4] and known.up_to_date([], True) == []
+    assert known.needs == {"b": ["a"], "d": ["c"]}
     assert known.up_to_date_from(0, True) == 5
     project.write("in/c.txt", "other\n")
     project.path("locks/d.lock").mkdir()
