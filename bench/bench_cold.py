@@ -5,7 +5,8 @@
 
 Every turn begins with a fresh copy of the project, and the tools take turns; copies are kept to the end, since ext4 is slow to make
 files while many have just been removed. The runner is measured with stages in the order
-given, one at a time, and with "order": "graph"; records, ledger and syncs are the default ones. The others sync nothing.
+given, one at a time, and with "order": "graph"; records, ledger and syncs are the default ones. ninja and make sync nothing.
+"floor" is a bare loop that makes the same files, syncs the same records and starts the same programs, see floor_cold.py.
 Its own sources have been scanned before (state/digests.json is kept), as on any night but the first.
 """
 from __future__ import annotations
@@ -62,6 +63,8 @@ def main():
     args = parser.parse_args()
     ours = [sys.executable, RUNNER, "--jobs", str(args.jobs)]
     commands = {"listed": ours + ["--pipeline", "listed.json"], "graph": ours + ["--pipeline", "graph.json"]}
+    floor = [sys.executable, os.path.join(os.path.dirname(os.path.abspath(__file__)), "floor_cold.py"), str(args.stages), str(args.jobs)]
+    commands.update({"floor": floor, "floor, no sync": floor + ["nosync"]})
     commands.update((name, argv) for name, argv in (("ninja", ["ninja", "--quiet", "-j", str(args.jobs)]), ("make -rR", ["make", "-srR", "-j", str(args.jobs)])) if shutil.which(argv[0]))
     with tempfile.TemporaryDirectory(prefix="bench-cold-", dir=args.folder) as folder:
         template = os.path.join(folder, "template")
@@ -73,7 +76,7 @@ def main():
                 taken[name].append(seconds(argv, template, folder))
     medians = {name: statistics.median(values) for name, values in taken.items()}
     for name, median in medians.items():
-        print("%-10s %7.3f s  %6.2f ms a stage   %s" % (name, median, median * 1000 / args.stages, "   ".join("%.2fx %s" % (median / medians[other], other) for other in ("ninja", "make -rR") if other in medians)))
+        print("%-14s %7.3f s  %6.2f ms a stage   %s" % (name, median, median * 1000 / args.stages, "   ".join("%.2fx %s" % (median / medians[other], other) for other in ("ninja", "make -rR") if other in medians)))
 
 
 if __name__ == "__main__":
