@@ -29,6 +29,7 @@ READ_BYTES = 1 << 16
 DRAIN_S = 2.0               # how long a pipe may stay open after the last process of an attempt is gone
 AWAY_S = 0.2                # a runner that was away for longer gives the time back to the attempts
 NOT_STARTED = "cannot start"        # how a failure begins whose program never ran
+TIMEOUT = "timeout after %g s"
 POLL_S = 0.2                # Windows: between two looks at the clock and at signals
 LONGEST_WAIT_S = 86400.0    # at once; poll() takes 24 days at most
 TICK_S = 0.25               # between two looks of whoever shows the progress
@@ -48,12 +49,13 @@ class Launch(namedtuple("Launch", "argv env folder log_path token lock_descripto
     __slots__ = ()
 
 
-class AttemptResult(namedtuple("AttemptResult", "exit_code failure stopped duration_s cpu_s max_rss_bytes tail notes survivors log", defaults=(None,))):
+class AttemptResult(namedtuple("AttemptResult", "exit_code failure stopped duration_s cpu_s max_rss_bytes tail notes survivors log is_machines", defaults=(None, False))):
     """How an attempt ended.
 
     exit_code: the processor's, negative for a signal, None if it never started. failure: why it failed, "" if it did not.
     stopped: True if a signal to the runner ended it. tail: the last bytes of its output. notes: what to tell the user.
     survivors: processes that would not go. log: (bytes, SHA-256) of the log file, None if there is none.
+    is_machines: it is known to be no fault of the files at work: the machine's far away, or its launcher's.
     """
 
     __slots__ = ()
@@ -562,7 +564,7 @@ class Ending:
         """Do what is due."""
         is_late = self.at is not None and time.monotonic() >= self.at
         if not self.reason and (self.signals.number or is_late):
-            self.reason = INTERRUPTED if self.signals.number else "timeout after %g s" % self.launch.timeout_s
+            self.reason = INTERRUPTED if self.signals.number else TIMEOUT % self.launch.timeout_s
             self.tree.ask_to_stop()
             self.at, is_late = time.monotonic() + self.launch.grace_s, False
         if self.reason and (is_late or self.signals.count > 1):

@@ -286,7 +286,7 @@ class Order:
 
     def take_fresh(self, count: int) -> List[int]:
         """Return the places, *count* at most and sorted, of stages of a graph that may start now, each place but once."""
-        may_all = not self.running and not self.blocked
+        may_all = not self.running      # none of these is blocked: all that they need has ended well
         free = sorted(place for place in self.fresh if may_all or self._may_start(self.stages[place]))[:count]
         self.fresh.difference_update(free)
         return free

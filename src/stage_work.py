@@ -42,6 +42,7 @@ ARGUMENT_BYTES = 30_000 if sys.platform == "win32" else 100_000     # Windows al
 BYTECODE_BYTES = 16 << 20   # of free space, as for the runner's own: with less, a processor's bytecode might be cut short
 FULL_BYTES = 1 << 20        # less is free after a failed attempt: most likely that is why
 SHOWN_NAMES = 5             # of many files, on one line
+NO_REPORT = "%sthe task left no report %s: %s"
 STATUS_ONLY = " (its rights or the number of its links, or its time was put back; a processor must copy an input, not link it)"
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------
@@ -467,14 +468,16 @@ class StageWork:
         if not self.stage.launcher or result.exit_code is None:
             return result, ""
         told, failure, unclosed = network.take_node_report(), result.failure, ""
+        is_told = told.is_whole and told.token == token
         if told.host:
             place = self.nodes.setdefault("%s %s" % (told.host, sorted(told.kernel.items())), {"host": told.host, "kernel": told.kernel, "attempts": 0})
             place["attempts"] += 1
         if told.why and not result.stopped:
             failure, unclosed = told.why, told.why if told.is_unclosed else ""
-        elif not failure and not (told.is_whole and told.token == token):
-            failure = "the task left no report %s: the launcher did not run the words after it, or the machines do not share the root" % (
-                os.path.relpath(network.node_report(), self.run.root).replace(os.sep, "/"))
+        elif not is_told and not result.stopped and failure != attempts.TIMEOUT % (self.stage.timeout_s or 0):
+            failure = NO_REPORT % (failure + "; " if failure else "", os.path.relpath(network.node_report(), self.run.root).replace(os.sep, "/"),
+                                   "the launcher or the machine failed" if failure else "the launcher did not run the words after it, or the machines do not share the root")
+            result = result._replace(is_machines=True)
         elif not failure and told.exit_code:
             failure = "%s, which the launcher did not give back" % attempts.exit_text(told.exit_code)
             result = result._replace(exit_code=told.exit_code)

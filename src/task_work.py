@@ -387,7 +387,7 @@ class TasksWork(stage_work.StageWork):
                 trial.failure = "; ".join(one for one in (fault, trial.failure) if one)
         trial.failure = trial.failure or stage_work.changed_file(self.run.root, trial.task.stamps)
         trial.is_machines = trial.is_machines or bool(trial.failure and not trial.stopped and (
-            result.failure.startswith(attempts.NOT_STARTED) or self._full_disk_text()))
+            result.is_machines or result.failure.startswith(attempts.NOT_STARTED) or self._full_disk_text()))
         if trial.failure and not trial.stopped and len(self.failed) < SHOWN_FAILURES:
             self.console.tail(result.tail, "%s %s" % (self.stage.name, trial.task.name))
         return result

@@ -389,6 +389,25 @@ def test_a_launcher_that_runs_nothing_makes_no_success(project, cluster):
     assert done.code == 1 and "the task left no report state/logs/r/s1.1.node: the launcher did not run the words after it" in done.out, done
 
 
+@pytest.mark.parametrize("how, code", [("exit 3", 1), ("kill -9 $$", 1), ("sleep 60", 0)], ids=["fails", "dies", "too slow"])
+def test_a_launcher_that_fails_is_not_the_fault_of_a_file(project, how, code):
+    """A node that died, a queue that is closed: the good output of an earlier version is not given up for it. A time limit is the file's."""
+    for name in "ab":
+        project.write("in/" + name, name)
+    project.write("launch.sh", '#!/bin/sh\n[ -e "%s" ] && [ "$PIPELINE_TASK" = in/a ] || exec "$@"\n%s\n' % (project.path("away"), how), executable=True)
+    project.spec({"processor": project.processor("p", "open(out + '/' + os.path.basename(inputs[0]), 'w').write(open(inputs[0]).read())\n"), "forEach": "in/*",
+                  "launcher": [str(project.path("launch.sh"))], "maxFailedTasks": 9, "timeoutSec": 4, "graceSec": 0})
+    project.ok()
+    project.write("in/a", "other")
+    project.write("in/b", "more")
+    project.write("away", "")
+    done = project.run("--run-id", "r")
+    assert done.code == code and project.read("data/s1/b") == "more", done
+    assert project.exists("data/s1/a") == bool(code), done
+    assert ("; the task left no report state/logs/r/s1" in done.out and ": the launcher or the machine failed" in done.out) == bool(code), done
+    assert ("timeout after" in done.out) != bool(code), done
+
+
 def test_the_report_of_another_attempt_makes_no_success(project, cluster):
     project.spec({"processor": project.processor("p", "open(out + '/o', 'w').close()\n"), "launcher": cluster.words()})
     project.ok("--run-id", "r")
