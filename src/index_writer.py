@@ -58,17 +58,26 @@ class Begin:
 
 
 class _Signed:
-    """Paths with their signs, those behind links included."""
+    """Paths with their signs, those behind links included.
 
-    def __init__(self, root: str, paths: Iterable[str]) -> None:
-        self.paths = list(dict.fromkeys(paths))
+    needed: that were there when it was decided; others: of which it matters, too, that they are not there.
+    """
+
+    def __init__(self, root: str, needed: Sequence[str], others: Iterable[str] = ()) -> None:
+        self.needed = frozenset(needed)
+        self.paths = list(dict.fromkeys([*needed, *others]))
         full = [os.path.join(root, path) for path in self.paths]
         self.signs = path_signs.sign(full)
         self.followed = [path for path, whole in zip(self.paths, full) if os.path.islink(whole)]
         self.followed_signs = path_signs.sign([os.path.join(root, path) for path in self.followed], look=os.stat)
 
     def is_settled(self, begin: Begin) -> bool:
-        return begin.is_settled(self.signs) and begin.is_settled(self.followed_signs)
+        return begin.is_settled(self.signs) and begin.is_settled(self.followed_signs) and not self._has_lost_some()
+
+    def _has_lost_some(self) -> bool:
+        """Tell whether one of those that were there has gone since: it has no time that would show it."""
+        return any(path in self.needed and _sign_at(signs, place) == list(path_signs.ABSENT)
+                   for paths, signs in ((self.paths, self.signs), (self.followed, self.followed_signs)) for place, path in enumerate(paths))
 
 
 def is_possible(spec: PipelineSpec, options: Any) -> bool:
@@ -128,7 +137,7 @@ def _stage_signed(run: Any, begin: Begin, stage: StageSpec, result: StageResult)
         return None                     # not what the decision was made of
     own = ["%s/%s" % (stage.output_dir, one["path"]) for one in result.outputs]
     own += ["%s/.%s.done" % (stage.output_dir, stage.name), "state/stage_%s.json" % stage.name]
-    signed = _Signed(run.root, list(files) + sorted(seen) + own)
+    signed = _Signed(run.root, list(files) + own, sorted(seen))
     return signed if signed.is_settled(begin) else None
 
 
@@ -139,10 +148,9 @@ def _common_signed(run: Any, begin: Begin) -> Optional[_Signed]:
     paths += file_digests.expand(run.root, "bin/**/*.py", seen)
     for processor in dict.fromkeys(stage.processor for stage in run.spec.stages):
         paths += [processor] + program_scan.local_modules(run.digests, processor)
-    paths += sorted(seen) + sorted(folder or "." for folder in run.digests.folders)
     if any(stage.pass_env is not None for stage in run.spec.stages):
         paths.append("state/env.key")
-    signed = _Signed(run.root, paths)
+    signed = _Signed(run.root, paths, sorted(seen) + sorted(folder or "." for folder in run.digests.folders))
     return signed if signed.is_settled(begin) else None
 
 

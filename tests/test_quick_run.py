@@ -365,6 +365,25 @@ def test_what_a_processor_did_to_the_inputs_of_later_stages_is_seen(project):
     assert project.read("data/s3/aside.txt") == "changed\nx"
 
 
+@pytest.mark.parametrize("gone", ["data/s1/a.txt", "data/s1/.s1.done", "state/stage_s1.json", "data/a.txt", "there/behind.txt", "own/work.py"])
+def test_what_vanishes_while_a_run_goes_on_is_missed_by_the_next_one(project, gone):
+    """After it was looked at and before it is signed: that it is not there is not what the decision was made of."""
+    for name, text in (("data/a.txt", "one\n"), ("data/b.txt", "none"), ("there/behind.txt", "two\n")):
+        project.write(name, text)
+    project.path("data/link.txt").symlink_to("../there/behind.txt")
+    project.write("own/work.py", project.path(project.processor("work", "for one in inputs:\n    open(os.path.join(out, os.path.basename(one)), 'w').write(open(one).read())\n")).read_text())
+    remover = project.processor("remove", "name = open(inputs[0]).read()\nos.path.exists(name) and os.unlink(name)\nopen(out + '/o', 'w').close()\n")
+    project.spec({"processor": "own/work.py", "inputs": ["data/a.txt", "data/link.txt"]}, {"processor": remover, "inputs": ["data/b.txt"]})
+    run(project, "made")
+    project.write("data/b.txt", gone)
+    age(project)
+    code, out, err = run(project, "removed")
+    assert code == 0 and "[SKIP] s1" in out and "[DONE] s2" in out and not project.exists(gone), (out, err)
+    code, out, err = run(project, "next")
+    assert "[SKIP] s1" not in out, (out, err)
+    assert code == 0 and project.read("data/s1/a.txt") == "one\n" or "data/a.txt" in out + err or "data/link.txt" in out + err or gone in out + err, (out, err)
+
+
 @pytest.mark.parametrize("options", [["--force", "s1"], ["--only", "s1"], ["--rehash"], ["--verbose"], ["--set", "x=1"], ["plan"], ["--run-id", "con"], ["--run-id", "-x"],
                                      ["--jobs", "0"], ["--run-id", "a", "--run-id", "b"], ["--pipeline"], ["--key", "k"], ["--run-id="]])
 def test_other_command_lines_go_the_long_way(options):
