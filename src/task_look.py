@@ -33,14 +33,15 @@ LISTED_OUTPUTS = 10       # a stage with more outputs has them in its task log o
 SHOWN_TASKS = 5
 
 
-class Tasks(namedtuple("Tasks", "paths digests packed keys common todo done gone failed why table outputs log is_cached left synced certain")):
+class Tasks(namedtuple("Tasks", "paths digests packed keys common todo done gone failed why table outputs log is_cached left synced certain wrong", defaults=(frozenset(),))):
     """The tasks of a stage as they are now.
 
     paths, digests, keys: of each; packed: signatures of the files. common: the key of what all share. todo: places of those to be
-    done. done: places of those that are done. gone: names in the log whose file is not there any more. failed: how many of
+    done. done: places of those that are done. gone: names in the log whose file is not there any more, if that is new, or what was kept of it is wrong now. failed: how many of
     todo failed last time. why: why there is something to do, texts. table: FileTable of the inputs, to be kept. outputs: the same of what is
     done. synced: FileTable of the outputs that are known to be on the disk. left: (path, why) of files that are left for a later run. log: the TaskLog, loaded; None where nothing changed and nobody needs it. is_cached: the cache needs no writing.
     certain: the stage must run, and no more than that was looked at: neither at its tasks one by one, nor at what they made.
+    wrong: paths of outputs that are not what the log says.
     """
 
     __slots__ = ()
@@ -155,14 +156,14 @@ def _look_at_each(spec: PipelineSpec, stage: StageSpec, store: StateStore, facts
         changed += entry is not None and entry.key != key
     alive = set(tasks.paths) | {path for path, _ in tasks.left}
     known = ("gone",) if stage.prune else ("gone", "kept")
-    gone = sorted(name for name, entry in log.entries.items() if name not in alive and entry.status not in known)
+    gone = sorted(name for name, entry in log.entries.items() if name not in alive and (entry.status not in known or any(output[0] in wrong for output in entry.outputs)))
     why = ["%d task%s %s" % (count, "" if count == 1 else "s", word) for count, word in (
         (new, "new"), (changed, "changed"), (failed, "failed last time"), (spoilt, "with outputs that are not what was recorded")) if count]
     if gone:
         why.append("%d file%s gone (%s)" % (len(gone), "" if len(gone) == 1 else "s", shown(gone)))
     problems = ["output %s %s" % one for one in list(wrong.items())[:SHOWN_TASKS]]
     facts = facts._replace(output_problems=problems, tasks=tasks._replace(keys=keys, todo=todo, done=done, gone=gone, failed=failed, why=why, outputs=table, log=log,
-                                                                          is_cached=False))
+                                                                          is_cached=False, wrong=frozenset(wrong)))
     if _is_recorded(stage, facts) and facts.marker_key is None:
         facts = facts._replace(sealable=state_store.died_before_marker(store, stage.name, facts.record))
     return facts

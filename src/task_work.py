@@ -31,7 +31,7 @@ from scheduler import Attempting, Next, Pause, Spawn, slots_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple
+    from typing import Any, Dict, FrozenSet, Iterable, List, Optional, Sequence, Set, Tuple
 
     from model import Decision, Facts, StageResult, StageSpec
     from scheduler import Flow
@@ -687,20 +687,27 @@ class FileTasksWork(TasksWork):
         if self.stage.prune and missing:
             self.console.event("NOTE", self.stage.name, ": the folder %s is missing: nothing is pruned" % missing[0])
             return
-        changed = self._prune(facts.gone)
+        changed = self._prune(facts.gone, facts.wrong)
         self.console.event("NOTE", self.stage.name, ": %d file%s gone: %s; %s%s" % (
             len(facts.gone), " is" if len(facts.gone) == 1 else "s are", task_look.shown(facts.gone),
             "outputs removed" if self.stage.prune else "outputs kept (\"prune\": true removes them)",
             ", but for what is not any more as it was made: %s" % task_look.shown(changed) if changed else ""))
 
-    def _prune(self, gone: Sequence[str]) -> List[str]:
+    def _keep(self, entry: task_log.Entry, wrong: FrozenSet[str]) -> List[str]:
+        """Note that the file of a task is gone, and what it made is kept; return the paths of what is not any more as it was made: that is nobody's now."""
+        lost = [path for path, _, _ in entry.outputs if path in wrong and self.owner_of.get(path.casefold(), entry.task) == entry.task]
+        # What failed was no success for its file's being gone: should the file come back, it is tried again.
+        self._enter(entry._replace(status="kept", key="" if entry.status == "failed" else entry.key, outputs=tuple(output for output in entry.outputs if output[0] not in wrong)))
+        return lost
+
+    def _prune(self, gone: Sequence[str], wrong: FrozenSet[str]) -> List[str]:
         """Note that files are gone, and with `prune` remove what their tasks made; return the paths of what somebody has changed since: that stays."""
         changed: List[str] = []
         for name in gone:
-            if not self.stage.prune:
-                self._enter(self.task_log.entries[name]._replace(status="kept"))
-                continue
             entry = self.task_log.entries[name]
+            if not self.stage.prune:
+                changed += self._keep(entry, wrong)
+                continue
             for path, size, digest in entry.outputs:
                 is_ours = self.owner_of.get(path.casefold(), name) == name
                 if is_ours and file_digests.output_content(os.path.join(self.folder, path)) == (size, digest):

@@ -259,6 +259,37 @@ def test_a_file_that_is_gone_is_reported_and_its_outputs_go_only_with_prune(uppe
     assert "[SKIP]" in upper.ok().out
 
 
+def test_a_file_that_failed_and_was_taken_away_is_tried_again_when_it_comes_back(upper):
+    upper.ok()
+    upper.write("in/b.txt", "bad\n")
+    assert upper.run().code == 1
+    upper.path("in/b.txt").rename(upper.path("b.txt"))
+    assert "1 file is gone: in/b.txt; outputs kept" in upper.ok().out
+    upper.path("b.txt").rename(upper.path("in/b.txt"))
+    count(upper)
+    done = upper.run()
+    assert done.code == 1 and "[FAIL] up in/b.txt: exit code 3" in done.out and count(upper) == ["b"], done
+
+
+@pytest.mark.parametrize("how", ["removed", "edited"])
+def test_what_was_kept_of_a_file_that_is_gone_and_is_not_any_more_as_it_was_made_is_let_go_of(upper, how):
+    upper.ok()
+    upper.path("in/b.txt").unlink()
+    upper.ok()
+    if how == "removed":
+        upper.path("out/b.txt").unlink()
+    else:
+        upper.write("out/b.txt", "mine now\n")
+    done = upper.ok()
+    assert "[SKIP]" not in done.out and "1 file is gone: in/b.txt; outputs kept" in done.out and ", but for what is not any more as it was made: b.txt" in done.out, done
+    assert upper.exists("out/b.txt") == (how == "edited")
+    assert "[SKIP] up (up to date: " in upper.ok().out and upper.run("verify", "--outputs").code == 0
+    upper.write("in/a.txt", "other\n")
+    assert "[DONE]" in upper.ok().out
+    if how == "edited":
+        assert upper.read("out/b.txt") == "mine now\n"
+
+
 @pytest.mark.parametrize("is_edited_at_once", [False, True])
 def test_a_file_that_was_renamed_and_makes_the_same_output_is_not_held_up_by_the_one_that_is_gone(upper, is_edited_at_once):
     """The processor names its output by the beginning of the file's name."""
