@@ -88,6 +88,7 @@ exit codes
   0 completed  1 a stage failed  2 bad usage or spec  3 internal error  4 lock held  5 state damaged, not writable or not verified
   6 offline guard  7 stopped by the clock, or inputs not settled  129 hung up  130 interrupted (Ctrl-C)  143 terminated
 """
+MAY_BE_EMPTY = ("--set", "--reason", "--run-id")      # that each say themselves what they need
 REPEATED = ("--force", "--only", "--set", "--anchor")
 VALUED = REPEATED + ("--pipeline", "--root", "--run-id", "--from", "--until", "--key", "--format", "--output", "-o", "--reason", "--jobs", "--max-memory",
                      "--stop-by", "--stop-after", "--log-format", "--openlineage", "--run", "--last", "--keep-runs", "--keep-days", "--kind")
@@ -103,8 +104,14 @@ COMMANDS = {"run": (0, 0, ""), "plan": (0, 0, ""), "validate": (0, 0, ""), "unlo
 # options that belong to some commands only -> these
 ONLY_WITH = {"--anchor": ("verify",), "--outputs": ("verify",), "--format": ("export", "graph"), "--output": ("export", "evidence", "report", "graph"),
              "--reason": ("accept",), "--forward": ("new-key",), "--json": ("status", "history", "logs", "explain"), "--run": ("logs",), "--last": ("status", "history"),
+             "--run-id": ("run", "plan", "validate", "scan", "status", "history", "explain", "verify", "unlock"),
+             "--dry-run": ("run", "plan"), "--verbose": ("run", "plan"), "--only": ("run", "plan", "status", "clean"), "--from": ("run", "plan", "status", "clean"),
+             "--until": ("run", "plan", "status", "clean"), "--force": ("run", "plan", "status", "explain"),
              "--follow": ("logs",), "--yes": ("clean", "gc", "reset"), "--keep-runs": ("gc",), "--keep-days": ("gc",), "--kind": ("new-stage",),
              **{name: ("run",) for name in ("--jobs", "--max-memory", "--keep-going", "--stop-by", "--stop-after", "--quiet", "--log-format", "--openlineage")}}
+INSTEAD = {("--run-id", "logs"): "; of which run is said by --run", ("--run-id", "report"): "; the run is named by a word: report ID",
+           ("--dry-run", "clean"): "; without --yes it removes nothing", ("--dry-run", "gc"): "; without --yes it removes nothing",
+           ("--dry-run", "reset"): "; without --yes it removes nothing"}
 FORMATS = {"export": ("in-toto",), "graph": ("mermaid", "dot", "svg", "json")}     # command -> its formats, the default first
 LOG_FORMATS = ("text", "json")
 KINDS = ("lines", "blocks", "files", "shell")
@@ -124,6 +131,8 @@ def parse_command_line(argv: Sequence[str]) -> Options:
             if not equals and queue[0].partition("=")[0] in VALUED + FLAGS:
                 raise UsageError("%s needs a value, got the option %s; a value that is called so is written %s=%s" % (name, queue[0], name, queue[0]))
             values[name].append(value if equals else queue.pop(0))
+            if not values[name][-1] and name not in MAY_BE_EMPTY:
+                raise UsageError("%s needs a value, got an empty one" % name)
         elif word in FLAGS:
             flags.add(word)
         elif word.startswith("-"):
@@ -143,12 +152,12 @@ def _options(values: Dict[str, List[str]], flags: Set[str], words: List[str]) ->
     elif command not in COMMANDS:
         near = nearest(command, tuple(COMMANDS))
         raise UsageError("unknown command %s; %s" % (command, "did you mean %s?" % near if near else "see --help"))
-    elif command == "run" and "--dry-run" in flags:
-        command = "plan"
     values["--output"] += values.pop("-o")
     if command not in ("help", "version"):
         _check_words(command, words)
         _check_owned(command, values, flags)
+    if command == "run" and "--dry-run" in flags:
+        command = "plan"
     for name in VALUED:
         if name not in REPEATED and len(values.get(name, ())) > 1:
             raise UsageError("%s was given twice" % name)
@@ -158,7 +167,7 @@ def _options(values: Dict[str, List[str]], flags: Set[str], words: List[str]) ->
         raise UsageError("--run-id %s: %s" % (shown_value(run_id), name_problem(run_id)))
     return Options(command, words, single["--pipeline"] or "pipeline.json", single["--root"],
                    run_id or new_run_id(),
-                   _names(values["--force"]), _names(values["--only"]), single["--from"], single["--until"],
+                   _names("--force", values), _names("--only", values), single["--from"], single["--until"],
                    _settings(values["--set"]), "--rehash" in flags, "--verbose" in flags, values["--anchor"], single["--key"],
                    "--outputs" in flags, single["--format"] or FORMATS.get(command, ("",))[0], single["--output"], single["--reason"], "--forward" in flags,
                    _number("--jobs", single, 1), _number("--max-memory", single, 1), "--keep-going" in flags, _time_of_day(single["--stop-by"]),
@@ -215,7 +224,7 @@ def _check_words(command: str, words: List[str]) -> None:
 def _check_owned(command: str, values: Dict[str, List[str]], flags: Set[str]) -> None:
     for name, commands in ONLY_WITH.items():
         if (values.get(name) or name in flags) and command not in commands:
-            raise UsageError("%s goes with %s" % (name, " and ".join(commands)))
+            raise UsageError("%s goes with %s%s" % (name, " and ".join(commands), INSTEAD.get((name, command), "")))
     if {"--quiet", "--verbose"} <= set(flags):
         raise UsageError("--quiet prints failures only, --verbose everything; leave one of them out")
     if command == "accept" and not "".join(values["--reason"]).strip():
@@ -225,8 +234,11 @@ def _check_owned(command: str, values: Dict[str, List[str]], flags: Set[str]) ->
             raise UsageError("--format %s: must be %s" % (shown_value(name), " or ".join(FORMATS[command])))
 
 
-def _names(values: List[str]) -> FrozenSet[str]:
-    return frozenset(name for value in values for name in value.split(",") if name)
+def _names(option: str, values: Dict[str, List[str]]) -> FrozenSet[str]:
+    names = frozenset(name for value in values[option] for name in value.split(",") if name)
+    if values[option] and not names:
+        raise UsageError("%s %s: names no stage" % (option, values[option][0]))
+    return names
 
 
 def _settings(values: List[str]) -> Json:

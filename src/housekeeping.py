@@ -131,8 +131,9 @@ def look(spec: PipelineSpec, stage: StageSpec, store: StateStore) -> Cleaning:
     keep: List[Tuple[str, str]] = []
     owners = _other_owners(spec, stage, store)
     digests = Digests(spec.root, "", keep=False, rehash=True)
+    folder = state_store.made_elsewhere(record, stage.output_dir) or stage.output_dir
     for output in _recorded(stage, store, record):
-        path = "%s/%s" % (stage.output_dir, output["path"])
+        path = "%s/%s" % (folder, output["path"])
         if not os.path.lexists(os.path.join(spec.root, path)):
             continue
         why = _link_on_the_way(spec.root, path) or ("stage %s has recorded it, too" % owners[path] if path in owners else "")

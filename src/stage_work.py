@@ -217,7 +217,8 @@ class StageWork:
         self.store, self.console = run.store, run.console
         self.folder = os.path.join(run.root, stage.output_dir)
         self.key = facts.material.key
-        self.previous: List[Json] = facts.record["outputs"] if facts.record is not None else []
+        self.moved_from = state_store.made_elsewhere(facts.record, stage.output_dir)
+        self.previous: List[Json] = facts.record["outputs"] if facts.record is not None and not self.moved_from else []
         self.baseline: Json = {}        # from before this key's first attempt: what changed since is ours
         self.found = stage_outputs.NOTHING  # in the folder before this run's attempts: what others own must still be that
         self.survivors: List[int] = []
@@ -270,6 +271,7 @@ class StageWork:
             self._clear_leftovers(unfinished)
             if self.facts.output_problems:
                 self._undo_success()
+            self._tell_of_move()
         old = unfinished if self._is_same_work() else None
         self.found = stage_outputs.list_folder(self.folder)
         self.baseline = old if old is not None else self.found.files
@@ -277,6 +279,10 @@ class StageWork:
         self.run.save_dear_digests()
         if self.stage.checkpoint:
             self.run.flush()   # a checkpoint is worth nothing without the record of its key
+
+    def _tell_of_move(self) -> None:
+        if self.moved_from:
+            self.console.event("NOTE", self.stage.name, ": its outputDir was %s: what it made there is left there" % self.moved_from)
 
     def _is_same_work(self) -> bool:
         record = self.facts.record
@@ -286,7 +292,7 @@ class StageWork:
         """Return the listing from before the unfinished work that the stage record tells of, None if there is none."""
         record = self.facts.record
         baseline = record.get("baseline") if record is not None and record["lastStatus"] != "ok" else None
-        if record is None or not isinstance(baseline, dict):
+        if record is None or not isinstance(baseline, dict) or self.moved_from:
             return None
         left = record.get("left")
         if isinstance(left, list):
@@ -345,11 +351,11 @@ class StageWork:
         owners: Dict[str, str] = {}
         ours = self.stage.output_dir + "/"
         for other in self.run.folder_neighbours(self.stage):
-            theirs = other.output_dir + "/"
             record = self.store.stage(other.name)
+            theirs = (state_store.made_elsewhere(record, other.output_dir) or other.output_dir) + "/"
             found = [theirs + path for path in recorded_paths(self.store, record)]
             if other.name in self.beside:
-                found += [theirs + path for path in stage_outputs.list_folder(os.path.join(self.run.root, other.output_dir)).files
+                found += ["%s/%s" % (other.output_dir, path) for path in stage_outputs.list_folder(os.path.join(self.run.root, other.output_dir)).files
                           if any(file_digests.path_matches(path, pattern) for pattern in other.outputs or ())]
             owners.update({path[len(ours):]: other.name for path in found if path.startswith(ours)})
         return owners

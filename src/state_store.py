@@ -395,6 +395,12 @@ class StateStore:
         return self.secret()
 
 
+def made_elsewhere(record: Optional[Json], output_dir: str) -> str:
+    """Return the folder in which are the outputs that a stage record tells of, if that is not *output_dir*, the stage's of now; else ""."""
+    folder = record["keyParts"].get("outputDir") if record is not None else None
+    return folder if isinstance(folder, str) and folder != output_dir else ""
+
+
 def stage_record_problem(record: Json, stage: str) -> str:
     """Return what in a stage record cannot be worked with, or ""."""
     if record.get("stage") != stage:

@@ -138,6 +138,8 @@ def _is_all_done(facts: Facts, about: Json, made: task_files.FileTable, root: st
 
 def _look_at_each(spec: PipelineSpec, stage: StageSpec, store: StateStore, facts: Facts, tasks: Tasks, digests: Digests) -> Facts:
     log = load_log(store, stage.name)
+    if state_store.made_elsewhere(facts.record, stage.output_dir):
+        forget_outputs(log)             # what they tell of is not in this folder
     folder = os.path.join(spec.root, stage.output_dir)
     keys = [task_key(tasks.common, path, digest) for path, digest in zip(tasks.paths, tasks.digests)]
     outputs = task_log.outputs_of(log.entries)
@@ -167,6 +169,11 @@ def _look_at_each(spec: PipelineSpec, stage: StageSpec, store: StateStore, facts
     if _is_recorded(stage, facts) and facts.marker_key is None:
         facts = facts._replace(sealable=state_store.died_before_marker(store, stage.name, facts.record))
     return facts
+
+
+def forget_outputs(log: task_log.TaskLog) -> None:
+    """Let no task of a log be done, nor have made anything; in memory only."""
+    log.entries = {name: entry._replace(key="", outputs=()) for name, entry in log.entries.items()}
 
 
 def _all_over(facts: Facts) -> Facts:

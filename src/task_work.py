@@ -494,6 +494,7 @@ class FileTasksWork(TasksWork):
         self.task_log = facts.log if facts.log is not None else task_look.load_log(self.store, self.stage.name)
         self.keys = facts.keys or [task_look.task_key(facts.common, path, digest) for path, digest in zip(facts.paths, facts.digests)]
         self.total, self.up_to_date, self.vanished = len(facts.paths), len(facts.paths) - len(places), len(facts.gone)
+        self._forget_old_folder()
         self._write_record("running", "")
         self._forget_lost()
         self._clear_staging(facts)
@@ -506,6 +507,13 @@ class FileTasksWork(TasksWork):
         self.open = {facts.paths[place] for place in places if facts.paths[place] in self.task_log.entries}
         if self.stage.checkpoint:
             self.run.flush()
+
+    def _forget_old_folder(self) -> None:
+        """The log's paths are below the outputDir of the record: before that is another, they go, as files of somebody else may be called so."""
+        if self.moved_from:
+            self.task_log.compact(self._write_log)
+            self.run.flush()
+            self._tell_of_move()
 
     def _forget_lost(self) -> None:
         """After a sync that failed: no line counts any more, on the disk, before the file goes that says so."""

@@ -86,6 +86,13 @@ def test_version(tmp_path):
     (["plan", "stage"], "plan takes no further words, got: stage"),
     (["validate", "a", "b"], "validate takes no further words, got: a b"),
     (["--dry-run=yes"], "unknown option --dry-run=yes; did you mean --dry-run?"),
+    # What would be taken for a limit must not be ignored.
+    (["clean", "--only", "", "--yes"], "--only needs a value, got an empty one"), (["--force="], "--force needs a value, got an empty one"), (["--until", ""], "--until needs a value"),
+    (["clean", "--only", ",", "--yes"], "--only ,: names no stage"),
+    (["clean", "--dry-run", "--yes"], "--dry-run goes with run and plan; without --yes it removes nothing"), (["init", "x", "--dry-run"], "--dry-run goes with run and plan"),
+    (["reset", "a", "--only", "b"], "--only goes with run and plan and status and clean"), (["logs", "a", "--run-id", "r"], "; of which run is said by --run"),
+    (["report", "--run-id", "r"], "; the run is named by a word: report ID"), (["gc", "--verbose"], "--verbose goes with run and plan"),
+    (["plan", "--jobs", "2"], "--jobs goes with run"),
 ])
 def test_usage_errors(tmp_path, capsys, words, message):
     """In the table by main() itself, which for these never gets as far as a run."""

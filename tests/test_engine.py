@@ -385,3 +385,22 @@ def test_a_python_that_is_too_old_is_told_so_in_one_line():
     code = "import runpy, sys; sys.version_info = (3, 7, 16); runpy.run_path(%r, run_name='__main__')" % str(RUNNER)
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr.split(b"\n")) == (2, b"", [b"error: Python 3.7 is too old: Python 3.8 or newer is needed", b""]), done
+
+
+@pytest.mark.parametrize("ended", ["ok", "failed", "killed"])
+def test_another_output_folder_is_not_taken_for_the_one_of_before(project, ended):
+    """What the record tells of lies in the old folder: of the same names in the new one nothing is the stage's."""
+    end = {"ok": "", "failed": "sys.exit(3)", "killed": "os.kill(os.getppid(), 9)\n__import__('time').sleep(30)"}[ended]
+    stage = {"processor": project.processor("p", "open(out + '/a', 'w').write('made')\n" + end + "\n"), "outputDir": "out"}
+    project.spec(stage)
+    done = project.run()
+    assert (done.code == 0) == (ended == "ok") and project.read("out/a") == "made"
+    project.write("out2/a", "mine")
+    project.write("out2/b", "mine, too")
+    project.processor("p", "open(out + '/c', 'w').write('made')\n")
+    project.spec(dict(stage, outputDir="out2"))
+    done = project.ok()
+    assert "[NOTE] s1: its outputDir was out: what it made there is left there\n" in done.out, done
+    assert project.read("out2/a") == "mine" and project.read("out2/b") == "mine, too" and project.read("out2/c") == "made" and project.read("out/a") == "made"
+    assert [one["path"] for one in project.json("state/stage_s1.json")["outputs"]] == ["c"]
+    assert "[SKIP] s1" in project.ok().out and project.run("verify", "--outputs").code == 0

@@ -307,6 +307,26 @@ def test_a_file_that_was_renamed_and_makes_the_same_output_is_not_held_up_by_the
     assert upper.exists("out/bb") and not upper.exists("out/b") and "[SKIP]" in upper.ok().out
 
 
+@pytest.mark.parametrize("more, is_killed", [({}, False), ({"maxFailedTasks": 1}, False), ({"prune": True}, False), ({}, True)], ids=["plain", "a failure", "prune", "killed"])
+def test_another_output_folder_is_not_taken_for_the_one_of_before(upper, more, is_killed):
+    """The log's paths are below the old folder: files of the same names in the new one are somebody's."""
+    upper.ok()
+    for name in "ab":
+        upper.write("out2/%s.txt" % name, "mine\n")
+    respec(upper, processor=upper.processor("other", "os.kill(os.getppid(), 9)\n__import__('time').sleep(30)\n"), outputDir="out2", forkServer=False, **more)
+    told = upper.run().out if is_killed else ""
+    upper.processor("other", "'bad' in open(inputs[0]).read() and sys.exit(3)\nopen(os.path.join(out, os.path.basename(inputs[0]) + '.new'), 'w').close()\n")
+    if "maxFailedTasks" in more:
+        upper.write("in/b.txt", "bad\n")
+    if "prune" in more:
+        upper.path("in/b.txt").unlink()
+    told += upper.ok().out
+    assert "[NOTE] up: its outputDir was out: what it made there is left there\n" in told, told
+    assert upper.read("out2/a.txt") == upper.read("out2/b.txt") == "mine\n" and set(outputs(upper)) == {"a.txt", "b.txt", "c.txt"}
+    assert upper.exists("out2/a.txt.new") and upper.run("verify", "--outputs").code == 0
+    assert "maxFailedTasks" in more or "[SKIP]" in upper.ok().out
+
+
 NAMED = "import sys\nname, text = open(os.environ['PIPELINE_TASK']).read().split()\nif text == 'bad':\n    sys.exit(3)\nopen(os.path.join(out, name), 'w').write(text)\n"
 
 
