@@ -100,6 +100,9 @@ def _dispatch(options: Options, console: Console, started: float, found: Any) ->
         return _unlock(spec, options, console)
     if options.command == "accept":
         return _accept(spec, options, console, Clock())
+    if options.open_lineage:
+        import output_places
+        output_places.checked(options.open_lineage, "--openlineage", spec.root, spec.path, spec.stages, True)
     import engine
     return engine.Run(spec, options, console, Clock(), started, known).run()
 

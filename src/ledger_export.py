@@ -15,6 +15,7 @@ import os
 import stat
 from collections import namedtuple
 
+import output_places
 import provenance
 from console import describe_os_error
 from ledger_format import entry_hash, entry_line, head_text, run_hash
@@ -474,14 +475,15 @@ def _copy(one: Member, out: Any) -> None:
 
 # --- commands --------------------------------------------------------------------------------------------------------
 
-def cmd_export(root: str, run_id: str, format: str, out_path: Optional[str], console: Console) -> int:
+def cmd_export(root: str, run_id: str, format: str, out_path: Optional[str], spec_path: str, console: Console) -> int:
     """Write a run's statement to a file, or to stdout; return the exit code."""
     try:
         if format not in FORMATS:
             raise UsageError("unknown format %s; known: %s" % (format, ", ".join(FORMATS)))
+        place = output_places.checked(out_path, "-o", root, spec_path) if out_path is not None else ""
         text = export_text(StateStore(root, writable=False), run_id)
-        if out_path is not None:
-            write_atomic(os.path.abspath(out_path), text)
+        if place:
+            write_atomic(place, text)
         else:
             _print_bytes(text, console)
     except (UsageError, StateError) as error:
@@ -511,7 +513,7 @@ def cmd_evidence(root: str, run_id: str, out_path: Optional[str], spec_path: str
             if member_problem(run_id) or "/" in run_id:
                 raise UsageError("%s is no run id" % run_id)
             out_path = "evidence_%s.zip" % run_id
-        made = write_evidence(root, run_id, out_path, spec_path)
+        made = write_evidence(root, run_id, output_places.checked(out_path, "-o", root, spec_path), spec_path)
     except (UsageError, StateError) as error:
         console.error("evidence: %s" % error)
         return int(error.exit_code)

@@ -29,6 +29,7 @@ may also import what is named before it.
              has to do)  scheduler (which attempt is started when)  stage_work (a stage that must run, under its lock:
              attempts, retries, checks, records)  task_work (the same, of several tasks)  chunk_work (the same, of parts
              of files)  run_alarms (what is started after a run)  acceptance  provenance  key_gaps (files no key knows)
+             output_places (where what was asked for may go)
              ledger_verify  evidence_verify  ledger_export  ledger_commands  starters (init, new-stage)  run_pruning (gc)
              housekeeping (clean, reset)  stage_logs  stage_explanation  look_commands (status, history, logs, explain)
              prometheus_text  open_lineage (both: what monitoring reads)  quick_index  quick_run (nothing changed)

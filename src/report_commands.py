@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 
+import output_places
 import state_store
 from model import EXIT_OK, UsageError
 
@@ -35,8 +36,7 @@ def _report(spec: PipelineSpec, options: Options, console: Console, clock: Clock
         report = report._replace(state="died", notes=report.notes
                                  + ["the runner of this run has died; the next run closes it, and resumes what can be resumed"])
     path = options.output or "report_%s.html" % report.run_id
-    _refuse_place(spec, path)
-    state_store.write_atomic(os.path.abspath(path), report_html.page(report).encode("utf-8", "backslashreplace"))
+    state_store.write_atomic(output_places.checked(path, "-o", spec.root, spec.path, spec.stages), report_html.page(report).encode("utf-8", "backslashreplace"))
     console.line("%s: run %s, %s" % (path, report.run_id, report.state))
     for note in report.notes:
         console.line("[NOTE] " + note)
@@ -56,8 +56,7 @@ def _graph(spec: PipelineSpec, options: Options, console: Console, clock: Clock)
         else:
             console.out.write(data.decode("utf-8"))
         return EXIT_OK
-    _refuse_place(spec, options.output)
-    state_store.write_atomic(os.path.abspath(options.output), text.encode("utf-8", "backslashreplace"))
+    state_store.write_atomic(output_places.checked(options.output, "-o", spec.root, spec.path, spec.stages), text.encode("utf-8", "backslashreplace"))
     console.line("%s: %d stages" % (options.output, len(spec.stages)))
     return EXIT_OK
 
@@ -75,25 +74,3 @@ def is_alive(root: str, run_id: str, clock: Any) -> bool:
         return True
     lock.release()
     return False
-
-
-def _refuse_place(spec: PipelineSpec, path: str) -> None:
-    """Raises: UsageError where a file would be taken for an input, an output, or a record of the runner."""
-    import file_digests
-    full = os.path.realpath(path)
-    if os.path.isdir(full):
-        raise UsageError("%s is a folder; name a file with -o FILE" % path)
-    if os.path.normcase(full) == os.path.normcase(os.path.realpath(spec.path)):
-        raise UsageError("%s is the pipeline file; choose another name with -o FILE" % path)
-    root = os.path.realpath(spec.root)
-    if not full.startswith(root + os.sep):
-        return
-    below = os.path.relpath(full, root).replace(os.sep, "/")
-    if below.split("/")[0] in ("state", "locks", "src", "bin"):
-        raise UsageError("%s is in a folder of the runner's own; choose another place with -o FILE" % path)
-    for stage in spec.stages:
-        if below.startswith(stage.output_dir + "/"):
-            raise UsageError("%s is in the output folder of stage %s; choose another place with -o FILE" % (path, stage.name))
-        for pattern in stage.inputs + stage.for_each + stage.watch:
-            if file_digests.path_matches(below, pattern):
-                raise UsageError("%s would be an input of stage %s (%s); choose another place with -o FILE" % (path, stage.name, pattern))

@@ -289,7 +289,7 @@ def test_a_run_without_outputs_has_no_statement(project):
 
 def test_an_unknown_format_is_refused(original):
     out, err = io.StringIO(), io.StringIO()
-    assert ledger_export.cmd_export(str(original.root), "a", "spdx", None, Console(out, err)) == 2
+    assert ledger_export.cmd_export(str(original.root), "a", "spdx", None, "pipeline.json", Console(out, err)) == 2
     assert "unknown format spdx; known: in-toto" in err.getvalue() and out.getvalue() == ""
 
 
@@ -1013,7 +1013,7 @@ def test_a_hostile_record_gets_no_path_into_the_zip_and_no_traceback(case, histo
     target = history.root.parent / "evidence.zip"
     out, err = io.StringIO(), io.StringIO()
     codes = [ledger_export.cmd_evidence(str(history.root), "a", str(target), str(history.path("pipeline.json")), Console(out, err)),
-             ledger_export.cmd_export(str(history.root), "a", "in-toto", None, Console(out, err))]
+             ledger_export.cmd_export(str(history.root), "a", "in-toto", None, "pipeline.json", Console(out, err))]
     assert set(codes) <= {0, 2, 5}, err.getvalue()
     if target.exists():
         with zipfile.ZipFile(target) as archive:
