@@ -105,8 +105,8 @@ COMMANDS = {"run": (0, 0, ""), "plan": (0, 0, ""), "validate": (0, 0, ""), "unlo
 ONLY_WITH = {"--anchor": ("verify",), "--outputs": ("verify",), "--format": ("export", "graph"), "--output": ("export", "evidence", "report", "graph"),
              "--reason": ("accept",), "--forward": ("new-key",), "--json": ("status", "history", "logs", "explain"), "--run": ("logs",), "--last": ("status", "history"),
              "--run-id": ("run", "plan", "validate", "scan", "status", "history", "explain", "verify", "unlock"),
-             "--dry-run": ("run", "plan"), "--verbose": ("run", "plan"), "--only": ("run", "plan", "status", "clean"), "--from": ("run", "plan", "status", "clean"),
-             "--until": ("run", "plan", "status", "clean"), "--force": ("run", "plan", "status", "explain"),
+             "--dry-run": ("run", "plan"), "--verbose": ("run", "plan"), "--only": ("run", "plan", "validate", "status", "clean"), "--from": ("run", "plan", "validate", "status", "clean"),
+             "--until": ("run", "plan", "validate", "status", "clean"), "--force": ("run", "plan", "validate", "status", "explain"),
              "--follow": ("logs",), "--yes": ("clean", "gc", "reset"), "--keep-runs": ("gc",), "--keep-days": ("gc",), "--kind": ("new-stage",),
              **{name: ("run",) for name in ("--jobs", "--max-memory", "--keep-going", "--stop-by", "--stop-after", "--quiet", "--log-format", "--openlineage")}}
 INSTEAD = {("--run-id", "logs"): "; of which run is said by --run", ("--run-id", "report"): "; the run is named by a word: report ID",

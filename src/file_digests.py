@@ -52,16 +52,15 @@ def expand(root: str, pattern: str, seen: Optional[Set[str]] = None) -> List[str
     *seen* gets what else the answer depends on: the folders that were listed, the links in them, what was not there.
 
     `*`, `?` and `[]` stay within a folder, `**` spans folders (not through links); hidden names match only where
-    the pattern spells them. A file whose name is the pattern itself is meant literally. Raises: OSError where it cannot be
-    told what is there: a file that cannot be looked at must not pass for gone.
+    the pattern spells them. A file whose name is the pattern itself ("[x].txt") is meant, too, never alone: the file "*.txt" that a
+    shell makes by mistake must not hide all others. Raises: OSError where it cannot be told what is there: a file that cannot be looked at
+    must not pass for gone.
     """
-    if stat.S_ISREG(_mode(os.path.join(root, pattern))):
-        return [pattern]
-    found: Set[str] = set()
+    found = {pattern} if stat.S_ISREG(_mode(os.path.join(root, pattern))) else set()
+    if seen is not None and not found and (not has_wildcard(pattern) or "[" in pattern):
+        seen.add(pattern)
     if has_wildcard(pattern):
         _walk(root, "", pattern.split("/"), found, seen)
-    elif seen is not None:
-        seen.add(pattern)
     return sorted(found)
 
 

@@ -90,7 +90,7 @@ def test_version(tmp_path):
     (["clean", "--only", "", "--yes"], "--only needs a value, got an empty one"), (["--force="], "--force needs a value, got an empty one"), (["--until", ""], "--until needs a value"),
     (["clean", "--only", ",", "--yes"], "--only ,: names no stage"),
     (["clean", "--dry-run", "--yes"], "--dry-run goes with run and plan; without --yes it removes nothing"), (["init", "x", "--dry-run"], "--dry-run goes with run and plan"),
-    (["reset", "a", "--only", "b"], "--only goes with run and plan and status and clean"), (["logs", "a", "--run-id", "r"], "; of which run is said by --run"),
+    (["reset", "a", "--only", "b"], "--only goes with run and plan and validate and status and clean"), (["logs", "a", "--run-id", "r"], "; of which run is said by --run"),
     (["report", "--run-id", "r"], "; the run is named by a word: report ID"), (["gc", "--verbose"], "--verbose goes with run and plan"),
     (["plan", "--jobs", "2"], "--jobs goes with run"),
 ])

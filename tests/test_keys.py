@@ -314,7 +314,8 @@ def tree(tmp_path_factory):
     ("a[2-9].csv", ["a2.csv"]),
     ("a[!2].csv", ["a1.csv"]),
     ("[ab].txt", ["a.txt", "b.txt"]),
-    ("[x].txt", ["[x].txt"]),                       # a file of that very name is meant
+    ("[x].txt", ["[x].txt", "x.txt"]),              # a file of that very name is meant, too
+    ("star*.txt", ["star*.txt"]), ("s*.txt", ["star*.txt"]),
     ("with [brackets].txt", ["with [brackets].txt"]),
     ("with*.txt", ["with [brackets].txt", "with blank.txt"]),
     ("star*.txt", ["star*.txt"]),

@@ -290,6 +290,16 @@ def test_what_was_kept_of_a_file_that_is_gone_and_is_not_any_more_as_it_was_made
         assert upper.read("out/b.txt") == "mine now\n"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no such names")
+def test_a_file_called_like_the_glob_hides_no_other(upper):
+    """A shell makes it from `> in/*.txt` where nothing matches."""
+    upper.ok()
+    upper.write("in/*.txt", "oops\n")
+    respec(upper, prune=True)
+    done = upper.ok()
+    assert "gone" not in done.out and set(outputs(upper)) == {"a.txt", "b.txt", "c.txt", "*.txt"}, done
+
+
 @pytest.mark.parametrize("is_edited_at_once", [False, True])
 def test_a_file_that_was_renamed_and_makes_the_same_output_is_not_held_up_by_the_one_that_is_gone(upper, is_edited_at_once):
     """The processor names its output by the beginning of the file's name."""
