@@ -230,9 +230,12 @@ class ChunkTasksWork(task_work.TasksWork):
             return str(error)
         foreign = self._foreign_outputs()
         for name in sorted(joined):
+            problem = self._input_problem(name)
             if name in foreign:
+                problem = "changed %s/%s, which belongs to stage %s; a file belongs to one stage" % (self.stage.output_dir, name, foreign[name])
+            if problem:
                 self.joiner.stop()
-                return "changed %s/%s, which belongs to stage %s; a file belongs to one stage" % (self.stage.output_dir, name, foreign[name])
+                return problem
         # Then no later write can have the same time stamp, and what was hashed while it was written needs not be read again.
         yield Pause(SETTLE_S)
         self.joiner.publish()

@@ -14,6 +14,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 from collections import namedtuple
 
 import attempts
@@ -92,6 +93,11 @@ def _fixed_folder(pattern: str) -> str:
     return "/".join(parts[:next((place for place, part in enumerate(parts) if file_digests.has_wildcard(part)), len(parts) - 1)]) or "."
 
 
+def _as_the_system_has_it(name: str) -> str:
+    """Return a name as two names of one file are equal, where case may not matter."""
+    return name.casefold() if sys.platform in ("win32", "darwin") else name
+
+
 def _empty(folder: str) -> None:
     """Remove all that is in a folder."""
     with os.scandir(folder) as entries:
@@ -116,6 +122,7 @@ class TasksWork(stage_work.StageWork):
         self.totals: Json = {}                      # number, bytes and digest of all outputs, once all are there
         self.server: Any = None                     # forks Python processors
         self.is_without_server = False
+        self._inputs_here: Optional[Set[str]] = None    # those of the inputs that lie in the output folder
         self._variables: Optional[Dict[str, str]] = None
         self._evidence_file: Any = None
         self._evidence_digest = sha256()
@@ -419,6 +426,19 @@ class TasksWork(stage_work.StageWork):
                 trial.failure = "output %s: the name is not valid UTF-8" % ascii(name)
         return names
 
+    def _input_problem(self, name: str) -> str:
+        """Return why *name* may not be an output of a stage with these inputs, or ""."""
+        if self._inputs_here is None:
+            start = self.stage.output_dir + "/"
+            self._inputs_here = {_as_the_system_has_it(path[len(start):]) for path in self._all_inputs() if path.startswith(start)}
+        if _as_the_system_has_it(name) not in self._inputs_here:
+            return ""
+        return "it makes %s/%s, which the stage reads; an output must not take the place of an input" % (self.stage.output_dir, name)
+
+    def _all_inputs(self) -> Iterable[str]:
+        inputs: List[str] = self.facts.material.inputs
+        return inputs
+
     def _take_counts(self, trial: Trial) -> None:
         """Take the counts that the processor reported: in the file of counts, else with its checkpoint."""
         path = trial.task.folder + COUNTS_ENDING
@@ -601,6 +621,9 @@ class FileTasksWork(TasksWork):
 
     def _target_problem(self, task: Task, name: str) -> str:
         """Return why a task may not make *name*, or ""."""
+        problem = self._input_problem(name)
+        if problem:
+            return problem
         owner = self._holder(task.name, name.casefold())
         if owner and owner not in self.open:
             return "it makes %s/%s, which task %s makes; each task must make files of its own" % (self.stage.output_dir, name, owner)
@@ -642,6 +665,9 @@ class FileTasksWork(TasksWork):
         stat = os.lstat(target)
         if stat.st_size >= SETTLE_BYTES and stat.st_mtime_ns < stat.st_ctime_ns - file_digests.FRESH_NS:
             self.made.add(name, task_files.plain(file_digests.signature(stat)), digest)
+
+    def _all_inputs(self) -> Iterable[str]:
+        return [*self.facts.tasks.paths, *super()._all_inputs()]
 
     def _remove_output(self, path: str) -> None:
         state_store.remove_durably(os.path.join(self.folder, path), self.store.commit)

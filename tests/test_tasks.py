@@ -300,6 +300,18 @@ def test_a_file_called_like_the_glob_hides_no_other(upper):
     assert "gone" not in done.out and set(outputs(upper)) == {"a.txt", "b.txt", "c.txt", "*.txt"}, done
 
 
+@pytest.mark.parametrize("more", [{"forEach": "in/*.txt"}, {"inputs": ["in/a.txt"], "chunks": {"bytes": 4, "filter": True}}], ids=["tasks", "chunks"])
+def test_no_input_is_overwritten(upper, more):
+    """The next run would take for an input what this one made of it."""
+    upper.write("bin/filter.sh", "#!/bin/sh\ntr a-z A-Z\n", executable=True)
+    if "chunks" in more:
+        upper.stage.pop("forEach")
+    respec(upper, processor="bin/filter.sh" if "chunks" in more else "bin/up.sh", outputDir="in", **more)
+    done = upper.run()
+    assert done.code == 1 and "it makes in/a.txt, which the stage reads; an output must not take the place of an input" in done.out, done
+    assert upper.read("in/a.txt") == "line of a\n" and not [name for name in os.listdir(str(upper.path("in"))) if name.endswith(".part")]
+
+
 @pytest.mark.parametrize("is_edited_at_once", [False, True])
 def test_a_file_that_was_renamed_and_makes_the_same_output_is_not_held_up_by_the_one_that_is_gone(upper, is_edited_at_once):
     """The processor names its output by the beginning of the file's name."""
