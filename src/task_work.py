@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 SHOWN_FAILURES = 10         # of failed tasks whose last output is shown
 AHEAD = 2                   # tasks that are prepared for each that runs
+FULL = tuple(getattr(errno, name) for name in ("ENOSPC", "EDQUOT") if hasattr(errno, name))
 IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST)
 SETTLE_BYTES = 1 << 20      # outputs from here on are hashed only when their signature can be kept
 FOLDER_NAME_LENGTH = 20
@@ -74,6 +75,7 @@ class Trial:
         self.stopped = False
         self.exit_code: Optional[int] = None
         self.outputs: List[Output] = []
+        self.published: List[Output] = []   # of these, what has its name already
         self.counts: Json = {}
 
 
@@ -91,6 +93,11 @@ def _fixed_folder(pattern: str) -> str:
     """Return the folder in which a glob begins to look."""
     parts = pattern.split("/")
     return "/".join(parts[:next((place for place, part in enumerate(parts) if file_digests.has_wildcard(part)), len(parts) - 1)]) or "."
+
+
+def _tells_of_full_disk(said: bytes) -> bool:
+    """Tell whether the last words of a processor are of a full disk: who has removed what did not fit leaves it with room again."""
+    return any(os.strerror(number).encode("utf-8", "replace") in said for number in FULL)
 
 
 def _as_the_system_has_it(name: str) -> str:
@@ -234,9 +241,12 @@ class TasksWork(stage_work.StageWork):
         return trial
 
     def _entry(self, trial: Trial) -> task_log.Entry:
-        """Return what the log says of a task; one that failed keeps what an earlier version of it has made."""
+        """Return what the log says of a task; one that failed keeps what an earlier version of it has made, and what it has published itself."""
         task, before = trial.task, self.task_log.entries.get(trial.task.name)
-        outputs = tuple(trial.outputs) if not trial.failure else before.outputs if before is not None else ()
+        outputs = tuple(trial.outputs)
+        if trial.failure:
+            new = {path for path, _, _ in trial.published}
+            outputs = tuple([one for one in (before.outputs if before is not None else ()) if one[0] not in new] + trial.published)
         return task_log.Entry(task.name, task.key, "failed" if trial.failure else "ok", outputs, trial.counts, task.bytes_in, trial.attempts,
                               int((self.run.clock.monotonic() - trial.started) * 1000), trial.failure, "%s/%d" % (self.run.options.run_id, self.run.invocation))
 
@@ -394,7 +404,7 @@ class TasksWork(stage_work.StageWork):
                 trial.failure = "; ".join(one for one in (fault, trial.failure) if one)
         trial.failure = trial.failure or stage_work.changed_file(self.run.root, trial.task.stamps)
         trial.is_machines = trial.is_machines or bool(trial.failure and not trial.stopped and (
-            result.is_machines or result.failure.startswith(attempts.NOT_STARTED) or self._full_disk_text()))
+            result.is_machines or result.failure.startswith(attempts.NOT_STARTED) or self._full_disk_text() or _tells_of_full_disk(result.tail)))
         if trial.failure and not trial.stopped and len(self.failed) < SHOWN_FAILURES:
             self.console.tail(result.tail, "%s %s" % (self.stage.name, trial.task.name))
         return result
@@ -592,9 +602,10 @@ class FileTasksWork(TasksWork):
             trial.outputs.append((name, size, digest))
         before = self.task_log.entries.get(task.name)
         try:
-            for name, _, digest in trial.outputs:
-                self._claim(task.name, name.casefold())
-                self._publish(trial.folder, name, digest)
+            for output in trial.outputs:
+                self._claim(task.name, output[0].casefold())
+                self._publish(trial.folder, output[0], output[2])
+                trial.published.append(output)
             for path, _, _ in before.outputs if before is not None else ():
                 if self.owner_of.get(path.casefold()) == task.name and not stage_outputs.is_among(self.folder, path, names):
                     self._remove_output(path)

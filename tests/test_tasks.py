@@ -300,6 +300,30 @@ def test_a_file_called_like_the_glob_hides_no_other(upper):
     assert "gone" not in done.out and set(outputs(upper)) == {"a.txt", "b.txt", "c.txt", "*.txt"}, done
 
 
+def test_what_a_task_has_published_before_something_was_in_the_way_is_known(upper):
+    """It is removed with what else the task has made, and not left for good."""
+    upper.processor("two", "stem = os.path.basename(inputs[0])\nopen(os.path.join(out, stem + '.a'), 'w').close()\nos.makedirs(os.path.join(out, stem + '.b'))\n"
+                    "open(os.path.join(out, stem + '.b', 'x'), 'w').close()\n")
+    upper.write("out/b.txt.b", "a file where a folder should come to be")
+    respec(upper, processor="bin/two.py", prune=True)
+    done = upper.run()
+    assert done.code == 1 and "out/b.txt.b is in the way of its output" in done.out and upper.exists("out/b.txt.a"), done
+    upper.path("in/b.txt").unlink()
+    assert "outputs removed" in upper.ok().out and not upper.exists("out/b.txt.a") and upper.exists("out/a.txt.a")
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_a_full_disk_is_no_files_fault_though_the_processor_has_made_room_again(upper, said):
+    upper.ok()
+    upper.processor("full", "'bad' in open(inputs[0]).read() and sys.exit(%s)\nopen(os.path.join(out, os.path.basename(inputs[0])), 'w').close()\n" % (
+        "str(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))" if said else "1"))
+    upper.write("bin/full.py", "import errno\n" + upper.read("bin/full.py"))
+    upper.write("in/b.txt", "bad\n")
+    respec(upper, processor="bin/full.py", maxFailedTasks=1)
+    done = upper.run()
+    assert done.code == int(said) and ("as it is not the fault of their files: in/b.txt" in done.out) == said and upper.exists("out/b.txt") == said, done
+
+
 @pytest.mark.parametrize("more", [{"forEach": "in/*.txt"}, {"inputs": ["in/a.txt"], "chunks": {"bytes": 4, "filter": True}}], ids=["tasks", "chunks"])
 def test_no_input_is_overwritten(upper, more):
     """The next run would take for an input what this one made of it."""
