@@ -664,7 +664,7 @@ def apply_resources(pid: int, resources: Dict[str, int]) -> List[str]:
                 act(pid, resources[name])
             except ProcessLookupError:
                 pass                    # it has ended already
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, OverflowError) as error:
                 notes.append("resources.%s could not be set: %s" % (name, error))
     return notes
 

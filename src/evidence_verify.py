@@ -36,7 +36,7 @@ if __name__ == "__main__":
 
 try:
     from ledger_format import (  # noqa: E402
-        MODES, end_mac, entry_hash, entry_line, head_text, next_key, parse_head, parse_key, run_hash, seal_mac)
+        MODES, end_mac, entry_hash, entry_line, found_hash, head_text, next_key, parse_head, parse_key, seal_mac)
     from model import sha256  # noqa: E402
     from provenance import (  # noqa: E402
         DIGEST, LOG_FOLDER, NoStatement, files_used, fits, involved, makers, member_problem, record_problem, run_key,
@@ -470,11 +470,7 @@ def _check_record(check: Check, name: str, ends: Dict[RunKey, Json]) -> None:
     record = check.parse(name, data)
     if data is None or record is None:
         return
-    try:
-        is_own = isinstance(record, dict) and run_hash(record) == record.get("runHash")
-    except (ValueError, TypeError, RecursionError):
-        is_own = False
-    if not is_own:
+    if not isinstance(record, dict) or found_hash(record) != record.get("runHash"):
         return check.find("EDITED", name, "the record is not the one whose hash it states")
     problem = record_problem(record)
     if problem:

@@ -18,7 +18,7 @@ from collections import namedtuple
 import output_places
 import provenance
 from console import describe_os_error
-from ledger_format import entry_hash, entry_line, head_text, run_hash
+from ledger_format import entry_hash, entry_line, found_hash, head_text
 from model import EXIT_OK, EXIT_STATE, UsageError, sha256
 from provenance import NoStatement, fits, member_problem, record_problem, run_key
 from state_store import StateError, StateStore, patiently, record_json, remove_quietly, sync_file, sync_folder, write_atomic
@@ -157,7 +157,7 @@ def _found(store: StateStore, ledger: List[Tuple[bytes, Json]], line: bytes, ent
         if data is None or not isinstance(record, dict):
             seen = seen or (name if data is not None else "")
             continue
-        if _stated_hash(record) == entry["runHash"] == record.get("runHash"):
+        if found_hash(record) == entry["runHash"] == record.get("runHash"):
             if record_problem(record) or run_key(record) != (run_id, invocation):
                 raise StateError("state/%s: the record %s" % (name, record_problem(record) or "is that of another run"))
             is_latest = not any(other["event"] == "end" and other["runId"] == run_id and other["invocation"] > invocation for _, other in ledger)
@@ -185,13 +185,6 @@ def _parsed(data: Optional[bytes]) -> Any:
         return json.loads((data or b"").decode("utf-8"))
     except (ValueError, RecursionError):
         return None
-
-
-def _stated_hash(record: Json) -> str:
-    try:
-        return run_hash(record)
-    except (ValueError, TypeError, RecursionError):
-        return ""
 
 
 def _with_makers(store: StateStore, ledger: List[Tuple[bytes, Json]],

@@ -37,6 +37,14 @@ def run_hash(record: Json) -> str:
     return digest_of(canonical_pieces({key: value for key, value in record.items() if key != "runHash"}), b"run\0")
 
 
+def found_hash(record: Any) -> str:
+    """Return the same of a record as it was found, "" for one that the runner cannot have written (numbers without a canonical form, say)."""
+    try:
+        return run_hash(record)
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return ""
+
+
 def stage_key(parts: Json) -> str:
     """Return the idempotency key (hex) of its parts."""
     return sha256(b"stage-key\0" + canonical_json(parts)).hexdigest()

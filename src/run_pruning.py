@@ -18,7 +18,7 @@ from collections import namedtuple
 import environment
 import stage_locks
 import state_store
-from ledger_format import entry_hash, run_hash
+from ledger_format import entry_hash, found_hash
 from model import UsageError
 from run_ledger import NAME
 from spec_checks import name_problem
@@ -144,7 +144,7 @@ def find_record(store: StateStore, run: RunKey, end: Json) -> str:
 def _found(store: StateStore, run: RunKey, end: Json) -> Tuple[str, Optional[Json]]:
     for name in ("run_%s.json" % run[0], "run_%s.%d.json" % run):
         record = _read(store, name)
-        if record is not None and run_hash(record) == end.get("runHash"):
+        if record is not None and found_hash(record) == end.get("runHash"):
             return name, record
     return "", None
 

@@ -258,6 +258,13 @@ def test_gc_reads_each_record_once_however_many_runs_there_are(project, monkeypa
     assert max(map(reads.count, reads)) == 1
 
 
+def test_gc_keeps_a_record_that_has_no_canonical_form(project):
+    make_runs(project)
+    project.write("state/run_r2.json", '{"a": 1e999}')
+    done = project.ok("gc", "--keep-runs", "1", "--yes")
+    assert "kept run r2: no file holds the record that the ledger committed" in done.out, done
+
+
 def test_gc_keeps_what_is_in_use_or_not_what_was_committed_and_follows_no_link(project, tmp_path):
     make_runs(project, 5)
     record = project.json("state/run_r2.json")

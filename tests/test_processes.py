@@ -1041,6 +1041,11 @@ def test_what_cannot_be_enforced_or_set_is_said(monkeypatch):
 
     def gone(pid, value):
         raise ProcessLookupError(errno.ESRCH, "No such process")
+
+    def too_much(pid, value):
+        raise OverflowError("Python int too large to convert to C int")
+    monkeypatch.setattr(attempts, "_set_nice", too_much)
+    assert attempts.apply_resources(0, {"nice": 1 << 40}) == ["resources.nice could not be set: Python int too large to convert to C int"]
     monkeypatch.setattr(attempts, "unenforced", lambda resources: ["cpuCores"])
     monkeypatch.setattr(attempts, "_set_nice", refuse)
     monkeypatch.setattr(attempts, "_set_memory", gone)
