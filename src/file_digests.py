@@ -14,6 +14,7 @@ import sys
 import time
 
 from model import sha256
+from primitives import open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ class Digests:
 
     def _load(self, rehash: bool) -> None:
         try:
-            with open(self.path, "rb") as file:
+            with open_file(self.path) as file:
                 stored = json.loads(file.read())
             if stored["schema"] == SCHEMA_VERSION and isinstance(stored["files"], dict) and isinstance(stored["scans"], dict):
                 self.files = {} if rehash else stored["files"]

@@ -15,7 +15,7 @@ from itertools import repeat
 
 import quick_index
 from model import Chunks, Offline, PipelineSpec, Retry, StageResult, StageSpec
-from primitives import compact, pretty, ready_array
+from primitives import compact, open_file, pretty, ready_array
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class KnownStages:
     def _load_spec(self) -> None:
         """Take the checked spec of the pipeline file, if it is there, whole."""
         try:
-            with open(spec_path(self.root, self.pipeline), "rb") as file:
+            with open_file(spec_path(self.root, self.pipeline)) as file:
                 data = file.read()
             if [len(data), zlib.crc32(data)] == self.index.about["spec"]:
                 plain, self.needs = marshal.loads(data)

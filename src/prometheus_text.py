@@ -11,6 +11,7 @@ Source: Prometheus, exposition formats, text format 0.0.4; metric and label nami
 from __future__ import annotations
 
 import state_store
+from primitives import open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def emit(store: Any, record: Json, metrics: Json, spec: Any, options: Any, conso
 
 def _read(path: str) -> str:
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             return file.read().decode("utf-8", "replace")
     except OSError:
         return ""
@@ -103,7 +104,7 @@ def refresh(store: Any, record: Json, metrics: Json, stages: List[str]) -> bool:
     tells of another run, call emit(). metrics needs no stages. Raises nothing.
     """
     try:
-        with open(store.path(NAME), "rb") as file:
+        with open_file(store.path(NAME)) as file:
             pieces = refreshed(file.read(), record, metrics, stages)
         if pieces:
             state_store.write_atomic(store.path(NAME), pieces, durable=False)
@@ -159,7 +160,7 @@ def update(store: Any, record: Json, metrics: Json, stages: Sequence[str], looke
     Raises nothing.
     """
     try:
-        with open(store.path(NAME), "rb") as file:
+        with open_file(store.path(NAME)) as file:
             pieces = updated(file.read(), record, metrics, stages, looked_at)
         if pieces:
             state_store.write_atomic(store.path(NAME), pieces, durable=False)

@@ -20,7 +20,7 @@ import sys
 import zlib
 
 import path_signs
-from primitives import COMPACT_END, PRETTY_END, compact, loads
+from primitives import COMPACT_END, PRETTY_END, compact, loads, open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def load(path: str, mapped: bool = False) -> Optional[Index]:
     mapped: a large one is not copied until keep(); for moments only, as whoever cuts such a file short ends the process.
     """
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_file(path, 0) as file:
             data = _mapped(file) if mapped else file.read()
         return from_bytes(data)
     except (OSError, ValueError, TypeError, AttributeError, IndexError):

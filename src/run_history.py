@@ -15,6 +15,7 @@ from collections import namedtuple
 import run_ledger
 import stage_locks
 import state_store
+from primitives import open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def _is_name(value: Any) -> bool:
 def _lines_from_end(path: str, problems: List[str]) -> Iterator[Tuple[bytes, bool]]:
     """Yield (line, whether it has its end) from the last to the first, reading blocks from the end."""
     try:
-        file = open(path, "rb")
+        file = open_file(path)
     except FileNotFoundError:
         return
     except OSError as error:

@@ -17,7 +17,7 @@ import os
 
 import state_store
 from ledger_format import ENTRY_SCHEMA, canonical_json, entry_hash, entry_line, head_text, run_hash
-from primitives import loads, pretty_pieces
+from primitives import loads, open_file, pretty_pieces
 from state_store import StateError, is_integer, remove_quietly, utc_text
 
 TYPE_CHECKING = False
@@ -321,7 +321,7 @@ def _is_file_stem(name: Any) -> bool:
 def _read_tail(path: str) -> Tuple[bytes, int, int]:
     """Return (the last whole line without its end, bytes up to its end, bytes behind it)."""
     try:
-        file = open(path, "rb")
+        file = open_file(path)
     except FileNotFoundError:
         return b"", 0, 0
     with file:
@@ -376,7 +376,7 @@ def _last_invocation(store: StateStore, run_id: str) -> int:
     """Return the highest invocation of a run that the ledger knows, 0 if none."""
     mark, found = b'"runId":' + canonical_json(run_id), 0
     try:
-        with open(store.path(NAME), "rb") as file:
+        with open_file(store.path(NAME)) as file:
             for line in file:
                 if mark in line and line.endswith(b"\n"):
                     entry = loads(line.decode("utf-8"))

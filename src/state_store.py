@@ -10,7 +10,7 @@ import os
 import sys
 import time
 
-from primitives import by_fields, compact, digest_of, loads, pretty_bytes, pretty_pieces
+from primitives import by_fields, compact, digest_of, loads, open_file, pretty_bytes, pretty_pieces
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -318,7 +318,7 @@ class StateStore:
     def read(self, name: str) -> Optional[Json]:
         """Return a record, None if there is none. Raises: StateError; the damaged file is then set aside."""
         try:
-            with open(self.path(name), "rb") as file:
+            with open_file(self.path(name)) as file:
                 data = file.read()
         except FileNotFoundError:
             return None
@@ -456,7 +456,7 @@ def read_marker(path: str) -> Optional[str]:
     One whose content never reached the disk, as only a power cut leaves it, is none.
     """
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             data = file.read(1 << 16)
         if not data.strip(b"\0"):
             return None

@@ -14,6 +14,8 @@ import json
 import os
 from array import array
 
+from primitives import open_file
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -140,7 +142,7 @@ def load(path: str) -> Tuple[Dict[str, Any], List[FileTable]]:
     """Return (what save() was told, the tables); ({}, []) for a file that is not there, or not whole."""
     import zlib
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             head = json.loads(file.readline())
             body = file.read()
         if head["schema"] != SCHEMA_VERSION or head["sum"] != zlib.crc32(body) or head["item"] != array("q").itemsize:

@@ -15,6 +15,8 @@ import os
 import zlib
 from collections import namedtuple
 
+from primitives import open_file
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
@@ -131,7 +133,7 @@ class TaskLog:
     def load(self) -> None:
         """Read the log; nothing is written. Raises: Damaged, OSError."""
         try:
-            with open(self.path, "rb") as file:
+            with open_file(self.path) as file:
                 self.entries, self.lines, self.size, self.is_holed = read_log(file, self.stage)
                 self.torn = file.tell() - self.size
         except FileNotFoundError:

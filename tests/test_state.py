@@ -619,3 +619,19 @@ def test_what_the_system_takes_in_small_parts_is_written_whole(tmp_path, monkeyp
         with open(path, "rb") as file:
             assert file.read() == b"0123456789"
         os.unlink(path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="named pipes")
+@pytest.mark.parametrize("name, code", [("metrics.prom", 0), ("digests.json", 0), ("stage_s1.json", 5), ("ledger.jsonl", 5), ("tasks_s2.jsonl", 5), ("files_s2.bin", 0),
+                                        ("index_pipeline.json", 0)])
+def test_a_pipe_in_the_place_of_a_state_file_is_not_waited_for(project, name, code):
+    project.write("in/a", "x")
+    work = project.processor("work", "open(out + '/o', 'w').close()\n")
+    project.spec({"processor": work}, {"processor": work, "forEach": "in/*"})
+    project.ok()
+    if project.path("state/" + name).exists():
+        project.path("state/" + name).unlink()
+    os.mkfifo(str(project.path("state/" + name)))
+    project.write("in/a", "y")
+    done = project.run()
+    assert done.code == code and (code == 0 or "state/%s: it is a pipe or a device, no file" % name in done.err and done.err.count("\n") == 1), done
