@@ -28,7 +28,7 @@ REMEDIES = {            # for errors of the system, by name: not every system ha
     "EFBIG": "; allow this user larger files (ulimit -f)",
     "EIO": "; the disk, or the machine that it is mounted from, fails: see the system's log",
     "ENAMETOOLONG": "; let the root or the names of stages and files be shorter",
-    "ELOOP": "; a link leads to itself: remove it"}
+    "ELOOP": "; it is a symbolic link, which is not followed here, or one that leads to itself: put the file that is meant in its place"}
 
 
 def remedy_of(error: OSError) -> str:

@@ -635,3 +635,13 @@ def test_a_pipe_in_the_place_of_a_state_file_is_not_waited_for(project, name, co
     project.write("in/a", "y")
     done = project.run()
     assert done.code == code and (code == 0 or "state/%s: it is a pipe or a device, no file" % name in done.err and done.err.count("\n") == 1), done
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="symbolic links")
+def test_a_ledger_that_is_a_link_is_not_to_be_thrown_away(project):
+    one_stage(project)
+    project.ok()
+    project.path("state/ledger.jsonl").rename(project.path("elsewhere"))
+    project.path("state/ledger.jsonl").symlink_to("../elsewhere")
+    done = project.run()
+    assert done.code == 5 and "it is a symbolic link, which is not followed here, or one that leads to itself: put the file that is meant in its place" in done.err, done
