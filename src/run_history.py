@@ -60,6 +60,8 @@ def newest_runs(root: str, limit: int) -> Tuple[List[PastRun], List[str]]:
     if len(runs) < limit:
         runs += _runs_by_time(root, limit - len(runs), {(one.run_id, one.invocation) for one in runs}, problems)
         runs.sort(key=lambda one: (one.state in ("running", "open"), one.ended_at or one.started_at), reverse=True)
+    if runs and not os.path.lexists(os.path.join(root, "state", run_ledger.NAME)):
+        problems.append("state/%s is missing: the runs are shown as their records tell, for which nothing vouches" % run_ledger.NAME)
     return runs, problems
 
 

@@ -218,6 +218,8 @@ def test_missing_records_and_a_damaged_ledger(pipeline):
     assert "[PROBLEM] state/ledger.jsonl: 1 damaged line left out" in look(pipeline, "status")
     pipeline.path("state/ledger.jsonl").unlink()
     assert [run["runId"] for run in document(pipeline, "history")["runs"]] == ["s"]
+    for command in ("history", "status"):
+        assert "[PROBLEM] state/ledger.jsonl is missing: the runs are shown as their records tell, for which nothing vouches\n" in look(pipeline, command)
     shutil.rmtree(str(pipeline.path("state")))
     for words in COMMANDS:
         look(pipeline, *words)
