@@ -138,7 +138,14 @@ def find_run(folder: str, pipeline: str, run_id: Optional[str]) -> Tuple[str, Op
     for _, record in run_records(folder):
         if record.get("pipeline") == pipeline and isinstance(record.get("runId"), str):
             return record["runId"], record, ""
-    raise UsageError("no run of pipeline %s is recorded in %s; run it first" % (pipeline, folder))
+    raise UsageError("no run of pipeline %s is recorded in %s; %s" % (pipeline, folder, _unread_text(folder) or "run it first"))
+
+
+def _unread_text(folder: str) -> str:
+    """Return which run record cannot be read, "" if none is like that."""
+    names = sorted(name for name in (os.listdir(folder) if os.path.isdir(folder) else ()) if name.startswith("run_") and name.endswith(".json"))
+    unread = ["%s %s" % (name, problem) for name, problem in ((name, read_json(os.path.join(folder, name))[1]) for name in names[:LISTED_RECORDS]) if problem]
+    return "%d run record%s cannot be read (%s)" % (len(unread), "" if len(unread) == 1 else "s", unread[0]) if unread else ""
 
 
 # --- gathering -------------------------------------------------------------------------------------------------------

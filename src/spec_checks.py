@@ -448,10 +448,20 @@ def _check_processors(stages: List[Tuple[int, Json]], root: str, problems: Probl
 def _check_program(program: str, path: Path, root: str, problems: Problems) -> None:
     full = os.path.join(root, program)
     if not os.path.isfile(full):
-        problems.add(path, "there is no file %s" % shown_value(program))
+        problems.add(path, _no_file_text(full, shown_value(program)))
     elif program_kind(program) == "program" and sys.platform != "win32" and not os.access(full, os.X_OK):
         is_marked = os.stat(full).st_mode & 0o111
         problems.add(path, "%s is not executable%s" % (shown_value(program), " by this user, or lies on a file system that runs no programs (noexec)" if is_marked else "; chmod +x it"))
+
+
+def _no_file_text(full: str, shown: str) -> str:
+    try:
+        os.stat(full)
+    except PermissionError as error:
+        return "%s cannot be looked at: %s; the runner's user must be allowed to enter its folder" % (shown, error.strerror)
+    except (OSError, ValueError):
+        pass
+    return "there is no file %s" % shown
 
 
 def _check_after(value: Json, key: str, root: str, problems: Problems) -> List[str]:

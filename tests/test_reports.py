@@ -280,3 +280,13 @@ def test_durations_and_ticks_for_people():
     assert [svg_shapes.seconds_text(one) for one in (0, 0.25, 12.34, 60, 245, 7800)] == ["0 s", "0.25 s", "12.3 s", "1 min", "4 min 05 s", "2 h 10 min"]
     for length in (0.003, 0.4, 7, 100, 5000, 90000, 4e6):
         assert 2 <= len(svg_shapes.ticks(length)) <= 7 and svg_shapes.ticks(length)[-1] <= length
+
+
+def test_a_run_whose_record_cannot_be_read_is_not_told_to_be_none(project):
+    project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/input/*.txt"], "allowNoInputs": True})
+    done = project.run("report")
+    assert done.code == 2 and "; run it first\n" in done.err, done
+    project.ok("--run-id", "r")
+    project.write("state/run_r.json", "{")
+    done = project.run("report")
+    assert done.code == 2 and "; 1 run record cannot be read (run_r.json is damaged" in done.err and "run it first" not in done.err, done

@@ -12,6 +12,7 @@ import pytest
 
 import key_gaps
 import pipeline_runner
+import spec_checks
 from model import SpecError, UsageError
 
 # --- how the tables work
@@ -613,3 +614,11 @@ def test_validate_checks_names_of_stages_on_the_command_line(project):
     project.spec({"name": "stage_one", "processor": "bin/stage_copy.py"})
     done = project.run("validate", "--only", "stage_oen")
     assert done.code == 2 and 'no stage is named "stage_oen"; did you mean stage_one?' in done.err, done
+
+
+def test_a_processor_that_may_not_be_looked_at_is_not_told_to_be_missing(monkeypatch):
+    def refused(path):
+        raise PermissionError(13, "Permission denied", path)
+    assert spec_checks._no_file_text("/nowhere", "x") == "there is no file x"
+    monkeypatch.setattr(spec_checks.os, "stat", refused)
+    assert spec_checks._no_file_text("/nowhere", "x") == "x cannot be looked at: Permission denied; the runner's user must be allowed to enter its folder"
