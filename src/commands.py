@@ -39,7 +39,11 @@ def execute(arguments: List[str], started: float, found: Any, is_program: bool) 
             console.configure(options)
         if options.command == "run" and not is_program:
             return _run_in_child(arguments, console)
-        return _dispatch(options, console, started, found)
+        ended = _dispatch(options, console, started, found)
+        if console.lost and options.command != "run":       # a run's records tell all the same
+            console.error("error: standard output: %s; what was asked for is not whole" % console.lost)
+            return ended or EXIT_STATE
+        return ended
     except KeyboardInterrupt:
         console.error("interrupted")
         return 130

@@ -29,9 +29,9 @@ def describe_os_error(error: OSError) -> str:
     """Return one line: path, cause, and for a full disk the free bytes."""
     import errno
     path = os.fsdecode(error.filename) if error.filename is not None else ""
-    line = "%s: %s" % (path or "the runner's own files", error.strerror or error)
+    line = "%s: %s" % (path or "the runner's own files, or the standard output", error.strerror or error)
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", -1)):
-        return "%s (%s); free some space and run again" % (line, free_space_text(path or "."))
+        return "%s%s; free some space and run again" % (line, " (%s)" % free_space_text(path) if path else "")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return line + "; the runner must be able to write state/, locks/ and the output folders below the root%s" % (
             "" if error.errno == errno.EROFS else ", and to read all else there")
@@ -78,6 +78,7 @@ class Console:
         self.view: Any = None                   # the LiveView; False: there is none
         self.lock: Any = None                   # over what is drawn: where each attempt has a thread, they write, too
         self.warned: List[str] = []
+        self.lost = ""                          # why something that was to be kept of stdout is lost
         for stream in (self.out, self.err):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
@@ -254,8 +255,11 @@ class Console:
                 return
             stream.write(text)
             stream.flush()
-        except (OSError, ValueError):
-            pass
+        except (OSError, ValueError) as error:
+            import errno
+            number = getattr(error, "errno", None) or 0
+            if stream is self.out and number in (errno.ENOSPC, getattr(errno, "EDQUOT", -1), errno.EFBIG, errno.EIO):
+                self.lost = os.strerror(number)     # else nobody reads any more
 
     def _write_beside(self, stream: Any, text: str) -> None:
         """Write to another stream that most likely is the same terminal: the drawn lines make room meanwhile."""

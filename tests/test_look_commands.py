@@ -13,6 +13,7 @@ import sys
 import time
 
 import pytest
+from conftest import RUNNER
 
 import look_commands
 import pipeline_runner
@@ -632,3 +633,21 @@ def test_holders_are_the_living_ones(tmp_path):
     assert set(run_history.holders(str(tmp_path), lambda owner: owner["pid"] == 1)) == {"b"}
     assert run_history.holders(str(tmp_path / "nowhere")) == {}
     assert stage_progress.task_outcomes(str(tmp_path / "nowhere")) == {}
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+@pytest.mark.parametrize("words", [("plan",), ("status",), ("status", "--json"), ("history",), ("graph",), ("explain", "a"), ("validate",), ("--help",), ("export", "r")])
+def test_what_was_asked_for_and_could_not_be_written_is_told(pipeline, words):
+    pipeline.ok("--run-id", "r")
+    argv = [sys.executable, str(RUNNER), *words] + ([] if words[0] == "--help" else ["--pipeline", str(pipeline.path("pipeline.json"))])
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, env=pipeline.environment(), timeout=60)
+    said = done.stderr.decode()
+    assert done.returncode == 5 and "standard output: No space left on device" in said and said.count("\n") == 1, said
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+def test_a_run_that_nobody_can_be_told_of_is_done_all_the_same(pipeline):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([sys.executable, str(RUNNER), "--pipeline", str(pipeline.path("pipeline.json")), "--run-id", "r"], stdout=full, env=pipeline.environment(), timeout=60)
+    assert done.returncode == 0 and pipeline.json("state/run_r.json")["state"] == "completed"
