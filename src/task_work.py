@@ -501,6 +501,7 @@ class FileTasksWork(TasksWork):
         self.open: Set[str] = set()                 # tasks in the log that are yet to say what they make now
         self.foreign: Dict[str, str] = {}
         self.ready_folders: Set[str] = set()        # those of the slots
+        self.died_at_ns = 0                         # when the last run began, if it died: by the file system's clock
         self.made = task_files.FileTable()          # outputs of this run, with signatures that no later write can hide behind
 
     def do(self, decision: Decision) -> Flow:
@@ -525,6 +526,7 @@ class FileTasksWork(TasksWork):
         self.keys = facts.keys or [task_look.task_key(facts.common, path, digest) for path, digest in zip(facts.paths, facts.digests)]
         self.total, self.up_to_date, self.vanished = len(facts.paths), len(facts.paths) - len(places), len(facts.gone)
         self._forget_old_folder()
+        self._note_death()
         self._write_record("running", "")
         self._forget_lost()
         self._clear_staging(facts)
@@ -544,6 +546,26 @@ class FileTasksWork(TasksWork):
             self.task_log.compact(self._write_log)
             self.run.flush()
             self._tell_of_move()
+
+    def _note_death(self) -> None:
+        record = self.facts.record
+        if record is not None and record["lastStatus"] == "running" and not self.moved_from:
+            self.died_at_ns = os.stat(self.store.path("stage_%s.json" % self.stage.name)).st_mtime_ns
+
+    def _tell_of_unrecorded(self) -> None:
+        """Name the files that have come since a run began that died, and are of no task: it may have published them without living to write it down.
+
+        Most of what it published so its task makes again. This is what a task left whose file is called otherwise now, say. It may be
+        somebody else's as well, so it stays.
+        """
+        if not self.died_at_ns:
+            return
+        known = {path for entry in self.task_log.entries.values() for path, _, _ in entry.outputs} | set(self.foreign)
+        found = stage_outputs.list_folder(self.folder).files
+        new = sorted(path for path, signature in found.items() if path not in known and signature[2] >= self.died_at_ns and not self._input_problem(path))
+        if new:
+            self.console.event("NOTE", self.stage.name, ": of no task, and newer than the begin of the run that died: %s; look whether they may go" % task_look.shown(
+                "%s/%s" % (self.stage.output_dir, path) for path in new))
 
     def _forget_lost(self) -> None:
         """After a sync that failed: no line counts any more, on the disk, before the file goes that says so."""
@@ -688,6 +710,7 @@ class FileTasksWork(TasksWork):
     def _end(self, facts: task_look.Tasks) -> StageResult:
         self._see_to_gone(facts)
         self._let_go_of_taken()
+        self._tell_of_unrecorded()
         failure = "interrupted" if self.is_stopped else "processes would not end: %s" % self.survivors if self.survivors else self._failure_text()
         if not failure and self.failed:
             self._drop_failed_outputs()

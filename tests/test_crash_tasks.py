@@ -237,3 +237,17 @@ def test_a_full_disk_or_a_failing_one_is_said_and_the_next_run_is_right(make, on
 def test_after_a_power_cut_no_task_is_believed_that_was_not_on_the_disk(make, action, tmp_path):
     case = Case(make, tmp_path)
     sweep(case, lambda at: action, check_tasks(case, "another-boot"), slack=SLACK, ignore=IGNORED)
+
+
+def test_what_a_run_published_and_did_not_live_to_write_down_is_named(tmp_path):
+    """Its file is called otherwise in the next run, so no task makes it again."""
+    project = Case(files, tmp_path).fresh("one")
+    where, _ = break_at(project, "kill", 1, ["--jobs", "1"], only=["write state/tasks_one.jsonl"])
+    assert where == "write state/tasks_one.jsonl" and project.exists("data/one/a.txt")
+    project.path("data/input/a.txt").rename(project.path("data/input/z.txt"))
+    project.write("data/one/mine.txt", "from before")
+    os.utime(str(project.path("data/one/mine.txt")), (1, 1))
+    done = project.ok()
+    note, = [line for line in done.out.splitlines() if "of no task" in line]
+    assert note == "[NOTE] one: of no task, and newer than the begin of the run that died: data/one/a.txt, data/one/mine.txt; look whether they may go", done
+    assert project.exists("data/one/a.txt") and "of no task" not in project.ok().out
