@@ -22,7 +22,7 @@ from model import Decision, Facts, sha256
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from array import array
-    from typing import Any, Dict, Iterable, List, Sequence, Tuple
+    from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
     from file_digests import Digests
     from model import PipelineSpec, StageSpec
@@ -138,8 +138,9 @@ def _is_all_done(facts: Facts, about: Json, made: task_files.FileTable, root: st
 
 def _look_at_each(spec: PipelineSpec, stage: StageSpec, store: StateStore, facts: Facts, tasks: Tasks, digests: Digests) -> Facts:
     log = load_log(store, stage.name)
-    if state_store.made_elsewhere(facts.record, stage.output_dir):
-        forget_outputs(log)             # what they tell of is not in this folder
+    is_another = _is_another_log(log, facts.record)
+    if is_another or state_store.made_elsewhere(facts.record, stage.output_dir):
+        forget_outputs(log)             # what they tell of is not in this folder, or nobody vouches for
     folder = os.path.join(spec.root, stage.output_dir)
     keys = [task_key(tasks.common, path, digest) for path, digest in zip(tasks.paths, tasks.digests)]
     outputs = task_log.outputs_of(log.entries)
@@ -161,6 +162,8 @@ def _look_at_each(spec: PipelineSpec, stage: StageSpec, store: StateStore, facts
     gone = sorted(name for name, entry in log.entries.items() if name not in alive and (entry.status not in known or any(output[0] in wrong for output in entry.outputs)))
     why = ["%d task%s %s" % (count, "" if count == 1 else "s", word) for count, word in (
         (new, "new"), (changed, "changed"), (failed, "failed last time"), (spoilt, "with outputs that are not what was recorded")) if count]
+    if is_another:
+        why.insert(0, "its task log is not the one that its record vouches for")
     if gone:
         why.append("%d file%s gone (%s)" % (len(gone), "" if len(gone) == 1 else "s", shown(gone)))
     problems = ["output %s %s" % one for one in list(wrong.items())[:SHOWN_TASKS]]
@@ -169,6 +172,18 @@ def _look_at_each(spec: PipelineSpec, stage: StageSpec, store: StateStore, facts
     if _is_recorded(stage, facts) and facts.marker_key is None:
         facts = facts._replace(sealable=state_store.died_before_marker(store, stage.name, facts.record))
     return facts
+
+
+def _is_another_log(log: task_log.TaskLog, record: Optional[Json]) -> bool:
+    """Tell whether a log names other outputs than the record of the success that it led to: somebody has changed it since.
+
+    Not of one that has fewer: lines may be lost (a power cut, damage), and their tasks are done again.
+    """
+    stated = record.get("tasks") if record is not None and record["lastStatus"] == "ok" else None
+    if not isinstance(stated, dict) or not isinstance(stated.get("outputs"), int):
+        return False
+    outputs = task_log.outputs_of(log.entries)
+    return len(outputs) >= stated["outputs"] and task_log.output_digest(outputs) != stated.get("outputsSha256")
 
 
 def forget_outputs(log: task_log.TaskLog) -> None:

@@ -300,6 +300,23 @@ def test_a_file_called_like_the_glob_hides_no_other(upper):
     assert "gone" not in done.out and set(outputs(upper)) == {"a.txt", "b.txt", "c.txt", "*.txt"}, done
 
 
+def test_a_line_of_the_log_that_was_forged_with_its_output_is_not_believed(upper):
+    """Its checksum is no secret; what the record says of all outputs together is under the ledger's hashes."""
+    upper.ok()
+    upper.write("out/b.txt", "forged\n")
+    path = str(upper.path("state/tasks_up.jsonl"))
+    log = task_log.TaskLog(os.path.dirname(path), "up")
+    log.load()
+    log.open(lambda path, data: upper.write("state/tasks_up.jsonl", data))
+    log.append(log.entries["in/b.txt"]._replace(outputs=(("b.txt", 7, file_digests.output_content(str(upper.path("out/b.txt")))[1]),)))
+    log.close()
+    upper.write("in/a.txt", "other\n")
+    count(upper)
+    done = upper.ok()
+    assert count(upper) == ["a", "b", "c"] and outputs(upper)["b.txt"] == "LINE OF B\n", done
+    assert "its task log is not the one that its record vouches for" in upper.json("state/run_%s.json" % upper.json("state/stage_up.json")["lastRunId"])["stages"][0]["reason"]
+
+
 def test_what_a_task_has_published_before_something_was_in_the_way_is_known(upper):
     """It is removed with what else the task has made, and not left for good."""
     upper.processor("two", "stem = os.path.basename(inputs[0])\nopen(os.path.join(out, stem + '.a'), 'w').close()\nos.makedirs(os.path.join(out, stem + '.b'))\n"
