@@ -659,7 +659,9 @@ class FileTasksWork(TasksWork):
             return problem
         owner = self._holder(task.name, name.casefold())
         if owner and owner not in self.open:
-            return "it makes %s/%s, which task %s makes; each task must make files of its own" % (self.stage.output_dir, name, owner)
+            theirs = next(path for path, _, _ in self.task_log.entries[owner].outputs if path.casefold() == name.casefold())
+            case = "" if theirs == name else ", but for the case of letters, which many systems do not tell apart"
+            return "it makes %s/%s, which task %s makes%s; each task must make files of its own" % (self.stage.output_dir, name, owner, case)
         if name in self.foreign:
             return "it makes %s/%s, which belongs to stage %s; a file belongs to one stage" % (self.stage.output_dir, name, self.foreign[name])
         return ""
