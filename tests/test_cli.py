@@ -215,7 +215,7 @@ def test_stdout_on_a_full_disk(good):
     assert good.json("state/run_r.json")["state"] == "completed"
     with open("/dev/full", "wb") as full:
         assert subprocess.run(good.argv("--run-id", "r2"), stdin=subprocess.DEVNULL, stdout=full, stderr=full, timeout=120).returncode == 0
-        assert subprocess.run(good.argv("plan"), stdin=subprocess.DEVNULL, stdout=full, stderr=full, timeout=120).returncode == 0
+        assert subprocess.run(good.argv("plan"), stdin=subprocess.DEVNULL, stdout=full, stderr=full, timeout=120).returncode == 5
         assert subprocess.run(good.argv("--bad"), stdin=subprocess.DEVNULL, stdout=full, stderr=full, timeout=120).returncode == 2
 
 

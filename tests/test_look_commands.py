@@ -644,10 +644,3 @@ def test_what_was_asked_for_and_could_not_be_written_is_told(pipeline, words):
         done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, env=pipeline.environment(), timeout=60)
     said = done.stderr.decode()
     assert done.returncode == 5 and "standard output: No space left on device" in said and said.count("\n") == 1, said
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
-def test_a_run_that_nobody_can_be_told_of_is_done_all_the_same(pipeline):
-    with open("/dev/full", "wb") as full:
-        done = subprocess.run([sys.executable, str(RUNNER), "--pipeline", str(pipeline.path("pipeline.json")), "--run-id", "r"], stdout=full, env=pipeline.environment(), timeout=60)
-    assert done.returncode == 0 and pipeline.json("state/run_r.json")["state"] == "completed"
