@@ -225,7 +225,7 @@ def print_plan(spec: PipelineSpec, options: Options, console: Console, clock: Cl
     boot = state_store.boot_id()
     digests = Digests(spec.root, boot, keep=False, rehash=options.rehash)
     check_offline(spec, digests, console)
-    for stage, decision, _ in stage_order.planned(spec.stages, select_stages(spec, options), looker(spec, options, digests)):
+    for stage, decision, _ in stage_order.planned(spec.stages, select_stages(spec, options), looker(spec, options, digests), spec.order == "graph"):
         holder = holder_text(spec, stage, boot, clock)
         console.plan(stage.name, decision._replace(reasons=["running now"]) if holder and decision.reasons == ["last run died"] else decision, holder)
     return EXIT_OK

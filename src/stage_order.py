@@ -341,13 +341,16 @@ class Order:
 
 # --- the plan --------------------------------------------------------------------------------------------------------
 
-def planned(every: Sequence[StageSpec], chosen: Sequence[StageSpec], look: Callable[[StageSpec], Tuple[Decision, Optional[Facts]]]
+def planned(every: Sequence[StageSpec], chosen: Sequence[StageSpec], look: Callable[[StageSpec], Tuple[Decision, Optional[Facts]]], is_graph: bool
             ) -> Iterator[Tuple[StageSpec, Decision, Optional[Facts]]]:
     """Yield (stage, decision, facts) for the chosen stages of *every*, as a run would come to them.
 
     look(stage) decides. It is not asked where a stage that must run comes first: what that makes is not there yet.
     """
     needs = edges(every)
+    if not is_graph:                    # what is listed later is run later, whatever it makes; it may even be a circle
+        place = {stage.name: number for number, stage in enumerate(every)}
+        needs = {name: [one for one in before if place[one] < place[name]] for name, before in needs.items()}
     busy: Set[str] = set()
     for stage in in_order(chosen, needs):
         makers = [maker for maker in needs[stage.name] if maker in busy]

@@ -636,3 +636,16 @@ def test_few_questions_about_folders_have_the_answers_of_many():
         assert few.neighbours(one) == many.neighbours(one)
         assert few.holders({one.output_dir + "/x", "c"}) == many.holders({one.output_dir + "/x", "c"})
     assert [one.name for one in few.neighbours(stages[1])] == ["s0", "s3", "s5"] and not few.within and many.within
+
+
+def test_stages_listed_in_a_circle_of_files_are_planned_as_they_run(project):
+    """Each reads what the other makes: as listed, the first takes what is there."""
+    project.write("B/all.txt", "x")
+    project.processor("p", "open(out + '/all.txt', 'w').close()\n")
+    each = {"processor": "bin/p.py", "outputs": ["all.txt"], "allowNoInputs": True}
+    project.spec(dict(each, name="one", inputs=["B/*.txt"], outputDir="A"), dict(each, name="two", inputs=["A/*.txt"], outputDir="B"))
+    done = project.run("plan", timeout=30)
+    assert done.out == "RUN     one (no record of an earlier run)\nPENDING two (waits for one)\n", done
+    for words in (("status",), ("explain", "two")):
+        assert project.run(*words, timeout=30).code == 0
+    project.ok()
