@@ -24,7 +24,7 @@ import stage_outputs
 import state_store
 import task_files
 from console import describe_os_error, free_space_text
-from model import Checkpoint, StageResult, sha256
+from model import Checkpoint, RunnerError, StageResult, sha256
 from scheduler import Attempting, Pause
 from state_store import utc_text
 
@@ -312,7 +312,7 @@ class StageWork:
         done = ["removed %s" % path for path in stage_outputs.remove_parts(self.folder, self.stage.name, set())]
         if baseline is not None:
             recorded = {one["path"]: (one["bytes"], one["sha256"]) for one in self.previous}
-            foreign = set(self._foreign_outputs()) | self._maybe_foreign()
+            foreign = set(self._foreign_outputs()) | self._maybe_foreign() | self._outputs_of_strangers()
             done += stage_outputs.clear_leftovers(self.folder, baseline, recorded, foreign, file_digests.hash_prefix)
         if done:
             self.console.event("NOTE", self.stage.name, ": leftovers of an unfinished attempt: %s" % "; ".join(done[:SHOWN_NAMES] + (["..."] if len(done) > SHOWN_NAMES else [])))
@@ -359,6 +359,22 @@ class StageWork:
                           if any(file_digests.path_matches(path, pattern) for pattern in other.outputs or ())]
             owners.update({path[len(ours):]: other.name for path in found if path.startswith(ours)})
         return owners
+
+    def _outputs_of_strangers(self) -> Set[str]:
+        """Return what lies in our folder and is recorded by stages that are not in this spec: removed or renamed since, or of another pipeline."""
+        import task_log
+        store, ours = state_store.StateStore(self.run.root, writable=False), self.stage.output_dir + "/"
+        found: Set[str] = set()
+        known = {"stage_%s.json" % stage.name for stage in self.run.spec.stages}
+        for file in sorted(name for name in os.listdir(store.folder) if name.startswith("stage_") and name.endswith(".json") and name not in known):
+            try:
+                record = store.stage(file[len("stage_"):-len(".json")])
+                paths = recorded_paths(store, record)
+            except (RunnerError, task_log.Damaged, OSError, ValueError):
+                continue                # damaged: it vouches for nothing
+            folder = state_store.made_elsewhere(record, "")
+            found.update("%s/%s" % (folder, path) for path in paths)
+        return {path[len(ours):] for path in found if path.startswith(ours)}
 
     def _maybe_foreign(self) -> Set[str]:
         """Return what lies in our folder and is none of our declared outputs, if others are or were at work in it beside us: it may be theirs."""
@@ -548,8 +564,8 @@ class StageWork:
         foreign = self._foreign_outputs()
         for path in sorted(set(now) | set(before)):
             if path in foreign and foreign[path] not in self.beside and now.get(path) != before.get(path):
-                return "%s %s/%s, which belongs to stage %s; a file belongs to one stage" % (
-                    "changed" if path in now else "removed", self.stage.output_dir, path, foreign[path]), []
+                return "%s %s/%s, which belongs to stage %s; a file belongs to one stage (if %s makes it no more: reset %s)" % (
+                    "changed" if path in now else "removed", self.stage.output_dir, path, foreign[path], foreign[path], foreign[path]), []
         names = set(changed)
         if self.stage.outputs is not None:
             names = {path for path in now if any(file_digests.path_matches(path, pattern) for pattern in self.stage.outputs)}

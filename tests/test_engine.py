@@ -404,3 +404,17 @@ def test_another_output_folder_is_not_taken_for_the_one_of_before(project, ended
     assert project.read("out2/a") == "mine" and project.read("out2/b") == "mine, too" and project.read("out2/c") == "made" and project.read("out/a") == "made"
     assert [one["path"] for one in project.json("state/stage_s1.json")["outputs"]] == ["c"]
     assert "[SKIP] s1" in project.ok().out and project.run("verify", "--outputs").code == 0
+
+
+def test_what_a_stage_that_is_not_in_the_spec_has_recorded_is_no_leftover(project):
+    """A run is killed, its stage gives way to another with the same folder, and comes back."""
+    dying = {"name": "s", "processor": project.processor("die", "open(out + '/a', 'w').write('half')\nos.kill(os.getppid(), 9)\n__import__('time').sleep(30)\n"), "outputDir": "out"}
+    project.spec(dying)
+    assert project.run().code != 0 and project.exists("out/a")
+    project.spec({"name": "x", "processor": project.processor("other", "open(out + '/b', 'w').write('whole')\n"), "outputDir": "out"})
+    project.ok()
+    project.processor("die", "open(out + '/c', 'w').write('whole')\n")
+    project.spec(dying)
+    done = project.ok()
+    assert "leftovers of an unfinished attempt: removed a\n" in done.out and project.read("out/b") == "whole", done
+    assert [one["path"] for one in project.json("state/stage_s.json")["outputs"]] == ["c"] and project.run("verify", "--outputs").code == 0
