@@ -132,11 +132,12 @@ def look(spec: PipelineSpec, stage: StageSpec, store: StateStore) -> Cleaning:
     owners = _other_owners(spec, stage, store)
     digests = Digests(spec.root, "", keep=False, rehash=True)
     folder = state_store.made_elsewhere(record, stage.output_dir) or stage.output_dir
+    stranger = "" if record is None or record.get("pipeline") in (None, spec.name) else "recorded by pipeline %s" % record["pipeline"]
     for output in _recorded(stage, store, record):
         path = "%s/%s" % (folder, output["path"])
         if not os.path.lexists(os.path.join(spec.root, path)):
             continue
-        why = _link_on_the_way(spec.root, path) or ("stage %s has recorded it, too" % owners[path] if path in owners else "")
+        why = stranger or _link_on_the_way(spec.root, path) or ("stage %s has recorded it, too" % owners[path] if path in owners else "")
         why = why or _change(digests, path, output)
         if why:
             keep.append((path, why))

@@ -567,6 +567,16 @@ class FileTasksWork(TasksWork):
             self.console.event("NOTE", self.stage.name, ": of no task, and newer than the begin of the run that died: %s; look whether they may go" % task_look.shown(
                 "%s/%s" % (self.stage.output_dir, path) for path in new))
 
+    def _tell_of_former(self) -> None:
+        """Name what the stage made when it was not yet one of tasks, and these do not make: nothing looks after it any more."""
+        record = self.facts.record
+        if record is None or record.get("tasks"):
+            return
+        mine = {path for path, _, _ in self._outputs()}
+        left = [one["path"] for one in self.previous if one["path"] not in mine and os.path.lexists(os.path.join(self.folder, one["path"]))]
+        if left:
+            self.console.event("NOTE", self.stage.name, ": made before the stage had tasks, and recorded no more: %s" % task_look.shown(sorted(left)))
+
     def _forget_lost(self) -> None:
         """After a sync that failed: no line counts any more, on the disk, before the file goes that says so."""
         lost = state_store.lost_path(self.run.root, self.stage.output_dir, self.stage.name)
@@ -714,6 +724,7 @@ class FileTasksWork(TasksWork):
         self._see_to_gone(facts)
         self._let_go_of_taken()
         self._tell_of_unrecorded()
+        self._tell_of_former()
         failure = "interrupted" if self.is_stopped else "processes would not end: %s" % self.survivors if self.survivors else self._failure_text()
         if not failure and self.failed:
             self._drop_failed_outputs()

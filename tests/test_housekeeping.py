@@ -28,6 +28,18 @@ def copying(project, settings=None):
                  {"name": "two", "processor": "bin/stage_copy.py", "inputs": ["data/one/a.txt"], "outputDir": "data/two"})
 
 
+def test_clean_keeps_what_another_pipeline_below_the_root_has_recorded(project):
+    copying(project)
+    project.ok()
+    spec = project.json("pipeline.json")
+    project.write("pipeline.json", json.dumps(dict(spec, name="another")))
+    done = project.ok("clean", "--yes")
+    assert "data/two/a.txt" in done.out and "recorded by pipeline %s" % spec["name"] in done.out and project.exists("data/two/a.txt"), done
+    project.write("pipeline.json", json.dumps(spec))
+    project.ok("clean", "--yes")
+    assert not project.exists("data/two/a.txt")
+
+
 def findings(project, outputs=True):
     return [str(one) for one in ledger_verify.verify(str(project.root), outputs=outputs).findings]
 

@@ -317,6 +317,17 @@ def test_a_line_of_the_log_that_was_forged_with_its_output_is_not_believed(upper
     assert "its task log is not the one that its record vouches for" in upper.json("state/run_%s.json" % upper.json("state/stage_up.json")["lastRunId"])["stages"][0]["reason"]
 
 
+def test_what_a_stage_made_before_it_had_tasks_is_named(upper):
+    upper.processor("plain", "open(os.path.join(out, 'a.txt'), 'w').close()\nopen(os.path.join(out, 'old'), 'w').close()\n")
+    upper.spec(dict({name: value for name, value in upper.stage.items() if name != "forEach"}, processor="bin/plain.py"))
+    upper.ok()
+    upper.spec(upper.stage)
+    done = upper.ok()
+    assert "[NOTE] up: made before the stage had tasks, and recorded no more: old\n" in done.out and upper.exists("out/old"), done
+    upper.write("in/a.txt", "other\n")
+    assert "recorded no more" not in upper.ok().out
+
+
 def test_what_a_task_has_published_before_something_was_in_the_way_is_known(upper):
     """It is removed with what else the task has made, and not left for good."""
     upper.processor("two", "stem = os.path.basename(inputs[0])\nopen(os.path.join(out, stem + '.a'), 'w').close()\nos.makedirs(os.path.join(out, stem + '.b'))\n"
