@@ -5,7 +5,7 @@
 For each stage it makes the files that a run makes (guard, lock folder with owner, folder, record "running", list of inputs, log, record
 "ok", marker), as large as they are, in their order, syncs the two records (nosync: nothing), and starts the program, JOBS at most at once.
 It decides, checks, lists, hashes and guards nothing, knows nothing of what it does, and would be right after no kill: not a runner, but
-what no runner in Python that keeps these files can be quicker than.
+what a runner in Python that keeps these files can hardly be quicker than.
 """
 import fcntl
 import os

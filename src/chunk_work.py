@@ -232,8 +232,7 @@ class ChunkTasksWork(task_work.TasksWork):
         for name in sorted(joined):
             problem = self._input_problem(name)
             if name in foreign:
-                problem = "changed %s/%s, which belongs to stage %s; a file belongs to one stage (if %s makes it no more: reset %s)" % (
-                    self.stage.output_dir, name, foreign[name], foreign[name], foreign[name])
+                problem = self._foreign_text("changed", name, foreign[name])
             if problem:
                 self.joiner.stop()
                 return problem

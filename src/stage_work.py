@@ -360,6 +360,10 @@ class StageWork:
             owners.update({path[len(ours):]: other.name for path in found if path.startswith(ours)})
         return owners
 
+    def _foreign_text(self, done: str, path: str, owner: str) -> str:
+        """Return why what was done with another stage's output is a failure, and what to do."""
+        return "%s %s/%s, which belongs to stage %s; a file belongs to one stage (if %s makes it no more: reset %s)" % (done, self.stage.output_dir, path, owner, owner, owner)
+
     def _outputs_of_strangers(self) -> Set[str]:
         """Return what lies in our folder and is recorded by stages that are not in this spec: removed or renamed since, or of another pipeline."""
         import task_log
@@ -564,8 +568,7 @@ class StageWork:
         foreign = self._foreign_outputs()
         for path in sorted(set(now) | set(before)):
             if path in foreign and foreign[path] not in self.beside and now.get(path) != before.get(path):
-                return "%s %s/%s, which belongs to stage %s; a file belongs to one stage (if %s makes it no more: reset %s)" % (
-                    "changed" if path in now else "removed", self.stage.output_dir, path, foreign[path], foreign[path], foreign[path]), []
+                return self._foreign_text("changed" if path in now else "removed", path, foreign[path]), []
         names = set(changed)
         if self.stage.outputs is not None:
             names = {path for path in now if any(file_digests.path_matches(path, pattern) for pattern in self.stage.outputs)}

@@ -673,8 +673,7 @@ class FileTasksWork(TasksWork):
             case = "" if theirs == name else ", but for the case of letters, which many systems do not tell apart"
             return "it makes %s/%s, which task %s makes%s; each task must make files of its own" % (self.stage.output_dir, name, owner, case)
         if name in self.foreign:
-            return "it makes %s/%s, which belongs to stage %s; a file belongs to one stage (if %s makes it no more: reset %s)" % (
-                self.stage.output_dir, name, self.foreign[name], self.foreign[name], self.foreign[name])
+            return self._foreign_text("it makes", name, self.foreign[name])
         return ""
 
     def _holder(self, task: str, target: str) -> str:
