@@ -18,7 +18,6 @@ from primitives import open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import io
     from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 SCHEMA_VERSION = 1
@@ -419,7 +418,7 @@ def _remove_quietly(path: str) -> None:
 
 def hash_file(path: str) -> Tuple[str, List[int]]:
     """Return (SHA-256, signature of what was read). Raises: OSError, for a pipe or device, too; FileChanged when it changed meanwhile."""
-    with _open_file(path) as file:
+    with open_file(path, 0) as file:
         before = signature(os.fstat(file.fileno()))
         digest = sha256(size=before[0])
         buffer = bytearray(max(1, min(before[0] + 1, HASH_BLOCK_BYTES)))
@@ -433,22 +432,10 @@ def hash_file(path: str) -> Tuple[str, List[int]]:
     return digest.hexdigest(), after if after == before else []
 
 
-def _open_file(path: str) -> io.FileIO:
-    """Open a file for reading, without waiting for somebody to write, as a pipe would have it. Raises: OSError, for what is no file, too."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "it is not a file", path)
-        return open(descriptor, "rb", buffering=0)
-    except BaseException:
-        os.close(descriptor)
-        raise
-
-
 def hash_prefix(path: str, size: int) -> str:
     """Return the SHA-256 of the first *size* bytes of a file."""
     digest = sha256(size=size)
-    with open(path, "rb") as file:
+    with open_file(path, 0) as file:
         while size > 0:
             block = file.read(min(size, HASH_BLOCK_BYTES))
             if not block:

@@ -11,7 +11,7 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import hashlib
-    from typing import IO, Any, Callable, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+    from typing import Any, Callable, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
     Piece = Union[bytes, memoryview]
 
 BULK_BYTES = 1 << 18        # hashed in all: from here on, the quicker implementation is worth its import
@@ -20,17 +20,19 @@ HOLE = "\0"                 # where a ready array goes; in JSON text this charac
 PRETTY_END, COMPACT_END = b",\n  ", b","      # between two entries of a ready array, and after each of its pieces
 
 
-def open_file(path: str, buffering: int = -1) -> IO[bytes]:
-    """Open a file of the runner's own for reading. Raises: OSError; for a pipe, too, which would be waited for, for ever."""
-    return open(path, "rb", buffering, opener=_without_waiting)
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-    if os.fstat(descriptor).st_mode & 0o170000 not in (0o100000, 0o040000):     # a folder is told of by open() itself
+def open_file(path: str, buffering: int = -1) -> Any:
+    """Open a file for reading. Raises: OSError; for a pipe or a device, too, which would be waited for, for ever."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+    try:
+        kind = os.fstat(descriptor).st_mode & 0o170000
+        if kind == 0o040000:
+            raise IsADirectoryError(21, "Is a directory", path)
+        if kind != 0o100000:
+            raise OSError(22, "it is a pipe or a device, no file", path)
+        return open(descriptor, "rb", buffering)
+    except BaseException:
         os.close(descriptor)
-        raise OSError(22, "it is a pipe or a device, no file", path)
-    return descriptor
+        raise
 
 
 def sha256(data: bytes = b"", size: int = 0) -> hashlib._Hash:

@@ -66,7 +66,7 @@ def emit(store: Any, record: Json, metrics: Json, spec: Any, options: Any, conso
 def _read(path: str) -> str:
     try:
         with open_file(path) as file:
-            return file.read().decode("utf-8", "replace")
+            return str(file.read(), "utf-8", "replace")
     except OSError:
         return ""
 
