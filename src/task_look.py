@@ -138,12 +138,13 @@ def _is_all_done(facts: Facts, about: Json, made: task_files.FileTable, root: st
 
 def _look_at_each(spec: PipelineSpec, stage: StageSpec, store: StateStore, facts: Facts, tasks: Tasks, digests: Digests) -> Facts:
     log = load_log(store, stage.name)
-    is_another = _is_another_log(log, facts.record)
+    outputs = task_log.outputs_of(log.entries)
+    is_another = _is_other_than_recorded(outputs, facts.record)
     if is_another or state_store.made_elsewhere(facts.record, stage.output_dir):
         forget_outputs(log)             # what they tell of is not in this folder, or nobody vouches for
+        outputs = []
     folder = os.path.join(spec.root, stage.output_dir)
     keys = [task_key(tasks.common, path, digest) for path, digest in zip(tasks.paths, tasks.digests)]
-    outputs = task_log.outputs_of(log.entries)
     table, wrong = check_outputs(folder, outputs, tasks.outputs, digests)
     todo, done, changed, new, spoilt, failed = [], [], 0, 0, 0, 0
     for place, (path, key) in enumerate(zip(tasks.paths, keys)):
@@ -174,7 +175,7 @@ def _look_at_each(spec: PipelineSpec, stage: StageSpec, store: StateStore, facts
     return facts
 
 
-def _is_another_log(log: task_log.TaskLog, record: Optional[Json]) -> bool:
+def _is_other_than_recorded(outputs: Sequence[Tuple[str, int, str]], record: Optional[Json]) -> bool:
     """Tell whether a log names other outputs than the record of the success that it led to: somebody has changed it since.
 
     Not of one that has fewer: lines may be lost (a power cut, damage), and their tasks are done again.
@@ -182,7 +183,6 @@ def _is_another_log(log: task_log.TaskLog, record: Optional[Json]) -> bool:
     stated = record.get("tasks") if record is not None and record["lastStatus"] == "ok" else None
     if not isinstance(stated, dict) or not isinstance(stated.get("outputs"), int):
         return False
-    outputs = task_log.outputs_of(log.entries)
     return len(outputs) >= stated["outputs"] and task_log.output_digest(outputs) != stated.get("outputsSha256")
 
 
