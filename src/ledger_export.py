@@ -88,6 +88,10 @@ class RecordMissing(StateError):
     """A record that an entry committed is not there."""
 
 
+class RecordPruned(RecordMissing):
+    """It is not there because gc has removed it, as the ledger says."""
+
+
 # --- the ledger and the records --------------------------------------------------------------------------------------
 
 def read_ledger(root: str) -> List[Tuple[bytes, Json]]:
@@ -126,10 +130,10 @@ def _linked_entry(line: bytes, last: Json, number: int) -> Json:
 
 
 def find_sealed(store: StateStore, ledger: List[Tuple[bytes, Json]], run_id: str) -> List[Found]:
-    """Return the sealed records of all calls under a run id, the latest last, the dead that left none omitted.
+    """Return the sealed records of all calls under a run id, the latest last, the dead that left none omitted, and those that gc has pruned.
 
     Raises: UsageError for a run that is unknown or has not ended; StateError for a record that is not the one that
-    its entry committed; OSError.
+    its entry committed, or is not there; OSError.
     """
     ends = [(line, entry) for line, entry in ledger if entry["event"] == "end" and entry["runId"] == run_id]
     ends.sort(key=lambda one: int(one[1]["invocation"]))
@@ -140,10 +144,26 @@ def find_sealed(store: StateStore, ledger: List[Tuple[bytes, Json]], run_id: str
         raise UsageError("run %s is not in state/%s: no run of that id has ended below %s" % (run_id, LEDGER, store.root))
     if len({entry["invocation"] for _, entry in ends}) < len(ends):
         raise StateError("state/%s: run %s has ended twice under one number%s" % (LEDGER, run_id, NOTHING))
-    found = [_found(store, ledger, line, entry) for line, entry in ends if entry.get("runHash") is not None]
+    found: List[Found] = []
+    pruned = None
+    for line, entry in ends:
+        try:
+            if entry.get("runHash") is not None:
+                found.append(_found(store, ledger, line, entry))
+                pruned = None
+        except RecordPruned as error:
+            pruned = error
+    if pruned is not None:              # the latest call is what an export is about
+        raise pruned
     if not found:
         raise UsageError("run %s died and left no record: there is nothing to export" % run_id)
     return found
+
+
+def _pruned_runs(ledger: List[Tuple[bytes, Json]], run_id: str) -> Dict[RunKey, int]:
+    """Return {call under this run id that gc has pruned: number of the ledger's entry that says so}."""
+    listed = [(entry["seq"], one) for _, entry in ledger if entry["event"] == "gc" for one in entry.get("removed") or ()]
+    return {(one[0], one[1]): seq for seq, one in listed if isinstance(one, list) and len(one) == 3 and one[0] == run_id and isinstance(one[1], int)}
 
 
 def _found(store: StateStore, ledger: List[Tuple[bytes, Json]], line: bytes, entry: Json) -> Found:
@@ -166,6 +186,9 @@ def _found(store: StateStore, ledger: List[Tuple[bytes, Json]], line: bytes, ent
             seen = name
     if seen:
         raise StateError("state/%s: the record is not the one that entry %d of the ledger committed%s" % (seen, entry["seq"], NOTHING))
+    seq = _pruned_runs(ledger, run_id).get((run_id, invocation))
+    if seq is not None:
+        raise RecordPruned("the record of run %s (invocation %d) was pruned by gc, as entry %d of the ledger says: nothing can be exported of it" % (run_id, invocation, seq))
     raise RecordMissing("the record of run %s (invocation %d) is missing: state/%s or state/%s%s" % (run_id, invocation, plain, kept, NOTHING))
 
 
@@ -382,8 +405,10 @@ def gather(store: StateStore, run_id: str, spec_path: str) -> Tuple[Box, Json]:
     found, absent = _with_makers(store, ledger, own)
     box = Box(store.root)
     for key in sorted(absent):
-        kind = "DELETED" if isinstance(absent[key], RecordMissing) else "EDITED"
+        kind = "" if isinstance(absent[key], RecordPruned) else "DELETED" if isinstance(absent[key], RecordMissing) else "EDITED"
         box.lack("", "run %s (invocation %d)" % key, "", kind, str(absent[key]))
+    for key in sorted(_pruned_runs(ledger, run_id).keys() - found.keys()):
+        box.lack("", "run %s (invocation %d)" % key, "", "", "its record was pruned by gc, as the ledger says")
     _fill(box, store, own, found, spec_path)
     _add_stages(box, stages, own, found, entries)
     keys = list(found) + [(entry["runId"], entry["invocation"]) for entry in entries if entry["runId"] == run_id]

@@ -162,22 +162,36 @@ def _read(store: StateStore, name: str) -> Optional[Json]:
 
 def files_of(store: StateStore, run: RunKey, history: History) -> List[str]:
     """Return the files below state/ that a run has beside its record: metrics of the newest call, its logs. Links are not followed."""
-    found = []
     is_newest = history.newest.get(run[0]) == run[1]
     names = ["metrics_%s.json" % run[0]] if is_newest and run[0] not in history.open else []
+    folders = _log_folders(store, run, history)
+    names += [name for folder in folders for name in _entries(store, folder)]
+    return [name for name in names if _mode(store, name) and not stat.S_ISDIR(_mode(store, name))]
+
+
+def _log_folders(store: StateStore, run: RunKey, history: History) -> List[str]:
+    """Return the folders of a run's logs: its own, and below it those of its stages that have tasks; not those of other calls under its id."""
     folder = _log_folder(run)
-    if not any(os.path.islink(store.path(part)) for part in _with_parents(folder)):
-        try:
-            names += [folder + "/" + name for name in sorted(os.listdir(store.path(folder)))]
-        except (FileNotFoundError, NotADirectoryError):
-            pass
-    for name in names:
-        try:
-            if not stat.S_ISDIR(os.lstat(store.path(name)).st_mode):
-                found.append(name)
-        except FileNotFoundError:
-            pass
-    return found
+    if any(os.path.islink(store.path(part)) for part in _with_parents(folder)):
+        return []
+    calls = {str(number) for number in range(2, history.newest.get(run[0], 1) + 1)} if run[1] == 1 else set()
+    below = [name for name in _entries(store, folder) if name.rpartition("/")[2] not in calls]
+    return [folder] + [name for name in below if stat.S_ISDIR(_mode(store, name))]
+
+
+def _entries(store: StateStore, folder: str) -> List[str]:
+    try:
+        return ["%s/%s" % (folder, name) for name in sorted(os.listdir(store.path(folder)))]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _mode(store: StateStore, name: str) -> int:
+    """Return the mode of what stands there, 0 if nothing does; a link is itself."""
+    try:
+        return os.lstat(store.path(name)).st_mode
+    except FileNotFoundError:
+        return 0
 
 
 def _with_parents(folder: str) -> List[str]:
@@ -272,9 +286,12 @@ class _Locked:
 def _remove_files(store: StateStore, run: RunKey, history: History) -> int:
     """Remove the record of a run, then what it has beside it, and its empty log folders; return how many files."""
     name = find_record(store, run, history.ends[run])
+    folders = _log_folders(store, run, history)[1:]
     count = int(bool(name) and state_store.remove_durably(store.path(name), store.commit))
     for name in files_of(store, run, history):
         count += state_store.remove_durably(store.path(name), store.commit)
+    for folder in folders:
+        state_store.remove_empty_folder(store.path(folder), store.commit)
     for folder in reversed(_with_parents(_log_folder(run))[1:]):
         if not state_store.remove_empty_folder(store.path(folder), store.commit):
             break                           # not there, or another call under the same id has logs in it

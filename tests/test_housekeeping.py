@@ -293,6 +293,35 @@ def test_gc_keeps_what_is_in_use_or_not_what_was_committed_and_follows_no_link(p
     assert ["run_r2.json" in one for one in findings(project)] == [True]
 
 
+def test_gc_removes_the_logs_of_tasks_and_leaves_those_of_other_calls(project):
+    for name in ("a", "b"):
+        project.write("data/%s.txt" % name, "x")
+    loud = project.processor("loud", "print('a long log')\nopen(out + '/' + os.path.basename(os.environ['PIPELINE_TASK']), 'w').write('x')\n")
+    project.spec({"name": "2", "processor": loud, "forEach": "data/*.txt"}, {"name": "many", "processor": loud, "forEach": "data/*.txt", "outputDir": "data/many"})
+    project.ok("--run-id", "r0", "--force", "2", "--force", "many")
+    project.ok("--run-id", "r0", "--force", "2", "--force", "many")
+    assert project.exists("state/logs/r0/many/1.1.log") and project.exists("state/logs/r0/2/many/1.1.log"), project.snapshot()
+    project.ok("gc", "--keep-runs", "1", "--yes")
+    assert not project.exists("state/logs/r0/many") and project.exists("state/logs/r0/2/many/1.1.log") and project.exists("state/logs/r0/2/2/1.1.log")
+    assert findings(project) == []
+    project.ok("--run-id", "r1", "--force", "2", "--force", "many")
+    project.ok("gc", "--keep-runs", "1", "--yes")
+    assert not project.exists("state/logs/r0") and project.exists("state/logs/r1/many/1.1.log")
+
+
+def test_what_gc_has_pruned_of_a_run_id_does_not_keep_its_last_call_from_being_proved(project, tmp_path):
+    make_runs(project)
+    project.ok("gc", "--keep-runs", "1", "--yes")
+    assert project.exists("state/run_r1.json") and not project.exists("state/run_r1.1.json")
+    done = project.ok("evidence", "r1", "-o", str(tmp_path / "e.zip"))
+    assert "note: run r1 (invocation 1) is not included: its record was pruned by gc, as the ledger says" in done.out, done
+    checked = subprocess.run([sys.executable, str(ROOT / "src" / "evidence_verify.py"), str(tmp_path / "e.zip")], stdout=subprocess.PIPE, timeout=60)
+    assert checked.returncode == 0 and b"is not included: its record was pruned by gc" in checked.stdout, checked
+    assert json.loads(project.ok("export", "r1").out)["subject"]
+    done = project.run("evidence", "r2", "-o", str(tmp_path / "f.zip"))
+    assert done.code == 5 and "the record of run r2 (invocation 1) was pruned by gc, as entry " in done.err and not (tmp_path / "f.zip").exists(), done
+
+
 def test_gc_keeps_the_makers_of_what_the_kept_runs_skipped(project):
     copying(project)
     project.ok("--run-id", "old")
