@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
     from scheduler import Flow
+    from state_store import Commit
     Json = Dict[str, Any]
 
 RECORD_S = 1.0              # a running run's record is written at most so often: it may name thousands of stages
@@ -602,14 +603,18 @@ class Run:
     def _write_digests(self) -> None:
         """Under the lock of the ledger, because other runs write the digests too."""
         for path, data in self.caches.items():
-            try:
-                state_store.write_atomic(path, data, durable=False)
-            except OSError as error:
-                self.console.line("[NOTE] a cache is not written: " + describe_os_error(error))
+            self._write_cache(path, data)
         self.caches.clear()
         if self.digests.changed:
-            state_store.write_atomic(self.digests.path, self.digests.to_bytes(), self.store.commit)
+            self._write_cache(self.digests.path, self.digests.to_bytes(), self.store.commit)
             self.digests.changed = False
+
+    def _write_cache(self, path: str, data: bytes, commit: Optional[Commit] = None) -> None:
+        """Write what only saves work: what goes wrong is a note. Durable with *commit*, once that is flushed."""
+        try:
+            state_store.write_atomic(path, data, commit, durable=commit is not None)
+        except OSError as error:
+            self.console.line("[NOTE] a cache is not written: " + describe_os_error(error))
 
     def log_folder(self) -> str:
         """Return this invocation's folder for logs: state/logs/<run>, and below it /<n> from the second call on."""

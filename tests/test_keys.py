@@ -534,6 +534,17 @@ def test_content_is_hashed_once(project):
     assert reads_of(project, "big.bin") == 0                # ... which is then known
 
 
+def test_a_cache_that_cannot_be_written_changes_nothing_about_the_run(project):
+    project.write("data/a.txt", "x")
+    project.spec({"name": "one", "processor": "bin/stage_copy.py", "inputs": ["data/a.txt"]}, {"name": "many", "processor": "bin/stage_copy.py", "forEach": "data/*.txt", "outputDir": "data/many"})
+    for name in ("digests.json", "files_many.bin"):
+        project.write("state/%s/in the way" % name, "")
+    done = project.ok("--run-id", "r1")
+    assert done.out.count("[NOTE] a cache is not written: ") == 2 and "state/digests.json: " in done.out and "completed (2 ok" in done.out, done
+    assert project.json("state/run_r1.json")["state"] == "completed" and project.ok("verify", "--outputs")
+    assert "0 ok, 2 skipped" in project.ok().out
+
+
 @pytest.mark.parametrize("flush_s", ["1", "-1"], ids=["at the end", "meanwhile"])
 def test_an_output_is_hashed_once_by_its_maker_and_not_again_by_its_user(project, monkeypatch, flush_s):
     monkeypatch.setenv("FLUSH_S", flush_s)
