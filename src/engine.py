@@ -21,7 +21,7 @@ from console import Console, describe_os_error
 from file_digests import Digests
 from model import (
     EXIT_FAILED, EXIT_LOCKED, EXIT_OFFLINE, EXIT_OK, EXIT_STOPPED, STATUSES, VERSION, Clock, Decision, Facts, OfflineError, Options, PipelineSpec,
-    StageResult, StageSpec, sha256)
+    StageResult, StageSpec)
 from program_scan import check_offline, runner_digest
 from state_store import StateStore, utc_text
 
@@ -78,7 +78,8 @@ class Run:
         self.inherited: Dict[Any, Dict[str, str]] = {}      # passEnv -> what processors get of the own environment
         self.expected: Any = None       # how long each stage took before, once the live view has asked
         self.caches: Dict[str, bytes] = {}      # of stages of many tasks, to be written at the end
-        self.shared: Dict[str, Tuple[stage_locks.FileLock, Set[str]]] = {}      # output folders that stages share: our lock, who is at work there
+        self.folder_locks = stage_locks.FolderLocks(spec.root)
+        self.entered: Dict[str, Set[str]] = {}      # output folders that this run holds, the outermost of its stages': who is at work there
         self.held: Set[str] = set()     # stages that another run has, and this one goes on without
         self.unfit = ""                 # the stage from which the runner could not go on
 
@@ -133,6 +134,7 @@ class Run:
                 self.guardian.close()
             if self.launches is not None:
                 self.launches.close()
+            self.folder_locks.close()
             lock.release()
 
     def _run_to_its_record(self) -> int:
@@ -393,7 +395,7 @@ class Run:
         return chunks is not None and not chunks.keep and os.path.isdir(os.path.join(self.root, stage.output_dir, ".%s.tasks" % stage.name))
 
     def _acquire(self, stage: StageSpec, lock: stage_locks.StageLock, token: str) -> Flow:
-        """A flow that takes a stage's lock, and that of a shared output folder, and returns True, False if a signal came first.
+        """A flow that takes a stage's lock, and its output folder, and returns True, False if a signal came first.
 
         Raises: LockHeld, OSError; then neither is held.
         """
@@ -430,35 +432,32 @@ class Run:
         return not left
 
     def _enter_folder(self, stage: StageSpec, stage_lock: stage_locks.StageLock, deadline: float) -> Flow:
-        """A flow that returns True when no other run is at work in a folder that stages share, False as _acquire().
+        """A flow that returns True when no other run, of whatever pipeline, is at work in the stage's output folder, False as _acquire().
 
         Within this run _may_share() decides. Another run knows nothing of what ours has just made there: it would clear it away, or take it for its own.
         """
-        folder = planning.folders_of(self.spec, self.store).shared_folder(stage)
-        if not folder:
-            return True
-        lock = stage_locks.FileLock(self.root, "%s.folder" % sha256(folder.encode("utf-8")).hexdigest()[:32], self.clock)
+        folder = planning.folders_of(self.spec, self.store).outermost(stage)
         try:
-            while folder not in self.shared and not lock.try_acquire():
+            while folder not in self.entered and not self.folder_locks.try_acquire(folder):
                 if self.signals.number:
                     stage_lock.release()
                     return False
                 if self.clock.monotonic() >= deadline:
-                    raise stage_locks.LockHeld("stage %s: another run is at work in %s, where several stages write; wait, or raise lock.waitSeconds" % (stage.name, folder))
+                    raise stage_locks.LockHeld("stage %s: another run is at work in, around or below %s, where this stage writes; wait, or raise lock.waitSeconds" % (stage.name, folder))
                 import scheduler
                 yield scheduler.Pause(stage_locks.LOCK_POLL_S)
         except (stage_locks.LockHeld, OSError):
             stage_lock.release()
             raise
-        self.shared.setdefault(folder, (lock, set()))[1].add(stage.name)
+        self.entered.setdefault(folder, set()).add(stage.name)
         return True
 
     def _leave_folder(self, stage: StageSpec) -> None:
-        for folder, (lock, inside) in list(self.shared.items()):
+        for folder, inside in list(self.entered.items()):
             inside.discard(stage.name)
             if not inside:
-                lock.release()
-                del self.shared[folder]
+                self.folder_locks.release(folder)
+                del self.entered[folder]
 
     def _new_work(self, stage: StageSpec, lock: stage_locks.StageLock, facts: Facts) -> Any:
         import stage_work

@@ -15,16 +15,18 @@ import os
 import sys
 import time
 
-from primitives import loads, pretty
+from primitives import loads, open_file, pretty, sha256
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional
+    from typing import Any, Dict, List, Optional, Sequence
     Json = Dict[str, Any]
 
 LOCK_POLL_S = 0.02
 CHANGE_S = 1.0              # how long a change of owners may take; waited for even by those who do not wait for an owner
 LOCK_BYTE = 1 << 30         # Windows locks bytes, mandatorily: one far behind the guard file's content
+FOLDERS_NAME = ".folders"   # in locks/: the file whose bytes stand for output folders
+FOLDER_BYTES = 64           # of each folder: so many runs may be at work below it at once
 
 
 class LockHeld(Exception):
@@ -55,6 +57,38 @@ def try_kernel_lock(descriptor: int) -> bool:
     return True
 
 
+def try_lock_bytes(descriptor: int, first: int, count: int) -> bool:
+    """Take the exclusive lock of bytes of an open file, which need not be there, without waiting. Raises: as try_kernel_lock().
+
+    It is the process's own: no child inherits it, and on POSIX closing any descriptor of the file gives it up.
+    """
+    if sys.platform == "win32":
+        import msvcrt
+        os.lseek(descriptor, first, os.SEEK_SET)
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, count)
+        except OSError:
+            return False
+        return True
+    import fcntl
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, count, first)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def unlock_bytes(descriptor: int, first: int, count: int) -> None:
+    """Give up what try_lock_bytes() took."""
+    if sys.platform == "win32":
+        import msvcrt
+        os.lseek(descriptor, first, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_UNLCK, count)
+    else:
+        import fcntl
+        fcntl.lockf(descriptor, fcntl.LOCK_UN, count, first)
+
+
 def open_guard(path: str) -> int:
     """Open a guard file, creating it where it is missing; it is never removed. Raises: OSError."""
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
@@ -64,9 +98,9 @@ def open_guard(path: str) -> int:
 def read_owner(folder: str) -> Json:
     """Return what owner.json in a lock folder says, or {} when it says nothing that this runner writes."""
     try:
-        with open(os.path.join(folder, "owner.json"), "rb") as file:
+        with open_file(os.path.join(folder, "owner.json")) as file:
             owner = loads(file.read(1 << 16).decode("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     ours = isinstance(owner, dict) and isinstance(owner.get("pid"), int) and all(
         isinstance(owner.get(key), str) and owner[key] for key in ("token", "bootId"))
@@ -295,6 +329,71 @@ class FileLock:
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
+
+
+class FolderLocks:
+    """Which output folders one run is at work in, for the runs of all pipelines below the root.
+
+    Bytes of one file are locked, so that no folder needs a file: all FOLDER_BYTES of the folder itself, one of each folder around
+    it. So nobody else is at work in it, around it or below it, while others work beside it.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.path = os.path.join(root, "locks", FOLDERS_NAME)
+        self.descriptor = -1
+        self.around: Dict[str, List[int]] = {}      # folder around ours: [the byte of it that we hold, in how many of our folders' names it is]
+
+    def try_acquire(self, folder: str) -> bool:
+        """Tell whether *folder* (relative to the root, forward slashes) is ours now; it must not be yet. Raises: OSError."""
+        if self.descriptor < 0:
+            self.descriptor = open_guard(self.path)
+        taken: List[str] = []
+        for outer in _folders_around(folder):
+            if not self._enter(outer):
+                break
+            taken.append(outer)
+        else:
+            if try_lock_bytes(self.descriptor, _first_byte(folder), FOLDER_BYTES):
+                return True
+        self._leave(taken)
+        return False
+
+    def release(self, folder: str) -> None:
+        unlock_bytes(self.descriptor, _first_byte(folder), FOLDER_BYTES)
+        self._leave(_folders_around(folder))
+
+    def close(self) -> None:
+        """Give all up."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+            self.around.clear()
+
+    def _enter(self, outer: str) -> bool:
+        if outer not in self.around:
+            first = _first_byte(outer)
+            byte = next((byte for byte in range(first, first + FOLDER_BYTES) if try_lock_bytes(self.descriptor, byte, 1)), -1)
+            if byte < 0:
+                return False
+            self.around[outer] = [byte, 0]
+        self.around[outer][1] += 1
+        return True
+
+    def _leave(self, folders: Sequence[str]) -> None:
+        for outer in folders:
+            self.around[outer][1] -= 1
+            if not self.around[outer][1]:
+                unlock_bytes(self.descriptor, self.around.pop(outer)[0], 1)
+
+
+def _folders_around(folder: str) -> List[str]:
+    parts = folder.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def _first_byte(folder: str) -> int:
+    """Return where the bytes of a folder begin, below 2 GiB, as Windows wants; two folders at work at once hardly ever share them, and would only wait."""
+    return int(sha256(folder.casefold().encode("utf-8", "surrogateescape")).hexdigest()[:6], 16) * FOLDER_BYTES
 
 
 def unlock(root: str, stage: str, boot: str, clock: Any, processes: Any) -> str:

@@ -75,10 +75,10 @@ class Folders:
             found = [self.stages[place] for place in sorted(places)]
         return [other for other in found if other.name != stage.name]
 
-    def shared_folder(self, stage: StageSpec) -> str:
-        """Return the outermost output folder that lies around this one's or is it, if stages share it, else ""."""
-        others = self.neighbours(stage)
-        return min([stage.output_dir] + [other.output_dir for other in others], key=len) if others else ""
+    def outermost(self, stage: StageSpec) -> str:
+        """Return the outermost output folder of a stage that lies around this one's or is it."""
+        folders: List[str] = [stage.output_dir] + [other.output_dir for other in self.neighbours(stage)]
+        return min(folders, key=len)
 
 
 def edges(stages: Sequence[StageSpec]) -> Dict[str, List[str]]:

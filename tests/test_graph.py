@@ -2,12 +2,15 @@
 from __future__ import annotations
 
 import collections
+import json
 import os
+import subprocess
+import sys
 import time
 import types
 
 import pytest
-from conftest import wait_until
+from conftest import RUNNER, wait_until
 
 import attempts
 import scheduler
@@ -463,7 +466,7 @@ def test_a_folder_that_stages_share_is_one_runs_at_a_time(joins, order, outputs)
     """Of another run nobody knows what it has just made: it would be cleared away, or taken for the own."""
     with share(joins, order, outputs, 0) as process:
         done = joins.run("--only", "b", "--run-id", "two")
-        assert done.code == 4 and "[FAIL] b: stage b: another run is at work in data/all, where several stages write; wait, or raise lock.waitSeconds\n" in done.out, done
+        assert done.code == 4 and "[FAIL] b: stage b: another run is at work in, around or below data/all, where this stage writes; wait, or raise lock.waitSeconds\n" in done.out, done
         assert "[START] c" in joins.ok("--only", "c").out               # its folder is its own
         joins.write("gate", "")
         process.communicate(timeout=60)
@@ -504,6 +507,22 @@ def test_a_killed_run_holds_no_shared_folder(joins):
         process.communicate(timeout=60)
     joins.write("gate", "")
     joins.ok("--only", "b", "--run-id", "two")
+
+
+@posix_only
+@pytest.mark.parametrize("folder", ["data/all", "data/all/deep/er", "data", "data/beside"])
+def test_in_an_output_folder_one_run_is_at_work_whatever_pipeline_it_is_of(joins, folder):
+    with share(joins, "listed", True, 0) as process:
+        stage = {"name": "other", "processor": "bin/join.sh", "outputDir": folder, "lock": {"waitSeconds": 0}}
+        joins.write("other.json", json.dumps({"name": "other", "stages": [stage]}))
+        argv = [sys.executable, str(RUNNER), "--pipeline", str(joins.path("other.json"))]
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+        is_beside = folder == "data/beside"
+        assert done.returncode == (0 if is_beside else 4) and (b"another run is at work in, around or below " + folder.encode() in done.stdout) is not is_beside, done
+        joins.write("gate", "")
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=60).returncode == 0
 
 
 @posix_only

@@ -224,6 +224,45 @@ def test_windows_locks_one_byte_behind_the_content(tmp_path, monkeypatch):
     assert got == [True, False] and calls == [(1 << 30, 2, 1)] * 2
 
 
+def test_windows_locks_the_bytes_that_stand_for_a_folder_below_2_gib(tmp_path, monkeypatch):
+    held = []
+
+    def locking(descriptor, mode, count):
+        wanted = set(range(os.lseek(descriptor, 0, os.SEEK_CUR), os.lseek(descriptor, 0, os.SEEK_CUR) + count))
+        assert max(wanted) < 1 << 31
+        if mode == 0:
+            held.remove(wanted)         # the very bytes that were locked
+        elif any(wanted & other for other in held):
+            raise OSError(36, "deadlock")
+        else:
+            held.append(wanted)
+    monkeypatch.setitem(sys.modules, "msvcrt", types.SimpleNamespace(locking=locking, LK_NBLCK=2, LK_UNLCK=0))
+    (tmp_path / "locks").mkdir()
+    one, two = stage_locks.FolderLocks(str(tmp_path)), stage_locks.FolderLocks(str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "platform", "win32")
+        assert one.try_acquire("data/a") and not two.try_acquire("data/A") and not two.try_acquire("data/a/b/c") and not two.try_acquire("data")
+        assert two.try_acquire("data/b") and one.try_acquire("data/c/d")
+        one.release("data/a")
+        assert two.try_acquire("data/a/b/c") and not one.try_acquire("data")
+        two.release("data/b")
+        two.release("data/a/b/c")
+        one.release("data/c/d")
+        assert held == [] and two.try_acquire("data")
+    one.close()
+    two.close()
+
+
+def test_as_many_runs_as_a_folder_has_bytes_are_at_work_below_it(tmp_path, monkeypatch):
+    taken = set()
+    monkeypatch.setattr(stage_locks, "try_lock_bytes", lambda descriptor, first, count: first not in taken and not taken.add(first))
+    (tmp_path / "locks").mkdir()
+    runs = [stage_locks.FolderLocks(str(tmp_path)) for _ in range(stage_locks.FOLDER_BYTES + 1)]
+    assert [run.try_acquire("data/%d" % number) for number, run in enumerate(runs)] == [True] * stage_locks.FOLDER_BYTES + [False]
+    for run in runs:
+        run.close()
+
+
 # --- owners ----------------------------------------------------------------------------------------------------------
 
 OWNER = {"pid": 1, "token": "t", "bootId": "b"}
@@ -232,10 +271,21 @@ OWNER = {"pid": 1, "token": "t", "bootId": "b"}
 @pytest.mark.parametrize("text, is_owner", [
     (json.dumps(OWNER), True), ("", False), ("{", False), ("[]", False), ("{}", False), ('{"pid": 7}', False),
     (json.dumps(dict(OWNER, pid="1")), False), (json.dumps(dict(OWNER, token="")), False), (json.dumps(dict(OWNER, token=5)), False),
-    (json.dumps(dict(OWNER, bootId=None)), False), ("\ud800".encode("utf-8", "surrogatepass").decode("latin-1"), False)])
+    (json.dumps(dict(OWNER, bootId=None)), False), ("\ud800".encode("utf-8", "surrogatepass").decode("latin-1"), False),
+    ("[" * 60000, False)])
 def test_read_owner_believes_only_what_this_runner_writes(tmp_path, text, is_owner):
     (tmp_path / "owner.json").write_bytes(text.encode("latin-1"))
     assert bool(stage_locks.read_owner(str(tmp_path))) is is_owner
+
+
+@pytest.mark.parametrize("command", [(), ("status",), ("plan",), ("unlock", "s1")])
+def test_an_owner_that_is_a_pipe_is_not_waited_for(project, command):
+    project.write("data/in.txt", "x")
+    project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"]})
+    project.path("locks/s1.lock").mkdir(parents=True)
+    os.mkfifo(str(project.path("locks/s1.lock/owner.json")))
+    done = project.run(*command)
+    assert done.code == (0 if command else 4) and ("unlock s1" in done.out or command), done
 
 
 def test_owner_text():
