@@ -93,17 +93,20 @@ class Signals:
         return "stopped by the clock (%s)" % self.stop_time.text if self.number == TIME_UP else INTERRUPTED
 
     def install(self) -> None:
-        """Take over SIGINT, SIGTERM, SIGHUP (Windows: SIGBREAK) for this process. Main thread only."""
+        """Take over SIGINT, SIGTERM, SIGHUP (Windows: SIGBREAK) for this process, though whoever started it had them blocked. Main thread only."""
+        taken = set()
         for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._note)
+                taken.add(number)
         if sys.platform != "win32":
             self.pipe = os.pipe()
             for descriptor in self.pipe:
                 os.set_blocking(descriptor, False)
             signal.signal(signal.SIGCHLD, lambda number, frame: None)
             signal.set_wakeup_fd(self.pipe[1], warn_on_full_buffer=False)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, taken | {signal.SIGCHLD})
 
     def _note(self, number: int, frame: Any) -> None:
         self.came = self.came or number

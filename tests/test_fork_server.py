@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import PATIENCE_S, ROOT, wait_until
 
 import environment
 import file_digests
@@ -1042,3 +1042,26 @@ def test_no_kit_but_the_shipped_one_is_executed_ahead(project, lay):
     project.spec({"name": "each", "processor": "bin/x.py", "forEach": "in/*.txt", "outputDir": "out"})
     assert "fork server" not in project.ok("--jobs", "1").out
     assert [project.read("out/f%d.txt" % number) for number in range(8)] == ["in/f%d.txt" % number for number in range(8)]
+
+
+@pytest.mark.parametrize("server", [True, False], ids=["fork server", "none"])
+def test_a_run_goes_on_and_can_be_ended_though_who_started_it_had_signals_blocked(project, server):
+    """A mask outlives exec; a supervisor that reads its signals by signalfd leaves all of them blocked."""
+    for name in "abcd":
+        project.write("data/%s.txt" % name, "x")
+    body = "open(out + '/' + os.path.basename(inputs[0]), 'w').write('x')\nopen('begun', 'w').close()\nwhile os.path.exists('hold'): time.sleep(0.01)\n"
+    project.spec({"processor": project.processor("some", body), "forEach": "data/*.txt", "forkServer": server})
+    project.write("hold", "")
+    with started_with_all_blocked(project) as process:
+        wait_until(lambda: project.exists("begun"))
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 143
+    project.path("hold").unlink()
+    with started_with_all_blocked(project) as process:
+        process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0
+
+
+def started_with_all_blocked(project):
+    return project.start(preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals)))
