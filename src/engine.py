@@ -370,6 +370,7 @@ class Run:
             if decision.action in ("FAIL", "WAITING"):
                 return self._not_begun(stage, decision)
             if decision.action == "SEAL":
+                state_store.make_folder(os.path.join(self.root, stage.output_dir), self.store.commit)     # it may have had no outputs
                 self.write_marker(stage, facts.material.key)
             if decision.action in ("SKIP", "SEAL"):
                 if self._needs_tidying(stage):

@@ -562,6 +562,8 @@ class StageWork:
 
     def _check_outputs(self) -> Tuple[str, List[Json]]:
         """Return (what is wrong with the outputs or "", the outputs as recorded)."""
+        if not os.path.isdir(self.folder):
+            return "its output folder %s is not there any more" % self.stage.output_dir, []
         there = stage_outputs.list_folder(self.folder)
         now, before = there.files, self.found.files
         changed = stage_outputs.changed_since(self.baseline, now)

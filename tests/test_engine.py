@@ -418,3 +418,22 @@ def test_what_a_stage_that_is_not_in_the_spec_has_recorded_is_no_leftover(projec
     done = project.ok()
     assert "leftovers of an unfinished attempt: removed a\n" in done.out and project.read("out/b") == "whole", done
     assert [one["path"] for one in project.json("state/stage_s.json")["outputs"]] == ["c"] and project.run("verify", "--outputs").code == 0
+
+
+def test_a_processor_that_removes_its_output_folder_has_failed(project):
+    project.spec({"name": "s", "processor": project.processor("away", "import shutil; shutil.rmtree(out)\n"), "outputDir": "data/out"})
+    for run in ("r1", "r2"):
+        done = project.run("--run-id", run)
+        assert done.code == 1 and "[START] s" in done.out and "[FAIL] s: its output folder data/out is not there any more" in done.out, done
+        assert project.json("state/stage_s.json")["lastStatus"] == "failed" and "RUN     s" in project.ok("plan").out
+    project.processor("away", "")
+    project.ok("--run-id", "r3")
+    assert "[SKIP] s" in project.ok("--run-id", "r4").out
+
+
+def test_the_folder_of_a_stage_without_outputs_is_made_again_for_its_marker(project):
+    project.spec({"name": "s", "processor": project.processor("none", ""), "outputDir": "data/out"})
+    project.ok("--run-id", "r1")
+    shutil.rmtree(str(project.path("data/out")))
+    done = project.ok("--run-id", "r2")
+    assert project.exists("data/out/.s.done") and "[SKIP] s" in project.ok("--run-id", "r3").out, done
