@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 NAME = "ledger.jsonl"
 PENDING = ".run.json.tmp"   # of a sealed record, until its entry stands and it gets its name
 BLOCK_BYTES = 1 << 16       # read from the ledger's end to find its last line
+CLOSED = ("state/%s: run %s is not open in it any more: another run has closed it as dead (was locks/ removed?), or an older ledger was put back; "
+          "its end is not entered; `verify` names the stages that it has finished since: run these again, with --force")
 ID_IN_USE = "run id %s is in use by a living run; wait for it or choose another --run-id"
 SHOWN_INPUT_KEYS = ("path", "bytes", "sha256")
 
@@ -77,6 +79,7 @@ class RunLedger:
         self.store, self.lock, self.sealer = store, lock, sealer
         self.notes: List[str] = []      # what was healed, for the user
         self.last: Optional[Json] = None    # the last entry that this object has seen
+        self.begun: Optional[Tuple[str, int]] = None    # the call that this object has entered as begun
 
     def prepare(self) -> None:
         """Before any work: complete what a dead run left half done, and refuse a seal that this run cannot continue.
@@ -96,6 +99,7 @@ class RunLedger:
             held.close_ended(run_id)
             held.open[run_id] = invocation
             held.append("begin", run_id, invocation, pipeline)
+            self.begun = run_id, invocation
 
     def end(self, record: Json, write_before: Optional[Callable[[], None]] = None, write_after: Optional[Callable[[], None]] = None) -> None:
         """Give *record* its prevRunHash and runHash, enter it, write it as state/run_<id>.json.
@@ -105,6 +109,8 @@ class RunLedger:
         """
         with Held(self) as held:
             held.close_ended(record["runId"])
+            if self.begun is not None and held.last is not None and held.open.get(self.begun[0]) != self.begun[1]:
+                raise StateError(CLOSED % (NAME, self.begun[0]))
             if write_before is not None:
                 write_before()
             held.end(record)

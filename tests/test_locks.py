@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -928,3 +929,21 @@ def test_a_dead_runners_processor_is_ended_also_when_somebody_removed_the_lock_f
     project.write("go", "")
     code, out, err = finish(second)
     assert code == 0 and project.read("data/s1/o") == "whole", (out, err)
+
+
+def test_a_run_that_another_has_closed_as_dead_does_not_end_a_second_time(project):
+    """Whoever removes locks/ makes that happen; `verify` must not accuse anybody of editing afterwards."""
+    project.spec({"name": "s", "processor": project.processor("slow", "open('begun', 'w').close()\nwhile not os.path.exists('go'): time.sleep(0.01)\n"), "outputDir": "data/out"},
+                 {"name": "t", "processor": project.processor("quick", ""), "outputDir": "data/t"})
+    with project.start("--run-id", "r1") as process:
+        wait_until(lambda: project.exists("begun"))
+        shutil.rmtree(str(project.path("locks")))
+        project.ok("--only", "t", "--run-id", "r2")
+        project.write("go", "")
+        _, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 5 and b"run r1 is not open in it any more: another run has closed it as dead" in err, err
+    assert project.json("state/run_r1.json")["state"] == "interrupted"
+    done = project.run("verify", "--outputs")
+    assert done.code == 5 and [line for line in done.out.splitlines() if line.startswith("[")] == ["[EDITED] state/stage_s.json: lastRunId: run r1 did not make this stage"], done
+    project.ok("--run-id", "r3", "--force", "s")
+    project.ok("verify", "--outputs")
