@@ -16,6 +16,7 @@ import os
 
 import state_store
 from ledger_format import KEY_BYTES, end_mac, key_id, key_text, next_key, parse_key, seal_mac
+from primitives import loads, open_file
 from state_store import StateError
 
 TYPE_CHECKING = False
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     Json = Dict[str, Any]
 
 END_NAME = "ledger.end"
+RESTORE = "; `verify` tells more; put back the ledger and it as they were, or begin a new ledger under a new key (move both away)"
 MAX_KEY_FILE = 4096
 
 
@@ -46,6 +48,9 @@ def make_key_file(path: str, mode: str) -> str:
     try:
         state_store.write_all(descriptor, key_text(mode, identity, 0, key).encode("ascii"))
         state_store.sync_file(descriptor)
+    except OSError as error:
+        state_store.remove_quietly(path)    # it is ours: half a key would be in the way of a whole one
+        raise OSError(error.errno, error.strerror, path) from error
     finally:
         os.close(descriptor)
     state_store.sync_folder(os.path.dirname(os.path.abspath(path)))
@@ -92,6 +97,7 @@ class Sealer:
         self._load()
         if last is not None:
             self.check(last)
+        self._check_end(last)
 
     def check(self, last: Json) -> None:
         """Raises: StateError if the ledger that ends with *last* cannot be continued with this key."""
@@ -105,6 +111,43 @@ class Sealer:
         if self.mode == "forward" and self.index not in (seal["index"], seal["index"] + 1):
             raise StateError("state/ledger.jsonl ends with seal %d, but %s is at %d: %s; `verify` tells more" % (
                 seal["index"], self.path, self.index, "the ledger was cut off" if self.index > seal["index"] else "an old copy of the key file"))
+
+    def _check_end(self, last: Optional[Json]) -> None:
+        """Raises: StateError if ledger.end, which follows each sealed entry, tells of more than the ledger has, or is not what was written.
+
+        A kill leaves it one entry behind, or not there after the first sealed one.
+        """
+        is_sealed, end = last is not None and "seal" in last, self._read_end()
+        if end is None:
+            if is_sealed and self._count_sealed() > 1:
+                raise StateError("state/%s is not there, which a sealed ledger has: nobody can tell whether the ledger was cut off%s" % (END_NAME, RESTORE))
+            return
+        if not isinstance(end, dict) or not isinstance(end.get("seq"), int) or not isinstance(end.get("hash"), str):
+            raise StateError("state/%s is damaged%s" % (END_NAME, RESTORE))
+        if end.get("keyId") != self.identity and not is_sealed:
+            return                          # a new ledger, under a new key
+        if end.get("keyId") != self.identity or self.mode == "hmac" and end.get("mac") != end_mac(self.key, end["seq"], end["hash"]):
+            raise StateError("state/%s was not written with the key of %s%s" % (END_NAME, self.path, RESTORE))
+        if last is None:
+            raise StateError("state/ledger.jsonl is empty, or was removed: state/%s tells of entry %d%s" % (END_NAME, end["seq"], RESTORE))
+        seq = last["seq"]
+        if end["seq"] > seq or end["seq"] == seq and end["hash"] != last["hash"]:
+            raise StateError("state/ledger.jsonl ends with entry %d, but not the one that state/%s tells of, entry %d: it was cut off or replaced%s" % (
+                seq, END_NAME, end["seq"], RESTORE))
+
+    def _read_end(self) -> Any:
+        """Return what ledger.end holds, None if it is not there."""
+        try:
+            with open_file(self.store.path(END_NAME)) as file:
+                return loads(file.read(MAX_KEY_FILE).decode("utf-8", "replace")) or {}
+        except FileNotFoundError:
+            return None
+        except (ValueError, RecursionError):
+            return {}
+
+    def _count_sealed(self) -> int:
+        with open_file(self.store.path("ledger.jsonl")) as file:
+            return sum(b'"seal":{' in line for line in file)
 
     def seal(self, entry: Json, last: Optional[Json]) -> Json:
         """Return the seal of a new entry that follows *last*. Raises: StateError, KeyProblem, OSError."""

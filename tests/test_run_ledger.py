@@ -420,6 +420,54 @@ def test_a_sealed_ledger_is_continued_only_with_its_key(store, tmp_path, mode):
     assert entries(store) == before
 
 
+def keep_lines(store, count):
+    path = Path(store.path("ledger.jsonl"))
+    path.write_bytes(b"".join(path.read_bytes().splitlines(True)[:count]))
+
+
+def rewrite_end(store, **changes):
+    Path(store.path("ledger.end")).write_text(json.dumps(dict(store.read("ledger.end"), **changes)))
+
+
+CUTS = {
+    "two entries cut": (lambda store: keep_lines(store, 2), "ends with entry 2, but not the one that state/ledger.end tells of, entry 4: it was cut off"),
+    "all cut": (lambda store: keep_lines(store, 0), "is empty, or was removed: state/ledger.end tells of entry 4"),
+    "the ledger removed": (lambda store: os.unlink(store.path("ledger.jsonl")), "is empty, or was removed: state/ledger.end tells of entry 4"),
+    "the end removed, too": (lambda store: (keep_lines(store, 2), os.unlink(store.path("ledger.end"))), "state/ledger.end is not there, which a sealed ledger has"),
+    "the end made up": (lambda store: (keep_lines(store, 2), rewrite_end(store, seq=2)), "state/ledger.end was not written with the key of "),
+    "the end damaged": (lambda store: Path(store.path("ledger.end")).write_text("{"), "state/ledger.end is damaged")}
+
+
+@pytest.mark.parametrize("case", sorted(CUTS))
+def test_a_sealed_ledger_that_was_cut_off_is_not_continued(store, tmp_path, case):
+    """Or the next run would write the end anew, and `verify` would find nothing any more."""
+    path = new_key(tmp_path, "hmac")
+    run_once(store, "a", path)
+    run_once(store, "b", path)
+    change, message = CUTS[case]
+    change(store)
+    before = {name: Path(store.path(name)).read_bytes() for name in names(store.folder)}
+    for call in (lambda: ledger_of(store, path).prepare(), lambda: run_once(store, "c", path)):
+        with pytest.raises(StateError, match=message):
+            call()
+    assert {name: Path(store.path(name)).read_bytes() for name in names(store.folder)} == before
+
+
+@pytest.mark.parametrize("lines", [0, 1])
+def test_a_kill_between_a_sealed_entry_and_its_end_is_no_cut(store, tmp_path, lines):
+    path = new_key(tmp_path, "hmac")
+    ledger_of(store, path).begin("a", 1, "p")
+    end = Path(store.path("ledger.end")).read_bytes()
+    if lines:
+        ledger_of(store, path).begin("b", 1, "p")
+        Path(store.path("ledger.end")).write_bytes(end)
+    else:
+        os.unlink(store.path("ledger.end"))
+    ledger_of(store, path).prepare()
+    run_once(store, "c", path)
+    assert_chain_is_whole(store)
+
+
 def test_a_ledger_begun_unsealed_is_sealed_from_then_on(store, tmp_path):
     run_once(store, "a")
     run_once(store, "b", new_key(tmp_path, "forward"))
@@ -432,7 +480,7 @@ def test_a_forward_ledger_that_was_cut_off_is_not_continued(store, tmp_path):
     run_once(store, "a", path)
     run_once(store, "b", path)
     whole = entries(store)
-    for left, message in ((whole[:2], "the ledger was cut off"), ([], "it was removed")):
+    for left, message in ((whole[:2], "the ledger was cut off"), ([], "was removed")):
         Path(store.path("ledger.jsonl")).write_bytes(b"".join(map(ledger_format.entry_line, left)))
         with pytest.raises(StateError, match=message):
             ledger_of(store, path).begin("c", 1, "p")
@@ -513,6 +561,16 @@ def test_a_key_file_is_for_its_owner_only(tmp_path):
 def test_a_key_below_the_root_is_refused(store):
     with pytest.raises(KeyProblem, match="lies below the root"):
         seal_keys.read_key_file(new_key(Path(store.root), "hmac"), store.root)
+
+
+def test_a_key_that_cannot_be_written_leaves_no_half_of_it(tmp_path, monkeypatch):
+    path = str(tmp_path / "k")
+    with monkeypatch.context() as patch:
+        patch.setattr(state_store, "sync_file", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError) as caught:
+            seal_keys.make_key_file(path, "hmac")
+    assert caught.value.filename == path and names(tmp_path) == []
+    assert seal_keys.make_key_file(path, "hmac")
 
 
 def test_a_key_file_is_never_overwritten(tmp_path):
