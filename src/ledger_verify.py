@@ -802,6 +802,8 @@ class Verification:
             self.find("MALFORMED", "state", "cannot be read: %s" % (error.strerror or error))
         records = sorted(name for name in self.names if name.startswith("run_") and name.endswith(".json"))
         if not self._read_ledger(records, anchors, key):
+            if not self.findings:
+                self._check_operands(records)
             return
         self._index()
         self._check_operands(records)
@@ -830,9 +832,9 @@ class Verification:
             self.chain.read(os.path.join(self.state, LEDGER))
         except FileNotFoundError:
             is_read = False
-            if records or END in self.names:
-                self.find("DELETED", "state/" + LEDGER, "there is none, but %s" % (
-                    count_text(len(records), "run record") if records else "a state/" + END))
+            told = self._told_without_ledger(records, key)
+            if told:
+                self.find("DELETED", "state/" + LEDGER, "there is none, but " + told)
             else:
                 self.notes.append("nothing to verify: no run has left a record below %s" % self.folder.root)
         except Unreadable as error:
@@ -847,6 +849,15 @@ class Verification:
             self.notes += seals.notes
         self.findings += check_anchors(self.chain.entries, anchors) if is_read or anchors else []
         return is_read
+
+    def _told_without_ledger(self, records: List[str], key: Optional[Key]) -> str:
+        """Return what shows that there was a ledger, "" if nothing does: each run enters its begin before it touches a stage."""
+        stages = [name for name in self.names if name.startswith("stage_") and name.endswith(".json")]
+        if records or END in self.names:
+            return count_text(len(records), "run record") if records else "a state/" + END
+        if stages:
+            return "%s of stages that runs have made" % count_text(len(stages), "record")
+        return "the key given has sealed %s" % count_text(key[2], "entry") if key is not None and key[2] else ""
 
     def _read_end(self) -> Optional[Json]:
         try:

@@ -1072,6 +1072,20 @@ def test_no_ledger(copied, tmp_path):
     done = go("verify", "--root", tmp_path / "empty")
     assert done.out.startswith("note: nothing to verify: ") and done.out.endswith("verify: 0 entries, 0 runs: ok\n")
     assert found(check(tmp_path / "empty", anchors=[past.head])) == [CUT]
+    assert "no run is named r1" in go("verify", "--root", tmp_path / "empty", "r1", code=2).err
+
+
+def test_no_ledger_and_no_run_record(copied):
+    past = copied("forward")
+    for path in [past.root / "state/ledger.jsonl", past.root / "state/ledger.end", *(past.root / "state").glob("run_*.json")]:
+        path.unlink()
+    stages = sorted((past.root / "state").glob("stage_*.json"))
+    assert [str(one) for one in check(past.root).findings] == ["[DELETED] state/ledger.jsonl: there is none, but %d records of stages that runs have made" % len(stages)]
+    for path in stages:
+        path.unlink()
+    assert found(check(past.root)) == found(check(past.root, key=past.first_key)) == []
+    sealed = parse_key(past.key.decode())[2]
+    assert [str(one) for one in check(past.root, key=past.key).findings] == ["[DELETED] state/ledger.jsonl: there is none, but the key given has sealed %d entries" % sealed]
 
 
 def test_an_emptied_ledger(copied):
