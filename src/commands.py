@@ -98,7 +98,9 @@ def _dispatch(options: Options, console: Console, started: float, found: Any) ->
     if options.command in ("clean", "gc", "reset"):
         import engine
         import housekeeping
-        stages = planning.select_stages(spec, options._replace(only=options.only | frozenset(options.operands)))
+        former = housekeeping.former_stages(spec, options.operands) if options.command == "reset" else []
+        named = options.only | frozenset(options.operands) - {stage.name for stage in former}
+        stages = planning.select_stages(spec, options._replace(only=named)) + former if named or not former else former
         return housekeeping.do(spec, stages, options, console, Clock(), engine.new_ledger)
     if options.command == "unlock":
         return _unlock(spec, options, console)

@@ -19,17 +19,18 @@ import stage_locks
 import state_store
 import task_files
 from file_digests import Digests, FileChanged
-from model import EXIT_OK
+from model import EXIT_OK, StageSpec
+from spec_checks import name_problem
 from stage_order import edges
 from stage_outputs import is_folder, list_folder, own_parts
 from state_store import StateError, StateStore, utc_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+    from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
     from console import Console
-    from model import Clock, Options, PipelineSpec, StageSpec
+    from model import Clock, Options, PipelineSpec
     from run_ledger import RunLedger
     Json = Dict[str, Any]
 
@@ -69,6 +70,19 @@ def do(spec: PipelineSpec, stages: List[StageSpec], options: Options, console: C
     return EXIT_OK
 
 
+def former_stages(spec: PipelineSpec, names: Sequence[str]) -> List[StageSpec]:
+    """Return those of the named stages that are not in the pipeline any more and whose records it has left; of each only name and output folder are set."""
+    store, found = StateStore(spec.root, writable=False), []
+    for name in dict.fromkeys(names):
+        if name_problem(name) or any(stage.name == name for stage in spec.stages):
+            continue
+        record = store.stage(name)
+        if record is not None and record.get("pipeline") == spec.name and isinstance(record["keyParts"].get("outputDir"), str):
+            fields: Dict[str, Any] = dict.fromkeys(StageSpec._fields)
+            found.append(StageSpec(**dict(fields, name=name, output_dir=record["keyParts"]["outputDir"])))
+    return found
+
+
 def _do_locked(spec: PipelineSpec, stages: List[StageSpec], options: Options, console: Console, clock: Clock, new_ledger: Callable[..., RunLedger]) -> None:
     store = StateStore(spec.root, now=clock.time)
     if not os.path.isdir(store.folder):
@@ -96,6 +110,7 @@ def _lock_all(spec: PipelineSpec, stages: List[StageSpec], options: Options, sto
     names = {stage.name for stage in stages}
     makers = edges(spec.stages) if options.command == "clean" else {}
     wanted = [one for one in spec.stages if one.name in names or names.intersection(makers.get(one.name, ()))]
+    wanted += [one for one in stages if one not in spec.stages]     # a former one
     boot, held = state_store.boot_id(), []
     try:
         for stage in wanted:

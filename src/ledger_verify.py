@@ -80,7 +80,7 @@ class Entry(namedtuple("Entry", (
         "line seq event run_id invocation pipeline prev_hash hash last_run_hash open run_hash state closed_by seal accept sound kept_house"))):
     """A line of the ledger; hash as stated. sound: it is the digest of the rest. accept: {stage, old, new} or None.
 
-    kept_house: of gc {run: runHash of the record removed}, of clean (run, stage, paths kept), else None.
+    kept_house: of gc {run: runHash of the record removed}, of clean (run, stage, paths kept), of reset the stage, else None.
     """
 
     __slots__ = ()
@@ -330,7 +330,7 @@ ENTRY_SHAPE = (("schema", is_integer), ("seq", is_integer), ("prevHash", _nullab
                ("open", _is_open), ("hash", is_digest), ("seal", _optional(_is_seal)))
 EVENT_SHAPES = {"end": (("state", _is_text), ("runHash", _nullable(is_digest)), ("closedBy", _optional(_is_text))),
                 "accept": (("stage", _is_text), ("oldKey", _is_text), ("newKey", _is_text)),
-                "gc": (("removed", _is_removed),), "clean": (("stage", _is_text), ("madeBy", _is_maker), ("kept", _is_texts))}
+                "gc": (("removed", _is_removed),), "clean": (("stage", _is_text), ("madeBy", _is_maker), ("kept", _is_texts)), "reset": (("stage", _is_text),)}
 END_SHAPE = (("schema", is_integer), ("seq", is_integer), ("hash", is_digest), ("keyId", _is_text), ("mode", _is_text), ("mac", _is_text))
 RUN_SHAPE = (("schema", is_integer), ("runId", _is_text), ("invocation", is_integer), ("stages", _is_list), ("state", _is_text),
              ("prevRunHash", _nullable(is_digest)))
@@ -408,7 +408,7 @@ def _kept_house(entry: Json) -> Any:
         return {(one[0], one[1]): one[2] for one in entry["removed"]}
     if entry["event"] == "clean":
         return (entry["madeBy"]["runId"], entry["madeBy"]["invocation"]), entry["stage"], frozenset(entry["kept"])
-    return None
+    return entry["stage"] if entry["event"] == "reset" else None
 
 
 class Chain:
@@ -779,6 +779,7 @@ class Verification:
         self.pruned_met = 0
         self.cleaned: Dict[Tuple[RunKey, str], Any] = {}        # (run, stage) -> paths that clean has kept
         self.cleaned_met = 0
+        self.forgotten: Dict[Tuple[str, str], int] = {}         # (pipeline, stage) -> number of the entry by which reset forgot it last
 
     def find(self, kind: str, name: str, detail: str, run: Optional[RunKey] = None) -> None:
         """Report; with RUN operands only what concerns these runs (run None: the ledger, which concerns all)."""
@@ -884,6 +885,8 @@ class Verification:
                 self._take_pruned(entry)
             elif entry.event == "clean" and entry.sound:
                 self.cleaned[entry.kept_house[:2]] = entry.kept_house[2]
+            elif entry.event == "reset" and entry.sound:
+                self.forgotten[entry.pipeline, entry.kept_house] = entry.seq
             elif entry.event == "end":
                 if entry.run in self.ends and entry.sound:
                     self.find("MALFORMED", "state/%s:%d" % (LEDGER, entry.line), "entry %d ends %s a second time; entry %d did" % (
@@ -1224,10 +1227,13 @@ class Verification:
     def _check_outputs(self) -> None:
         """Read every output that the newest success of its stage left; of two stages that made one file the later one owns it."""
         owners: Dict[str, Tuple[int, int, str, RunKey, str]] = {}
-        skipped = []
+        skipped, forgotten = [], []
         for (pipeline, stage), (run, made) in sorted(self.newest.items()):
             if made.status != "ok" or not self._is_settled(pipeline, stage, run, made):
                 skipped.append(stage)
+                continue
+            if self.forgotten.get((pipeline, stage), 0) > made.end:
+                forgotten.append(stage)
                 continue
             for path, size, digest in made.outputs or self._task_outputs(stage, run, made):
                 full = made.folder + "/" + path
@@ -1237,6 +1243,8 @@ class Verification:
                 self.cleaned_met += self.concerns(run)
             elif self.concerns(run):
                 self._check_output(path, (size, digest), run, stage)
+        if forgotten:
+            self.notes.append("outputs not compared, for reset has forgotten them, as the ledger says: %s" % names_text(forgotten))
         if skipped:
             self.notes.append("outputs not compared, for no later success is recorded of %s" % names_text(skipped))
 

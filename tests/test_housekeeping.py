@@ -293,6 +293,28 @@ def test_gc_keeps_what_is_in_use_or_not_what_was_committed_and_follows_no_link(p
     assert ["run_r2.json" in one for one in findings(project)] == [True]
 
 
+@pytest.mark.parametrize("is_former", [False, True])
+def test_what_reset_has_forgotten_verify_does_not_ask_for(project, is_former):
+    """The outputs are nobody's then: not those of many tasks, whose log is gone, nor those of a stage that left the pipeline file."""
+    for number in range(15):
+        project.write("data/%d.txt" % number, "x")
+    stages = [{"name": "keep", "processor": "bin/stage_copy.py", "inputs": ["data/1.txt"], "outputDir": "data/keep"}, {"name": "many", "processor": "bin/stage_copy.py", "forEach": "data/*.txt", "outputDir": "data/many"},
+              {"name": "one", "processor": "bin/stage_copy.py", "inputs": ["data/1.txt"], "outputDir": "data/one"}]
+    project.spec(*stages)
+    project.ok("--run-id", "r1")
+    if is_former:
+        project.spec(stages[0])
+    assert findings(project) == []
+    assert project.run("reset", "many", "nobody", "--yes").code == 2
+    assert "would forget state/tasks_many.jsonl" in project.ok("reset", "many").out
+    project.ok("reset", "many", "one", "--yes")
+    shutil.rmtree(str(project.path("data/one")))
+    shutil.rmtree(str(project.path("data/many")))
+    assert findings(project) == [] and "outputs not compared, for reset has forgotten them, as the ledger says: many, one" in notes(project)
+    project.write("data/keep/1.txt", "y")
+    assert ["data/keep/1.txt" in one for one in findings(project)] == [True]
+
+
 def test_gc_removes_the_logs_of_tasks_and_leaves_those_of_other_calls(project):
     for name in ("a", "b"):
         project.write("data/%s.txt" % name, "x")
