@@ -650,6 +650,8 @@ def _read_key(path: str) -> Key:
 def _print(text: str, stream: Any = None) -> None:
     """Print a line; what could steer a terminal or break the line is shown, not sent."""
     stream = stream or sys.stdout
+    if stream is None:
+        return                              # closed by who asks for the exit code only
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="backslashreplace")
     stream.write("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text) + "\n")

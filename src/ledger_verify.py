@@ -1435,12 +1435,13 @@ def parse_arguments(argv: Sequence[str]) -> Json:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Do what the command line says; return the exit code."""
-    for stream in (sys.stdout, sys.stderr):
+    """Do what the command line says; return the exit code, also to who has closed standard output."""
+    out = sys.stdout or open(os.devnull, "w", encoding="utf-8")
+    for stream in (out, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     if {"--help", "-h"} & set(argv):
-        sys.stdout.write(USAGE)
+        out.write(USAGE)
         return EXIT_OK
     try:
         found = parse_arguments(argv)
@@ -1448,9 +1449,10 @@ def main(argv: Sequence[str]) -> int:
         if not os.path.isdir(root):
             raise UsageError("--root %s: there is no such folder" % shown(root))
         key = read_key(found["--key"][0]) if found["--key"] else None
-        return print_report(verify(root, found["runs"], found["--anchor"], key, found["outputs"]), sys.stdout.write)
+        return print_report(verify(root, found["runs"], found["--anchor"], key, found["outputs"]), out.write)
     except UsageError as error:
-        sys.stderr.write("error: %s\n" % error)
+        if sys.stderr is not None:
+            sys.stderr.write("error: %s\n" % error)
         return EXIT_USAGE
 
 

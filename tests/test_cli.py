@@ -454,3 +454,15 @@ def test_a_usage_error_is_an_exception_with_an_exit_code():
     with pytest.raises(UsageError) as caught:
         command_line.parse_command_line(["--nonsense"])
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="closes a descriptor in the child")
+@pytest.mark.parametrize("words, code", [(("verify",), 0), (("verify", "--help"), 0), (("verify", "nobody"), 2), (("plan",), 0), (("export", "r1"), 0), (("evidence", "r1"), 0), (("graph",), 0)],
+                         ids=lambda value: "-".join(value) if isinstance(value, tuple) else str(value))
+def test_who_closes_the_output_gets_the_exit_code(project, words, code):
+    project.write("data/in.txt", "x")
+    project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"]})
+    project.ok("--run-id", "r1")
+    for closed in (">&-", ">&- 2>&-"):
+        done = subprocess.run(["sh", "-c", '"$@" ' + closed, "sh", *project.argv(*words)], cwd=str(project.root), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=120)
+        assert done.returncode == code and b"Traceback" not in done.stderr, done
