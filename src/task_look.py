@@ -33,7 +33,7 @@ LISTED_OUTPUTS = 10       # a stage with more outputs has them in its task log o
 SHOWN_TASKS = 5
 
 
-class Tasks(namedtuple("Tasks", "paths digests packed keys common todo done gone failed why table outputs log is_cached left synced certain wrong", defaults=(frozenset(),))):
+class Tasks(namedtuple("Tasks", "paths digests packed keys common todo done gone failed why table outputs log is_cached left synced certain wrong has_lost", defaults=(frozenset(), False))):
     """The tasks of a stage as they are now.
 
     paths, digests, keys: of each; packed: signatures of the files. common: the key of what all share. todo: places of those to be
@@ -41,7 +41,7 @@ class Tasks(namedtuple("Tasks", "paths digests packed keys common todo done gone
     todo failed last time. why: why there is something to do, texts. table: FileTable of the inputs, to be kept. outputs: the same of what is
     done. synced: FileTable of the outputs that are known to be on the disk. left: (path, why) of files that are left for a later run. log: the TaskLog, loaded; None where nothing changed and nobody needs it. is_cached: the cache needs no writing.
     certain: the stage must run, and no more than that was looked at: neither at its tasks one by one, nor at what they made.
-    wrong: paths of outputs that are not what the log says.
+    wrong: paths of outputs that are not what the log says. has_lost: the log names fewer outputs than the record of the success that it led to.
     """
 
     __slots__ = ()
@@ -139,7 +139,7 @@ def _is_all_done(facts: Facts, about: Json, made: task_files.FileTable, root: st
 def _look_at_each(spec: PipelineSpec, stage: StageSpec, store: StateStore, facts: Facts, tasks: Tasks, digests: Digests) -> Facts:
     log = load_log(store, stage.name)
     outputs = task_log.outputs_of(log.entries)
-    is_another = _is_other_than_recorded(outputs, facts.record)
+    is_another, has_lost = _is_other_than_recorded(outputs, facts.record), len(outputs) < _stated_outputs(facts.record)
     if is_another or state_store.made_elsewhere(facts.record, stage.output_dir):
         forget_outputs(log)             # what they tell of is not in this folder, or nobody vouches for
         outputs = []
@@ -169,7 +169,7 @@ def _look_at_each(spec: PipelineSpec, stage: StageSpec, store: StateStore, facts
         why.append("%d file%s gone (%s)" % (len(gone), "" if len(gone) == 1 else "s", shown(gone)))
     problems = ["output %s %s" % one for one in list(wrong.items())[:SHOWN_TASKS]]
     facts = facts._replace(output_problems=problems, tasks=tasks._replace(keys=keys, todo=todo, done=done, gone=gone, failed=failed, why=why, outputs=table, log=log,
-                                                                          is_cached=False, wrong=frozenset(wrong)))
+                                                                          is_cached=False, wrong=frozenset(wrong), has_lost=has_lost))
     if _is_recorded(stage, facts) and facts.marker_key is None:
         facts = facts._replace(sealable=state_store.died_before_marker(store, stage.name, facts.record))
     return facts
@@ -180,10 +180,14 @@ def _is_other_than_recorded(outputs: Sequence[Tuple[str, int, str]], record: Opt
 
     Not of one that has fewer: lines may be lost (a power cut, damage), and their tasks are done again.
     """
+    stated = _stated_outputs(record)
+    return record is not None and 0 <= stated <= len(outputs) and task_log.output_digest(outputs) != record["tasks"].get("outputsSha256")
+
+
+def _stated_outputs(record: Optional[Json]) -> int:
+    """Return how many outputs the record of a success states, -1 where there is none."""
     stated = record.get("tasks") if record is not None and record["lastStatus"] == "ok" else None
-    if not isinstance(stated, dict) or not isinstance(stated.get("outputs"), int):
-        return False
-    return len(outputs) >= stated["outputs"] and task_log.output_digest(outputs) != stated.get("outputsSha256")
+    return stated["outputs"] if isinstance(stated, dict) and isinstance(stated.get("outputs"), int) else -1
 
 
 def forget_outputs(log: task_log.TaskLog) -> None:

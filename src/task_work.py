@@ -560,12 +560,34 @@ class FileTasksWork(TasksWork):
         """
         if not self.died_at_ns:
             return
-        known = {path for entry in self.task_log.entries.values() for path, _, _ in entry.outputs} | set(self.foreign)
-        found = stage_outputs.list_folder(self.folder).files
-        new = sorted(path for path, signature in found.items() if path not in known and signature[2] >= self.died_at_ns and not self._input_problem(path))
+        new = [path for path, signature in self._of_no_task() if signature[2] >= self.died_at_ns]
         if new:
             self.console.event("NOTE", self.stage.name, ": of no task, and newer than the begin of the run that died: %s; look whether they may go" % task_look.shown(
                 "%s/%s" % (self.stage.output_dir, path) for path in new))
+
+    def _of_no_task(self) -> List[Tuple[str, Any]]:
+        """Return (path, signature) of the files in the output folder that no task has made, nor another stage, and that the stage does not read."""
+        known = {path for entry in self.task_log.entries.values() for path, _, _ in entry.outputs} | set(self.foreign)
+        found = stage_outputs.list_folder(self.folder).files
+        return sorted((path, signature) for path, signature in found.items() if path not in known and not self._input_problem(path))
+
+    def _see_to_lost(self, facts: task_look.Tasks) -> None:
+        """After lines of the task log were lost: name what no task of now has made; with `prune`, remove of it what is known to have been made here."""
+        if not facts.has_lost or self.is_stopped or self.moved_from:
+            return
+        made = {one["path"]: one["sha256"] for one in self.previous}
+        for table in task_files.load(task_look.cache_path(self.store, self.stage.name))[1][1:]:
+            made.update((path, digest) for path, digest in zip(table.paths, table.digests) if digest)
+        left: List[str] = []
+        removed: List[str] = []
+        for path, _ in self._of_no_task():
+            is_ours = self.stage.prune and not self.failed and path.casefold() not in self.owner_of and made.get(path) and file_digests.output_content(os.path.join(self.folder, path))[1] == made[path]
+            (removed if is_ours else left).append(path)
+        for path in removed:
+            self._remove_output(path)
+        for names, what in ((removed, "removed what no task makes any more"), (left, "of no task, and left there")):
+            if names:
+                self.console.event("NOTE", self.stage.name, ": lines of its task log were lost; %s: %s" % (what, task_look.shown("%s/%s" % (self.stage.output_dir, path) for path in names)))
 
     def _tell_of_former(self) -> None:
         """Name what the stage made when it was not yet one of tasks, and these do not make: nothing looks after it any more."""
@@ -723,6 +745,7 @@ class FileTasksWork(TasksWork):
         self._see_to_gone(facts)
         self._let_go_of_taken()
         self._tell_of_unrecorded()
+        self._see_to_lost(facts)
         self._tell_of_former()
         failure = "interrupted" if self.is_stopped else "processes would not end: %s" % self.survivors if self.survivors else self._failure_text()
         if not failure and self.failed:

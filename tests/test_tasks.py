@@ -1097,3 +1097,38 @@ def test_a_damaged_log_of_chunks_is_set_aside_as_that_of_files(upper):
     assert done.code == 5 and "is damaged" in done.err + done.out and "Traceback" not in done.err, done
     upper.ok()
     assert outputs(upper)["a.txt"] == "line of a\nmore\n"
+
+
+# --- after the task log was lost -------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("files", [3, 15])
+@pytest.mark.parametrize("prune", [False, True])
+def test_what_no_task_makes_any_more_is_not_forgotten_with_the_task_log(upper, files, prune):
+    """A power cut takes the log, or a restore; the next stage would read what the gone file has left."""
+    for number in range(files - 3):
+        upper.write("in/%d.txt" % number, "line\n")
+    respec(upper, prune=prune)
+    upper.ok("--run-id", "r1")
+    upper.ok()                          # now the digests of all outputs are kept
+    upper.write("out/readme.md", "somebody's own")
+    for name in ("in/a.txt", "state/tasks_up.jsonl"):
+        upper.path(name).unlink()
+    done = upper.ok("--run-id", "r2")
+    if prune:
+        assert "[NOTE] up: lines of its task log were lost; removed what no task makes any more: out/a.txt\n" in done.out, done
+        assert "[NOTE] up: lines of its task log were lost; of no task, and left there: out/readme.md\n" in done.out
+    else:
+        assert "[NOTE] up: lines of its task log were lost; of no task, and left there: out/a.txt, out/readme.md\n" in done.out, done
+    assert ("a.txt" in outputs(upper)) is not prune and "readme.md" in outputs(upper) and len(outputs(upper)) == files + (0 if prune else 1)
+    assert "lost" not in upper.ok().out
+
+
+def test_after_a_loss_nothing_is_removed_that_was_changed_or_while_a_task_fails(upper):
+    respec(upper, prune=True)
+    upper.ok("--run-id", "r1")
+    upper.write("out/a.txt", "changed by hand")
+    for name in ("in/a.txt", "in/c.txt", "state/tasks_up.jsonl"):
+        upper.path(name).unlink()
+    upper.write("in/b.txt", "bad\n")
+    assert "of no task, and left there: out/a.txt, out/b.txt, out/c.txt" in upper.run("--run-id", "r2").out
+    assert sorted(outputs(upper)) == ["a.txt", "b.txt", "c.txt"]
