@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections import namedtuple
 
 import run_ledger
@@ -58,11 +59,36 @@ def newest_runs(root: str, limit: int) -> Tuple[List[PastRun], List[str]]:
     names, pruned = _names_in_ledger(root, limit, problems)
     runs = [_run_of(root, one, problems, (one.run_id, one.invocation) in pruned) for one in names]
     if len(runs) < limit:
-        runs += _runs_by_time(root, limit - len(runs), {(one.run_id, one.invocation) for one in runs}, problems)
-        runs.sort(key=lambda one: (one.state in ("running", "open"), one.ended_at or one.started_at), reverse=True)
-    if runs and not os.path.lexists(os.path.join(root, "state", run_ledger.NAME)):
-        problems.append("state/%s is missing: the runs are shown as their records tell, for which nothing vouches" % run_ledger.NAME)
+        others = _runs_by_time(root, limit - len(runs), {(one.run_id, one.invocation) for one in runs}, problems)
+        lacking = _not_in_ledger(root, others) if runs else 0
+        if lacking:
+            problems.append("state/%s does not have %d of the finished runs: it was cut off, or begun anew; `verify` tells more" % (run_ledger.NAME, lacking))
+        runs = _merged(runs, others)
+    if runs and not names:
+        why = "has no entry" if os.path.lexists(os.path.join(root, "state", run_ledger.NAME)) else "is missing"
+        problems.append("state/%s %s: the runs are shown as their records tell, for which nothing vouches" % (run_ledger.NAME, why))
     return runs, problems
+
+
+def _not_in_ledger(root: str, others: List[PastRun]) -> int:
+    """Return how many of these runs have ended and have no entry, also now: one may have ended since the ledger was read."""
+    ended = {(one.run_id, one.invocation) for one in others if one.ended_at}
+    return len(ended - {(one.run_id, one.invocation) for one in _names_in_ledger(root, sys.maxsize, [])[0]}) if ended else 0
+
+
+def _merged(runs: List[PastRun], others: List[PastRun]) -> List[PastRun]:
+    """Put runs that only records tell of among those of the ledger, by time; its own order stays, for a clock may have been wrong. Newest first."""
+    merged: List[PastRun] = []
+    rest = sorted(others, key=_time_of, reverse=True)
+    for run in runs:
+        while rest and _time_of(rest[0]) > _time_of(run):
+            merged.append(rest.pop(0))
+        merged.append(run)
+    return merged + rest
+
+
+def _time_of(run: PastRun) -> Tuple[bool, str]:
+    return run.state in ("running", "open"), run.ended_at or run.started_at
 
 
 def _names_in_ledger(root: str, limit: int, problems: List[str]) -> Tuple[List[RunName], Set[Tuple[str, int]]]:

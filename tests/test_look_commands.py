@@ -221,9 +221,34 @@ def test_missing_records_and_a_damaged_ledger(pipeline):
     assert [run["runId"] for run in document(pipeline, "history")["runs"]] == ["s"]
     for command in ("history", "status"):
         assert "[PROBLEM] state/ledger.jsonl is missing: the runs are shown as their records tell, for which nothing vouches\n" in look(pipeline, command)
+    pipeline.write("state/ledger.jsonl", "")
+    assert "[PROBLEM] state/ledger.jsonl has no entry: the runs are shown as their records tell" in look(pipeline, "status")
+    pipeline.ok("--run-id", "t")
+    assert "[PROBLEM] state/ledger.jsonl does not have 1 of the finished runs: it was cut off, or begun anew; `verify` tells more\n" in look(pipeline, "status")
+    assert [run["runId"] for run in document(pipeline, "history")["runs"]] == ["s", "t"]
     shutil.rmtree(str(pipeline.path("state")))
     for words in COMMANDS:
         look(pipeline, *words)
+
+
+def test_a_run_that_ends_while_the_ledger_is_read_is_not_missed_in_it(pipeline, monkeypatch):
+    pipeline.ok("--run-id", "r")
+    before = pipeline.read("state/ledger.jsonl")
+    pipeline.ok("--run-id", "s")
+    after = pipeline.read("state/ledger.jsonl")
+    pipeline.write("state/ledger.jsonl", before)
+    real = run_history._runs_by_time
+    monkeypatch.setattr(run_history, "_runs_by_time", lambda *arguments: (pipeline.write("state/ledger.jsonl", after), real(*arguments))[1])
+    runs, problems = run_history.newest_runs(str(pipeline.root), 9)
+    assert [one.run_id for one in runs] == ["s", "r"] and problems == []
+
+
+def test_the_order_of_runs_is_that_of_the_ledger_though_a_clock_was_wrong_once():
+    def run(name, ended, state="completed"):
+        return run_history.PastRun(name, 1, "p", state, ended, ended if state == "completed" else "", 1, {}, [], "")
+    ledger = [run("n3", "2026-01-04"), run("future", "2036-01-01"), run("n1", "2026-01-02")]
+    others = [run("now", "2026-01-05", "running"), run("lost", "2026-01-03"), run("oldest", "1999")]
+    assert [one.run_id for one in run_history._merged(ledger, others)] == ["now", "n3", "future", "lost", "n1", "oldest"]
 
 
 @pytest.mark.skipif(not POSIX or os.geteuid() == 0 and not os.path.exists("/usr/bin/setpriv"), reason="needs a user that may not write")
