@@ -240,7 +240,7 @@ def read_stage(root: str, stage: str) -> Tuple[Optional[Json], str]:
 # --- who works now ---------------------------------------------------------------------------------------------------
 
 def holders(root: str, is_dead: Optional[Callable[[Json], bool]] = None) -> Dict[str, Json]:
-    """Return {stage: what its living holder says of itself}, from the lock folders; takes no lock."""
+    """Return {stage: what its living holder says of itself}, from the lock folders; takes none of them."""
     try:
         names = [name for name in os.listdir(os.path.join(root, "locks")) if name.endswith(".lock") and not name.startswith(".")]
     except OSError:
@@ -254,7 +254,7 @@ def holders(root: str, is_dead: Optional[Callable[[Json], bool]] = None) -> Dict
 
         def is_dead(owner: Json) -> bool:
             return stage_locks.owner_is_dead(owner, boot, process_tree)
-    return {stage: owner for stage, owner in found.items() if owner and not is_dead(owner)}
+    return {stage: owner for stage, owner in found.items() if owner and not is_dead(owner) and not stage_locks.was_left_by_another_host(root, stage, owner)}
 
 
 def living_runs(root: str) -> List[str]:

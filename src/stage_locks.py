@@ -122,6 +122,22 @@ def owner_is_dead(owner: Json, boot: str, processes: Any) -> bool:
     return not processes.is_alive(owner["pid"], owner.get("processStart"))
 
 
+def was_left_by_another_host(root: str, stage: str, owner: Json) -> bool:
+    """Tell whether an owner on another host is gone all the same: the guard file names its lock folder, and nobody holds it.
+
+    Whoever takes the stage goes by that, too. The guard is locked, shared, for a moment; acquire() lets moments pass. On Windows: False.
+    """
+    if sys.platform == "win32" or owner.get("host") == host_name():
+        return False
+    import fcntl
+    try:
+        with open_file(os.path.join(root, "locks", "." + stage + ".guard"), 0) as file:
+            fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return bool(file.read(64).decode("ascii", "replace").strip() == owner.get("token"))
+    except OSError:
+        return False
+
+
 def host_name() -> str:
     return os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
 
@@ -141,7 +157,7 @@ class StageLock:
     """The lock of one stage; descriptor is the guard file's, to be inherited by the stage's processors."""
 
     def __init__(self, root: str, stage: str, run_id: str, boot: str, clock: Any, processes: Any) -> None:
-        self.stage, self.run_id, self.boot, self.clock, self.processes = stage, run_id, boot, clock, processes
+        self.root, self.stage, self.run_id, self.boot, self.clock, self.processes = root, stage, run_id, boot, clock, processes
         self.folder = os.path.join(root, "locks", stage + ".lock")
         self.guard = os.path.join(root, "locks", "." + stage + ".guard")
         self.descriptor = -1
@@ -153,7 +169,8 @@ class StageLock:
         if not os.path.isdir(self.folder):
             return None
         owner = read_owner(self.folder)
-        return None if not owner or owner_is_dead(owner, self.boot, self.processes) else owner
+        is_gone = not owner or owner_is_dead(owner, self.boot, self.processes) or was_left_by_another_host(self.root, self.stage, owner)
+        return None if is_gone else owner
 
     def is_free(self) -> bool:
         """Tell whether nobody holds the stage, without taking it; what a dead owner left of its lock folder is removed."""

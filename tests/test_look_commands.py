@@ -16,7 +16,9 @@ import pytest
 from conftest import RUNNER
 
 import look_commands
+import model
 import pipeline_runner
+import planning
 import run_history
 import stage_explanation
 import stage_logs
@@ -638,6 +640,30 @@ def test_lines_of_parts():
     ("running", "", "RUN", False, "died"), ("running", "", "RUN", True, "running"), (None, "", "RUN", False, "neverRun"), (None, "bad", "FAIL", False, "damaged"), (None, "", "RUN", True, "running")])
 def test_status_words(last, problem, action, held, word):
     assert status_word(None if last is None else {"lastStatus": last}, problem, action, held) == word
+
+
+@pytest.mark.skipif(not POSIX, reason="locks a file by flock")
+def test_a_dead_run_of_another_machine_is_not_running_here(pipeline, monkeypatch):
+    """Its folder was copied; the kernel lock tells, as it tells whoever would run."""
+    pipeline.ok("--run-id", "r")
+    owner = {"pid": os.getpid(), "processStart": "1", "token": "abc", "bootId": "b", "runId": "r", "host": "another"}
+    pipeline.write("locks/a.lock/owner.json", json.dumps(owner))
+    pipeline.write("locks/.a.guard", "abc")
+    spec = pipeline_runner.load_pipeline(str(pipeline.path("pipeline.json")))
+
+    def is_held():
+        held = "running" == stages_of(pipeline)["a"]["status"]
+        assert held is bool(planning.holder_text(spec, spec.stages[0], "b", model.Clock()))
+        return held
+    assert not is_held()
+    import fcntl
+    with open(str(pipeline.path("locks/.a.guard"))) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert is_held()
+    pipeline.write("locks/.a.guard", "of another folder")
+    assert is_held()                    # a stranger's folder: no run takes it for its own
+    pipeline.path("locks/.a.guard").unlink()
+    assert is_held()
 
 
 def test_the_tasks_of_a_stage_are_counted(pipeline):
