@@ -62,7 +62,7 @@ noted elsewhere at the time, or a seal, checked with a key that the maker of the
 not trust the maker takes verify.py and verifier/ from a copy of the runner (src/evidence_verify.py is the same file).
 
 evidence.json lists every file with its SHA-256, and what is missing and why. Inputs and outputs are not in here: their
-digests are, in records/.
+digests are, in records/; of a stage with tasks of many files one digest over all of them.
 """
 
 

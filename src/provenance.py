@@ -162,12 +162,20 @@ def results(record: Json, records: Dict[RunKey, Json]) -> List[Tuple[Json, Json]
 
 
 def subjects(work: List[Tuple[Json, Json]]) -> List[Json]:
-    """Return the outputs of stages as in-toto subjects: named from the root, sorted, each once."""
-    found: Dict[str, str] = {}
+    """Return the outputs of stages as in-toto subjects: named from the root, sorted, each once.
+
+    Those of a stage of so many tasks that its record does not list them are one: outputs:<stage>, by the digest of all.
+    """
+    found: Dict[str, Json] = {}
     for _, one in work:
+        folder, tasks = one["keyParts"]["outputDir"], one.get("tasks") or {}
         for output in one.get("outputs") or []:
-            found["%s/%s" % (one["keyParts"]["outputDir"], output["path"])] = output["sha256"]
-    return [_resource(path, found[path]) for path in sorted(found)]
+            path = "%s/%s" % (folder, output["path"])
+            found[path] = _resource(path, output["sha256"])
+        if tasks.get("outputs") and not one.get("outputs"):
+            name = "outputs:" + one["stage"]
+            found[name] = _resource(name, tasks["outputsSha256"], use={"digestOf": "path, bytes and SHA-256 of each of %d files in %s" % (tasks["outputs"], folder)})
+    return [found[path] for path in sorted(found)]
 
 
 # --- the statement ---------------------------------------------------------------------------------------------------
@@ -239,6 +247,9 @@ def _dependencies(record: Json, work: List[Tuple[Json, Json]], subject: List[Jso
         used = files_used(one)
         if "specSha256" in maker:
             used.append(("spec", "spec:" + maker["pipeline"], maker["specSha256"]))
+        tasks = one["keyParts"].get("tasks")
+        if tasks:
+            used.append(("input", "inputs:" + one["stage"], tasks["sha256"]))      # of all files of forEach, path and SHA-256
         for role, path, digest in used:
             uses.setdefault((path, digest), set()).add((role, one["stage"]))
     made = {(one["name"], one["digest"]["sha256"]) for one in subject}

@@ -105,7 +105,7 @@ RESOURCE = ({}, {"uri": TEXT, "digest": "digests", "name": TEXT, "downloadLocati
 # in-toto attestation framework, spec v1.0 (statement, resource_descriptor) and SLSA v1.0 (provenance): required fields, optional fields.
 LEVELS = {
     "statement": ({"_type": TEXT, "subject": ["subject"], "predicateType": TEXT, "predicate": "predicate"}, {}),
-    "subject": ({"name": TEXT, "digest": "digests"}, {}),
+    "subject": ({"name": TEXT, "digest": "digests"}, {"annotations": "annotations"}),     # a ResourceDescriptor
     "predicate": ({"buildDefinition": "definition", "runDetails": "details"}, {}),
     "definition": ({"buildType": TEXT, "externalParameters": OBJECT}, {"internalParameters": OBJECT, "resolvedDependencies": ["resource"]}),
     "details": ({"builder": "builder"}, {"metadata": "metadata", "byproducts": ["resource"]}),
@@ -285,6 +285,27 @@ def test_a_run_without_outputs_has_no_statement(project):
     out = make_zip(project, "f")
     findings, notes = found_in(out)
     assert findings == set() and "in-toto.json is not included: run f has no outputs" in notes
+
+
+@pytest.mark.parametrize("count", [10, 11])
+def test_the_files_of_many_tasks_are_in_the_statement_by_one_digest(project, tmp_path, count):
+    for number in range(count):
+        project.write("in/%d.txt" % number, "x%d" % number)
+    project.spec({"name": "many", "processor": "bin/stage_copy.py", "forEach": "in/*.txt", "outputDir": "data/many"})
+    project.ok("--run-id", "m")
+    value = statement_of(project, "m")
+    assert problems_of(value, "statement", "") == []
+    stage, = project.json("state/run_m.json")["stages"]
+    dependencies = {one["name"]: one for one in value["predicate"]["buildDefinition"]["resolvedDependencies"]}
+    assert dependencies["inputs:many"]["digest"]["sha256"] == stage["keyParts"]["tasks"]["sha256"]
+    if count == 10:
+        assert [one["name"] for one in value["subject"]] == ["data/many/%d.txt" % number for number in range(10)]
+    else:
+        listed = sorted("%s\0%d\0%s" % (name, len(data), hashlib.sha256(data).hexdigest()) for name, data in ((path.name, path.read_bytes()) for path in project.path("data/many").glob("*.txt")))
+        found, = value["subject"]
+        assert found["name"] == "outputs:many" and "of 11 files in data/many" in found["annotations"]["offlinePipelineRunner_use"]["digestOf"]
+        assert found["digest"]["sha256"] == hashlib.sha256(b"outputs\0" + "\n".join(listed).encode()).hexdigest()
+    assert found_in(make_zip(project, "m"))[0] == set()
 
 
 def test_an_unknown_format_is_refused(original):
