@@ -310,6 +310,14 @@ def fields(**checks: Callable[..., Any]) -> Callable[..., Any]:
     return check
 
 
+def _check_seal(value: Any, path: Path, problems: Problems) -> Any:
+    """Check `seal`: one without a key file would leave the ledger unsealed without a word."""
+    found = fields(keyFile=check_text)(value, path, problems)
+    if found is None or "keyFile" not in found:
+        return found if found is None else problems.add(path, "the key \"keyFile\" is missing; without \"seal\" the ledger is not sealed")
+    return found if found["keyFile"] != "" else problems.add(path + ("keyFile",), "must name the key file; without \"seal\" the ledger is not sealed")
+
+
 STAGE_CHECKS: Dict[str, Callable[..., Any]] = {
     "name": check_name, "processor": check_processor, "args": check_texts, "inputs": check_paths,
     "allowNoInputs": check_boolean, "outputDir": check_output_folder, "outputs": check_output_globs, "params": check_object,
@@ -511,7 +519,7 @@ def check_pipeline(value: Any, root: str, nearest: Callable[[str, Sequence[str]]
     version = _checked(value, "version", check_text, (), problems)
     description = _checked(value, "description", check_text, (), problems)
     offline = _check_offline(value.get("offline", {}), problems)
-    seal = _checked(value, "seal", fields(keyFile=check_text), (), problems) or {}
+    seal = _checked(value, "seal", _check_seal, (), problems) or {}
     defaults = _check_stage_keys(value.get("defaults", {}), ("defaults",), problems, is_defaults=True)
     if "networkAttempts" in offline:
         defaults.setdefault("networkAttempts", offline["networkAttempts"])

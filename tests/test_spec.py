@@ -149,6 +149,8 @@ TOP = [
     ('{"name": "p", "stages": [§"a"]}', 'stages[0]: must be an object, got "a"'),
     ('{"name": "p", "stages": [§null]}', "stages[0]: must be an object, got null"),
     (whole('§"nmae": "q"'), 'nmae: unknown key; did you mean "name"?'),
+    (whole('"seal": §{}'), 'seal: the key "keyFile" is missing; without "seal" the ledger is not sealed'),
+    (whole('"seal": {"keyFile": §""}'), 'seal.keyFile: must name the key file; without "seal" the ledger is not sealed'),
     (whole('§"Stages": []'), 'Stages: unknown key; did you mean "stages"?'),
     (whole('§"zzz": 1'), "zzz: unknown key; known keys: name, version,"),
     (whole('"version": §1'), "version: must be text, got 1"),
