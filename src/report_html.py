@@ -195,7 +195,7 @@ def _tiles(report: Report) -> str:
              for status in ("ok", "skipped", "failed", "interrupted", "running", "notRun", "waiting")}
     others = ["%d %s" % (count[status], WORDS.get(status, status))
               for status in ("skipped", "failed", "interrupted", "running", "waiting", "notRun") if count[status]]
-    retries = sum(max(0, stage.attempts - 1) for stage in report.stages if not stage.tasks)
+    retries = sum(_retries(stage) for stage in report.stages)
     rejected = sum(stage.counts.get("rejected", 0) for stage in report.stages if stage.status != "skipped")
     tasks = [stage.tasks for stage in report.stages if stage.tasks]
     tiles = [("Stages done", "%d<small> of %d%s</small>" % (count["ok"], len(report.stages), escaped("".join(", " + one for one in others)))),
@@ -209,6 +209,12 @@ def _tiles(report: Report) -> str:
               ("Processor time", escaped(seconds_text(sum(stage.cpu_s for stage in report.stages)))),
               ("Largest process", escaped(size_text(max([stage.rss_bytes for stage in report.stages] or [0]))))]
     return '<dl class="tiles">%s</dl>' % "".join("<div><dt>%s</dt><dd>%s</dd></div>" % (escaped(name), value) for name, value in tiles)
+
+
+def _retries(stage: Stage) -> int:
+    """Return how many attempts were not the first of the stage, or of one of its tasks; unknown, and 0, of tasks that were cut short."""
+    begun = stage.tasks.get("ok", 0) + stage.tasks.get("failed", 0) if stage.tasks else 1
+    return 0 if stage.tasks and stage.status == "interrupted" else max(0, stage.attempts - begun)
 
 
 def _stage_table(report: Report) -> str:

@@ -219,8 +219,7 @@ class TasksWork(stage_work.StageWork):
         trial.started = self.run.clock.monotonic()
         offset, is_resume = self._start_of(trial, "running")
         while True:
-            trial.attempts += 1
-            result = yield Attempting(lambda slot: self._launch_task(trial, slot, offset, is_resume), (self.rank, task.number),     # noqa: B023
+            result = yield Attempting(lambda slot: self._begin_attempt(trial, slot, offset, is_resume), (self.rank, task.number),     # noqa: B023
                                       stage.local_resources.get("cpuCores", 1), stage.local_resources.get("memoryMB", 0), stage.name)
             result = self._note_attempt(trial, result)
             if not trial.failure:
@@ -293,6 +292,11 @@ class TasksWork(stage_work.StageWork):
                 if name.split(".")[0] not in kept:
                     full = os.path.join(top, name)
                     shutil.rmtree(full) if stage_outputs.is_folder(full) else os.unlink(full)
+
+    def _begin_attempt(self, trial: Trial, slot: int, offset: int, is_resume: bool) -> Any:
+        """Count the attempt, now that there is room for it, and return as _launch_task()."""
+        trial.attempts += 1
+        return self._launch_task(trial, slot, offset, is_resume)
 
     def _launch_task(self, trial: Trial, slot: int, offset: int, is_resume: bool) -> Any:
         """Return what to start, and the watch over its use of the network; or the result of an attempt that cannot be."""
@@ -758,7 +762,7 @@ class FileTasksWork(TasksWork):
         self.run.flush()                # all that the record vouches for is on the disk
         if not self.is_stopped and not self.survivors and os.path.isdir(self.staging):
             shutil.rmtree(self.staging, ignore_errors=True)
-        self.counts = task_log.sum_counts(entry.counts for entry in self.task_log.entries.values() if entry.status == "ok")
+        self.counts = task_log.sum_counts(entry.counts for entry in self.task_log.entries.values() if entry.status == "ok" and entry.task not in self.open)
         failure = failure or self._judge(self._listed())
         if failure:
             return self._give_up(failure, self.is_stopped)

@@ -201,6 +201,15 @@ def test_tasks_reach_the_report(project):
     assert "field missing" in page.text and "state/logs/r/first/7.1.log" in page.text
 
 
+def test_the_retries_of_tasks_are_counted(project):
+    for name in "abc":
+        project.write("data/%s.txt" % name, "x")
+    project.spec({"name": "many", "processor": project.processor("third", "sys.exit(9 if os.environ['PIPELINE_ATTEMPT'] < '3' else 0)\n"), "forEach": "data/*.txt", "retry": {"attempts": 3, "baseDelayMs": 1}},
+                 {"name": "one", "processor": project.processor("second", "sys.exit(9 if os.environ['PIPELINE_ATTEMPT'] < '2' else 0)\n"), "retry": {"attempts": 2, "baseDelayMs": 1}, "outputDir": "data/one"})
+    assert project.ok("--run-id", "r").out.count("[RETRY]") == 7
+    assert "Retries7" in report(project).text
+
+
 def test_control_totals_tell_what_fits(project):
     two_stages(project, reconcile=True)
     spec = pipeline_runner.load_pipeline(str(project.path("pipeline.json")))

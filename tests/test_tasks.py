@@ -1132,3 +1132,20 @@ def test_after_a_loss_nothing_is_removed_that_was_changed_or_while_a_task_fails(
     upper.write("in/b.txt", "bad\n")
     assert "of no task, and left there: out/a.txt, out/b.txt, out/c.txt" in upper.run("--run-id", "r2").out
     assert sorted(outputs(upper)) == ["a.txt", "b.txt", "c.txt"]
+
+
+def test_a_stage_that_was_cut_short_counts_what_it_did_and_nothing_else(upper):
+    """Neither attempts that waited for a place, nor what an earlier run has counted of the files."""
+    body = ("task = os.environ['PIPELINE_TASK']\nopen(out + '/' + os.path.basename(task), 'w').write('x')\n"
+            "with open(os.environ['PIPELINE_COUNTS_FILE'], 'w') as file:\n    json.dump({'read': 1}, file)\n"
+            "while os.path.exists('hold') and task == 'in/b.txt':\n    open('held', 'w').close()\n    time.sleep(0.01)\n")
+    respec(upper, processor=upper.processor("held", body))
+    upper.ok("--run-id", "r1")
+    assert upper.json("state/metrics_r1.json")["stages"][0]["counts"] == {"read": 3}
+    upper.write("hold", "")
+    with upper.start("--run-id", "r2", "--force", "up", "--jobs", "1") as process:
+        wait_until(lambda: upper.exists("held"))
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    found, = upper.json("state/metrics_r2.json")["stages"]
+    assert (found["attempts"], found["tasks"]["ok"], found["counts"]) == (2, 1, {"read": 1}), found
