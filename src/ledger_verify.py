@@ -1186,13 +1186,15 @@ class Verification:
                 return None
             return "EDITED", "lastRunId: %s did not make this stage" % run_text(run)
         if made.pipeline != record["pipeline"]:
-            return "EDITED", "pipeline: %s ran %s" % (run_text(run), made.pipeline)
+            return "EDITED", "pipeline: %s ran %s" % (run_text(run), made.pipeline or "one that its record does not name")
         if status != made.status and (made.status == "ok" or status != "running"):
             return "EDITED", "lastStatus: it says %s, the record of %s says %s" % (status, run_text(run), made.status)
         if record["idempotencyKey"] not in self._keys_after(made, stage):
             return "EDITED", "idempotencyKey: the record of %s has another" % run_text(run)
         if made.status == "ok" and files_of(record["outputs"]) != made.outputs:
             return "EDITED", "outputs: the record of %s has others" % run_text(run)
+        if made.status == "ok" and made.tasks_digest and str(record["tasks"].get("outputsSha256") if isinstance(record.get("tasks"), dict) else "") != made.tasks_digest:
+            return "EDITED", "tasks: by the record of %s they made other outputs" % run_text(run)
         begin, later = self.last_begin[stage]
         if begin > self.ends[run].seq:
             return "EDITED", "an older record was put back: it is of %s, and %s made the stage later" % (run_text(run), run_text(later))

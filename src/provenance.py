@@ -14,6 +14,8 @@ from __future__ import annotations
 import json
 import re
 
+from ledger_format import stage_key
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, List, Optional, Set, Tuple
@@ -319,6 +321,8 @@ def stage_record_problem(stage: Json, records: Dict[RunKey, Json], entries: List
         work = stage_of(maker, stage.get("stage", ""))
         if maker is None or stage.get("lastStatus") == "running":
             return None
+        if stage_key(stage["keyParts"]) != stage.get("idempotencyKey"):
+            return "keyParts are not those of its idempotencyKey"
         if work is None:
             return "names run %s, whose record says nothing of this stage" % maker["runId"]
         keys = accepted_keys(maker, work, entries)      # also the earlier: a kill may come between the entry and the stage record
@@ -328,9 +332,16 @@ def stage_record_problem(stage: Json, records: Dict[RunKey, Json], entries: List
             return "idempotencyKey is not what run %s recorded" % maker["runId"]
         if work["status"] == "ok" and _plain(stage.get("outputs")) != _plain(work.get("outputs") or []):
             return "outputs are not what run %s recorded" % maker["runId"]
-    except (AttributeError, KeyError, TypeError):
+        if work["status"] == "ok" and _task_outputs(stage) != _task_outputs(work):
+            return "tasks have not made what run %s recorded" % maker["runId"]
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         return "is not of the form of a stage record"
     return ""
+
+
+def _task_outputs(stage: Json) -> List[Any]:
+    tasks = stage.get("tasks") or {}
+    return [tasks.get(name) for name in ("outputs", "outputBytes", "outputsSha256")]
 
 
 def _plain(outputs: Any) -> List[Tuple[str, int, str]]:

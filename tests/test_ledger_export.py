@@ -17,6 +17,7 @@ from conftest import ROOT, Project
 
 import evidence_verify
 import ledger_export
+import ledger_verify
 import provenance
 from console import Console
 from ledger_format import end_mac, entry_hash, entry_line, head_text, run_hash, seal_mac
@@ -306,6 +307,11 @@ def test_the_files_of_many_tasks_are_in_the_statement_by_one_digest(project, tmp
         assert found["name"] == "outputs:many" and "of 11 files in data/many" in found["annotations"]["offlinePipelineRunner_use"]["digestOf"]
         assert found["digest"]["sha256"] == hashlib.sha256(b"outputs\0" + "\n".join(listed).encode()).hexdigest()
     assert found_in(make_zip(project, "m"))[0] == set()
+    record = project.json("state/stage_many.json")
+    record["tasks"]["outputsSha256"] = "0" * 64
+    project.write("state/stage_many.json", json.dumps(record))
+    assert ("EDITED", "state/stage_many.json") in found_in(make_zip(project, "m", "edited.zip"))[0]
+    assert any("state/stage_many.json: tasks: by the record of run m they made other outputs" in str(one) for one in ledger_verify.verify(str(project.root)).findings) is (count > 10)
 
 
 def test_an_unknown_format_is_refused(original):
@@ -629,6 +635,7 @@ CAREFUL = {
     "the spec": (lambda f: edit(f / "spec/test.json", b"2.1", b"2.2"), {("EDITED", "spec/test.json")}),
     "the metrics": (lambda f: edit(f / "records/metrics_b.json", b'"okStages": 1', b'"okStages": 2'), {("EDITED", "records/metrics_b.json")}),
     "a stage's key": (lambda f: rewrite(f / "records/stage_s1.json", lambda one: one.update(idempotencyKey="0" * 64)), {("EDITED", "records/stage_s1.json")}),
+    "the parts of a stage's key": (lambda f: rewrite(f / "records/stage_s1.json", lambda one: one["keyParts"]["processor"].update(sha256="0" * 64)), {("EDITED", "records/stage_s1.json")}),
     "a stage's status": (lambda f: rewrite(f / "records/stage_s1.json", lambda one: one.update(lastStatus="failed")), {("EDITED", "records/stage_s1.json")}),
     "a stage's output": (lambda f: rewrite(f / "records/stage_s1.json", lambda one: one["outputs"][0].update(bytes=1)), {("EDITED", "records/stage_s1.json")}),
     "a subject": (lambda f: edit(f / "in-toto.json", b"data/s2/result.txt", b"data/s2/resalt.txt"), {("EDITED", "in-toto.json")}),
