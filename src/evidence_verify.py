@@ -525,6 +525,10 @@ def _check_used_files(check: Check) -> None:
                 check.find("EDITED", path[0], "is not the %s of which run %s recorded the digest" % (source, record["runId"]))
             elif not path:              # else it is listed, and told to be missing when the list is checked
                 check.find("DELETED", source, "run %s recorded it; it is neither there nor said to be missing" % record["runId"])
+    latest = _latest(check)
+    if latest is not None:              # its own spec, though it may have skipped all; older evidence does not have it then
+        record = check.records[latest]
+        rightful.add(held.get(("spec:" + record["pipeline"], record.get("specSha256", "")), ""))
     told = {one.file for one in check.findings}
     for one in check.manifest["members"] if check.is_complete else ():
         is_recorded = one["path"].startswith(("spec/", "processors/", "logs/", "records/metrics_"))

@@ -334,10 +334,11 @@ def _fill(box: Box, store: StateStore, own: List[Found], found: Dict[RunKey, Fou
     records = {key: one.record for key, one in found.items()}
     for one in found.values():
         box.add("records/" + one.name, one.data)
-    for record, work in provenance.involved(own[0].record["runId"], records):
-        spec = "spec/%s.json" % record["pipeline"]
+    involved = provenance.involved(own[0].record["runId"], records)
+    for record in [own[-1].record] + [record for record, _ in involved]:        # the run's own may have skipped all
         if "specSha256" in record:
-            box.add_file(spec, "spec:" + record["pipeline"], record["specSha256"], "", "", os.path.abspath(spec_path))
+            box.add_file("spec/%s.json" % record["pipeline"], "spec:" + record["pipeline"], record["specSha256"], "", "", os.path.abspath(spec_path))
+    for _, work in involved:
         for role, path, digest in provenance.files_used(work):
             if role in ("processor", "module"):
                 _add_program(box, path, digest)

@@ -277,6 +277,20 @@ def test_the_record_of_the_maker_is_needed_for_a_statement(history):
     assert done.code == 5 and "the record of run a (invocation 1) is missing" in done.err and done.out == ""
 
 
+def test_the_spec_of_a_run_that_skipped_all_is_there(project, tmp_path):
+    project.write("data/in.txt", "x")
+    stage = {"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"]}
+    project.spec(stage)
+    project.ok("--run-id", "a")
+    project.spec(stage, description="another file, the same work")
+    assert "[SKIP]" in project.ok("--run-id", "b").out
+    out = make_zip(project, "b")
+    with zipfile.ZipFile(str(out)) as box:
+        assert box.read("spec/test.json") == project.path("pipeline.json").read_bytes()
+    findings, notes = found_in(out)
+    assert findings == set() and "spec:test is not included: the file of that name is another one by now" in notes
+
+
 def test_a_run_without_outputs_has_no_statement(project):
     project.write("data/in.txt", "x")
     project.spec({"processor": project.processor("fails", "sys.exit(3)\n"), "inputs": ["data/in.txt"]})
