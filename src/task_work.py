@@ -668,13 +668,19 @@ class FileTasksWork(TasksWork):
                 if self.owner_of.get(path.casefold()) == task.name and not stage_outputs.is_among(self.folder, path, names):
                     self._remove_output(path)
         except OSError as error:
-            if error.errno not in IN_THE_WAY:
+            trial.failure = self._publish_problem(error)
+            if not trial.failure:
                 raise
-            trial.failure = "%s is in the way of its output: %s; remove it, or give the output another name" % (
-                os.path.relpath(os.fsdecode(error.filename2 or error.filename or self.folder), self.run.root).replace(os.sep, "/"), error.strerror)
             trial.outputs = []
             return
         self._clear(trial)
+
+    def _publish_problem(self, error: OSError) -> str:
+        """Return what about the place of an output kept it from being renamed there, "" if that is no fault of the task's."""
+        path = os.path.relpath(os.fsdecode(error.filename2 or error.filename or self.folder), self.run.root).replace(os.sep, "/")
+        if error.errno == errno.EXDEV:
+            return "%s would lie on another file system than %s, and an output is renamed into its place; let all of the output folder lie on one" % (path, self.stage.output_dir)
+        return "%s is in the way of its output: %s; remove it, or give the output another name" % (path, error.strerror) if error.errno in IN_THE_WAY else ""
 
     def _hash_output(self, full: str) -> Tuple[int, str]:
         """Return (bytes, SHA-256); a large file is hashed only when no later write can hide behind its time stamp."""

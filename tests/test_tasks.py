@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from array import array
 
@@ -1149,3 +1150,15 @@ def test_a_stage_that_was_cut_short_counts_what_it_did_and_nothing_else(upper):
         process.communicate(timeout=60)
     found, = upper.json("state/metrics_r2.json")["stages"]
     assert (found["attempts"], found["tasks"]["ok"], found["counts"]) == (2, 1, {"read": 1}), found
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm") or os.stat("/dev/shm").st_dev == os.stat("/tmp").st_dev, reason="wants a second file system")
+def test_an_output_on_another_file_system_fails_its_task_and_no_more(upper, tmp_path_factory):
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        upper.path("out").mkdir()
+        upper.path("out/sub").symlink_to(elsewhere)
+        respec(upper, processor=upper.processor("deep", "os.makedirs(out + '/sub', exist_ok=True)\nopen(out + '/sub/' + os.path.basename(inputs[0]), 'w').write('x')\n"))
+        upper.spec(upper.stage, {"name": "other", "processor": "bin/stage_copy.py", "inputs": ["in/a.txt"], "outputDir": "other"})
+        done = upper.run("--keep-going")
+        assert done.code == 1 and "[FAIL] up in/a.txt: out/sub/a.txt would lie on another file system than out, and an output is renamed into its place; " in done.out, done
+        assert "[DONE] other" in done.out and os.listdir(elsewhere) == []
