@@ -35,6 +35,7 @@ PIPE_BYTES = 1 << 20            # what Linux grants to everybody; the reader the
 SETPIPE_SZ = 1031               # F_SETPIPE_SZ: the module fcntl names it only from Python 3.10 on
 NAP_LEAST_S, NAP_MOST_S = 0.0001, 0.001
 REJECTS = ".rejects.jsonl"      # what the processor kit sets aside: made of records, so it has no header lines
+NAME_BYTES = 255                # in a name; a part whose name would be longer is called by a digest
 NO_SENDFILE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSOCK, errno.EOPNOTSUPP)
 
 
@@ -413,7 +414,11 @@ class Joiner:
         self._remove_parts()
 
     def _part(self, name: str) -> str:
-        return os.path.join(self.folder, "%s~%s~%s.part" % (name, self.stage, self.token))
+        folder, slash, last = name.rpartition("/")
+        ending = "~%s~%s.part" % (self.stage, self.token)
+        if len(os.fsencode(last + ending)) > NAME_BYTES:
+            last = sha256(os.fsencode(last)).hexdigest()[:32]
+        return os.path.join(self.folder, folder + slash + last + ending)
 
     def _remove_parts(self) -> None:
         for name in self.joined:

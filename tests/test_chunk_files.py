@@ -265,6 +265,17 @@ def test_outputs_are_joined_in_order_whatever_comes_first(chunks):
     assert chunks.join([b""]) == b""
 
 
+def test_a_name_of_all_bytes_that_a_name_may_have_is_joined(chunks):
+    name = "sub/" + "ü" * 125 + ".text"
+    joiner = chunks.joiner(1)
+    joiner.add(0, {name: chunks.file(b"1")})
+    joiner.finish()
+    part, = os.listdir(str(chunks.folder / "out" / "sub"))
+    assert part.endswith("~stage~token.part") and len(os.fsencode(part)) < 255
+    joiner.publish()
+    assert (chunks.folder / "out" / name).read_bytes() == b"1" and os.listdir(str(chunks.folder / "out" / "sub")) == [name[4:]]
+
+
 def test_each_name_is_joined_for_itself_and_may_be_missing(chunks):
     joiner = chunks.joiner(3)
     joiner.add(1, {"a.txt": chunks.file(b"2"), "sub/b.txt": chunks.file(b"x")})
