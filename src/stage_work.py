@@ -578,7 +578,7 @@ class StageWork:
                 if not any(file_digests.path_matches(path, pattern) for path in names):
                     return "declared output %s/%s was not made" % (self.stage.output_dir, pattern), []
         kept = sorted(one["path"] for one in self.previous if one["path"] in now and one["path"] not in changed)
-        if kept and self.attempts:
+        if kept and (self.attempts or self.stage.chunks is not None):      # kept chunks are joined anew without an attempt
             self.console.event("NOTE", self.stage.name, ": not remade by this run, still recorded: %s" % ", ".join(kept[:SHOWN_NAMES]))
         self._tell_of_no_outputs(stage_outputs.no_outputs(self.found, there), "they are neither recorded nor undone after a kill")
         names.update(kept)

@@ -1162,3 +1162,12 @@ def test_an_output_on_another_file_system_fails_its_task_and_no_more(upper, tmp_
         done = upper.run("--keep-going")
         assert done.code == 1 and "[FAIL] up in/a.txt: out/sub/a.txt would lie on another file system than out, and an output is renamed into its place; " in done.out, done
         assert "[DONE] other" in done.out and os.listdir(elsewhere) == []
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_joined_output_of_an_input_that_is_gone_is_told_of(upper, keep):
+    upper.spec({"name": "up", "processor": "/usr/bin/tr", "args": ["a-z", "A-Z"], "inputs": ["in/*.txt"], "outputDir": "out", "chunks": {"bytes": 1000, "filter": True, "keepChunks": keep}})
+    upper.ok("--run-id", "r1")
+    upper.path("in/b.txt").unlink()
+    assert "[NOTE] up: not remade by this run, still recorded: b.txt\n" in upper.ok("--run-id", "r2").out
+    assert sorted(outputs(upper)) == ["a.txt", "b.txt", "c.txt"]
