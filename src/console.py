@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from model import Decision, Options
 
+FEW_INODES = 64
 PARTIAL_BYTES = 65536       # of an unfinished line of a processor's output, before it is shown as it is
 COLORS = {"FAIL": "31", "RETRY": "33", "DONE": "32", "START": "36", "RESUME": "36", "SKIP": "2", "NOTE": "33", "WAITING": "33"}
 
@@ -52,11 +53,15 @@ def free_space_text(path: str) -> str:
 
 
 def _inodes_text(folder: str) -> str:
-    """Return that a file system has room for no further file, "" while it has, or where that is not counted."""
+    """Return that a file system has room for no further file, or for few, "" while it has, or where that is not counted.
+
+    Few: what the run has removed since it failed has made room again.
+    """
     if not hasattr(os, "statvfs"):
         return ""                       # Windows
     found = os.statvfs(folder)
-    return ", but no inode (each file needs one)," if found.f_files and not found.f_favail else ""
+    left = str(found.f_favail) if found.f_favail else "no"
+    return ", but %s inode%s (each file needs one)," % (left, "s" if found.f_favail > 1 else "") if found.f_files and found.f_favail < FEW_INODES else ""
 
 
 class Console:

@@ -10,7 +10,6 @@ nobody owns up to. Doing it again finishes it.
 from __future__ import annotations
 
 import os
-import shutil
 from collections import namedtuple
 
 import environment
@@ -278,7 +277,7 @@ def _reset(spec: PipelineSpec, stage: StageSpec, store: StateStore, ledger: RunL
     for name in names + parts:
         full = os.path.join(spec.root, name)
         if is_folder(full):
-            shutil.rmtree(full)             # the checkpoints and the private folders of tasks
+            state_store.remove_tree(full)   # the checkpoints and the private folders of tasks
             store.commit.folders[os.path.dirname(full)] = None
         else:
             state_store.remove_durably(full, store.commit)

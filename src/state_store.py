@@ -219,6 +219,20 @@ def remove_quietly(path: str) -> None:
         pass
 
 
+def naming(path: str, do: Callable[[], Any]) -> Any:
+    """Return what do() does. Raises: OSError that names *path*: what works on an open file, or below a folder, does not tell where."""
+    try:
+        return do()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
+
+
+def remove_tree(path: str) -> None:
+    """Remove a folder and all in it. Raises: OSError that names the folder; of what is in it the system tells the last name only."""
+    import shutil
+    naming(path, lambda: shutil.rmtree(path))
+
+
 def remove_durably(path: str, commit: Commit) -> bool:
     """Remove *path* if it is there; tell whether it was."""
     try:

@@ -105,11 +105,17 @@ def _as_the_system_has_it(name: str) -> str:
     return name.casefold() if sys.platform in ("win32", "darwin") else name
 
 
+def _write(path: str, data: bytes) -> None:
+    """Write a file in place: read by one slot's processor only, which is not there yet."""
+    with open(path, "wb") as file:
+        file.write(data)
+
+
 def _empty(folder: str) -> None:
     """Remove all that is in a folder."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
+            state_store.remove_tree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
 
 
 class TasksWork(stage_work.StageWork):
@@ -150,7 +156,7 @@ class TasksWork(stage_work.StageWork):
         if self._evidence_file is None:
             state_store.make_folder(self.run.log_folder(), self.store.commit)
             self._evidence_file = open(self._evidence_path(), "wb")
-        self._evidence_file.write(line)
+        state_store.naming(self._evidence_path(), lambda: self._evidence_file.write(line))
         self._evidence_digest.update(line)
         self._evidence_bytes += len(line)
 
@@ -162,8 +168,8 @@ class TasksWork(stage_work.StageWork):
         self.task_log.compact_if_due(self._write_log)
         self.task_log.close()
         if self._evidence_file is not None:
-            self._evidence_file.close()
             path = self._evidence_path()
+            state_store.naming(path, self._evidence_file.close)
             self.store.commit.files[path] = None
             self.logs.append({"path": os.path.relpath(path, self.run.root).replace(os.sep, "/"), "bytes": self._evidence_bytes, "sha256": self._evidence_digest.hexdigest()})
 
@@ -277,7 +283,7 @@ class TasksWork(stage_work.StageWork):
     def _clear(self, trial: Trial) -> None:
         """Remove what there is of a task's folder and checkpoint."""
         if os.path.lexists(trial.folder):
-            shutil.rmtree(trial.folder)
+            state_store.remove_tree(trial.folder)
         if self.stage.checkpoint:
             state_store.remove_quietly(self._progress_path(trial.task))
 
@@ -291,7 +297,7 @@ class TasksWork(stage_work.StageWork):
             for name in names:
                 if name.split(".")[0] not in kept:
                     full = os.path.join(top, name)
-                    shutil.rmtree(full) if stage_outputs.is_folder(full) else os.unlink(full)
+                    state_store.remove_tree(full) if stage_outputs.is_folder(full) else os.unlink(full)
 
     def _begin_attempt(self, trial: Trial, slot: int, offset: int, is_resume: bool) -> Any:
         """Count the attempt, now that there is room for it, and return as _launch_task()."""
@@ -366,8 +372,7 @@ class TasksWork(stage_work.StageWork):
         if self._variables is None:
             self._variables = self._base_environment()
         inputs_file = self.store.path(task_files.inputs_name(stage.name, slot))
-        with open(inputs_file, "wb") as file:       # read by this slot's processor only, which is not there yet
-            file.write(json.dumps(task.inputs, ensure_ascii=False).encode("utf-8"))
+        state_store.naming(inputs_file, lambda: _write(inputs_file, json.dumps(task.inputs, ensure_ascii=False).encode("utf-8")))
         env = dict(self._variables, PIPELINE_OUTPUT_DIR=trial.folder, PIPELINE_LINE_OFFSET=str(offset), PIPELINE_ATTEMPT=str(trial.attempts),
                    PIPELINE_INPUTS_FILE=inputs_file, PIPELINE_ATTEMPT_TOKEN=token, PIPELINE_KEY=task.key,
                    PIPELINE_COUNTS_FILE=task.folder + COUNTS_ENDING, **task.variables)

@@ -1,6 +1,7 @@
 """The records under state/: their fields, the chain of runs, damage, a full disk, a read-only root."""
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -11,10 +12,12 @@ import subprocess
 import sys
 import textwrap
 import time
+import types
 
 import pytest
 from conftest import RUNNER, Project
 
+import console
 import environment
 import ledger_format
 import pipeline_runner
@@ -645,3 +648,23 @@ def test_a_ledger_that_is_a_link_is_not_to_be_thrown_away(project):
     project.path("state/ledger.jsonl").symlink_to("../elsewhere")
     done = project.run()
     assert done.code == 5 and "it is a symbolic link, which is not followed here, or one that leads to itself: put the file that is meant in its place" in done.err, done
+
+
+def test_an_error_below_a_folder_or_of_an_open_file_names_the_path(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", "1.txt")
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with pytest.raises(PermissionError) as caught:
+        state_store.remove_tree(str(tmp_path / "up" / ".up.tasks"))
+    assert caught.value.filename == str(tmp_path / "up" / ".up.tasks")
+    with pytest.raises(OSError) as caught:
+        state_store.naming("state/x", lambda: os.close(999999))
+    assert caught.value.filename == "state/x" and caught.value.errno == errno.EBADF
+
+
+@pytest.mark.skipif(not hasattr(os, "statvfs"), reason="no inodes are counted here")
+@pytest.mark.parametrize("files, left, text", [(100, 0, ", but no inode (each file needs one),"), (100, 1, ", but 1 inode (each file needs one),"),
+                                               (100, 63, ", but 63 inodes (each file needs one),"), (100, 64, ""), (0, 0, "")])
+def test_few_inodes_are_told_of(monkeypatch, files, left, text):
+    monkeypatch.setattr(os, "statvfs", lambda folder: types.SimpleNamespace(f_files=files, f_favail=left))
+    assert console._inodes_text("/") == text
