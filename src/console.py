@@ -30,6 +30,8 @@ def describe_os_error(error: OSError) -> str:
     """Return one line: path, cause, and for a full disk the free bytes."""
     import errno
     path = os.fsdecode(error.filename) if error.filename is not None else ""
+    if not path and error.errno == errno.ENOENT and not _has_current_folder():
+        return "the current folder is not there any more; go to another one (cd) and run again"
     line = "%s: %s" % (path or "the runner's own files, or the standard output", error.strerror or error)
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", -1)):
         return "%s%s; free some space and run again" % (line, " (%s)" % free_space_text(path) if path else "")
@@ -38,6 +40,13 @@ def describe_os_error(error: OSError) -> str:
             "" if error.errno == errno.EROFS else ", and to read all else there")
     from model import remedy_of
     return line + remedy_of(error)
+
+
+def _has_current_folder() -> bool:
+    try:
+        return bool(os.getcwd())
+    except OSError:
+        return False
 
 
 def free_space_text(path: str) -> str:
