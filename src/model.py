@@ -26,6 +26,7 @@ REMEDIES = {            # for errors of the system, by name: not every system ha
     "EMFILE": "; allow this user more open files (ulimit -n), or run with fewer --jobs",
     "ENFILE": "; allow the system more open files, or run when less is going on",
     "EFBIG": "; allow this user larger files (ulimit -f)",
+    "E2BIG": "; Linux takes 128 KiB in one argument or variable, `args`, `params` and `env` of the stage among them: put the rest into a file, and watch it",
     "EIO": "; the disk, or the machine that it is mounted from, fails: see the system's log",
     "ENAMETOOLONG": "; let the root or the names of stages and files be shorter",
     "ELOOP": "; it is a symbolic link, which is not followed here, or one that leads to itself: put the file that is meant in its place"}

@@ -409,8 +409,8 @@ class _Scanner:
                 self.report(start, path, "the number is too large; the largest is about 1.8e308")
             return value
         if digits > MAX_DIGITS:
-            self.report(start, path, "an integer of %d digits, but only %d are exact everywhere; put it in double quotes"
-                        % (digits, MAX_DIGITS))
+            remedy = "put it in double quotes" if "params" in path else "make it smaller"
+            self.report(start, path, "an integer of %d digits, but only %d are exact everywhere; %s" % (digits, MAX_DIGITS, remedy))
         return int(token) if digits <= 300 else float(token)        # int() takes quadratic time, or refuses
 
     def _refuse_number(self, start: int, path: Path, word: str) -> float:

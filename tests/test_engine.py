@@ -437,3 +437,10 @@ def test_the_folder_of_a_stage_without_outputs_is_made_again_for_its_marker(proj
     shutil.rmtree(str(project.path("data/out")))
     done = project.ok("--run-id", "r2")
     assert project.exists("data/out/.s.done") and "[SKIP] s" in project.ok("--run-id", "r3").out, done
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_a_parameter_that_is_longer_than_the_system_takes_is_told_of(project):
+    project.spec({"name": "s", "processor": project.processor("none", ""), "params": {"x": "a" * 200000}})
+    done = project.run()
+    assert done.code == 1 and "Argument list too long; Linux takes 128 KiB in one argument or variable, `args`, `params` and `env` of the stage among them" in done.out, done
