@@ -39,6 +39,8 @@ def load_pipeline(path: str, root: Optional[str] = None) -> PipelineSpec:
     root = os.path.abspath(root if root is not None else os.path.dirname(full))
     if not is_unicode(root):
         raise UsageError("%s: the folder's path is not UTF-8 text here; rename it, or run with PYTHONUTF8=1 if it is" % ascii(root))
+    if not os.path.isdir(root):
+        raise UsageError("--root %s: there is no such folder" % root)
     text = _decode_spec(data, shown)
     value, document = _parse_spec(text)
     problems = spec_checks.Problems()

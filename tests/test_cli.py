@@ -171,7 +171,7 @@ def test_root_with_a_pipeline_file_elsewhere(good, tmp_path):
 
 def test_a_root_that_is_not_there(good, tmp_path):
     done = direct("--pipeline", good.path("pipeline.json"), "--root", tmp_path / "nirgends")
-    assert done.code == 2 and "there is no file" in done.err, done
+    assert done.code == 2 and done.err.startswith("error: --root ") and done.err.endswith("nirgends: there is no such folder\n"), done
     assert not (tmp_path / "nirgends").exists()
 
 
