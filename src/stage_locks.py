@@ -361,7 +361,13 @@ class FolderLocks:
         self.around: Dict[str, List[int]] = {}      # folder around ours: [the byte of it that we hold, in how many of our folders' names it is]
 
     def try_acquire(self, folder: str) -> bool:
-        """Tell whether *folder* (relative to the root, forward slashes) is ours now; it must not be yet. Raises: OSError."""
+        """Tell whether *folder* (relative to the root, forward slashes) is ours now; it must not be yet. Raises: OSError, where the file system has no locks, too."""
+        try:
+            return self._try_acquire(folder)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.path) from error
+
+    def _try_acquire(self, folder: str) -> bool:
         if self.descriptor < 0:
             self.descriptor = open_guard(self.path)
         taken: List[str] = []

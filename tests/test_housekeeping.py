@@ -1,6 +1,7 @@
 """clean, reset and gc: what they remove, what they keep, what the ledger says, and what a kill between two steps leaves."""
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -324,6 +325,7 @@ def test_gc_removes_the_logs_of_tasks_and_leaves_those_of_other_calls(project):
     project.ok("--run-id", "r0", "--force", "2", "--force", "many")
     assert project.exists("state/logs/r0/many/1.1.log") and project.exists("state/logs/r0/2/many/1.1.log"), project.snapshot()
     project.ok("gc", "--keep-runs", "1", "--yes")
+    assert project.exists("state/logs/r0/2/many.tasks.jsonl")
     assert not project.exists("state/logs/r0/many") and project.exists("state/logs/r0/2/many/1.1.log") and project.exists("state/logs/r0/2/2/1.1.log")
     assert findings(project) == []
     project.ok("--run-id", "r1", "--force", "2", "--force", "many")
@@ -340,6 +342,14 @@ def test_what_gc_has_pruned_of_a_run_id_does_not_keep_its_last_call_from_being_p
     checked = subprocess.run([sys.executable, str(ROOT / "src" / "evidence_verify.py"), str(tmp_path / "e.zip")], stdout=subprocess.PIPE, timeout=60)
     assert checked.returncode == 0 and b"is not included: its record was pruned by gc" in checked.stdout, checked
     assert json.loads(project.ok("export", "r1").out)["subject"]
+    box = tmp_path / "box"
+    shutil.unpack_archive(str(tmp_path / "e.zip"), str(box), "zip")
+    (box / "logs" / "r1" / "made-up.log").write_bytes(b"x")
+    listed = json.loads((box / "evidence.json").read_text(encoding="utf-8"))
+    listed["members"].append({"path": "logs/r1/made-up.log", "bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest(), "source": "state/logs/r1/made-up.log"})
+    (box / "evidence.json").write_text(json.dumps(listed), encoding="utf-8")
+    checked = subprocess.run([sys.executable, str(ROOT / "src" / "evidence_verify.py"), str(box)], stdout=subprocess.PIPE, timeout=60)
+    assert checked.returncode == 5 and b"[UNLISTED] logs/r1/made-up.log: no run record knows it" in checked.stdout, checked      # all that must be there is
     done = project.run("evidence", "r2", "-o", str(tmp_path / "f.zip"))
     assert done.code == 5 and "the record of run r2 (invocation 1) was pruned by gc, as entry " in done.err and not (tmp_path / "f.zip").exists(), done
 
