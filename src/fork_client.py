@@ -35,7 +35,7 @@ CLOSE_LIMIT_S = 10.0
 READ_BYTES = 1 << 16
 SHOWN_BYTES = 2000          # of what a server said before it died
 # bin/processor_kit.py as it is shipped: all that executing it does is to define things, so the server does it once for all tasks.
-KIT_NAME, KIT_SHA256 = "processor_kit.py", "f6423a34cf3cca2f2368ac38bb95de1e43fd22b5da84297af333816066dcd822"
+KIT_NAME, KIT_SHA256 = "processor_kit.py", "6aa53e8beaea37726c084487376724da0b7bd095a3cc17b8fa0cf4a7acf5b5b9"
 PADDING = " " * 4000        # room for a task's words, and below for its token, in what the system shows of a process (forked_task.Title)
 TOKEN_ROOM = 100
 PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fork_server.py")

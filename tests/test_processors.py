@@ -1,6 +1,7 @@
 """The processor kit and the two processors, driven as real programs with the runner's environment and without it."""
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -607,6 +608,10 @@ BAD = {
     "negative size": lambda record: {"outputs": first_output(record, -1)},
     "outputs no object": lambda record: {"outputs": [1]},
     "publish no object": lambda record: {"publish": None},
+    "no digests": lambda record: {"digests": None},
+    "no digest of a part": lambda record: {"digests": {}},
+    "another digest": lambda record: {"digests": dict.fromkeys(record["digests"], "0" * 64)},
+    "published, with another digest": lambda record: {"publishing": True, "digests": dict.fromkeys(record["digests"], "0" * 64)},
     "no counts": lambda record: {"counts": None},
     "bool count": lambda record: {"counts": {"read": 1, "written": True, "rejected": 0}},
     "part shorter than vouched": lambda record: {"outputs": first_output(record, 1 << 30)},
@@ -649,6 +654,43 @@ def test_a_damaged_progress_file_starts_from_zero(killed, content):
     done = killed.run(picky(killed), offset=30)
     assert done.stdout.startswith("starting from zero: ") and done.stderr == ""
     assert killed.result.read_bytes() == expected_of_picky(numbered(2000))[0]
+
+
+def test_a_part_that_was_changed_starts_from_zero(killed):
+    """An older copy was put back, or a disk lost what it had said to have written: the length alone tells nothing."""
+    name, = [name for name, size in killed.record()["outputs"].items() if size and ".rejects." not in name]
+    with open(str(killed.out / name), "r+b") as part:
+        part.write(b"\0" * 4)
+    done = killed.run(picky(killed), **killed.again())
+    assert "part file %s is not what it was at the checkpoint" % name in done.stdout
+    assert killed.result.read_bytes() == expected_of_picky(numbered(2000))[0]
+
+
+def assert_digests_are_of_the_parts(stage):
+    record = stage.record()
+    assert set(record["digests"]) == set(record["outputs"])
+    for name, size in record["outputs"].items():
+        assert record["digests"][name] == hashlib.sha256((stage.out / name).read_bytes()[:size]).hexdigest(), name
+
+
+def test_each_checkpoint_has_the_digests_of_its_parts_also_after_a_resume(killed):
+    before = killed.record()["lineOffset"]
+    assert_digests_are_of_the_parts(killed)
+    process = killed.start(picky(killed, 0.001), **killed.again())
+    assert wait_for_lines(killed, process, before + 30)
+    process.kill()
+    out, _ = process.communicate()
+    assert_digests_are_of_the_parts(killed)
+    assert killed.record()["lineOffset"] >= before + 30
+    done = killed.run(picky(killed), **killed.again())
+    assert "resuming from line" in done.stdout and killed.result.read_bytes() == expected_of_picky(numbered(2000))[0]
+
+
+def test_a_part_of_many_groups_has_its_digest(stage):
+    stage.write(b"".join(b"%d %s\n" % (number, b"x" * 1000) for number in range(6000)))
+    stage.run(stage.script(KIT + "lines(str.upper, 'result.txt')\n"))
+    record = stage.record()
+    assert record["complete"] and list(record["digests"].values()) == [hashlib.sha256(stage.result.read_bytes()).hexdigest()]
 
 
 def test_a_part_cut_short_starts_from_zero(killed):

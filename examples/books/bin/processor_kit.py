@@ -356,8 +356,42 @@ def _write_progress(path: str, record: Dict[str, Any], durable: bool = True) -> 
         _sync_folder(folder or os.curdir)
 
 
-def _write_group(descriptor: int, group: List[bytes], path: str) -> None:
-    """Write all of *group* with one call where the system can."""
+def _new_digest(size: int) -> Any:
+    """Return a SHA-256 object for what is written to a part; *size*: about how many bytes it will see.
+
+    For little the interpreter's own, as loading OpenSSL takes longer than that; for more OpenSSL's, which is several times as quick.
+    """
+    if size < GROUP_BYTES:
+        try:
+            if sys.version_info >= (3, 12):
+                from _sha2 import sha256
+            else:
+                from _sha256 import sha256  # type: ignore[import-not-found]
+            return sha256()
+        except ImportError:
+            pass                        # another Python
+    import hashlib
+    return hashlib.sha256()
+
+
+def _digest_of(path: str, size: int, total: int) -> Any:
+    """Return the digest of the first *size* bytes of a file, to be gone on with; *total*: as for _new_digest(). Raises: _Problem."""
+    digest = _new_digest(total)
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while size > 0:
+                block = file.read(min(size, GROUP_BYTES))
+                if not block:
+                    break               # shorter by now: then it is another's
+                digest.update(block)
+                size -= len(block)
+    except OSError as error:
+        raise _trouble("read", path, error) from error
+    return digest
+
+
+def _write_group(descriptor: int, group: List[bytes], path: str, digest: Any = None) -> None:
+    """Write all of *group* with one call where the system can; then it is in *digest*."""
     if not group:
         return
     done, total = 0, sum(map(len, group))
@@ -368,15 +402,18 @@ def _write_group(descriptor: int, group: List[bytes], path: str) -> None:
         raise _trouble("write", path, error) from error
     if done < total:
         _write_all(descriptor, b"".join(group)[done:] if len(group) > 1 else group[0], path)
+    if digest is not None:
+        for data in group:
+            digest.update(data)
 
 
 class _Writer:
     """A thread that writes to one file while the next text is computed: the system call does not need the interpreter."""
 
-    def __init__(self, descriptor: int, path: str) -> None:
+    def __init__(self, descriptor: int, path: str, digest: Any) -> None:
         import queue
         import threading
-        self.descriptor, self.path = descriptor, path
+        self.descriptor, self.path, self.digest = descriptor, path, digest
         self.groups: queue.SimpleQueue[Optional[List[bytes]]] = queue.SimpleQueue()
         self.room: queue.SimpleQueue[Optional[_Problem]] = queue.SimpleQueue()
         self.under_way = 0
@@ -386,7 +423,7 @@ class _Writer:
     def _run(self) -> None:
         for group in iter(self.groups.get, None):
             try:
-                _write_group(self.descriptor, group, self.path)
+                _write_group(self.descriptor, group, self.path, self.digest)
                 self.room.put(None)
             except _Problem as problem:
                 self.room.put(problem)
@@ -412,10 +449,10 @@ class _Writer:
 
 
 class _Part:
-    """A part file, open for appending. *size* is what it has once flush() returned, synced or not."""
+    """A part file, open for appending. *size* is what it has once flush() returned, synced or not; *digest* is of that, where checkpoints want it."""
 
-    def __init__(self, folder: str, name: str, final: str, vouched: Optional[int] = None) -> None:
-        self.name, self.final = name, final
+    def __init__(self, folder: str, name: str, final: str, vouched: Optional[int] = None, digest: Any = None) -> None:
+        self.name, self.final, self.digest = name, final, digest
         self.path, self.target = os.path.join(folder, name), os.path.join(folder, final)
         self.size = vouched or 0
         self.is_new = vouched is None
@@ -440,7 +477,7 @@ class _Part:
         self.waiting_bytes += len(data)
         if self.waiting_bytes >= GROUP_BYTES or len(self.waiting) >= GROUP_LIMIT:
             if self.writer is None:
-                self.writer = _Writer(self.descriptor, self.path)
+                self.writer = _Writer(self.descriptor, self.path, self.digest)
             self.writer.put(self.waiting)
             self.waiting, self.waiting_bytes = [], 0
 
@@ -449,7 +486,7 @@ class _Part:
         if self.writer is not None:
             self.writer.wait()
         waiting, self.waiting, self.waiting_bytes = self.waiting, [], 0
-        _write_group(self.descriptor, waiting, self.path)
+        _write_group(self.descriptor, waiting, self.path, self.digest)
 
     def sync(self) -> None:
         """Make all that was written so far durable, the file's name included."""
@@ -819,8 +856,8 @@ def _check_record(record: Dict[str, Any], attempt: _Attempt, finals: Tuple[str, 
         raise _Restart("the checkpoint is of another version or stage")
     _need_numbers(record, "inputIndex", "byteOffset", "bytesTotal")
     outputs, publish, counts = record["outputs"], record.get("publish"), record.get("counts")
-    if not isinstance(outputs, dict) or not isinstance(publish, dict) or not isinstance(counts, dict):
-        raise _Restart("outputs, publish and counts in the checkpoint must be objects")
+    if not isinstance(outputs, dict) or not isinstance(publish, dict) or not isinstance(counts, dict) or not isinstance(record.get("digests"), dict):
+        raise _Restart("outputs, publish, digests and counts in the checkpoint must be objects")
     _need_numbers(counts, "written", "rejected")
     final_names = list(publish.values())
     if set(outputs) != set(publish) or final_names.count(finals[0]) != 1 or final_names.count(finals[1]) > 1:
@@ -896,13 +933,13 @@ class _Work:
                 _say("starting from zero: %s" % why)
         if self.attempt.progress is not None:
             _remove(self.attempt.progress)      # before the parts: it must never name what is being written anew
-        self._open_parts({}, {})
+        self._open_parts({}, {}, {})
         return True
 
-    def _open_parts(self, publish: Dict[str, str], sizes: Dict[str, int]) -> None:
+    def _open_parts(self, publish: Dict[str, str], sizes: Dict[str, int], digests: Dict[str, Any]) -> None:
         _remove_stale(self.attempt, self.finals, set(publish))
         for name, final in publish.items():
-            self.parts[final] = _Part(self.attempt.folder, name, final, sizes[name])
+            self.parts[final] = _Part(self.attempt.folder, name, final, sizes[name], digests[name])
         self.part(self.output)
 
     def _resume(self) -> bool:
@@ -914,11 +951,16 @@ class _Work:
         if record.get("complete") is True or record.get("publishing") is True:
             self._complete(record)
             return False
+        digests = {}
         for name, size in record["outputs"].items():
-            there = _regular_size(os.path.join(self.attempt.folder, name))
+            path = os.path.join(self.attempt.folder, name)
+            there = _regular_size(path)
             if there < size:
                 raise _Restart("part file %s %s" % (name, "is missing" if there < 0 else "is shorter than the checkpoint says"))
-        self._open_parts(record["publish"], record["outputs"])
+            digests[name] = _digest_of(path, size, sum(self.source.sizes))
+            if digests[name].hexdigest() != record["digests"].get(name):
+                raise _Restart("part file %s is not what it was at the checkpoint" % name)
+        self._open_parts(record["publish"], record["outputs"], digests)
         self.written, self.rejected = record["counts"]["written"], record["counts"]["rejected"]
         self.source.start_at(record["inputIndex"], record["byteOffset"], record["lineOffset"])
         self.saver.lines = self.source.lines
@@ -929,10 +971,11 @@ class _Work:
         """Finish a publishing that was cut short, or see that a complete one still stands."""
         finished = record.get("complete") is True
         for name, final in record["publish"].items():
-            there = -1 if finished else _regular_size(os.path.join(self.attempt.folder, name))
-            if there < 0:
-                there = _regular_size(os.path.join(self.attempt.folder, final))
-            if there != record["outputs"][name]:
+            path = os.path.join(self.attempt.folder, name)
+            if finished or _regular_size(path) < 0:
+                path = os.path.join(self.attempt.folder, final)
+            size = _regular_size(path)
+            if size != record["outputs"][name] or _digest_of(path, size, size).hexdigest() != record["digests"].get(name):
                 raise _Restart("%s is not what the checkpoint published" % final)
         if finished:
             _report_counts(self.attempt.counts, record["counts"])
@@ -960,7 +1003,7 @@ class _Work:
         lines, length = _offset_of_line(old, count)
         if lines < count:
             raise _Restart("%s has only %d whole lines of %d" % (self.output, lines, count))
-        self._open_parts({}, {})
+        self._open_parts({}, {}, {})
         _copy_into(self.parts[self.output], old, length)
         self.source.start_at(position[0], position[1], count)
         self.saver.lines = self.written = count
@@ -984,7 +1027,8 @@ class _Work:
 
     def part(self, final: str) -> _Part:
         if final not in self.parts:
-            self.parts[final] = _Part(self.attempt.folder, self.attempt.part_name(final), final)
+            digest = _new_digest(sum(self.source.sizes)) if self.attempt.progress is not None else None
+            self.parts[final] = _Part(self.attempt.folder, self.attempt.part_name(final), final, digest=digest)
         return self.parts[final]
 
     def record(self, **flags: bool) -> Dict[str, Any]:
@@ -998,6 +1042,7 @@ class _Work:
                  "inputIndex": source.index, "byteOffset": source.offset,
                  "bytesTotal": sum(source.sizes), "bytesDone": source.bytes_done(),
                  "outputs": {part.name: part.size for part in parts}, "publish": {part.name: part.final for part in parts},
+                 "digests": {part.name: part.digest.hexdigest() for part in parts if part.digest is not None},
                  "counts": {"read": read, "written": written, "rejected": self.rejected},
                  "durable": True, "publishing": False, "complete": False}
         if source.chunk is not None:
