@@ -567,6 +567,22 @@ def test_a_refused_write_in_the_middle_is_one_line_and_then_a_clean_run(stage, k
     assert stage.leftovers() == []
 
 
+@pytest.mark.parametrize("length", [187, 188, 250])
+def test_an_output_may_have_all_the_bytes_that_a_name_may_have(stage, length):
+    """Its part is called by a digest of it where name and stage together leave no room for a token."""
+    name = "x" * length
+    stage.write(numbered(2000))
+    script = stage.script(KIT + "import time\n\ndef slow(line):\n    time.sleep(0.001)\n    return line.upper()\n\nlines(slow, %r)\n" % name)
+    process = stage.start(script)
+    assert wait_for_lines(stage, process, 30)
+    process.kill()
+    process.communicate()
+    part, = stage.record()["outputs"]
+    assert part.startswith(name + "~demo~") is (length + 4 <= 191) and (stage.out / part).exists()
+    done = stage.run(script, **stage.again())
+    assert "resuming from line" in done.stdout and (stage.out / name).read_bytes() == numbered(2000).decode("utf-8").upper().encode("utf-8") and os.listdir(str(stage.out)) == [name]
+
+
 # --- resumes that cannot be --------------------------------------------------------------------------------------
 
 def stopped(stage, content=None):

@@ -52,6 +52,7 @@ READ_BYTES = 64 << 10           # one read: from 128 KiB each temporary needs fr
 BLOCK_LIMIT = 1 << 20           # blocks(): a longer line comes in pieces
 LINE_LIMIT = 2 << 20            # lines(): str.upper() needs up to 12 bytes for each character, and 64 MiB must do
 COPY_BYTES = 1 << 20
+LONG_NAME_BYTES = 191           # of an output's name and the stage's together: a name may have 255, and the token of an attempt needs some
 GROUP_BYTES = 1 << 20           # outputs are written in groups of results
 GROUP_LIMIT = 256               # results in a group: writev() takes 1024 on Linux, 16 at least anywhere
 GROUPS_UNDER_WAY = 3
@@ -137,11 +138,20 @@ class _Attempt:
         self.resumes = self.line_offset > 0 or get("PIPELINE_RESUME") == "1"
 
     def part_name(self, final: str) -> str:
-        return "%s~%s~%s.part" % (final, self.stage, self.token)
+        return "%s%s.part" % (self._start_of_parts(final), self.token)
+
+    def _start_of_parts(self, final: str) -> str:
+        """Return how the part files of *final* begin: with its name, or with a digest of it where that leaves no room for the rest."""
+        folder, slash, last = final.rpartition("/")
+        if len(os.fsencode(last + self.stage)) > LONG_NAME_BYTES:
+            digest = _new_digest(0)
+            digest.update(os.fsencode(last))
+            last = digest.hexdigest()[:32]
+        return "%s%s%s~%s~" % (folder, slash, last, self.stage)
 
     def is_part(self, name: str, final: str) -> bool:
         """Tell whether *name* is a part file of *final* that this stage made, in whichever attempt."""
-        start = "%s~%s~" % (final, self.stage)
+        start = self._start_of_parts(final)
         return name.startswith(start) and name.endswith(".part") and not set(name[len(start):]) & set("~/\\")
 
 
@@ -897,8 +907,9 @@ def _publish(folder: str, publish: Dict[str, str], output: str) -> None:
     for name, final in publish.items():
         if os.path.lexists(os.path.join(folder, name)):
             _replace(os.path.join(folder, name), os.path.join(folder, final))
-    if _rejects_name(output) not in publish.values():
-        _remove(os.path.join(folder, _rejects_name(output)))
+    rejects = os.path.join(folder, _rejects_name(output))
+    if _rejects_name(output) not in publish.values() and os.path.lexists(rejects):      # with a name that is too long there are none
+        _remove(rejects)
     _sync_folder(os.path.dirname(os.path.join(folder, output)))
 
 
