@@ -853,7 +853,10 @@ def test_exec_starts_nothing_where_the_network_cannot_be_closed(tmp_path):
 @on_linux
 @pytest.mark.parametrize("number, passed_on", [(signal.SIGTERM, True), (getattr(signal, "SIGHUP", 0), True), (signal.SIGINT, False)])
 def test_exec_passes_signals_on_but_not_those_that_a_terminal_sends_to_all(number, passed_on):
-    body = "import signal, sys\nfor one in (1, 2, 15):\n    signal.signal(one, lambda number, frame: sys.exit(40 + number))\nprint('ready', flush=True)\nsys.stdin.read()\nsys.exit(30)"
+    # It waits for a byte: a signal that came just before a blocking read would be noted, and the read would go on for ever.
+    body = ("import os, select, signal, sys\nalarm, ring = os.pipe()\nos.set_blocking(ring, False)\nsignal.set_wakeup_fd(ring)\n"
+            "for one in (1, 2, 15):\n    signal.signal(one, lambda number, frame: None)\nprint('ready', flush=True)\n"
+            "found = select.select([alarm, 0], [], [])[0]\nsys.exit(40 + os.read(alarm, 1)[0] if alarm in found else 30)")
     process = subprocess.Popen(PROGRAM_ITSELF + ["exec", "--", sys.executable, "-S", "-c", body], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert process.stdout.readline() == b"ready\n"
