@@ -22,7 +22,7 @@ from collections import namedtuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
+    from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
     Json = Dict[str, Any]
     RunKey = Tuple[str, int]
     Key = Tuple[str, str, int, bytes]
@@ -39,7 +39,7 @@ try:
         MODES, end_mac, entry_hash, entry_line, found_hash, head_text, next_key, parse_head, parse_key, seal_mac)
     from model import sha256  # noqa: E402
     from provenance import (  # noqa: E402
-        DIGEST, LOG_FOLDER, NoStatement, files_used, fits, involved, makers, member_problem, record_problem, run_key,
+        DIGEST, LOG_FOLDER, NoStatement, files_used, fits, involved, makers, member_problem, pruned_runs, record_problem, run_key,
         skips_without_ground, stage_record_problem, statement, statement_text)
 except Exception as _error:         # edited so that it cannot even be loaded
     if __name__ != "__main__":
@@ -454,7 +454,7 @@ def _check_records(check: Check) -> None:
     if check.entries and not wanted:
         check.find("DELETED", LEDGER, "run %s has no end in it" % run_id)
     latest = max(wanted, default=None)
-    wanted -= _pruned(check.entries) - {latest}
+    wanted -= pruned_runs(check.entries).keys() - {latest}
     wanted |= {key for record in check.records.values() if record["runId"] == run_id for key in makers(record).values()}
     check.is_complete = latest is not None and wanted <= set(check.records)
     excused = {one["source"] for one in check.manifest["missing"]}
@@ -464,12 +464,6 @@ def _check_records(check: Check) -> None:
         if shown not in excused and not any(one.file in names for one in check.findings):
             is_latest = not any(other[0] == key[0] and other[1] > key[1] for other in ends)
             check.find("DELETED", names[0] if is_latest else names[1], "the record of %s is not there" % shown)
-
-
-def _pruned(entries: Sequence[Json]) -> Set[Optional[RunKey]]:
-    """Return the runs whose records gc has removed, as the ledger says."""
-    listed = [one for entry in entries if entry["event"] == "gc" for one in entry.get("removed") or ()]
-    return {(one[0], one[1]) for one in listed if isinstance(one, list) and len(one) == 3 and isinstance(one[0], str) and isinstance(one[1], int)}
 
 
 def _check_record(check: Check, name: str, ends: Dict[RunKey, Json]) -> None:

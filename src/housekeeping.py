@@ -77,8 +77,7 @@ def former_stages(spec: PipelineSpec, names: Sequence[str]) -> List[StageSpec]:
             continue
         record = store.stage(name)
         if record is not None and record.get("pipeline") == spec.name and isinstance(record["keyParts"].get("outputDir"), str):
-            fields: Dict[str, Any] = dict.fromkeys(StageSpec._fields)
-            found.append(StageSpec(**dict(fields, name=name, output_dir=record["keyParts"]["outputDir"])))
+            found.append(StageSpec._make([None] * len(StageSpec._fields))._replace(name=name, output_dir=record["keyParts"]["outputDir"]))
     return found
 
 

@@ -160,12 +160,6 @@ def find_sealed(store: StateStore, ledger: List[Tuple[bytes, Json]], run_id: str
     return found
 
 
-def _pruned_runs(ledger: List[Tuple[bytes, Json]], run_id: str) -> Dict[RunKey, int]:
-    """Return {call under this run id that gc has pruned: number of the ledger's entry that says so}."""
-    listed = [(entry["seq"], one) for _, entry in ledger if entry["event"] == "gc" for one in entry.get("removed") or ()]
-    return {(one[0], one[1]): seq for seq, one in listed if isinstance(one, list) and len(one) == 3 and one[0] == run_id and isinstance(one[1], int)}
-
-
 def _found(store: StateStore, ledger: List[Tuple[bytes, Json]], line: bytes, entry: Json) -> Found:
     """Read the record that an end entry committed, whatever name it has by now; its own is that which it has after the last entry."""
     run_id, invocation = entry["runId"], entry["invocation"]
@@ -186,7 +180,7 @@ def _found(store: StateStore, ledger: List[Tuple[bytes, Json]], line: bytes, ent
             seen = name
     if seen:
         raise StateError("state/%s: the record is not the one that entry %d of the ledger committed%s" % (seen, entry["seq"], NOTHING))
-    seq = _pruned_runs(ledger, run_id).get((run_id, invocation))
+    seq = provenance.pruned_runs(other for _, other in ledger).get((run_id, invocation))
     if seq is not None:
         raise RecordPruned("the record of run %s (invocation %d) was pruned by gc, as entry %d of the ledger says: nothing can be exported of it" % (run_id, invocation, seq))
     raise RecordMissing("the record of run %s (invocation %d) is missing: state/%s or state/%s%s" % (run_id, invocation, plain, kept, NOTHING))
@@ -408,7 +402,7 @@ def gather(store: StateStore, run_id: str, spec_path: str) -> Tuple[Box, Json]:
     for key in sorted(absent):
         kind = "" if isinstance(absent[key], RecordPruned) else "DELETED" if isinstance(absent[key], RecordMissing) else "EDITED"
         box.lack("", "run %s (invocation %d)" % key, "", kind, str(absent[key]))
-    for key in sorted(_pruned_runs(ledger, run_id).keys() - found.keys()):
+    for key in sorted(key for key in provenance.pruned_runs(entries).keys() - found.keys() if key[0] == run_id):
         box.lack("", "run %s (invocation %d)" % key, "", "", "its record was pruned by gc, as the ledger says")
     _fill(box, store, own, found, spec_path)
     _add_stages(box, stages, own, found, entries)

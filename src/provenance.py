@@ -18,7 +18,7 @@ from ledger_format import stage_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional, Set, Tuple
+    from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
     Json = Dict[str, Any]
     RunKey = Tuple[str, int]        # run id, invocation
 
@@ -101,6 +101,12 @@ def member_problem(name: str) -> str:
 def run_key(record: Json) -> RunKey:
     """Return what names a record: (run id, invocation)."""
     return record["runId"], record["invocation"]
+
+
+def pruned_runs(entries: Iterable[Json]) -> Dict[RunKey, int]:
+    """Return {run whose record gc has removed: number of the ledger's entry that says so}."""
+    listed = [(entry["seq"], one) for entry in entries if entry["event"] == "gc" for one in entry.get("removed") or ()]
+    return {(one[0], one[1]): seq for seq, one in listed if isinstance(one, list) and len(one) == 3 and isinstance(one[0], str) and isinstance(one[1], int)}
 
 
 def makers(record: Json) -> Dict[str, RunKey]:

@@ -156,7 +156,7 @@ class TasksWork(stage_work.StageWork):
         if self._evidence_file is None:
             state_store.make_folder(self.run.log_folder(), self.store.commit)
             self._evidence_file = open(self._evidence_path(), "wb")
-        state_store.naming(self._evidence_path(), lambda: self._evidence_file.write(line))
+        state_store.naming(self._evidence_file.name, lambda: self._evidence_file.write(line))
         self._evidence_digest.update(line)
         self._evidence_bytes += len(line)
 
