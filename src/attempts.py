@@ -243,7 +243,8 @@ class Pool:
         self.signals, self.processes, self.guardian = signals, processes, guardian
         self.others = set(others)
         self.threads = threads
-        self.tick: Optional[Callable[[], None]] = None      # called some times a second, to show progress
+        self.tick: Optional[Callable[[], None]] = None      # called some times a second, to show progress ...
+        self.tick_s = TICK_S            # ... after so long at the latest
         self.running: List[Attempt] = []
         self.unclear: List[Attempt] = []    # ended, but for processes that may be somebody else's
         self.ended: List[Attempt] = []
@@ -365,7 +366,7 @@ class Pool:
 
     def _step(self, seconds: Optional[float]) -> None:
         self._forgive()
-        limits = [one.ending.seconds_left() for one in self.running] + [seconds, TICK_S if self.tick is not None else None]
+        limits = [one.ending.seconds_left() for one in self.running] + [seconds, self.tick_s if self.tick is not None else None]
         left = min([limit for limit in limits if limit is not None], default=None)
         if any(one.launch.server.has_news for one in self.running if one.is_forked):
             left = 0.0                  # ends that came with the answer to a launch: nothing more may come to be read

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from state_store import Commit
     Json = Dict[str, Any]
 
+MOMENT_S = 0.01             # processors that take no longer are waited for with nothing else to do
 RECORD_S = 1.0              # a running run's record is written at most so often: it may name thousands of stages
 RECORD_SHARE = 20           # ... and takes at most this part of the time
 DEAR_BYTES = 64 << 20       # files of so many bytes are not hashed again after a kill
@@ -100,8 +101,11 @@ class Run:
 
     def _counts(self) -> Dict[str, int]:
         """Return {status: how many stages so far ended so}, of all statuses."""
-        statuses = [result.status for result in self.results]
-        return {status: statuses.count(status) for status in STATUSES}
+        known = known_stages.KNOWN      # there may be thousands
+        statuses = [result.status for result in self.result_at if result is not None and result is not known]
+        count = {status: statuses.count(status) for status in STATUSES}
+        count[known.status] += self.result_at.count(known)
+        return count
 
     def run(self) -> int:
         """Run the selected stages; return the exit code. Raises what the runner cannot go on from, records written."""
@@ -222,8 +226,6 @@ class Run:
             else:
                 self._scheduler().take(stage.name, flow, wish)
                 self.scheduler.step()
-                if self.known is not None:
-                    self.known.index.keep()     # while the processor is at work
         return code or self._stopped()
 
     def _take_known(self) -> bool:
@@ -283,8 +285,27 @@ class Run:
             self.pool = self.clock.pool = attempts.Pool(self.signals, process_tree, self.guardian, self.others)
             if self.console.wants_ticks():
                 self.pool.tick = lambda: self.console.tick(self._rows)
+            if self.known is not None:
+                self._settle_soon(self.pool.tick)
             self.scheduler = scheduler.Scheduler(self.pool, self.jobs(), self.options.max_memory_mb)
         return self.scheduler
+
+    def _settle_soon(self, tick: Any) -> None:
+        """Once processors have been at work for MOMENT_S, do what a shorter run can do without: copy the index, and tell in the record of
+        the stages for which it answers. tick: what is to be called at all later times."""
+        began = self.clock.monotonic()
+
+        def settle() -> None:
+            if self.clock.monotonic() - began < MOMENT_S:
+                return
+            self.pool.tick, self.pool.tick_s = tick, attempts.TICK_S
+            self.known.index.keep()
+            try:
+                self._write_run("running")
+            except OSError:
+                pass                    # it says less than it could until the next time
+        import attempts
+        self.pool.tick, self.pool.tick_s = settle, MOMENT_S
 
     def jobs(self) -> int:
         """Return how many processors may run at once."""
@@ -552,7 +573,7 @@ class Run:
         self.signals.install()
         self.ledger.begin(self.options.run_id, self.invocation, self.spec.name)
         self._tell_healed()
-        self._write_run("running")
+        self._write_run("running", is_brief=True)
         self.is_open = True
         self._guard_processes()
 
@@ -622,23 +643,26 @@ class Run:
         folder: str = os.path.join(*parts)
         return folder
 
-    def _run_record(self, state: str) -> Json:
+    def _run_record(self, state: str, stages: Optional[List[Json]] = None) -> Json:
+        """stages: their entries, if not those of all that have ended."""
         ended = state != "running"
         duration_ms = int((self.clock.monotonic() - self.started) * 1000)
         return {
             "runId": self.options.run_id, "invocation": self.invocation, "pipeline": self.spec.name, "version": self.spec.version,
             "specSha256": self.spec.sha256, "state": state, "startedAt": utc_text(self.started_utc),
             "endedAt": utc_text(self.clock.time()) if ended else None, "durationMs": duration_ms if ended else None,
-            "stages": self._entries(stage_entry), "isolation": self.isolation,
+            "stages": self._entries(stage_entry) if stages is None else stages, "isolation": self.isolation,
             "python": "%s %d.%d.%d" % ((sys.implementation.name,) + sys.version_info[:3]), "os": sys.platform, "runner": VERSION, **self.about}
 
     def _entries(self, entry_of: Callable[[StageResult], Json]) -> Any:
         """Return the stages' entries for the run record or the metrics; with known stages, as a text made of ready ones."""
         return [entry_of(result) for result in self.results] if self.known is None else self.known.entries(self.result_at, entry_of, entry_of is metrics_entry)
 
-    def _write_run(self, state: str) -> None:
+    def _write_run(self, state: str, is_brief: bool = False) -> None:
+        """is_brief: without the stages for which the index answered, of which there may be thousands; _settle_soon() brings them."""
         began = self.clock.monotonic()
-        self.store.write("run_%s.json" % self.options.run_id, self._run_record(state))
+        stages = [stage_entry(result) for result in self.results if result is not known_stages.KNOWN] if is_brief else None
+        self.store.write("run_%s.json" % self.options.run_id, self._run_record(state, stages))
         self.recorded = self.clock.monotonic()
         self.record_pause_s = max(RECORD_S, RECORD_SHARE * (self.recorded - began))     # it grows with the number of stages
 
@@ -646,7 +670,8 @@ class Run:
         """Write the metrics, the digests and the sealed run record; on return everything is durable."""
         state = self.state_of(code)
         store = self.store
-        outputs = [stage.output_dir + "/" + output["path"] for stage, result in zip(self.selected, self.results) for output in result.outputs]
+        outputs = [stage.output_dir + "/" + output["path"] for stage, result in zip(self.selected, self.result_at)
+                   if result is not None and result is not known_stages.KNOWN for output in result.outputs]
         for path in outputs:
             if not self.digests.is_vouched(path):       # a skipped stage's maker may have died before it synced them
                 store.commit.files[os.path.join(self.root, path)] = None
@@ -734,8 +759,12 @@ def stage_entry(result: StageResult) -> Json:
 
 def load_for_stages() -> None:
     """Load what a stage needs that must be run; each is loaded when it is needed, too."""
+    import ctypes  # noqa: F401
+    if sys.platform != "win32":
+        import resource  # noqa: F401
     import attempts  # noqa: F401
     import network_watch  # noqa: F401
+    import reasons  # noqa: F401
     import scheduler  # noqa: F401
     import stage_work  # noqa: F401
     import subprocess  # noqa: F401

@@ -181,17 +181,19 @@ def updated(earlier: bytes, record: Json, metrics: Json, stages: Sequence[str], 
         return []
     places, skipped = sorted(looked_at), '",status="skipped"} 1'
     names = [stages[place] for place in places]
-    every = _stage_lines("pipeline_stage_status", pipeline, stages, skipped).encode("utf-8")
-    was = _with_lines(earlier, blocks.get("pipeline_stage_status"), [_stage_lines("pipeline_stage_status", pipeline, [name], skipped) for name in names], ",status=")
-    if b"".join(was).replace(b'",status="ok"} 1', skipped.encode("ascii")) != every:
-        return []                       # other stages, or some whose sizes may be those of a failure
+    every = ("\n" + _stage_lines("pipeline_stage_status", pipeline, stages, skipped)).encode("utf-8")
+    first, last = blocks.get("pipeline_stage_status", (0, 0))
+    if last - first != len(every) - 1 or not earlier.startswith(every, first - 1):      # a newline stands before the block
+        was = _with_lines(earlier, (first, last), [_stage_lines("pipeline_stage_status", pipeline, [name], skipped) for name in names], ",status=")
+        if b"".join((b"\n", *was)).replace(b'",status="ok"} 1', skipped.encode("ascii")) != every:
+            return []                   # other stages, or some whose sizes may be those of a failure
     ended, done = epoch_text(metrics["timestamp"]), sum(one["status"] == "ok" for one in looked_at.values())
     run: Dict[str, List[str]] = {family: [] for family in GAUGES}
     _add_run(run, pipeline, record, metrics, ended, {"ok": done, "skipped": len(stages) - done})
     anew: Dict[str, List[str]] = {family: [] for family in GAUGES}
     _add_stages(anew, pipeline, dict(metrics, stages=[looked_at[place] for place in places]), ended)
     found: Dict[str, List[Piece]] = {family: _pieces(run[family]) for family in GAUGES}
-    found["pipeline_stage_status"] = _with_lines(b"\n" + every, (1, len(every) + 1), anew["pipeline_stage_status"], ",status=")
+    found["pipeline_stage_status"] = _with_lines(every, (1, len(every)), anew["pipeline_stage_status"], ",status=")
     found[STAGE_SUCCESS] = [_stage_lines(STAGE_SUCCESS, pipeline, stages, '"} ' + ended).encode("utf-8")]
     for family, _ in SIZES:
         first, last = blocks.get(family, (0, 0))

@@ -46,9 +46,8 @@ class Folders:
     def at_or_above(self, path: str) -> Iterator[int]:
         """Yield the places of the stages whose output folder is *path* or holds it."""
         self._order()
-        parts = path.split("/")
-        for count in range(1, len(parts) + 1):
-            yield from self.within.get("/".join(parts[:count]), ())
+        for folder in _at_or_above(path):
+            yield from self.within.get(folder, ())
 
     def below(self, prefix: str) -> Iterator[int]:
         """Yield the places of the stages whose output folder, with a slash, begins with *prefix*."""
@@ -61,15 +60,15 @@ class Folders:
     def holders(self, paths: Iterable[str]) -> List[StageSpec]:
         """Return the stages whose output folder is one of *paths* or holds one, in the order listed."""
         if self._is_seldom_asked():
-            above = {"/".join(parts[:count]) for parts in (path.split("/") for path in paths) for count in range(1, len(parts) + 1)}
+            above = {folder for path in paths for folder in _at_or_above(path)}
             return [stage for stage in self.stages if stage.output_dir in above]
         return [self.stages[place] for place in sorted({place for path in paths for place in self.at_or_above(path)})]
 
     def neighbours(self, stage: StageSpec) -> List[StageSpec]:
         """Return the other stages whose output folder is this one's, lies in it, or holds it, in the order listed."""
         if self._is_seldom_asked():
-            mine = stage.output_dir + "/"
-            found = [other for other in self.stages if (other.output_dir + "/").startswith(mine) or mine.startswith(other.output_dir + "/")]
+            below, above = stage.output_dir + "/", set(_at_or_above(stage.output_dir))
+            found = [other for other in self.stages if other.output_dir in above or other.output_dir.startswith(below)]
         else:
             places = set(self.at_or_above(stage.output_dir)) | set(self.below(stage.output_dir + "/"))
             found = [self.stages[place] for place in sorted(places)]
@@ -77,8 +76,14 @@ class Folders:
 
     def outermost(self, stage: StageSpec) -> str:
         """Return the outermost output folder of a stage that lies around this one's or is it."""
-        folders: List[str] = [stage.output_dir] + [other.output_dir for other in self.neighbours(stage)]
+        folders: List[str] = [stage.output_dir] + [other.output_dir for other in self.holders([stage.output_dir])]
         return min(folders, key=len)
+
+
+def _at_or_above(path: str) -> List[str]:
+    """Return *path* and the folders that hold it, the outermost first."""
+    parts = path.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
 
 
 def edges(stages: Sequence[StageSpec]) -> Dict[str, List[str]]:
@@ -233,11 +238,11 @@ class Order:
     def __init__(self, stages: Sequence[StageSpec], is_graph: bool, may_share: Callable[[StageSpec, StageSpec], bool], needs: Optional[Dict[str, List[str]]] = None) -> None:
         """needs: what edges() has said of these very stages, if that is known; stages that need none may be missing."""
         self.stages = stages
-        self.place = {stage.name: place for place, stage in enumerate(stages)}
+        self.names = [stage.name for stage in stages]
+        self.place = dict(zip(self.names, range(len(stages))))
         self.is_graph = is_graph
         self.may_share = may_share
         self.waiting = list(range(len(stages)))     # a heap of the places that wait for nothing but room
-        self.names = list(self.place)
         self.running: List[str] = []
         self.over: Set[int] = set()                 # that skipped() was told of; the heap may still have them
         self.fresh: Set[int] = set()                # of a graph, the waiting ones that take_fresh() has not returned
@@ -250,7 +255,8 @@ class Order:
     def _wait_for_others(self) -> None:
         needs = self._edges()
         self.left = {name: len(before) for name, before in needs.items() if before}
-        self.waiting = [place for place, name in enumerate(self.names) if name not in self.left]
+        if self.left:
+            self.waiting = [place for place, name in enumerate(self.names) if name not in self.left]
         self.fresh = set(self.waiting)
         self.after: Dict[str, List[str]] = {}
         for name in self.left:
@@ -286,8 +292,8 @@ class Order:
 
     def take_fresh(self, count: int) -> List[int]:
         """Return the places, *count* at most and sorted, of stages of a graph that may start now, each place but once."""
-        may_all = not self.running      # none of these is blocked: all that they need has ended well
-        free = sorted(place for place in self.fresh if may_all or self._may_start(self.stages[place]))[:count]
+        # Where nothing is at work, all may: none of these is blocked, as all that they need has ended well.
+        free = sorted(self.fresh if not self.running else [place for place in self.fresh if self._may_start(self.stages[place])])[:count]
         self.fresh.difference_update(free)
         return free
 
@@ -296,7 +302,7 @@ class Order:
         self.over.update(places)
         if MANY * len(places) > len(self.waiting):
             self.waiting = sorted(place for place in self.waiting if place not in self.over)    # a heap
-        for place in places if self.is_graph else ():
+        for place in places if self.left else ():       # of a graph, while some wait for others
             self._let_follow(self.names[place])
 
     def _may_start(self, stage: StageSpec) -> bool:

@@ -677,6 +677,23 @@ def test_a_large_index_is_mapped_until_something_changed(project, monkeypatch):
         assert quick_index.load(path, mapped=True) is None
 
 
+def test_the_record_of_a_run_at_work_tells_of_the_stages_that_the_index_knew(project):
+    project.write("data/a.txt", "a")
+    project.write("data/b.txt", "b")
+    project.processor("same", "open(os.path.join(out, 'o'), 'w')\n")
+    project.processor("look", "path = 'state/run_looked.json'\nended = time.monotonic() + 30\n"
+                      "while os.path.exists(path) and '\"skipped\"' not in open(path).read():\n    assert time.monotonic() < ended, 'not told'\n    time.sleep(0.01)\n"
+                      "open(os.path.join(out, 'o'), 'w')\n")
+    project.spec({"processor": "bin/same.py", "inputs": ["data/a.txt"]}, {"processor": "bin/look.py", "inputs": ["data/b.txt"]}, order="graph")
+    assert run(project, "made")[0] == 0
+    age(project)
+    assert run(project, "indexed")[1].count("[SKIP]") == 2
+    project.write("data/b.txt", "another b")
+    code, out, err = run(project, "looked")
+    assert (code, err) == (0, "") and "[SKIP] s1" in out and "[DONE] s2" in out
+    assert [one["status"] for one in project.json("state/run_looked.json")["stages"]] == ["skipped", "ok"]
+
+
 def test_the_checked_spec_comes_back_whole(project):
     """Value for value and type for type: what is the same for all stages is stored once, True is no 1."""
     build(project)
