@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Any, Callable, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
     Piece = Union[bytes, memoryview]
 
-BULK_BYTES = 1 << 18        # hashed in all: from here on, the quicker implementation is worth its import
+BULK_BYTES = 1 << 20        # hashed in all: from here on, the quicker implementation is worth its import
 BLANKS = " \t\n\r"          # of JSON
 HOLE = "\0"                 # where a ready array goes; in JSON text this character is always escaped
 PRETTY_END, COMPACT_END = b",\n  ", b","      # between two entries of a ready array, and after each of its pieces

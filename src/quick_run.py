@@ -89,22 +89,23 @@ def look(pipeline: str, root: str, prepare: Prepare) -> Optional[Found]:
     if not os.path.isdir(os.path.join(root, "locks")):
         return None                     # the long way makes it
     index = quick_index.load(quick_index.index_path(root, pipeline), mapped=True)
-    if index is None or index.about["pipeline"] != pipeline or index.about["root"] != root or index.about["surroundings"] != surroundings(index.about["passEnv"], root):
+    if index is None or index.about["pipeline"] != pipeline or index.about["root"] != root:
         return None
     locked: Set[str] = set()            # stages that somebody holds, or died with
-    whole: List[bool] = []
+    fits: List[bool] = []
     prepared: List[Any] = []
     hashed = len(index.canonical) + len(index.metrics)
 
     def meanwhile() -> None:
+        fits.append(index.about["surroundings"] == surroundings(index.about["passEnv"], root))
         locked.update(name[:-len(".lock")] for name in os.listdir(os.path.join(root, "locks")) if name.endswith(".lock"))
         _load(hashed)
-        whole.append(index.has_whole_texts())
+        fits.append(index.has_whole_texts())
 
     def upon_change() -> None:
         prepared.append(prepare(index, pipeline, root))
     stale = index.changed_stages(root, meanwhile, upon_change)
-    if stale is None or not all(whole):
+    if stale is None or not all(fits):
         return None
     if locked:
         stale = sorted(set(stale) | {place for place, name in enumerate(index.names) if name in locked})
