@@ -293,6 +293,7 @@ class Run:
     def _settle_soon(self, tick: Any) -> None:
         """Once processors have been at work for MOMENT_S, do what a shorter run can do without: copy the index, and tell in the record of
         the stages for which it answers. tick: what is to be called at all later times."""
+        import attempts
         began = self.clock.monotonic()
 
         def settle() -> None:
@@ -304,7 +305,7 @@ class Run:
                 self._write_run("running")
             except OSError:
                 pass                    # it says less than it could until the next time
-        import attempts
+
         self.pool.tick, self.pool.tick_s = settle, MOMENT_S
 
     def jobs(self) -> int:
