@@ -492,6 +492,11 @@ def run_attempt(launch: Launch, signals: Signals, processes: Any, guardian: Any,
 INTERRUPTED = "interrupted"
 
 
+def survivors_text(survivors: Sequence[Any]) -> str:
+    """Return what is said of an attempt after which some processes could not be ended."""
+    return "processes would not end: %s" % ", ".join(map(str, survivors))
+
+
 def _start(launch: Launch, processes: Any) -> Tuple[Any, int, Any]:
     """Start the processor in a session (Windows: job) of its own; return it, the end of its output, and the job."""
     import subprocess       # here, because a run in which nothing must be started needs only Signals of this module

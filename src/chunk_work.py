@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 
+import attempts
 import chunk_files
 import file_digests
 import state_store
@@ -80,7 +82,7 @@ class ChunkTasksWork(task_work.TasksWork):
                 if task not in todo:
                     self._add(task, self.task_log.entries[task.name])
             yield from self._run_tasks(todo)
-            failure = "interrupted" if self.is_stopped else "processes would not end: %s" % self.survivors if self.survivors else self._failure_text()
+            failure = "interrupted" if self.is_stopped else attempts.survivors_text(self.survivors) if self.survivors else self._failure_text()
             if not failure:
                 failure = yield from self._join()
             self._close_logs()
@@ -175,10 +177,10 @@ class ChunkTasksWork(task_work.TasksWork):
 
     def _signature(self, full: str) -> str:
         try:
-            stat = os.lstat(full)
+            found = os.lstat(full)
         except OSError:
             return ""
-        return "%s%s" % (BY_SIGNATURE, ":".join(map(str, (self.run.boot, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))))
+        return "%s%s" % (BY_SIGNATURE, ":".join(map(str, (self.run.boot, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino))))
 
     # --- one chunk
 
@@ -204,11 +206,15 @@ class ChunkTasksWork(task_work.TasksWork):
             self._add(task, self._entry(trial))
 
     def _names(self, trial: task_work.Trial) -> Iterator[str]:
-        for name in self._list_made(trial):
+        names = self._list_made(trial)
+        own = self._filter_output(trial.task.stdin[0]) if self.chunks.is_filter else ""
+        if own and own not in names:
+            trial.failure = "%s, which takes its standard output, is not there any more: it must leave that file alone" % own
+        for name in names:
             if not file_digests.is_unicode(name):
-                trial.failure = "output %s: the name is not valid UTF-8" % ascii(name)
-            elif os.path.islink(os.path.join(trial.task.folder, name)):
-                trial.failure = "output %s is a link; the outputs of chunks are joined, so they must be files" % name
+                trial.failure = "output %s: the name is not valid UTF-8; have the processor give it another" % ascii(name)
+            elif not stat.S_ISREG(os.lstat(os.path.join(trial.task.folder, name)).st_mode):
+                trial.failure = "output %s is no regular file; the outputs of chunks are joined, so they must be files, not links or pipes" % name
             else:
                 yield name
 

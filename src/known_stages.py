@@ -16,6 +16,7 @@ from itertools import repeat
 import quick_index
 from model import Chunks, Offline, PipelineSpec, Retry, StageResult, StageSpec
 from primitives import compact, open_file, pretty, ready_array
+from state_store import StateError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,7 +66,11 @@ class KnownStages:
         return last
 
     def _changed(self, places: Sequence[int]) -> Set[int]:
-        """Return which of the stages at *places* are not what they were, or held by somebody."""
+        """Return which of the stages at *places* are not what they were, or held by somebody; all of them, if what all depend on (a
+        processor, say, that an earlier stage has made) is not what it was."""
+        if self.index.is_void(self.root):
+            self.stale.update(range(len(self.index.names)))
+            return set(places)
         return self.index.changed_among(self.root, places) | self._held(places)
 
     def _held(self, places: Sequence[int]) -> Set[int]:
@@ -83,8 +88,10 @@ class KnownStages:
     def entries(self, results: Sequence[Optional[StageResult]], entry_of: Callable[[StageResult], Json], is_metrics: bool) -> Ready:
         """Return the entries of a run record, or of metrics, as one text; entry_of() makes those that the index has not.
 
-        results: one for each place, None where there is none yet.
+        results: one for each place, None where there is none yet. Raises: StateError if somebody has written to the index meanwhile.
         """
+        if self.index.is_damaged:
+            raise StateError("state/%s was changed by somebody while this run was at work; run again" % os.path.basename(quick_index.index_path(self.root, self.pipeline)))
         shown = self._pieces("metrics" if is_metrics else "pretty", results, lambda result: pretty(entry_of(result), 2))
         return ready_array(shown, () if is_metrics else self._pieces("canonical", results, lambda result: compact(entry_of(result), True)))
 

@@ -107,7 +107,7 @@ class LaunchHelper:
         self.count += 1
         path = os.path.join(self.folder, "%d.output" % self.count)
         os.mkfifo(path, 0o600)
-        launched = Launched(self, self.count, os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+        launched = Launched(self, self.count, os.open(path, os.O_RDONLY | os.O_NONBLOCK), token, lease)
         self.launched[self.count] = launched
         try:
             self.tell("start", self.count, argv=list(argv), env=env, folder=folder, token=token, lease=lease, output=path)
@@ -143,7 +143,10 @@ class LaunchHelper:
         except BlockingIOError:
             return
         if not data:                    # helper and minders are gone: nobody will tell of an end any more
-            for launched in list(self.launched.values()):
+            lost = list(self.launched.values())
+            for launched in lost:
+                launch_lease.ask_to_stop(launched.lease)        # all, before one is waited for
+            for launched in lost:
                 launched.hear({"lost": True})
         *lines, self.pending = (self.pending + data).split(b"\n")
         for line in lines:
@@ -172,8 +175,9 @@ class Launched:
     max_rss_bytes (the launcher's own; the task's are in its report), survivors, held: the task may still run.
     """
 
-    def __init__(self, helper: LaunchHelper, number: int, output: int) -> None:
+    def __init__(self, helper: LaunchHelper, number: int, output: int, token: str, lease: str) -> None:
         self.helper, self.number, self.output = helper, number, output
+        self.token, self.lease = token, lease
         self.descriptor = helper.descriptor
         self.pid = 0
         self.error: Optional[OSError] = None
@@ -181,6 +185,7 @@ class Launched:
         self.cpu_s, self.max_rss_bytes = 0.0, 0
         self.survivors: List[Any] = []
         self.held = False
+        self.is_lost = False                # who watched it was killed
         self.unclear: List[int] = []        # of a Tree: here all is known
         self.leader_is_gone = False
 
@@ -197,8 +202,8 @@ class Launched:
             self.survivors, self.held = answer["survivors"], answer["held"]
         elif self.pid == 0:
             self.error = OSError("the helper that starts launchers has died; run again")
-        else:                           # whoever watched it was killed: nobody knows what became of it
-            self.code, self.held = -signal.SIGKILL, True
+        else:                           # whoever watched it was killed: end() does what that would have done
+            self.code, self.held, self.is_lost = -signal.SIGKILL, True, True
 
     def take_end(self) -> Optional[int]:
         """Return the exit code if the launcher and its tree have ended, else None; waits for nothing."""
@@ -211,9 +216,15 @@ class Launched:
         self._tell("ask")
 
     def end(self) -> List[Any]:
-        """Have it end: the launcher cancels, and is killed if it does not. Returns at once; the end is yet to come, or has come: survivors."""
+        """Have it end: the launcher cancels, and is killed if it does not. The end is yet to come, or has come: survivors.
+
+        Returns at once; but of one that nobody watches any more the end is seen to here, which may take as long as a task may live on.
+        """
         if self.code is None:
             self._tell("force")
+        elif self.is_lost:
+            self.is_lost = False
+            self.survivors, self.held = end_unwatched(self.token, self.lease)
         return self.survivors + ([TASK] if self.held else [])
 
     def _tell(self, what: str) -> None:
@@ -295,9 +306,8 @@ class Helper:
             self.minders[pid] = dict(command, what="clean up")
             return
         try:                            # in the child
-            left = end_politely(command["token"])
-            held = not launch_lease.take_back(command["lease"], TASK_S)
-            answer(self.answers, command["number"], code=-signal.SIGKILL, cpuUs=0, maxRssBytes=0, survivors=left[:20], held=held)
+            left, held = end_unwatched(command["token"], command["lease"])
+            answer(self.answers, command["number"], code=-signal.SIGKILL, cpuUs=0, maxRssBytes=0, survivors=left, held=held)
         finally:
             os._exit(0)
 
@@ -408,6 +418,19 @@ def answer(descriptor: int, number: int, **what: Any) -> None:
         os.write(descriptor, json.dumps(dict(what, number=number)).encode("ascii") + b"\n")
     except OSError:
         pass
+
+
+def end_unwatched(token: str, lease: str) -> Tuple[List[int], bool]:
+    """End what a killed minder watched; return which processes here would not go (some of them), and whether the task may still run.
+
+    First the task, which may end in order; then what is left of it and of its launcher here.
+    """
+    held = not launch_lease.take_back(lease, TASK_S)
+    left = end_politely(token)[:20]
+    held = held and not launch_lease.take_back(lease, 0)
+    if not left and not held:
+        launch_lease.take_back(launch_lease.here_path(lease), 0)
+    return left, held
 
 
 def end_politely(token: str) -> List[int]:

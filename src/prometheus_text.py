@@ -130,6 +130,9 @@ def refreshed(earlier: bytes, record: Json, metrics: Json, stages: List[str]) ->
             '\npipeline_run_state{%s,state="completed"} 1\n' % pipeline]
     told += ['\npipeline_run_stages{%s,status="%s"} 0\n' % (pipeline, status) for status in ("ok", "failed", "interrupted", "waiting", "notRun")]
     first, last = _find_lines(earlier, STAGE_SUCCESS, pipeline, stages, '"} ' + ends[RUN_END], place)
+    begin, *others, end = earlier[last:].split(b"\n") if first >= 0 else (b"", b"torn")
+    if begin or end or b"\0" in earlier or not all(line.startswith((STAGE_SUCCESS + '{pipeline="').encode("ascii")) for line in others):
+        return []                       # a power cut, or somebody, has been at it
     if first < 0 or ends[PIPELINE_SUCCESS] != ends[RUN_END] or not all(line in head for line in told):
         return []
     ended = epoch_text(metrics["timestamp"])

@@ -66,6 +66,7 @@ class Index:
 
     source: Union[bytes, mmap.mmap]     # what all of it is read from
     sizes: List[int]            # bytes of its sections
+    is_damaged = False          # somebody has written to the file while it was mapped
     texts_check: int            # CRC-32 that the texts must have
     about: Json
     covered: bytes
@@ -103,7 +104,7 @@ class Index:
 
         meanwhile, upon_change: see path_signs.changed_shared().
         """
-        if path_signs.changed([os.path.join(root, path) for path in self.common], self.common_signs):
+        if self._has_common_changed(root):
             return None
         found = {place for place, is_covered in enumerate(self.covered) if not is_covered} if 0 in self.covered else set()
         behind = path_signs.changed([os.path.join(root, path) for path in self.followed], self.followed_signs, look=os.stat)
@@ -116,9 +117,10 @@ class Index:
         return sorted(found)
 
     def keep(self) -> None:
-        """Make it fit for longer than moments: its bytes are copied, if they are mapped."""
+        """Make it fit for longer: its bytes are copied, if they are mapped, and the texts are checked once more."""
         if not isinstance(self.source, bytes):
             self.source = bytes(self.source)
+            self.is_damaged = not self.has_whole_texts()
             parts = _parts(self.source, self.sizes)
             for name in VIEWS:
                 setattr(self, name, parts[name])
@@ -138,6 +140,15 @@ class Index:
             middle = (low + high) // 2
             low, high = (middle, high) if self.starts[middle] <= place else (low, middle)
         return low
+
+    def is_void(self, root: str) -> bool:
+        """Look again at what all stages depend on; tell whether it has changed, and the index says nothing any more."""
+        from bisect import bisect_left
+        return self._has_common_changed(root) or bool(
+            path_signs.changed([os.path.join(root, path) for path in self.followed], self.followed_signs, 0, bisect_left(self.owners, 0), os.stat))
+
+    def _has_common_changed(self, root: str) -> bool:
+        return bool(path_signs.changed([os.path.join(root, path) for path in self.common], self.common_signs))
 
     def changed_among(self, root: str, places: Sequence[int]) -> Set[int]:
         """Look at the paths of the stages at *places* (sorted) again; return which of these have changed."""
@@ -177,7 +188,7 @@ def to_bytes(index: Index) -> bytes:
 def load(path: str, mapped: bool = False) -> Optional[Index]:
     """Return the index stored at *path*, None if there is none that is whole and of this format; its texts may be damaged.
 
-    mapped: a large one is not copied until keep(); for moments only, as whoever cuts such a file short ends the process.
+    mapped: a large one is not copied until keep(); whoever cuts the file short before that ends the process.
     """
     try:
         with open_file(path, 0) as file:

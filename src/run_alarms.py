@@ -65,7 +65,7 @@ def _run_command(run: Any, command: Command, code: int) -> str:
     shown = os.path.relpath(log_path, run.root).replace(os.sep, "/")
     reasons = [network.fault()] * bool(network.fault()) + [result.failure] * bool(result.failure)
     if result.survivors:
-        reasons.append("processes would not end: %s" % result.survivors)
+        reasons.append(attempts.survivors_text(result.survivors))
     return "%s; its output: %s" % ("; ".join(reasons), shown) if reasons else ""
 
 

@@ -408,7 +408,7 @@ class StageWork:
                 self.console.tail(result.tail, stage.name)
                 return "; ".join([self.network_fault] + ([failure] if failure else [])), False      # another attempt would try it again
             if result.survivors:
-                return "processes would not end: %s" % result.survivors, False
+                return attempts.survivors_text(result.survivors), False
             if not failure or result.stopped:
                 return failure, result.stopped
             self.console.tail(result.tail, stage.name)
@@ -502,7 +502,7 @@ class StageWork:
             failure, unclosed = told.why, told.why if told.is_unclosed else ""
         elif not is_told and not result.stopped and failure != attempts.TIMEOUT % (self.stage.timeout_s or 0):
             failure = NO_REPORT % (failure + "; " if failure else "", os.path.relpath(network.node_report(), self.run.root).replace(os.sep, "/"),
-                                   "the launcher or the machine failed" if failure else "the launcher did not run the words after it, or the machines do not share the root")
+                                   "the launcher or the machine failed" if failure else "the launcher came back before the task had ended, or did not run the words after it, or the machines do not share the root")
             result = result._replace(is_machines=True)
         elif not failure and told.exit_code:
             failure = "%s, which the launcher did not give back" % attempts.exit_text(told.exit_code)

@@ -411,7 +411,7 @@ class TasksWork(stage_work.StageWork):
             self.console.event("NOTE", "%s %s" % (self.stage.name, trial.task.name), ": " + note)
         if result.survivors:
             self.survivors += result.survivors
-            trial.failure = "processes would not end: %s" % result.survivors
+            trial.failure = attempts.survivors_text(result.survivors)
         if trial.network is not None and result.log is not None:
             if result.log[0]:
                 self.logs.append({"path": os.path.relpath(trial.log_path, self.run.root).replace(os.sep, "/"), "bytes": result.log[0], "sha256": result.log[1],
@@ -772,7 +772,7 @@ class FileTasksWork(TasksWork):
         self._tell_of_unrecorded()
         self._see_to_lost(facts)
         self._tell_of_former()
-        failure = "interrupted" if self.is_stopped else "processes would not end: %s" % self.survivors if self.survivors else self._failure_text()
+        failure = "interrupted" if self.is_stopped else attempts.survivors_text(self.survivors) if self.survivors else self._failure_text()
         if not failure and self.failed:
             self._drop_failed_outputs()
         table, wrong = self._check_all(facts)

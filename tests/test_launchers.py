@@ -326,6 +326,19 @@ def test_a_killed_minder_fails_the_attempt_and_leaves_no_job(project, cluster):
 
 
 @linux_only
+def test_with_minder_and_helper_killed_the_runner_itself_has_the_task_end_in_order(project, cluster):
+    body = "import signal\nsignal.signal(signal.SIGTERM, lambda *_: (open('asked', 'w').close(), sys.exit(3)))\n" + SLEEP
+    project.spec({"processor": project.processor("p", body), "launcher": cluster.words()})
+    with project.start("--run-id", "r") as process:
+        wait_for(lambda: project.exists("data/s1/started"))
+        for pid in reversed(family_of(cluster.launches()[0]["pid"])[1:]):
+            os.kill(pid, signal.SIGKILL)
+        out, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 1 and b"[FAIL] s1: ended by SIGKILL" in out and b"would not end" not in out, out
+    assert project.exists("asked") and cluster.queue() == [] and leases(project) == []
+
+
+@linux_only
 def test_a_daemon_of_the_processor_does_not_outlive_the_task(project, cluster):
     body = ("import subprocess\none = subprocess.Popen([sys.executable, '-c', 'import os, time; os.setsid(); time.sleep(60)'], env={}, close_fds=True)\n"
             "open(out + '/pid', 'w').write(str(one.pid))\n")
@@ -386,7 +399,7 @@ def test_a_machine_on_which_the_output_folder_is_not_there_starts_nothing(projec
 def test_a_launcher_that_runs_nothing_makes_no_success(project, cluster):
     project.spec({"processor": project.processor("p", ""), "launcher": cluster.words("--swallow")})
     done = project.run("--run-id", "r")
-    assert done.code == 1 and "the task left no report state/logs/r/s1.1.node: the launcher did not run the words after it" in done.out, done
+    assert done.code == 1 and "the task left no report state/logs/r/s1.1.node: the launcher came back before the task had ended" in done.out, done
 
 
 @pytest.mark.parametrize("how, code", [("exit 3", 1), ("kill -9 $$", 1), ("sleep 60", 0)], ids=["fails", "dies", "too slow"])

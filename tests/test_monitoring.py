@@ -152,6 +152,8 @@ def test_a_run_that_skips_the_same_stages_again_changes_only_the_times():
     assert 'stage="c"' in gone and refreshed(gone) == ""
     worked = prometheus_text.text(RECORD, metrics(("a", "ok"), ("b", "skipped")), other, {"a", "b"})
     assert refreshed(worked) == refreshed(worked, names=["b"]) == ""
+    for torn in (first + "x", first + "x\n", first[:-1], first.replace("pipeline_stage_input_bytes{", "\0ipeline_stage_input_bytes{", 1)):
+        assert refreshed(torn) == "", torn          # a power cut, or somebody, has been at it
 
 
 @pytest.mark.parametrize("before, now", [

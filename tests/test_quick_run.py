@@ -23,6 +23,7 @@ import pipeline_runner
 import primitives
 import quick_index
 import quick_run
+import state_store
 
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there a second process looks")
 
@@ -675,6 +676,46 @@ def test_a_large_index_is_mapped_until_something_changed(project, monkeypatch):
     for size in (0, 1, 20):
         project.path("state/index_pipeline.json").write_bytes(kept[:size])
         assert quick_index.load(path, mapped=True) is None
+
+
+@pytest.mark.parametrize("top", [{}, {"order": "graph"}], ids=["listed", "graph"])
+@pytest.mark.parametrize("made", ["processor", "module"])
+def test_a_stage_whose_program_an_earlier_stage_has_made_anew_is_not_skipped(project, made, top):
+    project.write("data/word.txt", "one")
+    project.write("data/in.txt", "x")
+    use = "import os\nopen(os.path.join(os.environ['PIPELINE_OUTPUT_DIR'], 'o'), 'w').write(%s)\n"
+    if made == "processor":
+        name, text = "tool.py", use % "'%s'"
+    else:
+        name, text = "table.py", "WORD = '%s'\n"
+        project.write("tools/tool.py", "import table\n" + use % "table.WORD")
+    project.write("tools/" + name, text % "none")
+    project.processor("make", "open(os.path.join(out, %r), 'w').write(%r %% open(inputs[0]).read())\n" % (name, text))
+    project.spec({"processor": "bin/make.py", "inputs": ["data/word.txt"], "outputDir": "tools"},
+                 {"processor": "tools/tool.py", "inputs": ["data/in.txt"], "needs": ["s1"]}, **top)
+    for run_id in ("made", "made2", "indexed"):
+        assert run(project, run_id)[0] == 0
+        age(project)
+    assert run(project, "indexed2")[1].count("[SKIP]") == 2 and found(project) == []
+    project.write("data/word.txt", "two")
+    code, out, err = run(project, "r")
+    assert (code, err) == (0, "") and out.count("[DONE]") == 2 and project.read("data/s2/o") == "two", out
+
+
+def test_an_index_that_somebody_has_written_to_is_no_part_of_a_record(project, monkeypatch):
+    build(project)
+    path = str(project.path("state/index_pipeline.json"))
+    monkeypatch.setattr(quick_index, "MAP_FROM", 1)
+    known = known_stages.KnownStages(quick_index.load(path, mapped=True), str(project.path("pipeline.json")), str(project.root))
+    is_mapped = not isinstance(known.index.source, bytes)
+    with open(path, "r+b") as file:
+        file.seek(-3, os.SEEK_END)
+        file.write(b"xxx")
+    known.index.keep()
+    assert known.index.is_damaged == is_mapped
+    if is_mapped:
+        with pytest.raises(state_store.StateError, match="state/index_pipeline.json was changed by somebody"):
+            known.entries([known_stages.KNOWN] * 2, dict, True)
 
 
 def test_the_record_of_a_run_at_work_tells_of_the_stages_that_the_index_knew(project):
