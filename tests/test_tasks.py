@@ -1171,3 +1171,23 @@ def test_the_joined_output_of_an_input_that_is_gone_is_told_of(upper, keep):
     upper.path("in/b.txt").unlink()
     assert "[NOTE] up: not remade by this run, still recorded: b.txt\n" in upper.ok("--run-id", "r2").out
     assert sorted(outputs(upper)) == ["a.txt", "b.txt", "c.txt"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
+@pytest.mark.parametrize("does, why", [
+    ('rm -f "$PIPELINE_OUTPUT_DIR"/*', "a.txt, which takes its standard output, is not there any more"),
+    ('rm -rf "$PIPELINE_OUTPUT_DIR"', "a.txt, which takes its standard output, is not there any more"),
+    ('mv "$PIPELINE_OUTPUT_DIR"/a.txt "$PIPELINE_OUTPUT_DIR"/b.txt', "a.txt, which takes its standard output, is not there any more"),
+    ('mkfifo "$PIPELINE_OUTPUT_DIR"/f', "output f is no regular file"),
+    ('ln -s a.txt "$PIPELINE_OUTPUT_DIR"/f', "output f is no regular file")], ids=["removed", "with its folder", "renamed", "pipe", "link"])
+def test_a_filter_that_lays_hands_on_its_output_fails_its_chunk(project, does, why):
+    """Its lines would be missing in the joined output, or a pipe would be read for ever."""
+    project.write("in/a.txt", "one\ntwo\nthree\n")
+    body = '#!/bin/sh\nx=$(cat); echo "$x"; case $x in two) %s;; esac\n'
+    project.write("bin/p.sh", body % does, executable=True)
+    project.spec({"processor": "bin/p.sh", "inputs": ["in/a.txt"], "outputDir": "out", "chunks": {"bytes": 4, "filter": True}})
+    done = project.run()
+    assert done.code == 1 and why in done.out and not project.exists("out/a.txt"), done
+    project.write("bin/p.sh", body % "true", executable=True)
+    project.ok()
+    assert project.read("out/a.txt") == "one\ntwo\nthree\n"
