@@ -17,6 +17,7 @@ import stat
 import attempts
 import chunk_files
 import file_digests
+import stage_work
 import state_store
 import task_log
 import task_look
@@ -212,7 +213,7 @@ class ChunkTasksWork(task_work.TasksWork):
             trial.failure = "%s, which takes its standard output, is not there any more: it must leave that file alone" % own
         for name in names:
             if not file_digests.is_unicode(name):
-                trial.failure = "output %s: the name is not valid UTF-8; have the processor give it another" % ascii(name)
+                trial.failure = stage_work.NOT_UTF_8 % ascii(name)
             elif not stat.S_ISREG(os.lstat(os.path.join(trial.task.folder, name)).st_mode):
                 trial.failure = "output %s is no regular file; the outputs of chunks are joined, so they must be files, not links or pipes" % name
             else:

@@ -60,13 +60,26 @@ BYTECODE_BYTES = 16 << 20   # of free space; with less, nobody here caches bytec
 
 def _guard_bytecode(folder):
     # type: (str) -> None
-    """Cache no bytecode on a disk that may fill up: Python takes a file that was cut short for whole, and fails at each later start."""
+    """Cache no bytecode on a disk that may fill up, or where the size of files is limited: Python takes a file that was cut short for whole, and
+    fails at each later start."""
     try:
         found = os.statvfs(folder)
     except (AttributeError, OSError):
         return                      # Windows
-    if found.f_bavail * found.f_frsize < BYTECODE_BYTES:
+    if found.f_bavail * found.f_frsize < BYTECODE_BYTES or _is_file_size_limited():
         sys.dont_write_bytecode = True      # and so for processors, see stage_work
+
+
+def _is_file_size_limited():
+    # type: () -> bool
+    """Tell whether files of this process are limited (ulimit -f) to less than any bytecode may need."""
+    try:
+        with open("/proc/self/limits", "rb") as file:       # quicker than to load `resource`
+            limit = file.read().partition(b"Max file size")[2].split()[0]
+        return limit.isdigit() and int(limit) < BYTECODE_BYTES
+    except (OSError, IndexError):
+        import resource
+        return 0 <= resource.getrlimit(resource.RLIMIT_FSIZE)[0] < BYTECODE_BYTES
 
 
 if __name__ == "__main__":

@@ -382,8 +382,10 @@ class FolderLocks:
         return False
 
     def release(self, folder: str) -> None:
-        unlock_bytes(self.descriptor, _first_byte(folder), FOLDER_BYTES)
-        self._leave(_folders_around(folder))
+        """Give *folder* up. After close() it has been: by then, stages that an error has cut short are still let go of."""
+        if self.descriptor >= 0:
+            unlock_bytes(self.descriptor, _first_byte(folder), FOLDER_BYTES)
+            self._leave(_folders_around(folder))
 
     def close(self) -> None:
         """Give all up."""

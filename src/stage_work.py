@@ -42,6 +42,7 @@ ARGUMENT_BYTES = 30_000 if sys.platform == "win32" else 100_000     # Windows al
 BYTECODE_BYTES = 16 << 20   # of free space, as for the runner's own: with less, a processor's bytecode might be cut short
 FULL_BYTES = 1 << 20        # less is free after a failed attempt: most likely that is why
 SHOWN_NAMES = 5             # of many files, on one line
+NOT_UTF_8 = "output %s: the name is not valid UTF-8, so no record can name it; have the processor give it another"
 NO_REPORT = "%sthe task left no report %s: %s"
 STATUS_ONLY = " (its rights or the number of its links, or its time was put back; a processor must copy an input, not link it)"
 
@@ -594,7 +595,7 @@ class StageWork:
         for name in names:
             path = "%s/%s" % (self.stage.output_dir, name)
             if not file_digests.is_unicode(name):
-                return "output %s: the name is not valid UTF-8" % ascii(name), []
+                return NOT_UTF_8 % ascii(name), []
             self.run.digests.forget(path)
             try:
                 size, digest = self.run.digests.of_output(path)

@@ -16,9 +16,10 @@ import sys
 
 import spec_checks
 import spec_source
+import stage_locks
 import starter_texts
 import state_store
-from model import EXIT_OK, UsageError
+from model import EXIT_OK, Clock, UsageError
 from program_scan import runner_files
 
 TYPE_CHECKING = False
@@ -35,6 +36,7 @@ _HOME = os.path.dirname(_HERE)
 PLAIN, PROGRAM = 0o666, 0o777                   # before the umask
 SHOWN_NAMES = 5
 FIRST_STAGE = "clean"
+LOCK_S = 10.0               # how long another new-stage may take
 
 
 def do(options: Options, console: Console, load: Callable[..., PipelineSpec]) -> int:
@@ -201,7 +203,13 @@ def _new_stage(options: Options, console: Console, load: Callable[..., PipelineS
     after = _with_stage(before.decode("utf-8"), entry)
     for one in missing:
         _write_file(spec.root, one, *files[one])
-    _replace_spec(path, before, after)
+    os.makedirs(os.path.join(spec.root, "locks"), exist_ok=True)
+    lock = stage_locks.FileLock(spec.root, "new-stage", Clock())
+    lock.acquire(LOCK_S, "new-stage: another one is at work on the pipeline file; the processor and its test are written: run the command again")
+    try:
+        _replace_spec(path, before, after)
+    finally:
+        lock.release()
     _tell(options, console, spec, entry, files)
     return EXIT_OK
 

@@ -372,9 +372,10 @@ class StateStore:
         return {"bytes": sum(map(len, pieces)), "sha256": digest_of(pieces)}
 
     def write_stage(self, stage: str, record: Json) -> None:
-        """Store a stage's record, a line for each field: as durable as by write()."""
+        """Store a stage's record, a line for each field: as durable as by write(). A name that is not UTF-8, of what a failed attempt has
+        left, stands there in JSON's own escapes."""
         data = by_fields(dict({"schema": SCHEMA_VERSION}, **record))
-        write_atomic(self.path("stage_%s.json" % stage), data.encode("utf-8"), self.commit)
+        write_atomic(self.path("stage_%s.json" % stage), data.encode("utf-8", "backslashreplace"), self.commit)
 
     def stage(self, stage: str) -> Optional[Json]:
         record = self.read("stage_%s.json" % stage)

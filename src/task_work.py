@@ -452,7 +452,7 @@ class TasksWork(stage_work.StageWork):
             names = [name for name in names if any(file_digests.path_matches(name, pattern) for pattern in self.stage.outputs)]
         for name in names:
             if not file_digests.is_unicode(name):
-                trial.failure = "output %s: the name is not valid UTF-8" % ascii(name)
+                trial.failure = stage_work.NOT_UTF_8 % ascii(name)
         return names
 
     def _input_problem(self, name: str) -> str:

@@ -634,3 +634,19 @@ def test_the_runner_module_plans_purely():
     facts = Facts(material(), record(), KEY, [], None, False)
     assert decide(stage(), facts, False) == decide(stage(), facts, False)
     assert planning.NO_MARKER == "marker missing"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are not UTF-8")
+def test_an_output_whose_name_is_not_utf8_fails_the_stage_and_is_cleared_away(project):
+    def processor(name):
+        project.processor("p", "open(os.path.join(os.fsencode(out), b'%s'), 'w').write('x')\n" % name)
+
+    processor("\\xffx")
+    project.spec({"processor": "bin/p.py"})
+    for _ in range(2):
+        done = project.run()
+        assert done.code == 1 and "[FAIL] s1: output '\\udcffx': the name is not valid UTF-8, so no record can name it" in done.out, done
+    assert "failed" in project.run("status").out
+    processor("good")
+    project.ok()
+    assert os.listdir(os.fsencode(str(project.path("data/s1")))) in ([b"good", b".s1.done"], [b".s1.done", b"good"])

@@ -187,6 +187,7 @@ def test_the_tests_fail_when_the_processor_does_something_else(tmp_path, kind):
 def test_on_windows_a_shell_stage_is_powershell(tmp_path, capsys, monkeypatch):
     root = a_spec(tmp_path, '{"name": "p", "stages": [{"name": "a", "processor": "bin/a.py", "outputDir": "o"}]}')
     monkeypatch.setattr(starters.sys, "platform", "win32")
+    monkeypatch.setattr(starters.stage_locks, "try_kernel_lock", lambda descriptor: True)
     assert starters.do(Options("new-stage", ["b"], str(root / "pipeline.json"), None, "r", frozenset(), frozenset(), None, None, {}, False, False, kind="shell"),
                        Console(), pipeline_runner.load_pipeline) == 0
     monkeypatch.undo()
@@ -329,3 +330,17 @@ def test_the_texts_are_those_of_the_processors_kit():
         _, files = starters._stage_files("some.name", kind)
         for data, _ in files.values():
             assert b"@" not in data.replace(b'"$@"', b"") and b"some.name" in data
+
+
+def test_of_several_new_stages_at_once_each_is_in_the_file_or_is_told_so(project):
+    project.write("data/in.txt", "x")
+    project.spec({"processor": project.processor("p", ""), "inputs": ["data/in.txt"]})
+    started = [project.start("new-stage", "n%d" % number) for number in range(6)]
+    told = []
+    for number, process in enumerate(started):
+        with process:
+            out, err = process.communicate(timeout=60)
+        assert process.returncode in (0, 2) and (b"was changed meanwhile" in out + err) == (process.returncode == 2), (out, err)
+        told += ["n%d" % number] * (process.returncode == 0)
+    names = sorted(one["name"] for one in project.json("pipeline.json")["stages"][1:])
+    assert names and names == told

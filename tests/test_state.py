@@ -15,7 +15,7 @@ import time
 import types
 
 import pytest
-from conftest import RUNNER, Project
+from conftest import ROOT, RUNNER, Project
 
 import console
 import environment
@@ -529,6 +529,20 @@ def test_no_bytecode_is_cached_where_it_may_be_cut_short(project):
     assert [found[name][0] for name in ("short", "enough")] == [0, 0], text
     assert "[SKIP] s1" in found["enough"][1]       # it is no part of the key
     assert text.count(".pyc") == 1 and "/installed/__pycache__/console." in text, text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no limit of file sizes")
+def test_no_bytecode_is_cached_under_a_limit_of_file_sizes(project):
+    """Python would write what fits, and take it for whole."""
+    project.write("data/in.txt", "x")
+    project.spec({"processor": project.processor("p", "open(os.path.join(out, 'o'), 'w').close()\n"), "inputs": ["data/in.txt"]})
+    shutil.copytree(str(ROOT / "src"), str(project.path("runner")), ignore=shutil.ignore_patterns("__pycache__"))
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    for limit in ("1000", "unlimited"):
+        done = subprocess.run(["sh", "-c", "ulimit -f %s; exec \"$@\"" % limit, "sh", sys.executable, str(project.path("runner/pipeline_runner.py")),
+                               "--pipeline", str(project.path("pipeline.json"))], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60, check=False)
+        assert done.returncode == 0, done
+        assert project.exists("runner/__pycache__") == (limit == "unlimited")
 
 
 def test_no_bytecode_of_a_processors_modules_is_cached_where_it_may_be_cut_short(project):
