@@ -428,7 +428,10 @@ class _Writer:
         self.room: queue.SimpleQueue[Optional[_Problem]] = queue.SimpleQueue()
         self.under_way = 0
         self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
+        try:
+            self.thread.start()
+        except RuntimeError as error:
+            raise _Problem("%s; allow this user more processes (ulimit -u)" % error) from None
 
     def _run(self) -> None:
         for group in iter(self.groups.get, None):
@@ -804,8 +807,12 @@ class _Saver:
         import threading
         self.wait()
         self.lines, self.began_s = lines, time.monotonic()
-        self.thread = threading.Thread(target=self._run, args=(record, parts))
-        self.thread.start()
+        thread = threading.Thread(target=self._run, args=(record, parts))
+        try:
+            thread.start()
+            self.thread = thread
+        except RuntimeError:
+            self._run(record, parts)        # the system allows no further thread: then this one waits
 
     def _run(self, record: Dict[str, Any], parts: List[_Part]) -> None:
         try:

@@ -35,7 +35,7 @@ CLOSE_LIMIT_S = 10.0
 READ_BYTES = 1 << 16
 SHOWN_BYTES = 2000          # of what a server said before it died
 # bin/processor_kit.py as it is shipped: all that executing it does is to define things, so the server does it once for all tasks.
-KIT_NAME, KIT_SHA256 = "processor_kit.py", "d01744dfd5556d695f1e938c700a650d94bcdc3be089c07cc873f9269d9d6377"
+KIT_NAME, KIT_SHA256 = "processor_kit.py", "6d6618f7e2f099362457941502c6273f2cec4c154fc7fbdcaaf3b029e8efb6d7"
 PADDING = " " * 4000        # room for a task's words, and below for its token, in what the system shows of a process (forked_task.Title)
 TOKEN_ROOM = 100
 PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fork_server.py")

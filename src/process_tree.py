@@ -128,7 +128,7 @@ def _shows_lock(pid: int, name: str, guard: os.stat_result, lock_pid: int) -> bo
         there = os.stat("/proc/%d/fd/%s" % (pid, name))
         if (there.st_dev, there.st_ino) != (guard.st_dev, guard.st_ino):
             return False
-        with open("/proc/%d/fdinfo/%s" % (pid, name), "r") as file:
+        with open("/proc/%d/fdinfo/%s" % (pid, name), encoding="ascii") as file:
             return any(line.startswith("lock:") and "FLOCK" in line and str(lock_pid) in line.split() for line in file)
     except (OSError, ValueError):
         return False
@@ -272,7 +272,7 @@ def own_children() -> List[int]:
     children: List[int] = []
     try:
         for task in os.listdir("/proc/self/task"):
-            with open("/proc/self/task/%s/children" % task, "r") as file:
+            with open("/proc/self/task/%s/children" % task, encoding="ascii") as file:
                 children += [int(pid) for pid in file.read().split()]
         return children
     except OSError:

@@ -44,7 +44,9 @@ def make_key_file(path: str, mode: str) -> str:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
     except FileExistsError:
-        raise KeyProblem("%s is there already; a key is never overwritten" % path) from None
+        is_empty = os.path.isfile(path) and not os.path.getsize(path)
+        raise KeyProblem("%s is there already%s" % (path, ", and empty: a new-key that was killed may have left it; remove it and run again" if is_empty
+                                                    else "; a key is never overwritten")) from None
     try:
         state_store.write_all(descriptor, key_text(mode, identity, 0, key).encode("ascii"))
         state_store.sync_file(descriptor)

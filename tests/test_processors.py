@@ -956,3 +956,31 @@ def test_an_error_that_comes_when_the_file_is_closed_is_one_line_and_nothing_is_
     project.spec({"processor": project.processor("p", code), "forEach": "data/in.txt"})
     done = project.run("--run-id", "r")
     assert done.code == 1 and "No space left on device" in done.err and "File " not in done.err and not project.exists("data/s1/o"), done
+
+
+NO_THREADS = KIT + """
+import threading
+def start(self):
+    raise RuntimeError("can't start new thread")
+threading.Thread.start = start
+"""
+
+
+def test_where_no_thread_can_be_started_checkpoints_are_written_all_the_same(stage):
+    stage.write(b"a\nb\nc\n")
+    script = stage.script(NO_THREADS + """
+def up(line):
+    if line.startswith("c"):
+        print(open(os.environ["PIPELINE_PROGRESS_FILE"]).read())
+    return line.upper()
+import os
+lines(up, "result.txt")
+""")
+    done = stage.run(script)
+    assert stage.result.read_bytes() == b"A\nB\nC\n" and json.loads(done.stdout)["lineOffset"] in (1, 2) and done.stderr == ""
+
+
+def test_where_no_thread_can_be_started_a_large_output_is_refused_in_one_line(stage):
+    stage.write(b"a\n" * 10)
+    done = stage.run(stage.script(NO_THREADS + "lines(lambda line: 'x' * (1 << 20), 'result.txt')\n"), code=1)
+    assert done.stderr.strip().endswith("can't start new thread; allow this user more processes (ulimit -u)") and "Traceback" not in done.stderr, done
