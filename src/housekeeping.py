@@ -104,7 +104,8 @@ def _do_locked(spec: PipelineSpec, stages: List[StageSpec], options: Options, co
 
 
 def _lock_all(spec: PipelineSpec, stages: List[StageSpec], options: Options, store: StateStore, clock: Clock) -> List[stage_locks.StageLock]:
-    """Hold the stages, and for clean also those that may be reading their outputs now. Raises: LockHeld, with none held."""
+    """Hold the stages, and for clean also those that may be reading their outputs now. Raises: LockHeld, with none held, for clean also
+    if a run of the pipeline is at work."""
     names = {stage.name for stage in stages}
     makers = edges(spec.stages) if options.command == "clean" else {}
     wanted = [one for one in spec.stages if one.name in names or names.intersection(makers.get(one.name, ()))]
@@ -115,11 +116,32 @@ def _lock_all(spec: PipelineSpec, stages: List[StageSpec], options: Options, sto
             lock = stage_locks.StageLock(spec.root, stage.name, options.command, boot, clock, process_tree)
             lock.acquire(0, _dead_token(store, stage.name))
             held.append(lock)
+        if options.command == "clean":
+            _check_nobody_is_at_work(spec, clock)
     except BaseException:
         for lock in held:
             lock.release()
         raise
     return held
+
+
+def _check_nobody_is_at_work(spec: PipelineSpec, clock: Clock) -> None:
+    """Raises: LockHeld if a run of the pipeline is at work: what it has made, or found up to date, it still counts on. To be asked with
+    the stages' locks held, so that a run that starts later finds them locked."""
+    for name in sorted(os.listdir(os.path.join(spec.root, "locks"))):
+        if not (name.startswith(".") and name.endswith(".run")):
+            continue
+        lock = stage_locks.FileLock(spec.root, name[1:], clock)
+        if lock.try_acquire():
+            lock.release()
+            continue
+        run_id = name[1:-len(".run")]
+        try:
+            record = StateStore(spec.root, writable=False).read("run_%s.json" % run_id)
+        except StateError:
+            record = None
+        if record is None or record.get("pipeline") == spec.name:
+            raise stage_locks.LockHeld("run %s is at work, and may still count on what is to be removed; run clean again when it has ended" % run_id)
 
 
 def _dead_token(store: StateStore, name: str) -> str:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import ledger_format
 import ledger_verify
@@ -497,3 +498,25 @@ def test_clean_and_reset_of_a_stage_of_tasks(project):
     done = project.ok("reset", "each", "--yes")
     assert "forgot state/tasks_each.jsonl" in done.out and project.exists("data/each/a.txt") and not [name for name in project.snapshot() if "each" in name and name.startswith("state/") and "/logs/" not in name and "/inputs_" not in name]
     assert "2 to do" in project.ok().out
+
+
+def test_clean_is_refused_while_a_run_is_at_work_that_counts_on_the_outputs(project):
+    project.write("data/in.txt", "x\n")
+    project.processor("copy", "open(os.path.join(out, 'o.txt'), 'w').close()\n")
+    project.processor("slow", "open('begun', 'w').close()\nwhile not os.path.exists('gate'):\n    time.sleep(0.01)\n")
+    stages = [{"name": "a", "processor": "bin/copy.py", "inputs": ["data/in.txt"], "outputDir": "data/a"}, {"name": "slow", "processor": "bin/slow.py"},
+              {"name": "sum", "processor": "bin/copy.py", "inputs": ["data/a/*.txt"], "allowNoInputs": True}]
+    project.spec(*stages)
+    with project.start("--run-id", "r") as process:
+        try:
+            while not project.exists("begun"):
+                assert process.poll() is None
+                time.sleep(0.01)
+            done = project.run("clean", "a", "--yes")
+        finally:
+            project.write("gate", "")
+        process.communicate(timeout=60)
+    assert done.code == 4 and done.err == "error: run r is at work, and may still count on what is to be removed; run clean again when it has ended\n", done
+    assert process.returncode == 0 and project.exists("data/a/o.txt") and project.exists("data/a/.a.done")
+    project.ok("clean", "a", "--yes")
+    assert not project.exists("data/a/o.txt")
