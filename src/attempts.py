@@ -17,6 +17,7 @@ import time
 from collections import namedtuple
 
 from model import remedy_of, sha256
+from primitives import open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -531,12 +532,20 @@ def _start(launch: Launch, processes: Any) -> Tuple[Any, int, Any]:
 
 
 def _not_started_text(launch: Launch, error: OSError) -> str:
-    hint = ""
+    hint, first = "", _first_line(os.path.join(launch.folder, launch.argv[0]))
     if getattr(error, "errno", None) == 8:      # ENOEXEC
-        hint = "; a script needs a first line such as #!/bin/sh"
+        hint = "; a byte order mark stands before its first line: save it without" if first.startswith(b"\xef\xbb\xbf") else "; a script needs a first line such as #!/bin/sh"
     elif isinstance(error, FileNotFoundError):
-        hint = "; the program that its first line names may be missing"
+        hint = "; its first line ends with a carriage return (CRLF): save it with plain line ends" if first.endswith(b"\r\n") else "; the program that its first line names may be missing"
     return "%s %s: %s%s" % (NOT_STARTED, launch.argv[0], error.strerror or str(error), hint or remedy_of(error))
+
+
+def _first_line(path: str) -> bytes:
+    try:
+        with open_file(path) as file:
+            return bytes(file.readline(1000))
+    except OSError:
+        return b""
 
 
 def exit_text(code: Optional[int]) -> str:

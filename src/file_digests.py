@@ -144,6 +144,12 @@ def path_matches(path: str, pattern: str) -> bool:
     return match(path.split("/"), pattern.split("/"))
 
 
+def _encoding_hint(pattern: str) -> str:
+    """Return what to say of a name that this locale writes with other bytes than most systems do."""
+    encoding = sys.getfilesystemencoding()
+    return "" if pattern.isascii() or encoding.lower().replace("-", "") == "utf8" else " (file names are %s in this locale; if they are UTF-8, run with PYTHONUTF8=1)" % encoding
+
+
 def resolve(root: str, patterns: Sequence[str]) -> Tuple[List[str], List[str]]:
     """Return (files in the order of *patterns*, each once; what is wrong: one text for each pattern or name)."""
     files: Dict[str, None] = {}
@@ -163,7 +169,7 @@ def resolve(root: str, patterns: Sequence[str]) -> Tuple[List[str], List[str]]:
             elif os.path.exists(os.path.join(root, pattern)) and not os.path.isfile(os.path.join(root, pattern)):
                 problems.append("input %s is a pipe or a device, which has no content to compare: let it be a file" % pattern)
             else:
-                problems.append("input %s: %s" % (pattern, NO_MATCH if has_wildcard(pattern) else NO_FILE))
+                problems.append("input %s%s: %s" % (pattern, _encoding_hint(pattern), NO_MATCH if has_wildcard(pattern) else NO_FILE))
         for path in found:
             if not is_unicode(path):
                 problems.append("input %s: the name is not UTF-8 text here; rename it, or run with PYTHONUTF8=1 if it is" % ascii(path))

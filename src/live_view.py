@@ -157,8 +157,8 @@ class LiveView:
         self.mark = "\u2026" if "utf" in (getattr(stream, "encoding", None) or "").lower() else "~"
 
     def is_due(self) -> bool:
-        """Tell whether enough time has passed since the last draw."""
-        return bool(self.clock.monotonic() >= self.due)
+        """Tell whether enough time has passed since the last draw, and the terminal is ours: not a shell's that has put us in the background."""
+        return bool(self.clock.monotonic() >= self.due and not is_in_background(self.stream))
 
     def draw(self, rows: Sequence[Sequence[Any]]) -> None:
         """Draw the state of the running stages over the state drawn before; nothing for no rows."""
@@ -219,6 +219,14 @@ def is_capable(stream: Any, environ: Any, enable: Callable[[], bool]) -> bool:
     except (AttributeError, ValueError):
         return False
     return bool(is_terminal and environ.get("TERM") != "dumb" and enable())
+
+
+def is_in_background(stream: Any) -> bool:
+    """Tell whether another group of processes has the terminal now."""
+    try:
+        return bool(os.tcgetpgrp(stream.fileno()) != os.getpgrp())
+    except (AttributeError, OSError, ValueError):
+        return False                    # Windows; no terminal of ours
 
 
 def wants_color(environ: Any) -> bool:

@@ -773,3 +773,10 @@ def test_no_wait_for_a_time_stamp_of_the_future(tmp_path, monkeypatch):
     monkeypatch.setattr(file_digests.time, "sleep", lambda _: pytest.fail("it waits"))
     digests.of("f")
     assert "f" not in digests.files
+
+
+def test_a_missing_name_is_told_with_the_encoding_where_that_may_be_why(tmp_path, monkeypatch):
+    monkeypatch.setattr(file_digests.sys, "getfilesystemencoding", lambda: "iso8859-1")
+    assert file_digests.resolve(str(tmp_path), ["gr\u00f6\u00dfe.txt", "plain.txt"])[1] == [
+        "input gr\u00f6\u00dfe.txt (file names are iso8859-1 in this locale; if they are UTF-8, run with PYTHONUTF8=1): there is no such file",
+        "input plain.txt: there is no such file"]

@@ -479,3 +479,17 @@ def test_where_no_lines_are_drawn(project, arguments, env):
     project.write("go", "")
     run = OnTerminal(waiting(project), "--run-id", "r", *arguments, **env)
     assert run.end() == 0 and "\x1b" not in run.seen and "25%" not in run.seen
+
+
+def test_nothing_is_drawn_while_another_job_of_the_shell_has_the_terminal(monkeypatch):
+    view, stream, clock, _ = view_of()
+    stream.fileno = lambda: 1
+    owner = [8]
+    monkeypatch.setattr(os, "getpgrp", lambda: 7, raising=False)
+    monkeypatch.setattr(os, "tcgetpgrp", lambda descriptor: owner[0], raising=False)
+    clock.now = 3.0
+    assert not view.is_due()
+    owner[0] = 7
+    assert view.is_due()
+    stream.fileno = lambda: (_ for _ in ()).throw(OSError(25, "not a terminal"))
+    assert view.is_due()
