@@ -303,8 +303,8 @@ class Run:
             self.known.index.keep()
             try:
                 self._write_run("running")
-            except OSError:
-                pass                    # it says less than it could until the next time
+            except (OSError, state_store.StateError):
+                pass                    # it says less than it could until the next time; a damaged index is told at the end
 
         self.pool.tick, self.pool.tick_s = settle, MOMENT_S
 

@@ -505,7 +505,9 @@ def test_an_index_cut_short_while_processors_are_at_work_ends_nothing(project):
     project.write("data/b.txt", "b")
     project.processor("count", "open(os.path.join(out, 'count'), 'w').write(str(len(inputs)))\n")
     project.processor("wait", "while not os.path.exists('gate'):\n    time.sleep(0.01)\nopen(os.path.join(out, 'o'), 'w')\n")
-    project.processor("cut", "path = 'state/index_pipeline.json'\nos.path.exists(path) and os.truncate(path, 10)\nopen('gate', 'w')\nopen(os.path.join(out, 'o'), 'w')\n")
+    project.processor("cut", "path, ended = 'state/index_pipeline.json', time.monotonic() + 30\n"
+                      "while path in open('/proc/%d/maps' % os.getppid()).read():\n    assert time.monotonic() < ended, 'still mapped'\n    time.sleep(0.001)\n"
+                      "os.path.exists(path) and os.truncate(path, 10)\nopen('gate', 'w')\nopen(os.path.join(out, 'o'), 'w')\n")
     project.spec(*({"processor": "bin/%s.py" % name, "inputs": [inputs]} for name, inputs in (("count", "data/many/*"), ("wait", "data/a.txt"), ("cut", "data/b.txt"))), order="graph")
     assert run(project, "made", "--jobs", "2")[0] == 0
     age(project)
