@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import namedtuple
 
 import spec_checks
 import spec_source
@@ -36,6 +37,7 @@ _HOME = os.path.dirname(_HERE)
 PLAIN, PROGRAM = 0o666, 0o777                   # before the umask
 SHOWN_NAMES = 5
 FIRST_STAGE = "clean"
+PARTIAL = ".tmp-"           # begins the name of a project's folder that is being made
 LOCK_S = 10.0               # how long another new-stage may take
 
 
@@ -74,8 +76,10 @@ def _check_folder(folder: str, target: str) -> None:
     names = sorted(name for name in os.listdir(target) if name != ".git")
     if names:
         more = " and %d more" % (len(names) - SHOWN_NAMES) if len(names) > SHOWN_NAMES else ""
-        raise UsageError("init %s: the folder is not empty, it has %s%s; choose another folder, or move them away"
-                         % (folder, ", ".join(names[:SHOWN_NAMES]), more))
+        remedy = "choose another folder, or move them away"
+        if all(name.startswith(PARTIAL) for name in names):
+            remedy = "an init that was killed has left that: remove it and run again"
+        raise UsageError("init %s: the folder is not empty, it has %s%s; %s" % (folder, ", ".join(names[:SHOWN_NAMES]), more, remedy))
 
 
 def _pipeline_name(target: str) -> str:
@@ -129,7 +133,7 @@ def _make_beside(target: str, files: Files) -> None:
 
 def _move_into(target: str, files: Files) -> None:
     """Fill an empty folder: renaming over it would leave whoever stands in it in a folder that is gone."""
-    temporary = os.path.join(target, ".tmp-" + os.urandom(4).hex())
+    temporary = os.path.join(target, PARTIAL + os.urandom(4).hex())
     moved: List[str] = []
     try:
         _write_all(temporary, files)
@@ -179,7 +183,30 @@ def _shell_word(text: str) -> str:
 
 # === new-stage ===
 
+class _NewStage(namedtuple("_NewStage", "spec path before after entry files missing")):
+    """What new-stage is going to do: files {path: (content, mode)}, of which missing are to be written; before, after: the pipeline file at path."""
+
+    __slots__ = ()
+
+
 def _new_stage(options: Options, console: Console, load: Callable[..., PipelineSpec]) -> int:
+    root = _planned_stage(options, load).spec.root      # what is refused leaves nothing behind
+    os.makedirs(os.path.join(root, "locks"), exist_ok=True)
+    lock = stage_locks.FileLock(root, "new-stage", Clock())
+    lock.acquire(LOCK_S, "new-stage: another one is at work below %s; run the command again" % root)
+    try:
+        new = _planned_stage(options, load)
+        for one in new.missing:
+            _write_file(root, one, *new.files[one])
+        _replace_spec(new.path, new.before, new.after)
+    finally:
+        lock.release()
+    _tell(options, console, new.spec, new.entry, new.files)
+    return EXIT_OK
+
+
+def _planned_stage(options: Options, load: Callable[..., PipelineSpec]) -> _NewStage:
+    """Raises: UsageError, SpecError; OSError."""
     name, kind = options.operands[0], options.kind
     problem = spec_checks.name_problem(name)
     if problem:
@@ -200,18 +227,7 @@ def _new_stage(options: Options, console: Console, load: Callable[..., PipelineS
     inputs = _inputs_after(spec)
     entry = _entry(name, processor, kind, inputs, _output_folder(name, spec))
     entry.update(_not_inherited(json.loads(before.decode("utf-8")).get("defaults", {})))
-    after = _with_stage(before.decode("utf-8"), entry)
-    for one in missing:
-        _write_file(spec.root, one, *files[one])
-    os.makedirs(os.path.join(spec.root, "locks"), exist_ok=True)
-    lock = stage_locks.FileLock(spec.root, "new-stage", Clock())
-    lock.acquire(LOCK_S, "new-stage: another one is at work on the pipeline file; the processor and its test are written: run the command again")
-    try:
-        _replace_spec(path, before, after)
-    finally:
-        lock.release()
-    _tell(options, console, spec, entry, files)
-    return EXIT_OK
+    return _NewStage(spec, path, before, _with_stage(before.decode("utf-8"), entry), entry, files, missing)
 
 
 def _check_is_new(name: str, spec: PipelineSpec) -> None:
