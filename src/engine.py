@@ -760,8 +760,8 @@ def stage_entry(result: StageResult) -> Json:
 
 def load_for_stages() -> None:
     """Load what a stage needs that must be run; each is loaded when it is needed, too."""
-    import ctypes  # noqa: F401
-    if sys.platform != "win32":
+    if sys.platform.startswith("linux"):
+        import ctypes  # noqa: F401
         import resource  # noqa: F401
     import attempts  # noqa: F401
     import network_watch  # noqa: F401

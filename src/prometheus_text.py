@@ -130,16 +130,20 @@ def refreshed(earlier: bytes, record: Json, metrics: Json, stages: List[str]) ->
             '\npipeline_run_state{%s,state="completed"} 1\n' % pipeline]
     told += ['\npipeline_run_stages{%s,status="%s"} 0\n' % (pipeline, status) for status in ("ok", "failed", "interrupted", "waiting", "notRun")]
     first, last = _find_lines(earlier, STAGE_SUCCESS, pipeline, stages, '"} ' + ends[RUN_END], place)
-    begin, *others, end = earlier[last:].split(b"\n") if first >= 0 else (b"", b"torn")
-    if begin or end or b"\0" in earlier or not all(line.startswith((STAGE_SUCCESS + '{pipeline="').encode("ascii")) for line in others):
-        return []                       # a power cut, or somebody, has been at it
-    if first < 0 or ends[PIPELINE_SUCCESS] != ends[RUN_END] or not all(line in head for line in told):
+    if first < 0 or _is_torn(earlier, last) or ends[PIPELINE_SUCCESS] != ends[RUN_END] or not all(line in head for line in told):
         return []
     ended = epoch_text(metrics["timestamp"])
     for family, value in ((PIPELINE_SUCCESS, ended), (RUN_START, epoch_text(record["startedAt"])), (RUN_END, ended), (RUN_DURATION, number(metrics["durationSec"]))):
         head = head.replace("\n%s%s%s\n" % (family, start, ends[family]), "\n%s%s%s\n" % (family, start, value), 1)
     view = memoryview(earlier)
     return [head.encode("utf-8"), view[place:first], _stage_lines(STAGE_SUCCESS, pipeline, stages, '"} ' + ended).encode("utf-8"), view[last:]]
+
+
+def _is_torn(earlier: bytes, last: int) -> bool:
+    """Tell whether a power cut, or somebody, has been at the file: it holds zeros, or from *last* on, the newline after a line of the last
+    family, anything but lines of that family."""
+    mark = (STAGE_SUCCESS + '{pipeline="').encode("ascii")
+    return b"\0" in earlier or earlier[-1:] != b"\n" or not all(line.startswith(mark) for line in earlier[last + 1:-1].split(b"\n") if line)
 
 
 def _find_lines(earlier: bytes, family: str, pipeline: str, stages: Sequence[str], after: str, begin: int = 0) -> Tuple[int, int]:

@@ -144,8 +144,9 @@ class Index:
     def is_void(self, root: str) -> bool:
         """Look again at what all stages depend on; tell whether it has changed, and the index says nothing any more."""
         from bisect import bisect_left
+        common = bisect_left(self.owners, 0)        # links of all stages stand first
         return self._has_common_changed(root) or bool(
-            path_signs.changed([os.path.join(root, path) for path in self.followed], self.followed_signs, 0, bisect_left(self.owners, 0), os.stat))
+            path_signs.changed([os.path.join(root, path) for path in self.followed[:common]], self.followed_signs, 0, common, os.stat))
 
     def _has_common_changed(self, root: str) -> bool:
         return bool(path_signs.changed([os.path.join(root, path) for path in self.common], self.common_signs))

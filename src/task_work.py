@@ -110,15 +110,12 @@ def _write(path: str, data: bytes) -> None:
 
     Not emptied first: a file that was is written out to the disk when it is closed (ext4, auto_da_alloc), for each task anew.
     """
-    with open(path, "wb", buffering=0, opener=_without_emptying) as file:
-        view = memoryview(data)
-        while view:
-            view = view[file.write(view):]
-        file.truncate()
-
-
-def _without_emptying(path: str, flags: int) -> int:
-    return os.open(path, flags & ~os.O_TRUNC, 0o666)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        state_store.write_all(descriptor, data)
+        os.ftruncate(descriptor, len(data))
+    finally:
+        os.close(descriptor)
 
 
 def _empty(folder: str) -> None:
