@@ -447,3 +447,9 @@ def test_a_parameter_that_is_longer_than_the_system_takes_is_told_of(project):
     project.spec({"name": "s", "processor": project.processor("none", ""), "params": {"x": "a" * 200000}})
     done = project.run()
     assert done.code == 1 and "Argument list too long; Linux takes 128 KiB in one argument or variable, `args`, `params` and `env` of the stage among them" in done.out, done
+
+
+def test_files_are_opened_with_an_encoding(project):
+    project.spec({"processor": project.processor("p", "open(os.path.join(out, 'o'), 'wb').close()\n"), "passEnv": ["HOME"]})
+    done = project.run(env={"PYTHONWARNDEFAULTENCODING": "1", "PYTHONWARNINGS": "error::EncodingWarning" if sys.version_info >= (3, 10) else ""})
+    assert (done.code, done.err) == (0, ""), done

@@ -339,6 +339,25 @@ def test_with_minder_and_helper_killed_the_runner_itself_has_the_task_end_in_ord
 
 
 @linux_only
+def test_with_the_helper_killed_what_runs_goes_on_and_nothing_more_is_started(project, cluster):
+    project.write("data/in/1.txt", "1")
+    project.write("data/in/2.txt", "2")
+    body = "open('started', 'w').close()\nwhile not os.path.exists('gate'):\n    time.sleep(0.01)\nopen(os.path.join(out, os.path.basename(inputs[0])), 'w').close()\n"
+    project.spec({"processor": project.processor("p", body), "forEach": "data/in/*.txt", "launcher": cluster.words(), "retry": {"attempts": 3}})
+    with project.start("--run-id", "r", "--jobs", "1") as process:
+        try:
+            wait_for(lambda: project.exists("started"))
+            os.kill(family_of(cluster.launches()[0]["pid"])[2], signal.SIGKILL)
+        finally:
+            project.write("gate", "")
+        out, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 1 and b"the helper that starts launchers has died; run again" in out and b"[RETRY]" not in out, out
+    assert project.exists("data/s1/1.txt") and not project.exists("data/s1/2.txt")
+    project.ok("--run-id", "again")
+    assert project.exists("data/s1/2.txt") and leases(project) == []
+
+
+@linux_only
 def test_a_daemon_of_the_processor_does_not_outlive_the_task(project, cluster):
     body = ("import subprocess\none = subprocess.Popen([sys.executable, '-c', 'import os, time; os.setsid(); time.sleep(60)'], env={}, close_fds=True)\n"
             "open(out + '/pid', 'w').write(str(one.pid))\n")

@@ -321,3 +321,10 @@ def test_a_full_disk_under_the_key_file_is_named(project, tmp_path):
     os.rmdir(key + ".new")
     project.ok("--run-id", "c", "--key", key)
     assert ": ok" in project.ok("verify", "--key", str(first)).out
+
+
+def test_an_empty_file_in_the_place_of_a_key_is_told_as_what_a_kill_has_left(project):
+    for text, told in (("", "is there already, and empty: a new-key that was killed may have left it; remove it and run again"), ("x", "is there already; a key is never overwritten")):
+        project.write("key", text)
+        done = project.run("new-key", str(project.path("key")))
+        assert done.code == 2 and done.err.endswith(told + "\n"), done

@@ -947,3 +947,14 @@ def test_a_run_that_another_has_closed_as_dead_does_not_end_a_second_time(projec
     assert done.code == 5 and [line for line in done.out.splitlines() if line.startswith("[")] == ["[EDITED] state/stage_s.json: lastRunId: run r1 did not make this stage"], done
     project.ok("--run-id", "r3", "--force", "s")
     project.ok("verify", "--outputs")
+
+
+def test_a_folder_is_let_go_of_after_all_were_given_up(tmp_path):
+    """Stages that an error has cut short are closed after the run has ended."""
+    (tmp_path / "locks").mkdir()
+    one, two = stage_locks.FolderLocks(str(tmp_path)), stage_locks.FolderLocks(str(tmp_path))
+    assert one.try_acquire("data/a")
+    one.close()
+    one.release("data/a")
+    assert two.try_acquire("data/a")
+    two.close()

@@ -681,20 +681,24 @@ def test_a_large_index_is_mapped_until_something_changed(project, monkeypatch):
 
 
 @pytest.mark.parametrize("top", [{}, {"order": "graph"}], ids=["listed", "graph"])
-@pytest.mark.parametrize("made", ["processor", "module"])
+@pytest.mark.parametrize("made", ["processor", "module", pytest.param("link", marks=linux_only)])
 def test_a_stage_whose_program_an_earlier_stage_has_made_anew_is_not_skipped(project, made, top):
     project.write("data/word.txt", "one")
     project.write("data/in.txt", "x")
     use = "import os\nopen(os.path.join(os.environ['PIPELINE_OUTPUT_DIR'], 'o'), 'w').write(%s)\n"
-    if made == "processor":
+    processor = "tools/tool.py"
+    if made != "module":
         name, text = "tool.py", use % "'%s'"
     else:
         name, text = "table.py", "WORD = '%s'\n"
         project.write("tools/tool.py", "import table\n" + use % "table.WORD")
     project.write("tools/" + name, text % "none")
+    if made == "link":
+        processor = "bin/tool.py"
+        project.path(processor).symlink_to("../tools/tool.py")
     project.processor("make", "open(os.path.join(out, %r), 'w').write(%r %% open(inputs[0]).read())\n" % (name, text))
     project.spec({"processor": "bin/make.py", "inputs": ["data/word.txt"], "outputDir": "tools"},
-                 {"processor": "tools/tool.py", "inputs": ["data/in.txt"], "needs": ["s1"]}, **top)
+                 {"processor": processor, "inputs": ["data/in.txt"], "needs": ["s1"]}, **top)
     for run_id in ("made", "made2", "indexed"):
         assert run(project, run_id)[0] == 0
         age(project)
