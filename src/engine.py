@@ -130,6 +130,8 @@ class Run:
             self._tell_healed()
             for place in range(len(self.selected)) if self.known is None else sorted(self.known.stale):
                 self.store.stage(self.selected[place].name)     # damaged state is found before any work is done
+            for name, doubt in planning.unfinished_makers(self.spec, self.selected):
+                self.console.event("NOTE", name, ": " + doubt)
             code = self._run_to_its_record()
             return code
         finally:

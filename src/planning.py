@@ -15,7 +15,7 @@ from file_digests import Digests, resolve
 from model import EXIT_OK, Clock, Decision, Facts, Material, Options, PipelineSpec, StageSpec, UsageError
 from program_scan import check_offline
 from stage_keys import gather_material, output_problems
-from state_store import StateStore
+from state_store import StateError, StateStore
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -205,6 +205,30 @@ def _span(spec: PipelineSpec, names: List[str], options: Options) -> Set[str]:
     return set(names[first:last + 1])
 
 
+def unfinished_makers(spec: PipelineSpec, selected: Sequence[StageSpec]) -> List[Tuple[str, str]]:
+    """Return (stage, what to say) for each selected stage that takes what a stage left out makes, where that one has not ended well."""
+    if len(selected) == len(spec.stages):
+        return []
+    import stage_order
+    makers, names = stage_order.edges(spec.stages), {stage.name for stage in selected}
+    unfinished = {stage.name: _unfinished(spec.root, stage) for stage in spec.stages if stage.name not in names}
+    return [(stage.name, "takes what stage %s makes, which is left out and %s: what is there now is taken" % (maker, unfinished[maker]))
+            for stage in selected for maker in makers[stage.name] if unfinished.get(maker)]
+
+
+def _unfinished(root: str, stage: StageSpec) -> str:
+    """Return in what way a stage has not ended well, as its record and its marker tell, "" if it has; its files are not looked at."""
+    try:
+        record = StateStore(root, writable=False).stage(stage.name)
+    except StateError:
+        return "has a damaged record"
+    if record is None:
+        return "has not been run"
+    if record["lastStatus"] == "ok":
+        return "" if state_store.read_marker(state_store.marker_path(root, stage.output_dir, stage.name)) else "has no marker any more"
+    return {"running": "was not finished", "interrupted": "was interrupted"}.get(str(record["lastStatus"]), "failed")
+
+
 def override_params(spec: PipelineSpec, params: Json) -> PipelineSpec:
     """Return the spec with --set values in each stage that has such a param. Raises: UsageError if none has."""
     known = sorted({name for stage in spec.stages for name in stage.params})
@@ -225,7 +249,10 @@ def print_plan(spec: PipelineSpec, options: Options, console: Console, clock: Cl
     boot = state_store.boot_id()
     digests = Digests(spec.root, boot, keep=False, rehash=options.rehash)
     check_offline(spec, digests, console)
-    for stage, decision, _ in stage_order.planned(spec.stages, select_stages(spec, options), looker(spec, options, digests), spec.order == "graph"):
+    selected = select_stages(spec, options)
+    for name, doubt in unfinished_makers(spec, selected):
+        console.line("[NOTE] %s: %s" % (name, doubt))
+    for stage, decision, _ in stage_order.planned(spec.stages, selected, looker(spec, options, digests), spec.order == "graph"):
         holder = holder_text(spec, stage, boot, clock)
         console.plan(stage.name, decision._replace(reasons=["running now"]) if holder and decision.reasons == ["last run died"] else decision, holder)
     return EXIT_OK

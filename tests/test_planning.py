@@ -340,12 +340,30 @@ def test_a_forced_stage_that_is_left_out_is_refused(chain, command, selection):
 
 def test_only_from_until(chain):
     done = chain.run("--only", "upper")
-    assert done.code == 1 and "[FAIL] upper: input data/work/*.txt: no file matches" in done.out and "copy" not in done.out, done
+    assert done.code == 1 and "[FAIL] upper: input data/work/*.txt: no file matches" in done.out and "] copy" not in done.out, done
     assert "copy" in chain.ok("--until", "copy").out
     assert not chain.exists("data/output/result.txt")
     done = chain.ok("--from", "upper")
     assert "copy" not in done.out and "[DONE] upper" in done.out
     assert chain.json("state/stage_upper.json")["lastStatus"] == "ok"
+
+
+def test_a_stage_that_is_left_out_and_has_not_ended_well_is_told(chain):
+    said = "[NOTE] upper: takes what stage copy makes, which is left out and %s: what is there now is taken\n"
+    assert said % "has not been run" in chain.run("--only", "upper").out
+    chain.ok()
+    assert "[NOTE]" not in chain.ok("--only", "upper").out + chain.ok("plan", "--only", "upper").out
+    record = chain.json("state/stage_copy.json")
+    for status, text in (("failed", "failed"), ("interrupted", "was interrupted"), ("running", "was not finished")):
+        chain.write("state/stage_copy.json", json.dumps(dict(record, lastStatus=status)))
+        assert said % text in chain.ok("--from", "upper").out
+        assert said % text in chain.ok("plan", "--only", "upper").out
+    chain.write("state/stage_copy.json", json.dumps(record))
+    chain.path("data/work/.copy.done").unlink()
+    assert said % "has no marker any more" in chain.ok("--only", "upper").out
+    assert "[NOTE]" not in chain.ok("plan", "--only", "copy").out       # it takes nothing of a stage's
+    chain.write("state/stage_copy.json", "{")
+    assert said % "has a damaged record" in chain.ok("plan", "--only", "upper").out
 
 
 @pytest.mark.parametrize("option", ["--only", "--force", "--from", "--until"])
