@@ -205,6 +205,7 @@ class Attempt:
         self.thread: Any = None             # where there is one for each attempt: it reads the output ...
         self.done: Any = None               # ... and this event says that the processor has ended
         self.ending: Any = None
+        self.cores: List[int] = []          # those that it may use, where it declares how many
         self.notes: List[str] = []
         self.is_forked = False              # by a fork server, whose child it is
         self.is_over = False                # of one that a fork server has started: its end was told
@@ -314,13 +315,20 @@ class Pool:
         attempt.tree = self.processes.Tree(attempt.pid, launch.token, attempt.job, self.others,
                                            lambda: [(one.pid, one.launch.token) for one in self.running if one is not attempt and one.pid])
         attempt.tree.is_child = not attempt.is_forked
-        attempt.notes += apply_resources(attempt.pid, launch.resources)
+        attempt.cores = self._free_cores(launch.resources)
+        attempt.notes += apply_resources(attempt.pid, launch.resources, attempt.cores)
         attempt.ending = Ending(launch, attempt.tree, self.signals)
         self.running.append(attempt)
         if self.threads:
             _start_thread(attempt)
         else:
             os.set_blocking(attempt.reader, False)
+
+    def _free_cores(self, resources: Dict[str, int]) -> List[int]:
+        """Return on which processor cores an attempt may run."""
+        if "cpuCores" not in resources or not hasattr(os, "sched_getaffinity"):
+            return []
+        return pick_cores(sorted(os.sched_getaffinity(0)), [core for one in self.running for core in one.cores], resources["cpuCores"], os.getpid())
 
     def wait(self, seconds: Optional[float] = None) -> List[Attempt]:
         """Return the attempts that have ended, waiting for the first one, a signal, or *seconds* at most."""
@@ -670,16 +678,27 @@ def unenforced(resources: Dict[str, int], platform: str = sys.platform) -> List[
     return sorted(set(resources) - able.get("linux" if platform.startswith("linux") else platform, {"nice", "minFreeDiskMB"}))
 
 
-def apply_resources(pid: int, resources: Dict[str, int]) -> List[str]:
-    """Limit a process that has just been started, and what it will start; return what could not be done.
+def pick_cores(allowed: Sequence[int], in_use: Sequence[int], count: int, start: int) -> List[int]:
+    """Return *count* of the allowed processor cores, or all if there are fewer: those first that are in use least often.
+
+    start: any number; of cores that are in use equally often it says with which to begin, so that two runners of one
+    machine do not all begin with the first.
+    """
+    first = start % len(allowed)
+    return sorted((*allowed[first:], *allowed[:first]), key=in_use.count)[:count]
+
+
+def apply_resources(pid: int, resources: Dict[str, int], cores: Sequence[int] = ()) -> List[str]:
+    """Limit a process that has just been started, and what it will start, cpuCores to those *cores*; return what could not be done.
 
     Done from outside, right after the start: a preexec_fn would make every start slower and may deadlock.
     """
     notes = ["resources.%s cannot be enforced on %s" % (name, sys.platform) for name in unenforced(resources)]
+    values: Dict[str, Any] = dict(resources, cpuCores=cores)
     for name, act in (("nice", _set_nice), ("memoryMB", _set_memory), ("cpuCores", _set_cores)):
         if name in resources and name not in unenforced(resources) and sys.platform != "win32":
             try:
-                act(pid, resources[name])
+                act(pid, values[name])
             except ProcessLookupError:
                 pass                    # it has ended already
             except (OSError, ValueError, OverflowError) as error:
@@ -697,6 +716,5 @@ def _set_memory(pid: int, value: int) -> None:
     resource.prlimit(pid, resource.RLIMIT_AS, (value << 20, hard))
 
 
-def _set_cores(pid: int, value: int) -> None:
-    allowed = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(pid, allowed[:value])
+def _set_cores(pid: int, cores: Sequence[int]) -> None:
+    os.sched_setaffinity(pid, cores)

@@ -1017,6 +1017,31 @@ json.dump([memory, os.getpriority(os.PRIO_PROCESS, 0), len(os.sched_getaffinity(
     assert project.json("data/s1/o.json") == ["refused", 7, 1, [7, 1]] and "[NOTE]" not in done.out, done
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="one core cannot be shared out")
+def test_tasks_at_work_at_once_have_cores_of_their_own(project):
+    """Each waits for the other's file, so that both are at work at once."""
+    for name in "ab":
+        project.write("data/in/%s.txt" % name, name)
+    project.processor("cores", """
+json.dump(sorted(os.sched_getaffinity(0)), open(os.path.join(%r, os.environ["PIPELINE_TASK"][-5]), "w"))
+while len(os.listdir(%r)) < 2:
+    time.sleep(0.01)
+open(os.path.join(out, os.path.basename(os.environ["PIPELINE_TASK"])), "w").close()
+""" % ((str(project.path("met")),) * 2))
+    project.path("met").mkdir()
+    project.spec({"name": "s1", "processor": "bin/cores.py", "forEach": "data/in/*.txt", "outputDir": "data/s1", "resources": {"cpuCores": 1}, "timeoutSec": 60})
+    project.ok("--jobs", "2")
+    one, other = project.json("met/a"), project.json("met/b")
+    assert len(one) == len(other) == 1 and one != other
+
+
+@pytest.mark.parametrize("in_use, count, start, picked", [
+    ([], 1, 0, [2]), ([], 1, 1, [5]), ([], 2, 5, [7, 2]), ([2], 1, 0, [5]), ([2, 5, 7, 2], 2, 0, [5, 7]), ([2, 5], 2, 0, [7, 2]), ([], 9, 1, [5, 7, 2]),
+])
+def test_cores_are_shared_out(in_use, count, start, picked):
+    assert attempts.pick_cores([2, 5, 7], in_use, count, start) == picked
+
+
 def test_too_little_free_space_fails_the_stage_with_both_numbers_and_starts_nothing(project):
     spec_of(project, "open(out + '/o', 'w').write('x')", resources={"minFreeDiskMB": 1 << 40}, retry={"attempts": 3, "baseDelayMs": 1})
     done = project.run()
