@@ -276,13 +276,14 @@ class Held:
     def _with_recovered(self, record: Json) -> List[Json]:
         stages = [one for one in record["stages"] if isinstance(one, dict)]
         known = {one.get("stage") for one in stages if one.get("status") == "ok"}
+        store = state_store.StateStore(self.store.root, writable=False)     # what is damaged is left for the run that needs it, which will say so
         for name in sorted(os.listdir(self.store.folder)):
             if not (name.startswith("stage_") and name.endswith(".json")) or name[6:-5] in known:
                 continue
             try:
-                stage = self.store.stage(name[6:-5])
+                stage = store.stage(name[6:-5])
             except StateError:
-                continue                    # the run that needs it will say so
+                continue
             if stage is not None and (stage.get("lastRunId"), stage.get("lastInvocation"), stage["lastStatus"]) == (record["runId"], record["invocation"], "ok"):
                 stages = [one for one in stages if one.get("stage") != stage["stage"]] + [recovered_entry(self.store, stage)]
         return stages

@@ -24,7 +24,7 @@ import stage_outputs
 import state_store
 import task_files
 from console import describe_os_error, free_space_text
-from model import Checkpoint, RunnerError, StageResult, sha256
+from model import Checkpoint, StageResult, sha256
 from scheduler import Attempting, Pause
 from state_store import utc_text
 
@@ -375,7 +375,7 @@ class StageWork:
             try:
                 record = store.stage(file[len("stage_"):-len(".json")])
                 paths = recorded_paths(store, record)
-            except (RunnerError, task_log.Damaged, OSError, ValueError):
+            except (state_store.StateError, task_log.Damaged, OSError, ValueError):
                 continue                # damaged: it vouches for nothing
             folder = state_store.made_elsewhere(record, "")
             found.update("%s/%s" % (folder, path) for path in paths)

@@ -305,6 +305,30 @@ def test_damaged_records_are_set_aside_and_said_so_and_the_next_run_works(finish
     assert project.read("data/s1/o.txt") == "made"
 
 
+@pytest.mark.parametrize("run_id", ["r", "later"])
+def test_a_record_damaged_after_a_kill_is_told_by_whoever_closes_the_dead_run(project, run_id):
+    body = "if os.path.exists(%r):\n    os.kill(os.getppid(), 9)\n    time.sleep(60)\n" % str(project.path("deadly"))
+    project.spec({"name": "s1", "processor": project.processor("p", body)})
+    project.write("deadly", "")
+    assert project.run("--run-id", "r").code == -9
+    project.path("deadly").unlink()
+    project.write("state/stage_s1.json", b"\0")
+    done = project.run("--run-id", run_id)
+    assert done.code == 5 and "state/stage_s1.json is damaged (not JSON); it was set aside as state/stage_s1.json.corrupt-" in done.err, done
+    project.ok("--run-id", run_id)
+
+
+def test_a_damaged_record_of_a_stage_that_is_no_more_stops_no_other_stage(project):
+    one_stage(project, "sys.exit(7)")
+    assert project.run().code == 1
+    project.write("state/stage_gone.json", b"\0")
+    done = project.run()
+    assert done.code == 1 and "[FAIL] s1: exit code 7" in done.out, done
+    one_stage(project)
+    project.ok()
+    assert project.path("state/stage_gone.json").read_bytes() == b"\0"
+
+
 BAD_STAGE = {
     "another stage": {"stage": "s2"}, "unknown status": {"lastStatus": "fine"}, "no status": {"lastStatus": None}, "no key": {"idempotencyKey": None}, "parts are a list": {"keyParts": []},
     "outputs are an object": {"outputs": {}}, "outputs hold text": {"outputs": ["o.txt"]}, "bytes are text": {"outputs": [{"path": "o.txt", "bytes": "4", "sha256": "0"}]},
