@@ -50,8 +50,8 @@ def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: State
     if not reasons_to_run(stage, facts):
         return facts
     if stage.checkpoint and os.path.lexists(store.path("progress_%s.json" % stage.name)):
-        import stage_work
-        facts = facts._replace(checkpoint=stage_work.read_checkpoint(store, stage, record, material.key, boot))
+        import checkpoints
+        facts = facts._replace(checkpoint=checkpoints.read_checkpoint(store, stage, record, material.key, boot))
     if record is not None and record["lastStatus"] == "ok" and marker is None and not problems:
         facts = facts._replace(sealable=state_store.died_before_marker(store, stage.name, record))
     return facts

@@ -14,6 +14,7 @@ from collections import namedtuple
 
 import pipeline_graph
 import provenance
+import stage_progress
 from ledger_format import found_hash, head_text
 from model import UsageError, sha256
 
@@ -363,12 +364,12 @@ def _failed_tasks(folder: str, entry: Json, run: str) -> List[Tuple[str, str]]:
 
 
 def _progress(folder: str, name: str) -> str:
-    progress, problem = read_json(os.path.join(folder, "progress_%s.json" % name))
-    if problem:
+    progress = stage_progress.read_progress(os.path.join(folder, "progress_%s.json" % name))
+    if progress is None:
         return ""
-    done, total = number_of(progress.get("byteOffset")), number_of(progress.get("bytesTotal"))
-    lines = "line %d" % number_of(progress.get("lineOffset"))
-    return "%s, %d %%" % (lines, 100 * done / total) if total else lines
+    percent = stage_progress.percent(progress.done_bytes, progress.total_bytes)
+    lines = "line %d" % (progress.lines or 0)
+    return "%s, %d %%" % (lines, percent) if percent is not None else lines
 
 
 def _totals(spec: PipelineSpec, stages: List[Stage], edges: List[Any]) -> List[Total]:

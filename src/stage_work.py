@@ -15,6 +15,7 @@ import os
 import sys
 
 import attempts
+import checkpoints
 import control_totals
 import environment
 import file_digests
@@ -24,7 +25,7 @@ import stage_outputs
 import state_store
 import task_files
 from console import describe_os_error, free_space_text
-from model import Checkpoint, StageResult, sha256
+from model import StageResult, sha256
 from scheduler import Attempting, Pause
 from state_store import utc_text
 
@@ -32,7 +33,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
-    from model import Decision, Facts, Retry, StageSpec
+    from model import Checkpoint, Decision, Facts, Retry, StageSpec
     from scheduler import Flow
     from stage_locks import StageLock
     from state_store import StateStore
@@ -45,77 +46,6 @@ SHOWN_NAMES = 5             # of many files, on one line
 NOT_UTF_8 = "output %s: the name is not valid UTF-8, so no record can name it; have the processor give it another"
 NO_REPORT = "%sthe task left no report %s: %s"
 STATUS_ONLY = " (its rights or the number of its links, or its time was put back; a processor must copy an input, not link it)"
-
-# --- checkpoints -----------------------------------------------------------------------------------------------------
-
-
-def read_checkpoint(store: StateStore, stage: StageSpec, record: Optional[Json], key: str, boot: str) -> Optional[Checkpoint]:
-    """Return the stage's progress file, with what forbids to resume from it; None without one."""
-    return checkpoint_at(store.path("progress_%s.json" % stage.name), os.path.join(store.root, stage.output_dir), record, key, boot)
-
-
-def checkpoint_at(path: str, folder: str, record: Optional[Json], key: str, boot: str) -> Optional[Checkpoint]:
-    """Return a progress file, with what forbids to resume from it; None without one. folder: where its outputs are."""
-    try:
-        with open(path, "rb") as file:
-            progress = json.loads(file.read().decode("utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError):
-        return Checkpoint(0, {}, {}, False, False, {}, "it is damaged", False)
-    bad = progress_problem(progress)
-    if bad:
-        return Checkpoint(0, {}, {}, False, False, {}, bad, False)
-    found = Checkpoint(progress["lineOffset"], progress.get("outputs", {}), progress.get("publish", {}),
-                       progress.get("publishing") is True, progress.get("complete") is True, progress.get("counts", {}), "", False)
-    problem = _binding_problem(progress, record, key, boot)
-    if not problem and not found.complete:
-        problem = stage_outputs.cut_problem(folder, found.outputs, found.publishing, found.finals)
-    return found._replace(problem=problem, resumable=not problem and _holds_work(found, str((record or {}).get("lastStatus"))))
-
-
-def _binding_problem(progress: Json, record: Optional[Json], key: str, boot: str) -> str:
-    """Return why a checkpoint is not of this very work, or ""."""
-    if record is None:
-        return "no record says of which key it is"
-    if key != record["idempotencyKey"] or progress.get("key", key) != key:
-        return "it was made under another key"
-    if progress.get("durable") is not True and record.get("bootId") != boot:
-        return "it was not synced and the machine has been restarted since"
-    return ""
-
-
-def progress_problem(progress: Any) -> str:
-    """Return what is wrong with the form of a progress file, or ""."""
-    if not isinstance(progress, dict):
-        return "it is not an object"
-    offset = progress.get("lineOffset")
-    if not isinstance(offset, int) or isinstance(offset, bool) or offset < 0:
-        return "its lineOffset is %s" % spec_checks.shown_value(offset)
-    outputs, finals, counts = progress.get("outputs", {}), progress.get("publish", {}), progress.get("counts", {})
-    for files in (outputs, finals):
-        if not isinstance(files, dict) or any(spec_checks.path_problem(path) for path in files):
-            return "its outputs are not paths below the output folder"
-    if not all(spec_checks.is_integer(size) and size >= 0 for size in outputs.values()):
-        return "its outputs are not numbers of bytes"
-    if not all(isinstance(final, str) and not spec_checks.path_problem(final) for final in finals.values()):
-        return "its outputs are not paths below the output folder"
-    if not isinstance(counts, dict) or not all(spec_checks.is_integer(count) and count >= 0 for count in counts.values()):
-        return "its counts are not numbers"
-    return ""
-
-
-def _holds_work(found: Checkpoint, last_status: str) -> bool:
-    """Tell whether a valid checkpoint holds work to go on with.
-
-    A complete one does only for a stage whose runner died before it could record the success: after a recorded
-    success it is history, and after a recorded failure its result was refused.
-    """
-    if found.complete:
-        return last_status in ("running", "interrupted")
-    # Within one huge first line no line is done yet, but bytes are.
-    return found.line_offset > 0 or bool(found.publishing) or any(found.outputs.values())
-
 
 def recorded_paths(store: StateStore, record: Optional[Json]) -> List[str]:
     """Return the outputs of a stage as its record has them, or, where there are too many for it, its task log."""
@@ -435,7 +365,7 @@ class StageWork:
 
     def _read_checkpoint(self, status: str) -> Optional[Checkpoint]:
         record = {"idempotencyKey": self.key, "bootId": self.run.boot, "lastStatus": status}
-        return read_checkpoint(self.store, self.stage, record, self.key, self.run.boot)
+        return checkpoints.read_checkpoint(self.store, self.stage, record, self.key, self.run.boot)
 
     def _cut_to_checkpoint(self) -> None:
         found = self._read_checkpoint("running")
@@ -663,12 +593,8 @@ class StageWork:
         """Return the progress file as the processor left it, {} where there is none that can be used."""
         if not self.stage.checkpoint:
             return {}
-        try:
-            with open(self.store.path("progress_%s.json" % self.stage.name), "rb") as file:
-                progress: Json = json.loads(file.read().decode("utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return {} if progress_problem(progress) else progress
+        progress, _ = checkpoints.read_progress(self.store.path("progress_%s.json" % self.stage.name))
+        return progress or {}
 
     def _complete_checkpoint(self) -> None:
         """Mark the checkpoint of a finished stage complete, so that nobody resumes from it."""

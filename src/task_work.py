@@ -18,6 +18,7 @@ import sys
 from collections import namedtuple
 
 import attempts
+import checkpoints
 import control_totals
 import file_digests
 import spec_checks
@@ -273,7 +274,7 @@ class TasksWork(stage_work.StageWork):
         task = trial.task
         if self.stage.checkpoint and os.path.isdir(task.folder):
             record = {"idempotencyKey": task.key, "bootId": self._boot_of(trial), "lastStatus": last_status}
-            found = stage_work.checkpoint_at(self._progress_path(task), task.folder, record, task.key, self.run.boot)
+            found = checkpoints.checkpoint_at(self._progress_path(task), task.folder, record, task.key, self.run.boot)
             if found is not None and found.resumable:
                 if not found.complete:
                     stage_outputs.cut_to_checkpoint(task.folder, found.outputs)
@@ -476,13 +477,9 @@ class TasksWork(stage_work.StageWork):
         if counts is not None or not self.stage.checkpoint:
             trial.counts = counts or {}
             return
-        try:
-            with open(self._progress_path(trial.task), "rb") as file:
-                progress = json.loads(file.read().decode("utf-8"))
-            if not stage_work.progress_problem(progress):
-                trial.counts = progress.get("counts", {})
-        except (OSError, ValueError):
-            pass
+        progress, _ = checkpoints.read_progress(self._progress_path(trial.task))
+        if progress is not None:
+            trial.counts = progress.get("counts", {})
 
     # --- the end
 

@@ -874,16 +874,19 @@ print(inputs(), arguments())
 """
 
 
-def test_open_output_publishes_and_counts_reach_the_progress(stage):
+def test_open_output_publishes_and_counts_are_reported_while_a_checkpoint_is_left_alone(stage):
     stage.write(b"a\n")
+    stage.progress.write_bytes(b"a checkpoint of the processor's own")
+    counted = stage.root / "counts.json"
     (stage.out / "sub").mkdir(parents=True)
     (stage.out / "sub" / "table.csv~demo~aa.part").write_bytes(b"stale")
-    done = stage.run(stage.script(AD_HOC), "--strict")
+    done = stage.run(stage.script(AD_HOC), "--strict", PIPELINE_COUNTS_FILE=str(counted))
     assert done.stdout == "['in0.txt'] ['--strict']\n"
     assert (stage.out / "sub" / "table.csv").read_bytes() == "ü,10\r\n".encode()
     assert (stage.out / "raw.bin").read_bytes() == b"\0\xff"
     assert os.listdir(str(stage.out / "sub")) == ["table.csv"]
-    assert stage.record()["counts"] == {"read": 3, "written": 2, "rejected": 1}
+    assert json.loads(counted.read_bytes()) == {"read": 3, "written": 2, "rejected": 1}
+    assert stage.progress.read_bytes() == b"a checkpoint of the processor's own"
 
 
 def test_open_output_changes_nothing_when_its_block_fails(stage):

@@ -141,7 +141,9 @@ def test_a_report_of_records_that_are_damaged_gone_or_edited(project):
 
 def test_a_report_of_a_run_that_runs_and_of_one_whose_runner_died(project):
     project.write("data/in.txt", "x")
-    project.spec({"name": "slow", "processor": project.processor("slow", "print('begun'); sys.stdout.flush(); open(out + '/begun', 'w'); time.sleep(60)\n"), "inputs": ["data/in.txt"]})
+    at = {"lineOffset": 3, "inputIndex": 1, "byteOffset": 25, "bytesDone": 75, "bytesTotal": 100}     # in the second input
+    body = "json.dump(%r, open(os.environ['PIPELINE_PROGRESS_FILE'], 'w'))\nprint('begun'); sys.stdout.flush(); open(out + '/begun', 'w'); time.sleep(60)\n" % at
+    project.spec({"name": "slow", "processor": project.processor("slow", body), "inputs": ["data/in.txt"], "checkpoint": {"enabled": True}})
     running = project.start("--run-id", "r1")
     try:
         deadline = time.monotonic() + 30
@@ -149,7 +151,7 @@ def test_a_report_of_a_run_that_runs_and_of_one_whose_runner_died(project):
             assert time.monotonic() < deadline and running.poll() is None
             time.sleep(0.01)
         page = report(project, notes=0)
-        assert "slow: running" in page.text and "begun" in page.text
+        assert "slow: running" in page.text and "begun" in page.text and "line 3, 75 %" in page.text
     finally:
         running.kill()
         running.communicate()

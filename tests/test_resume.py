@@ -407,7 +407,7 @@ def test_a_checkpoint_of_another_key_is_set_aside(project):
 
 
 @pytest.mark.parametrize("text, why", [
-    ("{\"lineOffset\": 4", "it is damaged"),
+    ("{\"lineOffset\": 4", "it is damaged"), ("[" * 200000, "it is damaged"),
     ("[4]", "it is not an object"),
     ("{\"lineOffset\": -1}", "its lineOffset is -1"),
     ("{\"lineOffset\": true}", "its lineOffset is true"),
@@ -421,6 +421,15 @@ def test_a_checkpoint_that_cannot_be_used_is_said_so(text, why, project):
     out = after(project)
     assert "[NOTE] s1: checkpoint not used: %s\n" % why in out and "[START] s1\n" in out
     assert project.json("pipeline.json")["name"] == "test"
+
+
+@pytest.mark.parametrize("taken", [{"inputs": ["data/in/*.txt"]}, {"forEach": "data/in/*.txt"}], ids=["stage", "tasks"])
+def test_a_processor_that_leaves_a_strange_checkpoint_and_ends_well_has_ended_well(project, taken):
+    project.write("data/in/a.txt", "a")
+    body = "open(os.environ['PIPELINE_PROGRESS_FILE'], 'w').write('[' * 200000)\nopen(out + '/made', 'w').close()\n"
+    project.spec(dict({"name": "s1", "processor": project.processor("p", body), "checkpoint": {"enabled": True}}, **taken))
+    project.ok()
+    assert "[SKIP] s1" in project.ok().out
 
 
 @pytest.mark.parametrize("more, resumes", [({}, False), ({"durable": False}, False), ({"durable": "yes"}, False), ({"durable": True}, True)])

@@ -1493,7 +1493,7 @@ _counts: Dict[str, int] = {}        # of count(): a processor of its own kind ha
 def count(read: int = 0, written: int = 0, rejected: int = 0) -> None:
     """Add to the record counts, for processors that use neither lines() nor blocks() (those count by themselves).
 
-    They reach the runner when the processor ends, through PIPELINE_COUNTS_FILE. A processor that resumes by itself counts
+    They reach the runner when the processor ends, through PIPELINE_COUNTS_FILE; a checkpoint is left alone. A processor that resumes by itself counts
     what it did before, too.
     """
     if not _counts:
@@ -1504,10 +1504,7 @@ def count(read: int = 0, written: int = 0, rejected: int = 0) -> None:
 
 
 def _save_counts() -> None:
-    path = os.environ.get("PIPELINE_PROGRESS_FILE")
     try:
         _report_counts(os.environ.get("PIPELINE_COUNTS_FILE"), _counts)
-        if path:
-            _write_progress(path, {"schema": SCHEMA, "lineOffset": 0, "counts": dict(_counts), "complete": False})
     except _Problem as problem:
         _tell(2, str(problem))

@@ -1,0 +1,94 @@
+"""The checkpoint of a stage or a task: the progress file that its processor writes, and whether it may be resumed from.
+
+On the leaves; only reads. A checkpoint resumes only its own work: that of the key under which it was made.
+"""
+from __future__ import annotations
+
+import json
+import os
+
+import spec_checks
+import stage_outputs
+from model import Checkpoint
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, Optional, Tuple
+
+    from model import StageSpec
+    from state_store import StateStore
+    Json = Dict[str, Any]
+
+
+def read_checkpoint(store: StateStore, stage: StageSpec, record: Optional[Json], key: str, boot: str) -> Optional[Checkpoint]:
+    """Return the stage's progress file, with what forbids to resume from it; None without one."""
+    return checkpoint_at(store.path("progress_%s.json" % stage.name), os.path.join(store.root, stage.output_dir), record, key, boot)
+
+
+def checkpoint_at(path: str, folder: str, record: Optional[Json], key: str, boot: str) -> Optional[Checkpoint]:
+    """Return a progress file, with what forbids to resume from it; None without one. folder: where its outputs are."""
+    progress, bad = read_progress(path)
+    if progress is None:
+        return Checkpoint(0, {}, {}, False, False, {}, bad, False) if bad else None
+    found = Checkpoint(progress["lineOffset"], progress.get("outputs", {}), progress.get("publish", {}),
+                       progress.get("publishing") is True, progress.get("complete") is True, progress.get("counts", {}), "", False)
+    problem = _binding_problem(progress, record, key, boot)
+    if not problem and not found.complete:
+        problem = stage_outputs.cut_problem(folder, found.outputs, found.publishing, found.finals)
+    return found._replace(problem=problem, resumable=not problem and _holds_work(found, str((record or {}).get("lastStatus"))))
+
+
+def read_progress(path: str) -> Tuple[Optional[Json], str]:
+    """Return (a progress file, ""), (None, what is wrong with it), or (None, "") where there is none."""
+    try:
+        with open(path, "rb") as file:
+            progress = json.loads(file.read().decode("utf-8"))
+    except FileNotFoundError:
+        return None, ""
+    except (OSError, ValueError, RecursionError):
+        return None, "it is damaged"
+    bad = _problem(progress)
+    return (None, bad) if bad else (progress, "")
+
+
+def _binding_problem(progress: Json, record: Optional[Json], key: str, boot: str) -> str:
+    """Return why a checkpoint is not of this very work, or ""."""
+    if record is None:
+        return "no record says of which key it is"
+    if key != record["idempotencyKey"] or progress.get("key", key) != key:
+        return "it was made under another key"
+    if progress.get("durable") is not True and record.get("bootId") != boot:
+        return "it was not synced and the machine has been restarted since"
+    return ""
+
+
+def _problem(progress: Any) -> str:
+    """Return what is wrong with the form of a progress file, or ""."""
+    if not isinstance(progress, dict):
+        return "it is not an object"
+    offset = progress.get("lineOffset")
+    if not isinstance(offset, int) or isinstance(offset, bool) or offset < 0:
+        return "its lineOffset is %s" % spec_checks.shown_value(offset)
+    outputs, finals, counts = progress.get("outputs", {}), progress.get("publish", {}), progress.get("counts", {})
+    for files in (outputs, finals):
+        if not isinstance(files, dict) or any(spec_checks.path_problem(path) for path in files):
+            return "its outputs are not paths below the output folder"
+    if not all(spec_checks.is_integer(size) and size >= 0 for size in outputs.values()):
+        return "its outputs are not numbers of bytes"
+    if not all(isinstance(final, str) and not spec_checks.path_problem(final) for final in finals.values()):
+        return "its outputs are not paths below the output folder"
+    if not isinstance(counts, dict) or not all(spec_checks.is_integer(count) and count >= 0 for count in counts.values()):
+        return "its counts are not numbers"
+    return ""
+
+
+def _holds_work(found: Checkpoint, last_status: str) -> bool:
+    """Tell whether a valid checkpoint holds work to go on with.
+
+    A complete one does only for a stage whose runner died before it could record the success: after a recorded
+    success it is history, and after a recorded failure its result was refused.
+    """
+    if found.complete:
+        return last_status in ("running", "interrupted")
+    # Within one huge first line no line is done yet, but bytes are.
+    return found.line_offset > 0 or bool(found.publishing) or any(found.outputs.values())
