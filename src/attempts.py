@@ -349,9 +349,9 @@ class Pool:
                 return
 
     def keep_going(self, seconds: float) -> None:
-        """Keep the attempts going for *seconds*, or until a signal comes; for whoever must wait for something else."""
+        """Keep the attempts going for *seconds*; for whoever must wait a moment for something else."""
         deadline = time.monotonic() + seconds
-        while not self.signals.number and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
             self._step(deadline - time.monotonic())
 
     def retire(self, server: Any) -> None:

@@ -122,7 +122,7 @@ class Run:
         self.begun = self.process_begin()
         lock = stage_locks.FileLock(self.root, self.options.run_id + ".run", self.clock)
         is_known = os.path.lexists(lock.path)       # nobody removes it: the id has been used
-        lock.acquire(0, run_ledger.ID_IN_USE % self.options.run_id)
+        lock.acquire(stage_locks.CHANGE_S, run_ledger.ID_IN_USE % self.options.run_id)
         code = EXIT_FAILED
         try:
             self.ledger.prepare()

@@ -132,9 +132,12 @@ def _check_nobody_is_at_work(spec: PipelineSpec, clock: Clock) -> None:
         if not (name.startswith(".") and name.endswith(".run")):
             continue
         lock = stage_locks.FileLock(spec.root, name[1:], clock)
-        if lock.try_acquire():
+        try:
+            lock.acquire(stage_locks.CHANGE_S, "")
             lock.release()
             continue
+        except stage_locks.LockHeld:
+            pass
         run_id = name[1:-len(".run")]
         try:
             record = StateStore(spec.root, writable=False).read("run_%s.json" % run_id)

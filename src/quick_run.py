@@ -169,9 +169,10 @@ class _Quick:
 
     def run(self) -> int:
         import run_ledger
+        import stage_locks
         self.console.warnings(self.index.about["warnings"])
         is_known = os.path.lexists(self.run_lock.path)
-        self.run_lock.acquire(0, run_ledger.ID_IN_USE % self.run_id)
+        self.run_lock.acquire(stage_locks.CHANGE_S, run_ledger.ID_IN_USE % self.run_id)
         try:
             self.ledger.prepare()
             invocation = run_ledger.next_invocation(self.ledger, self.run_id, is_known)

@@ -327,15 +327,23 @@ class FileLock:
         self.descriptor = -1
 
     def try_acquire(self) -> bool:
-        descriptor = open_guard(self.path)
-        if not try_kernel_lock(descriptor):
-            os.close(descriptor)
-            return False
-        self.descriptor = descriptor
-        return True
+        """Tell whether it is ours now. Raises: OSError, where the file system has no locks, too."""
+        self.descriptor = open_guard(self.path)
+        is_ours = False
+        try:
+            is_ours = try_kernel_lock(self.descriptor)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.path) from error
+        finally:
+            if not is_ours:
+                self.release()
+        return is_ours
 
     def acquire(self, wait_s: float, message: str) -> None:
-        """Raises: LockHeld with *message* after wait_s seconds."""
+        """Raises: LockHeld with *message* after wait_s seconds; OSError.
+
+        Where others only look whether somebody lives, it is theirs for moments: wait_s is then CHANGE_S.
+        """
         deadline = self.clock.monotonic() + wait_s
         while not self.try_acquire():
             if self.clock.monotonic() >= deadline:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import errno
 import os
 import shutil
 import signal
@@ -495,6 +496,16 @@ def test_a_file_lock_has_one_owner_and_a_message(root):
     first.release()
     second.acquire(0, "it is in use")
     second.release()
+
+
+def test_where_the_file_system_has_no_locks_the_file_is_named_and_closed(root, monkeypatch):
+    def refuse(descriptor):
+        raise OSError(errno.ENOLCK, "No locks available")
+    monkeypatch.setattr(stage_locks, "try_kernel_lock", refuse)
+    lock = FileLock(str(root), "r.run", FakeClock())
+    with pytest.raises(OSError) as caught:
+        lock.try_acquire()
+    assert caught.value.filename == lock.path and lock.descriptor == -1
 
 
 def test_a_dead_process_holds_no_file_lock(root):

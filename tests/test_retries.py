@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -195,16 +196,16 @@ def test_a_signal_during_the_delay_ends_the_loop(project):
     assert made.attempts_to_their_end() == ("interrupted", True) and made.attempts == 1
 
 
-def test_the_real_clock_wakes_up_for_a_signal():
-    class Signals:
-        number, waits = 0, []
-
-        def wait(self, descriptors, seconds):
-            self.waits.append(seconds)
-            self.number = signal.SIGINT if len(self.waits) == 2 else 0
-    signals = Signals()
-    model.Clock(signals).wait(3600)
-    assert len(signals.waits) == 2 and 3500 < signals.waits[1] <= signals.waits[0] <= 3600
+@pytest.mark.parametrize("has_pool", [False, True])
+def test_the_real_clock_waits_to_the_end_though_a_signal_has_come(has_pool):
+    """Else whoever waits for a lock would ask for it thousands of times a second, and the attempts be looked after by nobody."""
+    clock = model.Clock(attempts.Signals())
+    clock.signals.came = signal.SIGINT
+    if has_pool:
+        clock.pool = attempts.Pool(clock.signals, None, None)
+    began = time.monotonic()
+    clock.wait(0.05)
+    assert time.monotonic() - began >= 0.05
 
 
 # --- through the program ---------------------------------------------------------------------------------------------

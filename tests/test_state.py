@@ -245,6 +245,24 @@ def test_an_unfinished_call_under_the_same_id_is_closed(project):
     assert chained(project) == [("r", 1, "interrupted"), ("r", 2, "completed")]
 
 
+@pytest.mark.parametrize("arguments", [("--run-id", "r2"), ("clean", "--yes")])
+def test_a_look_at_a_run_id_by_somebody_else_is_no_living_run(project, arguments):
+    """A driver lets the kernel lock of run ids be held for the first two looks."""
+    one_stage(project)
+    project.ok("--run-id", "r")
+    driver = project.write("driver.py", "import os, runpy, sys\nrunner = sys.argv[1]\nsys.path.insert(0, os.path.dirname(runner))\nimport stage_locks\n"
+                                        "real, looks = stage_locks.FileLock.try_acquire, []\n"
+                                        "def busy(lock):\n    looks.extend([1] * lock.path.endswith('.run'))\n    return real(lock) if len(looks) not in (1, 2) else False\n"
+                                        "stage_locks.FileLock.try_acquire = busy\nimport atexit\natexit.register(lambda: print(len(looks), 'looks', flush=True))\n"
+                                        "sys.argv[:] = sys.argv[1:]\nrunpy.run_path(runner, run_name='__main__')\n")
+    for change in ((), ("changed\n",)):
+        for text in change:
+            project.write("data/in.txt", text)
+        argv = project.argv(*arguments)
+        done = subprocess.run([argv[0], str(driver)] + argv[1:], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+        assert done.returncode == 0 and int(done.stdout.split(b"\n")[-2].split()[0]) >= 3, done
+
+
 def test_two_living_runs_with_one_id(project):
     one_stage(project, "open('inside', 'w').close()\nwhile not os.path.exists('gate'):\n    time.sleep(0.01)\n")
     process = project.start("--run-id", "r")
