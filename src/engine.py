@@ -151,10 +151,10 @@ class Run:
             raise
         try:
             self._finish(code)
-        except OSError as error:
-            if code == EXIT_OK:
+        except Exception as error:
+            if code == EXIT_OK or not _is_expected(error):
                 raise
-            self.console.error("error: " + describe_os_error(error))    # a failed stage stays the first cause
+            self.console.error("error: " + _why(error))     # a failed stage stays the first cause
         return code
 
     def _alarm(self, code: int) -> None:
@@ -722,15 +722,16 @@ class Run:
 
     def _finish_after(self, error: BaseException) -> None:
         """Say in the records what stopped the run, as far as they can still be written; *error* itself goes on to main."""
-        why = describe_os_error(error) if isinstance(error, OSError) else str(error) or type(error).__name__
+        why = _why(error)
         if self.unfit:
             self.console.event("FAIL", self.unfit, ": " + why.split("\n")[0])
             self._put(self.unfit, StageResult.of(self.unfit, "failed", why))
         self._fill(lambda _: "the run ended before it")
         try:
             self._finish(EXIT_FAILED)
-        except (OSError, state_store.StateError, stage_locks.LockHeld):
-            pass                        # the same fault again, most likely; what is on disk is a run that died
+        except Exception as again:      # the same fault again, most likely; what is on disk is a run that died
+            if not _is_expected(again):
+                raise
 
     def _metrics(self) -> Json:
         count = self._counts()
@@ -739,6 +740,15 @@ class Run:
             "okStages": count["ok"], "skippedStages": count["skipped"], "failedStages": count["failed"] + count["interrupted"],
             "durationSec": round(self.clock.monotonic() - self.started, 6),
             "stages": self._entries(metrics_entry)}
+
+
+def _is_expected(error: Exception) -> bool:
+    """Tell whether an error is of the world or one that we raise, not a fault of the program."""
+    return isinstance(error, (OSError, MemoryError)) or hasattr(error, "exit_code")
+
+
+def _why(error: BaseException) -> str:
+    return describe_os_error(error) if isinstance(error, OSError) else str(error) or type(error).__name__
 
 
 def metrics_entry(result: StageResult) -> Json:

@@ -647,6 +647,16 @@ def test_a_full_disk_that_the_last_attempt_did_not_meet_is_no_reason(project):
     assert code == 0 and "[RETRY] s1 in/a attempt 1/2: exit code 75" in out and "1 failed and allowed" in out, text
 
 
+def test_a_failed_stage_stays_the_first_cause_though_the_ledger_cannot_be_written(project):
+    one_stage(project, "open('state/ledger.jsonl', 'ab').write(b'{\\n')\nsys.exit(%d)\n" % 7)
+    done = project.run("--run-id", "r")
+    assert done.code == 1 and "[FAIL] s1: exit code 7" in done.out, done
+    assert "error: state/ledger.jsonl" in done.err and "Traceback" not in done.err, done
+    one_stage(project, "open('state/ledger.jsonl', 'ab').write(b'{\\n')\n")
+    done = project.run("--run-id", "r2")
+    assert done.code == 5 and "error: state/ledger.jsonl" in done.err, done
+
+
 def test_a_full_disk_under_a_processor_is_a_failed_stage(project):
     one_stage(project, FILL)
     found, text = in_namespace('mkdir -p "$ROOT/data/s1" && mount -t tmpfs -o size=64k tmpfs "$ROOT/data/s1" || exit 9\n' + RUN % "full"
