@@ -20,6 +20,7 @@ import time
 from collections import namedtuple
 
 from model import sha256
+from primitives import remove_quietly, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -400,7 +401,7 @@ class Joiner:
         for name in self.joined:
             part, target = self._part(name), os.path.join(self.folder, name)
             try:
-                self.store.patiently(lambda part=part, target=target: os.replace(part, target))
+                replace(part, target)
             except OSError as error:
                 raise OSError(error.errno, error.strerror, target) from error
         for folder in {os.path.dirname(os.path.join(self.folder, name)) for name in self.joined}:
@@ -422,7 +423,7 @@ class Joiner:
 
     def _remove_parts(self) -> None:
         for name in self.joined:
-            self.store.remove_quietly(self._part(name))
+            remove_quietly(self._part(name))
 
     def _run(self) -> None:
         try:

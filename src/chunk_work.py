@@ -24,6 +24,7 @@ import task_look
 import task_work
 from ledger_format import stage_key
 from model import sha256
+from primitives import remove_quietly
 from scheduler import Pause
 
 TYPE_CHECKING = False
@@ -42,7 +43,7 @@ SETTLE_S = 1.5 * file_digests.FRESH_NS / 1e9
 def tidy(root: str, stage: StageSpec, store: state_store.StateStore) -> None:
     """Remove the chunks of a finished stage; under its lock."""
     shutil.rmtree(task_work.staging_root(os.path.join(root, stage.output_dir), stage.name), ignore_errors=True)
-    state_store.remove_quietly(store.path(task_log.log_name(stage.name)))
+    remove_quietly(store.path(task_log.log_name(stage.name)))
 
 
 class ChunkTasksWork(task_work.TasksWork):

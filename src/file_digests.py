@@ -14,7 +14,7 @@ import sys
 import time
 
 from model import sha256
-from primitives import open_file
+from primitives import open_file, remove_quietly
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -378,7 +378,7 @@ class _Probe:
         self.path, self.is_named = path, sys.platform == "win32"
         self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0), 0o600)
         if not self.is_named:
-            _remove_quietly(path)       # another run may have done it already
+            remove_quietly(path)       # another run may have done it already
 
     def time(self) -> Tuple[int, int]:
         """Return (time in ns, device). Raises: OSError."""
@@ -392,7 +392,7 @@ class _Probe:
         if descriptor >= 0:
             os.close(descriptor)
             if self.is_named:
-                _remove_quietly(self.path)
+                remove_quietly(self.path)
 
 
 def is_settled(stamp: List[int], now: int, device: int) -> bool:
@@ -413,13 +413,6 @@ def output_content(full: str) -> Tuple[int, str]:
     except OSError:
         return -1, ""
     return (stamp[0], digest) if stamp else (-1, "")
-
-
-def _remove_quietly(path: str) -> None:
-    try:
-        os.unlink(path)
-    except OSError:
-        pass
 
 
 def hash_file(path: str) -> Tuple[str, List[int]]:

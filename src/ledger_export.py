@@ -21,7 +21,8 @@ from console import describe_os_error
 from ledger_format import entry_hash, entry_line, found_hash, head_text
 from model import EXIT_OK, EXIT_STATE, UsageError, sha256
 from provenance import NoStatement, fits, member_problem, record_problem, run_key
-from state_store import StateError, StateStore, patiently, record_json, remove_quietly, sync_file, sync_folder, write_atomic
+from primitives import remove_quietly, replace
+from state_store import StateError, StateStore, record_json, sync_file, sync_folder, write_atomic
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -447,7 +448,7 @@ def write_evidence(root: str, run_id: str, out_path: str, spec_path: str) -> Evi
     try:
         _write_zip(temporary, [box.members[path] for path in sorted(box.members)])
         size, digest = _digest_of(temporary)
-        patiently(lambda: os.replace(temporary, os.path.join(folder, name)))
+        replace(temporary, os.path.join(folder, name))
         sync_folder(folder)
     except OSError as error:
         remove_quietly(temporary)

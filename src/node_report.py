@@ -11,6 +11,8 @@ import os
 import stat
 from collections import namedtuple
 
+from primitives import replace
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, Optional
@@ -62,7 +64,7 @@ class NodeReport:
             if os.path.lexists(temporary):
                 os.unlink(temporary)
             _write(temporary, os.O_EXCL, {"end": value})
-            os.replace(temporary, self.path)
+            replace(temporary, self.path)
         except OSError:
             pass
 

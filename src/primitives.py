@@ -1,4 +1,4 @@
-"""JSON and SHA-256 without the imports that show in the time of a run in which nothing changed.
+"""JSON and SHA-256 without the imports that show in the time of a run in which nothing changed, and files as all systems can have them.
 
 Under all other modules: it imports nothing of ours. The package json loads the module re, and hashlib loads OpenSSL; small values
 need neither. The interpreter's own parts of them are used where they are there, the packages where not.
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     Piece = Union[bytes, memoryview]
 
 BULK_BYTES = 1 << 20        # hashed in all: from here on, the quicker implementation is worth its import
+GUESSED_BOOT = "start-"     # what a boot id begins with that the system has not told
+SHARING_RETRY_S = 2.0       # Windows: scanners hold files open for moments
+SHARING_ERRORS = (5, 32, 33)
 BLANKS = " \t\n\r"          # of JSON
 HOLE = "\0"                 # where a ready array goes; in JSON text this character is always escaped
 PRETTY_END, COMPACT_END = b",\n  ", b","      # between two entries of a ready array, and after each of its pieces
@@ -33,6 +37,42 @@ def open_file(path: str, buffering: int = -1) -> Any:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def patiently(act: Callable[[], Any], wait: Callable[[float], None] = time.sleep, windows: bool = sys.platform == "win32") -> Any:
+    """Return act(); on Windows try again for some 2 s while another program (a virus scanner) holds the file."""
+    pause, waited = 0.01, 0.0
+    while True:
+        try:
+            return act()
+        except PermissionError as error:
+            if not windows or getattr(error, "winerror", 0) not in SHARING_ERRORS or waited >= SHARING_RETRY_S:
+                raise
+        wait(pause)
+        waited += pause
+        pause = min(pause * 2, 0.25)
+
+
+def replace(source: str, target: str) -> None:
+    """As os.replace(), patiently."""
+    patiently(lambda: os.replace(source, target))
+
+
+def unlink(path: str) -> None:
+    """As os.unlink(), patiently."""
+    patiently(lambda: os.unlink(path))
+
+
+def remove_quietly(path: str) -> None:
+    try:
+        unlink(path)
+    except OSError:
+        pass
+
+
+def truncate(path: str, size: int) -> None:
+    """As os.truncate(), patiently."""
+    patiently(lambda: os.truncate(path, size))
 
 
 def sha256(data: bytes = b"", size: int = 0) -> hashlib._Hash:

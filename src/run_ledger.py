@@ -17,8 +17,8 @@ import os
 
 import state_store
 from ledger_format import ENTRY_SCHEMA, canonical_json, entry_hash, entry_line, head_text, run_hash
-from primitives import loads, open_file, pretty_pieces
-from state_store import StateError, is_integer, remove_quietly, utc_text
+from primitives import loads, open_file, pretty_pieces, remove_quietly, replace
+from state_store import StateError, is_integer, utc_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ class Held:
             remove_quietly(path)
 
     def _name_record(self, run_id: str) -> None:
-        state_store.patiently(lambda: os.replace(self.store.path(PENDING), self.store.path("run_%s.json" % run_id)))
+        replace(self.store.path(PENDING), self.store.path("run_%s.json" % run_id))
 
     def append(self, event: str, run_id: str, invocation: int, pipeline: str, **more: Any) -> None:
         """Append an entry; on the disk on return. Raises: OSError; then the ledger is as it was."""
@@ -374,7 +374,7 @@ def next_invocation(ledger: RunLedger, run_id: str, is_known: bool = True) -> in
         while os.path.lexists(store.path("run_%s.%d.json" % (run_id, count))):
             count += 1
         return count
-    os.replace(store.path(name), store.path("run_%s.%d.json" % (run_id, record["invocation"])))
+    replace(store.path(name), store.path("run_%s.%d.json" % (run_id, record["invocation"])))
     store.commit.folders[store.folder] = None
     return int(record["invocation"]) + 1
 

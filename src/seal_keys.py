@@ -16,7 +16,7 @@ import os
 
 import state_store
 from ledger_format import KEY_BYTES, end_mac, key_id, key_text, next_key, parse_key, seal_mac
-from primitives import loads, open_file
+from primitives import loads, open_file, remove_quietly, replace
 from state_store import StateError
 
 TYPE_CHECKING = False
@@ -51,7 +51,7 @@ def make_key_file(path: str, mode: str) -> str:
         state_store.write_all(descriptor, key_text(mode, identity, 0, key).encode("ascii"))
         state_store.sync_file(descriptor)
     except OSError as error:
-        state_store.remove_quietly(path)    # it is ours: half a key would be in the way of a whole one
+        remove_quietly(path)    # it is ours: half a key would be in the way of a whole one
         raise OSError(error.errno, error.strerror, path) from error
     finally:
         os.close(descriptor)
@@ -188,10 +188,10 @@ class Sealer:
             with open(self.path, "r+b", buffering=0) as file:
                 file.write(b"0" * os.fstat(file.fileno()).st_size)
                 state_store.sync_file(file.fileno())
-            state_store.patiently(lambda: os.replace(self._new_path(), self.path))
+            replace(self._new_path(), self.path)
             state_store.sync_folder(os.path.dirname(self.path))
         else:
-            state_store.remove_quietly(self._new_path())
+            remove_quietly(self._new_path())
 
     def _new_path(self) -> str:
         return self.path + ".new"

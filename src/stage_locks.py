@@ -15,7 +15,7 @@ import os
 import sys
 import time
 
-from primitives import loads, open_file, pretty, sha256
+from primitives import GUESSED_BOOT, loads, open_file, patiently, pretty, remove_quietly, replace, sha256, unlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -117,8 +117,8 @@ def owner_is_dead(owner: Json, boot: str, processes: Any) -> bool:
     """Tell whether the owner that *owner* names is certainly gone; on another host nothing is certain."""
     if not owner or owner.get("host") != host_name():
         return False
-    if owner.get("bootId") != boot:
-        return True
+    if owner.get("bootId") != boot and not (boot.startswith(GUESSED_BOOT) and owner["bootId"].startswith(GUESSED_BOOT)):
+        return True                     # where boots are guessed, a process is started at a time of day, and by that alone it is told
     return not processes.is_alive(owner["pid"], owner.get("processStart"))
 
 
@@ -144,13 +144,6 @@ def host_name() -> str:
 
 def new_token() -> str:
     return os.urandom(8).hex()
-
-
-def _remove_file(path: str) -> None:
-    try:
-        os.unlink(path)
-    except OSError:
-        pass
 
 
 class StageLock:
@@ -262,13 +255,13 @@ class StageLock:
         temporary = os.path.join(self.folder, ".owner.json.tmp")
         with open(temporary, "xb") as file:
             file.write(pretty(owner).encode("utf-8", "backslashreplace") + b"\n")
-        os.replace(temporary, path)
+        replace(temporary, path)
 
     def _remove_folder(self) -> bool:
         for name in ("owner.json", ".owner.json.tmp"):
-            _remove_file(os.path.join(self.folder, name))
+            remove_quietly(os.path.join(self.folder, name))
         try:
-            os.rmdir(self.folder)
+            patiently(lambda: os.rmdir(self.folder))
         except FileNotFoundError:
             pass
         except OSError:
@@ -440,10 +433,10 @@ def unlock(root: str, stage: str, boot: str, clock: Any, processes: Any) -> str:
             raise LockHeld("stage %s is held by %s; a lock in use is not removed" % (stage, owner_text(read_owner(lock.folder))))
         owner = read_owner(lock.folder)
         if os.path.islink(lock.folder) or not os.path.isdir(lock.folder):
-            os.unlink(lock.folder)
+            unlink(lock.folder)
         else:
             import shutil
-            shutil.rmtree(lock.folder)
+            patiently(lambda: shutil.rmtree(lock.folder))
         lock._write_nonce("")
         return "removed locks/%s.lock%s" % (stage, ", left by " + owner_text(owner) if owner else "")
     finally:

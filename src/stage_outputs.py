@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 from collections import namedtuple
 
+from primitives import truncate, unlink
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, Dict, List, Optional, Set, Tuple
@@ -133,9 +135,9 @@ def _bring_back(full: str, path: str, wanted: Optional[Tuple[int, str]], prefix_
     if wanted is not None and not os.path.islink(full) and os.path.getsize(full) >= wanted[0] and prefix_digest(full, wanted[0]) == wanted[1]:
         if os.path.getsize(full) == wanted[0]:
             return []
-        os.truncate(full, wanted[0])
+        truncate(full, wanted[0])
         return ["cut %s back to %d bytes" % (path, wanted[0])]
-    os.unlink(full)
+    unlink(full)
     return ["removed %s" % path]
 
 
@@ -144,7 +146,7 @@ def remove_parts(folder: str, stage: str, keep: Set[str]) -> List[str]:
     gone = []
     for path in own_parts(list_folder(folder).parts, stage):
         if path not in keep:
-            os.unlink(os.path.join(folder, path))
+            unlink(os.path.join(folder, path))
             gone.append(path)
     return gone
 
@@ -171,4 +173,4 @@ def cut_to_checkpoint(folder: str, outputs: Dict[str, int]) -> None:
     for path, size in outputs.items():
         full = os.path.join(folder, path)
         if os.path.isfile(full) and os.path.getsize(full) > size:
-            os.truncate(full, size)
+            truncate(full, size)

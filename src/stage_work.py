@@ -26,6 +26,7 @@ import state_store
 import task_files
 from console import describe_os_error, free_space_text
 from model import StageResult, sha256
+from primitives import remove_quietly, replace
 from scheduler import Attempting, Pause
 from state_store import utc_text
 
@@ -235,7 +236,7 @@ class StageWork:
     def _drop_checkpoint(self) -> None:
         path = self.store.path("progress_%s.json" % self.stage.name)
         if os.path.lexists(path):
-            os.replace(path, path + ".old")
+            replace(path, path + ".old")
             self.store.commit.folders[self.store.folder] = None
 
     def _clear_leftovers(self, baseline: Optional[Json]) -> None:
@@ -402,7 +403,7 @@ class StageWork:
         inputs_file = self.store.path("inputs_%s.json" % stage.name)
         state_store.write_new(inputs_file, json.dumps(inputs, ensure_ascii=False).encode("utf-8"), durable=False)     # its reader is not there yet
         state_store.make_folder(run.log_folder(), self.store.commit)
-        state_store.remove_quietly(self._counts_file())        # an earlier attempt's say nothing of this one
+        remove_quietly(self._counts_file())        # an earlier attempt's say nothing of this one
         token = self.token = "%s.%d" % (self.lock.token, self.attempts)
         self.log_path = os.path.join(run.log_folder(), "%s.%d.log" % (stage.name, self.attempts))
         self.network = run.network.attempt(stage.name, self.log_path[:-len("log")] + "network", self.console)
@@ -540,7 +541,7 @@ class StageWork:
         """Take the counts that the processor reported: in the file of counts, else with its checkpoint."""
         counts, problem = control_totals.read_counts(self._counts_file())
         self.counts = counts if counts is not None else self._read_progress().get("counts", {})
-        state_store.remove_quietly(self._counts_file())
+        remove_quietly(self._counts_file())
         if problem:
             self.console.event("NOTE", self.stage.name, ": the counts that it reported are not used: %s" % problem)
 

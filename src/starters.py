@@ -21,6 +21,7 @@ import stage_locks
 import starter_texts
 import state_store
 from model import EXIT_OK, Clock, UsageError
+from primitives import patiently, remove_quietly
 from program_scan import runner_files
 
 TYPE_CHECKING = False
@@ -160,7 +161,7 @@ def _write_all(folder: str, files: Files) -> None:
 
 
 def _rename(source: str, target: str) -> None:
-    state_store.patiently(lambda: os.rename(source, target))
+    patiently(lambda: os.rename(source, target))
 
 
 def _remove_tree(path: str) -> None:
@@ -168,7 +169,7 @@ def _remove_tree(path: str) -> None:
     if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path, ignore_errors=True)
     else:
-        state_store.remove_quietly(path)
+        remove_quietly(path)
 
 
 def _python() -> str:

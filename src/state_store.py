@@ -10,7 +10,7 @@ import os
 import sys
 import time
 
-from primitives import by_fields, compact, digest_of, loads, open_file, pretty_bytes, pretty_pieces
+from primitives import GUESSED_BOOT, by_fields, compact, digest_of, loads, open_file, patiently, pretty_bytes, pretty_pieces, remove_quietly, replace, unlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ SCHEMA_VERSION = 1          # of every file under state/ ; a newer one is refuse
 GROUP_FILES = 512           # names and files that are made durable together, at most
 MANY_FILES = 64             # from here on, by one call for the whole file system
 FLUSH_S = 1.0
-SHARING_RETRY_S = 2.0       # Windows: scanners hold files open for moments
-SHARING_ERRORS = (5, 32, 33)
 SECRET_BYTES = 32
 WAIT_S = 30                 # for locks that are held for moments; a longer wait is a fault of the file system
 
@@ -63,20 +61,6 @@ def sync_folder(path: str) -> None:
             raise OSError(error.errno, error.strerror, path) from error
     finally:
         os.close(descriptor)
-
-
-def patiently(act: Callable[[], Any], wait: Callable[[float], None] = time.sleep, windows: bool = sys.platform == "win32") -> Any:
-    """Return act(); on Windows try again for some 2 s while another program (a virus scanner) holds the file."""
-    pause, waited = 0.01, 0.0
-    while True:
-        try:
-            return act()
-        except PermissionError as error:
-            if not windows or getattr(error, "winerror", 0) not in SHARING_ERRORS or waited >= SHARING_RETRY_S:
-                raise
-        wait(pause)
-        waited += pause
-        pause = min(pause * 2, 0.25)
 
 
 class Commit:
@@ -170,7 +154,7 @@ def write_atomic(path: str, data: Data, commit: Optional[Commit] = None, durable
     temporary = os.path.join(folder, ".%s.tmp" % (temporary or name))
     try:
         write_new(temporary, data, durable, mode)
-        patiently(lambda: os.replace(temporary, path))
+        replace(temporary, path)
         if durable and commit is None:
             sync_folder(folder or ".")
         elif durable and commit is not None:
@@ -200,7 +184,7 @@ def _create_new(path: str, mode: int) -> int:
     try:
         return os.open(path, flags, mode)
     except FileExistsError:
-        patiently(lambda: os.unlink(path))
+        unlink(path)
         return int(patiently(lambda: os.open(path, flags, mode)))
 
 
@@ -210,13 +194,6 @@ def write_all(descriptor: int, data: Data) -> None:
         view = memoryview(piece)
         while view:
             view = view[os.write(descriptor, view):]
-
-
-def remove_quietly(path: str) -> None:
-    try:
-        os.unlink(path)
-    except OSError:
-        pass
 
 
 def naming(path: str, do: Callable[[], Any]) -> Any:
@@ -230,13 +207,13 @@ def naming(path: str, do: Callable[[], Any]) -> Any:
 def remove_tree(path: str) -> None:
     """Remove a folder and all in it. Raises: OSError that names the folder; of what is in it the system tells the last name only."""
     import shutil
-    naming(path, lambda: shutil.rmtree(path))
+    naming(path, lambda: patiently(lambda: shutil.rmtree(path)))
 
 
 def remove_durably(path: str, commit: Commit) -> bool:
     """Remove *path* if it is there; tell whether it was."""
     try:
-        patiently(lambda: os.unlink(path))
+        unlink(path)
     except FileNotFoundError:
         return False
     commit.folders[os.path.dirname(path)] = None
@@ -293,20 +270,36 @@ def new_run_id() -> str:
 def boot_id() -> str:
     """Return a text that is another one after each start of the machine.
 
-    Linux tells; elsewhere the time of the start, in minutes: a stepped clock only makes digests be taken anew.
+    Linux and macOS tell. Elsewhere it is guessed, "start-N", from the time of the start in minutes: after a step of the
+    clock it is another one, too, and what was not synced before counts as lost: digests are taken anew, checkpoints dropped.
     """
     try:
         with open("/proc/sys/kernel/random/boot_id", "rb") as file:    # a file of text would have its codec looked up and loaded
             return file.read().decode("ascii").strip()
     except OSError:
         pass
+    if sys.platform == "darwin":
+        told = _mac_boot_id()
+        if told:
+            return told
     if sys.platform == "win32":
         import ctypes
         ctypes.windll.kernel32.GetTickCount64.restype = ctypes.c_ulonglong
         up_s = ctypes.windll.kernel32.GetTickCount64() / 1000.0
     else:
-        up_s = time.monotonic()         # macOS: since the start of the machine
-    return "start-%d" % round((time.time() - up_s) / 60)
+        up_s = time.monotonic()         # most often since the start of the machine
+    return "%s%d" % (GUESSED_BOOT, round((time.time() - up_s) / 60))
+
+
+def _mac_boot_id() -> str:
+    """Return what macOS calls this start, a UUID; "" where it tells none. Its monotonic clock stands still while the machine sleeps."""
+    import ctypes
+    text, size = ctypes.create_string_buffer(64), ctypes.c_size_t(64)
+    try:
+        failed = ctypes.CDLL(None).sysctlbyname(b"kern.bootsessionuuid", text, ctypes.byref(size), None, ctypes.c_size_t(0))
+    except (AttributeError, OSError):
+        return ""
+    return "" if failed else text.value.decode("ascii", "replace").strip()
 
 
 class StateStore:
@@ -356,7 +349,7 @@ class StateStore:
         while os.path.lexists(self.path(aside)):
             count += 1
             aside = "%s-%d" % (aside.rpartition("Z")[0] + "Z", count)
-        patiently(lambda: os.replace(self.path(name), self.path(aside)))
+        replace(self.path(name), self.path(aside))
         sync_folder(self.folder)
         return "it was set aside as state/%s; run again to do the work anew without it" % aside
 
@@ -495,7 +488,7 @@ def mark_lost(root: str, output_dir: str, stage: str, is_of_tasks: bool = False)
     Where a stage of tasks has no marker yet, an empty file says the same of the tasks that are done.
     """
     try:
-        os.replace(marker_path(root, output_dir, stage), lost_path(root, output_dir, stage))
+        replace(marker_path(root, output_dir, stage), lost_path(root, output_dir, stage))
     except OSError:
         remove_quietly(marker_path(root, output_dir, stage))
         if is_of_tasks:

@@ -29,6 +29,7 @@ import task_files
 import task_log
 import task_look
 from model import sha256
+from primitives import remove_quietly, replace, unlink
 from scheduler import Attempting, Next, Pause, Spawn, slots_for
 
 TYPE_CHECKING = False
@@ -123,7 +124,7 @@ def _empty(folder: str) -> None:
     """Remove all that is in a folder."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            state_store.remove_tree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
+            state_store.remove_tree(entry.path) if entry.is_dir(follow_symlinks=False) else unlink(entry.path)
 
 
 class TasksWork(stage_work.StageWork):
@@ -293,7 +294,7 @@ class TasksWork(stage_work.StageWork):
         if os.path.lexists(trial.folder):
             state_store.remove_tree(trial.folder)
         if self.stage.checkpoint:
-            state_store.remove_quietly(self._progress_path(trial.task))
+            remove_quietly(self._progress_path(trial.task))
 
     def _clear_folders(self, kept: Set[str]) -> None:
         """Remove the private folders and checkpoints of tasks but those named."""
@@ -305,7 +306,7 @@ class TasksWork(stage_work.StageWork):
             for name in names:
                 if name.split(".")[0] not in kept:
                     full = os.path.join(top, name)
-                    state_store.remove_tree(full) if stage_outputs.is_folder(full) else os.unlink(full)
+                    state_store.remove_tree(full) if stage_outputs.is_folder(full) else unlink(full)
 
     def _begin_attempt(self, trial: Trial, slot: int, offset: int, is_resume: bool) -> Any:
         """Count the attempt, now that there is room for it, and return as _launch_task()."""
@@ -318,7 +319,7 @@ class TasksWork(stage_work.StageWork):
         if is_resume:
             self.console.event("RESUME", "%s %s" % (stage.name, task.name), " from line %d" % offset)
         self._make_ready(trial, slot)
-        state_store.remove_quietly(task.folder + COUNTS_ENDING)     # an earlier attempt's say nothing of this one
+        remove_quietly(task.folder + COUNTS_ENDING)     # an earlier attempt's say nothing of this one
         short = self._space_problem()
         if short:
             return attempts.AttemptResult(None, short, False, 0.0, 0.0, 0, b"", [], [])
@@ -473,7 +474,7 @@ class TasksWork(stage_work.StageWork):
         if problem:
             self.console.event("NOTE", "%s %s" % (self.stage.name, trial.task.name), ": the counts that it reported are not used: %s" % problem)
         if counts is not None or problem:
-            state_store.remove_quietly(path)
+            remove_quietly(path)
         if counts is not None or not self.stage.checkpoint:
             trial.counts = counts or {}
             return
@@ -642,7 +643,7 @@ class FileTasksWork(TasksWork):
             _empty(trial.folder)
         else:
             if not is_folder and os.path.lexists(trial.folder):
-                os.unlink(trial.folder)     # a task has put something in its place; what a link leads to is not ours
+                unlink(trial.folder)     # a task has put something in its place; what a link leads to is not ours
             os.makedirs(trial.folder, exist_ok=True)
             if not self.stage.checkpoint:
                 self.ready_folders.add(trial.folder)
@@ -745,7 +746,7 @@ class FileTasksWork(TasksWork):
         if parent not in self.run.made_folders:
             state_store.make_folder(parent, self.store.commit)
             self.run.made_folders.add(parent)
-        state_store.patiently(lambda: os.replace(source, target))
+        replace(source, target)
         self.store.commit.files[target] = None
         self.store.commit.folders[parent] = None
         stat = os.lstat(target)

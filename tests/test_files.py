@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
+import primitives  # noqa: E402
 import state_store  # noqa: E402
 from state_store import Commit, StateError, StateStore, write_atomic  # noqa: E402
 
@@ -232,14 +233,14 @@ class Busy:
 @pytest.mark.parametrize("code", [5, 32, 33])
 def test_a_sharing_violation_is_waited_out_on_windows(code):
     waits, act = [], Busy(4, sharing_violation(code))
-    assert state_store.patiently(act, waits.append, windows=True) == "done"
+    assert primitives.patiently(act, waits.append, windows=True) == "done"
     assert waits == [0.01, 0.02, 0.04, 0.08]
 
 
 def test_patience_ends_after_some_two_seconds():
     waits, act = [], Busy(10 ** 9, sharing_violation(32))
     with pytest.raises(PermissionError):
-        state_store.patiently(act, waits.append, windows=True)
+        primitives.patiently(act, waits.append, windows=True)
     assert 2.0 <= sum(waits) <= 2.3 and act.calls == len(waits) + 1
 
 
@@ -248,7 +249,7 @@ def test_patience_ends_after_some_two_seconds():
 def test_other_errors_and_other_systems_are_not_waited_for(error, windows):
     waits, act = [], Busy(1, error)
     with pytest.raises(type(error)):
-        state_store.patiently(act, waits.append, windows=windows)
+        primitives.patiently(act, waits.append, windows=windows)
     assert waits == [] and act.calls == 1
 
 
@@ -378,6 +379,31 @@ def test_utc_text():
 @pytest.mark.skipif(not os.path.exists("/proc/sys/kernel/random/boot_id"), reason="no boot id here")
 def test_the_boot_id_is_the_kernels():
     assert state_store.boot_id() == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+@pytest.mark.parametrize("failed, told", [(0, "5F0E-8D"), (-1, ""), (AttributeError, ""), (OSError, "")])
+def test_macos_tells_its_boot_id(monkeypatch, failed, told):
+    """Not its monotonic clock, which stands still while the machine sleeps."""
+    import ctypes
+
+    class Library:
+        def __init__(self, name):
+            if failed is OSError:
+                raise OSError("no library")
+            if failed is not AttributeError:
+                self.sysctlbyname = self.tell
+
+        def tell(self, name, text, size, new, new_size):
+            assert name == b"kern.bootsessionuuid" and new is None and not new_size.value
+            text.value = b"5F0E-8D"
+            return failed
+
+    def no_proc(*args, **options):
+        raise FileNotFoundError(errno.ENOENT, "no /proc")
+    monkeypatch.setattr(ctypes, "CDLL", Library)
+    monkeypatch.setattr(state_store, "open", no_proc, raising=False)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert state_store.boot_id() == told or not told and state_store.boot_id().startswith("start-")
 
 
 def test_without_the_kernels_boot_id_the_time_of_the_start_stands_for_it(monkeypatch):

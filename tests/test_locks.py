@@ -304,6 +304,9 @@ def test_who_is_certainly_dead():
                          ({"bootId": "another"}, True), ({"host": "another", "pid": gone.pid}, False), ({"host": "another", "bootId": "x"}, False)):
         assert stage_locks.owner_is_dead(dict(alive, **change), BOOT, process_tree) is dead, change
     assert not stage_locks.owner_is_dead({}, BOOT, process_tree)
+    guessed = dict(alive, bootId="start-28333333")      # by a clock that was slewed since
+    assert not stage_locks.owner_is_dead(guessed, "start-28333334", process_tree) and stage_locks.owner_is_dead(guessed, BOOT, process_tree)
+    assert stage_locks.owner_is_dead(dict(guessed, processStart="another"), "start-28333334", process_tree)
 
 
 # --- the dead --------------------------------------------------------------------------------------------------------

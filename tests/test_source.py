@@ -151,6 +151,14 @@ def test_no_module_of_one_system_at_import_time(path):
 
 
 @pytest.mark.parametrize("path", SRC, ids=lambda path: path.name)
+def test_files_are_renamed_and_removed_patiently(path):
+    """On Windows a scanner may hold them for moments; launchers and their leases are of POSIX systems."""
+    at_once = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")
+               if re.search(r"\bos\.(replace|rename|unlink|remove|truncate)\(", line.partition("#")[0]) and "patiently(" not in line and '"""' not in line]
+    assert not at_once or path.stem in ("launch_lease", "launch_helper", "node_report"), at_once
+
+
+@pytest.mark.parametrize("path", SRC, ids=lambda path: path.name)
 def test_nothing_heavy_at_import_time(path):
     assert at_import_time(path) & HEAVY == set()
 

@@ -483,33 +483,6 @@ def test_canonical_json():
         ledger_format.canonical_json(float("nan"))
 
 
-def test_patiently_waits_some_two_seconds_and_only_for_sharing_violations():
-    class Busy(PermissionError):
-        winerror = 32
-
-    waits, calls = [], []
-
-    def act():
-        calls.append(1)
-        if len(calls) < 4:
-            raise Busy()
-        return "done"
-
-    assert state_store.patiently(act, waits.append, windows=True) == "done" and waits == [0.01, 0.02, 0.04]
-
-    def never():
-        raise Busy()
-
-    waits.clear()
-    with pytest.raises(PermissionError):
-        state_store.patiently(never, waits.append, windows=True)
-    assert 2.0 <= sum(waits) < 2.5
-    waits.clear()
-    with pytest.raises(PermissionError):
-        state_store.patiently(never, waits.append, windows=False)
-    assert waits == []
-
-
 # --- disks that are full or read-only, in a mount namespace of their own
 
 def in_namespace(script, folder):
