@@ -6,14 +6,17 @@ from __future__ import annotations
 
 import json
 import os
+import posixpath
 
 import spec_checks
 import stage_outputs
+from file_digests import path_matches
 from model import Checkpoint
+from primitives import open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Optional, Tuple
+    from typing import Any, Dict, Optional, Sequence, Tuple
 
     from model import StageSpec
     from state_store import StateStore
@@ -22,17 +25,22 @@ if TYPE_CHECKING:
 
 def read_checkpoint(store: StateStore, stage: StageSpec, record: Optional[Json], key: str, boot: str) -> Optional[Checkpoint]:
     """Return the stage's progress file, with what forbids to resume from it; None without one."""
-    return checkpoint_at(store.path("progress_%s.json" % stage.name), os.path.join(store.root, stage.output_dir), record, key, boot)
+    return checkpoint_at(store.path("progress_%s.json" % stage.name), os.path.join(store.root, stage.output_dir), record, key, boot, stage.outputs)
 
 
-def checkpoint_at(path: str, folder: str, record: Optional[Json], key: str, boot: str) -> Optional[Checkpoint]:
-    """Return a progress file, with what forbids to resume from it; None without one. folder: where its outputs are."""
+def checkpoint_at(path: str, folder: str, record: Optional[Json], key: str, boot: str, declared: Optional[Sequence[str]] = None) -> Optional[Checkpoint]:
+    """Return a progress file, with what forbids to resume from it; None without one.
+
+    folder: where its outputs are. declared: globs of what in there is the stage's, where others may be at work in it.
+    """
     progress, bad = read_progress(path)
     if progress is None:
         return Checkpoint(0, {}, {}, False, False, {}, bad, False) if bad else None
     found = Checkpoint(progress["lineOffset"], progress.get("outputs", {}), progress.get("publish", {}),
                        progress.get("publishing") is True, progress.get("complete") is True, progress.get("counts", {}), "", False)
     problem = _binding_problem(progress, record, key, boot)
+    if not problem:
+        problem = _unvouched(folder, progress, record or {}, declared)
     if not problem and not found.complete:
         problem = stage_outputs.cut_problem(folder, found.outputs, found.publishing, found.finals)
     return found._replace(problem=problem, resumable=not problem and _holds_work(found, str((record or {}).get("lastStatus"))))
@@ -41,7 +49,7 @@ def checkpoint_at(path: str, folder: str, record: Optional[Json], key: str, boot
 def read_progress(path: str) -> Tuple[Optional[Json], str]:
     """Return (a progress file, ""), (None, what is wrong with it), or (None, "") where there is none."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             progress = json.loads(file.read().decode("utf-8"))
     except FileNotFoundError:
         return None, ""
@@ -62,6 +70,24 @@ def _binding_problem(progress: Json, record: Optional[Json], key: str, boot: str
     return ""
 
 
+def _unvouched(folder: str, progress: Json, record: Json, declared: Optional[Sequence[str]]) -> str:
+    """Return which output of the attempt the checkpoint says nothing of, or "": what is added to such a one again would be doubled.
+
+    record: with the `baseline` of the attempt; without it, as after a success, nothing is of the attempt.
+    """
+    baseline, left = record.get("baseline"), record.get("left")
+    if record.get("lastStatus") == "ok" or not isinstance(baseline, dict):
+        return ""
+    changed = stage_outputs.changed_since(baseline, stage_outputs.list_folder(folder).files)
+    if isinstance(left, list):
+        changed = [path for path in changed if path in left]        # anything else somebody has put there since
+    if declared is not None:
+        changed = [path for path in changed if any(path_matches(path, pattern) for pattern in declared)]
+    known = {posixpath.normpath(path) for path in (*progress.get("outputs", {}), *progress.get("publish", {}).values(), *progress.get("whole", ()))}
+    strange = [path for path in changed if path not in known]
+    return "it does not say how much of %s it stands for: name each output in its \"outputs\"" % strange[0] if strange else ""
+
+
 def _problem(progress: Any) -> str:
     """Return what is wrong with the form of a progress file, or ""."""
     if not isinstance(progress, dict):
@@ -70,6 +96,9 @@ def _problem(progress: Any) -> str:
     if not isinstance(offset, int) or isinstance(offset, bool) or offset < 0:
         return "its lineOffset is %s" % spec_checks.shown_value(offset)
     outputs, finals, counts = progress.get("outputs", {}), progress.get("publish", {}), progress.get("counts", {})
+    whole = progress.get("whole", [])
+    if not isinstance(whole, list) or not all(isinstance(path, str) for path in whole):
+        return "its whole outputs are not paths"
     for files in (outputs, finals):
         if not isinstance(files, dict) or any(spec_checks.path_problem(path) for path in files):
             return "its outputs are not paths below the output folder"

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 
+from primitives import open_file
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
@@ -34,7 +36,7 @@ def counts_problem(value: Any) -> str:
 def read_counts(path: str) -> Tuple[Optional[Json], str]:
     """Return (what a processor wrote to PIPELINE_COUNTS_FILE, None without such a file; why it cannot be used, or "")."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             counts = json.loads(file.read(MAX_FILE_BYTES).decode("utf-8"))
     except FileNotFoundError:
         return None, ""

@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 from collections import namedtuple
 
+from primitives import open_file
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, Optional, Tuple
@@ -24,7 +26,7 @@ class Progress(namedtuple("Progress", "done_bytes total_bytes lines is_complete 
 def read_progress(path: str) -> Optional[Progress]:
     """Return what the progress file at *path* says, None if there is none that can be read."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             found = json.loads(file.read(PROGRESS_BYTES).decode("utf-8"))
     except (OSError, ValueError, RecursionError):
         return None

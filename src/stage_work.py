@@ -48,6 +48,12 @@ NOT_UTF_8 = "output %s: the name is not valid UTF-8, so no record can name it; h
 NO_REPORT = "%sthe task left no report %s: %s"
 STATUS_ONLY = " (its rights or the number of its links, or its time was put back; a processor must copy an input, not link it)"
 
+def unfinished_text(there: stage_outputs.Folder, stage: str) -> str:
+    """Return that a processor that ended well has left an output of the kit half done, or ""."""
+    parts = stage_outputs.own_parts(there.parts, stage)
+    return "it ended with exit code 0 and left %s, an output that is not finished: what the processor kit opens must be brought to its end" % parts[0] if parts else ""
+
+
 def recorded_paths(store: StateStore, record: Optional[Json]) -> List[str]:
     """Return the outputs of a stage as its record has them, or, where there are too many for it, its task log."""
     if record is None:
@@ -365,7 +371,7 @@ class StageWork:
         return 0, False
 
     def _read_checkpoint(self, status: str) -> Optional[Checkpoint]:
-        record = {"idempotencyKey": self.key, "bootId": self.run.boot, "lastStatus": status}
+        record = {"idempotencyKey": self.key, "bootId": self.run.boot, "lastStatus": status, "baseline": self.baseline}
         return checkpoints.read_checkpoint(self.store, self.stage, record, self.key, self.run.boot)
 
     def _cut_to_checkpoint(self) -> None:
@@ -497,6 +503,9 @@ class StageWork:
         if not os.path.isdir(self.folder):
             return "its output folder %s is not there any more" % self.stage.output_dir, []
         there = stage_outputs.list_folder(self.folder)
+        unfinished = unfinished_text(there, self.stage.name)
+        if unfinished:
+            return unfinished, []
         now, before = there.files, self.found.files
         changed = stage_outputs.changed_since(self.baseline, now)
         foreign = self._foreign_outputs()

@@ -274,7 +274,7 @@ class TasksWork(stage_work.StageWork):
         """Return (line offset, whether to resume) after making the task's folder ready."""
         task = trial.task
         if self.stage.checkpoint and os.path.isdir(task.folder):
-            record = {"idempotencyKey": task.key, "bootId": self._boot_of(trial), "lastStatus": last_status}
+            record = {"idempotencyKey": task.key, "bootId": self._boot_of(trial), "lastStatus": last_status, "baseline": {}}
             found = checkpoints.checkpoint_at(self._progress_path(task), task.folder, record, task.key, self.run.boot)
             if found is not None and found.resumable:
                 if not found.complete:
@@ -434,6 +434,7 @@ class TasksWork(stage_work.StageWork):
     def _list_made(self, trial: Trial) -> List[str]:
         """Return the files that a task has left in its folder, sorted, and note what is none for its name."""
         there = stage_outputs.list_folder(trial.folder)
+        trial.failure = trial.failure or stage_work.unfinished_text(there, self.stage.name)
         if len(self.no_outputs) <= stage_work.SHOWN_NAMES:
             self.no_outputs += ["%s of %s" % (name, trial.task.name) for name in stage_outputs.no_outputs(stage_outputs.NOTHING, there)]
         return sorted(there.files)
@@ -447,7 +448,7 @@ class TasksWork(stage_work.StageWork):
         if self.stage.outputs is not None:
             for pattern in self.stage.outputs:
                 if not any(file_digests.path_matches(name, pattern) for name in names):
-                    trial.failure = "declared output %s was not made" % pattern
+                    trial.failure = trial.failure or "declared output %s was not made" % pattern
             names = [name for name in names if any(file_digests.path_matches(name, pattern) for pattern in self.stage.outputs)]
         for name in names:
             if not file_digests.is_unicode(name):
@@ -468,7 +469,13 @@ class TasksWork(stage_work.StageWork):
         return inputs
 
     def _take_counts(self, trial: Trial) -> None:
-        """Take the counts that the processor reported: in the file of counts, else with its checkpoint."""
+        """Take the counts that the processor reported: in the file of counts, else with its checkpoint. None where they are needed: a failure."""
+        self._read_counts(trial)
+        missing = control_totals.missing_counts(self.stage, trial.counts)
+        if missing and not trial.failure:
+            trial.failure = control_totals.missing_text(self.stage, missing)
+
+    def _read_counts(self, trial: Trial) -> None:
         path = trial.task.folder + COUNTS_ENDING
         counts, problem = control_totals.read_counts(path)
         if problem:
@@ -662,6 +669,8 @@ class FileTasksWork(TasksWork):
             trial.failure = problem
             return
         self._take_counts(trial)
+        if trial.failure:
+            return
         for name in names:
             size, digest = self._hash_output(os.path.join(trial.folder, name))
             if size < 0:
@@ -779,10 +788,18 @@ class FileTasksWork(TasksWork):
         if not self.is_stopped and not self.survivors and os.path.isdir(self.staging):
             shutil.rmtree(self.staging, ignore_errors=True)
         self.counts = task_log.sum_counts(entry.counts for entry in self.task_log.entries.values() if entry.status == "ok" and entry.task not in self.open)
-        failure = failure or self._judge(self._listed())
+        failure = failure or self._uncounted() or self._judge(self._listed())
         if failure:
             return self._give_up(failure, self.is_stopped)
         return self._succeed_with(facts, table)
+
+    def _uncounted(self) -> str:
+        """Return that a task of an earlier run reported no counts, where they are needed now, or ""."""
+        for entry in self.task_log.entries.values():
+            missing = control_totals.missing_counts(self.stage, entry.counts) if entry.status == "ok" and entry.task not in self.open else []
+            if missing:
+                return "task %s: %s; --force %s does all tasks anew" % (entry.task, control_totals.missing_text(self.stage, missing), self.stage.name)
+        return ""
 
     def _sync_older(self, facts: task_look.Tasks, table: task_files.FileTable) -> None:
         """Let what earlier runs made be synced too, unless it is known to be: they may have been killed before they did it."""

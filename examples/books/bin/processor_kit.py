@@ -93,9 +93,17 @@ def _say(text: str) -> None:
 
 
 def fail(message: str) -> NoReturn:
-    """Print *message* as one line on stderr and exit with 1."""
+    """Print *message* as one line on stderr and exit with 1, from any thread."""
     _tell(2, message)
-    raise SystemExit(EXIT_ERROR)
+    _exit(EXIT_ERROR)
+
+
+def _exit(code: int) -> NoReturn:
+    """End the processor. A SystemExit ends a thread without a word: what failed in one would be taken for done."""
+    threading = sys.modules.get("threading")
+    if threading is not None and threading.current_thread() is not threading.main_thread():
+        os._exit(code)
+    raise SystemExit(code)
 
 
 if os.environ.get("PIPELINE_SIMULATED_FAIL") == "1":
@@ -459,6 +467,32 @@ class _Writer:
     def end(self) -> None:
         self.groups.put(None)
         self.thread.join()
+
+
+def _load(path: str) -> Any:
+    """Return the value of a progress file. Raises: OSError, ValueError, RecursionError."""
+    if not os.path.isfile(path):
+        raise ValueError("it is no file")       # a pipe would be waited for
+    with open(path, "rb") as file:
+        return json.loads(file.read(8 << 20).decode("utf-8"))
+
+
+_whole: List[str] = []          # outputs that this process has published: as they are, they are not to be undone before a resume
+_under_way: List[Any] = []      # the _Work whose checkpoints are being written
+
+
+def _vouch_whole(name: str) -> None:
+    """Note that *name* is about to be published as a whole, in the checkpoint of work that is done, too."""
+    _whole.append(name)
+    path = os.environ.get("PIPELINE_PROGRESS_FILE")
+    if not path or _under_way or not os.path.lexists(path):
+        return
+    try:
+        record = _load(path)
+    except (OSError, ValueError, RecursionError):
+        return                          # whoever resumes will say so
+    if isinstance(record, dict) and isinstance(record.get("publish"), dict) and _whole[-1] not in record.get("whole", ()):
+        _write_progress(path, dict(record, whole=sorted(set(_whole))))
 
 
 class _Part:
@@ -844,8 +878,7 @@ def _read_progress(attempt: _Attempt) -> Dict[str, Any]:
     if attempt.progress is None or not os.path.lexists(attempt.progress):
         return {"lineOffset": attempt.line_offset}
     try:
-        with open(attempt.progress, "rb") as file:
-            record = json.loads(file.read(8 << 20).decode("utf-8"))
+        record = _load(attempt.progress)
     except (OSError, ValueError, RecursionError) as error:
         raise _Restart("%s is damaged: %s" % (attempt.progress, error)) from error
     if not isinstance(record, dict):
@@ -909,10 +942,10 @@ def _rejects_name(output: str) -> str:
     return output + ".rejects.jsonl"
 
 
-def _publish(folder: str, publish: Dict[str, str], output: str) -> None:
-    """Rename the parts that are still there, remove rejects of an earlier run, and make that durable."""
+def _publish(folder: str, publish: Dict[str, str], output: str, is_begun: bool = False) -> None:
+    """Rename the parts, remove rejects of an earlier run, and make that durable. is_begun: some may have been renamed already."""
     for name, final in publish.items():
-        if os.path.lexists(os.path.join(folder, name)):
+        if not is_begun or os.path.lexists(os.path.join(folder, name)):
             _replace(os.path.join(folder, name), os.path.join(folder, final))
     rejects = os.path.join(folder, _rejects_name(output))
     if _rejects_name(output) not in publish.values() and os.path.lexists(rejects):      # with a name that is too long there are none
@@ -934,6 +967,7 @@ class _Work:
         self.saver = _Saver(self.attempt)
         self.parts: Dict[str, _Part] = {}           # final name -> part
         self.written = self.rejected = 0
+        self.pid = os.getpid()                      # a child that the function forks has no part in this
         self.batch = 1                              # lines handed to the function before the clock is looked at
         self.signal = 0
 
@@ -1000,7 +1034,7 @@ class _Work:
             _say("already complete")
             return
         _remove_stale(self.attempt, self.finals, set(record["publish"]))
-        _publish(self.attempt.folder, record["publish"], self.output)
+        _publish(self.attempt.folder, record["publish"], self.output, is_begun=True)
         record.update(publishing=False, complete=True)
         self.saver.save(record, [])
         _report_counts(self.attempt.counts, record["counts"])
@@ -1065,6 +1099,8 @@ class _Work:
                  "durable": True, "publishing": False, "complete": False}
         if source.chunk is not None:
             found["chunk"] = list(source.chunk)
+        if _whole:
+            found["whole"] = sorted(set(_whole))
         found.update(flags)
         return found
 
@@ -1093,10 +1129,13 @@ class _Work:
         last = self.record(complete=True)
         self.saver.save(last, [])
         _report_counts(self.attempt.counts, last["counts"])     # of the whole, whatever was resumed
+        _whole.extend(self.parts)
         self.parts = {}
 
     def close(self) -> None:
         """Leave nothing under way; without a progress file nobody can resume the parts, so they go."""
+        if os.getpid() != self.pid:
+            return
         if self.saver.thread is not None:
             self.saver.thread.join()
         for part in self.parts.values():
@@ -1123,7 +1162,7 @@ class _Work:
         import traceback
         _tell(2, str(self.blame(line, "the processor failed here: %s: %s" % (type(error).__name__, error))))
         _tell(2, "".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip())
-        raise SystemExit(EXIT_ERROR)
+        _exit(EXIT_ERROR)
 
 
 def _is_same_file(one: str, other: str) -> bool:
@@ -1164,6 +1203,7 @@ def _run(feed: Callable[[_Work], None], function: Callable[[str], Any], output: 
     try:
         work = _Work(function, output, one_to_one, _Codec(encoding, errors), limit)
         _watch_signals(work)
+        _under_way.append(work)
         if work.open():
             while not work.pause() and work.source.fill():
                 feed(work)
@@ -1172,8 +1212,14 @@ def _run(feed: Callable[[_Work], None], function: Callable[[str], Any], output: 
             work.publish()
     except _Problem as problem:
         fail(str(problem))
+    except SystemExit as end:
+        if end.code or work is None or os.getpid() != work.pid:
+            raise
+        fail("%s: the function for lines or blocks ended the processor with exit code 0; its output is not whole" % work.output)
     finally:
         if work is not None:
+            if work in _under_way:
+                _under_way.remove(work)
             work.close()
 
 
@@ -1392,6 +1438,7 @@ def _copy_file(attempt: _Attempt, path: str, spans: List[Tuple[str, int, int]], 
             raise SystemExit(EXIT_SIGNAL + stop.signal)
         part.sync()
         part.close()
+        _vouch_whole(name)
         _replace(part.path, part.target)
     except BaseException:
         part.discard()
@@ -1439,7 +1486,7 @@ class open_output:
         def begin() -> Any:
             attempt, name = _Attempt(), _check_output_name(self.name)
             _remove_stale(attempt, (name,), set())
-            self.part = _Part(attempt.folder, attempt.part_name(name), name)
+            self.part, self.pid = _Part(attempt.folder, attempt.part_name(name), name), os.getpid()
             raw = open(self.part.descriptor, "wb", closefd=False)
             return raw if self.binary else io.TextIOWrapper(raw, encoding="utf-8", newline="")
         self.file: IO[Any] = _checked(begin)
@@ -1449,11 +1496,15 @@ class open_output:
         if kind is None:
             _checked(self._publish)
             return
+        if os.getpid() != self.pid:
+            return                              # a forked child: the part is its parent's
         try:
             self.file.close()                   # before its descriptor: a late flush would hit whatever has that number
         except OSError:
             pass
         self._discard()
+        if kind is SystemExit and not error.code:
+            fail("%s: the processor ended with exit code 0 before it was written; it is not published" % self.name)
 
     def _discard(self) -> None:
         try:
@@ -1469,6 +1520,7 @@ class open_output:
                 raise _trouble("write", self.part.path, error) from error
             self.part.sync()
             self.part.close()
+            _vouch_whole(self.part.final)
             _replace(self.part.path, self.part.target)
         except _Problem:
             self._discard()
@@ -1493,17 +1545,19 @@ _counts: Dict[str, int] = {}        # of count(): a processor of its own kind ha
 def count(read: int = 0, written: int = 0, rejected: int = 0) -> None:
     """Add to the record counts, for processors that use neither lines() nor blocks() (those count by themselves).
 
-    They reach the runner when the processor ends, through PIPELINE_COUNTS_FILE; a checkpoint is left alone. A processor that resumes by itself counts
-    what it did before, too.
+    They reach the runner when the processor ends, through PIPELINE_COUNTS_FILE; a checkpoint is left alone. A processor
+    that resumes by itself counts what it did before, too. What a forked child counts is not known to its parent.
     """
     if not _counts:
         import atexit
-        atexit.register(_save_counts)
+        atexit.register(_save_counts, os.getpid())
     for name, more in (("read", read), ("written", written), ("rejected", rejected)):
         _counts[name] = _counts.get(name, 0) + more
 
 
-def _save_counts() -> None:
+def _save_counts(pid: int) -> None:
+    if os.getpid() != pid:
+        return                          # a forked child: it would overwrite what its parent counted
     try:
         _report_counts(os.environ.get("PIPELINE_COUNTS_FILE"), _counts)
     except _Problem as problem:
