@@ -55,7 +55,7 @@ with open_output("@NAME@.txt") as out:
 
 SHELL = '''#!/bin/sh
 # Write the lines of all inputs, sorted, each line once.
-# Arguments: "args" of the stage, then its inputs. Write below $PIPELINE_OUTPUT_DIR only. Exit 0 is success, 75 asks for a retry.
+# Arguments: "args" of the stage, then its inputs. Write below $PIPELINE_OUTPUT_DIR only. Exit 0 is success, 75: another attempt may help.
 set -eu
 LC_ALL=C
 export LC_ALL
@@ -63,7 +63,7 @@ sort -u -- "$@" > "$PIPELINE_OUTPUT_DIR/@NAME@.txt"
 '''
 
 POWERSHELL = '''# Write the lines of all inputs, sorted, each line once.
-# Arguments: "args" of the stage, then its inputs. Write below $env:PIPELINE_OUTPUT_DIR only. Exit 0 is success, 75 asks for a retry.
+# Arguments: "args" of the stage, then its inputs. Write below $env:PIPELINE_OUTPUT_DIR only. Exit 0 is success, 75: another attempt may help.
 $ErrorActionPreference = "Stop"
 $found = New-Object System.Collections.Generic.List[string]
 foreach ($path in $args) {
