@@ -480,6 +480,8 @@ class Pool:
             attempt.network.close()
         if not survivors:
             self.guardian.release(attempt.traits)
+        if attempt.launch.launcher is not None:
+            _tell_of_launcher(attempt)
         attempt.finish(exit_text(attempt.exit_code), survivors)
         self.ended.append(attempt)
 
@@ -540,12 +542,24 @@ def _start(launch: Launch, processes: Any) -> Tuple[Any, int, Any]:
 
 
 def _not_started_text(launch: Launch, error: OSError) -> str:
+    if launch.launcher is not None:
+        where = ": %s" % error.filename if error.filename else ""
+        return "%s the launcher %s%s: %s%s" % (NOT_STARTED, launch.argv[0], where, error.strerror or str(error), remedy_of(error))
     hint, first = "", _first_line(os.path.join(launch.folder, launch.argv[0]))
     if getattr(error, "errno", None) == 8:      # ENOEXEC
         hint = "; a byte order mark stands before its first line: save it without" if first.startswith(b"\xef\xbb\xbf") else "; a script needs a first line such as #!/bin/sh"
     elif isinstance(error, FileNotFoundError):
         hint = "; its first line ends with a carriage return (CRLF): save it with plain line ends" if first.endswith(b"\r\n") else "; the program that its first line names may be missing"
     return "%s %s: %s%s" % (NOT_STARTED, launch.argv[0], error.strerror or str(error), hint or remedy_of(error))
+
+
+def _tell_of_launcher(attempt: Attempt) -> None:
+    """Note what is known of a launcher's end, and is not known of other processors'."""
+    launched = attempt.process
+    if launched.was_cut:
+        attempt.notes.append("the launcher did not end in time when it was asked to, and was killed: look whether its job is still in the queue of the cluster")
+    if not launched.is_begun and attempt.ending.reason and attempt.ending.reason != INTERRUPTED:
+        attempt.ending.reason += "; the task had not begun: its launcher was still waiting"
 
 
 def _first_line(path: str) -> bytes:

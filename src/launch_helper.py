@@ -37,6 +37,7 @@ START_S = 30.0              # how long the helper may take to start a launcher
 ASK, FORCE = signal.SIGTERM, getattr(signal, "SIGUSR1", 0)      # what the helper tells a minder
 ISOLATION = ("launchers are started outside the kernel layer, by a process forked before it; where the task runs, offline_guard exec "
              "closes the network and reports it: see launcher.nodes of the stages")
+SETTLE_POLL_S = 0.05
 TASK = "the task on its machine"    # among the survivors of an attempt
 HOOK_VARIABLES = ("PIPELINE_HOOK", "PIPELINE_HOOK_LOG", "PYTHONPATH")
 
@@ -50,9 +51,12 @@ def launcher_words(words: Sequence[str], resources: Dict[str, int]) -> List[str]
 
 
 def task_words(source_folder: str, lease: str) -> List[str]:
-    """Return the words that stand between launcher and processor: they close the network where the task runs."""
+    """Return the words that a launcher has to run: they close the network where the task runs, and start what its lease says.
+
+    The processor's own words are not among them: a launcher may hand its words to a shell, for which a file's name can be a command.
+    """
     # -E, -S: nothing that a variable or a site package names runs beside the guard; and it starts in half the time.
-    return [sys.executable, "-E", "-S", os.path.join(source_folder, "offline_guard.py"), "exec", "--lease", lease, "--"]
+    return [sys.executable, "-E", "-S", os.path.join(source_folder, "offline_guard.py"), "exec", "--lease", lease]
 
 
 def launcher_environment(env: Dict[str, str], own: Dict[str, str]) -> Dict[str, str]:
@@ -62,11 +66,14 @@ def launcher_environment(env: Dict[str, str], own: Dict[str, str]) -> Dict[str, 
     return dict(kept, PYTHONPATH=own["PYTHONPATH"]) if "PYTHONPATH" in own else kept
 
 
-def task_plan(stage: Any, env: Dict[str, str], root: str, token: str, offline: Any, report: str) -> Json:
-    """Return what the lease tells the task. The runner's own variables are in it: not every launcher passes its environment on."""
+def task_plan(stage: Any, launch: Any, root: str, offline: Any, report: str) -> Json:
+    """Return what the lease tells the task. The runner's own variables and the stage's are in it: not every launcher passes its environment on.
+
+    launch: attempts.Launch of the processor.
+    """
     close = "no" if "kernel" not in offline.layers else "must" if offline.require == "kernel" else "try"
-    own = {name: value for name, value in env.items() if name.startswith("PIPELINE_") or name in HOOK_VARIABLES}
-    return {"stage": stage.name, "token": token, "root": root, "close": close, "strict": offline.strict, "graceSec": stage.grace_s,
+    own = {name: value for name, value in launch.env.items() if name.startswith("PIPELINE_") or name in HOOK_VARIABLES or name in stage.env}
+    return {"stage": stage.name, "token": launch.token, "command": list(launch.argv), "root": root, "close": close, "strict": offline.strict, "graceSec": stage.grace_s,
             "report": report, "environment": own}
 
 
@@ -186,6 +193,8 @@ class Launched:
         self.survivors: List[Any] = []
         self.held = False
         self.is_lost = False                # who watched it was killed
+        self.is_begun = True                # False: it is known that the task never started
+        self.was_cut = False                # the launcher did not cancel in time, and was killed
         self.unclear: List[int] = []        # of a Tree: here all is known
         self.leader_is_gone = False
 
@@ -200,6 +209,7 @@ class Launched:
         elif "code" in answer:
             self.code, self.cpu_s, self.max_rss_bytes = answer["code"], answer["cpuUs"] / 1e6, answer["maxRssBytes"]
             self.survivors, self.held = answer["survivors"], answer["held"]
+            self.is_begun, self.was_cut = answer.get("begun", True), answer.get("cut", False)
         elif self.pid == 0:
             self.error = OSError("the helper that starts launchers has died; run again")
         else:                           # whoever watched it was killed: end() does what that would have done
@@ -319,6 +329,7 @@ class Minder:
         self.command, self.commands, self.answers = command, commands, answers
         self.lease: str = command["lease"]
         self.is_asked = self.is_forced = False
+        self.was_cut = False                # the launcher did not end in time, and was killed
         self.kill_at: Optional[float] = None
         self.alarm = take_signals((signal.SIGCHLD,))
         signal.signal(ASK, self._note)
@@ -344,13 +355,23 @@ class Minder:
         self._say(pid=process.pid)
         tree = process_tree.Tree(process.pid, self.command["token"])
         code, usage = self._wait(process.pid, tree)
+        if code < 0 and not self.is_forced:
+            self._settle(tree)
         survivors = tree.end()
+        is_begun = launch_lease.has_begun(self.lease)
         held = not launch_lease.take_back(self.lease, TASK_S)
         if not held and not survivors:
             self._remove_here()
-        self._say(code=code, cpuUs=int((usage.ru_utime + usage.ru_stime) * 1e6), survivors=survivors[:20], held=held,
+        self._say(code=code, cpuUs=int((usage.ru_utime + usage.ru_stime) * 1e6), survivors=survivors[:20], held=held, begun=is_begun, cut=self.was_cut,
                   maxRssBytes=usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
         os._exit(0)
+
+    def _settle(self, tree: Any) -> None:
+        """A launcher was killed: what it left behind may be there to cancel its job, as srun's second process is; give it time for that."""
+        launch_lease.ask_to_stop(self.lease)
+        deadline = time.monotonic() + process_tree.LAUNCHER_S
+        while tree.living() and time.monotonic() < deadline:
+            time.sleep(SETTLE_POLL_S)
 
     def _start(self) -> Any:
         import subprocess
@@ -400,6 +421,7 @@ class Minder:
             process_tree.send([pid], signal.SIGTERM)
             self.kill_at = time.monotonic() + process_tree.LAUNCHER_S
         elif time.monotonic() >= self.kill_at:
+            self.was_cut = True
             tree.end()
 
     def _remove_here(self) -> None:

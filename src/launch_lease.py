@@ -3,7 +3,8 @@
 Above the leaves and below the runner; the same file runs where the task does.
 
     state/launch/STAGE~TOKEN.N.lease    a line of JSON, made before the launcher starts. Whoever runs the task holds the kernel lock
-                                        on it until its last process is gone; no file, no task. A line more asks it to stop.
+                                        on it until its last process is gone; no file, no task. A line more says that the task has
+                                        begun, or asks it to stop: a launcher that starts it again starts nothing.
     state/launch/STAGE~TOKEN.N.here     locked by who watches the launcher, until the launcher's last process is gone
 
 A launcher may die and leave its task running, or waiting in the queue of a cluster: then only the lease tells. Who
@@ -17,6 +18,7 @@ import os
 import time
 
 import stage_locks
+from primitives import open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ SCHEMA = 1
 FOLDER = os.path.join("state", "launch")
 MAX_BYTES = 1 << 20         # of a lease; PIPELINE_PARAMS is the largest part
 STOP = b"stop\n"
+BEGUN = b"begun\n"
 PATIENCE_S = 30.0           # how long the next run waits for tasks of a dead one that have been asked to stop
 POLL_S = 0.05
 
@@ -59,7 +62,7 @@ class Held:
     def __init__(self, path: str) -> None:
         """Raises: LeaseProblem when the task may not start here and now."""
         try:
-            self.descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+            self.descriptor = os.open(path, os.O_RDWR | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0))
         except FileNotFoundError:
             raise LeaseProblem("the run that asked for this task is over") from None
         except OSError as error:
@@ -74,18 +77,27 @@ class Held:
             if not _is_same_file(self.descriptor, path):
                 raise LeaseProblem("the run that asked for this task is over")
             head, _, rest = os.read(self.descriptor, MAX_BYTES).partition(b"\n")
-            self.head_bytes = len(head) + 1
             self.plan: Json = _plan(head, path)
             if rest:
-                raise LeaseProblem("it was asked to stop before it started, or has come to its end already: a launcher may start it once")
+                raise LeaseProblem("it has been started before: a launcher may start it once" if BEGUN in rest else "it was asked to stop before it started")
+            self._begin(path)
+            self.begun_bytes = len(head) + 1 + len(BEGUN)
         except BaseException:
             os.close(self.descriptor)
             raise
 
+    def _begin(self, path: str) -> None:
+        """Say for good, before anything is started, that the task has begun: its machine may crash, and the task be queued again."""
+        try:
+            os.write(self.descriptor, BEGUN)
+            os.fsync(self.descriptor)
+        except OSError as error:
+            raise LeaseProblem("cannot write to %s: %s" % (path, error.strerror)) from None
+
     def is_stop_asked(self) -> bool:
         """Tell whether somebody wants the task to stop."""
         try:
-            return os.fstat(self.descriptor).st_size > self.head_bytes
+            return os.fstat(self.descriptor).st_size > self.begun_bytes
         except OSError:
             return False                # a hiccup of the file system is no order
 
@@ -119,6 +131,15 @@ def ask_to_stop(path: str) -> None:
             os.write(descriptor, STOP)
     finally:
         os.close(descriptor)
+
+
+def has_begun(path: str) -> bool:
+    """Tell whether somebody has begun with the task, as far as its lease is there and tells."""
+    try:
+        with open_file(path) as file:
+            return BEGUN in file.read(2 * MAX_BYTES).partition(b"\n")[2]
+    except OSError:
+        return False
 
 
 def is_held(path: str) -> bool:

@@ -3,11 +3,14 @@
 Above the leaves and below offline_guard, whose `exec --lease` this is; *guard* is that module, handed in because it runs as a
 program. It stands where the launcher put it, perhaps on another machine:
 
-    launcher -> offline_guard.py exec --lease FILE -- PROCESSOR ... -> Held lease -> network closed -> processor -> report
+    launcher -> offline_guard.py exec --lease FILE -> Held lease -> network closed -> processor -> report
+
+What is to be run stands in the lease, not in the launcher's words: a launcher may hand these to a shell, which reads them anew.
 """
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 
@@ -24,13 +27,14 @@ EXIT_NOT_STARTED = 126      # the same, for the machine's sake; as shells have i
 LOOK_MS = 200               # between two looks at the lease: whether the task shall stop
 
 
-def run_leased(command: List[str], lease: str, guard: Any) -> int:
-    """Run *command* as its lease says; return its exit code, 128+n for a signal, 6 if nothing was started."""
+def run_leased(lease: str, guard: Any) -> int:
+    """Run what a lease says; return its exit code, 128+n for a signal, 6 if nothing was started."""
     try:
         held = launch_lease.Held(lease)
     except launch_lease.LeaseProblem as problem:
         guard.say("%s; nothing was started" % problem)
         return EXIT_REFUSED
+    command: List[str] = held.plan["command"]
     plan, report = held.plan, node_report.NodeReport(held.plan["report"], held.plan["token"])
     status, listener = guard.Status("none", False, False, False, "left out by offline.layers"), None
     if plan["close"] != "no":
@@ -66,7 +70,7 @@ def run_leased(command: List[str], lease: str, guard: Any) -> int:
     exit_code = int(128 - code if code < 0 else code)
     if not left:                        # else no last word: there is somebody who could still do something
         cpu_us, max_rss_bytes = _cost()
-        report.end(_host(), status.to_json(), "", cpu_us, max_rss_bytes, exit_code=exit_code)
+        report.end(_host(), status.to_json(), "", cpu_us, max_rss_bytes, exit_code=exit_code, stopped_by=task.stopped_by)
     return exit_code
 
 
@@ -76,6 +80,7 @@ class Task:
     def __init__(self, held: launch_lease.Held, process: Any, report: node_report.NodeReport, guard: Any) -> None:
         self.held, self.report, self.guard = held, report, guard
         self.tree = process_tree.Tree(process.pid, str(held.plan["token"]))
+        self.stopped_by = 0             # the signal by which somebody else than the runner has ended it: its engine, most likely
         self.stop_at = 0.0              # when the grace of a task that was asked to stop is over
 
     def look(self) -> None:
@@ -87,6 +92,11 @@ class Task:
                 self.tree.ask_to_stop()
         elif time.monotonic() >= self.stop_at:
             self.tree.end()
+
+    def signalled(self, number: int) -> None:
+        """Note a signal that is passed on to the processor."""
+        if number in (signal.SIGTERM, signal.SIGHUP) and not self.stop_at and not self.held.is_stop_asked():
+            self.stopped_by = int(number)
 
     def tell(self, refusal: Any) -> None:
         """Report a refused call and say it on stderr, which goes to the attempt's log."""

@@ -23,14 +23,16 @@ MAX_REFUSALS = 100          # different ones; the rest is one entry
 MAX_TEXT = 1000
 OTHERS = ("(others)", "further kinds", False)
 REFUSAL = {"program": str, "pid": int, "kind": str, "counted": bool, "count": int}
-END = {"token": str, "host": str, "kernel": dict, "why": str, "isUnclosed": bool, "cpuUs": int, "maxRssBytes": int, "exitCode": int, "refusals": list}
+END = {"token": str, "host": str, "kernel": dict, "why": str, "isUnclosed": bool, "cpuUs": int, "maxRssBytes": int, "exitCode": int, "stoppedBy": int, "refusals": list}
 
 
-class Told(namedtuple("Told", "is_whole token host kernel why is_unclosed cpu_s max_rss_bytes refusals exit_code", defaults=(False, "", "", {}, "", False, 0.0, 0, (), 0))):
+class Told(namedtuple("Told", "is_whole token host kernel why is_unclosed cpu_s max_rss_bytes refusals exit_code stopped_by",
+                      defaults=(False, "", "", {}, "", False, 0.0, 0, (), 0, 0))):
     """A report as read.
 
     is_whole: the task's last process was gone when it was written. token: of the attempt. kernel: as in run records. why: why the task was not
     started, "" if it was; is_unclosed: because the network could not be closed. refusals: dicts with program, pid, kind, counted, count. exit_code: the processor's, 128+n for a signal; 0 if it was not started.
+    stopped_by: the signal with which somebody else than the runner asked it to stop, 0 if nobody did.
     """
 
     __slots__ = ()
@@ -55,11 +57,12 @@ class NodeReport:
             self._append(known)
         return bool(known["count"] == 1)
 
-    def end(self, host: str, kernel: Json, why: str = "", cpu_us: int = 0, max_rss_bytes: int = 0, is_unclosed: bool = False, exit_code: int = 0) -> None:
+    def end(self, host: str, kernel: Json, why: str = "", cpu_us: int = 0, max_rss_bytes: int = 0, is_unclosed: bool = False, exit_code: int = 0,
+            stopped_by: int = 0) -> None:
         """Write the whole report in the place of what was added."""
         temporary = self.path + ".tmp"
         value = {"token": self.token, "host": host, "kernel": kernel, "why": why, "isUnclosed": is_unclosed, "cpuUs": cpu_us, "maxRssBytes": max_rss_bytes,
-                 "exitCode": exit_code, "refusals": list(self.refusals.values())}
+                 "exitCode": exit_code, "stoppedBy": stopped_by, "refusals": list(self.refusals.values())}
         try:
             if os.path.lexists(temporary):
                 os.unlink(temporary)
@@ -91,7 +94,7 @@ def read(path: str) -> Told:
         return Told(refusals=tuple(one for one in values if _has(one, REFUSAL)))
     if not _has(end, END) or not all(_has(one, REFUSAL) for one in end["refusals"]) or not isinstance(end["kernel"].get("method"), str):
         return Told()
-    return Told(True, end["token"], end["host"], end["kernel"], end["why"], end["isUnclosed"], end["cpuUs"] / 1e6, end["maxRssBytes"], tuple(end["refusals"]), end["exitCode"])
+    return Told(True, end["token"], end["host"], end["kernel"], end["why"], end["isUnclosed"], end["cpuUs"] / 1e6, end["maxRssBytes"], tuple(end["refusals"]), end["exitCode"], end["stoppedBy"])
 
 
 def _has(value: Any, form: Dict[str, Any]) -> bool:

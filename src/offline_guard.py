@@ -1,7 +1,7 @@
 """The kernel layer of the offline guard: the network closed for this process and all that it will start.
 
 Also a program of its own: `python src/offline_guard.py exec [--strict] -- COMMAND ...`, and, put there by a launcher,
-`exec --lease FILE -- COMMAND ...` (node_exec). As a module it needs nothing else of ours.
+`exec --lease FILE` (node_exec). As a module it needs nothing else of ours.
 
     close_network() -> Status, Listener      once per process, irreversible, then probed: nothing is claimed that was not seen
     Listener.answer() -> Refusal             who tried what, told by the kernel while the caller is held
@@ -591,7 +591,7 @@ def _macos_try(libc: Any, family: int, kind: int, act: Any) -> int:
 # --- as a program of its own -----------------------------------------------------------------------------------------
 
 USAGE = ("usage: python offline_guard.py exec [--strict] -- COMMAND ...   (runs COMMAND without network and tells who tried)\n"
-         "       python offline_guard.py exec --lease FILE -- COMMAND ...  (the runner's own, for tasks that a launcher starts)")
+         "       python offline_guard.py exec --lease FILE                 (the runner's own, for tasks that a launcher starts)")
 SHOWN_LIMIT = 100           # different refusals shown; the others are counted
 
 
@@ -611,6 +611,9 @@ class Reports:
             return
         self.shown.add(key)
         say("%s (pid %d) tried to %s %s: refused" % (key[0], key[1], "open" if refusal.counted else "use", key[2]))
+
+    def signalled(self, number: int) -> None:
+        """Nobody is told of the signals that are passed on."""
 
     def end(self) -> None:
         """Say how many were not shown."""
@@ -687,7 +690,9 @@ def wait_for(process: Any, listener: Optional[Listener], noted: List[int], alarm
             reports.end()
             return int(code)
         while noted:
-            process.send_signal(noted.pop(0))
+            number = noted.pop(0)
+            reports.signalled(number)
+            process.send_signal(number)
         if look is not None:
             look()
         if alarm in [descriptor for descriptor, _ in poll.poll(look_ms)]:
@@ -696,9 +701,9 @@ def wait_for(process: Any, listener: Optional[Listener], noted: List[int], alarm
 
 def main(arguments: List[str]) -> int:
     """Be the program; return its exit code (2: usage)."""
-    if arguments[:2] == ["exec", "--lease"] and arguments[3:4] == ["--"] and len(arguments) > 4:
+    if arguments[:2] == ["exec", "--lease"] and len(arguments) == 3:
         import node_exec
-        return node_exec.run_leased(arguments[4:], arguments[2], sys.modules[__name__])
+        return node_exec.run_leased(arguments[2], sys.modules[__name__])
     strict = arguments[1:2] == ["--strict"]
     head = ["exec", "--strict", "--"] if strict else ["exec", "--"]
     if arguments[:len(head)] != head or len(arguments) == len(head):

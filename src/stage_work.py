@@ -133,11 +133,10 @@ def launched_elsewhere(launch: attempts.Launch, run: Any, stage: StageSpec, netw
     import launch_helper
     import launch_lease
     lease = launch_lease.lease_path(run.root, stage.name, launch.token)
-    argv = (launch_helper.launcher_words(stage.launcher, stage.resources)
-            + launch_helper.task_words(os.path.dirname(os.path.abspath(__file__)), lease) + launch.argv)
+    argv = launch_helper.launcher_words(stage.launcher, stage.resources) + launch_helper.task_words(os.path.dirname(os.path.abspath(__file__)), lease)
 
     def start() -> Any:
-        launch_lease.create(lease, launch_helper.task_plan(stage, launch.env, run.root, launch.token, run.spec.offline, network.node_report()))
+        launch_lease.create(lease, launch_helper.task_plan(stage, launch, run.root, run.spec.offline, network.node_report()))
         return run.launches.start(argv, launch_helper.launcher_environment(launch.env, stage.env), run.root, launch.token, lease)
 
     return launch._replace(argv=argv, launcher=start), None     # the kernel of this machine has nothing to tell of another's
@@ -432,19 +431,22 @@ class StageWork:
         if not self.stage.launcher or result.exit_code is None:
             return result, ""
         told, failure, unclosed = network.take_node_report(), result.failure, ""
-        is_told = told.is_whole and told.token == token
+        is_told, is_timeout = told.is_whole and told.token == token, failure.startswith(attempts.TIMEOUT % (self.stage.timeout_s or 0))
         if told.host:
             place = self.nodes.setdefault("%s %s" % (told.host, sorted(told.kernel.items())), {"host": told.host, "kernel": told.kernel, "attempts": 0})
             place["attempts"] += 1
         if told.why and not result.stopped:
             failure, unclosed = told.why, told.why if told.is_unclosed else ""
-        elif not is_told and not result.stopped and failure != attempts.TIMEOUT % (self.stage.timeout_s or 0):
+        elif not is_told and not result.stopped and not is_timeout:
             failure = NO_REPORT % (failure + "; " if failure else "", os.path.relpath(network.node_report(), self.run.root).replace(os.sep, "/"),
                                    "the launcher or the machine failed" if failure else "the launcher came back before the task had ended, or did not run the words after it, or the machines do not share the root")
             result = result._replace(is_machines=True)
         elif not failure and told.exit_code:
             failure = "%s, which the launcher did not give back" % attempts.exit_text(told.exit_code)
             result = result._replace(exit_code=told.exit_code)
+        if is_told and told.stopped_by and failure and not result.stopped and not is_timeout:
+            failure += "; its machine's engine has stopped it (signal %d)" % told.stopped_by
+            result = result._replace(is_machines=True)
         return result._replace(failure=failure, cpu_s=told.cpu_s or result.cpu_s, max_rss_bytes=told.max_rss_bytes or result.max_rss_bytes), unclosed
 
     def row(self, expected_s: Optional[float]) -> Optional[Tuple[Any, ...]]:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Project
 
 import launch_helper
 import launch_lease
@@ -95,8 +95,7 @@ def test_a_run_through_a_launcher(project, cluster):
     assert "[START] s1" in done.out and "[DONE] s1" in done.out
     launch, = cluster.launches()
     lease = launch["words"][launch["words"].index("--lease") + 1]
-    assert launch["words"] == ["--cpus=2", "--mem=64M", "--{x}", sys.executable, "-E", "-S", str(ROOT / "src" / "offline_guard.py"), "exec", "--lease", lease, "--",
-                               sys.executable, str(project.path("bin/p.py")), "one"]
+    assert launch["words"] == ["--cpus=2", "--mem=64M", "--{x}", sys.executable, "-E", "-S", str(ROOT / "src" / "offline_guard.py"), "exec", "--lease", lease]
     assert project.read("data/s1/o") == "s1['one']%sNone" % project.root
     assert project.read("state/logs/r/s1.1.log") == "hello\n"
     assert leases(project) == [] and cluster.queue() == []
@@ -188,9 +187,9 @@ def test_the_launcher_has_the_network_and_the_processor_has_not(project, cluster
     assert project.exists("data/s2/refused") and len(stages_of(project, "w")[0]["networkRefusals"]) == 1
 
 
-def lease_for(root, close, **more):
+def lease_for(root, close, *command, **more):
     path = launch_lease.lease_path(str(root), "s", "tok.1")
-    launch_lease.create(path, dict({"stage": "s", "token": "tok.1", "root": str(root), "close": close, "strict": False, "graceSec": 1,
+    launch_lease.create(path, dict({"stage": "s", "token": "tok.1", "root": str(root), "close": close, "command": list(command), "strict": False, "graceSec": 1,
                                     "report": str(root / "report"), "environment": {"PIPELINE_HOOK": "report"}}, **more))
     return path
 
@@ -201,18 +200,18 @@ import sys
 sys.path.insert(0, %r)
 import node_exec, offline_guard
 offline_guard.close_network = lambda strict: (offline_guard.Status("none", False, False, False, "of a test"), None)
-raise SystemExit(node_exec.run_leased(sys.argv[2:], sys.argv[1], offline_guard))
+raise SystemExit(node_exec.run_leased(sys.argv[1], offline_guard))
 """
 
 
-def run_where_it_cannot_be_closed(path, *command):
+def run_where_it_cannot_be_closed(path):
     """In a process of its own: it takes over signals and orphans."""
     code = IN_CHILD % str(ROOT / "src")
-    return subprocess.run([sys.executable, "-c", code, path, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+    return subprocess.run([sys.executable, "-c", code, path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
 
 
 def test_where_the_kernel_must_and_cannot_close_the_network_nothing_is_started(tmp_path):
-    done = run_where_it_cannot_be_closed(lease_for(tmp_path, "must"), "touch", str(tmp_path / "started"))
+    done = run_where_it_cannot_be_closed(lease_for(tmp_path, "must", "touch", str(tmp_path / "started")))
     assert done.returncode == 6 and not (tmp_path / "started").exists(), done
     told = node_report.read(str(tmp_path / "report"))
     assert told.is_whole and told.why.startswith("the network cannot be closed on") and told.kernel["method"] == "none"
@@ -220,7 +219,7 @@ def test_where_the_kernel_must_and_cannot_close_the_network_nothing_is_started(t
 
 @pytest.mark.parametrize("close", ["try", "no"])
 def test_where_it_need_not_the_hook_enforces(tmp_path, close):
-    done = run_where_it_cannot_be_closed(lease_for(tmp_path, close), "sh", "-c", "echo $PIPELINE_HOOK; exit 4")
+    done = run_where_it_cannot_be_closed(lease_for(tmp_path, close, "sh", "-c", "echo $PIPELINE_HOOK; exit 4"))
     assert (done.returncode, done.stdout) == (4, b"enforce\n"), done
     assert node_report.read(str(tmp_path / "report")).kernel["method"] == "none"
 
@@ -229,7 +228,7 @@ def test_a_stage_fails_with_6_where_its_node_cannot_close_the_network(project, c
     # The launcher runs the words with another offline_guard: the one of a machine that cannot.
     project.write("src/offline_guard.py", "import sys\n" + IN_CHILD % str(ROOT / "src"))
     project.write("far.py", "import os, sys\nwords = sys.argv[1:]\nplace = next(i for i, one in enumerate(words) if one.endswith('offline_guard.py'))\n"
-                  "words[place:place + 3] = [os.path.join(%r, 'src', 'offline_guard.py')]\nwords.remove('--')\nos.execv(words[0], words)\n" % str(project.root))
+                  "words[place:place + 3] = [os.path.join(%r, 'src', 'offline_guard.py')]\nos.execv(words[0], words)\n" % str(project.root))
     project.spec({"processor": project.processor("p", "open(out + '/o', 'w').close()\n"), "launcher": [sys.executable, str(project.path("far.py"))],
                   "retry": {"attempts": 3, "baseDelayMs": 1}}, offline={"require": "kernel"})
     done = project.run("--run-id", "r")
@@ -376,8 +375,85 @@ def test_a_launcher_that_runs_the_words_twice_does_the_work_once_and_fails(proje
                   "launcher": [str(project.path("launch.sh"))]})
     done = project.run("--run-id", "r")
     assert done.code != 0 and project.read("times") == "x" and not project.exists("data/s1/.s1.done"), done
-    assert "has come to its end already: a launcher may start it once; nothing was started" in project.read("state/logs/r/s1.1.log")
+    assert "it has been started before: a launcher may start it once; nothing was started" in project.read("state/logs/r/s1.1.log")
     assert leases(project) == []
+
+
+REQUEUE = """
+import os, signal, subprocess, sys, time
+first = subprocess.Popen(sys.argv[1:], start_new_session=True)
+while not os.path.exists("begun"):
+    time.sleep(0.01)
+os.killpg(first.pid, signal.SIGKILL)
+first.wait()
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_a_task_that_is_queued_again_after_its_machine_has_crashed_is_not_started_again(project):
+    project.write("requeue.py", REQUEUE)
+    project.spec({"processor": project.processor("p", "open(out + '/o', 'a').write('x')\nopen('begun', 'a').write('x')\nif len(open('begun').read()) < 2: time.sleep(60)\n"),
+                  "launcher": [sys.executable, str(project.path("requeue.py"))]})
+    done = project.run("--run-id", "r")
+    assert done.code == 1 and project.read("begun") == "x" and not project.exists("data/s1/.s1.done"), done
+    assert "it has been started before: a launcher may start it once; nothing was started" in project.read("state/logs/r/s1.1.log")
+
+
+def test_a_launcher_that_drops_variables_and_hands_its_words_to_a_shell_changes_nothing(tmp_path):
+    plain = Project(tmp_path / "plain")         # a path that a shell leaves as it is
+    plain.write("in/$HOME * `touch ran`;x.txt", "x")
+    plain.write("launch.sh", '#!/bin/sh\nexec env -i /bin/sh -c "$*"\n', executable=True)
+    body = "open(out + '/o', 'w').write(repr([sys.argv[1:], os.environ.get('MODE'), os.environ['PIPELINE_STAGE_NAME']]))\n"
+    plain.spec({"processor": plain.processor("p", body), "args": ["two  spaces", "p*", "$HOME"], "env": {"MODE": "strict"}, "inputs": ["in/*"],
+                "launcher": [str(plain.path("launch.sh"))]})
+    plain.ok()
+    assert plain.read("data/s1/o") == repr([["two  spaces", "p*", "$HOME", "in/$HOME * `touch ran`;x.txt"], "strict", "s1"]) and not plain.exists("ran")
+
+
+STOPPING = """
+import os, signal, subprocess, sys, time
+first = subprocess.Popen(sys.argv[1:])
+while not os.path.exists("begun"):
+    time.sleep(0.01)
+first.send_signal(signal.SIGTERM)
+raise SystemExit(first.wait() % 256)
+"""
+
+
+def test_a_task_that_the_engine_has_stopped_is_not_the_fault_of_its_file(project):
+    project.write("in/a", "a")
+    project.write("in/b", "b")
+    project.write("stop.py", STOPPING)
+    project.spec({"processor": project.processor("p", "open('begun', 'w').close()\ntime.sleep(60)\n"), "forEach": "in/*", "maxFailedTasks": 2,
+                  "launcher": [sys.executable, str(project.path("stop.py"))]})
+    done = project.run("--run-id", "r")
+    assert done.code == 1 and "[FAIL] s1 in/a: exit code 143; its machine's engine has stopped it (signal 15)\n" in done.out, done
+    assert "failed for what maxFailedTasks does not allow" in done.out, done
+
+
+def test_what_a_killed_launcher_has_beside_it_may_cancel_its_job(project):
+    """As srun's second process does. It is done when it has had its time, whatever that is; killed at once it never would be."""
+    project.write("launch.sh", '#!/bin/sh\n( trap "" TERM; while kill -0 $$ 2>/dev/null; do sleep 0.05; done; sleep 0.5; touch cancelled ) &\necho $$ > pid\n"$@"\n', executable=True)
+    project.spec({"processor": project.processor("p", "os.kill(int(open('pid').read()), 9)\ntime.sleep(60)\n"), "graceSec": 0, "launcher": [str(project.path("launch.sh"))]})
+    done = project.run("--run-id", "r")
+    assert done.code == 1 and "[FAIL] s1: ended by SIGKILL" in done.out and project.exists("cancelled"), done
+
+
+@pytest.mark.parametrize("how, said", [("timeout", "[FAIL] s1: timeout after 1 s; the task had not begun: its launcher was still waiting"), ("ctrl-c", "[FAIL] s1: interrupted")])
+def test_a_launcher_that_does_not_cancel_is_told(project, how, said):
+    """Its job may still be in the queue. A driver shortens the time that it has."""
+    project.write("launch.sh", '#!/bin/sh\ntrap "" TERM\ntouch waiting\nwhile :; do sleep 0.05; done\n', executable=True)
+    project.spec(dict({"processor": project.processor("p", ""), "graceSec": 0, "launcher": [str(project.path("launch.sh"))]}, **{"timeoutSec": 1} if how == "timeout" else {}))
+    driver = project.write("driver.py", "import os, runpy, sys\nrunner = sys.argv[1]\nsys.path.insert(0, os.path.dirname(runner))\nimport process_tree\n"
+                                        "process_tree.LAUNCHER_S = 0.2\nsys.argv[:] = sys.argv[1:]\nrunpy.run_path(runner, run_name='__main__')\n")
+    argv = project.argv("--run-id", "r")
+    with subprocess.Popen([argv[0], str(driver)] + argv[1:], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        wait_for(lambda: project.exists("waiting"))
+        if how == "ctrl-c":
+            process.send_signal(signal.SIGINT)
+        out = process.communicate(timeout=LIMIT_S)[0].decode()
+    assert process.returncode == (1 if how == "timeout" else 130) and said in out, out
+    assert "[NOTE] s1: the launcher did not end in time when it was asked to, and was killed: look whether its job is still in the queue" in out, out
 
 
 @pytest.mark.parametrize("more", [{"forEach": ["in/*"]}, {"inputs": ["in/*"]}], ids=["tasks", "one"])
@@ -454,14 +530,14 @@ def test_the_report_of_another_attempt_makes_no_success(project, cluster):
 def test_a_launcher_that_is_not_there(project):
     project.spec({"processor": project.processor("p", ""), "launcher": ["no-such-launcher"]})
     done = project.run("--run-id", "r")
-    assert done.code == 1 and "[FAIL] s1: cannot start no-such-launcher: No such file or directory" in done.out, done
+    assert done.code == 1 and "[FAIL] s1: cannot start the launcher no-such-launcher: No such file or directory\n" in done.out, done
     assert leases(project) == []
 
 
 # --- leases ----------------------------------------------------------------------------------------------------------
 
-def exec_leased(path, *command):
-    return subprocess.run([sys.executable, str(ROOT / "src" / "offline_guard.py"), "exec", "--lease", path, "--", *command],
+def exec_leased(path):
+    return subprocess.run([sys.executable, str(ROOT / "src" / "offline_guard.py"), "exec", "--lease", path],
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
 
 
@@ -469,9 +545,9 @@ def exec_leased(path, *command):
     (os.unlink, b"the run that asked for this task is over"), (launch_lease.ask_to_stop, b"it was asked to stop before it started"),
     (lambda path: Path(path).write_bytes(b"{}\n"), b"is not a lease that this program knows")])
 def test_a_task_without_a_good_lease_does_not_start(tmp_path, spoil, why):
-    path = lease_for(tmp_path, "no")
+    path = lease_for(tmp_path, "no", "touch", str(tmp_path / "started"))
     spoil(path)
-    done = exec_leased(path, "touch", str(tmp_path / "started"))
+    done = exec_leased(path)
     assert done.returncode == 6 and why in done.stderr and not (tmp_path / "started").exists(), done
 
 
@@ -514,7 +590,7 @@ def test_many_kinds_of_refusals_are_one_entry_at_last(tmp_path):
     assert len(refusals) == node_report.MAX_REFUSALS + 1 and refusals[-1]["count"] == 50 and refusals[-1]["counted"]
 
 
-GOOD = {"token": "tok", "host": "n", "kernel": {"method": "seccomp"}, "why": "", "isUnclosed": False, "cpuUs": 1, "maxRssBytes": 1, "exitCode": 0, "refusals": []}
+GOOD = {"token": "tok", "host": "n", "kernel": {"method": "seccomp"}, "why": "", "isUnclosed": False, "cpuUs": 1, "maxRssBytes": 1, "exitCode": 0, "stoppedBy": 0, "refusals": []}
 
 
 @pytest.mark.parametrize("data", [
