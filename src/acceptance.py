@@ -2,8 +2,8 @@
 
 Above the leaves and below the runner.
 
-Order of the durable steps: ledger entry, task log (a stage with forEach), stage record, marker. A kill between two of them leaves an
-entry whose stage is run again, or recorded again where its tasks have their keys: more was promised than kept, and nothing is hidden.
+Order of the durable steps: ledger entry, task log (a stage with forEach), marker, stage record. After a kill between two of them the same
+command goes through; a run instead makes the stage again, or records it where its tasks have their keys: nothing is hidden.
 """
 from __future__ import annotations
 
@@ -45,9 +45,10 @@ def accept(ledger: RunLedger, stage: StageSpec, spec: PipelineSpec, facts: Facts
         log = facts.tasks.log
         log.entries = {name: one._replace(key=keys.get(name, one.key)) for name, one in log.entries.items()}
         log.compact(lambda path, data: state_store.write_atomic(path, data, store.commit))
-    store.write("stage_%s.json" % stage.name, {**record, "idempotencyKey": key, "keyParts": facts.material.parts})
     marker = {"schema": state_store.SCHEMA_VERSION, "stage": stage.name, "key": key, "runId": record.get("lastRunId"), "at": utc_text(clock.time())}
     state_store.write_atomic(state_store.marker_path(spec.root, stage.output_dir, stage.name), state_store.record_json(marker), store.commit)
+    store.commit.flush()                # a marker of today's key can be accepted again, one of the old key beside today's record could not
+    store.write("stage_%s.json" % stage.name, {**record, "idempotencyKey": key, "keyParts": facts.material.parts})
     store.commit.flush()
     return "[ACCEPT] %s: %s (%s)" % (stage.name, "; ".join(changes), reason)
 

@@ -83,6 +83,7 @@ class Run:
         self.entered: Dict[str, Set[str]] = {}      # output folders that this run holds, the outermost of its stages': who is at work there
         self.held: Set[str] = set()     # stages that another run has, and this one goes on without
         self.unfit = ""                 # the stage from which the runner could not go on
+        self.recovered: Optional[Json] = None       # its entry, where it was finished all the same
 
     @property
     def results(self) -> List[StageResult]:
@@ -654,7 +655,7 @@ class Run:
             "runId": self.options.run_id, "invocation": self.invocation, "pipeline": self.spec.name, "version": self.spec.version,
             "specSha256": self.spec.sha256, "state": state, "startedAt": utc_text(self.started_utc),
             "endedAt": utc_text(self.clock.time()) if ended else None, "durationMs": duration_ms if ended else None,
-            "stages": self._entries(stage_entry) if stages is None else stages, "isolation": self.isolation,
+            "stages": self._entries(self._stage_entry) if stages is None else stages, "isolation": self.isolation,
             "python": "%s %d.%d.%d" % ((sys.implementation.name,) + sys.version_info[:3]), "os": sys.platform, "runner": VERSION, **self.about}
 
     def _entries(self, entry_of: Callable[[StageResult], Json]) -> Any:
@@ -726,12 +727,30 @@ class Run:
         if self.unfit:
             self.console.event("FAIL", self.unfit, ": " + why.split("\n")[0])
             self._put(self.unfit, StageResult.of(self.unfit, "failed", why))
+            self.recovered = self._recorded_success(self.unfit)
         self._fill(lambda _: "the run ended before it")
         try:
             self._finish(EXIT_FAILED)
         except Exception as again:      # the same fault again, most likely; what is on disk is a run that died
             if not _is_expected(again):
                 raise
+
+    def _recorded_success(self, name: str) -> Optional[Json]:
+        """Return the entry of a stage whose record says that this run has finished it, though an error came before its marker.
+
+        The next run restores the marker: then this run's record must not say that the stage has failed.
+        """
+        try:
+            record = state_store.StateStore(self.root, writable=False).stage(name)
+            if record is None or (record.get("lastRunId"), record.get("lastInvocation"), record["lastStatus"]) != (self.options.run_id, self.invocation, "ok"):
+                return None
+            return run_ledger.recovered_entry(self.store, record)
+        except (OSError, state_store.StateError):
+            return None
+
+    def _stage_entry(self, result: StageResult) -> Json:
+        """Return a stage's part of this run's record."""
+        return self.recovered if self.recovered is not None and result.name == self.unfit else stage_entry(result)
 
     def _metrics(self) -> Json:
         count = self._counts()

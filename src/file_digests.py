@@ -292,11 +292,11 @@ class Digests:
             self.changed = True
 
     def names_in(self, folder: str) -> Set[str]:
-        """Return the names in a folder below the root (or absolute), listed once; none if it cannot be listed."""
+        """Return the names in a folder below the root (or absolute), listed once; none if there is no folder that we may list. Raises: OSError."""
         if folder not in self.folders:
             try:
                 self.folders[folder] = set(os.listdir(os.path.join(self.root, folder)))
-            except OSError:
+            except (FileNotFoundError, NotADirectoryError, PermissionError):
                 self.folders[folder] = set()
         return self.folders[folder]
 
@@ -406,17 +406,22 @@ def is_settled(stamp: List[int], now: int, device: int) -> bool:
 def output_content(full: str) -> Tuple[int, str]:
     """Return (bytes, SHA-256) of an output, (-1, "") if it cannot be read; a link is its target's name, not the file behind it."""
     try:
-        if os.path.islink(full):
-            target = os.fsencode(os.readlink(full))
-            return len(target), sha256(b"link\0" + target).hexdigest()
-        digest, stamp = hash_file(full)
+        return read_content(full)
     except OSError:
         return -1, ""
+
+
+def read_content(full: str) -> Tuple[int, str]:
+    """As output_content(), but for (-1, ""): that is a file which changed meanwhile. Raises: OSError."""
+    if os.path.islink(full):
+        target = os.fsencode(os.readlink(full))
+        return len(target), sha256(b"link\0" + target).hexdigest()
+    digest, stamp = hash_file(full)
     return (stamp[0], digest) if stamp else (-1, "")
 
 
 def hash_file(path: str) -> Tuple[str, List[int]]:
-    """Return (SHA-256, signature of what was read). Raises: OSError, for a pipe or device, too; FileChanged when it changed meanwhile."""
+    """Return (SHA-256, signature of what was read), ("", []) of a file that changed meanwhile. Raises: OSError, for a pipe or device, too."""
     with open_file(path, 0) as file:
         before = signature(os.fstat(file.fileno()))
         digest = sha256(size=before[0])

@@ -66,7 +66,7 @@ def recovered_entry(store: StateStore, record: Json) -> Json:
             "durationMs": int(float(record.get("lastDurationSec") or 0) * 1000), "exitCode": 0, "key": record["idempotencyKey"],
             "keyParts": parts, "inputs": [{"path": path, "sha256": digest} for path, digest in parts.get("inputs") or []],
             "outputs": outputs, "bytesIn": 0, "bytesOut": sum(one["bytes"] for one in outputs), "counts": record.get("counts") or {},
-            "recovered": True}
+            "recovered": True, **({"tasks": record["tasks"]} if record.get("tasks") else {})}
 
 
 # --- the ledger ------------------------------------------------------------------------------------------------------
@@ -148,6 +148,7 @@ class Held:
         self.ledger, self.store = ledger, ledger.store
         self.lock = ledger.lock("ledger.chain")     # not ".guard": that is the guard file of a stage of that name
         self.torn = 0
+        self.is_uncertain = False       # whether the last line that could not be written stands there all the same
         self.size = 0
         self.last: Optional[Json] = None
         self.open: Json = {}
@@ -222,10 +223,12 @@ class Held:
                     state_store.write_all(descriptor, line)
                     state_store.sync_file(descriptor)
                 except OSError:
+                    self.is_uncertain = True
                     os.ftruncate(descriptor, self.size)     # half a line, or one of which nobody knows whether it lasts
+                    self.is_uncertain = False
                     raise
             finally:
-                os.close(descriptor)
+                _close(descriptor)
         except OSError as error:
             raise OSError(error.errno, error.strerror, path) from error
         if not self.size:
@@ -244,7 +247,7 @@ class Held:
             self.open.pop(record["runId"], None)
             self.append("end", record["runId"], record["invocation"], record["pipeline"], state=record["state"], runHash=record["runHash"], **more)
         except OSError as error:
-            if self.last is before:
+            if self.last is before and not self.is_uncertain:
                 remove_quietly(pending)
             raise OSError(error.errno, error.strerror, error.filename if error.filename is not None else pending) from error
         self._name_record(record["runId"])      # not synced: after a power cut the next run names it again
@@ -287,6 +290,14 @@ class Held:
             if stage is not None and (stage.get("lastRunId"), stage.get("lastInvocation"), stage["lastStatus"]) == (record["runId"], record["invocation"], "ok"):
                 stages = [one for one in stages if one.get("stage") != stage["stage"]] + [recovered_entry(self.store, stage)]
         return stages
+
+
+def _close(descriptor: int) -> None:
+    """Close what has been synced, or given up: an error now (a file server's, late) tells nothing of the line."""
+    try:
+        os.close(descriptor)
+    except OSError:
+        pass
 
 
 def _refuse_unsealed(last: Optional[Json]) -> None:

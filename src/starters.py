@@ -220,7 +220,7 @@ def _planned_stage(options: Options, load: Callable[..., PipelineSpec]) -> _NewS
     if kind == "shell" and sys.platform == "win32":
         kind = "powershell"
     processor, files = _stage_files(name, kind)
-    if not os.path.isdir(os.path.join(spec.root, "tests")):
+    if _is_ours(os.path.join(spec.root, "tests"), name):
         files["tests/__init__.py"] = (b"", PLAIN)       # so that plain `python -m unittest` looks there
     if kind in ("lines", "blocks", "files"):
         files.setdefault("bin/processor_kit.py", (_kit(spec.root), PLAIN))
@@ -229,6 +229,14 @@ def _planned_stage(options: Options, load: Callable[..., PipelineSpec]) -> _NewS
     entry = _entry(name, processor, kind, inputs, _output_folder(name, spec))
     entry.update(_not_inherited(json.loads(before.decode("utf-8")).get("defaults", {})))
     return _NewStage(spec, path, before, _with_stage(before.decode("utf-8"), entry), entry, files, missing)
+
+
+def _is_ours(tests: str, name: str) -> bool:
+    """Tell whether the folder of the tests is not there, or has only what a new-stage for this stage was killed at."""
+    try:
+        return all(one.startswith(".") or one in ("__init__.py", "test_stage_%s.py" % name) for one in os.listdir(tests))
+    except FileNotFoundError:
+        return True
 
 
 def _check_is_new(name: str, spec: PipelineSpec) -> None:

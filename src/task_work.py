@@ -14,6 +14,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 import sys
 from collections import namedtuple
 
@@ -602,7 +603,7 @@ class FileTasksWork(TasksWork):
         left: List[str] = []
         removed: List[str] = []
         for path, _ in self._of_no_task():
-            is_ours = self.stage.prune and not self.failed and path.casefold() not in self.owner_of and made.get(path) and file_digests.output_content(os.path.join(self.folder, path))[1] == made[path]
+            is_ours = self.stage.prune and not self.failed and path.casefold() not in self.owner_of and made.get(path) and file_digests.read_content(os.path.join(self.folder, path))[1] == made[path]
             (removed if is_ours else left).append(path)
         for path in removed:
             self._remove_output(path)
@@ -850,13 +851,21 @@ class FileTasksWork(TasksWork):
                 changed += self._keep(entry, wrong)
                 continue
             for path, size, digest in entry.outputs:
-                is_ours = self.owner_of.get(path.casefold(), name) == name
-                if is_ours and file_digests.output_content(os.path.join(self.folder, path)) == (size, digest):
+                if self.owner_of.get(path.casefold(), name) != name or not os.path.lexists(os.path.join(self.folder, path)):
+                    continue
+                if self._is_as_made(path, size, digest):
                     self._remove_output(path)
-                elif is_ours and os.path.lexists(os.path.join(self.folder, path)):
+                else:
                     changed.append(path)
             self._enter(entry._replace(status="gone", outputs=(), run="%s/%d" % (self.run.options.run_id, self.run.invocation)))
         return changed
+
+    def _is_as_made(self, path: str, size: int, digest: str) -> bool:
+        """Tell whether an output is what its task made. Raises: OSError where a file cannot be read: then nobody knows, and nothing is entered."""
+        full = os.path.join(self.folder, path)
+        if os.path.islink(full) or stat.S_ISREG(os.lstat(full).st_mode):
+            return file_digests.read_content(full) == (size, digest)
+        return False
 
     def _let_go_of_taken(self) -> None:
         """What is kept of a file that is gone is not its own any more, once the task of another file (it was renamed, say) makes it."""

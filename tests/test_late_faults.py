@@ -1,0 +1,157 @@
+"""Faults of the disk between two durable steps: what is said afterwards is true, and the next run heals it.
+
+A driver lets a call of the runner fail, or ends the runner there.
+"""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the drivers look at /proc")
+DRIVER = """
+import errno, os, runpy, sys
+runner = sys.argv[1]
+sys.path.insert(0, os.path.dirname(runner))
+real_open, real_close, real_replace, real_fsync, real_ftruncate = os.open, os.close, os.replace, os.fsync, os.ftruncate
+
+def path_of(descriptor):
+    return os.readlink("/proc/self/fd/%%d" %% descriptor)
+
+def fail(number, path):
+    raise OSError(number, os.strerror(number), path)
+%s
+sys.argv[:] = sys.argv[1:]
+runpy.run_path(runner, run_name="__main__")
+"""
+NO_SPACE_FOR_MARKER = """
+def refuse(path, *more, **named):
+    if str(path).endswith(".done.tmp"):
+        fail(errno.ENOSPC, path)
+    return real_open(path, *more, **named)
+os.open = refuse
+"""
+
+
+def driven(project, fault, *arguments):
+    """Run the program with a fault; return (exit code, its output)."""
+    driver = project.write("driver.py", DRIVER % fault)
+    argv = project.argv(*arguments)
+    done = subprocess.run([argv[0], str(driver)] + argv[1:], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
+    return done.returncode, done.stdout.decode("utf-8", "replace")
+
+
+def copying(project, **stage):
+    project.write("in/a.txt", "a\n")
+    project.write("in/b.txt", "b\n")
+    body = "for path in inputs:\n    open(os.path.join(out, os.path.basename(path)), 'w').write(open(path).read())\n"
+    return dict({"name": "c", "processor": project.processor("copy", body), "outputDir": "out/c"}, **stage)
+
+
+def joining(project):
+    body = "open(out + '/o', 'w').write(''.join(open(path).read() for path in inputs))\nif os.path.exists(%r):\n    os.kill(os.getppid(), 9)\n    time.sleep(60)\n" % str(project.path("deadly"))
+    return {"name": "z", "processor": project.processor("join", body), "inputs": ["out/c/*"], "outputDir": "out/z"}
+
+
+def check_said(project, run_id):
+    """verify, evidence and export hold, and see it when somebody changes an output afterwards."""
+    project.ok("verify", "--outputs")
+    project.ok("evidence", run_id, "-o", str(project.path("../evidence.zip")))
+    project.ok("export", run_id, "-o", str(project.path("../export.json")))
+    project.write("out/c/a.txt", "tampered")
+    assert project.run("verify", "--outputs").code == 5
+
+
+@pytest.mark.parametrize("kind", [{"inputs": ["in/*"]}, {"forEach": "in/*"}], ids=["stage", "tasks"])
+def test_a_stage_that_a_killed_run_had_finished_is_vouched_for(project, kind):
+    for number in range(12 if "forEach" in kind else 0):      # more than a record lists
+        project.write("in/%d.txt" % number, "x")
+    project.spec(copying(project, **kind), joining(project))
+    project.write("deadly", "")
+    assert project.run("--run-id", "f").code == -9
+    project.path("deadly").unlink()
+    assert "[SKIP] c" in project.ok("--run-id", "g").out
+    check_said(project, "g")
+
+
+@pytest.mark.parametrize("kind", [{"inputs": ["in/*"]}, {"forEach": "in/*"}], ids=["stage", "tasks"])
+def test_a_stage_whose_marker_could_not_be_written_is_vouched_for(project, kind):
+    project.spec(copying(project, **kind), joining(project))
+    code, said = driven(project, NO_SPACE_FOR_MARKER, "--run-id", "f")
+    assert code == 5 and "No space left on device" in said and "Traceback" not in said, said
+    done = project.ok("--run-id", "g")
+    assert "[SKIP] c" in done.out and "marker restored" in done.out, done
+    check_said(project, "g")
+
+
+def test_an_error_as_late_as_the_closing_of_the_ledger_changes_nothing(project):
+    project.spec(copying(project, inputs=["in/*"]))
+    fault = "def late(descriptor):\n    path = path_of(descriptor)\n    real_close(descriptor)\n    if path.endswith('ledger.jsonl'):\n        fail(errno.EIO, path)\nos.close = late\n"
+    code, said = driven(project, fault, "--run-id", "f")
+    assert code == 0, said
+    check_said(project, "f")
+
+
+def test_an_end_of_which_nobody_knows_whether_it_stands_is_named_by_the_next_run(project):
+    """The entry's sync fails, and so does taking it back."""
+    project.spec(copying(project, inputs=["in/*"]))
+    fault = ("syncs = []\ndef refuse(descriptor):\n    if path_of(descriptor).endswith('ledger.jsonl'):\n        syncs.append(1)\n        if len(syncs) == 2:\n            fail(errno.EIO, None)\n"
+             "    real_fsync(descriptor)\ndef stuck(descriptor, size):\n    fail(errno.EROFS, None) if path_of(descriptor).endswith('ledger.jsonl') else real_ftruncate(descriptor, size)\n"
+             "os.fsync = os.fdatasync = refuse\nos.ftruncate = stuck\n")
+    code, said = driven(project, fault, "--run-id", "f")
+    assert code == 5 and "ledger.jsonl" in said and "Traceback" not in said, said
+    project.ok("--run-id", "g")
+    project.ok("verify", "--outputs")
+
+
+def test_an_output_that_cannot_be_read_is_not_pruned_and_not_given_up(project):
+    """Taken for changed by somebody, it would stay for good, and be read by the next stage."""
+    project.spec(copying(project, forEach="in/*", prune=True), joining(project))
+    project.ok("--run-id", "f")
+    project.path("in/b.txt").unlink()
+    fault = "import file_digests\nreal = file_digests.read_content\nfile_digests.read_content = lambda full: fail(errno.EIO, full) if full.endswith('b.txt') else real(full)\n"
+    code, said = driven(project, fault, "--run-id", "g")
+    assert code == 5 and "out/c/b.txt: Input/output error" in said, said
+    project.ok("--run-id", "h")
+    assert not project.exists("out/c/b.txt") and project.read("out/z/o") == "a\n"
+
+
+# --- commands that were killed and are given again -------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind", [{"inputs": ["in/*"]}, {"forEach": "in/*"}, {"inputs": ["in/*"], "chunks": {"bytes": 1}}], ids=["stage", "tasks", "chunks"])
+@pytest.mark.parametrize("where", [".c.done", "stage_c.json"])
+def test_an_accept_that_was_killed_goes_through_when_it_is_given_again(project, kind, where):
+    stage = copying(project, **kind)
+    stage["processor"] = project.processor("copy", "from processor_kit import lines, output_name\nlines(str, output_name() if %r else 'o')\n" % ("forEach" in kind))
+    project.spec(stage)
+    project.ok()
+    os.utime(str(project.path("bin/copy.py")), (1, 1))
+    fault = "def kill(source, target):\n    os._exit(9) if target.endswith(%r) else real_replace(source, target)\nos.replace = kill\n" % where
+    code, said = driven(project, fault, "accept", "c", "--reason", "moved")
+    assert code == 9, said
+    assert "[ACCEPT] c: " in project.ok("accept", "c", "--reason", "moved").out
+    assert "[SKIP] c" in project.ok().out
+    project.ok("verify", "--outputs")
+
+
+def test_a_new_stage_that_was_killed_is_made_whole_when_it_is_given_again(project):
+    project.spec(copying(project, inputs=["in/*"]))
+    fault = "def kill(source, target):\n    os._exit(9) if target.endswith('test_stage_n1.py') else real_replace(source, target)\nos.replace = os.rename = kill\nos.link = kill\n"
+    code, said = driven(project, fault, "new-stage", "n1")
+    assert code == 9 and project.exists("tests"), said
+    project.ok("new-stage", "n1")
+    assert project.exists("tests/__init__.py") and project.exists("tests/test_stage_n1.py")
+    project.write("tests/own.py", "")
+    project.path("tests/__init__.py").unlink()
+    project.ok("new-stage", "n2")
+    assert not project.exists("tests/__init__.py")      # somebody else's folder by now
+
+
+def test_a_folder_of_modules_that_cannot_be_listed_is_no_empty_one(project):
+    """Else the modules beside a processor would be missing in its key, and be there again in the next run."""
+    project.spec(copying(project, inputs=["in/*"]))
+    fault = ("real = os.listdir\ndef refuse(folder='.'):\n    if str(folder).endswith('/bin'):\n        fail(errno.EIO, folder)\n    return real(folder)\nos.listdir = refuse\n")
+    code, said = driven(project, fault, "--run-id", "f")
+    assert code == 5 and "bin: Input/output error" in said and "Traceback" not in said, said
