@@ -512,7 +512,7 @@ def _start(launch: Launch, processes: Any) -> Tuple[Any, int, Any]:
     """Start the processor in a session (Windows: job) of its own; return it, the end of its output, and the job."""
     import subprocess       # here, because a run in which nothing must be started needs only Signals of this module
     reader, writer = os.pipe()
-    job, output = None, -1
+    job, process, output = None, None, -1
     options: Dict[str, Any] = {}
     try:
         if sys.platform == "win32":
@@ -533,6 +533,10 @@ def _start(launch: Launch, processes: Any) -> Tuple[Any, int, Any]:
             job.take(int(process._handle))
     except BaseException:
         os.close(reader)
+        if process is not None:
+            process.kill()              # on Windows it is suspended, and in no job that would end it
+        if job is not None:
+            job.close()
         raise
     finally:
         os.close(writer)

@@ -372,7 +372,7 @@ class Joiner:
         self.short: Dict[str, Tuple[int, int, str]] = {}    # other names -> line ends, lines and file of the longest header, of which it is all
         self.seen: Dict[Tuple[str, int], str] = {}      # (name, input) -> digest of the header in its chunks' outputs
         self.problem: Optional[BaseException] = None
-        self.stopped = False
+        self.stopped = self.is_published = False
         self.queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
@@ -404,6 +404,7 @@ class Joiner:
                 replace(part, target)
             except OSError as error:
                 raise OSError(error.errno, error.strerror, target) from error
+        self.is_published = True
         for folder in {os.path.dirname(os.path.join(self.folder, name)) for name in self.joined}:
             self.store.sync_folder(folder)
 

@@ -89,7 +89,7 @@ class ChunkTasksWork(task_work.TasksWork):
                 failure = yield from self._join()
             self._close_logs()
         finally:
-            if self.joiner is not None and not self.joiner.is_done():
+            if self.joiner is not None and not self.joiner.is_published:
                 self.joiner.stop()
         return (failure, []) if failure else self._check_outputs()
 

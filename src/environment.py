@@ -5,6 +5,7 @@ A leaf.
 from __future__ import annotations
 
 import os
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ BASIC_VARIABLES = frozenset((
 BASIC_PREFIXES = ("LC_", "COV_", "COVERAGE_")
 
 
-def base_environment(pass_env: Optional[Sequence[str]], own: Dict[str, str], environ: Any) -> Dict[str, str]:
-    """Return what a processor gets of *environ*, and the stage's *own* variables over it; pass_env as in the spec."""
+def base_environment(pass_env: Optional[Sequence[str]], environ: Any) -> Dict[str, str]:
+    """Return what a processor gets of *environ*; pass_env as in the spec."""
     if pass_env is None:
         kept = {name: value for name, value in environ.items() if not is_dropped(name)}
     else:
@@ -34,8 +35,13 @@ def base_environment(pass_env: Optional[Sequence[str]], own: Dict[str, str], env
         kept = {name: value for name, value in environ.items()
                 if name in passed or name.upper() in BASIC_VARIABLES or name.upper().startswith(BASIC_PREFIXES)}
     kept.update(PYTHONHASHSEED="0", PYTHONIOENCODING="utf-8:backslashreplace")
-    kept.update(own)
     return kept
+
+
+def with_own(env: Dict[str, str], own: Dict[str, str], windows: bool = sys.platform == "win32") -> Dict[str, str]:
+    """Return *env* with the stage's own variables over it; on Windows names that differ in case only are one."""
+    names = {name.upper() for name in own} if windows else set()
+    return {**{name: value for name, value in env.items() if name.upper() not in names}, **own}
 
 
 def user_name() -> str:
@@ -62,11 +68,13 @@ def is_dropped(name: str) -> bool:
     return upper in DROPPED_VARIABLES or upper.startswith(DROPPED_PREFIXES) or upper.endswith("_PROXY")
 
 
-def passed_names(patterns: Sequence[str], environ: Iterable[str]) -> List[str]:
-    """Return the names of variables that passEnv lets through, sorted; never those of a runner around this one."""
+def passed_names(patterns: Sequence[str], environ: Iterable[str], windows: bool = sys.platform == "win32") -> List[str]:
+    """Return the names of variables that passEnv lets through, sorted; never those of a runner around this one. On Windows case tells nothing."""
     import fnmatch
+    if windows:
+        patterns = [pattern.upper() for pattern in patterns]
     return sorted(name for name in environ if not name.upper().startswith("PIPELINE_")
-                  and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
+                  and any(fnmatch.fnmatchcase(name.upper() if windows else name, pattern) for pattern in patterns))
 
 
 def passed_digests(patterns: Sequence[str], environ: Any, secret: bytes) -> Dict[str, str]:

@@ -393,7 +393,7 @@ class Guardian:
     def _tell(self, sign: str, traits: Traits) -> None:
         if self.pipe < 0:
             return
-        line = "\t".join((sign, traits.token, str(traits.session), str(traits.lock_pid), traits.lock_path)) + "\n"
+        line = "\t".join((sign, traits.token, str(traits.session), str(traits.lock_pid), traits.lock_path)) + "\0"    # a path may have line ends and, as the last field, tabs
         try:
             os.write(self.pipe, os.fsencode(line))
         except OSError:
@@ -429,7 +429,7 @@ def guard_loop(read_end: int, end: Callable[[List[Traits]], Any]) -> None:
         data = os.read(read_end, 65536)
         if not data:
             break
-        *lines, pending = (pending + data).split(b"\n")
+        *lines, pending = (pending + data).split(b"\0")
         for line in lines:
             sign, token, session, lock_pid, lock_path = os.fsdecode(line).split("\t", 4)
             if sign == "+":

@@ -56,7 +56,7 @@ def _run_command(run: Any, command: Command, code: int) -> str:
     log_path = os.path.join(folder, command.name + ".log")
     token = stage_locks.new_token()
     network = run.network.attempt(command.name, os.path.join(folder, command.name + ".network"), run.console)
-    env = environment.base_environment(None, {}, os.environ)
+    env = environment.base_environment(None, os.environ)
     env.update(network.environment({}), PIPELINE_RUN_ID=run.options.run_id, PIPELINE_RUN_STATE=record["state"], PIPELINE_ROOT=run.root,
                PIPELINE_ATTEMPT_TOKEN=token)
     with _readable(run, record) as stdin:

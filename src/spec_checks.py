@@ -490,6 +490,20 @@ def program_kind(processor: str) -> str:
     return {".py": "python", ".ps1": "powershell"}.get(ending, "program")
 
 
+def _check_output_folders(stages: List[Tuple[int, Json]], problems: Problems) -> None:
+    """Names that differ in case only are one folder on Windows and macOS: there two stages would be at work in it at once."""
+    spelled: Dict[str, str] = {}
+    for index, merged in stages:
+        parts = str(merged.get("outputDir") or "").split("/")
+        for count in range(1, len(parts) + 1):
+            folder = "/".join(parts[:count])
+            first = spelled.setdefault(folder.casefold(), folder)
+            if first != folder:
+                problems.add(("stages", index, "outputDir"), "%s and %s differ in case only, and are one folder on Windows and macOS; write them alike, or choose another name" % (
+                    shown_value(folder), shown_value(first)))
+                break
+
+
 def _check_output_owners(stages: List[Tuple[int, Json]], problems: Problems) -> None:
     owners: Dict[str, int] = {}
     for index, merged in stages:
@@ -574,6 +588,7 @@ def _check_stages(value: Any, defaults: Json, root: str, problems: Problems, is_
     _check_names(stages, problems)
     _check_needs(stages, problems, is_graph)
     _check_processors(stages, root, problems)
+    _check_output_folders(stages, problems)
     _check_output_owners(stages, problems)
     return [merged for _, merged in stages]
 

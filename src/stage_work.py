@@ -463,8 +463,8 @@ class StageWork:
         """Return the variables that are the same for all attempts."""
         stage, run = self.stage, self.run
         if stage.pass_env not in run.inherited:
-            run.inherited[stage.pass_env] = environment.base_environment(stage.pass_env, {}, os.environ)
-        env = dict(run.inherited[stage.pass_env], **stage.env)
+            run.inherited[stage.pass_env] = environment.base_environment(stage.pass_env, os.environ)
+        env = environment.with_own(run.inherited[stage.pass_env], stage.env)
         is_tight = _is_short_of_space(os.path.join(run.root, os.path.dirname(stage.processor)))
         if (sys.dont_write_bytecode or is_tight) and not os.environ.get("PYTHONDONTWRITEBYTECODE"):
             env.setdefault("PYTHONDONTWRITEBYTECODE", "1")      # this runner's own doing: little space, or python -B

@@ -42,7 +42,7 @@ class Bench:
         (root / "bin").mkdir(parents=True, exist_ok=True)
         own = dict({"TZ": "Asia/Tokyo"}, **(own or {}))
         ours = {name: value for name, value in os.environ.items() if not name.startswith(("COV", "COVERAGE", "PYTHON"))}
-        self.env = environment.base_environment(None, own, ours)
+        self.env = environment.with_own(environment.base_environment(None, ours), own)
         self.env.update(PIPELINE_ROOT=str(root), PIPELINE_ATTEMPT_TOKEN="lock.token.1", PIPELINE_STAGE_NAME="s")
         self.lock = os.open(str(root / "guard"), os.O_RDWR | os.O_CREAT, 0o600)
         self.server = fork_client.ForkServer(str(root), str(root / script), list(modules), list(imports), list(kit))

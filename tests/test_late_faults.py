@@ -118,6 +118,17 @@ def test_an_output_that_cannot_be_read_is_not_pruned_and_not_given_up(project):
     assert not project.exists("out/c/b.txt") and project.read("out/z/o") == "a\n"
 
 
+def test_nothing_is_left_of_joining_that_failed_beside_a_chunk_that_failed(project):
+    """The joiner has ended by itself then. The last chunk waits, so that it has; where it has not, it is stopped."""
+    project.write("in/a.txt", "h\n1\n2\n3\n")
+    body = ("start = int(os.environ['PIPELINE_CHUNK_START'])\n"
+            "if start == 6:\n    time.sleep(0.3)\n    sys.exit(3)\nopen(out + '/o.txt', 'w').write('h\\n1\\n' if start == 2 else 'another header\\n2\\n')\n")
+    project.spec({"name": "c", "processor": project.processor("p", body), "inputs": ["in/a.txt"], "outputDir": "out/c", "chunks": {"bytes": 2, "headerLines": 1}})
+    done = project.run("--jobs", "1")
+    assert done.code == 1 and "exit code 3" in done.out, done
+    assert [name for name in os.listdir(str(project.path("out/c"))) if name.endswith(".part")] == []
+
+
 # --- commands that were killed and are given again -------------------------------------------------------------------
 
 @pytest.mark.parametrize("kind", [{"inputs": ["in/*"]}, {"forEach": "in/*"}, {"inputs": ["in/*"], "chunks": {"bytes": 1}}], ids=["stage", "tasks", "chunks"])

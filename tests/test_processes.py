@@ -177,13 +177,20 @@ DROPPED = ("http_proxy HTTPS_PROXY ALL_PROXY no_proxy SSH_AUTH_SOCK SSH_AGENT_PI
 @pytest.mark.parametrize("name", DROPPED)
 def test_what_defeats_isolation_or_repeatability_is_dropped(name):
     for spelled in (name, name.lower(), name.upper()):
-        assert spelled not in environment.base_environment(None, {}, {spelled: "x", "KEPT": "1"})
+        assert spelled not in environment.base_environment(None, {spelled: "x", "KEPT": "1"})
 
 
 def test_the_rest_is_kept_hashes_are_repeatable_and_the_stages_own_win():
-    got = environment.base_environment(None, {"A": "own", "PYTHONHASHSEED": "7"}, {"A": "theirs", "B": "b", "PYTHONHASHSEED": "random", "MYSOCK": "s"})
+    got = environment.with_own(environment.base_environment(None, {"A": "theirs", "B": "b", "PYTHONHASHSEED": "random", "MYSOCK": "s"}), {"A": "own", "PYTHONHASHSEED": "7"}, windows=False)
     assert got == {"A": "own", "B": "b", "MYSOCK": "s", "PYTHONHASHSEED": "7", "PYTHONIOENCODING": "utf-8:backslashreplace"}
-    assert environment.base_environment(None, {}, {})["PYTHONHASHSEED"] == "0"
+    assert environment.base_environment(None, {})["PYTHONHASHSEED"] == "0"
+
+
+@pytest.mark.parametrize("windows, env, names", [(True, {"Path": "own", "B": "b"}, ["MY_VAR"]), (False, {"PATH": "theirs", "Path": "own", "B": "b"}, [])])
+def test_variables_that_differ_in_case_are_one_on_windows(windows, env, names):
+    """There os.environ has capitals only, whatever the spec writes."""
+    assert environment.with_own({"PATH": "theirs", "B": "b"}, {"Path": "own"}, windows) == env
+    assert environment.passed_names(["My_*"], ["MY_VAR", "OTHER", "PIPELINE_X"], windows) == names
 
 
 def test_with_pass_env_only_the_basics_and_the_listed_pass():
@@ -191,9 +198,9 @@ def test_with_pass_env_only_the_basics_and_the_listed_pass():
               "DB_HOST": "h", "OTHER": "o", "EDITOR": "vi", "http_proxy": "p", "PIPELINE_RESUME": "1"}
     fixed = {"PYTHONHASHSEED": "0", "PYTHONIOENCODING": "utf-8:backslashreplace"}
     basics = {name: around[name] for name in "PATH HOME LANG LC_ALL TZ TMPDIR SYSTEMROOT".split()}
-    assert environment.base_environment([], {}, around) == dict(basics, **fixed)
-    assert environment.base_environment(["DB_*", "OTHER"], {}, around) == dict(basics, DB_USER="u", DB_HOST="h", OTHER="o", **fixed)
-    everything = environment.base_environment(["*"], {}, around)
+    assert environment.base_environment([], around) == dict(basics, **fixed)
+    assert environment.base_environment(["DB_*", "OTHER"], around) == dict(basics, DB_USER="u", DB_HOST="h", OTHER="o", **fixed)
+    everything = environment.base_environment(["*"], around)
     assert "SECRET" in everything and "PIPELINE_RESUME" not in everything
 
 
@@ -580,6 +587,36 @@ def test_killing_the_runner_alone_ends_its_processors_at_once(project, how):
     assert project.path("data/s1/o").stat().st_size == size
 
 
+def test_on_windows_nothing_is_left_of_a_start_that_fails_half_way(monkeypatch, tmp_path):
+    """The process is suspended then, and in no job: nobody would ever end it."""
+    done = []
+
+    class Popen:
+        _handle = 7
+
+        def __init__(self, *words, **options):
+            done.append("started")
+
+        def kill(self):
+            done.append("killed")
+
+    class Job:
+        def __init__(self, memory_bytes):
+            pass
+
+        def take(self, handle):
+            raise OSError(5, "Access is denied")
+
+        def close(self):
+            done.append("closed")
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    launch = types.SimpleNamespace(argv=["p"], env={}, folder=str(tmp_path), resources={}, output_path="", stdin=None, feeder=None, lock_descriptor=-1)
+    with pytest.raises(OSError, match="denied"):
+        attempts._start(launch, types.SimpleNamespace(Job=Job, CREATE_SUSPENDED=4))
+    assert done == ["started", "killed", "closed"]
+
+
 # --- the guardian's loop ---------------------------------------------------------------------------------------------
 
 def ended_by_loop(*notices):
@@ -595,23 +632,23 @@ def ended_by_loop(*notices):
 
 
 def test_the_guardian_ends_what_was_not_released():
-    first, second = b"+\ttok1\t0\t77\t/l/.s.guard\n", b"+\ttok2\t12\t77\t/l/.t.guard\n"
+    first, second = b"+\ttok1\t0\t77\t/l/.s.guard\0", b"+\ttok2\t12\t77\t/l/.t.guard\0"
     one, two = Traits("tok1", 0, "/l/.s.guard", 77), Traits("tok2", 12, "/l/.t.guard", 77)
     assert ended_by_loop() == []
     assert ended_by_loop(first) == [[one]]
     assert ended_by_loop(first, first.replace(b"\t0\t", b"\t55\t")) == [[one._replace(session=55)]]
-    assert ended_by_loop(first, second, b"-\ttok1\t0\t0\t\n") == [[two]]
-    assert ended_by_loop(first, b"-\ttok1\t0\t0\t\n") == []
-    assert ended_by_loop(b"-\tunknown\t0\t0\t\n") == []
+    assert ended_by_loop(first, second, b"-\ttok1\t0\t0\t\0") == [[two]]
+    assert ended_by_loop(first, b"-\ttok1\t0\t0\t\0") == []
+    assert ended_by_loop(b"-\tunknown\t0\t0\t\0") == []
     assert ended_by_loop(first[:7], first[7:] + second[:3], second[3:]) == [[one, two]]       # notices cut anywhere
     assert ended_by_loop(first + second[:-1]) == [[one]]                                      # the runner died in a notice
 
 
-def test_paths_with_tabs_and_odd_bytes_reach_the_guardian():
+def test_paths_with_tabs_line_ends_and_odd_bytes_reach_the_guardian():
     reader, writer = os.pipe()
     guardian = process_tree.Guardian()
     guardian.pipe = writer
-    traits = Traits("tok", 5, "/a\tb/" + os.fsdecode(b"\xff"), 6)
+    traits = Traits("tok", 5, "/a\tb\nc/" + os.fsdecode(b"\xff"), 6)
     guardian.watch(traits)
     guardian.close()
     guardian.close()

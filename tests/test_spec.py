@@ -306,7 +306,8 @@ RELATIONS = [
     (stages('"name": "a", "needs": [§"c"]', '"name": "b", "needs": ["a"]', '"name": "c", "needs": ["b"]'), "makes a cycle: a -> c -> b -> a"),
     (stages('"name": "a", "outputDir": "d", "outputs": ["x.txt"]', '"name": "b", "outputDir": "d", "outputs": [§"x.txt"]'),
      'stages[1].outputs[0]: "d/x.txt" is an output of stages[0] already; a file belongs to one stage'),
-    (stages('"name": "a", "outputDir": "d", "outputs": ["X.txt"]', '"name": "b", "outputDir": "D", "outputs": ["y", §"x.TXT"]'), "is an output of stages[0] already"),
+    (stages('"name": "a", "outputDir": "d/x"', '"name": "b", "outputDir": §"D/y"'), 'stages[1].outputDir: "D" and "d" differ in case only, and are one folder on Windows and macOS'),
+    (stages('"name": "a", "outputDir": "d", "outputs": ["X.txt"]', '"name": "b", "outputDir": "d", "outputs": ["y", §"x.TXT"]'), "is an output of stages[0] already"),
     (stages('"name": "a", "outputDir": "d", "outputs": ["e/x"]', '"name": "b", "outputDir": "d/e", "outputs": [§"x"]'), "is an output of stages[0] already"),
 ]
 TABLE = SYNTAX + TOP + STAGE + NAMES + PATHS + RELATIONS
