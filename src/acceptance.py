@@ -32,7 +32,7 @@ def accept(ledger: RunLedger, stage: StageSpec, spec: PipelineSpec, facts: Facts
     On disk afterwards: a ledger entry, the stage record and the marker with the new key; of a stage with forEach each task's line, too.
     Raises: UsageError where there is nothing to accept, or more than the key has changed.
     """
-    problem = _problem(stage, facts) or _problem_of_tasks(facts)
+    problem = _problem(facts) or _problem_of_tasks(facts)
     if problem:
         raise UsageError("accept %s: %s" % (stage.name, problem))
     store, record, key = ledger.store, facts.record, facts.material.key
@@ -53,7 +53,7 @@ def accept(ledger: RunLedger, stage: StageSpec, spec: PipelineSpec, facts: Facts
     return "[ACCEPT] %s: %s (%s)" % (stage.name, "; ".join(changes), reason)
 
 
-def _problem(stage: StageSpec, facts: Facts) -> str:
+def _problem(facts: Facts) -> str:
     """Return why there is nothing to accept, or ""."""
     record = facts.record
     if facts.material.missing:

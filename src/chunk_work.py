@@ -58,7 +58,7 @@ class ChunkTasksWork(task_work.TasksWork):
         """Run the chunks that are not done, join what all have made, record how the stage ended; a flow that returns the StageResult."""
         self.reasons = list(decision.reasons)
         self._prepare(decision)
-        failure, outputs = yield from self._cut_run_join(decision)
+        failure, outputs = yield from self._cut_run_join()
         failure = failure or self._judge(outputs)
         if failure:
             return self._give_up(failure, self.is_stopped)
@@ -68,7 +68,7 @@ class ChunkTasksWork(task_work.TasksWork):
         self._remove_chunks()
         return result
 
-    def _cut_run_join(self, decision: Decision) -> Flow:
+    def _cut_run_join(self) -> Flow:
         """A flow that returns (why the stage fails or "", its outputs)."""
         try:
             cuts, tasks = self._cut()

@@ -48,15 +48,6 @@ def read_counts(path: str) -> Tuple[Optional[Json], str]:
     return (None, problem) if problem else (counts, "")
 
 
-def add_counts(several: Iterable[Json]) -> Json:
-    """Return the sum of several counts, name by name: of the tasks of a stage."""
-    total: Json = {}
-    for counts in several:
-        for name, number in counts.items():
-            total[name] = total.get(name, 0) + number
-    return total
-
-
 def is_judged(stage: StageSpec) -> bool:
     """Tell whether the spec asks for control totals of the stage at all."""
     return stage.reconcile or stage.max_rejects is not None

@@ -716,10 +716,10 @@ class Run:
         looked_at = self.known.looked_at(self.result_at) if self.known is not None else None
         if looked_at is None or not prometheus_text.update(self.store, record, self.metrics, self.known.index.names,
                                                            {place: metrics_entry(result) for place, result in looked_at.items()}):
-            prometheus_text.emit(self.store, record, self.metrics, self.spec, self.options, self.console)
+            prometheus_text.emit(self.store, record, self.metrics, self.spec, self.console)
         if self.options.open_lineage:
             import open_lineage
-            open_lineage.emit(self.store, record, self.metrics, self.spec, self.options, self.console)
+            open_lineage.emit(self.store, record, self.metrics, self.options.open_lineage, self.console)
 
     def _finish_after(self, error: BaseException) -> None:
         """Say in the records what stopped the run, as far as they can still be written; *error* itself goes on to main."""

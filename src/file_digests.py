@@ -421,7 +421,7 @@ def read_content(full: str) -> Tuple[int, str]:
 
 
 def hash_file(path: str) -> Tuple[str, List[int]]:
-    """Return (SHA-256, signature of what was read), ("", []) of a file that changed meanwhile. Raises: OSError, for a pipe or device, too."""
+    """Return (SHA-256, signature of what was read), of a file that changed meanwhile the signature is []. Raises: OSError, for a pipe or device, too."""
     with open_file(path, 0) as file:
         before = signature(os.fstat(file.fileno()))
         digest = sha256(size=before[0])

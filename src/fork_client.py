@@ -52,7 +52,7 @@ class Declined(Exception):
 
 
 class ServerDied(Exception):
-    """The server is gone and so are its tasks, or will be: lost() tells which; str() says what is known."""
+    """The server is gone and so are its tasks, or will be; str() says what is known."""
 
 
 class End(namedtuple("End", "pid status cpu_s max_rss_bytes")):
@@ -190,7 +190,7 @@ class ForkServer:
         return int(value)
 
     def ends(self) -> List[End]:
-        """Return the ends reported since the last call; never waits. After the server's death: `is_dead`, lost()."""
+        """Return the ends reported since the last call; never waits. After the server's death: `is_dead`; `living` has the pids of those whose end was not told."""
         if self.state != "dead":
             self._receive()
         found, self.ended = self.ended, []
@@ -204,10 +204,6 @@ class ForkServer:
     def has_news(self) -> bool:
         """Tell whether ends() has something to return, or a death is to be noticed, though `descriptor` may not be readable."""
         return bool(self.ended) or self.is_dead
-
-    def lost(self) -> List[int]:
-        """Return the pids of tasks whose end was not told: after the server's death, find what is left of their sessions and end it."""
-        return list(self.living)
 
     def close(self) -> None:
         """End the server and what it still runs, and let go of its pipes. Does nothing the second time."""

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 PR_SET_PDEATHSIG = 1            # linux/prctl.h
 IGNORED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))    # by the server only
 HOOK_EVENT = "pipeline.attempt"     # python_hook/sitecustomize.py listens for it: the attempt's own file
-EXIT_UNFLUSHED = 120            # the interpreter's own code when stdout cannot be written
 EXIT_NOT_RESTORED = 70          # a child that could not be made like a fresh process
 OWN_MODULES = ("forked_task", "process_tree")
 

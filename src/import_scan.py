@@ -24,7 +24,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
-SCAN_VERSION = 2            # of the rules; another version's results are not to be reused
 MAX_TEXT = 100_000          # characters of a folded constant: bounds what a hostile source can make the scan build
 MAX_STEPS = 20_000          # of looking into the expressions of one call
 MAX_FOLDING = 60            # levels of an expression that are looked into

@@ -324,7 +324,7 @@ def _add_program(box: Box, path: str, digest: str) -> None:
     box.add_file(member, path, digest, "", "")
 
 
-def _fill(box: Box, store: StateStore, own: List[Found], found: Dict[RunKey, Found], spec_path: str) -> None:
+def _fill(box: Box, own: List[Found], found: Dict[RunKey, Found], spec_path: str) -> None:
     """Put in the files that the records speak of."""
     records = {key: one.record for key, one in found.items()}
     for one in found.values():
@@ -405,7 +405,7 @@ def gather(store: StateStore, run_id: str, spec_path: str) -> Tuple[Box, Json]:
         box.lack("", "run %s (invocation %d)" % key, "", kind, str(absent[key]))
     for key in sorted(key for key in provenance.pruned_runs(entries).keys() - found.keys() if key[0] == run_id):
         box.lack("", "run %s (invocation %d)" % key, "", "", "its record was pruned by gc, as the ledger says")
-    _fill(box, store, own, found, spec_path)
+    _fill(box, own, found, spec_path)
     _add_stages(box, stages, own, found, entries)
     keys = list(found) + [(entry["runId"], entry["invocation"]) for entry in entries if entry["runId"] == run_id]
     first = _add_ledger(box, ledger, end, keys)

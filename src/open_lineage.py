@@ -36,16 +36,14 @@ NAMESPACE_VARIABLE = "OPENLINEAGE_NAMESPACE"    # the name that OpenLineage's ow
 ENDS = {"completed": "COMPLETE", "ok": "COMPLETE", "interrupted": "ABORT"}      # all else is a FAIL
 
 
-def emit(store: Any, record: Json, metrics: Json, spec: Any, options: Any, console: Any) -> None:
-    """Append the events of a run that has ended to options.open_lineage, if that is given. What goes wrong is one [NOTE] line."""
-    if not options.open_lineage:
-        return
+def emit(store: Any, record: Json, metrics: Json, path: str, console: Any) -> None:
+    """Append the events of a run that has ended to the file at *path*. What goes wrong is one [NOTE] line."""
     try:
         namespace = os.environ.get(NAMESPACE_VARIABLE) or str(record.get("host") or "localhost")
-        append(options.open_lineage, events(record, metrics["timestamp"], store.root, namespace))
+        append(path, events(record, metrics["timestamp"], store.root, namespace))
     except Exception as error:      # a report about the run must not change its outcome
         console.line("[NOTE] --openlineage %s: nothing was appended: %s"
-                     % (options.open_lineage, getattr(error, "strerror", None) or error))
+                     % (path, getattr(error, "strerror", None) or error))
 
 
 def append(path: str, found: List[Json]) -> None:

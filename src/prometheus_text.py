@@ -49,11 +49,11 @@ EFFORTS = (("pipeline_stage_duration_seconds", "durationSec"), ("pipeline_stage_
 NUMBERS = {"notRun": (), "waiting": (), "skipped": SIZES}       # of a stage that was skipped, zeros would only blur the graphs
 
 
-def emit(store: Any, record: Json, metrics: Json, spec: Any, options: Any, console: Any) -> None:
+def emit(store: Any, record: Json, metrics: Json, spec: Any, console: Any) -> None:
     """Write the metrics of a run that has ended; the caller holds the ledger's lock. What goes wrong is one [NOTE] line.
 
     record, metrics: as in state/run_<id>.json and state/metrics_<id>.json. spec: a PipelineSpec, or None where it is not
-    at hand (then stages that are no longer in it are not forgotten). options is not used.
+    at hand (then stages that are no longer in it are not forgotten).
     """
     try:
         stages = None if spec is None else {stage.name for stage in spec.stages}

@@ -204,7 +204,7 @@ class _Quick:
     def _tell_monitoring(self, record: Json) -> None:
         import prometheus_text
         if not prometheus_text.refresh(self.store, record, self.metrics, self.index.names):
-            prometheus_text.emit(self.store, record, self.metrics, None, None, self.console)     # the spec's stages are those of the run before
+            prometheus_text.emit(self.store, record, self.metrics, None, self.console)     # the spec's stages are those of the run before
 
     def _ready(self, pretty: str, canonical: str) -> Any:
         from primitives import ready_array

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def do(spec: PipelineSpec, options: Options, console: Console, clock: Clock) -> int:
     """Do what the command line asks; return the exit code. Raises: UsageError, OSError."""
-    return (_report if options.command == "report" else _graph)(spec, options, console, clock)
+    return _report(spec, options, console, clock) if options.command == "report" else _graph(spec, options, console)
 
 
 def _report(spec: PipelineSpec, options: Options, console: Console, clock: Clock) -> int:
@@ -43,7 +43,7 @@ def _report(spec: PipelineSpec, options: Options, console: Console, clock: Clock
     return EXIT_OK
 
 
-def _graph(spec: PipelineSpec, options: Options, console: Console, clock: Clock) -> int:
+def _graph(spec: PipelineSpec, options: Options, console: Console) -> int:
     import pipeline_graph
     text = pipeline_graph.graph_text(spec, options.format)
     if options.output is None:

@@ -158,13 +158,13 @@ def gather(spec: PipelineSpec, run_id: Optional[str], now: float) -> Report:
     notes = [problem] if problem else []
     record: Json = found or {}
     invocation = int(number_of(record.get("invocation"))) or 1
-    _check_record(folder, run_id, record, notes)
+    _check_record(run_id, record, notes)
     metrics, problem = read_json(os.path.join(folder, "metrics_%s.json" % run_id))
     if problem and record.get("state") != "running":
         notes.append("state/metrics_%s.json %s: no processor time and memory" % (run_id, problem))
     _check_metrics(folder, run_id, record, notes)
     measured = {text_of(one.get("stage")): one for one in objects_of((metrics or {}).get("stages"))}
-    history = _history(folder, spec.name, run_id, record)
+    history = _history(folder, spec.name, record)
     started = epoch(record.get("startedAt"))
     entries = objects_of(record.get("stages"))
     if not entries and measured:
@@ -194,7 +194,7 @@ def _duration_s(record: Json, started: Optional[float], ended: Optional[float], 
     return max(0.0, now - started) if record.get("state") == "running" else None
 
 
-def _check_record(folder: str, run_id: str, record: Json, notes: List[str]) -> None:
+def _check_record(run_id: str, record: Json, notes: List[str]) -> None:
     """Note where a sealed record is not what its own hash says."""
     if "runHash" not in record:
         return
@@ -215,7 +215,7 @@ def _check_metrics(folder: str, run_id: str, record: Json, notes: List[str]) -> 
         notes.append("state/metrics_%s.json was changed after the run: it does not fit the run record" % run_id)
 
 
-def _history(folder: str, pipeline: str, run_id: str, record: Json) -> List[Tuple[str, str, Optional[float], Dict[str, Json]]]:
+def _history(folder: str, pipeline: str, record: Json) -> List[Tuple[str, str, Optional[float], Dict[str, Json]]]:
     """Return [(run id, state, seconds, {stage: entry})] of the runs of the pipeline up to this one, the oldest first."""
     found = []
     limit = text_of(record.get("startedAt")) or "9"

@@ -519,7 +519,7 @@ def _check_output_owners(stages: List[Tuple[int, Json]], problems: Problems) -> 
 # --- the whole
 
 def check_pipeline(value: Any, root: str, nearest: Callable[[str, Sequence[str]], Optional[str]], problems: Problems) -> Optional[Json]:
-    """Check a whole spec; return name, version, description, allow, require and stages with defaults filled in.
+    """Check a whole spec; return name, version, description, offline, seal, order, onFailure, onSuccess and the stages with defaults filled in.
 
     Relative processors are looked for below *root*; *nearest* finds the known word most like an unknown one.
     None, with problems added, when the spec is not valid.

@@ -18,7 +18,7 @@ from program_scan import local_modules
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterable, List, Optional, Sequence
+    from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
     from model import PipelineSpec, StageSpec
     from state_store import StateStore
@@ -39,12 +39,19 @@ def compute_idempotency_key(inputs: Iterable[str], processor: str, params: Optio
     """Return the SHA-256 key (hex) of input files, a processor and its params.
 
     Inputs enter by path and content, the processor by path, content and modification time; a stage's own key has
-    more parts, see key_parts(). Raises: OSError for a file that cannot be read.
+    more parts, see key_parts(). Raises: OSError for a file that cannot be read, FileChanged for one that changes meanwhile.
     """
-    parts = {"keyVersion": KEY_VERSION, "inputs": [[os.fspath(path).replace(os.sep, "/"), file_digests.hash_file(os.fspath(path))[0]] for path in inputs],
-             "processor": {"path": os.fspath(processor).replace(os.sep, "/"), "sha256": file_digests.hash_file(os.fspath(processor))[0],
-                           "mtimeNs": os.stat(processor).st_mtime_ns}, "params": params or {}}
+    digest, stamp = _unchanged(os.fspath(processor))
+    parts = {"keyVersion": KEY_VERSION, "inputs": [[os.fspath(path).replace(os.sep, "/"), _unchanged(os.fspath(path))[0]] for path in inputs],
+             "processor": {"path": os.fspath(processor).replace(os.sep, "/"), "sha256": digest, "mtimeNs": stamp[1]}, "params": params or {}}
     return ledger_format.stage_key(parts)
+
+
+def _unchanged(path: str) -> Tuple[str, List[int]]:
+    digest, stamp = file_digests.hash_file(path)
+    if not stamp:
+        raise file_digests.FileChanged(path)
+    return digest, stamp
 
 
 def key_parts(spec: PipelineSpec, stage: StageSpec, digests: Digests, inputs: Sequence[str], watched: Sequence[str], secret: bytes) -> Json:

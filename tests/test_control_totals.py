@@ -6,6 +6,7 @@ import types
 
 import control_totals
 import pytest
+import task_log
 
 COUNTING = """
 from processor_kit import Reject, lines
@@ -99,7 +100,7 @@ def test_what_the_makers_wrote(inputs, makers, wanted, why):
 
 
 def test_the_counts_of_tasks_are_added():
-    assert control_totals.add_counts([counts(1, 1, 0), {"read": 2, "merged": 4}, {}]) == {"read": 3, "written": 1, "rejected": 0, "merged": 4}
+    assert task_log.sum_counts([counts(1, 1, 0), {"read": 2, "merged": 4}, {}]) == {"read": 3, "written": 1, "rejected": 0, "merged": 4}
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"read": -1}', '{"read": true}', '{"read": 1.5}', '{"read": 9007199254740992}', '{"gr\u00fcn": 1}', "\udcff"])

@@ -285,6 +285,31 @@ def test_compute_idempotency_key(tmp_path):
         compute([str(tmp_path / "none")], program)
 
 
+def test_no_key_of_a_file_that_changes_while_it_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    path.write_bytes(b"before")
+
+    class Changing:
+        def __init__(self, file):
+            self.file, self.fileno = file, file.fileno
+
+        def readinto(self, buffer):
+            with open(str(path), "ab") as other:
+                other.write(b"more")
+            self.readinto = self.file.readinto
+            return self.file.readinto(buffer)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+    real = file_digests.open_file
+    monkeypatch.setattr(file_digests, "open_file", lambda *given: Changing(real(*given)))
+    with pytest.raises(file_digests.FileChanged):
+        pipeline_runner.compute_idempotency_key([], str(path))
+
+
 # --- globs
 
 FILES = ["a.txt", "b.txt", "B.txt", "ä.txt", "a1.csv", "a2.csv", ".hidden", ".dot/x.txt", "c.txt.part", "sub/d.txt", "sub/deeper/e.txt", "sub/deeper/f.csv",

@@ -319,7 +319,7 @@ def test_strange_records_are_a_note_too(project, tmp_path):
             self.found.append(text)
 
     project.path("state").mkdir(parents=True, exist_ok=True)
-    store, options = state_store.StateStore(str(project.root)), namedtuple("Given", "open_lineage")(str(tmp_path / "x"))
-    for emit in (prometheus_text.emit, open_lineage.emit):
-        emit(store, {}, {}, None, options, Told())
+    store = state_store.StateStore(str(project.root))
+    prometheus_text.emit(store, {}, {}, None, Told())
+    open_lineage.emit(store, {}, {}, str(tmp_path / "x"), Told())
     assert len(Told.found) == 2 and not (tmp_path / "x").exists() and not project.exists("state/metrics.prom")

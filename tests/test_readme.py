@@ -192,14 +192,8 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", PAGES[page], flags=re.S)):
         path, _, anchor = target.partition("#")
         full = os.path.normpath(os.path.join(os.path.dirname(page), path)).replace(os.sep, "/") if path else page
-        if full in AWAITED and full not in PAGES:
-            continue
         assert (ROOT / full).exists(), target
         assert not anchor or full not in PAGES or anchor in anchors_of(full), target
-
-
-# Pages that may not be there yet.
-AWAITED = ("docs/operating.md", "docs/control.md", "docs/report-and-metrics.md", "docs/chunks.md", "docs/cluster.md", "docs/scale.md")
 
 
 def test_the_tests_that_the_guarantees_name_are_there():
