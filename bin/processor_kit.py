@@ -578,11 +578,21 @@ def _remove_stale(attempt: _Attempt, finals: Tuple[str, ...], keep: Set[str]) ->
 
 def _check_output_name(name: str, platform: str = sys.platform) -> str:
     """Return *name* with forward slashes; what is a folder or a drive on Windows only is part of a name elsewhere, as of a file from there."""
+    if not isinstance(name, str):
+        raise _Problem("output name %r must be text" % (name,))
     is_windows = platform == "win32"
     pieces = (name.replace("\\", "/") if is_windows else name).split("/")
-    if not name or os.path.isabs(name) or is_windows and ":" in name or ".." in pieces or "" in pieces or "\0" in name:
+    if not name or os.path.isabs(name) or is_windows and ":" in name or ".." in pieces or "" in pieces or pieces[-1] == "." or "\0" in name or not _is_encodable(name):
         raise _Problem("output name %r must be a path below the output directory" % name)
     return "/".join(pieces)
+
+
+def _is_encodable(name: str) -> bool:
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 # === 4. Reading ======================================================================================================
@@ -779,8 +789,12 @@ class _Codec:
         try:
             self.encoding, self.errors = codecs.lookup(encoding).name, errors
             codecs.lookup_error(errors)
+            try:
+                b"\xff".decode("ascii", errors)         # some are for writing only
+            except UnicodeDecodeError:
+                pass
             known = bytes(range(128)).decode(encoding) == "".join(map(chr, range(128))) and "\n".encode(encoding) == b"\n"
-        except (LookupError, UnicodeError) as error:
+        except (LookupError, UnicodeError, TypeError) as error:
             raise _Problem("encoding %r, errors %r: %s" % (encoding, errors, error)) from error
         if not known or self.encoding.startswith(STATEFUL):
             raise _Problem("encoding %r does not keep lines apart as bytes: convert the input to utf-8" % encoding)
@@ -1201,6 +1215,8 @@ def _run(feed: Callable[[_Work], None], function: Callable[[str], Any], output: 
          encoding: str, errors: str, limit: int) -> None:
     work = None
     try:
+        if not callable(function):
+            raise _Problem("lines() and blocks() take the function first, then the name of the output; got %r" % (function,))
         work = _Work(function, output, one_to_one, _Codec(encoding, errors), limit)
         _watch_signals(work)
         _under_way.append(work)
@@ -1548,6 +1564,9 @@ def count(read: int = 0, written: int = 0, rejected: int = 0) -> None:
     They reach the runner when the processor ends, through PIPELINE_COUNTS_FILE; a checkpoint is left alone. A processor
     that resumes by itself counts what it did before, too. What a forked child counts is not known to its parent.
     """
+    for name, more in (("read", read), ("written", written), ("rejected", rejected)):
+        if type(more) is not int or more < 0:
+            fail("count(%s=%r): must be a whole number from 0 on" % (name, more))
     if not _counts:
         import atexit
         atexit.register(_save_counts, os.getpid())

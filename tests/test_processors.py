@@ -987,3 +987,22 @@ def test_where_no_thread_can_be_started_a_large_output_is_refused_in_one_line(st
     stage.write(b"a\n" * 10)
     done = stage.run(stage.script(NO_THREADS + "lines(lambda line: 'x' * (1 << 20), 'result.txt')\n"), code=1)
     assert done.stderr.strip().endswith("can't start new thread; allow this user more processes (ulimit -u)") and "Traceback" not in done.stderr, done
+
+
+# --- calls that cannot be meant ---------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("call, said", [
+    ("lines('o.txt', str.upper)", "lines() and blocks() take the function first, then the name of the output; got 'o.txt'"),
+    ("lines(str.upper, b'o.txt')", "output name b'o.txt' must be text"), ("lines(str.upper, None)", "output name None must be text"),
+    ("open_output('.').__enter__()", "output name '.' must be a path below the output directory"),
+    ("open_output('sub/.').__enter__()", "output name 'sub/.' must be a path below the output directory"),
+    ("open_output('\\ud800').__enter__()", r"output name '\ud800' must be a path below the output directory"),
+    ("lines(str.upper, 'o.txt', encoding=None)", "encoding None, errors 'strict': "),
+    ("lines(str.upper, 'o.txt', errors='xmlcharrefreplace')", "encoding 'utf-8', errors 'xmlcharrefreplace': "),
+    ("count(read=2.5)", "count(read=2.5): must be a whole number from 0 on"), ("count(rejected=-1)", "count(rejected=-1): must be a whole number from 0 on"),
+    ("count(written='3')", "count(written='3'): must be a whole number from 0 on")])
+def test_a_call_that_cannot_be_meant_is_one_line(stage, call, said):
+    stage.write(b"a\n")
+    done = stage.run(stage.script(KIT + call + "\n"), code=1)
+    assert done.stderr.startswith(said) and done.stderr.count("\n") == 1, done.stderr
+    assert not stage.out.exists() or os.listdir(str(stage.out)) == []
