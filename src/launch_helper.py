@@ -38,6 +38,8 @@ ASK, FORCE = signal.SIGTERM, getattr(signal, "SIGUSR1", 0)      # what the helpe
 ISOLATION = ("launchers are started outside the kernel layer, by a process forked before it; where the task runs, offline_guard exec "
              "closes the network and reports it: see launcher.nodes of the stages")
 SETTLE_POLL_S = 0.05
+FOLDER_PREFIX = "pipeline-launch-"
+NEW_FOLDER_S = 60.0
 TASK = "the task on its machine"    # among the survivors of an attempt
 HOOK_VARIABLES = ("PIPELINE_HOOK", "PIPELINE_HOOK_LOG", "PYTHONPATH")
 
@@ -90,7 +92,10 @@ class LaunchHelper:
         if sys.platform == "win32":
             raise UsageError("\"launcher\" needs fork(2), which Windows does not have; run on the cluster's own system, or leave it out")
         import tempfile
-        self.folder = tempfile.mkdtemp(prefix="pipeline-launch-")       # for the named pipes; on this machine
+        remove_abandoned(tempfile.gettempdir())
+        self.folder = tempfile.mkdtemp(prefix=FOLDER_PREFIX)            # for the named pipes; on this machine
+        self.hold = os.open(self.folder, os.O_RDONLY)                   # locked as long as this process lives
+        stage_locks.try_kernel_lock(self.hold)
         commands, self.commands = os.pipe()
         self.descriptor, answers = os.pipe()
         os.set_blocking(self.descriptor, False)
@@ -169,10 +174,33 @@ class LaunchHelper:
 
     def close(self) -> None:
         """Let the helper go; what still runs is ended by the minders, which is not waited for."""
-        for descriptor in (self.commands, self.descriptor):
+        for descriptor in (self.commands, self.descriptor, self.hold):
             if descriptor >= 0:
                 os.close(descriptor)
-        self.commands = self.descriptor = -1
+        self.commands = self.descriptor = self.hold = -1
+
+
+def remove_abandoned(parent: str) -> None:
+    """Remove folders for named pipes that runs have left whose helper was killed: of this user, not new, and locked by nobody."""
+    import shutil
+    for name in os.listdir(parent):
+        path = os.path.join(parent, name)
+        if not name.startswith(FOLDER_PREFIX):
+            continue
+        try:
+            found = os.lstat(path)
+            if found.st_uid != os.geteuid() or time.time() - found.st_mtime < NEW_FOLDER_S:
+                continue                # one that is being made is locked in a moment
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
+        except OSError:
+            continue
+        try:
+            if stage_locks.try_kernel_lock(descriptor):
+                shutil.rmtree(path, ignore_errors=True)
+        except OSError:
+            pass                        # a file system without locks: nobody knows
+        finally:
+            os.close(descriptor)
 
 
 class Launched:

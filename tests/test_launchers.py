@@ -18,6 +18,7 @@ from conftest import ROOT, Project
 import launch_helper
 import launch_lease
 import node_report
+import stage_locks
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="launchers need fork")
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel layer of Linux")
@@ -638,6 +639,21 @@ while left:
 print(sorted(output.values()))
 helper.close()
 """
+
+
+def test_folders_of_helpers_that_were_killed_go(tmp_path):
+    old, held, new, other = (tmp_path / name for name in ("pipeline-launch-old", "pipeline-launch-held", "pipeline-launch-new", "somebody-elses"))
+    for folder in (old, held, new, other):
+        folder.mkdir()
+        (folder / "1.output").touch()
+        os.utime(str(folder), (1, 1) if folder is not new else None)
+    (tmp_path / "pipeline-launch-link").symlink_to(other)
+    descriptor = os.open(str(held), os.O_RDONLY)
+    assert stage_locks.try_kernel_lock(descriptor)
+    launch_helper.remove_abandoned(str(tmp_path))
+    os.close(descriptor)
+    assert sorted(os.listdir(str(tmp_path))) == ["pipeline-launch-held", "pipeline-launch-link", "pipeline-launch-new", "somebody-elses"]
+    assert os.listdir(str(other)) == ["1.output"]
 
 
 def test_several_launches_at_once(tmp_path):
