@@ -14,7 +14,7 @@ import sys
 import time
 
 from model import sha256
-from primitives import open_file, remove_quietly
+from primitives import close_quietly, open_file, remove_quietly
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -390,7 +390,7 @@ class _Probe:
     def __del__(self) -> None:
         descriptor, self.descriptor = getattr(self, "descriptor", -1), -1
         if descriptor >= 0:
-            os.close(descriptor)
+            close_quietly(descriptor)
             if self.is_named:
                 remove_quietly(self.path)
 

@@ -70,6 +70,14 @@ def remove_quietly(path: str) -> None:
         pass
 
 
+def close_quietly(descriptor: int) -> None:
+    """Close what has been synced, or given up: an error now (a file server's, late) tells nothing."""
+    try:
+        os.close(descriptor)
+    except OSError:
+        pass
+
+
 def truncate(path: str, size: int) -> None:
     """As os.truncate(), patiently."""
     patiently(lambda: os.truncate(path, size))

@@ -17,7 +17,7 @@ import os
 
 import state_store
 from ledger_format import ENTRY_SCHEMA, canonical_json, entry_hash, entry_line, head_text, run_hash
-from primitives import loads, open_file, pretty_pieces, remove_quietly, replace
+from primitives import close_quietly, loads, open_file, pretty_pieces, remove_quietly, replace
 from state_store import StateError, is_integer, utc_text
 
 TYPE_CHECKING = False
@@ -228,7 +228,7 @@ class Held:
                     self.is_uncertain = False
                     raise
             finally:
-                _close(descriptor)
+                close_quietly(descriptor)
         except OSError as error:
             raise OSError(error.errno, error.strerror, path) from error
         if not self.size:
@@ -290,14 +290,6 @@ class Held:
             if stage is not None and (stage.get("lastRunId"), stage.get("lastInvocation"), stage["lastStatus"]) == (record["runId"], record["invocation"], "ok"):
                 stages = [one for one in stages if one.get("stage") != stage["stage"]] + [recovered_entry(self.store, stage)]
         return stages
-
-
-def _close(descriptor: int) -> None:
-    """Close what has been synced, or given up: an error now (a file server's, late) tells nothing of the line."""
-    try:
-        os.close(descriptor)
-    except OSError:
-        pass
 
 
 def _refuse_unsealed(last: Optional[Json]) -> None:
