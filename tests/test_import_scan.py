@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +18,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
+import file_digests  # noqa: E402
 import import_scan  # noqa: E402
+import program_scan  # noqa: E402
 
 Finding = import_scan.Finding
 HOLE = import_scan.HOLE
@@ -688,3 +691,24 @@ print(sorted(name for name in new if (getattr(sys.modules[name], "__file__", Non
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code, str(ROOT / "src")],
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert (done.stdout.decode().split(), done.stderr) == (["[]", "['import_scan',", "'scan_shell',", "'scan_windows']"], b"")
+
+
+@pytest.mark.parametrize("name", ["import_scan.py", "scan_shell.py", "scan_windows.py"])
+def test_what_was_found_is_found_anew_when_a_part_of_the_scan_has_changed(tmp_path, monkeypatch, name):
+    here = tmp_path / "src"
+    shutil.copytree(str(ROOT / "src"), str(here), ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(program_scan, "_HERE", str(here))
+    (tmp_path / "p.sh").write_bytes(b"#!/bin/sh\ntrue\n")
+
+    def scan(known):
+        digests = file_digests.Digests(str(tmp_path), "boot", keep=False)
+        digests.scans.update(known)
+        program_scan.scan_of(digests, "p.sh")
+        (found,) = digests.scans.values()
+        return found
+    first = scan({})
+    again = scan({file_digests.hash_file(str(tmp_path / "p.sh"))[0]: first})
+    assert again is first
+    with open(str(here / name), "ab") as file:
+        file.write(b"# another rule\n")
+    assert scan({file_digests.hash_file(str(tmp_path / "p.sh"))[0]: first}) is not first
