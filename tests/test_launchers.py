@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Project
+from conftest import ROOT
 
 import launch_helper
 import launch_lease
@@ -400,10 +400,11 @@ def test_a_task_that_is_queued_again_after_its_machine_has_crashed_is_not_starte
     assert "it has been started before: a launcher may start it once; nothing was started" in project.read("state/logs/r/s1.1.log")
 
 
-def test_a_launcher_that_drops_variables_and_hands_its_words_to_a_shell_changes_nothing(tmp_path):
-    plain = Project(tmp_path / "plain")         # a path that a shell leaves as it is
+def test_a_launcher_that_drops_variables_and_hands_its_words_to_a_shell_changes_nothing(project):
+    """The shell gets what is this test's, and may have blanks (interpreter, runner, lease), as one word each; nothing else is there to be read anew."""
+    plain = project
     plain.write("in/$HOME * `touch ran`;x.txt", "x")
-    plain.write("launch.sh", '#!/bin/sh\nexec env -i /bin/sh -c "$*"\n', executable=True)
+    plain.write("launch.sh", "#!/bin/sh\nwords=\nfor word do\n  case $word in */*) word=\"'$word'\";; esac\n  words=\"$words $word\"\ndone\nexec env -i /bin/sh -c \"$words\"\n", executable=True)
     body = "open(out + '/o', 'w').write(repr([sys.argv[1:], os.environ.get('MODE'), os.environ['PIPELINE_STAGE_NAME']]))\n"
     plain.spec({"processor": plain.processor("p", body), "args": ["two  spaces", "p*", "$HOME"], "env": {"MODE": "strict"}, "inputs": ["in/*"],
                 "launcher": [str(plain.path("launch.sh"))]})
