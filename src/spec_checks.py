@@ -132,11 +132,12 @@ def check_name(value: Any, path: Path, problems: Problems) -> Any:
     return problems.add(path, "%s, got %s" % (problem, shown_value(value))) if problem else value
 
 
-def whole_number(least: int) -> Callable[..., Any]:
+def whole_number(least: int, most: Optional[int] = None) -> Callable[..., Any]:
     def check(value: Any, path: Path, problems: Problems) -> Any:
-        if is_integer(value) and value >= least:
+        if is_integer(value) and value >= least and (most is None or value <= most):
             return value
-        return problems.add(path, "must be an integer >= %d, got %s" % (least, shown_value(value)))
+        bounds = ">= %d" % least if most is None else "from %d to %d" % (least, most)
+        return problems.add(path, "must be an integer %s, got %s" % (bounds, shown_value(value)))
     return check
 
 
@@ -328,7 +329,7 @@ STAGE_CHECKS: Dict[str, Callable[..., Any]] = {
                     jitterMs=whole_number(0), exitCodes=check_exit_codes),
     "timeoutSec": number_above(0, exclusive=True), "graceSec": number_above(0),
     "lock": fields(waitSeconds=number_above(0)),
-    "resources": fields(cpuCores=whole_number(1), memoryMB=whole_number(1), minFreeDiskMB=whole_number(0), nice=whole_number(0)),
+    "resources": fields(cpuCores=whole_number(1), memoryMB=whole_number(1), minFreeDiskMB=whole_number(0), nice=whole_number(0, 19)),
     "simulateFailAttempts": whole_number(0), "networkAttempts": one_of("fail", "warn"),
     "forEach": check_path_or_paths, "maxFailedTasks": whole_number(0), "prune": check_boolean,
     "chunks": fields(bytes=whole_number(1), keepChunks=check_boolean, filter=check_boolean, headerLines=whole_number(0)),
