@@ -89,7 +89,7 @@ def _at_or_above(path: str) -> List[str]:
 def edges(stages: Sequence[StageSpec]) -> Dict[str, List[str]]:
     """Return {stage: those that must come before it, in the order listed}.
 
-    By `needs`, and by files: an input or watched file that may be what another stage makes. Declared outputs are matched
+    By `needs`, and by files: an input, a watched file or a processor that may be what another stage makes. Declared outputs are matched
     as they are; a stage that declares none may make anything in its folder, but only for stages that are listed later.
     """
     folders = Folders(stages)
@@ -97,7 +97,8 @@ def edges(stages: Sequence[StageSpec]) -> Dict[str, List[str]]:
     found: Dict[str, List[str]] = {}
     for place, stage in enumerate(stages):
         makers = {place_of[name] for name in stage.needs if name in place_of} - {place}
-        for pattern in stage.inputs + stage.watch + stage.for_each:
+        made = () if stage.processor.startswith("bin/") else (stage.processor,)     # in bin/ no stage makes anything
+        for pattern in stage.inputs + stage.watch + stage.for_each + made:
             for maker in _candidates(folders, pattern):
                 if maker not in makers and maker != place and _makes(stages[maker], pattern, maker < place):
                     makers.add(maker)

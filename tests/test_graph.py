@@ -40,7 +40,7 @@ exit 9
 
 def stage(name, **changes):
     fields = dict.fromkeys(StageSpec._fields)
-    fields.update(name=name, output_dir="data/" + name, inputs=(), watch=(), needs=(), outputs=None, for_each=(), resources={})
+    fields.update(name=name, processor="bin/p.py", output_dir="data/" + name, inputs=(), watch=(), needs=(), outputs=None, for_each=(), resources={})
     fields.update(changes)
     return StageSpec(**fields)
 
@@ -49,6 +49,12 @@ def test_undeclared_outputs_make_edges_from_earlier_stages_only():
     one, two = stage("one", inputs=("data/two/x",)), stage("two", inputs=("data/one/x",))
     assert stage_order.edges([one, two]) == {"one": [], "two": ["one"]}
     assert stage_order.edges([stage("one", inputs=("data/one/x",))]) == {"one": []}
+
+
+def test_a_processor_that_a_stage_makes_is_waited_for():
+    maker, user = stage("maker"), stage("user", processor="data/maker/tool.py")
+    assert stage_order.edges([maker, user]) == {"maker": [], "user": ["maker"]} and stage_order.edges([user, maker])["user"] == []
+    assert stage_order.edges([user, maker._replace(outputs=("tool.py",))])["user"] == ["maker"]
 
 
 def test_declared_outputs_make_edges_whatever_the_order():

@@ -21,7 +21,7 @@ PARTS = {"keyVersion": 1, "pipeline": "p", "stage": "s", "outputDir": "d", "outp
 
 def stage(name="s", **changes):
     fields = dict.fromkeys(StageSpec._fields)
-    fields.update(name=name, output_dir="data/" + name, inputs=(), watch=(), needs=(), idempotent=True, checkpoint=False, params={}, outputs=None, for_each=())
+    fields.update(name=name, processor="bin/p.py", output_dir="data/" + name, inputs=(), watch=(), needs=(), idempotent=True, checkpoint=False, params={}, outputs=None, for_each=())
     fields.update(changes)
     return StageSpec(**fields)
 
@@ -346,6 +346,20 @@ def test_only_from_until(chain):
     done = chain.ok("--from", "upper")
     assert "copy" not in done.out and "[DONE] upper" in done.out
     assert chain.json("state/stage_upper.json")["lastStatus"] == "ok"
+
+
+@pytest.mark.parametrize("order", ["listed", "graph"])
+def test_what_is_to_be_made_anew_may_be_a_processor(project, order):
+    project.write("tool.txt", "import os\nopen(os.environ['PIPELINE_OUTPUT_DIR'] + '/o', 'w').write('1')\n")
+    project.write("data/tools/tool.py", "")
+    making = {"name": "make", "processor": project.processor("make", "open(out + '/tool.py', 'w').write(open(inputs[0]).read())\n"), "inputs": ["tool.txt"],
+              "outputDir": "data/tools", "outputs": ["tool.py"]}
+    project.spec(making, {"name": "use", "processor": "data/tools/tool.py", "outputDir": "data/use"}, order=order)
+    project.ok("--jobs", "2")
+    project.write("tool.txt", project.read("tool.txt").replace("'1'", "'2'"))
+    assert plan(project) == ["RUN     make (input tool.txt changed)", "PENDING use (waits for make)"]
+    project.ok("--jobs", "2")
+    assert project.read("data/use/o") == "2" and [line.split()[0] for line in plan(project)] == ["SKIP", "SKIP"]
 
 
 def test_a_stage_that_is_left_out_and_has_not_ended_well_is_told(chain):
