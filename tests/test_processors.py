@@ -989,6 +989,14 @@ def test_where_no_thread_can_be_started_a_large_output_is_refused_in_one_line(st
     assert done.stderr.strip().endswith("can't start new thread; allow this user more processes (ulimit -u)") and "Traceback" not in done.stderr, done
 
 
+def test_a_file_of_rejects_of_the_processors_own_stays(stage):
+    stage.write(b"a\n")
+    (stage.out / "sub").mkdir(parents=True)
+    (stage.out / "sub" / "o.txt.rejects.jsonl").write_bytes(b"of an earlier run")
+    stage.run(stage.script(KIT + "with open_output('o.txt.rejects.jsonl') as file:\n    file.write('own')\nlines(str.upper, 'o.txt')\nlines(str.upper, 'sub/o.txt')\n"), checkpoint=False)
+    assert (stage.out / "o.txt.rejects.jsonl").read_bytes() == b"own" and not (stage.out / "sub" / "o.txt.rejects.jsonl").exists()
+
+
 # --- calls that cannot be meant ---------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("call, said", [

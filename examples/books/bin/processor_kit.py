@@ -962,7 +962,7 @@ def _publish(folder: str, publish: Dict[str, str], output: str, is_begun: bool =
         if not is_begun or os.path.lexists(os.path.join(folder, name)):
             _replace(os.path.join(folder, name), os.path.join(folder, final))
     rejects = os.path.join(folder, _rejects_name(output))
-    if _rejects_name(output) not in publish.values() and os.path.lexists(rejects):      # with a name that is too long there are none
+    if _rejects_name(output) not in (*publish.values(), *_whole) and os.path.lexists(rejects):      # with a name that is too long there are none
         _remove(rejects)
     _sync_folder(os.path.dirname(os.path.join(folder, output)))
 
