@@ -98,12 +98,25 @@ def fail(message: str) -> NoReturn:
     _exit(EXIT_ERROR)
 
 
+class _Exit(SystemExit):
+    """An end with an error. Who catches it, as a pool of threads does for whoever asks for the result, may go on."""
+
+
 def _exit(code: int) -> NoReturn:
-    """End the processor. A SystemExit ends a thread without a word: what failed in one would be taken for done."""
-    threading = sys.modules.get("threading")
-    if threading is not None and threading.current_thread() is not threading.main_thread():
-        os._exit(code)
-    raise SystemExit(code)
+    threading: Any = sys.modules.get("threading")
+    if threading is not None and threading.current_thread() is not threading.main_thread() and threading.excepthook is not _end_with_thread:
+        threading.excepthook, _hooks[:] = _end_with_thread, [threading.excepthook]
+    raise _Exit(code)
+
+
+_hooks: List[Any] = []          # what was called for threads before
+
+
+def _end_with_thread(args: Any) -> None:
+    """A thread that ends with a SystemExit ends without a word; what has failed in it would be taken for done."""
+    if isinstance(args.exc_value, _Exit):
+        os._exit(int(args.exc_value.code or 0))
+    _hooks[0](args)
 
 
 if os.environ.get("PIPELINE_SIMULATED_FAIL") == "1":
@@ -469,30 +482,27 @@ class _Writer:
         self.thread.join()
 
 
-def _load(path: str) -> Any:
-    """Return the value of a progress file. Raises: OSError, ValueError, RecursionError."""
-    if not os.path.isfile(path):
-        raise ValueError("it is no file")       # a pipe would be waited for
-    with open(path, "rb") as file:
-        return json.loads(file.read(8 << 20).decode("utf-8"))
-
-
-_whole: List[str] = []          # outputs that this process has published: as they are, they are not to be undone before a resume
-_under_way: List[Any] = []      # the _Work whose checkpoints are being written
+_whole: Set[str] = set()        # outputs that this process has published
 
 
 def _vouch_whole(name: str) -> None:
-    """Note that *name* is about to be published as a whole, in the checkpoint of work that is done, too."""
-    _whole.append(name)
+    """Note, beside the checkpoint, that *name* is published in one piece: a resume need neither cut nor undo it.
+
+    A line is added to a file of its own, as threads and children may publish at the same time. Without the line nothing is
+    wrong but that a resume starts from zero.
+    """
+    _whole.add(name)
     path = os.environ.get("PIPELINE_PROGRESS_FILE")
-    if not path or _under_way or not os.path.lexists(path):
+    if not path:
         return
     try:
-        record = _load(path)
-    except (OSError, ValueError, RecursionError):
-        return                          # whoever resumes will say so
-    if isinstance(record, dict) and isinstance(record.get("publish"), dict) and _whole[-1] not in record.get("whole", ()):
-        _write_progress(path, dict(record, whole=sorted(set(_whole))))
+        descriptor = os.open(os.path.splitext(path)[0] + ".whole", os.O_WRONLY | os.O_CREAT | os.O_APPEND | OPEN_FLAGS, 0o666)
+        try:
+            os.write(descriptor, json.dumps(name).encode("ascii") + b"\n")
+        finally:
+            os.close(descriptor)
+    except OSError:
+        pass
 
 
 class _Part:
@@ -789,10 +799,6 @@ class _Codec:
         try:
             self.encoding, self.errors = codecs.lookup(encoding).name, errors
             codecs.lookup_error(errors)
-            try:
-                b"\xff".decode("ascii", errors)         # some are for writing only
-            except UnicodeDecodeError:
-                pass
             known = bytes(range(128)).decode(encoding) == "".join(map(chr, range(128))) and "\n".encode(encoding) == b"\n"
         except (LookupError, UnicodeError, TypeError) as error:
             raise _Problem("encoding %r, errors %r: %s" % (encoding, errors, error)) from error
@@ -801,7 +807,10 @@ class _Codec:
         self.stretch = DENSE_BYTES
 
     def whole(self, data: Any) -> str:
-        return codecs.decode(data, self.encoding, self.errors)
+        try:
+            return codecs.decode(data, self.encoding, self.errors)
+        except TypeError as error:              # some ways to handle errors are for writing only
+            raise _Problem("encoding %r, errors %r: %s" % (self.encoding, self.errors, error)) from error
 
     def piece(self, data: Any) -> Tuple[str, int]:
         """Return the whole characters at the start of *data* and the bytes that they take."""
@@ -892,7 +901,10 @@ def _read_progress(attempt: _Attempt) -> Dict[str, Any]:
     if attempt.progress is None or not os.path.lexists(attempt.progress):
         return {"lineOffset": attempt.line_offset}
     try:
-        record = _load(attempt.progress)
+        if not os.path.isfile(attempt.progress):
+            raise ValueError("it is no file")       # a pipe would be waited for
+        with open(attempt.progress, "rb") as file:
+            record = json.loads(file.read(8 << 20).decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise _Restart("%s is damaged: %s" % (attempt.progress, error)) from error
     if not isinstance(record, dict):
@@ -1113,8 +1125,6 @@ class _Work:
                  "durable": True, "publishing": False, "complete": False}
         if source.chunk is not None:
             found["chunk"] = list(source.chunk)
-        if _whole:
-            found["whole"] = sorted(set(_whole))
         found.update(flags)
         return found
 
@@ -1139,11 +1149,12 @@ class _Work:
         self.saver.save(self.record(publishing=True), list(self.parts.values()))
         for part in self.parts.values():
             part.close()                        # Windows renames no open file
+        for final in self.parts:
+            _vouch_whole(final)
         _publish(self.attempt.folder, {part.name: part.final for part in self.parts.values()}, self.output)
         last = self.record(complete=True)
         self.saver.save(last, [])
         _report_counts(self.attempt.counts, last["counts"])     # of the whole, whatever was resumed
-        _whole.extend(self.parts)
         self.parts = {}
 
     def close(self) -> None:
@@ -1219,7 +1230,6 @@ def _run(feed: Callable[[_Work], None], function: Callable[[str], Any], output: 
             raise _Problem("lines() and blocks() take the function first, then the name of the output; got %r" % (function,))
         work = _Work(function, output, one_to_one, _Codec(encoding, errors), limit)
         _watch_signals(work)
-        _under_way.append(work)
         if work.open():
             while not work.pause() and work.source.fill():
                 feed(work)
@@ -1234,8 +1244,6 @@ def _run(feed: Callable[[_Work], None], function: Callable[[str], Any], output: 
         fail("%s: the function for lines or blocks ended the processor with exit code 0; its output is not whole" % work.output)
     finally:
         if work is not None:
-            if work in _under_way:
-                _under_way.remove(work)
             work.close()
 
 
@@ -1520,7 +1528,7 @@ class open_output:
             pass
         self._discard()
         if kind is SystemExit and not error.code:
-            fail("%s: the processor ended with exit code 0 before it was written; it is not published" % self.name)
+            fail("%s: left with exit code 0 before it was whole; it is not published" % self.name)
 
     def _discard(self) -> None:
         try:
@@ -1565,13 +1573,13 @@ def count(read: int = 0, written: int = 0, rejected: int = 0) -> None:
     that resumes by itself counts what it did before, too. What a forked child counts is not known to its parent.
     """
     for name, more in (("read", read), ("written", written), ("rejected", rejected)):
-        if type(more) is not int or more < 0:
-            fail("count(%s=%r): must be a whole number from 0 on" % (name, more))
+        if not isinstance(more, int):
+            fail("count(%s=%r): must be a whole number" % (name, more))
     if not _counts:
         import atexit
         atexit.register(_save_counts, os.getpid())
     for name, more in (("read", read), ("written", written), ("rejected", rejected)):
-        _counts[name] = _counts.get(name, 0) + more
+        _counts[name] = _counts.get(name, 0) + int(more)
 
 
 def _save_counts(pid: int) -> None:

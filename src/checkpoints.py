@@ -16,22 +16,29 @@ from primitives import open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Optional, Sequence, Tuple
+    from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
     from model import StageSpec
     from state_store import StateStore
     Json = Dict[str, Any]
 
 
-def read_checkpoint(store: StateStore, stage: StageSpec, record: Optional[Json], key: str, boot: str) -> Optional[Checkpoint]:
-    """Return the stage's progress file, with what forbids to resume from it; None without one."""
-    return checkpoint_at(store.path("progress_%s.json" % stage.name), os.path.join(store.root, stage.output_dir), record, key, boot, stage.outputs)
+def whole_path(path: str) -> str:
+    """Return the path of the file beside a progress file in which the kit names what it has published in one piece, a JSON text a line."""
+    return os.path.splitext(path)[0] + ".whole"
 
 
-def checkpoint_at(path: str, folder: str, record: Optional[Json], key: str, boot: str, declared: Optional[Sequence[str]] = None) -> Optional[Checkpoint]:
+def read_checkpoint(store: StateStore, stage: StageSpec, record: Optional[Json], key: str, boot: str, of_others: Callable[[], Set[str]]) -> Optional[Checkpoint]:
+    """Return the stage's progress file, with what forbids to resume from it; None without one. of_others(): what other stages have made in its folder."""
+    return checkpoint_at(store.path("progress_%s.json" % stage.name), os.path.join(store.root, stage.output_dir), record, key, boot, stage.outputs, of_others)
+
+
+def checkpoint_at(path: str, folder: str, record: Optional[Json], key: str, boot: str, declared: Optional[Sequence[str]] = None,
+                  of_others: Callable[[], Set[str]] = set) -> Optional[Checkpoint]:
     """Return a progress file, with what forbids to resume from it; None without one.
 
     folder: where its outputs are. declared: globs of what in there is the stage's, where others may be at work in it.
+    of_others(): what in there is other stages'; asked only where it matters.
     """
     progress, bad = read_progress(path)
     if progress is None:
@@ -40,7 +47,10 @@ def checkpoint_at(path: str, folder: str, record: Optional[Json], key: str, boot
                        progress.get("publishing") is True, progress.get("complete") is True, progress.get("counts", {}), "", False)
     problem = _binding_problem(progress, record, key, boot)
     if not problem:
-        problem = _unvouched(folder, progress, record or {}, declared)
+        unknown = _unvouched(folder, progress, record or {}, declared)
+        unknown = unknown and sorted(set(unknown) - _published(whole_path(path)))
+        unknown = unknown and sorted(set(unknown) - of_others())
+        problem = "it does not say how much of %s it stands for: name each output in its \"outputs\"" % unknown[0] if unknown else ""
     if not problem and not found.complete:
         problem = stage_outputs.cut_problem(folder, found.outputs, found.publishing, found.finals)
     return found._replace(problem=problem, resumable=not problem and _holds_work(found, str((record or {}).get("lastStatus"))))
@@ -70,22 +80,38 @@ def _binding_problem(progress: Json, record: Optional[Json], key: str, boot: str
     return ""
 
 
-def _unvouched(folder: str, progress: Json, record: Json, declared: Optional[Sequence[str]]) -> str:
-    """Return which output of the attempt the checkpoint says nothing of, or "": what is added to such a one again would be doubled.
+def _unvouched(folder: str, progress: Json, record: Json, declared: Optional[Sequence[str]]) -> List[str]:
+    """Return the outputs of the attempt of which a progress file says nothing: what is added to such a one again would be doubled.
 
     record: with the `baseline` of the attempt; without it, as after a success, nothing is of the attempt.
     """
     baseline, left = record.get("baseline"), record.get("left")
     if record.get("lastStatus") == "ok" or not isinstance(baseline, dict):
-        return ""
+        return []
     changed = stage_outputs.changed_since(baseline, stage_outputs.list_folder(folder).files)
     if isinstance(left, list):
         changed = [path for path in changed if path in left]        # anything else somebody has put there since
     if declared is not None:
         changed = [path for path in changed if any(path_matches(path, pattern) for pattern in declared)]
     known = {posixpath.normpath(path) for path in (*progress.get("outputs", {}), *progress.get("publish", {}).values(), *progress.get("whole", ()))}
-    strange = [path for path in changed if path not in known]
-    return "it does not say how much of %s it stands for: name each output in its \"outputs\"" % strange[0] if strange else ""
+    return [path for path in changed if path not in known]
+
+
+def _published(path: str) -> Set[str]:
+    """Return the names in a file of what the kit has published; lines cut short by a crash name nothing."""
+    found = set()
+    try:
+        with open_file(path) as file:
+            for line in file:
+                try:
+                    name = json.loads(line.decode("ascii"))
+                except (ValueError, RecursionError):
+                    continue
+                if isinstance(name, str):
+                    found.add(posixpath.normpath(name))
+    except OSError:
+        pass
+    return found
 
 
 def _problem(progress: Any) -> str:

@@ -74,7 +74,7 @@ def missing_counts(stage: StageSpec, counts: Json) -> List[str]:
 def missing_text(stage: StageSpec, missing: Sequence[str]) -> str:
     """Return what is wrong with a stage that reports no counts, or not those that are needed."""
     setting = "reconcile" if stage.reconcile else "maxRejects"
-    return "%s needs the counts of the processor, and it reported no %s: use the processor kit, or write them to PIPELINE_COUNTS_FILE" % (
+    return "%s needs the counts of the processor, and it reported no %s: use the processor kit (its count() with zeros where there is nothing), or write them to PIPELINE_COUNTS_FILE" % (
         setting, " and no ".join(missing))
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 SHOWN_NAMES = 20
 # What state/ holds of a stage, its record first; %s is its name.
-STATE_FILES = ("stage_%s.json", "progress_%s.json", "progress_%s.json.old", "counts_%s.json", "inputs_%s.json", "tasks_%s.jsonl", "files_%s.bin")
+STATE_FILES = ("stage_%s.json", "progress_%s.json", "progress_%s.json.old", "progress_%s.whole", "counts_%s.json", "inputs_%s.json", "tasks_%s.jsonl", "files_%s.bin")
 
 
 class Cleaning(namedtuple("Cleaning", "stage record remove keep")):

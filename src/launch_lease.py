@@ -13,6 +13,7 @@ was still to come finds no lease and does not start. This holds where locks reac
 """
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 FOLDER = os.path.join("state", "launch")
-MAX_BYTES = 1 << 20         # of a lease; PIPELINE_PARAMS is the largest part
+MAX_BYTES = 4 << 20         # of a lease: the command, its variables
 STOP = b"stop\n"
 BEGUN = b"begun\n"
 PATIENCE_S = 30.0           # how long the next run waits for tasks of a dead one that have been asked to stop
@@ -50,7 +51,10 @@ def here_path(lease: str) -> str:
 def create(path: str, plan: Json) -> None:
     """Write a new lease with what the task must know. Raises: OSError."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    for name, data in ((here_path(path), b""), (path, json.dumps(dict(plan, schema=SCHEMA), ensure_ascii=True).encode("ascii") + b"\n")):
+    line = json.dumps(dict(plan, schema=SCHEMA), ensure_ascii=True).encode("ascii") + b"\n"
+    if len(line) > MAX_BYTES - len(BEGUN):
+        raise OSError(errno.E2BIG, "the command and its variables take more than %d bytes" % MAX_BYTES, path)
+    for name, data in ((here_path(path), b""), (path, line)):
         descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o600)
         with open(descriptor, "wb") as file:
             file.write(data)

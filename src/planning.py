@@ -51,7 +51,9 @@ def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: State
         return facts
     if stage.checkpoint and os.path.lexists(store.path("progress_%s.json" % stage.name)):
         import checkpoints
-        facts = facts._replace(checkpoint=checkpoints.read_checkpoint(store, stage, record, material.key, boot))
+        import stage_work
+        facts = facts._replace(checkpoint=checkpoints.read_checkpoint(
+            store, stage, record, material.key, boot, lambda: stage_work.outputs_of_others(spec.root, stage.output_dir, {stage.name})))
     if record is not None and record["lastStatus"] == "ok" and marker is None and not problems:
         facts = facts._replace(sealable=state_store.died_before_marker(store, stage.name, record))
     return facts
@@ -211,8 +213,9 @@ def unfinished_makers(spec: PipelineSpec, selected: Sequence[StageSpec]) -> List
         return []
     import stage_order
     makers, names = stage_order.edges(spec.stages), {stage.name for stage in selected}
-    unfinished = {stage.name: _unfinished(spec.root, stage) for stage in spec.stages if stage.name not in names}
-    return [(stage.name, "takes what stage %s makes, which is left out and %s: what is there now is taken" % (maker, unfinished[maker]))
+    wanted = {maker for stage in selected for maker in makers[stage.name]} - names
+    unfinished = {stage.name: _unfinished(spec.root, stage) for stage in spec.stages if stage.name in wanted}
+    return [(stage.name, "builds on stage %s, which is left out and %s: what is there now is taken" % (maker, unfinished[maker]))
             for stage in selected for maker in makers[stage.name] if unfinished.get(maker)]
 
 

@@ -48,6 +48,23 @@ NOT_UTF_8 = "output %s: the name is not valid UTF-8, so no record can name it; h
 NO_REPORT = "%sthe task left no report %s: %s"
 STATUS_ONLY = " (its rights or the number of its links, or its time was put back; a processor must copy an input, not link it)"
 
+def outputs_of_others(root: str, output_dir: str, besides: Set[str]) -> Set[str]:
+    """Return what is recorded of stages other than *besides*, in this spec or not, as paths below *output_dir*."""
+    import task_log
+    store, ours = state_store.StateStore(root, writable=False), output_dir + "/"
+    found: Set[str] = set()
+    known = {"stage_%s.json" % name for name in besides}
+    for file in sorted(name for name in os.listdir(store.folder) if name.startswith("stage_") and name.endswith(".json") and name not in known):
+        try:
+            record = store.stage(file[len("stage_"):-len(".json")])
+            paths = recorded_paths(store, record)
+        except (state_store.StateError, task_log.Damaged, OSError, ValueError):
+            continue                # damaged: it vouches for nothing
+        folder = state_store.made_elsewhere(record, "")
+        found.update("%s/%s" % (folder, path) for path in paths)
+    return {path[len(ours):] for path in found if path.startswith(ours)}
+
+
 def unfinished_text(there: stage_outputs.Folder, stage: str) -> str:
     """Return that a processor that ended well has left an output of the kit half done, or ""."""
     parts = stage_outputs.own_parts(there.parts, stage)
@@ -244,8 +261,14 @@ class StageWork:
             replace(path, path + ".old")
             self.store.commit.folders[self.store.folder] = None
 
+    def _forget_published(self) -> None:
+        """What the kit has named as published belongs to the work that is resumed, no other."""
+        if self.stage.checkpoint:
+            remove_quietly(checkpoints.whole_path(self.store.path("progress_%s.json" % self.stage.name)))
+
     def _clear_leftovers(self, baseline: Optional[Json]) -> None:
         """Before a start from zero: the outputs must be what they were before the attempt that did not finish."""
+        self._forget_published()
         done = ["removed %s" % path for path in stage_outputs.remove_parts(self.folder, self.stage.name, set())]
         if baseline is not None:
             recorded = {one["path"]: (one["bytes"], one["sha256"]) for one in self.previous}
@@ -303,19 +326,7 @@ class StageWork:
 
     def _outputs_of_strangers(self) -> Set[str]:
         """Return what lies in our folder and is recorded by stages that are not in this spec: removed or renamed since, or of another pipeline."""
-        import task_log
-        store, ours = state_store.StateStore(self.run.root, writable=False), self.stage.output_dir + "/"
-        found: Set[str] = set()
-        known = {"stage_%s.json" % stage.name for stage in self.run.spec.stages}
-        for file in sorted(name for name in os.listdir(store.folder) if name.startswith("stage_") and name.endswith(".json") and name not in known):
-            try:
-                record = store.stage(file[len("stage_"):-len(".json")])
-                paths = recorded_paths(store, record)
-            except (state_store.StateError, task_log.Damaged, OSError, ValueError):
-                continue                # damaged: it vouches for nothing
-            folder = state_store.made_elsewhere(record, "")
-            found.update("%s/%s" % (folder, path) for path in paths)
-        return {path[len(ours):] for path in found if path.startswith(ours)}
+        return outputs_of_others(self.run.root, self.stage.output_dir, {stage.name for stage in self.run.spec.stages})
 
     def _maybe_foreign(self) -> Set[str]:
         """Return what lies in our folder and is none of our declared outputs, if others are or were at work in it beside us: it may be theirs."""
@@ -371,13 +382,16 @@ class StageWork:
 
     def _read_checkpoint(self, status: str) -> Optional[Checkpoint]:
         record = {"idempotencyKey": self.key, "bootId": self.run.boot, "lastStatus": status, "baseline": self.baseline}
-        return checkpoints.read_checkpoint(self.store, self.stage, record, self.key, self.run.boot)
+        return checkpoints.read_checkpoint(self.store, self.stage, record, self.key, self.run.boot,
+                                           lambda: outputs_of_others(self.run.root, self.stage.output_dir, {self.stage.name}))
 
     def _cut_to_checkpoint(self) -> None:
         found = self._read_checkpoint("running")
-        if found is not None and not found.problem and not found.complete:
+        if found is None or found.problem:
+            return
+        if not found.complete:
             stage_outputs.cut_to_checkpoint(self.folder, found.outputs)
-            stage_outputs.remove_parts(self.folder, self.stage.name, set(found.outputs))
+        stage_outputs.remove_parts(self.folder, self.stage.name, set() if found.complete else set(found.outputs))
 
     def _attempt(self, offset: int, is_resume: bool) -> Flow:
         """A flow that returns the AttemptResult of one attempt."""
@@ -575,6 +589,7 @@ class StageWork:
 
     def _succeed(self, outputs: List[Json]) -> StageResult:
         self._complete_checkpoint()
+        self._forget_published()
         stage_outputs.remove_parts(self.folder, self.stage.name, set())
         self._write_record("ok", "", outputs=outputs)
         self.run.write_marker(self.stage, self.key)

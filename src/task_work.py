@@ -280,7 +280,7 @@ class TasksWork(stage_work.StageWork):
             if found is not None and found.resumable:
                 if not found.complete:
                     stage_outputs.cut_to_checkpoint(task.folder, found.outputs)
-                    stage_outputs.remove_parts(task.folder, self.stage.name, set(found.outputs))
+                stage_outputs.remove_parts(task.folder, self.stage.name, set() if found.complete else set(found.outputs))
                 return found.line_offset, True
         self._clear(trial)
         return 0, False
@@ -295,7 +295,9 @@ class TasksWork(stage_work.StageWork):
         if os.path.lexists(trial.folder):
             state_store.remove_tree(trial.folder)
         if self.stage.checkpoint:
-            remove_quietly(self._progress_path(trial.task))
+            path = self._progress_path(trial.task)
+            remove_quietly(path)
+            remove_quietly(checkpoints.whole_path(path))
 
     def _clear_folders(self, kept: Set[str]) -> None:
         """Remove the private folders and checkpoints of tasks but those named."""
@@ -473,7 +475,7 @@ class TasksWork(stage_work.StageWork):
         """Take the counts that the processor reported: in the file of counts, else with its checkpoint. None where they are needed: a failure."""
         self._read_counts(trial)
         missing = control_totals.missing_counts(self.stage, trial.counts)
-        if missing and not trial.failure:
+        if missing and trial.task.bytes_in and not trial.failure:      # in an empty file there is nothing to count
             trial.failure = control_totals.missing_text(self.stage, missing)
 
     def _read_counts(self, trial: Trial) -> None:
@@ -797,7 +799,7 @@ class FileTasksWork(TasksWork):
     def _uncounted(self) -> str:
         """Return that a task of an earlier run reported no counts, where they are needed now, or ""."""
         for entry in self.task_log.entries.values():
-            missing = control_totals.missing_counts(self.stage, entry.counts) if entry.status == "ok" and entry.task not in self.open else []
+            missing = control_totals.missing_counts(self.stage, entry.counts) if entry.status == "ok" and entry.bytes_in and entry.task not in self.open else []
             if missing:
                 return "task %s: %s; --force %s does all tasks anew" % (entry.task, control_totals.missing_text(self.stage, missing), self.stage.name)
         return ""

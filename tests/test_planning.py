@@ -363,7 +363,7 @@ def test_what_is_to_be_made_anew_may_be_a_processor(project, order):
 
 
 def test_a_stage_that_is_left_out_and_has_not_ended_well_is_told(chain):
-    said = "[NOTE] upper: takes what stage copy makes, which is left out and %s: what is there now is taken\n"
+    said = "[NOTE] upper: builds on stage copy, which is left out and %s: what is there now is taken\n"
     assert said % "has not been run" in chain.run("--only", "upper").out
     chain.ok()
     assert "[NOTE]" not in chain.ok("--only", "upper").out + chain.ok("plan", "--only", "upper").out

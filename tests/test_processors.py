@@ -1007,10 +1007,9 @@ def test_a_file_of_rejects_of_the_processors_own_stays(stage):
     ("open_output('\\ud800').__enter__()", r"output name '\ud800' must be a path below the output directory"),
     ("lines(str.upper, 'o.txt', encoding=None)", "encoding None, errors 'strict': "),
     ("lines(str.upper, 'o.txt', errors='xmlcharrefreplace')", "encoding 'utf-8', errors 'xmlcharrefreplace': "),
-    ("count(read=2.5)", "count(read=2.5): must be a whole number from 0 on"), ("count(rejected=-1)", "count(rejected=-1): must be a whole number from 0 on"),
-    ("count(written='3')", "count(written='3'): must be a whole number from 0 on")])
+    ("count(read=2.5)", "count(read=2.5): must be a whole number"), ("count(written='3')", "count(written='3'): must be a whole number")])
 def test_a_call_that_cannot_be_meant_is_one_line(stage, call, said):
-    stage.write(b"a\n")
-    done = stage.run(stage.script(KIT + call + "\n"), code=1)
+    stage.write(b"a\xff\n")
+    done = stage.run(stage.script(KIT + call + "\n"), code=1, checkpoint=False)
     assert done.stderr.startswith(said) and done.stderr.count("\n") == 1, done.stderr
     assert not stage.out.exists() or os.listdir(str(stage.out)) == []

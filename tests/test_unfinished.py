@@ -161,3 +161,108 @@ def test_each_task_must_report_its_counts_where_they_are_needed(root, asked):
     assert done.code == 1 and "[FAIL] s1: task data/in/b.txt: " in done.out and "--force s1 does all tasks anew" in done.out, done
     root.processor("p", body % "True")
     root.ok("--force", "s1")
+
+
+# --- what must go on working ------------------------------------------------------------------------------------------
+
+PUBLISHING = {
+    "threads": "from concurrent.futures import ThreadPoolExecutor\nlines(str.upper, 'o.txt')\nwith ThreadPoolExecutor(4) as pool:\n    list(pool.map(whole, range(30)))\n",
+    "forked pool": "import multiprocessing\nlines(str.upper, 'o.txt')\nif __name__ == '__main__':\n    with multiprocessing.get_context('fork').Pool(4) as pool:\n        pool.map(whole, range(30), 1)\n",
+    "forked in the function": "def each(line):\n    child = os.fork()\n    if not child:\n        whole(int(line))\n        os._exit(0)\n    os.waitpid(child, 0)\n    return line.upper()\nlines(each, 'o.txt')\n",
+}
+
+
+@posix_only
+@pytest.mark.parametrize("how", PUBLISHING)
+def test_outputs_may_be_published_by_threads_and_children_beside_a_checkpoint(root, how):
+    root.write("data/in/a.txt", "".join("%d\n" % number for number in range(30)))
+    kit(root, "def whole(number):\n    with open_output('t%d.txt' % number) as file:\n        file.write('x')\n" + PUBLISHING[how], checkpoint=CHECKPOINT, timeoutSec=60, **STAGES["stage"])
+    root.ok()
+    assert [root.read("data/s1/t%d.txt" % number) for number in range(30)] == ["x"] * 30
+    assert not root.exists("state/progress_s1.whole")
+
+
+HALF_WAY = """
+import signal
+def each(line):
+    number = int(line)
+    if number %% 3 == 0:
+        with open_output("t%%d.txt" %% number) as file:
+            file.write("x")
+    if number in (10, 20) and not os.path.exists(%r + str(number)):
+        open(%r + str(number), "w").close()
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
+    time.sleep(0.003)
+    return line
+if not os.path.exists(os.path.join(output_dir(), "head.txt")):
+    with open_output("head.txt") as file:
+        file.write("once")
+lines(each, "o.txt")
+"""
+
+
+@posix_only
+@pytest.mark.parametrize("kind", STAGES)
+def test_a_resume_goes_on_whatever_the_kit_has_published_in_one_piece(root, kind):
+    """Before, inside and between: none of it stands in the way, also not at the second resume."""
+    root.write("data/in/a.txt", "".join("%d\n" % number for number in range(30)))
+    seen = str(root.path("seen"))
+    kit(root, HALF_WAY % (seen, seen), checkpoint=CHECKPOINT, **STAGES[kind])
+    assert root.run("--run-id", "r").code == -9
+    assert root.run("--run-id", "r").code == -9
+    done = root.ok("--run-id", "r")
+    assert "[RESUME] s1" in done.out and "starting from zero" not in done.out and "not used" not in done.out, done
+    assert root.read("data/s1/o.txt") == root.read("data/in/a.txt") and root.read("data/s1/head.txt") == "once"
+    assert sorted(os.listdir(str(root.path("data/s1")))) == sorted([".s1.done", "head.txt", "o.txt"] + ["t%d.txt" % number for number in range(0, 30, 3)])
+
+
+@posix_only
+def test_what_another_stage_has_made_in_the_folder_stands_in_no_resumes_way(root):
+    root.write("data/in/a.txt", "1\n2\n3\n4\n")
+    seen = str(root.path("seen"))
+    kit(root, "def each(line):\n    if line == '3\\n' and not os.path.exists(%r):\n        open(%r, 'w').close()\n        os.kill(os.getppid(), 9)\n        time.sleep(60)\n    time.sleep(0.01)\n    return line\n"
+              "lines(each, 'o.txt')\n" % (seen, seen), checkpoint=CHECKPOINT, **STAGES["stage"])
+    spec = root.json("pipeline.json")
+    spec["stages"].append({"name": "b", "processor": root.processor("b", "open(out + '/b.txt', 'w').write('b')\n"), "outputDir": "data/s1"})
+    root.spec(*spec["stages"])
+    assert root.run("--only", "s1").code == -9
+    root.ok("--only", "b")
+    done = root.ok()
+    assert "[RESUME] s1 from line" in done.out and root.read("data/s1/o.txt") == "1\n2\n3\n4\n" and root.read("data/s1/b.txt") == "b", done
+
+
+@posix_only
+@pytest.mark.parametrize("kind", STAGES)
+def test_the_part_of_a_dead_attempt_is_no_unfinished_output_of_a_resumed_one(root, kind):
+    seen = str(root.path("seen"))
+    kit(root, "lines(str.upper, 'o.txt')\nwith open_output('report-%%d.txt' %% time.time_ns()) as file:\n    if not os.path.exists(%r):\n        open(%r, 'w').close()\n"
+              "        os.kill(os.getppid(), 9)\n        time.sleep(60)\n" % (seen, seen), checkpoint=CHECKPOINT, **STAGES[kind])
+    assert root.run("--run-id", "r").code == -9
+    done = root.ok("--run-id", "r")
+    assert "[RESUME] s1" in done.out and root.read("data/s1/o.txt") == "FIRST\n", done
+    assert [name for name in os.listdir(str(root.path("data/s1"))) if name.endswith(".part")] == []
+
+
+def test_an_empty_file_has_nothing_to_count(root):
+    root.write("data/in/b.txt", "")
+    kit(root, "with open_output(output_name()) as file:\n    for line in open(inputs()[0]):\n        file.write(line)\n        count(read=1, written=True, rejected=False)\n",
+        reconcile=True, maxRejects=0, **STAGES["tasks"])
+    root.ok()
+    root.write("data/in/c.txt", "x\n")
+    root.ok()
+    assert root.json("state/stage_s1.json")["counts"] == {"read": 2, "written": 2, "rejected": 0}
+
+
+def test_a_failure_in_a_thread_may_be_caught_by_whoever_asks_for_it(root):
+    kit(root, "from concurrent.futures import ThreadPoolExecutor\nbad = 0\nwith ThreadPoolExecutor(2) as pool:\n    for one in [pool.submit(fail, 'this one') for _ in range(3)]:\n"
+              "        try:\n            one.result()\n        except SystemExit:\n            bad += 1\nwith open_output('o.txt') as file:\n    file.write(str(bad))\n", **STAGES["stage"])
+    root.ok()
+    assert root.read("data/s1/o.txt") == "3"
+
+
+def test_a_way_to_handle_errors_is_asked_only_where_there_is_one(root):
+    kit(root, "import codecs\ncodecs.register_error('mine', lambda error: fail('bad byte'))\nlines(str.upper, 'o.txt', errors='mine')\n"
+              "lines(str.upper, 'p.txt', encoding='latin-1', errors='xmlcharrefreplace')\n", **STAGES["stage"])
+    root.ok()
+    assert root.read("data/s1/o.txt") == root.read("data/s1/p.txt") == "FIRST\n"
