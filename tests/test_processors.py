@@ -1013,3 +1013,22 @@ def test_a_call_that_cannot_be_meant_is_one_line(stage, call, said):
     done = stage.run(stage.script(KIT + call + "\n"), code=1, checkpoint=False)
     assert done.stderr.startswith(said) and done.stderr.count("\n") == 1, done.stderr
     assert not stage.out.exists() or os.listdir(str(stage.out)) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("call", ["lines(str.upper, 'o.txt')", "blocks(str.upper, 'o.txt')", "copy_files()"])
+def test_signals_are_the_processors_own_again_when_the_kits_work_is_done(stage, call):
+    stage.write(b"a\n")
+    body = "import signal, time\nsignal.signal(signal.SIGINT, print)\n%s\nassert signal.getsignal(signal.SIGINT) is print\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(60)\n" % call
+    stage.run(stage.script("import os\n" + KIT + body), code=-signal.SIGTERM)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_forked_child_inside_the_function_can_be_ended(stage):
+    """As a pool of processes ends its own; the parent goes on."""
+    stage.write(b"a\n")
+    body = ("import signal, time\ndef each(line):\n    ready, ring = os.pipe()\n    child = os.fork()\n    if not child:\n        os.write(ring, b'x')\n        time.sleep(60)\n"
+            "        os._exit(0)\n    os.read(ready, 1)\n    os.kill(child, signal.SIGTERM)\n"
+            "    return '%d\\n' % os.WTERMSIG(os.waitpid(child, 0)[1])\nlines(each, 'o.txt')\n")
+    stage.run(stage.script("import os\n" + KIT + body))
+    assert (stage.out / "o.txt").read_bytes() == b"%d\n" % signal.SIGTERM

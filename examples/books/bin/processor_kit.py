@@ -1210,26 +1210,38 @@ def _copy_into(part: _Part, path: str, length: int) -> None:
         raise _trouble("read", path, error) from error
 
 
-def _watch_signals(work: Any) -> None:
-    """Let SIGTERM and SIGINT only leave a note: the block under way is finished first."""
+def _watch_signals(work: Any) -> Dict[int, Any]:
+    """Let SIGTERM and SIGINT only leave a note: the block under way is finished first. Returns what was done with them before."""
+    before: Dict[int, Any] = {}
+    own = os.getpid()
+
     def note(number: int, frame: Any) -> None:
+        if os.getpid() != own:                  # a forked child, as of a pool, is not at this work
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         work.signal = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
     for name in ("SIGTERM", "SIGINT", "SIGBREAK"):
         if hasattr(signal, name):
             try:
-                signal.signal(getattr(signal, name), note)
+                before[getattr(signal, name)] = signal.signal(getattr(signal, name), note)
             except ValueError:
-                return                          # not the main thread: signals are somebody else's business
+                break                           # not the main thread: signals are somebody else's business
+    return before
+
+
+def _unwatch_signals(before: Dict[int, Any]) -> None:
+    for number, handler in before.items():
+        signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 def _run(feed: Callable[[_Work], None], function: Callable[[str], Any], output: str, one_to_one: bool,
          encoding: str, errors: str, limit: int) -> None:
-    work = None
+    work, before = None, {}
     try:
         if not callable(function):
             raise _Problem("lines() and blocks() take the function first, then the name of the output; got %r" % (function,))
         work = _Work(function, output, one_to_one, _Codec(encoding, errors), limit)
-        _watch_signals(work)
+        before = _watch_signals(work)
         if work.open():
             while not work.pause() and work.source.fill():
                 feed(work)
@@ -1245,6 +1257,7 @@ def _run(feed: Callable[[_Work], None], function: Callable[[str], Any], output: 
     finally:
         if work is not None:
             work.close()
+        _unwatch_signals(before)
 
 
 # === 8. Blocks and lines =============================================================================================
@@ -1425,7 +1438,14 @@ def copy_files() -> None:
 
 def _copy_files() -> None:
     attempt, paths, stop = _Attempt(), _own_inputs(), _Signal()
-    _watch_signals(stop)
+    before = _watch_signals(stop)
+    try:
+        _copy_all(attempt, paths, stop)
+    finally:
+        _unwatch_signals(before)
+
+
+def _copy_all(attempt: _Attempt, paths: List[str], stop: _Signal) -> None:
     names: Dict[str, str] = {}
     for path in paths:
         _size_of(path)
