@@ -222,6 +222,7 @@ class Digests:
         self.path = os.path.join(root, "state", "digests.json")
         self.files: Dict[str, List[Any]] = {}
         self.scans: Dict[str, Any] = {}
+        self.guard = ""                     # what stands for the rules by which these were made, once it is known
         self.used: Dict[str, Tuple[str, List[int]]] = {}
         self.folders: Dict[str, Set[str]] = {}
         self.changed = False

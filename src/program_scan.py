@@ -26,7 +26,7 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 def scan_of(digests: Digests, path: str) -> Json:
     """Return the offline guard's scan of a program: {"refused", "warned", "imports"}, remembered by content."""
     digest = digests.of(path)[0]
-    guard = sha256("".join(digests.of(os.path.join(_HERE, name))[0] for name in SCANNERS).encode("ascii")).hexdigest()
+    digests.guard = guard = digests.guard or sha256("".join(digests.of(os.path.join(_HERE, name))[0] for name in SCANNERS).encode("ascii")).hexdigest()
     known = digests.scans.get(digest)
     ending = os.path.splitext(path)[1].lower()      # it tells the kind of program before the content does
     if not isinstance(known, dict) or (known.get("guard"), known.get("ending")) != (guard, ending) or not known.keys() >= {"refused", "warned", "imports"}:

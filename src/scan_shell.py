@@ -234,6 +234,10 @@ class _ShellText:
 
     def _skip_patterns(self) -> int:
         """Skip the patterns of a clause of case, past their ")"; return 1 when there is none, but esac."""
+        return int(self._skip_to_parenthesis("esac"))
+
+    def _skip_to_parenthesis(self, last: Optional[str] = None) -> bool:
+        """Skip words and comments, past a ")"; tell whether the word *last* has come before it."""
         while self.place < len(self.text):
             mark = self.text[self.place]
             if mark == "#":
@@ -241,10 +245,10 @@ class _ShellText:
             elif mark in ENDS_WORD:
                 self.place += 1
                 if mark == ")":
-                    return 0
-            elif self._word() == "esac":
-                return 1
-        return 0
+                    return False
+            elif self._word() == last:
+                return True
+        return False
 
     def _skip_condition(self) -> None:
         while self.place < len(self.text):
@@ -285,7 +289,7 @@ class _ShellText:
             if mark == "(" and pieces and pieces[-1][-1:] == "=" and self.depth < MAX_NESTING:
                 self.place += 1
                 self.depth += 1
-                self._skip_array()
+                self._skip_to_parenthesis()          # an array
                 self.depth -= 1
                 pieces.append("()")
             elif mark == "(" and pieces and pieces[-1] in ("?", "*", "+", "@", "" if is_first else "!"):
@@ -297,18 +301,6 @@ class _ShellText:
             else:
                 pieces.append(self._piece(False))
         return "".join(pieces)
-
-    def _skip_array(self) -> None:
-        while self.place < len(self.text):
-            mark = self.text[self.place]
-            if mark == "#":
-                self._skip_comment()
-            elif mark in ENDS_WORD:
-                self.place += 1
-                if mark == ")":
-                    return
-            else:
-                self._word()
 
     def _piece(self, quoted: bool) -> str:
         """Read a piece of a word: a letter, an escape, quoted text, or what is put in its place at run time."""
