@@ -482,7 +482,7 @@ class _Writer:
         self.thread.join()
 
 
-_whole: Set[str] = set()        # outputs that this process has published
+_opened: Set[str] = set()       # outputs that this process has published by open_output()
 
 
 def _vouch_whole(name: str) -> None:
@@ -491,7 +491,6 @@ def _vouch_whole(name: str) -> None:
     A line is added to a file of its own, as threads and children may publish at the same time. Without the line nothing is
     wrong but that a resume starts from zero.
     """
-    _whole.add(name)
     path = os.environ.get("PIPELINE_PROGRESS_FILE")
     if not path:
         return
@@ -974,7 +973,7 @@ def _publish(folder: str, publish: Dict[str, str], output: str, is_begun: bool =
         if not is_begun or os.path.lexists(os.path.join(folder, name)):
             _replace(os.path.join(folder, name), os.path.join(folder, final))
     rejects = os.path.join(folder, _rejects_name(output))
-    if _rejects_name(output) not in (*publish.values(), *_whole) and os.path.lexists(rejects):      # with a name that is too long there are none
+    if _rejects_name(output) not in (*publish.values(), *_opened) and os.path.lexists(rejects):      # with a name that is too long there are none
         _remove(rejects)
     _sync_folder(os.path.dirname(os.path.join(folder, output)))
 
@@ -1564,6 +1563,7 @@ class open_output:
                 raise _trouble("write", self.part.path, error) from error
             self.part.sync()
             self.part.close()
+            _opened.add(self.part.final)
             _vouch_whole(self.part.final)
             _replace(self.part.path, self.part.target)
         except _Problem:

@@ -997,6 +997,12 @@ def test_a_file_of_rejects_of_the_processors_own_stays(stage):
     assert (stage.out / "o.txt.rejects.jsonl").read_bytes() == b"own" and not (stage.out / "sub" / "o.txt.rejects.jsonl").exists()
 
 
+def test_rejects_of_an_earlier_call_for_the_same_output_go(stage):
+    stage.write(b"a\n")
+    stage.run(stage.script(KIT + "from processor_kit import Reject\ndef refuse(line):\n    raise Reject('no')\nlines(refuse, 'o.txt')\nlines(str.upper, 'o.txt')\n"), checkpoint=False)
+    assert sorted(os.listdir(str(stage.out))) == ["o.txt"] and (stage.out / "o.txt").read_bytes() == b"A\n"
+
+
 # --- calls that cannot be meant ---------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("call, said", [
