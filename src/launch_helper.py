@@ -95,7 +95,10 @@ class LaunchHelper:
         remove_abandoned(tempfile.gettempdir())
         self.folder = tempfile.mkdtemp(prefix=FOLDER_PREFIX)            # for the named pipes; on this machine
         self.hold = os.open(self.folder, os.O_RDONLY)                   # locked as long as this process lives
-        stage_locks.try_kernel_lock(self.hold)
+        try:
+            stage_locks.try_kernel_lock(self.hold)
+        except OSError:
+            pass                        # a file system without locks: then nobody removes it for us either
         commands, self.commands = os.pipe()
         self.descriptor, answers = os.pipe()
         os.set_blocking(self.descriptor, False)
@@ -183,10 +186,11 @@ class LaunchHelper:
 def remove_abandoned(parent: str) -> None:
     """Remove folders for named pipes that runs have left whose helper was killed: of this user, not new, and locked by nobody."""
     import shutil
-    for name in os.listdir(parent):
-        path = os.path.join(parent, name)
-        if not name.startswith(FOLDER_PREFIX):
-            continue
+    try:
+        names = [name for name in os.listdir(parent) if name.startswith(FOLDER_PREFIX)]
+    except OSError:
+        return                          # others' names are nobody's business on a hardened machine
+    for path in (os.path.join(parent, name) for name in names):
         try:
             found = os.lstat(path)
             if found.st_uid != os.geteuid() or time.time() - found.st_mtime < NEW_FOLDER_S:

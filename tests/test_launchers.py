@@ -4,6 +4,7 @@ The cluster is tests/fake_cluster.py; test_slurm does it with a real one.
 """
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -655,6 +656,24 @@ def test_folders_of_helpers_that_were_killed_go(tmp_path):
     os.close(descriptor)
     assert sorted(os.listdir(str(tmp_path))) == ["pipeline-launch-held", "pipeline-launch-link", "pipeline-launch-new", "somebody-elses"]
     assert os.listdir(str(other)) == ["1.output"]
+
+
+def test_a_folder_that_may_not_be_listed_or_locked_stops_no_launcher(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+    monkeypatch.setattr(launch_helper.os, "listdir", refuse)
+    launch_helper.remove_abandoned(str(tmp_path))
+    monkeypatch.undo()
+    code = ("import sys\nsys.path.insert(0, %r)\nimport launch_helper, stage_locks\ndef refuse(descriptor):\n    raise OSError(37, 'No locks available')\n"
+            "stage_locks.try_kernel_lock = refuse\nlaunch_helper.LaunchHelper().close()\n" % str(ROOT / "src"))
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_lease_that_would_be_cut_short_at_reading_is_not_made(tmp_path):
+    path = launch_lease.lease_path(str(tmp_path), "s", "tok.1")
+    with pytest.raises(OSError, match="the command and its variables take more than") as caught:
+        launch_lease.create(path, {"environment": {"X": "x" * launch_lease.MAX_BYTES}})
+    assert caught.value.errno == errno.E2BIG and caught.value.filename == path and leases_in(tmp_path) == []
 
 
 def test_several_launches_at_once(tmp_path):

@@ -408,6 +408,7 @@ def test_a_checkpoint_of_another_key_is_set_aside(project):
 
 @pytest.mark.parametrize("text, why", [
     ("{\"lineOffset\": 4", "it is damaged"), pytest.param("[" * 200000, "it is damaged", id="deep"),
+    ("{\"lineOffset\": 4, \"whole\": [1]}", "its whole outputs are not paths"), ("{\"lineOffset\": 4, \"whole\": {}}", "its whole outputs are not paths"),
     ("[4]", "it is not an object"),
     ("{\"lineOffset\": -1}", "its lineOffset is -1"),
     ("{\"lineOffset\": true}", "its lineOffset is true"),

@@ -1,8 +1,10 @@
 """A processor that ends well and has not finished its work, and a checkpoint that does not stand for all outputs: neither is taken."""
 from __future__ import annotations
 
+import json
 import os
 
+import checkpoints
 import pytest
 
 posix_only = pytest.mark.skipif(os.name == "nt", reason="POSIX signals, fork and pipes")
@@ -126,6 +128,19 @@ def test_an_output_that_the_kit_publishes_as_a_whole_does_not_stand_in_the_way_o
     done = root.ok() if where == "before" else root.run() and root.ok()
     assert "[RESUME] s1 from line" in done.out and "starting from zero" not in done.out, done
     assert root.read("data/s1/head.txt") == "whole" and root.read("data/s1/o.txt") == root.read("data/in/a.txt")
+
+
+@pytest.mark.parametrize("more, published, problem", [({}, "", "p"), ({"whole": ["./p"]}, "", ""), ({}, '"./p"\n', ""), ({}, '"p', "p")])
+def test_what_is_made_in_one_piece_is_named_in_the_checkpoint_or_beside_it(tmp_path, more, published, problem):
+    for name in ("o", "p"):
+        (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "out" / name).write_bytes(b"1234")
+    (tmp_path / "progress.json").write_text(json.dumps(dict({"lineOffset": 2, "outputs": {"o": 4}}, **more)))
+    (tmp_path / "progress.whole").write_text(published)
+    record = {"idempotencyKey": "k", "bootId": "b", "lastStatus": "failed", "baseline": {}}
+    found = checkpoints.checkpoint_at(str(tmp_path / "progress.json"), str(tmp_path / "out"), record, "k", "b")
+    assert found.resumable is not bool(problem) and (" much of %s " % problem in found.problem if problem else not found.problem)
+    assert checkpoints.checkpoint_at(str(tmp_path / "progress.json"), str(tmp_path / "out"), record, "k", "b", of_others=lambda: {"p"}).resumable
 
 
 # --- pipes in the place of files --------------------------------------------------------------------------------------
