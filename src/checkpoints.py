@@ -48,9 +48,9 @@ def checkpoint_at(path: str, folder: str, record: Optional[Json], key: str, boot
     problem = _binding_problem(progress, record, key, boot)
     if not problem:
         unknown = _unvouched(folder, progress, record or {}, declared)
-        unknown = unknown and sorted(set(unknown) - _published(whole_path(path)))
+        unknown = unknown and sorted(set(unknown) - _published(whole_path(path), folder))
         unknown = unknown and sorted(set(unknown) - of_others())
-        problem = "it does not say how much of %s it stands for: name each output in its \"outputs\"" % unknown[0] if unknown else ""
+        problem = "it does not say how much of %s it stands for: name each output in its \"outputs\"" % _final_name(unknown[0]) if unknown else ""
     if not problem and not found.complete:
         problem = stage_outputs.cut_problem(folder, found.outputs, found.publishing, found.finals)
     return found._replace(problem=problem, resumable=not problem and _holds_work(found, str((record or {}).get("lastStatus"))))
@@ -88,26 +88,35 @@ def _unvouched(folder: str, progress: Json, record: Json, declared: Optional[Seq
     baseline, left = record.get("baseline"), record.get("left")
     if record.get("lastStatus") == "ok" or not isinstance(baseline, dict):
         return []
-    changed = stage_outputs.changed_since(baseline, stage_outputs.list_folder(folder).files)
+    there = stage_outputs.list_folder(folder)
+    changed = stage_outputs.changed_since(baseline, there.files)
     if isinstance(left, list):
         changed = [path for path in changed if path in left]        # anything else somebody has put there since
     if declared is not None:
         changed = [path for path in changed if any(path_matches(path, pattern) for pattern in declared)]
     known = {posixpath.normpath(path) for path in (*progress.get("outputs", {}), *progress.get("publish", {}).values(), *progress.get("whole", ()))}
-    return [path for path in changed if path not in known]
+    # What is held open beside the lines of a checkpoint gets its text from those same lines; after the last line it is begun anew.
+    begun = [] if progress.get("complete") is True else stage_outputs.own_parts(there.parts, str(record.get("stage")))
+    return [path for path in (*changed, *begun) if path not in known]
 
 
-def _published(path: str) -> Set[str]:
-    """Return the names in a file of what the kit has published; lines cut short by a crash name nothing."""
+def _final_name(path: str) -> str:
+    """Return what a part of the kit, <file>~<stage>~<token>.part, is to be called in the end; another file's own name."""
+    return path.rsplit("~", 2)[0] if path.endswith(".part") else path
+
+
+def _published(path: str, folder: str) -> Set[str]:
+    """Return the names in a file of what the kit has published and nobody has changed since; lines cut short by a crash name nothing."""
     found = set()
     try:
         with open_file(path) as file:
             for line in file:
                 try:
-                    name = json.loads(line.decode("ascii"))
-                except (ValueError, RecursionError):
+                    name, size, changed_ns = json.loads(line.decode("ascii"))
+                    state = os.stat(os.path.join(folder, name))
+                except (ValueError, TypeError, RecursionError, FileNotFoundError, NotADirectoryError):
                     continue
-                if isinstance(name, str):
+                if [state.st_size, state.st_mtime_ns] == [size, changed_ns]:
                     found.add(posixpath.normpath(name))
     except OSError:
         pass

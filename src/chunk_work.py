@@ -57,6 +57,7 @@ class ChunkTasksWork(task_work.TasksWork):
     def do(self, decision: Decision) -> Flow:
         """Run the chunks that are not done, join what all have made, record how the stage ended; a flow that returns the StageResult."""
         self.reasons = list(decision.reasons)
+        self._drop_unsynced(self.facts.record)
         self._prepare(decision)
         failure, outputs = yield from self._cut_run_join()
         failure = failure or self._judge(outputs)

@@ -505,6 +505,7 @@ class Run:
     def _look(self, stage: StageSpec, is_brief: bool = False) -> Tuple[Decision, Facts]:
         """is_brief: see planning.observe(); under the lock all is looked at."""
         self.digests.used.clear()
+        self.digests.folders.clear()            # an earlier stage may have made or removed a module
         return planning.look_at(self.spec, stage, self.digests, self.store, self.boot, stage.name in self.options.force, self._now_ns, is_brief)
 
     def _now_ns(self, device: int) -> int:

@@ -275,7 +275,7 @@ class TasksWork(stage_work.StageWork):
         """Return (line offset, whether to resume) after making the task's folder ready."""
         task = trial.task
         if self.stage.checkpoint and os.path.isdir(task.folder):
-            record = {"idempotencyKey": task.key, "bootId": self._boot_of(trial), "lastStatus": last_status, "baseline": {}}
+            record = {"idempotencyKey": task.key, "bootId": self._boot_of(trial), "lastStatus": last_status, "baseline": {}, "stage": self.stage.name}
             found = checkpoints.checkpoint_at(self._progress_path(task), task.folder, record, task.key, self.run.boot)
             if found is not None and found.resumable:
                 if not found.complete:
@@ -284,6 +284,20 @@ class TasksWork(stage_work.StageWork):
                 return found.line_offset, True
         self._clear(trial)
         return 0, False
+
+    def _drop_unsynced(self, record: Optional[Json]) -> None:
+        """Before "running" is recorded under today's boot: after a restart, remove the checkpoints that nobody has synced."""
+        if record is None or not self.stage.checkpoint or record.get("bootId") == self.run.boot:
+            return
+        try:
+            names = os.listdir(self.progress_folder)
+        except OSError:
+            return
+        for name in names:
+            path = os.path.join(self.progress_folder, name)
+            progress, _ = checkpoints.read_progress(path) if name.endswith(".json") else ({"durable": True}, "")
+            if progress is None or progress.get("durable") is not True:
+                remove_quietly(path)
 
     def _boot_of(self, trial: Trial) -> str:
         """Return the boot under which a checkpoint was made."""
@@ -551,6 +565,7 @@ class FileTasksWork(TasksWork):
         self.total, self.up_to_date, self.vanished = len(facts.paths), len(facts.paths) - len(places), len(facts.gone)
         self._forget_old_folder()
         self._note_death()
+        self._drop_unsynced(self.facts.record)
         self._write_record("running", "")
         self._forget_lost()
         self._clear_staging(facts)
@@ -634,7 +649,8 @@ class FileTasksWork(TasksWork):
 
     def _clear_staging(self, facts: task_look.Tasks) -> None:
         """Remove the private folders that no task of now can go on in."""
-        self._clear_folders({folder_name(facts.paths[place], self.keys[place]) for place in facts.todo} if self.stage.checkpoint else set())
+        goes_on = self.stage.checkpoint and self.stage.name not in self.run.options.force
+        self._clear_folders({folder_name(facts.paths[place], self.keys[place]) for place in facts.todo} if goes_on else set())
 
     def _tasks(self, facts: task_look.Tasks, places: List[int]) -> Iterable[Task]:
         shared = self.facts.material

@@ -130,11 +130,13 @@ def test_an_output_that_the_kit_publishes_as_a_whole_does_not_stand_in_the_way_o
     assert root.read("data/s1/head.txt") == "whole" and root.read("data/s1/o.txt") == root.read("data/in/a.txt")
 
 
-@pytest.mark.parametrize("more, published, problem", [({}, "", "p"), ({"whole": ["./p"]}, "", ""), ({}, '"./p"\n', ""), ({}, '"p', "p")])
+@pytest.mark.parametrize("more, published, problem", [({}, "", "p"), ({"whole": ["./p"]}, "", ""), ({}, '["./p", 4, 7]\n', ""), ({}, '["p", 4, 7', "p"),
+                                                      ({}, '["p", 3, 7]\n', "p"), ({}, '["p", 4, 8]\n', "p"), ({}, '["q", 4, 7]\n', "p"), ({}, '"p"\n', "p")])
 def test_what_is_made_in_one_piece_is_named_in_the_checkpoint_or_beside_it(tmp_path, more, published, problem):
     for name in ("o", "p"):
         (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "out" / name).write_bytes(b"1234")
+        os.utime(str(tmp_path / "out" / name), ns=(7, 7))
     (tmp_path / "progress.json").write_text(json.dumps(dict({"lineOffset": 2, "outputs": {"o": 4}}, **more)))
     (tmp_path / "progress.whole").write_text(published)
     record = {"idempotencyKey": "k", "bootId": "b", "lastStatus": "failed", "baseline": {}}
@@ -257,6 +259,31 @@ def test_the_part_of_a_dead_attempt_is_no_unfinished_output_of_a_resumed_one(roo
     done = root.ok("--run-id", "r")
     assert "[RESUME] s1" in done.out and root.read("data/s1/o.txt") == "FIRST\n", done
     assert [name for name in os.listdir(str(root.path("data/s1"))) if name.endswith(".part")] == []
+
+
+@posix_only
+@pytest.mark.parametrize("kind", STAGES)
+@pytest.mark.parametrize("side", ["with open_output('side') as side:",
+                                  "with open_output('side') as head:\n    head.write('head:')\nwith open(out + '/side', 'a') as side:"])
+def test_a_checkpoint_does_not_stand_for_what_is_filled_beside_its_lines(root, kind, side):
+    root.write("data/in/a.txt", "".join("%d\n" % number for number in range(100)))
+    seen = str(root.path("seen"))
+    kit(root, "def both(line):\n    side.write(line)\n    side.flush()\n    if line == '50\\n' and not os.path.exists(%r):\n        open(%r, 'w').close()\n"
+              "        os.kill(os.getppid(), 9)\n        os.kill(os.getpid(), 9)\n    time.sleep(0.004)\n    return line\n%s\n    lines(both, 'o.txt')\n"
+        % (seen, seen, side), checkpoint={"enabled": True, "lineInterval": 5}, retry={"attempts": 2, "baseDelayMs": 1}, **STAGES[kind])
+    root.run()
+    done = root.ok()
+    assert "[RESUME]" not in done.out and root.read("data/s1/side").replace("head:", "") == root.read("data/s1/o.txt") == root.read("data/in/a.txt"), done
+
+
+@posix_only
+@pytest.mark.parametrize("kind", STAGES)
+def test_a_generator_that_nobody_asks_for_the_rest_leaves_no_whole_output(root, kind):
+    kit(root, "def tee():\n    with open_output('o.txt') as file:\n        for line in open(inputs()[0]):\n            file.write(line)\n            yield line\nnext(tee())\n",
+        **STAGES[kind])
+    failed = root.run()
+    assert failed.code == 1 and "an output that is not finished" in failed.out + failed.err, failed
+    assert not os.path.exists(str(root.path("data/s1/o.txt")))
 
 
 def test_an_empty_file_has_nothing_to_count(root):

@@ -485,10 +485,10 @@ class _Writer:
 _opened: Set[str] = set()       # outputs that this process has published by open_output()
 
 
-def _vouch_whole(name: str) -> None:
-    """Note, beside the checkpoint, that *name* is published in one piece: a resume need neither cut nor undo it.
+def _vouch_whole(name: str, part: str) -> None:
+    """Note, beside the checkpoint, that *part* is published as *name* in one piece: a resume need neither cut nor undo it.
 
-    A line is added to a file of its own, as threads and children may publish at the same time. Without the line nothing is
+    [name, bytes, time of change in ns]: whoever adds to the file afterwards makes another of it. A line is added to a file of its own, as threads and children may publish at the same time. Without the line nothing is
     wrong but that a resume starts from zero.
     """
     path = os.environ.get("PIPELINE_PROGRESS_FILE")
@@ -497,7 +497,8 @@ def _vouch_whole(name: str) -> None:
     try:
         descriptor = os.open(os.path.splitext(path)[0] + ".whole", os.O_WRONLY | os.O_CREAT | os.O_APPEND | OPEN_FLAGS, 0o666)
         try:
-            os.write(descriptor, json.dumps(name).encode("ascii") + b"\n")
+            found = os.stat(part)
+            os.write(descriptor, json.dumps([name, found.st_size, found.st_mtime_ns]).encode("ascii") + b"\n")
         finally:
             os.close(descriptor)
     except OSError:
@@ -1148,8 +1149,8 @@ class _Work:
         self.saver.save(self.record(publishing=True), list(self.parts.values()))
         for part in self.parts.values():
             part.close()                        # Windows renames no open file
-        for final in self.parts:
-            _vouch_whole(final)
+        for final, part in self.parts.items():
+            _vouch_whole(final, part.path)
         _publish(self.attempt.folder, {part.name: part.final for part in self.parts.values()}, self.output)
         last = self.record(complete=True)
         self.saver.save(last, [])
@@ -1481,7 +1482,7 @@ def _copy_file(attempt: _Attempt, path: str, spans: List[Tuple[str, int, int]], 
             raise SystemExit(EXIT_SIGNAL + stop.signal)
         part.sync()
         part.close()
-        _vouch_whole(name)
+        _vouch_whole(name, part.path)
         _replace(part.path, part.target)
     except BaseException:
         part.discard()
@@ -1545,6 +1546,9 @@ class open_output:
             self.file.close()                   # before its descriptor: a late flush would hit whatever has that number
         except OSError:
             pass
+        if kind is GeneratorExit:
+            self.part.close()
+            return                              # nobody wanted the rest: the part stays, and the runner finds what is not finished
         self._discard()
         if kind is SystemExit and not error.code:
             fail("%s: left with exit code 0 before it was whole; it is not published" % self.name)
@@ -1564,7 +1568,7 @@ class open_output:
             self.part.sync()
             self.part.close()
             _opened.add(self.part.final)
-            _vouch_whole(self.part.final)
+            _vouch_whole(self.part.final, self.part.path)
             _replace(self.part.path, self.part.target)
         except _Problem:
             self._discard()
