@@ -129,6 +129,8 @@ def _kernel() -> List[int]:
 
 
 def _sync_path(path: str) -> None:
+    if os.path.islink(path):
+        return                          # the name is the folder's; what it leads to, a pipe perhaps, is not this output
     try:
         # Windows flushes only handles that may write.
         descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)

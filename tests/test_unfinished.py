@@ -286,6 +286,15 @@ def test_a_generator_that_nobody_asks_for_the_rest_leaves_no_whole_output(root, 
     assert not os.path.exists(str(root.path("data/s1/o.txt")))
 
 
+@posix_only
+@pytest.mark.parametrize("kind", STAGES)
+def test_a_link_to_a_pipe_is_not_opened_to_sync_it(root, kind):
+    os.mkfifo(str(root.path("pipe")))
+    kit(root, "os.symlink(%r, os.path.join(output_dir(), 'link'))\n" % str(root.path("pipe")), **STAGES[kind])
+    done = root.run()
+    assert "Traceback" not in done.err and "Run " in done.out + done.err, done
+
+
 def test_an_empty_file_has_nothing_to_count(root):
     root.write("data/in/b.txt", "")
     kit(root, "with open_output(output_name()) as file:\n    for line in open(inputs()[0]):\n        file.write(line)\n        count(read=1, written=True, rejected=False)\n",
