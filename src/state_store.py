@@ -129,13 +129,14 @@ def _kernel() -> List[int]:
 
 
 def _sync_path(path: str) -> None:
-    if os.path.islink(path):
-        return                          # the name is the folder's; what it leads to, a pipe perhaps, is not this output
     try:
         # Windows flushes only handles that may write.
-        descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
-    except (FileNotFoundError, PermissionError):
-        return                          # removed since, or not readable by us: the record's own check will tell
+        descriptor = os.open(path, (os.O_RDWR if sys.platform == "win32" else os.O_RDONLY) | getattr(os, "O_NOFOLLOW", 0))
+    except OSError as error:
+        # ELOOP: a link's name is the folder's; what it leads to, a pipe perhaps, is not this output.
+        if error.errno in (errno.ENOENT, errno.ELOOP) or isinstance(error, PermissionError):
+            return                      # removed since, or not readable by us: the record's own check will tell
+        raise
     try:
         sync_file(descriptor)
     except OSError as error:

@@ -488,8 +488,8 @@ _opened: Set[str] = set()       # outputs that this process has published by ope
 def _vouch_whole(name: str, part: str) -> None:
     """Note, beside the checkpoint, that *part* is published as *name* in one piece: a resume need neither cut nor undo it.
 
-    [name, bytes, time of change in ns]: whoever adds to the file afterwards makes another of it. A line is added to a file of its own, as threads and children may publish at the same time. Without the line nothing is
-    wrong but that a resume starts from zero.
+    [name, bytes, time of change in ns]: whoever adds to the file afterwards makes another of it. The line is added to a
+    file of its own, as threads and children may publish at the same time; without it, a resume starts from zero.
     """
     path = os.environ.get("PIPELINE_PROGRESS_FILE")
     if not path:
