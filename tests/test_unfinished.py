@@ -344,7 +344,8 @@ def test_a_forced_task_starts_from_zero(root, force):
 
 def test_a_module_that_an_earlier_stage_has_just_made_is_seen(root):
     root.write("data/in/a.txt", "")
-    make = root.processor("make", "if open('data/in/a.txt').read():\n    open(out + '/extra.py', 'w').write('VALUE = 5')\nopen(out + '/base.py', 'w').close()\n")
+    make = root.processor("make", "if open('data/in/a.txt').read():\n    open(out + '/extra.py', 'w').write('VALUE = 5')\nopen(out + '/base.py', 'a').close()\n")
+    root.write("proc/plugins/base.py", "")
     root.write("proc/main.py", "import os\nfrom plugins import base\ntry:\n    from plugins.extra import VALUE\nexcept ImportError:\n    VALUE = 0\n"
                                "open(os.environ['PIPELINE_OUTPUT_DIR'] + '/o', 'w').write(str(VALUE))\n")
     root.spec({"name": "s1", "processor": make, "inputs": ["data/in/a.txt"], "outputDir": "proc/plugins"},
