@@ -187,6 +187,15 @@ class ChunkTasksWork(task_work.TasksWork):
 
     # --- one chunk
 
+    def _launch_task(self, trial: task_work.Trial, slot: int, offset: int, is_resume: bool) -> Any:
+        try:
+            return super()._launch_task(trial, slot, offset, is_resume)
+        except FileNotFoundError as error:
+            path = trial.task.stdin[0] if self.chunks.is_filter else ""
+            if not path or error.filename != os.path.join(self.run.root, path):
+                raise
+            return attempts.AttemptResult(None, "input changed during the run: %s is gone" % path, False, 0.0, 0.0, 0, b"", [], [])
+
     def _how(self, task: task_work.Task, launch: Any) -> Any:
         if not self.chunks.is_filter:
             return super()._how(task, launch)

@@ -10,7 +10,7 @@ import planning
 import state_store
 from console import Console, describe_os_error, silence_closed_streams
 from file_digests import Digests
-from model import EXIT_INTERNAL, EXIT_OFFLINE, EXIT_OK, EXIT_STATE, VERSION, Clock, Options, PipelineSpec, SpecError
+from model import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_OFFLINE, EXIT_OK, EXIT_STATE, VERSION, Clock, Options, PipelineSpec, SpecError
 from program_scan import check_offline
 from spec_loading import load_pipeline
 from state_store import StateStore
@@ -46,7 +46,7 @@ def execute(arguments: List[str], started: float, found: Any, is_program: bool) 
         return ended
     except KeyboardInterrupt:
         console.error("interrupted")
-        return 130
+        return EXIT_INTERRUPTED
     except OSError as error:
         console.error("error: " + describe_os_error(error))
         return EXIT_STATE

@@ -20,7 +20,7 @@ import state_store
 from console import Console, describe_os_error
 from file_digests import Digests
 from model import (
-    EXIT_FAILED, EXIT_LOCKED, EXIT_OFFLINE, EXIT_OK, EXIT_STOPPED, STATUSES, VERSION, Clock, Decision, Facts, OfflineError, Options, PipelineSpec,
+    EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOCKED, EXIT_OFFLINE, EXIT_OK, EXIT_STOPPED, STATUSES, VERSION, Clock, Decision, Facts, OfflineError, Options, PipelineSpec,
     StageResult, StageSpec)
 from program_scan import check_offline, runner_digest
 from state_store import StateStore, utc_text
@@ -724,14 +724,15 @@ class Run:
 
     def _finish_after(self, error: BaseException) -> None:
         """Say in the records what stopped the run, as far as they can still be written; *error* itself goes on to main."""
-        why = _why(error)
+        is_stopped = isinstance(error, KeyboardInterrupt)       # by Ctrl-C before the first attempt, from which on signals are taken over
+        why = "interrupted" if is_stopped else _why(error)
         if self.unfit:
             self.console.event("FAIL", self.unfit, ": " + why.split("\n")[0])
-            self._put(self.unfit, StageResult.of(self.unfit, "failed", why))
+            self._put(self.unfit, StageResult.of(self.unfit, "interrupted" if is_stopped else "failed", why))
             self.recovered = self._recorded_success(self.unfit)
         self._fill(lambda _: "the run ended before it")
         try:
-            self._finish(EXIT_FAILED)
+            self._finish(EXIT_INTERRUPTED if is_stopped else EXIT_FAILED)
         except Exception as again:      # the same fault again, most likely; what is on disk is a run that died
             if not _is_expected(again):
                 raise

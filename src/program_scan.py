@@ -5,6 +5,7 @@ Above the leaves and below the runner. Scans are remembered by content; import_s
 from __future__ import annotations
 
 import os
+import sys
 
 import file_digests
 from file_digests import Digests
@@ -41,7 +42,7 @@ def scan_of(digests: Digests, path: str) -> Json:
 
 def local_modules(digests: Digests, processor: str) -> List[str]:
     """Return the files beside a Python processor that it imports, directly or through one another, sorted."""
-    folder = os.path.dirname(processor)
+    folder = script_folder(digests.root, processor)
     found: Set[str] = set()
     queue = [processor]
     while queue:
@@ -52,6 +53,18 @@ def local_modules(digests: Digests, processor: str) -> List[str]:
                     found.add(path)
                     queue.append(path)
     return sorted(found)
+
+
+def script_folder(root: str, script: str, windows: bool = sys.platform == "win32") -> str:
+    """Return the folder in which a script's imports are looked for first: that of the file which a link leads to, but on Windows.
+
+    Relative to *root* where it lies below it. Source: sys.path[0], Python's documentation ("The initialization of the sys.path").
+    """
+    full = os.path.join(root, script)
+    if windows or not os.path.islink(full):
+        return os.path.dirname(script)
+    folder, top = os.path.dirname(os.path.realpath(full)), os.path.join(os.path.realpath(root), "")
+    return folder[len(top):].replace(os.sep, "/") if os.path.join(folder, "").startswith(top) else folder
 
 
 def _module_files(digests: Digests, folder: str, package: str, name: str) -> List[str]:

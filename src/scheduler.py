@@ -224,8 +224,8 @@ class Scheduler:
     def _flow_ended(self, running: _Running, value: Any, error: Optional[BaseException]) -> None:
         self.alive -= 1
         parent = running.parent
+        self.error = self.error or error        # from now on nothing is started
         if parent is None:
-            self.error = self.error or error
             if error is None:
                 self.results.append((running.name, value))
             return

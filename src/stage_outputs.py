@@ -1,8 +1,8 @@
 """What a stage leaves in its output folder: finding it, clearing what an interrupted attempt left, cutting to a checkpoint.
 
 A leaf. A listing maps the path of each file below the output folder to its signature. The listing from before a key's
-first attempt is the baseline: what is new or changed since is the stage's output, or, if the attempt did not finish,
-its leftovers. Names that begin with a dot (markers are such) and *.part files are neither; what else of these an attempt
+first attempt, with the folders, is the baseline: what is new or changed since is the stage's output, or, if the attempt did
+not finish, its leftovers. Names that begin with a dot (markers are such) and *.part files are neither; what else of these an attempt
 makes is told of, for nobody may take it for an output.
 """
 from __future__ import annotations
@@ -21,15 +21,23 @@ RUNNER_ENDINGS = (".done", ".done.tmp", ".tasks")       # of the hidden names th
 NO_OUTPUT = "names that begin with a dot or end in .part are no outputs"
 
 
-class Folder(namedtuple("Folder", "files parts hidden")):
+class Folder(namedtuple("Folder", "files parts hidden folders")):
     """What is in an output folder. files, hidden: listings; hidden of what begins with a dot, folders unopened, but for what is the runner's.
 
-    parts: the *.part files, sorted. All paths with forward slashes.
+    parts: the *.part files, sorted. folders: each as "<path>/", one before what is in it. All paths with forward slashes.
     """
     __slots__ = ()
 
+    def baseline(self) -> Listing:
+        """Return the files and, without a signature, the folders: what is not among these later is new."""
+        return {**self.files, **{path: [] for path in self.folders}}
 
-NOTHING = Folder({}, [], {})
+    def new_since(self, baseline: Listing) -> List[str]:
+        """Return the files that are new or changed and the folders that are new, sorted."""
+        return sorted(changed_since(baseline, self.files) + [path for path in self.folders if path not in baseline])
+
+
+NOTHING = Folder({}, [], {}, [])
 
 
 def is_folder(path: str) -> bool:
@@ -45,6 +53,7 @@ def list_folder(folder: str) -> Folder:
     files: Listing = {}
     hidden: Listing = {}
     parts: List[str] = []
+    found: List[str] = []
     folders = [("", folder)]
     while folders:
         prefix, current = folders.pop()
@@ -61,9 +70,10 @@ def list_folder(folder: str) -> Folder:
                     hidden[path] = _signature(entry.path)
             elif entry.is_dir(follow_symlinks=False):
                 folders.append((path + "/", entry.path))
+                found.append(path + "/")
             else:
                 files[path] = _signature(entry.path)
-    return Folder(files, sorted(parts), hidden)
+    return Folder(files, sorted(parts), hidden, found)
 
 
 def _signature(path: str) -> List[int]:
@@ -97,22 +107,35 @@ def own_parts(parts: List[str], stage: str) -> List[str]:
 
 
 def clear_leftovers(folder: str, baseline: Listing, recorded: Dict[str, Tuple[int, str]], foreign: Set[str],
-                    prefix_digest: Callable[[str, int], str]) -> List[str]:
+                    prefix_digest: Callable[[str, int], str], is_alone: bool = True) -> List[str]:
     """Undo what an attempt that did not finish has done to *folder*; return what was done, a text for each file.
 
-    New files are removed. A changed file is cut back to what the stage record says when its beginning still is that
-    (an appending processor), otherwise removed if it is the stage's own; files of *foreign* stages are left alone.
-    recorded: {path: (bytes, SHA-256)} of the last success.
+    New files are removed, and new folders that are empty then: a processor that makes its folders must be able to make
+    them again. A changed file is cut back to what the stage record says when its beginning still is that (an appending
+    processor), otherwise removed if it is the stage's own; files of *foreign* stages are left alone.
+    recorded: {path: (bytes, SHA-256)} of the last success. is_alone: nobody is at work in the folder; else an empty one may be theirs.
     """
     done = []
-    for path in changed_since(baseline, list_folder(folder).files):
+    there = list_folder(folder)
+    for path in changed_since(baseline, there.files):
         full = os.path.join(folder, path)
         if path in foreign:
             continue                    # another stage's
         if path in baseline and path not in recorded:
             continue                    # it was there before and is nobody's: not ours to undo
         done += _bring_back(full, path, recorded.get(path), prefix_digest)
+    for path in reversed(there.folders if is_alone else []):
+        if path not in baseline and _remove_empty(os.path.join(folder, path)):
+            done.append("removed %s" % path)
     return done
+
+
+def _remove_empty(folder: str) -> bool:
+    try:
+        os.rmdir(folder)
+    except OSError:
+        return False
+    return True
 
 
 def undo_outputs(folder: str, outputs: List[str], before: Dict[str, Tuple[int, str]], prefix_digest: Callable[[str, int], str]) -> List[str]:

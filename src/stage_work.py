@@ -228,7 +228,7 @@ class StageWork:
             self._tell_of_move()
         old = unfinished if self._is_same_work() else None
         self.found = stage_outputs.list_folder(self.folder)
-        self.baseline = old if old is not None else self.found.files
+        self.baseline = old if old is not None else self.found.baseline()
         self._write_record("running", "")
         self.run.save_dear_digests()
         if self.stage.checkpoint:
@@ -251,7 +251,7 @@ class StageWork:
         left = record.get("left")
         if isinstance(left, list):
             # It came to its end and said what it left: anything else somebody has put there since, and it is theirs.
-            now = stage_outputs.list_folder(self.folder).files
+            now = stage_outputs.list_folder(self.folder).baseline()
             baseline = {**baseline, **{path: stamp for path, stamp in now.items() if path not in left}}
         return baseline
 
@@ -273,7 +273,8 @@ class StageWork:
         if baseline is not None:
             recorded = {one["path"]: (one["bytes"], one["sha256"]) for one in self.previous}
             foreign = set(self._foreign_outputs()) | self._maybe_foreign() | self._outputs_of_strangers()
-            done += stage_outputs.clear_leftovers(self.folder, baseline, recorded, foreign, file_digests.hash_prefix)
+            is_alone = not any(other.name in self.beside for other in self.run.folder_neighbours(self.stage))
+            done += stage_outputs.clear_leftovers(self.folder, baseline, recorded, foreign, file_digests.hash_prefix, is_alone)
         if done:
             self.console.event("NOTE", self.stage.name, ": leftovers of an unfinished attempt: %s" % "; ".join(done[:SHOWN_NAMES] + (["..."] if len(done) > SHOWN_NAMES else [])))
 
@@ -283,7 +284,7 @@ class StageWork:
         All of it is undone after a restart of the machine or a failed sync, for more may be lost than was seen; else only
         what differs.
         """
-        record = self.facts.record
+        record = self.facts.record or {}        # none where the state folder is gone, and a lost success is still marked
         before = {one["path"]: one for one in record.get("previous", [])}
         lost = state_store.lost_path(self.run.root, self.stage.output_dir, self.stage.name)
         everything = record.get("bootId") != self.run.boot or os.path.lexists(lost)
@@ -639,8 +640,7 @@ class StageWork:
         else:
             record["baseline"] = self.baseline
             if status != "running" and not self.survivors:
-                now = stage_outputs.list_folder(self.folder).files
-                record["left"] = stage_outputs.changed_since(self.baseline, now)
+                record["left"] = stage_outputs.list_folder(self.folder).new_since(self.baseline)
             if self.refused:
                 record["refused"] = self.refused        # no other stage takes them as inputs
             record["token"] = self.lock.token

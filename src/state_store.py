@@ -211,9 +211,29 @@ def naming(path: str, do: Callable[[], Any]) -> Any:
 
 
 def remove_tree(path: str) -> None:
-    """Remove a folder and all in it. Raises: OSError that names the folder; of what is in it the system tells the last name only."""
+    """Remove a folder and all in it, folders that may not be written in, too.
+
+    Raises: OSError that names the folder; of what is in it the system tells the last name only.
+    """
     import shutil
-    naming(path, lambda: patiently(lambda: shutil.rmtree(path)))
+    try:
+        patiently(lambda: shutil.rmtree(path))
+    except PermissionError:
+        _open_folders(path)
+        naming(path, lambda: patiently(lambda: shutil.rmtree(path)))
+
+
+def _open_folders(path: str) -> None:
+    """Give ourselves all rights on a folder and those in it, as far as they are ours."""
+    folders = [path]
+    while folders:
+        current = folders.pop()
+        try:
+            os.chmod(current, 0o700)
+            with os.scandir(current) as entries:
+                folders += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except OSError:
+            pass                        # removing it says what is wrong
 
 
 def remove_durably(path: str, commit: Commit) -> bool:

@@ -186,12 +186,16 @@ class TasksWork(stage_work.StageWork):
     # --- side by side
 
     def _run_tasks(self, tasks: Iterable[Task]) -> Flow:
-        """A flow that runs tasks, some at a time, until all have ended or a signal came."""
+        """A flow that runs tasks, some at a time, until all have ended or a signal came.
+
+        Raises what one of them raised, after those under way have come to their end: the stage's lock is held for as long.
+        """
         waiting, under_way, is_all = iter(tasks), 0, False
         most = self.run.jobs() * AHEAD
+        error: Optional[Exception] = None
         try:
             while True:
-                while under_way < most and not self.run.signals.number and not self.survivors:
+                while under_way < most and error is None and not self.run.signals.number and not self.survivors:
                     task = next(waiting, None)
                     if task is None:
                         is_all = True
@@ -200,13 +204,21 @@ class TasksWork(stage_work.StageWork):
                     under_way += 1
                 if not under_way:
                     break
-                _, trial = yield Next()
+                try:
+                    _, trial = yield Next()
+                except Exception as raised:
+                    error = error or raised
+                    trial = None
                 under_way -= 1
+                if trial is None:
+                    continue
                 self._note_trial(trial)
                 if self.run.clock.monotonic() - self.store.commit.since >= SYNC_S:
                     self.run.flush()
         finally:
             self._stop_server()
+        if error is not None:
+            raise error
         self._tell_of_no_outputs(self.no_outputs, "they are thrown away")
         self.is_stopped = self.is_stopped or not is_all and bool(self.run.signals.number)
 
@@ -450,7 +462,14 @@ class TasksWork(stage_work.StageWork):
 
     def _list_made(self, trial: Trial) -> List[str]:
         """Return the files that a task has left in its folder, sorted, and note what is none for its name."""
-        there = stage_outputs.list_folder(trial.folder)
+        try:
+            there = stage_outputs.list_folder(trial.folder)
+        except PermissionError as error:
+            trial.failure = trial.failure or "%s (it must be able to list what it leaves)" % error
+            return []
+        closed = next((path for path in there.folders if not os.access(os.path.join(trial.folder, path), os.W_OK | os.X_OK)), None)
+        if closed is not None:
+            trial.failure = trial.failure or "it leaves the folder %s without the right to write in it, so nothing can be taken out of it" % closed[:-1]
         trial.failure = trial.failure or stage_work.unfinished_text(there, self.stage.name)
         if len(self.no_outputs) <= stage_work.SHOWN_NAMES:
             self.no_outputs += ["%s of %s" % (name, trial.task.name) for name in stage_outputs.no_outputs(stage_outputs.NOTHING, there)]

@@ -1,0 +1,181 @@
+"""What an attempt leaves that is no file: empty folders, folders without rights; and what is gone that should be there."""
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT, wait_until
+
+import program_scan
+from scheduler import Next, Spawn
+from task_work import TasksWork
+
+posix_only = pytest.mark.skipif(sys.platform == "win32", reason="rights of folders")
+STAGES = {"stage": {"inputs": ["data/in/*.txt"]}, "tasks": {"forEach": "data/in/*.txt"}}
+DROP = "import ctypes, os, sys\n[ctypes.CDLL(None).prctl(24, one, 0, 0, 0) for one in (1, 2)]\nos.execv(sys.executable, [sys.executable] + sys.argv[1:])\n"
+
+
+def run_without_might(project, *arguments):
+    """Run the program by a user whom rights hold back: root without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, where this is root."""
+    argv = [sys.executable, "-c", DROP] if sys.platform.startswith("linux") else [sys.executable]
+    return subprocess.run(argv + project.argv(*arguments)[1:], env=project.environment(), cwd=str(project.root), stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, universal_newlines=True, encoding="utf-8", timeout=60)
+
+
+@pytest.fixture
+def root(project):
+    project.write("data/in/a.txt", "first\n")
+    return project
+
+
+@pytest.mark.parametrize("how", ["retry", "next run", "a file in it"])
+def test_a_folder_that_a_failed_attempt_made_is_not_in_the_way_of_the_next(root, how):
+    body = ("os.makedirs(out + '/part/deep')\nif %r == 'a file in it':\n    open(out + '/part/deep/x', 'w').close()\n"
+            "if not os.path.exists('data/ready'):\n    open('data/ready', 'w').close()\n    sys.exit(9)\nopen(out + '/o', 'w').close()\n" % how)
+    root.spec(dict({"name": "s1", "processor": root.processor("p", body), "outputDir": "data/s1", "retry": {"attempts": 2 if how == "retry" else 1, "baseDelayMs": 1}},
+                   **STAGES["stage"]))
+    root.path("data/s1/mine").mkdir(parents=True)       # it was there before
+    if how != "retry":
+        assert root.run().code == 1
+    assert "removed part/" in root.ok().out
+    assert root.path("data/s1/mine").is_dir() and root.path("data/s1/part/deep").is_dir()
+
+
+def test_an_empty_folder_that_came_after_the_failure_is_somebody_elses(root):
+    root.spec(dict({"name": "s1", "processor": root.processor("p", "if not os.path.exists('data/ready'):\n    os.mkdir(out + '/part')\n    sys.exit(9)\n"
+                                                              "os.mkdir(out + '/part')\n"), "outputDir": "data/s1"}, **STAGES["stage"]))
+    assert root.run().code == 1 and root.json("state/stage_s1.json")["left"] == ["part/"]
+    root.path("data/s1/theirs").mkdir()
+    root.write("data/ready", "")
+    root.ok()
+    assert root.path("data/s1/theirs").is_dir()
+
+
+@posix_only
+@pytest.mark.parametrize("rights, told", [("0o555", "leaves the folder sub without the right to write in it"), ("0o000", "must be able to list")])
+def test_a_task_that_leaves_a_folder_without_rights_fails_alone(root, rights, told):
+    root.write("data/in/b.txt", "x")
+    root.spec(dict({"name": "s1", "outputDir": "data/s1", "processor": root.processor("p", "os.mkdir(out + '/sub')\nopen(out + '/sub/' + os.path.basename(inputs[0]), 'w').close()\n"
+                    "if inputs[0].endswith('a.txt'):\n    os.chmod(out + '/sub', %s)\n" % rights)}, **STAGES["tasks"]))
+    for _ in range(2):
+        done = run_without_might(root, "--keep-going")
+        assert done.returncode == 1 and "[FAIL] s1 data/in/a.txt: " in done.stdout and told in done.stdout, done
+        assert root.exists("data/s1/sub/b.txt")
+    root.processor("p", "os.mkdir(out + '/sub')\nopen(out + '/sub/' + os.path.basename(inputs[0]), 'w').close()\n")
+    assert run_without_might(root).returncode == 0
+    assert root.exists("data/s1/sub/a.txt")
+
+
+def test_a_lost_success_without_a_record_is_made_again(root):
+    root.spec(dict({"name": "s1", "outputDir": "data/s1", "processor": root.processor("p", "open(out + '/o', 'w').close()\n")}, **STAGES["stage"]))
+    root.write("data/s1/.s1.lost", "")
+    root.ok()
+    assert not root.exists("data/s1/.s1.lost") and "[SKIP] s1" in root.ok().out
+
+
+def test_a_filter_that_removes_its_input_fails_and_the_others_are_done(root):
+    root.write("data/in/a.txt", "line\n" * 1000)
+    root.write("data/in/b.txt", "fine\n")
+    take = root.processor("take", "os.path.exists('data/in/a.txt') and os.unlink('data/in/a.txt')\nsys.stdout.write(sys.stdin.read())\n")
+    root.spec({"name": "s1", "processor": take, "inputs": ["data/in/a.txt"], "outputDir": "data/s1", "chunks": {"bytes": 1024, "filter": True}},
+              {"name": "s2", "processor": root.processor("q", "open(out + '/o', 'w').close()\n"), "inputs": ["data/in/b.txt"], "outputDir": "data/s2"})
+    done = root.run("--keep-going", "--jobs", "1")
+    assert done.code == 1 and "input changed during the run: data/in/a.txt" in done.out and "[DONE] s2" in done.out, done
+
+
+class OneStage(TasksWork):
+    """What _run_tasks() needs, and no more."""
+
+    def __init__(self):
+        self.run = SimpleNamespace(jobs=lambda: 1, signals=SimpleNamespace(number=0), clock=SimpleNamespace(monotonic=lambda: 0.0))
+        self.store = SimpleNamespace(commit=SimpleNamespace(since=0.0))
+        self.survivors, self.noted, self.is_server_stopped = [], [], False
+
+    def _task(self, trial):
+        yield
+
+    def _note_trial(self, trial):
+        self.noted.append(trial)
+
+    def _stop_server(self):
+        self.is_server_stopped = True
+
+
+def test_an_error_in_one_task_waits_for_the_others_before_the_stage_ends():
+    """The stage's lock is held until its flow ends: another run must not begin beside tasks that are at work."""
+    stage = OneStage()
+    flow = stage._run_tasks(SimpleNamespace(name=name, folder=name) for name in "abcdef")
+    assert isinstance(next(flow), Spawn) and isinstance(flow.send(None), Spawn) and isinstance(flow.send(None), Next)
+    assert isinstance(flow.throw(OSError("the disk")), Next) and not stage.is_server_stopped     # and nothing new is spawned
+    with pytest.raises(OSError, match="the disk"):
+        flow.send(("b", "trial of b"))
+    assert stage.noted == ["trial of b"] and stage.is_server_stopped
+
+
+def opened_by(pid):
+    """Return the paths that a process has open."""
+    folder = "/proc/%d/fd" % pid
+    found = []
+    for name in os.listdir(folder):
+        try:
+            found.append(os.readlink(os.path.join(folder, name)))
+        except OSError:
+            pass                        # closed since
+    return found
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what a process has open")
+def test_ctrl_c_while_the_inputs_are_read_is_an_interruption(root):
+    with open(str(root.path("data/in/big.txt")), "wb") as file:
+        file.truncate(30 << 30)         # it takes no room, but time
+    root.spec(dict({"name": "s1", "outputDir": "data/s1", "processor": root.processor("p", "open(out + '/o', 'w').close()\n")}, **STAGES["stage"]),
+              onFailure=["bin/tell.py"])
+    root.write("bin/tell.py", "import os\nopen('data/told', 'w').write(os.environ['PIPELINE_RUN_STATE'])\n")
+    run = root.start("--run-id", "r1")
+    wait_until(lambda: any(path.endswith("/big.txt") for path in opened_by(run.pid)))
+    os.kill(run.pid, signal.SIGINT)
+    out = run.communicate(timeout=60)[0]
+    record = root.json("state/run_r1.json")
+    assert run.returncode == 130 and (record["state"], record["stages"][0]["status"]) == ("interrupted", "interrupted"), (run.returncode, out, record)
+    assert root.read("data/told") == "interrupted"
+    os.unlink(str(root.path("data/in/big.txt")))
+    root.ok("--run-id", "r2")
+    root.ok("verify")
+
+
+@posix_only
+def test_modules_beside_the_file_that_a_processors_link_leads_to_are_in_the_key(root):
+    root.write("lib/helper.py", "VALUE = 1\n")
+    root.write("lib/real.py", "import os, helper\nopen(os.environ['PIPELINE_OUTPUT_DIR'] + '/o', 'w').write(str(helper.VALUE))\n")
+    root.path("bin").mkdir(exist_ok=True)
+    root.path("bin/p.py").symlink_to("../lib/real.py")
+    root.spec(dict({"name": "s1", "outputDir": "data/s1", "processor": "bin/p.py"}, **STAGES["stage"]))
+    root.ok()
+    assert "[SKIP] s1" in root.ok().out and "[SKIP] s1" in root.ok().out
+    root.write("lib/helper.py", "VALUE = 22\n")
+    root.ok()
+    assert root.read("data/s1/o") == "22"
+    root.write("lib/more.py", "")           # a new name there may hide a module: looked at by the index, too
+    assert program_scan.script_folder(str(root.root), "bin/p.py", windows=False) == "lib"
+    assert program_scan.script_folder(str(root.root), "bin/p.py", windows=True) == "bin"
+    os.symlink(str(root.root.parent / "else.py"), str(root.path("bin/q.py")))
+    assert program_scan.script_folder(str(root.root), "bin/q.py", windows=False) == os.path.realpath(str(root.root.parent))
+    os.symlink("lib/real.py", str(root.path("top.py")))
+    os.symlink("../top_real.py", str(root.path("bin/r.py")))
+    assert program_scan.script_folder(str(root.root), "bin/r.py", windows=False) == ""
+
+
+@posix_only
+def test_a_tree_whose_folders_give_no_rights_is_removed(tmp_path):
+    (tmp_path / "top" / "in").mkdir(parents=True)
+    (tmp_path / "top" / "in" / "file").write_text("x")
+    os.chmod(str(tmp_path / "top" / "in"), 0o000)
+    os.chmod(str(tmp_path / "top"), 0o500)
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import state_store; state_store.remove_tree(sys.argv[2])"
+    words = ["-c", code, str(ROOT / "src"), str(tmp_path / "top")]
+    subprocess.run([sys.executable] + (["-c", DROP] if sys.platform.startswith("linux") else []) + words, check=True, timeout=60)
+    assert not (tmp_path / "top").exists()
