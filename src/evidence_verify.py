@@ -39,8 +39,8 @@ try:
         MODES, end_mac, entry_hash, entry_line, found_hash, head_text, next_key, parse_head, parse_key, seal_mac)
     from model import sha256  # noqa: E402
     from provenance import (  # noqa: E402
-        DIGEST, LOG_FOLDER, NoStatement, files_used, fits, involved, makers, member_problem, pruned_runs, record_problem, run_key,
-        skips_without_ground, stage_record_problem, statement, statement_text)
+        DIGEST, LOG_FOLDER, NoStatement, files_used, fits, involved, makers, member_problem, parse_strictly, pruned_runs, record_problem,
+        run_key, skips_without_ground, stage_record_problem, statement, statement_text)
 except Exception as _error:         # edited so that it cannot even be loaded
     if __name__ != "__main__":
         raise
@@ -50,6 +50,8 @@ except Exception as _error:         # edited so that it cannot even be loaded
 
 EXIT_OK, EXIT_USAGE, EXIT_FINDINGS = 0, 2, 5
 MANIFEST, LEDGER, LEDGER_END, STATEMENT = "evidence.json", "ledger/ledger.jsonl", "ledger/ledger.end", "in-toto.json"
+PLACES = (MANIFEST, LEDGER, LEDGER_END, STATEMENT, "README.txt", "verify.py")
+FOLDERS = ("records/run_", "records/stage_", "records/metrics_", "spec/", "processors/", "logs/", "verifier/")
 BLOCK_BYTES = 1 << 20
 MAX_READ_BYTES = 256 << 20          # of what is read as a whole
 MAX_KEYS = 1 << 22                  # that are derived on the way to an excerpt's first seal: seconds, not hours
@@ -158,6 +160,8 @@ class Check:
         self.lines: Dict[int, bytes] = {}
         self.records: Dict[RunKey, Json] = {}
         self.files: Dict[RunKey, str] = {}      # SHA-256 of the members that hold the records
+        self.places: Dict[RunKey, str] = {}     # the members that hold them
+        self.ends: Dict[RunKey, Json] = {}      # the entries with which runs ended
         self.is_complete = False                # all records are there that must be: only then more follows from them
 
     def find(self, kind: str, file: str, detail: str) -> None:
@@ -203,7 +207,7 @@ class Check:
         if data is None:
             return None
         try:
-            return json.loads(data.decode("utf-8"))
+            return parse_strictly(data)
         except (ValueError, RecursionError):
             self.find("MALFORMED", name, "is not JSON")
             return None
@@ -233,6 +237,7 @@ def verify(path: str, anchors: Sequence[str] = (), key: Optional[Key] = None) ->
     _check_used_files(check)
     _check_stage_records(check)
     _check_statement(check)
+    _check_facts(check)
     _check_members(check)
     _note_reach(check, proved, is_sealed)
     head = head_text(check.entries[-1]) if check.entries else "none"
@@ -255,6 +260,9 @@ def _check_members(check: Check) -> None:
             check.find("EDITED", one["path"], "is not what %s lists" % MANIFEST)
     for name in sorted(check.names - set(listed) - {MANIFEST}):
         check.find("UNLISTED", name, "is not part of the evidence")
+    for name in sorted(check.names & set(listed)):
+        if name not in PLACES and not name.startswith(FOLDERS):
+            check.find("UNLISTED", name, "is listed, and no evidence has a member of that name")
     for name in check.twice:
         check.find("MALFORMED", name, "is in the zip twice")
     for one in check.manifest["missing"]:
@@ -291,7 +299,7 @@ def _check_ledger(check: Check) -> None:
 
 def _entry(check: Check, line: bytes, place: str) -> Optional[Json]:
     try:
-        entry = json.loads(line.decode("utf-8"))
+        entry = parse_strictly(line)
         if fits(entry, ENTRY) and entry_line(entry) == line:
             if entry_hash(entry) != entry["hash"]:
                 check.find("EDITED", place, "the entry is not the one whose hash it states")
@@ -446,20 +454,25 @@ def _check_records(check: Check) -> None:
                 check.find("UNLISTED", LEDGER, "run %s (invocation %d) has ended twice, in entries %d and %d" % (
                     run_key(one) + (ends[run_key(one)]["seq"], one["seq"])))
             ends[run_key(one)] = one
+    check.ends = ends
     for name in sorted(check.names):
         if name.startswith("records/run_") and name.endswith(".json"):
             _check_record(check, name, ends)
+    if not any(one.file.startswith(LEDGER) for one in check.findings):
+        _check_beginning(check)
     run_id = check.manifest["runId"]
     wanted = {key for key in ends if key[0] == run_id and ends[key].get("runHash") is not None}
     if check.entries and not wanted:
         check.find("DELETED", LEDGER, "run %s has no end in it" % run_id)
     latest = max(wanted, default=None)
-    wanted -= pruned_runs(check.entries).keys() - {latest}
+    pruned = pruned_runs(check.entries).keys()
+    wanted -= pruned - {latest}
     wanted |= {key for record in check.records.values() if record["runId"] == run_id for key in makers(record).values()}
     check.is_complete = latest is not None and wanted <= set(check.records)
-    excused = {one["source"] for one in check.manifest["missing"]}
+    told = {one["source"] for one in check.manifest["missing"] if one["kind"]}
     for key in sorted(wanted - set(check.records)):
         shown = "run %s (invocation %d)" % key
+        excused = told | {shown} if key in pruned else told         # only the ledger can say that gc has removed one
         names = ["records/run_%s.json" % key[0], "records/run_%s.%d.json" % key]
         if shown not in excused and not any(one.file in names for one in check.findings):
             is_latest = not any(other[0] == key[0] and other[1] > key[1] for other in ends)
@@ -486,8 +499,35 @@ def _check_record(check: Check, name: str, ends: Dict[RunKey, Json]) -> None:
     if name not in ("records/run_%s.json" % record["runId"], "records/run_%s.%d.json" % run_key(record)):
         check.find("RENAMED", name, "this is the record of run %s (invocation %d)" % run_key(record))
     check.records[run_key(record)] = record
+    check.places[run_key(record)] = name
     check.files[run_key(record)] = sha256(data).hexdigest()
     return None
+
+
+def _check_beginning(check: Check) -> None:
+    """The excerpt reaches back to the begin of each run that it brings the record of; one that only skipped has none."""
+    begun = {run_key(one) for one in check.entries if one["event"] == "begin"}
+    worked = {key for key, record in check.records.items() if any("keyParts" in one for one in record["stages"])}
+    for key in sorted(worked - begun):
+        check.find("TRUNCATED", LEDGER, "begins with entry %d: the begin of run %s (invocation %d) is not in it" % ((check.entries[0]["seq"],) + key))
+
+
+def _check_facts(check: Check) -> None:
+    """What the list says of the run beside the members is what the records say."""
+    if check.findings or not check.is_complete:
+        return                          # they are not what made the list
+    wanted = _facts(check)
+    wrong = [name for name in sorted(wanted) if check.manifest.get(name, wanted[name]) != wanted[name]]
+    if wrong:
+        check.find("EDITED", MANIFEST, "does not say what the ledger and the records say (%s)" % ", ".join(wrong))
+
+
+def _facts(check: Check) -> Json:
+    latest = max(key for key in check.records if key[0] == check.manifest["runId"])
+    record = check.records[latest]
+    return {"invocation": latest[1], "pipeline": record["pipeline"], "runHash": record["runHash"],
+            "ledger": {"firstSeq": check.entries[0]["seq"], "lastSeq": check.entries[-1]["seq"]},
+            "runs": [{"runId": key[0], "invocation": key[1], "record": check.places[key], "seq": check.ends[key]["seq"]} for key in sorted(check.records)]}
 
 
 def _check_skips(check: Check) -> None:
@@ -497,7 +537,7 @@ def _check_skips(check: Check) -> None:
         for stage in skips_without_ground(check.records[key], check.records, check.entries):
             check.find("UNLISTED", LEDGER, "run %s skipped stage %s under a key that no run had and nobody accepted" % (key[0], stage))
     for one in check.entries:
-        if one["event"] == "accept" and (one["pipeline"], one.get("stage")) in used:
+        if one["event"] == "accept" and (one["pipeline"], str(one.get("stage"))) in used:
             check.notes.append("entry %d: %s accepted another key of stage %s: %s (%s)" % (
                 one["seq"], one.get("user"), one.get("stage"), one.get("reason"), one.get("changes")))
 
@@ -561,27 +601,34 @@ def _check_stage_records(check: Check) -> None:
         if stage is None:
             continue
         problem = stage_record_problem(stage, check.records, check.entries)
+        if isinstance(stage, dict) and name != "records/stage_%s.json" % stage.get("stage"):
+            problem = "is the record of another stage"
         if problem:
             check.find("EDITED", name, problem)
         elif problem is None:
             check.notes.append("%s names a run that is not in this evidence, or is at work: not checked" % name)
+    excused = {one["path"] for one in check.manifest["missing"]}
+    for stage in sorted({one["stage"] for key in check.records for one in check.records[key]["stages"] if key[0] == check.manifest["runId"]}):
+        name = "records/stage_%s.json" % stage
+        if name not in check.names and name not in excused and not member_problem(name):
+            check.find("DELETED", name, "is neither there nor said to be missing")
 
 
 def _check_statement(check: Check) -> None:
     data = check.read(STATEMENT)
-    if data is None:
-        return
     latest = _latest(check)
-    if latest is None:
-        return                          # a record is missing: told already
+    if latest is None or data is None and STATEMENT in check.names:
+        return                          # what is missing, or cannot be read, was told already
     entry = [one for one in check.entries if one["event"] == "end" and run_key(one) == latest][0]
     try:
         line_digest = sha256(check.lines[entry["seq"]]).hexdigest()
         wanted = statement(check.records[latest], check.records, check.files, entry, line_digest)
     except NoStatement as error:
-        if not check.findings:
+        if data is not None and not check.findings:
             check.find("UNLISTED", STATEMENT, "the records make no statement: %s" % error)
         return
+    if data is None:
+        return check.find("DELETED", STATEMENT, "is not there, and the records make one")
     if statement_text(wanted) == data:
         return
     told = check.parse(STATEMENT, data)
@@ -602,13 +649,19 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         _print("verify: %s: %s" % (error.filename or path, error.strerror or error), sys.stderr)
         return EXIT_USAGE
-    for one in report.findings:
-        _print(str(one))
-    for note in report.notes:
-        _print("note: %s" % note)
     count = len(report.findings)
     outcome = "%d finding%s" % (count, "" if count == 1 else "s") if count else "ok"
-    _print("verify: evidence of run %s: %s (head %s)" % (report.run_id, outcome, report.head))
+    try:
+        for one in report.findings:
+            _print(str(one))
+        for note in report.notes:
+            _print("note: %s" % note)
+        _print("verify: evidence of run %s: %s (head %s)" % (report.run_id, outcome, report.head))
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        _print("verify: standard output: %s; the report is not whole" % (error.strerror or error), sys.stderr)
+        return EXIT_FINDINGS if count else EXIT_USAGE
     return EXIT_FINDINGS if count else EXIT_OK
 
 

@@ -10,7 +10,6 @@ its own, sorted names, stored without compression (what a compressor makes depen
 """
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections import namedtuple
@@ -114,7 +113,7 @@ def read_ledger(root: str) -> List[Tuple[bytes, Json]]:
 
 def _linked_entry(line: bytes, last: Json, number: int) -> Json:
     try:
-        entry = json.loads(line.decode("utf-8"))
+        entry = provenance.parse_strictly(line)
         if not fits(entry, ENTRY):
             problem = "is not an entry"
         elif entry["schema"] != 1:
@@ -200,7 +199,7 @@ def _read_small(path: str) -> Optional[bytes]:
 
 def _parsed(data: Optional[bytes]) -> Any:
     try:
-        return json.loads((data or b"").decode("utf-8"))
+        return provenance.parse_strictly(data or b"")
     except (ValueError, RecursionError):
         return None
 

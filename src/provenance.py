@@ -37,7 +37,33 @@ class NoStatement(Exception):
     """A run of which no statement can be made; str() says why, and names the record that is missing."""
 
 
-# --- forms -----------------------------------------------------------------------------------------------------------
+# --- JSON and forms -----------------------------------------------------------------------------------------------------------
+
+def parse_strictly(data: bytes) -> Any:
+    """Return the JSON value of UTF-8 text in which no name stands twice in an object and each number is one.
+
+    What two readers may take for two different things proves nothing. Raises: ValueError, RecursionError.
+    """
+    return json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
+
+
+def _unique(pairs: List[Tuple[str, Any]]) -> Json:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a name stands in an object twice")
+    return value
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError("%s is no number" % constant)      # NaN and the like are no JSON
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        _refuse(text)
+    return value
+
 
 def fits(value: Any, form: Any) -> bool:
     """Tell whether a JSON value has a form.
@@ -62,9 +88,10 @@ def fits(value: Any, form: Any) -> bool:
 FILE = {"path": str, "sha256": DIGEST}
 SIZED = {"path": str, "sha256": DIGEST, "bytes": int}
 PAIRS = [(str, DIGEST)]
-KEY_PARTS = {"outputDir": str, "processor": FILE, "modules?": PAIRS, "inputs?": PAIRS, "watch?": PAIRS, "args?": [str], "params?": str}
+KEY_PARTS = {"outputDir": str, "processor": FILE, "modules?": PAIRS, "inputs?": PAIRS, "watch?": PAIRS, "args?": [str], "params?": str,
+             "tasks?": {"sha256": DIGEST}}
 STAGE = {"stage": str, "status": str, "key?": frozenset([str, None]), "keyParts?": KEY_PARTS,
-         "inputs?": [FILE], "outputs?": [SIZED], "logs?": [SIZED],
+         "inputs?": [FILE], "outputs?": [SIZED], "logs?": [SIZED], "tasks?": {"outputs?": int, "outputBytes?": int, "outputsSha256?": DIGEST},
          "madeBy?": {"runId": frozenset([str, None]), "invocation": frozenset([int, None])}}
 WHEN = frozenset([TIME, None])
 RECORD = {"schema": int, "runId": str, "invocation": int, "pipeline": str, "state": str, "runHash": DIGEST, "stages": [STAGE],
@@ -105,8 +132,12 @@ def run_key(record: Json) -> RunKey:
 
 def pruned_runs(entries: Iterable[Json]) -> Dict[RunKey, int]:
     """Return {run whose record gc has removed: number of the ledger's entry that says so}."""
-    listed = [(entry["seq"], one) for entry in entries if entry["event"] == "gc" for one in entry.get("removed") or ()]
+    listed = [(entry["seq"], one) for entry in entries if entry["event"] == "gc" for one in _listed(entry.get("removed"))]
     return {(one[0], one[1]): seq for seq, one in listed if isinstance(one, list) and len(one) == 3 and isinstance(one[0], str) and isinstance(one[1], int)}
+
+
+def _listed(value: Any) -> List[Any]:
+    return value if isinstance(value, list) else []
 
 
 def makers(record: Json) -> Dict[str, RunKey]:
@@ -237,13 +268,9 @@ def _definition(record: Json, work: List[Tuple[Json, Json]], subject: List[Json]
 
 def _params(text: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError):
         return text
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(constant)      # NaN and the like are no JSON
 
 
 def _dependencies(record: Json, work: List[Tuple[Json, Json]], subject: List[Json]) -> List[Json]:

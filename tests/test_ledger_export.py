@@ -599,7 +599,19 @@ def relist(folder, with_head=True):
     last = entries_of(folder / "ledger" / "ledger.jsonl")[-1]
     if with_head:
         manifest["head"], manifest["headHash"] = head_text(last), last["hash"]
+        check = read_check(folder, manifest)
+        if check.is_complete:
+            manifest.update(evidence_verify._facts(check))
     path.write_bytes(json.dumps(manifest).encode("utf-8"))
+
+
+def read_check(folder, manifest):
+    """Return what evidence_verify finds out from the ledger and the records alone."""
+    check = evidence_verify.Check(evidence_verify.Folder(str(folder)))
+    check.manifest = manifest
+    evidence_verify._check_ledger(check)
+    evidence_verify._check_records(check)
+    return check
 
 
 def rewrite(path, change):
@@ -661,7 +673,12 @@ CAREFUL = {
     "a further log": (lambda f: (f / "logs/a/s1.2.log").write_bytes(b"x"), {("UNLISTED", "logs/a/s1.2.log")}),
     "a further record": (lambda f: shutil.copy(str(f / "records/run_a.json"), str(f / "records/run_q.json")), {("RENAMED", "records/run_q.json")}),
     "a removed entry": (lambda f: drop_line(f, 2), {("DELETED", "ledger/ledger.jsonl:3")}),
-    "the first entry removed": (lambda f: drop_line(f, 0), set()),
+    "the first entry removed": (lambda f: drop_line(f, 0), {("TRUNCATED", "ledger/ledger.jsonl")}),
+    "a stage record in another's place": (lambda f: shutil.copy(str(f / "records/stage_s1.json"), str(f / "records/stage_s2.json")), {("EDITED", "records/stage_s2.json")}),
+    "a removed stage record": (lambda f: remove_listed(f, "records/stage_s1.json"), {("DELETED", "records/stage_s1.json")}),
+    "a removed statement": (lambda f: remove_listed(f, "in-toto.json"), {("DELETED", "in-toto.json")}),
+    "a file of no kind": (lambda f: (f / "approval.txt").write_bytes(b"all is well"), {("UNLISTED", "approval.txt")}),
+    "a record with a name twice": (lambda f: edit(f / "records/run_b.json", b'"host"', b'"state": "completed", "host"'), {("MALFORMED", "records/run_b.json")}),
     "swapped entries": (swap_lines, {("REORDERED", "ledger/ledger.jsonl:3")}),
     "an entry": (lambda f: edit_entry(f, False), {("EDITED", "ledger/ledger.jsonl:2")}),
     "an entry with its hash": (lambda f: edit_entry(f, True), {("EDITED", "ledger/ledger.jsonl:3")}),
@@ -676,6 +693,39 @@ def test_what_stands_in_the_ledger_cannot_be_edited_along_with_the_list(case, un
     relist(unpacked)
     findings, _ = found_in(unpacked)
     assert expected <= findings and bool(expected) == bool(findings), findings
+
+
+@pytest.mark.parametrize("excuse", [False, True])
+def test_only_the_ledger_can_say_that_gc_has_removed_a_record(unpacked, excuse):
+    (unpacked / "records/run_a.json").unlink()
+    relist(unpacked)
+    if excuse:
+        missing = {"path": "", "source": "run a (invocation 1)", "sha256": "", "kind": "", "reason": "its record was pruned by gc, as the ledger says"}
+        rewrite(unpacked / "evidence.json", lambda one: one["missing"].append(missing))
+    assert ("DELETED", "records/run_a.json") in found_in(unpacked)[0]
+
+
+@pytest.mark.parametrize("name, value", [("invocation", 1), ("pipeline", "other"), ("runHash", "0" * 64), ("runs", []), ("ledger", {"firstSeq": 2, "lastSeq": 3})])
+def test_what_the_list_says_of_the_run_is_what_the_records_say(unpacked, name, value):
+    rewrite(unpacked / "evidence.json", lambda one: one.update({name: value}))
+    assert found_in(unpacked)[0] == {("EDITED", "evidence.json")}
+
+
+@pytest.mark.parametrize("closed", ["pipe"] + ["full"] * os.path.exists("/dev/full"))
+@pytest.mark.parametrize("more, code", [(0, 2), (300, 5)])
+def test_a_report_that_cannot_be_printed_is_told_in_a_line(unpacked, closed, more, code):
+    for number in range(more):
+        (unpacked / ("more%d" % number)).touch()
+    words = [sys.executable, str(ROOT / "src" / "evidence_verify.py"), str(unpacked)]
+    if closed == "pipe":
+        reader, writer = os.pipe()
+        os.close(reader)
+    else:
+        writer = os.open("/dev/full", os.O_WRONLY)
+    done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    os.close(writer)
+    told = done.stderr.decode("utf-8")
+    assert done.returncode == code and told.startswith("verify: standard output: ") and told.count("\n") == 1, told
 
 
 def test_the_head_that_the_list_names_is_that_of_the_excerpt(unpacked):
@@ -716,10 +766,7 @@ def rehash(folder, key=None):
 
 def restate(folder):
     """Make in-toto.json anew from the records."""
-    check = evidence_verify.Check(evidence_verify.Folder(str(folder)))
-    check.manifest = json.loads((folder / "evidence.json").read_bytes().decode("utf-8"))
-    evidence_verify._check_ledger(check)
-    evidence_verify._check_records(check)
+    check = read_check(folder, json.loads((folder / "evidence.json").read_bytes().decode("utf-8")))
     latest = max(key for key in check.records if key[0] == check.manifest["runId"])
     entry = [one for one in check.entries if one["event"] == "end" and (one["runId"], one["invocation"]) == latest][0]
     value = evidence_verify.statement(check.records[latest], check.records, check.files, entry, hashlib.sha256(check.lines[entry["seq"]]).hexdigest())
@@ -1134,3 +1181,31 @@ def test_no_content_of_any_kind_breaks_the_verifier(name, unpacked):
                 pass                    # too odd to be made consistent
         report = evidence_verify.verify(str(unpacked))
         assert isinstance(report.findings, list)
+
+
+FORMS = {
+    "tasks of a stage": lambda one: one.update(tasks=[1]),
+    "tasks of a key": lambda one: one["keyParts"].update(tasks="none"),
+    "a parameter that is no number": lambda one: one["keyParts"].update(params='{"rate": 1e999}'),
+}
+
+
+@pytest.mark.parametrize("case", sorted(FORMS))
+def test_records_of_another_form_are_told_in_a_line(case, unpacked):
+    rewrite(unpacked / "records/run_a.json", lambda record: [FORMS[case](one) for one in record["stages"] if "keyParts" in one])
+    rehash(unpacked)
+    relist(unpacked)
+    kinds = {kind for kind, _ in found_in(unpacked)[0]}
+    assert kinds and kinds <= {"MALFORMED", "EDITED", "DELETED", "UNLISTED"}
+
+
+@pytest.mark.parametrize("entry", [{"event": "accept", "stage": [1]}, {"event": "gc", "removed": 5}])
+def test_entries_of_another_form_are_no_crash(unpacked, entry):
+    ledger = unpacked / "ledger/ledger.jsonl"
+    last = entries_of(ledger)[-1]
+    new = dict(last, seq=last["seq"] + 1, prevHash=last["hash"], **entry)
+    new.pop("runHash", None)
+    new["hash"] = entry_hash(new)
+    ledger.write_bytes(ledger.read_bytes() + entry_line(new))
+    relist(unpacked)
+    found_in(unpacked)

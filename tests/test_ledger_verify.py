@@ -1159,3 +1159,18 @@ def test_the_work_grows_with_the_number_of_runs_and_no_faster(tmp_path, spoil):
             path.write_bytes(b"".join(reversed(path.read_bytes().splitlines(True))))
         counts.append(calls(root))
     assert counts[1] < 2.3 * counts[0], counts
+
+
+def test_a_link_among_the_outputs_is_what_was_recorded_while_it_leads_there(project):
+    if sys.platform == "win32":
+        pytest.skip("links need a privilege")
+    project.write("data/in.txt", "x")
+    body = "open(out + '/real', 'w').close()\nos.path.lexists(out + '/name') or os.symlink('real', out + '/name')\nos.path.lexists(out + '/away') or os.symlink('/nowhere/else', out + '/away')\n"
+    project.spec({"name": "s1", "processor": project.processor("p", body), "inputs": ["data/in.txt"], "outputDir": "data/s1"})
+    project.ok()
+    project.ok("verify", "--outputs")
+    for name in ("name", "away"):
+        os.unlink(str(project.path("data/s1/" + name)))
+        os.symlink("other", str(project.path("data/s1/" + name)))
+        done = project.run("verify", "--outputs")
+        assert done.code == 5 and "[OUTPUT-CHANGED] data/s1/%s: " % name in done.out and "Traceback" not in done.out, done
