@@ -790,6 +790,7 @@ class Verification:
         self.last_begin: Dict[str, Tuple[int, RunKey]] = {}
         self.skips: Dict[Tuple[str, str, int, str, str], str] = {}
         self.missing_logs = 0
+        self.task_logs: Dict[str, Dict[str, str]] = {}          # stage -> {run, as task logs name it: the sealed lines that it wrote}
         self.pruned: Dict[RunKey, str] = {}             # run -> digest of its record, which gc has removed
         self.pruned_met = 0
         self.cleaned: Dict[Tuple[RunKey, str], Any] = {}        # (run, stage) -> paths that clean has kept
@@ -827,6 +828,7 @@ class Verification:
         self._check_runs(records)
         self._check_skips()
         self._check_stages()
+        self._check_task_logs()
         if self.with_outputs:
             self._check_outputs()
         for run in self.open:
@@ -1142,6 +1144,8 @@ class Verification:
             try:
                 if digest_of(path) != (log["bytes"], log["sha256"]):
                     self.find("EDITED", log["path"], "the log is not the one that %s names" % name, run)
+                elif log["path"].endswith("/%s.tasks.jsonl" % one["stage"]):
+                    self.task_logs.setdefault(one["stage"], {})["%s/%d" % run] = path
             except FileNotFoundError:
                 self.missing_logs += 1
             except Unreadable as error:
@@ -1182,6 +1186,28 @@ class Verification:
         gone = sorted(stage for stage in made if "stage_%s.json" % stage not in self.names)
         if gone:
             self.notes.append("no stage record of %s: reset, or removed; the run records tell all the same" % names_text(gone))
+
+    def _check_task_logs(self) -> None:
+        """What a task log says of a task is what the run that it names wrote, as far as that run's lines are still there."""
+        if not self.task_logs:
+            return                      # then this verifier needs no more than its own files
+        import task_log
+        runs = {"%s/%d" % run: run for run in list(self.ends) + list(self.open)}
+        for stage, sealed in sorted(self.task_logs.items()):
+            name = "state/" + task_log.log_name(stage)
+            try:
+                strange = task_log.strange_lines(self.folder.path(name), sealed, lambda text, stage=stage: self._is_accepted_after(stage, runs.get(text)))  # type: ignore[misc]
+            except FileNotFoundError:
+                continue                # reset, or of a runner that chunked and tidied
+            except (OSError, ValueError, Unreadable, task_log.Damaged) as error:
+                self.find("MALFORMED", name, "it %s" % error, ("", 0))
+                continue
+            for task, text, is_sealed in strange:
+                if is_sealed or text not in runs:
+                    self.find("EDITED", name, "the line of task %s is not what run %s wrote" % (task, text), runs.get(text))
+
+    def _is_accepted_after(self, stage: str, run: Optional[RunKey]) -> bool:
+        return run in self.ends and any(entry.seq > self.ends[run].seq and entry.accept[0] == stage for entry in self.accepts)
 
     def _stage_problem(self, stage: str, record: Json, run: RunKey) -> Optional[Tuple[str, str]]:
         """Return (kind, what is wrong) with a stage record beside the records of the runs, None if nothing is."""
@@ -1256,7 +1282,8 @@ class Verification:
                 full = made.folder + "/" + path
                 owners[full] = max(owners.get(full, (0, 0, "", run, "")), (made.end, size, digest, run, stage))
         for path, (_, size, digest, run, stage) in sorted(owners.items()):
-            if (run, stage) in self.cleaned and path not in self.cleaned[run, stage]:
+            is_cleaned = (run, stage) in self.cleaned and path not in self.cleaned[run, stage]
+            if is_cleaned and not os.path.lexists(os.path.join(self.folder.root, path)):
                 self.cleaned_met += self.concerns(run)
             elif self.concerns(run):
                 self._check_output(path, (size, digest), run, stage)

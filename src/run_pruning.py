@@ -59,19 +59,18 @@ def read_history(store: StateStore) -> History:
     for number, line in _lines(store.path(NAME)):
         try:
             entry = json.loads(line.decode("utf-8"))
-            is_next = entry["hash"] == entry_hash(entry) and (entry["seq"], entry["prevHash"]) == (last["seq"] + 1, last["hash"])
-        except (ValueError, TypeError, KeyError, RecursionError):
-            is_next = False
-        if not is_next:
-            raise StateError("state/%s:%d: the entry is not the one that follows; nothing is pruned: `verify` tells more" % (NAME, number))
-        run = (entry["runId"], entry["invocation"])
-        if entry["event"] == "end" and not name_problem(run[0]) and state_store.is_integer(run[1]):
-            ends[run] = entry
-        elif entry["event"] == "gc":
-            pruned.update({(one[0], one[1]): one[2] for one in entry["removed"]})
-        if entry["event"] in ("begin", "end"):
-            newest[run[0]] = max(run[1], newest.get(run[0], 0))
-        last = entry
+            if entry["hash"] != entry_hash(entry) or (entry["seq"], entry["prevHash"]) != (last["seq"] + 1, last["hash"]):
+                raise ValueError("it follows another one")
+            run = (entry["runId"], entry["invocation"])
+            if entry["event"] == "end" and not name_problem(run[0]) and state_store.is_integer(run[1]):
+                ends[run] = entry
+            elif entry["event"] == "gc":
+                pruned.update({(one[0], one[1]): one[2] for one in entry["removed"]})
+            if entry["event"] in ("begin", "end"):
+                newest[run[0]] = max(run[1], newest.get(run[0], 0))
+            last = dict(entry, open=dict(entry["open"]))
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError):
+            raise StateError("state/%s:%d: the entry is not the one that follows; nothing is pruned: `verify` tells more" % (NAME, number)) from None
     return History(ends, frozenset(last["open"]), {run: digest for run, digest in pruned.items() if run in ends}, newest)
 
 
@@ -129,10 +128,11 @@ def makers_of_runs(store: StateStore, history: History, runs: Iterable[RunKey]) 
     found: Set[RunKey] = set()
     for run in runs:
         _, record = _found(store, run, history.ends[run])
-        for one in record.get("stages", []) if record is not None else []:
-            maker = one.get("madeBy")
-            if isinstance(maker, dict):
-                found.add((str(maker.get("runId")), int(maker.get("invocation") or 0)))
+        stages = record.get("stages") if record is not None else None
+        for one in stages if isinstance(stages, list) else []:
+            maker = one.get("madeBy") if isinstance(one, dict) else None
+            if isinstance(maker, dict) and state_store.is_integer(maker.get("invocation")):
+                found.add((str(maker.get("runId")), maker["invocation"]))
     return found
 
 

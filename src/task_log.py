@@ -19,7 +19,7 @@ from primitives import open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
+    from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
     Json = Dict[str, Any]
 
 SCHEMA_VERSION = 1
@@ -103,7 +103,12 @@ def salvaged(path: str, stage: str) -> TaskLog:
     log = TaskLog(os.path.dirname(path), stage)
     with open(path, "rb") as file:
         lines = [line[:-1] for line in file.read().splitlines(True) if line.endswith(b"\n") and is_whole(line[:-1])]
-    _add_entries(log.entries, [line for line in lines if line.startswith(b'{"task":')])
+    for line in lines:
+        if line.startswith(b'{"task":'):
+            try:
+                _add_entries(log.entries, [line])
+            except Damaged:
+                pass                        # whole, but of another form
     return log
 
 
@@ -113,9 +118,12 @@ def _add_entries(entries: Dict[str, Entry], lines: List[bytes]) -> None:
     for one in json.loads(b"[" + b",".join(lines) + b"]"):
         if "task" not in one:
             raise Damaged("a line tells of no task: %s" % str(one)[:80])       # the header once more, where logs were put together
-        status, run = (same.setdefault(one[name], one[name]) for name in ("status", "run"))
-        entries[one["task"]] = Entry(one["task"], one["key"], status, tuple(map(tuple, one["outputs"])), one["counts"] or none,
-                                     one["bytes_in"], one["attempts"], one["duration_ms"], one["error"], run)
+        try:
+            status, run = (same.setdefault(one[name], one[name]) for name in ("status", "run"))
+            entries[one["task"]] = Entry(one["task"], one["key"], status, tuple(map(tuple, one["outputs"])), one["counts"] or none,
+                                         one["bytes_in"], one["attempts"], one["duration_ms"], one["error"], run)
+        except (KeyError, TypeError):
+            raise Damaged("a line is of another form: %s" % str(one)[:80]) from None
 
 
 class TaskLog:
@@ -218,3 +226,31 @@ def find_outputs(folder: str, stage: str) -> Optional[List[Tuple[str, int, str]]
 def outputs_of(entries: Dict[str, Entry]) -> List[Tuple[str, int, str]]:
     """Return the outputs of all tasks that ended well."""
     return [output for entry in entries.values() if entry.status in GOOD for output in entry.outputs]
+
+
+def strange_lines(path: str, sealed: Dict[str, str], is_accepted: Callable[[str], bool]) -> List[Tuple[str, str, bool]]:
+    """Return [(task, run, whether the run has a sealed log)] of the lines of a log that no sealed one has.
+
+    sealed: {run, as lines name it: the lines that it wrote, as a file which a record commits}. Left out are lines without a key,
+    for their task is done anew, and lines that a crash has damaged, for the runner believes none. The key may be another one for
+    runs of which is_accepted() says so. Raises: Damaged, OSError, ValueError.
+    """
+    known: Set[bytes] = set()
+    for one in sealed.values():
+        with open_file(one) as file:
+            known.update(file.read().splitlines(True))
+    with open_file(path) as file:
+        others = [line for line in file.read().splitlines(True)[1:] if line not in known and is_whole(line[:-1])]
+    plain = {_without_key(line) for line in known} if others else set()
+    found = []
+    for line in others:
+        value = json.loads(line)
+        if not isinstance(value, dict) or not isinstance(value.get("run"), str) or not isinstance(value.get("task"), str):
+            raise Damaged("a line is of another form: %s" % str(value)[:80])
+        if value.get("key") != "" and not (is_accepted(value["run"]) and _without_key(line) in plain):
+            found.append((value["task"], value["run"], value["run"] in sealed))
+    return found
+
+
+def _without_key(line: bytes) -> str:
+    return json.dumps(dict(json.loads(line), key="", sum=""), sort_keys=True)

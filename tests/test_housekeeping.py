@@ -520,3 +520,55 @@ def test_clean_is_refused_while_a_run_is_at_work_that_counts_on_the_outputs(proj
     assert process.returncode == 0 and project.exists("data/a/o.txt") and project.exists("data/a/.a.done")
     project.ok("clean", "a", "--yes")
     assert not project.exists("data/a/o.txt")
+
+
+def test_a_file_in_the_place_of_a_cleaned_output_is_compared(project):
+    copying(project)
+    project.ok()
+    was = project.read("data/one/a.txt")
+    project.ok("clean", "one", "--yes")
+    project.write("data/one/a.txt", was)
+    assert project.run("verify", "--outputs").code == 0
+    project.write("data/one/a.txt", "made up")
+    done = project.run("verify", "--outputs")
+    assert done.code == 5 and "[OUTPUT-CHANGED] data/one/a.txt" in done.out and "1 output was removed by clean" in done.out, done
+
+
+def with_entry(project, **values):
+    """Change the last entry of the ledger as somebody would who knows how its hash is made."""
+    path = project.path("state/ledger.jsonl")
+    *lines, last = path.read_bytes().splitlines(True)
+    entry = dict(json.loads(last.decode("utf-8")), **values)
+    entry["hash"] = ledger_format.entry_hash(entry)
+    path.write_bytes(b"".join(lines) + ledger_format.entry_line(entry))
+
+
+@pytest.mark.parametrize("values", [{"event": "gc", "removed": 5}, {"event": "gc", "removed": [[1]]}, {"event": "gc"}, {"open": 5}, {"runId": [1]}, {"invocation": "x"}])
+def test_gc_prunes_nothing_of_a_ledger_of_another_form(project, values):
+    copying(project)
+    project.ok("--run-id", "r")
+    with_entry(project, **values)
+    done = project.run("gc", "--keep-runs", "0")
+    assert done.code == 5 and "state/ledger.jsonl:2: " in done.err and "Traceback" not in done.err, done
+
+
+@pytest.mark.parametrize("values", [{"lastDurationSec": float("nan")}, {"lastDurationSec": float("inf")}])
+def test_a_stage_record_with_odd_numbers_is_no_crash(project, values):
+    copying(project)
+    project.ok("--run-id", "r")
+    project.write("state/stage_one.json", json.dumps(dict(project.json("state/stage_one.json"), **values)))
+    for command in (("gc", "--keep-runs", "1"), ("status", "--json"), ("status",), ("plan",), ("history",)):
+        done = project.run(*command)
+        assert done.code in (0, 2, 5) and "Traceback" not in done.out + done.err, done
+
+
+@pytest.mark.parametrize("stages", [5, [5], [{"madeBy": {"invocation": "x"}}]])
+def test_gc_of_a_record_of_another_form_is_no_crash(project, stages):
+    copying(project)
+    project.ok("--run-id", "r")
+    record = dict(project.json("state/run_r.json"), stages=stages)
+    record["runHash"] = ledger_format.run_hash(record)
+    project.write("state/run_r.json", json.dumps(record))
+    with_entry(project, runHash=record["runHash"])
+    done = project.run("gc", "--keep-runs", "1")
+    assert done.code in (0, 5) and "Traceback" not in done.out + done.err, done

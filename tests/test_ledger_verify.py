@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+import zlib
 import time
 from collections import namedtuple
 from pathlib import Path
@@ -20,6 +21,7 @@ sys.path.insert(0, str(ROOT / "tests" / "drivers"))
 import history  # noqa: E402
 import ledger_format  # noqa: E402
 import ledger_verify  # noqa: E402
+import task_log  # noqa: E402
 from ledger_format import entry_hash, entry_line, head_text, parse_key, run_hash  # noqa: E402
 from model import UsageError  # noqa: E402
 
@@ -1174,3 +1176,59 @@ def test_a_link_among_the_outputs_is_what_was_recorded_while_it_leads_there(proj
         os.symlink("other", str(project.path("data/s1/" + name)))
         done = project.run("verify", "--outputs")
         assert done.code == 5 and "[OUTPUT-CHANGED] data/s1/%s: " % name in done.out and "Traceback" not in done.out, done
+
+
+def tasks_of(project):
+    """A stage of two tasks, run twice; the second time one of them."""
+    project.write("data/in/a.txt", "a")
+    project.write("data/in/b.txt", "b")
+    project.spec({"name": "s1", "processor": project.processor("p", "open(out + '/' + os.path.basename(inputs[0]), 'w').write(open(inputs[0]).read())\n"),
+                  "forEach": "data/in/*.txt", "outputDir": "data/s1"})
+    project.ok("--run-id", "r1")
+    project.write("data/in/b.txt", "bb")
+    project.ok("--run-id", "r2")
+
+
+def change_task(project, task, **values):
+    """Change the lines of a task in the log as somebody would who has read task_log.py."""
+    path = "state/tasks_s1.jsonl"
+    head, *lines = project.path(path).read_bytes().splitlines(True)
+    entries = [json.loads(line) for line in lines]
+    for one in entries:
+        one.pop("sum")
+        one.update(values if one["task"] == task else {})
+    project.path(path).write_bytes(head + b"".join(task_log.line_of(task_log.Entry(**one)) for one in entries))
+
+
+@pytest.mark.parametrize("values", [{"key": "0" * 64}, {"counts": {"read": 9}}, {"status": "failed"}, {"run": "nobody/1"}, {"outputs": ()}])
+def test_a_line_of_the_task_log_is_what_its_run_wrote(project, values):
+    tasks_of(project)
+    assert "0 findings" in project.ok("verify").out or "ok" in project.ok("verify").out
+    change_task(project, "data/in/a.txt", **values)
+    done = project.run("verify")
+    assert done.code == 5 and "[EDITED] state/tasks_s1.jsonl: the line of task data/in/a.txt is not what run" in done.out, done
+
+
+def test_keys_that_were_accepted_or_taken_back_are_no_edits_of_the_task_log(project):
+    tasks_of(project)
+    change_task(project, "data/in/a.txt", key="", outputs=())
+    project.ok("verify")
+    tasks_of(project)
+    edited = project.path("bin/p.py").read_text(encoding="utf-8") + "# a comment\n"
+    project.write("bin/p.py", edited)
+    project.ok("accept", "s1", "--reason", "a comment")
+    project.ok("verify", "--outputs")
+    change_task(project, "data/in/a.txt", status="failed")
+    assert project.run("verify").code == 5
+    project.path("state/tasks_s1.jsonl").unlink()
+    project.ok("verify")
+
+
+@pytest.mark.parametrize("body", [b'{"task":[1]', b'{"task":"x","status":"ok","run":"r","key":"","outputs":5,"counts":{},"bytes_in":0,"attempts":1,"duration_ms":1,"error":""'])
+def test_a_task_log_of_another_form_is_told_in_a_line(project, body):
+    tasks_of(project)
+    head = project.path("state/tasks_s1.jsonl").read_bytes().splitlines(True)[0]
+    project.path("state/tasks_s1.jsonl").write_bytes(head + body + task_log.SUM % zlib.crc32(body) + b"\n")
+    for command in (("verify",), ("plan",), ("--run-id", "r3")):
+        done = project.run(*command)
+        assert done.code in (0, 5) and "Traceback" not in done.out + done.err, done

@@ -477,8 +477,8 @@ def test_a_task_whose_output_was_taken_is_not_up_to_date_when_its_file_is_again_
 
 
 def test_part_files_of_the_kit_and_what_was_there_before_are_not_told_of():
-    before = stage_outputs.Folder({}, ["old.part"], {".old": [1], ".changed": [1]})
-    now = stage_outputs.Folder({}, ["d/x~other~1f.part", "new.part", "old.part"], {".old": [1], ".changed": [2], "d/.new": [1]})
+    before = stage_outputs.Folder({}, ["old.part"], {".old": [1], ".changed": [1]}, [])
+    now = stage_outputs.Folder({}, ["d/x~other~1f.part", "new.part", "old.part"], {".old": [1], ".changed": [2], "d/.new": [1]}, [])
     assert stage_outputs.no_outputs(before, now) == [".changed", "d/.new", "new.part"]
 
 
