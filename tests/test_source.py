@@ -24,8 +24,8 @@ STDLIB_3_8 = frozenset("""
     posixpath ntpath pprint py_compile pwd queue random re resource runpy secrets select selectors shlex shutil signal sqlite3 stat statistics string struct
     subprocess symtable sys sysconfig syslog tarfile tempfile textwrap threading time timeit token tokenize trace traceback tracemalloc types typing
     unicodedata unittest uuid warnings weakref winreg xml zipfile zipimport zlib""".split())
-# The interpreter's own modules, for speed: one digest, asked for by version with hashlib behind it; the node types of ast.
-PRIVATE = {"primitives.py": {"_sha2", "_sha256", "_json", "_hashlib"}, "processor_kit.py": {"_sha2", "_sha256"}, "import_scan.py": {"_ast"}, "pipeline_runner.py": {"_signal"}, "commands.py": {"_signal"}, "path_signs.py": {"_signal", "_operator"}}
+# The interpreter's own modules, for speed: one digest, asked for by version with hashlib behind it; the node types of ast; a lock.
+PRIVATE = {"primitives.py": {"_sha2", "_sha256", "_json", "_hashlib"}, "processor_kit.py": {"_sha2", "_sha256", "_thread"}, "import_scan.py": {"_ast"}, "pipeline_runner.py": {"_signal"}, "commands.py": {"_signal"}, "path_signs.py": {"_signal", "_operator"}}
 POSIX_ONLY = frozenset("fcntl resource pwd grp termios tty pty syslog posix".split())
 WINDOWS_ONLY = frozenset("msvcrt winreg _winapi nt winsound".split())
 # Costly at start-up: not on the way of a run in which nothing changed.

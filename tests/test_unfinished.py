@@ -385,3 +385,54 @@ def test_a_way_to_handle_errors_is_asked_only_where_there_is_one(root):
               "lines(str.upper, 'p.txt', encoding='latin-1', errors='xmlcharrefreplace')\n", **STAGES["stage"])
     root.ok()
     assert root.read("data/s1/o.txt") == root.read("data/s1/p.txt") == "FIRST\n"
+
+
+@pytest.mark.parametrize("body", [
+    "lines(str.upper, 'a.rejects.jsonl')\nlines(str.lower, 'a')\n",
+    "copy_files()\nlines(str.lower, 'a')\n",
+    "with open_output('./a.rejects.jsonl') as file:\n    file.write('mine')\nlines(str.lower, 'a')\n",
+], ids=["lines before", "a copy", "a name with a dot"])
+def test_what_this_processor_has_made_itself_is_no_old_rejects(root, body):
+    root.write("data/in/a.rejects.jsonl", "first\n")
+    root.write("data/in/b", "first\n")
+    kit(root, body, checkpoint={"enabled": False}, inputs=["data/in/b", "data/in/a.rejects.jsonl"])
+    root.ok()
+    assert root.exists("data/s1/a") and root.exists("data/s1/a.rejects.jsonl")
+    kit(root, "lines(str.lower, 'a')\n", checkpoint={"enabled": False}, inputs=["data/in/b"])
+    root.ok()
+    assert not root.exists("data/s1/a.rejects.jsonl")       # that of an earlier run goes
+
+
+@posix_only
+def test_a_second_call_is_made_when_a_kill_comes_right_after_the_first(root):
+    body = "lines(str.upper, 'o.txt')\nif not os.path.exists('data/killed'):\n    open('data/killed', 'w').close()\n    os.kill(os.getppid(), 9)\n    os.kill(os.getpid(), 9)\nlines(str.lower, 'o.txt')\n"
+    root.write("data/in/a.txt", "Aa\n")
+    kit(root, body, checkpoint=CHECKPOINT, **STAGES["stage"])
+    assert root.run().code == -9
+    assert "[RESUME] s1" in root.ok().out
+    assert root.read("data/s1/o.txt") == "aa\n"
+
+
+def test_an_input_whose_name_begins_like_an_option_is_no_argument(root):
+    root.write("-x.txt", "x\n")
+    kit(root, "with open_output('o.txt') as file:\n    file.write(repr((arguments(), inputs())))\n", inputs=["-x.txt", "data/in/a.txt"], args=["--flag"])
+    root.ok()
+    assert root.read("data/s1/o.txt") == "(['--flag'], ['-x.txt', 'data/in/a.txt'])"
+
+
+@posix_only
+@pytest.mark.parametrize("call", ["lines(str.upper, 'o.txt')", "copy_files()"])
+def test_a_signal_while_the_outputs_are_published_ends_the_processor_behind_them(root, call):
+    body = ("import processor_kit, signal\nreplace = processor_kit._replace\ndef interrupted(source, target):\n    replace(source, target)\n"
+            "    os.kill(os.getpid(), signal.SIGTERM)\nprocessor_kit._replace = interrupted\n%s\nopen('data/after', 'w').close()\n" % call)
+    kit(root, body, checkpoint={"enabled": False}, **STAGES["stage"])
+    done = root.run()
+    assert done.code == 1 and "exit code 143" in done.out and not root.exists("data/after"), done
+
+
+def test_lines_of_many_threads_may_write_their_checkpoints(root):
+    root.write("data/in/a.txt", "".join("line %d\n" % number for number in range(300)))
+    kit(root, "from concurrent.futures import ThreadPoolExecutor\ndef one(number):\n    lines(str.upper, 'o%d.txt' % number)\n"
+              "with ThreadPoolExecutor(8) as pool:\n    list(pool.map(one, range(24)))\n", checkpoint=CHECKPOINT, **STAGES["stage"])
+    root.ok()
+    assert {root.read("data/s1/o%d.txt" % number) for number in range(24)} == {root.read("data/in/a.txt").upper()}

@@ -34,8 +34,10 @@ and 130 SIGINT (block finished, checkpoint written).
 """
 from __future__ import annotations
 
+import _thread
 import codecs
 import io
+import itertools
 import json
 import os
 import signal
@@ -203,7 +205,8 @@ def _split_arguments() -> Tuple[List[str], List[str]]:
     """Return (arguments, inputs); by hand, options or all before "--" are arguments and the rest are inputs."""
     given, listed = sys.argv[1:], _input_list()
     if listed is not None:
-        fits = len(given) >= len(listed) and given[len(given) - len(listed):] == listed
+        last = given[len(given) - len(listed):]     # "-x" is given as "./-x", so that nobody takes it for an option
+        fits = len(given) >= len(listed) and all(one in (path, "./" + path) for one, path in zip(last, listed))
         return (given[:len(given) - len(listed)] if fits else given), listed
     if "--" in given:
         cut = given.index("--")
@@ -366,8 +369,16 @@ def _write_all(descriptor: int, data: bytes, path: str) -> None:
         raise _trouble("write", path, error) from error
 
 
+_writing: Dict[int, Any] = {}       # process -> the lock of its threads: a forked child must not wait for one that it does not have
+
+
 def _write_progress(path: str, record: Dict[str, Any], durable: bool = True) -> None:
     """Replace the progress file, or that of the counts: old or new as a whole; with *durable* on the disk on return."""
+    with _writing.setdefault(os.getpid(), _thread.allocate_lock()):
+        _replace_progress(path, record, durable)
+
+
+def _replace_progress(path: str, record: Dict[str, Any], durable: bool) -> None:
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, ".%s.tmp" % name)
     _remove(temporary)                                      # a leftover of a kill; O_EXCL then refuses planted links
@@ -482,7 +493,7 @@ class _Writer:
         self.thread.join()
 
 
-_opened: Set[str] = set()       # outputs that this process has published by open_output()
+_made: Set[str] = set()         # outputs that this process has published
 
 
 def _vouch_whole(name: str, part: str) -> None:
@@ -594,7 +605,7 @@ def _check_output_name(name: str, platform: str = sys.platform) -> str:
     pieces = (name.replace("\\", "/") if is_windows else name).split("/")
     if not name or os.path.isabs(name) or is_windows and ":" in name or ".." in pieces or "" in pieces or pieces[-1] == "." or "\0" in name or not _is_encodable(name):
         raise _Problem("output name %r must be a path below the output directory" % name)
-    return "/".join(pieces)
+    return "/".join(piece for piece in pieces if piece != ".")
 
 
 def _is_encodable(name: str) -> bool:
@@ -974,12 +985,15 @@ def _publish(folder: str, publish: Dict[str, str], output: str, is_begun: bool =
         if not is_begun or os.path.lexists(os.path.join(folder, name)):
             _replace(os.path.join(folder, name), os.path.join(folder, final))
     rejects = os.path.join(folder, _rejects_name(output))
-    if _rejects_name(output) not in (*publish.values(), *_opened) and os.path.lexists(rejects):      # with a name that is too long there are none
+    if _rejects_name(output) not in (*publish.values(), *_made) and os.path.lexists(rejects):      # with a name that is too long there are none
         _remove(rejects)
     _sync_folder(os.path.dirname(os.path.join(folder, output)))
 
 
 # === 7. One run over the inputs ======================================================================================
+
+_calls = itertools.count()      # of lines() and blocks(): a checkpoint is of one of them
+
 
 class _Work:
     """A run of lines() or blocks(): position, parts, counts and checkpoints together."""
@@ -987,6 +1001,7 @@ class _Work:
     def __init__(self, function: Callable[[str], Any], output: str, one_to_one: bool, codec: _Codec, limit: int) -> None:
         self.function, self.one_to_one, self.codec = function, one_to_one, codec
         self.attempt = _Attempt()
+        self.call = next(_calls)
         self.output = _check_output_name(output)
         self.finals = (self.output, _rejects_name(self.output))
         self.source = _Source(_own_inputs(), limit)
@@ -1026,6 +1041,8 @@ class _Work:
             self._resume_by_hand(record["lineOffset"])
             return True
         _check_record(record, self.attempt, self.finals, self.source)
+        if record.get("call", 0) != self.call:
+            raise _Restart("the checkpoint is of another call of lines() or blocks()")
         if record.get("complete") is True or record.get("publishing") is True:
             self._complete(record)
             return False
@@ -1117,7 +1134,7 @@ class _Work:
         read = source.lines - source.repeated
         written = read - self.rejected if self.one_to_one else self.written
         found = {"schema": SCHEMA, "stage": self.attempt.stage, "key": self.attempt.key, "lineOffset": source.lines,
-                 "inputIndex": source.index, "byteOffset": source.offset,
+                 "call": self.call, "inputIndex": source.index, "byteOffset": source.offset,
                  "bytesTotal": sum(source.sizes), "bytesDone": source.bytes_done(),
                  "outputs": {part.name: part.size for part in parts}, "publish": {part.name: part.final for part in parts},
                  "digests": {part.name: part.digest.hexdigest() for part in parts if part.digest is not None},
@@ -1151,6 +1168,7 @@ class _Work:
             part.close()                        # Windows renames no open file
         for final, part in self.parts.items():
             _vouch_whole(final, part.path)
+        _made.add(self.output)              # not its rejects: those go when it is made anew
         _publish(self.attempt.folder, {part.name: part.final for part in self.parts.values()}, self.output)
         last = self.record(complete=True)
         self.saver.save(last, [])
@@ -1248,6 +1266,8 @@ def _run(feed: Callable[[_Work], None], function: Callable[[str], Any], output: 
             if work.signal:
                 work.stop()
             work.publish()
+        if work.signal:                         # while it was published: nothing more is begun
+            raise SystemExit(EXIT_SIGNAL + work.signal)
     except _Problem as problem:
         fail(str(problem))
     except SystemExit as end:
@@ -1461,6 +1481,8 @@ def _copy_all(attempt: _Attempt, paths: List[str], stop: _Signal) -> None:
         _copy_file(attempt, path, _spans([path], chunk) if chunk is not None else [(path, 0, sys.maxsize)], stop)
     if paths:
         _sync_folder(attempt.folder)
+    if stop.signal:
+        raise SystemExit(EXIT_SIGNAL + stop.signal)
 
 
 def _copy_file(attempt: _Attempt, path: str, spans: List[Tuple[str, int, int]], stop: _Signal) -> None:
@@ -1482,6 +1504,7 @@ def _copy_file(attempt: _Attempt, path: str, spans: List[Tuple[str, int, int]], 
             raise SystemExit(EXIT_SIGNAL + stop.signal)
         part.sync()
         part.close()
+        _made.add(name)
         _vouch_whole(name, part.path)
         _replace(part.path, part.target)
     except BaseException:
@@ -1567,7 +1590,7 @@ class open_output:
                 raise _trouble("write", self.part.path, error) from error
             self.part.sync()
             self.part.close()
-            _opened.add(self.part.final)
+            _made.add(self.part.final)
             _vouch_whole(self.part.final, self.part.path)
             _replace(self.part.path, self.part.target)
         except _Problem:
