@@ -586,15 +586,20 @@ def exit_text(code: Optional[int]) -> str:
     return "exit code %s" % code
 
 
+FORCE_S = 2.0           # what a killed process may take to be gone
+
+
 class Ending:
     """When and how an attempt is told to end: politely at its time limit or on a signal, by force after the grace.
 
-    A second signal (Ctrl-C again) is the end of the grace.
+    A second signal (Ctrl-C again) is the end of the grace. A fork server that does not tell of the end even then (its task may
+    have stopped it) is killed.
     """
 
     def __init__(self, launch: Launch, tree: Any, signals: Signals) -> None:
         self.launch, self.tree, self.signals = launch, tree, signals
         self.reason = ""
+        self.is_forced = False
         self.at: Optional[float] = None if launch.timeout_s is None else time.monotonic() + launch.timeout_s
 
     def seconds_left(self) -> Optional[float]:
@@ -612,8 +617,12 @@ class Ending:
             self.tree.ask_to_stop()
             self.at, is_late = time.monotonic() + self.launch.grace_s, False
         if self.reason and (is_late or self.signals.count > 1):
+            if self.is_forced and is_late and self.launch.server is not None:
+                self.launch.server.kill()
+            if is_late or not self.is_forced:
+                self.at = time.monotonic() + max(self.launch.grace_s, FORCE_S)
+            self.is_forced = True
             self.tree.end()
-            self.at = time.monotonic() + self.launch.grace_s
 
 
 def _read_some(reader: int, log: AttemptLog) -> bool:

@@ -205,6 +205,11 @@ class ForkServer:
         """Tell whether ends() has something to return, or a death is to be noticed, though `descriptor` may not be readable."""
         return bool(self.ended) or self.is_dead
 
+    def kill(self) -> None:
+        """End a server that does not answer; its tasks end with it."""
+        if self.state != "dead":
+            os.kill(self.pid, signal.SIGKILL)
+
     def close(self) -> None:
         """End the server and what it still runs, and let go of its pipes. Does nothing the second time."""
         if self.process is None:

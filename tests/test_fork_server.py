@@ -1068,3 +1068,32 @@ def test_a_run_goes_on_and_can_be_ended_though_who_started_it_had_signals_blocke
 
 def started_with_all_blocked(project):
     return project.start(preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals)))
+
+
+STOPS_SERVER = """
+if forked and not os.path.exists('data/stopped'):
+    import signal
+    signal.signal(signal.SIGTERM, lambda number, frame: open('data/asked', 'w').close())
+    open('data/stopped', 'w').close()
+    os.kill(os.getppid(), signal.SIGSTOP)
+    while True:
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("how", ["time limit", "signal", "two signals"])
+def test_a_server_that_its_task_has_stopped_is_killed(project, how):
+    tasks(project, STOPS_SERVER + MAKE, graceSec=1, **({"timeoutSec": 2} if how == "time limit" else {}))
+    run = project.start("--jobs", "1", env=UNMEASURED)
+    try:
+        wait_until(lambda: project.exists("data/stopped"))
+        if how != "time limit":
+            run.terminate()
+            wait_until(lambda: project.exists("data/asked"))
+        if how == "two signals":
+            run.terminate()
+        out = run.communicate(timeout=60)[0]
+    finally:
+        run.kill()
+    assert run.returncode == (1 if how == "time limit" else 143), out
+    assert how != "time limit" or "timeout after 2 s" in str(out), out
