@@ -1278,6 +1278,8 @@ class Verification:
             if self.forgotten.get((pipeline, stage), 0) > made.end:
                 forgotten.append(stage)
                 continue
+            if made.tasks_digest and any(other[1] == stage and later.end > made.end for other, (_, later) in self.newest.items()):
+                continue                # the pipeline was called otherwise then; the task log is the stage's, and of the later run
             for path, size, digest in made.outputs or self._task_outputs(stage, run, made):
                 full = made.folder + "/" + path
                 owners[full] = max(owners.get(full, (0, 0, "", run, "")), (made.end, size, digest, run, stage))

@@ -1232,3 +1232,31 @@ def test_a_task_log_of_another_form_is_told_in_a_line(project, body):
     for command in (("verify",), ("plan",), ("--run-id", "r3")):
         done = project.run(*command)
         assert done.code in (0, 5) and "Traceback" not in done.out + done.err, done
+
+
+def test_what_was_accepted_under_another_name_of_the_pipeline_verifies(project):
+    project.write("data/in.txt", "x")
+    stage = {"name": "s1", "processor": project.processor("p", "open(out + '/o', 'w').close()\n"), "inputs": ["data/in.txt"], "outputDir": "data/s1"}
+    project.spec(stage)
+    project.ok("--run-id", "r1")
+    project.spec(stage, name="other")
+    project.ok("accept", "s1", "--reason", "the name alone")
+    project.ok("verify", "--outputs")
+    assert "[SKIP] s1" in project.ok("--run-id", "r2").out
+    project.ok("verify", "--outputs")
+    project.ok("evidence", "r2", "-o", "e.zip")
+    subprocess.run([sys.executable, str(ROOT / "src" / "evidence_verify.py"), str(project.path("e.zip"))], check=True, stdout=subprocess.DEVNULL, timeout=60)
+
+
+def test_a_task_log_is_compared_with_the_run_that_left_it_whatever_the_pipeline_was_called_before(project):
+    for number in range(12):                # more than a record lists
+        project.write("data/in/%d.txt" % number, "x")
+    stage = {"name": "s1", "processor": project.processor("p", "open(out + '/' + os.path.basename(inputs[0]), 'w').close()\n"), "forEach": "data/in/*.txt", "outputDir": "data/s1"}
+    project.spec(stage)
+    project.ok("--run-id", "r1")
+    project.spec(stage, name="other")
+    project.write("data/in/more.txt", "x")
+    project.ok("--run-id", "r2")
+    project.ok("verify", "--outputs")
+    project.write("data/s1/more.txt", "made up")
+    assert project.run("verify", "--outputs").code == 5
