@@ -1244,7 +1244,7 @@ def test_what_was_accepted_under_another_name_of_the_pipeline_verifies(project):
     project.ok("verify", "--outputs")
     assert "[SKIP] s1" in project.ok("--run-id", "r2").out
     project.ok("verify", "--outputs")
-    project.ok("evidence", "r2", "-o", "e.zip")
+    project.ok("evidence", "r2", "-o", str(project.path("e.zip")))
     subprocess.run([sys.executable, str(ROOT / "src" / "evidence_verify.py"), str(project.path("e.zip"))], check=True, stdout=subprocess.DEVNULL, timeout=60)
 
 
