@@ -14,6 +14,8 @@ from file_digests import path_matches
 from model import Checkpoint
 from primitives import open_file
 
+MAX_BYTES = 8 << 20          # of a progress file; the kit reads no more either
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
@@ -60,7 +62,10 @@ def read_progress(path: str) -> Tuple[Optional[Json], str]:
     """Return (a progress file, ""), (None, what is wrong with it), or (None, "") where there is none."""
     try:
         with open_file(path) as file:
-            progress = json.loads(file.read().decode("utf-8"))
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            return None, "it is larger than %d bytes" % MAX_BYTES
+        progress = json.loads(data.decode("utf-8"))
     except FileNotFoundError:
         return None, ""
     except (OSError, ValueError, RecursionError):

@@ -436,3 +436,10 @@ def test_lines_of_many_threads_may_write_their_checkpoints(root):
               "with ThreadPoolExecutor(8) as pool:\n    list(pool.map(one, range(24)))\n", checkpoint=CHECKPOINT, **STAGES["stage"])
     root.ok()
     assert {root.read("data/s1/o%d.txt" % number) for number in range(24)} == {root.read("data/in/a.txt").upper()}
+
+
+def test_a_progress_file_of_many_gigabytes_is_not_read(tmp_path):
+    path = tmp_path / "progress_s1.json"
+    path.write_bytes(b"{")
+    os.truncate(str(path), 40 << 30)        # it takes no room
+    assert checkpoints.read_progress(str(path)) == (None, "it is larger than %d bytes" % checkpoints.MAX_BYTES)
