@@ -617,7 +617,7 @@ class Ending:
             self.tree.ask_to_stop()
             self.at, is_late = time.monotonic() + self.launch.grace_s, False
         if self.reason and (is_late or self.signals.count > 1):
-            if self.is_forced and is_late and self.launch.server is not None:
+            if self.is_forced and is_late and self.launch.server is not None and not self.tree.is_child:
                 self.launch.server.kill()
             if is_late or not self.is_forced:
                 self.at = time.monotonic() + max(self.launch.grace_s, FORCE_S)

@@ -660,6 +660,7 @@ def main(argv: Sequence[str]) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # what it still holds goes nowhere, or the interpreter tells of it at its end
         _print("verify: standard output: %s; the report is not whole" % (error.strerror or error), sys.stderr)
         return EXIT_FINDINGS if count else EXIT_USAGE
     return EXIT_FINDINGS if count else EXIT_OK

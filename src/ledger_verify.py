@@ -786,7 +786,7 @@ class Verification:
         self.stages: Dict[str, Json] = {}               # stage -> stage record
         self.wanted: Set[Tuple[str, int, str]] = set()
         self.made: Dict[Tuple[str, int, str], Made] = {}
-        self.newest: Dict[Tuple[str, str], Tuple[RunKey, Made]] = {}
+        self.newest: Dict[str, Tuple[RunKey, str, Made]] = {}   # stage -> (run, pipeline, what it made): a stage is one, however its pipeline is called
         self.last_begin: Dict[str, Tuple[int, RunKey]] = {}
         self.skips: Dict[Tuple[str, str, int, str, str], str] = {}
         self.missing_logs = 0
@@ -795,7 +795,8 @@ class Verification:
         self.pruned_met = 0
         self.cleaned: Dict[Tuple[RunKey, str], Any] = {}        # (run, stage) -> paths that clean has kept
         self.cleaned_met = 0
-        self.forgotten: Dict[Tuple[str, str], int] = {}         # (pipeline, stage) -> number of the entry by which reset forgot it last
+        self.last_run = 0               # number of the entry with which a run began last
+        self.forgotten: Dict[str, int] = {}         # stage -> number of the entry by which reset forgot it last
 
     def find(self, kind: str, name: str, detail: str, run: Optional[RunKey] = None) -> None:
         """Report; with RUN operands only what concerns these runs (run None: the ledger, which concerns all)."""
@@ -896,14 +897,15 @@ class Verification:
         for entry in self.chain.entries:
             if entry.event == "begin":
                 self.begins.setdefault(entry.run, entry.seq)
+                self.last_run = entry.seq
             elif entry.event == "accept":
                 self.accepts.append(entry)
             elif entry.event == "gc" and entry.sound:
                 self._take_pruned(entry)
             elif entry.event == "clean" and entry.sound:
-                self.cleaned[entry.kept_house[:2]] = entry.kept_house[2]
+                self.cleaned[entry.kept_house[:2]] = entry.seq, entry.kept_house[2]
             elif entry.event == "reset" and entry.sound:
-                self.forgotten[entry.pipeline, entry.kept_house] = entry.seq
+                self.forgotten[entry.kept_house] = entry.seq
             elif entry.event == "end":
                 if entry.run in self.ends and entry.sound:
                     self.find("MALFORMED", "state/%s:%d" % (LEDGER, entry.line), "entry %d ends %s a second time; entry %d did" % (
@@ -1130,9 +1132,8 @@ class Verification:
             return
         begin = self.begins.get(entry.run, entry.seq)
         self.last_begin[stage] = max(self.last_begin.get(stage, (0, entry.run)), (begin, entry.run))
-        place = (entry.pipeline, stage)
-        if self.with_outputs and (place not in self.newest or self.newest[place][1].end < entry.seq):
-            self.newest[place] = entry.run, made
+        if self.with_outputs and (stage not in self.newest or self.newest[stage][2].end < entry.seq):
+            self.newest[stage] = entry.run, entry.pipeline, made
 
     def _check_logs(self, one: Json, run: RunKey, name: str) -> None:
         for log in one.get("logs") or []:
@@ -1191,7 +1192,11 @@ class Verification:
         """What a task log says of a task is what the run that it names wrote, as far as that run's lines are still there."""
         if not self.task_logs:
             return                      # then this verifier needs no more than its own files
-        import task_log
+        try:
+            import task_log
+        except ImportError:             # the verifier was carried here without it
+            self.notes.append("task logs are not compared with what runs wrote: task_log.py is not beside this program")
+            return
         runs = {"%s/%d" % run: run for run in list(self.ends) + list(self.open)}
         for stage, sealed in sorted(self.task_logs.items()):
             name = "state/" + task_log.log_name(stage)
@@ -1207,7 +1212,7 @@ class Verification:
                     self.find("EDITED", name, "the line of task %s is not what run %s wrote" % (task, text), runs.get(text))
 
     def _is_accepted_after(self, stage: str, run: Optional[RunKey]) -> bool:
-        return run in self.ends and any(entry.seq > self.ends[run].seq and entry.accept[0] == stage for entry in self.accepts)
+        return run in self.begins and any(entry.seq > self.begins[run] and entry.accept[0] == stage for entry in self.accepts)
 
     def _stage_problem(self, stage: str, record: Json, run: RunKey) -> Optional[Tuple[str, str]]:
         """Return (kind, what is wrong) with a stage record beside the records of the runs, None if nothing is."""
@@ -1230,7 +1235,7 @@ class Verification:
             return "EDITED", "pipeline: %s ran %s" % (run_text(run), made.pipeline or "one that its record does not name")
         if status != made.status and (made.status == "ok" or status != "running"):
             return "EDITED", "lastStatus: it says %s, the record of %s says %s" % (status, run_text(run), made.status)
-        if record["idempotencyKey"] not in self._keys_after(made, stage):
+        if record["idempotencyKey"] not in self._keys_after(run, made, stage):
             return "EDITED", "idempotencyKey: the record of %s has another" % run_text(run)
         if made.status == "ok" and files_of(record["outputs"]) != made.outputs:
             return "EDITED", "outputs: the record of %s has others" % run_text(run)
@@ -1241,11 +1246,11 @@ class Verification:
             return "EDITED", "an older record was put back: it is of %s, and %s made the stage later" % (run_text(run), run_text(later))
         return None
 
-    def _keys_after(self, made: Made, stage: str) -> List[str]:
-        """Return the key of what a run made, and those that people have accepted for it since."""
-        keys = [made.key]
+    def _keys_after(self, run: RunKey, made: Made, stage: str) -> List[str]:
+        """Return the key of what a run made, and those that people have accepted for it since, perhaps before the run had ended."""
+        keys, begin = [made.key], self.begins.get(run, made.end)
         for entry in self.accepts:
-            if entry.seq > made.end and (entry.pipeline, entry.accept[0]) == (made.pipeline, stage) and entry.accept[1] in keys:
+            if entry.seq > begin and entry.accept[0] == stage and entry.accept[1] in keys:
                 keys.append(entry.accept[2])
         return keys
 
@@ -1261,7 +1266,7 @@ class Verification:
             skipper = self.placed[name[len("state/"):]]
             if run not in self.ends:
                 self.find("UNLISTED", name, "stage %s was skipped as made by %s, which no entry has" % (stage, run_text(run)), skipper)
-            elif made is not None and made.has_parts and key not in self._keys_after(made, stage):
+            elif made is not None and made.has_parts and key not in self._keys_after(run, made, stage):
                 self.find("EDITED", name, "stage %s was skipped under another key than that under which %s made it" % (
                     stage, run_text(run)), skipper)
 
@@ -1271,21 +1276,20 @@ class Verification:
         """Read every output that the newest success of its stage left; of two stages that made one file the later one owns it."""
         owners: Dict[str, Tuple[int, int, str, RunKey, str]] = {}
         skipped, forgotten = [], []
-        for (pipeline, stage), (run, made) in sorted(self.newest.items()):
+        for stage, (run, pipeline, made) in sorted(self.newest.items()):
             if made.status != "ok" or not self._is_settled(pipeline, stage, run, made):
                 skipped.append(stage)
                 continue
-            if self.forgotten.get((pipeline, stage), 0) > made.end:
+            if self.forgotten.get(stage, 0) > made.end:
                 forgotten.append(stage)
                 continue
-            if made.tasks_digest and any(other[1] == stage and later.end > made.end for other, (_, later) in self.newest.items()):
-                continue                # the pipeline was called otherwise then; the task log is the stage's, and of the later run
             for path, size, digest in made.outputs or self._task_outputs(stage, run, made):
                 full = made.folder + "/" + path
                 owners[full] = max(owners.get(full, (0, 0, "", run, "")), (made.end, size, digest, run, stage))
         for path, (_, size, digest, run, stage) in sorted(owners.items()):
-            is_cleaned = (run, stage) in self.cleaned and path not in self.cleaned[run, stage]
-            if is_cleaned and not os.path.lexists(os.path.join(self.folder.root, path)):
+            seq, kept = self.cleaned.get((run, stage), (0, ()))
+            # What lies there since may be of a later run that has not ended well; else somebody has put it there.
+            if seq and path not in kept and (seq < self.last_run or not os.path.lexists(os.path.join(self.folder.root, path))):
                 self.cleaned_met += self.concerns(run)
             elif self.concerns(run):
                 self._check_output(path, (size, digest), run, stage)

@@ -326,8 +326,7 @@ def accepted_keys(maker: Json, work: Json, entries: List[Json]) -> List[Any]:
     """Return the key of a stage's work, and the keys that were accepted in its place since, in the order of the ledger."""
     keys = [work.get("key")]
     for one in entries:
-        is_of_stage = one.get("event") == "accept" and (one.get("pipeline"), one.get("stage")) == (maker["pipeline"], work["stage"])
-        if is_of_stage and one.get("oldKey") in keys:
+        if (one.get("event"), one.get("stage")) == ("accept", work["stage"]) and one.get("oldKey") in keys:
             keys.append(one.get("newKey"))
     return keys
 

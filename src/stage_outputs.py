@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     Listing = Dict[str, List[int]]
 
 RUNNER_ENDINGS = (".done", ".done.tmp", ".tasks")       # of the hidden names that are the runner's: markers, private folders of tasks
+ITSELF = "./"           # in a baseline that knows of folders
 NO_OUTPUT = "names that begin with a dot or end in .part are no outputs"
 
 
@@ -29,8 +30,8 @@ class Folder(namedtuple("Folder", "files parts hidden folders")):
     __slots__ = ()
 
     def baseline(self) -> Listing:
-        """Return the files and, without a signature, the folders: what is not among these later is new."""
-        return {**self.files, **{path: [] for path in self.folders}}
+        """Return the files and, without a signature, the folders, with the output folder itself: what is not among these later is new."""
+        return {**self.files, ITSELF: [], **{path: [] for path in self.folders}}
 
     def new_since(self, baseline: Listing) -> List[str]:
         """Return the files that are new or changed and the folders that are new, sorted."""
@@ -107,13 +108,14 @@ def own_parts(parts: List[str], stage: str) -> List[str]:
 
 
 def clear_leftovers(folder: str, baseline: Listing, recorded: Dict[str, Tuple[int, str]], foreign: Set[str],
-                    prefix_digest: Callable[[str, int], str], is_alone: bool = True) -> List[str]:
+                    prefix_digest: Callable[[str, int], str], others: Optional[Set[str]] = None) -> List[str]:
     """Undo what an attempt that did not finish has done to *folder*; return what was done, a text for each file.
 
     New files are removed, and new folders that are empty then: a processor that makes its folders must be able to make
     them again. A changed file is cut back to what the stage record says when its beginning still is that (an appending
     processor), otherwise removed if it is the stage's own; files of *foreign* stages are left alone.
-    recorded: {path: (bytes, SHA-256)} of the last success. is_alone: nobody is at work in the folder; else an empty one may be theirs.
+    recorded: {path: (bytes, SHA-256)} of the last success. others: the output folders of other stages, below this one or it itself
+    (""): an empty folder in these may be theirs. None: no folder may be removed.
     """
     done = []
     there = list_folder(folder)
@@ -124,8 +126,9 @@ def clear_leftovers(folder: str, baseline: Listing, recorded: Dict[str, Tuple[in
         if path in baseline and path not in recorded:
             continue                    # it was there before and is nobody's: not ours to undo
         done += _bring_back(full, path, recorded.get(path), prefix_digest)
-    for path in reversed(there.folders if is_alone else []):
-        if path not in baseline and _remove_empty(os.path.join(folder, path)):
+    for path in reversed(there.folders if others is not None and ITSELF in baseline else []):
+        is_theirs = any(path.startswith(one) or one.startswith(path) for one in others or ())
+        if path not in baseline and not is_theirs and _remove_empty(os.path.join(folder, path)):
             done.append("removed %s" % path)
     return done
 

@@ -32,7 +32,7 @@ from state_store import utc_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
+    from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
     from model import Checkpoint, Decision, Facts, Retry, StageSpec
     from scheduler import Flow
@@ -50,9 +50,14 @@ STATUS_ONLY = " (its rights or the number of its links, or its time was put back
 
 def outputs_of_others(root: str, output_dir: str, besides: Set[str]) -> Set[str]:
     """Return what is recorded of stages other than *besides*, in this spec or not, as paths below *output_dir*."""
+    ours = output_dir + "/"
+    return {path[len(ours):] for folder, paths in _made_by_others(root, besides) for path in ["%s/%s" % (folder, one) for one in paths] if path.startswith(ours)}
+
+
+def _made_by_others(root: str, besides: Set[str]) -> Iterator[Tuple[str, List[str]]]:
+    """Yield (output folder, paths below it) of what is recorded of stages other than *besides*."""
     import task_log
-    store, ours = state_store.StateStore(root, writable=False), output_dir + "/"
-    found: Set[str] = set()
+    store = state_store.StateStore(root, writable=False)
     known = {"stage_%s.json" % name for name in besides}
     for file in sorted(name for name in os.listdir(store.folder) if name.startswith("stage_") and name.endswith(".json") and name not in known):
         try:
@@ -60,9 +65,7 @@ def outputs_of_others(root: str, output_dir: str, besides: Set[str]) -> Set[str]
             paths = recorded_paths(store, record)
         except (state_store.StateError, task_log.Damaged, OSError, ValueError):
             continue                # damaged: it vouches for nothing
-        folder = state_store.made_elsewhere(record, "")
-        found.update("%s/%s" % (folder, path) for path in paths)
-    return {path[len(ours):] for path in found if path.startswith(ours)}
+        yield state_store.made_elsewhere(record, ""), paths
 
 
 def unfinished_text(there: stage_outputs.Folder, stage: str) -> str:
@@ -273,8 +276,7 @@ class StageWork:
         if baseline is not None:
             recorded = {one["path"]: (one["bytes"], one["sha256"]) for one in self.previous}
             foreign = set(self._foreign_outputs()) | self._maybe_foreign() | self._outputs_of_strangers()
-            is_alone = not any(other.name in self.beside for other in self.run.folder_neighbours(self.stage))
-            done += stage_outputs.clear_leftovers(self.folder, baseline, recorded, foreign, file_digests.hash_prefix, is_alone)
+            done += stage_outputs.clear_leftovers(self.folder, baseline, recorded, foreign, file_digests.hash_prefix, self._folders_of_others())
         if done:
             self.console.event("NOTE", self.stage.name, ": leftovers of an unfinished attempt: %s" % "; ".join(done[:SHOWN_NAMES] + (["..."] if len(done) > SHOWN_NAMES else [])))
 
@@ -328,6 +330,13 @@ class StageWork:
     def _outputs_of_strangers(self) -> Set[str]:
         """Return what lies in our folder and is recorded by stages that are not in this spec: removed or renamed since, or of another pipeline."""
         return outputs_of_others(self.run.root, self.stage.output_dir, {stage.name for stage in self.run.spec.stages})
+
+    def _folders_of_others(self) -> Set[str]:
+        """Return the output folders of other stages, in this spec or recorded, as paths below ours that end in "/"; "" for ours and what it lies in."""
+        ours, stages = self.stage.output_dir + "/", self.run.spec.stages
+        found = {other.output_dir + "/" for other in stages if other.name != self.stage.name}
+        found |= {folder + "/" for folder, _ in _made_by_others(self.run.root, {stage.name for stage in stages})}
+        return {"" if ours.startswith(one) else one[len(ours):] for one in found if one.startswith(ours) or ours.startswith(one)}
 
     def _maybe_foreign(self) -> Set[str]:
         """Return what lies in our folder and is none of our declared outputs, if others are or were at work in it beside us: it may be theirs."""

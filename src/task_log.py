@@ -232,8 +232,8 @@ def strange_lines(path: str, sealed: Dict[str, str], is_accepted: Callable[[str]
     """Return [(task, run, whether the run has a sealed log)] of the lines of a log that no sealed one has.
 
     sealed: {run, as lines name it: the lines that it wrote, as a file which a record commits}. Left out are lines without a key,
-    for their task is done anew, and lines that a crash has damaged, for the runner believes none. The key may be another one for
-    runs of which is_accepted() says so. Raises: Damaged, OSError, ValueError.
+    for their task is done anew, and lines that a crash has damaged, for the runner believes none. A later run's line of what is
+    kept of a file that is gone names the run that made it. The key may be another one for runs of which is_accepted() says so. Raises: Damaged, OSError, ValueError.
     """
     known: Set[bytes] = set()
     for one in sealed.values():
@@ -241,16 +241,23 @@ def strange_lines(path: str, sealed: Dict[str, str], is_accepted: Callable[[str]
             known.update(file.read().splitlines(True))
     with open_file(path) as file:
         others = [line for line in file.read().splitlines(True)[1:] if line not in known and is_whole(line[:-1])]
-    plain = {_without_key(line) for line in known} if others else set()
+    written: Dict[Tuple[str, str], List[Json]] = {}
+    for value in map(json.loads, known if others else ()):
+        written.setdefault((value["task"], value["run"]), []).append(value)
     found = []
     for line in others:
         value = json.loads(line)
         if not isinstance(value, dict) or not isinstance(value.get("run"), str) or not isinstance(value.get("task"), str):
             raise Damaged("a line is of another form: %s" % str(value)[:80])
-        if value.get("key") != "" and not (is_accepted(value["run"]) and _without_key(line) in plain):
+        same = written.get((value["task"], value["run"]), [])
+        if value.get("key") != "" and not any(_is_of(one, value, is_accepted(value["run"])) for one in same):
             found.append((value["task"], value["run"], value["run"] in sealed))
     return found
 
 
-def _without_key(line: bytes) -> str:
-    return json.dumps(dict(json.loads(line), key="", sum=""), sort_keys=True)
+def _is_of(written: Json, value: Json, is_accepted: bool) -> bool:
+    """Tell whether a line says what was written, but for what later runs change in it: the key where another was accepted, and what is kept of a file that is gone."""
+    differing = {name for name in value if name != "sum" and value[name] != written.get(name)}
+    if value.get("status") == "kept" and written.get("status") in GOOD and all(one in written["outputs"] for one in value["outputs"]):
+        differing -= {"status", "outputs"}
+    return differing <= ({"key"} if is_accepted else set())

@@ -195,26 +195,23 @@ class TasksWork(stage_work.StageWork):
         error: Optional[Exception] = None
         try:
             while True:
-                while under_way < most and error is None and not self.run.signals.number and not self.survivors:
-                    task = next(waiting, None)
-                    if task is None:
-                        is_all = True
-                        break
-                    yield Spawn(task.name, self._task(Trial(task)))
-                    under_way += 1
-                if not under_way:
-                    break
                 try:
+                    while under_way < most and error is None and not self.run.signals.number and not self.survivors:
+                        task = next(waiting, None)
+                        if task is None:
+                            is_all = True
+                            break
+                        yield Spawn(task.name, self._task(Trial(task)))
+                        under_way += 1
+                    if not under_way:
+                        break
+                    under_way -= 1              # of whatever comes: a task that has ended, or its error
                     _, trial = yield Next()
+                    self._note_trial(trial)
+                    if error is None and self.run.clock.monotonic() - self.store.commit.since >= SYNC_S:
+                        self.run.flush()
                 except Exception as raised:
                     error = error or raised
-                    trial = None
-                under_way -= 1
-                if trial is None:
-                    continue
-                self._note_trial(trial)
-                if self.run.clock.monotonic() - self.store.commit.since >= SYNC_S:
-                    self.run.flush()
         finally:
             self._stop_server()
         if error is not None:
@@ -467,9 +464,6 @@ class TasksWork(stage_work.StageWork):
         except PermissionError as error:
             trial.failure = trial.failure or "%s (it must be able to list what it leaves)" % error
             return []
-        closed = next((path for path in there.folders if not os.access(os.path.join(trial.folder, path), os.W_OK | os.X_OK)), None)
-        if closed is not None:
-            trial.failure = trial.failure or "it leaves the folder %s without the right to write in it, so nothing can be taken out of it" % closed[:-1]
         trial.failure = trial.failure or stage_work.unfinished_text(there, self.stage.name)
         if len(self.no_outputs) <= stage_work.SHOWN_NAMES:
             self.no_outputs += ["%s of %s" % (name, trial.task.name) for name in stage_outputs.no_outputs(stage_outputs.NOTHING, there)]
@@ -489,6 +483,9 @@ class TasksWork(stage_work.StageWork):
         for name in names:
             if not file_digests.is_unicode(name):
                 trial.failure = stage_work.NOT_UTF_8 % ascii(name)
+        for folder in sorted({os.path.dirname(name) for name in names if "/" in name}):
+            if not os.access(os.path.join(trial.folder, folder), os.W_OK | os.X_OK):
+                trial.failure = trial.failure or "it leaves the folder %s without the right to write in it, so nothing can be taken out of it" % folder
         return names
 
     def _input_problem(self, name: str) -> str:

@@ -14,7 +14,7 @@ import ledger_verify
 import pytest
 import pipeline_runner
 import run_pruning
-from conftest import ROOT, RUNNER, Done
+from conftest import ROOT, RUNNER, Done, wait_until
 
 FAULT = ROOT / "tests" / "drivers" / "fault.py"
 MAKER = """os.makedirs(out + '/sub/deep', exist_ok=True)
@@ -532,6 +532,23 @@ def test_a_file_in_the_place_of_a_cleaned_output_is_compared(project):
     project.write("data/one/a.txt", "made up")
     done = project.run("verify", "--outputs")
     assert done.code == 5 and "[OUTPUT-CHANGED] data/one/a.txt" in done.out and "1 output was removed by clean" in done.out, done
+
+
+def test_what_a_later_run_left_in_the_place_of_a_cleaned_output_is_no_finding(project):
+    copying(project)
+    project.ok()
+    project.ok("clean", "one", "--yes")
+    spec = project.json("pipeline.json")
+    project.write("pipeline.json", json.dumps(dict(spec, name="another")))
+    project.write("bin/make.py", project.read("bin/make.py") + "open(out + '/a.txt', 'w').write('half')\nopen('begun', 'w').close()\ntime.sleep(60)\n")
+    run = project.start()
+    try:
+        wait_until(lambda: project.exists("begun"))
+        project.ok("verify", "--outputs")
+    finally:
+        run.kill()
+        run.communicate()
+    project.ok("verify", "--outputs")
 
 
 def with_entry(project, **values):

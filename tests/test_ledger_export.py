@@ -716,7 +716,7 @@ def test_what_the_list_says_of_the_run_is_what_the_records_say(unpacked, name, v
 def test_a_report_that_cannot_be_printed_is_told_in_a_line(unpacked, closed, more, code):
     for number in range(more):
         (unpacked / ("more%d" % number)).touch()
-    words = [sys.executable, str(ROOT / "src" / "evidence_verify.py"), str(unpacked)]
+    words = [sys.executable, "-I", str(ROOT / "src" / "evidence_verify.py"), str(unpacked)]     # whatever PYTHONUNBUFFERED says
     if closed == "pipe":
         reader, writer = os.pipe()
         os.close(reader)

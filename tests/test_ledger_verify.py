@@ -13,7 +13,7 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, RUNNER, Done, Project
+from conftest import ROOT, RUNNER, Done, Project, wait_until
 
 sys.path.insert(0, str(ROOT / "src"))
 sys.path.insert(0, str(ROOT / "tests" / "drivers"))
@@ -1224,6 +1224,53 @@ def test_keys_that_were_accepted_or_taken_back_are_no_edits_of_the_task_log(proj
     project.ok("verify")
 
 
+def test_what_is_kept_of_a_file_that_is_gone_is_no_edit_of_the_task_log(project):
+    tasks_of(project)
+    project.path("data/in/a.txt").unlink()
+    project.ok("--run-id", "r3")
+    project.ok("verify", "--outputs")
+    project.ok("verify", "r1")
+    shutil.rmtree(str(project.path("state/logs/r3")))
+    project.ok("verify")
+    change_task(project, "data/in/a.txt", key="0" * 64)
+    assert project.run("verify").code == 5
+
+
+def test_the_verifier_alone_tells_that_it_cannot_compare_task_logs(project, tmp_path):
+    tasks_of(project)
+    (tmp_path / "alone").mkdir()
+    for name in VERIFIER:
+        shutil.copy(str(ROOT / "src" / name), str(tmp_path / "alone" / name))
+    argv = [sys.executable, "-I", "-B", str(tmp_path / "alone/ledger_verify.py"), "--root", str(project.root)]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+    assert done.returncode == 0 and b"task logs are not compared" in done.stdout, done
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_a_stage_may_be_accepted_before_the_run_that_made_it_has_ended(project, is_killed):
+    tasks_of(project)
+    spec = project.json("pipeline.json")
+    project.write("bin/wait.py", "import os, time\nopen('data/waiting', 'w').close()\nwhile not os.path.exists('data/go'):\n    time.sleep(0.01)\n")
+    spec["stages"].append({"name": "between", "processor": project.processor("between", "time.sleep(1.5)\n"), "outputDir": "data/between"})
+    spec["stages"].append({"name": "s2", "processor": "bin/wait.py", "outputDir": "data/s2"})
+    project.write("pipeline.json", json.dumps(spec))
+    project.write("data/in/c.txt", "c")
+    run = project.start("--run-id", "r3")
+    try:
+        # Its record, which is written from time to time, has the stage under the key that it had.
+        wait_until(lambda: project.exists("data/waiting") and any("keyParts" in one for one in project.json("state/run_r3.json")["stages"]))
+        if is_killed:
+            run.kill()
+            run.communicate()
+        project.write("bin/p.py", project.read("bin/p.py") + "# a comment\n")
+        project.ok("accept", "s1", "--reason", "a comment")
+    finally:
+        project.write("data/go", "")
+        run.communicate()
+    project.ok("--run-id", "r4")
+    project.ok("verify", "--outputs")
+
+
 @pytest.mark.parametrize("body", [b'{"task":[1]', b'{"task":"x","status":"ok","run":"r","key":"","outputs":5,"counts":{},"bytes_in":0,"attempts":1,"duration_ms":1,"error":""'])
 def test_a_task_log_of_another_form_is_told_in_a_line(project, body):
     tasks_of(project)
@@ -1246,6 +1293,23 @@ def test_what_was_accepted_under_another_name_of_the_pipeline_verifies(project):
     project.ok("verify", "--outputs")
     project.ok("evidence", "r2", "-o", str(project.path("e.zip")))
     subprocess.run([sys.executable, str(ROOT / "src" / "evidence_verify.py"), str(project.path("e.zip"))], check=True, stdout=subprocess.DEVNULL, timeout=60)
+
+
+@pytest.mark.parametrize("how", ["prune", "reset"])
+def test_outputs_that_went_after_the_pipeline_was_renamed_are_not_missed(project, how):
+    project.write("data/in/a.txt", "x")
+    project.write("data/in/b.txt", "x")
+    stage = {"name": "s1", "processor": project.processor("p", "open(out + '/' + os.path.basename(inputs[0]), 'w').close()\n"), "forEach": "data/in/*.txt", "outputDir": "data/s1", "prune": True}
+    project.spec(stage)
+    project.ok("--run-id", "r1")
+    project.spec(stage, name="other")
+    if how == "prune":
+        project.path("data/in/b.txt").unlink()
+        project.ok("--run-id", "r2")
+    else:
+        project.ok("reset", "s1", "--yes")
+        shutil.rmtree(str(project.path("data/s1")))
+    project.ok("verify", "--outputs")
 
 
 def test_a_task_log_is_compared_with_the_run_that_left_it_whatever_the_pipeline_was_called_before(project):

@@ -1,14 +1,16 @@
 """What an attempt leaves that is no file: empty folders, folders without rights; and what is gone that should be there."""
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
-from conftest import ROOT, wait_until
+from conftest import ROOT, RUNNER, wait_until
 
 import program_scan
 from scheduler import Next, Spawn
@@ -53,6 +55,48 @@ def test_an_empty_folder_that_came_after_the_failure_is_somebody_elses(root):
     root.write("data/ready", "")
     root.ok()
     assert root.path("data/s1/theirs").is_dir()
+
+
+MAKES_FOLDER = "os.makedirs(out + '/part')\nif not os.path.exists('data/ready'):\n    sys.exit(9)\nopen(out + '/o', 'w').close()\n"
+
+
+def test_empty_folders_stay_where_the_record_does_not_know_of_folders(root):
+    """It was written by an earlier version: each folder would seem new."""
+    root.spec(dict({"name": "s1", "processor": root.processor("p", MAKES_FOLDER.replace("makedirs(", "makedirs(exist_ok=True, name=")), "outputDir": "data/s1"}, **STAGES["stage"]))
+    root.path("data/s1/mine").mkdir(parents=True)
+    assert root.run().code == 1
+    record = root.json("state/stage_s1.json")
+    record.update(baseline={}, left=None)
+    root.write("state/stage_s1.json", json.dumps(record))
+    root.write("data/ready", "")
+    root.ok()
+    assert root.path("data/s1/mine").is_dir()
+
+
+@pytest.mark.parametrize("where", ["below", "the same", "above"])
+def test_empty_folders_of_another_stage_stay(root, where):
+    theirs = {"below": "data/s1/b", "the same": "data/s1", "above": "data"}[where]
+    made = root.path(theirs) / {"below": "spool", "the same": "spool", "above": "s1/spool"}[where]
+    root.spec(dict({"name": "s1", "processor": root.processor("p", "if not os.path.exists('data/ready'):\n    sys.exit(9)\n"), "outputDir": "data/s1"}, **STAGES["stage"]))
+    assert root.run().code == 1
+    other = root.processor("q", "os.makedirs(%r, exist_ok=True)\nopen(out + '/made', 'w').close()\n" % str(made))
+    root.write("q.json", json.dumps({"name": "q", "stages": [{"name": "b", "processor": other, "inputs": ["data/in/a.txt"], "outputDir": theirs}]}))
+    subprocess.run([sys.executable, RUNNER, "--pipeline", "q.json"], cwd=str(root.root), check=True, stdout=subprocess.DEVNULL, timeout=60)
+    record = root.json("state/stage_s1.json")
+    root.write("state/stage_s1.json", json.dumps(dict(record, lastStatus="running", left=None)))       # as if the runner had died
+    root.write("data/ready", "")
+    root.ok()
+    assert made.is_dir()
+
+
+@posix_only
+@pytest.mark.parametrize("kind", ["tasks", "chunks"])
+def test_folders_without_rights_out_of_which_nothing_is_taken_do_no_harm(root, kind):
+    stage = {"tasks": dict(STAGES["tasks"], outputs=["*.txt"]), "chunks": dict(STAGES["stage"], chunks={"bytes": 1024})}[kind]
+    body = "# PIPELINE_CHUNK_START\nos.mkdir(out + '/sub')\nfor name in ('x.txt', 'sub/y.txt'):\n    open(out + '/' + name, 'w').close()\nos.chmod(out + '/sub', 0o555)\n"
+    root.spec(dict({"name": "s1", "outputDir": "data/s1", "processor": root.processor("p", body)}, **stage))
+    done = run_without_might(root)
+    assert done.returncode == 0 and not root.exists("data/s1/.s1.tasks/" if kind == "chunks" else "none"), done
 
 
 @posix_only
@@ -114,6 +158,18 @@ def test_an_error_in_one_task_waits_for_the_others_before_the_stage_ends():
     with pytest.raises(OSError, match="the disk"):
         flow.send(("b", "trial of b"))
     assert stage.noted == ["trial of b"] and stage.is_server_stopped
+
+
+def test_an_error_of_a_sync_waits_for_the_tasks_too():
+    stage = OneStage()
+    stage.run.flush = mock.Mock(side_effect=OSError("the disk"))
+    flow = stage._run_tasks(SimpleNamespace(name=name, folder=name) for name in "abcdef")
+    next(flow), flow.send(None), flow.send(None)
+    stage.run.clock.monotonic = lambda: 1e9
+    assert isinstance(flow.send(("a", "trial of a")), Next) and not stage.is_server_stopped
+    with pytest.raises(OSError, match="the disk"):
+        flow.send(("b", "trial of b"))
+    assert stage.noted == ["trial of a", "trial of b"] and stage.run.flush.call_count == 1
 
 
 def opened_by(pid):

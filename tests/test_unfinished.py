@@ -413,6 +413,17 @@ def test_a_second_call_is_made_when_a_kill_comes_right_after_the_first(root):
     assert root.read("data/s1/o.txt") == "aa\n"
 
 
+@posix_only
+def test_a_call_that_is_left_out_the_second_time_does_not_count(root):
+    root.write("data/in/a.txt", "".join("line %d\n" % number for number in range(50)))
+    body = ("def slow(line):\n    if line == 'line 40\\n' and not os.path.exists('data/killed'):\n        open('data/killed', 'w').close()\n        time.sleep(0.3)\n        os.kill(os.getpid(), 9)\n"
+            "    time.sleep(0.01)\n    return line.upper()\nif not os.path.exists(output_dir() + '/first.txt'):\n    lines(str.upper, 'first.txt')\nlines(slow, 'o.txt')\n")
+    kit(root, body, checkpoint=CHECKPOINT, retry={"attempts": 2, "baseDelayMs": 1, "maxDelayMs": 1, "jitterMs": 0}, **STAGES["stage"])
+    done = root.ok("--verbose")
+    assert "resuming from line" in done.out and "starting from zero" not in done.out, done
+    assert root.read("data/s1/o.txt") == root.read("data/in/a.txt").upper()
+
+
 def test_an_input_whose_name_begins_like_an_option_is_no_argument(root):
     root.write("-x.txt", "x\n")
     kit(root, "with open_output('o.txt') as file:\n    file.write(repr((arguments(), inputs())))\n", inputs=["-x.txt", "data/in/a.txt"], args=["--flag"])

@@ -992,7 +992,7 @@ def _publish(folder: str, publish: Dict[str, str], output: str, is_begun: bool =
 
 # === 7. One run over the inputs ======================================================================================
 
-_calls = itertools.count()      # of lines() and blocks(): a checkpoint is of one of them
+_calls: Dict[str, Any] = {}     # output -> number of the next call of lines() or blocks() for it: a checkpoint is of one of them
 
 
 class _Work:
@@ -1001,9 +1001,9 @@ class _Work:
     def __init__(self, function: Callable[[str], Any], output: str, one_to_one: bool, codec: _Codec, limit: int) -> None:
         self.function, self.one_to_one, self.codec = function, one_to_one, codec
         self.attempt = _Attempt()
-        self.call = next(_calls)
         self.output = _check_output_name(output)
         self.finals = (self.output, _rejects_name(self.output))
+        self.call = next(_calls.setdefault(self.output, itertools.count()))
         self.source = _Source(_own_inputs(), limit)
         self.saver = _Saver(self.attempt)
         self.parts: Dict[str, _Part] = {}           # final name -> part
