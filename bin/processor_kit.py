@@ -161,9 +161,9 @@ class _Attempt:
         self.resumes = self.line_offset > 0 or get("PIPELINE_RESUME") == "1"
 
     def part_name(self, final: str) -> str:
-        return "%s%s.part" % (self._start_of_parts(final), self.token)
+        return "%s%s.part" % (self.start_of_parts(final), self.token)
 
-    def _start_of_parts(self, final: str) -> str:
+    def start_of_parts(self, final: str) -> str:
         """Return how the part files of *final* begin: with its name, or with a digest of it where that leaves no room for the rest."""
         folder, slash, last = final.rpartition("/")
         if len(os.fsencode(last + self.stage)) > LONG_NAME_BYTES:
@@ -174,7 +174,7 @@ class _Attempt:
 
     def is_part(self, name: str, final: str) -> bool:
         """Tell whether *name* is a part file of *final* that this stage made, in whichever attempt."""
-        start = self._start_of_parts(final)
+        start = self.start_of_parts(final)
         return name.startswith(start) and name.endswith(".part") and not set(name[len(start):]) & set("~/\\")
 
 
@@ -584,6 +584,7 @@ class _Part:
 
 def _remove_stale(attempt: _Attempt, finals: Tuple[str, ...], keep: Set[str]) -> None:
     """Remove the part files that earlier attempts of this stage left for *finals*, but those named in *keep*."""
+    starts = {attempt.start_of_parts(final) for final in finals}
     for folder in {os.path.dirname(final) for final in finals}:
         try:
             names = os.listdir(os.path.join(attempt.folder, folder))
@@ -593,7 +594,7 @@ def _remove_stale(attempt: _Attempt, finals: Tuple[str, ...], keep: Set[str]) ->
             raise _trouble("list", os.path.join(attempt.folder, folder), error) from error
         for name in names:
             full = folder + "/" + name if folder else name
-            if full not in keep and any(attempt.is_part(full, final) for final in finals):
+            if name.endswith(".part") and full not in keep and full[:full.rfind("~") + 1] in starts:
                 _remove(os.path.join(attempt.folder, full))
 
 

@@ -56,6 +56,7 @@ class ChunkTasksWork(task_work.TasksWork):
         super().__init__(run, stage, lock, facts)
         self.chunks = stage.chunks
         self.joiner: Any = None
+        self._stamps_of: Dict[str, Dict[str, List[int]]] = {}   # of each input with what all share; "": that alone
 
     def do(self, decision: Decision) -> Flow:
         """Run the chunks that are not done, join what all have made, record how the stage ended; a flow that returns the StageResult."""
@@ -89,6 +90,7 @@ class ChunkTasksWork(task_work.TasksWork):
                     self._add(task, self.task_log.entries[task.name])
             yield from self._run_tasks(todo)
             failure = "interrupted" if self.is_stopped else attempts.survivors_text(self.survivors) if self.survivors else self._failure_text()
+            failure = failure or self._changed_inputs()
             if not failure:
                 failure = yield from self._join()
             self._close_logs()
@@ -130,7 +132,17 @@ class ChunkTasksWork(task_work.TasksWork):
             if self.chunks.header_lines:
                 variables["PIPELINE_CHUNK_HEADER_END"] = str(header_end)
         return task_work.Task(number, name, key, [] if self.chunks.is_filter else [path], os.path.join(self.staging, task_work.folder_name(name, key)), variables,
-                              self.facts.material.stamps, end - start, (path, header_end, start, end) if self.chunks.is_filter else None)
+                              self._own_stamps(path), end - start, (path, header_end, start, end) if self.chunks.is_filter else None)
+
+    def _own_stamps(self, path: str) -> Dict[str, List[int]]:
+        """Return the signatures of what a chunk of *path* depends on: all inputs after each chunk would be too many; they are looked at before the joining."""
+        stamps = self.facts.material.stamps
+        if path not in self._stamps_of:
+            if not self._stamps_of:
+                inputs = set(self.facts.material.inputs)
+                self._stamps_of[""] = {one: stamp for one, stamp in stamps.items() if one not in inputs}
+            self._stamps_of[path] = {**self._stamps_of[""], path: stamps[path]}
+        return self._stamps_of[path]
 
     def _problem(self) -> str:
         """Return why this stage cannot be done in chunks, or ""."""

@@ -205,12 +205,13 @@ class Console:
             self._put_event({"event": "summary", "run": run_id, "state": state, "ok": count["ok"], "skipped": count["skipped"], "failed": failed,
                              "waiting": count["waiting"], "notRun": count["notRun"], "durationMs": int(duration_s * 1000)})
             return
-        self.counts(run_id, state, count["ok"], count["skipped"], failed, duration_s, count["waiting"])
+        self.counts(run_id, state, count["ok"], count["skipped"], failed, duration_s, count["waiting"], count["notRun"])
 
-    def counts(self, run_id: str, state: str, ok: int, skipped: int, failed: int, duration_s: float, waiting: int = 0) -> None:
+    def counts(self, run_id: str, state: str, ok: int, skipped: int, failed: int, duration_s: float, waiting: int = 0, not_run: int = 0) -> None:
         """Print the last line of a run, as text."""
+        more = "".join(", %d %s" % one for one in ((waiting, "waiting"), (not_run, "not run")) if one[0])
         self._write(self.out, printable("Run %s state: %s (%d ok, %d skipped, %d failed%s) in %.1fs" % (
-            run_id, state, ok, skipped, failed, ", %d waiting" % waiting if waiting else "", duration_s)) + "\n")
+            run_id, state, ok, skipped, failed, more, duration_s)) + "\n")
 
     # --- the lines of the running stages
 

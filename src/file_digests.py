@@ -172,9 +172,17 @@ def resolve(root: str, patterns: Sequence[str]) -> Tuple[List[str], List[str]]:
                 problems.append("input %s%s: %s" % (pattern, _encoding_hint(pattern), NO_MATCH if has_wildcard(pattern) else NO_FILE))
         for path in found:
             if not is_unicode(path):
-                problems.append("input %s: the name is not UTF-8 text here; rename it, or run with PYTHONUTF8=1 if it is" % ascii(path))
+                problems.append("input %s: the name is not UTF-8 text here; rename it%s" % (ascii(path), _utf8_hint(path)))
             files[path] = None
     return list(files), problems
+
+
+def _utf8_hint(path: str) -> str:
+    try:
+        os.fsencode(path).decode("utf-8")
+    except UnicodeDecodeError:
+        return ""
+    return ", or run with PYTHONUTF8=1"
 
 
 def _is_on_the_way(path: str, pattern: str) -> bool:

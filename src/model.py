@@ -12,11 +12,16 @@ from primitives import sha256 as sha256
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict
+    from typing import Any, Dict, Sequence
 
 VERSION = "0.1.0"           # of the runner
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERNAL, EXIT_LOCKED, EXIT_STATE, EXIT_OFFLINE, EXIT_STOPPED = range(8)
 EXIT_INTERRUPTED = 130      # by Ctrl-C, as shells have it: 128 and the signal's number
+
+
+def shown_names(names: Sequence[str], most: int = 5) -> str:
+    """Return names as a text, of many the first few."""
+    return ", ".join(names[:most]) + (" and %d more" % (len(names) - most) if len(names) > most else "")
 
 
 REMEDIES = {            # for errors of the system, by name: not every system has each

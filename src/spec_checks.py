@@ -427,9 +427,15 @@ def _check_needs(stages: List[Tuple[int, Json]], problems: Problems, is_graph: b
                 name = merged.get("name") or ""
                 cycle = find_path(needs, needed, name) if name else []
                 if cycle:
-                    problems.add(path, "makes a cycle: %s" % " -> ".join([name] + cycle))
+                    problems.add(path, "makes a cycle: %s" % " -> ".join(shown_cycle([name] + cycle)))
                 elif not is_graph:
                     problems.add(path, "%s is listed later; stages run in the order listed: list it first, or set \"order\": \"graph\"" % shown_value(needed))
+
+
+def shown_cycle(names: Sequence[str]) -> List[str]:
+    """Return the stages of a cycle, of a long one the first and the last few."""
+    most = 10
+    return list(names) if len(names) <= most else [*names[:most - 3], "(%d more)" % (len(names) - most + 1), *names[-2:]]
 
 
 def find_path(edges: Dict[str, List[str]], start: str, goal: str) -> List[str]:

@@ -66,7 +66,7 @@ def _check_cycles(stages: Sequence[StageSpec], problems: spec_checks.Problems) -
     cycle = stage_order.find_cycle(stage_order.edges(stages))
     if cycle:
         place = next(place for place, stage in enumerate(stages) if stage.name == cycle[0])
-        problems.add(("stages", place), "needs itself by what it reads or needs: %s" % " <- ".join(cycle))
+        problems.add(("stages", place), "needs itself by what it reads or needs: %s" % " <- ".join(spec_checks.shown_cycle(cycle)))
 
 
 def _decode_spec(data: bytes, shown: str) -> str:

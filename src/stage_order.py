@@ -8,7 +8,7 @@ import bisect
 import heapq
 
 import file_digests
-from model import Decision
+from model import Decision, shown_names
 from spec_checks import find_path
 
 TYPE_CHECKING = False
@@ -363,7 +363,7 @@ def planned(every: Sequence[StageSpec], chosen: Sequence[StageSpec], look: Calla
         makers = [maker for maker in needs[stage.name] if maker in busy]
         facts = None
         if makers:
-            decision = Decision("PENDING", ["waits for %s" % ", ".join(makers)], 0, "")
+            decision = Decision("PENDING", ["waits for %s" % shown_names(makers)], 0, "")
         else:
             decision, facts = look(stage)
         if decision.action not in ("SKIP", "SEAL"):

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 SHOWN_FAILURES = 10         # of failed tasks whose last output is shown
 AHEAD = 2                   # tasks that are prepared for each that runs
+FULL_DISKS = 3          # tasks that fail one after another for a full disk: then no more are started
 FULL = tuple(getattr(errno, name) for name in ("ENOSPC", "EDQUOT") if hasattr(errno, name))
 IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST)
 SETTLE_BYTES = 1 << 20      # outputs from here on are hashed only when their signature can be kept
@@ -139,6 +140,7 @@ class TasksWork(stage_work.StageWork):
         self.total = self.up_to_date = self.vanished = 0
         self.done: List[str] = []
         self.failed: Dict[str, str] = {}
+        self.full_disks = 0             # tasks that failed one after another while the disk was full
         self.machine_faults: Dict[str, str] = {}        # of these, what maxFailedTasks does not allow
         self.is_stopped = False
         self.no_outputs: List[str] = []             # what tasks made that is none for its name: the first few
@@ -196,7 +198,7 @@ class TasksWork(stage_work.StageWork):
         try:
             while True:
                 try:
-                    while under_way < most and error is None and not self.run.signals.number and not self.survivors:
+                    while under_way < most and error is None and not self.run.signals.number and not self.survivors and self.full_disks < FULL_DISKS:
                         task = next(waiting, None)
                         if task is None:
                             is_all = True
@@ -233,10 +235,12 @@ class TasksWork(stage_work.StageWork):
             self.failed[name] = trial.failure
             if trial.is_machines:
                 self.machine_faults[name] = trial.failure
+                self.full_disks += bool(self._full_disk_text())
             self.exit_code = self.exit_code if self.exit_code is not None else trial.exit_code
             self.console.event("FAIL", "%s %s" % (self.stage.name, name), ": " + trial.failure)
         else:
             self.done.append(name)
+            self.full_disks = 0
 
     def _task(self, trial: Trial) -> Flow:
         """A flow that returns the trial when its task has come to its end."""
@@ -536,7 +540,9 @@ class TasksWork(stage_work.StageWork):
             return ""
         shown = ["%s (%s)" % one for one in sorted(told.items())[:stage_work.SHOWN_NAMES]]
         more = ["and %d more" % (len(told) - len(shown))] if len(told) > len(shown) else []
-        return "%d of %d tasks %s: %s" % (len(told), self.total, what, "; ".join(shown + more))
+        left = self.total - self.up_to_date - len(self.done) - len(self.failed)
+        not_started = "; the disk is full, so %d more were not started" % left if left and self.full_disks >= FULL_DISKS else ""
+        return "%d of %d tasks %s: %s%s" % (len(told), self.total, what, "; ".join(shown + more), not_started)
 
     def _evidence(self) -> Json:
         return dict(super()._evidence(), tasks=dict(self._summary(), **self.totals))

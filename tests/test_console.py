@@ -47,13 +47,13 @@ def speak(shown):
 def test_the_stable_lines():
     out, err = speak(made())
     assert out == ("[OFFLINE] kernel: network closed for this run (seccomp, probed)\n[START] s\ns | hello\ns | part\n[RETRY] s attempt 1/2: exit code 1; next in 0.10s\n"
-                   "[FAIL] s: exit code 1\n[LEDGER] head 2: 9f3a-77c1\nRun r1 state: failed (0 ok, 0 skipped, 1 failed) in 1.3s\n")
+                   "[FAIL] s: exit code 1\n[LEDGER] head 2: 9f3a-77c1\nRun r1 state: failed (0 ok, 0 skipped, 1 failed, 1 not run) in 1.3s\n")
     assert err == "    | one\n    | two\n[OFFLINE] warning: bin/x.py:1: ctypes\n    | three\nerror: two\nlines\n"
 
 
 def test_quiet_shows_failures_only_and_only_the_output_of_the_last_attempt():
     out, err = speak(made(quiet=True))
-    assert out == "[FAIL] s: exit code 1\nRun r1 state: failed (0 ok, 0 skipped, 1 failed) in 1.3s\n"
+    assert out == "[FAIL] s: exit code 1\nRun r1 state: failed (0 ok, 0 skipped, 1 failed, 1 not run) in 1.3s\n"
     assert err == "    | three\nerror: two\nlines\n"
 
 

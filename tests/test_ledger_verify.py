@@ -1312,6 +1312,34 @@ def test_outputs_that_went_after_the_pipeline_was_renamed_are_not_missed(project
     project.ok("verify", "--outputs")
 
 
+def test_while_runs_write_only_what_lasts_is_reported(project, monkeypatch):
+    tasks_of(project)
+    project.write("state/run_r1.json", project.read("state/run_r1.json") + " ")        # lasts, and is none
+    project.write("state/logs/r1/s1.tasks.jsonl", "made up")
+    moments, run = iter(range(100)), ledger_verify.Verification.run
+
+    def run_beside_runs(check, *arguments):
+        run(check, *arguments)
+        check.find("OUTPUT-CHANGED", "o", "by run %d" % next(moments), ("r1", 1))
+    monkeypatch.setattr(ledger_verify.Verification, "run", run_beside_runs)
+    monkeypatch.setattr(ledger_verify, "_stamp", lambda root: [next(moments)])
+    report = ledger_verify.verify(str(project.root), outputs=True)
+    assert [one.kind for one in report.findings] == ["EDITED"] and "1 finding that did not last was left out" in " ".join(map(str, report.notes)), report
+    monkeypatch.setattr(ledger_verify, "_stamp", lambda root: [0])
+    assert {one.kind for one in ledger_verify.verify(str(project.root)).findings} == {"EDITED", "OUTPUT-CHANGED"}
+
+
+def test_an_output_with_the_same_signature_is_read_once_however_often_verify_tries(project, monkeypatch):
+    tasks_of(project)
+    check = ledger_verify.Verification(str(project.root), [], True)
+    path = str(project.path("data/s1/a.txt"))
+    assert check._digest_of_output(path)[0] == 1
+    monkeypatch.setattr(ledger_verify, "digest_of", lambda full: (0, "read again"))
+    assert check._digest_of_output(path)[0] == 1
+    project.write("data/s1/a.txt", "more")
+    assert check._digest_of_output(path) == (0, "read again")
+
+
 def test_a_task_log_is_compared_with_the_run_that_left_it_whatever_the_pipeline_was_called_before(project):
     for number in range(12):                # more than a record lists
         project.write("data/in/%d.txt" % number, "x")

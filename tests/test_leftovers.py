@@ -12,7 +12,10 @@ from unittest import mock
 import pytest
 from conftest import ROOT, RUNNER, wait_until
 
+import model
 import program_scan
+import spec_checks
+from chunk_work import ChunkTasksWork
 from scheduler import Next, Spawn
 from task_work import TasksWork
 
@@ -137,7 +140,8 @@ class OneStage(TasksWork):
     def __init__(self):
         self.run = SimpleNamespace(jobs=lambda: 1, signals=SimpleNamespace(number=0), clock=SimpleNamespace(monotonic=lambda: 0.0))
         self.store = SimpleNamespace(commit=SimpleNamespace(since=0.0))
-        self.survivors, self.noted, self.is_server_stopped = [], [], False
+        self.survivors, self.noted, self.is_server_stopped, self.full_disks = [], [], False, 0
+        self.no_outputs, self.is_stopped = [], False
 
     def _task(self, trial):
         yield
@@ -182,6 +186,31 @@ def opened_by(pid):
         except OSError:
             pass                        # closed since
     return found
+
+
+def test_after_three_tasks_in_a_row_that_met_a_full_disk_no_more_are_started():
+    stage = OneStage()
+    stage.attempts, stage.failed, stage.machine_faults, stage.exit_code, stage.done, full = 0, {}, {}, None, [], ["the disk is full"]
+    stage.console, stage.stage, stage.up_to_date = mock.Mock(), SimpleNamespace(name="s1"), 0
+    stage._note_trial = lambda trial: TasksWork._note_trial(stage, trial)
+    stage._full_disk_text = lambda: full[0]
+    flow = stage._run_tasks(SimpleNamespace(name="t%d" % number, folder="") for number in range(100))
+    wish = next(flow)
+
+    def end(**values):
+        """Let tasks be spawned until the flow waits, then one end."""
+        nonlocal wish
+        spawned = 0
+        while isinstance(wish, Spawn):
+            spawned, wish = spawned + 1, flow.send(None)
+        trial = SimpleNamespace(**{**dict(task=SimpleNamespace(name="t"), attempts=1, stopped=False, failure="", is_machines=False, exit_code=1), **values})
+        wish = flow.send(("t", trial))
+        return spawned
+    met = {"failure": "no space", "is_machines": True}
+    assert [end(**met), end(**met), end()] == [2, 1, 1]     # what could be written proves that there is room again
+    assert [end(**met), end(**met), end(**met)] == [1, 1, 1]
+    with pytest.raises(StopIteration):
+        end(**met)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what a process has open")
@@ -235,3 +264,44 @@ def test_a_tree_whose_folders_give_no_rights_is_removed(tmp_path):
     words = ["-c", code, str(ROOT / "src"), str(tmp_path / "top")]
     subprocess.run([sys.executable] + (["-c", DROP] if sys.platform.startswith("linux") else []) + words, check=True, timeout=60)
     assert not (tmp_path / "top").exists()
+
+
+def test_an_input_that_changes_while_chunks_of_another_are_done_fails_the_stage(root):
+    root.write("data/in/b.txt", "second\n")
+    filter_ = root.processor("take", "text = sys.stdin.read()\nif text == 'second\\n':\n    open('data/in/a.txt', 'a').write('more\\n')\nsys.stdout.write(text)\n")
+    root.spec({"name": "s1", "processor": filter_, "inputs": ["data/in/*.txt"], "outputDir": "data/s1", "chunks": {"bytes": 1024, "filter": True}})
+    done = root.run("--jobs", "1")
+    assert done.code == 1 and "input changed during the run: data/in/a.txt" in done.out and not root.exists("data/s1/b.txt"), done
+    root.write("data/in/b.txt", "other\n")
+    root.ok("--jobs", "1")
+
+
+def test_a_chunk_is_compared_with_its_own_input_alone():
+    work = ChunkTasksWork.__new__(ChunkTasksWork)
+    stamps = {"p": [1], "a": [2], "b": [3]}
+    work.facts, work._stamps_of = SimpleNamespace(material=SimpleNamespace(stamps=stamps, inputs=["a", "b"])), {}
+    assert work._own_stamps("a") == {"p": [1], "a": [2]} and work._own_stamps("b") == {"p": [1], "b": [3]} and work._own_stamps("a") is work._own_stamps("a")
+
+
+@pytest.mark.parametrize("count", [10, 11, 2000])
+def test_long_lists_of_stages_are_cut_short_in_texts(count):
+    names = ["s%d" % number for number in range(count)]
+    shown = spec_checks.shown_cycle(names)
+    assert shown == names if count == 10 else shown == names[:7] + ["(%d more)" % (count - 9)] + names[-2:]
+    assert model.shown_names(names) == "s0, s1, s2, s3, s4 and %d more" % (count - 5) and model.shown_names(names[:5]) == "s0, s1, s2, s3, s4"
+
+
+def test_stages_that_were_not_run_are_counted(root):
+    root.spec({"name": "a", "processor": root.processor("p", "sys.exit(3)\n"), "outputDir": "data/a"},
+              *[{"name": "b%d" % number, "processor": "bin/p.py", "needs": ["a"], "outputDir": "data/b%d" % number} for number in range(7)])
+    assert "(0 ok, 0 skipped, 1 failed, 7 not run)" in root.run("--keep-going").out
+
+
+@posix_only
+def test_the_way_to_read_a_name_as_utf_8_is_told_only_where_it_is(root):
+    if sys.platform == "darwin":
+        pytest.skip("no such names there")
+    open(os.fsencode(str(root.path("data/in"))) + b"/bad\xff.txt", "w").close()
+    root.spec(dict({"name": "s1", "processor": root.processor("p", ""), "outputDir": "data/s1"}, **STAGES["tasks"]))
+    done = root.run()
+    assert done.code == 1 and "the name is not UTF-8 text here; rename it" in done.out and "PYTHONUTF8" not in done.out, done

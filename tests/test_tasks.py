@@ -506,7 +506,10 @@ def test_only_faults_of_the_machine_are_named_where_failures_are_allowed():
     work = task_work.TasksWork.__new__(task_work.TasksWork)
     work.failed, work.machine_faults, work.total = {"in/a": "exit code 1", "in/b": "exit code 2"}, {"in/b": "exit code 2"}, 3
     work.stage = collections.namedtuple("Stage", "max_failed_tasks")(5)
+    work.up_to_date, work.done, work.full_disks = 0, [], 2
     assert work._failure_text() == "1 of 3 tasks failed for what maxFailedTasks does not allow, as it is not the fault of their files: in/b (exit code 2)"
+    work.full_disks = 3
+    assert work._failure_text().endswith("in/b (exit code 2); the disk is full, so 1 more were not started")
     work.machine_faults = {}
     assert work._failure_text() == ""
 
