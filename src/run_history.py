@@ -163,7 +163,7 @@ def _run_of(root: str, name: RunName, problems: List[str], is_pruned: bool) -> P
     if record is None:
         if problem:
             problems.append(problem)
-        return PastRun(name.run_id, name.invocation, name.pipeline, _state_of(root, name.state, name.run_id), "", name.ended_at, None, {}, [], problem or ("removed by gc" if is_pruned else "its record is gone"))
+        return PastRun(name.run_id, name.invocation, name.pipeline, _state_of(root, name.state, name.run_id), "", name.ended_at, None, {}, [], problem or ("removed by gc" if is_pruned else "it has no record yet" if name.state == "open" else "its record is gone"))
     return _past_run(root, record, name.state if name.state != "open" else "running")
 
 

@@ -44,6 +44,11 @@ def wait_until(true, what="it"):
         time.sleep(0.005)
 
 
+def text_of(data: bytes) -> str:
+    """Return what a console shows, with the line ends of every system as one."""
+    return data.decode("utf-8", "replace").replace(os.linesep, "\n")
+
+
 class Done:
     """A finished command: code, out, err as text. Its text form shows everything, for the message of a failed assertion."""
 
@@ -125,7 +130,7 @@ class Project:
         argv = self.argv(*arguments)
         done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                               timeout=timeout, env=self.environment(**(env or {})), cwd=cwd)
-        result = Done(argv, done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))
+        result = Done(argv, done.returncode, text_of(done.stdout), text_of(done.stderr))
         assert "Traceback" not in result.err, result
         return result
 
@@ -142,7 +147,7 @@ class Project:
 
     def snapshot(self):
         """Return {path: bytes} of every file below the root."""
-        return {str(path.relative_to(self.root)): path.read_bytes() for path in sorted(self.root.rglob("*")) if path.is_file() and not path.is_symlink()}
+        return {path.relative_to(self.root).as_posix(): path.read_bytes() for path in sorted(self.root.rglob("*")) if path.is_file() and not path.is_symlink()}
 
 
 @pytest.fixture

@@ -695,3 +695,11 @@ def test_what_was_asked_for_and_could_not_be_written_is_told(pipeline, words):
         done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, env=pipeline.environment(), timeout=60)
     said = done.stderr.decode()
     assert done.returncode == 5 and "standard output: No space left on device" in said and said.count("\n") == 1, said
+
+
+def test_a_run_that_has_just_begun_has_no_record_yet(tmp_path):
+    (tmp_path / "state").mkdir()
+    entry = {"event": "begin", "runId": "r1", "invocation": 1, "open": {"r1": 1}, "at": "2026-01-01T00:00:00Z"}
+    (tmp_path / "state" / "ledger.jsonl").write_bytes(json.dumps(entry).encode("ascii") + b"\n")
+    runs, problems = run_history.newest_runs(str(tmp_path), 4)
+    assert [(run.run_id, run.state, run.problem) for run in runs] == [("r1", "open", "it has no record yet")] and problems == []
