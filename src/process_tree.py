@@ -189,11 +189,15 @@ def _ps_members(traits: List[Traits], ps: Callable[[List[str]], str]) -> List[in
 # --- ending them -----------------------------------------------------------------------------------------------------
 
 def send(pids: Iterable[int], number: int) -> None:
-    """Send signal *number* to each of *pids*; those that are gone or not ours are passed over."""
+    """Send signal *number* to each of *pids*; those that are gone or not ours are passed over.
+
+    Windows: without a console (a service) there is no CTRL_BREAK. os.kill() then ends the process, and raises SystemError for not
+    having returned between the two (CPython, posixmodule.c, os_kill_impl).
+    """
     for pid in pids:
         try:
             os.kill(pid, number)
-        except OSError:
+        except (OSError, SystemError):
             pass
 
 

@@ -773,6 +773,17 @@ def test_end_all_gives_up_after_its_limit_and_says_who_would_not_go(monkeypatch)
     assert process_tree.end_all(lambda: [7], limit_s=0.05) == [7]
 
 
+def test_a_process_that_windows_cannot_ask_without_a_console_is_passed_over(monkeypatch):
+    asked = []
+
+    def kill(pid, number):
+        asked.append(pid)
+        raise SystemError("returned a result with an exception set")
+    monkeypatch.setattr(os, "kill", kill)
+    process_tree.send([1, 2], 1)
+    assert asked == [1, 2]
+
+
 def test_signals_to_those_who_are_gone_are_passed_over():
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
