@@ -283,7 +283,7 @@ def test_the_lines_on_stdout_are_stable(good):
               {"name": "two", "processor": good.processor("two", "sys.exit(9)\n")}, {"name": "three", "processor": "bin/stage_copy.py"})
     done = good.run("--run-id", "r")
     expected = [r"\[START\] one", r"\[RETRY\] one attempt 1/3: exit code 75; next in 0\.00s", r"\[START\] one", r"\[DONE\] one in \d+\.\d{3}s", r"\[START\] two", r"\[FAIL\] two: exit code 9",
-                r"Run r state: failed \(1 ok, 0 skipped, 1 failed\) in \d+\.\ds"]
+                r"Run r state: failed \(1 ok, 0 skipped, 1 failed, 1 not run\) in \d+\.\ds"]
     lines = done.steps
     assert len(lines) == len(expected) and all(re.fullmatch(pattern, line) for pattern, line in zip(expected, lines)), done
     assert [line for line in done.out.splitlines() if line not in lines][-1].startswith("[LEDGER] head 2: ") and done.out.splitlines()[0].startswith("[OFFLINE] "), done
@@ -337,7 +337,7 @@ def test_exit_codes_of_signals(good, number, code):
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == code and b"Traceback" not in err, (out, err)
-    assert b"[FAIL] hang: interrupted\n" in out and b"Run r state: interrupted (0 ok, 0 skipped, 1 failed)" in out
+    assert b"[FAIL] hang: interrupted\n" in out and b"Run r state: interrupted (0 ok, 0 skipped, 1 failed, 1 not run)" in out
     record = good.json("state/run_r.json")
     assert record["state"] == "interrupted" and [one["status"] for one in record["stages"]] == ["interrupted", "notRun"]
     assert not good.exists("locks/hang.lock")

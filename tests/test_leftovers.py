@@ -295,13 +295,3 @@ def test_stages_that_were_not_run_are_counted(root):
     root.spec({"name": "a", "processor": root.processor("p", "sys.exit(3)\n"), "outputDir": "data/a"},
               *[{"name": "b%d" % number, "processor": "bin/p.py", "needs": ["a"], "outputDir": "data/b%d" % number} for number in range(7)])
     assert "(0 ok, 0 skipped, 1 failed, 7 not run)" in root.run("--keep-going").out
-
-
-@posix_only
-def test_the_way_to_read_a_name_as_utf_8_is_told_only_where_it_is(root):
-    if sys.platform == "darwin":
-        pytest.skip("no such names there")
-    open(os.fsencode(str(root.path("data/in"))) + b"/bad\xff.txt", "w").close()
-    root.spec(dict({"name": "s1", "processor": root.processor("p", ""), "outputDir": "data/s1"}, **STAGES["tasks"]))
-    done = root.run()
-    assert done.code == 1 and "the name is not UTF-8 text here; rename it" in done.out and "PYTHONUTF8" not in done.out, done
