@@ -233,7 +233,8 @@ def strange_lines(path: str, sealed: Dict[str, str], is_accepted: Callable[[str]
 
     sealed: {run, as lines name it: the lines that it wrote, as a file which a record commits}. Left out are lines without a key,
     for their task is done anew, and lines that a crash has damaged, for the runner believes none. A later run's line of what is
-    kept of a file that is gone names the run that made it. The key may be another one for runs of which is_accepted() says so. Raises: Damaged, OSError, ValueError.
+    kept of a file that is gone names the run that made it. The key may be another one for runs of which is_accepted() says so.
+    Raises: Damaged, OSError, ValueError.
     """
     known: Set[bytes] = set()
     for one in sealed.values():
@@ -241,14 +242,16 @@ def strange_lines(path: str, sealed: Dict[str, str], is_accepted: Callable[[str]
             known.update(file.read().splitlines(True))
     with open_file(path) as file:
         others = [line for line in file.read().splitlines(True)[1:] if line not in known and is_whole(line[:-1])]
-    written: Dict[Tuple[str, str], List[Json]] = {}
-    for value in map(json.loads, known if others else ()):
-        written.setdefault((value["task"], value["run"]), []).append(value)
-    found = []
-    for line in others:
-        value = json.loads(line)
+    strange = [json.loads(line) for line in others]
+    for value in strange:
         if not isinstance(value, dict) or not isinstance(value.get("run"), str) or not isinstance(value.get("task"), str):
             raise Damaged("a line is of another form: %s" % str(value)[:80])
+    written: Dict[Tuple[str, str], List[Json]] = {(value["task"], value["run"]): [] for value in strange}
+    for value in map(json.loads, known if others else ()):
+        if (value["task"], value["run"]) in written:        # few, most often: all of a log of 100,000 tasks would take much room
+            written[value["task"], value["run"]].append(value)
+    found = []
+    for value in strange:
         same = written.get((value["task"], value["run"]), [])
         if value.get("key") != "" and not any(_is_of(one, value, is_accepted(value["run"])) for one in same):
             found.append((value["task"], value["run"], value["run"] in sealed))
