@@ -88,7 +88,8 @@ class Project:
         return path
 
     def read(self, name: str) -> str:
-        return (self.root / name).read_bytes().decode("utf-8")
+        """Return a file's text, with the line ends of this system, which most processors of tests write, as one."""
+        return (self.root / name).read_bytes().decode("utf-8").replace(os.linesep, "\n")
 
     def json(self, name: str):
         return json.loads(self.read(name))
