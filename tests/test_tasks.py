@@ -763,7 +763,7 @@ def wait_for(project, *names):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (getattr(signal, "SIGKILL", signal.SIGTERM), -9)])
 def test_stopped_in_the_middle_the_finished_tasks_are_not_done_again(upper, number, code):
     upper.write("bin/up.sh", WAITS, executable=True)
     run = upper.start("--jobs", "1")
