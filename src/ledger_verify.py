@@ -1344,7 +1344,10 @@ class Verification:
             self.find("OUTPUT-CHANGED", path, "it %s; stage %s of %s made it" % (error, stage, run_text(run)), run)
 
     def _digest_of_output(self, full: str) -> Tuple[int, str]:
-        state = os.lstat(full)
+        try:
+            state = os.lstat(full)
+        except OSError:
+            return digest_of(full)      # which says what is wrong with it
         stamp = (state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino, state.st_dev)
         if self.known.get(full, ((), None))[0] != stamp:
             self.known[full] = stamp, digest_of(full)
@@ -1414,7 +1417,8 @@ def verify(root: str, run_ids: Iterable[str] = (), anchors: Sequence[str] = (), 
     may be half a change: then all is read again, but for outputs with the same signature, which are read once. Raises: UsageError for an unknown run, a text that is no head, no key.
     """
     parsed = _parsed_key(key) if isinstance(key, (bytes, str)) else key
-    names, known = list(run_ids), {}                # type: Tuple[List[str], Dict[str, Any]]
+    names = list(run_ids)
+    known: Dict[str, Any] = {}
     lasting: Optional[Set[str]] = None
     for _ in range(TRIES):
         before = _stamp(root)
@@ -1425,11 +1429,12 @@ def verify(root: str, run_ids: Iterable[str] = (), anchors: Sequence[str] = (), 
         found = set(map(str, check.findings))
         lasting = found if lasting is None else lasting & found
     # What was never found at rest counts if it was found each time: a run that writes makes another appearance each time.
-    passed = [one for one in check.findings if str(one) not in (lasting or ())]
-    check.findings = [one for one in check.findings if one not in passed]
+    all_found = len(check.findings)
+    check.findings = [one for one in check.findings if str(one) in (lasting or ())]
+    passed = all_found - len(check.findings)
     if passed:
         check.notes.append("runs were writing all the while; %s that did not last %s left out: verify again when none is at work" % (
-            count_text(len(passed), "finding"), "was" if len(passed) == 1 else "were"))
+            count_text(passed, "finding"), "was" if passed == 1 else "were"))
     return check.report()
 
 

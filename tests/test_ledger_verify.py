@@ -1292,7 +1292,8 @@ def test_what_was_accepted_under_another_name_of_the_pipeline_verifies(project):
     assert "[SKIP] s1" in project.ok("--run-id", "r2").out
     project.ok("verify", "--outputs")
     project.ok("evidence", "r2", "-o", str(project.path("e.zip")))
-    subprocess.run([sys.executable, str(ROOT / "src" / "evidence_verify.py"), str(project.path("e.zip"))], check=True, stdout=subprocess.DEVNULL, timeout=60)
+    done = subprocess.run([sys.executable, str(ROOT / "src" / "evidence_verify.py"), str(project.path("e.zip"))], check=True, stdout=subprocess.PIPE, timeout=60)
+    assert b"accepted another key of stage s1: the name alone" in done.stdout
 
 
 @pytest.mark.parametrize("how", ["prune", "reset"])
@@ -1327,6 +1328,14 @@ def test_while_runs_write_only_what_lasts_is_reported(project, monkeypatch):
     assert [one.kind for one in report.findings] == ["EDITED"] and "1 finding that did not last was left out" in " ".join(map(str, report.notes)), report
     monkeypatch.setattr(ledger_verify, "_stamp", lambda root: [0])
     assert {one.kind for one in ledger_verify.verify(str(project.root)).findings} == {"EDITED", "OUTPUT-CHANGED"}
+
+
+def test_a_file_in_the_place_of_an_outputs_folder_is_told_in_a_line(project):
+    tasks_of(project)
+    shutil.rmtree(str(project.path("data/s1")))
+    project.write("data/s1", "no folder")
+    done = project.run("verify", "--outputs")
+    assert done.code == 5 and "[OUTPUT-CHANGED] data/s1/a.txt" in done.out, done
 
 
 def test_an_output_with_the_same_signature_is_read_once_however_often_verify_tries(project, monkeypatch):
