@@ -295,3 +295,16 @@ def test_stages_that_were_not_run_are_counted(root):
     root.spec({"name": "a", "processor": root.processor("p", "sys.exit(3)\n"), "outputDir": "data/a"},
               *[{"name": "b%d" % number, "processor": "bin/p.py", "needs": ["a"], "outputDir": "data/b%d" % number} for number in range(7)])
     assert "(0 ok, 0 skipped, 1 failed, 7 not run)" in root.run("--keep-going").out
+
+
+def test_a_plan_and_a_fault_name_the_first_of_many_stages(root):
+    stage = {"processor": root.processor("p", "")}
+    many = [dict(stage, name="b%d" % number, outputDir="data/b%d" % number) for number in range(12)]
+    root.spec(*many, dict(stage, name="last", needs=[one["name"] for one in many], outputDir="data/last"))
+    assert "PENDING last (waits for b0, b1, b2, b3, b4 and 7 more)\n" in root.ok("plan").out
+    root.spec(*[dict(one, needs=["b%d" % ((number + 1) % 12)]) for number, one in enumerate(many)], order="graph")
+    by_needs = root.run("validate")
+    root.spec(*[dict(one, inputs=["data/b%d/x" % ((number + 1) % 12)], outputs=["x"]) for number, one in enumerate(many)], order="graph")
+    by_files = root.run("validate")
+    for refused in (by_needs, by_files):
+        assert refused.code == 2 and all("(4 more)" in line for line in refused.err.splitlines()), refused
