@@ -384,7 +384,7 @@ def test_a_launcher_that_runs_the_words_twice_does_the_work_once_and_fails(proje
 REQUEUE = """
 import os, signal, subprocess, sys, time
 first = subprocess.Popen(sys.argv[1:], start_new_session=True)
-while not os.path.exists("begun"):
+while not os.path.exists("begun") or not os.path.getsize("begun"):
     time.sleep(0.01)
 os.killpg(first.pid, signal.SIGKILL)
 first.wait()
