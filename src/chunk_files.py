@@ -20,7 +20,7 @@ import time
 from collections import namedtuple
 
 from model import sha256
-from primitives import remove_quietly, replace
+from primitives import go_on, remove_quietly, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,12 +61,12 @@ class Header(namedtuple("Header", "source lines ends is_whole")):
 
 # --- cutting
 
-def cut(path: str, size_bytes: int, header_lines: int = 0) -> Cut:
+def cut(path: str, size_bytes: int, header_lines: int = 0, heed: Callable[[], None] = go_on) -> Cut:
     """Cut a file at line ends into chunks of about *size_bytes*.
 
     Boundary k is the first line end at or after byte header_end + k * size_bytes; the last one is the end of the file,
     with or without a line end. No chunk is empty, except that a file without any line behind its header is one empty
-    chunk: its processor runs, and its output exists. Raises: OSError.
+    chunk: its processor runs, and its output exists. heed: called before each look at the file. Raises: OSError; what heed() raises.
     """
     with open(path, "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
@@ -76,7 +76,7 @@ def cut(path: str, size_bytes: int, header_lines: int = 0) -> Cut:
         while start < size:
             # The next multiple behind the last boundary: those within one long line are all the same boundary.
             count = (start - header_end) // size_bytes + 1
-            end = _line_end(file, header_end + count * size_bytes, size)
+            end = _line_end(file, header_end + count * size_bytes, size, heed)
             chunks.append((start, end))
             start = end
     return Cut(header_end, lines, ends, chunks or [(header_end, header_end)])
@@ -101,10 +101,11 @@ def _find_header(file: Any, wanted: int) -> Tuple[int, int, int]:
     return offset, ends, ends
 
 
-def _line_end(file: Any, least: int, size: int) -> int:
+def _line_end(file: Any, least: int, size: int, heed: Callable[[], None]) -> int:
     """Return the end of the first line that ends at or behind byte *least* (from 1), at most *size*."""
     at, step = least - 1, SEEK_BYTES
     while at < size:
+        heed()
         file.seek(at)
         block = file.read(min(step, size - at))
         if not block:
@@ -171,9 +172,15 @@ def hash_files(paths: Sequence[str], threads: int = 0) -> List[str]:
     return [digest for _, digest in sorted(zip(order, found))]
 
 
-def hash_ranges(path: str, ranges: Sequence[Range], threads: int = 0) -> List[str]:
-    """Return the SHA-256 of each [start, end) of a file. Raises: OSError, also when the file is shorter."""
-    return side_by_side(lambda one, buffer: _hash_range(path, one[0], one[1], buffer), ranges, threads)
+def hash_ranges(path: str, ranges: Sequence[Range], threads: int = 0, heed: Callable[[], None] = go_on) -> List[str]:
+    """Return the SHA-256 of each [start, end) of a file.
+
+    heed: called, in any of the threads, before each range. Raises: OSError, also when the file is shorter; what heed() raises.
+    """
+    def hash_one(one: Range, buffer: bytearray) -> str:
+        heed()
+        return _hash_range(path, one[0], one[1], buffer)
+    return side_by_side(hash_one, ranges, threads)
 
 
 def _hash_range(path: str, start: int, end: int, buffer: bytearray) -> str:

@@ -76,7 +76,11 @@ class ChunkTasksWork(task_work.TasksWork):
     def _cut_run_join(self) -> Flow:
         """A flow that returns (why the stage fails or "", its outputs)."""
         try:
-            cuts, tasks = self._cut()
+            try:
+                cuts, tasks = self._cut()
+            except file_digests.ReadingStopped:
+                self.is_stopped = True
+                return "interrupted", []
             problem = self._problem()
             if problem:
                 return problem, []
@@ -102,7 +106,7 @@ class ChunkTasksWork(task_work.TasksWork):
     # --- cutting
 
     def _cut(self) -> Tuple[List[Any], List[task_work.Task]]:
-        cuts = [chunk_files.cut(os.path.join(self.run.root, path), self.chunks.size_bytes, self.chunks.header_lines) for path in self.facts.material.inputs]
+        cuts = [chunk_files.cut(os.path.join(self.run.root, path), self.chunks.size_bytes, self.chunks.header_lines, self.run.heed_stop) for path in self.facts.material.inputs]
         tasks: List[task_work.Task] = []
         for path, cut in zip(self.facts.material.inputs, cuts):
             keys = self._keys(path, cut)
@@ -117,7 +121,7 @@ class ChunkTasksWork(task_work.TasksWork):
             return [sha256(("chunk\0%s\0%s\0%d\0%d" % (self.key, path, start, end)).encode("utf-8")).hexdigest() for start, end in cut.chunks]
         # What a chunk's processor sees of the place (line numbers) depends on all that is before it: so does the key.
         parts = {name: value for name, value in self.facts.material.parts.items() if name != "inputs"}
-        digests = chunk_files.hash_ranges(os.path.join(self.run.root, path), [(0, cut.header_end)] + list(cut.chunks))
+        digests = chunk_files.hash_ranges(os.path.join(self.run.root, path), [(0, cut.header_end)] + list(cut.chunks), heed=self.run.heed_stop)
         before, keys = "%s\0%s\0%s" % (stage_key(parts), path, digests[0]), []
         for digest in digests[1:]:
             before = sha256(("chunk\0%s\0%s" % (before, digest)).encode("utf-8")).hexdigest()

@@ -10,7 +10,7 @@ import planning
 import state_store
 from console import Console, describe_os_error, silence_closed_streams
 from file_digests import Digests
-from model import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_OFFLINE, EXIT_OK, EXIT_STATE, VERSION, Clock, Options, PipelineSpec, SpecError
+from model import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_OFFLINE, EXIT_OK, EXIT_STATE, VERSION, Clock, Options, PipelineSpec, SpecError, Terminated
 from program_scan import check_offline
 from spec_loading import load_pipeline
 from state_store import StateStore
@@ -37,16 +37,18 @@ def execute(arguments: List[str], started: float, found: Any, is_program: bool) 
         options = command_line.parse_command_line(arguments)
         if options.command == "run":
             console.configure(options)
-        if options.command == "run" and not is_program:
-            return _run_in_child(arguments, console)
+        if options.command == "run":
+            if not is_program:
+                return _run_in_child(arguments, console)
+            _heed_requests_to_stop()
         ended = _dispatch(options, console, started, found)
         if console.lost and options.command != "run":       # a run's records tell all the same
             console.error("error: standard output: %s; what was asked for is not whole" % console.lost)
             return ended or EXIT_STATE
         return ended
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         console.error("interrupted")
-        return EXIT_INTERRUPTED
+        return getattr(error, "exit_code", EXIT_INTERRUPTED)
     except OSError as error:
         console.error("error: " + describe_os_error(error))
         return EXIT_STATE
@@ -64,6 +66,16 @@ def execute(arguments: List[str], started: float, found: Any, is_program: bool) 
     finally:
         console.close()
         silence_closed_streams()
+
+
+def _heed_requests_to_stop() -> None:
+    """Let SIGTERM, SIGHUP (Windows: SIGBREAK) end a run as Ctrl-C does, until its first attempt takes them over. What is ignored stays so."""
+    def stop(number: int, frame: Any) -> None:
+        raise Terminated(number)
+    for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):
+        number = getattr(_signal, name, None)
+        if number is not None and _signal.getsignal(number) == _signal.SIG_DFL:
+            _signal.signal(number, stop)
 
 
 def _dispatch(options: Options, console: Console, started: float, found: Any) -> int:

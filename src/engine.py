@@ -18,7 +18,7 @@ import stage_locks
 import stage_order
 import state_store
 from console import Console, describe_os_error
-from file_digests import Digests
+from file_digests import Digests, ReadingStopped
 from model import (
     EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOCKED, EXIT_OFFLINE, EXIT_OK, EXIT_STOPPED, STATUSES, VERSION, Clock, Decision, Facts, OfflineError, Options, PipelineSpec,
     StageResult, StageSpec)
@@ -364,7 +364,10 @@ class Run:
             self._skip_known([place])
             return self.result_at[place]
         try:
-            result = yield from self._run_stage(stage)
+            try:
+                result = yield from self._run_stage(stage)
+            except ReadingStopped:
+                result = self._stopped_before(stage, self._clock_text() or "interrupted while its inputs were read")
             return result
         except BaseException:
             self.unfit = self.unfit or stage.name
@@ -506,7 +509,16 @@ class Run:
         """is_brief: see planning.observe(); under the lock all is looked at."""
         self.digests.used.clear()
         self.digests.folders.clear()            # an earlier stage may have made or removed a module
-        return planning.look_at(self.spec, stage, self.digests, self.store, self.boot, stage.name in self.options.force, self._now_ns, is_brief)
+        nobody, self.digests.heed = self.digests.heed, self.heed_stop      # not later: what an attempt has made is read to its end
+        try:
+            return planning.look_at(self.spec, stage, self.digests, self.store, self.boot, stage.name in self.options.force, self._now_ns, is_brief)
+        finally:
+            self.digests.heed = nobody
+
+    def heed_stop(self) -> None:
+        """Raise ReadingStopped when a signal or the clock asks to stop: to read huge inputs may take hours."""
+        if self._stopped():
+            raise ReadingStopped
 
     def _now_ns(self, device: int) -> int:
         """Return what time it is by the clock that stamps files on a device, as far as that can be had."""
@@ -724,7 +736,7 @@ class Run:
 
     def _finish_after(self, error: BaseException) -> None:
         """Say in the records what stopped the run, as far as they can still be written; *error* itself goes on to main."""
-        is_stopped = isinstance(error, KeyboardInterrupt)       # by Ctrl-C before the first attempt, from which on signals are taken over
+        is_stopped = isinstance(error, KeyboardInterrupt)       # by a signal before the first attempt, from which on they are taken over
         why = "interrupted" if is_stopped else _why(error)
         if self.unfit:
             self.console.event("FAIL", self.unfit, ": " + why.split("\n")[0])
@@ -732,7 +744,7 @@ class Run:
             self.recovered = self._recorded_success(self.unfit)
         self._fill(lambda _: "the run ended before it")
         try:
-            self._finish(EXIT_INTERRUPTED if is_stopped else EXIT_FAILED)
+            self._finish(getattr(error, "exit_code", EXIT_INTERRUPTED) if is_stopped else EXIT_FAILED)
         except Exception as again:      # the same fault again, most likely; what is on disk is a run that died
             if not _is_expected(again):
                 raise

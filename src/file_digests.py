@@ -14,7 +14,7 @@ import sys
 import time
 
 from model import sha256
-from primitives import close_quietly, open_file, remove_quietly
+from primitives import close_quietly, go_on, open_file, remove_quietly
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +35,10 @@ NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, e
 
 class FileChanged(Exception):
     """A file changed while it was being read; str() is its path."""
+
+
+class ReadingStopped(Exception):
+    """Raised by whoever was asked, between two blocks of a file, whether to go on reading, see Digests.heed."""
 
 
 def has_wildcard(pattern: str) -> bool:
@@ -232,6 +236,7 @@ class Digests:
         self.scans: Dict[str, Any] = {}
         self.guard = ""                     # what stands for the rules by which these were made, once it is known
         self.used: Dict[str, Tuple[str, List[int]]] = {}
+        self.heed: Callable[[], None] = go_on   # asked between blocks, from any thread: raises ReadingStopped when a run is to stop
         self.folders: Dict[str, Set[str]] = {}
         self.changed = False
         self.unsaved_bytes = 0
@@ -330,7 +335,7 @@ class Digests:
             settled = self.keep and self._is_settled(before)
             if self.keep and not settled and before[0] >= SETTLE_BYTES:
                 settled = self._wait_until_settled(before)
-            digest, after = hash_file(full)
+            digest, after = hash_file(full, self.heed)
             if after == before:
                 return digest, after, settled
             before = signature(os.stat(full))
@@ -429,8 +434,11 @@ def read_content(full: str) -> Tuple[int, str]:
     return (stamp[0], digest) if stamp else (-1, "")
 
 
-def hash_file(path: str) -> Tuple[str, List[int]]:
-    """Return (SHA-256, signature of what was read), of a file that changed meanwhile the signature is []. Raises: OSError, for a pipe or device, too."""
+def hash_file(path: str, heed: Callable[[], None] = go_on) -> Tuple[str, List[int]]:
+    """Return (SHA-256, signature of what was read), of a file that changed meanwhile the signature is [].
+
+    heed: called after each block. Raises: OSError, for a pipe or device, too; what heed() raises.
+    """
     with open_file(path, 0) as file:
         before = signature(os.fstat(file.fileno()))
         digest = sha256(size=before[0])
@@ -441,6 +449,7 @@ def hash_file(path: str) -> Tuple[str, List[int]]:
             if not count:
                 break
             digest.update(view[:count])
+            heed()
         after = signature(os.fstat(file.fileno()))
     return digest.hexdigest(), after if after == before else []
 

@@ -19,6 +19,14 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERNAL, EXIT_LOCKED, EXIT_STATE, EXIT_O
 EXIT_INTERRUPTED = 130      # by Ctrl-C, as shells have it: 128 and the signal's number
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, or another signal that asks to stop, where nobody has taken it over yet: told as Ctrl-C is."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.exit_code = 128 + number
+
+
 def shown_names(names: Sequence[str], most: int = 5) -> str:
     """Return names as a text, of many the first few."""
     return ", ".join(names[:most]) + (" and %d more" % (len(names) - most) if len(names) > most else "")

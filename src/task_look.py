@@ -102,7 +102,7 @@ def _hash_changed(root: str, paths: List[str], packed: array[int], known: task_f
     for place, path in enumerate(paths):
         if not every[place]:
             try:
-                every[place], after = file_digests.hash_file(os.path.join(root, path))
+                every[place], after = file_digests.hash_file(os.path.join(root, path), digests.heed)
             except OSError as error:
                 return table, [], ["cannot read %s: %s" % (path, error.strerror)]
             stamp = task_files.signature_at(packed, place)

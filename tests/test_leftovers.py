@@ -12,6 +12,7 @@ from unittest import mock
 import pytest
 from conftest import ROOT, RUNNER, wait_until
 
+import file_digests
 import model
 import program_scan
 import spec_checks
@@ -214,7 +215,8 @@ def test_after_three_tasks_in_a_row_that_met_a_full_disk_no_more_are_started():
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what a process has open")
-def test_ctrl_c_while_the_inputs_are_read_is_an_interruption(root):
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (getattr(signal, "SIGHUP", 1), 129)])
+def test_a_signal_while_the_first_inputs_are_read_is_an_interruption(root, number, code):
     with open(str(root.path("data/in/big.txt")), "wb") as file:
         file.truncate(30 << 30)         # it takes no room, but time
     root.spec(dict({"name": "s1", "outputDir": "data/s1", "processor": root.processor("p", "open(out + '/o', 'w').close()\n")}, **STAGES["stage"]),
@@ -222,13 +224,49 @@ def test_ctrl_c_while_the_inputs_are_read_is_an_interruption(root):
     root.write("bin/tell.py", "import os\nopen('data/told', 'w').write(os.environ['PIPELINE_RUN_STATE'])\n")
     run = root.start("--run-id", "r1")
     wait_until(lambda: any(path.endswith("/big.txt") for path in opened_by(run.pid)))
-    os.kill(run.pid, signal.SIGINT)
+    os.kill(run.pid, number)
     out = run.communicate(timeout=60)[0]
     record = root.json("state/run_r1.json")
-    assert run.returncode == 130 and (record["state"], record["stages"][0]["status"]) == ("interrupted", "interrupted"), (run.returncode, out, record)
+    assert run.returncode == code and (record["state"], record["stages"][0]["status"]) == ("interrupted", "interrupted"), (run.returncode, out, record)
     assert root.read("data/told") == "interrupted"
     os.unlink(str(root.path("data/in/big.txt")))
     root.ok("--run-id", "r2")
+    root.ok("verify")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what a process has open")
+@pytest.mark.parametrize("stage", [
+    {"inputs": ["data/in/big.txt"]}, {"forEach": "data/in/*.txt"}, {"inputs": ["data/in/*.txt"]},
+    {"inputs": ["data/in/big.txt"], "chunks": {"bytes": 1 << 28, "keepChunks": True}},
+    {"inputs": ["data/in/big.txt"], "chunks": {"bytes": 1 << 28}}], ids=["one", "forEach", "several", "chunks", "cut"])
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (0, 7)])
+def test_a_request_to_stop_is_heeded_while_inputs_of_a_later_stage_are_read(root, stage, number, code):
+    processor = root.processor("p", "assert 'PIPELINE_CHUNK_START'\nopen(out + '/o.' + os.path.basename(os.environ.get('PIPELINE_TASK', '')), 'w').close()\n")
+    for name in ("big", "large"):
+        with open(str(root.path("data/in/%s.txt" % name)), "wb") as file:
+            file.truncate(40 << 30)         # it takes no room, but time
+    if "chunks" in stage:                   # the file as a whole is known: its chunks are read
+        if "keepChunks" in stage["chunks"]:     # what is read at length: without a line end, where to cut
+            with open(str(root.path("data/in/big.txt")), "r+b") as file:
+                for at in range(1 << 28, 40 << 30, 1 << 28):
+                    file.seek(at)
+                    file.write(b"\n")
+        stamp = file_digests.signature(os.stat(str(root.path("data/in/big.txt"))))
+        root.write("state/digests.json", json.dumps({"schema": 1, "files": {"data/in/big.txt": stamp + ["0" * 64, ""]}, "scans": {}}))
+    root.spec({"name": "early", "outputDir": "data/early", "processor": processor}, dict(stage, name="late", outputDir="data/late", processor=processor))
+    run = root.start("--run-id", "r1", *([] if number else ["--stop-after", "2s"]))
+    wait_until(lambda: any(path.endswith("/big.txt") for path in opened_by(run.pid)))
+    if number:
+        os.kill(run.pid, number)
+    out = run.communicate(timeout=60)[0].decode("utf-8")
+    record = root.json("state/run_r1.json")
+    assert run.returncode == code and record["state"] == "interrupted", (run.returncode, out)
+    why = "stopped by the clock (--stop-after 2s)" if not number else "interrupted" if "chunks" in stage else "interrupted while its inputs were read"
+    assert "[FAIL] late: %s\n" % why in out and "[START] late" not in out and [one["status"] for one in record["stages"]] == ["ok", "interrupted"], out
+    for name in ("big", "large"):
+        root.write("data/in/%s.txt" % name, "x\n")
+    out = root.ok("--run-id", "r2").out
+    assert "[SKIP] early" in out and "[DONE] late" in out
     root.ok("verify")
 
 
