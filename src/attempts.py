@@ -10,6 +10,7 @@ cannot wait for pipes; there threads read the output and wait for the end.
 """
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import sys
@@ -28,6 +29,7 @@ LOG_TAIL_BYTES = 1 << 20    # ... and from its end; what is between is counted a
 SHOWN_TAIL_BYTES = 4096     # of a failed attempt's output, shown on the console
 READ_BYTES = 1 << 16
 DRAIN_S = 2.0               # how long a pipe may stay open after the last process of an attempt is gone
+ATTEND_S = 0.05             # who reads a long file looks after the attempts so often
 AWAY_S = 0.2                # a runner that was away for longer gives the time back to the attempts
 NOT_STARTED = "cannot start"        # how a failure begins whose program never ran
 TIMEOUT = "timeout after %g s"
@@ -252,6 +254,7 @@ class Pool:
         self.ended: List[Attempt] = []
         self.retired: List[Any] = []        # servers that end with the last attempt that they have started
         self.seen = time.monotonic()        # when the attempts were last looked after
+        self.thread = _thread.get_ident()
 
     @property
     def is_draining(self) -> bool:
@@ -353,6 +356,14 @@ class Pool:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             self._step(deadline - time.monotonic())
+
+    def attend(self) -> None:
+        """Look after the attempts without waiting, if nobody has for a while; for the thread that made this pool, while it reads a long file.
+
+        Else their pipes would fill up, and they would stand still. What ends is for wait().
+        """
+        if self.running and time.monotonic() - self.seen >= ATTEND_S and _thread.get_ident() == self.thread:
+            self._step(0.0)
 
     def retire(self, server: Any) -> None:
         """Close a server, at once or when the last attempt that it has started has ended."""

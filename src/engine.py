@@ -56,6 +56,7 @@ class Run:
         self.boot = state_store.boot_id()
         self.store = StateStore(spec.root, now=clock.time)
         self.digests = Digests(spec.root, self.boot, rehash=options.rehash)
+        self.digests.heed = self._attend
         self.ledger = new_ledger(spec, options, self.store, clock)
         self.order = stage_order.Order(self.selected, spec.order == "graph", self._may_share, None if known is None else known.needs)
         self.result_at: List[Optional[StageResult]] = [None] * len(self.selected)       # of each stage selected, once it has ended
@@ -509,16 +510,22 @@ class Run:
         """is_brief: see planning.observe(); under the lock all is looked at."""
         self.digests.used.clear()
         self.digests.folders.clear()            # an earlier stage may have made or removed a module
-        nobody, self.digests.heed = self.digests.heed, self.heed_stop      # not later: what an attempt has made is read to its end
+        usual, self.digests.heed = self.digests.heed, self.heed_stop       # not later: what an attempt has made is read to its end
         try:
             return planning.look_at(self.spec, stage, self.digests, self.store, self.boot, stage.name in self.options.force, self._now_ns, is_brief)
         finally:
-            self.digests.heed = nobody
+            self.digests.heed = usual
 
     def heed_stop(self) -> None:
         """Raise ReadingStopped when a signal or the clock asks to stop: to read huge inputs may take hours."""
         if self._stopped():
             raise ReadingStopped
+        self._attend()
+
+    def _attend(self) -> None:
+        """Look after the attempts under way, while a long file is read."""
+        if self.pool is not None:
+            self.pool.attend()
 
     def _now_ns(self, device: int) -> int:
         """Return what time it is by the clock that stamps files on a device, as far as that can be had."""

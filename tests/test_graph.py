@@ -612,6 +612,45 @@ def test_ctrl_c_stops_all_that_run(joins):
     assert [one["status"] for one in joins.json("state/run_r.json")["stages"]] == ["interrupted", "interrupted", "notRun"]
 
 
+# Prints more than a pipe holds, once the runner reads the huge file.
+TALKS = """
+def leads_to(link):
+    try:
+        return os.readlink(link)
+    except OSError:
+        return ""           # closed since
+def is_read():
+    folder = "/proc/%d/fd/" % os.getppid()
+    return any(leads_to(folder + one).endswith("/huge") for one in os.listdir(folder))
+while not is_read():
+    time.sleep(0.01)
+sys.stdout.write("y" * (1 << 20) + "\\n")
+sys.stdout.flush()
+open(os.environ["PIPELINE_ROOT"] + ("/written" if is_read() else "/late"), "w").close()
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what a process has open")
+@pytest.mark.parametrize("is_input", [True, False], ids=["input", "output"])
+def test_processors_go_on_while_the_runner_reads_a_huge_file(project, is_input):
+    project.write("data/in/huge", "")
+    make_huge = "os.truncate(%s, 200 << 30)\n"      # it takes no room, but time
+    if is_input:
+        os.truncate(str(project.path("data/in/huge")), 200 << 30)
+    reads = {"processor": project.processor("reads", "" if is_input else "open(out + '/huge', 'w').close()\n" + make_huge % "out + '/huge'"),
+             "inputs": ["data/in/*"] if is_input else []}
+    project.spec({"name": "talks", "outputDir": "data/talks", "processor": project.processor("talks", TALKS)},
+                 dict(reads, name="reads", outputDir="data/reads"), order="graph")
+    run = project.start("--jobs", "2")
+    try:
+        wait_until(lambda: project.exists("written") or project.exists("late"))
+    finally:
+        run.kill()
+        run.communicate()
+    assert project.exists("written")
+
+
 STRAY = """
 import subprocess
 # A daemon that sheds session, token and descriptors; it writes when the stage that left it has long ended.
