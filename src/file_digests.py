@@ -417,20 +417,20 @@ def is_settled(stamp: List[int], now: int, device: int) -> bool:
     return newest < now - (COARSE_NS if stamp[1] % 1_000_000_000 == 0 else FRESH_NS)
 
 
-def output_content(full: str) -> Tuple[int, str]:
+def output_content(full: str, heed: Callable[[], None] = go_on) -> Tuple[int, str]:
     """Return (bytes, SHA-256) of an output, (-1, "") if it cannot be read; a link is its target's name, not the file behind it."""
     try:
-        return read_content(full)
+        return read_content(full, heed)
     except OSError:
         return -1, ""
 
 
-def read_content(full: str) -> Tuple[int, str]:
+def read_content(full: str, heed: Callable[[], None] = go_on) -> Tuple[int, str]:
     """As output_content(), but for (-1, ""): that is a file which changed meanwhile. Raises: OSError."""
     if os.path.islink(full):
         target = os.fsencode(os.readlink(full))
         return len(target), sha256(b"link\0" + target).hexdigest()
-    digest, stamp = hash_file(full)
+    digest, stamp = hash_file(full, heed)
     return (stamp[0], digest) if stamp else (-1, "")
 
 

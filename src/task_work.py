@@ -93,6 +93,19 @@ def folder_name(name: str, key: str) -> str:
     return sha256(("%s\0%s" % (key, name)).encode("utf-8")).hexdigest()[:FOLDER_NAME_LENGTH]
 
 
+def _link_problem(folder: str, name: str) -> str:
+    """Return why the output *name* in a task's private folder would lead elsewhere in its place, or "": the folder goes with the task."""
+    full = os.path.join(folder, name)
+    if not os.path.islink(full):
+        return ""
+    target = os.readlink(full)
+    leads_inside = os.path.normpath(os.path.join(os.path.dirname(full), target)).startswith(folder + os.sep)
+    if leads_inside == os.path.isabs(target):
+        how = "a name beside it, not the whole path" if leads_inside else "the whole path"
+        return "output %s is a link to %s, which would lead elsewhere once the output is in its place; let it lead to %s" % (name, target, how)
+    return ""
+
+
 def _fixed_folder(pattern: str) -> str:
     """Return the folder in which a glob begins to look."""
     parts = pattern.split("/")
@@ -714,8 +727,8 @@ class FileTasksWork(TasksWork):
             return
         for name in names:
             size, digest = self._hash_output(os.path.join(trial.folder, name))
-            if size < 0:
-                trial.failure = "output %s cannot be read" % name
+            trial.failure = "output %s cannot be read" % name if size < 0 else _link_problem(trial.folder, name)
+            if trial.failure:
                 return
             trial.outputs.append((name, size, digest))
         before = self.task_log.entries.get(task.name)
@@ -752,7 +765,7 @@ class FileTasksWork(TasksWork):
             now, device = self.run.digests.file_system_time()
             if not file_digests.is_settled(file_digests.signature(stat), now, device):
                 self.run.clock.wait(1.5 * file_digests.FRESH_NS / 1e9)
-        return file_digests.output_content(full)
+        return file_digests.output_content(full, self.run.digests.heed)
 
     def _target_problem(self, task: Task, name: str) -> str:
         """Return why a task may not make *name*, or ""."""

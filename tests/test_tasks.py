@@ -1020,6 +1020,23 @@ def test_a_task_that_spoils_its_own_folder_fails_alone_and_nothing_else_is_touch
     assert upper.read("theirs/precious.txt") == "precious" and upper.read("theirs/.hid/more.txt") == "more"
 
 
+@pytest.mark.parametrize("target, why", [
+    ("out + '/c.txt'", "let it lead to a name beside it, not the whole path"), ("'../../../in/c.txt'", "let it lead to the whole path"),
+    ("os.path.basename(inputs[0])", ""), ("os.environ['PIPELINE_ROOT'] + '/in/c.txt'", "")], ids=["inside", "outside", "beside", "whole"])
+def test_a_link_that_would_lead_elsewhere_in_its_place_fails_its_task(upper, target, why):
+    respec(upper, processor=upper.processor("links", """
+open(out + '/' + os.path.basename(inputs[0]), 'w').write('made')
+if os.environ['PIPELINE_TASK'] == 'in/c.txt':
+    os.symlink(%s, out + '/latest')
+""" % target))
+    done = upper.run("--jobs", "1")
+    if why:
+        assert done.code == 1 and "[FAIL] up in/c.txt: output latest is a link to " in done.out and why in done.out, done
+        assert outputs(upper) == {"a.txt": "made", "b.txt": "made"}
+    else:
+        assert done.code == 0 and upper.read("out/latest") == ("made" if "base" in target else upper.read("in/c.txt")), done
+
+
 FULL = """
 import atexit, os, runpy, sys
 real, name = os.replace, sys.argv[1]
