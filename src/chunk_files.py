@@ -376,8 +376,9 @@ class Joiner:
         self.headers, self.wake = headers, wake
         self.joined: Dict[str, List[Any]] = {}          # name -> [SHA-256 object, bytes]
         self.kept: Set[str] = set()                     # names that have their header
-        self.short: Dict[str, Tuple[int, int, str]] = {}    # other names -> line ends, lines and file of the longest header, of which it is all
+        self.short: Dict[str, Tuple[int, int, str, int]] = {}   # other names -> line ends, lines, file and input of the longest header, which is all of it
         self.seen: Dict[Tuple[str, int], str] = {}      # (name, input) -> digest of the header in its chunks' outputs
+        self.cut_of: Set[int] = set()                   # inputs whose header, which their first chunk counts, was cut
         self.problem: Optional[BaseException] = None
         self.stopped = self.is_published = False
         self.queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -387,6 +388,12 @@ class Joiner:
     def add(self, index: int, outputs: Dict[str, str]) -> None:
         """Say that chunk *index* (from 0) is done: {name: path of its output}. A name that it lacks is empty there."""
         self.queue.put((index, outputs))
+
+    @property
+    def cut_lines(self) -> int:
+        """How many header lines that were counted are in no joined file."""
+        lines = {header.source: header.lines for header in self.headers}
+        return sum(lines[source] for source in self.cut_of)
 
     def is_done(self) -> bool:
         """Tell whether finish() returns at once."""
@@ -447,8 +454,9 @@ class Joiner:
                     self._append(index, name, path, buffer)
                 if self.stopped:
                     return
-            for name, (_, _, path) in sorted(self.short.items()):
+            for name, (_, _, path, source) in sorted(self.short.items()):
                 if name not in self.kept:
+                    self.cut_of.discard(source)
                     self._append_from(0, name, path, buffer)
             for name in self.joined:
                 self._sync(self._part(name))
@@ -505,6 +513,12 @@ class Joiner:
         finally:
             os.close(descriptor)
 
+    def _note_cut(self, index: int) -> None:
+        """Note that a header was cut, if this chunk is the one that counts it: the first of its input."""
+        source = self.headers[index].source
+        if index == 0 or self.headers[index - 1].source != source:
+            self.cut_of.add(source)
+
     def _skip(self, index: int, name: str, path: str) -> int:
         """Return the bytes of the header that this output must lose, after checks that it is the header."""
         header = self.headers[index]
@@ -523,9 +537,11 @@ class Joiner:
             raise ChunkError("%s: its first %d lines are not those of the chunks before: with headerLines a processor must write "
                              "the header lines first, and the same for each chunk" % (where, header.lines))
         if name in self.kept:
+            self._note_cut(index)
             return length
         if header.is_whole or size > length:
             self.kept.add(name)
             return 0
-        self.short[name] = max(self.short.get(name, (0, 0, "")), (header.ends, header.lines, path), key=lambda one: one[:2])
+        self._note_cut(index)
+        self.short[name] = max(self.short.get(name, (0, 0, "", 0)), (header.ends, header.lines, path, header.source), key=lambda one: one[:2])
         return length

@@ -95,6 +95,7 @@ class ChunkTasksWork(task_work.TasksWork):
             yield from self._run_tasks(todo)
             failure = "interrupted" if self.is_stopped else attempts.survivors_text(self.survivors) if self.survivors else self._failure_text()
             failure = failure or self._changed_inputs()
+            self.counts = task_log.sum_counts(entry.counts for entry in self.task_log.entries.values() if entry.status == "ok")
             if not failure:
                 failure = yield from self._join()
             self._close_logs()
@@ -278,7 +279,8 @@ class ChunkTasksWork(task_work.TasksWork):
         self.joiner.publish()
         for name, (digest, _) in joined.items():
             self.run.digests.know("%s/%s" % (self.stage.output_dir, name), digest)
-        self.counts = task_log.sum_counts(entry.counts for entry in self.task_log.entries.values())
+        if "written" in self.counts and self.joiner.cut_lines:
+            self._note_in_outputs(dict(self.counts, written=max(0, self.counts["written"] - self.joiner.cut_lines)))
         return ""
 
     def _complete_checkpoint(self) -> None:
@@ -291,7 +293,7 @@ class ChunkTasksWork(task_work.TasksWork):
             shutil.rmtree(self.progress_folder, ignore_errors=True)
 
     def _write_record(self, status: str, error: str, outputs: Optional[List[Json]] = None, counts: Optional[Json] = None) -> None:
-        self.more_of_record = {"tasks": self._summary()}
+        self.more_of_record = dict(self.more_of_record, tasks=self._summary())
         super()._write_record(status, error, outputs, counts)
 
 

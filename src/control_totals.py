@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 
+from model import ALL_OF_LOG
 from primitives import open_file
 
 TYPE_CHECKING = False
@@ -124,9 +125,9 @@ def expected_read(inputs: Sequence[Sequence[str]], makers: Iterable[Tuple[str, s
         taken = [path for path in outputs if left.get(path) == outputs[path]]
         if not taken or record.get("lastStatus") != "ok":
             continue
-        counts = record.get("counts") or {}
+        counts = record["inOutputs"] if "inOutputs" in record else record.get("counts") or {}
         if counts_problem(counts) or "written" not in counts:
-            return None, "stage %s made %s and reported no counts" % (name, taken[0])
+            return None, "stage %s made %s and reported no counts" % (name, taken[0])       # or only a part of what it counted is there
         rejects = {path for path in outputs if path.endswith(REJECTS_ENDING)}
         if not set(outputs) - rejects <= set(taken) or (rejects & set(taken) and not rejects <= set(taken)):
             return None, "only a part of what stage %s made is read" % name
@@ -143,11 +144,11 @@ def refused_inputs(inputs: Sequence[Sequence[str]], makers: Iterable[Tuple[str, 
     found = []
     digests = {path: digest for path, digest in inputs}
     for name, folder, record in makers:
-        refused = record.get("refused")
+        refused = record["outputs"] if record.get("refused") == ALL_OF_LOG else record.get("refused")
         if record.get("lastStatus") != "failed" or not isinstance(refused, list):
             continue
         paths = {"%s/%s" % (folder, one.get("path")): one.get("sha256") for one in refused if isinstance(one, dict)}
-        bad = [path for path, digest in paths.items() if path in digests and digests[path] == digest]
+        bad = sorted(path for path, digest in paths.items() if digests.get(path) == digest)
         if bad:
             found.append("input %s is not accepted: stage %s failed: %s" % (", ".join(bad[:SHOWN_NAMES]), name, record.get("lastError")))
     return found

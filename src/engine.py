@@ -532,9 +532,9 @@ class Run:
         now, own = self.digests.file_system_time()
         return now if device == own else int(self.clock.time() * 1e9)
 
-    def inputs_and_makers(self, stage: StageSpec, facts: Facts) -> Tuple[List[Sequence[str]], List[Tuple[str, str, Json]]]:
-        """Return what the stage reads and who may have made it, see the function of that name."""
-        return planning.inputs_and_makers(self.spec, stage, facts, self.store)
+    def expected_read(self, stage: StageSpec, facts: Facts) -> Tuple[Optional[int], str]:
+        """Return how many records the stage should have read, see the function of that name."""
+        return planning.expected_read(self.spec, stage, facts, self.store)
 
     def _new_lock(self, stage: StageSpec) -> stage_locks.StageLock:
         import process_tree
@@ -560,6 +560,7 @@ class Run:
         reason = "; ".join(decision.reasons)
         self.console.event("SKIP", stage.name, " (%s)" % reason)
         outputs = facts.record["outputs"]
+        made = (facts.record.get("tasks") or {}).get("outputBytes")     # where too many are made for the record to list
         self.looked[stage.name] = facts.material.inputs + facts.material.watched
         evidence = {"madeBy": {"runId": facts.record.get("lastRunId"), "invocation": facts.record.get("lastInvocation")}}
         if facts.tasks is not None:
@@ -567,7 +568,7 @@ class Run:
             evidence["tasks"] = task_look.skipped_summary(facts)
             self.caches.update(task_look.cache_of(self.store, stage, facts, facts.record["tasks"]["outputsSha256"], self.boot, self.boot))
         return StageResult.of(stage.name, "skipped", reason, bytes_in=facts.material.input_bytes, key=facts.material.key, evidence=evidence,
-                              bytes_out=sum(one["bytes"] for one in outputs), outputs=outputs, counts=facts.record.get("counts", {}))
+                              bytes_out=sum(one["bytes"] for one in outputs) if made is None else made, outputs=outputs, counts=facts.record.get("counts", {}))
 
     def marker(self, stage: StageSpec) -> str:
         """Return the path of the stage's marker."""

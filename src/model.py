@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 VERSION = "0.1.0"           # of the runner
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERNAL, EXIT_LOCKED, EXIT_STATE, EXIT_OFFLINE, EXIT_STOPPED = range(8)
 EXIT_INTERRUPTED = 130      # by Ctrl-C, as shells have it: 128 and the signal's number
+ALL_OF_LOG = "those of the task log"        # in place of the outputs that control totals refuse, where a record cannot list them
 
 
 class Terminated(KeyboardInterrupt):

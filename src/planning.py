@@ -12,7 +12,7 @@ import spec_checks
 import stage_locks
 import state_store
 from file_digests import Digests, resolve
-from model import EXIT_OK, Clock, Decision, Facts, Material, Options, PipelineSpec, StageSpec, UsageError
+from model import ALL_OF_LOG, EXIT_OK, Clock, Decision, Facts, Material, Options, PipelineSpec, StageSpec, UsageError
 from program_scan import check_offline
 from stage_keys import gather_material, output_problems
 from state_store import StateError, StateStore
@@ -77,12 +77,35 @@ def makers_of(spec: PipelineSpec, stage: StageSpec, inputs: Sequence[str], store
     return found
 
 
+def with_all_outputs(makers: Sequence[Tuple[str, str, Json]], store: StateStore) -> List[Tuple[str, str, Json]]:
+    """Return makers whose records list all outputs: of very many only the task log tells. Raises: StateError, OSError."""
+    found = []
+    for name, folder, record in makers:
+        is_many = not record["outputs"] and (record.get("tasks") or {}).get("outputs")
+        if is_many or record.get("refused") == ALL_OF_LOG:
+            import task_log
+            import task_look
+            made = task_log.outputs_of(task_look.load_log(store, name).entries)
+            record = dict(record, outputs=[{"path": path, "bytes": size, "sha256": digest} for path, size, digest in made])
+        found.append((name, folder, record))
+    return found
+
+
 def inputs_and_makers(spec: PipelineSpec, stage: StageSpec, facts: Facts, store: StateStore) -> Tuple[List[Sequence[str]], List[Tuple[str, str, Json]]]:
     """Return (path and SHA-256 of all that the stage reads, those of its tasks included; the records of who may have made them)."""
     inputs: List[Sequence[str]] = list(facts.material.parts["inputs"])
     if facts.tasks is not None:
         inputs += zip(facts.tasks.paths, facts.tasks.digests)
     return inputs, makers_of(spec, stage, [path for path, _ in inputs], store)
+
+
+def expected_read(spec: PipelineSpec, stage: StageSpec, facts: Facts, store: StateStore) -> Tuple[Optional[int], str]:
+    """Return how many records the stage reads by what the makers of its inputs say, see control_totals.expected_read(); only where that is asked for."""
+    import control_totals
+    if not stage.reconcile:
+        return None, ""
+    read, makers = inputs_and_makers(spec, stage, facts, store)
+    return control_totals.expected_read(read, with_all_outputs(makers, store))
 
 
 def look_at(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore, boot: str, forced: bool, now_ns: Any,
@@ -92,15 +115,17 @@ def look_at(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: State
     if stage.settle_s:
         import arrivals
         inputs, files = resolve(spec.root, stage.inputs)[0], resolve(spec.root, stage.for_each)[0]
-        left = arrivals.still_arriving(spec.root, stage, files, makers_of(spec, stage, files, store), now_ns)
-        waiting = arrivals.still_arriving(spec.root, stage, inputs, makers_of(spec, stage, inputs, store), now_ns)
+        makers = with_all_outputs(makers_of(spec, stage, files + inputs, store), store)
+        left = arrivals.still_arriving(spec.root, stage, files, makers, now_ns)
+        waiting = arrivals.still_arriving(spec.root, stage, inputs, makers, now_ns)
         if waiting or left and len(left) == len(files):
             return Decision("WAITING", [arrivals.waiting_text(stage, waiting + left)], 0, ""), Facts(Material("", {}, [], [], [], {}, 0), None, None, [], None, False)
     facts = observe(spec, stage, digests, store, boot, left, is_brief)
     decision = decide(stage, facts, forced)
     if decision.action in ("RUN", "RESUME"):
         import control_totals
-        refused = control_totals.refused_inputs(*inputs_and_makers(spec, stage, facts, store))
+        read, makers = inputs_and_makers(spec, stage, facts, store)
+        refused = control_totals.refused_inputs(read, with_all_outputs([one for one in makers if one[2].get("refused")], store))
         return (Decision("FAIL", refused, 0, "") if refused else decision), facts
     if decision.action in ("SKIP", "SEAL") and (stage.reconcile or stage.max_rejects is not None):
         decision = judge_again(spec, stage, decision, facts, store)
@@ -114,8 +139,9 @@ def judge_again(spec: PipelineSpec, stage: StageSpec, decision: Decision, facts:
     missing = ["usable counts"] if control_totals.counts_problem(counts) else control_totals.missing_counts(stage, counts)
     if missing:
         return Decision("RUN", ["its record has no count of %s, which is asked for now" % " and ".join(missing)], 0, "")
-    expected, _ = control_totals.expected_read(*inputs_and_makers(spec, stage, facts, store))
-    paths = ["%s/%s" % (stage.output_dir, one["path"]) for one in facts.record["outputs"]]
+    expected, _ = expected_read(spec, stage, facts, store)
+    (_, _, record), = with_all_outputs([(stage.name, stage.output_dir, facts.record)], store)
+    paths = ["%s/%s" % (stage.output_dir, one["path"]) for one in record["outputs"]]
     why = control_totals.judge(stage, counts, expected, paths)
     return Decision("FAIL", ["%s; recorded by run %s" % (why, facts.record.get("lastRunId"))], 0, "") if why else decision
 

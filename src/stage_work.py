@@ -191,7 +191,7 @@ class StageWork:
         self.is_attempting = False
         self.argv: List[str] = []
         self.counts: Json = {}          # what the processor reported
-        self.refused: List[Json] = []   # outputs that the control totals did not accept
+        self.refused: Any = []          # outputs that the control totals did not accept
         self.more_of_record: Json = {}
         self.log_path, self.token, self.began = "", "", ""
         self.network: Any = None        # the watch over the attempt under way
@@ -199,6 +199,7 @@ class StageWork:
         self.beside: Set[str] = set()   # stages that were at work at the same time
         self.started_utc = utc_text(run.clock.time())
         self.started = run.clock.monotonic()
+        self.ended: Optional[float] = None
 
     def do(self, decision: Decision) -> Flow:
         """Run attempts until one succeeds or none is left, then record how it ended; a flow that returns the StageResult."""
@@ -585,13 +586,18 @@ class StageWork:
         if not control_totals.is_judged(self.stage):
             return ""
         missing = control_totals.missing_counts(self.stage, self.counts)
-        expected, why = control_totals.expected_read(*self.run.inputs_and_makers(self.stage, self.facts))
-        if self.stage.reconcile and why and not missing:
+        expected, why = self.run.expected_read(self.stage, self.facts)
+        if why and not missing:
             self.console.event("NOTE", self.stage.name, ": what it read is not compared with what was written before: %s" % why)
         paths = ["%s/%s" % (self.stage.output_dir, one["path"]) for one in outputs]
         failure = control_totals.missing_text(self.stage, missing) if missing else control_totals.judge(self.stage, self.counts, expected, paths)
         self.refused = outputs if failure else []
         return failure
+
+    def _note_in_outputs(self, counts: Json) -> None:
+        """Note the counts of what is in the outputs, {} if nobody knows, where they are others than those of what was done: for whoever reads them."""
+        if counts != self.counts:
+            self.more_of_record = dict(self.more_of_record, inOutputs=counts)
 
     def _counts_file(self) -> str:
         path: str = self.store.path("counts_%s.json" % self.stage.name)
@@ -656,16 +662,19 @@ class StageWork:
         self.store.write_stage(self.stage.name, dict(record, **self.more_of_record))
 
     def _record(self, status: str, error: str, outputs: List[Json], counts: Optional[Json]) -> Json:
+        if status != "running":
+            self.ended = self.run.clock.monotonic()
         return {
             "stage": self.stage.name, "pipeline": self.run.spec.name, "lastStatus": status, "attempts": self.attempts,
             "idempotencyKey": self.key, "keyParts": self.facts.material.parts,
-            "outputs": outputs, "counts": self.counts if counts is None else counts,
+            "outputs": outputs, "counts": self.counts if counts is None else counts, "bytesIn": self.facts.material.input_bytes,
             "lastDurationSec": round(self._duration_s(), 6), "lastError": error or None, "lastRunId": self.run.options.run_id,
             "lastInvocation": self.run.invocation, "startedAt": self.started_utc, "endedAt": None if status == "running" else utc_text(self.run.clock.time()),
             "bootId": self.run.boot}
 
     def _duration_s(self) -> float:
-        return float(self.run.clock.monotonic() - self.started)
+        """Return how long the stage has been at work, or was: all who tell tell the same."""
+        return float((self.run.clock.monotonic() if self.ended is None else self.ended) - self.started)
 
     def _result(self, status: str, reason: str, **known: Any) -> StageResult:
         return StageResult.of(self.stage.name, status, reason, attempts=self.attempts, duration_s=self._duration_s(), cpu_s=self.cpu_s,

@@ -29,7 +29,7 @@ import state_store
 import task_files
 import task_log
 import task_look
-from model import sha256
+from model import ALL_OF_LOG, sha256
 from primitives import remove_quietly, replace, unlink
 from scheduler import Attempting, Next, Pause, Spawn, slots_for
 
@@ -611,8 +611,16 @@ class FileTasksWork(TasksWork):
             if name in alive:
                 self.owner_of.update((output[0].casefold(), name) for output in entry.outputs)
         self.open = {facts.paths[place] for place in places if facts.paths[place] in self.task_log.entries}
+        self._welcome_back(facts.paths)
         if self.stage.checkpoint:
             self.run.flush()
+
+    def _welcome_back(self, paths: Sequence[str]) -> None:
+        """What was kept of a file that was gone is its task's again, where the file is back, as it was."""
+        for name in paths:
+            entry = self.task_log.entries.get(name)
+            if entry is not None and entry.status == "kept" and name not in self.open:
+                self._enter(entry._replace(status="ok"))
 
     def _forget_old_folder(self) -> None:
         """The log's paths are below the outputDir of the record: before that is another, they go, as files of somebody else may be called so."""
@@ -841,11 +849,24 @@ class FileTasksWork(TasksWork):
         self.run.flush()                # all that the record vouches for is on the disk
         if not self.is_stopped and not self.survivors and os.path.isdir(self.staging):
             shutil.rmtree(self.staging, ignore_errors=True)
-        self.counts = task_log.sum_counts(entry.counts for entry in self.task_log.entries.values() if entry.status == "ok" and entry.task not in self.open)
-        failure = failure or self._uncounted() or self._judge(self._listed())
+        finished = [entry for entry in self.task_log.entries.values() if entry.status in task_log.GOOD and entry.task not in self.open]
+        self.counts = task_log.sum_counts(entry.counts for entry in finished if entry.status == "ok")
+        kept = [entry for entry in finished if entry.status == "kept" and entry.outputs]
+        is_known = all(entry.key for entry in kept)     # else only a part of what was counted is there
+        self._note_in_outputs(task_log.sum_counts([self.counts] + [entry.counts for entry in kept]) if is_known else {})
+        failure = failure or self._uncounted() or self._judge_all()
         if failure:
             return self._give_up(failure, self.is_stopped)
         return self._succeed_with(facts, table)
+
+    def _judge_all(self) -> str:
+        """As _judge(), of what all tasks have made."""
+        if not control_totals.is_judged(self.stage):
+            return ""
+        failure = self._judge(self._listed(most=len(self._outputs())))
+        if len(self.refused) > task_look.LISTED_OUTPUTS:
+            self.refused = ALL_OF_LOG
+        return failure
 
     def _uncounted(self) -> str:
         """Return that a task of an earlier run reported no counts, where they are needed now, or ""."""
@@ -866,10 +887,10 @@ class FileTasksWork(TasksWork):
                     self.store.commit.files[full] = self.store.commit.folders[os.path.dirname(full)] = None
                 place += 1
 
-    def _listed(self) -> List[Json]:
-        """Return the outputs as records list them, none where they are too many."""
+    def _listed(self, most: int = task_look.LISTED_OUTPUTS) -> List[Json]:
+        """Return the outputs as records list them, none where they are more than *most*."""
         outputs = self._outputs()
-        return [{"path": path, "bytes": size, "sha256": digest} for path, size, digest in sorted(outputs)] if len(outputs) <= task_look.LISTED_OUTPUTS else []
+        return [{"path": path, "bytes": size, "sha256": digest} for path, size, digest in sorted(outputs)] if len(outputs) <= most else []
 
     def _see_to_gone(self, facts: task_look.Tasks) -> None:
         """Tell of files that are not there any more; with `prune`, remove what their tasks made.
@@ -891,9 +912,13 @@ class FileTasksWork(TasksWork):
     def _keep(self, entry: task_log.Entry, wrong: FrozenSet[str]) -> List[str]:
         """Note that the file of a task is gone, and what it made is kept; return the paths of what is not any more as it was made: that is nobody's now."""
         lost = [path for path, _, _ in entry.outputs if path in wrong and self.owner_of.get(path.casefold(), entry.task) == entry.task]
-        # What failed was no success for its file's being gone: should the file come back, it is tried again.
-        self._enter(entry._replace(status="kept", key="" if entry.status == "failed" else entry.key, outputs=tuple(output for output in entry.outputs if output[0] not in wrong)))
+        self._keep_of(entry, tuple(output for output in entry.outputs if output[0] not in wrong))
         return lost
+
+    def _keep_of(self, entry: task_log.Entry, outputs: Sequence[Output]) -> None:
+        """Note what is kept of a file that is gone. Of what failed, or is not whole any more, the task is done anew should the file come back."""
+        is_whole = entry.status in task_log.GOOD and len(outputs) == len(entry.outputs)
+        self._enter(entry._replace(status="kept", key=entry.key if is_whole else "", outputs=tuple(outputs)))
 
     def _prune(self, gone: Sequence[str], wrong: FrozenSet[str]) -> List[str]:
         """Note that files are gone, and with `prune` remove what their tasks made; return the paths of what somebody has changed since: that stays."""
@@ -923,9 +948,9 @@ class FileTasksWork(TasksWork):
     def _let_go_of_taken(self) -> None:
         """What is kept of a file that is gone is not its own any more, once the task of another file (it was renamed, say) makes it."""
         for entry in [one for one in self.task_log.entries.values() if one.status == "kept"]:
-            own = tuple(output for output in entry.outputs if output[0].casefold() not in self.owner_of)
+            own = [output for output in entry.outputs if self.owner_of.get(output[0].casefold(), entry.task) == entry.task]
             if len(own) < len(entry.outputs):
-                self._enter(entry._replace(outputs=own))
+                self._keep_of(entry, own)
 
     def _drop_failed_outputs(self) -> None:
         """Failures are allowed: what these tasks made of an earlier version of their files must not pass for today's."""
@@ -964,6 +989,7 @@ class FileTasksWork(TasksWork):
             made = self._outputs()
             self.totals = {"outputs": len(made), "outputBytes": sum(size for _, size, _ in made), "outputsSha256": self._output_digest()}
         record["tasks"] = dict(self._summary(), **self.totals)
+        record.update(self.more_of_record)
         if status != "ok":
             record["token"] = self.lock.token
             record.update({"refused": self.refused} if self.refused else {})

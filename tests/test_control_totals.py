@@ -246,3 +246,84 @@ def test_the_counts_of_chunks_are_judged_together_and_compared_with_what_was_wri
     done = project.ok("--run-id", "r")
     assert entry(project, "two")["counts"] == counts(50, 50, 0) and entry(project, "two")["tasks"]["total"] > 2, done
     assert "[NOTE] two" not in done.out and project.read("data/two/two.txt") == project.read("data/one/one.txt")
+
+
+# --- of many outputs a record tells only that there are so many ------------------------------------------------------
+
+EACH = "from processor_kit import Reject, lines, output_name\ndef check(line):\n    if line.startswith('bad'):\n        raise Reject('it is bad')\n    return line\nlines(check, output_name('{stem}.o'))\n"
+
+
+def each_file(project, number, *lines, **more):
+    for one in range(number):
+        project.write("in/%02d.txt" % one, "".join(lines))
+    return kit_stage(project, "each", EACH, forEach="in/*.txt", **more)
+
+
+def reader(project, **more):
+    return kit_stage(project, "reads", inputs=["data/each/*.o"], **more)
+
+
+@pytest.mark.parametrize("number", [5, 6, 20])
+def test_what_is_refused_of_many_outputs_is_not_accepted_either(project, number):
+    project.spec(each_file(project, number, "good\n", "bad\n", maxRejects=0), reader(project))
+    done = project.run("--run-id", "r1")
+    assert done.code == 1 and "line and reason of each: data/each/00.o.rejects.jsonl, data/each/01.o.rejects.jsonl, data/each/02.o.rejects.jsonl, ..." in done.out, done
+    done = project.run("--run-id", "r2", "--only", "reads")
+    assert done.code == 1 and "input data/each/00.o, data/each/01.o, data/each/02.o is not accepted: stage each failed" in done.out, done
+    assert len(json.dumps(project.json("state/stage_each.json"))) < 9000
+    project.spec(each_file(project, number, "good\n", "bad\n", maxRejects="50%"), reader(project))
+    project.ok("--run-id", "r3")
+
+
+@pytest.mark.parametrize("number", [10, 11])
+def test_what_is_read_of_many_outputs_is_compared_too(project, number):
+    project.write("bin/lie.py", EACH + "from processor_kit import count\ncount(read=5, written=5)\n")
+    project.spec(dict(each_file(project, number, "good\n"), processor="bin/lie.py"), reader(project, reconcile=True))
+    done = project.run()
+    assert done.code == 1 and "[FAIL] reads: control totals: read %d, but the stages that made its inputs wrote %d" % (number, 6 * number) in done.out, done
+
+
+@pytest.mark.parametrize("number", [10, 11])
+@pytest.mark.parametrize("how", ["inputs", "forEach"])
+def test_nobody_waits_for_what_a_stage_of_many_outputs_has_made(project, number, how):
+    later = reader(project, settleSec=600)
+    if how == "forEach":
+        later["forEach"] = later.pop("inputs")
+        later["processor"] = "bin/each.py"
+    project.spec(each_file(project, number, "good\n"), later)
+    project.ok()
+
+
+def test_what_is_kept_of_a_file_that_is_gone_is_read_on_and_counted_there(project):
+    project.spec(each_file(project, 3, "one\n", "two\n"), reader(project, reconcile=True))
+    project.ok("--run-id", "r1")
+    project.path("in/01.txt").unlink()
+    project.write("in/00.txt", "one\ntwo\nthree\n")
+    project.ok("--run-id", "r2")
+    assert entry(project, "each", "r2")["counts"] == counts(5, 5, 0) and entry(project, "reads", "r2")["counts"] == counts(7, 7, 0)
+    project.write("data/each/01.o", "spoilt\n")    # of nobody now
+    project.write("in/00.txt", "one\n")
+    done = project.run("--run-id", "r3")
+    assert done.code == 0 and "[NOTE] reads: what it read is not compared with what was written before: no finished stage made data/each/01.o" in done.out, done
+
+
+@pytest.mark.parametrize("texts, wanted", [
+    ({"a": "head\n" + "line\n" * 50, "b": "head\n" + "line\n" * 50}, 101), ({"a": "head\n", "b": "head\n" + "line\n" * 50}, 51),
+    ({"a": "head", "b": "head"}, 1), ({"a": "head\n" + "line\n" * 50}, 51)], ids=["two", "a header alone", "short", "one"])
+def test_header_lines_that_the_joining_cuts_off_are_not_expected_by_the_next_stage(project, texts, wanted):
+    for name, text in texts.items():
+        project.write("in/%s.txt" % name, text)
+    project.write("bin/cut.py", "from processor_kit import lines\nlines(str.upper, 'r.txt')\n")
+    project.spec({"name": "cut", "processor": "bin/cut.py", "inputs": ["in/*.txt"], "outputDir": "data/cut", "chunks": {"bytes": 100, "headerLines": 1}, "reconcile": True},
+                 kit_stage(project, "reads", inputs=["data/cut/r.txt"], reconcile=True))
+    done = project.run("--run-id", "r")
+    assert done.code == 0 and entry(project, "reads")["counts"] == counts(wanted, wanted, 0), done
+
+
+def test_the_counts_of_finished_chunks_are_told_of_a_stage_that_failed(project):
+    project.write("in/a.txt", "line\n" * 60 + "boom\n" + "line\n" * 60)
+    project.write("bin/cut.py", "from processor_kit import lines\ndef f(line):\n    if 'boom' in line:\n        raise SystemExit(7)\n    return line\nlines(f, 'o')\n")
+    project.spec({"name": "cut", "processor": "bin/cut.py", "inputs": ["in/*.txt"], "outputDir": "data/cut", "chunks": {"bytes": 50}})
+    assert project.run("--run-id", "r").code == 1
+    found = entry(project, "cut")
+    assert found["tasks"]["ok"] == found["tasks"]["total"] - 1 > 5 and found["counts"]["read"] > 5 * found["tasks"]["ok"], found

@@ -1002,6 +1002,65 @@ def test_a_log_of_many_lines_is_read_as_one_of_few(monkeypatch):
             read(task_log.line_of(entries[0]) + data)
 
 
+# --- files that go and come back ---------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("prune", [False, True])
+def test_what_was_made_of_a_file_that_was_gone_for_a_while_is_its_own_again(upper, prune):
+    respec(upper, prune=prune)
+    upper.ok()
+    upper.path("in/b.txt").rename(upper.path("hold"))
+    upper.ok()
+    upper.path("hold").rename(upper.path("in/b.txt"))
+    count(upper)
+    upper.ok("--run-id", "back")
+    assert count(upper) == (["b"] if prune else []) and entries(upper)["in/b.txt"].status == "ok"
+    found, = upper.json("state/run_back.json")["stages"]
+    assert (found["bytesOut"], found["tasks"]["outputs"]) == (30, 3), found
+    upper.write("out/b.txt", "spoilt\n")
+    upper.ok()
+    assert count(upper) == ["b"] and outputs(upper)["b.txt"] == "LINE OF B\n"
+    upper.ok("verify", "--outputs")
+
+
+@pytest.mark.parametrize("act", ["spoil", "take"])
+def test_what_was_not_whole_when_its_file_was_gone_is_made_anew_when_the_file_is_back(upper, act):
+    upper.ok()
+    upper.path("in/b.txt").rename(upper.path("hold"))
+    if act == "spoil":
+        upper.write("out/b.txt", "spoilt\n")
+    else:
+        upper.write("bin/up.sh", UPPER.replace("${1##*/}", "b.txt"), executable=True)
+        upper.path("in/a.txt").unlink()
+        upper.path("in/c.txt").rename(upper.path("in/x.txt"))
+    upper.ok()
+    assert entries(upper)["in/b.txt"].key == "" and entries(upper)["in/b.txt"].outputs == ()
+    if act == "take":
+        upper.path("in/x.txt").unlink()
+        upper.path("out/b.txt").unlink()
+    upper.path("hold").rename(upper.path("in/b.txt"))
+    count(upper)
+    upper.ok()
+    assert count(upper) == ["b"] and outputs(upper)["b.txt"] == "LINE OF B\n"
+
+
+@pytest.mark.parametrize("number", [10, 11])
+def test_the_bytes_of_many_outputs_are_told_of_a_skipped_stage_and_of_one_that_a_killed_run_had_finished(upper, number):
+    for one in range(number - 3):
+        upper.write("in/%02d.txt" % one, "line of _\n")
+    upper.write("bin/wait.sh", "#!/bin/sh\ntouch \"$PIPELINE_ROOT/waits\"\nexec sleep 600\n", executable=True)
+    upper.spec(upper.stage, {"name": "waits", "processor": "bin/wait.sh", "outputDir": "waits.d"})
+    with upper.start("--run-id", "killed") as process:
+        wait_until(lambda: upper.exists("waits"))
+        process.kill()
+        process.communicate()
+    upper.ok("--run-id", "skips", "--only", "up")
+    for run in ("killed", "skips"):
+        found = upper.json("state/run_%s.json" % run)["stages"][0]
+        assert (found["stage"], found["bytesIn"], found["bytesOut"]) == ("up", 10 * number, 10 * number), found
+    assert upper.json("state/metrics_skips.json")["stages"][0]["bytesOut"] == 10 * number
+    upper.ok("verify", "--outputs")
+
+
 # --- what tasks do to their folders, and errors while others are at work ----------------------------------------------
 
 @pytest.mark.parametrize("fork_server", [True, False])
