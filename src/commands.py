@@ -19,6 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, List, Tuple
 
+ACTS = ("accept", "evidence", "init", "new-key", "new-stage", "report", "unlock")      # what they print only tells of what was done
 RUNNER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pipeline_runner.py")
 
 
@@ -31,6 +32,8 @@ def execute(arguments: List[str], started: float, found: Any, is_program: bool) 
     console = Console()
     if _signal.getsignal(_signal.SIGINT) == _signal.SIG_DFL and is_program:
         _signal.signal(_signal.SIGINT, _signal.default_int_handler)
+    if is_program:
+        _heed_requests_to_stop()
     try:
         if isinstance(found, BaseException):
             raise found
@@ -40,11 +43,11 @@ def execute(arguments: List[str], started: float, found: Any, is_program: bool) 
         if options.command == "run":
             if not is_program:
                 return _run_in_child(arguments, console)
-            _heed_requests_to_stop()
         ended = _dispatch(options, console, started, found)
         if console.lost and options.command != "run":       # a run's records tell all the same
-            console.error("error: standard output: %s; what was asked for is not whole" % console.lost)
-            return ended or EXIT_STATE
+            is_done = options.yes or options.output is not None or options.command in ACTS
+            console.error("error: standard output: %s; %s" % (console.lost, "what was asked for was done, and is told of in part" if is_done else "what was asked for is not whole"))
+            return ended if is_done else ended or EXIT_STATE
         return ended
     except KeyboardInterrupt as error:
         console.error("interrupted")
@@ -69,7 +72,7 @@ def execute(arguments: List[str], started: float, found: Any, is_program: bool) 
 
 
 def _heed_requests_to_stop() -> None:
-    """Let SIGTERM, SIGHUP (Windows: SIGBREAK) end a run as Ctrl-C does, until its first attempt takes them over. What is ignored stays so."""
+    """Let SIGTERM, SIGHUP (Windows: SIGBREAK) end a command as Ctrl-C does, a run until its first attempt takes them over. What is ignored stays so."""
     def stop(number: int, frame: Any) -> None:
         raise Terminated(number)
     for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):

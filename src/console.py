@@ -35,6 +35,9 @@ def describe_os_error(error: OSError) -> str:
     line = "%s: %s" % (path or "the runner's own files, or the standard output", error.strerror or error)
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", -1)):
         return "%s%s; free some space and run again" % (line, " (%s)" % free_space_text(path) if path else "")
+    remedy: str = getattr(error, "remedy", "")      # of whoever raised it
+    if remedy:
+        return line + remedy
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return line + "; the runner must be able to write state/, locks/ and the output folders below the root%s" % (
             "" if error.errno == errno.EROFS else ", and to read all else there")
@@ -92,7 +95,7 @@ class Console:
         self.view: Any = None                   # the LiveView; False: there is none
         self.lock: Any = None                   # over what is drawn: where each attempt has a thread, they write, too
         self.warned: List[str] = []
-        self.lost = ""                          # why something that was to be kept of stdout is lost
+        self.lost = "" if out or sys.stdout else "it is closed"     # why something that was to be kept of stdout is lost
         for stream in (self.out, self.err):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")

@@ -38,6 +38,7 @@ try:
     from ledger_format import (  # noqa: E402
         MODES, end_mac, entry_hash, entry_line, found_hash, head_text, next_key, parse_head, parse_key, seal_mac)
     from model import sha256  # noqa: E402
+    from primitives import open_file  # noqa: E402
     from provenance import (  # noqa: E402
         DIGEST, LOG_FOLDER, NoStatement, files_used, fits, involved, makers, member_problem, parse_strictly, pruned_runs, record_problem,
         run_key, skips_without_ground, stage_record_problem, statement, statement_text)
@@ -116,7 +117,7 @@ class Zip:
     def __init__(self, path: str) -> None:
         import zipfile
         try:
-            self.archive = zipfile.ZipFile(path)
+            self.archive = zipfile.ZipFile(open_file(path))
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
             raise BadUsage("%s: cannot be read as a zip (%s)" % (path, error)) from None
 
@@ -690,8 +691,8 @@ def _arguments(words: List[str]) -> Tuple[str, List[str], Optional[Key]]:
 
 def _read_key(path: str) -> Key:
     try:
-        with open(path, "r", encoding="ascii") as file:
-            key = parse_key(file.read(4096))
+        with open_file(path) as file:
+            key = parse_key(file.read(4096).decode("ascii"))
     except (OSError, ValueError) as error:
         raise BadUsage("--key %s: cannot be read: %s" % (path, getattr(error, "strerror", None) or "it is no key file")) from None
     if key is None:

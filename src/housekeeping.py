@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     Json = Dict[str, Any]
 
 SHOWN_NAMES = 20
-# What state/ holds of a stage, its record first; %s is its name.
-STATE_FILES = ("stage_%s.json", "progress_%s.json", "progress_%s.json.old", "progress_%s.whole", "counts_%s.json", "inputs_%s.json", "tasks_%s.jsonl", "files_%s.bin")
+# What state/ holds of a stage beside its record; %s is its name.
+STATE_FILES = ("progress_%s.json", "progress_%s.json.old", "progress_%s.whole", "counts_%s.json", "inputs_%s.json", "tasks_%s.jsonl", "files_%s.bin")
 
 
 class Cleaning(namedtuple("Cleaning", "stage record remove keep")):
@@ -62,9 +62,11 @@ def do(spec: PipelineSpec, stages: List[StageSpec], options: Options, console: C
             _show(look(spec, stage, store), "would remove", console)
     else:
         for stage in stages:
-            for name in forgotten(spec, stage):
+            names = forgotten(spec, stage)
+            for name in names[:SHOWN_NAMES]:
                 console.line("would forget %s" % name)
-            _show_left(spec, stage, console)
+            if len(names) > SHOWN_NAMES:
+                console.line("would forget %d more files of stage %s" % (len(names) - SHOWN_NAMES, stage.name))
     console.line("%s: nothing was done: give --yes" % options.command)
     return EXIT_OK
 
@@ -278,7 +280,10 @@ def _remove_empty_folders(root: str, stage: StageSpec, outputs: List[Json], comm
 # --- reset -----------------------------------------------------------------------------------------------------------
 
 def forgotten(spec: PipelineSpec, stage: StageSpec) -> List[str]:
-    """Return what reset removes, paths below the root, of that what is there, in that order."""
+    """Return what reset removes, paths below the root, of that what is there, in that order.
+
+    The marker first: without it nothing is skipped. The record last: after a kill it still tells that there is something to remove, and where.
+    """
     marker = "%s/.%s.done" % (stage.output_dir, stage.name)
     is_linked = bool(_link_on_the_way(spec.root, marker))
     files = ([] if is_linked else [marker]) + ["state/" + pattern % stage.name for pattern in STATE_FILES]
@@ -286,8 +291,10 @@ def forgotten(spec: PipelineSpec, stage: StageSpec) -> List[str]:
     files += ["state/" + name for name in (task_files.names_of_inputs(state, stage.name) if os.path.isdir(state) else ())]
     folders = ["state/" + task_files.progress_name(stage.name)] + ([] if is_linked else ["%s/.%s.tasks" % (stage.output_dir, stage.name)])    # of tasks
     # A stage may be named a, another one a.json: what is a file of the one is a folder of the other.
-    return [name for name in files if os.path.lexists(os.path.join(spec.root, name)) and not is_folder(os.path.join(spec.root, name))] + [
-        name for name in folders if is_folder(os.path.join(spec.root, name))]
+    record = "state/stage_%s.json" % stage.name
+    there = [name for name in [*files, record] if os.path.lexists(os.path.join(spec.root, name)) and not is_folder(os.path.join(spec.root, name))]
+    last = [record] if record in there else []
+    return [name for name in there if name != record] + [name for name in folders if is_folder(os.path.join(spec.root, name))] + _part_paths(spec, stage) + last
 
 
 def _reset(spec: PipelineSpec, stage: StageSpec, store: StateStore, ledger: RunLedger, console: Console) -> bool:
@@ -297,8 +304,7 @@ def _reset(spec: PipelineSpec, stage: StageSpec, store: StateStore, ledger: RunL
         console.line("stage %s: nothing is known of it" % stage.name)
         return False
     ledger.note("reset", spec.name, dict(_who(), stage=stage.name))
-    parts = _part_paths(spec, stage)
-    for name in names + parts:
+    for name in names:
         full = os.path.join(spec.root, name)
         if is_folder(full):
             state_store.remove_tree(full)   # the checkpoints and the private folders of tasks
@@ -315,11 +321,3 @@ def _part_paths(spec: PipelineSpec, stage: StageSpec) -> List[str]:
     if _link_on_the_way(spec.root, stage.output_dir + "/x"):
         return []
     return ["%s/%s" % (stage.output_dir, path) for path in own_parts(list_folder(os.path.join(spec.root, stage.output_dir)).parts, stage.name)]
-
-
-def _show_left(spec: PipelineSpec, stage: StageSpec, console: Console) -> None:
-    parts = _part_paths(spec, stage)
-    for path in parts[:SHOWN_NAMES]:
-        console.line("would forget %s" % path)
-    if len(parts) > SHOWN_NAMES:
-        console.line("would forget %d more part files of stage %s" % (len(parts) - SHOWN_NAMES, stage.name))

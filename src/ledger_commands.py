@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import os
 
-from model import EXIT_OK
+from model import EXIT_OK, SpecError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Sequence
+
     from console import Console
-    from model import Options
+    from model import Options, StageSpec
 
 
 def do(options: Options, console: Console) -> int:
@@ -24,6 +26,16 @@ def _root(options: Options) -> str:
     return os.path.abspath(folder)
 
 
+def _stages(options: Options) -> Sequence[StageSpec]:
+    """Return the stages of the pipeline, whose inputs and outputs must not be overwritten; none without a pipeline file, or with a faulty one."""
+    import spec_loading
+    try:
+        stages: Sequence[StageSpec] = spec_loading.load_pipeline(options.pipeline, options.root).stages
+        return stages
+    except (UsageError, SpecError):
+        return ()
+
+
 def _verify(options: Options, console: Console) -> int:
     import ledger_verify
     arguments = list(options.operands) + ["--root", _root(options)] + [word for head in options.anchors for word in ("--anchor", head)]
@@ -33,12 +45,12 @@ def _verify(options: Options, console: Console) -> int:
 
 def _export(options: Options, console: Console) -> int:
     import ledger_export
-    return ledger_export.cmd_export(_root(options), options.operands[0], options.format, options.output, options.pipeline, console)
+    return ledger_export.cmd_export(_root(options), options.operands[0], options.format, options.output, options.pipeline, console, _stages(options))
 
 
 def _evidence(options: Options, console: Console) -> int:
     import ledger_export
-    return ledger_export.cmd_evidence(_root(options), options.operands[0], options.output, options.pipeline, console)
+    return ledger_export.cmd_evidence(_root(options), options.operands[0], options.output, options.pipeline, console, _stages(options))
 
 
 def _new_key(options: Options, console: Console) -> int:

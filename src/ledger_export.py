@@ -10,6 +10,7 @@ its own, sorted names, stored without compression (what a compressor makes depen
 """
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections import namedtuple
@@ -19,15 +20,16 @@ import provenance
 from console import describe_os_error
 from ledger_format import entry_hash, entry_line, found_hash, head_text
 from model import EXIT_OK, EXIT_STATE, UsageError, sha256
+from primitives import open_file
 from provenance import NoStatement, fits, member_problem, record_problem, run_key
-from primitives import remove_quietly, replace
-from state_store import StateError, StateStore, record_json, sync_file, sync_folder, write_atomic
+from state_store import StateError, StateStore, record_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional, Tuple
+    from typing import Any, Dict, List, Optional, Sequence, Tuple
 
     from console import Console
+    from model import StageSpec
     Json = Dict[str, Any]
     RunKey = Tuple[str, int]
 
@@ -294,7 +296,8 @@ class Box:
         try:
             size, found = _digest_of(file)
         except OSError as error:
-            return self.lack(path, source, digest, gone, "the file cannot be read: %s" % (error.strerror or error))
+            kind = gone if error.errno in (errno.ENOENT, errno.ENOTDIR) else "MALFORMED"     # there is one: evidence without it is not whole
+            return self.lack(path, source, digest, kind, "the file cannot be read: %s" % (error.strerror or error))
         if found != digest:
             return self.lack(path, source, digest, edited, "the file has changed since")
         self.members[path] = Member(path, None, file, size, digest, source)
@@ -303,13 +306,15 @@ class Box:
 
 def _digest_of(path: str) -> Tuple[int, str]:
     """Return (bytes, SHA-256) of a plain file. Raises: OSError."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError(0, "it is not a plain file")      # a pipe would never end
-    digest, size = sha256(size=os.path.getsize(path)), 0
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(COPY_BYTES), b""):
-            digest.update(block)
-            size += len(block)
+    with open_file(path) as file:
+        return _read_through(file)
+
+
+def _read_through(file: Any) -> Tuple[int, str]:
+    digest, size = sha256(size=os.fstat(file.fileno()).st_size), 0
+    for block in iter(lambda: file.read(COPY_BYTES), b""):
+        digest.update(block)
+        size += len(block)
     return size, digest.hexdigest()
 
 
@@ -442,34 +447,25 @@ def write_evidence(root: str, run_id: str, out_path: str, spec_path: str) -> Evi
     shown = [{"path": one.path, "bytes": one.bytes, "sha256": one.sha256, "source": one.source} for _, one in sorted(box.members.items())]
     missing = sorted(box.missing, key=lambda one: (one["path"], one["source"], one["sha256"]))
     box.add("evidence.json", record_json(dict(facts, members=shown, missing=missing)))
-    folder, name = os.path.split(os.path.abspath(out_path))
-    temporary = os.path.join(folder, ".%s.%d.tmp" % (name, os.getpid()))    # two calls at once may have one target
-    try:
-        _write_zip(temporary, [box.members[path] for path in sorted(box.members)])
-        size, digest = _digest_of(temporary)
-        replace(temporary, os.path.join(folder, name))
-        sync_folder(folder)
-    except OSError as error:
-        remove_quietly(temporary)
-        path = out_path if error.filename in (None, temporary) else error.filename
-        raise OSError(error.errno, error.strerror or str(error), path) from error
-    except BaseException:
-        remove_quietly(temporary)
-        raise
+    written: List[Tuple[int, str]] = []
+
+    def write(file: Any) -> None:
+        _write_zip(file, [box.members[path] for path in sorted(box.members)])
+        file.seek(0)
+        written.append(_read_through(file))
+    output_places.write_whole(out_path, write)
+    (size, digest), = written
     return Evidence(run_id, facts["head"], len(box.members), missing, size, digest)
 
 
-def _write_zip(path: str, members: List[Member]) -> None:
+def _write_zip(file: Any, members: List[Member]) -> None:
     import zipfile
-    with open(path, "xb") as file:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            for one in members:
-                info = zipfile.ZipInfo(one.path, ZIP_TIME)
-                info.create_system, info.external_attr, info.file_size = UNIX, PLAIN_FILE << 16, one.bytes
-                with archive.open(info, "w") as out:
-                    _copy(one, out)
-        file.flush()
-        sync_file(file.fileno())
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for one in members:
+            info = zipfile.ZipInfo(one.path, ZIP_TIME)
+            info.create_system, info.external_attr, info.file_size = UNIX, PLAIN_FILE << 16, one.bytes
+            with archive.open(info, "w") as out:
+                _copy(one, out)
 
 
 def _copy(one: Member, out: Any) -> None:
@@ -488,15 +484,15 @@ def _copy(one: Member, out: Any) -> None:
 
 # --- commands --------------------------------------------------------------------------------------------------------
 
-def cmd_export(root: str, run_id: str, format: str, out_path: Optional[str], spec_path: str, console: Console) -> int:
+def cmd_export(root: str, run_id: str, format: str, out_path: Optional[str], spec_path: str, console: Console, stages: Sequence[StageSpec] = ()) -> int:
     """Write a run's statement to a file, or to stdout; return the exit code."""
     try:
         if format not in FORMATS:
             raise UsageError("unknown format %s; known: %s" % (format, ", ".join(FORMATS)))
-        place = output_places.checked(out_path, "-o", root, spec_path) if out_path is not None else ""
+        place = output_places.checked(out_path, "-o", root, spec_path, stages) if out_path is not None else ""
         text = export_text(StateStore(root, writable=False), run_id)
         if place:
-            write_atomic(place, text)
+            output_places.write_whole(place, lambda file: file.write(text))
         else:
             _print_bytes(text, console)
     except (UsageError, StateError) as error:
@@ -519,14 +515,14 @@ def _print_bytes(text: bytes, console: Console) -> None:
     console.out.flush()
 
 
-def cmd_evidence(root: str, run_id: str, out_path: Optional[str], spec_path: str, console: Console) -> int:
+def cmd_evidence(root: str, run_id: str, out_path: Optional[str], spec_path: str, console: Console, stages: Sequence[StageSpec] = ()) -> int:
     """Write a run's evidence; return the exit code: EXIT_STATE if something that belongs to it was tampered with."""
     try:
         if out_path is None:
             if member_problem(run_id) or "/" in run_id:
                 raise UsageError("%s is no run id" % run_id)
             out_path = "evidence_%s.zip" % run_id
-        made = write_evidence(root, run_id, output_places.checked(out_path, "-o", root, spec_path), spec_path)
+        made = write_evidence(root, run_id, output_places.checked(out_path, "-o", root, spec_path, stages), spec_path)
     except (UsageError, StateError) as error:
         console.error("evidence: %s" % error)
         return int(error.exit_code)

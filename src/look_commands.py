@@ -22,6 +22,7 @@ import state_store
 from console import printable
 from model import EXIT_OK, Decision, UsageError
 from text_table import age_text, columns, count_text, duration_text
+from primitives import open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -325,7 +326,7 @@ def _logs_json(root: str, stage: str, found: stage_logs.Found) -> Json:
     for log in found.logs:
         text, problem = "", None
         try:
-            with open(os.path.join(root, log.path), "rb") as file:
+            with open_file(os.path.join(root, log.path)) as file:
                 text = file.read().decode("utf-8", "replace")
         except OSError as error:
             problem = error.strerror

@@ -5,14 +5,19 @@ Above the leaves.
 from __future__ import annotations
 
 import os
+import re
 import stat
+import sys
 
 import file_digests
+import stage_locks
 from model import UsageError
+from primitives import close_quietly, remove_quietly, replace
+from state_store import sync_file, sync_folder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Optional, Sequence
+    from typing import Any, Callable, Optional, Sequence
 
     from model import StageSpec
 
@@ -26,7 +31,7 @@ def checked(path: str, option: str, root: str, spec_path: str, stages: Sequence[
     file (a device, a pipe), and, with *stages*, where it would be taken for an input or an output.
     """
     full = os.path.realpath(path)
-    problem = _kind(full, is_appended) or _place(full, os.path.realpath(root), os.path.realpath(spec_path), stages)
+    problem = "names a folder" if path.endswith(("/", os.sep)) else _kind(full, is_appended) or _place(full, os.path.realpath(root), os.path.realpath(spec_path), stages)
     if problem:
         raise UsageError("%s %s; choose another place with %s FILE" % (path, problem, option))
     return full
@@ -57,8 +62,97 @@ def _kind(full: str, is_appended: bool) -> str:
         return ""
     if stat.S_ISDIR(mode):
         return "is a folder"
-    return "" if stat.S_ISREG(mode) or is_appended else "is a device or a pipe, no file"
+    return "" if stat.S_ISREG(mode) or is_appended and stat.S_ISCHR(mode) else "is a device or a pipe, no file"
 
 
 def _below(full: str, root: str) -> Optional[str]:
     return os.path.relpath(full, root).replace(os.sep, "/") if full.startswith(root.rstrip(os.sep) + os.sep) else None
+
+
+# --- writing there ---------------------------------------------------------------------------------------------------
+
+def write_whole(path: str, write: Callable[[Any], Any]) -> None:
+    """Let write(file) make the content of *path*; whoever reads sees all of the old or all of the new. Any number of calls at once: the last one's stays.
+
+    Durable on return. What was there before keeps its mode. Until then it is .NAME.PID.tmp beside it, under a lock of its own; what dead
+    calls have left so is removed. Raises: OSError, what write() raises; then nothing has changed, and nothing is left.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    temporary = os.path.join(folder, ".%s.%d.tmp" % (name, os.getpid()))
+    descriptor = -1
+    try:
+        descriptor = _create_locked(temporary)
+        _remove_dead(folder, name, temporary)
+        with os.fdopen(os.dup(descriptor), "w+b") as file:
+            write(file)
+            file.flush()
+        _keep_mode(path, temporary)
+        sync_file(descriptor)
+        if sys.platform == "win32":     # an open file cannot be renamed there
+            os.close(descriptor)
+            descriptor = -1
+        replace(temporary, path)
+        sync_folder(folder)
+    except OSError as error:
+        remove_quietly(temporary)
+        raise _told(error, path, temporary) from error
+    except BaseException:
+        remove_quietly(temporary)
+        raise
+    finally:
+        if descriptor >= 0:
+            close_quietly(descriptor)
+
+
+def _told(error: OSError, path: str, temporary: str) -> OSError:
+    """Return the error with the name of the target, and with a remedy where another place would help."""
+    is_ours = error.filename in (None, temporary)
+    told = OSError(error.errno, error.strerror or str(error), path if is_ours else error.filename)
+    if is_ours or os.path.dirname(os.fsdecode(error.filename)) == os.path.dirname(path):
+        told.remedy = "; choose another place with -o FILE"     # type: ignore[attr-defined]
+    return told
+
+
+def _create_locked(path: str) -> int:
+    """Open a new file that no other call takes for a dead one's."""
+    while True:
+        remove_quietly(path)            # a dead call's with our number
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o666)
+        try:
+            is_ours = stage_locks.try_kernel_lock(descriptor)
+        except OSError:
+            is_ours = True              # a file system without locks: nobody removes it
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        if is_ours and os.path.lexists(path):
+            return descriptor
+        os.close(descriptor)            # somebody took it for a dead one's, before the lock
+
+
+def _remove_dead(folder: str, name: str, own: str) -> None:
+    """Remove what calls that are dead have left beside a target."""
+    pattern = re.compile(r"\.%s\.[0-9]+\.tmp" % re.escape(name))
+    for other in os.listdir(folder):
+        path = os.path.join(folder, other)
+        if path == own or not pattern.fullmatch(other):
+            continue
+        try:
+            descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+            try:
+                is_dead = stage_locks.try_kernel_lock(descriptor)
+                if is_dead and sys.platform != "win32":
+                    remove_quietly(path)
+            finally:
+                os.close(descriptor)
+            if is_dead:
+                remove_quietly(path)
+        except OSError:
+            pass                        # not ours to remove, or gone
+
+
+def _keep_mode(path: str, temporary: str) -> None:
+    try:
+        mode = stat.S_IMODE(os.stat(path).st_mode)
+        if sys.platform != "win32":
+            os.chmod(temporary, mode)
+    except OSError:
+        pass                            # nothing there, or not ours

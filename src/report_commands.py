@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 
 import output_places
-import state_store
 from model import EXIT_OK, UsageError
 
 TYPE_CHECKING = False
@@ -36,7 +35,7 @@ def _report(spec: PipelineSpec, options: Options, console: Console, clock: Clock
         report = report._replace(state="died", notes=report.notes
                                  + ["the runner of this run has died; the next run closes it, and resumes what can be resumed"])
     path = options.output or "report_%s.html" % report.run_id
-    state_store.write_atomic(output_places.checked(path, "-o", spec.root, spec.path, spec.stages), report_html.page(report).encode("utf-8", "backslashreplace"))
+    _write(spec, path, report_html.page(report))
     console.line("%s: run %s, %s" % (path, report.run_id, report.state))
     for note in report.notes:
         console.line("[NOTE] " + note)
@@ -56,9 +55,14 @@ def _graph(spec: PipelineSpec, options: Options, console: Console) -> int:
         else:
             console.out.write(data.decode("utf-8"))
         return EXIT_OK
-    state_store.write_atomic(output_places.checked(options.output, "-o", spec.root, spec.path, spec.stages), text.encode("utf-8", "backslashreplace"))
+    _write(spec, options.output, text)
     console.line("%s: %d stages" % (options.output, len(spec.stages)))
     return EXIT_OK
+
+
+def _write(spec: PipelineSpec, path: str, text: str) -> None:
+    data = text.encode("utf-8", "backslashreplace")
+    output_places.write_whole(output_places.checked(path, "-o", spec.root, spec.path, spec.stages), lambda file: file.write(data))
 
 
 def is_alive(root: str, run_id: str, clock: Any) -> bool:

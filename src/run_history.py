@@ -64,7 +64,7 @@ def newest_runs(root: str, limit: int) -> Tuple[List[PastRun], List[str]]:
         if lacking:
             problems.append("state/%s does not have %d of the finished runs: it was cut off, or begun anew; `verify` tells more" % (run_ledger.NAME, lacking))
         runs = _merged(runs, others)
-    if runs and not names:
+    if runs and not names and not any("cannot be read" in problem for problem in problems):
         why = "has no entry" if os.path.lexists(os.path.join(root, "state", run_ledger.NAME)) else "is missing"
         problems.append("state/%s %s: the runs are shown as their records tell, for which nothing vouches" % (run_ledger.NAME, why))
     return runs, problems

@@ -20,6 +20,7 @@ import stage_locks
 import state_store
 from ledger_format import entry_hash, found_hash
 from model import UsageError
+from primitives import open_file
 from run_ledger import NAME
 from spec_checks import name_problem
 from state_store import StateError
@@ -76,7 +77,7 @@ def read_history(store: StateStore) -> History:
 
 def _lines(path: str) -> Iterator[Tuple[int, bytes]]:
     try:
-        file = open(path, "rb")
+        file = open_file(path)
     except FileNotFoundError:
         return
     with file:
@@ -150,13 +151,16 @@ def _found(store: StateStore, run: RunKey, end: Json) -> Tuple[str, Optional[Jso
 
 
 def _read(store: StateStore, name: str) -> Optional[Json]:
+    """Return the record in a file, None where there is none. Raises: OSError where nobody can tell: what is needed must not pass for gone."""
     try:
         if not stat.S_ISREG(os.lstat(store.path(name)).st_mode):
             return None                     # a link or a pipe: no record
         with open(store.path(name), "rb") as file:
             record = json.loads(file.read().decode("utf-8"))
-    except (OSError, ValueError, RecursionError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
+    except OSError as error:
+        raise OSError(error.errno, "%s; nothing more is pruned" % error.strerror, store.path(name)) from error
     return record if isinstance(record, dict) else None
 
 
@@ -219,13 +223,20 @@ def gc(spec: PipelineSpec, options: Options, console: Console, clock: Clock, new
     for run in chosen:
         if run not in ready:
             console.line("kept %s: no file holds the record that the ledger committed; `verify` tells more" % _run_text(run))
+    left = {run: None for run in sorted(history.pruned) if files_of(store, run, history) or find_record(store, run, history.ends[run])}
     if options.yes:
         _remove(spec, options, store, list(ready), clock, new_ledger, console)
     else:
-        _list(list(ready), store, history, console)
+        _list(list(ready), list(left), store, history, console)
 
 
-def _list(runs: List[RunKey], store: StateStore, history: History, console: Console) -> None:
+def _list(runs: List[RunKey], left: List[RunKey], store: StateStore, history: History, console: Console) -> None:
+    """left: runs that the ledger has as pruned, and of which a kill has kept something."""
+    for run in left[:SHOWN_RUNS]:
+        console.line("would remove what an earlier gc has left of %s (%s)" % (_run_text(run), _counted(
+            len(files_of(store, run, history)) + bool(find_record(store, run, history.ends[run])), "file")))
+    if len(left) > SHOWN_RUNS:
+        console.line("would remove what an earlier gc has left of %s more" % _counted(len(left) - SHOWN_RUNS, "run"))
     for run in runs[:SHOWN_RUNS]:
         console.line("would remove %s (ended %s; its record and %s)" % (_run_text(run), history.ends[run].get("at"), _counted(len(files_of(store, run, history)), "file")))
     if len(runs) > SHOWN_RUNS:

@@ -17,6 +17,7 @@ import provenance
 import stage_progress
 from ledger_format import found_hash, head_text
 from model import UsageError, sha256
+from primitives import open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Total(namedtuple("Total", "stage read written rejected inside before expec
 def read_json(path: str) -> Tuple[Any, str]:
     """Return (value or None, why it cannot be used or "")."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             value = json.loads(file.read().decode("utf-8"))
     except FileNotFoundError:
         return None, "is missing"
@@ -134,7 +135,7 @@ def find_run(folder: str, pipeline: str, run_id: Optional[str]) -> Tuple[str, Op
         record, problem = read_json(os.path.join(folder, "run_%s.json" % run_id))
         traces = [os.path.join(folder, "logs", run_id), os.path.join(folder, "metrics_%s.json" % run_id)]
         if problem == "is missing" and not any(os.path.exists(path) for path in traces):
-            raise UsageError("no run %s is recorded in %s; `history` lists the runs" % (run_id, folder))
+            raise UsageError("no record of run %s is in %s, or not any more; `history` lists the runs, and which gc has removed" % (run_id, folder))
         return run_id, record, "state/run_%s.json %s" % (run_id, problem) if problem else ""
     for _, record in run_records(folder):
         if record.get("pipeline") == pipeline and isinstance(record.get("runId"), str):
@@ -207,7 +208,7 @@ def _check_metrics(folder: str, run_id: str, record: Json, notes: List[str]) -> 
     if not isinstance(told, dict) or not isinstance(told.get("sha256"), str):
         return
     try:
-        with open(os.path.join(folder, "metrics_%s.json" % run_id), "rb") as file:
+        with open_file(os.path.join(folder, "metrics_%s.json" % run_id)) as file:
             data = file.read()
     except OSError:
         return
@@ -239,7 +240,7 @@ def _about(record: Json) -> List[Tuple[str, str]]:
 def _ledger(folder: str, run_id: str, invocation: int, record: Json, notes: List[str]) -> Dict[str, str]:
     """Return {"head": of the entry that ended the run, "hash": runHash, "sealed": ...}, {} where the ledger does not know it."""
     try:
-        with open(os.path.join(folder, "ledger.jsonl"), "rb") as file:
+        with open_file(os.path.join(folder, "ledger.jsonl")) as file:
             lines = file.read().splitlines()
     except OSError as error:
         notes.append("state/ledger.jsonl cannot be read: %s" % error.strerror)
@@ -334,7 +335,7 @@ def _log_tail(folder: str, run_id: str, invocation: int, name: str, entry: Json)
         base = os.path.join(folder, "logs", run_id, *([str(invocation)] if invocation > 1 else []))
         path = os.path.join(base, "%s.%d.log" % (name, max(1, int(number_of(entry.get("attempts"))))))
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - TAIL_BYTES))
             text = file.read().decode("utf-8", "replace").replace("\r\n", "\n")
@@ -350,7 +351,7 @@ def _failed_tasks(folder: str, entry: Json, run: str) -> List[Tuple[str, str]]:
     found: Dict[str, Tuple[str, str]] = {}
     try:
         path = _log_path(folder, entry, ".tasks.jsonl") or os.path.join(folder, "tasks_%s.jsonl" % text_of(entry.get("stage")))
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             for line in file:
                 try:
                     one = json.loads(line.decode("utf-8"))

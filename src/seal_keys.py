@@ -48,13 +48,14 @@ def make_key_file(path: str, mode: str) -> str:
         raise KeyProblem("%s is there already%s" % (path, ", and empty: a new-key that was killed may have left it; remove it and run again" if is_empty
                                                     else "; a key is never overwritten")) from None
     try:
-        state_store.write_all(descriptor, key_text(mode, identity, 0, key).encode("ascii"))
-        state_store.sync_file(descriptor)
+        try:
+            state_store.write_all(descriptor, key_text(mode, identity, 0, key).encode("ascii"))
+            state_store.sync_file(descriptor)
+        finally:
+            os.close(descriptor)        # Windows removes no open file
     except OSError as error:
         remove_quietly(path)    # it is ours: half a key would be in the way of a whole one
         raise OSError(error.errno, error.strerror, path) from error
-    finally:
-        os.close(descriptor)
     state_store.sync_folder(os.path.dirname(os.path.abspath(path)))
     return identity
 

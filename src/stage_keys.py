@@ -115,7 +115,7 @@ def gather_material(spec: PipelineSpec, stage: StageSpec, digests: Digests, stor
     except file_digests.FileChanged as error:
         return Material("", {}, inputs, watched, ["%s changes while it is read; run again when it is complete" % error], {}, 0)
     except OSError as error:
-        if error.filename and os.path.abspath(os.fsdecode(error.filename)).startswith(store.folder + os.sep):
+        if error.filename and os.path.abspath(os.fsdecode(error.filename)).startswith(store.folder + os.sep) and store.writable:
             raise
         return Material("", {}, inputs, watched, ["cannot read %s: %s" % (os.fsdecode(error.filename or "?"), error.strerror)], {}, 0)
     files = inputs + watched + [stage.processor] + [path for path, _ in parts["modules"]]

@@ -425,7 +425,9 @@ def _first_byte(folder: str) -> int:
 def unlock(root: str, stage: str, boot: str, clock: Any, processes: Any) -> str:
     """Remove the lock folder of *stage*, whoever made it; return what was done. Raises: LockHeld while it is held."""
     lock = StageLock(root, stage, "", boot, clock, processes)
-    if not os.path.lexists(lock.folder):
+    try:
+        os.lstat(lock.folder)
+    except FileNotFoundError:
         return "stage %s is not locked" % stage
     lock.descriptor = open_guard(lock.guard)
     try:

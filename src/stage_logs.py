@@ -18,6 +18,7 @@ import run_history
 import stage_progress
 from console import printable
 from model import UsageError
+from primitives import open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ class Reader:
     def read(self, show: Callable[[str], None], is_complete: bool) -> None:
         """Call show() with each new line. Raises: OSError but where the file is gone."""
         try:
-            with open(self.path, "rb") as file:
+            with open_file(self.path) as file:
                 file.seek(self.offset)
                 for block in iter(lambda: file.read(READ_BYTES), b""):
                     self.offset += len(block)

@@ -417,6 +417,10 @@ class StateStore:
         except FileNotFoundError:
             if not self.writable:
                 return b""
+        except PermissionError as error:
+            if not self.writable:
+                raise OSError(error.errno, "only who runs the pipeline may read it, so nobody else can tell whether a stage with passEnv is up to date", path) from error
+            raise
         guard = self.lock("env.guard") if self.lock is not None else None
         if guard is not None:
             guard.acquire(WAIT_S, "state/env.key is held by another run for %d s; run again" % WAIT_S)

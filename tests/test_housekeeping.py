@@ -14,7 +14,7 @@ import ledger_verify
 import pytest
 import pipeline_runner
 import run_pruning
-from conftest import ROOT, RUNNER, Done, wait_until
+from conftest import ROOT, RUNNER, Done, run_without_might, wait_until
 
 FAULT = ROOT / "tests" / "drivers" / "fault.py"
 MAKER = """os.makedirs(out + '/sub/deep', exist_ok=True)
@@ -465,6 +465,53 @@ def test_gc_killed_at_any_step_is_finished_by_the_next(project, tmp_path):
         project.ok("gc", "--keep-runs", "1", "--yes")
         assert left(project) == ["logs/r0/one.1.log", "logs/r0/two.1.log", "logs/r1/2/two.1.log", "metrics_r0.json", "metrics_r1.json", "run_r0.json", "run_r1.json"], where
         assert findings(project) == [], where
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kills by a signal")
+@pytest.mark.parametrize("is_former", [False, True])
+def test_reset_of_a_checkpoint_killed_at_any_step_is_finished_by_the_next(project, tmp_path, is_former):
+    """Also of a stage that is not in the pipeline any more: until the last step its record tells that there is something to forget."""
+    body = "import os, sys\nfrom processor_kit import lines\ndef f(line):\n    if line == 'stop\\n':\n        os.kill(os.getpid(), 15)\n    return line\nlines(f, 'o.txt')\n"
+    project.write("data/in.txt", "x\n" * 5 + "stop\n" + "x\n" * 5)
+    project.write("bin/k.py", body)
+    stage = {"name": "one", "processor": "bin/k.py", "inputs": ["data/in.txt"], "outputDir": "data/one", "checkpoint": {"enabled": True, "lineInterval": 1}}
+    project.spec(stage, {"name": "two", "processor": "bin/stage_copy.py", "inputs": ["data/in.txt"], "outputDir": "data/two"})
+    assert project.run().code == 1
+    if is_former:
+        project.spec({"name": "two", "processor": "bin/stage_copy.py", "inputs": ["data/in.txt"], "outputDir": "data/two"})
+
+    def of_one():
+        return sorted(str(path.relative_to(project.root)) for path in [*project.path("state").iterdir(), *project.path("data/one").iterdir()] if "one" in path.name or ".part" in path.name)
+    assert any(name.endswith(".part") for name in of_one()) and len(of_one()) >= 3, of_one()
+    for where in each_kill(project, tmp_path, "reset", "one", "--yes"):
+        had = of_one()
+        assert not had or "state/stage_one.json" in had, (where, had)
+        done = project.run("reset", "one", "--yes")
+        assert of_one() == [] and (done.code == 0 or not had), (where, done)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kills by a signal, rights")
+def test_gc_without_yes_tells_what_an_interrupted_gc_has_left(project, tmp_path):
+    make_runs(project, 3)
+    for where in each_kill(project, tmp_path, "gc", "--keep-runs", "1", "--yes"):
+        told = project.ok("gc", "--keep-runs", "1").out
+        done = project.ok("gc", "--keep-runs", "1", "--yes").out
+        assert ("would remove" in told) == ("0 files removed" not in done), (where, told, done)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="rights")
+def test_gc_removes_nothing_while_a_record_cannot_be_read(project):
+    copying(project)
+    project.ok("--run-id", "makes")
+    project.ok("--run-id", "skips")
+    project.write("data/in.txt", "y")
+    project.ok("--run-id", "last", "--force", "one")
+    os.chmod(str(project.path("state/run_skips.json")), 0)
+    before = left(project)
+    done = run_without_might(project, "gc", "--keep-runs", "2", "--yes")
+    assert done.returncode == 5 and "state/run_skips.json: Permission denied; nothing more is pruned" in done.stdout and left(project) == before, done
+    os.chmod(str(project.path("state/run_skips.json")), 0o644)
+    assert "0 runs pruned" in project.ok("gc", "--keep-runs", "2", "--yes").out
 
 
 # --- stages of several tasks -----------------------------------------------------------------------------------------

@@ -725,7 +725,7 @@ def test_a_file_that_never_stays_the_same_is_named(tmp_path, monkeypatch):
     path.write_text("abcd")
     real, count = file_digests.hash_file, []
 
-    def hash_while_somebody_writes(full):
+    def hash_while_somebody_writes(full, heed):
         found = real(full)
         count.append(1)
         path.write_text("x" * len(count))

@@ -13,7 +13,7 @@ import sys
 import zipfile
 
 import pytest
-from conftest import ROOT, Project
+from conftest import ROOT, Project, run_without_might
 
 import evidence_verify
 import ledger_export
@@ -389,7 +389,8 @@ def test_the_bytes_of_a_zip_are_the_same_on_every_python(tmp_path):
     box = ledger_export.Box(str(tmp_path))
     for name in ("a.txt", "ordner/ä b.txt"):
         box.add(name, name.encode("utf-8") * 3)
-    ledger_export._write_zip(str(tmp_path / "x.zip"), [box.members[name] for name in sorted(box.members)])
+    with open(str(tmp_path / "x.zip"), "w+b") as file:
+        ledger_export._write_zip(file, [box.members[name] for name in sorted(box.members)])
     assert digest_of(tmp_path / "x.zip") == "9dc894eb0e6bffe375ac09e1bf78cc940dd415731c6ac57f968cddd06df61261"
     with zipfile.ZipFile(tmp_path / "x.zip") as archive:
         kept = {(one.date_time, one.create_system, one.compress_type, one.external_attr >> 16) for one in archive.infolist()}
@@ -1209,3 +1210,20 @@ def test_entries_of_another_form_are_no_crash(unpacked, entry):
     ledger.write_bytes(ledger.read_bytes() + entry_line(new))
     relist(unpacked)
     found_in(unpacked)
+
+
+# --- what is there and cannot be read --------------------------------------------------------------------------------
+
+@pytest.mark.skipif(os.name == "nt", reason="rights, pipes")
+@pytest.mark.parametrize("name", ["bin/stage_copy.py", "state/logs/a/s1.1.log", "state/metrics_a.json"])
+@pytest.mark.parametrize("how", ["rights", "pipe"])
+def test_evidence_that_lacks_what_is_there_is_no_success_and_accuses_nobody(history, name, how):
+    path = history.path(name)
+    assert path.is_file()
+    if how == "rights":
+        os.chmod(str(path), 0)
+    else:
+        path.unlink()
+        os.mkfifo(str(path))
+    done = run_without_might(history, "evidence", "a", "-o", str(history.path("out.zip")))
+    assert done.returncode == 5 and "[MALFORMED] %s: not included: the file cannot be read: " % name in done.stdout and "[DELETED]" not in done.stdout, done

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 import pytest
-from conftest import ROOT, RUNNER, wait_until
+from conftest import DROP, ROOT, RUNNER, opened_by, run_without_might, wait_until
 
 import file_digests
 import model
@@ -22,14 +22,6 @@ from task_work import TasksWork
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="rights of folders")
 STAGES = {"stage": {"inputs": ["data/in/*.txt"]}, "tasks": {"forEach": "data/in/*.txt"}}
-DROP = "import ctypes, os, sys\n[ctypes.CDLL(None).prctl(24, one, 0, 0, 0) for one in (1, 2)]\nos.execv(sys.executable, [sys.executable] + sys.argv[1:])\n"
-
-
-def run_without_might(project, *arguments):
-    """Run the program by a user whom rights hold back: root without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, where this is root."""
-    argv = [sys.executable, "-c", DROP] if sys.platform.startswith("linux") else [sys.executable]
-    return subprocess.run(argv + project.argv(*arguments)[1:], env=project.environment(), cwd=str(project.root), stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, universal_newlines=True, encoding="utf-8", timeout=60)
 
 
 @pytest.fixture
@@ -175,18 +167,6 @@ def test_an_error_of_a_sync_waits_for_the_tasks_too():
     with pytest.raises(OSError, match="the disk"):
         flow.send(("b", "trial of b"))
     assert stage.noted == ["trial of a", "trial of b"] and stage.run.flush.call_count == 1
-
-
-def opened_by(pid):
-    """Return the paths that a process has open."""
-    folder = "/proc/%d/fd" % pid
-    found = []
-    for name in os.listdir(folder):
-        try:
-            found.append(os.readlink(os.path.join(folder, name)))
-        except OSError:
-            pass                        # closed since
-    return found
 
 
 def test_after_three_tasks_in_a_row_that_met_a_full_disk_no_more_are_started():

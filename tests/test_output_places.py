@@ -3,9 +3,13 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 import sys
 
 import pytest
+
+import output_places
+from conftest import opened_by, run_without_might, wait_until
 
 COMMANDS = [("report",), ("graph",), ("export", "r"), ("evidence", "r")]
 
@@ -35,11 +39,17 @@ def test_nothing_is_written_over_what_is_needed(made, words, place, message):
     assert content(made) == before and not made.exists("bin/new.py") and "[START]" not in done.out and "[SKIP]" not in done.out
 
 
-@pytest.mark.parametrize("words", COMMANDS[:2], ids=lambda words: words[0])
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
 @pytest.mark.parametrize("place", ["data/s1/x", "data/x.txt"])
 def test_nothing_is_written_where_it_would_be_an_input_or_an_output(made, words, place):
     done = made.run(*words, "-o", str(made.path(place)))
     assert done.code == 2 and not made.exists(place), done
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
+def test_the_name_of_a_folder_that_is_not_there_becomes_no_file(made, words):
+    done = made.run(*words, "-o", str(made.path("new")) + "/")
+    assert done.code == 2 and "new/ names a folder; choose another place with -o FILE" in done.err and not made.exists("new"), done
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="named pipes")
@@ -61,3 +71,104 @@ def test_a_link_is_followed(made, words):
 def test_events_are_appended_where_it_is_allowed(made):
     made.ok("--openlineage", str(made.path("events.jsonl")))
     assert made.read("events.jsonl").startswith("{")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="named pipes")
+def test_events_are_not_appended_to_a_pipe_where_nobody_may_read(made):
+    os.mkfifo(str(made.path("pipe")))
+    done = made.run("--openlineage", str(made.path("pipe")))
+    assert done.code == 2 and "is a device or a pipe, no file; choose another place with --openlineage FILE" in done.err and "[SKIP]" not in done.out, done
+
+
+# --- writing there ---------------------------------------------------------------------------------------------------
+
+def hidden(folder):
+    return sorted(name for name in os.listdir(str(folder)) if name.startswith("."))
+
+
+def test_of_two_calls_at_once_both_write_whole_files(tmp_path, monkeypatch):
+    """The second one begins and ends while the first one writes."""
+    target = tmp_path / "ü r.html"
+
+    def first(file):
+        file.write(b"first, ")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: 4711)
+            output_places.write_whole(str(target), lambda other: other.write(b"second"))
+        assert target.read_bytes() == b"second"
+        file.write(b"whole")
+    output_places.write_whole(str(target), first)
+    assert target.read_bytes() == b"first, whole" and hidden(tmp_path) == []
+
+
+def test_what_a_dead_call_has_left_goes_and_what_a_living_one_or_somebody_else_has_stays(tmp_path):
+    target = tmp_path / "r.html"
+    for name in (".r.html.4711.tmp", ".r.html.%d.tmp" % os.getpid(), ".r.html.tmp", ".other.html.4711.tmp"):
+        (tmp_path / name).write_bytes(b"x" * 100)
+
+    def write(file):
+        assert hidden(tmp_path) == [".other.html.4711.tmp", ".r.html.%d.tmp" % os.getpid(), ".r.html.tmp"]
+        file.write(b"y")
+    output_places.write_whole(str(target), write)
+    assert target.read_bytes() == b"y" and hidden(tmp_path) == [".other.html.4711.tmp", ".r.html.tmp"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["disk", "ctrl-c"])
+def test_what_cannot_be_written_leaves_the_old_file_alone(tmp_path, error):
+    target = tmp_path / "r.html"
+    target.write_bytes(b"old")
+
+    def write(file):
+        file.write(b"new")
+        raise error
+    with pytest.raises(type(error)) as caught:
+        output_places.write_whole(str(target), write)
+    assert target.read_bytes() == b"old" and hidden(tmp_path) == []
+    assert not isinstance(error, OSError) or caught.value.filename == str(target)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes")
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
+def test_what_is_replaced_keeps_its_mode(made, words):
+    made.write("out", "old")
+    os.chmod(str(made.path("out")), 0o600)
+    made.ok(*words, "-o", str(made.path("out")))
+    assert stat.S_IMODE(os.stat(str(made.path("out"))).st_mode) == 0o600 and made.path("out").read_bytes() != b"old"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="rights, signals")
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
+def test_a_place_where_nothing_can_be_written_is_told_of_with_a_remedy(made, words):
+    made.path("shut").mkdir()
+    os.chmod(str(made.path("shut")), 0o555)
+    for folder in ("shut", "missing"):
+        done = run_without_might(made, *words, "-o", str(made.path(folder + "/x")))
+        assert done.returncode == 5 and "/%s/x: " % folder in done.stdout and done.stdout.endswith("; choose another place with -o FILE\n"), done
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what a process has open")
+def test_sigterm_leaves_no_half_of_an_evidence(made):
+    with open(str(made.path("data/huge.txt")), "wb") as file:
+        file.truncate(64 << 30)         # a log of that size is read for its digest at length, and takes no room
+    record = made.json("state/run_r.json")
+    log = made.path(record["stages"][0]["logs"][0]["path"])
+    with open(str(log), "wb") as file:
+        file.truncate(64 << 30)
+    run = made.start("evidence", "r", "-o", str(made.path("out.zip")))
+    try:
+        wait_until(lambda: any(os.path.basename(path) == log.name for path in opened_by(run.pid)))
+        run.terminate()
+        out, err = run.communicate(timeout=30)
+    finally:
+        run.kill()
+        run.communicate()
+    assert run.returncode == 143 and err == b"interrupted\n" and not made.exists("out.zip") and hidden(made.root) == [], (out, err)
+
+
+@pytest.mark.parametrize("words, code", [(("status",), 5), (("export", "r"), 5), (("verify",), 5), (("report", "-o"), 0)], ids=lambda words: str(words))
+def test_a_closed_standard_output_is_no_success_where_something_was_to_be_printed(made, words, code):
+    words = words + ((str(made.path("x.html")),) if words[-1] == "-o" else ())
+    done = subprocess.run([sys.executable, "-c", "import os, sys\nos.close(1)\nos.execv(sys.argv[1], sys.argv[1:])", *made.argv(*words)],
+                          env=made.environment(), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=60)
+    assert done.returncode == code and b"standard output: it is closed; " in done.stderr, done
+    assert code or made.path("x.html").stat().st_size

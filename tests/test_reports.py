@@ -136,7 +136,7 @@ def test_a_report_of_records_that_are_damaged_gone_or_edited(project):
     assert "Run r1" in report(project, "r1", notes=3).text
     shutil.rmtree(str(project.path("state/logs")))
     done = project.run("report", "r1")
-    assert done.code == 2 and "no run r1 is recorded" in done.err
+    assert done.code == 2 and "no record of run r1 is in" in done.err
 
 
 def test_a_report_of_a_run_that_runs_and_of_one_whose_runner_died(project):
