@@ -339,7 +339,9 @@ def _patiently(doing: str, path: str, call: Callable[[], Any]) -> Any:
         except FileNotFoundError:
             raise
         except OSError as error:
-            if getattr(error, "winerror", None) not in SHARING_ERRORS or time.monotonic() > deadline:
+            number = getattr(error, "winerror", None)       # the C library's calls do not tell it
+            is_held = number in SHARING_ERRORS or sys.platform == "win32" and number is None and isinstance(error, PermissionError)
+            if not is_held or time.monotonic() > deadline:
                 raise _trouble(doing, path, error) from error
             time.sleep(0.02)
 
@@ -527,16 +529,17 @@ class _Part:
         self.waiting: List[bytes] = []
         self.waiting_bytes = 0
         self.writer: Optional[_Writer] = None       # only for outputs above GROUP_BYTES
+        doing = "create" if vouched is None else "go on in"
         try:
             if vouched is None:
                 os.makedirs(os.path.dirname(self.path), exist_ok=True)
             create = os.O_CREAT | os.O_EXCL if vouched is None else 0
-            self.descriptor = os.open(self.path, os.O_WRONLY | create | OPEN_FLAGS, 0o666)
+            self.descriptor = _patiently(doing, self.path, lambda: os.open(self.path, os.O_WRONLY | create | OPEN_FLAGS, 0o666))
             if vouched is not None:
                 os.ftruncate(self.descriptor, vouched)
                 os.lseek(self.descriptor, vouched, os.SEEK_SET)
         except OSError as error:
-            raise _trouble("create" if vouched is None else "go on in", self.path, error) from error
+            raise _trouble(doing, self.path, error) from error
 
     def write(self, data: bytes) -> None:
         """Take *data*; it is in the file after flush(), whose errors may come up here too."""

@@ -18,7 +18,7 @@ import time
 from collections import namedtuple
 
 from model import remedy_of, sha256
-from primitives import open_file
+from primitives import open_descriptor, open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -533,7 +533,7 @@ def _start(launch: Launch, processes: Any) -> Tuple[Any, int, Any]:
             options["start_new_session"] = True
             options["pass_fds"] = (launch.lock_descriptor,) if launch.lock_descriptor >= 0 else ()
         if launch.output_path:
-            output = os.open(launch.output_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o666)
+            output = open_descriptor(launch.output_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o666)
         given = subprocess.DEVNULL if launch.stdin is None else launch.stdin
         process = subprocess.Popen(launch.argv, stdin=given if launch.feeder is None else launch.feeder.reader,
                                    stdout=output if launch.output_path else writer, stderr=writer,

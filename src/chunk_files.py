@@ -20,7 +20,7 @@ import time
 from collections import namedtuple
 
 from model import sha256
-from primitives import go_on, remove_quietly, replace
+from primitives import go_on, open_descriptor, remove_quietly, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -486,7 +486,7 @@ class Joiner:
         if is_new:
             os.makedirs(os.path.dirname(part), exist_ok=True)
             flags |= os.O_CREAT | os.O_EXCL
-        return os.open(part, flags, 0o666)
+        return open_descriptor(part, flags, 0o666)
 
     def _copy(self, source: Any, path: str, target: int, part: str, joined: List[Any], buffer: bytearray) -> None:
         """Copy the rest of *source*, hashing on the way: a second read for the digest, or a second thread, costs more."""
@@ -505,7 +505,7 @@ class Joiner:
             raise OSError(error.errno, error.strerror, name) from error
 
     def _sync(self, part: str) -> None:
-        descriptor = os.open(part, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
+        descriptor = open_descriptor(part, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
         try:
             self.store.sync_file(descriptor)
         except OSError as error:

@@ -98,7 +98,7 @@ class Console:
         self.lost = "" if out or sys.stdout else "it is closed"     # why something that was to be kept of stdout is lost
         for stream in (self.out, self.err):
             if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="backslashreplace")
+                stream.reconfigure(**stream_settings(_is_terminal(stream), os.environ))
 
     def configure(self, options: Options) -> None:
         """Take over how a run is to be shown: --quiet, --log-format, the run's id; colours on a terminal."""
@@ -287,6 +287,12 @@ class Console:
         stream.flush()
         self.out.write(self.view.paint())
         self.out.flush()
+
+
+def stream_settings(is_terminal: bool, environ: Any, windows: bool = sys.platform == "win32") -> Dict[str, str]:
+    """Return how a standard stream is to write. What Windows redirects to a file or a pipe is UTF-8, as everywhere else, unless PYTHONIOENCODING says otherwise."""
+    is_utf_8 = windows and not is_terminal and not environ.get("PYTHONIOENCODING")
+    return {"errors": "backslashreplace", **({"encoding": "utf-8"} if is_utf_8 else {})}
 
 
 def _is_terminal(stream: Any) -> bool:

@@ -28,7 +28,7 @@ from ledger_format import (  # noqa: E402
     ENTRY_SCHEMA, MODES, end_mac, entry_hash, entry_line, head_text, key_id, next_key, parse_head, parse_key, run_hash, seal_mac,
     stage_key)
 from model import EXIT_OK, EXIT_STATE, EXIT_USAGE, UsageError, sha256  # noqa: E402
-from primitives import open_file  # noqa: E402
+from primitives import open_descriptor, open_file  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def open_regular(path: str, limit: int) -> Tuple[int, int]:
     try:
         if not hasattr(os, "O_NOFOLLOW") and os.path.islink(path):
             raise Unreadable("is a symbolic link, not a file")
-        descriptor = os.open(path, flags)
+        descriptor = open_descriptor(path, flags)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -1376,6 +1376,8 @@ def _is_running(stray: Stray, run: RunKey) -> bool:
 
 
 def _edit_text(stray: Stray, entry: Entry) -> str:
+    if stray.problem.startswith("cannot be read"):
+        return "%s; whether it is what entry %d committed cannot be told" % (stray.problem, entry.seq)
     if stray.problem:
         return "%s; entry %d committed another record" % (stray.problem, entry.seq)
     if stray.record.get("state") == "running":

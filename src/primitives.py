@@ -19,6 +19,7 @@ BULK_BYTES = 1 << 20        # hashed in all: from here on, the quicker implement
 GUESSED_BOOT = "start-"     # what a boot id begins with that the system has not told
 SHARING_RETRY_S = 2.0       # Windows: scanners hold files open for moments
 SHARING_ERRORS = (5, 32, 33)
+EACCES = 13                 # which the C library makes of each of these, without the system's own number
 BLANKS = " \t\n\r"          # of JSON
 HOLE = "\0"                 # where a ready array goes; in JSON text this character is always escaped
 PRETTY_END, COMPACT_END = b",\n  ", b","      # between two entries of a ready array, and after each of its pieces
@@ -26,7 +27,7 @@ PRETTY_END, COMPACT_END = b",\n  ", b","      # between two entries of a ready a
 
 def open_file(path: str, buffering: int = -1) -> Any:
     """Open a file for reading. Raises: OSError; for a pipe or a device, too, which would be waited for, for ever."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+    descriptor = open_descriptor(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
     try:
         kind = os.fstat(descriptor).st_mode & 0o170000
         if kind == 0o040000:
@@ -46,21 +47,53 @@ def patiently(act: Callable[[], Any], wait: Callable[[float], None] = time.sleep
         try:
             return act()
         except PermissionError as error:
-            if not windows or getattr(error, "winerror", 0) not in SHARING_ERRORS or waited >= SHARING_RETRY_S:
+            if not windows or not _is_held(error) or waited >= SHARING_RETRY_S:
                 raise
         wait(pause)
         waited += pause
         pause = min(pause * 2, 0.25)
 
 
-def replace(source: str, target: str) -> None:
-    """As os.replace(), patiently."""
-    patiently(lambda: os.replace(source, target))
+def _is_held(error: PermissionError) -> bool:
+    """Tell whether an error of Windows may mean that another program holds the file."""
+    number = getattr(error, "winerror", None)
+    return number in SHARING_ERRORS or number is None and error.errno == EACCES
 
 
-def unlink(path: str) -> None:
-    """As os.unlink(), patiently."""
-    patiently(lambda: os.unlink(path))
+def open_descriptor(path: str, flags: int, mode: int = 0o777, windows: bool = sys.platform == "win32") -> int:
+    """As os.open(), patiently; a folder is not waited for."""
+    if not windows:
+        return os.open(path, flags, mode)
+
+    def act() -> int:
+        try:
+            return os.open(path, flags, mode)
+        except PermissionError as error:
+            if os.path.isdir(path):
+                raise IsADirectoryError(21, "Is a directory", path) from error
+            raise
+    return int(patiently(act, windows=True))
+
+
+def replace(source: str, target: str, windows: bool = sys.platform == "win32") -> None:
+    """As os.replace(), patiently; also where the target may only be read, as POSIX has it."""
+    patiently(lambda: os.replace(source, target) if not windows else _though_read_only(target, lambda: os.replace(source, target)), windows=windows)
+
+
+def unlink(path: str, windows: bool = sys.platform == "win32") -> None:
+    """As os.unlink(), patiently; also what may only be read, as POSIX has it."""
+    patiently(lambda: os.unlink(path) if not windows else _though_read_only(path, lambda: os.unlink(path)), windows=windows)
+
+
+def _though_read_only(path: str, act: Callable[[], Any]) -> None:
+    """Do what Windows forbids with a file whose attribute says that it may only be read: that goes first."""
+    try:
+        act()
+    except PermissionError:
+        if os.path.islink(path) or os.lstat(path).st_mode & 0o200:
+            raise
+        os.chmod(path, 0o600)
+        act()
 
 
 def remove_quietly(path: str) -> None:

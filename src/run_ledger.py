@@ -17,7 +17,7 @@ import os
 
 import state_store
 from ledger_format import ENTRY_SCHEMA, canonical_json, entry_hash, entry_line, head_text, run_hash
-from primitives import close_quietly, loads, open_file, pretty_pieces, remove_quietly, replace
+from primitives import close_quietly, loads, open_descriptor, open_file, pretty_pieces, remove_quietly, replace
 from state_store import StateError, is_integer, utc_text
 
 TYPE_CHECKING = False
@@ -217,7 +217,7 @@ class Held:
         path = self.store.path(NAME)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
         try:
-            descriptor = os.open(path, flags, 0o666)
+            descriptor = open_descriptor(path, flags, 0o666)
             try:
                 if self.torn:
                     os.ftruncate(descriptor, self.size)

@@ -15,7 +15,7 @@ import os
 import sys
 import time
 
-from primitives import GUESSED_BOOT, loads, open_file, patiently, pretty, remove_quietly, replace, sha256, unlink
+from primitives import GUESSED_BOOT, loads, open_descriptor, open_file, patiently, pretty, remove_quietly, replace, sha256, unlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def unlock_bytes(descriptor: int, first: int, count: int) -> None:
 def open_guard(path: str) -> int:
     """Open a guard file, creating it where it is missing; it is never removed. Raises: OSError."""
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    return os.open(path, flags, 0o600)
+    return open_descriptor(path, flags, 0o600)
 
 
 def read_owner(folder: str) -> Json:

@@ -44,6 +44,7 @@ ARGUMENT_BYTES = 30_000 if sys.platform == "win32" else 100_000     # Windows al
 BYTECODE_BYTES = 16 << 20   # of free space, as for the runner's own: with less, a processor's bytecode might be cut short
 FULL_BYTES = 1 << 20        # less is free after a failed attempt: most likely that is why
 SHOWN_NAMES = 5             # of many files, on one line
+CMD_TAKES = frozenset("&|<>^%!\"()\r\n")
 NOT_UTF_8 = "output %s: the name is not valid UTF-8, so no record can name it; have the processor give it another"
 NO_REPORT = "%sthe task left no report %s: %s"
 STATUS_ONLY = " (its rights or the number of its links, or its time was put back; a processor must copy an input, not link it)"
@@ -129,13 +130,24 @@ def is_worth_retrying(retry: Retry, attempt: int, exit_code: Optional[int]) -> b
 
 def command_line(root: str, stage: Any, inputs: Sequence[str]) -> List[str]:
     """Return the argument list for a processor: interpreter where it needs one, args, inputs if they fit."""
-    program = os.path.join(root, stage.processor)
+    program = os.path.join(root, stage.processor).replace("/", os.sep)      # commands of Windows take /x for an option
     kind = spec_checks.program_kind(stage.processor)
     start = [sys.executable, program] if kind == "python" else _powershell() + [program] if kind == "powershell" else [program]
     arguments = list(stage.args)
     if sum(len(os.fsencode(one)) + 9 for one in inputs) <= ARGUMENT_BYTES:
         arguments += ["./" + one if one.startswith("-") else one for one in inputs]      # a file, not an option
     return start + arguments
+
+
+def cmd_problem(processor: str, inputs: Sequence[str], windows: bool = sys.platform == "win32") -> str:
+    """Return why a batch file cannot be given these names, or "": cmd.exe would run a part of such a name as a command, or put something else in its place.
+
+    Source: "BatBadBut", CVE-2024-24576.
+    """
+    if not windows or not processor.lower().endswith((".bat", ".cmd")):
+        return ""
+    bad = next((name for name in inputs if CMD_TAKES.intersection(name)), None)
+    return "" if bad is None else "cmd.exe would not take the name %s as it is: rename the file, or let the processor be no batch file" % json.dumps(bad, ensure_ascii=False)
 
 
 def _powershell() -> List[str]:
@@ -426,10 +438,10 @@ class StageWork:
             self._cut_to_checkpoint()
         self.console.event("RESUME" if is_resume else "START", stage.name, " from line %d" % offset if is_resume else "", attempt=self.attempts)
         self.is_attempting = True
-        short = self._space_problem()
+        inputs = self.facts.material.inputs
+        short = self._space_problem() or cmd_problem(stage.processor, inputs)
         if short:
             return attempts.AttemptResult(None, short, False, 0.0, 0.0, 0, b"", [], [])
-        inputs = self.facts.material.inputs
         inputs_file = self.store.path("inputs_%s.json" % stage.name)
         state_store.write_new(inputs_file, json.dumps(inputs, ensure_ascii=False).encode("utf-8"), durable=False)     # its reader is not there yet
         state_store.make_folder(run.log_folder(), self.store.commit)
@@ -500,7 +512,7 @@ class StageWork:
     def _environment(self, offset: int, is_resume: bool, token: str, inputs_file: str) -> Dict[str, str]:
         stage = self.stage
         env = self._base_environment()
-        env.update(PIPELINE_OUTPUT_DIR=self.folder, PIPELINE_LINE_OFFSET=str(offset), PIPELINE_ATTEMPT=str(self.attempts),
+        env.update(PIPELINE_OUTPUT_DIR=self.folder.replace("/", os.sep), PIPELINE_LINE_OFFSET=str(offset), PIPELINE_ATTEMPT=str(self.attempts),
                    PIPELINE_INPUTS_FILE=inputs_file, PIPELINE_ATTEMPT_TOKEN=token, PIPELINE_KEY=self.key, PIPELINE_COUNTS_FILE=self._counts_file())
         if is_resume:
             env["PIPELINE_RESUME"] = "1"

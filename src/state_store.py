@@ -10,7 +10,7 @@ import os
 import sys
 import time
 
-from primitives import GUESSED_BOOT, by_fields, compact, digest_of, loads, open_file, patiently, pretty_bytes, pretty_pieces, remove_quietly, replace, unlink
+from primitives import GUESSED_BOOT, by_fields, compact, digest_of, loads, open_descriptor, open_file, patiently, pretty_bytes, pretty_pieces, remove_quietly, replace, unlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -128,10 +128,23 @@ def _kernel() -> List[int]:
     return [int(part) for part in os.uname().release.split("-")[0].split(".")[:2] if part.isdigit()]
 
 
+def _open_to_sync(path: str, windows: bool = sys.platform == "win32") -> int:
+    """Open a file whose content is to be flushed: on Windows for writing, and the attribute of one that may only be read goes for that moment."""
+    if not windows:
+        return os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    mode = os.stat(path).st_mode
+    if mode & 0o200:
+        return open_descriptor(path, os.O_RDWR)
+    os.chmod(path, 0o600)
+    try:
+        return open_descriptor(path, os.O_RDWR)
+    finally:
+        os.chmod(path, mode & 0o777)
+
+
 def _sync_path(path: str) -> None:
     try:
-        # Windows flushes only handles that may write.
-        descriptor = os.open(path, (os.O_RDWR if sys.platform == "win32" else os.O_RDONLY) | getattr(os, "O_NOFOLLOW", 0))
+        descriptor = _open_to_sync(path)
     except OSError as error:
         # ELOOP: a link's name is the folder's; what it leads to, a pipe perhaps, is not this output.
         if error.errno in (errno.ENOENT, errno.ELOOP) or isinstance(error, PermissionError):
@@ -191,7 +204,7 @@ def _create_new(path: str, mode: int) -> int:
         return os.open(path, flags, mode)
     except FileExistsError:
         unlink(path)
-        return int(patiently(lambda: os.open(path, flags, mode)))
+        return open_descriptor(path, flags, mode)
 
 
 def write_all(descriptor: int, data: Data) -> None:
@@ -224,14 +237,18 @@ def remove_tree(path: str) -> None:
 
 
 def _open_folders(path: str) -> None:
-    """Give ourselves all rights on a folder and those in it, as far as they are ours."""
+    """Give ourselves all rights on a folder and those in it, as far as they are ours, on Windows on the files, too."""
     folders = [path]
     while folders:
         current = folders.pop()
         try:
             os.chmod(current, 0o700)
             with os.scandir(current) as entries:
-                folders += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    elif sys.platform == "win32":
+                        os.chmod(entry.path, 0o600)     # what may only be read is not removed there
         except OSError:
             pass                        # removing it says what is wrong
 

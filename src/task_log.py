@@ -15,7 +15,7 @@ import os
 import zlib
 from collections import namedtuple
 
-from primitives import open_file
+from primitives import open_descriptor, open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class TaskLog:
         if self.size == 0 or self.is_holed:
             self.compact(write_atomic)
         flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-        self.descriptor = os.open(self.path, flags)
+        self.descriptor = open_descriptor(self.path, flags)
         if self.torn:
             os.ftruncate(self.descriptor, self.size)
             self.torn = 0

@@ -251,7 +251,7 @@ def check_outputs(folder: str, outputs: Sequence[Tuple[str, int, str]], known: t
         stamp = task_files.signature_at(table.packed, place)
         if stamp[0] < 0 and not os.path.islink(os.path.join(folder, path)):
             wrong[path] = "missing"
-        elif file_digests.output_content(os.path.join(folder, path)) != (size, digest):
+        elif file_digests.output_content(os.path.join(folder, path), digests.heed) != (size, digest):
             wrong[path] = "changed"
         table.digests[place] = digest if path not in wrong and file_digests.is_settled(stamp, now, device) else ""
     return table, wrong

@@ -363,7 +363,7 @@ class TasksWork(stage_work.StageWork):
             self.console.event("RESUME", "%s %s" % (stage.name, task.name), " from line %d" % offset)
         self._make_ready(trial, slot)
         remove_quietly(task.folder + COUNTS_ENDING)     # an earlier attempt's say nothing of this one
-        short = self._space_problem()
+        short = self._space_problem() or stage_work.cmd_problem(stage.processor, task.inputs)
         if short:
             return attempts.AttemptResult(None, short, False, 0.0, 0.0, 0, b"", [], [])
         token = "%s.%d.%d" % (self.lock.token, task.number + 1, trial.attempts)
@@ -425,7 +425,7 @@ class TasksWork(stage_work.StageWork):
             self._variables = self._base_environment()
         inputs_file = self.store.path(task_files.inputs_name(stage.name, slot))
         state_store.naming(inputs_file, lambda: _write(inputs_file, json.dumps(task.inputs, ensure_ascii=False).encode("utf-8")))
-        env = dict(self._variables, PIPELINE_OUTPUT_DIR=trial.folder, PIPELINE_LINE_OFFSET=str(offset), PIPELINE_ATTEMPT=str(trial.attempts),
+        env = dict(self._variables, PIPELINE_OUTPUT_DIR=trial.folder.replace("/", os.sep), PIPELINE_LINE_OFFSET=str(offset), PIPELINE_ATTEMPT=str(trial.attempts),
                    PIPELINE_INPUTS_FILE=inputs_file, PIPELINE_ATTEMPT_TOKEN=token, PIPELINE_KEY=task.key,
                    PIPELINE_COUNTS_FILE=task.folder + COUNTS_ENDING, **task.variables)
         if is_resume:

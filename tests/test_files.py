@@ -13,7 +13,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
+import console  # noqa: E402
 import primitives  # noqa: E402
+import stage_work  # noqa: E402
 import state_store  # noqa: E402
 from state_store import Commit, StateError, StateStore, write_atomic  # noqa: E402
 
@@ -230,7 +232,7 @@ class Busy:
         return "done"
 
 
-@pytest.mark.parametrize("code", [5, 32, 33])
+@pytest.mark.parametrize("code", [5, 32, 33, None])     # None: of a call of the C library, as os.open() is
 def test_a_sharing_violation_is_waited_out_on_windows(code):
     waits, act = [], Busy(4, sharing_violation(code))
     assert primitives.patiently(act, waits.append, windows=True) == "done"
@@ -245,12 +247,73 @@ def test_patience_ends_after_some_two_seconds():
 
 
 @pytest.mark.parametrize("error, windows", [(sharing_violation(32), False), (sharing_violation(1314), True),
-                                            (FileNotFoundError(errno.ENOENT, "gone"), True), (PermissionError(errno.EACCES, "no"), True)])
+                                            (FileNotFoundError(errno.ENOENT, "gone"), True), (PermissionError(errno.EPERM, "no"), True)])
 def test_other_errors_and_other_systems_are_not_waited_for(error, windows):
     waits, act = [], Busy(1, error)
     with pytest.raises(type(error)):
         primitives.patiently(act, waits.append, windows=windows)
     assert waits == [] and act.calls == 1
+
+
+def refusing(monkeypatch, name, is_refused, times=10 ** 9):
+    """Let a function of os refuse, as Windows does, while is_refused(its arguments), *times* times at most; returns the calls."""
+    real, calls = getattr(os, name), []
+
+    def act(*arguments):
+        calls.append(arguments)
+        if is_refused(*arguments) and len(calls) <= times:
+            error = PermissionError(errno.EACCES, "Permission denied", arguments[0])
+            error.winerror = None if name == "open" else 5
+            raise error
+        return real(*arguments)
+    monkeypatch.setattr(os, name, act)
+    return calls
+
+
+def test_a_file_that_is_held_is_opened_in_the_end_and_a_folder_is_not_waited_for(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"x")
+    calls = refusing(monkeypatch, "open", lambda *_: True, times=3)
+    os.close(primitives.open_descriptor(str(tmp_path / "file"), os.O_RDONLY, windows=True))
+    assert len(calls) == 4
+    calls = refusing(monkeypatch, "open", lambda *_: True)
+    with pytest.raises(IsADirectoryError):
+        primitives.open_descriptor(str(tmp_path), os.O_RDONLY, windows=True)
+    assert len(calls) == 1
+
+
+def test_what_may_only_be_read_is_replaced_and_removed_on_windows_too(tmp_path, monkeypatch):
+    def is_read_only(*paths):
+        return os.path.exists(paths[-1]) and not os.lstat(paths[-1]).st_mode & 0o200
+    for name in ("replace", "unlink"):
+        refusing(monkeypatch, name, is_read_only)
+    (tmp_path / "new").write_bytes(b"new")
+    (tmp_path / "old").write_bytes(b"old")
+    os.chmod(str(tmp_path / "old"), 0o444)
+    primitives.replace(str(tmp_path / "new"), str(tmp_path / "old"), windows=True)
+    assert (tmp_path / "old").read_bytes() == b"new"
+    os.chmod(str(tmp_path / "old"), 0o444)
+    primitives.unlink(str(tmp_path / "old"), windows=True)
+    assert os.listdir(str(tmp_path)) == []
+    (tmp_path / "made").write_bytes(b"made")
+    os.chmod(str(tmp_path / "made"), 0o444)
+    asked = []
+    monkeypatch.setattr(state_store, "open_descriptor", lambda path, flags: asked.append((flags & os.O_RDWR, os.stat(path).st_mode & 0o777)))
+    state_store._open_to_sync(str(tmp_path / "made"), windows=True)
+    assert asked == [(os.O_RDWR, 0o600)] and os.stat(str(tmp_path / "made")).st_mode & 0o777 == 0o444
+
+
+@pytest.mark.parametrize("processor, names, is_refused", [
+    ("bin/x.bat", ["a&calc&b.txt"], True), ("bin/x.CMD", ["ok.txt", "100%.txt"], True), ("bin/x.bat", ["plain name.txt", "ü.txt"], False),
+    ("bin/x.exe", ["a&b.txt"], False), ("bin/x.py", ["a&b.txt"], False)])
+def test_a_batch_file_gets_no_name_that_cmd_exe_would_run(processor, names, is_refused):
+    text = stage_work.cmd_problem(processor, names, windows=True)
+    assert bool(text) == is_refused and (not text or names[-1] in text) and stage_work.cmd_problem(processor, names, windows=False) == ""
+
+
+@pytest.mark.parametrize("is_terminal, environ, windows, encoding", [
+    (False, {}, True, "utf-8"), (True, {}, True, None), (False, {"PYTHONIOENCODING": "cp850"}, True, None), (False, {}, False, None)])
+def test_what_windows_redirects_is_utf_8(is_terminal, environ, windows, encoding):
+    assert console.stream_settings(is_terminal, environ, windows).get("encoding") == encoding
 
 
 # --- groups of durable names -----------------------------------------------------------------------------------------

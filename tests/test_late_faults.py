@@ -111,7 +111,7 @@ def test_an_output_that_cannot_be_read_is_not_pruned_and_not_given_up(project):
     project.spec(copying(project, forEach="in/*", prune=True), joining(project))
     project.ok("--run-id", "f")
     project.path("in/b.txt").unlink()
-    fault = "import file_digests\nreal = file_digests.read_content\nfile_digests.read_content = lambda full: fail(errno.EIO, full) if full.endswith('b.txt') else real(full)\n"
+    fault = "import file_digests\nreal = file_digests.read_content\nfile_digests.read_content = lambda full, *heed: fail(errno.EIO, full) if full.endswith('b.txt') else real(full, *heed)\n"
     code, said = driven(project, fault, "--run-id", "g")
     assert code == 5 and "out/c/b.txt: Input/output error" in said, said
     project.ok("--run-id", "h")
