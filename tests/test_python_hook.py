@@ -13,6 +13,7 @@ import os
 import stat
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -544,3 +545,35 @@ def test_an_oldest_python_reads_the_file():
 def test_the_hook_imports_only_what_start_up_has_loaded():
     names = {alias.name for node in ast.walk(ast.parse(HOOK.read_bytes())) if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names}
     assert names == {"sys", "os", "sitecustomize"}
+
+
+# --- the event loop of Windows ---------------------------------------------------------------------------------------
+
+def test_what_the_event_loop_of_windows_does_without_events_is_told_all_the_same():
+    """Its own calls, ConnectEx and the like, raise no audit events: the methods above them do."""
+    done, told = [], []
+
+    class IocpProactor:
+        def connect(self, conn, address):
+            done.append(("connect", conn, address))
+
+        def sendto(self, conn, buf, flags=0, addr=None):
+            done.append(("sendto", conn, buf, addr))
+
+    def audit(event, *args):
+        told.append((event,) + args)
+        if args[1][0] != "127.0.0.1":
+            raise PermissionError(13, "refused")
+    events, hook = SimpleNamespace(IocpProactor=IocpProactor), load_hook()
+    for _ in range(2):                  # for each socket; wrapped once
+        hook.tell_of_proactor(events, audit)
+    hook.tell_of_proactor(None, audit)
+    loop, near, far = IocpProactor(), ("127.0.0.1", 9), ("192.0.2.1", 9)
+    loop.connect("c", near)
+    loop.sendto("c", b"x", addr=near)
+    loop.sendto("c", b"y", 0, None)     # of a connected one
+    for act in (lambda: loop.connect("c", far), lambda: loop.sendto("c", b"z", 0, far)):
+        with pytest.raises(PermissionError):
+            act()
+    assert done == [("connect", "c", near), ("sendto", "c", b"x", near), ("sendto", "c", b"y", None)]
+    assert told == [("socket.connect", "c", near), ("socket.sendto", "c", near), ("socket.connect", "c", far), ("socket.sendto", "c", far)]

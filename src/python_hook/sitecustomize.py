@@ -139,6 +139,27 @@ def make_places(os, root):
     return place
 
 
+def tell_of_proactor(events, audit):
+    """Let the event loop of asyncio on Windows raise the events of a plain socket: its own calls (ConnectEx, WSAConnect, WSASendTo) raise none.
+
+    events: the module asyncio.windows_events, or None.
+    """
+    proactor = getattr(events, "IocpProactor", None)
+    if proactor is None or "told_of" in proactor.__dict__:
+        return
+    connect, sendto = proactor.connect, proactor.sendto
+
+    def told_connect(self, conn, address):
+        audit("socket.connect", conn, address)
+        return connect(self, conn, address)
+
+    def told_sendto(self, conn, buf, flags=0, addr=None):
+        if addr is not None:
+            audit("socket.sendto", conn, addr)
+        return sendto(self, conn, buf, flags, addr)
+    proactor.connect, proactor.sendto, proactor.told_of = told_connect, told_sendto, True
+
+
 def make_hook(os, log, root, enforce):
     """Return the audit hook; nothing that goes wrong inside it reaches the program, but its own refusal."""
     place_of = make_places(os, root)
@@ -167,6 +188,8 @@ def make_hook(os, log, root, enforce):
             return
         kind, place = "", ("?", 0)
         try:
+            if sys.platform == "win32" and event == "socket.__new__":       # which its use begins with
+                tell_of_proactor(sys.modules.get("asyncio.windows_events"), sys.audit)
             kind = judge(sys.platform, event, args)
             if kind:
                 place = place_of(sys._getframe(1))
