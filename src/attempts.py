@@ -442,6 +442,8 @@ class Pool:
 
     def _has_ended(self, attempt: Attempt) -> bool:
         if self.threads:
+            if attempt.done.is_set() and attempt.job is not None:
+                attempt.cpu_s, attempt.max_rss_bytes = attempt.job.usage()
             return bool(attempt.done.is_set())
         if attempt.launch.launcher is not None:
             attempt.exit_code = attempt.process.take_end()

@@ -449,7 +449,9 @@ def guard_loop(read_end: int, end: Callable[[List[Traits]], Any]) -> None:
 
 JOB_LIMIT_KILL_ON_CLOSE = 0x2000
 JOB_LIMIT_PROCESS_MEMORY = 0x0100
+JOB_ACCOUNTING = 1
 JOB_EXTENDED_LIMITS = 9
+TICKS_PER_S = 10_000_000    # of the system's times
 PROCESS_QUERY_LIMITED = 0x1000
 CREATE_SUSPENDED = 0x4
 STILL_ACTIVE = 259
@@ -505,8 +507,28 @@ class Job:
         """End every process of the job."""
         self.api.TerminateJobObject(self.handle, 1)
 
+    def usage(self) -> Tuple[float, int]:
+        """Return (processor time in seconds, bytes of memory at the peak of its largest process) of all processes so far; zeros where the system does not tell."""
+        import ctypes
+        accounting, limits = job_accounting(), job_limits(0, 0)
+        asked = [self.api.QueryInformationJobObject(self.handle, kind, ctypes.byref(into), ctypes.sizeof(into), None)
+                 for kind, into in ((JOB_ACCOUNTING, accounting), (JOB_EXTENDED_LIMITS, limits))]
+        cpu_s = (accounting.user + accounting.kernel) / TICKS_PER_S if asked[0] else 0.0
+        return cpu_s, int(limits.peak_process) if asked[1] else 0
+
     def close(self) -> None:
         self.api.CloseHandle(self.handle)
+
+
+def job_accounting() -> Any:
+    """Return a JOBOBJECT_BASIC_ACCOUNTING_INFORMATION."""
+    import ctypes
+
+    class Accounting(ctypes.Structure):
+        _fields_ = [("user", ctypes.c_int64), ("kernel", ctypes.c_int64), ("period_user", ctypes.c_int64), ("period_kernel", ctypes.c_int64),
+                    ("faults", ctypes.c_uint32), ("processes", ctypes.c_uint32), ("active", ctypes.c_uint32), ("terminated", ctypes.c_uint32)]
+
+    return Accounting()
 
 
 def job_limits(flags: int, memory_bytes: int) -> Any:

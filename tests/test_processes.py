@@ -908,6 +908,19 @@ def test_a_job_is_made_with_its_limits_takes_the_processor_and_ends_it():
     assert api.calls[2:] == [("AssignProcessToJobObject", 77, 99), ("NtResumeProcess", 99), ("TerminateJobObject", 77, 1), ("CloseHandle", 77)]
 
 
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_job_tells_what_its_processes_have_used(is_told):
+    class Telling(FakeWindows):
+        def QueryInformationJobObject(self, handle, kind, into, size, _):
+            if kind == 1:
+                into._obj.user, into._obj.kernel = 25_000_000, 5_000_000
+            else:
+                into._obj.peak_process = 9 << 20
+            assert (handle.value, size) == (77, {1: 48, 9: 144}[kind])
+            return is_told
+    assert process_tree.Job(Telling()).usage() == ((3.0, 9 << 20) if is_told else (0.0, 0))
+
+
 def test_a_job_without_a_memory_limit_only_ends_with_its_handle():
     api = FakeWindows()
     process_tree.Job(api)
