@@ -134,6 +134,8 @@ def _stage_status(spec: PipelineSpec, stage: StageSpec, decision: Decision, read
             stage_progress.percent(seen.done_bytes, seen.total_bytes) if seen is not None else None)
         started = _seconds(found["startedAt"])
         found["durationMs"] = max(0, int((now - started) * 1000)) if started is not None else None
+        if found["lastRunId"] and found["lastInvocation"]:
+            found["attempts"] = max(found["attempts"] or 0, run_history.attempts_begun(os.path.dirname(state), found["lastRunId"], found["lastInvocation"], stage.name))
     return found
 
 
@@ -226,7 +228,7 @@ def _run_json(run: run_history.PastRun) -> Json:
     counted = not run.problem
     return {"runId": run.run_id, "invocation": run.invocation, "pipeline": run.pipeline or None, "state": run.state, "startedAt": run.started_at or None, "endedAt": run.ended_at or None,
             "durationMs": run.duration_ms, "ok": run.count("ok") if counted else None, "skipped": run.count("skipped") if counted else None,
-            "failed": run.count("failed", "interrupted") if counted else None, "notRun": run.count("notRun", "waiting") if counted else None,
+            "failed": run.count("failed", "interrupted") if counted else None, "notRun": run.count("notRun") if counted else None, "waiting": run.count("waiting") if counted else None,
             "problem": run.problem or None}
 
 

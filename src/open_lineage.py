@@ -33,7 +33,7 @@ SCHEMAS = {     # facet -> its schema
 }
 PRODUCER = "urn:offline-pipeline-runner:"       # a URI, as the specification asks; the version follows
 NAMESPACE_VARIABLE = "OPENLINEAGE_NAMESPACE"    # the name that OpenLineage's own clients read
-ENDS = {"completed": "COMPLETE", "ok": "COMPLETE", "interrupted": "ABORT"}      # all else is a FAIL
+ENDS = {"completed": "COMPLETE", "ok": "COMPLETE", "interrupted": "ABORT", "waiting": "ABORT"}      # all else is a FAIL
 
 
 def emit(store: Any, record: Json, metrics: Json, path: str, console: Any) -> None:
@@ -94,11 +94,17 @@ def events(record: Json, ended: str, root: str, namespace: str) -> List[Json]:
         folder = "%s/%s" % (root, one["keyParts"]["outputDir"])
         inside += _pair(one["status"], start, clock, run_uuid(namespace, root, record["runId"], record["invocation"], one["stage"]),
                         {"parent": parent}, _job(namespace, "%s.%s" % (name, one["stage"]), "TASK", producer),
-                        [_dataset(os.path.join(root, item["path"]), item, producer) for item in one.get("inputs") or []],
+                        [_dataset(os.path.join(root, item["path"]), item, producer) for item in [*(one.get("inputs") or []), *_globs(one)]],
                         [_dataset("%s/%s" % (folder, item["path"]), item, producer) for item in made],
                         one["reason"] if one["status"] != "ok" else "", producer)
     inside.sort(key=lambda event: str(event["eventTime"]))      # stable: a start stays before its end
     return [whole[0]] + inside + [whole[1]]
+
+
+def _globs(entry: Json) -> List[Json]:
+    """Return what a stage of tasks has its files from, as inputs: the files may be very many."""
+    tasks = entry["keyParts"].get("tasks") or {}
+    return [{"path": pattern, "sha256": tasks.get("sha256")} for pattern in tasks.get("forEach") or [] if "sha256" in tasks]
 
 
 def _pair(status: str, start: str, end: str, run_id: str, facets: Json, job: Json, inputs: List[Json], outputs: List[Json], error: str,

@@ -38,7 +38,7 @@ GAUGES = {      # family -> its HELP; all are of the last run, so all are gauges
     "pipeline_stage_cpu_seconds": "Processor time of the stage's processes in the last run.",
     "pipeline_stage_max_resident_memory_bytes": "Largest resident set of one of the stage's processes in the last run.",
     "pipeline_stage_tasks": "Tasks of the stage in the last run by how they ended; only for stages of several tasks.",
-    "pipeline_stage_last_success_timestamp_seconds": "When the stage was last done or found up to date, in seconds since the epoch.",
+    "pipeline_stage_last_success_timestamp_seconds": "When the last run ended in which the stage was done or found up to date, in seconds since the epoch.",
 }
 PIPELINE_SUCCESS, STAGE_SUCCESS = "pipeline_last_success_timestamp_seconds", "pipeline_stage_last_success_timestamp_seconds"
 RUN_START, RUN_END, RUN_DURATION = "pipeline_run_start_timestamp_seconds", "pipeline_run_end_timestamp_seconds", "pipeline_run_duration_seconds"

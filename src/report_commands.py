@@ -30,10 +30,7 @@ def _report(spec: PipelineSpec, options: Options, console: Console, clock: Clock
         from spec_checks import name_problem, shown_value
         if name_problem(run_id):
             raise UsageError("report %s: %s" % (shown_value(run_id), name_problem(run_id)))
-    report = run_report.gather(spec, run_id, clock.time())
-    if report.state == "running" and not is_alive(spec.root, report.run_id, clock):
-        report = report._replace(state="died", notes=report.notes
-                                 + ["the runner of this run has died; the next run closes it, and resumes what can be resumed"])
+    report = run_report.gather(spec, run_id, clock.time(), lambda found: is_alive(spec.root, found, clock))
     path = options.output or "report_%s.html" % report.run_id
     _write(spec, path, report_html.page(report))
     console.line("%s: run %s, %s" % (path, report.run_id, report.state))

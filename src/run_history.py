@@ -170,11 +170,42 @@ def _run_of(root: str, name: RunName, problems: List[str], is_pruned: bool) -> P
 def _past_run(root: str, record: Json, state: str) -> PastRun:
     stages = record["stages"] if isinstance(record.get("stages"), list) else []
     entries = [one for one in stages if isinstance(one, dict)]
+    shown = _state_of(root, "open" if state == "running" else state, record["runId"])
+    if shown in ("running", "open"):
+        known = {one.get("stage") for one in entries}
+        entries = entries + [one for one in entries_of_stages(root, record["runId"], record["invocation"]) if one["stage"] not in known]
     statuses = [one["status"] for one in entries if isinstance(one.get("status"), str)]
     duration = record.get("durationMs")
-    return PastRun(record["runId"], record["invocation"], _text(record.get("pipeline")), _state_of(root, "open" if state == "running" else state, record["runId"]), _text(record.get("startedAt")),
+    return PastRun(record["runId"], record["invocation"], _text(record.get("pipeline")), shown, _text(record.get("startedAt")),
                    _text(record.get("endedAt")), duration if state_store.is_integer(duration) else None,
                    {status: statuses.count(status) for status in set(statuses)}, [one for one in entries if one.get("status") not in IDLE], "")
+
+
+def entries_of_stages(root: str, run_id: str, invocation: int) -> List[Json]:
+    """Return entries of the stages that a run works on or has finished, by their own records: the run's record lags behind, or its runner died."""
+    found = []
+    folder = os.path.join(root, "state")
+    for name in sorted(os.listdir(folder) if os.path.isdir(folder) else ()):
+        record = _read_record(root, name)[0] if name.startswith("stage_") and name.endswith(".json") else None
+        if record is None or (record.get("lastRunId"), record.get("lastInvocation", 1)) != (run_id, invocation):
+            continue
+        seconds = record.get("lastDurationSec")
+        is_over = record.get("lastStatus") != "running"
+        found.append({"stage": _text(record.get("stage")), "status": _text(record.get("lastStatus")), "reason": _text(record.get("lastError")),
+                      "attempts": record.get("attempts") if is_over else attempts_begun(root, run_id, invocation, _text(record.get("stage"))), "startedAt": record.get("startedAt"), "counts": record.get("counts"), "tasks": record.get("tasks"),
+                      "outputs": record.get("outputs"), "durationMs": int(seconds * 1000) if is_over and isinstance(seconds, (int, float)) else None})
+    return found
+
+
+def attempts_begun(root: str, run_id: str, invocation: int, stage: str) -> int:
+    """Return how many attempts of a stage a run has begun, by their logs: the stage's record is written before the first one."""
+    folder = os.path.join(root, "state", "logs", run_id, *([str(invocation)] if invocation > 1 else []))
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return 0
+    begun = [name[len(stage) + 1:-len(".log")] for name in names if name.startswith(stage + ".") and name.endswith(".log")]
+    return max([int(number) for number in begun if number.isdigit()], default=0)
 
 
 def _state_of(root: str, state: str, run_id: str) -> str:

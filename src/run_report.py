@@ -14,6 +14,7 @@ from collections import namedtuple
 
 import pipeline_graph
 import provenance
+import run_history
 import stage_progress
 from ledger_format import found_hash, head_text
 from model import UsageError, sha256
@@ -21,7 +22,7 @@ from primitives import open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterator, List, Optional, Tuple
+    from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
     from model import PipelineSpec
     Json = Dict[str, Any]
@@ -152,8 +153,8 @@ def _unread_text(folder: str) -> str:
 
 # --- gathering -------------------------------------------------------------------------------------------------------
 
-def gather(spec: PipelineSpec, run_id: Optional[str], now: float) -> Report:
-    """Return all that is known of a run, of the last one for None. Raises: UsageError where nothing is."""
+def gather(spec: PipelineSpec, run_id: Optional[str], now: float, is_alive: Callable[[str], bool] = lambda run_id: True) -> Report:
+    """Return all that is known of a run, of the last one for None. is_alive: tells whether a run's runner lives. Raises: UsageError where nothing is."""
     folder = os.path.join(spec.root, "state")
     run_id, found, problem = find_run(folder, spec.name, run_id)
     notes = [problem] if problem else []
@@ -172,8 +173,12 @@ def gather(spec: PipelineSpec, run_id: Optional[str], now: float) -> Report:
         notes.append("stages, durations and counts are those of the metrics: the run record does not have them")
         entries = [dict(one, durationMs=number_of(one.get("durationSec")) * 1000) for one in measured.values()]
     nodes, edges = pipeline_graph.graph_of(spec)
-    stages = _stages(folder, spec, run_id, invocation, record, entries, measured, history, started, now)
     state = text_of(record.get("state")) or "unknown"
+    made = now
+    if state == "running" and not is_alive(run_id):
+        state, now = "died", min(now, _last_sign(folder, run_id, invocation))
+        notes.append("the runner of this run has died; the next run closes it, and resumes what can be resumed. Times are those of its last sign of life")
+    stages = _stages(folder, spec, run_id, invocation, record, entries, measured, history, started, now)
     ended = epoch(record.get("endedAt"))
     duration_s = _duration_s(record, started, ended, now)
     status = {stage.name: stage.status for stage in stages}
@@ -182,7 +187,15 @@ def gather(spec: PipelineSpec, run_id: Optional[str], now: float) -> Report:
                   _about(record), stages, _totals(spec, stages, edges),
                   record["isolation"] if isinstance(record.get("isolation"), dict) else {},
                   _ledger(folder, run_id, invocation, record, notes),
-                  [(one[0], one[1], one[2]) for one in history if one[2] is not None], notes, nodes, edges, now)
+                  [(one[0], one[1], one[2]) for one in history if one[2] is not None], notes, nodes, edges, made)
+
+
+def _last_sign(folder: str, run_id: str, invocation: int) -> float:
+    """Return when a run that died last wrote anything, in seconds since the epoch."""
+    logs = os.path.join(folder, "logs", run_id, *([str(invocation)] if invocation > 1 else []))
+    names = ["run_%s.json" % run_id] + ["%s_%s.json" % (kind, one["stage"]) for one in run_history.entries_of_stages(os.path.dirname(folder), run_id, invocation) for kind in ("stage", "progress")]
+    paths = [os.path.join(folder, name) for name in names] + [os.path.join(logs, name) for name in (os.listdir(logs) if os.path.isdir(logs) else ())]
+    return max([os.lstat(path).st_mtime for path in paths if os.path.lexists(path)], default=0.0)
 
 
 def _duration_s(record: Json, started: Optional[float], ended: Optional[float], now: float) -> Optional[float]:
@@ -270,8 +283,8 @@ def _stages(folder: str, spec: PipelineSpec, run_id: str, invocation: int, recor
     found, clock = [], 0.0
     known = {text_of(one.get("stage")) for one in entries}
     if record.get("state") in ("running", None, "interrupted"):
-        entries = entries + [one for one in (_running_entry(folder, stage.name, run_id, invocation) for stage in spec.stages
-                                             if stage.name not in known) if one]
+        others = {one["stage"]: one for one in run_history.entries_of_stages(spec.root, run_id, invocation) if one["stage"] not in known}
+        entries = entries + [others[stage.name] for stage in spec.stages if stage.name in others]
     for one in entries:
         name, duration_s = text_of(one.get("stage")) or "?", number_of(one.get("durationMs")) / 1000
         spans = _spans(one, started, clock, now if one.get("status") == "running" else None)
@@ -288,14 +301,6 @@ def _stages(folder: str, spec: PipelineSpec, run_id: str, invocation: int, recor
             _log_tail(folder, run_id, invocation, name, one) if status in ("failed", "interrupted", "running") else None,
             _progress(folder, name) if status == "running" else "", earlier))
     return found
-
-
-def _running_entry(folder: str, name: str, run_id: str, invocation: int) -> Optional[Json]:
-    """Return an entry for a stage that the run works on, or worked on when it died: only the stage's record knows."""
-    record, problem = read_json(os.path.join(folder, "stage_%s.json" % name))
-    if problem or (record.get("lastRunId"), record.get("lastInvocation", 1), record.get("lastStatus")) != (run_id, invocation, "running"):
-        return None
-    return {"stage": name, "status": "running", "startedAt": record.get("startedAt"), "attempts": record.get("attempts"), "reason": ""}
 
 
 def _spans(entry: Json, started: Optional[float], clock: float, now: Optional[float]) -> List[Tuple[float, float, str, str]]:

@@ -258,7 +258,6 @@ class TasksWork(stage_work.StageWork):
     def _task(self, trial: Trial) -> Flow:
         """A flow that returns the trial when its task has come to its end."""
         stage, task = self.stage, trial.task
-        trial.started = self.run.clock.monotonic()
         offset, is_resume = self._start_of(trial, "running")
         while True:
             result = yield Attempting(lambda slot: self._begin_attempt(trial, slot, offset, is_resume), (self.rank, task.number),     # noqa: B023
@@ -353,6 +352,8 @@ class TasksWork(stage_work.StageWork):
 
     def _begin_attempt(self, trial: Trial, slot: int, offset: int, is_resume: bool) -> Any:
         """Count the attempt, now that there is room for it, and return as _launch_task()."""
+        if not trial.attempts:
+            trial.started = self.run.clock.monotonic()      # now, and not when it began to wait for room
         trial.attempts += 1
         return self._launch_task(trial, slot, offset, is_resume)
 

@@ -323,3 +323,14 @@ def test_strange_records_are_a_note_too(project, tmp_path):
     prometheus_text.emit(store, {}, {}, None, Told())
     open_lineage.emit(store, {}, {}, str(tmp_path / "x"), Told())
     assert len(Told.found) == 2 and not (tmp_path / "x").exists() and not project.exists("state/metrics.prom")
+
+
+def test_the_files_of_tasks_are_told_of_by_their_globs_and_who_waits_is_no_failure(project):
+    project.write("data/in/a.txt", "x")
+    project.write("late.txt", "x")
+    project.spec({"name": "each", "processor": "bin/stage_copy.py", "forEach": "data/in/*.txt", "outputDir": "data/each"},
+                 {"name": "waits", "processor": "bin/stage_copy.py", "inputs": ["late.txt"], "outputDir": "data/waits", "settleSec": 600})
+    assert project.run("--run-id", "r", "--openlineage", str(project.path("events.jsonl"))).code == 7
+    events = [json.loads(line) for line in project.read("events.jsonl").splitlines()]
+    assert [(one["eventType"], one["job"]["name"].rpartition(".")[2]) for one in events] == [("START", "test"), ("START", "each"), ("COMPLETE", "each"), ("ABORT", "test")]
+    assert [one["name"].endswith("/data/in/*.txt") for one in events[1]["inputs"]] == [True] and "error" not in str(events[3]["run"]["facets"]).lower()

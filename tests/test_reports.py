@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, wait_until
 
 sys.path.insert(0, str(ROOT / "src"))
 import pipeline_graph  # noqa: E402
@@ -301,3 +301,25 @@ def test_a_run_whose_record_cannot_be_read_is_not_told_to_be_none(project):
     project.write("state/run_r.json", "{")
     done = project.run("report")
     assert done.code == 2 and "; 1 run record cannot be read (run_r.json is damaged" in done.err and "run it first" not in done.err, done
+
+
+# --- a run under way, and one that died ------------------------------------------------------------------------------
+
+def test_a_run_under_way_is_told_of_with_what_is_done_and_what_is_tried_again(project):
+    """The run's own record is written once a second at most, and the stage's before its first attempt: their logs and records tell."""
+    body = "print('attempt', os.environ['PIPELINE_ATTEMPT'], flush=True)\nif os.environ['PIPELINE_ATTEMPT'] == '1':\n    sys.exit(75)\nopen(os.environ['PIPELINE_ROOT'] + '/here', 'w').close()\ntime.sleep(600)\n"
+    project.spec({"name": "one", "processor": project.processor("quick", "open(out + '/o', 'w').write('12')\n"), "outputDir": "data/one"},
+                 {"name": "two", "processor": "bin/quick.py", "outputDir": "data/two"},
+                 {"name": "three", "processor": project.processor("again", body), "outputDir": "data/three", "retry": {"attempts": 2, "baseDelayMs": 1}})
+    with project.start("--run-id", "r") as run:
+        wait_until(lambda: project.exists("here"))
+        page = report(project)
+        assert "Stages done2 of 3" in page.text and "attempt 2" in page.text and "attempt 1" not in page.text, page.text[:900]
+        found = json.loads(project.ok("status", "--json").out)
+        assert (found["runs"][0]["ok"], found["runs"][0]["state"]) == (2, "running") and found["stages"][2]["attempts"] == 2, found
+        run.kill()
+        run.communicate()
+    spec = pipeline_runner.load_pipeline(str(project.path("pipeline.json")))
+    first, later = [run_report.gather(spec, "r", time.time() + more, lambda run_id: False) for more in (0, 1e6)]
+    assert first.state == later.state == "died" and first.duration_s == later.duration_s < 100 and [one.spans for one in first.stages] == [one.spans for one in later.stages]
+    assert any("has died" in note for note in first.notes)

@@ -1002,6 +1002,14 @@ def test_a_log_of_many_lines_is_read_as_one_of_few(monkeypatch):
             read(task_log.line_of(entries[0]) + data)
 
 
+def test_how_long_a_task_took_is_without_the_wait_for_room(upper):
+    upper.write("bin/up.sh", "#!/bin/sh\nsleep 0.3\ntouch \"$PIPELINE_OUTPUT_DIR/${1##*/}\"\n", executable=True)
+    upper.ok("--jobs", "1", "--run-id", "r")
+    long_ms = [entry.duration_ms for entry in entries(upper).values()]
+    whole_ms = upper.json("state/run_r.json")["stages"][0]["durationMs"]
+    assert len(long_ms) == 3 and all(one >= 300 for one in long_ms) and sum(long_ms) <= whole_ms, (long_ms, whole_ms)
+
+
 # --- files that go and come back ---------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("prune", [False, True])
