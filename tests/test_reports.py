@@ -311,12 +311,14 @@ def test_a_run_under_way_is_told_of_with_what_is_done_and_what_is_tried_again(pr
     project.spec({"name": "one", "processor": project.processor("quick", "open(out + '/o', 'w').write('12')\n"), "outputDir": "data/one"},
                  {"name": "two", "processor": "bin/quick.py", "outputDir": "data/two"},
                  {"name": "three", "processor": project.processor("again", body), "outputDir": "data/three", "retry": {"attempts": 2, "baseDelayMs": 1}})
-    with project.start("--run-id", "r") as run:
+    run = project.start("--run-id", "r")
+    try:
         wait_until(lambda: project.exists("here"))
         page = report(project)
         assert "Stages done2 of 3" in page.text and "attempt 2" in page.text and "attempt 1" not in page.text, page.text[:900]
         found = json.loads(project.ok("status", "--json").out)
         assert (found["runs"][0]["ok"], found["runs"][0]["state"]) == (2, "running") and found["stages"][2]["attempts"] == 2, found
+    finally:
         run.kill()
         run.communicate()
     spec = pipeline_runner.load_pipeline(str(project.path("pipeline.json")))
