@@ -566,8 +566,17 @@ def _not_started_text(launch: Launch, error: OSError) -> str:
     if getattr(error, "errno", None) == 8:      # ENOEXEC
         hint = "; a byte order mark stands before its first line: save it without" if first.startswith(b"\xef\xbb\xbf") else "; a script needs a first line such as #!/bin/sh"
     elif isinstance(error, FileNotFoundError):
-        hint = "; its first line ends with a carriage return (CRLF): save it with plain line ends" if first.endswith(b"\r\n") else "; the program that its first line names may be missing"
+        hint = missing_hint(first, launch.folder)
     return "%s %s: %s%s" % (NOT_STARTED, launch.argv[0], error.strerror or str(error), hint or remedy_of(error))
+
+
+def missing_hint(first_line: bytes, folder: str, windows: bool = sys.platform == "win32") -> str:
+    """Return why a program that is there may not be found. folder: the working folder, of which Windows takes no more than 258 characters."""
+    if windows:
+        return "; the path of the root is too long for a working folder: let it be shorter" if len(folder) >= 258 else ""
+    if first_line.endswith(b"\r\n"):
+        return "; its first line ends with a carriage return (CRLF): save it with plain line ends"
+    return "; the program that its first line names may be missing"
 
 
 def _tell_of_launcher(attempt: Attempt) -> None:

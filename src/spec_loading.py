@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 MAX_SPEC_BYTES = 8 << 20
 
 
+def plain_path(path: str) -> str:
+    r"""Return a path of Windows without the beginning \\?\, below which a slash parts nothing; any other as it is."""
+    if path.startswith("\\\\?\\UNC\\"):
+        return "\\\\" + path[8:]
+    return path[4:] if path.startswith("\\\\?\\") else path
+
+
 def load_pipeline(path: str, root: Optional[str] = None) -> PipelineSpec:
     """Read and check a pipeline file.
 
@@ -36,8 +43,8 @@ def load_pipeline(path: str, root: Optional[str] = None) -> PipelineSpec:
     except OSError as error:
         raise UsageError("%s: cannot read the pipeline file: %s; name it with --pipeline FILE%s" % (
             shown, error.strerror, "; init DIR writes a first one" if isinstance(error, FileNotFoundError) else "")) from None
-    full = os.path.abspath(shown)
-    root = os.path.abspath(root if root is not None else os.path.dirname(full))
+    full = plain_path(os.path.abspath(shown))
+    root = plain_path(os.path.abspath(root if root is not None else os.path.dirname(full)))
     if not is_unicode(root):
         raise UsageError("%s: the folder's path is not UTF-8 text here; rename it, or run with PYTHONUTF8=1 if it is" % ascii(root))
     if not os.path.isdir(root):

@@ -13,8 +13,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
+import attempts  # noqa: E402
 import console  # noqa: E402
 import primitives  # noqa: E402
+import spec_loading  # noqa: E402
 import stage_work  # noqa: E402
 import state_store  # noqa: E402
 from state_store import Commit, StateError, StateStore, write_atomic  # noqa: E402
@@ -308,6 +310,19 @@ def test_what_may_only_be_read_is_replaced_and_removed_on_windows_too(tmp_path, 
 def test_a_batch_file_gets_no_name_that_cmd_exe_would_run(processor, names, is_refused):
     text = stage_work.cmd_problem(processor, names, windows=True)
     assert bool(text) == is_refused and (not text or names[-1] in text) and stage_work.cmd_problem(processor, names, windows=False) == ""
+
+
+@pytest.mark.parametrize("path, plain", [
+    ("\\\\?\\C:\\data\\x", "C:\\data\\x"), ("\\\\?\\UNC\\host\\share\\x", "\\\\host\\share\\x"), ("C:\\data", "C:\\data"), ("/a/\\?\\b", "/a/\\?\\b")])
+def test_the_beginning_of_long_paths_of_windows_is_left_out(path, plain):
+    assert spec_loading.plain_path(path) == plain
+
+
+@pytest.mark.parametrize("first, folder, windows, word", [
+    (b"#!/bin/sh\r\n", "/x", False, "carriage return"), (b"#!/bin/nix\n", "/x", False, "first line names"), (b"#!/bin/sh\n", "C:\\" + "x" * 300, True, "too long"), (b"MZ", "C:\\x", True, "")])
+def test_why_a_program_that_is_there_may_not_be_found(first, folder, windows, word):
+    hint = attempts.missing_hint(first, folder, windows)
+    assert word in hint and bool(hint) == bool(word)
 
 
 @pytest.mark.parametrize("is_terminal, environ, windows, encoding", [
