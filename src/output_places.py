@@ -79,19 +79,21 @@ def write_whole(path: str, write: Callable[[Any], Any]) -> None:
     """
     folder, name = os.path.split(os.path.abspath(path))
     temporary = os.path.join(folder, ".%s.%d.tmp" % (name, os.getpid()))
-    descriptor = -1
     try:
         descriptor = _create_locked(temporary)
-        _remove_dead(folder, name, temporary)
-        with os.fdopen(os.dup(descriptor), "w+b") as file:
-            write(file)
-            file.flush()
-        _keep_mode(path, temporary)
-        sync_file(descriptor)
-        if sys.platform == "win32":     # an open file cannot be renamed there
-            os.close(descriptor)
-            descriptor = -1
-        replace(temporary, path)
+        try:
+            _remove_dead(folder, name, temporary)
+            with os.fdopen(os.dup(descriptor), "w+b") as file:
+                write(file)
+                file.flush()
+            _keep_mode(path, temporary)
+            sync_file(descriptor)
+            if sys.platform != "win32":     # there, an open file can be neither renamed nor removed
+                replace(temporary, path)
+        finally:
+            close_quietly(descriptor)
+        if sys.platform == "win32":
+            replace(temporary, path)
         sync_folder(folder)
     except OSError as error:
         remove_quietly(temporary)
@@ -99,9 +101,6 @@ def write_whole(path: str, write: Callable[[Any], Any]) -> None:
     except BaseException:
         remove_quietly(temporary)
         raise
-    finally:
-        if descriptor >= 0:
-            close_quietly(descriptor)
 
 
 def _told(error: OSError, path: str, temporary: str) -> OSError:

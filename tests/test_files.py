@@ -299,9 +299,9 @@ def test_what_may_only_be_read_is_replaced_and_removed_on_windows_too(tmp_path, 
     (tmp_path / "made").write_bytes(b"made")
     os.chmod(str(tmp_path / "made"), 0o444)
     asked = []
-    monkeypatch.setattr(state_store, "open_descriptor", lambda path, flags: asked.append((flags & os.O_RDWR, os.stat(path).st_mode & 0o777)))
+    monkeypatch.setattr(state_store, "open_descriptor", lambda path, flags: asked.append((flags & os.O_RDWR, os.stat(path).st_mode & 0o200)))
     state_store._open_to_sync(str(tmp_path / "made"), windows=True)
-    assert asked == [(os.O_RDWR, 0o600)] and os.stat(str(tmp_path / "made")).st_mode & 0o777 == 0o444
+    assert asked == [(os.O_RDWR, 0o200)] and os.stat(str(tmp_path / "made")).st_mode & 0o777 == 0o444
 
 
 @pytest.mark.parametrize("processor, names, is_refused", [
