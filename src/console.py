@@ -95,7 +95,7 @@ class Console:
         self.view: Any = None                   # the LiveView; False: there is none
         self.lock: Any = None                   # over what is drawn: where each attempt has a thread, they write, too
         self.warned: List[str] = []
-        self.lost = "" if out or sys.stdout else "it is closed"     # why something that was to be kept of stdout is lost
+        self.lost = ""                          # why something that was to be kept of stdout is lost
         for stream in (self.out, self.err):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(**stream_settings(_is_terminal(stream), os.environ))
