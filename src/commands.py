@@ -67,6 +67,8 @@ def execute(arguments: List[str], started: float, found: Any, is_program: bool) 
         console.error("internal error, please report it:\n" + traceback.format_exc().rstrip())
         return EXIT_INTERNAL
     finally:
+        if is_program:
+            _leave_requests_to_stop()
         console.close()
         silence_closed_streams()
 
@@ -79,6 +81,14 @@ def _heed_requests_to_stop() -> None:
         number = getattr(_signal, name, None)
         if number is not None and _signal.getsignal(number) == _signal.SIG_DFL:
             _signal.signal(number, stop)
+
+
+def _leave_requests_to_stop() -> None:
+    """All is done, and nobody is there any more who would tell of a signal in a line."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
+        number = getattr(_signal, name, None)
+        if number is not None and callable(_signal.getsignal(number)):
+            _signal.signal(number, _signal.SIG_DFL)
 
 
 def _dispatch(options: Options, console: Console, started: float, found: Any) -> int:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 REJECTS_ENDING = ".rejects.jsonl"   # of the file in which the processor kit sets bad records aside
 MAX_FILE_BYTES = 1 << 20            # of a file of counts
 SHOWN_NAMES = 3
+NOTHING = {"read": 0, "written": 0, "rejected": 0}      # where there was nothing to count
 
 
 def counts_problem(value: Any) -> str:
@@ -127,7 +128,8 @@ def expected_read(inputs: Sequence[Sequence[str]], makers: Iterable[Tuple[str, s
             continue
         counts = record["inOutputs"] if "inOutputs" in record else record.get("counts") or {}
         if counts_problem(counts) or "written" not in counts:
-            return None, "stage %s made %s and reported no counts" % (name, taken[0])       # or only a part of what it counted is there
+            why = "of what it counted only a part is kept" if "inOutputs" in record else "reported no counts"
+            return None, "stage %s made %s and %s" % (name, taken[0], why)
         rejects = {path for path in outputs if path.endswith(REJECTS_ENDING)}
         if not set(outputs) - rejects <= set(taken) or (rejects & set(taken) and not rejects <= set(taken)):
             return None, "only a part of what stage %s made is read" % name

@@ -691,8 +691,8 @@ def _arguments(words: List[str]) -> Tuple[str, List[str], Optional[Key]]:
 
 def _read_key(path: str) -> Key:
     try:
-        with open_file(path) as file:
-            key = parse_key(file.read(4096).decode("ascii"))
+        with open(path, "r", encoding="ascii") as file:      # a pipe, too: a password store may give it
+            key = parse_key(file.read(4096))
     except (OSError, ValueError) as error:
         raise BadUsage("--key %s: cannot be read: %s" % (path, getattr(error, "strerror", None) or "it is no key file")) from None
     if key is None:

@@ -28,7 +28,7 @@ from ledger_format import (  # noqa: E402
     ENTRY_SCHEMA, MODES, end_mac, entry_hash, entry_line, head_text, key_id, next_key, parse_head, parse_key, run_hash, seal_mac,
     stage_key)
 from model import EXIT_OK, EXIT_STATE, EXIT_USAGE, UsageError, sha256  # noqa: E402
-from primitives import open_descriptor, open_file  # noqa: E402
+from primitives import open_descriptor  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -1481,7 +1481,7 @@ def print_report(report: Report, write: Callable[[str], Any]) -> int:
 def read_key(path: str) -> Key:
     """Return the key of a key file. Raises: UsageError."""
     try:
-        with open_file(path) as file:
+        with open(path, "rb") as file:      # a pipe, too: a password store may give it
             return _parsed_key(file.read(4096))
     except OSError as error:
         raise UsageError("--key %s: cannot be read: %s" % (shown(path), error.strerror or error)) from None

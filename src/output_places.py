@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from model import StageSpec
 
+RANDOM_BYTES = 8
 OWN_FOLDERS = ("state", "locks", "src", "bin")
 
 
@@ -74,11 +75,11 @@ def _below(full: str, root: str) -> Optional[str]:
 def write_whole(path: str, write: Callable[[Any], Any]) -> None:
     """Let write(file) make the content of *path*; whoever reads sees all of the old or all of the new. Any number of calls at once: the last one's stays.
 
-    Durable on return. What was there before keeps its mode. Until then it is .NAME.PID.tmp beside it, under a lock of its own; what dead
+    Durable on return. What was there before keeps its mode. Until then it is .NAME.RANDOM.tmp beside it, under a lock of its own; what dead
     calls have left so is removed. Raises: OSError, what write() raises; then nothing has changed, and nothing is left.
     """
     folder, name = os.path.split(os.path.abspath(path))
-    temporary = os.path.join(folder, ".%s.%d.tmp" % (name, os.getpid()))
+    temporary = os.path.join(folder, ".%s.%s.tmp" % (name, os.urandom(RANDOM_BYTES).hex()))     # not by process: containers may have the same numbers
     try:
         descriptor = _create_locked(temporary)
         try:
@@ -115,7 +116,6 @@ def _told(error: OSError, path: str, temporary: str) -> OSError:
 def _create_locked(path: str) -> int:
     """Open a new file that no other call takes for a dead one's."""
     while True:
-        remove_quietly(path)            # a dead call's with our number
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o666)
         try:
             is_ours = stage_locks.try_kernel_lock(descriptor)
@@ -129,7 +129,7 @@ def _create_locked(path: str) -> int:
 
 def _remove_dead(folder: str, name: str, own: str) -> None:
     """Remove what calls that are dead have left beside a target."""
-    pattern = re.compile(r"\.%s\.[0-9]+\.tmp" % re.escape(name))
+    pattern = re.compile(r"\.%s\.[0-9a-f]{%d}\.tmp" % (re.escape(name), 2 * RANDOM_BYTES))
     for other in os.listdir(folder):
         path = os.path.join(folder, other)
         if path == own or not pattern.fullmatch(other):

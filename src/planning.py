@@ -79,13 +79,13 @@ def makers_of(spec: PipelineSpec, stage: StageSpec, inputs: Sequence[str], store
 
 def with_all_outputs(makers: Sequence[Tuple[str, str, Json]], store: StateStore) -> List[Tuple[str, str, Json]]:
     """Return makers whose records list all outputs: of very many only the task log tells. Raises: StateError, OSError."""
-    found = []
+    found, looking = [], state_store.StateStore(store.root, writable=False)     # under the locks of these stages others may write
     for name, folder, record in makers:
         is_many = not record["outputs"] and (record.get("tasks") or {}).get("outputs")
         if is_many or record.get("refused") == ALL_OF_LOG:
             import task_log
             import task_look
-            made = task_log.outputs_of(task_look.load_log(store, name).entries)
+            made = task_log.outputs_of(task_look.load_log(looking, name).entries)
             record = dict(record, outputs=[{"path": path, "bytes": size, "sha256": digest} for path, size, digest in made])
         found.append((name, folder, record))
     return found

@@ -12,7 +12,6 @@ import command_line
 import spec_checks
 from file_digests import is_unicode
 from model import Chunks, Offline, PipelineSpec, Retry, SpecError, StageSpec, UsageError, sha256
-from primitives import open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ def load_pipeline(path: str, root: Optional[str] = None) -> PipelineSpec:
     """
     shown = os.fspath(path)
     try:
-        with open_file(shown) as file:
+        with open(shown, "rb") as file:
             data = file.read(MAX_SPEC_BYTES + 1)
     except OSError as error:
         raise UsageError("%s: cannot read the pipeline file: %s; name it with --pipeline FILE%s" % (

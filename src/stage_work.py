@@ -606,6 +606,10 @@ class StageWork:
         self.refused = outputs if failure else []
         return failure
 
+    def _none_counted(self, was_read: bool) -> Json:
+        """Return the counts where no task has reported any: zeros, for the judgement, if there was nothing to read."""
+        return dict(control_totals.NOTHING) if control_totals.is_judged(self.stage) and not was_read else {}
+
     def _note_in_outputs(self, counts: Json) -> None:
         """Note the counts of what is in the outputs, {} if nobody knows, where they are others than those of what was done: for whoever reads them."""
         if counts != self.counts:

@@ -131,7 +131,7 @@ def _is_all_done(facts: Facts, about: Json, made: task_files.FileTable, root: st
     tasks = record.get("tasks") or {}
     if len(made.paths) != tasks.get("outputs"):
         return False
-    if about.get("outputs") != tasks.get("outputsSha256") or tasks.get("failed") or "" in made.digests:
+    if about.get("outputs") != tasks.get("outputsSha256") or about.get("prune") != stage.prune or tasks.get("failed") or "" in made.digests:
         return False
     return bool(task_files.signatures(os.path.join(root, stage.output_dir), made.paths) == made.packed)
 
@@ -308,7 +308,7 @@ def cache_of(store: StateStore, stage: StageSpec, facts: Facts, outputs_digest: 
     tasks = facts.tasks
     if tasks.is_cached:
         return {}
-    about = {"log": log_stamp(store, stage.name), "bootIn": boot, "bootOut": outputs_boot, "tasks": facts.material.parts["tasks"]["sha256"], "outputs": outputs_digest}
+    about = {"log": log_stamp(store, stage.name), "bootIn": boot, "bootOut": outputs_boot, "tasks": facts.material.parts["tasks"]["sha256"], "outputs": outputs_digest, "prune": stage.prune}
     return {cache_path(store, stage.name): task_files.save([tasks.table, tasks.outputs], about)}
 
 

@@ -743,11 +743,11 @@ class FileTasksWork(TasksWork):
         before = self.task_log.entries.get(task.name)
         try:
             for output in trial.outputs:
-                self._claim(task.name, output[0].casefold())
+                self._claim(task.name, output[0])
                 self._publish(trial.folder, output[0], output[2])
                 trial.published.append(output)
             for path, _, _ in before.outputs if before is not None else ():
-                if self.owner_of.get(path.casefold()) == task.name and not stage_outputs.is_among(self.folder, path, names):
+                if not self._is_taken(path, task.name) and not stage_outputs.is_among(self.folder, path, names):
                     self._remove_output(path)
         except OSError as error:
             trial.failure = self._publish_problem(error)
@@ -801,14 +801,32 @@ class FileTasksWork(TasksWork):
         if entry.status == "ok" and entry.key:
             self.open.discard(entry.task)
 
-    def _claim(self, task: str, target: str) -> None:
-        """Let a task have *target*; what another that is to be done anew has made there is not its own any more, nor is it up to date.
+    def _is_taken(self, path: str, task: str) -> bool:
+        """Tell whether what lies at *path*, and *task* has made, is another task's by now.
+
+        Names that differ in case only may be of one task only, for many systems do not tell them apart; where they are two files, each is its maker's still.
+        """
+        owner = self.owner_of.get(path.casefold(), task)
+        entry = self.task_log.entries.get(owner) if owner != task else None
+        theirs = next((other for other, _, _ in entry.outputs if other.casefold() == path.casefold()), path) if entry is not None else path
+        return owner != task and not self._are_two_files(path, theirs)
+
+    def _are_two_files(self, path: str, other: str) -> bool:
+        """Tell whether two names that differ in case at most are two files here."""
+        one, two = os.path.join(self.folder, path), os.path.join(self.folder, other)
+        if path == other or not os.path.lexists(one):
+            return False
+        return not os.path.lexists(two) or not os.path.samestat(os.lstat(one), os.lstat(two))
+
+    def _claim(self, task: str, name: str) -> None:
+        """Let a task have *name*; what another that is to be done anew has made there is not its own any more, nor is it up to date.
 
         In the log before the file is exchanged: no path may be that of two tasks, else the one would remove what the other made.
         """
+        target = name.casefold()
         owner = self._holder(task, target)
-        if owner:
-            entry = self.task_log.entries[owner]
+        entry = self.task_log.entries[owner] if owner else None
+        if entry is not None and not any(self._are_two_files(path, name) for path, _, _ in entry.outputs if path.casefold() == target):
             self._enter(entry._replace(key="", outputs=tuple(output for output in entry.outputs if output[0].casefold() != target)))
         self.owner_of[target] = task
 
@@ -851,7 +869,8 @@ class FileTasksWork(TasksWork):
         if not self.is_stopped and not self.survivors and os.path.isdir(self.staging):
             shutil.rmtree(self.staging, ignore_errors=True)
         finished = [entry for entry in self.task_log.entries.values() if entry.status in task_log.GOOD and entry.task not in self.open]
-        self.counts = task_log.sum_counts(entry.counts for entry in finished if entry.status == "ok")
+        done = [entry for entry in finished if entry.status == "ok"]
+        self.counts = task_log.sum_counts(entry.counts for entry in done) or self._none_counted(any(entry.bytes_in for entry in done))
         kept = [entry for entry in finished if entry.status == "kept" and entry.outputs]
         is_known = all(entry.key for entry in kept)     # else only a part of what was counted is there
         self._note_in_outputs(task_log.sum_counts([self.counts] + [entry.counts for entry in kept]) if is_known else {})
@@ -912,7 +931,9 @@ class FileTasksWork(TasksWork):
 
     def _keep(self, entry: task_log.Entry, wrong: FrozenSet[str]) -> List[str]:
         """Note that the file of a task is gone, and what it made is kept; return the paths of what is not any more as it was made: that is nobody's now."""
-        lost = [path for path, _, _ in entry.outputs if path in wrong and self.owner_of.get(path.casefold(), entry.task) == entry.task]
+        if entry.status == "failed":        # what it made before it failed has not been looked at
+            wrong = wrong | {path for path, size, digest in entry.outputs if not self._is_as_made(path, size, digest)}
+        lost = [path for path, _, _ in entry.outputs if path in wrong and not self._is_taken(path, entry.task)]
         self._keep_of(entry, tuple(output for output in entry.outputs if output[0] not in wrong))
         return lost
 
@@ -930,7 +951,7 @@ class FileTasksWork(TasksWork):
                 changed += self._keep(entry, wrong)
                 continue
             for path, size, digest in entry.outputs:
-                if self.owner_of.get(path.casefold(), name) != name or not os.path.lexists(os.path.join(self.folder, path)):
+                if self._is_taken(path, name) or not os.path.lexists(os.path.join(self.folder, path)):
                     continue
                 if self._is_as_made(path, size, digest):
                     self._remove_output(path)
@@ -942,14 +963,14 @@ class FileTasksWork(TasksWork):
     def _is_as_made(self, path: str, size: int, digest: str) -> bool:
         """Tell whether an output is what its task made. Raises: OSError where a file cannot be read: then nobody knows, and nothing is entered."""
         full = os.path.join(self.folder, path)
-        if os.path.islink(full) or stat.S_ISREG(os.lstat(full).st_mode):
+        if os.path.lexists(full) and (os.path.islink(full) or stat.S_ISREG(os.lstat(full).st_mode)):
             return file_digests.read_content(full) == (size, digest)
         return False
 
     def _let_go_of_taken(self) -> None:
         """What is kept of a file that is gone is not its own any more, once the task of another file (it was renamed, say) makes it."""
         for entry in [one for one in self.task_log.entries.values() if one.status == "kept"]:
-            own = [output for output in entry.outputs if self.owner_of.get(output[0].casefold(), entry.task) == entry.task]
+            own = [output for output in entry.outputs if not self._is_taken(output[0], entry.task)]
             if len(own) < len(entry.outputs):
                 self._keep_of(entry, own)
 

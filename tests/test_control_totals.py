@@ -327,3 +327,19 @@ def test_the_counts_of_finished_chunks_are_told_of_a_stage_that_failed(project):
     assert project.run("--run-id", "r").code == 1
     found = entry(project, "cut")
     assert found["tasks"]["ok"] == found["tasks"]["total"] - 1 > 5 and found["counts"]["read"] > 5 * found["tasks"]["ok"], found
+
+
+def test_where_no_task_has_finished_there_is_nothing_to_count(project):
+    project.write("bin/each.py", EACH.replace("    if line", "    if line.startswith('fail'):\n        raise SystemExit(3)\n    if line"))
+    project.path("in").mkdir()
+    project.spec({"name": "each", "processor": "bin/each.py", "forEach": "in/*.txt", "outputDir": "data/each", "reconcile": True, "prune": True,
+                  "allowNoInputs": True, "maxFailedTasks": 3})
+    project.ok("--run-id", "none")
+    assert "[SKIP] each" in project.ok().out
+    project.write("in/a.txt", "fail\n")
+    assert "1 failed and allowed" in project.ok("--run-id", "failed").out
+    project.write("in/a.txt", "good\n")
+    project.ok("--run-id", "good")
+    project.path("in/a.txt").unlink()
+    project.ok("--run-id", "gone")
+    assert [entry(project, "each", run)["counts"] for run in ("none", "failed", "good", "gone")] == [counts(0, 0, 0), counts(0, 0, 0), counts(1, 1, 0), counts(0, 0, 0)]

@@ -703,3 +703,29 @@ def test_a_run_that_has_just_begun_has_no_record_yet(tmp_path):
     (tmp_path / "state" / "ledger.jsonl").write_bytes(json.dumps(entry).encode("ascii") + b"\n")
     runs, problems = run_history.newest_runs(str(tmp_path), 4)
     assert [(run.run_id, run.state, run.problem) for run in runs] == [("r1", "open", "it has no record yet")] and problems == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_a_signal_when_all_is_done_is_no_traceback(project):
+    """The command has ended, and only the interpreter's own end is left."""
+    project.spec({"processor": "bin/stage_copy.py"})
+    code = ("import os, runpy, signal, sys\nsys.path.insert(0, os.path.dirname(sys.argv[1]))\nimport console\nreal, calls = console.silence_closed_streams, []\n"
+            "def late():\n    os.kill(os.getpid(), signal.SIGTERM)\n    real()\nconsole.silence_closed_streams = late\n"
+            "sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n")
+    done = subprocess.run([sys.executable, "-c", code] + project.argv("status")[1:], env=project.environment(), stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+    assert done.returncode in (0, -15) and done.stderr == b"" and b"no runs yet" in done.stdout, done
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="pipes by name")
+def test_a_pipeline_file_and_a_key_may_come_by_a_pipe(project):
+    """Of those that the user names it is his business that they end; a password store gives a key so."""
+    project.spec({"processor": "bin/stage_copy.py"})
+    key = str(project.path("../key"))
+    project.ok("new-key", key)
+    project.ok("--key", key)
+    for words, name in ((["validate", "--root", str(project.root), "--pipeline", "/dev/stdin"], str(project.path("pipeline.json"))),
+                        (["verify", "--root", str(project.root), "--key", "/dev/stdin"], key)):
+        with open(name, "rb") as file:
+            done = subprocess.run([sys.executable, str(RUNNER), *words], env=project.environment(), input=file.read(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+        assert done.returncode == 0, done

@@ -1051,6 +1051,52 @@ def test_what_was_not_whole_when_its_file_was_gone_is_made_anew_when_the_file_is
     assert count(upper) == ["b"] and outputs(upper)["b.txt"] == "LINE OF B\n"
 
 
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names that differ in case are one file")
+@pytest.mark.parametrize("case", ["prune", "keep", "failed and allowed"])
+def test_a_name_that_differs_in_case_from_an_old_one_leaves_nothing_of_nobody(upper, case):
+    for name in "bc":
+        upper.path("in/%s.txt" % name).unlink()
+    respec(upper, prune=case != "keep", maxFailedTasks=3)
+    if case == "failed and allowed":
+        upper.path("in/a.txt").rename(upper.path("in/A.txt"))
+        upper.ok()
+        upper.write("in/A.txt", "bad\n")
+        upper.write("in/a.txt", "line of a\n")
+        wanted = {"a.txt": "LINE OF A\n"}
+    else:
+        upper.ok()
+        upper.path("in/a.txt").rename(upper.path("in/A.txt"))
+        wanted = {"A.txt": "LINE OF A\n", **({"a.txt": "LINE OF A\n"} if case == "keep" else {})}
+    upper.ok("--jobs", "1")
+    recorded = {path for entry in entries(upper).values() if entry.status in task_log.GOOD for path, _, _ in entry.outputs}
+    assert outputs(upper) == wanted and recorded == set(wanted)
+    upper.ok("verify", "--outputs")
+
+
+def test_prune_that_is_asked_for_later_removes_what_was_kept_whatever_the_cache_says(upper):
+    upper.ok()
+    upper.path("in/b.txt").unlink()
+    upper.ok()
+    upper.ok()
+    respec(upper, prune=True)
+    assert "1 file gone (in/b.txt)" in upper.ok("plan").out
+    assert "1 file is gone: in/b.txt; outputs removed" in upper.ok().out and sorted(outputs(upper)) == ["a.txt", "c.txt"]
+    assert "[SKIP] up" in upper.ok().out
+
+
+@pytest.mark.parametrize("how", ["missing", "changed"])
+def test_what_a_task_made_before_it_failed_and_its_file_went_is_looked_at_before_it_is_kept(upper, how):
+    upper.ok()
+    upper.write("in/b.txt", "bad\n")
+    if how == "missing":
+        upper.path("out/b.txt").unlink()
+    else:
+        upper.write("out/b.txt", "spoilt\n")
+    assert upper.run().code == 1
+    upper.path("in/b.txt").unlink()
+    assert "but for what is not any more as it was made: b.txt" in upper.ok().out and "[SKIP] up" in upper.ok().out
+
+
 @pytest.mark.parametrize("number", [10, 11])
 def test_the_bytes_of_many_outputs_are_told_of_a_skipped_stage_and_of_one_that_a_killed_run_had_finished(upper, number):
     for one in range(number - 3):
