@@ -17,7 +17,7 @@ from state_store import sync_file, sync_folder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Optional, Sequence
+    from typing import Any, Callable, Optional, Sequence, Tuple
 
     from model import StageSpec
 
@@ -79,9 +79,9 @@ def write_whole(path: str, write: Callable[[Any], Any]) -> None:
     calls have left so is removed. Raises: OSError, what write() raises; then nothing has changed, and nothing is left.
     """
     folder, name = os.path.split(os.path.abspath(path))
-    temporary = os.path.join(folder, ".%s.%s.tmp" % (name, os.urandom(RANDOM_BYTES).hex()))     # not by process: containers may have the same numbers
+    temporary = ""
     try:
-        descriptor = _create_locked(temporary)
+        descriptor, temporary = _create_locked(folder, name)
         try:
             _remove_dead(folder, name, temporary)
             with os.fdopen(os.dup(descriptor), "w+b") as file:
@@ -106,16 +106,18 @@ def write_whole(path: str, write: Callable[[Any], Any]) -> None:
 
 def _told(error: OSError, path: str, temporary: str) -> OSError:
     """Return the error with the name of the target, and with a remedy where another place would help."""
-    is_ours = error.filename in (None, temporary)
+    is_ours = not temporary or error.filename in (None, temporary)
     told = OSError(error.errno, error.strerror or str(error), path if is_ours else error.filename)
     if is_ours or os.path.dirname(os.fsdecode(error.filename)) == os.path.dirname(path):
         told.remedy = "; choose another place with -o FILE"     # type: ignore[attr-defined]
     return told
 
 
-def _create_locked(path: str) -> int:
-    """Open a new file that no other call takes for a dead one's."""
+def _create_locked(folder: str, name: str) -> Tuple[int, str]:
+    """Open a new file that no other call takes for a dead one's; return its descriptor and path."""
     while True:
+        # Not by the number of the process: containers may have the same.
+        path = os.path.join(folder, ".%s.%s.tmp" % (name, os.urandom(RANDOM_BYTES).hex()))
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o666)
         try:
             is_ours = stage_locks.try_kernel_lock(descriptor)
@@ -123,7 +125,7 @@ def _create_locked(path: str) -> int:
             is_ours = True              # a file system without locks: nobody removes it
         os.lseek(descriptor, 0, os.SEEK_SET)
         if is_ours and os.path.lexists(path):
-            return descriptor
+            return descriptor, path
         os.close(descriptor)            # somebody took it for a dead one's, before the lock
 
 

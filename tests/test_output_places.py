@@ -9,6 +9,7 @@ import sys
 import pytest
 
 import output_places
+import stage_locks
 from conftest import opened_by, run_without_might, wait_until
 
 COMMANDS = [("report",), ("graph",), ("export", "r"), ("evidence", "r")]
@@ -110,6 +111,17 @@ def test_what_a_dead_call_has_left_goes_and_what_a_living_one_or_somebody_else_h
         file.write(b"y")
     output_places.write_whole(str(target), write)
     assert target.read_bytes() == b"y" and hidden(tmp_path) == others
+
+
+def test_a_file_that_another_call_took_for_a_dead_ones_is_left_to_it(tmp_path, monkeypatch):
+    real, seen = stage_locks.try_kernel_lock, []
+
+    def lock(descriptor):
+        seen.append(hidden(tmp_path))
+        return real(descriptor) and len(seen) > 1
+    monkeypatch.setattr(stage_locks, "try_kernel_lock", lock)
+    output_places.write_whole(str(tmp_path / "r.html"), lambda file: file.write(b"whole"))
+    assert (tmp_path / "r.html").read_bytes() == b"whole" and len(seen[0]) == 1 and len(seen[1]) == 2 and set(seen[0]) < set(seen[1])
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["disk", "ctrl-c"])
