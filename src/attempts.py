@@ -345,7 +345,8 @@ class Pool:
         was = self.signals.count
         while not self.ended:
             left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0 and not self.running or not self.running and (self.signals.count != was or left is None):
+            # A signal may also have come just before, when whoever asks had looked for one already.
+            if not self.running and (left is None or left <= 0 or self.signals.count != was or self.signals.number):
                 return
             self._step(left)
             if deadline is not None and time.monotonic() >= deadline:

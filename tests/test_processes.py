@@ -483,6 +483,14 @@ def test_an_interrupt_during_the_delay_before_a_retry_ends_the_run(project):
     assert got == 130 and "[FAIL] s1: interrupted" in out, (got, out, err)
 
 
+def test_a_signal_between_the_look_for_one_and_the_wait_is_not_waited_out():
+    """Nothing runs, and a delay before a retry is to be waited for: whoever waits is asked for again, and sees the signal."""
+    def wait(*_):
+        raise AssertionError("it waits")
+    signals = types.SimpleNamespace(number=signal.SIGINT, count=1, wait=wait)
+    attempts.Pool(signals, process_tree, None).pump(600)
+
+
 def test_a_stage_after_an_interrupt_is_not_run(project):
     spec_of(project, LISTENING, graceSec=PATIENCE_S)
     project.processor("q", "open(out + '/o', 'w').write('x')")
