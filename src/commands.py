@@ -40,7 +40,6 @@ def execute(arguments: List[str], started: float, found: Any, is_program: bool) 
         options = command_line.parse_command_line(arguments)
         if options.command == "run":
             console.configure(options)
-        if options.command == "run":
             if not is_program:
                 return _run_in_child(arguments, console)
         ended = _dispatch(options, console, started, found)

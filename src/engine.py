@@ -365,11 +365,10 @@ class Run:
             self._skip_known([place])
             return self.result_at[place]
         try:
-            try:
-                result = yield from self._run_stage(stage)
-            except ReadingStopped:
-                result = self._stopped_before(stage, self._clock_text() or "interrupted while its inputs were read")
+            result = yield from self._run_stage(stage)
             return result
+        except ReadingStopped:
+            return self._stopped_before(stage, self._clock_text() or "interrupted while its inputs were read")
         except BaseException:
             self.unfit = self.unfit or stage.name
             raise
@@ -560,7 +559,6 @@ class Run:
         reason = "; ".join(decision.reasons)
         self.console.event("SKIP", stage.name, " (%s)" % reason)
         outputs = facts.record["outputs"]
-        made = (facts.record.get("tasks") or {}).get("outputBytes")     # where too many are made for the record to list
         self.looked[stage.name] = facts.material.inputs + facts.material.watched
         evidence = {"madeBy": {"runId": facts.record.get("lastRunId"), "invocation": facts.record.get("lastInvocation")}}
         if facts.tasks is not None:
@@ -568,7 +566,7 @@ class Run:
             evidence["tasks"] = task_look.skipped_summary(facts)
             self.caches.update(task_look.cache_of(self.store, stage, facts, facts.record["tasks"]["outputsSha256"], self.boot, self.boot))
         return StageResult.of(stage.name, "skipped", reason, bytes_in=facts.material.input_bytes, key=facts.material.key, evidence=evidence,
-                              bytes_out=sum(one["bytes"] for one in outputs) if made is None else made, outputs=outputs, counts=facts.record.get("counts", {}))
+                              bytes_out=run_ledger.output_bytes(facts.record), outputs=outputs, counts=facts.record.get("counts", {}))
 
     def marker(self, stage: StageSpec) -> str:
         """Return the path of the stage's marker."""

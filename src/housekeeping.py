@@ -193,9 +193,8 @@ def _recorded(stage: StageSpec, store: StateStore, record: Optional[Json]) -> Li
     """Return the outputs that are recorded: in the stage record, of very many tasks in their log."""
     if record is None or record["outputs"] or not record.get("tasks"):
         return list(record["outputs"]) if record is not None else []
-    import task_log
     import task_look
-    return [{"path": path, "bytes": size, "sha256": digest} for path, size, digest in task_log.outputs_of(task_look.load_log(store, stage.name).entries)]
+    return task_look.logged_outputs(store, stage.name)
 
 
 def _other_owners(spec: PipelineSpec, stage: StageSpec, store: StateStore) -> Dict[str, str]:
@@ -291,10 +290,10 @@ def forgotten(spec: PipelineSpec, stage: StageSpec) -> List[str]:
     files += ["state/" + name for name in (task_files.names_of_inputs(state, stage.name) if os.path.isdir(state) else ())]
     folders = ["state/" + task_files.progress_name(stage.name)] + ([] if is_linked else ["%s/.%s.tasks" % (stage.output_dir, stage.name)])    # of tasks
     # A stage may be named a, another one a.json: what is a file of the one is a folder of the other.
-    record = "state/stage_%s.json" % stage.name
-    there = [name for name in [*files, record] if os.path.lexists(os.path.join(spec.root, name)) and not is_folder(os.path.join(spec.root, name))]
-    last = [record] if record in there else []
-    return [name for name in there if name != record] + [name for name in folders if is_folder(os.path.join(spec.root, name))] + _part_paths(spec, stage) + last
+    def those_there(names: Sequence[str]) -> List[str]:
+        return [name for name in names if os.path.lexists(os.path.join(spec.root, name)) and not is_folder(os.path.join(spec.root, name))]
+    return (those_there(files) + [name for name in folders if is_folder(os.path.join(spec.root, name))] + _part_paths(spec, stage)
+            + those_there(["state/stage_%s.json" % stage.name]))
 
 
 def _reset(spec: PipelineSpec, stage: StageSpec, store: StateStore, ledger: RunLedger, console: Console) -> bool:

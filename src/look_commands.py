@@ -21,8 +21,8 @@ import stage_progress
 import state_store
 from console import printable
 from model import EXIT_OK, Decision, UsageError
-from text_table import age_text, columns, count_text, duration_text
 from primitives import open_file
+from text_table import age_text, columns, count_text, duration_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

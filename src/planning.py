@@ -83,10 +83,8 @@ def with_all_outputs(makers: Sequence[Tuple[str, str, Json]], store: StateStore)
     for name, folder, record in makers:
         is_many = not record["outputs"] and (record.get("tasks") or {}).get("outputs")
         if is_many or record.get("refused") == ALL_OF_LOG:
-            import task_log
             import task_look
-            made = task_log.outputs_of(task_look.load_log(looking, name).entries)
-            record = dict(record, outputs=[{"path": path, "bytes": size, "sha256": digest} for path, size, digest in made])
+            record = dict(record, outputs=task_look.logged_outputs(looking, name))
         found.append((name, folder, record))
     return found
 

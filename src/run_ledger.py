@@ -58,16 +58,21 @@ def recorded_parts(store: StateStore, parts: Json) -> Json:
     return shown
 
 
+def output_bytes(record: Json) -> int:
+    """Return how many bytes a stage's outputs have by its record, which does not list very many."""
+    made = (record.get("tasks") or {}).get("outputBytes")
+    return int(sum(one["bytes"] for one in record["outputs"]) if made is None else made)
+
+
 def recovered_entry(store: StateStore, record: Json) -> Json:
     """Return what a run record says of a stage that its run finished and did not live to write down."""
     parts = recorded_parts(store, record["keyParts"])
     outputs = [{name: one[name] for name in SHOWN_INPUT_KEYS} for one in record["outputs"]]
-    made = (record.get("tasks") or {}).get("outputBytes")
     return {"stage": record["stage"], "status": "ok", "reason": "finished by a run that died", "attempts": record.get("attempts", 0),
             "durationMs": int(float(record.get("lastDurationSec") or 0) * 1000), "exitCode": 0, "key": record["idempotencyKey"],
             "keyParts": parts, "inputs": [{"path": path, "sha256": digest} for path, digest in parts.get("inputs") or []],
             "outputs": outputs, "bytesIn": record.get("bytesIn", 0),
-            "bytesOut": sum(one["bytes"] for one in outputs) if made is None else made, "counts": record.get("counts") or {},
+            "bytesOut": output_bytes(record), "counts": record.get("counts") or {},
             "recovered": True, **({"tasks": record["tasks"]} if record.get("tasks") else {})}
 
 

@@ -237,6 +237,11 @@ def load_log(store: StateStore, stage: str) -> task_log.TaskLog:
     return log
 
 
+def logged_outputs(store: StateStore, stage: str) -> List[Json]:
+    """Return what a stage's task log says that its tasks have made, as records list outputs. Raises: as load_log()."""
+    return [{"path": path, "bytes": size, "sha256": digest} for path, size, digest in task_log.outputs_of(load_log(store, stage).entries)]
+
+
 def check_outputs(folder: str, outputs: Sequence[Tuple[str, int, str]], known: task_files.FileTable,
                   digests: Digests) -> Tuple[task_files.FileTable, Dict[str, str]]:
     """Return (table of these outputs, {path: what is wrong}); read are those that the known table does not vouch for."""
