@@ -12,6 +12,7 @@ import os
 import stat
 import sys
 import time
+from collections import namedtuple
 
 from model import sha256
 from primitives import close_quietly, go_on, open_file, remove_quietly
@@ -154,9 +155,22 @@ def _encoding_hint(pattern: str) -> str:
     return "" if pattern.isascii() or encoding.lower().replace("-", "") == "utf8" else " (file names are %s in this locale; if they are UTF-8, run with PYTHONUTF8=1)" % encoding
 
 
+class Found(namedtuple("Found", "files problems unfit")):
+    """What globs found: files in their order, each once; what is wrong with the globs, texts; {file: what is wrong with that one alone}."""
+
+    __slots__ = ()
+
+
 def resolve(root: str, patterns: Sequence[str]) -> Tuple[List[str], List[str]]:
     """Return (files in the order of *patterns*, each once; what is wrong: one text for each pattern or name)."""
+    found = look_for(root, patterns)
+    return [path for path in found.files if path not in found.unfit], [*found.problems, *found.unfit.values()]
+
+
+def look_for(root: str, patterns: Sequence[str]) -> Found:
+    """Return what the globs find. A file whose name is not UTF-8 stands there by a name that can be written down."""
     files: Dict[str, None] = {}
+    unfit: Dict[str, str] = {}
     problems = []
     for pattern in patterns:
         seen: Set[str] = set()
@@ -166,19 +180,29 @@ def resolve(root: str, patterns: Sequence[str]) -> Tuple[List[str], List[str]]:
             problems.append("input %s: cannot look at %s: %s" % (pattern, _below(root, error.filename), error.strerror))
             continue
         for path in sorted(path for path in seen if _leads_nowhere(os.path.join(root, path)) and _is_on_the_way(path, pattern)):
-            problems.append("input %s is a link that leads nowhere: mount or make what it names, or remove it" % path)
-        if not found:
-            if os.path.isdir(os.path.join(root, pattern)):
-                problems.append("input %s is a folder: write %s/** for the files in it" % (pattern, pattern))
-            elif os.path.exists(os.path.join(root, pattern)) and not os.path.isfile(os.path.join(root, pattern)):
-                problems.append("input %s is a pipe or a device, which has no content to compare: let it be a file" % pattern)
+            why = "input %s is a link that leads nowhere: mount or make what it names, or remove it" % path
+            if is_unicode(path) and path_matches(path, pattern):
+                files[path], unfit[path] = None, why
             else:
-                problems.append("input %s%s: %s" % (pattern, _encoding_hint(pattern), NO_MATCH if has_wildcard(pattern) else NO_FILE))
+                problems.append(why)
+        if not found:
+            problems.append(_nothing_found(root, pattern))
         for path in found:
             if not is_unicode(path):
-                problems.append("input %s: the name is not UTF-8 text here; rename it%s" % (ascii(path), _utf8_hint(path)))
+                named = path.encode("utf-8", "backslashreplace").decode("utf-8")
+                unfit[named] = "input %s: the name is not UTF-8 text here; rename it%s" % (ascii(path), _utf8_hint(path))
+                path = named
             files[path] = None
-    return list(files), problems
+    return Found(list(files), problems, unfit)
+
+
+def _nothing_found(root: str, pattern: str) -> str:
+    """Return what is said of a glob that finds no file."""
+    if os.path.isdir(os.path.join(root, pattern)):
+        return "input %s is a folder: write %s/** for the files in it" % (pattern, pattern)
+    if os.path.exists(os.path.join(root, pattern)) and not os.path.isfile(os.path.join(root, pattern)):
+        return "input %s is a pipe or a device, which has no content to compare: let it be a file" % pattern
+    return "input %s%s: %s" % (pattern, _encoding_hint(pattern), NO_MATCH if has_wildcard(pattern) else NO_FILE)
 
 
 def _utf8_hint(path: str) -> str:

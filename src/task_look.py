@@ -33,7 +33,7 @@ LISTED_OUTPUTS = 10       # a stage with more outputs has them in its task log o
 SHOWN_TASKS = 5
 
 
-class Tasks(namedtuple("Tasks", "paths digests packed keys common todo done gone failed why table outputs log is_cached left synced certain wrong has_lost", defaults=(frozenset(), False))):
+class Tasks(namedtuple("Tasks", "paths digests packed keys common todo done gone failed why table outputs log is_cached left synced certain wrong has_lost unfit", defaults=(frozenset(), False, {}))):
     """The tasks of a stage as they are now.
 
     paths, digests, keys: of each; packed: signatures of the files. common: the key of what all share. todo: places of those to be
@@ -42,6 +42,7 @@ class Tasks(namedtuple("Tasks", "paths digests packed keys common todo done gone
     done. synced: FileTable of the outputs that are known to be on the disk. left: (path, why) of files that are left for a later run. log: the TaskLog, loaded; None where nothing changed and nobody needs it. is_cached: the cache needs no writing.
     certain: the stage must run, and no more than that was looked at: neither at its tasks one by one, nor at what they made.
     wrong: paths of outputs that are not what the log says. has_lost: the log names fewer outputs than the record of the success that it led to.
+    unfit: {path: why} of files that cannot be read; their digest is "", and their tasks fail without an attempt.
     """
 
     __slots__ = ()
@@ -59,7 +60,7 @@ def observe_tasks(spec: PipelineSpec, stage: StageSpec, digests: Digests, store:
     """
     common = stage_keys.gather_material(spec, stage, digests, store)
     record = store.stage(stage.name)
-    paths, problems = file_digests.resolve(spec.root, stage.for_each)
+    paths, problems, unfit = file_digests.look_for(spec.root, stage.for_each)
     if stage.allow_no_inputs:
         problems = [one for one in problems if not one.endswith((file_digests.NO_MATCH, file_digests.NO_FILE))]
     if common.missing or problems:
@@ -70,19 +71,19 @@ def observe_tasks(spec: PipelineSpec, stage: StageSpec, digests: Digests, store:
     known = tables[0] if len(tables) == 2 and about.get("bootIn") == boot and digests.trusts_stored else task_files.FileTable()
     packed = task_files.signatures(spec.root, paths)
     if known.is_unchanged(paths, packed):
-        table, names, problems = known, known.digests, []
+        table, names = known, known.digests
     else:
-        table, names, problems = _hash_changed(spec.root, paths, packed, known, digests)
-    if problems:
-        return Facts(common._replace(missing=problems), record, None, [], None, False)
+        table, names = _hash_changed(spec.root, paths, packed, known, digests, unfit)
     marker = state_store.read_marker(state_store.marker_path(spec.root, stage.output_dir, stage.name))
     key_of_all = about["tasks"] if table is known and "tasks" in about else _key_of_all(paths, names)
     parts = dict(common.parts, tasks={"forEach": list(stage.for_each), "count": len(paths), "sha256": key_of_all})
-    material = common._replace(key=stage_key(parts), parts=parts, input_bytes=common.input_bytes + sum(packed[::task_files.FIELDS]))
+    sizes = packed[::task_files.FIELDS]
+    input_bytes = common.input_bytes + sum(sizes) + sizes.count(-1)     # -1: not there
+    material = common._replace(key=stage_key(parts), parts=parts, input_bytes=input_bytes)
     made = tables[1] if len(tables) == 2 and about.get("bootOut") in ("", boot) and digests.trusts_stored else task_files.FileTable()
     facts = Facts(material, record, marker, [], None, False)
     synced = made if about.get("bootOut") == "" else task_files.FileTable()
-    tasks = Tasks(paths, names, packed, [], common.key, [], [], [], 0, [], table, made, None, table is known, tuple(left), synced, False)
+    tasks = Tasks(paths, names, packed, [], common.key, [], [], [], 0, [], table, made, None, table is known, tuple(left), synced, False, unfit=unfit)
     if is_brief and (record is None or record["lastStatus"] != "ok" or record["idempotencyKey"] != material.key):
         return facts._replace(tasks=tasks._replace(certain=True))
     is_lost = marker is None and os.path.lexists(state_store.lost_path(spec.root, stage.output_dir, stage.name))
@@ -93,23 +94,38 @@ def observe_tasks(spec: PipelineSpec, stage: StageSpec, digests: Digests, store:
     return _look_at_each(spec, stage, store, facts, tasks, digests)
 
 
-def _hash_changed(root: str, paths: List[str], packed: array[int], known: task_files.FileTable,
-                  digests: Digests) -> Tuple[task_files.FileTable, List[str], List[str]]:
-    """Return (table of these files, the digest of each, what is wrong), reading those that the known table does not vouch for."""
+def _hash_changed(root: str, paths: List[str], packed: array[int], known: task_files.FileTable, digests: Digests,
+                  unfit: Dict[str, str]) -> Tuple[task_files.FileTable, List[str]]:
+    """Return (table of these files, the digest of each), reading those that the known table does not vouch for.
+
+    Those that are large are read side by side. What cannot be read is put into *unfit*, with the reason, and has the digest "".
+    """
     now, device = digests.file_system_time()
     table = task_files.FileTable(paths, packed, known.digests_of(paths, packed))
-    every = list(table.digests)
-    for place, path in enumerate(paths):
-        if not every[place]:
-            try:
-                every[place], after = file_digests.hash_file(os.path.join(root, path), digests.heed)
-            except OSError as error:
-                return table, [], ["cannot read %s: %s" % (path, error.strerror)]
-            stamp = task_files.signature_at(packed, place)
-            if not after or task_files.plain(after) != stamp:
-                return table, [], ["%s changes while it is read; run again when it is complete" % path]
-            table.digests[place] = every[place] if file_digests.is_settled(stamp, now, device) else ""
-    return table, every, []
+    every = ["" if path in unfit else digest for path, digest in zip(paths, table.digests)]
+
+    def read(place: int, _: Any = None) -> None:
+        path, stamp = paths[place], task_files.signature_at(packed, place)
+        try:
+            digest, after = file_digests.hash_file(os.path.join(root, path), digests.heed)
+        except OSError as error:
+            unfit[path] = "cannot read %s: %s" % (path, error.strerror)
+            return
+        if not after or task_files.plain(after) != stamp:
+            unfit[path] = "%s changes while it is read; run again when it is complete" % path
+            return
+        every[place] = digest
+        table.digests[place] = digest if file_digests.is_settled(stamp, now, device) else ""
+
+    unread = [place for place, path in enumerate(paths) if not every[place] and path not in unfit]
+    large = [place for place in unread if packed[place * task_files.FIELDS] >= stage_keys.LARGE_BYTES]
+    if len(large) > 1:
+        import chunk_files
+        chunk_files.side_by_side(read, large)
+        unread = sorted(set(unread) - set(large))
+    for place in unread:
+        read(place)
+    return table, every
 
 
 def _key_of_all(paths: List[str], digests: List[str]) -> str:
@@ -147,6 +163,7 @@ def _look_at_each(spec: PipelineSpec, stage: StageSpec, store: StateStore, facts
     keys = [task_key(tasks.common, path, digest) for path, digest in zip(tasks.paths, tasks.digests)]
     table, wrong = check_outputs(folder, outputs, tasks.outputs, digests)
     todo, done, changed, new, spoilt, failed = [], [], 0, 0, 0, 0
+    unfit = tasks.unfit
     for place, (path, key) in enumerate(zip(tasks.paths, keys)):
         entry = log.entries.get(path)
         if entry is not None and entry.status in task_log.GOOD and entry.key == key and not any(output[0] in wrong for output in entry.outputs):
@@ -154,6 +171,8 @@ def _look_at_each(spec: PipelineSpec, stage: StageSpec, store: StateStore, facts
             keys[place] = entry.key     # the same text, held once
             continue
         todo.append(place)
+        if path in unfit:
+            continue
         new += entry is None
         failed += entry is not None and entry.key == key and entry.status == "failed"
         spoilt += entry is not None and entry.key == key and entry.status in task_log.GOOD
@@ -165,6 +184,8 @@ def _look_at_each(spec: PipelineSpec, stage: StageSpec, store: StateStore, facts
         (new, "new"), (changed, "changed"), (failed, "failed last time"), (spoilt, "with outputs that are not what was recorded")) if count]
     if is_another:
         why.insert(0, "its task log is not the one that its record vouches for")
+    if unfit:
+        why.append("%d file%s cannot be used (%s)" % (len(unfit), "" if len(unfit) == 1 else "s", shown(why for _, why in sorted(unfit.items()))))
     if gone:
         why.append("%d file%s gone (%s)" % (len(gone), "" if len(gone) == 1 else "s", shown(gone)))
     problems = ["output %s %s" % one for one in list(wrong.items())[:SHOWN_TASKS]]

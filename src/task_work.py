@@ -722,6 +722,14 @@ class FileTasksWork(TasksWork):
         if self.stage.checkpoint:
             super()._clear(trial)       # else the folder is the slot's, and perhaps another task's by now
 
+    def _task(self, trial: Trial) -> Flow:
+        why = self.facts.tasks.unfit.get(trial.task.name)
+        if not why:
+            return (yield from super()._task(trial))
+        trial.started, trial.failure = self.run.clock.monotonic(), why
+        self._enter(self._entry(trial))
+        return trial
+
     # --- publishing
 
     def _finish_task(self, trial: Trial) -> None:
