@@ -491,8 +491,8 @@ class Run:
     def _new_work(self, stage: StageSpec, lock: stage_locks.StageLock, facts: Facts) -> Any:
         import stage_work
         if stage.for_each:
-            import task_work
-            work: Any = task_work.FileTasksWork(self, stage, lock, facts)
+            import file_tasks
+            work: Any = file_tasks.FileTasksWork(self, stage, lock, facts)
         elif stage.chunks is not None:
             import chunk_work
             work = chunk_work.ChunkTasksWork(self, stage, lock, facts)

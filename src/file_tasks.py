@@ -1,0 +1,525 @@
+"""A stage of one task for each file of `forEach`: what its tasks made is published by rename, and what became of files that are gone.
+
+Above the leaves and below the runner, which imports it for such a stage.
+
+    Task -> its outputs, hashed -> claimed in the task log -> renamed into place -> a line in the task log -> stage record, marker
+
+A kill before the line leaves a task that is done again, over what it has published. No path is that of two tasks. What an earlier version of a file made, and its task makes no more, goes; what is of no task stays, and is named.
+"""
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+
+import attempts
+import control_totals
+import file_digests
+import stage_outputs
+import state_store
+import task_files
+import task_log
+import task_look
+from model import ALL_OF_LOG
+from primitives import replace, unlink
+from task_work import Task, TasksWork, Trial, folder_name
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, FrozenSet, Iterable, List, Optional, Sequence, Set, Tuple
+
+    from model import Decision, Facts, StageResult, StageSpec
+    from scheduler import Flow
+    from stage_locks import StageLock
+    Json = Dict[str, Any]
+    Output = Tuple[str, int, str]
+
+IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST)
+SETTLE_BYTES = 1 << 20      # outputs from here on are hashed only when their signature can be kept
+
+
+def _link_problem(folder: str, name: str) -> str:
+    """Return why the output *name* in a task's private folder would lead elsewhere in its place, or "": the folder goes with the task."""
+    full = os.path.join(folder, name)
+    if not os.path.islink(full):
+        return ""
+    target = os.readlink(full)
+    leads_inside = os.path.normpath(os.path.join(os.path.dirname(full), target)).startswith(folder + os.sep)
+    if leads_inside == os.path.isabs(target):
+        how = "a name beside it, not the whole path" if leads_inside else "the whole path"
+        return "output %s is a link to %s, which would lead elsewhere once the output is in its place; let it lead to %s" % (name, target, how)
+    return ""
+
+
+def _fixed_folder(pattern: str) -> str:
+    """Return the folder in which a glob begins to look."""
+    parts = pattern.split("/")
+    return "/".join(parts[:next((place for place, part in enumerate(parts) if file_digests.has_wildcard(part)), len(parts) - 1)]) or "."
+
+
+def _empty(folder: str) -> None:
+    """Remove all that is in a folder."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            state_store.remove_tree(entry.path) if entry.is_dir(follow_symlinks=False) else unlink(entry.path)
+
+
+class FileTasksWork(TasksWork):
+    """A stage of one task for each file of `forEach`."""
+
+    def __init__(self, run: Any, stage: StageSpec, lock: StageLock, facts: Facts) -> None:
+        super().__init__(run, stage, lock, facts)
+        self.owner_of: Dict[str, str] = {}          # target path, case folded -> the task that makes it, by the log
+        self.open: Set[str] = set()                 # tasks in the log that are yet to say what they make now
+        self.foreign: Dict[str, str] = {}
+        self.ready_folders: Set[str] = set()        # those of the slots
+        self.died_at_ns = 0                         # when the last run began, if it died: by the file system's clock
+        self.made = task_files.FileTable()          # outputs of this run, with signatures that no later write can hide behind
+
+    def do(self, decision: Decision) -> Flow:
+        """Run the tasks that are not done, then record how the stage ended; a flow that returns the StageResult."""
+        self.reasons = list(decision.reasons)
+        facts = self.facts.tasks
+        is_forced = self.stage.name in self.run.options.force
+        places = list(range(len(facts.paths))) if is_forced or not self.stage.idempotent else facts.todo
+        self._begin(facts, places)
+        self.console.event("START", self.stage.name, " (%d task%s: %d to do, %d up to date)" % (
+            self.total, "" if self.total == 1 else "s", len(places), self.up_to_date))
+        if facts.left:
+            self.console.event("NOTE", self.stage.name, ": %d file%s%s" % (len(facts.left), "" if len(facts.left) == 1 else "s", task_look.left_text(facts)[1:]))
+        yield from self._run_tasks(self._tasks(facts, places))
+        return self._end(facts)
+
+    def _begin(self, facts: task_look.Tasks, places: List[int]) -> None:
+        """Marker away, "running" recorded, what dead tasks left cleared; in this order."""
+        state_store.make_folder(self.folder, self.store.commit)
+        state_store.remove_durably(self.run.marker(self.stage), self.store.commit)
+        self.task_log = facts.log if facts.log is not None else task_look.load_log(self.store, self.stage.name)
+        self.keys = facts.keys or [task_look.task_key(facts.common, path, digest) for path, digest in zip(facts.paths, facts.digests)]
+        self.total, self.up_to_date, self.vanished = len(facts.paths), len(facts.paths) - len(places), len(facts.gone)
+        self._forget_old_folder()
+        self._note_death()
+        self._drop_unsynced(self.facts.record)
+        self._write_record("running", "")
+        self._forget_lost()
+        self._clear_staging(facts)
+        self._open_log()
+        self.foreign = self._foreign_outputs()
+        alive = set(facts.paths) | {path for path, _ in facts.left}
+        for name, entry in self.task_log.entries.items():
+            if name in alive:
+                self.owner_of.update((output[0].casefold(), name) for output in entry.outputs)
+        self.open = {facts.paths[place] for place in places if facts.paths[place] in self.task_log.entries}
+        self._welcome_back(facts.paths)
+        if self.stage.checkpoint:
+            self.run.flush()
+
+    def _welcome_back(self, paths: Sequence[str]) -> None:
+        """What was kept of a file that was gone is its task's again, where the file is back, as it was."""
+        for name in paths:
+            entry = self.task_log.entries.get(name)
+            if entry is not None and entry.status == "kept" and name not in self.open:
+                self._enter(entry._replace(status="ok"))
+
+    def _forget_old_folder(self) -> None:
+        """The log's paths are below the outputDir of the record: before that is another, they go, as files of somebody else may be called so."""
+        if self.moved_from:
+            self.task_log.compact(self._write_log)
+            self.run.flush()
+            self._tell_of_move()
+
+    def _note_death(self) -> None:
+        record = self.facts.record
+        if record is not None and record["lastStatus"] == "running" and not self.moved_from:
+            self.died_at_ns = os.stat(self.store.path("stage_%s.json" % self.stage.name)).st_mtime_ns
+
+    def _tell_of_unrecorded(self) -> None:
+        """Name the files that have come since a run began that died, and are of no task: it may have published them without living to write it down.
+
+        Most of what it published so its task makes again. This is what a task left whose file is called otherwise now, say. It may be
+        somebody else's as well, so it stays.
+        """
+        if not self.died_at_ns:
+            return
+        new = [path for path, signature in self._of_no_task() if signature[2] >= self.died_at_ns]
+        if new:
+            self.console.event("NOTE", self.stage.name, ": of no task, and newer than the begin of the run that died: %s; look whether they may go" % task_look.shown(
+                "%s/%s" % (self.stage.output_dir, path) for path in new))
+
+    def _of_no_task(self) -> List[Tuple[str, Any]]:
+        """Return (path, signature) of the files in the output folder that no task has made, nor another stage, and that the stage does not read."""
+        known = {path for entry in self.task_log.entries.values() for path, _, _ in entry.outputs} | set(self.foreign)
+        found = stage_outputs.list_folder(self.folder).files
+        return sorted((path, signature) for path, signature in found.items() if path not in known and not self._input_problem(path))
+
+    def _see_to_lost(self, facts: task_look.Tasks) -> None:
+        """After lines of the task log were lost: name what no task of now has made; with `prune`, remove of it what is known to have been made here."""
+        if not facts.has_lost or self.is_stopped or self.moved_from:
+            return
+        made = {one["path"]: one["sha256"] for one in self.previous}
+        for table in task_files.load(task_look.cache_path(self.store, self.stage.name))[1][1:]:
+            made.update((path, digest) for path, digest in zip(table.paths, table.digests) if digest)
+        left: List[str] = []
+        removed: List[str] = []
+        for path, _ in self._of_no_task():
+            is_ours = self.stage.prune and not self.failed and path.casefold() not in self.owner_of and made.get(path) and file_digests.read_content(os.path.join(self.folder, path))[1] == made[path]
+            (removed if is_ours else left).append(path)
+        for path in removed:
+            self._remove_output(path)
+        for names, what in ((removed, "removed what no task makes any more"), (left, "of no task, and left there")):
+            if names:
+                self.console.event("NOTE", self.stage.name, ": lines of its task log were lost; %s: %s" % (what, task_look.shown("%s/%s" % (self.stage.output_dir, path) for path in names)))
+
+    def _tell_of_former(self) -> None:
+        """Name what the stage made when it was not yet one of tasks, and these do not make: nothing looks after it any more."""
+        record = self.facts.record
+        if record is None or record.get("tasks"):
+            return
+        mine = {path for path, _, _ in self._outputs()}
+        left = [one["path"] for one in self.previous if one["path"] not in mine and os.path.lexists(os.path.join(self.folder, one["path"]))]
+        if left:
+            self.console.event("NOTE", self.stage.name, ": made before the stage had tasks, and recorded no more: %s" % task_look.shown(sorted(left)))
+
+    def _forget_lost(self) -> None:
+        """After a sync that failed: no line counts any more, on the disk, before the file goes that says so."""
+        lost = state_store.lost_path(self.run.root, self.stage.output_dir, self.stage.name)
+        if os.path.lexists(lost):
+            self.task_log.entries = {name: entry._replace(key="") for name, entry in self.task_log.entries.items()}
+            self.task_log.compact(self._write_log)
+            self.run.flush()
+            state_store.remove_durably(lost, self.store.commit)
+
+    def _clear_staging(self, facts: task_look.Tasks) -> None:
+        """Remove the private folders that no task of now can go on in."""
+        goes_on = self.stage.checkpoint and self.stage.name not in self.run.options.force
+        self._clear_folders({folder_name(facts.paths[place], self.keys[place]) for place in facts.todo} if goes_on else set())
+
+    def _tasks(self, facts: task_look.Tasks, places: List[int]) -> Iterable[Task]:
+        shared = self.facts.material
+        for place in places:
+            path, key = facts.paths[place], self.keys[place]
+            stamp = task_files.signature_at(facts.packed, place)
+            yield Task(place, path, key, [path] + shared.inputs, os.path.join(self.staging, folder_name(path, key)),
+                       {"PIPELINE_TASK": path}, dict(shared.stamps, **{path: stamp}), stamp[0])
+
+    def _make_ready(self, trial: Trial, slot: int) -> None:
+        """A task with checkpoints has a folder of its own; others take turns in one for each slot, for making and removing folders is slow."""
+        if not self.stage.checkpoint:
+            trial.folder = os.path.join(self.staging, "slot%d" % slot)
+        is_folder = stage_outputs.is_folder(trial.folder)
+        if trial.folder in self.ready_folders and is_folder:
+            _empty(trial.folder)
+        else:
+            if not is_folder and os.path.lexists(trial.folder):
+                unlink(trial.folder)     # a task has put something in its place; what a link leads to is not ours
+            os.makedirs(trial.folder, exist_ok=True)
+            if not self.stage.checkpoint:
+                self.ready_folders.add(trial.folder)
+
+    def _clear(self, trial: Trial) -> None:
+        if self.stage.checkpoint:
+            super()._clear(trial)       # else the folder is the slot's, and perhaps another task's by now
+
+    def _task(self, trial: Trial) -> Flow:
+        why = self.facts.tasks.unfit.get(trial.task.name)
+        if not why:
+            return (yield from super()._task(trial))
+        trial.started, trial.failure = self.run.clock.monotonic(), why
+        self._enter(self._entry(trial))
+        return trial
+
+    # --- publishing
+
+    def _finish_task(self, trial: Trial) -> None:
+        """Hash what the task made and rename it into place; what an earlier version of it made and this one did not goes."""
+        task, names = trial.task, self._made(trial)
+        problem = trial.failure or next((why for why in map(lambda name: self._target_problem(task, name), names) if why), "")
+        if problem:
+            trial.failure = problem
+            return
+        self._take_counts(trial)
+        if trial.failure:
+            return
+        for name in names:
+            size, digest = self._hash_output(os.path.join(trial.folder, name))
+            trial.failure = "output %s cannot be read" % name if size < 0 else _link_problem(trial.folder, name)
+            if trial.failure:
+                return
+            trial.outputs.append((name, size, digest))
+        before = self.task_log.entries.get(task.name)
+        try:
+            for output in trial.outputs:
+                self._claim(task.name, output[0])
+                self._publish(trial.folder, output[0], output[2])
+                trial.published.append(output)
+            for path, _, _ in before.outputs if before is not None else ():
+                if not self._is_taken(path, task.name) and not stage_outputs.is_among(self.folder, path, names):
+                    self._remove_output(path)
+        except OSError as error:
+            trial.failure = self._publish_problem(error)
+            if not trial.failure:
+                raise
+            trial.outputs = []
+            return
+        self._clear(trial)
+
+    def _publish_problem(self, error: OSError) -> str:
+        """Return what about the place of an output kept it from being renamed there, "" if that is no fault of the task's."""
+        path = os.path.relpath(os.fsdecode(error.filename2 or error.filename or self.folder), self.run.root).replace(os.sep, "/")
+        if error.errno == errno.EXDEV:
+            return "%s would lie on another file system than %s, and an output is renamed into its place; let all of the output folder lie on one" % (path, self.stage.output_dir)
+        return "%s is in the way of its output: %s; remove it, or give the output another name" % (path, error.strerror) if error.errno in IN_THE_WAY else ""
+
+    def _hash_output(self, full: str) -> Tuple[int, str]:
+        """Return (bytes, SHA-256); a large file is hashed only when no later write can hide behind its time stamp."""
+        try:
+            stat = os.lstat(full)
+        except OSError:
+            return -1, ""
+        if stat.st_size >= SETTLE_BYTES:
+            now, device = self.run.digests.file_system_time()
+            if not file_digests.is_settled(file_digests.signature(stat), now, device):
+                self.run.clock.wait(1.5 * file_digests.FRESH_NS / 1e9)
+        return file_digests.output_content(full, self.run.digests.heed)
+
+    def _target_problem(self, task: Task, name: str) -> str:
+        """Return why a task may not make *name*, or ""."""
+        problem = self._input_problem(name)
+        if problem:
+            return problem
+        owner = self._holder(task.name, name.casefold())
+        if owner and owner not in self.open:
+            theirs = next(path for path, _, _ in self.task_log.entries[owner].outputs if path.casefold() == name.casefold())
+            case = "" if theirs == name else ", but for the case of letters, which many systems do not tell apart"
+            return "it makes %s/%s, which task %s makes%s; each task must make files of its own" % (self.stage.output_dir, name, owner, case)
+        if name in self.foreign:
+            return self._foreign_text("it makes", name, self.foreign[name])
+        return ""
+
+    def _holder(self, task: str, target: str) -> str:
+        """Return which other task the log says has made *target*, or ""."""
+        owner = self.owner_of.get(target, task)
+        entry = self.task_log.entries.get(owner) if owner != task else None
+        return owner if entry is not None and any(output[0].casefold() == target for output in entry.outputs) else ""
+
+    def _enter(self, entry: task_log.Entry) -> None:
+        super()._enter(entry)
+        if entry.status == "ok" and entry.key:
+            self.open.discard(entry.task)
+
+    def _is_taken(self, path: str, task: str) -> bool:
+        """Tell whether what lies at *path*, and *task* has made, is another task's by now.
+
+        Names that differ in case only may be of one task only, for many systems do not tell them apart; where they are two files, each is its maker's still.
+        """
+        owner = self.owner_of.get(path.casefold(), task)
+        entry = self.task_log.entries.get(owner) if owner != task else None
+        theirs = next((other for other, _, _ in entry.outputs if other.casefold() == path.casefold()), path) if entry is not None else path
+        return owner != task and not self._are_two_files(path, theirs)
+
+    def _are_two_files(self, path: str, other: str) -> bool:
+        """Tell whether two names that differ in case at most are two files here."""
+        one, two = os.path.join(self.folder, path), os.path.join(self.folder, other)
+        if path == other or not os.path.lexists(one):
+            return False
+        return not os.path.lexists(two) or not os.path.samestat(os.lstat(one), os.lstat(two))
+
+    def _claim(self, task: str, name: str) -> None:
+        """Let a task have *name*; what another that is to be done anew has made there is not its own any more, nor is it up to date.
+
+        In the log before the file is exchanged: no path may be that of two tasks, else the one would remove what the other made.
+        """
+        target = name.casefold()
+        owner = self._holder(task, target)
+        entry = self.task_log.entries[owner] if owner else None
+        if entry is not None and not any(self._are_two_files(path, name) for path, _, _ in entry.outputs if path.casefold() == target):
+            self._enter(entry._replace(key="", outputs=tuple(output for output in entry.outputs if output[0].casefold() != target)))
+        self.owner_of[target] = task
+
+    def _publish(self, folder: str, name: str, digest: str) -> None:
+        source, target = os.path.join(folder, name), os.path.join(self.folder, name)
+        parent = os.path.dirname(target)
+        if parent not in self.run.made_folders:
+            state_store.make_folder(parent, self.store.commit)
+            self.run.made_folders.add(parent)
+        replace(source, target)
+        self.store.commit.files[target] = None
+        self.store.commit.folders[parent] = None
+        stat = os.lstat(target)
+        if stat.st_size >= SETTLE_BYTES and stat.st_mtime_ns < stat.st_ctime_ns - file_digests.FRESH_NS:
+            self.made.add(name, task_files.plain(file_digests.signature(stat)), digest)
+
+    def _all_inputs(self) -> Iterable[str]:
+        return [*self.facts.tasks.paths, *super()._all_inputs()]
+
+    def _remove_output(self, path: str) -> None:
+        state_store.remove_durably(os.path.join(self.folder, path), self.store.commit)
+
+    # --- the end
+
+    def _end(self, facts: task_look.Tasks) -> StageResult:
+        self._see_to_gone(facts)
+        self._let_go_of_taken()
+        self._tell_of_unrecorded()
+        self._see_to_lost(facts)
+        self._tell_of_former()
+        failure = "interrupted" if self.is_stopped else attempts.survivors_text(self.survivors) if self.survivors else self._failure_text()
+        if not failure and self.failed:
+            self._drop_failed_outputs()
+        table, wrong = self._check_all(facts)
+        if wrong and not failure:
+            failure = "not what its task made: %s" % task_look.shown("%s (%s)" % one for one in sorted(wrong.items()))
+        self._close_logs()
+        self._sync_older(facts, table)
+        self.run.flush()                # all that the record vouches for is on the disk
+        if not self.is_stopped and not self.survivors and os.path.isdir(self.staging):
+            shutil.rmtree(self.staging, ignore_errors=True)
+        finished = [entry for entry in self.task_log.entries.values() if entry.status in task_log.GOOD and entry.task not in self.open]
+        done = [entry for entry in finished if entry.status == "ok"]
+        self.counts = task_log.sum_counts(entry.counts for entry in done) or self._none_counted(any(entry.bytes_in for entry in done))
+        kept = [entry for entry in finished if entry.status == "kept" and entry.outputs]
+        is_known = all(entry.key for entry in kept)     # else only a part of what was counted is there
+        self._note_in_outputs(task_log.sum_counts([self.counts] + [entry.counts for entry in kept]) if is_known else {})
+        failure = failure or self._uncounted() or self._judge_all()
+        if failure:
+            return self._give_up(failure, self.is_stopped)
+        return self._succeed_with(facts, table)
+
+    def _judge_all(self) -> str:
+        """As _judge(), of what all tasks have made."""
+        if not control_totals.is_judged(self.stage):
+            return ""
+        failure = self._judge(self._listed(most=len(self._outputs())))
+        if len(self.refused) > task_look.LISTED_OUTPUTS:
+            self.refused = ALL_OF_LOG
+        return failure
+
+    def _uncounted(self) -> str:
+        """Return that a task of an earlier run reported no counts, where they are needed now, or ""."""
+        for entry in self.task_log.entries.values():
+            missing = control_totals.missing_counts(self.stage, entry.counts) if entry.status == "ok" and entry.bytes_in and entry.task not in self.open else []
+            if missing:
+                return "task %s: %s; --force %s does all tasks anew" % (entry.task, control_totals.missing_text(self.stage, missing), self.stage.name)
+        return ""
+
+    def _sync_older(self, facts: task_look.Tasks, table: task_files.FileTable) -> None:
+        """Let what earlier runs made be synced too, unless it is known to be: they may have been killed before they did it."""
+        this_run, place = "%s/%d" % (self.run.options.run_id, self.run.invocation), 0
+        synced = facts.synced.digests_of(table.paths, table.packed)
+        for entry in self.task_log.entries.values():
+            for path, _, digest in entry.outputs if entry.status in task_log.GOOD else ():
+                if entry.run != this_run and synced[place] != digest:
+                    full = os.path.join(self.folder, path)
+                    self.store.commit.files[full] = self.store.commit.folders[os.path.dirname(full)] = None
+                place += 1
+
+    def _listed(self, most: int = task_look.LISTED_OUTPUTS) -> List[Json]:
+        """Return the outputs as records list them, none where they are more than *most*."""
+        outputs = self._outputs()
+        return [{"path": path, "bytes": size, "sha256": digest} for path, size, digest in sorted(outputs)] if len(outputs) <= most else []
+
+    def _see_to_gone(self, facts: task_look.Tasks) -> None:
+        """Tell of files that are not there any more; with `prune`, remove what their tasks made.
+
+        Not where a whole folder is missing: it may only not be mounted.
+        """
+        if not facts.gone or self.is_stopped:
+            return
+        missing = [folder for folder in map(_fixed_folder, self.stage.for_each) if not os.path.isdir(os.path.join(self.run.root, folder))]
+        if self.stage.prune and missing:
+            self.console.event("NOTE", self.stage.name, ": the folder %s is missing: nothing is pruned" % missing[0])
+            return
+        changed = self._prune(facts.gone, facts.wrong)
+        self.console.event("NOTE", self.stage.name, ": %d file%s gone: %s; %s%s" % (
+            len(facts.gone), " is" if len(facts.gone) == 1 else "s are", task_look.shown(facts.gone),
+            "outputs removed" if self.stage.prune else "outputs kept (\"prune\": true removes them)",
+            ", but for what is not any more as it was made: %s" % task_look.shown(changed) if changed else ""))
+
+    def _keep(self, entry: task_log.Entry, wrong: FrozenSet[str]) -> List[str]:
+        """Note that the file of a task is gone, and what it made is kept; return the paths of what is not any more as it was made: that is nobody's now."""
+        if entry.status == "failed":        # what it made before it failed has not been looked at
+            wrong = wrong | {path for path, size, digest in entry.outputs if not self._is_as_made(path, size, digest)}
+        lost = [path for path, _, _ in entry.outputs if path in wrong and not self._is_taken(path, entry.task)]
+        self._keep_of(entry, tuple(output for output in entry.outputs if output[0] not in wrong))
+        return lost
+
+    def _keep_of(self, entry: task_log.Entry, outputs: Sequence[Output]) -> None:
+        """Note what is kept of a file that is gone. Of what failed, or is not whole any more, the task is done anew should the file come back."""
+        is_whole = entry.status in task_log.GOOD and len(outputs) == len(entry.outputs)
+        self._enter(entry._replace(status="kept", key=entry.key if is_whole else "", outputs=tuple(outputs)))
+
+    def _prune(self, gone: Sequence[str], wrong: FrozenSet[str]) -> List[str]:
+        """Note that files are gone, and with `prune` remove what their tasks made; return the paths of what somebody has changed since: that stays."""
+        changed: List[str] = []
+        for name in gone:
+            entry = self.task_log.entries[name]
+            if not self.stage.prune:
+                changed += self._keep(entry, wrong)
+                continue
+            for path, size, digest in entry.outputs:
+                if self._is_taken(path, name) or not os.path.lexists(os.path.join(self.folder, path)):
+                    continue
+                if self._is_as_made(path, size, digest):
+                    self._remove_output(path)
+                else:
+                    changed.append(path)
+            self._enter(entry._replace(status="gone", outputs=(), run="%s/%d" % (self.run.options.run_id, self.run.invocation)))
+        return changed
+
+    def _is_as_made(self, path: str, size: int, digest: str) -> bool:
+        """Tell whether an output is what its task made. Raises: OSError where a file cannot be read: then nobody knows, and nothing is entered."""
+        full = os.path.join(self.folder, path)
+        if os.path.lexists(full) and (os.path.islink(full) or stat.S_ISREG(os.lstat(full).st_mode)):
+            return file_digests.read_content(full) == (size, digest)
+        return False
+
+    def _let_go_of_taken(self) -> None:
+        """What is kept of a file that is gone is not its own any more, once the task of another file (it was renamed, say) makes it."""
+        for entry in [one for one in self.task_log.entries.values() if one.status == "kept"]:
+            own = [output for output in entry.outputs if not self._is_taken(output[0], entry.task)]
+            if len(own) < len(entry.outputs):
+                self._keep_of(entry, own)
+
+    def _drop_failed_outputs(self) -> None:
+        """Failures are allowed: what these tasks made of an earlier version of their files must not pass for today's."""
+        for name in self.failed:
+            entry = self.task_log.entries[name]
+            for path, _, _ in entry.outputs:
+                self._remove_output(path)
+            if entry.outputs:
+                self._enter(entry._replace(outputs=()))
+
+    def _check_all(self, facts: task_look.Tasks) -> Tuple[task_files.FileTable, Dict[str, str]]:
+        """Look at every output once more, for what is recorded must be there; the table is the next run's cache."""
+        return task_look.check_outputs(self.folder, self._outputs(), facts.outputs.joined(self.made), self.run.digests)
+
+    def _outputs(self) -> List[Output]:
+        return task_log.outputs_of(self.task_log.entries)
+
+    def _succeed_with(self, facts: task_look.Tasks, table: task_files.FileTable) -> StageResult:
+        self.exit_code = 0
+        outputs, listed = self._outputs(), self._listed()
+        self._write_record("ok", "", outputs=listed)
+        self.run.caches.update(task_look.cache_of(self.store, self.stage, self.facts._replace(tasks=facts._replace(outputs=table, is_cached=False)),
+                                                  self._output_digest(), self.run.boot, ""))
+        if not self.failed:
+            self.run.write_marker(self.stage, self.key)
+        self.console.event("DONE", self.stage.name, " in %.3fs (%d task%s%s)" % (
+            self._duration_s(), len(self.done), "" if len(self.done) == 1 else "s", ", %d failed and allowed" % len(self.failed) if self.failed else ""))
+        return self._result("ok", "; ".join(self.reasons), outputs=listed, bytes_out=sum(size for _, size, _ in outputs))
+
+    def _output_digest(self) -> str:
+        return task_log.output_digest(self._outputs())
+
+    def _write_record(self, status: str, error: str, outputs: Optional[List[Json]] = None, counts: Optional[Json] = None) -> None:
+        record = self._record(status, error, self.previous if outputs is None else outputs, counts)
+        if status == "ok":
+            made = self._outputs()
+            self.totals = {"outputs": len(made), "outputBytes": sum(size for _, size, _ in made), "outputsSha256": self._output_digest()}
+        record["tasks"] = dict(self._summary(), **self.totals)
+        record.update(self.more_of_record)
+        if status != "ok":
+            record["token"] = self.lock.token
+            record.update({"refused": self.refused} if self.refused else {})
+        self.store.write_stage(self.stage.name, record)
