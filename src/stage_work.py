@@ -32,7 +32,7 @@ from state_store import utc_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
+    from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
     from model import Checkpoint, Decision, Facts, Retry, StageSpec
     from scheduler import Flow
@@ -554,15 +554,25 @@ class StageWork:
         names = set(changed)
         if self.stage.outputs is not None:
             names = {path for path in now if any(file_digests.path_matches(path, pattern) for pattern in self.stage.outputs)}
-            for pattern in self.stage.outputs:
-                if not any(file_digests.path_matches(path, pattern) for path in names):
-                    return "declared output %s/%s was not made" % (self.stage.output_dir, pattern), []
+            problem = next((why for why in (self._not_made(pattern, names, changed) for pattern in self.stage.outputs) if why), "")
+            if problem:
+                return problem, []
         kept = sorted(one["path"] for one in self.previous if one["path"] in now and one["path"] not in changed)
         if kept and (self.attempts or self.stage.chunks is not None):      # kept chunks are joined anew without an attempt
             self.console.event("NOTE", self.stage.name, ": not remade by this run, still recorded: %s" % ", ".join(kept[:SHOWN_NAMES]))
         self._tell_of_no_outputs(stage_outputs.no_outputs(self.found, there), "they are neither recorded nor undone after a kill")
         names.update(kept)
         return self._hash_outputs(sorted(names - set(foreign)))
+
+    def _not_made(self, pattern: str, names: Iterable[str], changed: Iterable[str]) -> str:
+        """Return why a declared output does not count as made, or ""; *names* are there, *changed* was made since the work on this key began."""
+        matching = [path for path in names if file_digests.path_matches(path, pattern)]
+        if not matching:
+            return "declared output %s/%s was not made" % (self.stage.output_dir, pattern)
+        if not self.attempts or not set(matching).isdisjoint(changed):
+            return ""
+        return "declared output %s/%s was not made: what is there is older than this run; let the processor write it each time, or do not declare it" % (
+            self.stage.output_dir, pattern)
 
     def _tell_of_no_outputs(self, names: List[str], what_becomes: str) -> None:
         if names:

@@ -586,6 +586,25 @@ def test_a_recorded_output_that_a_rerun_did_not_remake_stays_recorded_and_is_nam
     assert "not remade" not in done.out and [one["path"] for one in project.json("state/stage_s1.json")["outputs"]] == ["a.txt"]
 
 
+@pytest.mark.parametrize("declared", ["result.txt", "*.txt"])
+def test_a_declared_output_that_is_older_than_the_run_does_not_pass_for_made(project, declared):
+    """What an earlier run has made of other inputs must not be recorded as made of today's."""
+    project.write("in.txt", "old\n")
+    body = "if not os.path.exists('idle'):\n    open(out + '/result.txt', 'w').write(open('in.txt').read())\n"
+    project.spec({"processor": project.processor("sometimes", body), "inputs": ["in.txt"], "outputs": [declared]})
+    project.ok()
+    project.write("in.txt", "new\n")
+    project.write("idle", "")
+    done = project.run()
+    assert done.code == 1, done
+    assert ("[FAIL] s1: declared output data/s1/%s was not made: what is there is older than this run; "
+            "let the processor write it each time, or do not declare it\n" % declared) in done.out, done
+    project.path("idle").unlink()
+    project.ok()
+    assert project.read("data/s1/result.txt") == "new\n"
+    assert "[SKIP] s1" in project.ok().out
+
+
 def test_outputs_are_what_the_stage_creates_or_changes(project):
     project.write("data/s1/before.txt", "nobody's")
     project.write("data/s1/changed.txt", "old")
