@@ -425,11 +425,17 @@ class StageWork:
         self.console.end_stream(self.stage.name)
         if self.network is not None:
             self.tries.append({"startedAt": self.began, "durationMs": int(result.duration_s * 1000), "exitCode": result.exit_code})
-            self.logs.append({"path": os.path.relpath(self.log_path, self.run.root).replace(os.sep, "/"), "bytes": result.log[0], "sha256": result.log[1]})
+            self._note_log(self.log_path, *result.log)
             result, unclosed = self._after_launch(result, self.network, self.token)
             self.refusals += self.network.recorded()
             self.network_fault = unclosed or (self.network.fault() if self.stage.network_attempts == "fail" else "")
         return result
+
+    def _note_log(self, path: str, size: int, digest: str, **more: str) -> None:
+        """Name a log in the records; on the disk before these are, for else a power cut leaves one that is not as they say."""
+        self.logs.append({"path": os.path.relpath(path, self.run.root).replace(os.sep, "/"), "bytes": size, "sha256": digest, **more})
+        if size:
+            self.store.commit.files[path] = self.store.commit.folders[os.path.dirname(path)] = None
 
     def _launch(self, offset: int, is_resume: bool) -> Any:
         """Return what to start, and the watch over its use of the network; or the result of an attempt that cannot be."""

@@ -165,8 +165,7 @@ class TasksWork(stage_work.StageWork):
         if self._evidence_file is not None:
             path = self._evidence_path()
             state_store.naming(path, self._evidence_file.close)
-            self.store.commit.files[path] = None
-            self.logs.append({"path": os.path.relpath(path, self.run.root).replace(os.sep, "/"), "bytes": self._evidence_bytes, "sha256": self._evidence_digest.hexdigest()})
+            self._note_log(path, self._evidence_bytes, self._evidence_digest.hexdigest())
 
     # --- side by side
 
@@ -427,8 +426,7 @@ class TasksWork(stage_work.StageWork):
             trial.failure = attempts.survivors_text(result.survivors)
         if trial.network is not None and result.log is not None:
             if result.log[0]:
-                self.logs.append({"path": os.path.relpath(trial.log_path, self.run.root).replace(os.sep, "/"), "bytes": result.log[0], "sha256": result.log[1],
-                                  "task": trial.task.name})
+                self._note_log(trial.log_path, *result.log, task=trial.task.name)
             self.refusals += trial.network.recorded()
             fault = trial.network.fault() if self.stage.network_attempts == "fail" else ""
             if (fault or unclosed) and not result.stopped:

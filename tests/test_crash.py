@@ -370,6 +370,30 @@ def test_outputs_of_a_run_that_died_before_it_synced_them_are_synced_before_they
     check_after_boot(case)(project, "", skipped)
 
 
+PRINTER = """#!/bin/sh
+echo "$PIPELINE_STAGE prints"
+cat "$@" > "$PIPELINE_OUTPUT_DIR/list.txt"
+"""
+
+
+def printing(project):
+    """Two stages whose processors print something."""
+    project.write("data/input/a.txt", "x\n")
+    processor = script(project, "print.sh", PRINTER)
+    project.spec({"name": "one", "processor": processor, "inputs": ["data/input/*.txt"], "outputDir": "data/one"},
+                 {"name": "two", "processor": processor, "inputs": ["data/one/*.txt"], "outputDir": "data/two"},
+                 {"name": "each", "processor": processor, "forEach": "data/input/*.txt", "outputDir": "data/each"})
+    return []
+
+
+def test_after_a_power_cut_the_logs_are_what_the_records_say(tmp_path):
+    project = Case(printing, tmp_path).fresh("logs")
+    break_at(project, "late", 0, [], outputs=["state/logs", *OUTPUTS])
+    _, again = break_at(project, "none", 0, [], "again", boot="another-boot")
+    done = project.run("verify")
+    assert again.code == 0 and done.code == 0 and "no longer there" not in done.out, (again, done)
+
+
 @pytest.mark.parametrize("name", ["data/one/list.txt", "data/one"])
 def test_a_stage_whose_outputs_could_not_be_synced_is_not_believed(name, tmp_path):
     case = Case(changed, tmp_path)
