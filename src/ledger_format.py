@@ -55,6 +55,13 @@ def entry_hash(entry: Json) -> str:
     return sha256(b"ledger-entry\0" + canonical_json({key: value for key, value in entry.items() if key not in ("hash", "seal")})).hexdigest()
 
 
+def is_unwritten(line: bytes) -> bool:
+    """Tell whether a line at the end of the ledger is none that was written to its end: empty, or with zeros in it, which a power cut leaves
+    of a sector that did not get to the disk while the next one did. No entry has either.
+    """
+    return b"\0" in line or not line.strip()
+
+
 def entry_line(entry: Json) -> bytes:
     """Return an entry as it stands in the ledger: canonical, with the newline without which it is torn."""
     return canonical_json(entry) + b"\n"

@@ -25,8 +25,8 @@ if _HERE not in sys.path:
     sys.path.insert(0, _HERE)       # a copy carried elsewhere is run with -I, too
 
 from ledger_format import (  # noqa: E402
-    ENTRY_SCHEMA, MODES, end_mac, entry_hash, entry_line, head_text, key_id, next_key, parse_head, parse_key, run_hash, seal_mac,
-    stage_key)
+    ENTRY_SCHEMA, MODES, end_mac, entry_hash, entry_line, head_text, is_unwritten, key_id, next_key, parse_head, parse_key, run_hash,
+    seal_mac, stage_key)
 from model import EXIT_OK, EXIT_STATE, EXIT_USAGE, UsageError, sha256  # noqa: E402
 from primitives import open_descriptor  # noqa: E402
 
@@ -440,22 +440,31 @@ class Chain:
     def read(self, path: str) -> None:
         """Read the ledger. Raises: FileNotFoundError, Unreadable."""
         parser = decoder(floats=False)
+        torn: List[Tuple[int, Optional[bytes], bool]] = []
         for number, line, is_whole in ledger_lines(open_regular(path, 1 << 62)[0]):
-            if not is_whole:
-                self.notes.append("state/%s: the last line is torn (%s): a crash leaves that, and the next run cuts it off" % (
-                    LEDGER, count_text(len(line), "byte") if line is not None else "many bytes"))
+            if not is_whole or line is not None and is_unwritten(line):
+                torn.append((number, line, is_whole))       # a crash leaves that at the end, and there only
                 continue
-            try:
-                entry = read_entry(number, line, parser)
-            except Unreadable as error:
-                self.malformed.append(number)
-                self._find("MALFORMED", number, "the line %s" % error)
-                continue
-            if not entry.sound:
-                self._blame("EDITED", entry, "entry %d is not what its hash was taken of" % entry.seq)
-            self.entries.append(entry)
+            for one in [*torn, (number, line, True)]:
+                self._take(one[0], one[1], parser)
+            torn = []
+        if torn:
+            count = sum(len(line) + is_whole for _, line, is_whole in torn if line is not None)
+            self.notes.append("state/%s: the last line is torn (%s): a crash leaves that, and the next run cuts it off" % (
+                LEDGER, count_text(count, "byte") if all(line is not None for _, line, _ in torn) else "many bytes"))
         self._sort()
         self._walk()
+
+    def _take(self, number: int, line: Optional[bytes], parser: json.JSONDecoder) -> None:
+        try:
+            entry = read_entry(number, line, parser)
+        except Unreadable as error:
+            self.malformed.append(number)
+            self._find("MALFORMED", number, "the line %s" % error)
+            return
+        if not entry.sound:
+            self._blame("EDITED", entry, "entry %d is not what its hash was taken of" % entry.seq)
+        self.entries.append(entry)
 
     def _find(self, kind: str, line: int, detail: str) -> None:
         self.findings.append(Finding(kind, "state/%s:%d" % (LEDGER, line), detail))

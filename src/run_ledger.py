@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 
 import state_store
-from ledger_format import ENTRY_SCHEMA, canonical_json, entry_hash, entry_line, head_text, run_hash
+from ledger_format import ENTRY_SCHEMA, canonical_json, entry_hash, entry_line, head_text, is_unwritten, run_hash
 from primitives import close_quietly, loads, open_descriptor, open_file, pretty_pieces, remove_quietly, replace
 from state_store import StateError, is_integer, utc_text
 
@@ -336,7 +336,7 @@ def _is_file_stem(name: Any) -> bool:
 
 
 def _read_tail(path: str) -> Tuple[bytes, int, int]:
-    """Return (the last whole line without its end, bytes up to its end, bytes behind it)."""
+    """Return (the last whole line without its end, bytes up to its end, bytes behind it); lines that were not written to their end do not count."""
     try:
         file = open_file(path)
     except FileNotFoundError:
@@ -348,12 +348,22 @@ def _read_tail(path: str) -> Tuple[bytes, int, int]:
             start = max(0, size - block)
             file.seek(start)
             data = file.read(size - start)
-            end = data.rfind(b"\n")
-            before = data.rfind(b"\n", 0, max(end, 0))
-            if start == 0 or before >= 0:
+            begin, end = _last_line(data)
+            if start == 0 or begin > 0:
                 break
             block *= 4
-    return data[before + 1:max(end, 0)], start + end + 1, len(data) - end - 1
+    return data[begin:max(end - 1, 0)], start + end, len(data) - end
+
+
+def _last_line(data: bytes) -> Tuple[int, int]:
+    """Return where the last line that was written to its end begins and ends in *data*, (0, 0) for none."""
+    end = data.rfind(b"\n") + 1
+    while end:
+        begin = data.rfind(b"\n", 0, end - 1) + 1
+        if not is_unwritten(data[begin:end - 1]):
+            return begin, end
+        end = begin
+    return 0, 0
 
 
 # --- runs by id ------------------------------------------------------------------------------------------------------

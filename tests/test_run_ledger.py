@@ -218,7 +218,7 @@ def test_a_kill_at_any_write_leaves_a_chain_that_goes_on(tmp_path):
 
 # --- healing ---------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("torn", [b"{", b'{"at":"2026', b"\0" * 70000])
+@pytest.mark.parametrize("torn", [b"{", b'{"at":"2026', b"\0" * 70000, b"\n", b"\n \r\n\n{", b"\0" * 300 + b'"version":1}\n', b"\0" * 70000 + b"\n"])
 def test_a_torn_last_line_is_cut_off_by_the_next_entry_which_says_so(store, torn):
     run_once(store, "a")
     with open(store.path("ledger.jsonl"), "ab") as file:
