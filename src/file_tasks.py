@@ -98,7 +98,7 @@ class FileTasksWork(TasksWork):
         self.task_log = facts.log if facts.log is not None else task_look.load_log(self.store, self.stage.name)
         self.keys = facts.keys or [task_look.task_key(facts.common, path, digest) for path, digest in zip(facts.paths, facts.digests)]
         self.total, self.up_to_date, self.vanished = len(facts.paths), len(facts.paths) - len(places), len(facts.gone)
-        self._forget_old_folder()
+        self._forget_what_is_not_believed(facts)
         self._note_death()
         self._drop_unsynced(self.facts.record)
         self._write_record("running", "")
@@ -112,8 +112,7 @@ class FileTasksWork(TasksWork):
                 self.owner_of.update((output[0].casefold(), name) for output in entry.outputs)
         self.open = {facts.paths[place] for place in places if facts.paths[place] in self.task_log.entries}
         self._welcome_back(facts.paths)
-        if self.stage.checkpoint:
-            self.run.flush()
+        self.run.flush()        # a power cut must not leave lines of this run beside the record of the last one, which then does not vouch for them
 
     def _welcome_back(self, paths: Sequence[str]) -> None:
         """What was kept of a file that was gone is its task's again, where the file is back, as it was."""
@@ -122,11 +121,15 @@ class FileTasksWork(TasksWork):
             if entry is not None and entry.status == "kept" and name not in self.open:
                 self._enter(entry._replace(status="ok"))
 
-    def _forget_old_folder(self) -> None:
-        """The log's paths are below the outputDir of the record: before that is another, they go, as files of somebody else may be called so."""
-        if self.moved_from:
+    def _forget_what_is_not_believed(self, facts: task_look.Tasks) -> None:
+        """What is forgotten of the log must be gone from the disk before a new record vouches for the log.
+
+        Its paths are below the outputDir of the record: where that is another now, files of somebody else may be called so.
+        """
+        if self.moved_from or facts.lost == task_look.ANOTHER:
             self.task_log.compact(self._write_log)
             self.run.flush()
+        if self.moved_from:
             self._tell_of_move()
 
     def _note_death(self) -> None:
@@ -154,8 +157,8 @@ class FileTasksWork(TasksWork):
         return sorted((path, signature) for path, signature in found.items() if path not in known and not self._input_problem(path))
 
     def _see_to_lost(self, facts: task_look.Tasks) -> None:
-        """After lines of the task log were lost: name what no task of now has made; with `prune`, remove of it what is known to have been made here."""
-        if not facts.has_lost or self.is_stopped or self.moved_from:
+        """Where the task log does not name all that was made: name what no task of now has made; with `prune`, remove of it what is known to have been made here."""
+        if not facts.lost or self.is_stopped or self.moved_from:
             return
         made = {one["path"]: one["sha256"] for one in self.previous}
         for table in task_files.load(task_look.cache_path(self.store, self.stage.name))[1][1:]:
@@ -169,7 +172,7 @@ class FileTasksWork(TasksWork):
             self._remove_output(path)
         for names, what in ((removed, "removed what no task makes any more"), (left, "of no task, and left there")):
             if names:
-                self.console.event("NOTE", self.stage.name, ": lines of its task log were lost; %s: %s" % (what, task_look.shown("%s/%s" % (self.stage.output_dir, path) for path in names)))
+                self.console.event("NOTE", self.stage.name, ": %s; %s: %s" % (facts.lost, what, task_look.shown("%s/%s" % (self.stage.output_dir, path) for path in names)))
 
     def _tell_of_former(self) -> None:
         """Name what the stage made when it was not yet one of tasks, and these do not make: nothing looks after it any more."""
@@ -430,10 +433,11 @@ class FileTasksWork(TasksWork):
         if self.stage.prune and missing:
             self.console.event("NOTE", self.stage.name, ": the folder %s is missing: nothing is pruned" % missing[0])
             return
+        is_recorded = any(self.task_log.entries[name].outputs for name in facts.gone)
         changed = self._prune(facts.gone, facts.wrong)
         self.console.event("NOTE", self.stage.name, ": %d file%s gone: %s; %s%s" % (
             len(facts.gone), " is" if len(facts.gone) == 1 else "s are", task_look.shown(facts.gone),
-            "outputs removed" if self.stage.prune else "outputs kept (\"prune\": true removes them)",
+            ("outputs removed" if is_recorded else "no outputs of it are recorded") if self.stage.prune else "outputs kept (\"prune\": true removes them)",
             ", but for what is not any more as it was made: %s" % task_look.shown(changed) if changed else ""))
 
     def _keep(self, entry: task_log.Entry, wrong: FrozenSet[str]) -> List[str]:

@@ -31,9 +31,11 @@ if TYPE_CHECKING:
 
 LISTED_OUTPUTS = 10       # a stage with more outputs has them in its task log only
 SHOWN_TASKS = 5
+LINES_LOST = "lines of its task log were lost"
+ANOTHER = "its task log is not the one that its record vouches for"     # what it says is forgotten
 
 
-class Tasks(namedtuple("Tasks", "paths digests packed keys common todo done gone failed why table outputs log is_cached left synced certain wrong has_lost unfit", defaults=(frozenset(), False, {}))):
+class Tasks(namedtuple("Tasks", "paths digests packed keys common todo done gone failed why table outputs log is_cached left synced certain wrong lost unfit", defaults=(frozenset(), "", {}))):
     """The tasks of a stage as they are now.
 
     paths, digests, keys: of each; packed: signatures of the files. common: the key of what all share. todo: places of those to be
@@ -41,7 +43,7 @@ class Tasks(namedtuple("Tasks", "paths digests packed keys common todo done gone
     todo failed last time. why: why there is something to do, texts. table: FileTable of the inputs, to be kept. outputs: the same of what is
     done. synced: FileTable of the outputs that are known to be on the disk. left: (path, why) of files that are left for a later run. log: the TaskLog, loaded; None where nothing changed and nobody needs it. is_cached: the cache needs no writing.
     certain: the stage must run, and no more than that was looked at: neither at its tasks one by one, nor at what they made.
-    wrong: paths of outputs that are not what the log says. has_lost: the log names fewer outputs than the record of the success that it led to.
+    wrong: paths of outputs that are not what the log says. lost: why the log does not name all that was made, "" where it does: LINES_LOST or ANOTHER.
     unfit: {path: why} of files that cannot be read; their digest is "", and their tasks fail without an attempt.
     """
 
@@ -155,8 +157,8 @@ def _is_all_done(facts: Facts, about: Json, made: task_files.FileTable, root: st
 def _look_at_each(spec: PipelineSpec, stage: StageSpec, store: StateStore, facts: Facts, tasks: Tasks, digests: Digests) -> Facts:
     log = load_log(store, stage.name)
     outputs = task_log.outputs_of(log.entries)
-    is_another, has_lost = _is_other_than_recorded(outputs, facts.record), len(outputs) < _stated_outputs(facts.record)
-    if is_another or state_store.made_elsewhere(facts.record, stage.output_dir):
+    lost = LINES_LOST if len(outputs) < _stated_outputs(facts.record) else ANOTHER if _is_other_than_recorded(outputs, facts.record) else ""
+    if lost == ANOTHER or state_store.made_elsewhere(facts.record, stage.output_dir):
         forget_outputs(log)             # what they tell of is not in this folder, or nobody vouches for
         outputs = []
     folder = os.path.join(spec.root, stage.output_dir)
@@ -182,15 +184,15 @@ def _look_at_each(spec: PipelineSpec, stage: StageSpec, store: StateStore, facts
     gone = sorted(name for name, entry in log.entries.items() if name not in alive and (entry.status not in known or any(output[0] in wrong for output in entry.outputs)))
     why = ["%d task%s %s" % (count, "" if count == 1 else "s", word) for count, word in (
         (new, "new"), (changed, "changed"), (failed, "failed last time"), (spoilt, "with outputs that are not what was recorded")) if count]
-    if is_another:
-        why.insert(0, "its task log is not the one that its record vouches for")
+    if lost == ANOTHER:
+        why.insert(0, lost)
     if unfit:
         why.append("%d file%s cannot be used (%s)" % (len(unfit), "" if len(unfit) == 1 else "s", shown(why for _, why in sorted(unfit.items()))))
     if gone:
         why.append("%d file%s gone (%s)" % (len(gone), "" if len(gone) == 1 else "s", shown(gone)))
     problems = ["output %s %s" % one for one in list(wrong.items())[:SHOWN_TASKS]]
     facts = facts._replace(output_problems=problems, tasks=tasks._replace(keys=keys, todo=todo, done=done, gone=gone, failed=failed, why=why, outputs=table, log=log,
-                                                                          is_cached=False, wrong=frozenset(wrong), has_lost=has_lost))
+                                                                          is_cached=False, wrong=frozenset(wrong), lost=lost))
     if _is_recorded(stage, facts) and facts.marker_key is None:
         facts = facts._replace(sealable=state_store.died_before_marker(store, stage.name, facts.record))
     return facts

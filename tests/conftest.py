@@ -44,6 +44,18 @@ def wait_until(true, what="it"):
         time.sleep(0.005)
 
 
+def settle(path):
+    """Wait until the file system's clock has left *path*'s time stamps behind, so that its digest may be kept."""
+    probe, deadline = path.parent / ".probe", time.monotonic() + 30
+    while time.monotonic() < deadline:
+        probe.write_bytes(b"")
+        found = probe.stat()
+        if found.st_mtime_ns > path.stat().st_ctime_ns + 50_000_000:
+            probe.unlink()
+            return
+    raise AssertionError("the file system's clock stands still")
+
+
 def text_of(data: bytes) -> str:
     """Return what a console shows, with the line ends of every system as one."""
     return data.decode("utf-8", "replace").replace(os.linesep, "\n")

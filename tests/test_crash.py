@@ -17,13 +17,12 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import ledger_format
 
-from conftest import ROOT, RUNNER, Done, Project
+from conftest import ROOT, RUNNER, Done, Project, settle
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="breaks the runner by signals and compares inodes")
 
@@ -344,18 +343,6 @@ def check_after_boot(case):
         assert leftovers(project) == [] and chain_problems(project) == [], (done, again, third)
 
     return check
-
-
-def settle(path):
-    """Wait until the file system's clock has left *path*'s time stamps behind, so that its digest may be kept."""
-    probe, deadline = path.parent / ".probe", time.monotonic() + 30
-    while time.monotonic() < deadline:
-        probe.write_bytes(b"")
-        found = probe.stat()
-        if found.st_mtime_ns > path.stat().st_ctime_ns + 50_000_000:
-            probe.unlink()
-            return
-    raise AssertionError("the file system's clock stands still")
 
 
 def test_outputs_of_a_run_that_died_before_it_synced_them_are_synced_before_they_are_vouched_for(tmp_path):

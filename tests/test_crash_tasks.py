@@ -251,3 +251,15 @@ def test_what_a_run_published_and_did_not_live_to_write_down_is_named(tmp_path):
     note, = [line for line in done.out.splitlines() if "of no task" in line]
     assert note == "[NOTE] one: of no task, and newer than the begin of the run that died: data/one/a.txt, data/one/mine.txt; look whether they may go", done
     assert project.exists("data/one/a.txt") and "of no task" not in project.ok().out
+
+
+def test_the_record_of_a_running_stage_is_on_the_disk_before_its_tasks_begin(tmp_path):
+    """Beside the record of the last success, lines of this run would make its log another's. On some file systems an fsync brings no other names to the disk."""
+    case = Case(changed_files, tmp_path)
+    for at in range(1, 20):
+        project = case.fresh("n%d" % at)
+        where, _ = break_at(project, "kill", at, ["--jobs", "1"], only=["fsync state"])
+        assert where
+        if project.json("state/stage_one.json")["lastStatus"] == "running":
+            break
+    assert times_run(project) == {}, at

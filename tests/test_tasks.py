@@ -28,7 +28,7 @@ import task_files
 import task_log
 import task_look
 import task_work
-from conftest import ROOT, RUNNER, run_without_might, wait_until
+from conftest import ROOT, RUNNER, run_without_might, settle, wait_until
 
 UPPER = """#!/bin/sh
 echo "$PIPELINE_TASK" >> "$PIPELINE_ROOT/count"
@@ -327,6 +327,48 @@ def test_a_line_of_the_log_that_was_forged_with_its_output_is_not_believed(upper
     done = upper.ok()
     assert count(upper) == ["a", "b", "c"] and outputs(upper)["b.txt"] == "LINE OF B\n", done
     assert "its task log is not the one that its record vouches for" in upper.json("state/run_%s.json" % upper.json("state/stage_up.json")["lastRunId"])["stages"][0]["reason"]
+
+
+@pytest.mark.parametrize("prune", [False, True])
+def test_a_record_that_is_older_than_the_task_log_costs_one_run_of_all_tasks_and_leaves_nothing_unnamed(upper, prune):
+    """Put back from a backup, say. What the log says is not believed then, and forgotten on the disk, too: or it would be found to be another's each time."""
+    respec(upper, prune=prune)
+    upper.ok()
+    old = upper.read("state/stage_up.json")
+    for name in "abc":
+        upper.write("in/%s.txt" % name, "new line of %s\n" % name)
+    upper.ok()
+    settle(upper.path("out/a.txt"))
+    upper.ok()                  # from now on it is known what was in it
+    upper.path("in/a.txt").unlink()
+    if not prune:
+        upper.ok()              # what was made of it is kept
+    upper.write("state/stage_up.json", old)
+    count(upper)
+    done = upper.ok()
+    assert count(upper) == ["b", "c"] and "its task log is not the one" in upper.json("state/run_%s.json" % upper.json("state/stage_up.json")["lastRunId"])["stages"][0]["reason"], done
+    what = "removed what no task makes any more" if prune else "of no task, and left there"
+    assert "[NOTE] up: its task log is not the one that its record vouches for; %s: out/a.txt\n" % what in done.out, done
+    assert "outputs removed" not in done.out and ("1 file is gone: in/a.txt; no outputs of it are recorded\n" in done.out) == prune, done
+    assert sorted(outputs(upper)) == (["b.txt", "c.txt"] if prune else ["a.txt", "b.txt", "c.txt"])
+    for _ in range(2):
+        assert "[SKIP] up" in upper.ok("--rehash").out
+    assert upper.run("verify", "--outputs").code == 0
+
+
+def test_what_was_forgotten_is_not_believed_after_a_kill(upper):
+    """The record of a run that died vouches for no log in particular, so the log itself must have forgotten it by then."""
+    upper.ok()
+    old = upper.read("state/stage_up.json")
+    upper.write("in/a.txt", "new\n")
+    upper.ok()
+    upper.write("state/stage_up.json", old)
+    upper.write("bin/up.sh", UPPER + 'kill -9 $PPID; sleep 600\n', executable=True)
+    assert upper.run().code == -signal.SIGKILL
+    upper.write("bin/up.sh", UPPER, executable=True)
+    count(upper)
+    upper.ok()
+    assert count(upper) == ["a", "b", "c"]
 
 
 def test_what_a_stage_made_before_it_had_tasks_is_named(upper):
