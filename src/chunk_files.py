@@ -25,7 +25,7 @@ from primitives import go_on, open_descriptor, remove_quietly, replace
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import threading
-    from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Set, Tuple, TypeVar
+    from typing import Any, Callable, Container, Dict, Iterable, List, Optional, Sequence, Set, Tuple, TypeVar
     Range = Tuple[int, int]
     Item = TypeVar("Item")
     Result = TypeVar("Result")
@@ -364,16 +364,17 @@ class Joiner:
     what the joined files hold; publish() gives them their names. Until then they are NAME~STAGE~TOKEN.part in *folder*,
     which a kill leaves behind and nobody goes on with: the chunks are still there, and joining starts again.
     headers: what each chunk was given as header (headers()), or () for none. Of each name one header stays: the first whole
-    one, without any the longest; the others lose as many lines as they were given. NAME.rejects.jsonl has no header.
+    one, without any the longest; the others lose as many lines as they were given. NAME.rejects.jsonl has no header,
+    unless it is one of with_header: of outputs that are called so because their input is.
     store: the module state_store, for what is durable. wake: called by the thread when it is done or has failed.
     """
 
     def __init__(self, folder: str, stage: str, token: str, total: int, store: Any, headers: Sequence[Header] = (),
-                 wake: Callable[[], None] = lambda: None) -> None:
+                 with_header: Container[str] = (), wake: Callable[[], None] = lambda: None) -> None:
         import queue
         import threading
         self.folder, self.stage, self.token, self.total, self.store = folder, stage, token, total, store
-        self.headers, self.wake = headers, wake
+        self.headers, self.with_header, self.wake = headers, with_header, wake
         self.joined: Dict[str, List[Any]] = {}          # name -> [SHA-256 object, bytes]
         self.kept: Set[str] = set()                     # names that have their header
         self.short: Dict[str, Tuple[int, int, str, int]] = {}   # other names -> line ends, lines, file and input of the longest header, which is all of it
@@ -466,7 +467,8 @@ class Joiner:
             self.wake()
 
     def _append(self, index: int, name: str, path: str, buffer: bytearray) -> None:
-        self._append_from(self._skip(index, name, path) if self.headers and not name.endswith(REJECTS) else 0, name, path, buffer)
+        is_rejects = name.endswith(REJECTS) and name not in self.with_header
+        self._append_from(self._skip(index, name, path) if self.headers and not is_rejects else 0, name, path, buffer)
 
     def _append_from(self, start: int, name: str, path: str, buffer: bytearray) -> None:
         part, is_new = self._part(name), name not in self.joined

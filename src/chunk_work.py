@@ -88,7 +88,8 @@ class ChunkTasksWork(task_work.TasksWork):
             self.console.event("START", self.stage.name, " (%d chunk%s: %d to do, %d done)" % (
                 self.total, "" if self.total == 1 else "s", len(todo), self.up_to_date))
             self.joiner = chunk_files.Joiner(self.folder, self.stage.name, self.lock.token, self.total, state_store,
-                                             chunk_files.headers(cuts, self.chunks.header_lines) if self.chunks.header_lines else ())
+                                             chunk_files.headers(cuts, self.chunks.header_lines) if self.chunks.header_lines else (),
+                                             {self._filter_output(path) if self.chunks.is_filter else os.path.basename(path) for path in self.facts.material.inputs})
             for task in tasks:
                 if task not in todo:
                     self._add(task, self.task_log.entries[task.name])

@@ -1349,6 +1349,20 @@ def test_a_log_with_a_second_header_is_damaged(upper):
     assert "1 to do, 3 up to date" in upper.ok().out
 
 
+@pytest.mark.parametrize("declared", [None, ["x.rejects.jsonl"]])
+def test_the_header_of_an_input_that_is_called_like_rejects_stays_once(upper, declared):
+    text = "header\nl1\nl2\nl3\n"
+    upper.write("in/a.rejects.jsonl", text)
+    stage = {"name": "cut", "processor": "/bin/cat", "inputs": ["in/*.jsonl"], "outputDir": "out", "chunks": {"bytes": 3, "filter": True, "headerLines": 1}}
+    upper.spec(dict(stage, outputs=declared) if declared else stage)
+    upper.ok()
+    assert outputs(upper) == {declared[0] if declared else "a.rejects.jsonl": text}
+    upper.processor("copy", "import processor_kit\nprocessor_kit.lines(lambda line: line, processor_kit.output_name('{name}'))\n")
+    upper.spec(dict(stage, processor="bin/copy.py", outputDir="kit", chunks={"bytes": 3, "headerLines": 1}))
+    upper.ok()
+    assert upper.read("kit/a.rejects.jsonl") == text
+
+
 def test_each_output_of_chunks_keeps_a_header_though_another_input_has_more_of_it(upper):
     upper.write("in/a.txt", "Name")
     upper.write("in/b.txt", "name\nx\n")
