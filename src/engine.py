@@ -401,15 +401,15 @@ class Run:
                 state_store.make_folder(os.path.join(self.root, stage.output_dir), self.store.commit)     # it may have had no outputs
                 self.write_marker(stage, facts.material.key)
             if decision.action in ("SKIP", "SEAL"):
-                if self._needs_tidying(stage):
-                    import chunk_work
-                    chunk_work.tidy(self.root, stage, self.store)
+                self._tidy(stage)
                 return self._skipped(stage, decision, facts)
             if self.signals.number:
                 return self._stopped_before(stage, self.signals.text())
             work = self._new_work(stage, lock, facts)
             result = yield from work.do(decision)
             is_free = not work.survivors
+            if result.status == "ok" and stage.chunks is None:
+                self._tidy(stage)
             return result
         finally:
             self._leave_folder(stage)
@@ -419,9 +419,14 @@ class Run:
                 lock.abandon()
 
     def _needs_tidying(self, stage: StageSpec) -> bool:
-        """Tell whether a kill after the end of the stage has left its chunks."""
-        chunks = stage.chunks
-        return chunks is not None and not chunks.keep and os.path.isdir(os.path.join(self.root, stage.output_dir, ".%s.tasks" % stage.name))
+        """Tell whether there are chunks of a finished stage that a kill has left, or the stage has kept while its spec said so."""
+        is_to_go = not stage.for_each and (stage.chunks is None or not stage.chunks.keep)
+        return is_to_go and os.path.isdir(os.path.join(self.root, stage.output_dir, ".%s.tasks" % stage.name))
+
+    def _tidy(self, stage: StageSpec) -> None:
+        if self._needs_tidying(stage):
+            import chunk_work
+            chunk_work.tidy(self.root, stage, self.store)
 
     def _acquire(self, stage: StageSpec, lock: stage_locks.StageLock, token: str) -> Flow:
         """A flow that takes a stage's lock, and its output folder, and returns True, False if a signal came first.

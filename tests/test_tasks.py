@@ -1372,6 +1372,16 @@ def test_each_output_of_chunks_keeps_a_header_though_another_input_has_more_of_i
     assert outputs(upper) == {"a.txt": "Name", "b.txt": "name\nx\n", "c.txt": ""}
 
 
+def test_kept_chunks_go_when_the_stage_is_none_of_chunks_any_more(upper):
+    upper.spec({"name": "up", "processor": "/bin/cat", "inputs": ["in/*.txt"], "outputDir": "out", "chunks": {"bytes": 4096, "filter": True, "keepChunks": True}})
+    upper.ok()
+    assert upper.exists("out/.up.tasks") and upper.exists("state/tasks_up.jsonl")
+    upper.spec({"name": "up", "processor": upper.processor("all", "open(os.path.join(out, 'all'), 'w').close()\n"), "inputs": ["in/*.txt"], "outputDir": "out"})
+    upper.ok()
+    assert not upper.exists("out/.up.tasks") and not upper.exists("state/tasks_up.jsonl")
+    assert "[SKIP] up" in upper.ok().out
+
+
 def test_a_damaged_log_of_chunks_is_set_aside_as_that_of_files(upper):
     upper.spec({"name": "cut", "processor": "/bin/cat", "inputs": ["in/*.txt"], "outputDir": "out", "chunks": {"bytes": 4096, "filter": True, "keepChunks": True}})
     upper.ok()
