@@ -26,7 +26,7 @@ import state_store
 import task_files
 from console import describe_os_error, free_space_text
 from model import StageResult, sha256
-from primitives import remove_quietly, replace
+from primitives import open_file, remove_quietly, replace
 from scheduler import Attempting, Pause
 from state_store import utc_text
 
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from state_store import StateStore
     Json = Dict[str, Any]
 
-ARGUMENT_BYTES = 30_000 if sys.platform == "win32" else 100_000     # Windows allows 32,767 characters, Linux 128 KiB
+ARGUMENT_BYTES = 30_000 if sys.platform == "win32" else 1_000_000     # at most; Windows allows 32,767 characters
+MENTION_BYTES = 1 << 20     # of a file in which the name of a variable is looked for
 BYTECODE_BYTES = 16 << 20   # of free space, as for the runner's own: with less, a processor's bytecode might be cut short
 FULL_BYTES = 1 << 20        # less is free after a failed attempt: most likely that is why
 SHOWN_NAMES = 5             # of many files, on one line
@@ -134,9 +135,40 @@ def command_line(root: str, stage: Any, inputs: Sequence[str]) -> List[str]:
     kind = spec_checks.program_kind(stage.processor)
     start = [sys.executable, program] if kind == "python" else _powershell() + [program] if kind == "powershell" else [program]
     arguments = list(stage.args)
-    if sum(len(os.fsencode(one)) + 9 for one in inputs) <= ARGUMENT_BYTES:
+    if fits_command_line(inputs):
         arguments += ["./" + one if one.startswith("-") else one for one in inputs]      # a file, not an option
     return start + arguments
+
+
+def fits_command_line(inputs: Sequence[str]) -> bool:
+    """Tell whether these names can be arguments; with as many to spare, for what the processor starts itself is given them, too, and its environment."""
+    return sum(len(os.fsencode(one)) + 9 for one in inputs) <= min(ARGUMENT_BYTES, _system_argument_bytes() // 2)
+
+
+def _system_argument_bytes() -> int:
+    try:
+        return os.sysconf("SC_ARG_MAX")
+    except (AttributeError, ValueError, OSError):       # Windows has no such call
+        return 2 * ARGUMENT_BYTES
+
+
+def overflow_problem(root: str, processor: str, others: Sequence[str], inputs: Sequence[str]) -> str:
+    """Return why a processor cannot be given so many inputs, or "": it would be started without any, and not know of the file that lists them.
+
+    others: files below *root* that it works with. Which reads that file is told from its name in their text.
+    """
+    if fits_command_line(inputs) or any(_mentions(os.path.join(root, path), b"PIPELINE_INPUTS_FILE") for path in [processor, *others]):
+        return ""
+    return ("its %d inputs are too many for a command line, and %s does not look at PIPELINE_INPUTS_FILE, the file that lists them: read them there, "
+            "use the kit, or make it a stage with forEach" % (len(inputs), processor))
+
+
+def _mentions(path: str, text: bytes) -> bool:
+    try:
+        with open_file(path) as file:
+            return text in file.read(MENTION_BYTES)
+    except OSError:
+        return False
 
 
 def cmd_problem(processor: str, inputs: Sequence[str], windows: bool = sys.platform == "win32") -> str:
@@ -445,7 +477,7 @@ class StageWork:
         self.console.event("RESUME" if is_resume else "START", stage.name, " from line %d" % offset if is_resume else "", attempt=self.attempts)
         self.is_attempting = True
         inputs = self.facts.material.inputs
-        short = self._space_problem() or cmd_problem(stage.processor, inputs)
+        short = self._space_problem() or cmd_problem(stage.processor, inputs) or self._overflow_problem(inputs)
         if short:
             return attempts.AttemptResult(None, short, False, 0.0, 0.0, 0, b"", [], [])
         inputs_file = self.store.path("inputs_%s.json" % stage.name)
@@ -528,6 +560,10 @@ class StageWork:
             env["PIPELINE_PROGRESS_FILE"] = self.store.path("progress_%s.json" % stage.name)
             env["PIPELINE_LINE_INTERVAL"] = str(stage.line_interval)
         return env
+
+    def _overflow_problem(self, inputs: Sequence[str]) -> str:
+        material = self.facts.material
+        return overflow_problem(self.run.root, self.stage.processor, [path for path, _ in material.parts["modules"]] + material.watched, inputs)
 
     def _space_problem(self) -> str:
         wanted = self.stage.resources.get("minFreeDiskMB", 0)

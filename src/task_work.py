@@ -333,7 +333,7 @@ class TasksWork(stage_work.StageWork):
             self.console.event("RESUME", "%s %s" % (stage.name, task.name), " from line %d" % offset)
         self._make_ready(trial, slot)
         remove_quietly(task.folder + COUNTS_ENDING)     # an earlier attempt's say nothing of this one
-        short = self._space_problem() or stage_work.cmd_problem(stage.processor, task.inputs)
+        short = self._space_problem() or stage_work.cmd_problem(stage.processor, task.inputs) or self._overflow_problem(task.inputs)
         if short:
             return attempts.AttemptResult(None, short, False, 0.0, 0.0, 0, b"", [], [])
         token = "%s.%d.%d" % (self.lock.token, task.number + 1, trial.attempts)

@@ -701,3 +701,35 @@ def test_an_output_whose_name_is_not_utf8_fails_the_stage_and_is_cleared_away(pr
     processor("good")
     project.ok()
     assert os.listdir(os.fsencode(str(project.path("data/s1")))) in ([b"good", b".s1.done"], [b".s1.done", b"good"])
+
+
+COUNT = """#!/bin/sh
+cat "$@" | wc -l > "$PIPELINE_OUTPUT_DIR/count.txt"
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="shell scripts")
+def test_inputs_that_do_not_fit_the_command_line_are_not_left_out_unseen(project):
+    """A program that knows arguments only would find none, and make a result of nothing."""
+    folder = "in/" + "x" * 200
+    for number in range(6000):
+        project.write("%s/%d.txt" % (folder, number), "line\n")
+    stage = {"processor": "bin/count.sh", "inputs": ["in/**"], "outputs": ["count.txt"]}
+    project.write("bin/count.sh", COUNT, executable=True)
+    project.spec(stage)
+    done = project.run()
+    assert done.code == 1 and ("[FAIL] s1: its 6000 inputs are too many for a command line, and bin/count.sh does not look at PIPELINE_INPUTS_FILE, "
+                               "the file that lists them: read them there, use the kit, or make it a stage with forEach\n") in done.out, done
+    project.write("bin/count.sh", COUNT + "# PIPELINE_INPUTS_FILE is known\n", executable=True)
+    project.ok()
+    assert project.read("data/s1/count.txt").strip() == "0"
+    project.processor("kit", "import processor_kit\nprocessor_kit.lines(lambda line: line, 'count.txt')\n")
+    project.spec(dict(stage, processor="bin/kit.py"))
+    project.ok()
+    assert project.read("data/s1/count.txt").count("\n") == 6000
+    for number in range(2000, 6000):
+        project.path("%s/%d.txt" % (folder, number)).unlink()
+    project.write("bin/count.sh", COUNT, executable=True)
+    project.spec(stage)
+    project.ok()                # nearly half of a megabyte of arguments
+    assert project.read("data/s1/count.txt").strip() == "2000"
