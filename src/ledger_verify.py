@@ -1217,11 +1217,17 @@ class Verification:
             except FileNotFoundError:
                 continue                # reset, or of a runner that chunked and tidied
             except (OSError, ValueError, Unreadable, task_log.Damaged) as error:
-                self.find("MALFORMED", name, "it %s" % error, ("", 0))
+                self.find("MALFORMED", name, str(error) if isinstance(error, task_log.Damaged) else "it %s" % error, ("", 0))
                 continue
+            unlisted: Dict[str, List[str]] = {}
             for task, text, is_sealed in strange:
-                if is_sealed or text not in runs:
-                    self.find("EDITED", name, "the line of task %s is not what run %s wrote" % (task, text), runs.get(text))
+                if text not in runs:
+                    unlisted.setdefault(text, []).append(task)
+                elif is_sealed:
+                    self.find("EDITED", name, "the line of task %s is not what run %s wrote" % (task, text), runs[text])
+            for text, tasks in sorted(unlisted.items()):
+                self.find("UNLISTED", name, "%s of run %s, which is not in the ledger: %s" % (
+                    "the line of 1 task is" if len(tasks) == 1 else "the lines of %d tasks are" % len(tasks), text, names_text(tasks)))
 
     def _is_accepted_after(self, stage: str, run: Optional[RunKey]) -> bool:
         return run in self.begins and any(entry.seq > self.begins[run] and entry.accept[0] == stage for entry in self.accepts)

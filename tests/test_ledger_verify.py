@@ -1208,8 +1208,20 @@ def test_a_line_of_the_task_log_is_what_its_run_wrote(project, values):
     tasks_of(project)
     assert "0 findings" in project.ok("verify").out or "ok" in project.ok("verify").out
     change_task(project, "data/in/a.txt", **values)
+    told = ("[UNLISTED] state/tasks_s1.jsonl: the line of 1 task is of run nobody/1, which is not in the ledger: data/in/a.txt\n" if "run" in values
+            else "[EDITED] state/tasks_s1.jsonl: the line of task data/in/a.txt is not what run")
     done = project.run("verify")
-    assert done.code == 5 and "[EDITED] state/tasks_s1.jsonl: the line of task data/in/a.txt is not what run" in done.out, done
+    assert done.code == 5 and told in done.out, done
+
+
+def test_tasks_of_a_run_whose_entry_is_gone_are_told_of_once(project):
+    """The log is as it was written: what is wrong is the ledger."""
+    tasks_of(project)
+    ledger = project.path("state/ledger.jsonl").read_bytes().splitlines(True)
+    project.path("state/ledger.jsonl").write_bytes(b"".join(ledger[2:]))       # without the first run
+    done = project.run("verify")
+    assert done.code == 5 and "[EDITED]" not in done.out and "[DELETED]" in done.out, done
+    assert done.out.count("state/tasks_s1.jsonl") == 1 and "of run r1/1, which is not in the ledger" in done.out, done
 
 
 def test_keys_that_were_accepted_or_taken_back_are_no_edits_of_the_task_log(project):
