@@ -167,6 +167,8 @@ class Held:
             self.open = dict(self.last["open"]) if self.last is not None else {}
             if self.torn:
                 self.ledger.torn_note(self.torn)
+            if self.last is None:
+                self._note_loss()
             self._complete_rename()
         except BaseException:
             self.lock.release()
@@ -176,6 +178,13 @@ class Held:
     def __exit__(self, *_: Any) -> None:
         self.ledger.last = self.last
         self.lock.release()
+
+    def _note_loss(self) -> None:
+        """Say that a new chain begins, where there are records of runs that another has entered."""
+        count = sum(name.startswith("run_") and name.endswith(".json") for name in os.listdir(self.store.folder))
+        if count:
+            self.ledger.notes.append("state/%s has no entry, though there %s: a new ledger begins; `verify` tells more" % (
+                NAME, "is a record of an earlier run" if count == 1 else "are %d records of earlier runs" % count))
 
     def _complete_rename(self) -> None:
         """Give the last entry's record its name, if a kill came between; without an entry the run counts as died."""

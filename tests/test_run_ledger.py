@@ -251,6 +251,16 @@ def test_a_last_entry_that_no_crash_leaves_is_damage_and_set_aside(store, change
     assert entries(store)[0]["seq"] == 1 and "ledger.jsonl.corrupt-19700101T000000Z" in names(store.folder)
 
 
+def test_a_ledger_that_is_gone_is_told_of_when_a_new_one_begins(project):
+    project.spec({"processor": project.processor("p", "open(out + '/o', 'w').close()\n")})
+    assert "new ledger" not in project.ok("--run-id", "a").out
+    project.ok("--run-id", "b")
+    project.path("state/ledger.jsonl").unlink()
+    said = "[LEDGER] state/ledger.jsonl has no entry, though there are 2 records of earlier runs: a new ledger begins; `verify` tells more\n"
+    assert project.ok("--run-id", "c").out.count(said) == 1
+    assert "new ledger" not in project.ok("--run-id", "d").out
+
+
 def test_a_long_last_line_is_found_whole(store):
     ledger, record = begin(store, "a")
     ledger.accept("p", {"stage": "s", "changes": ["x" * 300000], "reason": "r"})
