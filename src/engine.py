@@ -405,6 +405,7 @@ class Run:
                 return self._skipped(stage, decision, facts)
             if self.signals.number:
                 return self._stopped_before(stage, self.signals.text())
+            self._tell_of_namesake(stage, facts.record)
             work = self._new_work(stage, lock, facts)
             result = yield from work.do(decision)
             is_free = not work.survivors
@@ -417,6 +418,11 @@ class Run:
                 lock.release()
             else:
                 lock.abandon()
+
+    def _tell_of_namesake(self, stage: StageSpec, record: Optional[Json]) -> None:
+        """Say that the stage's record is another pipeline's: two that take turns do all their work again each time."""
+        if record is not None and record.get("pipeline") not in (None, self.spec.name):
+            self.console.event("NOTE", stage.name, ": its record is of pipeline %s, and is replaced; pipelines below one root need stages of different names" % record["pipeline"])
 
     def _needs_tidying(self, stage: StageSpec) -> bool:
         """Tell whether there are chunks of a finished stage that a kill has left, or the stage has kept while its spec said so."""

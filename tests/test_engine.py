@@ -453,3 +453,12 @@ def test_files_are_opened_with_an_encoding(project):
     project.spec({"processor": project.processor("p", "open(os.path.join(out, 'o'), 'wb').close()\n"), "passEnv": ["HOME"]})
     done = project.run(env={"PYTHONWARNDEFAULTENCODING": "1", "PYTHONWARNINGS": "error::EncodingWarning" if sys.version_info >= (3, 10) else ""})
     assert (done.code, done.err) == (0, ""), done
+
+
+def test_a_stage_of_another_pipeline_that_has_the_same_name_is_told_of(project):
+    stage = {"name": "s", "processor": project.processor("p", "open(out + '/o', 'w').close()\n"), "outputDir": "data/a"}
+    project.spec(stage, name="one")
+    assert "its record is of" not in project.ok().out
+    project.spec(dict(stage, outputDir="data/b"), name="two")
+    assert "[NOTE] s: its record is of pipeline one, and is replaced; pipelines below one root need stages of different names\n" in project.ok().out
+    assert "its record is of" not in project.ok("--force", "s").out
