@@ -116,7 +116,7 @@ def expected_read(inputs: Sequence[Sequence[str]], makers: Iterable[Tuple[str, s
     """Return (how many records are in the inputs by what their makers say, None if that cannot be told; why it cannot, or "").
 
     inputs: (path, SHA-256) of each. makers: (stage, output folder, stage record) of the other stages of the pipeline. It can be
-    told when each input is a recorded output of a finished stage, and of each such stage all outputs are read. Files of rejects
+    told when each input is a recorded output of a finished stage, and of each such stage all outputs are read; where none is, there is nothing to be told. Files of rejects
     count as rejected records where they are read, and may be left out.
     """
     left = {path: digest for path, digest in inputs}
@@ -136,9 +136,19 @@ def expected_read(inputs: Sequence[Sequence[str]], makers: Iterable[Tuple[str, s
         total += counts["written"] + (counts.get("rejected", 0) if rejects & set(taken) else 0)
         for path in taken:
             del left[path]
-    if left:
-        return None, "no finished stage made %s" % sorted(left)[0]
-    return (total, "") if inputs else (None, "it has no inputs")
+    if len(left) == len(inputs):
+        return None, ""                 # nothing was written before that could be compared
+    return (None, "no finished stage made %s" % sorted(left)[0]) if left else (total, "")
+
+
+def stray_inputs(inputs: Sequence[Sequence[str]], makers: Iterable[Tuple[str, str, Json]]) -> List[Tuple[str, str]]:
+    """Return (path, stage) of the inputs that lie in the output folder of a finished stage, and are not as it has recorded one of its outputs."""
+    found = []
+    for name, folder, record in makers:
+        if record.get("lastStatus") == "ok":
+            outputs = {"%s/%s" % (folder, one["path"]): one["sha256"] for one in record["outputs"]}
+            found += [(path, name) for path, digest in inputs if path.startswith(folder + "/") and outputs.get(path) != digest]
+    return found
 
 
 def refused_inputs(inputs: Sequence[Sequence[str]], makers: Iterable[Tuple[str, str, Json]]) -> List[str]:

@@ -542,7 +542,7 @@ class Run:
         now, own = self.digests.file_system_time()
         return now if device == own else int(self.clock.time() * 1e9)
 
-    def expected_read(self, stage: StageSpec, facts: Facts) -> Tuple[Optional[int], str]:
+    def expected_read(self, stage: StageSpec, facts: Facts) -> Tuple[Optional[int], str, str]:
         """Return how many records the stage should have read, see the function of that name."""
         return planning.expected_read(self.spec, stage, facts, self.store)
 

@@ -97,13 +97,19 @@ def inputs_and_makers(spec: PipelineSpec, stage: StageSpec, facts: Facts, store:
     return inputs, makers_of(spec, stage, [path for path, _ in inputs], store)
 
 
-def expected_read(spec: PipelineSpec, stage: StageSpec, facts: Facts, store: StateStore) -> Tuple[Optional[int], str]:
-    """Return how many records the stage reads by what the makers of its inputs say, see control_totals.expected_read(); only where that is asked for."""
+def expected_read(spec: PipelineSpec, stage: StageSpec, facts: Facts, store: StateStore) -> Tuple[Optional[int], str, str]:
+    """Return (how many records the stage reads by what the makers of its inputs say, why that is not known: see control_totals.expected_read();
+    why its inputs are refused, or ""); only where that is asked for."""
     import control_totals
     if not stage.reconcile:
-        return None, ""
+        return None, "", ""
     read, makers = inputs_and_makers(spec, stage, facts, store)
-    return control_totals.expected_read(read, with_all_outputs(makers, store))
+    makers = with_all_outputs(makers, store)
+    expected, why = control_totals.expected_read(read, makers)
+    folders = folders_of(spec, store)
+    strays = [(path, name) for path, name in control_totals.stray_inputs(read, makers)      # where folders are shared, it may be another stage's
+              if [one.name for one in folders.holders([path.rpartition("/")[0]]) if one.name != stage.name] == [name]]
+    return expected, why, "control totals: input %s lies in the output folder of stage %s and is not what that stage made: remove it, or run that stage again" % strays[0] if strays else ""
 
 
 def look_at(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore, boot: str, forced: bool, now_ns: Any,
@@ -137,10 +143,10 @@ def judge_again(spec: PipelineSpec, stage: StageSpec, decision: Decision, facts:
     missing = ["usable counts"] if control_totals.counts_problem(counts) else control_totals.missing_counts(stage, counts)
     if missing:
         return Decision("RUN", ["its record has no count of %s, which is asked for now" % " and ".join(missing)], 0, "")
-    expected, _ = expected_read(spec, stage, facts, store)
+    expected, _, refused = expected_read(spec, stage, facts, store)
     (_, _, record), = with_all_outputs([(stage.name, stage.output_dir, facts.record)], store)
     paths = ["%s/%s" % (stage.output_dir, one["path"]) for one in record["outputs"]]
-    why = control_totals.judge(stage, counts, expected, paths)
+    why = refused or control_totals.judge(stage, counts, expected, paths)
     return Decision("FAIL", ["%s; recorded by run %s" % (why, facts.record.get("lastRunId"))], 0, "") if why else decision
 
 

@@ -650,11 +650,11 @@ class StageWork:
         if not control_totals.is_judged(self.stage):
             return ""
         missing = control_totals.missing_counts(self.stage, self.counts)
-        expected, why = self.run.expected_read(self.stage, self.facts)
+        expected, why, refused = self.run.expected_read(self.stage, self.facts)
         if why and not missing:
             self.console.event("NOTE", self.stage.name, ": what it read is not compared with what was written before: %s" % why)
         paths = ["%s/%s" % (self.stage.output_dir, one["path"]) for one in outputs]
-        failure = control_totals.missing_text(self.stage, missing) if missing else control_totals.judge(self.stage, self.counts, expected, paths)
+        failure = control_totals.missing_text(self.stage, missing) if missing else refused or control_totals.judge(self.stage, self.counts, expected, paths)
         self.refused = outputs if failure else []
         return failure
 
