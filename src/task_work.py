@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     Output = Tuple[str, int, str]
 
 SHOWN_FAILURES = 10         # of failed tasks whose last output is shown
+SHOWN_WORDS = 200           # characters of the last line of a failed task's output
 AHEAD = 2                   # tasks that are prepared for each that runs
 FULL_DISKS = 3          # tasks that fail one after another for a full disk: then no more are started
 FULL = tuple(getattr(errno, name) for name in ("ENOSPC", "EDQUOT") if hasattr(errno, name))
@@ -92,6 +93,12 @@ def folder_name(name: str, key: str) -> str:
 def _tells_of_full_disk(said: bytes) -> bool:
     """Tell whether the last words of a processor are of a full disk: who has removed what did not fit leaves it with room again."""
     return any(os.strerror(number).encode("utf-8", "replace") in said for number in FULL)
+
+
+def _last_words(said: bytes) -> str:
+    """Return the last line of what a processor printed, for the reason of its failure; ": " before it, "" for none."""
+    lines = [line.strip() for line in said.decode("utf-8", "replace").splitlines() if line.strip()]
+    return ": " + (lines[-1] if len(lines[-1]) <= SHOWN_WORDS else lines[-1][:SHOWN_WORDS] + " ...") if lines else ""
 
 
 def _as_the_system_has_it(name: str) -> str:
@@ -419,6 +426,8 @@ class TasksWork(stage_work.StageWork):
         self.cpu_s += result.cpu_s
         self.max_rss = max(self.max_rss, result.max_rss_bytes)
         trial.exit_code, trial.stopped, trial.failure, trial.is_machines = result.exit_code, result.stopped, result.failure, False
+        if result.exit_code and trial.failure == "exit code %d" % result.exit_code:
+            trial.failure += _last_words(result.tail)
         for note in result.notes:
             self.console.event("NOTE", "%s %s" % (self.stage.name, trial.task.name), ": " + note)
         if result.survivors:
