@@ -30,6 +30,7 @@ STAGE_DEFAULTS: Json = {
     "forEach": [], "maxFailedTasks": 0, "prune": False, "chunks": None, "launcher": [], "forkServer": True, "settleSec": 0,
     "reconcile": False, "maxRejects": None}
 PIPELINE_KEYS = ("name", "version", "description", "defaults", "offline", "seal", "order", "onFailure", "onSuccess", "stages", "$schema")
+ESCAPED = {"\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t"}     # a character -> the letter of its escape in JSON
 LAYERS = ("scan", "kernel", "hook")
 
 
@@ -192,7 +193,13 @@ def check_path(value: Any, path: Path, problems: Problems) -> Any:
     if check_text(value, path, problems) is None:
         return None
     problem = path_problem(value)
-    return problems.add(path, "%s, got %s" % (problem, shown_value(value))) if problem else normal_path(value)
+    return problems.add(path, "%s, got %s%s" % (problem, shown_value(value), _escape_hint(value))) if problem else normal_path(value)
+
+
+def _escape_hint(value: str) -> str:
+    """Return what to write where JSON took the backslashes of a path for escapes, or ""."""
+    meant = "".join("/" + letter if letter else one for one, letter in ((one, ESCAPED.get(one)) for one in value))
+    return "; a backslash begins an escape in JSON: write %s" % shown_value(meant.replace("\\", "/")) if meant != value else ""
 
 
 def check_paths(value: Any, path: Path, problems: Problems) -> Any:
@@ -403,13 +410,14 @@ def _check_launchers(stages: List[Tuple[int, Json]], problems: Problems) -> None
 
 
 def _check_names(stages: List[Tuple[int, Json]], problems: Problems) -> None:
-    seen: Dict[str, int] = {}
+    seen: Dict[str, Tuple[int, str]] = {}
     for index, merged in stages:
         name = merged.get("name")
         if isinstance(name, str):
-            first = seen.setdefault(name.casefold(), index)
+            first, other = seen.setdefault(name.casefold(), (index, name))
             if first != index:
-                problems.add(("stages", index, "name"), "stages[%d] has the name %s already (case does not count)" % (first, shown_value(name)))
+                problems.add(("stages", index, "name"), "stages[%d] has the name %s already%s; choose another" % (
+                    first, shown_value(other), "" if other == name else ", and %s differs from it in case only" % shown_value(name)))
 
 
 def _check_needs(stages: List[Tuple[int, Json]], problems: Problems, is_graph: bool) -> None:

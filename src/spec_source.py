@@ -41,6 +41,7 @@ _LITERALS = {"true": True, "false": False, "null": None}
 _MISSPELT = {"True": ("true", True), "False": ("false", False), "None": ("null", None), "TRUE": ("true", True),
              "FALSE": ("false", False), "NULL": ("null", None), "Null": ("null", None), "undefined": ("null", None)}
 _NOT_NUMBERS = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
+_PATH_KEYS = ("processor", "outputDir", "inputs", "outputs", "watch", "forEach")
 _QUOTES = "\u201c\u201d\u201e\u201f\u2018\u2019\u00ab\u00bb`"
 
 
@@ -469,9 +470,12 @@ class _Scanner:
         self.place += 2 if mark >= " " else 1   # a backslash at the end of a line does not swallow the line's end
         if mark in _ESCAPES:
             return _ESCAPES[mark]
-        if mark == "u":
+        if mark == "u" and (_HEX4.match(self.text, self.place) or not _is_path(path)):
             return self._unicode_escape(start, path)
         shown = _quoted("\\" + mark).replace("\\\\", "\\")
+        if _is_path(path) and mark >= " ":
+            self.report(start, path, "%s is no escape in JSON; write /%s: a path has forward slashes" % (shown, mark))
+            return "/" + mark
         self.report(start, path, "%s is no escape in JSON; write \\\\ for a backslash, or / in a path" % shown)
         return "\\" + mark if mark >= " " else "\\"
 
@@ -489,6 +493,12 @@ class _Scanner:
         if 0xD800 <= code < 0xE000:
             self.report(start, path, "half of a surrogate pair (\\u%04x); write both halves or the character itself" % code)
         return chr(code)
+
+
+def _is_path(path: Path) -> bool:
+    """Tell whether what stands there in a pipeline file is a path: that of a stage, or of a program that is run after the run."""
+    below = path[2:] if path[:1] == ("stages",) else path[1:] if path[:1] == ("defaults",) else ()
+    return bool(below) and below[0] in _PATH_KEYS or path in (("onFailure", 0), ("onSuccess", 0))
 
 
 def _number_hint(token: str) -> str:

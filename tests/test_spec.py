@@ -265,8 +265,9 @@ NAMES = [
     (named("§5"), "must be 1 to 64"),
     (named("§null"), "must be 1 to 64"),
     ('{"name": §"a/b", "stages": [{"name": "a", "processor": "bin/ok.py", "outputDir": "x"}]}', "name: must be 1 to 64"),
-    (stages('"name": "Copy"', '"name": §"copy"'), "stages[0] has the name \"copy\" already (case does not count)"),
-    (stages('"name": "a"', '"name": "b"', '"name": §"A"'), 'stages[2].name: stages[0] has the name "A" already'),
+    (stages('"name": "Copy"', '"name": §"copy"'), "stages[0] has the name \"Copy\" already, and \"copy\" differs from it in case only; choose another"),
+    (stages('"name": "copy"', '"name": §"copy"'), "stages[0] has the name \"copy\" already; choose another"),
+    (stages('"name": "a"', '"name": "b"', '"name": §"A"'), 'stages[2].name: stages[0] has the name "a" already, and "A" differs'),
 ]
 PATHS = [
     (folder('§"../x"'), "must not leave the root with '..'"),
@@ -277,6 +278,11 @@ PATHS = [
     (folder('§"data\\\\out"'), "must be written with forward slashes"),
     (folder('§""'), "must be a path without control characters"),
     (folder('§"a\\nb"'), "must be a path without control characters"),
+    (folder('§"a\\u0001b"'), 'must be a path without control characters, got "a\\u0001b"'),
+    (processor('§"bin\\transform.py"'), 'got "bin\\transform.py"; a backslash begins an escape in JSON: write "bin/transform.py"'),
+    (processor('"bin§\\ok.py"'), '"\\o" is no escape in JSON; write /o: a path has forward slashes'),
+    (folder('"data§\\upper"'), '"\\u" is no escape in JSON; write /u: a path has forward slashes'),
+    (stage('"inputs": ["data§\\in.txt"]'), 'stages[0].inputs[0]: "\\i" is no escape in JSON; write /i'),
     (folder('§"data/con"'), "names a Windows device"),
     (folder('§"data/nul.txt/x"'), "names a Windows device"),
     (folder('§"data./x"'), "has a part that ends with a dot or blank"),
