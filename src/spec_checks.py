@@ -471,7 +471,8 @@ def _check_processors(stages: List[Tuple[int, Json]], root: str, problems: Probl
 def _check_program(program: str, path: Path, root: str, problems: Problems) -> None:
     full = os.path.join(root, program)
     if not os.path.isfile(full):
-        problems.add(path, _no_file_text(full, shown_value(program)))
+        text = _no_file_text(full, shown_value(program))
+        problems.add(path, text + (_no_file_remedy(program, path, root, problems) if text.startswith("there is no file") else ""))
     elif program_kind(program) == "program" and sys.platform != "win32" and not os.access(full, os.X_OK):
         is_marked = os.stat(full).st_mode & 0o111
         problems.add(path, "%s is not executable%s" % (shown_value(program), " by this user, or lies on a file system that runs no programs (noexec)" if is_marked else "; chmod +x it"))
@@ -485,6 +486,39 @@ def _no_file_text(full: str, shown: str) -> str:
     except (OSError, ValueError):
         pass
     return "there is no file %s" % shown
+
+
+def _no_file_remedy(program: str, path: Path, root: str, problems: Problems) -> str:
+    """Return what was meant, most likely, by a program that is not there, or ""."""
+    full = os.path.join(root, program)
+    if os.path.isdir(full):
+        return ": it is a folder; name a file in it"
+    first, blank, _ = program.partition(" ")
+    belongs = "arguments belong %s" % ("in \"args\"" if path[0] == "stages" else "behind it in the list")
+    if blank and os.path.isfile(os.path.join(root, first)):
+        return "; %s: the program is %s" % (belongs, shown_value(first))
+    import shutil
+    found = shutil.which(first) if "/" not in first else None
+    if found:
+        return "; PATH is not searched: write %s%s" % (json.dumps(os.path.abspath(found), ensure_ascii=False), ", and " + belongs if blank else "")
+    near = _near_file(program, root, problems)
+    if near:
+        return "; did you mean \"%s\"?" % near
+    return "" if "/" in program else "; PATH is not searched: write its path, from the root or absolute"
+
+
+def _near_file(program: str, root: str, problems: Problems) -> Optional[str]:
+    """Return the file whose path is most like that of *program*, in the same folder; for a mere name in bin/, too."""
+    folder, name = os.path.split(program)
+    for place in (folder,) if folder else ("", "bin"):
+        try:
+            names = [one for one in os.listdir(os.path.join(root, place)) if os.path.isfile(os.path.join(root, place, one))]
+        except OSError:
+            continue
+        near = problems.nearest(name, names)
+        if near:
+            return "%s/%s" % (place.rstrip("/"), near) if place else near
+    return None
 
 
 def _check_after(value: Json, key: str, root: str, problems: Problems) -> List[str]:

@@ -361,6 +361,29 @@ def test_all_faults_at_once_in_the_order_of_the_text(root, capsys):
     assert sum("is missing" in line for line in lines) == 2         # processor and outputDir of the second stage
 
 
+@pytest.mark.parametrize("named_so, said", [
+    ("bin/okk.py", '; did you mean "bin/ok.py"?'), ("bin/OK.Py", '; did you mean "bin/ok.py"?'), ("ok.py", '; did you mean "bin/ok.py"?'),
+    ("bin/ok.py --fast x", '; arguments belong in "args": the program is "bin/ok.py"'), ("bin", ": it is a folder; name a file in it"),
+    ("no-such-tool-anywhere", "; PATH is not searched: write its path, from the root or absolute"), ("bin/entirely-different.sh", ""), ("nowhere/ok.py", "")])
+def test_a_processor_that_is_not_there_is_told_with_what_was_meant(root, capsys, named_so, said):
+    if named_so == "bin/OK.Py" and (root / named_so).exists():
+        pytest.skip("this file system ignores case")
+    text, ((line, column),) = without_marks(processor('§"%s"' % named_so))
+    assert refuse(root, capsys, text) == ['%d:%d: stages[0].processor: there is no file "%s"%s' % (line, column, named_so, said)]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="programs of POSIX systems")
+def test_a_processor_that_would_be_found_on_the_path_is_told_with_its_path(root, capsys, tmp_path, monkeypatch):
+    tool = tmp_path / "awkward"
+    tool.write_text("#!/bin/sh\n", encoding="utf-8")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    said = 'there is no file "awkward%s"; PATH is not searched: write "%s"%s'
+    assert refuse(root, capsys, processor('"awkward"'))[0].endswith(said % ("", tool, ""))
+    assert refuse(root, capsys, processor('"awkward -f x"'))[0].endswith(said % (" -f x", tool, ', and arguments belong in "args"'))
+    assert refuse(root, capsys, whole('"onFailure": ["awkward -f"]'))[0].endswith(said % (" -f", tool, ", and arguments belong behind it in the list"))
+
+
 def test_syntax_and_meaning_together_when_the_text_could_be_read_to_its_end(root, capsys):
     marked = stage('"retry": {"attempts": §"x"}, "x-a": §NaN, "args": [1§, ]'.replace("[1", "[\"1\""))
     text, places = without_marks(marked)
