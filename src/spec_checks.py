@@ -154,8 +154,8 @@ def check_boolean(value: Any, path: Path, problems: Problems) -> Any:
     return value if isinstance(value, bool) else problems.add(path, "must be true or false, got %s" % shown_value(value))
 
 
-def check_object(value: Any, path: Path, problems: Problems) -> Any:
-    return value if isinstance(value, dict) else problems.add(path, "must be an object, got %s" % shown_value(value))
+def check_object(value: Any, path: Path, problems: Problems, example: str = "") -> Any:
+    return value if isinstance(value, dict) else problems.add(path, "must be an object%s, got %s" % (" such as " + example if example else "", shown_value(value)))
 
 
 def one_of(*choices: str) -> Callable[..., Any]:
@@ -308,10 +308,10 @@ def check_exit_codes(value: Any, path: Path, problems: Problems) -> Any:
     return value
 
 
-def fields(**checks: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a check of an object with just these keys."""
+def fields(example: str, checks: Dict[str, Callable[..., Any]]) -> Callable[..., Any]:
+    """Return a check of an object with just these keys; *example* is one, for who wrote something else."""
     def check(value: Any, path: Path, problems: Problems) -> Any:
-        if check_object(value, path, problems) is None:
+        if check_object(value, path, problems, example) is None:
             return None
         _check_keys(value, tuple(checks), path, problems)
         return {key: checks[key](one, path + (key,), problems) for key, one in value.items() if key in checks}
@@ -320,26 +320,31 @@ def fields(**checks: Callable[..., Any]) -> Callable[..., Any]:
 
 def _check_seal(value: Any, path: Path, problems: Problems) -> Any:
     """Check `seal`: one without a key file would leave the ledger unsealed without a word."""
-    found = fields(keyFile=check_text)(value, path, problems)
+    found = fields('{"keyFile": "/etc/pipeline/seal.key"}', {"keyFile": check_text})(value, path, problems)
     if found is None or "keyFile" not in found:
         return found if found is None else problems.add(path, "the key \"keyFile\" is missing; without \"seal\" the ledger is not sealed")
     return found if found["keyFile"] != "" else problems.add(path + ("keyFile",), "must name the key file; without \"seal\" the ledger is not sealed")
 
 
+# The objects of a stage: an example for who wrote something else, and a check of each key.
+OBJECTS: Dict[str, Tuple[str, Dict[str, Callable[..., Any]]]] = {
+    "idempotency": ('{"enabled": false}', {"enabled": check_boolean, "processor": one_of("mtime", "content")}),
+    "checkpoint": ('{"enabled": true}', {"enabled": check_boolean, "lineInterval": whole_number(1)}),
+    "retry": ('{"attempts": 3}', {"attempts": whole_number(1), "baseDelayMs": whole_number(0), "maxDelayMs": whole_number(0),
+                                  "jitterMs": whole_number(0), "exitCodes": check_exit_codes}),
+    "lock": ('{"waitSeconds": 60}', {"waitSeconds": number_above(0)}),
+    "resources": ('{"cpuCores": 2}', {"cpuCores": whole_number(1), "memoryMB": whole_number(1), "minFreeDiskMB": whole_number(0), "nice": whole_number(0, 19)}),
+    "chunks": ('{"bytes": 67108864}', {"bytes": whole_number(1), "keepChunks": check_boolean, "filter": check_boolean, "headerLines": whole_number(0)})}
+
 STAGE_CHECKS: Dict[str, Callable[..., Any]] = {
     "name": check_name, "processor": check_processor, "args": check_texts, "inputs": check_paths,
     "allowNoInputs": check_boolean, "outputDir": check_output_folder, "outputs": check_output_globs, "params": check_object,
     "env": check_variables, "passEnv": check_texts, "watch": check_paths, "needs": check_texts,
-    "idempotency": fields(enabled=check_boolean, processor=one_of("mtime", "content")),
-    "checkpoint": fields(enabled=check_boolean, lineInterval=whole_number(1)),
-    "retry": fields(attempts=whole_number(1), baseDelayMs=whole_number(0), maxDelayMs=whole_number(0),
-                    jitterMs=whole_number(0), exitCodes=check_exit_codes),
+    "idempotency": fields(*OBJECTS["idempotency"]), "checkpoint": fields(*OBJECTS["checkpoint"]), "retry": fields(*OBJECTS["retry"]),
     "timeoutSec": number_above(0, exclusive=True), "graceSec": number_above(0),
-    "lock": fields(waitSeconds=number_above(0)),
-    "resources": fields(cpuCores=whole_number(1), memoryMB=whole_number(1), minFreeDiskMB=whole_number(0), nice=whole_number(0, 19)),
+    "lock": fields(*OBJECTS["lock"]), "resources": fields(*OBJECTS["resources"]),
     "simulateFailAttempts": whole_number(0), "networkAttempts": one_of("fail", "warn"),
-    "forEach": check_path_or_paths, "maxFailedTasks": whole_number(0), "prune": check_boolean,
-    "chunks": fields(bytes=whole_number(1), keepChunks=check_boolean, filter=check_boolean, headerLines=whole_number(0)),
+    "forEach": check_path_or_paths, "maxFailedTasks": whole_number(0), "prune": check_boolean, "chunks": fields(*OBJECTS["chunks"]),
     "launcher": check_launcher, "forkServer": check_boolean, "settleSec": number_above(0), "reconcile": check_boolean,
     "maxRejects": check_max_rejects}
 
@@ -355,9 +360,20 @@ def _checked(value: Json, key: str, check: Callable[..., Any], path: Path, probl
 def _check_keys(value: Json, known: Sequence[str], path: Path, problems: Problems) -> None:
     for key in value:
         if key not in known and not key.startswith("x-"):
-            near = problems.nearest(key, known)
-            hint = "did you mean \"%s\"?" % near if near else "known keys: %s; keys of your own begin with \"x-\"" % ", ".join(known)
+            owners, near = _owners_of(key, path), problems.nearest(key, known)
+            hint = "\"%s\" belongs %s" % (key, owners) if owners else "did you mean \"%s\"?" % near if near else "known keys: %s; keys of your own begin with \"x-\"" % ", ".join(known)
             problems.add(path + (key,), "unknown key; " + hint)
+
+
+def _owners_of(key: str, path: Path) -> str:
+    """Return where a key belongs that stands at the wrong level of the file, or ""."""
+    if not path:
+        owner = "offline" if key in OFFLINE_CHECKS else "seal" if key == "keyFile" else ""
+        return "in \"%s\"" % owner if owner else "in a stage, or in \"defaults\"" if key in STAGE_CHECKS else ""
+    if path == ("defaults",) or path[0] == "stages" and len(path) == 2:
+        owners = ["\"%s\"" % name for name, (_, checks) in OBJECTS.items() if key in checks]
+        return "in " + " or ".join(owners) if owners else ("at the top, beside \"stages\"" if key in PIPELINE_KEYS and key != "name" else "")
+    return "in the stage, beside \"%s\"" % path[-1] if path[0] in ("defaults", "stages") and key in STAGE_CHECKS else ""
 
 
 def _check_stage_keys(value: Any, path: Path, problems: Problems, is_defaults: bool = False) -> Json:
@@ -617,8 +633,9 @@ def check_layers(value: Any, path: Path, problems: Problems) -> Any:
     return value
 
 
-OFFLINE_CHECK = fields(allow=check_texts, require=one_of("scan", "kernel"), strict=check_boolean, layers=check_layers,
-                       networkAttempts=one_of("fail", "warn"))
+OFFLINE_CHECKS: Dict[str, Callable[..., Any]] = {"allow": check_texts, "require": one_of("scan", "kernel"), "strict": check_boolean, "layers": check_layers,
+                                                 "networkAttempts": one_of("fail", "warn")}
+OFFLINE_CHECK = fields("", OFFLINE_CHECKS)
 
 
 def _check_stages(value: Any, defaults: Json, root: str, problems: Problems, is_graph: bool) -> List[Json]:
