@@ -138,13 +138,13 @@ def _dispatch(options: Options, console: Console, started: float, found: Any) ->
 
 
 def _tell_of_gaps(spec: PipelineSpec, console: Console) -> None:
-    """Print what the stages name and their keys do not know, and what they read that another may write at the same time."""
+    """Print what the stages name and their keys do not know, paths that mean another thing, and what they read that another may write at the same time."""
     import key_gaps
     import stage_order
     for name, doubt in stage_order.doubtful_reads(spec.stages, spec.order == "graph"):
         console.line("[NOTE] %s: %s" % (name, doubt))
     for stage in spec.stages:
-        for gap in key_gaps.find_gaps(spec.root, stage):
+        for gap in key_gaps.find_gaps(spec.root, stage) + key_gaps.find_misreadings(spec.root, stage):
             console.line("[NOTE] %s: %s" % (stage.name, gap))
 
 
