@@ -26,6 +26,7 @@ MAX_BYTES = 8 * 1024 * 1024
 MAX_DIGITS = 18                     # integers that every tool and every 64-bit reader holds exactly
 MAX_PROBLEMS = 200                  # a file of another kind would otherwise list one problem for every word
 
+SINGLE_QUOTES = "JSON knows double quotes only, not single ones"
 _LINE_END = re.compile(r"\r\n|\n|\r")
 _SPACE = re.compile(r"[ \t\n\r]*")
 _PLAIN = re.compile(r"[^\"'\\\x00-\x1f\ud800-\udfff]+")
@@ -133,7 +134,8 @@ def parse(text: str) -> Document:
     document = Document(scanner.root, starts, scanner.values, scanner.keys)
     document.complete = scanner.complete
     for offset, path, message in sorted(scanner.found, key=lambda one: one[0]):
-        document.problems.append(document._at(offset) + (path, message))
+        more = " (and %d more)" % (scanner.single_quoted - 1) if message == SINGLE_QUOTES and scanner.single_quoted > 1 else ""
+        document.problems.append(document._at(offset) + (path, message + more))
     return document
 
 
@@ -174,6 +176,7 @@ class _Scanner:
         self.values: Dict[Path, int] = {}
         self.keys: Dict[Path, int] = {}
         self.complete = False
+        self.single_quoted = 0                  # texts; only the first is reported
 
     def run(self) -> None:
         try:
@@ -423,7 +426,9 @@ class _Scanner:
     def _string(self, path: Path, quote: str) -> str:
         start = self.place
         if quote == "'":
-            self.report(start, path, "JSON knows double quotes only, not single ones")
+            self.single_quoted += 1
+            if self.single_quoted == 1:         # who writes one so writes all so
+                self.report(start, path, SINGLE_QUOTES)
         self.place += 1
         pieces: List[str] = []
         while True:
