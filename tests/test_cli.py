@@ -411,7 +411,7 @@ def test_main_takes_the_arguments_of_the_process_by_default(good):
 
 @pytest.mark.parametrize("make, told", [
     (lambda root: (root / "state" / "ledger.jsonl").mkdir(parents=True), "ledger.jsonl: Is a directory; a file belongs there: move the folder away"),
-    (lambda root: (root / "state").write_text(""), "; a folder belongs there, not a file or a link that leads nowhere: mount what it leads to, or move it away"),
+    (lambda root: (root / "state").write_text(""), "state: Not a directory; a folder belongs there, not a file or a link that leads nowhere: mount what it leads to, or move it away"),
 ], ids=["a folder", "a file"])
 @pytest.mark.skipif(sys.platform == "win32", reason="the system's own words are others there")
 def test_what_is_in_the_place_of_a_file_of_the_runner_is_said_with_a_remedy(good, make, told):
