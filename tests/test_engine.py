@@ -283,6 +283,15 @@ def test_every_finding_is_named_with_its_module(project):
     assert NET in lines[1] and "asyn" + "cio" in lines[2]
 
 
+def test_what_to_write_to_let_findings_through_is_said(project):
+    guarded(project, {"bin/work.py": LOAD + "asyn" + "cio\n", "bin/other.py": LOAD + NET + "\n" + LOAD + "asyn" + "cio\n"}, offline={"allow": ["ftp" + "lib"]})
+    told = project.run("validate").err.splitlines()[-1]
+    allow = '"offline": {"allow": ["ftp%s", "asyn%s", "%s"]}' % ("lib", "cio", NET)
+    assert told == "nothing was run; remove what uses the network (no stage uses bin/other.py, but all Python files below bin/ are scanned), or let it through with " + allow
+    guarded(project, {}, **json.loads("{%s}" % allow))
+    project.ok("validate")
+
+
 def test_an_allowed_module_is_let_through_and_noted(project):
     guarded(project, {"bin/work.py": LOAD + "asyn" + "cio\nimport os\nopen(os.environ['PIPELINE_OUTPUT_DIR'] + '/o', 'w')\n"}, offline={"allow": ["asyn" + "cio"]})
     project.ok("--run-id", "r")
