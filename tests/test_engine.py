@@ -212,7 +212,7 @@ def test_a_program_that_is_no_python(project):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="shell scripts")
-@pytest.mark.parametrize("text, hint", [("echo no first line\n", "a script needs a first line such as #!/bin/sh"), ("#!/no/such/interpreter\n", "the program that its first line names may be missing"),
+@pytest.mark.parametrize("text, hint", [("echo no first line\n", "a script needs a first line such as #!/bin/sh"), ("#!/no/such/interpreter\n", "; its first line names /no/such/interpreter, which is not there: install it, or name another"),
                                         ("#!/bin/sh\r\n:\r\n", "its first line ends with a carriage return (CRLF): save it with plain line ends"),
                                         ("\ufeff#!/bin/sh\n", "a byte order mark stands before its first line: save it without")])
 def test_a_program_that_cannot_be_started(project, text, hint):
