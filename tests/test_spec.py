@@ -12,6 +12,7 @@ import pytest
 
 import key_gaps
 import pipeline_runner
+import program_starts
 import spec_checks
 from model import SpecError, UsageError
 
@@ -658,6 +659,61 @@ def test_paths_that_mean_something_else_than_they_seem_to_are_noted(project):
         "[NOTE] s1: %s: ~ and $VARS are not expanded; write the path itself" % one for one in ("inputs[0] is ~/in/*.csv", "watch[0] is conf/${HOST}.ini", "outputs[2] is $DAY.txt")] + [
         "[NOTE] s1: outputs[0] is data/s1/a.txt, which means data/s1/data/s1/a.txt: outputs are relative to outputDir; write a.txt"] + [
         "[NOTE] s2: %s: ~ and $VARS are not expanded; write the path itself" % one for one in ("outputDir is $HOME/out", "forEach[0] is ~me/x")]
+
+
+CANNOT_START = [
+    ("bin/t.py", "x = 1\ndef f(:\n", "line 2 is no Python %d.%d source: " % sys.version_info[:2]), ("bin/t.py", "return 1\n", "'return' outside function"), ("bin/t.py", b"a\0b", "null bytes"),
+    ("bin/t.py", b"x = '\xe4'\n", "is no Python"),
+    ("bin/t", "", "it is empty"), ("bin/t.sh", "echo hello\n", "a script needs a first line such as #!/bin/sh"),
+    ("bin/t", "\ufeff#!/bin/sh\n", "a byte order mark stands before its first line; save it without"),
+    ("bin/t", "#!/bin/sh\r\n:\r\n", "its first line ends with a carriage return (CRLF); save it with plain line ends"),
+    ("bin/t", "#!/usr/bin/env sh\r\n:\r\n", "its first line ends with a carriage return"), ("bin/t", "#!\n", "its first line names no program"),
+    ("bin/t", "#! /no/such/shell -e\n", "its first line names /no/such/shell, which is not there; install it, or name another")]
+
+
+@pytest.mark.parametrize("name, text, said", CANNOT_START)
+@pytest.mark.skipif(sys.platform == "win32", reason="first lines mean nothing there")
+def test_a_program_that_cannot_start_is_refused_by_validate_and_fails_in_a_run(project, name, text, said):
+    project.write(name, text, executable=True)
+    project.spec({"processor": "bin/stage_copy.py"}, {"processor": name})
+    done = project.run("validate")
+    line, = done.err.splitlines()
+    assert done.code == 2 and line.startswith('%s:12:20: stages[1].processor: "%s" cannot start: ' % (project.path("pipeline.json"), name)) and said in line, done
+    assert project.run("--only", "s2").code == 1        # as validate says
+    project.write("bin/ok", "#!/bin/sh\n", executable=True)
+    project.spec({"processor": "bin/ok"}, onFailure=[name])
+    assert ': onFailure[0]: "%s" cannot start: ' % name in project.run("validate").err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="first lines mean nothing there")
+def test_a_program_that_may_not_start_is_noted_by_validate(project):
+    project.write("bin/asks", "#!/usr/bin/env -S VAR=1 no-such-shell -e\n", executable=True)
+    project.write("bin/perl", "#!/bin/sh -e\r\n", executable=True)
+    project.write("bin/far", "#!/no/such/shell\n", executable=True)
+    project.write("data/s4/made", "", executable=True)
+    project.spec({"processor": "bin/asks"}, {"processor": "bin/perl"}, {"processor": "bin/far", "launcher": ["srun"]}, {"processor": "data/s4/made"})
+    assert project.ok("validate").out.splitlines()[:-1] == [
+        '[NOTE] s1: "bin/asks": its first line asks for no-such-shell, which is not on PATH here; install it, or the stage fails',
+        '[NOTE] s2: "bin/perl": its first line ends with a carriage return (CRLF); save it with plain line ends',
+        '[NOTE] s3: "bin/far" cannot start: its first line names /no/such/shell, which is not there; install it, or name another',
+        '[NOTE] s4: "data/s4/made" cannot start: it is empty']
+    project.write("tools/no-such-shell", "#!/bin/sh\n", executable=True)
+    project.spec({"processor": "bin/asks", "env": {"PATH": str(project.path("tools"))}})
+    assert "[NOTE]" not in project.ok("validate").out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="first lines mean nothing there")
+def test_programs_that_can_start_are_let_through_by_validate(project):
+    project.write("bin/a", "#!/usr/bin/env -S sh -e\n", executable=True)
+    project.write("bin/b", "#!/bin/sh", executable=True)
+    project.write("bin/c", b"\x7fELF\0", executable=True)
+    project.write("bin/d.py", "#!/no/such/python\r\nx = '\\d'\n")        # Python is started with it, and it takes any line end
+    project.spec(*({"processor": one} for one in ("bin/a", "bin/b", "bin/c", "bin/d.py", sys.executable)))
+    done = project.ok("validate")
+    assert "[NOTE]" not in done.out and done.err == "", done
+    assert list(program_starts.judge(str(project.root), "bin/none", "")) == []
+    project.write("bin/a", "")
+    assert list(program_starts.judge(str(project.root), "bin/a", "", windows=True)) == []
 
 
 def test_what_lies_on_another_drive_is_no_path_below_the_root(monkeypatch, project):
