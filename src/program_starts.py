@@ -64,7 +64,7 @@ def _judge_source(data: bytes) -> Iterator[Verdict]:
         if len(data) < LARGEST_SOURCE:
             yield True, "line %d is no Python %d.%d source: %s" % (error.lineno or 1, sys.version_info[0], sys.version_info[1], error.msg)
     except (ValueError, OverflowError) as error:
-        yield True, "it is no Python source: %s" % error
+        yield False, "it is no Python source: %s" % error       # older Pythons run what stands before a null byte
     except (RecursionError, MemoryError):
         pass                            # the scan tells of it
 

@@ -662,7 +662,7 @@ def test_paths_that_mean_something_else_than_they_seem_to_are_noted(project):
 
 
 CANNOT_START = [
-    ("bin/t.py", "x = 1\ndef f(:\n", "line 2 is no Python %d.%d source: " % sys.version_info[:2]), ("bin/t.py", "return 1\n", "'return' outside function"), ("bin/t.py", b"a\0b", "null bytes"),
+    ("bin/t.py", "x = 1\ndef f(:\n", "line 2 is no Python %d.%d source: " % sys.version_info[:2]), ("bin/t.py", "return 1\n", "'return' outside function"),
     ("bin/t.py", b"x = '\xe4'\n", "is no Python"),
     ("bin/t", "", "it is empty"), ("bin/t.sh", "echo hello\n", "a script needs a first line such as #!/bin/sh"),
     ("bin/t", "\ufeff#!/bin/sh\n", "a byte order mark stands before its first line; save it without"),
@@ -712,6 +712,8 @@ def test_programs_that_can_start_are_let_through_by_validate(project):
     done = project.ok("validate")
     assert "[NOTE]" not in done.out and done.err == "", done
     assert list(program_starts.judge(str(project.root), "bin/none", "")) == []
+    project.write("bin/d.py", b"a\0b")
+    assert "null bytes" in list(program_starts.judge(str(project.root), "bin/d.py", ""))[0][1]
     project.write("bin/a", "")
     assert list(program_starts.judge(str(project.root), "bin/a", "", windows=True)) == []
 
