@@ -92,7 +92,7 @@ def _leave_requests_to_stop() -> None:
 
 def _dispatch(options: Options, console: Console, started: float, found: Any) -> int:
     if options.command in ("help", "version"):
-        console.out.write(command_line.USAGE if options.command == "help" else "pipeline_runner %s\n" % VERSION)
+        console.out.write("pipeline_runner %s\n" % VERSION if options.command == "version" else command_line.usage_of("".join(options.operands)))
         return EXIT_OK
     if options.command in ("verify", "export", "evidence", "new-key"):
         import ledger_commands
