@@ -68,8 +68,8 @@ def test_help_of_a_command_is_what_belongs_to_it(tmp_path, words, usage, has, ha
 def test_every_command_has_its_own_help():
     told = {name: command_line.usage_of(name) for name in command_line.COMMANDS}
     assert len(set(told.values())) == len(told) and command_line.USAGE not in told.values()
-    for name, commands in command_line.ONLY_WITH.items():
-        assert {one for one in told if "\n  %s " % name in told[one]} == set(commands), name
+    for name, owners in command_line.ONLY_WITH.items():
+        assert {one for one in told if "\n  %s " % name in told[one]} == set(owners), name
 
 
 def test_version(tmp_path):
