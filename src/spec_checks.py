@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     Json = Dict[str, Any]
     Path = Tuple[Any, ...]
 
+MOST_SEARCHED = 50          # problems, after which files that were meant are not looked for any more: each search takes a while
 MAX_DEPTH = 64              # of nesting: far above any real spec, far below what exhausts a parser
 DEVICE_NAMES = frozenset("con prn aux nul".split() + ["%s%s" % (name, n) for name in ("com", "lpt") for n in "0123456789\u00b9\u00b2\u00b3"])
 LAUNCHER_NAMES = ("cpuCores", "memoryMB")
@@ -517,7 +518,7 @@ def _no_file_remedy(program: str, path: Path, root: str, problems: Problems) -> 
     found = shutil.which(first) if "/" not in first else None
     if found:
         return "; PATH is not searched: write %s%s" % (json.dumps(os.path.abspath(found), ensure_ascii=False), ", and " + belongs if blank else "")
-    near = _near_file(program, root, problems)
+    near = _near_file(program, root, problems) if len(problems.found) < MOST_SEARCHED else None
     if near:
         return "; did you mean \"%s\"?" % near
     return "" if "/" in program else "; PATH is not searched: write its path, from the root or absolute"

@@ -386,6 +386,11 @@ def test_a_processor_that_is_not_there_is_told_with_what_was_meant(root, capsys,
     assert refuse(root, capsys, text) == ['%d:%d: stages[0].processor: there is no file "%s"%s' % (line, column, named_so, said)]
 
 
+def test_of_very_many_processors_that_are_not_there_only_the_first_are_looked_for(root, capsys):
+    lines = refuse(root, capsys, json.dumps({"name": "p", "stages": [{"name": "s%d" % one, "outputDir": "d/%d" % one, "processor": "bin/okk.py"} for one in range(60)]}))
+    assert len(lines) == 60 and sum('did you mean "bin/ok.py"?' in line for line in lines) == spec_checks.MOST_SEARCHED
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="programs of POSIX systems")
 def test_a_processor_that_would_be_found_on_the_path_is_told_with_its_path(root, capsys, tmp_path, monkeypatch):
     tool = tmp_path / "awkward"
