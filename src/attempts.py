@@ -577,7 +577,17 @@ def missing_hint(first_line: bytes, folder: str, windows: bool = sys.platform ==
         return "; the path of the root is too long for a working folder: let it be shorter" if len(folder) >= 258 else ""
     if first_line.endswith(b"\r\n"):
         return "; its first line ends with a carriage return (CRLF): save it with plain line ends"
-    return "; the program that its first line names may be missing"
+    name = interpreter_of(first_line)
+    if not name:
+        return "; the program, or a loader that it needs, may be missing"
+    is_there = os.path.exists(os.path.join(folder, name))
+    return "; its first line names %s, which %s" % (name, "cannot be started itself" if is_there else "is not there: install it, or name another")
+
+
+def interpreter_of(first_line: bytes) -> str:
+    """Return the program that a script's first line names (#!), "" if none."""
+    words = first_line[2:].split() if first_line.startswith(b"#!") else []
+    return os.fsdecode(words[0]) if words else ""
 
 
 def _tell_of_launcher(attempt: Attempt) -> None:

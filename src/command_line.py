@@ -109,12 +109,28 @@ ONLY_WITH = {"--anchor": ("verify",), "--outputs": ("verify",), "--format": ("ex
              "--until": ("run", "plan", "validate", "status", "clean"), "--force": ("run", "plan", "validate", "status", "explain"),
              "--follow": ("logs",), "--yes": ("clean", "gc", "reset"), "--keep-runs": ("gc",), "--keep-days": ("gc",), "--kind": ("new-stage",),
              **{name: ("run",) for name in ("--jobs", "--max-memory", "--keep-going", "--stop-by", "--stop-after", "--quiet", "--log-format", "--openlineage")}}
+# taken everywhere, as a script may give all commands the same options; these are the commands for which they change something
+OF_USE_WITH = {"--set": tuple(name for name in COMMANDS if name not in ("verify", "export", "evidence", "new-key", "init", "new-stage")),
+               "--rehash": ("run", "plan", "status", "explain"), "--key": ("run", "verify", "accept", "clean", "gc", "reset"),
+               **{name: tuple(one for one in COMMANDS if one not in ("init", "new-key")) for name in ("--pipeline", "--root")}}
 INSTEAD = {("--run-id", "logs"): "; of which run is said by --run", ("--run-id", "report"): "; the run is named by a word: report ID",
            ("--dry-run", "clean"): "; without --yes it removes nothing", ("--dry-run", "gc"): "; without --yes it removes nothing",
            ("--dry-run", "reset"): "; without --yes it removes nothing"}
 FORMATS = {"export": ("in-toto",), "graph": ("mermaid", "dot", "svg", "json")}     # command -> its formats, the default first
 LOG_FORMATS = ("text", "json")
 KINDS = ("lines", "blocks", "files", "shell")
+
+
+def usage_of(command: str) -> str:
+    """Return the part of the usage that is about one command; all of it where there is none of that name."""
+    head, _, rest = USAGE.partition("\noptions\n")
+    owners = {**OF_USE_WITH, **ONLY_WITH}
+    about = next((line for line in head.split("\n") if line.startswith("  ") and command in line[2:24].replace(",", "").split()), "")
+    if not about or command not in COMMANDS:
+        return USAGE
+    shown = [line for line in rest.partition("\n\n")[0].split("\n") if line.startswith("  --") and command in owners.get(line.split()[0], ())]
+    return "usage: pipeline_runner.py %s%s\n\n%s\n%s\nall commands, options and exit codes: pipeline_runner.py --help\n" % (
+        about[2:24].rpartition(", ")[2].strip(), " [OPTIONS]" if shown else "", about, "\n".join(["\noptions"] + shown + [""]) if shown else "")
 
 
 def parse_command_line(argv: Sequence[str]) -> Options:
@@ -144,9 +160,10 @@ def parse_command_line(argv: Sequence[str]) -> Options:
 
 
 def _options(values: Dict[str, List[str]], flags: Set[str], words: List[str]) -> Options:
+    is_named = bool(words)
     command = words.pop(0) if words else "run"
     if flags & {"--help", "-h"}:
-        command = "help"
+        command, words = "help", [command] if is_named else []
     elif "--version" in flags:
         command = "version"
     elif command not in COMMANDS:

@@ -12,7 +12,7 @@ from console import Console, describe_os_error, silence_closed_streams
 from file_digests import Digests
 from model import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_OFFLINE, EXIT_OK, EXIT_STATE, VERSION, Clock, Options, PipelineSpec, SpecError, Terminated
 from program_scan import check_offline
-from spec_loading import load_pipeline
+from spec_loading import load_pipeline, refuse
 from state_store import StateStore
 
 TYPE_CHECKING = False
@@ -92,7 +92,7 @@ def _leave_requests_to_stop() -> None:
 
 def _dispatch(options: Options, console: Console, started: float, found: Any) -> int:
     if options.command in ("help", "version"):
-        console.out.write(command_line.USAGE if options.command == "help" else "pipeline_runner %s\n" % VERSION)
+        console.out.write("pipeline_runner %s\n" % VERSION if options.command == "version" else command_line.usage_of("".join(options.operands)))
         return EXIT_OK
     if options.command in ("verify", "export", "evidence", "new-key"):
         import ledger_commands
@@ -104,8 +104,11 @@ def _dispatch(options: Options, console: Console, started: float, found: Any) ->
     if options.command == "plan":
         return planning.print_plan(spec, options, console, Clock())
     if options.command == "validate":
+        notes = _check_starts(spec, options)
         check_offline(spec, Digests(spec.root, state_store.boot_id(), keep=False), console)
         planning.select_stages(spec, options)
+        for note in notes:
+            console.line("[NOTE] " + note)
         _tell_of_gaps(spec, console)
         console.line("%s: ok (%d stage%s)" % (options.pipeline, len(spec.stages), "" if len(spec.stages) == 1 else "s"))
         return EXIT_OK
@@ -137,14 +140,29 @@ def _dispatch(options: Options, console: Console, started: float, found: Any) ->
     return engine.Run(spec, options, console, Clock(), started, known).run()
 
 
+def _check_starts(spec: PipelineSpec, options: Options) -> List[str]:
+    """Return notes on programs that may not start. Raises: SpecError with those that certainly cannot."""
+    import program_starts
+    import spec_checks
+    problems, notes = spec_checks.Problems(), []
+    for place, is_certain, words in program_starts.find_problems(spec):
+        if is_certain:
+            problems.add(place, words)
+        else:
+            notes.append("%s: %s" % (spec.stages[place[1]].name if place[0] == "stages" else place[0], words))
+    if problems.found:
+        refuse(options.pipeline, problems)
+    return notes
+
+
 def _tell_of_gaps(spec: PipelineSpec, console: Console) -> None:
-    """Print what the stages name and their keys do not know, and what they read that another may write at the same time."""
+    """Print what the stages name and their keys do not know, paths that mean another thing, and what they read that another may write at the same time."""
     import key_gaps
     import stage_order
     for name, doubt in stage_order.doubtful_reads(spec.stages, spec.order == "graph"):
         console.line("[NOTE] %s: %s" % (name, doubt))
     for stage in spec.stages:
-        for gap in key_gaps.find_gaps(spec.root, stage):
+        for gap in key_gaps.find_gaps(spec.root, stage) + key_gaps.find_misreadings(spec.root, stage):
             console.line("[NOTE] %s: %s" % (stage.name, gap))
 
 

@@ -1,12 +1,14 @@
 """What a stage names, and its key does not know: a file that it reads so may change, and the stage is skipped all the same.
 
     args, env, params of a stage -> files below the root that neither `inputs` nor `watch` names -> lines for `validate`
+    paths of a stage -> those that mean something else than they seem to -> the same
 
 A guess from names only: what a program opens by itself is seen by nobody. Nothing is read but folders, nothing is written.
 """
 from __future__ import annotations
 
 import os
+import re
 
 import file_digests
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from model import StageSpec
 
 LONGEST_NAME = 1024         # characters: no longer text is taken for a path
+_UNEXPANDED = re.compile(r"~|.*\$(\{|[A-Za-z_])", re.DOTALL)
 
 
 def find_gaps(root: str, stage: StageSpec) -> List[str]:
@@ -30,6 +33,21 @@ def find_gaps(root: str, stage: StageSpec) -> List[str]:
         path = _below(root, word)
         if path and any(not _is_known(stage, module) for module in file_digests.expand(root, path + "/**/*.py")):
             lines.append("env.PYTHONPATH names %s, whose modules are not in the key: a change of them runs nothing; add %s/**/*.py to watch" % (path, path))
+    return lines
+
+
+def find_misreadings(root: str, stage: StageSpec) -> List[str]:
+    """Return a line for each path of the stage that a shell would read otherwise, or that names the output folder a second time."""
+    lines = []
+    texts = [("outputDir", stage.output_dir)] + [("%s[%d]" % (key, number), text) for key, paths in (
+        ("inputs", stage.inputs), ("forEach", stage.for_each), ("watch", stage.watch), ("outputs", stage.outputs or ())) for number, text in enumerate(paths)]
+    for place, text in texts:
+        if _UNEXPANDED.match(text) and not file_digests.expand(root, text) and not os.path.isdir(os.path.join(root, text)):
+            lines.append("%s is %s: ~ and $VARS are not expanded; write the path itself" % (place, text))
+    own = stage.output_dir.rstrip("/") + "/"
+    for number, text in enumerate(stage.outputs or ()):
+        if text.startswith(own) and not os.path.isdir(os.path.join(root, own, own)):
+            lines.append("outputs[%d] is %s, which means %s%s: outputs are relative to outputDir; write %s" % (number, text, own, text, text[len(own):]))
     return lines
 
 

@@ -28,7 +28,7 @@ may also import what is named before it.
              and the records tell)  seal_keys  network_watch (the guard of a run)  task_look (what a stage of many tasks
              has to do)  scheduler (which attempt is started when)  stage_work (a stage that must run, under its lock:
              attempts, retries, checks, records)  task_work (the same, of several tasks)  file_tasks (of files)  chunk_work (of parts
-             of files)  run_alarms (what is started after a run)  acceptance  provenance  key_gaps (files no key knows)
+             of files)  run_alarms (what is started after a run)  acceptance  provenance  key_gaps (files no key knows)  program_starts (can they start)
              output_places (where what was asked for may go)
              ledger_verify  evidence_verify  ledger_export  ledger_commands  starters (init, new-stage)  run_pruning (gc)
              housekeeping (clean, reset)  stage_logs  stage_explanation  look_commands (status, history, logs, explain)

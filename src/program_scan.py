@@ -4,19 +4,21 @@ Above the leaves and below the runner. Scans are remembered by content; import_s
 """
 from __future__ import annotations
 
+import json
 import os
 import sys
 
 import file_digests
 from file_digests import Digests
 from ledger_format import canonical_json
-from model import EXIT_OFFLINE, EXIT_OK, OfflineError, UsageError, sha256
+from model import EXIT_OFFLINE, EXIT_OK, OfflineError, UsageError, sha256, shown_names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, List, Sequence, Set, Tuple
 
     from console import Console
+    from import_scan import Finding
     from model import PipelineSpec
     Json = Dict[str, Any]
 
@@ -105,10 +107,15 @@ def runner_digest(digests: Digests) -> str:
 
 def scan_files(spec: PipelineSpec, digests: Digests) -> List[str]:
     """Return what the scan looks at: the runner, bin/, every processor (and what is run after the run), the modules beside these."""
-    paths = runner_files() + file_digests.expand(spec.root, "bin/**/*.py")
+    return list(dict.fromkeys(runner_files() + file_digests.expand(spec.root, "bin/**/*.py") + _used_files(spec, digests)))
+
+
+def _used_files(spec: PipelineSpec, digests: Digests) -> List[str]:
+    """Return every processor (and what is run after the run) and the modules beside these."""
+    paths = []
     for program in [stage.processor for stage in spec.stages] + list(spec.on_failure[:1] + spec.on_success[:1]):
         paths += [program] + local_modules(digests, program)
-    return list(dict.fromkeys(paths))
+    return paths
 
 
 def find_uses(paths: Sequence[str], digests: Digests, allow: Sequence[str], with_binaries: bool = False) -> Tuple[List[str], List[str]]:
@@ -119,13 +126,17 @@ def find_uses(paths: Sequence[str], digests: Digests, allow: Sequence[str], with
     refused, warned = [], []
     for path in paths:
         scan = scan_of(digests, path)
-        if scan["refused"]:
-            import import_scan
-            refused += ["%s:%d: %s%s" % (path, one.line, one.what, _namesake(digests, path, one.module))
-                        for one in import_scan.refusals(import_scan.ScanResult.from_json(scan), allow)]
+        refused += ["%s:%d: %s%s" % (path, one.line, one.what, _namesake(digests, path, one.module)) for one in _refused_in(scan, allow)]
         if not path.startswith(_HERE + os.sep):
             warned += ["%s:%d: %s" % (path, line, what) for line, module, what in scan["warned"] if with_binaries or module != "binary"]
     return refused, warned
+
+
+def _refused_in(scan: Json, allow: Sequence[str]) -> List[Finding]:
+    if not scan["refused"]:
+        return []
+    import import_scan
+    return import_scan.refusals(import_scan.ScanResult.from_json(scan), allow)
 
 
 def _namesake(digests: Digests, path: str, module: str) -> str:
@@ -140,9 +151,19 @@ def check_offline(spec: PipelineSpec, digests: Digests, console: Console) -> Jso
     paths = scan_files(spec, digests)
     refused, warned = find_uses(paths, digests, spec.offline.allow)
     if refused and "scan" in spec.offline.layers:
-        raise OfflineError("\n".join("[OFFLINE] " + line for line in refused) + "\nnothing was run; remove the import, or let it through with \"offline\": {\"allow\": [...]}")
+        raise OfflineError("\n".join("[OFFLINE] " + line for line in refused) + "\n" + _refusal_text(spec, digests, paths))
     console.warnings(refused + warned)
     return {"files": len(paths), "refused": len(refused), "allow": list(spec.offline.allow)}
+
+
+def _refusal_text(spec: PipelineSpec, digests: Digests, paths: Sequence[str]) -> str:
+    """Return what to do about the refused uses in *paths*."""
+    found = {path: [one.module for one in _refused_in(scan_of(digests, path), spec.offline.allow)] for path in paths}
+    allow = dict.fromkeys(list(spec.offline.allow) + sorted(module for modules in found.values() for module in modules))
+    used = set(runner_files() + _used_files(spec, digests))
+    idle = [path for path in paths if found[path] and path not in used]
+    return "nothing was run; remove what uses the network%s, or let it through with \"offline\": {\"allow\": %s}" % (
+        " (no stage uses %s, but all Python files below bin/ are scanned)" % shown_names(idle) if idle else "", json.dumps(list(allow), ensure_ascii=False))
 
 
 def print_scan(spec: PipelineSpec, digests: Digests, paths: Sequence[str], console: Console) -> int:

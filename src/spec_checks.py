@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     Json = Dict[str, Any]
     Path = Tuple[Any, ...]
 
+MOST_SEARCHED = 50          # problems, after which files that were meant are not looked for any more: each search takes a while
 MAX_DEPTH = 64              # of nesting: far above any real spec, far below what exhausts a parser
 DEVICE_NAMES = frozenset("con prn aux nul".split() + ["%s%s" % (name, n) for name in ("com", "lpt") for n in "0123456789\u00b9\u00b2\u00b3"])
 LAUNCHER_NAMES = ("cpuCores", "memoryMB")
@@ -30,6 +31,7 @@ STAGE_DEFAULTS: Json = {
     "forEach": [], "maxFailedTasks": 0, "prune": False, "chunks": None, "launcher": [], "forkServer": True, "settleSec": 0,
     "reconcile": False, "maxRejects": None}
 PIPELINE_KEYS = ("name", "version", "description", "defaults", "offline", "seal", "order", "onFailure", "onSuccess", "stages", "$schema")
+ESCAPED = {"\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t"}     # a character -> the letter of its escape in JSON
 LAYERS = ("scan", "kernel", "hook")
 
 
@@ -153,8 +155,8 @@ def check_boolean(value: Any, path: Path, problems: Problems) -> Any:
     return value if isinstance(value, bool) else problems.add(path, "must be true or false, got %s" % shown_value(value))
 
 
-def check_object(value: Any, path: Path, problems: Problems) -> Any:
-    return value if isinstance(value, dict) else problems.add(path, "must be an object, got %s" % shown_value(value))
+def check_object(value: Any, path: Path, problems: Problems, example: str = "") -> Any:
+    return value if isinstance(value, dict) else problems.add(path, "must be an object%s, got %s" % (" such as " + example if example else "", shown_value(value)))
 
 
 def one_of(*choices: str) -> Callable[..., Any]:
@@ -192,7 +194,13 @@ def check_path(value: Any, path: Path, problems: Problems) -> Any:
     if check_text(value, path, problems) is None:
         return None
     problem = path_problem(value)
-    return problems.add(path, "%s, got %s" % (problem, shown_value(value))) if problem else normal_path(value)
+    return problems.add(path, "%s, got %s%s" % (problem, shown_value(value), _escape_hint(value))) if problem else normal_path(value)
+
+
+def _escape_hint(value: str) -> str:
+    """Return what to write where JSON took the backslashes of a path for escapes, or ""."""
+    meant = "".join("/" + letter if letter else one for one, letter in ((one, ESCAPED.get(one)) for one in value))
+    return "; a backslash begins an escape in JSON: write %s" % shown_value(meant.replace("\\", "/")) if meant != value else ""
 
 
 def check_paths(value: Any, path: Path, problems: Problems) -> Any:
@@ -301,10 +309,10 @@ def check_exit_codes(value: Any, path: Path, problems: Problems) -> Any:
     return value
 
 
-def fields(**checks: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a check of an object with just these keys."""
+def fields(example: str, checks: Dict[str, Callable[..., Any]]) -> Callable[..., Any]:
+    """Return a check of an object with just these keys; *example* is one, for who wrote something else."""
     def check(value: Any, path: Path, problems: Problems) -> Any:
-        if check_object(value, path, problems) is None:
+        if check_object(value, path, problems, example) is None:
             return None
         _check_keys(value, tuple(checks), path, problems)
         return {key: checks[key](one, path + (key,), problems) for key, one in value.items() if key in checks}
@@ -313,26 +321,31 @@ def fields(**checks: Callable[..., Any]) -> Callable[..., Any]:
 
 def _check_seal(value: Any, path: Path, problems: Problems) -> Any:
     """Check `seal`: one without a key file would leave the ledger unsealed without a word."""
-    found = fields(keyFile=check_text)(value, path, problems)
+    found = fields('{"keyFile": "/etc/pipeline/seal.key"}', {"keyFile": check_text})(value, path, problems)
     if found is None or "keyFile" not in found:
         return found if found is None else problems.add(path, "the key \"keyFile\" is missing; without \"seal\" the ledger is not sealed")
     return found if found["keyFile"] != "" else problems.add(path + ("keyFile",), "must name the key file; without \"seal\" the ledger is not sealed")
 
 
+# The objects of a stage: an example for who wrote something else, and a check of each key.
+OBJECTS: Dict[str, Tuple[str, Dict[str, Callable[..., Any]]]] = {
+    "idempotency": ('{"enabled": false}', {"enabled": check_boolean, "processor": one_of("mtime", "content")}),
+    "checkpoint": ('{"enabled": true}', {"enabled": check_boolean, "lineInterval": whole_number(1)}),
+    "retry": ('{"attempts": 3}', {"attempts": whole_number(1), "baseDelayMs": whole_number(0), "maxDelayMs": whole_number(0),
+                                  "jitterMs": whole_number(0), "exitCodes": check_exit_codes}),
+    "lock": ('{"waitSeconds": 60}', {"waitSeconds": number_above(0)}),
+    "resources": ('{"cpuCores": 2}', {"cpuCores": whole_number(1), "memoryMB": whole_number(1), "minFreeDiskMB": whole_number(0), "nice": whole_number(0, 19)}),
+    "chunks": ('{"bytes": 67108864}', {"bytes": whole_number(1), "keepChunks": check_boolean, "filter": check_boolean, "headerLines": whole_number(0)})}
+
 STAGE_CHECKS: Dict[str, Callable[..., Any]] = {
     "name": check_name, "processor": check_processor, "args": check_texts, "inputs": check_paths,
     "allowNoInputs": check_boolean, "outputDir": check_output_folder, "outputs": check_output_globs, "params": check_object,
     "env": check_variables, "passEnv": check_texts, "watch": check_paths, "needs": check_texts,
-    "idempotency": fields(enabled=check_boolean, processor=one_of("mtime", "content")),
-    "checkpoint": fields(enabled=check_boolean, lineInterval=whole_number(1)),
-    "retry": fields(attempts=whole_number(1), baseDelayMs=whole_number(0), maxDelayMs=whole_number(0),
-                    jitterMs=whole_number(0), exitCodes=check_exit_codes),
+    "idempotency": fields(*OBJECTS["idempotency"]), "checkpoint": fields(*OBJECTS["checkpoint"]), "retry": fields(*OBJECTS["retry"]),
     "timeoutSec": number_above(0, exclusive=True), "graceSec": number_above(0),
-    "lock": fields(waitSeconds=number_above(0)),
-    "resources": fields(cpuCores=whole_number(1), memoryMB=whole_number(1), minFreeDiskMB=whole_number(0), nice=whole_number(0, 19)),
+    "lock": fields(*OBJECTS["lock"]), "resources": fields(*OBJECTS["resources"]),
     "simulateFailAttempts": whole_number(0), "networkAttempts": one_of("fail", "warn"),
-    "forEach": check_path_or_paths, "maxFailedTasks": whole_number(0), "prune": check_boolean,
-    "chunks": fields(bytes=whole_number(1), keepChunks=check_boolean, filter=check_boolean, headerLines=whole_number(0)),
+    "forEach": check_path_or_paths, "maxFailedTasks": whole_number(0), "prune": check_boolean, "chunks": fields(*OBJECTS["chunks"]),
     "launcher": check_launcher, "forkServer": check_boolean, "settleSec": number_above(0), "reconcile": check_boolean,
     "maxRejects": check_max_rejects}
 
@@ -348,9 +361,20 @@ def _checked(value: Json, key: str, check: Callable[..., Any], path: Path, probl
 def _check_keys(value: Json, known: Sequence[str], path: Path, problems: Problems) -> None:
     for key in value:
         if key not in known and not key.startswith("x-"):
-            near = problems.nearest(key, known)
-            hint = "did you mean \"%s\"?" % near if near else "known keys: %s; keys of your own begin with \"x-\"" % ", ".join(known)
+            owners, near = _owners_of(key, path), problems.nearest(key, known)
+            hint = "\"%s\" belongs %s" % (key, owners) if owners else "did you mean \"%s\"?" % near if near else "known keys: %s; keys of your own begin with \"x-\"" % ", ".join(known)
             problems.add(path + (key,), "unknown key; " + hint)
+
+
+def _owners_of(key: str, path: Path) -> str:
+    """Return where a key belongs that stands at the wrong level of the file, or ""."""
+    if not path:
+        owner = "offline" if key in OFFLINE_CHECKS else "seal" if key == "keyFile" else ""
+        return "in \"%s\"" % owner if owner else "in a stage, or in \"defaults\"" if key in STAGE_CHECKS else ""
+    if path == ("defaults",) or path[0] == "stages" and len(path) == 2:
+        owners = ["\"%s\"" % name for name, (_, checks) in OBJECTS.items() if key in checks]
+        return "in " + " or ".join(owners) if owners else ("at the top, beside \"stages\"" if key in PIPELINE_KEYS and key != "name" else "")
+    return "in the stage, beside \"%s\"" % path[-1] if path[0] in ("defaults", "stages") and key in STAGE_CHECKS else ""
 
 
 def _check_stage_keys(value: Any, path: Path, problems: Problems, is_defaults: bool = False) -> Json:
@@ -403,13 +427,14 @@ def _check_launchers(stages: List[Tuple[int, Json]], problems: Problems) -> None
 
 
 def _check_names(stages: List[Tuple[int, Json]], problems: Problems) -> None:
-    seen: Dict[str, int] = {}
+    seen: Dict[str, Tuple[int, str]] = {}
     for index, merged in stages:
         name = merged.get("name")
         if isinstance(name, str):
-            first = seen.setdefault(name.casefold(), index)
+            first, other = seen.setdefault(name.casefold(), (index, name))
             if first != index:
-                problems.add(("stages", index, "name"), "stages[%d] has the name %s already (case does not count)" % (first, shown_value(name)))
+                problems.add(("stages", index, "name"), "stages[%d] has the name %s already%s; choose another" % (
+                    first, shown_value(other), "" if other == name else ", and %s differs from it in case only" % shown_value(name)))
 
 
 def _check_needs(stages: List[Tuple[int, Json]], problems: Problems, is_graph: bool) -> None:
@@ -463,7 +488,8 @@ def _check_processors(stages: List[Tuple[int, Json]], root: str, problems: Probl
 def _check_program(program: str, path: Path, root: str, problems: Problems) -> None:
     full = os.path.join(root, program)
     if not os.path.isfile(full):
-        problems.add(path, _no_file_text(full, shown_value(program)))
+        text = _no_file_text(full, shown_value(program))
+        problems.add(path, text + (_no_file_remedy(program, path, root, problems) if text.startswith("there is no file") else ""))
     elif program_kind(program) == "program" and sys.platform != "win32" and not os.access(full, os.X_OK):
         is_marked = os.stat(full).st_mode & 0o111
         problems.add(path, "%s is not executable%s" % (shown_value(program), " by this user, or lies on a file system that runs no programs (noexec)" if is_marked else "; chmod +x it"))
@@ -477,6 +503,39 @@ def _no_file_text(full: str, shown: str) -> str:
     except (OSError, ValueError):
         pass
     return "there is no file %s" % shown
+
+
+def _no_file_remedy(program: str, path: Path, root: str, problems: Problems) -> str:
+    """Return what was meant, most likely, by a program that is not there, or ""."""
+    full = os.path.join(root, program)
+    if os.path.isdir(full):
+        return ": it is a folder; name a file in it"
+    first, blank, _ = program.partition(" ")
+    belongs = "arguments belong %s" % ("in \"args\"" if path[0] == "stages" else "behind it in the list")
+    if blank and os.path.isfile(os.path.join(root, first)):
+        return "; %s: the program is %s" % (belongs, shown_value(first))
+    import shutil
+    found = shutil.which(first) if "/" not in first else None
+    if found:
+        return "; PATH is not searched: write %s%s" % (json.dumps(os.path.abspath(found), ensure_ascii=False), ", and " + belongs if blank else "")
+    near = _near_file(program, root, problems) if len(problems.found) < MOST_SEARCHED else None
+    if near:
+        return "; did you mean \"%s\"?" % near
+    return "" if "/" in program else "; PATH is not searched: write its path, from the root or absolute"
+
+
+def _near_file(program: str, root: str, problems: Problems) -> Optional[str]:
+    """Return the file whose path is most like that of *program*, in the same folder; for a mere name in bin/, too."""
+    folder, name = os.path.split(program)
+    for place in (folder,) if folder else ("", "bin"):
+        try:
+            names = [one for one in os.listdir(os.path.join(root, place)) if os.path.isfile(os.path.join(root, place, one))]
+        except OSError:
+            continue
+        near = problems.nearest(name, names)
+        if near:
+            return "%s/%s" % (place.rstrip("/"), near) if place else near
+    return None
 
 
 def _check_after(value: Json, key: str, root: str, problems: Problems) -> List[str]:
@@ -575,8 +634,9 @@ def check_layers(value: Any, path: Path, problems: Problems) -> Any:
     return value
 
 
-OFFLINE_CHECK = fields(allow=check_texts, require=one_of("scan", "kernel"), strict=check_boolean, layers=check_layers,
-                       networkAttempts=one_of("fail", "warn"))
+OFFLINE_CHECKS: Dict[str, Callable[..., Any]] = {"allow": check_texts, "require": one_of("scan", "kernel"), "strict": check_boolean, "layers": check_layers,
+                                                 "networkAttempts": one_of("fail", "warn")}
+OFFLINE_CHECK = fields("", OFFLINE_CHECKS)
 
 
 def _check_stages(value: Any, defaults: Json, root: str, problems: Problems, is_graph: bool) -> List[Json]:

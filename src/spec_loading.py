@@ -67,6 +67,13 @@ def load_pipeline(path: str, root: Optional[str] = None) -> PipelineSpec:
                         checked["order"], tuple(checked["onFailure"]), tuple(checked["onSuccess"]))
 
 
+def refuse(path: str, problems: spec_checks.Problems) -> None:
+    """Refuse a pipeline file that was read without complaint, for problems found since. Raises: SpecError; OSError when it is gone by now."""
+    with open(path, "rb") as file:
+        text = _decode_spec(file.read(MAX_SPEC_BYTES), os.fspath(path))
+    raise SpecError("\n".join(_problem_lines(os.fspath(path), text, None, problems)))
+
+
 def _check_cycles(stages: Sequence[StageSpec], problems: spec_checks.Problems) -> None:
     """Report a cycle of stages that need one another, by `needs` or by files."""
     import stage_order

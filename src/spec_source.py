@@ -26,6 +26,7 @@ MAX_BYTES = 8 * 1024 * 1024
 MAX_DIGITS = 18                     # integers that every tool and every 64-bit reader holds exactly
 MAX_PROBLEMS = 200                  # a file of another kind would otherwise list one problem for every word
 
+SINGLE_QUOTES = "JSON knows double quotes only, not single ones"
 _LINE_END = re.compile(r"\r\n|\n|\r")
 _SPACE = re.compile(r"[ \t\n\r]*")
 _PLAIN = re.compile(r"[^\"'\\\x00-\x1f\ud800-\udfff]+")
@@ -41,6 +42,7 @@ _LITERALS = {"true": True, "false": False, "null": None}
 _MISSPELT = {"True": ("true", True), "False": ("false", False), "None": ("null", None), "TRUE": ("true", True),
              "FALSE": ("false", False), "NULL": ("null", None), "Null": ("null", None), "undefined": ("null", None)}
 _NOT_NUMBERS = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
+_PATH_KEYS = ("processor", "outputDir", "inputs", "outputs", "watch", "forEach")
 _QUOTES = "\u201c\u201d\u201e\u201f\u2018\u2019\u00ab\u00bb`"
 
 
@@ -132,7 +134,8 @@ def parse(text: str) -> Document:
     document = Document(scanner.root, starts, scanner.values, scanner.keys)
     document.complete = scanner.complete
     for offset, path, message in sorted(scanner.found, key=lambda one: one[0]):
-        document.problems.append(document._at(offset) + (path, message))
+        more = " (and %d more)" % (scanner.single_quoted - 1) if message == SINGLE_QUOTES and scanner.single_quoted > 1 else ""
+        document.problems.append(document._at(offset) + (path, message + more))
     return document
 
 
@@ -173,6 +176,7 @@ class _Scanner:
         self.values: Dict[Path, int] = {}
         self.keys: Dict[Path, int] = {}
         self.complete = False
+        self.single_quoted = 0                  # texts; only the first is reported
 
     def run(self) -> None:
         try:
@@ -422,7 +426,9 @@ class _Scanner:
     def _string(self, path: Path, quote: str) -> str:
         start = self.place
         if quote == "'":
-            self.report(start, path, "JSON knows double quotes only, not single ones")
+            self.single_quoted += 1
+            if self.single_quoted == 1:         # who writes one so writes all so
+                self.report(start, path, SINGLE_QUOTES)
         self.place += 1
         pieces: List[str] = []
         while True:
@@ -469,9 +475,12 @@ class _Scanner:
         self.place += 2 if mark >= " " else 1   # a backslash at the end of a line does not swallow the line's end
         if mark in _ESCAPES:
             return _ESCAPES[mark]
-        if mark == "u":
+        if mark == "u" and (_HEX4.match(self.text, self.place) or not _is_path(path)):
             return self._unicode_escape(start, path)
         shown = _quoted("\\" + mark).replace("\\\\", "\\")
+        if _is_path(path) and mark >= " ":
+            self.report(start, path, "%s is no escape in JSON; write /%s: a path has forward slashes" % (shown, mark))
+            return "/" + mark
         self.report(start, path, "%s is no escape in JSON; write \\\\ for a backslash, or / in a path" % shown)
         return "\\" + mark if mark >= " " else "\\"
 
@@ -489,6 +498,12 @@ class _Scanner:
         if 0xD800 <= code < 0xE000:
             self.report(start, path, "half of a surrogate pair (\\u%04x); write both halves or the character itself" % code)
         return chr(code)
+
+
+def _is_path(path: Path) -> bool:
+    """Tell whether what stands there in a pipeline file is a path: that of a stage, or of a program that is run after the run."""
+    below = path[2:] if path[:1] == ("stages",) else path[1:] if path[:1] == ("defaults",) else ()
+    return bool(below) and below[0] in _PATH_KEYS or path in (("onFailure", 0), ("onSuccess", 0))
 
 
 def _number_hint(token: str) -> str:

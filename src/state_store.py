@@ -285,7 +285,7 @@ def make_folder(path: str, commit: Commit) -> None:
         os.mkdir(path)
     except FileExistsError:
         if not os.path.isdir(path):
-            raise NotADirectoryError(errno.ENOTDIR, "is in the way: a folder is needed here", path) from None
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
         return
     commit.folders[parent or "."] = None
 

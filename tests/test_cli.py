@@ -44,7 +44,7 @@ def good(project):
 
 # --- help, version, usage errors
 
-@pytest.mark.parametrize("words", [["--help"], ["-h"], ["run", "--help"], ["validate", "-h"], ["nonsense", "--help"], ["--version", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["--jobs", "3", "--help"], ["nonsense", "--help"], ["--version", "--help"]])
 def test_help(tmp_path, words):
     done = direct(*words, cwd=tmp_path)
     assert (done.code, done.err) == (0, ""), done
@@ -52,6 +52,24 @@ def test_help(tmp_path, words):
                  "validate", "plan", "unlock STAGE", "6 offline guard", "143"):
         assert text in done.out, text
     assert os.listdir(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize("words, usage, has, has_not", [
+    (["status", "--help"], "status [OPTIONS]", ["--pipeline FILE", "--json ", "--last N", "--only STAGE"], ["--jobs", "--yes", "--key ", "logs STAGE", "exit codes\n"]),
+    (["-h", "run", "--jobs", "2"], "run [OPTIONS]", ["(none), run ", "--jobs N", "--stop-by HH:MM", "--key FILE"], ["--json", "--kind"]),
+    (["clean", "a", "b", "-h"], "clean [STAGE...] [OPTIONS]", ["--yes ", "--only STAGE"], ["--rehash"]),
+    (["graph", "-h"], "graph [OPTIONS]", ["--output FILE, -o ", "--format FORMAT"], ["--anchor"]), (["init", "--help"], "init DIR\n", ["init DIR  "], ["options\n  --"])])
+def test_help_of_a_command_is_what_belongs_to_it(tmp_path, words, usage, has, has_not):
+    done = direct(*words, cwd=tmp_path)
+    assert done.code == 0 and done.err == "" and done.out.startswith("usage: pipeline_runner.py " + usage) and "pipeline_runner.py --help\n" in done.out, done
+    assert all("\n  " + one in done.out for one in has) and not any(one in done.out for one in has_not), done
+
+
+def test_every_command_has_its_own_help():
+    told = {name: command_line.usage_of(name) for name in command_line.COMMANDS}
+    assert len(set(told.values())) == len(told) and command_line.USAGE not in told.values()
+    for name, owners in command_line.ONLY_WITH.items():
+        assert {one for one in told if "\n  %s " % name in told[one]} == set(owners), name
 
 
 def test_version(tmp_path):
@@ -411,7 +429,7 @@ def test_main_takes_the_arguments_of_the_process_by_default(good):
 
 @pytest.mark.parametrize("make, told", [
     (lambda root: (root / "state" / "ledger.jsonl").mkdir(parents=True), "ledger.jsonl: Is a directory; a file belongs there: move the folder away"),
-    (lambda root: (root / "state").write_text(""), "; a folder belongs there, not a file or a link that leads nowhere: mount what it leads to, or move it away"),
+    (lambda root: (root / "state").write_text(""), "state: Not a directory; a folder belongs there, not a file or a link that leads nowhere: mount what it leads to, or move it away"),
 ], ids=["a folder", "a file"])
 @pytest.mark.skipif(sys.platform == "win32", reason="the system's own words are others there")
 def test_what_is_in_the_place_of_a_file_of_the_runner_is_said_with_a_remedy(good, make, told):

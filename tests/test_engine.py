@@ -212,7 +212,7 @@ def test_a_program_that_is_no_python(project):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="shell scripts")
-@pytest.mark.parametrize("text, hint", [("echo no first line\n", "a script needs a first line such as #!/bin/sh"), ("#!/no/such/interpreter\n", "the program that its first line names may be missing"),
+@pytest.mark.parametrize("text, hint", [("echo no first line\n", "a script needs a first line such as #!/bin/sh"), ("#!/no/such/interpreter\n", "; its first line names /no/such/interpreter, which is not there: install it, or name another"),
                                         ("#!/bin/sh\r\n:\r\n", "its first line ends with a carriage return (CRLF): save it with plain line ends"),
                                         ("\ufeff#!/bin/sh\n", "a byte order mark stands before its first line: save it without")])
 def test_a_program_that_cannot_be_started(project, text, hint):
@@ -281,6 +281,15 @@ def test_every_finding_is_named_with_its_module(project):
     lines = project.run().err.splitlines()
     assert [line.split(": ")[0] for line in lines if line.startswith("[OFFLINE]")] == ["[OFFLINE] bin/other.py:1", "[OFFLINE] bin/work.py:1", "[OFFLINE] bin/work.py:2"], lines
     assert NET in lines[1] and "asyn" + "cio" in lines[2]
+
+
+def test_what_to_write_to_let_findings_through_is_said(project):
+    guarded(project, {"bin/work.py": LOAD + "asyn" + "cio\n", "bin/other.py": LOAD + NET + "\n" + LOAD + "asyn" + "cio\n"}, offline={"allow": ["ftp" + "lib"]})
+    told = project.run("validate").err.splitlines()[-1]
+    allow = '"offline": {"allow": ["ftp%s", "asyn%s", "%s"]}' % ("lib", "cio", NET)
+    assert told == "nothing was run; remove what uses the network (no stage uses bin/other.py, but all Python files below bin/ are scanned), or let it through with " + allow
+    guarded(project, {}, **json.loads("{%s}" % allow))
+    project.ok("validate")
 
 
 def test_an_allowed_module_is_let_through_and_noted(project):

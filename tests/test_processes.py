@@ -372,7 +372,7 @@ def test_a_processor_that_dies_of_a_signal_is_a_failed_stage(project):
 
 
 @posix_only
-@pytest.mark.parametrize("text, said", [("#!/no/such/interpreter\n", "the program that its first line names may be missing"),
+@pytest.mark.parametrize("text, said", [("#!/no/such/interpreter\n", "; its first line names /no/such/interpreter, which is not there"),
                                         ("echo no first line\n", "a script needs a first line")])
 def test_a_processor_that_cannot_be_started_is_a_failed_stage_without_retry(project, text, said):
     project.write("in.txt", "x\n")

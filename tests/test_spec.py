@@ -12,6 +12,7 @@ import pytest
 
 import key_gaps
 import pipeline_runner
+import program_starts
 import spec_checks
 from model import SpecError, UsageError
 
@@ -191,14 +192,27 @@ STAGE = [
     (stage('"env": {"": §"x"}'), "is not a name for an environment variable"),
     (stage('"env": {"PIPELINE_X": §"x"}'), "stages[0].env.PIPELINE_X: is the runner's own"),
     (stage('"passEnv": §"PATH"'), "stages[0].passEnv: must be a list of texts"),
-    (stage('"idempotency": §true'), "stages[0].idempotency: must be an object, got true"),
+    (stage('"idempotency": §true'), 'stages[0].idempotency: must be an object such as {"enabled": false}, got true'),
     (stage('"idempotency": {"enabled": §"yes"}'), "stages[0].idempotency.enabled: must be true or false"),
     (stage('"idempotency": {"processor": §"ctime"}'), 'must be one of "mtime", "content", got "ctime"'),
     (stage('"idempotency": {§"enable": true}'), 'stages[0].idempotency.enable: unknown key; did you mean "enabled"?'),
     (stage('"checkpoint": {"lineInterval": §0}'), "stages[0].checkpoint.lineInterval: must be an integer >= 1, got 0"),
     (stage('"checkpoint": {"lineInterval": §true}'), "must be an integer >= 1, got true"),
     (stage('"checkpoint": {"enabled": §0}'), "must be true or false, got 0"),
-    (stage('"retry": §3'), "stages[0].retry: must be an object, got 3"),
+    (stage('"retry": §3'), 'stages[0].retry: must be an object such as {"attempts": 3}, got 3'),
+    (stage('"checkpoint": §true'), 'stages[0].checkpoint: must be an object such as {"enabled": true}, got true'),
+    (stage('"inputs": ["x"], "chunks": §67108864'), 'stages[0].chunks: must be an object such as {"bytes": 67108864}, got 67108864'),
+    (stage('"lock": §5'), 'stages[0].lock: must be an object such as {"waitSeconds": 60}, got 5'),
+    (stage('"resources": §2'), 'stages[0].resources: must be an object such as {"cpuCores": 2}, got 2'),
+    (whole('"seal": §"x.key"'), 'seal: must be an object such as {"keyFile": "/etc/pipeline/seal.key"}, got "x.key"'),
+    (stage('§"filter": true'), 'stages[0].filter: unknown key; "filter" belongs in "chunks"'),
+    (stage('§"enabled": true'), 'stages[0].enabled: unknown key; "enabled" belongs in "idempotency" or "checkpoint"'),
+    (stage('§"order": "graph"'), 'stages[0].order: unknown key; "order" belongs at the top, beside "stages"'),
+    (stage('"retry": {§"timeoutSec": 9}'), 'stages[0].retry.timeoutSec: unknown key; "timeoutSec" belongs in the stage, beside "retry"'),
+    (whole('"defaults": {§"attempts": 3}'), 'defaults.attempts: unknown key; "attempts" belongs in "retry"'),
+    (whole('§"allow": ["asyncio"]'), 'allow: unknown key; "allow" belongs in "offline"'),
+    (whole('§"keyFile": "k"'), 'keyFile: unknown key; "keyFile" belongs in "seal"'),
+    (whole('§"timeoutSec": 3'), 'timeoutSec: unknown key; "timeoutSec" belongs in a stage, or in "defaults"'),
     (stage('"retry": {"attempts": §"many"}'), 'stages[0].retry.attempts: must be an integer >= 1, got "many"'),
     (stage('"retry": {"attempts": §true}'), "stages[0].retry.attempts: must be an integer >= 1, got true"),
     (stage('"retry": {"attempts": §2.0}'), "must be an integer >= 1, got 2.0"),
@@ -265,8 +279,9 @@ NAMES = [
     (named("§5"), "must be 1 to 64"),
     (named("§null"), "must be 1 to 64"),
     ('{"name": §"a/b", "stages": [{"name": "a", "processor": "bin/ok.py", "outputDir": "x"}]}', "name: must be 1 to 64"),
-    (stages('"name": "Copy"', '"name": §"copy"'), "stages[0] has the name \"copy\" already (case does not count)"),
-    (stages('"name": "a"', '"name": "b"', '"name": §"A"'), 'stages[2].name: stages[0] has the name "A" already'),
+    (stages('"name": "Copy"', '"name": §"copy"'), "stages[0] has the name \"Copy\" already, and \"copy\" differs from it in case only; choose another"),
+    (stages('"name": "copy"', '"name": §"copy"'), "stages[0] has the name \"copy\" already; choose another"),
+    (stages('"name": "a"', '"name": "b"', '"name": §"A"'), 'stages[2].name: stages[0] has the name "a" already, and "A" differs'),
 ]
 PATHS = [
     (folder('§"../x"'), "must not leave the root with '..'"),
@@ -277,6 +292,11 @@ PATHS = [
     (folder('§"data\\\\out"'), "must be written with forward slashes"),
     (folder('§""'), "must be a path without control characters"),
     (folder('§"a\\nb"'), "must be a path without control characters"),
+    (folder('§"a\\u0001b"'), 'must be a path without control characters, got "a\\u0001b"'),
+    (processor('§"bin\\transform.py"'), 'got "bin\\transform.py"; a backslash begins an escape in JSON: write "bin/transform.py"'),
+    (processor('"bin§\\ok.py"'), '"\\o" is no escape in JSON; write /o: a path has forward slashes'),
+    (folder('"data§\\upper"'), '"\\u" is no escape in JSON; write /u: a path has forward slashes'),
+    (stage('"inputs": ["data§\\in.txt"]'), 'stages[0].inputs[0]: "\\i" is no escape in JSON; write /i'),
     (folder('§"data/con"'), "names a Windows device"),
     (folder('§"data/nul.txt/x"'), "names a Windows device"),
     (folder('§"data./x"'), "has a part that ends with a dot or blank"),
@@ -353,6 +373,34 @@ def test_all_faults_at_once_in_the_order_of_the_text(root, capsys):
     assert found == sorted(found)
     assert set(found) == set(places)
     assert sum("is missing" in line for line in lines) == 2         # processor and outputDir of the second stage
+
+
+@pytest.mark.parametrize("named_so, said", [
+    ("bin/okk.py", '; did you mean "bin/ok.py"?'), ("bin/OK.Py", '; did you mean "bin/ok.py"?'), ("ok.py", '; did you mean "bin/ok.py"?'),
+    ("bin/ok.py --fast x", '; arguments belong in "args": the program is "bin/ok.py"'), ("bin", ": it is a folder; name a file in it"),
+    ("no-such-tool-anywhere", "; PATH is not searched: write its path, from the root or absolute"), ("bin/entirely-different.sh", ""), ("nowhere/ok.py", "")])
+def test_a_processor_that_is_not_there_is_told_with_what_was_meant(root, capsys, named_so, said):
+    if named_so == "bin/OK.Py" and (root / named_so).exists():
+        pytest.skip("this file system ignores case")
+    text, ((line, column),) = without_marks(processor('§"%s"' % named_so))
+    assert refuse(root, capsys, text) == ['%d:%d: stages[0].processor: there is no file "%s"%s' % (line, column, named_so, said)]
+
+
+def test_of_very_many_processors_that_are_not_there_only_the_first_are_looked_for(root, capsys):
+    lines = refuse(root, capsys, json.dumps({"name": "p", "stages": [{"name": "s%d" % one, "outputDir": "d/%d" % one, "processor": "bin/okk.py"} for one in range(60)]}))
+    assert len(lines) == 60 and sum('did you mean "bin/ok.py"?' in line for line in lines) == spec_checks.MOST_SEARCHED
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="programs of POSIX systems")
+def test_a_processor_that_would_be_found_on_the_path_is_told_with_its_path(root, capsys, tmp_path, monkeypatch):
+    tool = tmp_path / "awkward"
+    tool.write_text("#!/bin/sh\n", encoding="utf-8")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    said = 'there is no file "awkward%s"; PATH is not searched: write "%s"%s'
+    assert refuse(root, capsys, processor('"awkward"'))[0].endswith(said % ("", tool, ""))
+    assert refuse(root, capsys, processor('"awkward -f x"'))[0].endswith(said % (" -f x", tool, ', and arguments belong in "args"'))
+    assert refuse(root, capsys, whole('"onFailure": ["awkward -f"]'))[0].endswith(said % (" -f", tool, ", and arguments belong behind it in the list"))
 
 
 def test_syntax_and_meaning_together_when_the_text_could_be_read_to_its_end(root, capsys):
@@ -606,6 +654,73 @@ def test_what_a_note_of_validate_asks_for_puts_the_file_into_the_key(project):
     project.write("conf/a.txt", "two")
     project.ok()
     assert project.read("data/s1/o") == "twotwo"
+
+
+def test_paths_that_mean_something_else_than_they_seem_to_are_noted(project):
+    project.write("~real/$X.txt", "x")
+    project.spec({"processor": "bin/stage_copy.py", "inputs": ["~/in/*.csv", "a/~b.txt", "cost$.txt", "~real/$X.txt"], "watch": ["conf/${HOST}.ini"],
+                  "outputs": ["data/s1/a.txt", "a.txt", "$DAY.txt"]}, {"processor": "bin/stage_copy.py", "outputDir": "$HOME/out", "forEach": "~me/x"})
+    assert project.ok("validate").out.splitlines()[:-1] == [
+        "[NOTE] s1: %s: ~ and $VARS are not expanded; write the path itself" % one for one in ("inputs[0] is ~/in/*.csv", "watch[0] is conf/${HOST}.ini", "outputs[2] is $DAY.txt")] + [
+        "[NOTE] s1: outputs[0] is data/s1/a.txt, which means data/s1/data/s1/a.txt: outputs are relative to outputDir; write a.txt"] + [
+        "[NOTE] s2: %s: ~ and $VARS are not expanded; write the path itself" % one for one in ("outputDir is $HOME/out", "forEach[0] is ~me/x")]
+
+
+CANNOT_START = [
+    ("bin/t.py", "x = 1\ndef f(:\n", "line 2 is no Python %d.%d source: " % sys.version_info[:2]), ("bin/t.py", "return 1\n", "'return' outside function"),
+    ("bin/t.py", b"x = '\xe4'\n", "is no Python"),
+    ("bin/t", "", "it is empty"), ("bin/t.sh", "echo hello\n", "a script needs a first line such as #!/bin/sh"),
+    ("bin/t", "\ufeff#!/bin/sh\n", "a byte order mark stands before its first line; save it without"),
+    ("bin/t", "#!/bin/sh\r\n:\r\n", "its first line ends with a carriage return (CRLF); save it with plain line ends"),
+    ("bin/t", "#!/usr/bin/env sh\r\n:\r\n", "its first line ends with a carriage return"), ("bin/t", "#!\n", "its first line names no program"),
+    ("bin/t", "#! /no/such/shell -e\n", "its first line names /no/such/shell, which is not there; install it, or name another")]
+
+
+@pytest.mark.parametrize("name, text, said", CANNOT_START)
+@pytest.mark.skipif(sys.platform == "win32", reason="first lines mean nothing there")
+def test_a_program_that_cannot_start_is_refused_by_validate_and_fails_in_a_run(project, name, text, said):
+    project.write(name, text, executable=True)
+    project.spec({"processor": "bin/stage_copy.py"}, {"processor": name})
+    done = project.run("validate")
+    line, = done.err.splitlines()
+    assert done.code == 2 and line.startswith('%s:12:20: stages[1].processor: "%s" cannot start: ' % (project.path("pipeline.json"), name)) and said in line, done
+    assert project.run("--only", "s2").code == 1        # as validate says
+    project.write("bin/ok", "#!/bin/sh\n", executable=True)
+    project.spec({"processor": "bin/ok"}, onFailure=[name])
+    assert ': onFailure[0]: "%s" cannot start: ' % name in project.run("validate").err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="first lines mean nothing there")
+def test_a_program_that_may_not_start_is_noted_by_validate(project):
+    project.write("bin/asks", "#!/usr/bin/env -S VAR=1 no-such-shell -e\n", executable=True)
+    project.write("bin/perl", "#!/bin/sh -e\r\n", executable=True)
+    project.write("bin/far", "#!/no/such/shell\n", executable=True)
+    project.write("data/s4/made", "", executable=True)
+    project.spec({"processor": "bin/asks"}, {"processor": "bin/perl"}, {"processor": "bin/far", "launcher": ["srun"]}, {"processor": "data/s4/made"})
+    assert project.ok("validate").out.splitlines()[:-1] == [
+        '[NOTE] s1: "bin/asks": its first line asks for no-such-shell, which is not on PATH here; install it, or the stage fails',
+        '[NOTE] s2: "bin/perl": its first line ends with a carriage return (CRLF); save it with plain line ends',
+        '[NOTE] s3: "bin/far" cannot start: its first line names /no/such/shell, which is not there; install it, or name another',
+        '[NOTE] s4: "data/s4/made" cannot start: it is empty']
+    project.write("tools/no-such-shell", "#!/bin/sh\n", executable=True)
+    project.spec({"processor": "bin/asks", "env": {"PATH": str(project.path("tools"))}})
+    assert "[NOTE]" not in project.ok("validate").out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="first lines mean nothing there")
+def test_programs_that_can_start_are_let_through_by_validate(project):
+    project.write("bin/a", "#!/usr/bin/env -S sh -e\n", executable=True)
+    project.write("bin/b", "#!/bin/sh", executable=True)
+    project.write("bin/c", b"\x7fELF\0", executable=True)
+    project.write("bin/d.py", "#!/no/such/python\r\nx = '\\d'\n")        # Python is started with it, and it takes any line end
+    project.spec(*({"processor": one} for one in ("bin/a", "bin/b", "bin/c", "bin/d.py", sys.executable)))
+    done = project.ok("validate")
+    assert "[NOTE]" not in done.out and done.err == "", done
+    assert list(program_starts.judge(str(project.root), "bin/none", "")) == []
+    project.write("bin/d.py", b"a\0b")
+    assert "null bytes" in list(program_starts.judge(str(project.root), "bin/d.py", ""))[0][1]
+    project.write("bin/a", "")
+    assert list(program_starts.judge(str(project.root), "bin/a", "", windows=True)) == []
 
 
 def test_what_lies_on_another_drive_is_no_path_below_the_root(monkeypatch, project):

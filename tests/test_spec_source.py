@@ -150,7 +150,7 @@ FAULTS = [
     ("// note\n{\"a\": 1 /* two\nlines */, # three\n\"b\": 2}", {"a": 1, "b": 2}, [
         (1, 1, (), "no comments"), (2, 9, (), "no comments"), (3, 11, (), "no comments")]),
     ("[1 /* open", [1], [(1, 4, (), "no comments"), (1, 11, (), "add ] here")]),
-    ("{'a': 'b\"c'}", {"a": "b\"c"}, [(1, 2, (), "double quotes"), (1, 7, ("a",), "double quotes")]),
+    ("{'a': 'b\"c'}", {"a": "b\"c"}, [(1, 2, (), "double quotes only, not single ones (and 1 more)")]),
     ("{\"a\": 1\n \"b\": 2}", {"a": 1, "b": 2}, [(2, 2, (), "a comma is missing before this key")]),
     ("[1 2\n[3]{}]", [1, 2, [3], {}], [
         (1, 4, (), "comma is missing before this value"), (2, 1, (), "comma"), (2, 4, (), "comma")]),

@@ -1,0 +1,98 @@
+"""Whether the programs of a pipeline could start, told from their first bytes: for `validate`, which starts nothing.
+
+    stages, onFailure, onSuccess -> the file of each -> what certainly keeps it from starting, or may -> (place in the spec, words)
+
+Certain is what the system refuses whatever its settings are. What another machine or another PATH may have, or a stage may make first, is only noted.
+"""
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import warnings
+
+from primitives import open_file
+from spec_checks import program_kind, shown_value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, Iterator, List, Tuple
+
+    from model import PipelineSpec
+    Verdict = Tuple[bool, str]          # (is certain, words)
+
+LARGEST_SOURCE = 8 << 20
+FIRST_BYTES = 4096
+
+
+def find_problems(spec: PipelineSpec) -> Iterator[Tuple[Tuple[Any, ...], bool, str]]:
+    """Yield (place in the spec, whether it is certain, words) for each program that cannot start, or may not."""
+    seen: Dict[Tuple[str, str], List[Verdict]] = {}
+    path = os.environ.get("PATH", "")
+    made = tuple(stage.output_dir + "/" for stage in spec.stages)
+    for number, stage in enumerate(spec.stages):
+        key = stage.processor, stage.env.get("PATH", path)
+        if key not in seen:
+            seen[key] = list(judge(spec.root, *key))
+        for is_certain, words in seen[key]:
+            yield ("stages", number, "processor"), is_certain and not stage.launcher and not stage.processor.startswith(made), words
+    for name, command in (("onFailure", spec.on_failure), ("onSuccess", spec.on_success)):
+        for is_certain, words in judge(spec.root, command[0], path) if command else ():
+            yield (name, 0), is_certain, words
+
+
+def judge(root: str, program: str, path: str, windows: bool = sys.platform == "win32") -> Iterator[Verdict]:
+    """Yield what keeps a program below *root* from starting; of those elsewhere, which are the system's, nothing."""
+    kind, full = program_kind(program), os.path.join(root, program)
+    if os.path.isabs(program) or kind == "powershell" or windows and kind != "python":
+        return
+    try:
+        with open_file(full) as file:
+            data = file.read(LARGEST_SOURCE if kind == "python" else FIRST_BYTES)
+    except OSError:
+        return                          # one may be allowed to run what one may not read
+    for is_certain, words in _judge_source(data) if kind == "python" else _judge_file(data, root, path):
+        yield is_certain, "%s cannot start: %s" % (shown_value(program), words) if is_certain else "%s: %s" % (shown_value(program), words)
+
+
+def _judge_source(data: bytes) -> Iterator[Verdict]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            compile(data, "", "exec", 0, True)
+    except SyntaxError as error:
+        if len(data) < LARGEST_SOURCE:
+            yield True, "line %d is no Python %d.%d source: %s" % (error.lineno or 1, sys.version_info[0], sys.version_info[1], error.msg)
+    except (ValueError, OverflowError) as error:
+        yield False, "it is no Python source: %s" % error       # older Pythons run what stands before a null byte
+    except (RecursionError, MemoryError):
+        pass                            # the scan tells of it
+
+
+def _judge_file(data: bytes, root: str, path: str) -> Iterator[Verdict]:
+    """Yield what keeps a file from starting on a POSIX system, which looks at its first bytes."""
+    first = data.split(b"\n", 1)[0] + b"\n"
+    if not data:
+        yield True, "it is empty"
+    elif data.startswith(b"\xef\xbb\xbf#!"):
+        yield True, "a byte order mark stands before its first line; save it without"
+    elif data.startswith(b"#!"):
+        yield from _judge_first_line(first, root, path)
+    elif b"\0" not in data:             # programs hold some; what else the system may run, nobody knows here
+        yield True, "a script needs a first line such as #!/bin/sh"
+
+
+def _judge_first_line(first: bytes, root: str, path: str) -> Iterator[Verdict]:
+    words = [os.fsdecode(word) for word in first[2:].split()]
+    if not words:
+        yield True, "its first line names no program; write one such as #!/bin/sh"
+        return
+    is_env = os.path.basename(words[0]) == "env"
+    if first.endswith(b"\r\n"):
+        yield len(words) == 1 or is_env, "its first line ends with a carriage return (CRLF); save it with plain line ends"
+    elif not os.path.exists(os.path.join(root, words[0])):
+        yield True, "its first line names %s, which is not there; install it, or name another" % words[0]
+    elif is_env:
+        name = next((word for word in words[1:] if word != "-S" and "=" not in word), "")
+        if name and not name.startswith("-") and not shutil.which(name, path=path):
+            yield False, "its first line asks for %s, which is not on PATH here; install it, or the stage fails" % name
