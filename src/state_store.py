@@ -508,17 +508,15 @@ def died_before_marker(store: StateStore, stage: str, record: Json) -> bool:
 def read_marker(path: str) -> Optional[str]:
     """Return the key in a stage's marker, "" for a marker that is not ours, None without one.
 
-    One whose content never reached the disk, as only a power cut leaves it, is none.
+    One whose content did not reach the disk whole, as only a power cut leaves it, is none.
     """
     try:
         with open_file(path) as file:
             data = file.read(1 << 16)
-        if not data.strip(b"\0"):
-            return None
         marker = loads(data.decode("utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return None
-    except (OSError, ValueError):
+    except OSError:
         return ""
     key = marker.get("key") if isinstance(marker, dict) else None
     return key if isinstance(key, str) else ""
