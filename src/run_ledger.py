@@ -221,6 +221,8 @@ class Held:
             entry["seal"] = self.ledger.sealer.seal(entry, last)
         else:
             _refuse_unsealed(last)
+        if event != "end":              # there it is done with all that the entry vouches for
+            state_store.sync_folder(self.store.folder)      # the name of the last run's record: only where its entry is the last one can it be given again
         line = entry_line(entry)
         self._append_line(line)
         self.last, self.size, self.torn = entry, self.size + len(line), 0

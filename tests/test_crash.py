@@ -381,6 +381,13 @@ def test_after_a_power_cut_the_logs_are_what_the_records_say(tmp_path):
     assert again.code == 0 and done.code == 0 and "no longer there" not in done.out, (again, done)
 
 
+def test_the_name_of_a_runs_record_is_on_the_disk_before_the_next_run_is_entered(tmp_path):
+    """A power cut may take it back, and the run after it gives it again, as long as its entry is the last one."""
+    case = Case(changed, tmp_path)
+    hits = [break_at(case.fresh("n%d" % at), "kill", at, [], only=["fsync state", "write state/ledger.jsonl"])[0] for at in (1, 2)]
+    assert hits == ["fsync state", "write state/ledger.jsonl"]
+
+
 @pytest.mark.parametrize("name", ["data/one/list.txt", "data/one"])
 def test_a_stage_whose_outputs_could_not_be_synced_is_not_believed(name, tmp_path):
     case = Case(changed, tmp_path)
