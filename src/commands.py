@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from typing import Any, List, Tuple
 
 ACTS = ("accept", "evidence", "init", "new-key", "new-stage", "report", "unlock")      # what they print only tells of what was done
+# They start no processor, and work where it is not: in a copy of the folder on another machine.
+NEED_NO_PROGRAMS = ("clean", "explain", "gc", "graph", "history", "logs", "report", "reset", "status", "unlock")
 RUNNER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pipeline_runner.py")
 
 
@@ -172,10 +174,14 @@ def _known_or_loaded(options: Options, found: Any) -> Tuple[Any, PipelineSpec]:
     gc.disable()
     try:
         known = _known_stages(found)
-        return known, known.spec if known is not None else planning.override_params(load_pipeline(options.pipeline, options.root), options.params)
+        return known, known.spec if known is not None else planning.override_params(_load(options), options.params)
     finally:
         gc.freeze()
         gc.enable()
+
+
+def _load(options: Options) -> PipelineSpec:
+    return load_pipeline(options.pipeline, options.root, needs_programs=options.command not in NEED_NO_PROGRAMS)
 
 
 def _known_stages(found: Any) -> Any:

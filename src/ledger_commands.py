@@ -30,7 +30,7 @@ def _stages(options: Options) -> Sequence[StageSpec]:
     """Return the stages of the pipeline, whose inputs and outputs must not be overwritten; none without a pipeline file, or with a faulty one."""
     import spec_loading
     try:
-        stages: Sequence[StageSpec] = spec_loading.load_pipeline(options.pipeline, options.root).stages
+        stages: Sequence[StageSpec] = spec_loading.load_pipeline(options.pipeline, options.root, needs_programs=False).stages
         return stages
     except (UsageError, SpecError):
         return ()

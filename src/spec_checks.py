@@ -478,14 +478,16 @@ def find_path(edges: Dict[str, List[str]], start: str, goal: str) -> List[str]:
     return []
 
 
-def _check_processors(stages: List[Tuple[int, Json]], root: str, problems: Problems) -> None:
+def _check_processors(stages: List[Tuple[int, Json]], root: Optional[str], problems: Problems) -> None:
     for index, merged in stages:
         processor = merged.get("processor")
         if isinstance(processor, str):
             _check_program(processor, ("stages", index, "processor"), root, problems)
 
 
-def _check_program(program: str, path: Path, root: str, problems: Problems) -> None:
+def _check_program(program: str, path: Path, root: Optional[str], problems: Problems) -> None:
+    if root is None:
+        return
     full = os.path.join(root, program)
     if not os.path.isfile(full):
         text = _no_file_text(full, shown_value(program))
@@ -538,7 +540,7 @@ def _near_file(program: str, root: str, problems: Problems) -> Optional[str]:
     return None
 
 
-def _check_after(value: Json, key: str, root: str, problems: Problems) -> List[str]:
+def _check_after(value: Json, key: str, root: Optional[str], problems: Problems) -> List[str]:
     """Return the command that is run after the run, [] for none; its program is found as a processor is."""
     words = _checked(value, key, check_command, (), problems) or []
     if words and isinstance(words[0], str):
@@ -584,10 +586,10 @@ def _check_output_owners(stages: List[Tuple[int, Json]], problems: Problems) -> 
 
 # --- the whole
 
-def check_pipeline(value: Any, root: str, nearest: Callable[[str, Sequence[str]], Optional[str]], problems: Problems) -> Optional[Json]:
+def check_pipeline(value: Any, root: Optional[str], nearest: Callable[[str, Sequence[str]], Optional[str]], problems: Problems) -> Optional[Json]:
     """Check a whole spec; return name, version, description, offline, seal, order, onFailure, onSuccess and the stages with defaults filled in.
 
-    Relative processors are looked for below *root*; *nearest* finds the known word most like an unknown one.
+    Relative processors are looked for below *root*, none at all if it is None; *nearest* finds the known word most like an unknown one.
     None, with problems added, when the spec is not valid.
     """
     problems.nearest = nearest
@@ -639,7 +641,7 @@ OFFLINE_CHECKS: Dict[str, Callable[..., Any]] = {"allow": check_texts, "require"
 OFFLINE_CHECK = fields("", OFFLINE_CHECKS)
 
 
-def _check_stages(value: Any, defaults: Json, root: str, problems: Problems, is_graph: bool) -> List[Json]:
+def _check_stages(value: Any, defaults: Json, root: Optional[str], problems: Problems, is_graph: bool) -> List[Json]:
     if not isinstance(value, list) or not value:
         problems.add(("stages",), "must be a list of at least one stage" if value is not None
                      else "is missing: a list of at least one stage is required")

@@ -29,11 +29,11 @@ def plain_path(path: str) -> str:
     return path[4:] if path.startswith("\\\\?\\") else path
 
 
-def load_pipeline(path: str, root: Optional[str] = None) -> PipelineSpec:
+def load_pipeline(path: str, root: Optional[str] = None, needs_programs: bool = True) -> PipelineSpec:
     """Read and check a pipeline file.
 
-    root defaults to the folder of the file. Raises: SpecError with every problem that the file has; UsageError
-    when it cannot be read.
+    root defaults to the folder of the file. needs_programs: a processor that is not there, or cannot be started, is a
+    problem. Raises: SpecError with every problem that the file has; UsageError when it cannot be read.
     """
     shown = os.fspath(path)
     try:
@@ -53,7 +53,7 @@ def load_pipeline(path: str, root: Optional[str] = None) -> PipelineSpec:
     problems = spec_checks.Problems()
     checked = None
     if document is None or document.complete:
-        checked = spec_checks.check_pipeline(value, root, command_line.nearest, problems)
+        checked = spec_checks.check_pipeline(value, root if needs_programs else None, command_line.nearest, problems)
     stages = tuple(_build_stage(one) for one in checked["stages"]) if checked is not None else ()
     if checked is not None and checked["order"] == "graph":
         _check_cycles(stages, problems)

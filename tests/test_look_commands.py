@@ -280,6 +280,30 @@ def test_what_cannot_be_looked_at(pipeline):
         assert (code, out) == (2, "") and message in err and err.count("\n") == 1, (words, err)
 
 
+@pytest.mark.skipif(not POSIX, reason="Windows knows no mark of what can be executed")
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_commands_that_start_no_processor_do_without_it(project, is_gone):
+    project.processor("p", "open(out + '/o', 'w').write('x')\n")
+    project.write("bin/tool", "#!/bin/sh\necho x > \"$PIPELINE_OUTPUT_DIR/o\"\n", executable=True)
+    project.write("in.txt", "x\n")
+    project.spec({"name": "a", "processor": "bin/p.py", "inputs": ["in.txt"]}, {"name": "b", "processor": "bin/tool", "inputs": ["data/s1/o"]},
+                 {"name": "c", "processor": "bin/tool", "forEach": ["data/s1/*"]}, onFailure=["bin/tool"])
+    project.ok("--run-id", "r1")
+    if is_gone:
+        project.path("bin/p.py").unlink()
+        project.path("bin/tool").unlink()
+    else:
+        project.path("bin/tool").chmod(0o644)
+    for words in COMMANDS + (["explain", "a"], ["explain", "c"], ["logs", "a"], ["report", "-o", "../r.html"], ["graph"], ["clean"], ["gc", "--keep-runs", "1"],
+                             ["export", "r1"], ["evidence", "r1", "-o", "../e.zip"], ["verify", "--outputs"], ["reset", "b"], ["reset", "--yes", "b"]):
+        done = project.ok(*words, cwd=str(project.root))
+        names = {"status": ["p.py"], "explain": ["p.py" if words[-1:] == ["a"] else "tool"]}.get(words[0], [])
+        assert all(("bin/%s: No such file" % name in done.out) == is_gone for name in names), done
+    for words in ([], ["plan"], ["validate"], ["scan"], ["accept", "a", "--reason", "x"]):
+        done = project.run(*words)
+        assert done.code == 2 and ("there is no file" if is_gone else "is not executable") in done.err, done
+
+
 def test_the_real_program_looks_too(pipeline):
     pipeline.ok("--run-id", "r")
     before = pipeline.snapshot()
