@@ -297,7 +297,7 @@ def _totals(report: Report) -> str:
     if fits:
         body += "<p>The totals of %d %sstages fit.</p>" % (fits, "other " if rows else "")
     return _section("Control totals", body, "Records. A stage that counts words or sums up writes another number than it reads: "
-                    "only what the spec requires must fit.")
+                    "only what the spec requires must fit. A dash: not compared.")
 
 
 def _difference(count: int) -> str:

@@ -46,11 +46,11 @@ class Report(namedtuple("Report", (
 
 
 class Stage(namedtuple("Stage", (
-        "name status reason spans duration_s attempts counts bytes_in bytes_out cpu_s rss_bytes outputs tasks failed_tasks log progress history"))):
+        "name status reason spans duration_s attempts counts bytes_in bytes_out cpu_s rss_bytes outputs tasks failed_tasks log progress history kept"))):
     """A stage of a run. spans: [(start, end, "ok" or "failed" or "running", text)] of its attempts, seconds from the run's start.
 
     counts, tasks: {name: number}. log: (path, text of its end, whether cut) of what failed, or None. progress: a text or "".
-    history: [(seconds, failed)] over runs in which it was worked on.
+    history: [(seconds, failed)] over runs in which it was worked on. kept: (counts of what is in its outputs, whether that is certain).
     """
 
     __slots__ = ()
@@ -59,7 +59,7 @@ class Stage(namedtuple("Stage", (
 class Total(namedtuple("Total", "stage read written rejected inside before expected makers is_strict")):
     """A control total. inside: read - written - rejected. expected: what the makers wrote, None if that cannot be known.
 
-    before: read - expected, None likewise. is_strict: the spec asks that both are 0.
+    before: read - expected, None likewise; a stage that the run passed and that reconciles was not compared if it differs. is_strict: the spec asks that both are 0.
     """
 
     __slots__ = ()
@@ -299,8 +299,18 @@ def _stages(folder: str, spec: PipelineSpec, run_id: str, invocation: int, recor
             number_of(one.get("bytesIn")), number_of(one.get("bytesOut")), number_of(numbers.get("cpuSec")), number_of(numbers.get("maxRssBytes")),
             len(objects_of(one.get("outputs"))), tasks, _failed_tasks(folder, one, "%s/%d" % (run_id, invocation)) if tasks.get("failed") else [],
             _log_tail(folder, run_id, invocation, name, one) if status in ("failed", "interrupted", "running") else None,
-            _progress(folder, name) if status == "running" else "", earlier))
+            _progress(folder, name) if status == "running" else "", earlier, _kept_counts(folder, run_id, invocation, one)))
     return found
+
+
+def _kept_counts(folder: str, run_id: str, invocation: int, entry: Json) -> Tuple[Dict[str, int], bool]:
+    """Return (the counts of what is in a stage's outputs, whether that is certain): only its record tells, until a later run replaces it."""
+    made_by = entry["madeBy"] if isinstance(entry.get("madeBy"), dict) else {"runId": run_id, "invocation": invocation}
+    name, counts = text_of(entry.get("stage")), numbers_of(entry.get("counts"))
+    record = read_json(os.path.join(folder, "stage_%s.json" % name))[0] if not set(name) & set("/\\") else None
+    if record is None or (record.get("lastRunId"), record.get("lastInvocation", 1)) != (made_by.get("runId"), made_by.get("invocation")):
+        return counts, "tasks" not in entry
+    return numbers_of(record["inOutputs"]) if "inOutputs" in record else counts, True
 
 
 def _spans(entry: Json, started: Optional[float], clock: float, now: Optional[float]) -> List[Tuple[float, float, str, str]]:
@@ -380,7 +390,7 @@ def _progress(folder: str, name: str) -> str:
 
 def _totals(spec: PipelineSpec, stages: List[Stage], edges: List[Any]) -> List[Total]:
     """Return the control totals of the stages that count."""
-    counts = {stage.name: stage.counts for stage in stages if stage.status in ("ok", "skipped")}
+    kept = {stage.name: stage.kept for stage in stages if stage.status in ("ok", "skipped")}
     strict = {stage.name for stage in spec.stages if stage.reconcile}
     makers = pipeline_graph.makers_of(edges)
     found = []
@@ -388,9 +398,12 @@ def _totals(spec: PipelineSpec, stages: List[Stage], edges: List[Any]) -> List[T
         if "read" not in stage.counts:
             continue
         read, written, rejected = (stage.counts.get(name, 0) for name in ("read", "written", "rejected"))
-        feeders = [name for name in makers.get(stage.name, ()) if name in counts]
-        is_known = feeders and all("written" in counts[name] for name in feeders)
-        expected = sum(counts[name]["written"] for name in feeders) if is_known else None
+        feeders = [name for name in makers.get(stage.name, ()) if name in kept]
+        is_known = feeders and all("written" in kept[name][0] for name in feeders)
+        expected = sum(kept[name][0]["written"] for name in feeders) if is_known else None
+        was_passed = stage.name in strict and stage.status in ("ok", "skipped")
+        if expected != read and (was_passed or not all(kept[name][1] for name in feeders)):
+            expected = None
         found.append(Total(stage.name, read, written, rejected, read - written - rejected, None if expected is None else read - expected,
                            expected, feeders, stage.name in strict))
     return found

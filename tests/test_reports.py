@@ -215,12 +215,40 @@ def test_the_retries_of_tasks_are_counted(project):
 def test_control_totals_tell_what_fits(project):
     two_stages(project, reconcile=True)
     spec = pipeline_runner.load_pipeline(str(project.path("pipeline.json")))
-    stages = [{"stage": "first", "status": "ok", "counts": {"read": 9, "written": 7, "rejected": 2}}, {"stage": "second", "status": "ok", "counts": {"read": 6, "written": 5, "rejected": 0}}]
-    project.write("state/run_r.json", json.dumps({"runId": "r", "pipeline": "test", "state": "completed", "stages": stages}))
+    stages = [{"stage": "first", "status": "ok", "counts": {"read": 9, "written": 7, "rejected": 2}}, {"stage": "second", "status": "failed", "counts": {"read": 6, "written": 5, "rejected": 0}}]
+    project.write("state/run_r.json", json.dumps({"runId": "r", "pipeline": "test", "state": "failed", "stages": stages}))
     found = run_report.gather(spec, None, 1.8e9)
     assert [(one.stage, one.inside, one.before, one.makers, one.is_strict) for one in found.totals] == [("first", 0, None, [], False), ("second", 1, -1, ["first"], True)]
     page = checked(report_html.page(found))
     assert page.text.count("fits") == 1 and "\u22121 to 7 written by first" in page.text
+
+
+def test_control_totals_are_judged_as_the_run_judges_them(project):
+    project.write("bin/each.py", "import json, os\nfrom processor_kit import lines\n"
+                  "lines(str.upper, os.path.basename(json.load(open(os.environ['PIPELINE_INPUTS_FILE'], encoding='utf-8'))[0]))\n")
+    project.write("bin/keep.py", "from processor_kit import lines\nlines(str.lower, 'o')\n")
+    for name in "abc":
+        project.write("in/" + name, "x\n" * 10)
+    stages = [{"name": "each", "processor": "bin/each.py", "forEach": "in/*", "outputDir": "data/each"},
+              {"name": "all", "processor": "bin/keep.py", "inputs": ["data/each/*"], "outputDir": "data/all", "reconcile": True},
+              {"name": "part", "processor": "bin/keep.py", "inputs": ["data/each/b"], "outputDir": "data/part", "reconcile": True},
+              {"name": "free", "processor": "bin/keep.py", "inputs": ["data/each/*"], "outputDir": "data/free"}]
+    project.spec(*stages)
+    project.ok("--run-id", "r1")
+    project.path("in/c").unlink()
+    project.ok("--run-id", "r2")                                # "each" keeps what it made of c
+    project.write("in/a", "y\n" * 4)
+    project.ok("--run-id", "r3")
+    spec = pipeline_runner.load_pipeline(str(project.path("pipeline.json")))
+
+    def totals(run):
+        return {one.stage: (one.read, one.expected) for one in run_report.gather(spec, run, 1.8e9).totals}
+    assert totals("r3") == {"each": (14, None), "all": (24, 24), "part": (10, None), "free": (24, 24)}
+    assert totals("r2") == {"each": (20, None), "all": (30, None), "part": (10, None), "free": (30, None)}      # nobody knows any more
+    project.spec(stages[0], dict(stages[1], processor=project.processor("less", "json.dump({'read': 1, 'written': 1, 'rejected': 0}, open(os.environ['PIPELINE_COUNTS_FILE'], 'w'))\n")))
+    assert project.run("--run-id", "r4").code == 1
+    page = report(project)
+    assert "\u221223 to 24 written by each" in page.text and page.text.count("A dash: not compared") == 1
 
 
 # --- the graph
