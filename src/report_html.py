@@ -321,15 +321,15 @@ def _why(report: Report) -> str:
 def _logs(report: Report) -> str:
     parts = []
     for stage in report.stages:
-        if stage.log is not None:
-            path, text, is_cut = stage.log
-            parts.append("<h3>%s</h3><p class=\"hint\">%s%s</p><pre tabindex=\"0\">%s</pre>" % (
-                escaped(stage.name), "the end of " if is_cut else "", "<code>%s</code>" % escaped(path), escaped(text) if text.strip() else "(nothing was printed)"))
+        parts += ["<h3>%s</h3>" % escaped(stage.name)] if stage.logs else []
+        for path, text, is_cut in stage.logs:
+            parts.append("<p class=\"hint\">%s%s</p><pre tabindex=\"0\">%s</pre>" % (
+                "the end of " if is_cut else "", "<code>%s</code>" % escaped(path), escaped(text) if text.strip() else "(nothing was printed)"))
         if stage.failed_tasks:
             parts.append("<h3>%s: failed tasks</h3>%s" % (escaped(stage.name), _table([("Task", ""), ("Reason", "")], [
                 "%s<td class=\"why\">%s</td>" % (_row_head(task),
                                                  escaped(why)) for task, why in stage.failed_tasks], "Failed tasks of " + stage.name)))
-    return _section("Logs of what did not end well" if any(stage.status != "running" for stage in report.stages if stage.log) else "Logs",
+    return _section("Logs of what did not end well" if any(stage.status != "running" for stage in report.stages if stage.logs) else "Logs",
                     "".join(parts)) if parts else ""
 
 

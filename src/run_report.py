@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 HISTORY_RUNS = 30           # earlier runs in a sparkline, at most
 TAIL_BYTES, TAIL_LINES = 16 << 10, 40
 SHOWN_TASKS = 20            # failed tasks that are listed for a stage
+LOGGED_TASKS, TASK_LINES = 10, 10       # of so many of them the log is shown, with so many lines
 LISTED_RECORDS = 2000       # newest run records that are looked through for the last run, and for the history
 WORKED = ("ok", "failed", "interrupted", "running")
 
@@ -46,10 +47,10 @@ class Report(namedtuple("Report", (
 
 
 class Stage(namedtuple("Stage", (
-        "name status reason spans duration_s attempts counts bytes_in bytes_out cpu_s rss_bytes outputs tasks failed_tasks log progress history kept"))):
+        "name status reason spans duration_s attempts counts bytes_in bytes_out cpu_s rss_bytes outputs tasks failed_tasks logs progress history kept"))):
     """A stage of a run. spans: [(start, end, "ok" or "failed" or "running", text)] of its attempts, seconds from the run's start.
 
-    counts, tasks: {name: number}. log: (path, text of its end, whether cut) of what failed, or None. progress: a text or "".
+    counts, tasks: {name: number}. logs: [(path, text of its end, whether cut)] of what failed. progress: a text or "".
     history: [(seconds, failed)] over runs in which it was worked on. kept: (counts of what is in its outputs, whether that is certain).
     """
 
@@ -293,12 +294,13 @@ def _stages(folder: str, spec: PipelineSpec, run_id: str, invocation: int, recor
         status = text_of(one.get("status")) or "unknown"
         earlier = [(number_of(entry.get("durationMs")) / 1000, entry.get("status") != "ok") for _, _, _, by_name in history
                    for entry in [by_name.get(name)] if entry is not None and entry.get("status") in WORKED]
+        failed = _failed_tasks(folder, one, "%s/%d" % (run_id, invocation)) if tasks.get("failed") else []
         found.append(Stage(
             name, status, text_of(one.get("reason")), spans, duration_s or sum(span[1] - span[0] for span in spans),
             int(number_of(one.get("attempts"))), numbers_of(one.get("counts")),
             number_of(one.get("bytesIn")), number_of(one.get("bytesOut")), number_of(numbers.get("cpuSec")), number_of(numbers.get("maxRssBytes")),
-            len(objects_of(one.get("outputs"))), tasks, _failed_tasks(folder, one, "%s/%d" % (run_id, invocation)) if tasks.get("failed") else [],
-            _log_tail(folder, run_id, invocation, name, one) if status in ("failed", "interrupted", "running") else None,
+            len(objects_of(one.get("outputs"))), tasks, failed,
+            _task_tails(folder, one, failed) if failed else _log_tails(folder, run_id, invocation, name, one) if status in ("failed", "interrupted", "running") else [],
             _progress(folder, name) if status == "running" else "", earlier, _kept_counts(folder, run_id, invocation, one)))
     return found
 
@@ -334,31 +336,41 @@ def _spans(entry: Json, started: Optional[float], clock: float, now: Optional[fl
     return spans or [(start, start + long_s, "ok" if entry.get("status") == "ok" else "failed", "%s: %.3f s" % (name, long_s))]
 
 
-def _log_path(folder: str, entry: Json, end: str) -> str:
-    """Return the path of the last log in a stage's entry whose name has this end, "" without one that lies where logs lie."""
+def _log_path(folder: str, entry: Json, end: str, task: Optional[str] = None) -> str:
+    """Return the path of the last log in a stage's entry whose name has this end, and of that task if one is given; "" without one that lies where logs lie."""
     for one in reversed(objects_of(entry.get("logs"))):
         path = text_of(one.get("path"))
-        if path.endswith(end) and path.startswith(provenance.LOG_FOLDER) and not provenance.member_problem(path):
+        if path.endswith(end) and task in (None, one.get("task")) and path.startswith(provenance.LOG_FOLDER) and not provenance.member_problem(path):
             return os.path.join(os.path.dirname(folder), *path.split("/"))
     return ""
 
 
-def _log_tail(folder: str, run_id: str, invocation: int, name: str, entry: Json) -> Optional[Tuple[str, str, bool]]:
-    """Return (path, last lines, whether more stands before them) of the last attempt's log; paths out of records are kept below state/logs."""
+def _task_tails(folder: str, entry: Json, failed: List[Tuple[str, str]]) -> List[Tuple[str, str, bool]]:
+    """Return the ends of the logs of the first failed tasks' last attempts."""
+    return [tail for task, _ in failed[:LOGGED_TASKS] for tail in _tail(folder, _log_path(folder, entry, ".log", task), TASK_LINES)]
+
+
+def _log_tails(folder: str, run_id: str, invocation: int, name: str, entry: Json) -> List[Tuple[str, str, bool]]:
+    """Return the end of the last attempt's log, [] without one; paths out of records are kept below state/logs."""
     path = _log_path(folder, entry, ".log")
     if not path and not set(name) & set("/\\"):
         base = os.path.join(folder, "logs", run_id, *([str(invocation)] if invocation > 1 else []))
         path = os.path.join(base, "%s.%d.log" % (name, max(1, int(number_of(entry.get("attempts"))))))
+    return _tail(folder, path, TAIL_LINES)
+
+
+def _tail(folder: str, path: str, count: int) -> List[Tuple[str, str, bool]]:
+    """Return [(path, last lines, whether more stands before them)] of a log, [] if it cannot be read."""
     try:
         with open_file(path) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - TAIL_BYTES))
             text = file.read().decode("utf-8", "replace").replace("\r\n", "\n")
     except (OSError, ValueError):
-        return None
-    lines = text.splitlines()[-TAIL_LINES:]
+        return []
+    lines = text.splitlines()
     shown = os.path.relpath(path, os.path.dirname(folder)).replace(os.sep, "/")
-    return shown, "\n".join(lines), size > TAIL_BYTES or len(text.splitlines()) > TAIL_LINES
+    return [(shown, "\n".join(lines[-count:]), size > TAIL_BYTES or len(lines) > count)]
 
 
 def _failed_tasks(folder: str, entry: Json, run: str) -> List[Tuple[str, str]]:

@@ -195,12 +195,26 @@ def test_tasks_reach_the_report(project):
              '{"task": "b.csv", "status": "failed", "error": "14 fields", "run": "r/1"}', '{"task": "c.csv", "status": "failed", "error": "of another run", "run": "q/1"}']
     project.write("state/logs/r/first.tasks.jsonl", "\n".join(lines) + "\n")
     project.write("state/logs/r/first/7.1.log", "field missing")
-    logs = [{"path": "state/logs/r/first/7.1.log"}, {"path": "state/logs/r/first.tasks.jsonl"}]
+    logs = [{"path": "state/logs/r/first/7.1.log", "task": "b.csv"}, {"path": "state/logs/r/first.tasks.jsonl"}]
     tasks = {"total": 1200, "ok": 1199, "skipped": 0, "failed": 1, "vanished": 0}
     project.write("state/run_r.json", json.dumps({"runId": "r", "pipeline": "test", "state": "failed", "stages": [{"stage": "first", "status": "failed", "tasks": tasks, "logs": logs}]}))
     page = checked(report_html.page(run_report.gather(spec, None, 1.8e9)))
     assert "1\u202f200" in page.text and "1 failed" in page.text and "b.csv14 fields" in page.text and "a.csv" not in page.text and "c.csv" not in page.text
     assert "field missing" in page.text and "state/logs/r/first/7.1.log" in page.text
+
+
+@pytest.mark.parametrize("allowed", [0, 12])
+def test_the_logs_of_several_failed_tasks_are_shown(project, allowed):
+    for number in range(12):
+        project.write("in/%02d" % number, "x")
+    body = "print('\\n'.join('%s, line %d' % (os.path.basename(inputs[0]), n) for n in range(20)), os.environ['PIPELINE_ATTEMPT'])\nsys.exit(inputs[0].endswith('1') or inputs[0] < 'in/10')\n"
+    project.spec({"name": "many", "processor": project.processor("many", body), "forEach": "in/*", "maxFailedTasks": allowed, "retry": {"attempts": 2, "baseDelayMs": 1}})
+    assert project.run("--run-id", "r").code == (0 if allowed else 1)
+    page = report(project, notes=0)
+    assert "10, line" not in page.text and "11, line" not in page.text      # one ended well, one is the eleventh
+    for number in range(10):
+        assert "state/logs/r/many/%d.2.log" % (number + 1) in page.text and "%02d, line 9\n" % number not in page.text
+        assert "%02d, line 10\n" % number in page.text and "%02d, line 19 2" % number in page.text
 
 
 def test_the_retries_of_tasks_are_counted(project):
