@@ -354,7 +354,7 @@ def _note_reach(check: Check, proved: int, is_sealed: bool) -> None:
     if proved and ends and max(ends) > proved:
         check.notes.append("the anchor vouches for entries up to %d; run %s ended with entry %d, for which only a later head does" % (
             proved, check.manifest["runId"], max(ends)))
-    elif not proved and not is_sealed:
+    elif not proved and not is_sealed and not check.findings:
         check.notes.append("these files agree with one another and with the head %s; that this is the ledger which was kept, only a "
                            "head shows that was noted elsewhere (--anchor), or a seal (--key)" % head_text(check.entries[-1]))
 

@@ -784,6 +784,9 @@ def test_a_history_made_up_in_full_is_told_only_by_a_head_noted_elsewhere(unpack
     findings, notes = found_in(unpacked)
     assert findings == set() and "only a head shows that was noted elsewhere" in notes
     assert found_in(unpacked, [head])[0] == {("EDITED", "ledger/ledger.jsonl")}
+    rewrite(unpacked / "records" / "run_b.json", lambda record: record.update(host="a third"))     # found, and then nothing agrees
+    findings, notes = found_in(unpacked)
+    assert findings and "agree with one another" not in notes
 
 
 # --- anchors
