@@ -56,6 +56,8 @@ def _evidence(options: Options, console: Console) -> int:
 def _new_key(options: Options, console: Console) -> int:
     import seal_keys
     path, mode = options.operands[0], "forward" if options.forward else "hmac"
+    if options.root is not None or os.path.exists(options.pipeline):     # else there is no root here
+        seal_keys.check_place(path, _root(options))
     identity = seal_keys.make_key_file(path, mode)
     console.line("%s: key %s (%s)" % (path, identity, mode))
     if options.forward:

@@ -60,13 +60,19 @@ def make_key_file(path: str, mode: str) -> str:
     return identity
 
 
+def check_place(path: str, root: str) -> None:
+    """Raises: KeyProblem for a key below the root."""
+    if os.path.realpath(path).startswith(os.path.join(os.path.realpath(root), "")):
+        raise KeyProblem("%s: the key lies below the root, and a copy of the folder would carry it; keep it elsewhere" % path)
+
+
 def read_key_file(path: str, root: str = "", posix: bool = os.name == "posix") -> Tuple[str, str, int, bytes]:
     """Return (mode, key id, index, key).
 
     With *root*, the file must lie outside it: a copy of the folder would carry the key. Raises: KeyProblem.
     """
-    if root and os.path.realpath(path).startswith(os.path.join(os.path.realpath(root), "")):
-        raise KeyProblem("%s: the key lies below the root, and a copy of the folder would carry it; keep it elsewhere" % path)
+    if root:
+        check_place(path, root)
     try:
         with open(path, "rb") as file:
             found = os.fstat(file.fileno())

@@ -323,8 +323,19 @@ def test_a_full_disk_under_the_key_file_is_named(project, tmp_path):
     assert ": ok" in project.ok("verify", "--key", str(first)).out
 
 
+def test_a_key_below_the_root_is_not_made(project, tmp_path):
+    project.spec({"processor": "bin/stage_copy.py"})
+    before = project.snapshot()
+    for words in (["--pipeline", "pipeline.json"], ["--root", "."], []):
+        done = subprocess.run([sys.executable, str(RUNNER), "new-key", "keys.key", "--forward", *words], cwd=str(project.root), stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+        assert done.returncode == 2 and b"keys.key: the key lies below the root, and a copy" in done.stderr, done
+    assert project.snapshot() == before
+    done = subprocess.run([sys.executable, str(RUNNER), "new-key", "keys.key"], cwd=str(tmp_path), timeout=60)
+    assert done.returncode == 0 and (tmp_path / "keys.key").is_file()       # no root is there
+
+
 def test_an_empty_file_in_the_place_of_a_key_is_told_as_what_a_kill_has_left(project):
     for text, told in (("", "is there already, and empty: a new-key that was killed may have left it; remove it and run again"), ("x", "is there already; a key is never overwritten")):
-        project.write("key", text)
-        done = project.run("new-key", str(project.path("key")))
+        project.write("../key", text)
+        done = project.run("new-key", str(project.path("../key")))
         assert done.code == 2 and done.err.endswith(told + "\n"), done
