@@ -493,6 +493,7 @@ def cmd_export(root: str, run_id: str, format: str, out_path: Optional[str], spe
         text = export_text(StateStore(root, writable=False), run_id)
         if place:
             output_places.write_whole(place, lambda file: file.write(text))
+            console.line("%s: %d bytes, SHA-256 %s" % (out_path, len(text), sha256(text).hexdigest()))
         else:
             _print_bytes(text, console)
     except (UsageError, StateError) as error:

@@ -196,7 +196,9 @@ def test_the_program_prints_and_writes_the_same_statement(history):
     done = history.ok("export", "b")
     assert done.out.replace("\r\n", "\n").encode("ascii") == ledger_export.export_text(StateStore(str(history.root), writable=False), "b")
     before = history.snapshot()
-    history.ok("export", "b", "--format", "in-toto", "-o", str(history.root.parent / "x.json"))
+    path = history.root.parent / "x.json"
+    told = history.ok("export", "b", "--format", "in-toto", "-o", str(path)).out
+    assert told == "%s: %d bytes, SHA-256 %s\n" % (path, path.stat().st_size, digest_of(path))
     assert (history.root.parent / "x.json").read_bytes() == done.out.replace("\r\n", "\n").encode("ascii")
     assert history.snapshot() == before
 
