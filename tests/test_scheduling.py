@@ -89,9 +89,9 @@ def test_the_other_line_is_silent_on_good_nights_and_tells_all_on_bad_ones(night
 
 
 @linux
-@pytest.mark.parametrize("code, mailed", [(0, False), (7, False), (1, True), (4, True), (5, True), (143, True)])
+@pytest.mark.parametrize("code, mailed", [(0, False), (7, False), (129, False), (130, False), (143, False), (1, True), (2, True), (3, True), (4, True), (5, True), (6, True)])
 def test_which_exit_codes_are_mailed(nightly, code, mailed):
-    """With a runner that only ends so: 7 is a good night, too."""
+    """With a runner that only ends so: by the table, 7 is a good night, and a run that was stopped needs nobody."""
     fake = nightly.write("fake.py", "import sys\nprint('the end')\nsys.exit(%d)\n" % code)
     got, mail = by_cron(moved(cron_commands()[1], nightly).replace(str(RUNNER), str(fake)))
     assert (got, mail) == ((code, "the end\n") if mailed else (0, ""))
