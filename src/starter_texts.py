@@ -162,7 +162,7 @@ A batch pipeline for one machine. All that it needs is in this folder: copying t
 3. Edit `pipeline.json`. Editors that know JSON Schema complete and check its keys by `pipeline.schema.json`;
    `python src/pipeline_runner.py validate` checks all of it.
 
-On Windows write `py` for `python`. `python src/pipeline_runner.py --help` lists commands, options and exit codes@DOCS@.
+Where there is no `python`, write `python3`, on Windows `py`. `python src/pipeline_runner.py --help` lists commands, options and exit codes@DOCS@.
 `src/` is the runner. To update it, replace the folder whole, and `bin/processor_kit.py` with it.
 '''
 DOCS = ", [docs/reference.md](docs/reference.md) explains them"
