@@ -211,7 +211,7 @@ def test_the_logs_of_several_failed_tasks_are_shown(project, allowed):
     project.spec({"name": "many", "processor": project.processor("many", body), "forEach": "in/*", "maxFailedTasks": allowed, "retry": {"attempts": 2, "baseDelayMs": 1}})
     assert project.run("--run-id", "r").code == (0 if allowed else 1)
     page = report(project, notes=0)
-    assert "10, line" not in page.text and "11, line" not in page.text      # one ended well, one is the eleventh
+    assert "many/11." not in page.text and "many/12." not in page.text      # one ended well, one is the eleventh
     for number in range(10):
         assert "state/logs/r/many/%d.2.log" % (number + 1) in page.text and "%02d, line 9\n" % number not in page.text
         assert "%02d, line 10\n" % number in page.text and "%02d, line 19 2" % number in page.text
