@@ -1293,14 +1293,17 @@ class Verification:
     def _check_outputs(self) -> None:
         """Read every output that the newest success of its stage left; of two stages that made one file the later one owns it."""
         owners: Dict[str, Tuple[int, int, str, RunKey, str]] = {}
-        skipped, forgotten = [], []
+        skipped: List[str] = []
+        forgotten: List[str] = []
+        known: Set[str] = set()                 # output folders of which all is known that runs have made
+        open_folders: Set[str] = set()          # the others
         for stage, (run, pipeline, made) in sorted(self.newest.items()):
-            if made.status != "ok" or not self._is_settled(pipeline, stage, run, made):
-                skipped.append(stage)
+            is_settled = made.status == "ok" and self._is_settled(pipeline, stage, run, made)
+            if not is_settled or self.forgotten.get(stage, 0) > made.end:
+                (forgotten if is_settled else skipped).append(stage)
+                open_folders.add(made.folder)
                 continue
-            if self.forgotten.get(stage, 0) > made.end:
-                forgotten.append(stage)
-                continue
+            known.add(made.folder)
             for path, size, digest in made.outputs or self._task_outputs(stage, run, made):
                 full = made.folder + "/" + path
                 owners[full] = max(owners.get(full, (0, 0, "", run, "")), (made.end, size, digest, run, stage))
@@ -1311,10 +1314,29 @@ class Verification:
                 self.cleaned_met += self.concerns(run)
             elif self.concerns(run):
                 self._check_output(path, (size, digest), run, stage)
+        self._tell_of_strangers(known - open_folders, set(owners))
         if forgotten:
             self.notes.append("outputs not compared, for reset has forgotten them, as the ledger says: %s" % names_text(forgotten))
         if skipped:
             self.notes.append("outputs not compared, for no later success is recorded of %s" % names_text(skipped))
+
+    def _tell_of_strangers(self, folders: Set[str], made: Set[str]) -> None:
+        """Name the files beside outputs that no run has made: a stage whose glob finds one reads it, too."""
+        found: List[str] = []
+        for folder in sorted({path.rpartition("/")[0] for path in made}):
+            if any(folder == one or folder.startswith(one + "/") for one in folders):
+                found += [path for path in self._files_of(folder) if path not in made]
+        if found and not self.run_ids:
+            self.notes.append("%s beside outputs that no run has made: %s" % (count_text(len(found), "file"), names_text([shown(path) for path in found])))
+
+    def _files_of(self, folder: str) -> List[str]:
+        """Return the files in a folder that a glob may find, sorted."""
+        try:
+            with os.scandir(os.path.join(self.folder.root, folder)) as entries:
+                names = sorted(entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".") and not entry.name.endswith(".part"))
+        except OSError:
+            return []                   # what is missing there has been told
+        return ["%s/%s" % (folder, name) for name in names]
 
     def _task_outputs(self, stage: str, run: RunKey, made: Made) -> List[Tuple[str, int, str]]:
         """Return the outputs that a stage's task log lists, if they are those that the run's record commits to."""

@@ -194,14 +194,6 @@ def test_pass_env_leaves_only_the_basics_and_what_it_lists(project):
     assert project.read("data/s1/o") == "DEMO_A PATH"
 
 
-def test_inputs_that_do_not_fit_the_command_line(project):
-    for number in range(1200):
-        project.write("data/in/%s%04d.txt" % ("n" * 100, number), "")
-    project.spec({"processor": project.processor("count", "open(out + '/o', 'w').write('%d %s' % (len(inputs), sys.argv[1:]))\n"), "inputs": ["data/in/*"], "args": ["-v"]})
-    project.ok()
-    assert project.read("data/s1/o") == "1200 ['-v']"
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="shell scripts")
 def test_a_program_that_is_no_python(project):
     project.write("bin/tool", "#!/bin/sh\ncat \"$1\" > \"$PIPELINE_OUTPUT_DIR/copy.txt\"\n", executable=True)

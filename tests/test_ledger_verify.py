@@ -1214,6 +1214,17 @@ def test_a_line_of_the_task_log_is_what_its_run_wrote(project, values):
     assert done.code == 5 and told in done.out, done
 
 
+def test_a_file_beside_outputs_that_no_run_has_made_is_named(project):
+    tasks_of(project)
+    assert "no run has made" not in project.ok("verify", "--outputs").out
+    folder = project.json("pipeline.json")["stages"][0].get("outputDir", "data/s1")
+    for name in ("zz.txt", ".hidden", "x.part"):
+        project.write("%s/%s" % (folder, name), "by hand\n")
+    done = project.ok("verify", "--outputs")
+    assert "note: 1 file beside outputs that no run has made: %s/zz.txt\n" % folder in done.out, done
+    assert "no run has made" not in project.ok("verify").out + project.ok("verify", "r2", "--outputs").out
+
+
 def test_tasks_of_a_run_whose_entry_is_gone_are_told_of_once(project):
     """The log is as it was written: what is wrong is the ledger."""
     tasks_of(project)

@@ -711,14 +711,14 @@ cat "$@" | wc -l > "$PIPELINE_OUTPUT_DIR/count.txt"
 @pytest.mark.skipif(os.name == "nt", reason="shell scripts")
 def test_inputs_that_do_not_fit_the_command_line_are_not_left_out_unseen(project):
     """A program that knows arguments only would find none, and make a result of nothing."""
-    folder = "in/" + "x" * 200
-    for number in range(6000):
+    folder = "in/" + "x" * 240
+    for number in range(4500):
         project.write("%s/%d.txt" % (folder, number), "line\n")
     stage = {"processor": "bin/count.sh", "inputs": ["in/**"], "outputs": ["count.txt"]}
     project.write("bin/count.sh", COUNT, executable=True)
     project.spec(stage)
     done = project.run()
-    assert done.code == 1 and ("[FAIL] s1: its 6000 inputs are too many for a command line, and bin/count.sh does not look at PIPELINE_INPUTS_FILE, "
+    assert done.code == 1 and ("[FAIL] s1: its 4500 inputs are too many for a command line, and bin/count.sh does not look at PIPELINE_INPUTS_FILE, "
                                "the file that lists them: read them there, use the kit, or make it a stage with forEach\n") in done.out, done
     project.write("bin/count.sh", COUNT + "# PIPELINE_INPUTS_FILE is known\n", executable=True)
     project.ok()
@@ -726,8 +726,8 @@ def test_inputs_that_do_not_fit_the_command_line_are_not_left_out_unseen(project
     project.processor("kit", "import processor_kit\nprocessor_kit.lines(lambda line: line, 'count.txt')\n")
     project.spec(dict(stage, processor="bin/kit.py"))
     project.ok()
-    assert project.read("data/s1/count.txt").count("\n") == 6000
-    for number in range(2000, 6000):
+    assert project.read("data/s1/count.txt").count("\n") == 4500
+    for number in range(2000, 4500):
         project.path("%s/%d.txt" % (folder, number)).unlink()
     project.write("bin/count.sh", COUNT, executable=True)
     project.spec(stage)

@@ -225,12 +225,12 @@ def test_a_processor_gets_the_cleaned_environment(project, tmp_path):
 
 def test_inputs_that_do_not_fit_the_command_line_come_by_file_alone(project):
     spec_of(project, "json.dump([sys.argv[1:], inputs], open(out + '/o.json', 'w'))", args=["first"], inputs=["data/in/**/*.txt"])
-    names = ["data/in/%s/%s%04d.txt" % ("d" * 60, "ü" * 20, number) for number in range(1500)]
+    names = ["data/in/%s/%s%04d.txt" % ("d" * 200, "ü" * 20, number) for number in range(4500)]
     for name in names:
         project.write(name, "")
     project.ok()
     argv, inputs = project.json("data/s1/o.json")
-    assert sum(len(os.fsencode(name)) for name in names) > 128 << 10
+    assert sum(len(os.fsencode(name)) for name in names) > 1 << 20
     assert argv == ["first"] and inputs == names
 
 
