@@ -185,7 +185,7 @@ def look_for(root: str, patterns: Sequence[str]) -> Found:
                 files[path], unfit[path] = None, why
             else:
                 problems.append(why)
-        if not found:
+        if not found and not any(path_matches(path, pattern) for path in unfit):
             problems.append(_nothing_found(root, pattern))
         for path in found:
             if not is_unicode(path):

@@ -165,8 +165,9 @@ class FileTasksWork(TasksWork):
             made.update((path, digest) for path, digest in zip(table.paths, table.digests) if digest)
         left: List[str] = []
         removed: List[str] = []
+        may_remove = self.stage.prune and not self.failed and not facts.left and not self._missing_folders()     # else it may be of a file that is only not here now
         for path, _ in self._of_no_task():
-            is_ours = self.stage.prune and not self.failed and path.casefold() not in self.owner_of and made.get(path) and file_digests.read_content(os.path.join(self.folder, path))[1] == made[path]
+            is_ours = may_remove and path.casefold() not in self.owner_of and made.get(path) and file_digests.read_content(os.path.join(self.folder, path))[1] == made[path]
             (removed if is_ours else left).append(path)
         for path in removed:
             self._remove_output(path)
@@ -429,7 +430,7 @@ class FileTasksWork(TasksWork):
         """
         if not facts.gone or self.is_stopped:
             return
-        missing = [folder for folder in map(_fixed_folder, self.stage.for_each) if not os.path.isdir(os.path.join(self.run.root, folder))]
+        missing = self._missing_folders()
         if self.stage.prune and missing:
             self.console.event("NOTE", self.stage.name, ": the folder %s is missing: nothing is pruned" % missing[0])
             return
@@ -439,6 +440,10 @@ class FileTasksWork(TasksWork):
             len(facts.gone), " is" if len(facts.gone) == 1 else "s are", task_look.shown(facts.gone),
             ("outputs removed" if is_recorded else "no outputs of it are recorded") if self.stage.prune else "outputs kept (\"prune\": true removes them)",
             ", but for what is not any more as it was made: %s" % task_look.shown(changed) if changed else ""))
+
+    def _missing_folders(self) -> List[str]:
+        """Return the folders in which globs begin that are not there: they may only not be mounted, so nothing of them counts as gone."""
+        return [folder for folder in map(_fixed_folder, self.stage.for_each) if not os.path.isdir(os.path.join(self.run.root, folder))]
 
     def _keep(self, entry: task_log.Entry, wrong: FrozenSet[str]) -> List[str]:
         """Note that the file of a task is gone, and what it made is kept; return the paths of what is not any more as it was made: that is nobody's now."""

@@ -18,7 +18,7 @@ from collections import namedtuple
 import output_places
 import provenance
 from console import describe_os_error
-from ledger_format import entry_hash, entry_line, found_hash, head_text
+from ledger_format import entry_hash, entry_line, found_hash, head_text, without_torn_end
 from model import EXIT_OK, EXIT_STATE, UsageError, sha256
 from primitives import open_file
 from provenance import NoStatement, fits, member_problem, record_problem, run_key
@@ -105,7 +105,7 @@ def read_ledger(root: str) -> List[Tuple[bytes, Json]]:
         raise StateError("state/%s is not there: no run has ended yet, or it was removed; nothing can be proved without it" % LEDGER) from None
     found: List[Tuple[bytes, Json]] = []
     last: Json = {"seq": 0, "hash": None}
-    for number, line in enumerate(data.split(b"\n")[:-1], 1):
+    for number, line in enumerate(without_torn_end(data.split(b"\n")[:-1]), 1):
         last = _linked_entry(line + b"\n", last, number)
         found.append((line + b"\n", last))
     if not found:

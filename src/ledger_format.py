@@ -16,7 +16,7 @@ from primitives import canonical_bytes, canonical_pieces, digest_of, sha256
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Optional, Tuple
+    from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
     Json = Dict[str, Any]
 
 ENTRY_SCHEMA = 1
@@ -60,6 +60,16 @@ def is_unwritten(line: bytes) -> bool:
     of a sector that did not get to the disk while the next one did. No entry has either.
     """
     return b"\0" in line or not line.strip()
+
+
+def without_torn_end(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the lines of a ledger but those at its end that were not written to their end: the next run cuts them off."""
+    held: List[bytes] = []
+    for line in lines:
+        held.append(line)
+        if not is_unwritten(line):
+            yield from held
+            held.clear()
 
 
 def entry_line(entry: Json) -> bytes:

@@ -109,7 +109,13 @@ def expected_read(spec: PipelineSpec, stage: StageSpec, facts: Facts, store: Sta
     folders = folders_of(spec, store)
     strays = [(path, name) for path, name in control_totals.stray_inputs(read, makers)      # where folders are shared, it may be another stage's
               if [one.name for one in folders.holders([path.rpartition("/")[0]]) if one.name != stage.name] == [name]]
-    return expected, why, "control totals: input %s lies in the output folder of stage %s and is not what that stage made: remove it, or run that stage again" % strays[0] if strays else ""
+    if strays:
+        import stage_work
+        folder_of, names = {name: folder for name, folder, _ in makers}, {one.name for one in spec.stages}
+        others = {folder: stage_work.outputs_of_others(spec.root, folder, names) for folder in folder_of.values()}     # of other pipelines
+        strays = [(path, name) for path, name in strays if path[len(folder_of[name]) + 1:] not in others[folder_of[name]]]
+    return expected, why, ("control totals: input %s lies in the output folder of stage %s and is not what that stage has recorded: "
+                           "remove it, let that stage declare it, or read only what it makes" % strays[0]) if strays else ""
 
 
 def look_at(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore, boot: str, forced: bool, now_ns: Any,

@@ -56,6 +56,10 @@ def judge(root: str, program: str, path: str, windows: bool = sys.platform == "w
 
 
 def _judge_source(data: bytes) -> Iterator[Verdict]:
+    if b"\0" in data:
+        # Older Pythons run what stands before it, and all run what is behind the source in an archive.
+        yield False, "it is no Python source, as there is a null byte in it"
+        return
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -63,9 +67,7 @@ def _judge_source(data: bytes) -> Iterator[Verdict]:
     except SyntaxError as error:
         if len(data) < LARGEST_SOURCE:
             yield True, "line %d is no Python %d.%d source: %s" % (error.lineno or 1, sys.version_info[0], sys.version_info[1], error.msg)
-    except (ValueError, OverflowError) as error:
-        yield False, "it is no Python source: %s" % error       # older Pythons run what stands before a null byte
-    except (RecursionError, MemoryError):
+    except (ValueError, OverflowError, RecursionError, MemoryError):
         pass                            # the scan tells of it
 
 
@@ -89,7 +91,7 @@ def _judge_first_line(first: bytes, root: str, path: str) -> Iterator[Verdict]:
         return
     is_env = os.path.basename(words[0]) == "env"
     if first.endswith(b"\r\n"):
-        yield len(words) == 1 or is_env, "its first line ends with a carriage return (CRLF); save it with plain line ends"
+        yield len(words) == 1 or is_env and words[1] != "-S", "its first line ends with a carriage return (CRLF); save it with plain line ends"
     elif not os.path.exists(os.path.join(root, words[0])):
         yield True, "its first line names %s, which is not there; install it, or name another" % words[0]
     elif is_env:

@@ -16,6 +16,7 @@ from collections import namedtuple
 import run_ledger
 import stage_locks
 import state_store
+from ledger_format import is_unwritten
 from primitives import open_file
 
 TYPE_CHECKING = False
@@ -100,7 +101,7 @@ def _names_in_ledger(root: str, limit: int, problems: List[str]) -> Tuple[List[R
     for line, is_whole in _lines_from_end(path, problems):
         entry = _entry_of(line)
         if entry is None:
-            damaged += 1 if is_whole else 0         # a torn last line is a crash's, or is being written
+            damaged += is_whole and not (is_newest and is_unwritten(line))         # a torn last line is a crash's, or is being written
             continue
         if is_newest:
             is_newest = False

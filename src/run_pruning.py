@@ -18,7 +18,7 @@ from collections import namedtuple
 import environment
 import stage_locks
 import state_store
-from ledger_format import entry_hash, found_hash
+from ledger_format import entry_hash, found_hash, without_torn_end
 from model import UsageError
 from primitives import open_file
 from run_ledger import NAME
@@ -81,9 +81,7 @@ def _lines(path: str) -> Iterator[Tuple[int, bytes]]:
     except FileNotFoundError:
         return
     with file:
-        for number, line in enumerate(file, 1):
-            if line.endswith(b"\n"):        # a torn last line is no entry yet
-                yield number, line
+        yield from enumerate(without_torn_end(line for line in file if line.endswith(b"\n")), 1)
 
 
 # --- what is kept (pure, but for the reading of records) -------------------------------------------------------------

@@ -531,10 +531,10 @@ def _near_file(program: str, root: str, problems: Problems) -> Optional[str]:
     folder, name = os.path.split(program)
     for place in (folder,) if folder else ("", "bin"):
         try:
-            names = [one for one in os.listdir(os.path.join(root, place)) if os.path.isfile(os.path.join(root, place, one))]
+            near = problems.nearest(name, os.listdir(os.path.join(root, place)))
         except OSError:
             continue
-        near = problems.nearest(name, names)
+        near = near if near and os.path.isfile(os.path.join(root, place, near)) else None
         if near:
             return "%s/%s" % (place.rstrip("/"), near) if place else near
     return None

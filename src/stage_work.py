@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     Json = Dict[str, Any]
 
 ARGUMENT_BYTES = 30_000 if sys.platform == "win32" else 1_000_000     # at most; Windows allows 32,767 characters
-MENTION_BYTES = 1 << 20     # of a file in which the name of a variable is looked for
+MENTION_BYTES = 1 << 20     # of a file in which the name of a variable is looked for, at once
+INPUTS_FILE = "PIPELINE_INPUTS_FILE"
 BYTECODE_BYTES = 16 << 20   # of free space, as for the runner's own: with less, a processor's bytecode might be cut short
 FULL_BYTES = 1 << 20        # less is free after a failed attempt: most likely that is why
 SHOWN_NAMES = 5             # of many files, on one line
@@ -142,7 +143,8 @@ def command_line(root: str, stage: Any, inputs: Sequence[str]) -> List[str]:
 
 def fits_command_line(inputs: Sequence[str]) -> bool:
     """Tell whether these names can be arguments; with as many to spare, for what the processor starts itself is given them, too, and its environment."""
-    return sum(len(os.fsencode(one)) + 9 for one in inputs) <= min(ARGUMENT_BYTES, _system_argument_bytes() // 2)
+    most = min(ARGUMENT_BYTES, _system_argument_bytes() // 2)
+    return 4 * sum(map(len, inputs)) + 9 * len(inputs) <= most or sum(len(os.fsencode(one)) + 9 for one in inputs) <= most
 
 
 def _system_argument_bytes() -> int:
@@ -152,23 +154,29 @@ def _system_argument_bytes() -> int:
         return 2 * ARGUMENT_BYTES
 
 
-def overflow_problem(root: str, processor: str, others: Sequence[str], inputs: Sequence[str]) -> str:
+def overflow_problem(root: str, processor: str, args: Sequence[str], others: Sequence[str], inputs: Sequence[str]) -> str:
     """Return why a processor cannot be given so many inputs, or "": it would be started without any, and not know of the file that lists them.
 
-    others: files below *root* that it works with. Which reads that file is told from its name in their text.
+    others: files below *root* that it works with. Whether one reads that file is told from its name in their text, or in *args*.
     """
-    if fits_command_line(inputs) or any(_mentions(os.path.join(root, path), b"PIPELINE_INPUTS_FILE") for path in [processor, *others]):
+    if fits_command_line(inputs) or any(INPUTS_FILE in one for one in args) or any(
+            _mentions(os.path.join(root, path), INPUTS_FILE.encode("ascii")) for path in [processor, *others, *args]):
         return ""
-    return ("its %d inputs are too many for a command line, and %s does not look at PIPELINE_INPUTS_FILE, the file that lists them: read them there, "
-            "use the kit, or make it a stage with forEach" % (len(inputs), processor))
+    return ("%d inputs are too many for a command line, and %s does not look at %s, the file that lists them: read them there, "
+            "use the kit, or make it a stage with forEach" % (len(inputs), processor, INPUTS_FILE))
 
 
 def _mentions(path: str, text: bytes) -> bool:
+    before = b""
     try:
         with open_file(path) as file:
-            return text in file.read(MENTION_BYTES)
-    except OSError:
-        return False
+            for block in iter(lambda: file.read(MENTION_BYTES), b""):
+                if text in before + block:
+                    return True
+                before = block[-len(text):]
+    except (OSError, ValueError):
+        pass
+    return False
 
 
 def cmd_problem(processor: str, inputs: Sequence[str], windows: bool = sys.platform == "win32") -> str:
@@ -563,7 +571,7 @@ class StageWork:
 
     def _overflow_problem(self, inputs: Sequence[str]) -> str:
         material = self.facts.material
-        return overflow_problem(self.run.root, self.stage.processor, [path for path, _ in material.parts["modules"]] + material.watched, inputs)
+        return overflow_problem(self.run.root, self.stage.processor, self.stage.args, [path for path, _ in material.parts["modules"]] + material.watched, inputs)
 
     def _space_problem(self) -> str:
         wanted = self.stage.resources.get("minFreeDiskMB", 0)
@@ -596,7 +604,7 @@ class StageWork:
         names = set(changed)
         if self.stage.outputs is not None:
             names = {path for path in now if any(file_digests.path_matches(path, pattern) for pattern in self.stage.outputs)}
-            problem = next((why for why in (self._not_made(pattern, names, changed) for pattern in self.stage.outputs) if why), "")
+            problem = next((why for why in (self._not_made(pattern, names - set(foreign), changed) for pattern in self.stage.outputs) if why), "")
             if problem:
                 return problem, []
         kept = sorted(one["path"] for one in self.previous if one["path"] in now and one["path"] not in changed)
@@ -611,9 +619,10 @@ class StageWork:
         matching = [path for path in names if file_digests.path_matches(path, pattern)]
         if not matching:
             return "declared output %s/%s was not made" % (self.stage.output_dir, pattern)
-        if not self.attempts or not set(matching).isdisjoint(changed):
+        is_unsure = sys.platform == "win32" or self.stage.launcher      # there a file that was written anew may look as it did before
+        if not self.attempts or is_unsure or not set(matching).isdisjoint(changed):
             return ""
-        return "declared output %s/%s was not made: what is there is older than this run; let the processor write it each time, or do not declare it" % (
+        return "declared output %s/%s was not made: what is there is older than this run; remove it, let the processor write it each time, or do not declare it" % (
             self.stage.output_dir, pattern)
 
     def _tell_of_no_outputs(self, names: List[str], what_becomes: str) -> None:
@@ -651,7 +660,7 @@ class StageWork:
             return ""
         missing = control_totals.missing_counts(self.stage, self.counts)
         expected, why, refused = self.run.expected_read(self.stage, self.facts)
-        if why and not missing:
+        if why and not missing and not refused:
             self.console.event("NOTE", self.stage.name, ": what it read is not compared with what was written before: %s" % why)
         paths = ["%s/%s" % (self.stage.output_dir, one["path"]) for one in outputs]
         failure = control_totals.missing_text(self.stage, missing) if missing else refused or control_totals.judge(self.stage, self.counts, expected, paths)

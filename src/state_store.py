@@ -514,7 +514,7 @@ def read_marker(path: str) -> Optional[str]:
         with open_file(path) as file:
             data = file.read(1 << 16)
         marker = loads(data.decode("utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     except OSError:
         return ""

@@ -340,9 +340,10 @@ class TasksWork(stage_work.StageWork):
             self.console.event("RESUME", "%s %s" % (stage.name, task.name), " from line %d" % offset)
         self._make_ready(trial, slot)
         remove_quietly(task.folder + COUNTS_ENDING)     # an earlier attempt's say nothing of this one
-        short = self._space_problem() or stage_work.cmd_problem(stage.processor, task.inputs) or self._overflow_problem(task.inputs)
+        machines = self._space_problem() or self._overflow_problem(task.inputs)
+        short = machines or stage_work.cmd_problem(stage.processor, task.inputs)
         if short:
-            return attempts.AttemptResult(None, short, False, 0.0, 0.0, 0, b"", [], [])
+            return attempts.AttemptResult(None, short, False, 0.0, 0.0, 0, b"", [], [])._replace(is_machines=bool(machines))
         token = "%s.%d.%d" % (self.lock.token, task.number + 1, trial.attempts)
         trial.log_path = os.path.join(self._log_folder(), "%d.%d.log" % (task.number + 1, trial.attempts))
         trial.network = run.network.attempt("%s %s" % (stage.name, task.name), trial.log_path[:-len("log")] + "network", self.console)

@@ -171,13 +171,42 @@ def test_a_file_of_nobody_in_the_folder_of_a_finished_stage_is_refused(project):
     project.ok()
     project.write("data/one/zz.txt", "by hand\n")
     done = project.run()
-    said = "[FAIL] two: control totals: input data/one/zz.txt lies in the output folder of stage one and is not what that stage made: remove it, or run that stage again\n"
+    said = "[FAIL] two: control totals: input data/one/zz.txt lies in the output folder of stage one and is not what that stage has recorded: remove it, let that stage declare it, or read only what it makes\n"
     assert done.code == 1 and said in done.out, done
     project.path("data/one/zz.txt").unlink()
     project.ok()
     two["inputs"].append("data/table.txt")      # of no stage, and nothing to be compared with
     project.spec(kit_stage(project, "one", inputs=["data/in.txt"], reconcile=True), two)
     assert "[NOTE] two: what it read is not compared with what was written before: no finished stage made data/table.txt\n" in project.ok().out
+
+
+def test_files_of_others_in_the_folder_of_a_finished_stage_are_not_compared_and_not_refused(project):
+    """Of a stage that shares the folder, and of another pipeline."""
+    project.write("data/in.txt", "a\nb\n")
+    one = kit_stage(project, "one", inputs=["data/in.txt"], outputDir="data/both", outputs=["one.txt"])
+    three = kit_stage(project, "three", inputs=["data/both/*.txt"], reconcile=True)
+    other = kit_stage(project, "other", inputs=["data/in.txt"], outputDir="data/both", outputs=["other.txt"])
+    project.spec(other, name="another")
+    project.ok()
+    project.spec(one, three)
+    said = "[NOTE] three: what it read is not compared with what was written before: no finished stage made data/both/other.txt\n"
+    assert said in project.ok().out
+    project.spec(one, dict(other, name="two"), three)
+    project.ok()
+    project.write("data/both/more.txt", "c\n")
+    assert "[NOTE] three: what it read is not compared" in project.ok().out
+
+
+def test_a_file_of_nobody_is_refused_when_it_is_asked_for_later_too(project):
+    project.write("data/in.txt", "a\nb\n")
+    two = kit_stage(project, "two", inputs=["data/one/*.txt"])
+    project.spec(kit_stage(project, "one", inputs=["data/in.txt"]), two)
+    project.ok()
+    project.write("data/one/zz.txt", "by hand\n")
+    project.ok()
+    project.spec(kit_stage(project, "one", inputs=["data/in.txt"]), dict(two, reconcile=True))
+    done = project.run()
+    assert done.code == 1 and "[FAIL] two: control totals: input data/one/zz.txt lies in the output folder of stage one" in done.out and "recorded by run" in done.out, done
 
 
 def test_too_many_rejects_fail_the_stage_and_the_message_names_their_file(project):
@@ -322,7 +351,7 @@ def test_what_is_kept_of_a_file_that_is_gone_is_read_on_and_counted_there(projec
     project.write("data/each/01.o", "spoilt\n")    # of nobody now
     project.write("in/00.txt", "one\n")
     done = project.run("--run-id", "r3")
-    assert done.code == 1 and "[FAIL] reads: control totals: input data/each/01.o lies in the output folder of stage each and is not what that stage made" in done.out, done
+    assert done.code == 1 and "[FAIL] reads: control totals: input data/each/01.o lies in the output folder of stage each and is not what that stage has recorded" in done.out, done
 
 
 @pytest.mark.parametrize("texts, wanted", [

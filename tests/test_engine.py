@@ -461,5 +461,5 @@ def test_a_stage_of_another_pipeline_that_has_the_same_name_is_told_of(project):
     project.spec(stage, name="one")
     assert "its record is of" not in project.ok().out
     project.spec(dict(stage, outputDir="data/b"), name="two")
-    assert "[NOTE] s: its record is of pipeline one, and is replaced; pipelines below one root need stages of different names\n" in project.ok().out
+    assert "[NOTE] s: its record is of pipeline one, and is replaced; if that is another one, and not this one renamed, one of the two needs another name for its stage\n" in project.ok().out
     assert "its record is of" not in project.ok("--force", "s").out

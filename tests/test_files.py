@@ -634,7 +634,7 @@ def test_damaged_state_stops_the_run_before_any_work_and_the_next_run_works(proj
     assert project.read("data/s1/o") == "x" and project.read("data/s2/o") == "x"
 
 
-MARKERS = [(None, None), (b"", None), (bytes(9), None), (b"{", None), (b'{"key": "ab', None), (b"[]", ""), (b"{}", ""), (b'{"key": 1}', ""), (b'{"key": "abc"}', "abc"), (b"\xff", None)]
+MARKERS = [(None, None), (b"", None), (bytes(9), None), (b"{", None), (b'{"key": "ab', None), (b"[]", ""), (b"{}", ""), (b'{"key": 1}', ""), (b'{"key": "abc"}', "abc"), (b"\xff", None), (b"[" * 60000, None)]
 
 
 @pytest.mark.parametrize("data, key", MARKERS)

@@ -339,3 +339,17 @@ def test_an_empty_file_in_the_place_of_a_key_is_told_as_what_a_kill_has_left(pro
         project.write("../key", text)
         done = project.run("new-key", str(project.path("../key")))
         assert done.code == 2 and done.err.endswith(told + "\n"), done
+
+
+@pytest.mark.parametrize("tail", [b"\n", b"  \n\n", b"\0\0\0}\n"])
+def test_every_reader_of_the_ledger_leaves_out_what_the_next_run_cuts_off(project, tail):
+    project.spec({"processor": project.processor("p", "open(out + '/o', 'w').close()\n")})
+    project.ok("--run-id", "a")
+    project.ok("--run-id", "b", "--force", "s1")
+    whole = project.path("state/ledger.jsonl").read_bytes()
+    project.path("state/ledger.jsonl").write_bytes(whole + tail)
+    for command in (["verify"], ["history"], ["status"], ["gc", "--keep-runs", "1"], ["export", "b", "-o", "e.json"], ["evidence", "b", "-o", "e.zip"]):
+        done = project.ok(*command)
+        assert "[PROBLEM]" not in done.out + done.err, done
+    project.ok("gc", "--keep-runs", "1", "--yes")
+    assert project.path("state/ledger.jsonl").read_bytes().startswith(whole + b"{")

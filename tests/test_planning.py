@@ -598,7 +598,7 @@ def test_a_declared_output_that_is_older_than_the_run_does_not_pass_for_made(pro
     done = project.run()
     assert done.code == 1, done
     assert ("[FAIL] s1: declared output data/s1/%s was not made: what is there is older than this run; "
-            "let the processor write it each time, or do not declare it\n" % declared) in done.out, done
+            "remove it, let the processor write it each time, or do not declare it\n" % declared) in done.out, done
     project.path("idle").unlink()
     project.ok()
     assert project.read("data/s1/result.txt") == "new\n"
@@ -718,7 +718,7 @@ def test_inputs_that_do_not_fit_the_command_line_are_not_left_out_unseen(project
     project.write("bin/count.sh", COUNT, executable=True)
     project.spec(stage)
     done = project.run()
-    assert done.code == 1 and ("[FAIL] s1: its 4500 inputs are too many for a command line, and bin/count.sh does not look at PIPELINE_INPUTS_FILE, "
+    assert done.code == 1 and ("[FAIL] s1: 4500 inputs are too many for a command line, and bin/count.sh does not look at PIPELINE_INPUTS_FILE, "
                                "the file that lists them: read them there, use the kit, or make it a stage with forEach\n") in done.out, done
     project.write("bin/count.sh", COUNT + "# PIPELINE_INPUTS_FILE is known\n", executable=True)
     project.ok()

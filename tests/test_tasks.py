@@ -357,6 +357,53 @@ def test_a_record_that_is_older_than_the_task_log_costs_one_run_of_all_tasks_and
     assert upper.run("verify", "--outputs").code == 0
 
 
+@pytest.mark.parametrize("why", ["unmounted", "left"])
+def test_nothing_is_pruned_for_a_log_that_is_anothers_where_files_are_only_not_here_now(upper, why):
+    upper.write("more/d.txt", "line of d\n")
+    respec(upper, forEach=["in/*.txt", "more/*.txt"], allowNoInputs=True, prune=True)
+    upper.ok()
+    settle(upper.path("out/d.txt"))
+    upper.ok()
+    log = upper.path("state/tasks_up.jsonl").read_bytes()
+    upper.write("in/a.txt", "another\n")
+    upper.ok()
+    upper.path("state/tasks_up.jsonl").write_bytes(log)
+    if why == "unmounted":
+        upper.path("more").rename(upper.path("away"))
+    else:
+        respec(upper, settleSec=600)
+        for name in ("in/a.txt", "in/b.txt", "in/c.txt"):
+            os.utime(str(upper.path(name)), (1, 1))
+        upper.write("more/d.txt", "line of d, and one more\n")
+    done = upper.ok()
+    assert "its task log is not the one that its record vouches for; of no task, and left there: out/d.txt" in done.out, done
+    assert upper.read("out/d.txt") == "LINE OF D\n"
+
+
+def test_inputs_that_do_not_fit_the_command_line_are_no_fault_of_a_file(upper):
+    folder = "common/" + "x" * 240
+    for number in range(4500):
+        upper.write("%s/%d.txt" % (folder, number), "")
+    respec(upper, inputs=["common/**"], maxFailedTasks=9)
+    done = upper.run()
+    assert done.code == 1 and "3 of 3 tasks failed for what maxFailedTasks does not allow" in done.out and "4501 inputs are too many for a command line" in done.out, done
+    watched = upper.write("watched.txt", "PIPELINE_INPUTS_FILE")
+    respec(upper, watch=["watched.txt"])
+    upper.ok()
+    watched.write_text("nothing", encoding="utf-8")
+    assert upper.run().code == 1
+    respec(upper, args=["-c", ": $PIPELINE_INPUTS_FILE"], processor="/bin/sh", maxFailedTasks=0)
+    upper.ok()
+
+
+def test_links_that_lead_nowhere_are_told_of_where_there_is_nothing_else(upper):
+    for name in "abc":
+        upper.path("in/%s.txt" % name).unlink()
+        upper.path("in/%s.txt" % name).symlink_to("nowhere")
+    done = upper.run()
+    assert done.code == 1 and done.out.count("is a link that leads nowhere: mount or make what it names") == 6 and "no file matches" not in done.out, done
+
+
 def test_what_was_forgotten_is_not_believed_after_a_kill(upper):
     """The record of a run that died vouches for no log in particular, so the log itself must have forgotten it by then."""
     upper.ok()
