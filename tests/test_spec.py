@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import zipfile
 
 import pytest
 
@@ -694,6 +695,8 @@ def test_a_program_that_cannot_start_is_refused_by_validate_and_fails_in_a_run(p
 def test_a_program_that_may_not_start_is_noted_by_validate(project):
     project.write("bin/asks", "#!/usr/bin/env -S VAR=1 no-such-shell -e\n", executable=True)
     project.write("bin/perl", "#!/bin/sh -e\r\n", executable=True)
+    project.write("bin/env", "#!/usr/bin/env -S sh -e\r\n", executable=True)
+    assert [is_certain for is_certain, _ in program_starts.judge(str(project.root), "bin/env", "")] == [False]
     project.write("bin/far", "#!/no/such/shell\n", executable=True)
     project.write("data/s4/made", "", executable=True)
     project.spec({"processor": "bin/asks"}, {"processor": "bin/perl"}, {"processor": "bin/far", "launcher": ["srun"]}, {"processor": "data/s4/made"})
@@ -718,7 +721,10 @@ def test_programs_that_can_start_are_let_through_by_validate(project):
     assert "[NOTE]" not in done.out and done.err == "", done
     assert list(program_starts.judge(str(project.root), "bin/none", "")) == []
     project.write("bin/d.py", b"a\0b")
-    assert "null bytes" in list(program_starts.judge(str(project.root), "bin/d.py", ""))[0][1]
+    assert list(program_starts.judge(str(project.root), "bin/d.py", "")) == [(False, '"bin/d.py": it is no Python source, as there is a null byte in it')]
+    with zipfile.ZipFile(str(project.path("bin/d.py")), "w") as file:
+        file.writestr("__main__.py", "print(1)\n")
+    assert not any(is_certain for is_certain, _ in program_starts.judge(str(project.root), "bin/d.py", ""))
     project.write("bin/a", "")
     assert list(program_starts.judge(str(project.root), "bin/a", "", windows=True)) == []
 
