@@ -42,11 +42,11 @@ SETTLE_S = 1.5 * file_digests.FRESH_NS / 1e9
 
 def tidy(root: str, stage: StageSpec, store: state_store.StateStore) -> None:
     """Remove the chunks of a finished stage; under its lock."""
+    remove_quietly(store.path(task_log.log_name(stage.name)))      # first: as long as the folder is there, the next run comes here again
     try:
         state_store.remove_tree(task_work.staging_root(os.path.join(root, stage.output_dir), stage.name))
     except OSError:
         pass                            # the next run tries again
-    remove_quietly(store.path(task_log.log_name(stage.name)))
 
 
 class ChunkTasksWork(task_work.TasksWork):

@@ -101,6 +101,8 @@ class FileTasksWork(TasksWork):
         self._forget_what_is_not_believed(facts)
         self._note_death()
         self._drop_unsynced(self.facts.record)
+        if facts.lost and not self.moved_from:
+            self.more_of_record = dict(self.more_of_record, logLost=True)       # for the next run, if this one does not come to its end
         self._write_record("running", "")
         self._forget_lost()
         self._clear_staging(facts)
@@ -528,7 +530,9 @@ class FileTasksWork(TasksWork):
             self.totals = {"outputs": len(made), "outputBytes": sum(size for _, size, _ in made), "outputsSha256": self._output_digest()}
         record["tasks"] = dict(self._summary(), **self.totals)
         record.update(self.more_of_record)
-        if status != "ok":
+        if status == "ok":
+            record.pop("logLost", None)
+        else:
             record["token"] = self.lock.token
             record.update({"refused": self.refused} if self.refused else {})
         self.store.write_stage(self.stage.name, record)

@@ -158,6 +158,8 @@ def _look_at_each(spec: PipelineSpec, stage: StageSpec, store: StateStore, facts
     log = load_log(store, stage.name)
     outputs = task_log.outputs_of(log.entries)
     lost = LINES_LOST if len(outputs) < _stated_outputs(facts.record) else ANOTHER if _is_other_than_recorded(outputs, facts.record) else ""
+    if not lost and facts.record is not None and facts.record.get("logLost"):
+        lost = LINES_LOST               # a run that saw it did not live to see to what no task makes any more
     if lost == ANOTHER or state_store.made_elsewhere(facts.record, stage.output_dir):
         forget_outputs(log)             # what they tell of is not in this folder, or nobody vouches for
         outputs = []

@@ -357,6 +357,23 @@ def test_a_record_that_is_older_than_the_task_log_costs_one_run_of_all_tasks_and
     assert upper.run("verify", "--outputs").code == 0
 
 
+def test_what_lost_lines_leave_is_seen_to_though_the_first_run_after_it_is_killed(upper):
+    respec(upper, prune=True)
+    upper.ok()
+    settle(upper.path("out/a.txt"))
+    upper.ok()
+    log = upper.path("state/tasks_up.jsonl")
+    log.write_bytes(b"".join(line for line in log.read_bytes().splitlines(True) if b"in/a.txt" not in line))
+    upper.path("in/a.txt").unlink()
+    upper.write("in/b.txt", "another\n")
+    upper.write("bin/up.sh", UPPER + 'kill -9 $PPID; sleep 600\n', executable=True)
+    assert upper.run().code == -signal.SIGKILL
+    upper.write("bin/up.sh", UPPER, executable=True)
+    done = upper.ok()
+    assert "[NOTE] up: lines of its task log were lost; removed what no task makes any more: out/a.txt\n" in done.out, done
+    assert sorted(outputs(upper)) == ["b.txt", "c.txt"] and "logLost" not in upper.json("state/stage_up.json")
+
+
 @pytest.mark.parametrize("why", ["unmounted", "left"])
 def test_nothing_is_pruned_for_a_log_that_is_anothers_where_files_are_only_not_here_now(upper, why):
     upper.write("more/d.txt", "line of d\n")
