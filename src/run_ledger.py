@@ -259,8 +259,6 @@ class Held:
         record["runHash"] = run_hash(record)
         pending, before = self.store.path(PENDING), self.last
         try:
-            if before is not None and before["event"] == "end":     # else done before that entry
-                state_store.sync_folder(self.store.folder)          # the name of the last run's record, before its temporary one is this one's
             state_store.write_new(pending, pretty_pieces(record))
             self.store.commit.folders[self.store.folder] = None
             self.store.commit.flush()       # what the entry vouches for is on the disk before it

@@ -388,13 +388,6 @@ def test_the_name_of_a_runs_record_is_on_the_disk_before_the_next_run_is_entered
     assert hits == ["fsync state", "write state/ledger.jsonl"]
 
 
-def test_the_name_of_a_runs_record_is_on_the_disk_before_its_temporary_name_is_given_to_the_next(tmp_path):
-    case = Case(unchanged, tmp_path)
-    only = ["fsync state", "write state/.run.json.tmp"]
-    hits = [break_at(case.fresh("n%d" % at), "kill", at, [], only=only)[0] for at in (1, 2)]
-    assert hits == only
-
-
 @pytest.mark.parametrize("name", ["data/one/list.txt", "data/one"])
 def test_a_stage_whose_outputs_could_not_be_synced_is_not_believed(name, tmp_path):
     case = Case(changed, tmp_path)
