@@ -38,7 +38,7 @@ def make_project(folder, tasks):
 
 def environments(folder, tasks, kind):
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "COV"))}
-    base = environment.base_environment(None, {}, ours)
+    base = environment.base_environment(None, ours)
     for number in range(tasks):
         out = os.path.join(folder, kind, str(number))
         os.makedirs(out)
