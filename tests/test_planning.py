@@ -11,6 +11,7 @@ from conftest import Project
 
 import planning
 import stage_order
+import stage_work
 from model import Checkpoint, Facts, Material, Options, PipelineSpec, StageSpec, UsageError
 from planning import decide, override_params, select_stages
 
@@ -733,3 +734,15 @@ def test_inputs_that_do_not_fit_the_command_line_are_not_left_out_unseen(project
     project.spec(stage)
     project.ok()                # nearly half of a megabyte of arguments
     assert project.read("data/s1/count.txt").strip() == "2000"
+
+
+def test_what_fits_a_command_line_is_half_of_what_the_system_allows(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "sysconf", lambda name: 2000, raising=False)
+    assert stage_work.fits_command_line(["x" * 90] * 10) and not stage_work.fits_command_line(["x" * 90] * 11)
+    assert stage_work.fits_command_line(["\u00fc" * 41] * 10) and not stage_work.fits_command_line(["\u00fc" * 91] * 10)
+    (tmp_path / "p").write_text("", encoding="utf-8")
+    (tmp_path / "m").write_text(" " * (stage_work.MENTION_BYTES - 5) + "PIPELINE_INPUTS_FILE", encoding="utf-8")
+    too_many = ["x" * 90] * 11
+    assert "11 inputs are too many" in stage_work.overflow_problem(str(tmp_path), "p", ["-v"], ["none"], too_many)
+    for args, others in ((["m"], []), ([], ["m"]), (["-c", "cat $PIPELINE_INPUTS_FILE"], [])):
+        assert stage_work.overflow_problem(str(tmp_path), "p", args, others, too_many) == ""

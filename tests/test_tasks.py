@@ -771,8 +771,10 @@ def test_large_files_of_tasks_are_read_side_by_side_and_each_gets_its_own_digest
     side_by_side, seen = chunk_files.side_by_side, []
     monkeypatch.setattr(chunk_files, "side_by_side", lambda function, items: seen.append(list(items)) or side_by_side(function, items, 2))
     upper.write("in/b.txt", "small\n")
+    hash_file, read = file_digests.hash_file, []
+    monkeypatch.setattr(file_digests, "hash_file", lambda path, heed: read.append(os.path.basename(path)) or hash_file(path, heed))
     facts = observed(upper)
-    assert seen == [[0, 2]]
+    assert seen == [[0, 2]] and sorted(one for one in read if one.endswith(".txt")) == ["a.txt", "b.txt", "c.txt"]
     assert facts.tasks.digests == [hashlib.sha256(upper.path(path).read_bytes()).hexdigest() for path in ("in/a.txt", "in/b.txt", "in/c.txt")]
 
 
