@@ -39,10 +39,11 @@ def find_gaps(root: str, stage: StageSpec) -> List[str]:
 def find_misreadings(root: str, stage: StageSpec) -> List[str]:
     """Return a line for each path of the stage that a shell would read otherwise, or that names the output folder a second time."""
     lines = []
-    texts = [("outputDir", stage.output_dir)] + [("%s[%d]" % (key, number), text) for key, paths in (
-        ("inputs", stage.inputs), ("forEach", stage.for_each), ("watch", stage.watch)) for number, text in enumerate(paths)]
-    for place, text in texts:
-        if _UNEXPANDED.match(text) and not file_digests.expand(root, text) and not os.path.isdir(os.path.join(root, text)):
+    texts = [("outputDir", "", stage.output_dir)] + [("%s[%d]" % (key, number), below, text) for key, below, paths in (
+        ("inputs", "", stage.inputs), ("forEach", "", stage.for_each), ("watch", "", stage.watch),
+        ("outputs", stage.output_dir + "/", stage.outputs or ())) for number, text in enumerate(paths)]
+    for place, below, text in texts:
+        if _UNEXPANDED.match(text) and not file_digests.expand(root, below + text) and not os.path.isdir(os.path.join(root, below + text)):
             lines.append("%s is %s: ~ and $VARS are not expanded; write the path itself" % (place, text))
     own = stage.output_dir.rstrip("/") + "/"
     for number, text in enumerate(stage.outputs or ()):

@@ -19,7 +19,7 @@ SMALL = [
 
 @pytest.mark.parametrize("words", SMALL, ids=lambda words: words.split(".")[0] + words.partition("py ")[2].split(" ")[0])
 def test_a_benchmark_runs(words, tmp_path):
-    script, *arguments = words.replace("ROOT", str(ROOT)).split(" ")
+    script, *arguments = [word.replace("ROOT", str(ROOT)) for word in words.split(" ")]
     env = dict(os.environ, TMPDIR=str(tmp_path), PYTHONDONTWRITEBYTECODE="1")
     done = subprocess.run([sys.executable, str(ROOT / "bench" / script), *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           universal_newlines=True, encoding="utf-8", env=env, timeout=300)

@@ -320,7 +320,7 @@ def test_the_beginning_of_long_paths_of_windows_is_left_out(path, plain):
 
 @pytest.mark.parametrize("first, folder, windows, word", [
     (b"#!/bin/sh\r\n", "/x", False, "carriage return"), (b"#! /bin/nix -e\n", "/x", False, "first line names /bin/nix, which is not there"),
-    (b"#!" + os.fsencode(sys.executable) + b"\n", "/x", False, "which cannot be started itself"), (b"\x7fELF", "/x", False, "may be missing"), (b"#!/bin/sh\n", "C:\\" + "x" * 300, True, "too long"), (b"MZ", "C:\\x", True, "")])
+    (b"#!/bin/sh\n", "/x", False, "which cannot be started itself"), (b"\x7fELF", "/x", False, "may be missing"), (b"#!/bin/sh\n", "C:\\" + "x" * 300, True, "too long"), (b"MZ", "C:\\x", True, "")])
 def test_why_a_program_that_is_there_may_not_be_found(first, folder, windows, word):
     hint = attempts.missing_hint(first, folder, windows)
     assert word in hint and bool(hint) == bool(word)

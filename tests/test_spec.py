@@ -659,8 +659,9 @@ def test_what_a_note_of_validate_asks_for_puts_the_file_into_the_key(project):
 
 def test_paths_that_mean_something_else_than_they_seem_to_are_noted(project):
     project.write("~real/$X.txt", "x")
+    project.write("data/s1/total$EUR.txt", "x")
     project.spec({"processor": "bin/stage_copy.py", "inputs": ["~/in/*.csv", "a/~b.txt", "cost$.txt", "~real/$X.txt"], "watch": ["conf/${HOST}.ini"],
-                  "outputs": ["data/s1/a.txt", "a.txt", "$DAY.txt"]}, {"processor": "bin/stage_copy.py", "outputDir": "$HOME/out", "forEach": "~me/x"})
+                  "outputs": ["data/s1/a.txt", "a.txt", "$DAY.txt", "total$EUR.txt"]}, {"processor": "bin/stage_copy.py", "outputDir": "$HOME/out", "forEach": "~me/x"})
     assert project.ok("validate").out.splitlines()[:-1] == [
         "[NOTE] s1: %s: ~ and $VARS are not expanded; write the path itself" % one for one in ("inputs[0] is ~/in/*.csv", "watch[0] is conf/${HOST}.ini", "outputs[2] is $DAY.txt")] + [
         "[NOTE] s1: outputs[0] is data/s1/a.txt, which means data/s1/data/s1/a.txt: outputs are relative to outputDir; write a.txt"] + [
