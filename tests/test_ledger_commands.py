@@ -348,7 +348,8 @@ def test_every_reader_of_the_ledger_leaves_out_what_the_next_run_cuts_off(projec
     project.ok("--run-id", "b", "--force", "s1")
     whole = project.path("state/ledger.jsonl").read_bytes()
     project.path("state/ledger.jsonl").write_bytes(whole + tail)
-    for command in (["verify"], ["history"], ["status"], ["gc", "--keep-runs", "1"], ["export", "b", "-o", "e.json"], ["evidence", "b", "-o", "e.zip"]):
+    for command in (["verify"], ["history"], ["status"], ["gc", "--keep-runs", "1"], ["export", "b", "-o", str(project.path("e.json"))],
+                    ["evidence", "b", "-o", str(project.path("e.zip"))]):
         done = project.ok(*command)
         assert "[PROBLEM]" not in done.out + done.err, done
     project.ok("gc", "--keep-runs", "1", "--yes")
