@@ -4,7 +4,8 @@ Above the leaves and below the runner, which imports it for such a stage.
 
     Task -> its outputs, hashed -> claimed in the task log -> renamed into place -> a line in the task log -> stage record, marker
 
-A kill before the line leaves a task that is done again, over what it has published. No path is that of two tasks. What an earlier version of a file made, and its task makes no more, goes; what is of no task stays, and is named.
+A kill before the line leaves a task that is done again, over what it has published. No path is that of two tasks. What an
+earlier version of a file made, and its task makes no more, goes; what is of no task stays, and is named.
 """
 from __future__ import annotations
 
