@@ -583,14 +583,13 @@ def test_a_task_whose_output_was_taken_is_not_up_to_date_when_its_file_is_again_
     named.ok("--jobs", "1")
     named.write("in/a.txt", "b 2")
     named.write("in/b.txt", "a wait")
+    lines = named.read("state/tasks_up.jsonl").count('"task":"in/a.txt"')
+    assert lines
     with named.start("--jobs", "1") as process:
-        deadline = time.monotonic() + 30
-        while not named.exists("waits"):
-            assert time.monotonic() < deadline, "b.txt was not begun"
-            time.sleep(0.01)
+        wait_until(lambda: named.exists("waits") and named.read("state/tasks_up.jsonl").count('"task":"in/a.txt"') > lines, "the line of a.txt, and b.txt under way")
         process.kill()
     named.write("in/b.txt", "b 1")
-    done = named.run()
+    done = named.run("--jobs", "1")
     assert done.code == 1 and "[FAIL] up in/b.txt: it makes out/b, which task in/a.txt makes" in done.out and named.read("out/b") == "2", done
 
 
