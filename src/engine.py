@@ -422,7 +422,8 @@ class Run:
     def _tell_of_namesake(self, stage: StageSpec, record: Optional[Json]) -> None:
         """Say that the stage's record is another pipeline's: two that take turns do all their work again each time."""
         if record is not None and record.get("pipeline") not in (None, self.spec.name):
-            self.console.event("NOTE", stage.name, ": its record is of pipeline %s, and is replaced; if that is another one, and not this one renamed, one of the two needs another name for its stage" % record["pipeline"])
+            self.console.event("NOTE", stage.name, ": its record is of pipeline %s, and is replaced; if that is another one, and not this one renamed, "
+                               "one of the two needs another name for its stage" % record["pipeline"])
 
     def _needs_tidying(self, stage: StageSpec) -> bool:
         """Tell whether there are chunks of a finished stage that a kill has left, or the stage has kept while its spec said so."""

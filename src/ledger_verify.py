@@ -769,6 +769,13 @@ class Stray(namedtuple("Stray", "record digest problem")):
     __slots__ = ()
 
 
+def at_or_above(folder: str) -> Iterator[str]:
+    """Yield a relative folder and those that hold it."""
+    while folder:
+        yield folder
+        folder = folder.rpartition("/")[0]
+
+
 class Verification:
     """One pass over a root."""
 
@@ -1324,7 +1331,7 @@ class Verification:
         """Name the files beside outputs that no run has made: a stage whose glob finds one reads it, too."""
         found: List[str] = []
         for folder in sorted({path.rpartition("/")[0] for path in made}):
-            if any(folder == one or folder.startswith(one + "/") for one in folders):
+            if not folders.isdisjoint(at_or_above(folder)):
                 found += [path for path in self._files_of(folder) if path not in made]
         if found and not self.run_ids:
             self.notes.append("%s beside outputs that no run has made: %s" % (count_text(len(found), "file"), names_text([shown(path) for path in found])))

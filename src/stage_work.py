@@ -614,13 +614,17 @@ class StageWork:
         names.update(kept)
         return self._hash_outputs(sorted(names - set(foreign)))
 
-    def _not_made(self, pattern: str, names: Iterable[str], changed: Iterable[str]) -> str:
+    def _not_made(self, pattern: str, names: Set[str], changed: Iterable[str]) -> str:
         """Return why a declared output does not count as made, or ""; *names* are there, *changed* was made since the work on this key began."""
-        matching = [path for path in names if file_digests.path_matches(path, pattern)]
-        if not matching:
+        def is_among(paths: Iterable[str]) -> bool:
+            return any(file_digests.path_matches(path, pattern) for path in paths)
+
+        if is_among(path for path in changed if path in names):
+            return ""
+        if not is_among(names):
             return "declared output %s/%s was not made" % (self.stage.output_dir, pattern)
         is_unsure = sys.platform == "win32" or self.stage.launcher      # there a file that was written anew may look as it did before
-        if not self.attempts or is_unsure or not set(matching).isdisjoint(changed):
+        if not self.attempts or is_unsure:
             return ""
         return "declared output %s/%s was not made: what is there is older than this run; remove it, let the processor write it each time, or do not declare it" % (
             self.stage.output_dir, pattern)

@@ -72,7 +72,7 @@ def observe_tasks(spec: PipelineSpec, stage: StageSpec, digests: Digests, store:
     about, tables = task_files.load(cache_path(store, stage.name))
     known = tables[0] if len(tables) == 2 and about.get("bootIn") == boot and digests.trusts_stored else task_files.FileTable()
     packed = task_files.signatures(spec.root, paths)
-    if known.is_unchanged(paths, packed):
+    if not unfit and known.is_unchanged(paths, packed):
         table, names = known, known.digests
     else:
         table, names = _hash_changed(spec.root, paths, packed, known, digests, unfit)

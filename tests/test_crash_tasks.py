@@ -263,3 +263,12 @@ def test_the_record_of_a_running_stage_is_on_the_disk_before_its_tasks_begin(tmp
         if project.json("state/stage_one.json")["lastStatus"] == "running":
             break
     assert times_run(project) == {}, at
+
+
+def test_a_kill_while_chunks_are_tidied_leaves_what_the_next_run_finds(tmp_path):
+    """The folder goes last: where it is, the next run looks for the log, too."""
+    project = Case(chunks, tmp_path).fresh("tidied")
+    where, _ = break_at(project, "kill", 1, ["--jobs", "2"], only=["unlink state/tasks_one.jsonl"])
+    assert where and project.exists("data/one/.one.tasks")
+    project.ok("--run-id", "again")
+    assert not project.exists("data/one/.one.tasks") and not project.exists("state/tasks_one.jsonl")

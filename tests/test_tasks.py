@@ -751,6 +751,19 @@ def test_a_name_that_is_not_utf_8_fails_its_own_task_only(upper):
     assert "[SKIP]" in upper.ok().out
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems have UTF-8 names only")
+def test_a_name_that_is_not_utf_8_is_not_taken_for_that_of_a_file_that_is_done(upper):
+    """The two are one task, which fails as long as both are there."""
+    settle(upper.write("in/caf\\udce9.txt", "really called so\n"))
+    upper.ok()
+    settle(upper.path("out/caf\\udce9.txt"))
+    upper.ok()                  # from now on it is known what was in it
+    with open(os.fsencode(str(upper.path("in"))) + b"/caf\xe9.txt", "w") as file:
+        file.write("au lait\n")
+    for _ in range(2):
+        assert upper.run().code == 1
+
+
 def test_a_file_that_changes_while_it_is_read_fails_its_own_task_only(upper, monkeypatch):
     """Driven here, for what a run reads it reads too fast to write into."""
     look = file_digests.hash_file
