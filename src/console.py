@@ -10,13 +10,13 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Sequence
+    from typing import Any, Callable, Dict, List, Sequence, Tuple
 
     from model import Decision, Options
 
 FEW_INODES = 64
 PARTIAL_BYTES = 65536       # of an unfinished line of a processor's output, before it is shown as it is
-COLORS = {"FAIL": "31", "RETRY": "33", "DONE": "32", "START": "36", "RESUME": "36", "SKIP": "2", "NOTE": "33", "WAITING": "33"}
+COLORS = {"FAIL": "31", "STOP": "33", "RETRY": "33", "DONE": "32", "START": "36", "RESUME": "36", "SKIP": "2", "NOTE": "33", "WAITING": "33"}
 
 
 def printable(text: str) -> str:
@@ -112,7 +112,7 @@ class Console:
 
     def event(self, kind: str, stage: str, text: str = "", **more: Any) -> None:
         """Tell what happened to a stage, or to one of its tasks ("STAGE TASK"). *more*: fields that only the JSON form has."""
-        if self.is_quiet and kind != "FAIL":
+        if self.is_quiet and kind not in ("FAIL", "STOP"):
             return
         if self.view:
             self.view.forget(stage)
@@ -200,19 +200,19 @@ class Console:
 
     def summary(self, run_id: str, state: str, count: Dict[str, int], duration_s: float) -> None:
         """Print how a run has ended. count: stages by status, of all statuses."""
-        failed = count["failed"] + count["interrupted"]
         self.close()
         if self.is_quiet and state == "completed":
             return
         if self.is_json:
-            self._put_event({"event": "summary", "run": run_id, "state": state, "ok": count["ok"], "skipped": count["skipped"], "failed": failed,
-                             "waiting": count["waiting"], "notRun": count["notRun"], "durationMs": int(duration_s * 1000)})
+            self._put_event({"event": "summary", "run": run_id, "state": state, "ok": count["ok"], "skipped": count["skipped"], "failed": count["failed"],
+                             "interrupted": count["interrupted"], "waiting": count["waiting"], "notRun": count["notRun"], "durationMs": int(duration_s * 1000)})
             return
-        self.counts(run_id, state, count["ok"], count["skipped"], failed, duration_s, count["waiting"], count["notRun"])
+        self.counts(run_id, state, count["ok"], count["skipped"], count["failed"], duration_s,
+                    ((count["interrupted"], "interrupted"), (count["waiting"], "waiting"), (count["notRun"], "not run")))
 
-    def counts(self, run_id: str, state: str, ok: int, skipped: int, failed: int, duration_s: float, waiting: int = 0, not_run: int = 0) -> None:
-        """Print the last line of a run, as text."""
-        more = "".join(", %d %s" % one for one in ((waiting, "waiting"), (not_run, "not run")) if one[0])
+    def counts(self, run_id: str, state: str, ok: int, skipped: int, failed: int, duration_s: float, others: Sequence[Tuple[int, str]] = ()) -> None:
+        """Print the last line of a run, as text. others: counts and their words, of which those that are 0 are left out."""
+        more = "".join(", %d %s" % one for one in others if one[0])
         self._write(self.out, printable("Run %s state: %s (%d ok, %d skipped, %d failed%s) in %.1fs" % (
             run_id, state, ok, skipped, failed, more, duration_s)) + "\n")
 

@@ -564,7 +564,7 @@ class Run:
         return StageResult.of(stage.name, "failed", why)
 
     def _stopped_before(self, stage: StageSpec, why: str) -> StageResult:
-        self.console.event("FAIL", stage.name, ": " + why)
+        self.console.event("STOP", stage.name, ": " + why)
         return StageResult.of(stage.name, "interrupted", why)
 
     def _skipped(self, stage: StageSpec, decision: Decision, facts: Facts) -> StageResult:
@@ -757,7 +757,7 @@ class Run:
         is_stopped = isinstance(error, KeyboardInterrupt)       # by a signal before the first attempt, from which on they are taken over
         why = "interrupted" if is_stopped else _why(error)
         if self.unfit:
-            self.console.event("FAIL", self.unfit, ": " + why.split("\n")[0])
+            self.console.event("STOP" if is_stopped else "FAIL", self.unfit, ": " + why.split("\n")[0])
             self._put(self.unfit, StageResult.of(self.unfit, "interrupted" if is_stopped else "failed", why))
             self.recovered = self._recorded_success(self.unfit)
         self._fill(lambda _: "the run ended before it")

@@ -22,6 +22,7 @@ FORMS = {
     "RETRY": r" attempt (?P<attempt>\d+)/(?P<attempts>\d+): (?P<reason>.*); next in (?P<delayMs>[0-9.]+)s",
     "DONE": r" in (?P<durationMs>[0-9.]+)s(?P<text>.*)",
     "FAIL": r": (?P<reason>.*)",
+    "STOP": r": (?P<reason>.*)",
     "NOTE": r": (?P<text>.*)"}
 NUMBERS = ("line", "attempt", "attempts")
 

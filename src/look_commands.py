@@ -228,7 +228,8 @@ def _run_json(run: run_history.PastRun) -> Json:
     counted = not run.problem
     return {"runId": run.run_id, "invocation": run.invocation, "pipeline": run.pipeline or None, "state": run.state, "startedAt": run.started_at or None, "endedAt": run.ended_at or None,
             "durationMs": run.duration_ms, "ok": run.count("ok") if counted else None, "skipped": run.count("skipped") if counted else None,
-            "failed": run.count("failed", "interrupted") if counted else None, "notRun": run.count("notRun") if counted else None, "waiting": run.count("waiting") if counted else None,
+            "failed": run.count("failed") if counted else None,
+            "interrupted": run.count("interrupted") if counted else None, "notRun": run.count("notRun") if counted else None, "waiting": run.count("waiting") if counted else None,
             "problem": run.problem or None}
 
 

@@ -373,7 +373,8 @@ def _owners_of(key: str, path: Path) -> str:
         return "in \"%s\"" % owner if owner else "in a stage, or in \"defaults\"" if key in STAGE_CHECKS else ""
     if path == ("defaults",) or path[0] == "stages" and len(path) == 2:
         owners = ["\"%s\"" % name for name, (_, checks) in OBJECTS.items() if key in checks]
-        return "in " + " or ".join(owners) if owners else ("at the top, beside \"stages\"" if key in PIPELINE_KEYS and key != "name" else "")
+        at_top = "at the top of the file" if key == "stages" else "at the top, beside \"stages\"" if key in PIPELINE_KEYS and key != "name" else ""
+        return "in " + " or ".join(owners) if owners else at_top
     return "in the stage, beside \"%s\"" % path[-1] if path[0] in ("defaults", "stages") and key in STAGE_CHECKS else ""
 
 

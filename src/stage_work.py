@@ -701,7 +701,7 @@ class StageWork:
             self._write_record(status, failure)
         except OSError as error:        # the first cause decides; without this record the next run takes ours for dead
             failure += "; and not recorded: " + describe_os_error(error)
-        self.console.event("FAIL", self.stage.name, ": " + failure)
+        self.console.event("STOP" if stopped else "FAIL", self.stage.name, ": " + failure)
         return self._result(status, failure)
 
     def _full_disk_text(self) -> str:

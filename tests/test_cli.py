@@ -355,7 +355,7 @@ def test_exit_codes_of_signals(good, number, code):
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == code and b"Traceback" not in err, (out, err)
-    assert b"[FAIL] hang: interrupted\n" in out and b"Run r state: interrupted (0 ok, 0 skipped, 1 failed, 1 not run)" in out
+    assert b"[STOP] hang: interrupted\n" in out and b"Run r state: interrupted (0 ok, 0 skipped, 0 failed, 1 interrupted, 1 not run)" in out
     record = good.json("state/run_r.json")
     assert record["state"] == "interrupted" and [one["status"] for one in record["stages"]] == ["interrupted", "notRun"]
     assert not good.exists("locks/hang.lock")

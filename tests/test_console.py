@@ -76,7 +76,7 @@ def test_every_event_is_a_json_object(quiet):
     assert [one["event"] for one in events] == (["tail", "fail", "error", "summary"] if quiet else kinds)
     assert err == "error: two\nlines\n"
     assert {key: value for key, value in events[-1].items() if key not in ("time", "event", "run")} == {
-        "state": "failed", "ok": 0, "skipped": 0, "failed": 1, "waiting": 0, "notRun": 1, "durationMs": 1260}
+        "state": "failed", "ok": 0, "skipped": 0, "failed": 1, "interrupted": 0, "waiting": 0, "notRun": 1, "durationMs": 1260}
 
 
 @pytest.mark.parametrize("kind, text, fields", [
@@ -84,7 +84,7 @@ def test_every_event_is_a_json_object(quiet):
     ("RETRY", " attempt 1/3: exit code 75; next in 0.20s", {"attempt": 1, "attempts": 3, "reason": "exit code 75", "delayMs": 200}),
     ("RETRY", " attempt 1/3: a; next in b; next in 1.05s", {"attempt": 1, "attempts": 3, "reason": "a; next in b", "delayMs": 1050}),
     ("DONE", " in 12.345s", {"durationMs": 12345}), ("DONE", " in 12.345s (3 tasks)", {"durationMs": 12345, "text": "(3 tasks)"}),
-    ("FAIL", ": exit code 1: x", {"reason": "exit code 1: x"}), ("NOTE", ": two\nlines", {"text": "two\nlines"}),
+    ("FAIL", ": exit code 1: x", {"reason": "exit code 1: x"}), ("STOP", ": interrupted", {"reason": "interrupted"}), ("NOTE", ": two\nlines", {"text": "two\nlines"}),
     ("WAITING", " (inputs still grow)", {"text": "(inputs still grow)"}), ("DONE", " somehow", {"text": "somehow"})])
 def test_fields_of_events(kind, text, fields):
     assert log_events.event_of(kind, "s", text) == dict({"event": kind.lower(), "stage": "s"}, **fields)

@@ -442,7 +442,7 @@ def test_what_a_killed_launcher_has_beside_it_may_cancel_its_job(project):
     assert done.code == 1 and "[FAIL] s1: ended by SIGKILL" in done.out and project.exists("cancelled"), done
 
 
-@pytest.mark.parametrize("how, said", [("timeout", "[FAIL] s1: timeout after 1 s; the task had not begun: its launcher was still waiting"), ("ctrl-c", "[FAIL] s1: interrupted")])
+@pytest.mark.parametrize("how, said", [("timeout", "[FAIL] s1: timeout after 1 s; the task had not begun: its launcher was still waiting"), ("ctrl-c", "[STOP] s1: interrupted")])
 def test_a_launcher_that_does_not_cancel_is_told(project, how, said):
     """Its job may still be in the queue. A driver shortens the time that it has."""
     project.write("launch.sh", '#!/bin/sh\ntrap "" TERM\ntouch waiting\nwhile :; do sleep 0.05; done\n', executable=True)

@@ -242,7 +242,7 @@ def test_a_request_to_stop_is_heeded_while_inputs_of_a_later_stage_are_read(root
     record = root.json("state/run_r1.json")
     assert run.returncode == code and record["state"] == "interrupted", (run.returncode, out)
     why = "stopped by the clock (--stop-after 2s)" if not number else "interrupted" if "chunks" in stage else "interrupted while its inputs were read"
-    assert "[FAIL] late: %s\n" % why in out and "[START] late" not in out and [one["status"] for one in record["stages"]] == ["ok", "interrupted"], out
+    assert "[STOP] late: %s\n" % why in out and "[START] late" not in out and [one["status"] for one in record["stages"]] == ["ok", "interrupted"], out
     for name in ("big", "large"):
         root.write("data/in/%s.txt" % name, "x\n")
     out = root.ok("--run-id", "r2").out

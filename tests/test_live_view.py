@@ -470,7 +470,7 @@ def test_the_line_is_gone_after_a_failure_and_after_ctrl_c(project):
     run.until("25%")
     run.process.send_signal(2)
     assert run.end() == 130
-    assert "[FAIL] slow_one: interrupted\n" in run.screen().text and "so far" not in run.screen().text, run.seen
+    assert "[STOP] slow_one: interrupted\n" in run.screen().text and "so far" not in run.screen().text, run.seen
 
 
 @pytest.mark.skipif(not POSIX, reason="pseudo terminals")

@@ -818,7 +818,7 @@ def test_ctrl_c_ends_the_wait_for_a_lock(project):
         wait_until(lambda run_id=run_id: project.exists("state/run_%s.json" % run_id), "the second run's start")
         second.send_signal(number)
         got, out, err = finish(second)
-        assert got == code and "[FAIL] s1: interrupted while waiting for the lock" in out, (out, err)
+        assert got == code and "[STOP] s1: interrupted while waiting for the lock" in out, (out, err)
         assert project.json("state/run_%s.json" % run_id)["state"] == "interrupted"
     project.write("go", "")
     assert finish(first)[0] == 0 and project.json("state/stage_s1.json")["lastStatus"] == "ok"

@@ -435,7 +435,7 @@ def test_a_signal_ends_the_run_politely_and_wholly(project, name, code):
     pids = [project.read("data/s1/" + one) for one in ("pid", "child")]
     process.send_signal(getattr(signal, name))
     got, out, err = finish(process)
-    assert got == code and "[FAIL] s1: interrupted" in out and "state: interrupted" in out, (got, out, err)
+    assert got == code and "[STOP] s1: interrupted" in out and "state: interrupted" in out, (got, out, err)
     assert project.exists("data/s1/polite") and all(map(is_gone, pids)) and processes_of(project) == []
     assert project.json("state/run_r.json")["state"] == "interrupted" and project.json("state/stage_s1.json")["lastStatus"] == "interrupted"
     assert not project.exists("locks/s1.lock")
@@ -454,7 +454,7 @@ forever()
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     got, out, err = finish(process)
-    assert got == 130 and "[FAIL] s1: interrupted" in out, (got, out, err)
+    assert got == 130 and "[STOP] s1: interrupted" in out, (got, out, err)
     assert is_gone(project.read("data/s1/pid")) and processes_of(project) == []
 
 
@@ -480,7 +480,7 @@ def test_an_interrupt_during_the_delay_before_a_retry_ends_the_run(project):
         pass
     process.send_signal(signal.SIGINT)
     got, out, err = finish(process)
-    assert got == 130 and "[FAIL] s1: interrupted" in out, (got, out, err)
+    assert got == 130 and "[STOP] s1: interrupted" in out, (got, out, err)
 
 
 def test_a_signal_between_the_look_for_one_and_the_wait_is_not_waited_out():

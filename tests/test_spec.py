@@ -209,6 +209,7 @@ STAGE = [
     (stage('§"filter": true'), 'stages[0].filter: unknown key; "filter" belongs in "chunks"'),
     (stage('§"enabled": true'), 'stages[0].enabled: unknown key; "enabled" belongs in "idempotency" or "checkpoint"'),
     (stage('§"order": "graph"'), 'stages[0].order: unknown key; "order" belongs at the top, beside "stages"'),
+    (whole('"defaults": {§"stages": []}'), 'defaults.stages: unknown key; "stages" belongs at the top of the file'),
     (stage('"retry": {§"timeoutSec": 9}'), 'stages[0].retry.timeoutSec: unknown key; "timeoutSec" belongs in the stage, beside "retry"'),
     (whole('"defaults": {§"attempts": 3}'), 'defaults.attempts: unknown key; "attempts" belongs in "retry"'),
     (whole('§"allow": ["asyncio"]'), 'allow: unknown key; "allow" belongs in "offline"'),

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import calendar
+import json
 import subprocess
 import time
 import types
@@ -188,7 +189,10 @@ def test_a_run_is_stopped_at_its_time_and_the_next_goes_on(project):
     project.spec({"processor": "bin/slow.py", "inputs": ["data/in.txt"], "checkpoint": {"enabled": True, "lineInterval": 1}, "graceSec": 60},
                  {"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"]})
     done = run_until_over(project, "--run-id", "r")
-    assert done.code == 7 and "[FAIL] s1: " + BY_CLOCK in done.out and "[STOP] " + BY_CLOCK in done.out, done
+    assert done.code == 7 and "[STOP] s1: " + BY_CLOCK in done.out and "[STOP] " + BY_CLOCK in done.out, done
+    assert "[FAIL]" not in done.out and "(0 ok, 0 skipped, 0 failed, 1 interrupted, 1 not run)" in done.out
+    (run,) = json.loads(project.ok("history", "--json").out)["runs"]
+    assert (run["failed"], run["interrupted"], run["notRun"]) == (0, 1, 1)
     assert results(project) == ("interrupted", [("interrupted", BY_CLOCK), ("notRun", BY_CLOCK)])
     assert project.json("state/stage_s1.json")["lastStatus"] == "interrupted"
     done = project.ok("--run-id", "r")
