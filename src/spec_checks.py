@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MOST_SEARCHED = 50          # problems, after which files that were meant are not looked for any more: each search takes a while
 MAX_DEPTH = 64              # of nesting: far above any real spec, far below what exhausts a parser
 DEVICE_NAMES = frozenset("con prn aux nul".split() + ["%s%s" % (name, n) for name in ("com", "lpt") for n in "0123456789\u00b9\u00b2\u00b3"])
+NOT_IN_NAMES = ':"<>|'      # on Windows, where "a:b" is a hidden stream of the file "a"; * and ? are globs
 LAUNCHER_NAMES = ("cpuCores", "memoryMB")
 RUNNER_FOLDERS = ("state", "locks", "src", "bin")
 NAME_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
@@ -182,6 +183,8 @@ def path_problem(value: str) -> str:
         return "has a part that ends with a dot or blank (Windows drops it)"
     if any(part.split(".")[0].lower() in DEVICE_NAMES for part in parts):
         return "names a Windows device"
+    if sys.platform == "win32" and any(sign in value for sign in NOT_IN_NAMES):
+        return "has one of the signs %s, which Windows does not allow in names" % " ".join(NOT_IN_NAMES)
     return ""
 
 

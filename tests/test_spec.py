@@ -731,6 +731,13 @@ def test_programs_that_can_start_are_let_through_by_validate(project):
     assert list(program_starts.judge(str(project.root), "bin/a", "", windows=True)) == []
 
 
+def test_signs_that_windows_does_not_allow_in_names_are_refused_there_only(monkeypatch):
+    assert spec_checks.path_problem("data/12:30.csv") == ""
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert spec_checks.path_problem("data/12:30.csv") == 'has one of the signs : " < > |, which Windows does not allow in names'
+    assert spec_checks.path_problem("data/[a-c]*?.csv") == ""
+
+
 def test_what_lies_on_another_drive_is_no_path_below_the_root(monkeypatch, project):
     def relpath(path, start):
         raise ValueError("path is on mount 'D:', start on mount 'C:'")
