@@ -1,6 +1,6 @@
 """One huge file as chunks: where to cut it, what is in the chunks, feeding them to a filter, joining what came out.
 
-A leaf, and without state of its own: everything follows from the files.
+Without state of its own: everything follows from the files.
 
     input ── cut() ──> ranges ── hash_ranges() ──> SHA-256 of each
                          │
@@ -19,6 +19,7 @@ import sys
 import time
 from collections import namedtuple
 
+import environment
 from model import sha256
 from primitives import go_on, open_descriptor, remove_quietly, replace
 
@@ -131,7 +132,7 @@ def side_by_side(function: Callable[[Item, bytearray], Result], items: Sequence[
     BLOCK_BYTES. Raises: the error of the first item that has one; the others are then left.
     """
     import threading
-    count = min(threads or cpu_count(), len(items))
+    count = min(threads or environment.usable_cpus(), len(items))
     results: List[Any] = [None] * len(items)
     errors: Dict[int, BaseException] = {}
     rest = iter(range(len(items)))
@@ -155,14 +156,6 @@ def side_by_side(function: Callable[[Item, bytearray], Result], items: Sequence[
     if errors:
         raise errors[min(errors)]
     return results
-
-
-def cpu_count() -> int:
-    """Return the number of CPUs that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1
 
 
 def hash_files(paths: Sequence[str], threads: int = 0) -> List[str]:

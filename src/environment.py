@@ -5,11 +5,12 @@ A leaf.
 from __future__ import annotations
 
 import os
+import posixpath
 import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterable, List, Optional, Sequence
+    from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence
 
 # Variables of the runner's own environment that defeat isolation (agents, daemons) or repeatability (code that is
 # loaded by name of a variable), and so never reach a processor.
@@ -44,6 +45,15 @@ def with_own(env: Dict[str, str], own: Dict[str, str], windows: bool = sys.platf
     return {**{name: value for name, value in env.items() if name.upper() not in names}, **own}
 
 
+def _text_of(path: str) -> str:
+    """Return what stands in a small file of the system, "" if it is not there."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
 def user_name() -> str:
     """Return the name of the account that this process runs under, or its number where it has none."""
     if os.name != "posix":
@@ -56,10 +66,38 @@ def user_name() -> str:
 
 
 def usable_cpus() -> int:
-    """Return how many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return how many processors this process may use: by its affinity, and by the quota of its control group (Linux), rounded up."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    count = len(os.sched_getaffinity(0))
+    quota = cpu_quota()
+    return count if quota is None else max(1, min(count, -int(-quota // 1)))
+
+
+def cpu_quota(read: Callable[[str], str] = _text_of) -> Optional[float]:
+    """Return of how many processors the time is granted to this process's control group or one above it, None without a limit.
+
+    Set by `CPUQuota=` of systemd and by the limits of containers, which do not show in the affinity. Files: cpu.max
+    (version 2), cpu.cfs_quota_us and cpu.cfs_period_us (version 1), see the kernel's cgroup-v2.rst and sched-bwc.rst.
+    """
+    granted = []
+    for line in read("/proc/self/cgroup").splitlines():
+        _, controllers, group = line.split(":", 2)
+        if not controllers or "cpu" in controllers.split(","):
+            mount = "/sys/fs/cgroup" + ("/cpu" if controllers else "")
+            parts = group.strip("/").split("/")
+            places = [posixpath.join(mount, *parts[:count]) for count in range(len(parts) + 1)]
+            granted += [_granted(read, place, bool(controllers)) for place in places]
+    return min((one for one in granted if one is not None), default=None)
+
+
+def _granted(read: Callable[[str], str], place: str, is_first_version: bool) -> Optional[float]:
+    """Return the quota of one control group, None if it has none or cannot be seen: in a container those above it cannot."""
+    names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if is_first_version else ("cpu.max",)
+    words = " ".join(read(posixpath.join(place, name)) for name in names).split()
+    if len(words) != 2 or not all(word.isdigit() for word in words) or int(words[1]) == 0:      # "max" and -1: no limit
+        return None
+    return int(words[0]) / int(words[1])
 
 
 def is_dropped(name: str) -> bool:

@@ -1153,3 +1153,34 @@ def test_what_an_attempt_used_is_recorded(project):
     project.ok("--run-id", "r")
     stage, = project.json("state/metrics_r.json")["stages"]
     assert 0.2 <= stage["cpuSec"] < 20 and stage["maxRssBytes"] >= 64 << 20
+
+
+# --- how many processors at once
+
+V1, V2 = "4:memory:/a\n3:cpu,cpuacct:/job/step\n0::/\n", "0::/user.slice/job.service\n"
+
+
+@pytest.mark.parametrize("files, quota", [
+    ({}, None), ({"/proc/self/cgroup": "2:memory:/a\n"}, None),
+    ({"/proc/self/cgroup": V2}, None), ({"/proc/self/cgroup": V2, "/sys/fs/cgroup/user.slice/job.service/cpu.max": "max 100000\n"}, None),
+    ({"/proc/self/cgroup": V2, "/sys/fs/cgroup/user.slice/job.service/cpu.max": "150000 100000\n"}, 1.5),
+    ({"/proc/self/cgroup": V2, "/sys/fs/cgroup/user.slice/job.service/cpu.max": "150000 100000\n", "/sys/fs/cgroup/user.slice/cpu.max": "50000 100000\n"}, 0.5),
+    ({"/proc/self/cgroup": "0::/\n", "/sys/fs/cgroup/cpu.max": "300000 100000\n"}, 3.0),                   # as a container sees its own
+    ({"/proc/self/cgroup": V2, "/sys/fs/cgroup/cpu.max": "300000 0\n"}, None), ({"/proc/self/cgroup": V2, "/sys/fs/cgroup/cpu.max": "what 100000\n"}, None),
+    ({"/proc/self/cgroup": V1, "/sys/fs/cgroup/cpu/job/step/cpu.cfs_quota_us": "-1\n", "/sys/fs/cgroup/cpu/job/step/cpu.cfs_period_us": "100000\n"}, None),
+    ({"/proc/self/cgroup": V1, "/sys/fs/cgroup/cpu/job/cpu.cfs_quota_us": "20000\n", "/sys/fs/cgroup/cpu/job/cpu.cfs_period_us": "10000\n"}, 2.0)])
+def test_the_quota_of_the_control_group_is_read(files, quota):
+    assert environment.cpu_quota(lambda path: files.get(path, "")) == quota
+
+
+@pytest.mark.parametrize("cpus, quota, usable", [(8, None, 8), (8, 0.2, 1), (8, 1.5, 2), (8, 2.0, 2), (2, 16.0, 2)])
+def test_no_more_processors_than_the_quota_allows(monkeypatch, cpus, quota, usable):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cpus)), raising=False)
+    monkeypatch.setattr(environment, "cpu_quota", lambda: quota)
+    assert environment.usable_cpus() == usable
+
+
+def test_a_system_without_control_groups_has_no_quota(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert environment.usable_cpus() == 6 and environment._text_of("/no/such/file") == ""
