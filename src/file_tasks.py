@@ -66,6 +66,11 @@ def _empty(folder: str) -> None:
             state_store.remove_tree(entry.path) if entry.is_dir(follow_symlinks=False) else unlink(entry.path)
 
 
+def _is_of_files(record: Json) -> bool:
+    """Tell whether a record is of a stage with forEach."""
+    return "tasks" in record["keyParts"]
+
+
 class FileTasksWork(TasksWork):
     """A stage of one task for each file of `forEach`."""
 
@@ -77,6 +82,9 @@ class FileTasksWork(TasksWork):
         self.ready_folders: Set[str] = set()        # those of the slots
         self.died_at_ns = 0                         # when the last run began, if it died: by the file system's clock
         self.made = task_files.FileTable()          # outputs of this run, with signatures that no later write can hide behind
+
+    def _made_before(self, record: Json) -> List[Json]:
+        return list(record["outputs"])       # what is only in the task log is told from there
 
     def do(self, decision: Decision) -> Flow:
         """Run the tasks that are not done, then record how the stage ended; a flow that returns the StageResult."""
@@ -96,7 +104,7 @@ class FileTasksWork(TasksWork):
         """Marker away, "running" recorded, what dead tasks left cleared; in this order."""
         state_store.make_folder(self.folder, self.store.commit)
         state_store.remove_durably(self.run.marker(self.stage), self.store.commit)
-        self.task_log = facts.log if facts.log is not None else task_look.load_log(self.store, self.stage.name)
+        self.task_log = facts.log if facts.log is not None else task_look.load_log_of_files(self.store, self.stage.name, self.facts.record)
         self.keys = facts.keys or [task_look.task_key(facts.common, path, digest) for path, digest in zip(facts.paths, facts.digests)]
         self.total, self.up_to_date, self.vanished = len(facts.paths), len(facts.paths) - len(places), len(facts.gone)
         self._forget_what_is_not_believed(facts)
@@ -129,7 +137,8 @@ class FileTasksWork(TasksWork):
 
         Its paths are below the outputDir of the record: where that is another now, files of somebody else may be called so.
         """
-        if self.moved_from or facts.lost == task_look.ANOTHER:
+        is_of_chunks = self.task_log.lines > 1 and not self.task_log.entries
+        if self.moved_from or facts.lost == task_look.ANOTHER or is_of_chunks:
             self.task_log.compact(self._write_log)
             self.run.flush()
         if self.moved_from:
@@ -181,7 +190,7 @@ class FileTasksWork(TasksWork):
     def _tell_of_former(self) -> None:
         """Name what the stage made when it was not yet one of tasks, and these do not make: nothing looks after it any more."""
         record = self.facts.record
-        if record is None or record.get("tasks"):
+        if record is None or _is_of_files(record):
             return
         mine = {path for path, _, _ in self._outputs()}
         left = [one["path"] for one in self.previous if one["path"] not in mine and os.path.lexists(os.path.join(self.folder, one["path"]))]

@@ -393,7 +393,8 @@ def _outputs_json(root: str, record: Optional[Json], facts: Optional[Facts]) -> 
     if record is None:
         return []
     is_verified = facts is not None and record["lastStatus"] == "ok" and not facts.material.missing
-    unsure = "same" if facts is None or facts.tasks is None or not facts.output_problems else "notVerified"    # of tasks, only the first are named
+    is_looked_at = facts is None or (bool(record["outputs"]) if facts.tasks is None else not facts.output_problems)     # of tasks, only the first problems are named
+    unsure = "same" if is_looked_at else "notVerified"
     problems = {problem: problem.rpartition(" ")[2] for problem in facts.output_problems} if facts is not None else {}
     found = []
     for path, size, digest in _recorded_outputs(root, record):

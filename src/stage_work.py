@@ -71,6 +71,11 @@ def _made_by_others(root: str, besides: Set[str]) -> Iterator[Tuple[str, List[st
         yield state_store.made_elsewhere(record, ""), paths
 
 
+def shown_names(names: Sequence[str], between: str = ", ") -> str:
+    """Return the first few of many names, for one line; "..." for the rest."""
+    return between.join([*names[:SHOWN_NAMES], *(["..."] if len(names) > SHOWN_NAMES else [])])
+
+
 def unfinished_text(there: stage_outputs.Folder, stage: str) -> str:
     """Return that a processor that ended well has left an output of the kit half done, or ""."""
     parts = stage_outputs.own_parts(there.parts, stage)
@@ -227,7 +232,7 @@ class StageWork:
         self.folder = os.path.join(run.root, stage.output_dir)
         self.key = facts.material.key
         self.moved_from = state_store.made_elsewhere(facts.record, stage.output_dir)
-        self.previous: List[Json] = facts.record["outputs"] if facts.record is not None and not self.moved_from else []
+        self.previous = self._made_before(facts.record) if facts.record is not None and not self.moved_from else []
         self.baseline: Json = {}        # from before this key's first attempt: what changed since is ours
         self.found = stage_outputs.NOTHING  # in the folder before this run's attempts: what others own must still be that
         self.survivors: List[int] = []
@@ -252,6 +257,11 @@ class StageWork:
         self.started_utc = utc_text(run.clock.time())
         self.started = run.clock.monotonic()
         self.ended: Optional[float] = None
+
+    def _made_before(self, record: Json) -> List[Json]:
+        """Return the outputs that the stage's record vouches for, also if it was one of forEach then, with too many for the record."""
+        import task_look
+        return record["outputs"] or task_look.vouched_outputs(self.store, record)
 
     def do(self, decision: Decision) -> Flow:
         """Run attempts until one succeeds or none is left, then record how it ended; a flow that returns the StageResult."""
@@ -331,7 +341,7 @@ class StageWork:
             foreign = set(self._foreign_outputs()) | self._maybe_foreign() | self._outputs_of_strangers()
             done += stage_outputs.clear_leftovers(self.folder, baseline, recorded, foreign, file_digests.hash_prefix, self._folders_of_others())
         if done:
-            self.console.event("NOTE", self.stage.name, ": leftovers of an unfinished attempt: %s" % "; ".join(done[:SHOWN_NAMES] + (["..."] if len(done) > SHOWN_NAMES else [])))
+            self.console.event("NOTE", self.stage.name, ": leftovers of an unfinished attempt: %s" % shown_names(done, "; "))
 
     def _undo_success(self) -> None:
         """The outputs are not what the recorded success made: an attempt must not build on what is left of it.
@@ -350,7 +360,7 @@ class StageWork:
                          for one in self.previous if one["path"] not in names or one["path"] in before]
         state_store.remove_durably(lost, self.store.commit)
         if done:
-            self.console.event("NOTE", self.stage.name, ": not what was recorded: %s" % "; ".join(done[:SHOWN_NAMES] + (["..."] if len(done) > SHOWN_NAMES else [])))
+            self.console.event("NOTE", self.stage.name, ": not what was recorded: %s" % shown_names(done, "; "))
 
     def _is_as_recorded(self, output: Json) -> bool:
         try:
@@ -609,7 +619,7 @@ class StageWork:
                 return problem, []
         kept = sorted(one["path"] for one in self.previous if one["path"] in now and one["path"] not in changed)
         if kept and (self.attempts or self.stage.chunks is not None):      # kept chunks are joined anew without an attempt
-            self.console.event("NOTE", self.stage.name, ": not remade by this run, still recorded: %s" % ", ".join(kept[:SHOWN_NAMES]))
+            self.console.event("NOTE", self.stage.name, ": not remade by this run, still recorded: %s" % shown_names(kept))
         self._tell_of_no_outputs(stage_outputs.no_outputs(self.found, there), "they are neither recorded nor undone after a kill")
         names.update(kept)
         return self._hash_outputs(sorted(names - set(foreign)))
@@ -631,8 +641,7 @@ class StageWork:
 
     def _tell_of_no_outputs(self, names: List[str], what_becomes: str) -> None:
         if names:
-            shown = ", ".join(names[:SHOWN_NAMES] + (["..."] if len(names) > SHOWN_NAMES else []))
-            self.console.event("NOTE", self.stage.name, ": made %s; %s: %s" % (shown, stage_outputs.NO_OUTPUT, what_becomes))
+            self.console.event("NOTE", self.stage.name, ": made %s; %s: %s" % (shown_names(names), stage_outputs.NO_OUTPUT, what_becomes))
 
     def _hash_outputs(self, names: List[str]) -> Tuple[str, List[Json]]:
         outputs = []

@@ -180,8 +180,9 @@ class TaskLog:
             pass
 
     def compact_if_due(self, write_atomic: Callable[[str, bytes], None]) -> None:
-        """Write the log anew where most of its lines are superseded."""
-        if self.lines - len(self.entries) > MIN_DEAD_LINES + len(self.entries):
+        """Write the log anew where most of its lines are superseded, or of tasks that are gone."""
+        kept = sum(entry.status != "gone" for entry in self.entries.values())
+        if self.lines - kept > MIN_DEAD_LINES + kept:
             self.compact(write_atomic)
 
     def compact(self, write_atomic: Callable[[str, bytes], None]) -> None:

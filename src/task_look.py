@@ -155,7 +155,7 @@ def _is_all_done(facts: Facts, about: Json, made: task_files.FileTable, root: st
 
 
 def _look_at_each(spec: PipelineSpec, stage: StageSpec, store: StateStore, facts: Facts, tasks: Tasks, digests: Digests) -> Facts:
-    log = load_log(store, stage.name)
+    log = load_log_of_files(store, stage.name, facts.record)
     outputs = task_log.outputs_of(log.entries)
     lost = LINES_LOST if len(outputs) < _stated_outputs(facts.record) else ANOTHER if _is_other_than_recorded(outputs, facts.record) else ""
     if not lost and facts.record is not None and facts.record.get("logLost"):
@@ -262,9 +262,26 @@ def load_log(store: StateStore, stage: str) -> task_log.TaskLog:
     return log
 
 
+def load_log_of_files(store: StateStore, stage: str, record: Optional[Json]) -> task_log.TaskLog:
+    """As load_log(), without entries if the record says that it is a log of chunks: what these made is in the record. Raises: as load_log()."""
+    log = load_log(store, stage)
+    if record is not None and "chunks" in record["keyParts"]:
+        log.entries = {}
+    return log
+
+
 def logged_outputs(store: StateStore, stage: str) -> List[Json]:
     """Return what a stage's task log says that its tasks have made, as records list outputs. Raises: as load_log()."""
     return [{"path": path, "bytes": size, "sha256": digest} for path, size, digest in task_log.outputs_of(load_log(store, stage).entries)]
+
+
+def vouched_outputs(store: StateStore, record: Json) -> List[Json]:
+    """Return what a stage's task log says that its tasks have made, if it is the log that *record* vouches for; else nothing. Raises: as load_log()."""
+    if _stated_outputs(record) <= 0:
+        return []
+    outputs = logged_outputs(store, record["stage"])
+    stated = task_log.output_digest((one["path"], one["bytes"], one["sha256"]) for one in outputs)
+    return outputs if stated == record["tasks"].get("outputsSha256") else []
 
 
 def check_outputs(folder: str, outputs: Sequence[Tuple[str, int, str]], known: task_files.FileTable,

@@ -1158,6 +1158,17 @@ def test_a_log_of_superseded_lines_is_written_anew(tmp_path):
     assert log.lines == 2 and set(open_log(tmp_path).entries) == {"x"} and open_log(tmp_path).entries["x"].key == str(number)
 
 
+def test_a_log_of_tasks_that_are_gone_is_written_anew(tmp_path):
+    """With `prune` and names that never come again, a year of nights would else stay in it."""
+    log = open_log(tmp_path)
+    for number in range(task_log.MIN_DEAD_LINES // 2 + 1):
+        log.append(entry(str(number)))
+        log.append(entry(str(number), "gone"))
+    log.append(entry("here"))
+    log.compact_if_due(store)
+    assert log.lines == 2 and set(open_log(tmp_path).entries) == {"here"}
+
+
 def test_the_cache_comes_back_as_it_was_and_damaged_as_nothing(tmp_path):
     (tmp_path / "a").write_text("x")
     packed = task_files.signatures(str(tmp_path), ["a", "missing"])
@@ -1566,3 +1577,64 @@ def test_a_filter_that_lays_hands_on_its_output_fails_its_chunk(project, does, w
     project.write("bin/p.sh", body % "true", executable=True)
     project.ok()
     assert project.read("out/a.txt") == "one\ntwo\nthree\n"
+
+
+# --- a stage that is done otherwise than before
+
+MANY = 11           # more outputs than a record lists
+
+
+def make_many(upper):
+    for number in range(MANY):
+        upper.write("in/%02d.txt" % number, "x%d\n" % number)
+    upper.spec(dict(upper.stage, prune=True))
+    upper.ok()
+
+
+def as_plain(upper, body, **more):
+    upper.processor("plain", body)
+    upper.spec(dict({name: value for name, value in upper.stage.items() if name not in ("forEach", "prune")}, inputs=["in/*.txt"], processor="bin/plain.py", **more))
+
+
+def test_what_tasks_made_is_named_once_the_stage_has_none_any_more(upper):
+    make_many(upper)
+    as_plain(upper, "open(os.path.join(out, 'all'), 'w').close()\n")
+    assert [one["state"] for one in json.loads(upper.ok("explain", "up", "--json").out)["outputs"]] == ["notVerified"] * (MANY + 3)
+    done = upper.ok()
+    assert "[NOTE] up: not remade by this run, still recorded: 00.txt, 01.txt, 02.txt, 03.txt, 04.txt, ...\n" in done.out, done
+    assert len(upper.json("state/stage_up.json")["outputs"]) == MANY + 4
+    upper.path("out/10.txt").unlink()
+    assert "output 10.txt missing" in upper.ok("plan").out
+
+
+def test_what_a_task_log_says_counts_only_if_the_record_vouches_for_it(upper):
+    make_many(upper)
+    old = upper.read("state/tasks_up.jsonl")
+    upper.write("in/new.txt", "x\n")
+    upper.ok()
+    upper.write("state/tasks_up.jsonl", old)
+    as_plain(upper, "open(os.path.join(out, 'all'), 'w').close()\n")
+    assert "still recorded" not in upper.ok().out
+
+
+def test_outputs_that_are_in_the_log_of_former_tasks_only_are_not_accepted(upper):
+    make_many(upper)
+    as_plain(upper, "pass")
+    upper.path("out/00.txt").unlink()
+    done = upper.run("accept", "up", "--reason", "same")
+    assert done.code == 2 and "accept up: it had forEach when its outputs were made, and they are recorded of its tasks only; run it" in done.err, done
+
+
+@pytest.mark.parametrize("chunks_fail", [False, True])
+def test_a_stage_of_chunks_that_becomes_one_of_files(upper, chunks_fail):
+    """The log of chunks, and what they made, must not pass for that of files."""
+    make_many(upper)
+    body = "assert os.environ.get('PIPELINE_CHUNK_START')\n" + ("sys.exit(3)\n" if chunks_fail else "open(os.path.join(out, 'all'), 'w').write('x')\n")
+    as_plain(upper, body, chunks={"bytes": 1000})
+    assert upper.run().code == (1 if chunks_fail else 0)
+    upper.path("in/10.txt").unlink()
+    upper.spec(dict(upper.stage, prune=True))
+    done = upper.ok()
+    left = "10.txt" if chunks_fail else "10.txt, all"
+    assert "gone" not in done.out and "[NOTE] up: made before the stage had tasks, and recorded no more: %s\n" % left in done.out, done
+    assert "#" not in upper.read("state/tasks_up.jsonl") and "[SKIP] up" in upper.ok().out
