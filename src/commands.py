@@ -127,7 +127,7 @@ def _dispatch(options: Options, console: Console, started: float, found: Any) ->
     if options.command in ("clean", "gc", "reset"):
         import engine
         import housekeeping
-        former = housekeeping.former_stages(spec, options.operands) if options.command == "reset" else []
+        former = housekeeping.former_stages(spec, options.operands) if options.command != "gc" else []
         named = options.only | frozenset(options.operands) - {stage.name for stage in former}
         stages = planning.select_stages(spec, options._replace(only=named)) + former if named or not former else former
         return housekeeping.do(spec, stages, options, console, Clock(), engine.new_ledger)
@@ -159,6 +159,7 @@ def _check_starts(spec: PipelineSpec, options: Options) -> List[str]:
 
 def _tell_of_gaps(spec: PipelineSpec, console: Console) -> None:
     """Print what the stages name and their keys do not know, paths that mean another thing, and what they read that another may write at the same time."""
+    import housekeeping
     import key_gaps
     import stage_order
     for name, doubt in stage_order.doubtful_reads(spec.stages, spec.order == "graph"):
@@ -166,6 +167,8 @@ def _tell_of_gaps(spec: PipelineSpec, console: Console) -> None:
     for stage in spec.stages:
         for gap in key_gaps.find_gaps(spec.root, stage) + key_gaps.find_misreadings(spec.root, stage):
             console.line("[NOTE] %s: %s" % (stage.name, gap))
+    for note in housekeeping.notes_on_former(spec):
+        console.line("[NOTE] " + note)
 
 
 def _known_or_loaded(options: Options, found: Any) -> Tuple[Any, PipelineSpec]:

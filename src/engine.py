@@ -645,6 +645,15 @@ class Run:
             raise OfflineError("\"offline\": the kernel must close the network, and cannot here: %s; nothing was run" % self.network.status.why)
         self.console.line("[OFFLINE] " + self.network.text())
 
+    def _tell_of_former(self) -> None:
+        """Name what stages that the spec has no more have left, where one of today's reads it."""
+        known = {stage.name for stage in self.spec.stages}
+        if known.issuperset(self.store.stage_names()):
+            return
+        import housekeeping
+        for note in housekeeping.notes_on_former(self.spec):
+            self.console.line("[NOTE] " + note)
+
     def _tell_healed(self) -> None:
         for note in self.ledger.notes:
             self.console.line("[LEDGER] " + note)
@@ -717,6 +726,8 @@ class Run:
         self.ledger.end(record, lambda: self._write_last(record), lambda: self._tell_monitoring(record))
         self.final = record
         self._tell_healed()
+        if self.known is None:          # the spec is another than last time, or nobody knows
+            self._tell_of_former()
         self.console.line("[LEDGER] head " + self.ledger.head_text())
         if state == "interrupted" and self._clock_text():
             self.console.line("[STOP] " + self._clock_text())

@@ -15,10 +15,12 @@ from collections import namedtuple
 import environment
 import process_tree
 import stage_locks
+import stage_work
 import state_store
 import task_files
-from file_digests import Digests, FileChanged
-from model import EXIT_OK, StageSpec
+import task_log
+from file_digests import Digests, FileChanged, has_wildcard, path_matches
+from model import EXIT_OK, StageSpec, shown_names
 from spec_checks import name_problem
 from stage_order import edges
 from stage_outputs import is_folder, list_folder, own_parts
@@ -73,14 +75,52 @@ def do(spec: PipelineSpec, stages: List[StageSpec], options: Options, console: C
 
 def former_stages(spec: PipelineSpec, names: Sequence[str]) -> List[StageSpec]:
     """Return those of the named stages that are not in the pipeline any more and whose records it has left; of each only name and output folder are set."""
-    store, found = StateStore(spec.root, writable=False), []
-    for name in dict.fromkeys(names):
-        if name_problem(name) or any(stage.name == name for stage in spec.stages):
-            continue
-        record = store.stage(name)
-        if record is not None and record.get("pipeline") == spec.name and isinstance(record["keyParts"].get("outputDir"), str):
-            found.append(StageSpec._make([None] * len(StageSpec._fields))._replace(name=name, output_dir=record["keyParts"]["outputDir"]))
-    return found
+    store, known = StateStore(spec.root, writable=False), {stage.name for stage in spec.stages}
+    found = [_former(spec, store, name) for name in dict.fromkeys(names) if not name_problem(name) and name not in known]
+    return [stage for stage in found if stage is not None]
+
+
+def _former(spec: PipelineSpec, store: StateStore, name: str) -> Optional[StageSpec]:
+    record = store.stage(name)
+    if record is None or record.get("pipeline") != spec.name or not isinstance(record["keyParts"].get("outputDir"), str):
+        return None
+    return StageSpec._make([None] * len(StageSpec._fields))._replace(name=name, output_dir=record["keyParts"]["outputDir"])
+
+
+def notes_on_former(spec: PipelineSpec) -> List[str]:
+    """Return a text for each stage that is not in the pipeline any more, and whose outputs, recorded of no stage of now, are still there for one to read."""
+    store, mine = StateStore(spec.root, writable=False), {stage.name for stage in spec.stages}
+    paths_of: Dict[str, List[str]] = {}
+    for name in store.stage_names():
+        try:
+            stage = None if name in mine else _former(spec, store, name)
+        except StateError:
+            continue                # damaged: it vouches for nothing
+        if stage is not None:
+            paths_of[name] = _paths_made(spec, stage, store)
+    taken = {path for stage in spec.stages for path in _paths_made(spec, stage, store)} if any(paths_of.values()) else set()
+    notes = []
+    for name, paths in paths_of.items():
+        left = [path for path in paths if path not in taken and os.path.lexists(os.path.join(spec.root, path))]
+        readers = [stage.name for stage in spec.stages if any(_is_read(stage, path) for path in left)]
+        if readers:
+            notes.append("stage %s is not in the pipeline file any more; what it made is still there, and %s reads it: %s; \"clean %s\" removes it" % (
+                name, shown_names(readers), shown_names(left), name))
+    return notes
+
+
+def _paths_made(spec: PipelineSpec, stage: StageSpec, store: StateStore) -> List[str]:
+    """Return the recorded outputs of a stage, paths below the root; none where the record is damaged, for it vouches for nothing."""
+    try:
+        record = store.stage(stage.name)
+        folder = state_store.made_elsewhere(record, stage.output_dir) or stage.output_dir
+        return ["%s/%s" % (folder, path) for path in stage_work.recorded_paths(store, record)]
+    except (StateError, task_log.Damaged, OSError):
+        return []
+
+
+def _is_read(stage: StageSpec, path: str) -> bool:
+    return any(pattern == path or has_wildcard(pattern) and path_matches(path, pattern) for pattern in stage.inputs + stage.watch + stage.for_each)
 
 
 def _do_locked(spec: PipelineSpec, stages: List[StageSpec], options: Options, console: Console, clock: Clock, new_ledger: Callable[..., RunLedger]) -> None:
@@ -198,12 +238,13 @@ def _recorded(stage: StageSpec, store: StateStore, record: Optional[Json]) -> Li
 
 
 def _other_owners(spec: PipelineSpec, stage: StageSpec, store: StateStore) -> Dict[str, str]:
-    found = {}
+    found: Dict[str, str] = {}
     for other in spec.stages:
         near = (other.output_dir + "/").startswith(stage.output_dir + "/") or (stage.output_dir + "/").startswith(other.output_dir + "/")
-        record = store.stage(other.name) if near and other.name != stage.name else None
-        for output in record["outputs"] if record is not None else []:
-            found["%s/%s" % (other.output_dir, output["path"])] = other.name
+        if near and other.name != stage.name:
+            record = store.stage(other.name)
+            folder = state_store.made_elsewhere(record, other.output_dir) or other.output_dir
+            found.update(("%s/%s" % (folder, path), other.name) for path in stage_work.recorded_paths(store, record))
     return found
 
 

@@ -28,9 +28,9 @@ class Terminated(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
-def shown_names(names: Sequence[str], most: int = 5) -> str:
+def shown_names(names: Sequence[str], most: int = 5, between: str = ", ") -> str:
     """Return names as a text, of many the first few."""
-    return ", ".join(names[:most]) + (" and %d more" % (len(names) - most) if len(names) > most else "")
+    return between.join(names[:most]) + (" and %d more" % (len(names) - most) if len(names) > most else "")
 
 
 REMEDIES = {            # for errors of the system, by name: not every system has each

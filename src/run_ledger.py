@@ -298,11 +298,11 @@ class Held:
         stages = [one for one in record["stages"] if isinstance(one, dict)]
         known = {one.get("stage") for one in stages if one.get("status") == "ok"}
         store = state_store.StateStore(self.store.root, writable=False)     # what is damaged is left for the run that needs it, which will say so
-        for name in sorted(os.listdir(self.store.folder)):
-            if not (name.startswith("stage_") and name.endswith(".json")) or name[6:-5] in known:
+        for name in store.stage_names():
+            if name in known:
                 continue
             try:
-                stage = store.stage(name[6:-5])
+                stage = store.stage(name)
             except StateError:
                 continue
             if stage is not None and (stage.get("lastRunId"), stage.get("lastInvocation"), stage["lastStatus"]) == (record["runId"], record["invocation"], "ok"):

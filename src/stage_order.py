@@ -139,6 +139,10 @@ def doubtful_reads(stages: Sequence[StageSpec], is_graph: bool) -> List[Tuple[st
             makers = [one for one in around if _makes(stages[one], pattern, one <= place)]
             if place in makers:
                 found.append((stage.name, "%s is what the stage may make itself: what it made would be an input of its next run" % pattern))
+            elif not is_graph and not any(one < place for one in makers):
+                later = [stages[one].name for one in around if _makes(stages[one], pattern, True)]
+                if later:
+                    found.append((stage.name, "%s is what %s makes, and that is listed later: the stage reads what the run before made" % (pattern, shown_names(later))))
             elif is_graph and around and not makers and not set(stage.needs) & {stages[one].name for one in around}:
                 names = ", ".join(stages[one].name for one in around if one != place)
                 if names:

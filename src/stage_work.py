@@ -25,7 +25,7 @@ import stage_outputs
 import state_store
 import task_files
 from console import describe_os_error, free_space_text
-from model import StageResult, sha256
+from model import StageResult, sha256, shown_names
 from primitives import open_file, remove_quietly, replace
 from scheduler import Attempting, Pause
 from state_store import utc_text
@@ -61,19 +61,15 @@ def _made_by_others(root: str, besides: Set[str]) -> Iterator[Tuple[str, List[st
     """Yield (output folder, paths below it) of what is recorded of stages other than *besides*."""
     import task_log
     store = state_store.StateStore(root, writable=False)
-    known = {"stage_%s.json" % name for name in besides}
-    for file in sorted(name for name in os.listdir(store.folder) if name.startswith("stage_") and name.endswith(".json") and name not in known):
+    for name in store.stage_names():
+        if name in besides:
+            continue
         try:
-            record = store.stage(file[len("stage_"):-len(".json")])
+            record = store.stage(name)
             paths = recorded_paths(store, record)
         except (state_store.StateError, task_log.Damaged, OSError, ValueError):
             continue                # damaged: it vouches for nothing
         yield state_store.made_elsewhere(record, ""), paths
-
-
-def shown_names(names: Sequence[str], between: str = ", ") -> str:
-    """Return the first few of many names, for one line; "..." for the rest."""
-    return between.join([*names[:SHOWN_NAMES], *(["..."] if len(names) > SHOWN_NAMES else [])])
 
 
 def unfinished_text(there: stage_outputs.Folder, stage: str) -> str:
@@ -341,7 +337,7 @@ class StageWork:
             foreign = set(self._foreign_outputs()) | self._maybe_foreign() | self._outputs_of_strangers()
             done += stage_outputs.clear_leftovers(self.folder, baseline, recorded, foreign, file_digests.hash_prefix, self._folders_of_others())
         if done:
-            self.console.event("NOTE", self.stage.name, ": leftovers of an unfinished attempt: %s" % shown_names(done, "; "))
+            self.console.event("NOTE", self.stage.name, ": leftovers of an unfinished attempt: %s" % shown_names(done, between="; "))
 
     def _undo_success(self) -> None:
         """The outputs are not what the recorded success made: an attempt must not build on what is left of it.
@@ -360,7 +356,7 @@ class StageWork:
                          for one in self.previous if one["path"] not in names or one["path"] in before]
         state_store.remove_durably(lost, self.store.commit)
         if done:
-            self.console.event("NOTE", self.stage.name, ": not what was recorded: %s" % shown_names(done, "; "))
+            self.console.event("NOTE", self.stage.name, ": not what was recorded: %s" % shown_names(done, between="; "))
 
     def _is_as_recorded(self, output: Json) -> bool:
         try:

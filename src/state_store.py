@@ -413,6 +413,11 @@ class StateStore:
         data = by_fields(dict({"schema": SCHEMA_VERSION}, **record))
         write_atomic(self.path("stage_%s.json" % stage), data.encode("utf-8", "backslashreplace"), self.commit)
 
+    def stage_names(self) -> List[str]:
+        """Return the names of the stages that have a record, sorted."""
+        names = os.listdir(self.folder) if os.path.isdir(self.folder) else []
+        return sorted(name[len("stage_"):-len(".json")] for name in names if name.startswith("stage_") and name.endswith(".json"))
+
     def stage(self, stage: str) -> Optional[Json]:
         record = self.read("stage_%s.json" % stage)
         if record is not None:

@@ -152,6 +152,59 @@ def test_clean_and_reset_know_stages_by_the_spec_only(project):
     assert project.run("reset", "--yes").code == 2
 
 
+def reading_all(project, *makers):
+    """Stages that make data/up/NAME.up of their name, and one that reads all of them."""
+    project.processor("up", "open(out + '/' + os.environ['PIPELINE_STAGE_NAME'] + '.up', 'w').write('x\\n')\n")
+    project.spec(*[{"name": name, "processor": "bin/up.py", "outputDir": "data/up"} for name in makers],
+                 {"name": "all", "processor": "bin/stage_copy.py", "inputs": ["data/up/*.up"], "outputDir": "data/all"})
+
+
+def test_what_a_stage_left_that_the_spec_has_no_more_is_named_where_it_is_read_and_cleaned(project):
+    reading_all(project, "a", "b")
+    project.ok()
+    reading_all(project, "a")
+    note = '[NOTE] stage b is not in the pipeline file any more; what it made is still there, and all reads it: data/up/b.up; "clean b" removes it\n'
+    assert note in project.ok("validate").out and note in project.ok().out
+    assert "would remove data/up/b.up (2 bytes)\n" in project.ok("clean", "b").out
+    done = project.ok("clean", "b", "--yes")
+    assert "removed data/up/b.up (2 bytes)\n" in done.out and project.exists("data/up/a.up") and not project.exists("data/up/b.up"), done
+    project.ok("verify", "--outputs")
+    done = project.ok()
+    assert "[DONE] all" in done.out and "pipeline file" not in done.out + project.ok("validate").out
+    project.ok("reset", "b", "--yes")
+    project.ok("verify", "--outputs")
+
+
+def test_what_a_stage_of_now_makes_or_none_reads_is_not_called_left(project):
+    reading_all(project, "a", "b")
+    project.ok()
+    reading_all(project, "b")
+    project.processor("up", "open(out + '/a.up', 'w').close()\nopen(out + '/b.up', 'w').close()\n")
+    project.path("data/up/a.up").unlink()
+    assert "NOTE" not in project.ok().out           # a.up is of b now
+    spec = project.json("pipeline.json")
+    spec["stages"][1]["inputs"] = ["data/up/b.up"]
+    project.write("pipeline.json", json.dumps(dict(spec, stages=spec["stages"][1:])))
+    project.write("state/stage_a.json", "{")        # nobody knows what it made
+    done = project.ok()
+    assert "[NOTE] stage b is not" in done.out and "stage a" not in done.out
+    project.write("pipeline.json", json.dumps(dict(spec, name="another", stages=spec["stages"][1:])))
+    assert "is not in the pipeline file" not in project.ok().out
+
+
+def test_clean_keeps_what_a_stage_of_many_tasks_has_recorded_too(project):
+    for number in range(11):                        # more than a record lists
+        project.write("data/in/%d.up" % number, "x\n")
+    one, many = ({"name": name, "processor": "bin/stage_copy.py", "outputDir": "data/up"} for name in ("one", "many"))
+    project.spec(dict(one, inputs=["data/in/0.up"]))
+    project.ok()
+    project.path("data/up/0.up").unlink()
+    project.spec(dict(many, forEach="data/in/*.up"))
+    project.ok()
+    done = project.ok("clean", "one", "--yes")
+    assert "kept data/up/0.up: stage many has recorded it, too\n" in done.out and project.exists("data/up/0.up"), done
+
+
 def test_clean_of_a_damaged_record_removes_nothing_and_reset_forgets_it(project):
     copying(project)
     project.ok()

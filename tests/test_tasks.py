@@ -1601,7 +1601,7 @@ def test_what_tasks_made_is_named_once_the_stage_has_none_any_more(upper):
     as_plain(upper, "open(os.path.join(out, 'all'), 'w').close()\n")
     assert [one["state"] for one in json.loads(upper.ok("explain", "up", "--json").out)["outputs"]] == ["notVerified"] * (MANY + 3)
     done = upper.ok()
-    assert "[NOTE] up: not remade by this run, still recorded: 00.txt, 01.txt, 02.txt, 03.txt, 04.txt, ...\n" in done.out, done
+    assert "[NOTE] up: not remade by this run, still recorded: 00.txt, 01.txt, 02.txt, 03.txt, 04.txt and 9 more\n" in done.out, done
     assert len(upper.json("state/stage_up.json")["outputs"]) == MANY + 4
     upper.path("out/10.txt").unlink()
     assert "output 10.txt missing" in upper.ok("plan").out
