@@ -247,6 +247,7 @@ class StageWork:
         self.refused: Any = []          # outputs that the control totals did not accept
         self.more_of_record: Json = {}
         self.log_path, self.token, self.began = "", "", ""
+        self.bytecode: Optional[str] = None     # why what Python has cached of the modules cannot be used; None: not looked at yet
         self.network: Any = None        # the watch over the attempt under way
         self.rank = 0                   # the stage's place: the lower, the earlier its attempts are started
         self.beside: Set[str] = set()   # stages that were at work at the same time
@@ -491,7 +492,7 @@ class StageWork:
         self.console.event("RESUME" if is_resume else "START", stage.name, " from line %d" % offset if is_resume else "", attempt=self.attempts)
         self.is_attempting = True
         inputs = self.facts.material.inputs
-        short = self._space_problem() or cmd_problem(stage.processor, inputs) or self._overflow_problem(inputs)
+        short = self._space_problem() or self._bytecode_problem() or cmd_problem(stage.processor, inputs) or self._overflow_problem(inputs)
         if short:
             return attempts.AttemptResult(None, short, False, 0.0, 0.0, 0, b"", [], [])
         inputs_file = self.store.path("inputs_%s.json" % stage.name)
@@ -578,6 +579,14 @@ class StageWork:
     def _overflow_problem(self, inputs: Sequence[str]) -> str:
         material = self.facts.material
         return overflow_problem(self.run.root, self.stage.processor, self.stage.args, [path for path, _ in material.parts["modules"]] + material.watched, inputs)
+
+    def _bytecode_problem(self) -> str:
+        """Return why the processor might be given an earlier text of a module, or "". Looked at once: a module that changes later fails the attempt."""
+        if self.bytecode is None:
+            modules = [path for path, _ in self.facts.material.parts["modules"]]
+            import stale_bytecode
+            self.bytecode = stale_bytecode.drop(self.run.root, modules) if modules else ""
+        return self.bytecode
 
     def _space_problem(self) -> str:
         wanted = self.stage.resources.get("minFreeDiskMB", 0)

@@ -340,7 +340,7 @@ class TasksWork(stage_work.StageWork):
             self.console.event("RESUME", "%s %s" % (stage.name, task.name), " from line %d" % offset)
         self._make_ready(trial, slot)
         remove_quietly(task.folder + COUNTS_ENDING)     # an earlier attempt's say nothing of this one
-        machines = self._space_problem() or self._overflow_problem(task.inputs)
+        machines = self._space_problem() or self._bytecode_problem() or self._overflow_problem(task.inputs)
         short = machines or stage_work.cmd_problem(stage.processor, task.inputs)
         if short:
             return attempts.AttemptResult(None, short, False, 0.0, 0.0, 0, b"", [], [])._replace(is_machines=bool(machines))

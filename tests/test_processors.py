@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import random
@@ -12,10 +13,12 @@ import time
 from pathlib import Path
 
 import pytest
+import stale_bytecode
+from conftest import run_without_might
 
 BIN = Path(__file__).resolve().parent.parent / "bin"
 UPPER, COPY = BIN / "stage_upper.py", BIN / "stage_copy.py"
-POSIX_ONLY = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+POSIX_ONLY = pytest.mark.skipif(sys.platform == "win32", reason="signals and rights of POSIX")
 KIT = "import sys, time\nsys.path.insert(0, %r)\nfrom processor_kit import *\nimport processor_kit\n" % str(BIN)
 SHOUT = KIT + "lines(lambda line: line.upper(), 'result.txt', one_to_one=True)\n"
 # Slow enough to be killed in the middle, and it rejects and drops lines.
@@ -1038,3 +1041,76 @@ def test_a_forked_child_inside_the_function_can_be_ended(stage):
             "    return '%d\\n' % os.WTERMSIG(os.waitpid(child, 0)[1])\nlines(each, 'o.txt')\n")
     stage.run(stage.script("import os\n" + KIT + body))
     assert (stage.out / "o.txt").read_bytes() == b"%d\n" % signal.SIGTERM
+
+
+# --- bytecode of an earlier text of a module
+
+FIXED = 1767225600      # what archives with fixed times give each file
+CACHING = {"PYTHONDONTWRITEBYTECODE": None}
+
+
+def rated(project, rate):
+    project.write("bin/rates.py", "RATE = '%s'\n" % rate)
+    os.utime(str(project.path("bin/rates.py")), (FIXED, FIXED))
+
+
+def with_rates(project, **stage):
+    rated(project, "0.10")
+    project.write("data/in.txt", "x\n")
+    project.spec(dict({"processor": project.processor("rate", "import rates\nopen(out + '/rate', 'w').write(rates.RATE)\n"), "inputs": ["data/in.txt"]}, **stage))
+    project.ok(env=CACHING)
+    (cached,) = project.path("bin/__pycache__").glob("rates.*.pyc")
+    return cached
+
+
+@pytest.mark.parametrize("stage", [{}, {"inputs": [], "forEach": "data/in.txt"}, {"inputs": [], "forEach": "data/in.txt", "forkServer": False}])
+def test_a_module_of_the_same_size_and_time_is_not_taken_from_the_cache_of_the_old_one(project, stage):
+    with_rates(project, **stage)
+    rated(project, "0.15")
+    project.ok(env=CACHING)
+    assert project.read("data/s1/rate") == "0.15"
+
+
+def test_cached_bytecode_that_is_newer_than_the_module_stays(project):
+    cached = with_rates(project)
+    before = os.stat(str(cached))
+    project.write("data/in.txt", "y\n")
+    assert "[DONE] s1" in project.ok(env=CACHING).out
+    assert os.stat(str(cached)) [:9] == before[:9]
+
+
+@POSIX_ONLY
+def test_old_bytecode_that_cannot_be_removed_fails_the_stage_unless_it_is_what_the_module_gives(project):
+    cached = with_rates(project)
+    os.chmod(str(cached.parent), 0o555)
+    try:
+        rated(project, "0.10")                  # older than the module, but right
+        project.write("data/in.txt", "y\n")
+        done = run_without_might(project)
+        assert done.returncode == 0 and "[DONE] s1" in done.stdout, done.stdout
+        rated(project, "0.15")
+        done = run_without_might(project)
+        name = cached.relative_to(project.root).as_posix()
+        assert done.returncode == 1 and "[FAIL] s1: Python would take %s for bin/rates.py, but it is of an earlier text of it, and cannot be removed (Permission denied): remove it" % name in done.stdout, done.stdout
+    finally:
+        os.chmod(str(cached.parent), 0o755)
+    project.ok()
+    assert project.read("data/s1/rate") == "0.15"
+
+
+def test_what_python_would_not_use_or_refuses_itself_is_no_problem(tmp_path, monkeypatch):
+    module, folder = tmp_path / "m.py", tmp_path / "__pycache__"
+    folder.mkdir()
+    module.write_text("x = 1\n")
+    held = {"m.cpython-27.pyc": b"of another version", os.path.basename(importlib.util.cache_from_source(str(module))): importlib.util.MAGIC_NUMBER + b"torn"}
+    for name, data in held.items():
+        (folder / name).write_bytes(data)
+        os.utime(str(folder / name), (0, 0))
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(stale_bytecode, "unlink", refuse)
+    assert stale_bytecode.drop(str(tmp_path), ["m.py", "gone.py"]) == "" and len(list(folder.iterdir())) == 2
+    monkeypatch.undo()
+    assert stale_bytecode.drop(str(tmp_path), ["m.py", "gone.py"]) == "" and list(folder.iterdir()) == []

@@ -1,0 +1,78 @@
+"""Bytecode that Python has cached of a module's earlier text: removed before a processor is given it.
+
+A leaf. Python takes a cached file for that of a module whose size and modification time, in whole seconds, it bears (PEP 3147, `importlib`). Two
+edits of one length within a second, and archives with fixed times, deceive it: a stage would run because its key knows the
+text, and would use the old one.
+"""
+from __future__ import annotations
+
+import os
+
+from primitives import open_file, unlink
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Dict, Iterable, Iterator, List
+
+CODE_AT = 16                # in a cached file: behind magic number, flags, time and size
+
+
+def drop(root: str, modules: Iterable[str]) -> str:
+    """Remove the cached bytecode that may be older than its module; return why a module cannot be relied on, or "".
+
+    modules: paths below *root*. What was cached after the last change of the module stays. What cannot be removed stays, too,
+    if it is what compiling the module gives.
+    """
+    listed: Dict[str, List[str]] = {}
+    for path in modules:
+        full = os.path.join(root, path)
+        try:
+            changed_ns = _changed_ns(full)
+        except OSError:
+            continue                    # it is not there any more; the attempt says so
+        for cached in _cached(full, listed):
+            try:
+                if os.stat(cached).st_mtime_ns <= changed_ns:
+                    unlink(cached)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                if _is_of_other_text(cached, full):
+                    return "Python would take %s for %s, but it is of an earlier text of it, and cannot be removed (%s): remove it" % (
+                        os.path.relpath(cached, root).replace(os.sep, "/"), path, error.strerror)
+    return ""
+
+
+def _changed_ns(path: str) -> int:
+    """Return when a file, or the link that stands for it, was changed or put there. Raises: OSError."""
+    found, link = os.stat(path), os.lstat(path)
+    return max(found.st_mtime_ns, found.st_ctime_ns, link.st_ctime_ns)
+
+
+def _cached(path: str, listed: Dict[str, List[str]]) -> Iterator[str]:
+    """Yield the cached files of a module, of all versions of Python. listed: folders that are known."""
+    from importlib.util import cache_from_source
+    try:
+        folder = os.path.dirname(cache_from_source(path))
+    except NotImplementedError:         # an interpreter that caches none
+        return
+    if folder not in listed:
+        listed[folder] = os.listdir(folder) if os.path.isdir(folder) else []
+    begin = os.path.splitext(os.path.basename(path))[0] + "."
+    yield from (os.path.join(folder, name) for name in listed[folder] if name.startswith(begin) and name.endswith(".pyc"))
+
+
+def _is_of_other_text(cached: str, path: str) -> bool:
+    """Tell whether this interpreter would use a cached file, and get something else from it than from the module."""
+    import marshal
+    from importlib.util import MAGIC_NUMBER, cache_from_source
+    if cached != cache_from_source(path):
+        return False
+    with open_file(cached) as file:
+        data = file.read()
+    with open_file(path) as file:
+        source = file.read()
+    try:
+        return data.startswith(MAGIC_NUMBER) and bool(marshal.loads(data[CODE_AT:]) != compile(source, path, "exec", dont_inherit=True))
+    except (ValueError, EOFError, TypeError, SyntaxError):
+        return False                    # Python will say what is wrong
