@@ -298,8 +298,11 @@ class StageWork:
             self.run.flush()   # a checkpoint is worth nothing without the record of its key
 
     def _tell_of_move(self) -> None:
-        if self.moved_from:
-            self.console.event("NOTE", self.stage.name, ": its outputDir was %s: what it made there is left there" % self.moved_from)
+        if not self.moved_from:
+            return
+        is_there = os.path.lexists(os.path.join(self.run.root, self.moved_from))
+        self.console.event("NOTE", self.stage.name, ": its outputDir was %s%s" % (self.moved_from, ": what it made there is left there" if is_there else (
+            ", which is not there any more; what is in %s already counts as nobody's: see whether it may go" % self.stage.output_dir)))
 
     def _is_same_work(self) -> bool:
         record = self.facts.record

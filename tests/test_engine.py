@@ -409,6 +409,18 @@ def test_another_output_folder_is_not_taken_for_the_one_of_before(project, ended
     assert "[SKIP] s1" in project.ok().out and project.run("verify", "--outputs").code == 0
 
 
+def test_an_output_folder_that_was_renamed_is_told_of_as_it_is(project):
+    project.write("data/in.txt", "x")
+    stage = {"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"]}
+    project.spec(dict(stage, outputDir="out"))
+    project.ok()
+    project.path("out").rename(project.path("moved"))
+    project.spec(dict(stage, outputDir="moved"))
+    done = project.ok()
+    assert "[NOTE] s1: its outputDir was out, which is not there any more; what is in moved already counts as nobody's: see whether it may go\n" in done.out, done
+
+
+
 def test_what_a_stage_that_is_not_in_the_spec_has_recorded_is_no_leftover(project):
     """A run is killed, its stage gives way to another with the same folder, and comes back."""
     dying = {"name": "s", "processor": project.processor("die", "open(out + '/a', 'w').write('half')\nos.kill(os.getppid(), 9)\n__import__('time').sleep(30)\n"), "outputDir": "out"}
