@@ -274,7 +274,7 @@ class Run:
         self.works.pop(name, None)
         self.order.ended(name, result.status in ("ok", "skipped"))
         if self.is_open and self.clock.monotonic() - self.recorded >= self.record_pause_s:
-            self._write_run("running")              # not after each stage: what it lacks after a kill is told by the stage records
+            self._write_run()           # not after each stage: what it lacks after a kill is told by the stage records
         if self.store.commit.is_due():
             self.flush()
         failed = EXIT_OFFLINE if result.is_offline_fault else EXIT_LOCKED if name in self.held else EXIT_FAILED
@@ -306,7 +306,7 @@ class Run:
             self.pool.tick, self.pool.tick_s = tick, attempts.TICK_S
             self.known.index.keep()
             try:
-                self._write_run("running")
+                self._write_run()
             except (OSError, state_store.StateError):
                 pass                    # it says less than it could until the next time; a damaged index is told at the end
 
@@ -608,7 +608,7 @@ class Run:
         self.signals.install()
         self.ledger.begin(self.options.run_id, self.invocation, self.spec.name)
         self._tell_healed()
-        self._write_run("running", is_brief=True)
+        self._write_run(is_brief=True)
         self.is_open = True
         self._guard_processes()
 
@@ -693,11 +693,11 @@ class Run:
         """Return the stages' entries for the run record or the metrics; with known stages, as a text made of ready ones."""
         return [entry_of(result) for result in self.results] if self.known is None else self.known.entries(self.result_at, entry_of, entry_of is metrics_entry)
 
-    def _write_run(self, state: str, is_brief: bool = False) -> None:
-        """is_brief: without the stages for which the index answered, of which there may be thousands; _settle_soon() brings them."""
+    def _write_run(self, is_brief: bool = False) -> None:
+        """Write the record of a run that goes on; is_brief: without the stages for which the index answered, of which there may be thousands: _settle_soon() brings them."""
         began = self.clock.monotonic()
         stages = [stage_entry(result) for result in self.results if result is not known_stages.KNOWN] if is_brief else None
-        self.store.write("run_%s.json" % self.options.run_id, self._run_record(state, stages))
+        self.store.write("run_%s.json" % self.options.run_id, self._run_record("running", stages))
         self.recorded = self.clock.monotonic()
         self.record_pause_s = max(RECORD_S, RECORD_SHARE * (self.recorded - began))     # it grows with the number of stages
 
