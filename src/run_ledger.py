@@ -288,7 +288,7 @@ class Held:
         if record is None:                  # it died before it had one; every end has one
             record = {"runId": run_id, "invocation": invocation, "pipeline": "", "stages": []}
         if (record.get("runId"), record.get("invocation")) != (run_id, invocation) or not isinstance(record.get("stages"), list):
-            raise StateError("state/%s is damaged; %s" % (name, self.store.set_aside(name, "corrupt")))
+            raise StateError("state/%s is damaged; %s" % (name, self.store.set_aside(name)))
         record.pop("runHash", None)
         record.update(state="interrupted", endedAt=None, durationMs=None, stages=self._with_recovered(record))
         self.end(record, closedBy=closer)
@@ -327,7 +327,7 @@ def last_entry(store: StateStore) -> Tuple[Optional[Json], int, int]:
     except (ValueError, TypeError, RecursionError):
         is_whole = False
     if not is_whole:
-        raise StateError("state/%s: the last entry is damaged, and not by a crash; `verify` tells more; %s" % (NAME, store.set_aside(NAME, "corrupt")))
+        raise StateError("state/%s: the last entry is damaged, and not by a crash; `verify` tells more; %s" % (NAME, store.set_aside(NAME)))
     if entry["schema"] > ENTRY_SCHEMA:
         raise StateError("state/%s was written by a newer runner (schema %d, this one knows %d); use that one" % (NAME, entry["schema"], ENTRY_SCHEMA))
     return entry, size, torn

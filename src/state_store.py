@@ -380,14 +380,14 @@ class StateStore:
         if not problem and record["schema"] > SCHEMA_VERSION:
             raise StateError("state/%s was written by a newer runner (schema %d, this one knows %d); use that one" % (name, record["schema"], SCHEMA_VERSION))
         if problem:
-            raise StateError("state/%s %s; %s" % (name, problem, self.set_aside(name, "corrupt")))
+            raise StateError("state/%s %s; %s" % (name, problem, self.set_aside(name)))
         return record       # type: ignore[no-any-return]
 
-    def set_aside(self, name: str, word: str) -> str:
-        """Rename a file to NAME.WORD-<time>; return what to tell the user."""
+    def set_aside(self, name: str) -> str:
+        """Rename a damaged file to NAME.corrupt-<time>; return what to tell the user."""
         if not self.writable:
             return "a run would set it aside"
-        aside = "%s.%s-%s" % (name, word, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self.now())))
+        aside = "%s.corrupt-%s" % (name, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self.now())))
         count = 1
         while os.path.lexists(self.path(aside)):
             count += 1
@@ -419,7 +419,7 @@ class StateStore:
             problem = stage_record_problem(record, stage)
             if problem:
                 name = "stage_%s.json" % stage
-                raise StateError("state/%s is damaged (%s); %s" % (name, problem, self.set_aside(name, "corrupt")))
+                raise StateError("state/%s is damaged (%s); %s" % (name, problem, self.set_aside(name)))
         return record
 
     def secret(self) -> bytes:
@@ -430,7 +430,7 @@ class StateStore:
                 secret = file.read()
             if len(secret) == SECRET_BYTES:
                 return secret
-            raise StateError("state/env.key is damaged; %s" % self.set_aside("env.key", "corrupt"))    # a short key can be guessed
+            raise StateError("state/env.key is damaged; %s" % self.set_aside("env.key"))    # a short key can be guessed
         except FileNotFoundError:
             if not self.writable:
                 return b""

@@ -254,7 +254,7 @@ def load_log(store: StateStore, stage: str) -> task_log.TaskLog:
     except task_log.Damaged as problem:
         name = task_log.log_name(stage)
         whole = task_log.salvaged(log.path, stage) if store.writable else None
-        text = "state/%s is damaged (%s); %s" % (name, problem, store.set_aside(name, "corrupt"))
+        text = "state/%s is damaged (%s); %s" % (name, problem, store.set_aside(name))
         if whole is not None:
             whole.compact(lambda path, data: state_store.write_atomic(path, data))
             text += ", but for the %d tasks whose lines are whole" % len(whole.entries)
