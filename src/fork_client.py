@@ -161,11 +161,10 @@ class ForkServer:
         self._check()
         return bool(self.state)
 
-    def launch(self, slot: int, argv: Sequence[str], env: Dict[str, str], folder: str, stdin: Optional[Tuple[str, int]] = None) -> int:
+    def launch(self, slot: int, argv: Sequence[str], env: Dict[str, str], folder: str) -> int:
         """Fork a task and return its pid; it leads a session of its own, as soon as it runs.
 
-        argv: interpreter, script, arguments. stdin: (path, offset to begin at), or None for the null device. Ends may have come
-        meanwhile: see has_news. Raises: Declined; ServerDied.
+        argv: interpreter, script, arguments. Ends may have come meanwhile: see has_news. Raises: Declined; ServerDied.
         """
         self._check()
         if self.state == "unusable":
@@ -174,7 +173,7 @@ class ForkServer:
             raise Declined("its environment or interpreter is not the stage's")
         own: Dict[str, Optional[str]] = {name: value for name, value in env.items() if self.common.get(name) != value}
         own.update((name, None) for name in self.common if name not in env)
-        self._send([slot, list(argv), own, folder, stdin])
+        self._send([slot, list(argv), own, folder])
         deadline = time.monotonic() + ANSWER_LIMIT_S
         while not self.answers:
             self._wait(deadline)
