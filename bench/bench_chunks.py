@@ -33,6 +33,7 @@ sys.path[:0] = [os.path.join(ROOT, "src"), os.path.join(ROOT, "bench")]
 from bench_throughput import make_text  # noqa: E402
 
 import chunk_files  # noqa: E402
+import file_digests  # noqa: E402
 import state_store  # noqa: E402
 
 PROGRAMS = {"awk": ["awk", "{print toupper($0)}"], "mawk": ["mawk", "{print toupper($0)}"], "gawk": ["gawk", "{print toupper($0)}"], "tr": ["tr", "a-z", "A-Z"]}
@@ -44,7 +45,7 @@ def drive(program: list, source: str, folder: str, jobs: int, block_bytes: int, 
           overlap: bool = False) -> dict:
     """Make the file *name* in *folder*; return the seconds that the phases took."""
     marks = [time.perf_counter()]
-    hashing = threading.Thread(target=chunk_files.hash_files, args=([source],))
+    hashing = threading.Thread(target=file_digests.hash_file, args=(source,))
     hashing.start()
     if not overlap:
         hashing.join()
@@ -181,10 +182,10 @@ def measure_hashing(source: str, runs: int) -> None:
     ranges = chunk_files.cut(source, max(1, size // (8 * cores))).chunks
     openssl = ["openssl", "dgst", "-sha256", source]
     ways = {"openssl, 1 process": (1, lambda: subprocess.run(openssl, stdout=subprocess.DEVNULL, check=True)),
-            "hash_files, 1 file": (1, lambda: chunk_files.hash_files([source])),
+            "hash_file, 1 file": (1, lambda: file_digests.hash_file(source)),
             "openssl, %d processes" % cores: (cores, lambda: [one.wait() for one in [
                 subprocess.Popen(openssl, stdout=subprocess.DEVNULL) for _ in range(cores)]]),
-            "hash_files, %d files" % cores: (cores, lambda: chunk_files.hash_files([source] * cores)),
+            "hash_file, %d files" % cores: (cores, lambda: chunk_files.side_by_side(lambda path, _: file_digests.hash_file(path), [source] * cores)),
             "hash_ranges, %d chunks" % len(ranges): (1, lambda: chunk_files.hash_ranges(source, ranges))}
     times: dict = {way: [] for way in ways}
     for turn in range(runs + 1):

@@ -165,38 +165,29 @@ def cpu_count() -> int:
         return os.cpu_count() or 1
 
 
-def hash_files(paths: Sequence[str], threads: int = 0) -> List[str]:
-    """Return the SHA-256 of each file, several at a time, the largest first. Raises: OSError."""
-    order = sorted(range(len(paths)), key=lambda index: -os.stat(paths[index]).st_size)
-    found = side_by_side(lambda index, buffer: _hash_range(paths[index], 0, -1, buffer), order, threads)
-    return [digest for _, digest in sorted(zip(order, found))]
-
-
-def hash_ranges(path: str, ranges: Sequence[Range], threads: int = 0, heed: Callable[[], None] = go_on) -> List[str]:
-    """Return the SHA-256 of each [start, end) of a file.
+def hash_ranges(path: str, ranges: Sequence[Range], heed: Callable[[], None] = go_on) -> List[str]:
+    """Return the SHA-256 of each [start, end) of a file, several at a time.
 
     heed: called, in any of the threads, before each range. Raises: OSError, also when the file is shorter; what heed() raises.
     """
     def hash_one(one: Range, buffer: bytearray) -> str:
         heed()
         return _hash_range(path, one[0], one[1], buffer)
-    return side_by_side(hash_one, ranges, threads)
+    return side_by_side(hash_one, ranges)
 
 
 def _hash_range(path: str, start: int, end: int, buffer: bytearray) -> str:
-    """Return the SHA-256 of [start, end) of a file; end -1: of all from *start* on."""
-    digest, view = sha256(size=end - start if end >= 0 else BLOCK_BYTES), memoryview(buffer)
+    """Return the SHA-256 of [start, end) of a file."""
+    left, view = end - start, memoryview(buffer)
+    digest = sha256(size=left)
     with open(path, "rb", buffering=0) as file:
         file.seek(start)
-        left = end - start if end >= 0 else -1
         while left:
-            count = file.readinto(view if left < 0 else view[:left])
+            count = file.readinto(view[:left])
             if not count:
-                break
+                raise _shorter(path)
             digest.update(view[:count])
-            left -= count if left > 0 else 0
-    if left > 0:
-        raise _shorter(path)
+            left -= count
     return digest.hexdigest()
 
 

@@ -123,7 +123,7 @@ class ChunkTasksWork(task_work.TasksWork):
             return [sha256(("chunk\0%s\0%s\0%d\0%d" % (self.key, path, start, end)).encode("utf-8")).hexdigest() for start, end in cut.chunks]
         # What a chunk's processor sees of the place (line numbers) depends on all that is before it: so does the key.
         parts = {name: value for name, value in self.facts.material.parts.items() if name != "inputs"}
-        digests = chunk_files.hash_ranges(os.path.join(self.run.root, path), [(0, cut.header_end)] + list(cut.chunks), heed=self.run.heed_stop)
+        digests = chunk_files.hash_ranges(os.path.join(self.run.root, path), [(0, cut.header_end)] + list(cut.chunks), self.run.heed_stop)
         before, keys = "%s\0%s\0%s" % (stage_key(parts), path, digests[0]), []
         for digest in digests[1:]:
             before = sha256(("chunk\0%s\0%s" % (before, digest)).encode("utf-8")).hexdigest()
