@@ -118,7 +118,6 @@ class ForkServer:
         self.reason = ""
         self.answers: List[List[Any]] = []
         self.ended: List[End] = []
-        self.living: List[int] = []
 
     def start(self, env: Dict[str, str], token: str, lock_descriptor: int, slots: int) -> None:
         """Start it and return at once. *env*: that of any task of the stage; *token*: the stage lock's. Raises: ServerDied."""
@@ -184,12 +183,10 @@ class ForkServer:
         word, value = self.answers.pop(0)
         if word == "declined":
             raise Declined(value)
-        self.living.append(value)
-        self._settle()
         return int(value)
 
     def ends(self) -> List[End]:
-        """Return the ends reported since the last call; never waits. After the server's death: `is_dead`; `living` has the pids of those whose end was not told."""
+        """Return the ends reported since the last call; never waits. After the server's death (`is_dead`) no more will be told."""
         if self.state != "dead":
             self._receive()
         found, self.ended = self.ended, []
@@ -250,13 +247,8 @@ class ForkServer:
             self.state, self.reason = words[0], words[-1]
         elif words[0] == "ended":
             self.ended.append(End(*words[1:]))
-            self._settle()
         else:
             self.answers.append(words)
-
-    def _settle(self) -> None:
-        gone = {end.pid for end in self.ended}
-        self.living = [pid for pid in self.living if pid not in gone]
 
     def _check(self) -> None:
         if self.state == "dead":
