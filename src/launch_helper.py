@@ -480,18 +480,11 @@ def end_unwatched(token: str, lease: str) -> Tuple[List[int], bool]:
     First the task, which may end in order; then what is left of it and of its launcher here.
     """
     held = not launch_lease.take_back(lease, TASK_S)
-    left = end_politely(token)[:20]
+    left = process_tree.end_of_dead_owner(token, "", 0)[:20]
     held = held and not launch_lease.take_back(lease, 0)
     if not left and not held:
         launch_lease.take_back(launch_lease.here_path(lease), 0)
     return left, held
-
-
-def end_politely(token: str) -> List[int]:
-    """End the processes of an attempt on this machine, launchers among them are asked first; return those that would not go."""
-    traits = [process_tree.Traits(token, 0, "", 0)]
-    process_tree.ask_launchers(traits, process_tree.LAUNCHER_S)
-    return process_tree.end_all(lambda: process_tree.members(traits))
 
 
 def let_go(*kept: int) -> None:
