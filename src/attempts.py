@@ -682,13 +682,11 @@ def _read_all(reader: int, log: AttemptLog) -> None:
 
 def _feed(fed: List[Attempt]) -> None:
     """Move what fits into the standard inputs of these attempts; one whose input cannot be read fails."""
-    ready = []
-    for attempt in fed:
-        ready.append(attempt.launch.feeder)
-    if not ready:
+    feeders = [attempt.launch.feeder for attempt in fed]
+    if not feeders:
         return
     try:
-        type(ready[0]).pump_together(ready)
+        type(feeders[0]).pump_together(feeders)
     except OSError as error:
         for attempt in fed:
             if attempt.launch.feeder.path == error.filename:
