@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 VERSION = "0.1.0"           # of the runner
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERNAL, EXIT_LOCKED, EXIT_STATE, EXIT_OFFLINE, EXIT_STOPPED = range(8)
 EXIT_INTERRUPTED = 130      # by Ctrl-C, as shells have it: 128 and the signal's number
+SHOWN_NAMES = 5             # of many, on one line
 ALL_OF_LOG = "those of the task log"        # in place of the outputs that control totals refuse, where a record cannot list them
 
 
@@ -28,9 +29,9 @@ class Terminated(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
-def shown_names(names: Sequence[str], most: int = 5) -> str:
+def shown_names(names: Sequence[str]) -> str:
     """Return names as a text, of many the first few."""
-    return ", ".join(names[:most]) + (" and %d more" % (len(names) - most) if len(names) > most else "")
+    return ", ".join(names[:SHOWN_NAMES]) + (" and %d more" % (len(names) - SHOWN_NAMES) if len(names) > SHOWN_NAMES else "")
 
 
 REMEDIES = {            # for errors of the system, by name: not every system has each
