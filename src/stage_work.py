@@ -51,6 +51,12 @@ NOT_UTF_8 = "output %s: the name is not valid UTF-8, so no record can name it; h
 NO_REPORT = "%sthe task left no report %s: %s"
 STATUS_ONLY = " (its rights or the number of its links, or its time was put back; a processor must copy an input, not link it)"
 
+
+def _first_few(texts: List[str]) -> List[str]:
+    """Return what is shown of many texts on one line."""
+    return texts[:SHOWN_NAMES] + (["..."] if len(texts) > SHOWN_NAMES else [])
+
+
 def outputs_of_others(root: str, output_dir: str, besides: Set[str]) -> Set[str]:
     """Return what is recorded of stages other than *besides*, in this spec or not, as paths below *output_dir*."""
     ours = output_dir + "/"
@@ -331,7 +337,7 @@ class StageWork:
             foreign = set(self._foreign_outputs()) | self._maybe_foreign() | self._outputs_of_strangers()
             done += stage_outputs.clear_leftovers(self.folder, baseline, recorded, foreign, file_digests.hash_prefix, self._folders_of_others())
         if done:
-            self.console.event("NOTE", self.stage.name, ": leftovers of an unfinished attempt: %s" % "; ".join(done[:SHOWN_NAMES] + (["..."] if len(done) > SHOWN_NAMES else [])))
+            self.console.event("NOTE", self.stage.name, ": leftovers of an unfinished attempt: %s" % "; ".join(_first_few(done)))
 
     def _undo_success(self) -> None:
         """The outputs are not what the recorded success made: an attempt must not build on what is left of it.
@@ -350,7 +356,7 @@ class StageWork:
                          for one in self.previous if one["path"] not in names or one["path"] in before]
         state_store.remove_durably(lost, self.store.commit)
         if done:
-            self.console.event("NOTE", self.stage.name, ": not what was recorded: %s" % "; ".join(done[:SHOWN_NAMES] + (["..."] if len(done) > SHOWN_NAMES else [])))
+            self.console.event("NOTE", self.stage.name, ": not what was recorded: %s" % "; ".join(_first_few(done)))
 
     def _is_as_recorded(self, output: Json) -> bool:
         try:
@@ -631,8 +637,7 @@ class StageWork:
 
     def _tell_of_no_outputs(self, names: List[str], what_becomes: str) -> None:
         if names:
-            shown = ", ".join(names[:SHOWN_NAMES] + (["..."] if len(names) > SHOWN_NAMES else []))
-            self.console.event("NOTE", self.stage.name, ": made %s; %s: %s" % (shown, stage_outputs.NO_OUTPUT, what_becomes))
+            self.console.event("NOTE", self.stage.name, ": made %s; %s: %s" % (", ".join(_first_few(names)), stage_outputs.NO_OUTPUT, what_becomes))
 
     def _hash_outputs(self, names: List[str]) -> Tuple[str, List[Json]]:
         outputs = []
