@@ -293,9 +293,9 @@ class ChunkTasksWork(task_work.TasksWork):
             tidy(self.run.root, self.stage, self.store)
             shutil.rmtree(self.progress_folder, ignore_errors=True)
 
-    def _write_record(self, status: str, error: str, outputs: Optional[List[Json]] = None, counts: Optional[Json] = None) -> None:
+    def _write_record(self, status: str, error: str, outputs: Optional[List[Json]] = None) -> None:
         self.more_of_record = dict(self.more_of_record, tasks=self._summary())
-        super()._write_record(status, error, outputs, counts)
+        super()._write_record(status, error, outputs)
 
 
 BY_SIGNATURE = "signature:"

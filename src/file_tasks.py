@@ -524,8 +524,8 @@ class FileTasksWork(TasksWork):
     def _output_digest(self) -> str:
         return task_log.output_digest(self._outputs())
 
-    def _write_record(self, status: str, error: str, outputs: Optional[List[Json]] = None, counts: Optional[Json] = None) -> None:
-        record = self._record(status, error, self.previous if outputs is None else outputs, counts)
+    def _write_record(self, status: str, error: str, outputs: Optional[List[Json]] = None) -> None:
+        record = self._record(status, error, self.previous if outputs is None else outputs)
         if status == "ok":
             made = self._outputs()
             self.totals = {"outputs": len(made), "outputBytes": sum(size for _, size, _ in made), "outputsSha256": self._output_digest()}

@@ -732,8 +732,8 @@ class StageWork:
             progress.update(complete=True, key=self.key)
             state_store.write_atomic(self.store.path("progress_%s.json" % self.stage.name), state_store.record_json(progress), self.store.commit)
 
-    def _write_record(self, status: str, error: str, outputs: Optional[List[Json]] = None, counts: Optional[Json] = None) -> None:
-        record = self._record(status, error, self.previous if outputs is None else outputs, counts)
+    def _write_record(self, status: str, error: str, outputs: Optional[List[Json]] = None) -> None:
+        record = self._record(status, error, self.previous if outputs is None else outputs)
         if status == "ok":
             # What a power cut may take back while the outputs are not on the disk yet.
             made = {one["path"] for one in record["outputs"]}
@@ -747,13 +747,13 @@ class StageWork:
             record["token"] = self.lock.token
         self.store.write_stage(self.stage.name, dict(record, **self.more_of_record))
 
-    def _record(self, status: str, error: str, outputs: List[Json], counts: Optional[Json]) -> Json:
+    def _record(self, status: str, error: str, outputs: List[Json]) -> Json:
         if status != "running":
             self.ended = self.run.clock.monotonic()
         return {
             "stage": self.stage.name, "pipeline": self.run.spec.name, "lastStatus": status, "attempts": self.attempts,
             "idempotencyKey": self.key, "keyParts": self.facts.material.parts,
-            "outputs": outputs, "counts": self.counts if counts is None else counts, "bytesIn": self.facts.material.input_bytes,
+            "outputs": outputs, "counts": self.counts, "bytesIn": self.facts.material.input_bytes,
             "lastDurationSec": round(self._duration_s(), 6), "lastError": error or None, "lastRunId": self.run.options.run_id,
             "lastInvocation": self.run.invocation, "startedAt": self.started_utc, "endedAt": None if status == "running" else utc_text(self.run.clock.time()),
             "bootId": self.run.boot}
