@@ -44,9 +44,9 @@ def checkpoint_at(path: str, folder: str, record: Optional[Json], key: str, boot
     """
     progress, bad = read_progress(path)
     if progress is None:
-        return Checkpoint(0, {}, {}, False, False, {}, bad, False) if bad else None
+        return Checkpoint(0, {}, {}, False, False, bad, False) if bad else None
     found = Checkpoint(progress["lineOffset"], progress.get("outputs", {}), progress.get("publish", {}),
-                       progress.get("publishing") is True, progress.get("complete") is True, progress.get("counts", {}), "", False)
+                       progress.get("publishing") is True, progress.get("complete") is True, "", False)
     problem = _binding_problem(progress, record, key, boot)
     if not problem:
         unknown = _unvouched(folder, progress, record or {}, declared)

@@ -138,7 +138,7 @@ class Material(namedtuple("Material", "key parts inputs watched missing stamps i
     __slots__ = ()
 
 
-class Checkpoint(namedtuple("Checkpoint", "line_offset outputs finals publishing complete counts problem resumable")):
+class Checkpoint(namedtuple("Checkpoint", "line_offset outputs finals publishing complete problem resumable")):
     """A progress file as read: outputs maps paths to vouched bytes; problem: why it cannot be used, or "".
 
     resumable: there is no problem, and there is work to go on with.
