@@ -167,29 +167,12 @@ def _look_at_each(spec: PipelineSpec, stage: StageSpec, store: StateStore, facts
     folder = os.path.join(spec.root, stage.output_dir)
     keys = [task_key(tasks.common, path, digest) for path, digest in zip(tasks.paths, tasks.digests)]
     table, wrong = check_outputs(folder, outputs, tasks.outputs, digests)
-    todo, changed, new, spoilt, failed = [], 0, 0, 0, 0
-    unfit = tasks.unfit
-    for place, (path, key) in enumerate(zip(tasks.paths, keys)):
-        entry = log.entries.get(path)
-        if entry is not None and entry.status in task_log.GOOD and entry.key == key and not any(output[0] in wrong for output in entry.outputs):
-            keys[place] = entry.key     # the same text, held once
-            continue
-        todo.append(place)
-        if path in unfit:
-            continue
-        new += entry is None
-        failed += entry is not None and entry.key == key and entry.status == "failed"
-        spoilt += entry is not None and entry.key == key and entry.status in task_log.GOOD
-        changed += entry is not None and entry.key != key
+    todo, why = _todo(tasks, keys, log, wrong)
     alive = set(tasks.paths) | {path for path, _ in tasks.left}
     known = ("gone",) if stage.prune else ("gone", "kept")
     gone = sorted(name for name, entry in log.entries.items() if name not in alive and (entry.status not in known or any(output[0] in wrong for output in entry.outputs)))
-    why = ["%d task%s %s" % (count, "" if count == 1 else "s", word) for count, word in (
-        (new, "new"), (changed, "changed"), (failed, "failed last time"), (spoilt, "with outputs that are not what was recorded")) if count]
     if lost == ANOTHER:
         why.insert(0, lost)
-    if unfit:
-        why.append("%d file%s cannot be used (%s)" % (len(unfit), "" if len(unfit) == 1 else "s", shown(why for _, why in sorted(unfit.items()))))
     if gone:
         why.append("%d file%s gone (%s)" % (len(gone), "" if len(gone) == 1 else "s", shown(gone)))
     problems = ["output %s %s" % one for one in list(wrong.items())[:SHOWN_TASKS]]
@@ -198,6 +181,32 @@ def _look_at_each(spec: PipelineSpec, stage: StageSpec, store: StateStore, facts
     if _is_recorded(stage, facts) and facts.marker_key is None:
         facts = facts._replace(sealable=state_store.died_before_marker(store, stage.name, facts.record))
     return facts
+
+
+def _todo(tasks: Tasks, keys: List[str], log: task_log.TaskLog, wrong: Dict[str, str]) -> Tuple[List[int], List[str]]:
+    """Return (places of the tasks to be done, why, a text for each cause); of those that are done, *keys* gets the log's own text, held once."""
+    todo, changed, new, spoilt, failed = [], 0, 0, 0, 0
+    unfit = tasks.unfit
+    for place, (path, key) in enumerate(zip(tasks.paths, keys)):
+        entry = log.entries.get(path)
+        if entry is not None and entry.status in task_log.GOOD and entry.key == key and not any(output[0] in wrong for output in entry.outputs):
+            keys[place] = entry.key
+            continue
+        todo.append(place)
+        if path in unfit:
+            continue
+        if entry is None:
+            new += 1
+        elif entry.key != key:
+            changed += 1
+        else:
+            failed += entry.status == "failed"
+            spoilt += entry.status in task_log.GOOD
+    why = ["%d task%s %s" % (count, "" if count == 1 else "s", word) for count, word in (
+        (new, "new"), (changed, "changed"), (failed, "failed last time"), (spoilt, "with outputs that are not what was recorded")) if count]
+    if unfit:
+        why.append("%d file%s cannot be used (%s)" % (len(unfit), "" if len(unfit) == 1 else "s", shown(why for _, why in sorted(unfit.items()))))
+    return todo, why
 
 
 def _is_other_than_recorded(outputs: Sequence[Tuple[str, int, str]], record: Optional[Json]) -> bool:
