@@ -21,7 +21,7 @@ from primitives import open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
+    from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
     Json = Dict[str, Any]
 
 BLOCK_BYTES = 1 << 16       # of the ledger, read at once
@@ -271,7 +271,7 @@ def read_stage(root: str, stage: str) -> Tuple[Optional[Json], str]:
 
 # --- who works now ---------------------------------------------------------------------------------------------------
 
-def holders(root: str, is_dead: Optional[Callable[[Json], bool]] = None) -> Dict[str, Json]:
+def holders(root: str) -> Dict[str, Json]:
     """Return {stage: what its living holder says of itself}, from the lock folders; takes none of them."""
     try:
         names = [name for name in os.listdir(os.path.join(root, "locks")) if name.endswith(".lock") and not name.startswith(".")]
@@ -280,13 +280,10 @@ def holders(root: str, is_dead: Optional[Callable[[Json], bool]] = None) -> Dict
     found = {name[:-5]: stage_locks.read_owner(os.path.join(root, "locks", name)) for name in names}
     if not any(found.values()):
         return {}
-    if is_dead is None:
-        import process_tree
-        boot = state_store.boot_id()
-
-        def is_dead(owner: Json) -> bool:
-            return stage_locks.owner_is_dead(owner, boot, process_tree)
-    return {stage: owner for stage, owner in found.items() if owner and not is_dead(owner) and not stage_locks.was_left_by_another_host(root, stage, owner)}
+    import process_tree
+    boot = state_store.boot_id()
+    return {stage: owner for stage, owner in found.items()
+            if owner and not stage_locks.owner_is_dead(owner, boot, process_tree) and not stage_locks.was_left_by_another_host(root, stage, owner)}
 
 
 def living_runs(root: str) -> List[str]:
