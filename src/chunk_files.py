@@ -357,15 +357,15 @@ class Joiner:
     headers: what each chunk was given as header (headers()), or () for none. Of each name one header stays: the first whole
     one, without any the longest; the others lose as many lines as they were given. NAME.rejects.jsonl has no header,
     unless it is one of with_header: of outputs that are called so because their input is.
-    store: the module state_store, for what is durable. wake: called by the thread when it is done or has failed.
+    store: the module state_store, for what is durable.
     """
 
     def __init__(self, folder: str, stage: str, token: str, total: int, store: Any, headers: Sequence[Header] = (),
-                 with_header: Container[str] = (), wake: Callable[[], None] = lambda: None) -> None:
+                 with_header: Container[str] = ()) -> None:
         import queue
         import threading
         self.folder, self.stage, self.token, self.total, self.store = folder, stage, token, total, store
-        self.headers, self.with_header, self.wake = headers, with_header, wake
+        self.headers, self.with_header = headers, with_header
         self.joined: Dict[str, List[Any]] = {}          # name -> [SHA-256 object, bytes]
         self.kept: Set[str] = set()                     # names that have their header
         self.short: Dict[str, Tuple[int, int, str, int]] = {}   # other names -> line ends, lines, file and input of the longest header, which is all of it
@@ -454,8 +454,6 @@ class Joiner:
                 self._sync(self._part(name))
         except BaseException as error:
             self.problem = error            # raised by finish()
-        finally:
-            self.wake()
 
     def _append(self, index: int, name: str, path: str, buffer: bytearray) -> None:
         is_rejects = name.endswith(REJECTS) and name not in self.with_header
