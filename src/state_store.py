@@ -527,7 +527,7 @@ def lost_path(root: str, output_dir: str, stage: str) -> str:
     return os.path.join(root, output_dir, ".%s.lost" % stage)
 
 
-def mark_lost(root: str, output_dir: str, stage: str, is_of_tasks: bool = False) -> None:
+def mark_lost(root: str, output_dir: str, stage: str, is_of_tasks: bool) -> None:
     """Take a finished stage's marker away, as far as the file system still lets us; a rename needs no space.
 
     Where a stage of tasks has no marker yet, an empty file says the same of the tasks that are done.
