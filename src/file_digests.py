@@ -277,11 +277,11 @@ class Digests:
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             self.changed = True
 
-    def of(self, path: str, durable: bool = False) -> Tuple[str, List[int]]:
+    def of(self, path: str) -> Tuple[str, List[int]]:
         """Return (SHA-256, signature) of the file at *path*, relative to the root or absolute.
 
-        Each file is looked at once in a run, unless forgotten. durable: the file was synced, its digest outlives a
-        restart. Raises: OSError; FileChanged when the file does not stay the same while it is read.
+        Each file is looked at once in a run, unless forgotten. Raises: OSError; FileChanged when the file does not stay
+        the same while it is read.
         """
         if path in self.used:
             return self.used[path]
@@ -295,7 +295,7 @@ class Digests:
             self.changed = self.changed or self.keep
             self.unsaved_bytes += now[0]
             if settled:
-                self.files[path] = now + [digest, "" if durable else self.boot]
+                self.files[path] = now + [digest, self.boot]
             else:
                 self.files.pop(path, None)
         self.used[path] = (digest, now)
