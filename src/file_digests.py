@@ -316,8 +316,7 @@ class Digests:
         """Return (bytes, SHA-256) of an output; a link is its target's name, not the file behind it. Raises: as of()."""
         full = os.path.join(self.root, path)
         if os.path.islink(full):
-            target = os.fsencode(os.readlink(full))
-            return len(target), sha256(b"link\0" + target).hexdigest()
+            return _link_content(full)
         digest, stamp = self.of(path)
         return stamp[0], digest
 
@@ -452,10 +451,15 @@ def output_content(full: str, heed: Callable[[], None] = go_on) -> Tuple[int, st
 def read_content(full: str, heed: Callable[[], None] = go_on) -> Tuple[int, str]:
     """As output_content(), but for (-1, ""): that is a file which changed meanwhile. Raises: OSError."""
     if os.path.islink(full):
-        target = os.fsencode(os.readlink(full))
-        return len(target), sha256(b"link\0" + target).hexdigest()
+        return _link_content(full)
     digest, stamp = hash_file(full, heed)
     return (stamp[0], digest) if stamp else (-1, "")
+
+
+def _link_content(full: str) -> Tuple[int, str]:
+    """Return (bytes, SHA-256) of a link as an output: of its target's name."""
+    target = os.fsencode(os.readlink(full))
+    return len(target), sha256(b"link\0" + target).hexdigest()
 
 
 def hash_file(path: str, heed: Callable[[], None] = go_on) -> Tuple[str, List[int]]:
