@@ -287,10 +287,8 @@ class Digests:
             return self.used[path]
         full = os.path.join(self.root, path)
         now = signature(os.stat(full))
-        stored = self.files.get(path)
-        if isinstance(stored, list) and len(stored) == 7 and stored[:5] == now and stored[6] in ("", self.boot):
-            digest = stored[5]
-        else:
+        digest = self._stored(path, now)
+        if not digest:
             digest, now, settled = self._take(full, now)
             self.changed = self.changed or self.keep
             self.unsaved_bytes += now[0]
@@ -309,8 +307,12 @@ class Digests:
             now = signature(os.stat(os.path.join(self.root, path)))
         except OSError:
             return True
-        stored = self.files.get(path)
-        return now[0] < least_bytes or isinstance(stored, list) and len(stored) == 7 and stored[:5] == now and stored[6] in ("", self.boot)
+        return now[0] < least_bytes or bool(self._stored(path, now))
+
+    def _stored(self, path: str, now: List[int]) -> str:
+        """Return the digest that is stored for a file of signature *now*, "" if there is none to be believed."""
+        entry = self.files.get(path)
+        return str(entry[5]) if isinstance(entry, list) and len(entry) == 7 and entry[:5] == now and entry[6] in ("", self.boot) else ""
 
     def of_output(self, path: str) -> Tuple[int, str]:
         """Return (bytes, SHA-256) of an output; a link is its target's name, not the file behind it. Raises: as of()."""
