@@ -109,7 +109,7 @@ def _names_in_ledger(root: str, limit: int, problems: List[str]) -> Tuple[List[R
         if entry["event"] == "gc":
             removed = entry.get("removed")
             pruned.update((one[0], one[1]) for one in (removed if isinstance(removed, list) else ())
-                          if isinstance(one, list) and len(one) == 3 and _is_name(one[0]) and isinstance(one[1], int))
+                          if isinstance(one, list) and len(one) == 3 and run_ledger.is_file_stem(one[0]) and isinstance(one[1], int))
         elif entry["event"] == "end":
             names.append(RunName(entry["runId"], entry["invocation"], str(entry.get("state")), _text(entry.get("at")), _text(entry.get("pipeline"))))
         if len(names) >= limit:
@@ -124,14 +124,10 @@ def _entry_of(line: bytes) -> Optional[Json]:
         entry = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
         return None
-    is_good = isinstance(entry, dict) and isinstance(entry.get("event"), str) and _is_name(entry.get("runId")) and isinstance(
+    is_good = isinstance(entry, dict) and isinstance(entry.get("event"), str) and run_ledger.is_file_stem(entry.get("runId")) and isinstance(
         entry.get("invocation"), int) and isinstance(entry.get("open"), dict) and all(
-            _is_name(name) and isinstance(number, int) for name, number in entry["open"].items())
+            run_ledger.is_file_stem(name) and isinstance(number, int) for name, number in entry["open"].items())
     return entry if is_good else None
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and value != "" and not set(value) & set("/\\:\0")
 
 
 def _lines_from_end(path: str, problems: List[str]) -> Iterator[Tuple[bytes, bool]]:
@@ -226,7 +222,7 @@ def _runs_by_time(root: str, limit: int, known: Any, problems: List[str]) -> Lis
         if len(runs) >= limit:
             break
         record, problem = _read_record(root, name)
-        if record is not None and _is_name(record.get("runId")) and state_store.is_integer(record.get("invocation")):
+        if record is not None and run_ledger.is_file_stem(record.get("runId")) and state_store.is_integer(record.get("invocation")):
             if (record["runId"], record["invocation"]) not in known:
                 runs.append(_past_run(root, record, str(record.get("state"))))
         elif problem and problem not in problems:

@@ -337,12 +337,13 @@ def _is_entry(entry: Json) -> bool:
     """Tell whether an entry can be worked with; names in it become file names."""
     runs = entry.get("open")
     return (is_integer(entry.get("schema")) and is_integer(entry.get("seq")) and isinstance(entry.get("event"), str) and "lastRunHash" in entry
-            and _is_file_stem(entry.get("runId")) and isinstance(entry.get("pipeline"), str) and (entry["event"] != "end" or isinstance(entry.get("runHash"), str))
+            and is_file_stem(entry.get("runId")) and isinstance(entry.get("pipeline"), str) and (entry["event"] != "end" or isinstance(entry.get("runHash"), str))
             and isinstance(entry.get("seal", {"keyId": "", "index": 0}).get("index"), int)
-            and isinstance(runs, dict) and all(_is_file_stem(run_id) and is_integer(number) for run_id, number in runs.items()))
+            and isinstance(runs, dict) and all(is_file_stem(run_id) and is_integer(number) for run_id, number in runs.items()))
 
 
-def _is_file_stem(name: Any) -> bool:
+def is_file_stem(name: Any) -> bool:
+    """Tell whether a run's id, as found, may become a part of file names."""
     return isinstance(name, str) and name != "" and not set(name) & set("/\\:\0")
 
 
