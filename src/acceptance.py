@@ -39,7 +39,7 @@ def accept(ledger: RunLedger, stage: StageSpec, spec: PipelineSpec, facts: Facts
     changes = reasons.key_changes(record["keyParts"], facts.material.parts) or ["key changed"]
     entry = {"stage": stage.name, "oldKey": record["idempotencyKey"], "newKey": key, "changes": changes, "reason": reason,
              "user": environment.user_name(), "host": stage_locks.host_name()}
-    ledger.accept(spec.name, entry)
+    ledger.note("accept", spec.name, entry)
     if facts.tasks is not None:
         keys = dict(zip(facts.tasks.paths, facts.tasks.keys))
         log = facts.tasks.log

@@ -124,12 +124,8 @@ class RunLedger:
             if write_after is not None:
                 write_after()
 
-    def accept(self, pipeline: str, facts: Json) -> None:
-        """Enter that a person has accepted another key for a stage; *facts* are the entry's own fields."""
-        self.note("accept", pipeline, facts)
-
     def note(self, event: str, pipeline: str, facts: Json) -> None:
-        """Enter that a person has done something to what runs left; *facts* are the entry's own fields."""
+        """Enter that a person has done something to what runs left, or has accepted another key; *facts* are the entry's own fields."""
         with Held(self) as held:
             held.append(event, event, 0, pipeline, **facts)
 
