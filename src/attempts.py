@@ -87,10 +87,6 @@ class Signals:
             self._note(TIME_UP, None)
         return self.came
 
-    @number.setter
-    def number(self, value: int) -> None:
-        self.came = value
-
     def text(self) -> str:
         """Return why the run is to stop."""
         return "stopped by the clock (%s)" % self.stop_time.text if self.number == TIME_UP else INTERRUPTED
