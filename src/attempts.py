@@ -33,6 +33,9 @@ ATTEND_S = 0.05             # who reads a long file looks after the attempts so 
 AWAY_S = 0.2                # a runner that was away for longer gives the time back to the attempts
 NOT_STARTED = "cannot start"        # how a failure begins whose program never ran
 TIMEOUT = "timeout after %g s"
+INTERRUPTED = "interrupted"
+FORCE_S = 2.0               # what a killed process may take to be gone
+TIME_UP = -1                # in place of a signal's number: the clock asks to stop
 POLL_S = 0.2                # Windows: between two looks at the clock and at signals
 LONGEST_WAIT_S = 86400.0    # at once; poll() takes 24 days at most
 TICK_S = 0.25               # between two looks of whoever shows the progress
@@ -62,9 +65,6 @@ class AttemptResult(namedtuple("AttemptResult", "exit_code failure stopped durat
     """
 
     __slots__ = ()
-
-
-TIME_UP = -1                # in place of a signal's number: the clock asks to stop
 
 
 class Signals:
@@ -510,9 +510,6 @@ def run_attempt(launch: Launch, signals: Signals, processes: Any, guardian: Any,
     return attempt.result
 
 
-INTERRUPTED = "interrupted"
-
-
 def survivors_text(survivors: Sequence[Any]) -> str:
     """Return what is said of an attempt after which some processes could not be ended."""
     return "processes would not end: %s" % ", ".join(map(str, survivors))
@@ -613,9 +610,6 @@ def exit_text(code: Optional[int]) -> str:
         except ValueError:
             return "ended by signal %d" % -code
     return "exit code %s" % code
-
-
-FORCE_S = 2.0           # what a killed process may take to be gone
 
 
 class Ending:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from stage_locks import StageLock
     Json = Dict[str, Any]
 
+BY_SIGNATURE = "signature:"         # what the digest of an output begins with that is told by its signature
 JOIN_LOOK_S = 0.01          # between two looks whether the joining has ended
 SETTLE_S = 1.5 * file_digests.FRESH_NS / 1e9
 
@@ -296,6 +297,3 @@ class ChunkTasksWork(task_work.TasksWork):
     def _write_record(self, status: str, error: str, outputs: Optional[List[Json]] = None) -> None:
         self.more_of_record = dict(self.more_of_record, tasks=self._summary())
         super()._write_record(status, error, outputs)
-
-
-BY_SIGNATURE = "signature:"
