@@ -17,6 +17,7 @@ import stat
 import attempts
 import chunk_files
 import file_digests
+import program_scan
 import stage_work
 import state_store
 import task_log
@@ -160,7 +161,6 @@ class ChunkTasksWork(task_work.TasksWork):
                 if other != path and self._single_output() is None:
                     return "%s and %s would both be written to %s; name one output in \"outputs\", or rename one" % (other, path, self._filter_output(path))
             return ""
-        import program_scan
         imports = program_scan.scan_of(self.run.digests, self.stage.processor)["imports"]
         with open(os.path.join(self.run.root, self.stage.processor), "rb") as file:
             is_aware = "processor_kit" in imports or b"PIPELINE_CHUNK_START" in file.read()

@@ -7,11 +7,13 @@ import sys
 
 import command_line
 import planning
+import spec_checks
+import stage_locks
 import state_store
 from console import Console, describe_os_error, silence_closed_streams
 from file_digests import Digests
 from model import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_OFFLINE, EXIT_OK, EXIT_STATE, VERSION, Clock, Options, PipelineSpec, SpecError, Terminated
-from program_scan import check_offline
+from program_scan import check_offline, print_scan
 from spec_loading import load_pipeline, refuse
 from state_store import StateStore
 
@@ -115,8 +117,7 @@ def _dispatch(options: Options, console: Console, started: float, found: Any) ->
         console.line("%s: ok (%d stage%s)" % (options.pipeline, len(spec.stages), "" if len(spec.stages) == 1 else "s"))
         return EXIT_OK
     if options.command == "scan":
-        import program_scan
-        return program_scan.print_scan(spec, Digests(spec.root, state_store.boot_id(), keep=False), options.operands, console)
+        return print_scan(spec, Digests(spec.root, state_store.boot_id(), keep=False), options.operands, console)
     if options.command in ("status", "history", "logs", "explain"):
         import look_commands
         stages = planning.select_stages(spec, options._replace(only=options.only | frozenset(options.operands)))
@@ -145,7 +146,6 @@ def _dispatch(options: Options, console: Console, started: float, found: Any) ->
 def _check_starts(spec: PipelineSpec, options: Options) -> List[str]:
     """Return notes on programs that may not start. Raises: SpecError with those that certainly cannot."""
     import program_starts
-    import spec_checks
     problems, notes = spec_checks.Problems(), []
     for place, is_certain, words in program_starts.find_problems(spec):
         if is_certain:
@@ -198,7 +198,6 @@ def _accept(spec: PipelineSpec, options: Options, console: Console, clock: Clock
     import acceptance
     import engine
     import process_tree
-    import stage_locks
     boot, name = state_store.boot_id(), options.operands[0]
     stage, = planning.select_stages(spec, options._replace(only=frozenset((name,))))
     store = StateStore(spec.root, now=clock.time)
@@ -223,7 +222,6 @@ def _accept(spec: PipelineSpec, options: Options, console: Console, clock: Clock
 
 def _unlock(spec: PipelineSpec, options: Options, console: Console) -> int:
     import process_tree
-    import stage_locks
     for name in options.operands:
         planning.select_stages(spec, options._replace(only=frozenset((name,))))
         console.line(stage_locks.unlock(spec.root, name, state_store.boot_id(), Clock(), process_tree))
