@@ -281,12 +281,12 @@ class FileTasksWork(TasksWork):
     def _hash_output(self, full: str) -> Tuple[int, str]:
         """Return (bytes, SHA-256); a large file is hashed only when no later write can hide behind its time stamp."""
         try:
-            stat = os.lstat(full)
+            found = os.lstat(full)
         except OSError:
             return -1, ""
-        if stat.st_size >= SETTLE_BYTES:
+        if found.st_size >= SETTLE_BYTES:
             now, device = self.run.digests.file_system_time()
-            if not file_digests.is_settled(file_digests.signature(stat), now, device):
+            if not file_digests.is_settled(file_digests.signature(found), now, device):
                 self.run.clock.wait(1.5 * file_digests.FRESH_NS / 1e9)
         return file_digests.output_content(full, self.run.digests.heed)
 
@@ -353,9 +353,9 @@ class FileTasksWork(TasksWork):
         replace(source, target)
         self.store.commit.files[target] = None
         self.store.commit.folders[parent] = None
-        stat = os.lstat(target)
-        if stat.st_size >= SETTLE_BYTES and stat.st_mtime_ns < stat.st_ctime_ns - file_digests.FRESH_NS:
-            self.made.add(name, task_files.plain(file_digests.signature(stat)), digest)
+        found = os.lstat(target)
+        if found.st_size >= SETTLE_BYTES and found.st_mtime_ns < found.st_ctime_ns - file_digests.FRESH_NS:
+            self.made.add(name, task_files.plain(file_digests.signature(found)), digest)
 
     def _all_inputs(self) -> Iterable[str]:
         return [*self.facts.tasks.paths, *super()._all_inputs()]
