@@ -224,20 +224,11 @@ def _with_makers(store: StateStore, ledger: List[Tuple[bytes, Json]],
 
 # --- in-toto ---------------------------------------------------------------------------------------------------------
 
-def in_toto_statement(store: StateStore, record: Json) -> Json:
-    """Return the in-toto statement of a sealed run record (see provenance.statement()).
+def export_text(store: StateStore, run_id: str) -> bytes:
+    """Return the in-toto statement of the latest call under a run id as text.
 
     Raises: UsageError for a run that is unknown, has not ended, or has no outputs; StateError for what does not verify.
     """
-    ledger = read_ledger(store.root)
-    for one in find_sealed(store, ledger, str(record.get("runId"))):
-        if one.record == record:
-            return _statement(store, ledger, one)
-    raise StateError("the record of run %s is not the one in the ledger; `verify` tells more" % record.get("runId"))
-
-
-def export_text(store: StateStore, run_id: str) -> bytes:
-    """Return the in-toto statement of the latest call under a run id as text. Raises: as in_toto_statement()."""
     ledger = read_ledger(store.root)
     return provenance.statement_text(_statement(store, ledger, find_sealed(store, ledger, run_id)[-1]))
 

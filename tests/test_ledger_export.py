@@ -21,7 +21,7 @@ import ledger_verify
 import provenance
 from console import Console
 from ledger_format import end_mac, entry_hash, entry_line, head_text, run_hash, seal_mac
-from state_store import StateError, StateStore
+from state_store import StateStore
 
 STAGES = ({"processor": "bin/stage_copy.py", "inputs": ["data/in/*.txt"], "args": ["--x", "ä b"], "params": {"rate": 1.5, "words": ["größer"]}},
           {"processor": "bin/stage_upper.py", "inputs": ["data/s1/*.txt"], "watch": ["data/watched.csv"]})
@@ -201,14 +201,6 @@ def test_the_program_prints_and_writes_the_same_statement(history):
     assert told == "%s: %d bytes, SHA-256 %s\n" % (path, path.stat().st_size, digest_of(path))
     assert (history.root.parent / "x.json").read_bytes() == done.out.replace("\r\n", "\n").encode("ascii")
     assert history.snapshot() == before
-
-
-def test_a_record_given_by_the_caller_must_be_that_of_the_ledger(original):
-    store = StateStore(str(original.root), writable=False)
-    record = original.json("state/run_b.json")
-    assert ledger_export.in_toto_statement(store, record) == statement_of(original, "b")
-    with pytest.raises(StateError):
-        ledger_export.in_toto_statement(store, dict(record, host="another"))
 
 
 def test_a_failed_run_has_a_statement_on_what_it_finished(project):
