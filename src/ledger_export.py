@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 _HERE = os.path.dirname(os.path.abspath(__file__))
 LEDGER, LEDGER_END = "ledger.jsonl", "ledger.end"
 PENDING = ".run.json.tmp"           # of a record whose entry stands and which a kill kept from its name
-FORMATS = ("in-toto",)
 EVIDENCE_SCHEMA = 1
 NOTHING = "; nothing is exported of it; `verify` tells more"
 COPY_BYTES = 1 << 20
@@ -475,11 +474,9 @@ def _copy(one: Member, out: Any) -> None:
 
 # --- commands --------------------------------------------------------------------------------------------------------
 
-def cmd_export(root: str, run_id: str, format: str, out_path: Optional[str], spec_path: str, console: Console, stages: Sequence[StageSpec] = ()) -> int:
+def cmd_export(root: str, run_id: str, out_path: Optional[str], spec_path: str, console: Console, stages: Sequence[StageSpec] = ()) -> int:
     """Write a run's statement to a file, or to stdout; return the exit code."""
     try:
-        if format not in FORMATS:
-            raise UsageError("unknown format %s; known: %s" % (format, ", ".join(FORMATS)))
         place = output_places.checked(out_path, "-o", root, spec_path, stages) if out_path is not None else ""
         text = export_text(StateStore(root, writable=False), run_id)
         if place:

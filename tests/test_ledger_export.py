@@ -322,12 +322,6 @@ def test_the_files_of_many_tasks_are_in_the_statement_by_one_digest(project, tmp
     assert any("state/stage_many.json: tasks: by the record of run m they made other outputs" in str(one) for one in ledger_verify.verify(str(project.root)).findings) is (count > 10)
 
 
-def test_an_unknown_format_is_refused(original):
-    out, err = io.StringIO(), io.StringIO()
-    assert ledger_export.cmd_export(str(original.root), "a", "spdx", None, "pipeline.json", Console(out, err)) == 2
-    assert "unknown format spdx; known: in-toto" in err.getvalue() and out.getvalue() == ""
-
-
 # --- the zip
 
 MEMBERS = """README.txt evidence.json in-toto.json ledger/ledger.jsonl logs/a/s1.1.log logs/a/s2.1.log logs/b/2/s2.1.log
@@ -1100,7 +1094,7 @@ def test_a_hostile_record_gets_no_path_into_the_zip_and_no_traceback(case, histo
     target = history.root.parent / "evidence.zip"
     out, err = io.StringIO(), io.StringIO()
     codes = [ledger_export.cmd_evidence(str(history.root), "a", str(target), str(history.path("pipeline.json")), Console(out, err)),
-             ledger_export.cmd_export(str(history.root), "a", "in-toto", None, "pipeline.json", Console(out, err))]
+             ledger_export.cmd_export(str(history.root), "a", None, "pipeline.json", Console(out, err))]
     assert set(codes) <= {0, 2, 5}, err.getvalue()
     if target.exists():
         with zipfile.ZipFile(target) as archive:
