@@ -218,7 +218,7 @@ def _text(value: Any) -> str:
 def _runs_by_time(root: str, limit: int, known: Any, problems: List[str]) -> List[PastRun]:
     """Return the runs that only their records tell of (their ledger was set aside, say), newest first."""
     runs: List[PastRun] = []
-    for _, name in sorted(_record_files(root), reverse=True):
+    for _, name in sorted(record_files(os.path.join(root, "state")), reverse=True):
         if len(runs) >= limit:
             break
         record, problem = _read_record(root, name)
@@ -230,9 +230,10 @@ def _runs_by_time(root: str, limit: int, known: Any, problems: List[str]) -> Lis
     return runs
 
 
-def _record_files(root: str) -> List[Tuple[int, str]]:
+def record_files(folder: str) -> List[Tuple[int, str]]:
+    """Return (time of writing in ns, name) of the run records in a folder, [] if it cannot be listed."""
     try:
-        with os.scandir(os.path.join(root, "state")) as entries:
+        with os.scandir(folder) as entries:
             return [(entry.stat().st_mtime_ns, entry.name) for entry in entries if entry.name.startswith("run_") and entry.name.endswith(".json")]
     except OSError:
         return []

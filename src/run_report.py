@@ -117,15 +117,7 @@ def epoch(value: Any) -> Optional[float]:
 
 def run_records(folder: str) -> Iterator[Tuple[str, Json]]:
     """Yield (name, record) of the run records that can be read, the latest written first; at most LISTED_RECORDS."""
-    found = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("run_") and entry.name.endswith(".json"):
-                    found.append((entry.stat().st_mtime_ns, entry.name))
-    except OSError:
-        return
-    for _, name in sorted(found, reverse=True)[:LISTED_RECORDS]:
+    for _, name in sorted(run_history.record_files(folder), reverse=True)[:LISTED_RECORDS]:
         record, problem = read_json(os.path.join(folder, name))
         if not problem:
             yield name, record

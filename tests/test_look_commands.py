@@ -389,7 +389,7 @@ def test_of_many_runs_only_the_newest_records_are_read(tmp_path, monkeypatch):
     read, parsed = [], []
     monkeypatch.setattr(run_history, "_entry_of", lambda line, real=run_history._entry_of: parsed.append(line) or real(line))
     monkeypatch.setattr(run_history, "_read_record", lambda root, name, real=run_history._read_record: read.append(name) or real(root, name))
-    monkeypatch.setattr(run_history, "_record_files", lambda root: pytest.fail("the folder is not searched"))
+    monkeypatch.setattr(run_history, "record_files", lambda folder: pytest.fail("the folder is not searched"))
     runs, problems = run_history.newest_runs(str(tmp_path), 4)
     assert [run.run_id for run in runs] == ["r2999", "r2998", "r2997", "r2996"] and problems == []
     assert [run.problem for run in runs] == ["", "", "its record is gone", "its record is gone"]
