@@ -206,7 +206,7 @@ def _accept(spec: PipelineSpec, options: Options, console: Console, clock: Clock
     check_offline(spec, digests, console)
     store.prepare()
     lock = stage_locks.StageLock(spec.root, name, "accept", boot, clock, process_tree)
-    lock.acquire(stage.lock_wait_s, engine.dead_token(store.stage(name)))
+    lock.acquire(stage.lock_wait_s, state_store.dead_token(store.stage(name)))
     try:
         facts = planning.observe(spec, stage, digests, store, boot)
         ledger.prepare()

@@ -381,7 +381,7 @@ class Run:
             is_locked = os.path.isdir(os.path.join(self.root, "locks", stage.name + ".lock"))
             if not self._needs_tidying(stage) and (not is_locked or self._new_lock(stage).is_free()):
                 return self._skipped(stage, decision, facts)
-        token = dead_token(facts.record)
+        token = state_store.dead_token(facts.record)
         del decision, facts                     # of very many tasks: before they are looked at again
         self._open()
         lock = self._new_lock(stage)
@@ -832,11 +832,6 @@ def load_for_stages() -> None:
     import scheduler  # noqa: F401
     import stage_work  # noqa: F401
     import subprocess  # noqa: F401
-
-
-def dead_token(record: Optional[Json]) -> str:
-    """Return the token of the attempt that a stage record calls running: under the stage's lock its runner is dead."""
-    return str(record.get("token", "")) if record is not None and record["lastStatus"] == "running" else ""
 
 
 def new_ledger(spec: PipelineSpec, options: Options, store: StateStore, clock: Clock) -> run_ledger.RunLedger:

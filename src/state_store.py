@@ -456,6 +456,11 @@ def made_elsewhere(record: Optional[Json], output_dir: str) -> str:
     return folder if isinstance(folder, str) and folder != output_dir else ""
 
 
+def dead_token(record: Optional[Json]) -> str:
+    """Return the token of the attempt that a stage record calls running: under the stage's lock its runner is dead."""
+    return str(record.get("token", "")) if record is not None and record["lastStatus"] == "running" else ""
+
+
 def stage_record_problem(record: Json, stage: str) -> str:
     """Return what in a stage record cannot be worked with, or ""."""
     if record.get("stage") != stage:
