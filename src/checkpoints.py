@@ -12,7 +12,7 @@ import spec_checks
 import stage_outputs
 from file_digests import path_matches
 from model import Checkpoint
-from primitives import open_file
+from primitives import is_integer, open_file
 
 MAX_BYTES = 8 << 20          # of a progress file; the kit reads no more either
 
@@ -142,11 +142,11 @@ def _problem(progress: Any) -> str:
     for files in (outputs, finals):
         if not isinstance(files, dict) or any(spec_checks.path_problem(path) for path in files):
             return "its outputs are not paths below the output folder"
-    if not all(spec_checks.is_integer(size) and size >= 0 for size in outputs.values()):
+    if not all(is_integer(size) and size >= 0 for size in outputs.values()):
         return "its outputs are not numbers of bytes"
     if not all(isinstance(final, str) and not spec_checks.path_problem(final) for final in finals.values()):
         return "its outputs are not paths below the output folder"
-    if not isinstance(counts, dict) or not all(spec_checks.is_integer(count) and count >= 0 for count in counts.values()):
+    if not isinstance(counts, dict) or not all(is_integer(count) and count >= 0 for count in counts.values()):
         return "its counts are not numbers"
     return ""
 

@@ -28,7 +28,7 @@ from ledger_format import (  # noqa: E402
     ENTRY_SCHEMA, MODES, end_mac, entry_hash, entry_line, head_text, is_unwritten, key_id, next_key, parse_head, parse_key, run_hash,
     seal_mac, stage_key)
 from model import EXIT_OK, EXIT_STATE, EXIT_USAGE, UsageError, sha256  # noqa: E402
-from primitives import open_descriptor  # noqa: E402
+from primitives import is_integer, open_descriptor  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -271,10 +271,6 @@ def parse_object(data: bytes, parser: json.JSONDecoder) -> Json:
     if not isinstance(value, dict):
         raise Unreadable("is not a JSON object")
     return value
-
-
-def is_integer(value: Any) -> bool:
-    return type(value) is int
 
 
 def is_digest(value: Any) -> bool:

@@ -21,7 +21,7 @@ import stage_progress
 import state_store
 from console import printable
 from model import EXIT_OK, Decision, UsageError
-from primitives import open_file
+from primitives import is_integer, open_file
 from text_table import age_text, columns, count_text, duration_text
 
 TYPE_CHECKING = False
@@ -291,7 +291,7 @@ def _entry_lines(entries: List[Json], width: Optional[int]) -> List[str]:
     rows = [["RUN", "OUTCOME", "RUN STARTED", "TOOK", "TRIES", "READ", "WRITTEN", "REJECTED", "TASKS", "BYTES IN", "BYTES OUT"]]
     for one in entries:
         tasks = one["tasks"] if isinstance(one["tasks"], dict) else {}
-        duration = one["durationMs"] if state_store.is_integer(one["durationMs"]) else None
+        duration = one["durationMs"] if is_integer(one["durationMs"]) else None
         rows.append([one["runId"], WORDS.get(one["status"], str(one["status"])), _moment(one["startedAt"]), duration_text(_s(duration)), str(one["attempts"] or "")]
                     + [count_text(one["counts"].get(kind)) for kind in ("read", "written", "rejected")]
                     + ["%d/%d" % (tasks.get("ok", 0) + tasks.get("skipped", 0), tasks["total"]) if tasks.get("total") else "", count_text(one["bytesIn"]), count_text(one["bytesOut"])])

@@ -290,6 +290,11 @@ def pretty_pieces(value: Any) -> List[Piece]:
     return _filled(pretty(value) + "\n", value, "pretty")
 
 
+def is_integer(value: Any) -> bool:
+    """Tell whether a value of JSON is a whole number; in Python true and false are such, too."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 class _Rules:
     """What the interpreter's scanner of JSON asks for; the same as in json.loads()."""
 

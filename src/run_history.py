@@ -17,7 +17,7 @@ import run_ledger
 import stage_locks
 import state_store
 from ledger_format import is_unwritten
-from primitives import open_file
+from primitives import is_integer, open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def _past_run(root: str, record: Json, state: str) -> PastRun:
     statuses = [one["status"] for one in entries if isinstance(one.get("status"), str)]
     duration = record.get("durationMs")
     return PastRun(record["runId"], record["invocation"], _text(record.get("pipeline")), shown, _text(record.get("startedAt")),
-                   _text(record.get("endedAt")), duration if state_store.is_integer(duration) else None,
+                   _text(record.get("endedAt")), duration if is_integer(duration) else None,
                    {status: statuses.count(status) for status in set(statuses)}, [one for one in entries if one.get("status") not in IDLE], "")
 
 
@@ -222,7 +222,7 @@ def _runs_by_time(root: str, limit: int, known: Any, problems: List[str]) -> Lis
         if len(runs) >= limit:
             break
         record, problem = _read_record(root, name)
-        if record is not None and run_ledger.is_file_stem(record.get("runId")) and state_store.is_integer(record.get("invocation")):
+        if record is not None and run_ledger.is_file_stem(record.get("runId")) and is_integer(record.get("invocation")):
             if (record["runId"], record["invocation"]) not in known:
                 runs.append(_past_run(root, record, str(record.get("state"))))
         elif problem and problem not in problems:
@@ -246,7 +246,7 @@ def read_run(root: str, run_id: str, invocation: Optional[int] = None) -> Tuple[
     for name in names:
         record, why = _read_record(root, name)
         problem = problem or why
-        if record is not None and record.get("runId") == run_id and state_store.is_integer(record.get("invocation")) and invocation in (None, record["invocation"]):
+        if record is not None and record.get("runId") == run_id and is_integer(record.get("invocation")) and invocation in (None, record["invocation"]):
             return record, ""
     return None, problem
 
@@ -306,7 +306,7 @@ def durations_ms(runs: List[PastRun]) -> Dict[str, List[int]]:
     for run in reversed(runs):
         for entry in run.worked:
             duration = entry.get("durationMs")
-            if entry.get("status") == "ok" and not entry.get("recovered") and isinstance(entry.get("stage"), str) and state_store.is_integer(duration):
+            if entry.get("status") == "ok" and not entry.get("recovered") and isinstance(entry.get("stage"), str) and is_integer(duration):
                 found.setdefault(entry["stage"], []).append(duration)
     return found
 

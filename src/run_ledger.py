@@ -17,8 +17,8 @@ import os
 
 import state_store
 from ledger_format import ENTRY_SCHEMA, canonical_json, entry_hash, entry_line, head_text, is_unwritten, run_hash
-from primitives import close_quietly, loads, open_descriptor, open_file, pretty_pieces, remove_quietly, replace
-from state_store import StateError, is_integer, utc_text
+from primitives import close_quietly, is_integer, loads, open_descriptor, open_file, pretty_pieces, remove_quietly, replace
+from state_store import StateError, utc_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

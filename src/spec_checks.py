@@ -10,6 +10,8 @@ import json
 import os
 import sys
 
+from primitives import is_integer
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
@@ -100,10 +102,6 @@ def shown_value(value: Any) -> str:
     """Return a value as short JSON for a message."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_text(value: Any, path: Path, problems: Problems) -> Any:

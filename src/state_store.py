@@ -10,7 +10,7 @@ import os
 import sys
 import time
 
-from primitives import GUESSED_BOOT, by_fields, compact, digest_of, loads, open_descriptor, open_file, patiently, pretty_bytes, pretty_pieces, remove_quietly, replace, unlink
+from primitives import GUESSED_BOOT, by_fields, compact, digest_of, is_integer, loads, open_descriptor, open_file, patiently, pretty_bytes, pretty_pieces, remove_quietly, replace, unlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -288,10 +288,6 @@ def make_folder(path: str, commit: Commit) -> None:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
         return
     commit.folders[parent or "."] = None
-
-
-def is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def record_json(value: Any) -> bytes:
