@@ -132,8 +132,8 @@ def _problem(progress: Any) -> str:
     """Return what is wrong with the form of a progress file, or ""."""
     if not isinstance(progress, dict):
         return "it is not an object"
-    offset = progress.get("lineOffset")
-    if not isinstance(offset, int) or isinstance(offset, bool) or offset < 0:
+    offset: Any = progress.get("lineOffset")
+    if not is_integer(offset) or offset < 0:
         return "its lineOffset is %s" % spec_checks.shown_value(offset)
     outputs, finals, counts = progress.get("outputs", {}), progress.get("publish", {}), progress.get("counts", {})
     whole = progress.get("whole", [])
