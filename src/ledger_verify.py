@@ -161,9 +161,9 @@ def open_regular(path: str, limit: int) -> Tuple[int, int]:
     return descriptor, status.st_size
 
 
-def read_regular(path: str, limit: int = MAX_RECORD_BYTES) -> bytes:
+def read_regular(path: str) -> bytes:
     """Return the bytes of a regular file. Raises: FileNotFoundError, Unreadable."""
-    descriptor, size = open_regular(path, limit)
+    descriptor, size = open_regular(path, MAX_RECORD_BYTES)
     try:
         data = os.read(descriptor, size + 1)
         while len(data) < size:
