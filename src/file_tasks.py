@@ -88,7 +88,7 @@ class FileTasksWork(TasksWork):
         self.console.event("START", self.stage.name, " (%d task%s: %d to do, %d up to date)" % (
             self.total, "" if self.total == 1 else "s", len(places), self.up_to_date))
         if facts.left:
-            self.console.event("NOTE", self.stage.name, ": %d file%s%s" % (len(facts.left), "" if len(facts.left) == 1 else "s", task_look.left_text(facts)[1:]))
+            self._note("%d file%s%s" % (len(facts.left), "" if len(facts.left) == 1 else "s", task_look.left_text(facts)[1:]))
         yield from self._run_tasks(self._tasks(facts, places))
         return self._end(facts)
 
@@ -150,7 +150,7 @@ class FileTasksWork(TasksWork):
             return
         new = [path for path, signature in self._of_no_task() if signature[2] >= self.died_at_ns]
         if new:
-            self.console.event("NOTE", self.stage.name, ": of no task, and newer than the begin of the run that died: %s; look whether they may go" % task_look.shown(
+            self._note("of no task, and newer than the begin of the run that died: %s; look whether they may go" % task_look.shown(
                 "%s/%s" % (self.stage.output_dir, path) for path in new))
 
     def _of_no_task(self) -> List[Tuple[str, Any]]:
@@ -176,7 +176,7 @@ class FileTasksWork(TasksWork):
             self._remove_output(path)
         for names, what in ((removed, "removed what no task makes any more"), (left, "of no task, and left there")):
             if names:
-                self.console.event("NOTE", self.stage.name, ": %s; %s: %s" % (facts.lost, what, task_look.shown("%s/%s" % (self.stage.output_dir, path) for path in names)))
+                self._note("%s; %s: %s" % (facts.lost, what, task_look.shown("%s/%s" % (self.stage.output_dir, path) for path in names)))
 
     def _tell_of_former(self) -> None:
         """Name what the stage made when it was not yet one of tasks, and these do not make: nothing looks after it any more."""
@@ -186,7 +186,7 @@ class FileTasksWork(TasksWork):
         mine = {path for path, _, _ in self._outputs()}
         left = [one["path"] for one in self.previous if one["path"] not in mine and os.path.lexists(os.path.join(self.folder, one["path"]))]
         if left:
-            self.console.event("NOTE", self.stage.name, ": made before the stage had tasks, and recorded no more: %s" % task_look.shown(sorted(left)))
+            self._note("made before the stage had tasks, and recorded no more: %s" % task_look.shown(sorted(left)))
 
     def _forget_lost(self) -> None:
         """After a sync that failed: no line counts any more, on the disk, before the file goes that says so."""
@@ -435,11 +435,11 @@ class FileTasksWork(TasksWork):
             return
         missing = self._missing_folders()
         if self.stage.prune and missing:
-            self.console.event("NOTE", self.stage.name, ": the folder %s is missing: nothing is pruned" % missing[0])
+            self._note("the folder %s is missing: nothing is pruned" % missing[0])
             return
         is_recorded = any(self.task_log.entries[name].outputs for name in facts.gone)
         changed = self._prune(facts.gone, facts.wrong)
-        self.console.event("NOTE", self.stage.name, ": %d file%s gone: %s; %s%s" % (
+        self._note("%d file%s gone: %s; %s%s" % (
             len(facts.gone), " is" if len(facts.gone) == 1 else "s are", task_look.shown(facts.gone),
             ("outputs removed" if is_recorded else "no outputs of it are recorded") if self.stage.prune else "outputs kept (\"prune\": true removes them)",
             ", but for what is not any more as it was made: %s" % task_look.shown(changed) if changed else ""))

@@ -282,7 +282,7 @@ class StageWork:
         unfinished = self._old_baseline()
         if decision.action == "RUN":
             if decision.discard:
-                self.console.event("NOTE", self.stage.name, ": checkpoint not used: %s" % decision.discard)
+                self._note("checkpoint not used: %s" % decision.discard)
             self._drop_checkpoint()
             self._clear_leftovers(unfinished)
             if self.facts.output_problems:
@@ -296,9 +296,12 @@ class StageWork:
         if self.stage.checkpoint:
             self.run.flush()   # a checkpoint is worth nothing without the record of its key
 
+    def _note(self, text: str) -> None:
+        self.console.event("NOTE", self.stage.name, ": " + text)
+
     def _tell_of_move(self) -> None:
         if self.moved_from:
-            self.console.event("NOTE", self.stage.name, ": its outputDir was %s: what it made there is left there" % self.moved_from)
+            self._note("its outputDir was %s: what it made there is left there" % self.moved_from)
 
     def _is_same_work(self) -> bool:
         record = self.facts.record
@@ -337,7 +340,7 @@ class StageWork:
             foreign = set(self._foreign_outputs()) | self._maybe_foreign() | self._outputs_of_strangers()
             done += stage_outputs.clear_leftovers(self.folder, baseline, recorded, foreign, file_digests.hash_prefix, self._folders_of_others())
         if done:
-            self.console.event("NOTE", self.stage.name, ": leftovers of an unfinished attempt: %s" % "; ".join(_first_few(done)))
+            self._note("leftovers of an unfinished attempt: %s" % "; ".join(_first_few(done)))
 
     def _undo_success(self) -> None:
         """The outputs are not what the recorded success made: an attempt must not build on what is left of it.
@@ -356,7 +359,7 @@ class StageWork:
                          for one in self.previous if one["path"] not in names or one["path"] in before]
         state_store.remove_durably(lost, self.store.commit)
         if done:
-            self.console.event("NOTE", self.stage.name, ": not what was recorded: %s" % "; ".join(_first_few(done)))
+            self._note("not what was recorded: %s" % "; ".join(_first_few(done)))
 
     def _is_as_recorded(self, output: Json) -> bool:
         try:
@@ -418,7 +421,7 @@ class StageWork:
             self.exit_code = result.exit_code
             self.survivors = result.survivors
             for note in result.notes:
-                self.console.event("NOTE", stage.name, ": " + note)
+                self._note(note)
             failure = result.failure or self._changed_inputs()
             if self.network_fault and not result.stopped:
                 self.is_offline_fault = True
@@ -444,7 +447,7 @@ class StageWork:
         if found is not None and found.resumable:
             return found.line_offset, True
         if found is not None and found.problem:
-            self.console.event("NOTE", self.stage.name, ": checkpoint not used: %s" % found.problem)
+            self._note("checkpoint not used: %s" % found.problem)
         self._drop_checkpoint()
         self._clear_leftovers(self.baseline)
         return 0, False
@@ -615,7 +618,7 @@ class StageWork:
                 return problem, []
         kept = sorted(one["path"] for one in self.previous if one["path"] in now and one["path"] not in changed)
         if kept and (self.attempts or self.stage.chunks is not None):      # kept chunks are joined anew without an attempt
-            self.console.event("NOTE", self.stage.name, ": not remade by this run, still recorded: %s" % ", ".join(kept[:SHOWN_NAMES]))
+            self._note("not remade by this run, still recorded: %s" % ", ".join(kept[:SHOWN_NAMES]))
         self._tell_of_no_outputs(stage_outputs.no_outputs(self.found, there), "they are neither recorded nor undone after a kill")
         names.update(kept)
         return self._hash_outputs(sorted(names - set(foreign)))
@@ -637,7 +640,7 @@ class StageWork:
 
     def _tell_of_no_outputs(self, names: List[str], what_becomes: str) -> None:
         if names:
-            self.console.event("NOTE", self.stage.name, ": made %s; %s: %s" % (", ".join(_first_few(names)), stage_outputs.NO_OUTPUT, what_becomes))
+            self._note("made %s; %s: %s" % (", ".join(_first_few(names)), stage_outputs.NO_OUTPUT, what_becomes))
 
     def _hash_outputs(self, names: List[str]) -> Tuple[str, List[Json]]:
         outputs = []
@@ -661,7 +664,7 @@ class StageWork:
         self.counts = counts if counts is not None else self._read_progress().get("counts", {})
         remove_quietly(self._counts_file())
         if problem:
-            self.console.event("NOTE", self.stage.name, ": the counts that it reported are not used: %s" % problem)
+            self._note("the counts that it reported are not used: %s" % problem)
 
     def _judge(self, outputs: List[Json]) -> str:
         """Return why the control totals of the stage's counts refuse its outputs, or ""."""
@@ -670,7 +673,7 @@ class StageWork:
         missing = control_totals.missing_counts(self.stage, self.counts)
         expected, why, refused = self.run.expected_read(self.stage, self.facts)
         if why and not missing and not refused:
-            self.console.event("NOTE", self.stage.name, ": what it read is not compared with what was written before: %s" % why)
+            self._note("what it read is not compared with what was written before: %s" % why)
         paths = ["%s/%s" % (self.stage.output_dir, one["path"]) for one in outputs]
         failure = control_totals.missing_text(self.stage, missing) if missing else refused or control_totals.judge(self.stage, self.counts, expected, paths)
         self.refused = outputs if failure else []

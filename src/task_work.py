@@ -374,7 +374,7 @@ class TasksWork(stage_work.StageWork):
             try:
                 server.start(launch.env, self.lock.token, self.lock.descriptor, slots_for(self.run.jobs()))
             except fork_client.ServerDied as died:
-                self.console.event("NOTE", self.stage.name, ": %s; each task is started by itself" % died)
+                self._note("%s; each task is started by itself" % died)
                 self.is_without_server = True
                 return launch
             self.server = server
