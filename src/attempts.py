@@ -67,6 +67,11 @@ class AttemptResult(namedtuple("AttemptResult", "exit_code failure stopped durat
     __slots__ = ()
 
 
+def not_begun(failure: str, stopped: bool = False) -> AttemptResult:
+    """Return the result of an attempt of which nothing was started."""
+    return AttemptResult(None, failure, stopped, 0.0, 0.0, 0, b"", [], [])
+
+
 class Signals:
     """The signals that ask the runner to stop, noted instead of raised; also the alarm that a child has ended.
 

@@ -216,7 +216,7 @@ class ChunkTasksWork(task_work.TasksWork):
             path = trial.task.stdin[0] if self.chunks.is_filter else ""
             if not path or error.filename != os.path.join(self.run.root, path):
                 raise
-            return attempts.AttemptResult(None, "input changed during the run: %s is gone" % path, False, 0.0, 0.0, 0, b"", [], [])
+            return attempts.not_begun("input changed during the run: %s is gone" % path)
 
     def _how(self, task: task_work.Task, launch: Any) -> Any:
         if not self.chunks.is_filter:

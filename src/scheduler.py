@@ -234,4 +234,4 @@ class Scheduler:
             parent.ended.append(((running.name, value), error))
 
 
-NOT_STARTED = attempts.AttemptResult(None, attempts.INTERRUPTED, True, 0.0, 0.0, 0, b"", [], [])
+NOT_STARTED = attempts.not_begun(attempts.INTERRUPTED, stopped=True)

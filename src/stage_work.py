@@ -496,7 +496,7 @@ class StageWork:
         inputs = self.facts.material.inputs
         short = self._space_problem() or cmd_problem(stage.processor, inputs) or self._overflow_problem(inputs)
         if short:
-            return attempts.AttemptResult(None, short, False, 0.0, 0.0, 0, b"", [], [])
+            return attempts.not_begun(short)
         inputs_file = self.store.path("inputs_%s.json" % stage.name)
         state_store.write_new(inputs_file, json.dumps(inputs, ensure_ascii=False).encode("utf-8"), durable=False)     # its reader is not there yet
         state_store.make_folder(run.log_folder(), self.store.commit)

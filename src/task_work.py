@@ -343,7 +343,7 @@ class TasksWork(stage_work.StageWork):
         machines = self._space_problem() or self._overflow_problem(task.inputs)
         short = machines or stage_work.cmd_problem(stage.processor, task.inputs)
         if short:
-            return attempts.AttemptResult(None, short, False, 0.0, 0.0, 0, b"", [], [])._replace(is_machines=bool(machines))
+            return attempts.not_begun(short)._replace(is_machines=bool(machines))
         token = "%s.%d.%d" % (self.lock.token, task.number + 1, trial.attempts)
         trial.log_path = os.path.join(self._log_folder(), "%d.%d.log" % (task.number + 1, trial.attempts))
         trial.network = run.network.attempt("%s %s" % (stage.name, task.name), trial.log_path[:-len("log")] + "network", self.console)
