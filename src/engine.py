@@ -392,6 +392,10 @@ class Run:
             if not self.options.keep_going:
                 raise
             return self._held(stage, str(error))
+        return (yield from self._run_locked(stage, lock))
+
+    def _run_locked(self, stage: StageSpec, lock: stage_locks.StageLock) -> Flow:
+        """As _stage_flow(), under the stage's lock, which is given back at the end, as its output folder is."""
         is_free = True
         try:
             decision, facts = self._look(stage)     # somebody else may have finished it while we waited
