@@ -108,14 +108,7 @@ def _dispatch(options: Options, console: Console, started: float, found: Any) ->
     if options.command == "plan":
         return planning.print_plan(spec, options, console, Clock())
     if options.command == "validate":
-        notes = _check_starts(spec, options)
-        check_offline(spec, Digests(spec.root, state_store.boot_id(), keep=False), console)
-        planning.select_stages(spec, options)
-        for note in notes:
-            console.line("[NOTE] " + note)
-        _tell_of_gaps(spec, console)
-        console.line("%s: ok (%d stage%s)" % (options.pipeline, len(spec.stages), "" if len(spec.stages) == 1 else "s"))
-        return EXIT_OK
+        return _validate(spec, options, console)
     if options.command == "scan":
         return print_scan(spec, Digests(spec.root, state_store.boot_id(), keep=False), options.operands, console)
     if options.command in ("status", "history", "logs", "explain"):
@@ -141,6 +134,17 @@ def _dispatch(options: Options, console: Console, started: float, found: Any) ->
         output_places.checked(options.open_lineage, "--openlineage", spec.root, spec.path, spec.stages, True)
     import engine
     return engine.Run(spec, options, console, Clock(), started, known).run()
+
+
+def _validate(spec: PipelineSpec, options: Options, console: Console) -> int:
+    notes = _check_starts(spec, options)
+    check_offline(spec, Digests(spec.root, state_store.boot_id(), keep=False), console)
+    planning.select_stages(spec, options)
+    for note in notes:
+        console.line("[NOTE] " + note)
+    _tell_of_gaps(spec, console)
+    console.line("%s: ok (%d stage%s)" % (options.pipeline, len(spec.stages), "" if len(spec.stages) == 1 else "s"))
+    return EXIT_OK
 
 
 def _check_starts(spec: PipelineSpec, options: Options) -> List[str]:
