@@ -194,11 +194,15 @@ def entries_of_stages(root: str, run_id: str, invocation: int) -> List[Json]:
     return found
 
 
+def log_folder(root: str, run_id: str, invocation: int) -> str:
+    """Return the folder of the logs of one call of a run."""
+    return os.path.join(root, "state", "logs", run_id, *([str(invocation)] if invocation > 1 else []))
+
+
 def attempts_begun(root: str, run_id: str, invocation: int, stage: str) -> int:
     """Return how many attempts of a stage a run has begun, by their logs: the stage's record is written before the first one."""
-    folder = os.path.join(root, "state", "logs", run_id, *([str(invocation)] if invocation > 1 else []))
     try:
-        names = os.listdir(folder)
+        names = os.listdir(log_folder(root, run_id, invocation))
     except OSError:
         return 0
     begun = [name[len(stage) + 1:-len(".log")] for name in names if name.startswith(stage + ".") and name.endswith(".log")]
