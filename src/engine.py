@@ -586,8 +586,7 @@ class Run:
 
     def marker(self, stage: StageSpec) -> str:
         """Return the path of the stage's marker."""
-        path: str = state_store.marker_path(self.root, stage.output_dir, stage.name)
-        return path
+        return state_store.marker_path(self.root, stage.output_dir, stage.name)
 
     def write_marker(self, stage: StageSpec, key: str) -> None:
         marker = {"schema": state_store.SCHEMA_VERSION, "stage": stage.name, "key": key, "runId": self.options.run_id, "at": utc_text(self.clock.time())}
