@@ -1,7 +1,6 @@
 """The engine: one invocation of a run, its stages in order, their locks and results, the run's records.
 
-Above all other modules; pipeline_runner.py reads the command line and the spec and starts it. A module of its own, because Python
-compiles the file that it is started with anew each time, and a run in which nothing changed does not need it.
+Above all other modules but commands, which reads the command line and the spec and starts it.
 """
 from __future__ import annotations
 

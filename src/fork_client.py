@@ -1,6 +1,6 @@
 """The runner's side of the fork server: one warm Python for the tasks of one stage, started under the stage's lock.
 
-Above the leaves and below the runner: the pool imports it when the first stage of several Python tasks must run.
+Above the leaves and program_scan; task_work imports it when the first stage of several Python tasks must run.
 
     ForkServer.start() -> launch() a task each -> ends() when `descriptor` is readable -> close()
 

@@ -3,7 +3,7 @@
 
     python ledger_verify.py [RUN...] [--root DIR] [--anchor HEAD]... [--key FILE] [--outputs]
 
-Above ledger_format, and with it and `model` all that is needed on another machine; reads only. From the outside in:
+Above ledger_format, and with it, `model` and `primitives` all that is needed on another machine; reads only. From the outside in:
 
     anchors, key  ->  ledger.jsonl (chain, seals, ledger.end)  ->  run records (runHash, prevRunHash)
                   ->  stage records, metrics, logs, keys; with --outputs also the outputs

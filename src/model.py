@@ -1,6 +1,6 @@
 """The values that flow through the runner, and the errors that stop it.
 
-A leaf. The values are named tuples, not dataclasses: importing dataclasses shows in the time of a run in which
+Under all other modules but primitives. The values are named tuples, not dataclasses: importing dataclasses shows in the time of a run in which
 nothing changed. Records on disk are made from them at the edge only.
 """
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a report says of one run: gathered from the records, which are material: gone, damaged or edited ones are named, the rest is used.
 
-Above the leaves: it imports ledger_format, state_store, pipeline_graph, svg_shapes. Only reads.
+Above the leaves, run_history and pipeline_graph. Only reads.
 
     state/run_<id>.json, metrics_<id>.json, stage_<name>.json, progress_<name>.json, tasks_<name>.jsonl, ledger.jsonl, logs
         -> gather() -> Report

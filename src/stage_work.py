@@ -1,6 +1,6 @@
 """A stage that must run: from the removal of its marker to the new one, under its lock.
 
-Above the leaves and below the runner: it imports leaves, the runner imports it, when the first stage must run.
+Above the leaves, checkpoints and scheduler; the engine imports it when the first stage must run.
 
     Decision -> StageWork.do() -> attempts (retried, resumed) -> outputs checked and hashed -> stage record, marker -> StageResult
 
