@@ -218,9 +218,7 @@ def _accept(spec: PipelineSpec, options: Options, console: Console, clock: Clock
     finally:
         lock.release()
     console.line(done)
-    for note in ledger.notes:
-        console.line("[LEDGER] " + note)
-    console.line("[LEDGER] head " + ledger.head_text())
+    ledger.tell(console.line, with_head=True)
     return EXIT_OK
 
 

@@ -128,7 +128,7 @@ class Run:
         try:
             self.ledger.prepare()
             self.invocation = run_ledger.next_invocation(self.ledger, self.options.run_id, is_known)
-            self._tell_healed()
+            self.ledger.tell(self.console.line)
             for place in range(len(self.selected)) if self.known is None else sorted(self.known.stale):
                 self.store.stage(self.selected[place].name)     # damaged state is found before any work is done
             for name, doubt in planning.unfinished_makers(self.spec, self.selected):
@@ -609,7 +609,7 @@ class Run:
         self.signals = self.clock.signals = attempts.Signals(self.stop_time)
         self.signals.install()
         self.ledger.begin(self.options.run_id, self.invocation, self.spec.name)
-        self._tell_healed()
+        self.ledger.tell(self.console.line)
         self._write_run(is_brief=True)
         self.is_open = True
         self._guard_processes()
@@ -646,11 +646,6 @@ class Run:
         if self.spec.offline.require == "kernel" and not self.network.is_closed:
             raise OfflineError("\"offline\": the kernel must close the network, and cannot here: %s; nothing was run" % self.network.status.why)
         self.console.line("[OFFLINE] " + self.network.text())
-
-    def _tell_healed(self) -> None:
-        for note in self.ledger.notes:
-            self.console.line("[LEDGER] " + note)
-        self.ledger.notes.clear()
 
     def save_dear_digests(self) -> None:
         """Store the digests taken if they were of many bytes: a kill shall not have them taken again."""
@@ -718,8 +713,7 @@ class Run:
         record = self._run_record(state)
         self.ledger.end(record, lambda: self._write_last(record), lambda: self._tell_monitoring(record))
         self.final = record
-        self._tell_healed()
-        self.console.line("[LEDGER] head " + self.ledger.head_text())
+        self.ledger.tell(self.console.line, with_head=True)
         if state == "interrupted" and self._clock_text():
             self.console.line("[STOP] " + self._clock_text())
         self.console.summary(self.options.run_id, state, self._counts(), self.clock.monotonic() - self.started)

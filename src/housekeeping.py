@@ -99,10 +99,7 @@ def _do_locked(spec: PipelineSpec, stages: List[StageSpec], options: Options, co
     finally:
         for lock in locks:
             lock.release()
-    for note in ledger.notes:
-        console.line("[LEDGER] " + note)
-    if any(done):
-        console.line("[LEDGER] head " + ledger.head_text())
+    ledger.tell(console.line, with_head=any(done))
 
 
 def _lock_all(spec: PipelineSpec, stages: List[StageSpec], options: Options, store: StateStore, clock: Clock) -> List[stage_locks.StageLock]:

@@ -133,6 +133,14 @@ class RunLedger:
         """Return the head that this object has appended, for people."""
         return head_text(self.last) if self.last is not None else ""
 
+    def tell(self, say: Callable[[str], None], with_head: bool = False) -> None:
+        """Tell what was healed since the last time and, if asked for, the head."""
+        for note in self.notes:
+            say("[LEDGER] " + note)
+        self.notes.clear()
+        if with_head:
+            say("[LEDGER] head " + self.head_text())
+
     def torn_note(self, torn: int) -> None:
         note = "state/%s: a torn last line of %d bytes, left by a crash, is cut off" % (NAME, torn)
         if note not in self.notes:

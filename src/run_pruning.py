@@ -267,11 +267,9 @@ def _remove(spec: PipelineSpec, options: Options, store: StateStore, runs: List[
                     files += _remove_files(store, run, history)
             gone += len(found)
             store.commit.flush()
-    for note in ledger.notes:
-        console.line("[LEDGER] " + note)
+    ledger.tell(console.line)
     console.line("gc: %s pruned, %s removed; what the ledger says of them stays" % (_counted(gone, "run"), _counted(files, "file")))
-    if gone:
-        console.line("[LEDGER] head " + ledger.head_text())
+    ledger.tell(console.line, with_head=gone > 0)
 
 
 class _Locked:
