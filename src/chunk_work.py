@@ -96,7 +96,7 @@ class ChunkTasksWork(task_work.TasksWork):
                 if task not in todo:
                     self._add(task, self.task_log.entries[task.name])
             yield from self._run_tasks(todo)
-            failure = "interrupted" if self.is_stopped else attempts.survivors_text(self.survivors) if self.survivors else self._failure_text()
+            failure = self._failure()
             failure = failure or self._changed_inputs()
             self.counts = task_log.sum_counts(entry.counts for entry in self.task_log.entries.values() if entry.status == "ok") or self._none_counted(self.total > 0)
             if not failure:

@@ -14,7 +14,6 @@ import os
 import shutil
 import stat
 
-import attempts
 import control_totals
 import file_digests
 import stage_outputs
@@ -371,7 +370,7 @@ class FileTasksWork(TasksWork):
         self._tell_of_unrecorded()
         self._see_to_lost(facts)
         self._tell_of_former()
-        failure = "interrupted" if self.is_stopped else attempts.survivors_text(self.survivors) if self.survivors else self._failure_text()
+        failure = self._failure()
         if not failure and self.failed:
             self._drop_failed_outputs()
         table, wrong = self._check_all(facts)

@@ -527,6 +527,12 @@ class TasksWork(stage_work.StageWork):
     def _summary(self) -> Json:
         return {"total": self.total, "ok": len(self.done), "skipped": self.up_to_date, "failed": len(self.failed), "vanished": self.vanished}
 
+    def _failure(self) -> str:
+        """Return why the stage fails, or ""."""
+        if self.is_stopped:
+            return "interrupted"
+        return attempts.survivors_text(self.survivors) if self.survivors else self._failure_text()
+
     def _failure_text(self) -> str:
         """Return why the stage fails for its tasks' sake, or ""."""
         told, what = self.failed, "failed"
