@@ -208,10 +208,7 @@ def show(root: str, found: Found, put: Callable[[str], None]) -> None:
     """Give each log to put(), line by line, under its heading."""
     for log in found.logs:
         put(heading(found, log))
-        try:
-            Reader(os.path.join(root, log.path)).read(put, True)
-        except OSError as error:
-            put("    (cannot be read: %s)" % error.strerror)
+        _read(Reader(os.path.join(root, log.path)), put, True)
 
 
 def follow(root: str, stage: str, run_id: Optional[str], put: Callable[[str], None], wait: Callable[[float], None]) -> None:
