@@ -36,6 +36,7 @@ MOMENT_S = 0.01             # processors that take no longer are waited for with
 RECORD_S = 1.0              # a running run's record is written at most so often: it may name thousands of stages
 RECORD_SHARE = 20           # ... and takes at most this part of the time
 DEAR_BYTES = 64 << 20       # files of so many bytes are not hashed again after a kill
+NOT_BEGUN = {"FAIL": "failed", "WAITING": "waiting"}      # decision -> what becomes of the stage
 
 
 class Run:
@@ -367,15 +368,15 @@ class Run:
             result = yield from self._run_stage(stage)
             return result
         except ReadingStopped:
-            return self._stopped_before(stage, self._clock_text() or "interrupted while its inputs were read")
+            return self._not_begun(stage, "interrupted", self._clock_text() or "interrupted while its inputs were read")
         except BaseException:
             self.unfit = self.unfit or stage.name
             raise
 
     def _run_stage(self, stage: StageSpec) -> Flow:
         decision, facts = self._look(stage, is_brief=True)
-        if decision.action in ("FAIL", "WAITING"):
-            return self._not_begun(stage, decision)
+        if decision.action in NOT_BEGUN:
+            return self._not_begun(stage, NOT_BEGUN[decision.action], "; ".join(decision.reasons))
         if decision.action == "SKIP":
             is_locked = os.path.isdir(os.path.join(self.root, "locks", stage.name + ".lock"))
             if not self._needs_tidying(stage) and (not is_locked or self._new_lock(stage).is_free()):
@@ -386,11 +387,12 @@ class Run:
         lock = self._new_lock(stage)
         try:
             if not (yield from self._acquire(stage, lock, token)):
-                return self._stopped_before(stage, "%s while waiting for the lock of stage %s" % (self.signals.text(), stage.name))
+                return self._not_begun(stage, "interrupted", "%s while waiting for the lock of stage %s" % (self.signals.text(), stage.name))
         except stage_locks.LockHeld as error:
             if not self.options.keep_going:
                 raise
-            return self._held(stage, str(error))
+            self.held.add(stage.name)
+            return self._not_begun(stage, "failed", str(error))
         return (yield from self._run_locked(stage, lock))
 
     def _run_locked(self, stage: StageSpec, lock: stage_locks.StageLock) -> Flow:
@@ -398,8 +400,8 @@ class Run:
         is_free = True
         try:
             decision, facts = self._look(stage)     # somebody else may have finished it while we waited
-            if decision.action in ("FAIL", "WAITING"):
-                return self._not_begun(stage, decision)
+            if decision.action in NOT_BEGUN:
+                return self._not_begun(stage, NOT_BEGUN[decision.action], "; ".join(decision.reasons))
             if decision.action == "SEAL":
                 state_store.make_folder(os.path.join(self.root, stage.output_dir), self.store.commit)     # it may have had no outputs
                 self.write_marker(stage, facts.material.key)
@@ -407,7 +409,7 @@ class Run:
                 self._tidy(stage)
                 return self._skipped(stage, decision, facts)
             if self.signals.number:
-                return self._stopped_before(stage, self.signals.text())
+                return self._not_begun(stage, "interrupted", self.signals.text())
             self._tell_of_namesake(stage, facts.record)
             work = self._new_work(stage, lock, facts)
             result = yield from work.do(decision)
@@ -554,21 +556,10 @@ class Run:
         import process_tree
         return stage_locks.StageLock(self.root, stage.name, self.options.run_id, self.boot, self.clock, process_tree)
 
-    def _not_begun(self, stage: StageSpec, decision: Decision) -> StageResult:
+    def _not_begun(self, stage: StageSpec, status: str, why: str) -> StageResult:
         """Say why nothing is done with a stage, in which nothing was touched."""
-        why, is_waiting = "; ".join(decision.reasons), decision.action == "WAITING"
-        self.console.event("WAIT" if is_waiting else "FAIL", stage.name, ": " + why)
-        return StageResult.of(stage.name, "waiting" if is_waiting else "failed", why)
-
-    def _held(self, stage: StageSpec, why: str) -> StageResult:
-        """Say that another run has the stage, in a run that keeps going without it."""
-        self.console.event("FAIL", stage.name, ": " + why)
-        self.held.add(stage.name)
-        return StageResult.of(stage.name, "failed", why)
-
-    def _stopped_before(self, stage: StageSpec, why: str) -> StageResult:
-        self.console.event("FAIL", stage.name, ": " + why)
-        return StageResult.of(stage.name, "interrupted", why)
+        self.console.event("WAIT" if status == "waiting" else "FAIL", stage.name, ": " + why)
+        return StageResult.of(stage.name, status, why)
 
     def _skipped(self, stage: StageSpec, decision: Decision, facts: Facts) -> StageResult:
         reason = "; ".join(decision.reasons)
