@@ -321,7 +321,7 @@ class StageWork:
         return baseline
 
     def _drop_checkpoint(self) -> None:
-        path = self.store.path("progress_%s.json" % self.stage.name)
+        path = self._progress_file()
         if os.path.lexists(path):
             replace(path, path + ".old")
             self.store.commit.folders[self.store.folder] = None
@@ -329,7 +329,7 @@ class StageWork:
     def _forget_published(self) -> None:
         """What the kit has named as published belongs to the work that is resumed, no other."""
         if self.stage.checkpoint:
-            remove_quietly(checkpoints.whole_path(self.store.path("progress_%s.json" % self.stage.name)))
+            remove_quietly(checkpoints.whole_path(self._progress_file()))
 
     def _clear_leftovers(self, baseline: Optional[Json]) -> None:
         """Before a start from zero: the outputs must be what they were before the attempt that did not finish."""
@@ -546,8 +546,7 @@ class StageWork:
         if not self.is_attempting:
             return None
         import stage_progress
-        path = self.store.path("progress_%s.json" % self.stage.name)
-        seen = stage_progress.read_progress(path) if self.stage.checkpoint else None
+        seen = stage_progress.read_progress(self._progress_file()) if self.stage.checkpoint else None
         done, total, lines = (seen.done_bytes, seen.total_bytes, seen.lines) if seen is not None else (None, None, None)
         return self.stage.name, self.attempts, done, total, None, None, self.started, expected_s, lines
 
@@ -574,7 +573,7 @@ class StageWork:
         if self.attempts <= stage.simulate_fail_attempts:
             env["PIPELINE_SIMULATED_FAIL"] = "1"
         if stage.checkpoint:
-            env["PIPELINE_PROGRESS_FILE"] = self.store.path("progress_%s.json" % stage.name)
+            env["PIPELINE_PROGRESS_FILE"] = self._progress_file()
             env["PIPELINE_LINE_INTERVAL"] = str(stage.line_interval)
         return env
 
@@ -692,6 +691,10 @@ class StageWork:
         path: str = self.store.path("counts_%s.json" % self.stage.name)
         return path
 
+    def _progress_file(self) -> str:
+        path: str = self.store.path("progress_%s.json" % self.stage.name)
+        return path
+
     def _succeed(self, outputs: List[Json]) -> StageResult:
         self._complete_checkpoint()
         self._forget_published()
@@ -725,7 +728,7 @@ class StageWork:
         """Return the progress file as the processor left it, {} where there is none that can be used."""
         if not self.stage.checkpoint:
             return {}
-        progress, _ = checkpoints.read_progress(self.store.path("progress_%s.json" % self.stage.name))
+        progress, _ = checkpoints.read_progress(self._progress_file())
         return progress or {}
 
     def _complete_checkpoint(self) -> None:
@@ -733,7 +736,7 @@ class StageWork:
         progress = self._read_progress()
         if progress and progress.get("complete") is not True:
             progress.update(complete=True, key=self.key)
-            state_store.write_atomic(self.store.path("progress_%s.json" % self.stage.name), state_store.record_json(progress), self.store.commit)
+            state_store.write_atomic(self._progress_file(), state_store.record_json(progress), self.store.commit)
 
     def _write_record(self, status: str, error: str, outputs: Optional[List[Json]] = None) -> None:
         record = self._record(status, error, self.previous if outputs is None else outputs)
