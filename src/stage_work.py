@@ -564,18 +564,23 @@ class StageWork:
         return env
 
     def _environment(self, offset: int, is_resume: bool, token: str, inputs_file: str) -> Dict[str, str]:
-        stage = self.stage
         env = self._base_environment()
-        env.update(PIPELINE_OUTPUT_DIR=self.folder.replace("/", os.sep), PIPELINE_LINE_OFFSET=str(offset), PIPELINE_ATTEMPT=str(self.attempts),
-                   PIPELINE_INPUTS_FILE=inputs_file, PIPELINE_ATTEMPT_TOKEN=token, PIPELINE_KEY=self.key, PIPELINE_COUNTS_FILE=self._counts_file())
-        if is_resume:
-            env["PIPELINE_RESUME"] = "1"
-        if self.attempts <= stage.simulate_fail_attempts:
-            env["PIPELINE_SIMULATED_FAIL"] = "1"
-        if stage.checkpoint:
+        env.update(PIPELINE_OUTPUT_DIR=self.folder.replace("/", os.sep), PIPELINE_KEY=self.key, PIPELINE_COUNTS_FILE=self._counts_file(),
+                   **self._attempt_variables(self.attempts, offset, is_resume, token, inputs_file))
+        if self.stage.checkpoint:
             env["PIPELINE_PROGRESS_FILE"] = self._progress_file()
-            env["PIPELINE_LINE_INTERVAL"] = str(stage.line_interval)
         return env
+
+    def _attempt_variables(self, number: int, offset: int, is_resume: bool, token: str, inputs_file: str) -> Dict[str, str]:
+        """Return the variables of attempt number *number*, of the stage or of one of its tasks."""
+        found = {"PIPELINE_LINE_OFFSET": str(offset), "PIPELINE_ATTEMPT": str(number), "PIPELINE_INPUTS_FILE": inputs_file, "PIPELINE_ATTEMPT_TOKEN": token}
+        if is_resume:
+            found["PIPELINE_RESUME"] = "1"
+        if number <= self.stage.simulate_fail_attempts:
+            found["PIPELINE_SIMULATED_FAIL"] = "1"
+        if self.stage.checkpoint:
+            found["PIPELINE_LINE_INTERVAL"] = str(self.stage.line_interval)
+        return found
 
     def _overflow_problem(self, inputs: Sequence[str]) -> str:
         material = self.facts.material

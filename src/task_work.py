@@ -407,17 +407,11 @@ class TasksWork(stage_work.StageWork):
             self._variables = self._base_environment()
         inputs_file = self.store.path(task_files.inputs_name(stage.name, slot))
         state_store.naming(inputs_file, lambda: _write(inputs_file, json.dumps(task.inputs, ensure_ascii=False).encode("utf-8")))
-        env = dict(self._variables, PIPELINE_OUTPUT_DIR=trial.folder.replace("/", os.sep), PIPELINE_LINE_OFFSET=str(offset), PIPELINE_ATTEMPT=str(trial.attempts),
-                   PIPELINE_INPUTS_FILE=inputs_file, PIPELINE_ATTEMPT_TOKEN=token, PIPELINE_KEY=task.key,
-                   PIPELINE_COUNTS_FILE=task.folder + COUNTS_ENDING, **task.variables)
-        if is_resume:
-            env["PIPELINE_RESUME"] = "1"
-        if trial.attempts <= stage.simulate_fail_attempts:
-            env["PIPELINE_SIMULATED_FAIL"] = "1"
+        env = dict(self._variables, PIPELINE_OUTPUT_DIR=trial.folder.replace("/", os.sep), PIPELINE_KEY=task.key, PIPELINE_COUNTS_FILE=task.folder + COUNTS_ENDING,
+                   **task.variables, **self._attempt_variables(trial.attempts, offset, is_resume, token, inputs_file))
         if stage.checkpoint:
             os.makedirs(self.progress_folder, exist_ok=True)
             env["PIPELINE_PROGRESS_FILE"] = self._progress_path(task)
-            env["PIPELINE_LINE_INTERVAL"] = str(stage.line_interval)
         elif not stage.launcher and stage.chunks is None:
             env["PIPELINE_SYNC"] = "runner"     # of what is in the private folder nothing counts until the runner has synced it, many at once
         return env
