@@ -35,6 +35,7 @@ from bench_throughput import make_text  # noqa: E402
 import chunk_files  # noqa: E402
 import file_digests  # noqa: E402
 import state_store  # noqa: E402
+from primitives import usable_cpus  # noqa: E402
 
 PROGRAMS = {"awk": ["awk", "{print toupper($0)}"], "mawk": ["mawk", "{print toupper($0)}"], "gawk": ["gawk", "{print toupper($0)}"], "tr": ["tr", "a-z", "A-Z"]}
 
@@ -178,7 +179,7 @@ def measure(name: str, source: str, folder: str, options: argparse.Namespace) ->
 
 def measure_hashing(source: str, runs: int) -> None:
     """Hash the file once, and its chunks on all cores, in turns with openssl: one, and one for each core."""
-    cores, size = chunk_files.cpu_count(), os.path.getsize(source)
+    cores, size = usable_cpus(), os.path.getsize(source)
     ranges = chunk_files.cut(source, max(1, size // (8 * cores))).chunks
     openssl = ["openssl", "dgst", "-sha256", source]
     ways = {"openssl, 1 process": (1, lambda: subprocess.run(openssl, stdout=subprocess.DEVNULL, check=True)),
@@ -207,7 +208,7 @@ def main() -> int:
     parser.add_argument("--mib", type=int, default=256)
     parser.add_argument("--block-mib", type=int, default=64)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--jobs", type=int, default=chunk_files.cpu_count())
+    parser.add_argument("--jobs", type=int, default=usable_cpus())
     parser.add_argument("--programs", nargs="*", default=["awk", "tr"], choices=sorted(PROGRAMS))
     parser.add_argument("--sync-chunks", action="store_true", help="sync the output of each chunk too, before it counts as done")
     parser.add_argument("--folder", help="where the files are made (four times --mib); a temporary one by default")

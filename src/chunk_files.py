@@ -20,7 +20,7 @@ import time
 from collections import namedtuple
 
 from model import sha256
-from primitives import go_on, open_descriptor, remove_quietly, replace
+from primitives import go_on, open_descriptor, remove_quietly, replace, usable_cpus
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def side_by_side(function: Callable[[Item, bytearray], Result], items: Sequence[
     BLOCK_BYTES. Raises: the error of the first item that has one; the others are then left.
     """
     import threading
-    count = min(threads or cpu_count(), len(items))
+    count = min(threads or usable_cpus(), len(items))
     results: List[Any] = [None] * len(items)
     errors: Dict[int, BaseException] = {}
     rest = iter(range(len(items)))
@@ -155,14 +155,6 @@ def side_by_side(function: Callable[[Item, bytearray], Result], items: Sequence[
     if errors:
         raise errors[min(errors)]
     return results
-
-
-def cpu_count() -> int:
-    """Return the number of CPUs that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1
 
 
 def hash_ranges(path: str, ranges: Sequence[Range], heed: Callable[[], None] = go_on) -> List[str]:

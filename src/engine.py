@@ -21,6 +21,7 @@ from file_digests import Digests, ReadingStopped
 from model import (
     EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOCKED, EXIT_OFFLINE, EXIT_OK, EXIT_STOPPED, STATUSES, VERSION, Clock, Decision, Facts, OfflineError, Options, PipelineSpec,
     StageResult, StageSpec)
+from primitives import usable_cpus
 from program_scan import check_offline, runner_digest
 from state_store import StateStore, utc_text
 
@@ -314,7 +315,7 @@ class Run:
 
     def jobs(self) -> int:
         """Return how many processors may run at once."""
-        return self.options.jobs or environment.usable_cpus()
+        return self.options.jobs or usable_cpus()
 
     def _rows(self) -> List[Any]:
         """Return what the live view shows of the stages at work."""

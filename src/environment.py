@@ -55,13 +55,6 @@ def user_name() -> str:
         return str(os.geteuid())
 
 
-def usable_cpus() -> int:
-    """Return how many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def is_dropped(name: str) -> bool:
     """Tell whether a variable defeats isolation or repeatability: proxies, agents, sockets, preloads, start-up files."""
     upper = name.upper()

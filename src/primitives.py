@@ -1,4 +1,4 @@
-"""JSON and SHA-256 without the imports that show in the time of a run in which nothing changed, and files as all systems can have them.
+"""JSON and SHA-256 without the imports that show in the time of a run in which nothing changed, and files and processors as all systems have them.
 
 Under all other modules: it imports nothing of ours. The package json loads the module re, and hashlib loads OpenSSL; small values
 need neither. The interpreter's own parts of them are used where they are there, the packages where not.
@@ -94,6 +94,13 @@ def _though_read_only(path: str, act: Callable[[], Any]) -> None:
             raise
         os.chmod(path, 0o600)
         act()
+
+
+def usable_cpus() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def remove_quietly(path: str) -> None:
