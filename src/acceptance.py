@@ -14,7 +14,6 @@ import state_store
 import task_look
 from ledger_format import stage_key
 from model import UsageError
-from state_store import utc_text
 from task_log import GOOD
 
 TYPE_CHECKING = False
@@ -45,8 +44,8 @@ def accept(ledger: RunLedger, stage: StageSpec, spec: PipelineSpec, facts: Facts
         log = facts.tasks.log
         log.entries = {name: one._replace(key=keys.get(name, one.key)) for name, one in log.entries.items()}
         log.compact(lambda path, data: state_store.write_atomic(path, data, store.commit))
-    marker = {"schema": state_store.SCHEMA_VERSION, "stage": stage.name, "key": key, "runId": record.get("lastRunId"), "at": utc_text(clock.time())}
-    state_store.write_atomic(state_store.marker_path(spec.root, stage.output_dir, stage.name), state_store.record_json(marker), store.commit)
+    marker = state_store.marker_bytes(stage.name, key, record.get("lastRunId"), clock.time())
+    state_store.write_atomic(state_store.marker_path(spec.root, stage.output_dir, stage.name), marker, store.commit)
     store.commit.flush()                # a marker of today's key can be accepted again, one of the old key beside today's record could not
     store.write("stage_%s.json" % stage.name, {**record, "idempotencyKey": key, "keyParts": facts.material.parts})
     store.commit.flush()

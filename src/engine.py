@@ -580,9 +580,8 @@ class Run:
         return state_store.marker_path(self.root, stage.output_dir, stage.name)
 
     def write_marker(self, stage: StageSpec, key: str) -> None:
-        marker = {"schema": state_store.SCHEMA_VERSION, "stage": stage.name, "key": key, "runId": self.options.run_id, "at": utc_text(self.clock.time())}
         path = self.marker(stage)
-        state_store.write_atomic(path, state_store.record_json(marker), durable=False)
+        state_store.write_atomic(path, state_store.marker_bytes(stage.name, key, self.options.run_id, self.clock.time()), durable=False)
         self.store.commit.files[path] = None        # synced with the group: one that a power cut took counts as none
         self.store.commit.folders[os.path.dirname(path)] = None
 

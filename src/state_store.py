@@ -506,6 +506,11 @@ def died_before_marker(store: StateStore, stage: str, record: Json) -> bool:
         one.get("stage") == stage and one.get("status") == "ok" and not one.get("recovered") for one in run.get("stages", []))
 
 
+def marker_bytes(stage: str, key: str, run_id: Optional[str], now: float) -> bytes:
+    """Return what a stage's marker holds."""
+    return record_json({"schema": SCHEMA_VERSION, "stage": stage, "key": key, "runId": run_id, "at": utc_text(now)})
+
+
 def read_marker(path: str) -> Optional[str]:
     """Return the key in a stage's marker, "" for a marker that is not ours, None without one.
 
