@@ -29,7 +29,7 @@ def printable(text: str) -> str:
 def describe_os_error(error: OSError) -> str:
     """Return one line: path, cause, and for a full disk the free bytes."""
     import errno
-    path = os.fsdecode(error.filename) if error.filename is not None else ""
+    path = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""      # Python names some files by descriptor
     if not path and error.errno == errno.ENOENT and not _has_current_folder():
         return "the current folder is not there any more; go to another one (cd) and run again"
     line = "%s: %s" % (path or "the runner's own files, or the standard output", error.strerror or error)
