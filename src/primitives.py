@@ -322,6 +322,11 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def is_finite(value: Any) -> bool:
+    """Tell whether a value of JSON is a number with which one can reckon: its reader takes NaN and 1e999, too."""
+    return isinstance(value, (int, float)) and abs(value) < float("inf")
+
+
 class _Rules:
     """What the interpreter's scanner of JSON asks for; the same as in json.loads()."""
 

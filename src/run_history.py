@@ -17,7 +17,7 @@ import run_ledger
 import stage_locks
 import state_store
 from ledger_format import is_unwritten
-from primitives import is_integer, open_file
+from primitives import is_finite, is_integer, open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -186,11 +186,11 @@ def entries_of_stages(root: str, run_id: str, invocation: int) -> List[Json]:
         record = _read_record(root, name)[0] if name.startswith("stage_") and name.endswith(".json") else None
         if record is None or (record.get("lastRunId"), record.get("lastInvocation", 1)) != (run_id, invocation):
             continue
-        seconds = record.get("lastDurationSec")
+        seconds: Any = record.get("lastDurationSec")
         is_over = record.get("lastStatus") != "running"
         found.append({"stage": _text(record.get("stage")), "status": _text(record.get("lastStatus")), "reason": _text(record.get("lastError")),
                       "attempts": record.get("attempts") if is_over else attempts_begun(root, run_id, invocation, _text(record.get("stage"))), "startedAt": record.get("startedAt"), "counts": record.get("counts"), "tasks": record.get("tasks"),
-                      "outputs": record.get("outputs"), "durationMs": int(seconds * 1000) if is_over and isinstance(seconds, (int, float)) else None})
+                      "outputs": record.get("outputs"), "durationMs": int(seconds * 1000) if is_over and is_finite(seconds) else None})
     return found
 
 

@@ -17,7 +17,7 @@ import os
 
 import state_store
 from ledger_format import ENTRY_SCHEMA, canonical_json, entry_hash, entry_line, head_text, is_unwritten, run_hash
-from primitives import close_quietly, is_integer, loads, open_descriptor, open_file, pretty_pieces, remove_quietly, replace
+from primitives import close_quietly, is_finite, is_integer, loads, open_descriptor, open_file, pretty_pieces, remove_quietly, replace
 from state_store import StateError, utc_text
 
 TYPE_CHECKING = False
@@ -68,8 +68,9 @@ def recovered_entry(store: StateStore, record: Json) -> Json:
     """Return what a run record says of a stage that its run finished and did not live to write down."""
     parts = recorded_parts(store, record["keyParts"])
     outputs = [{name: one[name] for name in SHOWN_INPUT_KEYS} for one in record["outputs"]]
+    seconds: Any = record.get("lastDurationSec")
     return {"stage": record["stage"], "status": "ok", "reason": "finished by a run that died", "attempts": record.get("attempts", 0),
-            "durationMs": int(float(record.get("lastDurationSec") or 0) * 1000), "exitCode": 0, "key": record["idempotencyKey"],
+            "durationMs": int(seconds * 1000) if is_finite(seconds) else 0, "exitCode": 0, "key": record["idempotencyKey"],
             "keyParts": parts, "inputs": [{"path": path, "sha256": digest} for path, digest in parts.get("inputs") or []],
             "outputs": outputs, "bytesIn": record.get("bytesIn", 0),
             "bytesOut": output_bytes(record), "counts": record.get("counts") or {},
