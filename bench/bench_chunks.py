@@ -33,8 +33,9 @@ sys.path[:0] = [os.path.join(ROOT, "src"), os.path.join(ROOT, "bench")]
 from bench_throughput import make_text  # noqa: E402
 
 import chunk_files  # noqa: E402
-import environment  # noqa: E402
+import file_digests  # noqa: E402
 import state_store  # noqa: E402
+from environment import usable_cpus  # noqa: E402
 
 PROGRAMS = {"awk": ["awk", "{print toupper($0)}"], "mawk": ["mawk", "{print toupper($0)}"], "gawk": ["gawk", "{print toupper($0)}"], "tr": ["tr", "a-z", "A-Z"]}
 
@@ -45,7 +46,7 @@ def drive(program: list, source: str, folder: str, jobs: int, block_bytes: int, 
           overlap: bool = False) -> dict:
     """Make the file *name* in *folder*; return the seconds that the phases took."""
     marks = [time.perf_counter()]
-    hashing = threading.Thread(target=chunk_files.hash_files, args=([source],))
+    hashing = threading.Thread(target=file_digests.hash_file, args=(source,))
     hashing.start()
     if not overlap:
         hashing.join()
@@ -178,14 +179,14 @@ def measure(name: str, source: str, folder: str, options: argparse.Namespace) ->
 
 def measure_hashing(source: str, runs: int) -> None:
     """Hash the file once, and its chunks on all cores, in turns with openssl: one, and one for each core."""
-    cores, size = environment.usable_cpus(), os.path.getsize(source)
+    cores, size = usable_cpus(), os.path.getsize(source)
     ranges = chunk_files.cut(source, max(1, size // (8 * cores))).chunks
     openssl = ["openssl", "dgst", "-sha256", source]
     ways = {"openssl, 1 process": (1, lambda: subprocess.run(openssl, stdout=subprocess.DEVNULL, check=True)),
-            "hash_files, 1 file": (1, lambda: chunk_files.hash_files([source])),
+            "hash_file, 1 file": (1, lambda: file_digests.hash_file(source)),
             "openssl, %d processes" % cores: (cores, lambda: [one.wait() for one in [
                 subprocess.Popen(openssl, stdout=subprocess.DEVNULL) for _ in range(cores)]]),
-            "hash_files, %d files" % cores: (cores, lambda: chunk_files.hash_files([source] * cores)),
+            "hash_file, %d files" % cores: (cores, lambda: chunk_files.side_by_side(lambda path, _: file_digests.hash_file(path), [source] * cores)),
             "hash_ranges, %d chunks" % len(ranges): (1, lambda: chunk_files.hash_ranges(source, ranges))}
     times: dict = {way: [] for way in ways}
     for turn in range(runs + 1):
@@ -207,7 +208,7 @@ def main() -> int:
     parser.add_argument("--mib", type=int, default=256)
     parser.add_argument("--block-mib", type=int, default=64)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--jobs", type=int, default=environment.usable_cpus())
+    parser.add_argument("--jobs", type=int, default=usable_cpus())
     parser.add_argument("--programs", nargs="*", default=["awk", "tr"], choices=sorted(PROGRAMS))
     parser.add_argument("--sync-chunks", action="store_true", help="sync the output of each chunk too, before it counts as done")
     parser.add_argument("--folder", help="where the files are made (four times --mib); a temporary one by default")

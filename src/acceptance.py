@@ -14,7 +14,6 @@ import state_store
 import task_look
 from ledger_format import stage_key
 from model import UsageError
-from state_store import utc_text
 from task_log import GOOD
 
 TYPE_CHECKING = False
@@ -39,14 +38,14 @@ def accept(ledger: RunLedger, stage: StageSpec, spec: PipelineSpec, facts: Facts
     changes = reasons.key_changes(record["keyParts"], facts.material.parts) or ["key changed"]
     entry = {"stage": stage.name, "oldKey": record["idempotencyKey"], "newKey": key, "changes": changes, "reason": reason,
              "user": environment.user_name(), "host": stage_locks.host_name()}
-    ledger.accept(spec.name, entry)
+    ledger.note("accept", spec.name, entry)
     if facts.tasks is not None:
         keys = dict(zip(facts.tasks.paths, facts.tasks.keys))
         log = facts.tasks.log
         log.entries = {name: one._replace(key=keys.get(name, one.key)) for name, one in log.entries.items()}
         log.compact(lambda path, data: state_store.write_atomic(path, data, store.commit))
-    marker = {"schema": state_store.SCHEMA_VERSION, "stage": stage.name, "key": key, "runId": record.get("lastRunId"), "at": utc_text(clock.time())}
-    state_store.write_atomic(state_store.marker_path(spec.root, stage.output_dir, stage.name), state_store.record_json(marker), store.commit)
+    marker = state_store.marker_bytes(stage.name, key, record.get("lastRunId"), clock.time())
+    state_store.write_atomic(state_store.marker_path(spec.root, stage.output_dir, stage.name), marker, store.commit)
     store.commit.flush()                # a marker of today's key can be accepted again, one of the old key beside today's record could not
     store.write("stage_%s.json" % stage.name, {**record, "idempotencyKey": key, "keyParts": facts.material.parts})
     store.commit.flush()

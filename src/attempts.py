@@ -33,6 +33,9 @@ ATTEND_S = 0.05             # who reads a long file looks after the attempts so 
 AWAY_S = 0.2                # a runner that was away for longer gives the time back to the attempts
 NOT_STARTED = "cannot start"        # how a failure begins whose program never ran
 TIMEOUT = "timeout after %g s"
+INTERRUPTED = "interrupted"
+FORCE_S = 2.0               # what a killed process may take to be gone
+TIME_UP = -1                # in place of a signal's number: the clock asks to stop
 POLL_S = 0.2                # Windows: between two looks at the clock and at signals
 LONGEST_WAIT_S = 86400.0    # at once; poll() takes 24 days at most
 TICK_S = 0.25               # between two looks of whoever shows the progress
@@ -64,7 +67,9 @@ class AttemptResult(namedtuple("AttemptResult", "exit_code failure stopped durat
     __slots__ = ()
 
 
-TIME_UP = -1                # in place of a signal's number: the clock asks to stop
+def not_begun(failure: str, stopped: bool = False) -> AttemptResult:
+    """Return the result of an attempt of which nothing was started."""
+    return AttemptResult(None, failure, stopped, 0.0, 0.0, 0, b"", [], [])
 
 
 class Signals:
@@ -86,10 +91,6 @@ class Signals:
         if not self.came and self.stop_time is not None and self.stop_time.seconds_left() <= 0:
             self._note(TIME_UP, None)
         return self.came
-
-    @number.setter
-    def number(self, value: int) -> None:
-        self.came = value
 
     def text(self) -> str:
         """Return why the run is to stop."""
@@ -514,9 +515,6 @@ def run_attempt(launch: Launch, signals: Signals, processes: Any, guardian: Any,
     return attempt.result
 
 
-INTERRUPTED = "interrupted"
-
-
 def survivors_text(survivors: Sequence[Any]) -> str:
     """Return what is said of an attempt after which some processes could not be ended."""
     return "processes would not end: %s" % ", ".join(map(str, survivors))
@@ -619,9 +617,6 @@ def exit_text(code: Optional[int]) -> str:
     return "exit code %s" % code
 
 
-FORCE_S = 2.0           # what a killed process may take to be gone
-
-
 class Ending:
     """When and how an attempt is told to end: politely at its time limit or on a signal, by force after the grace.
 
@@ -682,13 +677,11 @@ def _read_all(reader: int, log: AttemptLog) -> None:
 
 def _feed(fed: List[Attempt]) -> None:
     """Move what fits into the standard inputs of these attempts; one whose input cannot be read fails."""
-    ready = []
-    for attempt in fed:
-        ready.append(attempt.launch.feeder)
-    if not ready:
+    feeders = [attempt.launch.feeder for attempt in fed]
+    if not feeders:
         return
     try:
-        type(ready[0]).pump_together(ready)
+        type(feeders[0]).pump_together(feeders)
     except OSError as error:
         for attempt in fed:
             if attempt.launch.feeder.path == error.filename:

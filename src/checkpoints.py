@@ -12,7 +12,7 @@ import spec_checks
 import stage_outputs
 from file_digests import path_matches
 from model import Checkpoint
-from primitives import open_file
+from primitives import is_integer, open_file
 
 MAX_BYTES = 8 << 20          # of a progress file; the kit reads no more either
 
@@ -44,9 +44,9 @@ def checkpoint_at(path: str, folder: str, record: Optional[Json], key: str, boot
     """
     progress, bad = read_progress(path)
     if progress is None:
-        return Checkpoint(0, {}, {}, False, False, {}, bad, False) if bad else None
+        return Checkpoint(0, {}, {}, False, False, bad, False) if bad else None
     found = Checkpoint(progress["lineOffset"], progress.get("outputs", {}), progress.get("publish", {}),
-                       progress.get("publishing") is True, progress.get("complete") is True, progress.get("counts", {}), "", False)
+                       progress.get("publishing") is True, progress.get("complete") is True, "", False)
     problem = _binding_problem(progress, record, key, boot)
     if not problem:
         unknown = _unvouched(folder, progress, record or {}, declared)
@@ -132,8 +132,8 @@ def _problem(progress: Any) -> str:
     """Return what is wrong with the form of a progress file, or ""."""
     if not isinstance(progress, dict):
         return "it is not an object"
-    offset = progress.get("lineOffset")
-    if not isinstance(offset, int) or isinstance(offset, bool) or offset < 0:
+    offset: Any = progress.get("lineOffset")
+    if not is_integer(offset) or offset < 0:
         return "its lineOffset is %s" % spec_checks.shown_value(offset)
     outputs, finals, counts = progress.get("outputs", {}), progress.get("publish", {}), progress.get("counts", {})
     whole = progress.get("whole", [])
@@ -142,11 +142,11 @@ def _problem(progress: Any) -> str:
     for files in (outputs, finals):
         if not isinstance(files, dict) or any(spec_checks.path_problem(path) for path in files):
             return "its outputs are not paths below the output folder"
-    if not all(spec_checks.is_integer(size) and size >= 0 for size in outputs.values()):
+    if not all(is_integer(size) and size >= 0 for size in outputs.values()):
         return "its outputs are not numbers of bytes"
     if not all(isinstance(final, str) and not spec_checks.path_problem(final) for final in finals.values()):
         return "its outputs are not paths below the output folder"
-    if not isinstance(counts, dict) or not all(spec_checks.is_integer(count) and count >= 0 for count in counts.values()):
+    if not isinstance(counts, dict) or not all(is_integer(count) and count >= 0 for count in counts.values()):
         return "its counts are not numbers"
     return ""
 

@@ -19,7 +19,7 @@ import sys
 import time
 from collections import namedtuple
 
-import environment
+from environment import usable_cpus
 from model import sha256
 from primitives import go_on, open_descriptor, remove_quietly, replace
 
@@ -132,7 +132,7 @@ def side_by_side(function: Callable[[Item, bytearray], Result], items: Sequence[
     BLOCK_BYTES. Raises: the error of the first item that has one; the others are then left.
     """
     import threading
-    count = min(threads or environment.usable_cpus(), len(items))
+    count = min(threads or usable_cpus(), len(items))
     results: List[Any] = [None] * len(items)
     errors: Dict[int, BaseException] = {}
     rest = iter(range(len(items)))
@@ -158,38 +158,29 @@ def side_by_side(function: Callable[[Item, bytearray], Result], items: Sequence[
     return results
 
 
-def hash_files(paths: Sequence[str], threads: int = 0) -> List[str]:
-    """Return the SHA-256 of each file, several at a time, the largest first. Raises: OSError."""
-    order = sorted(range(len(paths)), key=lambda index: -os.stat(paths[index]).st_size)
-    found = side_by_side(lambda index, buffer: _hash_range(paths[index], 0, -1, buffer), order, threads)
-    return [digest for _, digest in sorted(zip(order, found))]
-
-
-def hash_ranges(path: str, ranges: Sequence[Range], threads: int = 0, heed: Callable[[], None] = go_on) -> List[str]:
-    """Return the SHA-256 of each [start, end) of a file.
+def hash_ranges(path: str, ranges: Sequence[Range], heed: Callable[[], None] = go_on) -> List[str]:
+    """Return the SHA-256 of each [start, end) of a file, several at a time.
 
     heed: called, in any of the threads, before each range. Raises: OSError, also when the file is shorter; what heed() raises.
     """
     def hash_one(one: Range, buffer: bytearray) -> str:
         heed()
         return _hash_range(path, one[0], one[1], buffer)
-    return side_by_side(hash_one, ranges, threads)
+    return side_by_side(hash_one, ranges)
 
 
 def _hash_range(path: str, start: int, end: int, buffer: bytearray) -> str:
-    """Return the SHA-256 of [start, end) of a file; end -1: of all from *start* on."""
-    digest, view = sha256(size=end - start if end >= 0 else BLOCK_BYTES), memoryview(buffer)
+    """Return the SHA-256 of [start, end) of a file."""
+    left, view = end - start, memoryview(buffer)
+    digest = sha256(size=left)
     with open(path, "rb", buffering=0) as file:
         file.seek(start)
-        left = end - start if end >= 0 else -1
         while left:
-            count = file.readinto(view if left < 0 else view[:left])
+            count = file.readinto(view[:left])
             if not count:
-                break
+                raise _shorter(path)
             digest.update(view[:count])
-            left -= count if left > 0 else 0
-    if left > 0:
-        raise _shorter(path)
+            left -= count
     return digest.hexdigest()
 
 
@@ -359,15 +350,15 @@ class Joiner:
     headers: what each chunk was given as header (headers()), or () for none. Of each name one header stays: the first whole
     one, without any the longest; the others lose as many lines as they were given. NAME.rejects.jsonl has no header,
     unless it is one of with_header: of outputs that are called so because their input is.
-    store: the module state_store, for what is durable. wake: called by the thread when it is done or has failed.
+    store: the module state_store, for what is durable.
     """
 
     def __init__(self, folder: str, stage: str, token: str, total: int, store: Any, headers: Sequence[Header] = (),
-                 with_header: Container[str] = (), wake: Callable[[], None] = lambda: None) -> None:
+                 with_header: Container[str] = ()) -> None:
         import queue
         import threading
         self.folder, self.stage, self.token, self.total, self.store = folder, stage, token, total, store
-        self.headers, self.with_header, self.wake = headers, with_header, wake
+        self.headers, self.with_header = headers, with_header
         self.joined: Dict[str, List[Any]] = {}          # name -> [SHA-256 object, bytes]
         self.kept: Set[str] = set()                     # names that have their header
         self.short: Dict[str, Tuple[int, int, str, int]] = {}   # other names -> line ends, lines, file and input of the longest header, which is all of it
@@ -456,8 +447,6 @@ class Joiner:
                 self._sync(self._part(name))
         except BaseException as error:
             self.problem = error            # raised by finish()
-        finally:
-            self.wake()
 
     def _append(self, index: int, name: str, path: str, buffer: bytearray) -> None:
         is_rejects = name.endswith(REJECTS) and name not in self.with_header

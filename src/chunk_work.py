@@ -17,6 +17,7 @@ import stat
 import attempts
 import chunk_files
 import file_digests
+import program_scan
 import stage_work
 import state_store
 import task_log
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from stage_locks import StageLock
     Json = Dict[str, Any]
 
+BY_SIGNATURE = "signature:"         # what the digest of an output begins with that is told by its signature
 JOIN_LOOK_S = 0.01          # between two looks whether the joining has ended
 SETTLE_S = 1.5 * file_digests.FRESH_NS / 1e9
 
@@ -94,7 +96,7 @@ class ChunkTasksWork(task_work.TasksWork):
                 if task not in todo:
                     self._add(task, self.task_log.entries[task.name])
             yield from self._run_tasks(todo)
-            failure = "interrupted" if self.is_stopped else attempts.survivors_text(self.survivors) if self.survivors else self._failure_text()
+            failure = self._failure()
             failure = failure or self._changed_inputs()
             self.counts = task_log.sum_counts(entry.counts for entry in self.task_log.entries.values() if entry.status == "ok") or self._none_counted(self.total > 0)
             if not failure:
@@ -123,7 +125,7 @@ class ChunkTasksWork(task_work.TasksWork):
             return [sha256(("chunk\0%s\0%s\0%d\0%d" % (self.key, path, start, end)).encode("utf-8")).hexdigest() for start, end in cut.chunks]
         # What a chunk's processor sees of the place (line numbers) depends on all that is before it: so does the key.
         parts = {name: value for name, value in self.facts.material.parts.items() if name != "inputs"}
-        digests = chunk_files.hash_ranges(os.path.join(self.run.root, path), [(0, cut.header_end)] + list(cut.chunks), heed=self.run.heed_stop)
+        digests = chunk_files.hash_ranges(os.path.join(self.run.root, path), [(0, cut.header_end)] + list(cut.chunks), self.run.heed_stop)
         before, keys = "%s\0%s\0%s" % (stage_key(parts), path, digests[0]), []
         for digest in digests[1:]:
             before = sha256(("chunk\0%s\0%s" % (before, digest)).encode("utf-8")).hexdigest()
@@ -159,7 +161,6 @@ class ChunkTasksWork(task_work.TasksWork):
                 if other != path and self._single_output() is None:
                     return "%s and %s would both be written to %s; name one output in \"outputs\", or rename one" % (other, path, self._filter_output(path))
             return ""
-        import program_scan
         imports = program_scan.scan_of(self.run.digests, self.stage.processor)["imports"]
         with open(os.path.join(self.run.root, self.stage.processor), "rb") as file:
             is_aware = "processor_kit" in imports or b"PIPELINE_CHUNK_START" in file.read()
@@ -215,7 +216,7 @@ class ChunkTasksWork(task_work.TasksWork):
             path = trial.task.stdin[0] if self.chunks.is_filter else ""
             if not path or error.filename != os.path.join(self.run.root, path):
                 raise
-            return attempts.AttemptResult(None, "input changed during the run: %s is gone" % path, False, 0.0, 0.0, 0, b"", [], [])
+            return attempts.not_begun("input changed during the run: %s is gone" % path)
 
     def _how(self, task: task_work.Task, launch: Any) -> Any:
         if not self.chunks.is_filter:
@@ -293,9 +294,6 @@ class ChunkTasksWork(task_work.TasksWork):
             tidy(self.run.root, self.stage, self.store)
             shutil.rmtree(self.progress_folder, ignore_errors=True)
 
-    def _write_record(self, status: str, error: str, outputs: Optional[List[Json]] = None, counts: Optional[Json] = None) -> None:
+    def _write_record(self, status: str, error: str, outputs: Optional[List[Json]] = None) -> None:
         self.more_of_record = dict(self.more_of_record, tasks=self._summary())
-        super()._write_record(status, error, outputs, counts)
-
-
-BY_SIGNATURE = "signature:"
+        super()._write_record(status, error, outputs)

@@ -7,11 +7,13 @@ import sys
 
 import command_line
 import planning
+import spec_checks
+import stage_locks
 import state_store
 from console import Console, describe_os_error, silence_closed_streams
 from file_digests import Digests
 from model import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_OFFLINE, EXIT_OK, EXIT_STATE, VERSION, Clock, Options, PipelineSpec, SpecError, Terminated
-from program_scan import check_offline
+from program_scan import check_offline, print_scan
 from spec_loading import load_pipeline, refuse
 from state_store import StateStore
 
@@ -106,17 +108,9 @@ def _dispatch(options: Options, console: Console, started: float, found: Any) ->
     if options.command == "plan":
         return planning.print_plan(spec, options, console, Clock())
     if options.command == "validate":
-        notes = _check_starts(spec, options)
-        check_offline(spec, Digests(spec.root, state_store.boot_id(), keep=False), console)
-        planning.select_stages(spec, options)
-        for note in notes:
-            console.line("[NOTE] " + note)
-        _tell_of_gaps(spec, console)
-        console.line("%s: ok (%d stage%s)" % (options.pipeline, len(spec.stages), "" if len(spec.stages) == 1 else "s"))
-        return EXIT_OK
+        return _validate(spec, options, console)
     if options.command == "scan":
-        import program_scan
-        return program_scan.print_scan(spec, Digests(spec.root, state_store.boot_id(), keep=False), options.operands, console)
+        return print_scan(spec, Digests(spec.root, state_store.boot_id(), keep=False), options.operands, console)
     if options.command in ("status", "history", "logs", "explain"):
         import look_commands
         stages = planning.select_stages(spec, options._replace(only=options.only | frozenset(options.operands)))
@@ -142,10 +136,20 @@ def _dispatch(options: Options, console: Console, started: float, found: Any) ->
     return engine.Run(spec, options, console, Clock(), started, known).run()
 
 
+def _validate(spec: PipelineSpec, options: Options, console: Console) -> int:
+    notes = _check_starts(spec, options)
+    check_offline(spec, Digests(spec.root, state_store.boot_id(), keep=False), console)
+    planning.select_stages(spec, options)
+    for note in notes:
+        console.line("[NOTE] " + note)
+    _tell_of_gaps(spec, console)
+    console.line("%s: ok (%d stage%s)" % (options.pipeline, len(spec.stages), "" if len(spec.stages) == 1 else "s"))
+    return EXIT_OK
+
+
 def _check_starts(spec: PipelineSpec, options: Options) -> List[str]:
     """Return notes on programs that may not start. Raises: SpecError with those that certainly cannot."""
     import program_starts
-    import spec_checks
     problems, notes = spec_checks.Problems(), []
     for place, is_certain, words in program_starts.find_problems(spec):
         if is_certain:
@@ -201,7 +205,6 @@ def _accept(spec: PipelineSpec, options: Options, console: Console, clock: Clock
     import acceptance
     import engine
     import process_tree
-    import stage_locks
     boot, name = state_store.boot_id(), options.operands[0]
     stage, = planning.select_stages(spec, options._replace(only=frozenset((name,))))
     store = StateStore(spec.root, now=clock.time)
@@ -210,7 +213,7 @@ def _accept(spec: PipelineSpec, options: Options, console: Console, clock: Clock
     check_offline(spec, digests, console)
     store.prepare()
     lock = stage_locks.StageLock(spec.root, name, "accept", boot, clock, process_tree)
-    lock.acquire(stage.lock_wait_s, engine.dead_token(store.stage(name)))
+    lock.acquire(stage.lock_wait_s, state_store.dead_token(store.stage(name)))
     try:
         facts = planning.observe(spec, stage, digests, store, boot)
         ledger.prepare()
@@ -218,15 +221,12 @@ def _accept(spec: PipelineSpec, options: Options, console: Console, clock: Clock
     finally:
         lock.release()
     console.line(done)
-    for note in ledger.notes:
-        console.line("[LEDGER] " + note)
-    console.line("[LEDGER] head " + ledger.head_text())
+    ledger.tell(console.line, with_head=True)
     return EXIT_OK
 
 
 def _unlock(spec: PipelineSpec, options: Options, console: Console) -> int:
     import process_tree
-    import stage_locks
     for name in options.operands:
         planning.select_stages(spec, options._replace(only=frozenset((name,))))
         console.line(stage_locks.unlock(spec.root, name, state_store.boot_id(), Clock(), process_tree))

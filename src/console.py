@@ -29,7 +29,7 @@ def printable(text: str) -> str:
 def describe_os_error(error: OSError) -> str:
     """Return one line: path, cause, and for a full disk the free bytes."""
     import errno
-    path = os.fsdecode(error.filename) if error.filename is not None else ""
+    path = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""      # Python names some files by descriptor
     if not path and error.errno == errno.ENOENT and not _has_current_folder():
         return "the current folder is not there any more; go to another one (cd) and run again"
     line = "%s: %s" % (path or "the runner's own files, or the standard output", error.strerror or error)
@@ -116,7 +116,7 @@ class Console:
             return
         if self.view:
             self.view.forget(stage)
-        for line in self.tails.pop(stage, []) + self.tails.pop("", []):
+        for line in self.tails.pop(stage, []):
             self._tell_tail(stage, line)
         if self.is_json:
             import log_events
@@ -156,7 +156,7 @@ class Console:
             elif not self.is_quiet:
                 self.error("[OFFLINE] warning: %s" % line)
 
-    def tail(self, data: bytes, stage: str = "") -> None:
+    def tail(self, data: bytes, stage: str) -> None:
         """Show the last lines of a failed attempt's output; with --quiet only if the stage fails in the end."""
         lines = data.decode("utf-8", "replace").splitlines()[-10:]
         if self.is_quiet:
@@ -191,12 +191,11 @@ class Console:
             else:
                 self.line("%s | %s" % (stage, text))
 
-    def end_stream(self, stage: str = "") -> None:
-        """Print what is left of the output of *stage*, or of all."""
-        for one in [stage] if stage else sorted(self.partial):
-            if self.partial.get(one):
-                self.stream(one, b"\n")
-            self.partial.pop(one, None)
+    def end_stream(self, stage: str) -> None:
+        """Print what is left of the output of *stage*."""
+        if self.partial.get(stage):
+            self.stream(stage, b"\n")
+        self.partial.pop(stage, None)
 
     def summary(self, run_id: str, state: str, count: Dict[str, int], duration_s: float) -> None:
         """Print how a run has ended. count: stages by status, of all statuses."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 
 from model import ALL_OF_LOG
-from primitives import open_file
+from primitives import is_integer, open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def counts_problem(value: Any) -> str:
     for name, number in value.items():
         if not name.isascii() or not name.isprintable():
             return "the name %s is not of ASCII characters" % json.dumps(name)
-        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 1 << 53:
+        if not is_integer(number) or not 0 <= number < 1 << 53:
             return "%s is not a whole number from 0 on" % json.dumps(name)
     return ""
 

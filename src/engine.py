@@ -1,7 +1,6 @@
 """The engine: one invocation of a run, its stages in order, their locks and results, the run's records.
 
-Above all other modules; pipeline_runner.py reads the command line and the spec and starts it. A module of its own, because Python
-compiles the file that it is started with anew each time, and a run in which nothing changed does not need it.
+Above all other modules but commands, which reads the command line and the spec and starts it.
 """
 from __future__ import annotations
 
@@ -37,6 +36,7 @@ MOMENT_S = 0.01             # processors that take no longer are waited for with
 RECORD_S = 1.0              # a running run's record is written at most so often: it may name thousands of stages
 RECORD_SHARE = 20           # ... and takes at most this part of the time
 DEAR_BYTES = 64 << 20       # files of so many bytes are not hashed again after a kill
+NOT_BEGUN = {"FAIL": "failed", "WAITING": "waiting"}      # decision -> what becomes of the stage
 
 
 class Run:
@@ -129,7 +129,7 @@ class Run:
         try:
             self.ledger.prepare()
             self.invocation = run_ledger.next_invocation(self.ledger, self.options.run_id, is_known)
-            self._tell_healed()
+            self.ledger.tell(self.console.line)
             for place in range(len(self.selected)) if self.known is None else sorted(self.known.stale):
                 self.store.stage(self.selected[place].name)     # damaged state is found before any work is done
             for name, doubt in planning.unfinished_makers(self.spec, self.selected):
@@ -274,7 +274,7 @@ class Run:
         self.works.pop(name, None)
         self.order.ended(name, result.status in ("ok", "skipped"))
         if self.is_open and self.clock.monotonic() - self.recorded >= self.record_pause_s:
-            self._write_run("running")              # not after each stage: what it lacks after a kill is told by the stage records
+            self._write_run()           # not after each stage: what it lacks after a kill is told by the stage records
         if self.store.commit.is_due():
             self.flush()
         failed = EXIT_OFFLINE if result.is_offline_fault else EXIT_LOCKED if name in self.held else EXIT_FAILED
@@ -306,7 +306,7 @@ class Run:
             self.pool.tick, self.pool.tick_s = tick, attempts.TICK_S
             self.known.index.keep()
             try:
-                self._write_run("running")
+                self._write_run()
             except (OSError, state_store.StateError):
                 pass                    # it says less than it could until the next time; a damaged index is told at the end
 
@@ -368,35 +368,40 @@ class Run:
             result = yield from self._run_stage(stage)
             return result
         except ReadingStopped:
-            return self._stopped_before(stage, self._clock_text() or "interrupted while its inputs were read")
+            return self._not_begun(stage, "interrupted", self._clock_text() or "interrupted while its inputs were read")
         except BaseException:
             self.unfit = self.unfit or stage.name
             raise
 
     def _run_stage(self, stage: StageSpec) -> Flow:
         decision, facts = self._look(stage, is_brief=True)
-        if decision.action in ("FAIL", "WAITING"):
-            return self._not_begun(stage, decision)
+        if decision.action in NOT_BEGUN:
+            return self._not_begun(stage, NOT_BEGUN[decision.action], "; ".join(decision.reasons))
         if decision.action == "SKIP":
             is_locked = os.path.isdir(os.path.join(self.root, "locks", stage.name + ".lock"))
             if not self._needs_tidying(stage) and (not is_locked or self._new_lock(stage).is_free()):
                 return self._skipped(stage, decision, facts)
-        token = dead_token(facts.record)
+        token = state_store.dead_token(facts.record)
         del decision, facts                     # of very many tasks: before they are looked at again
         self._open()
         lock = self._new_lock(stage)
         try:
             if not (yield from self._acquire(stage, lock, token)):
-                return self._stopped_before(stage, "%s while waiting for the lock of stage %s" % (self.signals.text(), stage.name))
+                return self._not_begun(stage, "interrupted", "%s while waiting for the lock of stage %s" % (self.signals.text(), stage.name))
         except stage_locks.LockHeld as error:
             if not self.options.keep_going:
                 raise
-            return self._held(stage, str(error))
+            self.held.add(stage.name)
+            return self._not_begun(stage, "failed", str(error))
+        return (yield from self._run_locked(stage, lock))
+
+    def _run_locked(self, stage: StageSpec, lock: stage_locks.StageLock) -> Flow:
+        """As _stage_flow(), under the stage's lock, which is given back at the end, as its output folder is."""
         is_free = True
         try:
             decision, facts = self._look(stage)     # somebody else may have finished it while we waited
-            if decision.action in ("FAIL", "WAITING"):
-                return self._not_begun(stage, decision)
+            if decision.action in NOT_BEGUN:
+                return self._not_begun(stage, NOT_BEGUN[decision.action], "; ".join(decision.reasons))
             if decision.action == "SEAL":
                 state_store.make_folder(os.path.join(self.root, stage.output_dir), self.store.commit)     # it may have had no outputs
                 self.write_marker(stage, facts.material.key)
@@ -404,7 +409,7 @@ class Run:
                 self._tidy(stage)
                 return self._skipped(stage, decision, facts)
             if self.signals.number:
-                return self._stopped_before(stage, self.signals.text())
+                return self._not_begun(stage, "interrupted", self.signals.text())
             self._tell_of_namesake(stage, facts.record)
             work = self._new_work(stage, lock, facts)
             result = yield from work.do(decision)
@@ -551,21 +556,10 @@ class Run:
         import process_tree
         return stage_locks.StageLock(self.root, stage.name, self.options.run_id, self.boot, self.clock, process_tree)
 
-    def _not_begun(self, stage: StageSpec, decision: Decision) -> StageResult:
+    def _not_begun(self, stage: StageSpec, status: str, why: str) -> StageResult:
         """Say why nothing is done with a stage, in which nothing was touched."""
-        why, is_waiting = "; ".join(decision.reasons), decision.action == "WAITING"
-        self.console.event("WAIT" if is_waiting else "FAIL", stage.name, ": " + why)
-        return StageResult.of(stage.name, "waiting" if is_waiting else "failed", why)
-
-    def _held(self, stage: StageSpec, why: str) -> StageResult:
-        """Say that another run has the stage, in a run that keeps going without it."""
-        self.console.event("FAIL", stage.name, ": " + why)
-        self.held.add(stage.name)
-        return StageResult.of(stage.name, "failed", why)
-
-    def _stopped_before(self, stage: StageSpec, why: str) -> StageResult:
-        self.console.event("STOP", stage.name, ": " + why)
-        return StageResult.of(stage.name, "interrupted", why)
+        self.console.event({"waiting": "WAIT", "interrupted": "STOP"}.get(status, "FAIL"), stage.name, ": " + why)
+        return StageResult.of(stage.name, status, why)
 
     def _skipped(self, stage: StageSpec, decision: Decision, facts: Facts) -> StageResult:
         reason = "; ".join(decision.reasons)
@@ -582,13 +576,11 @@ class Run:
 
     def marker(self, stage: StageSpec) -> str:
         """Return the path of the stage's marker."""
-        path: str = state_store.marker_path(self.root, stage.output_dir, stage.name)
-        return path
+        return state_store.marker_path(self.root, stage.output_dir, stage.name)
 
     def write_marker(self, stage: StageSpec, key: str) -> None:
-        marker = {"schema": state_store.SCHEMA_VERSION, "stage": stage.name, "key": key, "runId": self.options.run_id, "at": utc_text(self.clock.time())}
         path = self.marker(stage)
-        state_store.write_atomic(path, state_store.record_json(marker), durable=False)
+        state_store.write_atomic(path, state_store.marker_bytes(stage.name, key, self.options.run_id, self.clock.time()), durable=False)
         self.store.commit.files[path] = None        # synced with the group: one that a power cut took counts as none
         self.store.commit.folders[os.path.dirname(path)] = None
 
@@ -607,8 +599,8 @@ class Run:
         self.signals = self.clock.signals = attempts.Signals(self.stop_time)
         self.signals.install()
         self.ledger.begin(self.options.run_id, self.invocation, self.spec.name)
-        self._tell_healed()
-        self._write_run("running", is_brief=True)
+        self.ledger.tell(self.console.line)
+        self._write_run(is_brief=True)
         self.is_open = True
         self._guard_processes()
 
@@ -654,11 +646,6 @@ class Run:
         for note in housekeeping.notes_on_former(self.spec):
             self.console.line("[NOTE] " + note)
 
-    def _tell_healed(self) -> None:
-        for note in self.ledger.notes:
-            self.console.line("[LEDGER] " + note)
-        self.ledger.notes.clear()
-
     def save_dear_digests(self) -> None:
         """Store the digests taken if they were of many bytes: a kill shall not have them taken again."""
         if self.digests.unsaved_bytes >= DEAR_BYTES:
@@ -702,11 +689,11 @@ class Run:
         """Return the stages' entries for the run record or the metrics; with known stages, as a text made of ready ones."""
         return [entry_of(result) for result in self.results] if self.known is None else self.known.entries(self.result_at, entry_of, entry_of is metrics_entry)
 
-    def _write_run(self, state: str, is_brief: bool = False) -> None:
-        """is_brief: without the stages for which the index answered, of which there may be thousands; _settle_soon() brings them."""
+    def _write_run(self, is_brief: bool = False) -> None:
+        """Write the record of a run that goes on; is_brief: without the stages for which the index answered, of which there may be thousands: _settle_soon() brings them."""
         began = self.clock.monotonic()
         stages = [stage_entry(result) for result in self.results if result is not known_stages.KNOWN] if is_brief else None
-        self.store.write("run_%s.json" % self.options.run_id, self._run_record(state, stages))
+        self.store.write("run_%s.json" % self.options.run_id, self._run_record("running", stages))
         self.recorded = self.clock.monotonic()
         self.record_pause_s = max(RECORD_S, RECORD_SHARE * (self.recorded - began))     # it grows with the number of stages
 
@@ -725,10 +712,9 @@ class Run:
         record = self._run_record(state)
         self.ledger.end(record, lambda: self._write_last(record), lambda: self._tell_monitoring(record))
         self.final = record
-        self._tell_healed()
         if self.known is None:          # the spec is another than last time, or nobody knows
             self._tell_of_former()
-        self.console.line("[LEDGER] head " + self.ledger.head_text())
+        self.ledger.tell(self.console.line, with_head=True)
         if state == "interrupted" and self._clock_text():
             self.console.line("[STOP] " + self._clock_text())
         self.console.summary(self.options.run_id, state, self._counts(), self.clock.monotonic() - self.started)
@@ -843,11 +829,6 @@ def load_for_stages() -> None:
     import scheduler  # noqa: F401
     import stage_work  # noqa: F401
     import subprocess  # noqa: F401
-
-
-def dead_token(record: Optional[Json]) -> str:
-    """Return the token of the attempt that a stage record calls running: under the stage's lock its runner is dead."""
-    return str(record.get("token", "")) if record is not None and record["lastStatus"] == "running" else ""
 
 
 def new_ledger(spec: PipelineSpec, options: Options, store: StateStore, clock: Clock) -> run_ledger.RunLedger:

@@ -277,25 +277,23 @@ class Digests:
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             self.changed = True
 
-    def of(self, path: str, durable: bool = False) -> Tuple[str, List[int]]:
+    def of(self, path: str) -> Tuple[str, List[int]]:
         """Return (SHA-256, signature) of the file at *path*, relative to the root or absolute.
 
-        Each file is looked at once in a run, unless forgotten. durable: the file was synced, its digest outlives a
-        restart. Raises: OSError; FileChanged when the file does not stay the same while it is read.
+        Each file is looked at once in a run, unless forgotten. Raises: OSError; FileChanged when the file does not stay
+        the same while it is read.
         """
         if path in self.used:
             return self.used[path]
         full = os.path.join(self.root, path)
         now = signature(os.stat(full))
-        stored = self.files.get(path)
-        if isinstance(stored, list) and len(stored) == 7 and stored[:5] == now and stored[6] in ("", self.boot):
-            digest = stored[5]
-        else:
+        digest = self._stored(path, now)
+        if not digest:
             digest, now, settled = self._take(full, now)
             self.changed = self.changed or self.keep
             self.unsaved_bytes += now[0]
             if settled:
-                self.files[path] = now + [digest, "" if durable else self.boot]
+                self.files[path] = now + [digest, self.boot]
             else:
                 self.files.pop(path, None)
         self.used[path] = (digest, now)
@@ -309,15 +307,18 @@ class Digests:
             now = signature(os.stat(os.path.join(self.root, path)))
         except OSError:
             return True
-        stored = self.files.get(path)
-        return now[0] < least_bytes or isinstance(stored, list) and len(stored) == 7 and stored[:5] == now and stored[6] in ("", self.boot)
+        return now[0] < least_bytes or bool(self._stored(path, now))
+
+    def _stored(self, path: str, now: List[int]) -> str:
+        """Return the digest that is stored for a file of signature *now*, "" if there is none to be believed."""
+        entry = self.files.get(path)
+        return str(entry[5]) if isinstance(entry, list) and len(entry) == 7 and entry[:5] == now and entry[6] in ("", self.boot) else ""
 
     def of_output(self, path: str) -> Tuple[int, str]:
         """Return (bytes, SHA-256) of an output; a link is its target's name, not the file behind it. Raises: as of()."""
         full = os.path.join(self.root, path)
         if os.path.islink(full):
-            target = os.fsencode(os.readlink(full))
-            return len(target), sha256(b"link\0" + target).hexdigest()
+            return _link_content(full)
         digest, stamp = self.of(path)
         return stamp[0], digest
 
@@ -452,10 +453,15 @@ def output_content(full: str, heed: Callable[[], None] = go_on) -> Tuple[int, st
 def read_content(full: str, heed: Callable[[], None] = go_on) -> Tuple[int, str]:
     """As output_content(), but for (-1, ""): that is a file which changed meanwhile. Raises: OSError."""
     if os.path.islink(full):
-        target = os.fsencode(os.readlink(full))
-        return len(target), sha256(b"link\0" + target).hexdigest()
+        return _link_content(full)
     digest, stamp = hash_file(full, heed)
     return (stamp[0], digest) if stamp else (-1, "")
+
+
+def _link_content(full: str) -> Tuple[int, str]:
+    """Return (bytes, SHA-256) of a link as an output: of its target's name."""
+    target = os.fsencode(os.readlink(full))
+    return len(target), sha256(b"link\0" + target).hexdigest()
 
 
 def hash_file(path: str, heed: Callable[[], None] = go_on) -> Tuple[str, List[int]]:

@@ -14,7 +14,6 @@ import os
 import shutil
 import stat
 
-import attempts
 import control_totals
 import file_digests
 import stage_outputs
@@ -96,7 +95,7 @@ class FileTasksWork(TasksWork):
         self.console.event("START", self.stage.name, " (%d task%s: %d to do, %d up to date)" % (
             self.total, "" if self.total == 1 else "s", len(places), self.up_to_date))
         if facts.left:
-            self.console.event("NOTE", self.stage.name, ": %d file%s%s" % (len(facts.left), "" if len(facts.left) == 1 else "s", task_look.left_text(facts)[1:]))
+            self._note("%d file%s%s" % (len(facts.left), "" if len(facts.left) == 1 else "s", task_look.left_text(facts)[1:]))
         yield from self._run_tasks(self._tasks(facts, places))
         return self._end(facts)
 
@@ -159,7 +158,7 @@ class FileTasksWork(TasksWork):
             return
         new = [path for path, signature in self._of_no_task() if signature[2] >= self.died_at_ns]
         if new:
-            self.console.event("NOTE", self.stage.name, ": of no task, and newer than the begin of the run that died: %s; look whether they may go" % task_look.shown(
+            self._note("of no task, and newer than the begin of the run that died: %s; look whether they may go" % task_look.shown(
                 "%s/%s" % (self.stage.output_dir, path) for path in new))
 
     def _of_no_task(self) -> List[Tuple[str, Any]]:
@@ -185,7 +184,7 @@ class FileTasksWork(TasksWork):
             self._remove_output(path)
         for names, what in ((removed, "removed what no task makes any more"), (left, "of no task, and left there")):
             if names:
-                self.console.event("NOTE", self.stage.name, ": %s; %s: %s" % (facts.lost, what, task_look.shown("%s/%s" % (self.stage.output_dir, path) for path in names)))
+                self._note("%s; %s: %s" % (facts.lost, what, task_look.shown("%s/%s" % (self.stage.output_dir, path) for path in names)))
 
     def _tell_of_former(self) -> None:
         """Name what the stage made when it was not yet one of tasks, and these do not make: nothing looks after it any more."""
@@ -195,7 +194,7 @@ class FileTasksWork(TasksWork):
         mine = {path for path, _, _ in self._outputs()}
         left = [one["path"] for one in self.previous if one["path"] not in mine and os.path.lexists(os.path.join(self.folder, one["path"]))]
         if left:
-            self.console.event("NOTE", self.stage.name, ": made before the stage had tasks, and recorded no more: %s" % task_look.shown(sorted(left)))
+            self._note("made before the stage had tasks, and recorded no more: %s" % task_look.shown(sorted(left)))
 
     def _forget_lost(self) -> None:
         """After a sync that failed: no line counts any more, on the disk, before the file goes that says so."""
@@ -290,12 +289,12 @@ class FileTasksWork(TasksWork):
     def _hash_output(self, full: str) -> Tuple[int, str]:
         """Return (bytes, SHA-256); a large file is hashed only when no later write can hide behind its time stamp."""
         try:
-            stat = os.lstat(full)
+            found = os.lstat(full)
         except OSError:
             return -1, ""
-        if stat.st_size >= SETTLE_BYTES:
+        if found.st_size >= SETTLE_BYTES:
             now, device = self.run.digests.file_system_time()
-            if not file_digests.is_settled(file_digests.signature(stat), now, device):
+            if not file_digests.is_settled(file_digests.signature(found), now, device):
                 self.run.clock.wait(1.5 * file_digests.FRESH_NS / 1e9)
         return file_digests.output_content(full, self.run.digests.heed)
 
@@ -362,9 +361,9 @@ class FileTasksWork(TasksWork):
         replace(source, target)
         self.store.commit.files[target] = None
         self.store.commit.folders[parent] = None
-        stat = os.lstat(target)
-        if stat.st_size >= SETTLE_BYTES and stat.st_mtime_ns < stat.st_ctime_ns - file_digests.FRESH_NS:
-            self.made.add(name, task_files.plain(file_digests.signature(stat)), digest)
+        found = os.lstat(target)
+        if found.st_size >= SETTLE_BYTES and found.st_mtime_ns < found.st_ctime_ns - file_digests.FRESH_NS:
+            self.made.add(name, task_files.plain(file_digests.signature(found)), digest)
 
     def _all_inputs(self) -> Iterable[str]:
         return [*self.facts.tasks.paths, *super()._all_inputs()]
@@ -380,7 +379,7 @@ class FileTasksWork(TasksWork):
         self._tell_of_unrecorded()
         self._see_to_lost(facts)
         self._tell_of_former()
-        failure = "interrupted" if self.is_stopped else attempts.survivors_text(self.survivors) if self.survivors else self._failure_text()
+        failure = self._failure()
         if not failure and self.failed:
             self._drop_failed_outputs()
         table, wrong = self._check_all(facts)
@@ -444,11 +443,11 @@ class FileTasksWork(TasksWork):
             return
         missing = self._missing_folders()
         if self.stage.prune and missing:
-            self.console.event("NOTE", self.stage.name, ": the folder %s is missing: nothing is pruned" % missing[0])
+            self._note("the folder %s is missing: nothing is pruned" % missing[0])
             return
         is_recorded = any(self.task_log.entries[name].outputs for name in facts.gone)
         changed = self._prune(facts.gone, facts.wrong)
-        self.console.event("NOTE", self.stage.name, ": %d file%s gone: %s; %s%s" % (
+        self._note("%d file%s gone: %s; %s%s" % (
             len(facts.gone), " is" if len(facts.gone) == 1 else "s are", task_look.shown(facts.gone),
             ("outputs removed" if is_recorded else "no outputs of it are recorded") if self.stage.prune else "outputs kept (\"prune\": true removes them)",
             ", but for what is not any more as it was made: %s" % task_look.shown(changed) if changed else ""))
@@ -533,8 +532,8 @@ class FileTasksWork(TasksWork):
     def _output_digest(self) -> str:
         return task_log.output_digest(self._outputs())
 
-    def _write_record(self, status: str, error: str, outputs: Optional[List[Json]] = None, counts: Optional[Json] = None) -> None:
-        record = self._record(status, error, self.previous if outputs is None else outputs, counts)
+    def _write_record(self, status: str, error: str, outputs: Optional[List[Json]] = None) -> None:
+        record = self._record(status, error, self.previous if outputs is None else outputs)
         if status == "ok":
             made = self._outputs()
             self.totals = {"outputs": len(made), "outputBytes": sum(size for _, size, _ in made), "outputsSha256": self._output_digest()}

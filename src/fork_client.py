@@ -1,6 +1,6 @@
 """The runner's side of the fork server: one warm Python for the tasks of one stage, started under the stage's lock.
 
-Above the leaves and below the runner: the pool imports it when the first stage of several Python tasks must run.
+Above the leaves and program_scan; task_work imports it when the first stage of several Python tasks must run.
 
     ForkServer.start() -> launch() a task each -> ends() when `descriptor` is readable -> close()
 
@@ -118,7 +118,6 @@ class ForkServer:
         self.reason = ""
         self.answers: List[List[Any]] = []
         self.ended: List[End] = []
-        self.living: List[int] = []
 
     def start(self, env: Dict[str, str], token: str, lock_descriptor: int, slots: int) -> None:
         """Start it and return at once. *env*: that of any task of the stage; *token*: the stage lock's. Raises: ServerDied."""
@@ -161,11 +160,10 @@ class ForkServer:
         self._check()
         return bool(self.state)
 
-    def launch(self, slot: int, argv: Sequence[str], env: Dict[str, str], folder: str, stdin: Optional[Tuple[str, int]] = None) -> int:
+    def launch(self, slot: int, argv: Sequence[str], env: Dict[str, str], folder: str) -> int:
         """Fork a task and return its pid; it leads a session of its own, as soon as it runs.
 
-        argv: interpreter, script, arguments. stdin: (path, offset to begin at), or None for the null device. Ends may have come
-        meanwhile: see has_news. Raises: Declined; ServerDied.
+        argv: interpreter, script, arguments. Ends may have come meanwhile: see has_news. Raises: Declined; ServerDied.
         """
         self._check()
         if self.state == "unusable":
@@ -174,7 +172,7 @@ class ForkServer:
             raise Declined("its environment or interpreter is not the stage's")
         own: Dict[str, Optional[str]] = {name: value for name, value in env.items() if self.common.get(name) != value}
         own.update((name, None) for name in self.common if name not in env)
-        self._send([slot, list(argv), own, folder, stdin])
+        self._send([slot, list(argv), own, folder])
         deadline = time.monotonic() + ANSWER_LIMIT_S
         while not self.answers:
             self._wait(deadline)
@@ -185,12 +183,10 @@ class ForkServer:
         word, value = self.answers.pop(0)
         if word == "declined":
             raise Declined(value)
-        self.living.append(value)
-        self._settle()
         return int(value)
 
     def ends(self) -> List[End]:
-        """Return the ends reported since the last call; never waits. After the server's death: `is_dead`; `living` has the pids of those whose end was not told."""
+        """Return the ends reported since the last call; never waits. After the server's death (`is_dead`) no more will be told."""
         if self.state != "dead":
             self._receive()
         found, self.ended = self.ended, []
@@ -251,13 +247,8 @@ class ForkServer:
             self.state, self.reason = words[0], words[-1]
         elif words[0] == "ended":
             self.ended.append(End(*words[1:]))
-            self._settle()
         else:
             self.answers.append(words)
-
-    def _settle(self) -> None:
-        gone = {end.pid for end in self.ended}
-        self.living = [pid for pid in self.living if pid not in gone]
 
     def _check(self) -> None:
         if self.state == "dead":

@@ -326,13 +326,10 @@ class Server:
 
     def _launch(self, request: List[Any]) -> Optional[forked_task.Task]:
         """Fork for a request, or decline it; return its task in the child."""
-        slot, argv, env, folder, source = request
-        stdin = pid = -1
+        slot, argv, env, folder = request
+        pid = -1
         try:
-            if source is not None:
-                stdin = os.open(source[0], os.O_RDONLY)
-                os.lseek(stdin, source[1], os.SEEK_SET)
-            task = self._prepare(argv, env, folder, slot, stdin)
+            task = self._prepare(argv, env, folder, slot)
             # Blocked: a signal that reaches the child before it has its own handlers is kept for it.
             signal.pthread_sigmask(signal.SIG_BLOCK, self.before.handlers)
             try:
@@ -344,14 +341,12 @@ class Server:
             self.tell("declined", str(problem))
         if pid == 0:
             return task
-        if stdin >= 0:
-            os.close(stdin)
         if pid > 0:
             self.living.add(pid)
             self.tell("started", pid)
         return None
 
-    def _prepare(self, argv: List[str], env: Dict[str, Optional[str]], folder: str, slot: int, stdin: int) -> forked_task.Task:
+    def _prepare(self, argv: List[str], env: Dict[str, Optional[str]], folder: str, slot: int) -> forked_task.Task:
         """Return the task. Raises: Declined, OSError."""
         problem = self.modules.problem()
         if problem:
@@ -363,7 +358,7 @@ class Server:
         if self.kit.load():
             self.before = self.before._replace(modules=frozenset(sys.modules))
         os.chdir(folder)
-        return forked_task.Task(argv, env, folder, self.slots[slot], stdin, code, source)
+        return forked_task.Task(argv, env, folder, self.slots[slot], code, source)
 
     def _tell_ends(self) -> None:
         while self.living:

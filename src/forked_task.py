@@ -28,9 +28,8 @@ EXIT_NOT_RESTORED = 70          # a child that could not be made like a fresh pr
 OWN_MODULES = ("forked_task", "process_tree")
 
 
-class Task(namedtuple("Task", "argv env folder slot stdin code source")):
-    """One script to run: argv complete; env: where it differs from the server's, None for what is not set; descriptors slot (its output)
-    and stdin, -1 for none.
+class Task(namedtuple("Task", "argv env folder slot code source")):
+    """One script to run: argv complete; env: where it differs from the server's, None for what is not set; slot: descriptor of its output.
 
     code: the compiled script, or None: *source* (bytes) is compiled in the child, so that it is the child that warns.
     """
@@ -137,7 +136,7 @@ def _leave_the_server(before: Before) -> None:
 
 
 def _open_streams(task: Task, descriptors: Iterable[int]) -> None:
-    """Put the task's output to 1 and 2, its input to 0, and close all that is the server's.
+    """Put the task's output to 1 and 2, the null device to 0, and close all that is the server's.
 
     Opened anew where the system can: the flags of a description (O_NONBLOCK) would be shared with the tasks to come.
     """
@@ -149,23 +148,11 @@ def _open_streams(task: Task, descriptors: Iterable[int]) -> None:
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)
-    source = os.open(os.devnull, os.O_RDWR) if task.stdin < 0 else task.stdin
-    os.dup2(source, 0)
-    os.close(source)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.close(null)
     for descriptor in descriptors:
         os.close(descriptor)
-    if task.stdin >= 0:
-        _renew_stdin()
-
-
-def _renew_stdin() -> None:
-    """Make sys.stdin as the interpreter's start does: whether it can seek, and where it stands, was asked of /dev/null."""
-    old: Any = sys.stdin
-    binary: Any = open(0, "rb", closefd=False)
-    binary.raw.name = "<stdin>"
-    made = io.TextIOWrapper(binary, encoding=old.encoding, errors=old.errors, line_buffering=old.line_buffering)
-    made.mode = "r"     # type: ignore[misc]
-    sys.stdin = sys.__stdin__ = made    # type: ignore[misc]
 
 
 def _renew_modules() -> None:

@@ -5,9 +5,9 @@ A leaf: a file in, notes out. The file is written by processors, and so is read 
 from __future__ import annotations
 
 import json
-import os
-import stat
 from collections import namedtuple
+
+from primitives import read_hostile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def read_notes(path: str, size_limit: int = SIZE_LIMIT) -> List[Note]:
     Texts hold no lone surrogates, but may hold control characters. No file, one that cannot be read, or something
     else in its place (a link, a pipe) has no notes.
     """
-    notes = [_note(line) for line in _content(path, size_limit).split(b"\n") if len(line) <= MAX_LINE]
+    notes = [_note(line) for line in read_hostile(path, size_limit).split(b"\n") if len(line) <= MAX_LINE]
     return [one for one in notes if one is not None]
 
 
@@ -49,24 +49,6 @@ def place_of(notes: Sequence[Note], pid: int, kind: str) -> str:
     own = [one for one in notes if one.pid == pid]
     of_kind = [one for one in own if one.kind == kind]
     return (of_kind or own)[-1].place if own else ""
-
-
-def _content(path: str, size_limit: int) -> bytes:
-    # Not to follow a link and not to wait for the writer of a pipe that a processor has put there.
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    try:
-        descriptor = os.open(path, flags)
-    except (OSError, ValueError):
-        return b""
-    try:
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            with open(descriptor, "rb", closefd=False) as file:
-                return file.read(size_limit)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
-    return b""
 
 
 def _note(line: bytes) -> Optional[Note]:

@@ -139,10 +139,7 @@ def _do_locked(spec: PipelineSpec, stages: List[StageSpec], options: Options, co
     finally:
         for lock in locks:
             lock.release()
-    for note in ledger.notes:
-        console.line("[LEDGER] " + note)
-    if any(done):
-        console.line("[LEDGER] head " + ledger.head_text())
+    ledger.tell(console.line, with_head=any(done))
 
 
 def _lock_all(spec: PipelineSpec, stages: List[StageSpec], options: Options, store: StateStore, clock: Clock) -> List[stage_locks.StageLock]:
@@ -190,12 +187,11 @@ def _check_nobody_is_at_work(spec: PipelineSpec, clock: Clock) -> None:
 
 
 def _dead_token(store: StateStore, name: str) -> str:
-    """Return the token of the attempt that a stage record calls running: who holds the stage's lock ends what is left of it."""
+    """As state_store.dead_token(); "" for a record that is damaged."""
     try:
-        record = StateStore(store.root, writable=False).stage(name)
+        return state_store.dead_token(StateStore(store.root, writable=False).stage(name))
     except StateError:
         return ""
-    return str(record.get("token", "")) if record is not None and record["lastStatus"] == "running" else ""
 
 
 def _who() -> Json:

@@ -490,10 +490,9 @@ class _Bindings:
             return self._split_words(self.bound[node.id], depth + 1)
         if type(node).__name__ != "Call" or type(node.func).__name__ != "Attribute" or node.func.attr != "split":
             return None
-        if not node.args:
-            text = self._one_text(node.func.value, depth + 1)
-            return None if text is None else text.split()
         text = self._one_text(node.func.value, depth + 1)
+        if not node.args:
+            return None if text is None else text.split()
         separator = self._one_text(node.args[0], depth + 1)
         if text is None and type(node.func.value).__name__ == "Name" and node.func.value.id == "shlex":
             return None if separator is None else [word for words in shell_commands(separator) for word in words]
@@ -737,7 +736,7 @@ class _Scan(_Bindings):
         elif function in IMPORTERS:
             self._judge_import(function, node)
         elif function in FINDERS:
-            self._judge_finder(function, node)
+            self._judge_finder(node)
         else:
             self._judge_source(function, node)
 
@@ -778,7 +777,7 @@ class _Scan(_Bindings):
         if not names:
             self._warn(node.lineno, "", "hands on a function that imports")
 
-    def _judge_finder(self, function: str, node: Any) -> None:
+    def _judge_finder(self, node: Any) -> None:
         """Judge find_spec: by itself it only asks whether a module is there."""
         for name in self.texts(_argument(node, 0, "name")) or []:
             if HOLE not in name and network_module(name):

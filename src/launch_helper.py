@@ -26,6 +26,7 @@ import launch_lease
 import process_tree
 import stage_locks
 from model import UsageError
+from primitives import remove_quietly
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -382,7 +383,7 @@ class Minder:
             process = self._start()
         except OSError as error:
             self._say(error=error.strerror or str(error), errno=error.errno or 0)
-            self._remove_here()
+            remove_quietly(launch_lease.here_path(self.lease))
             os._exit(0)
         self._say(pid=process.pid)
         tree = process_tree.Tree(process.pid, self.command["token"])
@@ -393,7 +394,7 @@ class Minder:
         is_begun = launch_lease.has_begun(self.lease)
         held = not launch_lease.take_back(self.lease, TASK_S)
         if not held and not survivors:
-            self._remove_here()
+            remove_quietly(launch_lease.here_path(self.lease))
         self._say(code=code, cpuUs=int((usage.ru_utime + usage.ru_stime) * 1e6), survivors=survivors[:20], held=held, begun=is_begun, cut=self.was_cut,
                   maxRssBytes=usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
         os._exit(0)
@@ -456,12 +457,6 @@ class Minder:
             self.was_cut = True
             tree.end()
 
-    def _remove_here(self) -> None:
-        try:
-            os.unlink(launch_lease.here_path(self.lease))
-        except OSError:
-            pass
-
     def _say(self, **what: Any) -> None:
         answer(self.answers, self.command["number"], **what)
 
@@ -480,18 +475,11 @@ def end_unwatched(token: str, lease: str) -> Tuple[List[int], bool]:
     First the task, which may end in order; then what is left of it and of its launcher here.
     """
     held = not launch_lease.take_back(lease, TASK_S)
-    left = end_politely(token)[:20]
+    left = process_tree.end_of_dead_owner(token, "", 0)[:20]
     held = held and not launch_lease.take_back(lease, 0)
     if not left and not held:
         launch_lease.take_back(launch_lease.here_path(lease), 0)
     return left, held
-
-
-def end_politely(token: str) -> List[int]:
-    """End the processes of an attempt on this machine, launchers among them are asked first; return those that would not go."""
-    traits = [process_tree.Traits(token, 0, "", 0)]
-    process_tree.ask_launchers(traits, process_tree.LAUNCHER_S)
-    return process_tree.end_all(lambda: process_tree.members(traits))
 
 
 def let_go(*kept: int) -> None:

@@ -45,7 +45,7 @@ def _verify(options: Options, console: Console) -> int:
 
 def _export(options: Options, console: Console) -> int:
     import ledger_export
-    return ledger_export.cmd_export(_root(options), options.operands[0], options.format, options.output, options.pipeline, console, _stages(options) if options.output else ())
+    return ledger_export.cmd_export(_root(options), options.operands[0], options.output, options.pipeline, console, _stages(options) if options.output else ())
 
 
 def _evidence(options: Options, console: Console) -> int:

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 _HERE = os.path.dirname(os.path.abspath(__file__))
 LEDGER, LEDGER_END = "ledger.jsonl", "ledger.end"
 PENDING = ".run.json.tmp"           # of a record whose entry stands and which a kill kept from its name
-FORMATS = ("in-toto",)
 EVIDENCE_SCHEMA = 1
 NOTHING = "; nothing is exported of it; `verify` tells more"
 COPY_BYTES = 1 << 20
@@ -224,20 +223,11 @@ def _with_makers(store: StateStore, ledger: List[Tuple[bytes, Json]],
 
 # --- in-toto ---------------------------------------------------------------------------------------------------------
 
-def in_toto_statement(store: StateStore, record: Json) -> Json:
-    """Return the in-toto statement of a sealed run record (see provenance.statement()).
+def export_text(store: StateStore, run_id: str) -> bytes:
+    """Return the in-toto statement of the latest call under a run id as text.
 
     Raises: UsageError for a run that is unknown, has not ended, or has no outputs; StateError for what does not verify.
     """
-    ledger = read_ledger(store.root)
-    for one in find_sealed(store, ledger, str(record.get("runId"))):
-        if one.record == record:
-            return _statement(store, ledger, one)
-    raise StateError("the record of run %s is not the one in the ledger; `verify` tells more" % record.get("runId"))
-
-
-def export_text(store: StateStore, run_id: str) -> bytes:
-    """Return the in-toto statement of the latest call under a run id as text. Raises: as in_toto_statement()."""
     ledger = read_ledger(store.root)
     return provenance.statement_text(_statement(store, ledger, find_sealed(store, ledger, run_id)[-1]))
 
@@ -484,11 +474,9 @@ def _copy(one: Member, out: Any) -> None:
 
 # --- commands --------------------------------------------------------------------------------------------------------
 
-def cmd_export(root: str, run_id: str, format: str, out_path: Optional[str], spec_path: str, console: Console, stages: Sequence[StageSpec] = ()) -> int:
+def cmd_export(root: str, run_id: str, out_path: Optional[str], spec_path: str, console: Console, stages: Sequence[StageSpec] = ()) -> int:
     """Write a run's statement to a file, or to stdout; return the exit code."""
     try:
-        if format not in FORMATS:
-            raise UsageError("unknown format %s; known: %s" % (format, ", ".join(FORMATS)))
         place = output_places.checked(out_path, "-o", root, spec_path, stages) if out_path is not None else ""
         text = export_text(StateStore(root, writable=False), run_id)
         if place:

@@ -3,7 +3,7 @@
 
     python ledger_verify.py [RUN...] [--root DIR] [--anchor HEAD]... [--key FILE] [--outputs]
 
-Above ledger_format, and with it and `model` all that is needed on another machine; reads only. From the outside in:
+Above ledger_format, and with it, `model` and `primitives` all that is needed on another machine; reads only. From the outside in:
 
     anchors, key  ->  ledger.jsonl (chain, seals, ledger.end)  ->  run records (runHash, prevRunHash)
                   ->  stage records, metrics, logs, keys; with --outputs also the outputs
@@ -28,7 +28,7 @@ from ledger_format import (  # noqa: E402
     ENTRY_SCHEMA, MODES, end_mac, entry_hash, entry_line, head_text, is_unwritten, key_id, next_key, parse_head, parse_key, run_hash,
     seal_mac, stage_key)
 from model import EXIT_OK, EXIT_STATE, EXIT_USAGE, UsageError, sha256  # noqa: E402
-from primitives import open_descriptor  # noqa: E402
+from primitives import is_integer, open_descriptor  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -161,9 +161,9 @@ def open_regular(path: str, limit: int) -> Tuple[int, int]:
     return descriptor, status.st_size
 
 
-def read_regular(path: str, limit: int = MAX_RECORD_BYTES) -> bytes:
+def read_regular(path: str) -> bytes:
     """Return the bytes of a regular file. Raises: FileNotFoundError, Unreadable."""
-    descriptor, size = open_regular(path, limit)
+    descriptor, size = open_regular(path, MAX_RECORD_BYTES)
     try:
         data = os.read(descriptor, size + 1)
         while len(data) < size:
@@ -271,10 +271,6 @@ def parse_object(data: bytes, parser: json.JSONDecoder) -> Json:
     if not isinstance(value, dict):
         raise Unreadable("is not a JSON object")
     return value
-
-
-def is_integer(value: Any) -> bool:
-    return type(value) is int
 
 
 def is_digest(value: Any) -> bool:

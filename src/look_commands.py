@@ -21,7 +21,7 @@ import stage_progress
 import state_store
 from console import printable
 from model import EXIT_OK, Decision, UsageError
-from primitives import open_file
+from primitives import is_finite, is_integer, open_file
 from text_table import age_text, columns, count_text, duration_text
 
 TYPE_CHECKING = False
@@ -139,16 +139,12 @@ def _stage_status(spec: PipelineSpec, stage: StageSpec, decision: Decision, read
     return found
 
 
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and abs(value) < float("inf")
-
-
 def _record_json(record: Optional[Json], now: float) -> Json:
     """Return what a stage record says of the last run: None for what is not known."""
     known = record or {}
     duration, ended = known.get("lastDurationSec"), _seconds(known.get("endedAt"))
     return {"lastRunId": known.get("lastRunId"), "lastInvocation": known.get("lastInvocation"), "startedAt": known.get("startedAt"),
-            "endedAt": known.get("endedAt"), "durationMs": int(duration * 1000) if duration is not None and _is_finite(duration) and known.get("endedAt") else None,
+            "endedAt": known.get("endedAt"), "durationMs": int(duration * 1000) if duration is not None and is_finite(duration) and known.get("endedAt") else None,
             "attempts": known.get("attempts"), "lastError": known.get("lastError"), "outputs": _output_count(known),
             "outputsAgeSec": max(0, int(now - ended)) if ended is not None and known.get("lastStatus") == "ok" else None,
             "counts": known.get("counts") or {}}
@@ -292,7 +288,7 @@ def _entry_lines(entries: List[Json], width: Optional[int]) -> List[str]:
     rows = [["RUN", "OUTCOME", "RUN STARTED", "TOOK", "TRIES", "READ", "WRITTEN", "REJECTED", "TASKS", "BYTES IN", "BYTES OUT"]]
     for one in entries:
         tasks = one["tasks"] if isinstance(one["tasks"], dict) else {}
-        duration = one["durationMs"] if state_store.is_integer(one["durationMs"]) else None
+        duration = one["durationMs"] if is_integer(one["durationMs"]) else None
         rows.append([one["runId"], WORDS.get(one["status"], str(one["status"])), _moment(one["startedAt"]), duration_text(_s(duration)), str(one["attempts"] or "")]
                     + [count_text(one["counts"].get(kind)) for kind in ("read", "written", "rejected")]
                     + ["%d/%d" % (tasks.get("ok", 0) + tasks.get("skipped", 0), tasks["total"]) if tasks.get("total") else "", count_text(one["bytesIn"]), count_text(one["bytesOut"])])

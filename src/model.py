@@ -1,6 +1,6 @@
 """The values that flow through the runner, and the errors that stop it.
 
-A leaf. The values are named tuples, not dataclasses: importing dataclasses shows in the time of a run in which
+Under all other modules but primitives. The values are named tuples, not dataclasses: importing dataclasses shows in the time of a run in which
 nothing changed. Records on disk are made from them at the edge only.
 """
 from __future__ import annotations
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 VERSION = "0.1.0"           # of the runner
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERNAL, EXIT_LOCKED, EXIT_STATE, EXIT_OFFLINE, EXIT_STOPPED = range(8)
 EXIT_INTERRUPTED = 130      # by Ctrl-C, as shells have it: 128 and the signal's number
+SHOWN_NAMES = 5             # of many, on one line
 ALL_OF_LOG = "those of the task log"        # in place of the outputs that control totals refuse, where a record cannot list them
 
 
@@ -28,9 +29,9 @@ class Terminated(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
-def shown_names(names: Sequence[str], most: int = 5, between: str = ", ") -> str:
+def shown_names(names: Sequence[str], between: str = ", ") -> str:
     """Return names as a text, of many the first few."""
-    return between.join(names[:most]) + (" and %d more" % (len(names) - most) if len(names) > most else "")
+    return between.join(names[:SHOWN_NAMES]) + (" and %d more" % (len(names) - SHOWN_NAMES) if len(names) > SHOWN_NAMES else "")
 
 
 REMEDIES = {            # for errors of the system, by name: not every system has each
@@ -137,7 +138,7 @@ class Material(namedtuple("Material", "key parts inputs watched missing stamps i
     __slots__ = ()
 
 
-class Checkpoint(namedtuple("Checkpoint", "line_offset outputs finals publishing complete counts problem resumable")):
+class Checkpoint(namedtuple("Checkpoint", "line_offset outputs finals publishing complete problem resumable")):
     """A progress file as read: outputs maps paths to vouched bytes; problem: why it cannot be used, or "".
 
     resumable: there is no problem, and there is work to go on with.

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from collections import namedtuple
 
-from primitives import replace
+from primitives import read_hostile, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ def _write(path: str, flags: int, value: Json) -> None:
 
 def read(path: str) -> Told:
     """Return what the report at *path* tells; nothing, not whole, where there is none that can be read."""
-    values = [_value(line) for line in _content(path).split(b"\n")]
+    values = [_value(line) for line in read_hostile(path, MAX_BYTES).split(b"\n")]
     end = values[0].get("end") if values[0] is not None and len(values) == 2 and not values[1] else None
     if end is None:
         return Told(refusals=tuple(one for one in values if _has(one, REFUSAL)))
@@ -107,16 +106,3 @@ def _value(line: bytes) -> Optional[Json]:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def _content(path: str) -> bytes:
-    # Not to follow a link and not to wait for the writer of a pipe that a processor has put there.
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-    except (OSError, ValueError):
-        return b""
-    with open(descriptor, "rb") as file:
-        try:
-            return file.read(MAX_BYTES) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
-        except OSError:
-            return b""

@@ -94,19 +94,17 @@ class Status(namedtuple("Status", "method reports probed strict why")):
         return dict(value, why=self.why) if self.why else value
 
 
-class Refusal(namedtuple("Refusal", "pid ppid argv kind counted owner", defaults=(0,))):
+class Refusal(namedtuple("Refusal", "pid argv kind counted owner", defaults=(0,))):
     """A call that was refused.
 
-    pid: of the process (not the thread). ppid, argv: 0 and [] when the caller was gone before they could be trusted; argv has at
-    most 8 words. kind: "IPv4 TCP", "packet socket", "io_uring" ... counted: it was an attempt to open a way out; False for
-    what programs also do without meaning the network (io_uring, pidfd_getfd, in strict mode Unix sockets). owner: what the
-    asker of Listener.answer() said of the pid.
+    pid: of the process (not the thread). argv: at most 8 words, [] when the caller was gone before they could be trusted.
+    kind: "IPv4 TCP", "packet socket", "io_uring" ... counted: it was an attempt to open a way out; False for what programs also do
+    without meaning the network (io_uring, pidfd_getfd, in strict mode Unix sockets). owner: what the asker of Listener.answer() said of the pid.
     """
 
     __slots__ = ()
     if TYPE_CHECKING:
         pid: int
-        ppid: int
         argv: List[str]
         kind: str
         counted: bool
@@ -367,15 +365,15 @@ class Listener:
         owner = 0
         try:                            # whatever happens here, nobody is left waiting
             kind, counted = kind_of_call(arch, number & 0xFFFFFFFF, arguments, thread)
-            pid, ppid, argv = _caller(thread)
+            pid, argv = _caller(thread)
             owner = owner_of(pid) if owner_of is not None else 0
         finally:
             was_there = self._refuse(ident)
         if kind == "":
             return None
         if not was_there:               # what was read may be about another process with the same number
-            pid, ppid, argv, owner = thread, 0, [], 0
-        return Refusal(pid, ppid, argv, kind, counted, owner)
+            pid, argv, owner = thread, [], 0
+        return Refusal(pid, argv, kind, counted, owner)
 
     def drain(self, owner_of: Optional[Callable[[int], int]] = None) -> List[Refusal]:
         """Refuse all pending calls (a bounded number: poll again) and tell who made them."""
@@ -424,24 +422,22 @@ class Listener:
                 return False
 
 
-def _caller(thread: int) -> Tuple[int, int, List[str]]:
-    """Return process, its parent and its words, of the thread that is being held; what cannot be read is left out."""
-    pid, ppid = thread, 0
+def _caller(thread: int) -> Tuple[int, List[str]]:
+    """Return the process of the thread that is being held, and its words; what cannot be read is left out."""
+    pid = thread
     argv: List[str] = []
     try:
         with open("/proc/%d/status" % thread, "rb") as file:
             for line in file:
                 if line.startswith(b"Tgid:"):
                     pid = int(line[5:])
-                elif line.startswith(b"PPid:"):
-                    ppid = int(line[5:])
                     break
         with open("/proc/%d/cmdline" % thread, "rb") as file:
             words = file.read(ARGV_BYTES).rstrip(b"\0").split(b"\0")
         argv = [word.decode("utf-8", "backslashreplace") for word in words[:ARGV_WORDS]] if words != [b""] else []
     except (OSError, ValueError):
         pass
-    return pid, ppid, argv
+    return pid, argv
 
 
 def kind_of_call(arch: int, number: int, arguments: Sequence[int], thread: int = 0) -> Tuple[str, bool]:

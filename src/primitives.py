@@ -1,4 +1,4 @@
-"""JSON and SHA-256 without the imports that show in the time of a run in which nothing changed, and files as all systems can have them.
+"""JSON and SHA-256 without the imports that show in the time of a run in which nothing changed, and files as all systems have them.
 
 Under all other modules: it imports nothing of ours. The package json loads the module re, and hashlib loads OpenSSL; small values
 need neither. The interpreter's own parts of them are used where they are there, the packages where not.
@@ -73,6 +73,26 @@ def open_descriptor(path: str, flags: int, mode: int = 0o777, windows: bool = sy
                 raise IsADirectoryError(21, "Is a directory", path) from error
             raise
     return int(patiently(act, windows=True))
+
+
+def read_hostile(path: str, limit: int) -> bytes:
+    """Return the first *limit* bytes of a file that a processor may have replaced, b"" for what is no file or cannot be read.
+
+    No link is followed, and no writer of a pipe waited for.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except (OSError, ValueError):
+        return b""
+    try:
+        if os.fstat(descriptor).st_mode & 0o170000 == 0o100000:
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read(limit)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+    return b""
 
 
 def replace(source: str, target: str, windows: bool = sys.platform == "win32") -> None:
@@ -288,6 +308,16 @@ def pretty_bytes(value: Any) -> bytes:
 def pretty_pieces(value: Any) -> List[Piece]:
     """The same, not joined: to be written."""
     return _filled(pretty(value) + "\n", value, "pretty")
+
+
+def is_integer(value: Any) -> bool:
+    """Tell whether a value of JSON is a whole number; in Python true and false are such, too."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_finite(value: Any) -> bool:
+    """Tell whether a value of JSON is a number with which one can reckon: its reader takes NaN and 1e999, too."""
+    return isinstance(value, (int, float)) and abs(value) < float("inf")
 
 
 class _Rules:

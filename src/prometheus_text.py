@@ -15,7 +15,7 @@ from primitives import open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional, Sequence, Tuple
+    from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
     from primitives import Piece
     Json = Dict[str, Any]
@@ -103,9 +103,14 @@ def refresh(store: Any, record: Json, metrics: Json, stages: List[str]) -> bool:
     inputs, outputs and counts are those of the last run of each stage, and holds the ledger's lock. False: the file
     tells of another run, call emit(). metrics needs no stages. Raises nothing.
     """
+    return _rewrite(store, lambda earlier: refreshed(earlier, record, metrics, stages))
+
+
+def _rewrite(store: Any, content: Callable[[bytes], List[Piece]]) -> bool:
+    """Replace the file by what content() makes of it; tell whether that was something, and could be written."""
     try:
         with open_file(store.path(NAME)) as file:
-            pieces = refreshed(file.read(), record, metrics, stages)
+            pieces = content(file.read())
         if pieces:
             state_store.write_atomic(store.path(NAME), pieces, durable=False)
         return bool(pieces)
@@ -166,14 +171,7 @@ def update(store: Any, record: Json, metrics: Json, stages: Sequence[str], looke
     looked_at: {place in stages: entry of the metrics}; metrics needs no stages. False: the file cannot be taken over, call emit().
     Raises nothing.
     """
-    try:
-        with open_file(store.path(NAME)) as file:
-            pieces = updated(file.read(), record, metrics, stages, looked_at)
-        if pieces:
-            state_store.write_atomic(store.path(NAME), pieces, durable=False)
-        return bool(pieces)
-    except Exception:
-        return False
+    return _rewrite(store, lambda earlier: updated(earlier, record, metrics, stages, looked_at))
 
 
 def updated(earlier: bytes, record: Json, metrics: Json, stages: Sequence[str], looked_at: Dict[int, Json]) -> List[Piece]:

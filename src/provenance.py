@@ -322,7 +322,7 @@ def _details(record: Json, work: List[Tuple[Json, Json]], file_digests: Dict[Run
 
 # --- accepted keys, and stage records --------------------------------------------------------------------------------
 
-def accepted_keys(maker: Json, work: Json, entries: List[Json]) -> List[Any]:
+def accepted_keys(work: Json, entries: List[Json]) -> List[Any]:
     """Return the key of a stage's work, and the keys that were accepted in its place since, in the order of the ledger."""
     keys = [work.get("key")]
     for one in entries:
@@ -337,7 +337,7 @@ def skips_without_ground(record: Json, records: Dict[RunKey, Json], entries: Lis
     for one in record["stages"]:
         maker = records.get(makers(record).get(one["stage"], ("", 0)))
         work = stage_of(maker, one["stage"])
-        if maker is not None and work is not None and one.get("key") not in accepted_keys(maker, work, entries):
+        if maker is not None and work is not None and one.get("key") not in accepted_keys(work, entries):
             found.append(one["stage"])
     return found
 
@@ -357,7 +357,7 @@ def stage_record_problem(stage: Json, records: Dict[RunKey, Json], entries: List
             return "keyParts are not those of its idempotencyKey"
         if work is None:
             return "names run %s, whose record says nothing of this stage" % maker["runId"]
-        keys = accepted_keys(maker, work, entries)      # also the earlier: a kill may come between the entry and the stage record
+        keys = accepted_keys(work, entries)      # also the earlier: a kill may come between the entry and the stage record
         if stage.get("lastStatus") != work["status"]:
             return "lastStatus is not what run %s recorded" % maker["runId"]
         if stage.get("idempotencyKey") not in keys:

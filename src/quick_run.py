@@ -176,7 +176,7 @@ class _Quick:
         try:
             self.ledger.prepare()
             invocation = run_ledger.next_invocation(self.ledger, self.run_id, is_known)
-            self._tell_healed()
+            self.ledger.tell(self.console.line)
             self.console.lines(self.index.lines_of(0, len(self.index.names)))
             self.store.commit.flush()
             self._end(invocation)
@@ -190,8 +190,7 @@ class _Quick:
             "runId": self.run_id, "invocation": invocation, "state": "completed", "startedAt": utc_text(self.started_utc), "endedAt": utc_text(time.time()),
             "durationMs": int((time.monotonic() - self.started) * 1000), "stages": self._ready("pretty", "canonical")})
         self.ledger.end(record, lambda: self._write_metrics(record), lambda: self._tell_monitoring(record))
-        self._tell_healed()
-        self.console.line("[LEDGER] head " + self.ledger.head_text())
+        self.ledger.tell(self.console.line, with_head=True)
         self.console.counts(self.run_id, "completed", 0, len(self.index.names), 0, time.monotonic() - self.started)
 
     def _write_metrics(self, record: Json) -> None:
@@ -214,8 +213,3 @@ class _Quick:
     @staticmethod
     def _with(fields: Sequence[Any], known: Json) -> Json:
         return {name: known.get(name, value) for name, value in fields}
-
-    def _tell_healed(self) -> None:
-        for note in self.ledger.notes:
-            self.console.line("[LEDGER] " + note)
-        self.ledger.notes.clear()

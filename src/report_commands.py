@@ -7,7 +7,9 @@ from __future__ import annotations
 import os
 
 import output_places
+import stage_locks
 from model import EXIT_OK, UsageError
+from spec_checks import name_problem, shown_value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +29,6 @@ def _report(spec: PipelineSpec, options: Options, console: Console, clock: Clock
     import run_report
     run_id = options.operands[0] if options.operands else None
     if run_id is not None:
-        from spec_checks import name_problem, shown_value
         if name_problem(run_id):
             raise UsageError("report %s: %s" % (shown_value(run_id), name_problem(run_id)))
     report = run_report.gather(spec, run_id, clock.time(), lambda found: is_alive(spec.root, found, clock))
@@ -64,7 +65,6 @@ def _write(spec: PipelineSpec, path: str, text: str) -> None:
 
 def is_alive(root: str, run_id: str, clock: Any) -> bool:
     """Tell whether the runner of a run lives: it holds the lock of its run id. True where that cannot be known."""
-    import stage_locks
     lock = stage_locks.FileLock(root, run_id + ".run", clock)
     if not os.path.lexists(lock.path):
         return False

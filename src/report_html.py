@@ -1,6 +1,6 @@
 """A report as one HTML page: no script, no address, inline style and drawings; light and dark, on paper, read aloud. Pure.
 
-Above the leaves: it imports svg_shapes. Everything that comes from data goes through svg_shapes.escaped().
+Above pipeline_graph. Everything that comes from data goes through svg_shapes.escaped().
 
     run_report.Report -> page()
 """

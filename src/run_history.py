@@ -17,11 +17,11 @@ import run_ledger
 import stage_locks
 import state_store
 from ledger_format import is_unwritten
-from primitives import open_file
+from primitives import is_finite, is_integer, open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
+    from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
     Json = Dict[str, Any]
 
 BLOCK_BYTES = 1 << 16       # of the ledger, read at once
@@ -109,7 +109,7 @@ def _names_in_ledger(root: str, limit: int, problems: List[str]) -> Tuple[List[R
         if entry["event"] == "gc":
             removed = entry.get("removed")
             pruned.update((one[0], one[1]) for one in (removed if isinstance(removed, list) else ())
-                          if isinstance(one, list) and len(one) == 3 and _is_name(one[0]) and isinstance(one[1], int))
+                          if isinstance(one, list) and len(one) == 3 and run_ledger.is_file_stem(one[0]) and isinstance(one[1], int))
         elif entry["event"] == "end":
             names.append(RunName(entry["runId"], entry["invocation"], str(entry.get("state")), _text(entry.get("at")), _text(entry.get("pipeline"))))
         if len(names) >= limit:
@@ -124,14 +124,10 @@ def _entry_of(line: bytes) -> Optional[Json]:
         entry = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
         return None
-    is_good = isinstance(entry, dict) and isinstance(entry.get("event"), str) and _is_name(entry.get("runId")) and isinstance(
+    is_good = isinstance(entry, dict) and isinstance(entry.get("event"), str) and run_ledger.is_file_stem(entry.get("runId")) and isinstance(
         entry.get("invocation"), int) and isinstance(entry.get("open"), dict) and all(
-            _is_name(name) and isinstance(number, int) for name, number in entry["open"].items())
+            run_ledger.is_file_stem(name) and isinstance(number, int) for name, number in entry["open"].items())
     return entry if is_good else None
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and value != "" and not set(value) & set("/\\:\0")
 
 
 def _lines_from_end(path: str, problems: List[str]) -> Iterator[Tuple[bytes, bool]]:
@@ -178,7 +174,7 @@ def _past_run(root: str, record: Json, state: str) -> PastRun:
     statuses = [one["status"] for one in entries if isinstance(one.get("status"), str)]
     duration = record.get("durationMs")
     return PastRun(record["runId"], record["invocation"], _text(record.get("pipeline")), shown, _text(record.get("startedAt")),
-                   _text(record.get("endedAt")), duration if state_store.is_integer(duration) else None,
+                   _text(record.get("endedAt")), duration if is_integer(duration) else None,
                    {status: statuses.count(status) for status in set(statuses)}, [one for one in entries if one.get("status") not in IDLE], "")
 
 
@@ -190,19 +186,23 @@ def entries_of_stages(root: str, run_id: str, invocation: int) -> List[Json]:
         record = _read_record(root, name)[0] if name.startswith("stage_") and name.endswith(".json") else None
         if record is None or (record.get("lastRunId"), record.get("lastInvocation", 1)) != (run_id, invocation):
             continue
-        seconds = record.get("lastDurationSec")
+        seconds: Any = record.get("lastDurationSec")
         is_over = record.get("lastStatus") != "running"
         found.append({"stage": _text(record.get("stage")), "status": _text(record.get("lastStatus")), "reason": _text(record.get("lastError")),
                       "attempts": record.get("attempts") if is_over else attempts_begun(root, run_id, invocation, _text(record.get("stage"))), "startedAt": record.get("startedAt"), "counts": record.get("counts"), "tasks": record.get("tasks"),
-                      "outputs": record.get("outputs"), "durationMs": int(seconds * 1000) if is_over and isinstance(seconds, (int, float)) else None})
+                      "outputs": record.get("outputs"), "durationMs": int(seconds * 1000) if is_over and is_finite(seconds) else None})
     return found
+
+
+def log_folder(root: str, run_id: str, invocation: int) -> str:
+    """Return the folder of the logs of one call of a run."""
+    return os.path.join(root, "state", "logs", run_id, *([str(invocation)] if invocation > 1 else []))
 
 
 def attempts_begun(root: str, run_id: str, invocation: int, stage: str) -> int:
     """Return how many attempts of a stage a run has begun, by their logs: the stage's record is written before the first one."""
-    folder = os.path.join(root, "state", "logs", run_id, *([str(invocation)] if invocation > 1 else []))
     try:
-        names = os.listdir(folder)
+        names = os.listdir(log_folder(root, run_id, invocation))
     except OSError:
         return 0
     begun = [name[len(stage) + 1:-len(".log")] for name in names if name.startswith(stage + ".") and name.endswith(".log")]
@@ -222,11 +222,11 @@ def _text(value: Any) -> str:
 def _runs_by_time(root: str, limit: int, known: Any, problems: List[str]) -> List[PastRun]:
     """Return the runs that only their records tell of (their ledger was set aside, say), newest first."""
     runs: List[PastRun] = []
-    for _, name in sorted(_record_files(root), reverse=True):
+    for _, name in sorted(record_files(os.path.join(root, "state")), reverse=True):
         if len(runs) >= limit:
             break
         record, problem = _read_record(root, name)
-        if record is not None and _is_name(record.get("runId")) and state_store.is_integer(record.get("invocation")):
+        if record is not None and run_ledger.is_file_stem(record.get("runId")) and is_integer(record.get("invocation")):
             if (record["runId"], record["invocation"]) not in known:
                 runs.append(_past_run(root, record, str(record.get("state"))))
         elif problem and problem not in problems:
@@ -234,9 +234,10 @@ def _runs_by_time(root: str, limit: int, known: Any, problems: List[str]) -> Lis
     return runs
 
 
-def _record_files(root: str) -> List[Tuple[int, str]]:
+def record_files(folder: str) -> List[Tuple[int, str]]:
+    """Return (time of writing in ns, name) of the run records in a folder, [] if it cannot be listed."""
     try:
-        with os.scandir(os.path.join(root, "state")) as entries:
+        with os.scandir(folder) as entries:
             return [(entry.stat().st_mtime_ns, entry.name) for entry in entries if entry.name.startswith("run_") and entry.name.endswith(".json")]
     except OSError:
         return []
@@ -249,7 +250,7 @@ def read_run(root: str, run_id: str, invocation: Optional[int] = None) -> Tuple[
     for name in names:
         record, why = _read_record(root, name)
         problem = problem or why
-        if record is not None and record.get("runId") == run_id and state_store.is_integer(record.get("invocation")) and invocation in (None, record["invocation"]):
+        if record is not None and record.get("runId") == run_id and is_integer(record.get("invocation")) and invocation in (None, record["invocation"]):
             return record, ""
     return None, problem
 
@@ -271,7 +272,7 @@ def read_stage(root: str, stage: str) -> Tuple[Optional[Json], str]:
 
 # --- who works now ---------------------------------------------------------------------------------------------------
 
-def holders(root: str, is_dead: Optional[Callable[[Json], bool]] = None) -> Dict[str, Json]:
+def holders(root: str) -> Dict[str, Json]:
     """Return {stage: what its living holder says of itself}, from the lock folders; takes none of them."""
     try:
         names = [name for name in os.listdir(os.path.join(root, "locks")) if name.endswith(".lock") and not name.startswith(".")]
@@ -280,13 +281,10 @@ def holders(root: str, is_dead: Optional[Callable[[Json], bool]] = None) -> Dict
     found = {name[:-5]: stage_locks.read_owner(os.path.join(root, "locks", name)) for name in names}
     if not any(found.values()):
         return {}
-    if is_dead is None:
-        import process_tree
-        boot = state_store.boot_id()
-
-        def is_dead(owner: Json) -> bool:
-            return stage_locks.owner_is_dead(owner, boot, process_tree)
-    return {stage: owner for stage, owner in found.items() if owner and not is_dead(owner) and not stage_locks.was_left_by_another_host(root, stage, owner)}
+    import process_tree
+    boot = state_store.boot_id()
+    return {stage: owner for stage, owner in found.items()
+            if owner and not stage_locks.owner_is_dead(owner, boot, process_tree) and not stage_locks.was_left_by_another_host(root, stage, owner)}
 
 
 def living_runs(root: str) -> List[str]:
@@ -312,7 +310,7 @@ def durations_ms(runs: List[PastRun]) -> Dict[str, List[int]]:
     for run in reversed(runs):
         for entry in run.worked:
             duration = entry.get("durationMs")
-            if entry.get("status") == "ok" and not entry.get("recovered") and isinstance(entry.get("stage"), str) and state_store.is_integer(duration):
+            if entry.get("status") == "ok" and not entry.get("recovered") and isinstance(entry.get("stage"), str) and is_integer(duration):
                 found.setdefault(entry["stage"], []).append(duration)
     return found
 

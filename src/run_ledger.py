@@ -17,8 +17,8 @@ import os
 
 import state_store
 from ledger_format import ENTRY_SCHEMA, canonical_json, entry_hash, entry_line, head_text, is_unwritten, run_hash
-from primitives import close_quietly, loads, open_descriptor, open_file, pretty_pieces, remove_quietly, replace
-from state_store import StateError, is_integer, utc_text
+from primitives import close_quietly, is_finite, is_integer, loads, open_descriptor, open_file, pretty_pieces, remove_quietly, replace
+from state_store import StateError, utc_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,8 +68,9 @@ def recovered_entry(store: StateStore, record: Json) -> Json:
     """Return what a run record says of a stage that its run finished and did not live to write down."""
     parts = recorded_parts(store, record["keyParts"])
     outputs = [{name: one[name] for name in SHOWN_INPUT_KEYS} for one in record["outputs"]]
+    seconds: Any = record.get("lastDurationSec")
     return {"stage": record["stage"], "status": "ok", "reason": "finished by a run that died", "attempts": record.get("attempts", 0),
-            "durationMs": int(float(record.get("lastDurationSec") or 0) * 1000), "exitCode": 0, "key": record["idempotencyKey"],
+            "durationMs": int(seconds * 1000) if is_finite(seconds) else 0, "exitCode": 0, "key": record["idempotencyKey"],
             "keyParts": parts, "inputs": [{"path": path, "sha256": digest} for path, digest in parts.get("inputs") or []],
             "outputs": outputs, "bytesIn": record.get("bytesIn", 0),
             "bytesOut": output_bytes(record), "counts": record.get("counts") or {},
@@ -124,18 +125,22 @@ class RunLedger:
             if write_after is not None:
                 write_after()
 
-    def accept(self, pipeline: str, facts: Json) -> None:
-        """Enter that a person has accepted another key for a stage; *facts* are the entry's own fields."""
-        self.note("accept", pipeline, facts)
-
     def note(self, event: str, pipeline: str, facts: Json) -> None:
-        """Enter that a person has done something to what runs left; *facts* are the entry's own fields."""
+        """Enter that a person has done something to what runs left, or has accepted another key; *facts* are the entry's own fields."""
         with Held(self) as held:
             held.append(event, event, 0, pipeline, **facts)
 
     def head_text(self) -> str:
         """Return the head that this object has appended, for people."""
         return head_text(self.last) if self.last is not None else ""
+
+    def tell(self, say: Callable[[str], None], with_head: bool = False) -> None:
+        """Tell what was healed since the last time and, if asked for, the head."""
+        for note in self.notes:
+            say("[LEDGER] " + note)
+        self.notes.clear()
+        if with_head:
+            say("[LEDGER] head " + self.head_text())
 
     def torn_note(self, torn: int) -> None:
         note = "state/%s: a torn last line of %d bytes, left by a crash, is cut off" % (NAME, torn)
@@ -288,7 +293,7 @@ class Held:
         if record is None:                  # it died before it had one; every end has one
             record = {"runId": run_id, "invocation": invocation, "pipeline": "", "stages": []}
         if (record.get("runId"), record.get("invocation")) != (run_id, invocation) or not isinstance(record.get("stages"), list):
-            raise StateError("state/%s is damaged; %s" % (name, self.store.set_aside(name, "corrupt")))
+            raise StateError("state/%s is damaged; %s" % (name, self.store.set_aside(name)))
         record.pop("runHash", None)
         record.update(state="interrupted", endedAt=None, durationMs=None, stages=self._with_recovered(record))
         self.end(record, closedBy=closer)
@@ -327,7 +332,7 @@ def last_entry(store: StateStore) -> Tuple[Optional[Json], int, int]:
     except (ValueError, TypeError, RecursionError):
         is_whole = False
     if not is_whole:
-        raise StateError("state/%s: the last entry is damaged, and not by a crash; `verify` tells more; %s" % (NAME, store.set_aside(NAME, "corrupt")))
+        raise StateError("state/%s: the last entry is damaged, and not by a crash; `verify` tells more; %s" % (NAME, store.set_aside(NAME)))
     if entry["schema"] > ENTRY_SCHEMA:
         raise StateError("state/%s was written by a newer runner (schema %d, this one knows %d); use that one" % (NAME, entry["schema"], ENTRY_SCHEMA))
     return entry, size, torn
@@ -337,12 +342,13 @@ def _is_entry(entry: Json) -> bool:
     """Tell whether an entry can be worked with; names in it become file names."""
     runs = entry.get("open")
     return (is_integer(entry.get("schema")) and is_integer(entry.get("seq")) and isinstance(entry.get("event"), str) and "lastRunHash" in entry
-            and _is_file_stem(entry.get("runId")) and isinstance(entry.get("pipeline"), str) and (entry["event"] != "end" or isinstance(entry.get("runHash"), str))
+            and is_file_stem(entry.get("runId")) and isinstance(entry.get("pipeline"), str) and (entry["event"] != "end" or isinstance(entry.get("runHash"), str))
             and isinstance(entry.get("seal", {"keyId": "", "index": 0}).get("index"), int)
-            and isinstance(runs, dict) and all(_is_file_stem(run_id) and is_integer(number) for run_id, number in runs.items()))
+            and isinstance(runs, dict) and all(is_file_stem(run_id) and is_integer(number) for run_id, number in runs.items()))
 
 
-def _is_file_stem(name: Any) -> bool:
+def is_file_stem(name: Any) -> bool:
+    """Tell whether a run's id, as found, may become a part of file names."""
     return isinstance(name, str) and name != "" and not set(name) & set("/\\:\0")
 
 

@@ -20,7 +20,7 @@ import stage_locks
 import state_store
 from ledger_format import entry_hash, found_hash, without_torn_end
 from model import UsageError
-from primitives import open_file
+from primitives import is_integer, open_file
 from run_ledger import NAME
 from spec_checks import name_problem
 from state_store import StateError
@@ -63,7 +63,7 @@ def read_history(store: StateStore) -> History:
             if entry["hash"] != entry_hash(entry) or (entry["seq"], entry["prevHash"]) != (last["seq"] + 1, last["hash"]):
                 raise ValueError("it follows another one")
             run = (entry["runId"], entry["invocation"])
-            if entry["event"] == "end" and not name_problem(run[0]) and state_store.is_integer(run[1]):
+            if entry["event"] == "end" and not name_problem(run[0]) and is_integer(run[1]):
                 ends[run] = entry
             elif entry["event"] == "gc":
                 pruned.update({(one[0], one[1]): one[2] for one in entry["removed"]})
@@ -130,7 +130,7 @@ def makers_of_runs(store: StateStore, history: History, runs: Iterable[RunKey]) 
         stages = record.get("stages") if record is not None else None
         for one in stages if isinstance(stages, list) else []:
             maker = one.get("madeBy") if isinstance(one, dict) else None
-            if isinstance(maker, dict) and state_store.is_integer(maker.get("invocation")):
+            if isinstance(maker, dict) and is_integer(maker.get("invocation")):
                 found.add((str(maker.get("runId")), maker["invocation"]))
     return found
 
@@ -267,11 +267,9 @@ def _remove(spec: PipelineSpec, options: Options, store: StateStore, runs: List[
                     files += _remove_files(store, run, history)
             gone += len(found)
             store.commit.flush()
-    for note in ledger.notes:
-        console.line("[LEDGER] " + note)
+    ledger.tell(console.line)
     console.line("gc: %s pruned, %s removed; what the ledger says of them stays" % (_counted(gone, "run"), _counted(files, "file")))
-    if gone:
-        console.line("[LEDGER] head " + ledger.head_text())
+    ledger.tell(console.line, with_head=gone > 0)
 
 
 class _Locked:

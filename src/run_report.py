@@ -1,6 +1,6 @@
 """What a report says of one run: gathered from the records, which are material: gone, damaged or edited ones are named, the rest is used.
 
-Above the leaves: it imports ledger_format, state_store, pipeline_graph, svg_shapes. Only reads.
+Above the leaves, run_history and pipeline_graph. Only reads.
 
     state/run_<id>.json, metrics_<id>.json, stage_<name>.json, progress_<name>.json, tasks_<name>.jsonl, ledger.jsonl, logs
         -> gather() -> Report
@@ -117,15 +117,7 @@ def epoch(value: Any) -> Optional[float]:
 
 def run_records(folder: str) -> Iterator[Tuple[str, Json]]:
     """Yield (name, record) of the run records that can be read, the latest written first; at most LISTED_RECORDS."""
-    found = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("run_") and entry.name.endswith(".json"):
-                    found.append((entry.stat().st_mtime_ns, entry.name))
-    except OSError:
-        return
-    for _, name in sorted(found, reverse=True)[:LISTED_RECORDS]:
+    for _, name in sorted(run_history.record_files(folder), reverse=True)[:LISTED_RECORDS]:
         record, problem = read_json(os.path.join(folder, name))
         if not problem:
             yield name, record
@@ -193,7 +185,7 @@ def gather(spec: PipelineSpec, run_id: Optional[str], now: float, is_alive: Call
 
 def _last_sign(folder: str, run_id: str, invocation: int) -> float:
     """Return when a run that died last wrote anything, in seconds since the epoch."""
-    logs = os.path.join(folder, "logs", run_id, *([str(invocation)] if invocation > 1 else []))
+    logs = run_history.log_folder(os.path.dirname(folder), run_id, invocation)
     names = ["run_%s.json" % run_id] + ["%s_%s.json" % (kind, one["stage"]) for one in run_history.entries_of_stages(os.path.dirname(folder), run_id, invocation) for kind in ("stage", "progress")]
     paths = [os.path.join(folder, name) for name in names] + [os.path.join(logs, name) for name in (os.listdir(logs) if os.path.isdir(logs) else ())]
     return max([os.lstat(path).st_mtime for path in paths if os.path.lexists(path)], default=0.0)
@@ -354,7 +346,7 @@ def _log_tails(folder: str, run_id: str, invocation: int, name: str, entry: Json
     """Return the end of the last attempt's log, [] without one; paths out of records are kept below state/logs."""
     path = _log_path(folder, entry, ".log")
     if not path and not set(name) & set("/\\"):
-        base = os.path.join(folder, "logs", run_id, *([str(invocation)] if invocation > 1 else []))
+        base = run_history.log_folder(os.path.dirname(folder), run_id, invocation)
         path = os.path.join(base, "%s.%d.log" % (name, max(1, int(number_of(entry.get("attempts"))))))
     return _tail(folder, path, TAIL_LINES)
 

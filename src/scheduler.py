@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Attempting(namedtuple("Attempting", "make rank cores memory_mb group", defaults=(None,))):
-    """A wish for an attempt: make(slot) returns (Launch, network) when there is room; lower ranks come first.
+    """A wish for an attempt: make(slot) returns (Launch, network) when there is room, or the AttemptResult of one that cannot be started; lower ranks come first.
 
     cores and memory_mb: how much of the limits it takes up while it runs. group: its attempts are started whether or not
     others of it failed. A slot is an attempt's until its flow has gone on: what it left there is taken by then.
@@ -174,20 +174,17 @@ class Scheduler:
         return self.max_memory_mb is None or used + wish.memory_mb <= self.max_memory_mb
 
     def _start_attempt(self, running: _Running, wish: Attempting) -> None:
-        slot = self.free_slots.pop(0)
+        slot = self.free_slots[0]
         try:
             made = wish.make(slot)
-            if isinstance(made, attempts.AttemptResult):
-                raise _Refused(made)
+            if isinstance(made, attempts.AttemptResult):        # there is nothing to start
+                self.ready.append((running, made, None))
+                return
             attempt = self.pool.start(*made)
-        except _Refused as refused:
-            self.free_slots.insert(0, slot)
-            self.ready.append((running, refused.result, None))
         except BaseException as error:  # noqa: B902 (it is the flow's: it goes on with it)
-            self.free_slots.insert(0, slot)
             self.ready.append((running, None, error))
         else:
-            self.under_way[attempt] = (running, wish, slot)
+            self.under_way[attempt] = (running, wish, self.free_slots.pop(0))
 
     def _go_on(self, running: _Running, value: Any, error: Optional[BaseException]) -> None:
         """Let a flow go on, until it waits for something again."""
@@ -237,12 +234,4 @@ class Scheduler:
             parent.ended.append(((running.name, value), error))
 
 
-class _Refused(Exception):
-    """make() gave a result instead of something to start."""
-
-    def __init__(self, result: attempts.AttemptResult) -> None:
-        super().__init__()
-        self.result = result
-
-
-NOT_STARTED = attempts.AttemptResult(None, attempts.INTERRUPTED, True, 0.0, 0.0, 0, b"", [], [])
+NOT_STARTED = attempts.not_begun(attempts.INTERRUPTED, stopped=True)

@@ -10,6 +10,8 @@ import json
 import os
 import sys
 
+from primitives import is_integer
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
@@ -103,10 +105,6 @@ def shown_value(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def check_text(value: Any, path: Path, problems: Problems) -> Any:
     if isinstance(value, str) and "\0" not in value:
         return value
@@ -144,11 +142,11 @@ def whole_number(least: int, most: Optional[int] = None) -> Callable[..., Any]:
     return check
 
 
-def number_above(least: float, exclusive: bool = False) -> Callable[..., Any]:
+def number_from_zero(exclusive: bool = False) -> Callable[..., Any]:
     def check(value: Any, path: Path, problems: Problems) -> Any:
-        if (is_integer(value) or isinstance(value, float)) and (value > least if exclusive else value >= least):
+        if (is_integer(value) or isinstance(value, float)) and (value > 0 if exclusive else value >= 0):
             return value
-        return problems.add(path, "must be a number %s %g, got %s" % (">" if exclusive else ">=", least, shown_value(value)))
+        return problems.add(path, "must be a number %s 0, got %s" % (">" if exclusive else ">=", shown_value(value)))
     return check
 
 
@@ -336,7 +334,7 @@ OBJECTS: Dict[str, Tuple[str, Dict[str, Callable[..., Any]]]] = {
     "checkpoint": ('{"enabled": true}', {"enabled": check_boolean, "lineInterval": whole_number(1)}),
     "retry": ('{"attempts": 3}', {"attempts": whole_number(1), "baseDelayMs": whole_number(0), "maxDelayMs": whole_number(0),
                                   "jitterMs": whole_number(0), "exitCodes": check_exit_codes}),
-    "lock": ('{"waitSeconds": 60}', {"waitSeconds": number_above(0)}),
+    "lock": ('{"waitSeconds": 60}', {"waitSeconds": number_from_zero()}),
     "resources": ('{"cpuCores": 2}', {"cpuCores": whole_number(1), "memoryMB": whole_number(1), "minFreeDiskMB": whole_number(0), "nice": whole_number(0, 19)}),
     "chunks": ('{"bytes": 67108864}', {"bytes": whole_number(1), "keepChunks": check_boolean, "filter": check_boolean, "headerLines": whole_number(0)})}
 
@@ -345,11 +343,11 @@ STAGE_CHECKS: Dict[str, Callable[..., Any]] = {
     "allowNoInputs": check_boolean, "outputDir": check_output_folder, "outputs": check_output_globs, "params": check_object,
     "env": check_variables, "passEnv": check_texts, "watch": check_paths, "needs": check_texts,
     "idempotency": fields(*OBJECTS["idempotency"]), "checkpoint": fields(*OBJECTS["checkpoint"]), "retry": fields(*OBJECTS["retry"]),
-    "timeoutSec": number_above(0, exclusive=True), "graceSec": number_above(0),
+    "timeoutSec": number_from_zero(exclusive=True), "graceSec": number_from_zero(),
     "lock": fields(*OBJECTS["lock"]), "resources": fields(*OBJECTS["resources"]),
     "simulateFailAttempts": whole_number(0), "networkAttempts": one_of("fail", "warn"),
     "forEach": check_path_or_paths, "maxFailedTasks": whole_number(0), "prune": check_boolean, "chunks": fields(*OBJECTS["chunks"]),
-    "launcher": check_launcher, "forkServer": check_boolean, "settleSec": number_above(0), "reconcile": check_boolean,
+    "launcher": check_launcher, "forkServer": check_boolean, "settleSec": number_from_zero(), "reconcile": check_boolean,
     "maxRejects": check_max_rejects}
 
 

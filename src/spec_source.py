@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     Problem = Tuple[int, int, Path, str]        # line, column, path, message
 
 MAX_DEPTH = 64                      # levels of { and [ : far above any real spec, and bounds the length of every path
-MAX_BYTES = 8 * 1024 * 1024
 MAX_DIGITS = 18                     # integers that every tool and every 64-bit reader holds exactly
 MAX_PROBLEMS = 200                  # a file of another kind would otherwise list one problem for every word
 
@@ -126,10 +125,7 @@ def parse(text: str) -> Document:
     scanner = _Scanner(text[1:] if text.startswith("\ufeff") else text)
     if text.startswith("\ufeff"):
         scanner.report(0, (), "the file begins with a byte-order mark; save it as UTF-8 without one")
-    if len(text) > MAX_BYTES or len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
-        scanner.report(0, (), "the file is larger than %d MiB; split the pipeline" % (MAX_BYTES >> 20))
-    else:
-        scanner.run()
+    scanner.run()
     starts = [0] + [match.end() for match in _LINE_END.finditer(scanner.text)]
     document = Document(scanner.root, starts, scanner.values, scanner.keys)
     document.complete = scanner.complete

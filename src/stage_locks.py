@@ -174,8 +174,7 @@ class StageLock:
             self._folder_is_free("")        # a stranger's stays where it is: a skip is no business of its maker
             return True
         finally:
-            os.close(self.descriptor)
-            self.descriptor = -1
+            self.abandon()
 
     def acquire(self, wait_s: float, dead_token: str = "") -> None:
         """Take the stage, after the last process of a dead owner is gone.
@@ -196,8 +195,7 @@ class StageLock:
                 self._wait()
             self._make_folder()
         except BaseException as error:
-            os.close(self.descriptor)
-            self.descriptor = -1
+            self.abandon()
             if isinstance(error, OSError) and error.filename is None:
                 raise OSError(error.errno, error.strerror, self.guard) from error
             raise
@@ -281,11 +279,10 @@ class StageLock:
         except OSError as error:
             raise OSError(error.errno, error.strerror, self.guard) from error
         finally:
-            os.close(self.descriptor)
-            self.descriptor = -1
+            self.abandon()
 
     def abandon(self) -> None:
-        """Close without removing the folder: processes of the stage still live and hold the lock with us."""
+        """Close without removing the folder, as where processes of the stage still live and hold the lock with us."""
         os.close(self.descriptor)
         self.descriptor = -1
 

@@ -90,14 +90,18 @@ def _is_plain(name: str) -> bool:
 
 def _why_none(record: Optional[Json], stage: str) -> str:
     """Return why a run has no logs of a stage, as its record tells."""
-    stages = record.get("stages") if record is not None else None
-    for entry in stages if isinstance(stages, list) else []:
-        if isinstance(entry, dict) and entry.get("stage") == stage:
-            made_by = entry.get("madeBy")
-            if isinstance(made_by, dict) and made_by.get("runId"):
-                return "the stage was up to date then; its outputs are of run %s" % made_by["runId"]
-            return "the stage was %s then: %s" % ("not run" if entry.get("status") == "notRun" else entry.get("status"), entry.get("reason") or "no reason is recorded")
+    for entry in _entries(record, stage):
+        made_by = entry.get("madeBy")
+        if isinstance(made_by, dict) and made_by.get("runId"):
+            return "the stage was up to date then; its outputs are of run %s" % made_by["runId"]
+        return "the stage was %s then: %s" % ("not run" if entry.get("status") == "notRun" else entry.get("status"), entry.get("reason") or "no reason is recorded")
     return ""
+
+
+def _entries(record: Optional[Json], stage: str) -> List[Json]:
+    """Return the entries that a run record, whatever it holds, has of a stage: one, or none."""
+    stages = record.get("stages") if record is not None else None
+    return [one for one in (stages if isinstance(stages, list) else []) if isinstance(one, dict) and one.get("stage") == stage]
 
 
 def _calls(folder: str) -> List[int]:
@@ -129,9 +133,8 @@ def _task_names(root: str, stage: str, run_id: str, invocation: int) -> Dict[str
     """Return {path of a log: the task's name} as the run record says; a run that still works on the stage has not said it yet."""
     record, _ = run_history.read_run(root, run_id, invocation)
     found: Dict[str, str] = {}
-    stages = record.get("stages") if record is not None else None
-    for entry in stages if isinstance(stages, list) else []:
-        logs = entry.get("logs") if isinstance(entry, dict) and entry.get("stage") == stage else None
+    for entry in _entries(record, stage):
+        logs = entry.get("logs")
         for log in logs if isinstance(logs, list) else []:
             if isinstance(log, dict) and isinstance(log.get("path"), str) and isinstance(log.get("task"), str):
                 found[log["path"]] = log["task"]
@@ -208,10 +211,7 @@ def show(root: str, found: Found, put: Callable[[str], None]) -> None:
     """Give each log to put(), line by line, under its heading."""
     for log in found.logs:
         put(heading(found, log))
-        try:
-            Reader(os.path.join(root, log.path)).read(put, True)
-        except OSError as error:
-            put("    (cannot be read: %s)" % error.strerror)
+        _read(Reader(os.path.join(root, log.path)), put, True)
 
 
 def follow(root: str, stage: str, run_id: Optional[str], put: Callable[[str], None], wait: Callable[[float], None]) -> None:
@@ -297,8 +297,7 @@ def _is_over(root: str, stage: str, run_id: str) -> bool:
     run, _ = run_history.read_run(root, run_id)
     if run is None:
         return False
-    stages = run.get("stages")
-    if any(isinstance(one, dict) and one.get("stage") == stage for one in (stages if isinstance(stages, list) else [])):
+    if _entries(run, stage):
         return True
     record, _ = run_history.read_stage(root, stage)
     return record is not None and record["lastStatus"] != "running" and (record.get("lastRunId"), record.get("lastInvocation")) == (run_id, run["invocation"])

@@ -108,14 +108,14 @@ def own_parts(parts: List[str], stage: str) -> List[str]:
 
 
 def clear_leftovers(folder: str, baseline: Listing, recorded: Dict[str, Tuple[int, str]], foreign: Set[str],
-                    prefix_digest: Callable[[str, int], str], others: Optional[Set[str]] = None) -> List[str]:
+                    prefix_digest: Callable[[str, int], str], others: Set[str]) -> List[str]:
     """Undo what an attempt that did not finish has done to *folder*; return what was done, a text for each file.
 
     New files are removed, and new folders that are empty then: a processor that makes its folders must be able to make
     them again. A changed file is cut back to what the stage record says when its beginning still is that (an appending
     processor), otherwise removed if it is the stage's own; files of *foreign* stages are left alone.
     recorded: {path: (bytes, SHA-256)} of the last success. others: the output folders of other stages, below this one or it itself
-    (""): an empty folder in these may be theirs. None: no folder may be removed.
+    (""): an empty folder in these may be theirs.
     """
     done = []
     there = list_folder(folder)
@@ -126,8 +126,8 @@ def clear_leftovers(folder: str, baseline: Listing, recorded: Dict[str, Tuple[in
         if path in baseline and path not in recorded:
             continue                    # it was there before and is nobody's: not ours to undo
         done += _bring_back(full, path, recorded.get(path), prefix_digest)
-    for path in reversed(there.folders if others is not None and ITSELF in baseline else []):
-        is_theirs = any(path.startswith(one) or one.startswith(path) for one in others or ())
+    for path in reversed(there.folders if ITSELF in baseline else []):
+        is_theirs = any(path.startswith(one) or one.startswith(path) for one in others)
         if path not in baseline and not is_theirs and _remove_empty(os.path.join(folder, path)):
             done.append("removed %s" % path)
     return done

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from collections import namedtuple
 
-from primitives import open_file
+from primitives import is_integer, open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ def progress_of(found: Any) -> Optional[Progress]:
 
 
 def _number(found: Json, name: str) -> Optional[int]:
-    value = found.get(name)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    value: Any = found.get(name)
+    return value if is_integer(value) and value >= 0 else None
 
 
 def percent(done: Optional[int], total: Optional[int]) -> Optional[int]:

@@ -1,6 +1,6 @@
 """A stage that must run: from the removal of its marker to the new one, under its lock.
 
-Above the leaves and below the runner: it imports leaves, the runner imports it, when the first stage must run.
+Above the leaves, checkpoints and scheduler; the engine imports it when the first stage must run.
 
     Decision -> StageWork.do() -> attempts (retried, resumed) -> outputs checked and hashed -> stage record, marker -> StageResult
 
@@ -45,11 +45,11 @@ MENTION_BYTES = 1 << 20     # of a file in which the name of a variable is looke
 INPUTS_FILE = "PIPELINE_INPUTS_FILE"
 BYTECODE_BYTES = 16 << 20   # of free space, as for the runner's own: with less, a processor's bytecode might be cut short
 FULL_BYTES = 1 << 20        # less is free after a failed attempt: most likely that is why
-SHOWN_NAMES = 5             # of many files, on one line
 CMD_TAKES = frozenset("&|<>^%!\"()\r\n")
 NOT_UTF_8 = "output %s: the name is not valid UTF-8, so no record can name it; have the processor give it another"
 NO_REPORT = "%sthe task left no report %s: %s"
 STATUS_ONLY = " (its rights or the number of its links, or its time was put back; a processor must copy an input, not link it)"
+
 
 def outputs_of_others(root: str, output_dir: str, besides: Set[str]) -> Set[str]:
     """Return what is recorded of stages other than *besides*, in this spec or not, as paths below *output_dir*."""
@@ -283,7 +283,7 @@ class StageWork:
         unfinished = self._old_baseline()
         if decision.action == "RUN":
             if decision.discard:
-                self.console.event("NOTE", self.stage.name, ": checkpoint not used: %s" % decision.discard)
+                self._note("checkpoint not used: %s" % decision.discard)
             self._drop_checkpoint()
             self._clear_leftovers(unfinished)
             if self.facts.output_problems:
@@ -297,11 +297,14 @@ class StageWork:
         if self.stage.checkpoint:
             self.run.flush()   # a checkpoint is worth nothing without the record of its key
 
+    def _note(self, text: str) -> None:
+        self.console.event("NOTE", self.stage.name, ": " + text)
+
     def _tell_of_move(self) -> None:
         if not self.moved_from:
             return
         is_there = os.path.lexists(os.path.join(self.run.root, self.moved_from))
-        self.console.event("NOTE", self.stage.name, ": its outputDir was %s%s" % (self.moved_from, ": what it made there is left there" if is_there else (
+        self._note("its outputDir was %s%s" % (self.moved_from, ": what it made there is left there" if is_there else (
             ", which is not there any more; what is in %s already counts as nobody's: see whether it may go" % self.stage.output_dir)))
 
     def _is_same_work(self) -> bool:
@@ -322,7 +325,7 @@ class StageWork:
         return baseline
 
     def _drop_checkpoint(self) -> None:
-        path = self.store.path("progress_%s.json" % self.stage.name)
+        path = self._progress_file()
         if os.path.lexists(path):
             replace(path, path + ".old")
             self.store.commit.folders[self.store.folder] = None
@@ -330,7 +333,7 @@ class StageWork:
     def _forget_published(self) -> None:
         """What the kit has named as published belongs to the work that is resumed, no other."""
         if self.stage.checkpoint:
-            remove_quietly(checkpoints.whole_path(self.store.path("progress_%s.json" % self.stage.name)))
+            remove_quietly(checkpoints.whole_path(self._progress_file()))
 
     def _clear_leftovers(self, baseline: Optional[Json]) -> None:
         """Before a start from zero: the outputs must be what they were before the attempt that did not finish."""
@@ -341,7 +344,7 @@ class StageWork:
             foreign = set(self._foreign_outputs()) | self._maybe_foreign() | self._outputs_of_strangers()
             done += stage_outputs.clear_leftovers(self.folder, baseline, recorded, foreign, file_digests.hash_prefix, self._folders_of_others())
         if done:
-            self.console.event("NOTE", self.stage.name, ": leftovers of an unfinished attempt: %s" % shown_names(done, between="; "))
+            self._note("leftovers of an unfinished attempt: %s" % shown_names(done, between="; "))
 
     def _undo_success(self) -> None:
         """The outputs are not what the recorded success made: an attempt must not build on what is left of it.
@@ -360,7 +363,7 @@ class StageWork:
                          for one in self.previous if one["path"] not in names or one["path"] in before]
         state_store.remove_durably(lost, self.store.commit)
         if done:
-            self.console.event("NOTE", self.stage.name, ": not what was recorded: %s" % shown_names(done, between="; "))
+            self._note("not what was recorded: %s" % shown_names(done, between="; "))
 
     def _is_as_recorded(self, output: Json) -> bool:
         try:
@@ -422,7 +425,7 @@ class StageWork:
             self.exit_code = result.exit_code
             self.survivors = result.survivors
             for note in result.notes:
-                self.console.event("NOTE", stage.name, ": " + note)
+                self._note(note)
             failure = result.failure or self._changed_inputs()
             if self.network_fault and not result.stopped:
                 self.is_offline_fault = True
@@ -448,7 +451,7 @@ class StageWork:
         if found is not None and found.resumable:
             return found.line_offset, True
         if found is not None and found.problem:
-            self.console.event("NOTE", self.stage.name, ": checkpoint not used: %s" % found.problem)
+            self._note("checkpoint not used: %s" % found.problem)
         self._drop_checkpoint()
         self._clear_leftovers(self.baseline)
         return 0, False
@@ -497,7 +500,7 @@ class StageWork:
         inputs = self.facts.material.inputs
         short = self._space_problem() or self._bytecode_problem() or cmd_problem(stage.processor, inputs) or self._overflow_problem(inputs)
         if short:
-            return attempts.AttemptResult(None, short, False, 0.0, 0.0, 0, b"", [], [])
+            return attempts.not_begun(short)
         inputs_file = self.store.path("inputs_%s.json" % stage.name)
         state_store.write_new(inputs_file, json.dumps(inputs, ensure_ascii=False).encode("utf-8"), durable=False)     # its reader is not there yet
         state_store.make_folder(run.log_folder(), self.store.commit)
@@ -547,8 +550,7 @@ class StageWork:
         if not self.is_attempting:
             return None
         import stage_progress
-        path = self.store.path("progress_%s.json" % self.stage.name)
-        seen = stage_progress.read_progress(path) if self.stage.checkpoint else None
+        seen = stage_progress.read_progress(self._progress_file()) if self.stage.checkpoint else None
         done, total, lines = (seen.done_bytes, seen.total_bytes, seen.lines) if seen is not None else (None, None, None)
         return self.stage.name, self.attempts, done, total, None, None, self.started, expected_s, lines
 
@@ -566,18 +568,23 @@ class StageWork:
         return env
 
     def _environment(self, offset: int, is_resume: bool, token: str, inputs_file: str) -> Dict[str, str]:
-        stage = self.stage
         env = self._base_environment()
-        env.update(PIPELINE_OUTPUT_DIR=self.folder.replace("/", os.sep), PIPELINE_LINE_OFFSET=str(offset), PIPELINE_ATTEMPT=str(self.attempts),
-                   PIPELINE_INPUTS_FILE=inputs_file, PIPELINE_ATTEMPT_TOKEN=token, PIPELINE_KEY=self.key, PIPELINE_COUNTS_FILE=self._counts_file())
-        if is_resume:
-            env["PIPELINE_RESUME"] = "1"
-        if self.attempts <= stage.simulate_fail_attempts:
-            env["PIPELINE_SIMULATED_FAIL"] = "1"
-        if stage.checkpoint:
-            env["PIPELINE_PROGRESS_FILE"] = self.store.path("progress_%s.json" % stage.name)
-            env["PIPELINE_LINE_INTERVAL"] = str(stage.line_interval)
+        env.update(PIPELINE_OUTPUT_DIR=self.folder.replace("/", os.sep), PIPELINE_KEY=self.key, PIPELINE_COUNTS_FILE=self._counts_file(),
+                   **self._attempt_variables(self.attempts, offset, is_resume, token, inputs_file))
+        if self.stage.checkpoint:
+            env["PIPELINE_PROGRESS_FILE"] = self._progress_file()
         return env
+
+    def _attempt_variables(self, number: int, offset: int, is_resume: bool, token: str, inputs_file: str) -> Dict[str, str]:
+        """Return the variables of attempt number *number*, of the stage or of one of its tasks."""
+        found = {"PIPELINE_LINE_OFFSET": str(offset), "PIPELINE_ATTEMPT": str(number), "PIPELINE_INPUTS_FILE": inputs_file, "PIPELINE_ATTEMPT_TOKEN": token}
+        if is_resume:
+            found["PIPELINE_RESUME"] = "1"
+        if number <= self.stage.simulate_fail_attempts:
+            found["PIPELINE_SIMULATED_FAIL"] = "1"
+        if self.stage.checkpoint:
+            found["PIPELINE_LINE_INTERVAL"] = str(self.stage.line_interval)
+        return found
 
     def _overflow_problem(self, inputs: Sequence[str]) -> str:
         material = self.facts.material
@@ -627,7 +634,7 @@ class StageWork:
                 return problem, []
         kept = sorted(one["path"] for one in self.previous if one["path"] in now and one["path"] not in changed)
         if kept and (self.attempts or self.stage.chunks is not None):      # kept chunks are joined anew without an attempt
-            self.console.event("NOTE", self.stage.name, ": not remade by this run, still recorded: %s" % shown_names(kept))
+            self._note("not remade by this run, still recorded: %s" % shown_names(kept))
         self._tell_of_no_outputs(stage_outputs.no_outputs(self.found, there), "they are neither recorded nor undone after a kill")
         names.update(kept)
         return self._hash_outputs(sorted(names - set(foreign)))
@@ -649,7 +656,7 @@ class StageWork:
 
     def _tell_of_no_outputs(self, names: List[str], what_becomes: str) -> None:
         if names:
-            self.console.event("NOTE", self.stage.name, ": made %s; %s: %s" % (shown_names(names), stage_outputs.NO_OUTPUT, what_becomes))
+            self._note("made %s; %s: %s" % (shown_names(names), stage_outputs.NO_OUTPUT, what_becomes))
 
     def _hash_outputs(self, names: List[str]) -> Tuple[str, List[Json]]:
         outputs = []
@@ -673,7 +680,7 @@ class StageWork:
         self.counts = counts if counts is not None else self._read_progress().get("counts", {})
         remove_quietly(self._counts_file())
         if problem:
-            self.console.event("NOTE", self.stage.name, ": the counts that it reported are not used: %s" % problem)
+            self._note("the counts that it reported are not used: %s" % problem)
 
     def _judge(self, outputs: List[Json]) -> str:
         """Return why the control totals of the stage's counts refuse its outputs, or ""."""
@@ -682,7 +689,7 @@ class StageWork:
         missing = control_totals.missing_counts(self.stage, self.counts)
         expected, why, refused = self.run.expected_read(self.stage, self.facts)
         if why and not missing and not refused:
-            self.console.event("NOTE", self.stage.name, ": what it read is not compared with what was written before: %s" % why)
+            self._note("what it read is not compared with what was written before: %s" % why)
         paths = ["%s/%s" % (self.stage.output_dir, one["path"]) for one in outputs]
         failure = control_totals.missing_text(self.stage, missing) if missing else refused or control_totals.judge(self.stage, self.counts, expected, paths)
         self.refused = outputs if failure else []
@@ -699,6 +706,10 @@ class StageWork:
 
     def _counts_file(self) -> str:
         path: str = self.store.path("counts_%s.json" % self.stage.name)
+        return path
+
+    def _progress_file(self) -> str:
+        path: str = self.store.path("progress_%s.json" % self.stage.name)
         return path
 
     def _succeed(self, outputs: List[Json]) -> StageResult:
@@ -734,7 +745,7 @@ class StageWork:
         """Return the progress file as the processor left it, {} where there is none that can be used."""
         if not self.stage.checkpoint:
             return {}
-        progress, _ = checkpoints.read_progress(self.store.path("progress_%s.json" % self.stage.name))
+        progress, _ = checkpoints.read_progress(self._progress_file())
         return progress or {}
 
     def _complete_checkpoint(self) -> None:
@@ -742,10 +753,10 @@ class StageWork:
         progress = self._read_progress()
         if progress and progress.get("complete") is not True:
             progress.update(complete=True, key=self.key)
-            state_store.write_atomic(self.store.path("progress_%s.json" % self.stage.name), state_store.record_json(progress), self.store.commit)
+            state_store.write_atomic(self._progress_file(), state_store.record_json(progress), self.store.commit)
 
-    def _write_record(self, status: str, error: str, outputs: Optional[List[Json]] = None, counts: Optional[Json] = None) -> None:
-        record = self._record(status, error, self.previous if outputs is None else outputs, counts)
+    def _write_record(self, status: str, error: str, outputs: Optional[List[Json]] = None) -> None:
+        record = self._record(status, error, self.previous if outputs is None else outputs)
         if status == "ok":
             # What a power cut may take back while the outputs are not on the disk yet.
             made = {one["path"] for one in record["outputs"]}
@@ -759,13 +770,13 @@ class StageWork:
             record["token"] = self.lock.token
         self.store.write_stage(self.stage.name, dict(record, **self.more_of_record))
 
-    def _record(self, status: str, error: str, outputs: List[Json], counts: Optional[Json]) -> Json:
+    def _record(self, status: str, error: str, outputs: List[Json]) -> Json:
         if status != "running":
             self.ended = self.run.clock.monotonic()
         return {
             "stage": self.stage.name, "pipeline": self.run.spec.name, "lastStatus": status, "attempts": self.attempts,
             "idempotencyKey": self.key, "keyParts": self.facts.material.parts,
-            "outputs": outputs, "counts": self.counts if counts is None else counts, "bytesIn": self.facts.material.input_bytes,
+            "outputs": outputs, "counts": self.counts, "bytesIn": self.facts.material.input_bytes,
             "lastDurationSec": round(self._duration_s(), 6), "lastError": error or None, "lastRunId": self.run.options.run_id,
             "lastInvocation": self.run.invocation, "startedAt": self.started_utc, "endedAt": None if status == "running" else utc_text(self.run.clock.time()),
             "bootId": self.run.boot}

@@ -20,7 +20,7 @@ import spec_source
 import stage_locks
 import starter_texts
 import state_store
-from model import EXIT_OK, Clock, UsageError
+from model import EXIT_OK, Clock, UsageError, shown_names
 from primitives import patiently, remove_quietly
 from program_scan import runner_files
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _HOME = os.path.dirname(_HERE)
 PLAIN, PROGRAM = 0o666, 0o777                   # before the umask
-SHOWN_NAMES = 5
 FIRST_STAGE = "clean"
 PARTIAL = ".tmp-"           # begins the name of a project's folder that is being made
 LOCK_S = 10.0               # how long another new-stage may take
@@ -76,11 +75,10 @@ def _check_folder(folder: str, target: str) -> None:
         raise UsageError("init %s: it is not a folder; choose another name" % folder)
     names = sorted(name for name in os.listdir(target) if name != ".git")
     if names:
-        more = " and %d more" % (len(names) - SHOWN_NAMES) if len(names) > SHOWN_NAMES else ""
         remedy = "choose another folder, or move them away"
         if all(name.startswith(PARTIAL) for name in names):
             remedy = "an init that was killed has left that: remove it and run again"
-        raise UsageError("init %s: the folder is not empty, it has %s%s; %s" % (folder, ", ".join(names[:SHOWN_NAMES]), more, remedy))
+        raise UsageError("init %s: the folder is not empty, it has %s; %s" % (folder, shown_names(names), remedy))
 
 
 def _pipeline_name(target: str) -> str:

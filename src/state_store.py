@@ -10,7 +10,7 @@ import os
 import sys
 import time
 
-from primitives import GUESSED_BOOT, by_fields, compact, digest_of, loads, open_descriptor, open_file, patiently, pretty_bytes, pretty_pieces, remove_quietly, replace, unlink
+from primitives import GUESSED_BOOT, by_fields, compact, digest_of, is_integer, loads, open_descriptor, open_file, patiently, pretty_bytes, pretty_pieces, remove_quietly, replace, unlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -290,10 +290,6 @@ def make_folder(path: str, commit: Commit) -> None:
     commit.folders[parent or "."] = None
 
 
-def is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def record_json(value: Any) -> bytes:
     """Return the readable form in which records are stored: indented UTF-8 with a last newline."""
     return pretty_bytes(value)
@@ -380,14 +376,14 @@ class StateStore:
         if not problem and record["schema"] > SCHEMA_VERSION:
             raise StateError("state/%s was written by a newer runner (schema %d, this one knows %d); use that one" % (name, record["schema"], SCHEMA_VERSION))
         if problem:
-            raise StateError("state/%s %s; %s" % (name, problem, self.set_aside(name, "corrupt")))
+            raise StateError("state/%s %s; %s" % (name, problem, self.set_aside(name)))
         return record       # type: ignore[no-any-return]
 
-    def set_aside(self, name: str, word: str) -> str:
-        """Rename a file to NAME.WORD-<time>; return what to tell the user."""
+    def set_aside(self, name: str) -> str:
+        """Rename a damaged file to NAME.corrupt-<time>; return what to tell the user."""
         if not self.writable:
             return "a run would set it aside"
-        aside = "%s.%s-%s" % (name, word, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self.now())))
+        aside = "%s.corrupt-%s" % (name, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self.now())))
         count = 1
         while os.path.lexists(self.path(aside)):
             count += 1
@@ -424,7 +420,7 @@ class StateStore:
             problem = stage_record_problem(record, stage)
             if problem:
                 name = "stage_%s.json" % stage
-                raise StateError("state/%s is damaged (%s); %s" % (name, problem, self.set_aside(name, "corrupt")))
+                raise StateError("state/%s is damaged (%s); %s" % (name, problem, self.set_aside(name)))
         return record
 
     def secret(self) -> bytes:
@@ -435,7 +431,7 @@ class StateStore:
                 secret = file.read()
             if len(secret) == SECRET_BYTES:
                 return secret
-            raise StateError("state/env.key is damaged; %s" % self.set_aside("env.key", "corrupt"))    # a short key can be guessed
+            raise StateError("state/env.key is damaged; %s" % self.set_aside("env.key"))    # a short key can be guessed
         except FileNotFoundError:
             if not self.writable:
                 return b""
@@ -459,6 +455,11 @@ def made_elsewhere(record: Optional[Json], output_dir: str) -> str:
     """Return the folder in which are the outputs that a stage record tells of, if that is not *output_dir*, the stage's of now; else ""."""
     folder = record["keyParts"].get("outputDir") if record is not None else None
     return folder if isinstance(folder, str) and folder != output_dir else ""
+
+
+def dead_token(record: Optional[Json]) -> str:
+    """Return the token of the attempt that a stage record calls running: under the stage's lock its runner is dead."""
+    return str(record.get("token", "")) if record is not None and record["lastStatus"] == "running" else ""
 
 
 def stage_record_problem(record: Json, stage: str) -> str:
@@ -510,6 +511,11 @@ def died_before_marker(store: StateStore, stage: str, record: Json) -> bool:
         one.get("stage") == stage and one.get("status") == "ok" and not one.get("recovered") for one in run.get("stages", []))
 
 
+def marker_bytes(stage: str, key: str, run_id: Optional[str], now: float) -> bytes:
+    """Return what a stage's marker holds."""
+    return record_json({"schema": SCHEMA_VERSION, "stage": stage, "key": key, "runId": run_id, "at": utc_text(now)})
+
+
 def read_marker(path: str) -> Optional[str]:
     """Return the key in a stage's marker, "" for a marker that is not ours, None without one.
 
@@ -532,7 +538,7 @@ def lost_path(root: str, output_dir: str, stage: str) -> str:
     return os.path.join(root, output_dir, ".%s.lost" % stage)
 
 
-def mark_lost(root: str, output_dir: str, stage: str, is_of_tasks: bool = False) -> None:
+def mark_lost(root: str, output_dir: str, stage: str, is_of_tasks: bool) -> None:
     """Take a finished stage's marker away, as far as the file system still lets us; a rename needs no space.
 
     Where a stage of tasks has no marker yet, an empty file says the same of the tasks that are done.

@@ -21,6 +21,7 @@ ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;"}
 COLUMN_NODES = 24           # a layer of more nodes takes several columns
 BAND_PX = 1030              # columns that would be wider go on below, like lines of text
 MARGIN_PX = 20              # left of the first column: room for edges that come from the band above
+ROUNDS = 4                  # of ordering the layers anew
 CHARACTER_PX = 6.4          # of the 11.5 px font that labels are set in, on average
 STYLE = """
 svg{font:11.5px system-ui,sans-serif;background:#fff;color:#1c2330}
@@ -92,7 +93,7 @@ def layers_of(nodes: Sequence[Node], edges: Sequence[Edge]) -> List[List[str]]:
     return [layer for layer in layers if layer]
 
 
-def ordered(layers: List[List[str]], edges: Sequence[Edge], rounds: int = 4) -> List[List[str]]:
+def ordered(layers: List[List[str]], edges: Sequence[Edge]) -> List[List[str]]:
     """Return the layers with their nodes in an order of few crossings: each near the mean place of its neighbours."""
     before: Dict[str, List[str]] = {}
     after: Dict[str, List[str]] = {}
@@ -100,7 +101,7 @@ def ordered(layers: List[List[str]], edges: Sequence[Edge], rounds: int = 4) -> 
         before.setdefault(edge.end, []).append(edge.start)
         after.setdefault(edge.start, []).append(edge.end)
     layers = [list(layer) for layer in layers]
-    for turn in range(rounds):
+    for turn in range(ROUNDS):
         near = after if turn % 2 else before
         place = {name: (index + 0.5) / len(layer) for layer in layers for index, name in enumerate(layer)}
         for layer in reversed(layers) if turn % 2 else layers:

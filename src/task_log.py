@@ -15,6 +15,7 @@ import os
 import zlib
 from collections import namedtuple
 
+from model import sha256
 from primitives import open_descriptor, open_file
 
 TYPE_CHECKING = False
@@ -201,7 +202,6 @@ class TaskLog:
 
 def output_digest(outputs: Iterable[Tuple[str, int, str]]) -> str:
     """Return one SHA-256 (hex) over (path, bytes, SHA-256) of outputs, whatever their order."""
-    from model import sha256
     text = "\n".join(sorted("%s\0%d\0%s" % one for one in outputs))
     return sha256(b"outputs\0" + text.encode("utf-8")).hexdigest()
 

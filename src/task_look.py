@@ -35,13 +35,14 @@ LINES_LOST = "lines of its task log were lost"
 ANOTHER = "its task log is not the one that its record vouches for"     # what it says is forgotten
 
 
-class Tasks(namedtuple("Tasks", "paths digests packed keys common todo done gone failed why table outputs log is_cached left synced certain wrong lost unfit", defaults=(frozenset(), "", {}))):
+class Tasks(namedtuple("Tasks", "paths digests packed keys common todo gone why table outputs log is_cached left synced certain wrong lost unfit", defaults=(frozenset(), "", {}))):
     """The tasks of a stage as they are now.
 
-    paths, digests, keys: of each; packed: signatures of the files. common: the key of what all share. todo: places of those to be
-    done. done: places of those that are done. gone: names in the log whose file is not there any more, if that is new, or what was kept of it is wrong now. failed: how many of
-    todo failed last time. why: why there is something to do, texts. table: FileTable of the inputs, to be kept. outputs: the same of what is
-    done. synced: FileTable of the outputs that are known to be on the disk. left: (path, why) of files that are left for a later run. log: the TaskLog, loaded; None where nothing changed and nobody needs it. is_cached: the cache needs no writing.
+    paths, digests, keys: of each; packed: signatures of the files. common: the key of what all share. todo: places of those to be done.
+    gone: names in the log whose file is not there any more, if that is new, or what was kept of it is wrong now. why: why there is
+    something to do, texts. table: FileTable of the inputs, to be kept. outputs: the same of what is done. synced: of these, what is known
+    to be on the disk. left: (path, why) of files that are left for a later run. log: the TaskLog, loaded; None where nothing changed and
+    nobody needs it. is_cached: the cache needs no writing.
     certain: the stage must run, and no more than that was looked at: neither at its tasks one by one, nor at what they made.
     wrong: paths of outputs that are not what the log says. lost: why the log does not name all that was made, "" where it does: LINES_LOST or ANOTHER.
     unfit: {path: why} of files that cannot be read; their digest is "", and their tasks fail without an attempt.
@@ -85,7 +86,7 @@ def observe_tasks(spec: PipelineSpec, stage: StageSpec, digests: Digests, store:
     made = tables[1] if len(tables) == 2 and about.get("bootOut") in ("", boot) and digests.trusts_stored else task_files.FileTable()
     facts = Facts(material, record, marker, [], None, False)
     synced = made if about.get("bootOut") == "" else task_files.FileTable()
-    tasks = Tasks(paths, names, packed, [], common.key, [], [], [], 0, [], table, made, None, table is known, tuple(left), synced, False, unfit=unfit)
+    tasks = Tasks(paths, names, packed, [], common.key, [], [], [], table, made, None, table is known, tuple(left), synced, False, unfit=unfit)
     if is_brief and (record is None or record["lastStatus"] != "ok" or record["idempotencyKey"] != material.key):
         return facts._replace(tasks=tasks._replace(certain=True))
     is_lost = marker is None and os.path.lexists(state_store.lost_path(spec.root, stage.output_dir, stage.name))
@@ -166,38 +167,46 @@ def _look_at_each(spec: PipelineSpec, stage: StageSpec, store: StateStore, facts
     folder = os.path.join(spec.root, stage.output_dir)
     keys = [task_key(tasks.common, path, digest) for path, digest in zip(tasks.paths, tasks.digests)]
     table, wrong = check_outputs(folder, outputs, tasks.outputs, digests)
-    todo, done, changed, new, spoilt, failed = [], [], 0, 0, 0, 0
-    unfit = tasks.unfit
-    for place, (path, key) in enumerate(zip(tasks.paths, keys)):
-        entry = log.entries.get(path)
-        if entry is not None and entry.status in task_log.GOOD and entry.key == key and not any(output[0] in wrong for output in entry.outputs):
-            done.append(place)
-            keys[place] = entry.key     # the same text, held once
-            continue
-        todo.append(place)
-        if path in unfit:
-            continue
-        new += entry is None
-        failed += entry is not None and entry.key == key and entry.status == "failed"
-        spoilt += entry is not None and entry.key == key and entry.status in task_log.GOOD
-        changed += entry is not None and entry.key != key
+    todo, why = _todo(tasks, keys, log, wrong)
     alive = set(tasks.paths) | {path for path, _ in tasks.left}
     known = ("gone",) if stage.prune else ("gone", "kept")
     gone = sorted(name for name, entry in log.entries.items() if name not in alive and (entry.status not in known or any(output[0] in wrong for output in entry.outputs)))
-    why = ["%d task%s %s" % (count, "" if count == 1 else "s", word) for count, word in (
-        (new, "new"), (changed, "changed"), (failed, "failed last time"), (spoilt, "with outputs that are not what was recorded")) if count]
     if lost == ANOTHER:
         why.insert(0, lost)
-    if unfit:
-        why.append("%d file%s cannot be used (%s)" % (len(unfit), "" if len(unfit) == 1 else "s", shown(why for _, why in sorted(unfit.items()))))
     if gone:
         why.append("%d file%s gone (%s)" % (len(gone), "" if len(gone) == 1 else "s", shown(gone)))
     problems = ["output %s %s" % one for one in list(wrong.items())[:SHOWN_TASKS]]
-    facts = facts._replace(output_problems=problems, tasks=tasks._replace(keys=keys, todo=todo, done=done, gone=gone, failed=failed, why=why, outputs=table, log=log,
+    facts = facts._replace(output_problems=problems, tasks=tasks._replace(keys=keys, todo=todo, gone=gone, why=why, outputs=table, log=log,
                                                                           is_cached=False, wrong=frozenset(wrong), lost=lost))
     if _is_recorded(stage, facts) and facts.marker_key is None:
         facts = facts._replace(sealable=state_store.died_before_marker(store, stage.name, facts.record))
     return facts
+
+
+def _todo(tasks: Tasks, keys: List[str], log: task_log.TaskLog, wrong: Dict[str, str]) -> Tuple[List[int], List[str]]:
+    """Return (places of the tasks to be done, why, a text for each cause); of those that are done, *keys* gets the log's own text, held once."""
+    todo, changed, new, spoilt, failed = [], 0, 0, 0, 0
+    unfit = tasks.unfit
+    for place, (path, key) in enumerate(zip(tasks.paths, keys)):
+        entry = log.entries.get(path)
+        if entry is not None and entry.status in task_log.GOOD and entry.key == key and not any(output[0] in wrong for output in entry.outputs):
+            keys[place] = entry.key
+            continue
+        todo.append(place)
+        if path in unfit:
+            continue
+        if entry is None:
+            new += 1
+        elif entry.key != key:
+            changed += 1
+        else:
+            failed += entry.status == "failed"
+            spoilt += entry.status in task_log.GOOD
+    why = ["%d task%s %s" % (count, "" if count == 1 else "s", word) for count, word in (
+        (new, "new"), (changed, "changed"), (failed, "failed last time"), (spoilt, "with outputs that are not what was recorded")) if count]
+    if unfit:
+        why.append("%d file%s cannot be used (%s)" % (len(unfit), "" if len(unfit) == 1 else "s", shown(why for _, why in sorted(unfit.items()))))
+    return todo, why
 
 
 def _is_other_than_recorded(outputs: Sequence[Tuple[str, int, str]], record: Optional[Json]) -> bool:
@@ -223,7 +232,7 @@ def forget_outputs(log: task_log.TaskLog) -> None:
 def _all_over(facts: Facts) -> Facts:
     """What was made could not be synced: what is read now may not be what is on the disk, so all tasks are done anew."""
     tasks = facts.tasks
-    return facts._replace(sealable=False, tasks=tasks._replace(todo=list(range(len(tasks.paths))), done=[], why=["the outputs could not be brought to the disk"]))
+    return facts._replace(sealable=False, tasks=tasks._replace(todo=list(range(len(tasks.paths))), why=["the outputs could not be brought to the disk"]))
 
 
 def _is_recorded(stage: StageSpec, facts: Facts) -> bool:
@@ -254,7 +263,7 @@ def load_log(store: StateStore, stage: str) -> task_log.TaskLog:
     except task_log.Damaged as problem:
         name = task_log.log_name(stage)
         whole = task_log.salvaged(log.path, stage) if store.writable else None
-        text = "state/%s is damaged (%s); %s" % (name, problem, store.set_aside(name, "corrupt"))
+        text = "state/%s is damaged (%s); %s" % (name, problem, store.set_aside(name))
         if whole is not None:
             whole.compact(lambda path, data: state_store.write_atomic(path, data))
             text += ", but for the %d tasks whose lines are whole" % len(whole.entries)
@@ -333,7 +342,7 @@ def reasons_of(stage: StageSpec, facts: Facts) -> List[str]:
     if not tasks.log.lines and (record.get("tasks") or {}).get("total"):
         return ["its task log is missing"]
     import reasons
-    changes = [one for one in reasons.key_changes(record["keyParts"], facts.material.parts)] if record["idempotencyKey"] != facts.material.key else []
+    changes = reasons.key_changes(record["keyParts"], facts.material.parts) if record["idempotencyKey"] != facts.material.key else []
     found: List[str] = changes[:SHOWN_TASKS] + tasks.why
     if not found and record["lastStatus"] != "ok":
         return ["last run %s" % {"running": "died", "interrupted": "was interrupted"}.get(record["lastStatus"], "failed: %s" % record.get("lastError"))]

@@ -25,7 +25,7 @@ import stage_work
 import state_store
 import task_files
 import task_log
-from model import sha256
+from model import SHOWN_NAMES, sha256
 from primitives import remove_quietly, unlink
 from scheduler import Attempting, Next, Pause, Spawn, slots_for
 
@@ -174,6 +174,10 @@ class TasksWork(stage_work.StageWork):
             state_store.naming(path, self._evidence_file.close)
             self._note_log(path, self._evidence_bytes, self._evidence_digest.hexdigest())
 
+    def _subject(self, task: str) -> str:
+        """Return how a task is named in what is told of it: the stage's name, a blank, its own."""
+        return "%s %s" % (self.stage.name, task)
+
     # --- side by side
 
     def _run_tasks(self, tasks: Iterable[Task]) -> Flow:
@@ -226,7 +230,7 @@ class TasksWork(stage_work.StageWork):
                 self.machine_faults[name] = trial.failure
                 self.full_disks += bool(self._full_disk_text())
             self.exit_code = self.exit_code if self.exit_code is not None else trial.exit_code
-            self.console.event("FAIL", "%s %s" % (self.stage.name, name), ": " + trial.failure)
+            self.console.event("FAIL", self._subject(name), ": " + trial.failure)
         else:
             self.done.append(name)
             self.full_disks = 0
@@ -246,7 +250,7 @@ class TasksWork(stage_work.StageWork):
             if not stage_work.is_worth_retrying(stage.retry, trial.attempts, result.exit_code):
                 break
             delay = stage_work.retry_delay_ms(stage.retry, self.run.spec.name, "%s/%s" % (stage.name, task.name), trial.attempts) / 1000.0
-            self.console.event("RETRY", "%s %s" % (stage.name, task.name), " attempt %d/%d: %s; next in %.2fs" % (trial.attempts, stage.retry.attempts, trial.failure, delay))
+            self.console.event("RETRY", self._subject(task.name), " attempt %d/%d: %s; next in %.2fs" % (trial.attempts, stage.retry.attempts, trial.failure, delay))
             yield Pause(delay)
             if self.run.signals.number:
                 trial.stopped = True
@@ -337,20 +341,20 @@ class TasksWork(stage_work.StageWork):
         """Return what to start, and the watch over its use of the network; or the result of an attempt that cannot be."""
         stage, run, task = self.stage, self.run, trial.task
         if is_resume:
-            self.console.event("RESUME", "%s %s" % (stage.name, task.name), " from line %d" % offset)
+            self.console.event("RESUME", self._subject(task.name), " from line %d" % offset)
         self._make_ready(trial, slot)
         remove_quietly(task.folder + COUNTS_ENDING)     # an earlier attempt's say nothing of this one
         machines = self._space_problem() or self._bytecode_problem() or self._overflow_problem(task.inputs)
         short = machines or stage_work.cmd_problem(stage.processor, task.inputs)
         if short:
-            return attempts.AttemptResult(None, short, False, 0.0, 0.0, 0, b"", [], [])._replace(is_machines=bool(machines))
+            return attempts.not_begun(short)._replace(is_machines=bool(machines))
         token = "%s.%d.%d" % (self.lock.token, task.number + 1, trial.attempts)
         trial.log_path = os.path.join(self._log_folder(), "%d.%d.log" % (task.number + 1, trial.attempts))
-        trial.network = run.network.attempt("%s %s" % (stage.name, task.name), trial.log_path[:-len("log")] + "network", self.console)
+        trial.network = run.network.attempt(self._subject(task.name), trial.log_path[:-len("log")] + "network", self.console)
         env = self._task_environment(trial, token, slot, offset, is_resume)
         env.update(trial.network.environment(stage.env))
         argv = stage_work.command_line(run.root, stage, task.inputs)
-        echo = (lambda data: self.console.stream("%s %s" % (stage.name, task.name), data)) if run.options.verbose else None
+        echo = (lambda data: self.console.stream(self._subject(task.name), data)) if run.options.verbose else None
         launch = attempts.Launch(argv, env, run.root, trial.log_path, token, self.lock.descriptor, self.lock.guard, stage.timeout_s, stage.grace_s,
                                  stage.resources, echo, True, slot=slot)
         launch, network = stage_work.launched_elsewhere(self._how(task, launch), run, stage, trial.network)
@@ -374,7 +378,7 @@ class TasksWork(stage_work.StageWork):
             try:
                 server.start(launch.env, self.lock.token, self.lock.descriptor, slots_for(self.run.jobs()))
             except fork_client.ServerDied as died:
-                self.console.event("NOTE", self.stage.name, ": %s; each task is started by itself" % died)
+                self._note("%s; each task is started by itself" % died)
                 self.is_without_server = True
                 return launch
             self.server = server
@@ -403,24 +407,18 @@ class TasksWork(stage_work.StageWork):
             self._variables = self._base_environment()
         inputs_file = self.store.path(task_files.inputs_name(stage.name, slot))
         state_store.naming(inputs_file, lambda: _write(inputs_file, json.dumps(task.inputs, ensure_ascii=False).encode("utf-8")))
-        env = dict(self._variables, PIPELINE_OUTPUT_DIR=trial.folder.replace("/", os.sep), PIPELINE_LINE_OFFSET=str(offset), PIPELINE_ATTEMPT=str(trial.attempts),
-                   PIPELINE_INPUTS_FILE=inputs_file, PIPELINE_ATTEMPT_TOKEN=token, PIPELINE_KEY=task.key,
-                   PIPELINE_COUNTS_FILE=task.folder + COUNTS_ENDING, **task.variables)
-        if is_resume:
-            env["PIPELINE_RESUME"] = "1"
-        if trial.attempts <= stage.simulate_fail_attempts:
-            env["PIPELINE_SIMULATED_FAIL"] = "1"
+        env = dict(self._variables, PIPELINE_OUTPUT_DIR=trial.folder.replace("/", os.sep), PIPELINE_KEY=task.key, PIPELINE_COUNTS_FILE=task.folder + COUNTS_ENDING,
+                   **task.variables, **self._attempt_variables(trial.attempts, offset, is_resume, token, inputs_file))
         if stage.checkpoint:
             os.makedirs(self.progress_folder, exist_ok=True)
             env["PIPELINE_PROGRESS_FILE"] = self._progress_path(task)
-            env["PIPELINE_LINE_INTERVAL"] = str(stage.line_interval)
         elif not stage.launcher and stage.chunks is None:
             env["PIPELINE_SYNC"] = "runner"     # of what is in the private folder nothing counts until the runner has synced it, many at once
         return env
 
     def _note_attempt(self, trial: Trial, result: attempts.AttemptResult) -> attempts.AttemptResult:
         """Take over how an attempt ended; return that, with what a machine far away told of it."""
-        self.console.end_stream("%s %s" % (self.stage.name, trial.task.name))
+        self.console.end_stream(self._subject(trial.task.name))
         unclosed = ""
         if trial.network is not None:
             result, unclosed = self._after_launch(result, trial.network, trial.token)
@@ -430,7 +428,7 @@ class TasksWork(stage_work.StageWork):
         if result.exit_code and trial.failure == "exit code %d" % result.exit_code:
             trial.failure += _last_words(result.tail)
         for note in result.notes:
-            self.console.event("NOTE", "%s %s" % (self.stage.name, trial.task.name), ": " + note)
+            self.console.event("NOTE", self._subject(trial.task.name), ": " + note)
         if result.survivors:
             self.survivors += result.survivors
             trial.failure = attempts.survivors_text(result.survivors)
@@ -446,7 +444,7 @@ class TasksWork(stage_work.StageWork):
         trial.is_machines = trial.is_machines or bool(trial.failure and not trial.stopped and (
             result.is_machines or result.failure.startswith(attempts.NOT_STARTED) or self._full_disk_text() or _tells_of_full_disk(result.tail)))
         if trial.failure and not trial.stopped and len(self.failed) < SHOWN_FAILURES:
-            self.console.tail(result.tail, "%s %s" % (self.stage.name, trial.task.name))
+            self.console.tail(result.tail, self._subject(trial.task.name))
         return result
 
     def _finish_task(self, trial: Trial) -> None:
@@ -461,7 +459,7 @@ class TasksWork(stage_work.StageWork):
             trial.failure = trial.failure or "%s (it must be able to list what it leaves)" % error
             return []
         trial.failure = trial.failure or stage_work.unfinished_text(there, self.stage.name)
-        if len(self.no_outputs) <= stage_work.SHOWN_NAMES:
+        if len(self.no_outputs) <= SHOWN_NAMES:
             self.no_outputs += ["%s of %s" % (name, trial.task.name) for name in stage_outputs.no_outputs(stage_outputs.NOTHING, there)]
         return sorted(there.files)
 
@@ -508,7 +506,7 @@ class TasksWork(stage_work.StageWork):
         path = trial.task.folder + COUNTS_ENDING
         counts, problem = control_totals.read_counts(path)
         if problem:
-            self.console.event("NOTE", "%s %s" % (self.stage.name, trial.task.name), ": the counts that it reported are not used: %s" % problem)
+            self.console.event("NOTE", self._subject(trial.task.name), ": the counts that it reported are not used: %s" % problem)
         if counts is not None or problem:
             remove_quietly(path)
         if counts is not None or not self.stage.checkpoint:
@@ -523,6 +521,12 @@ class TasksWork(stage_work.StageWork):
     def _summary(self) -> Json:
         return {"total": self.total, "ok": len(self.done), "skipped": self.up_to_date, "failed": len(self.failed), "vanished": self.vanished}
 
+    def _failure(self) -> str:
+        """Return why the stage fails, or ""."""
+        if self.is_stopped:
+            return "interrupted"
+        return attempts.survivors_text(self.survivors) if self.survivors else self._failure_text()
+
     def _failure_text(self) -> str:
         """Return why the stage fails for its tasks' sake, or ""."""
         told, what = self.failed, "failed"
@@ -530,7 +534,7 @@ class TasksWork(stage_work.StageWork):
             told, what = self.machine_faults, "failed for what maxFailedTasks does not allow, as it is not the fault of their files"
         if not told:
             return ""
-        shown = ["%s (%s)" % one for one in sorted(told.items())[:stage_work.SHOWN_NAMES]]
+        shown = ["%s (%s)" % one for one in sorted(told.items())[:SHOWN_NAMES]]
         more = ["and %d more" % (len(told) - len(shown))] if len(told) > len(shown) else []
         left = self.total - self.up_to_date - len(self.done) - len(self.failed)
         not_started = "; the disk is full, so %d more were not started" % left if left and self.full_disks >= FULL_DISKS else ""

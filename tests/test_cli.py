@@ -443,6 +443,7 @@ def test_errors_of_the_system_are_said_with_a_remedy():
     error = OSError(errno.EMFILE, os.strerror(errno.EMFILE), "x")
     assert console.describe_os_error(error).endswith("; allow this user more open files (ulimit -n), or run with fewer --jobs")
     assert console.describe_os_error(OSError(errno.EFBIG, "File too large", "x")) == "x: File too large; allow this user larger files (ulimit -f)"
+    assert console.describe_os_error(OSError(errno.EBADF, "Bad file descriptor", 15)) == "the runner's own files, or the standard output: Bad file descriptor"
     assert console.describe_os_error(OSError("no number")) == "the runner's own files, or the standard output: no number"
     assert console.describe_os_error(OSError(errno.ENOSPC, "full")) == "the runner's own files, or the standard output: full; free some space and run again"
     launch = types.SimpleNamespace(argv=["prog"], folder="", launcher=None)

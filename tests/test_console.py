@@ -115,9 +115,9 @@ def test_the_output_of_several_stages_is_kept_apart():
     shown.stream("b", "größe\n".encode("utf-8")[4:])
     shown.end_stream("a")
     shown.stream("b", b"rest of b")
-    shown.end_stream()
+    shown.end_stream("b")
     assert shown.out.getvalue() == "a | one more\nb | two größe\na | rest of a\nb | rest of b\n"
-    shown.end_stream()
+    shown.end_stream("b")
     assert shown.out.getvalue().count("rest") == 2
 
 

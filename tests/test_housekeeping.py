@@ -679,6 +679,20 @@ def test_a_stage_record_with_odd_numbers_is_no_crash(project, values):
         assert done.code in (0, 2, 5) and "Traceback" not in done.out + done.err, done
 
 
+@pytest.mark.skipif(os.name == "nt", reason="kills by a signal")
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "x"])
+def test_a_stage_record_with_odd_numbers_of_a_run_that_died_is_no_crash(project, value):
+    copying(project)
+    project.spec(*project.json("pipeline.json")["stages"], {"name": "three", "processor": project.processor("kill", "if os.path.exists('deadly'):\n    os.kill(os.getppid(), 9)\n")})
+    project.write("deadly", "")
+    assert project.run("--run-id", "r").code == -9
+    project.path("deadly").unlink()
+    project.write("state/stage_one.json", json.dumps(dict(project.json("state/stage_one.json"), lastDurationSec=value)))
+    for command in (("status",), ("history",), ("report",)):
+        assert "Traceback" not in project.ok(*command).err
+    project.ok()
+
+
 @pytest.mark.parametrize("stages", [5, [5], [{"madeBy": {"invocation": "x"}}]])
 def test_gc_of_a_record_of_another_form_is_no_crash(project, stages):
     copying(project)

@@ -500,6 +500,13 @@ def test_a_launcher_that_runs_nothing_makes_no_success(project, cluster):
     assert done.code == 1 and "the task left no report state/logs/r/s1.1.node: the launcher came back before the task had ended" in done.out, done
 
 
+def test_a_folder_in_the_place_of_a_report_is_no_report(project):
+    project.write("launch.sh", '#!/bin/sh\n"$@"; code=$?\nrm state/logs/r/s1.1.node; mkdir state/logs/r/s1.1.node\nexit $code\n', executable=True)
+    project.spec({"processor": project.processor("p", ""), "launcher": ["./launch.sh"]})
+    done = project.run("--run-id", "r")
+    assert done.code == 1 and "the task left no report state/logs/r/s1.1.node" in done.out, done
+
+
 @pytest.mark.parametrize("how, code", [("exit 3", 1), ("kill -9 $$", 1), ("sleep 60", 0)], ids=["fails", "dies", "too slow"])
 def test_a_launcher_that_fails_is_not_the_fault_of_a_file(project, how, code):
     """A node that died, a queue that is closed: the good output of an earlier version is not given up for it. A time limit is the file's."""
@@ -605,12 +612,13 @@ def test_a_report_that_is_none_proves_nothing(tmp_path, data):
     assert not node_report.read(str(tmp_path / "r")).is_whole
 
 
-def test_a_pipe_or_link_in_the_place_of_a_report(tmp_path):
+def test_a_pipe_link_or_folder_in_the_place_of_a_report(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "good").write_bytes(json.dumps({"end": GOOD}).encode() + b"\n")
     (tmp_path / "link").symlink_to(tmp_path / "good")
     assert node_report.read(str(tmp_path / "good")).is_whole
     assert not node_report.read(str(tmp_path / "pipe")).is_whole and not node_report.read(str(tmp_path / "link")).is_whole
+    assert not node_report.read(str(tmp_path)).is_whole
 
 
 # --- the helper, as a pool of attempts will use it -------------------------------------------------------------------

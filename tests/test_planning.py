@@ -37,7 +37,7 @@ def record(status="ok", key=KEY, parts=PARTS, outputs=1, **more):
 
 
 def checkpoint(lines=5, problem="", resumable=True, complete=False):
-    return Checkpoint(lines, {}, {}, False, complete, {}, problem, resumable)
+    return Checkpoint(lines, {}, {}, False, complete, problem, resumable)
 
 
 OTHER = record(key="o" * 64, parts=dict(PARTS, params={"a": 1, "b": 2}))

@@ -1001,7 +1001,7 @@ assert (result.exit_code, result.failure, result.survivors) == (-9, "timeout aft
 result, log = run("import subprocess; subprocess.Popen(['sleep', '600'])")        # it holds the pipe
 assert (result.exit_code, result.survivors) == (0, []), result
 stopped = attempts.Signals()
-stopped.number = stopped.count = 1
+stopped.came = stopped.count = 1
 result, log = run("import time; time.sleep(600)", signals=stopped)
 assert result.stopped and result.failure == "interrupted" and result.exit_code == -15, result
 result, log = run("", argv=["./no such program"])
@@ -1054,7 +1054,7 @@ def test_the_steps_of_an_ending(monkeypatch):
 
 def test_two_signals_at_once_do_not_wait_for_the_grace():
     one = ending()
-    one.signals.number, one.signals.count = signal.SIGINT, 2
+    one.signals.came, one.signals.count = signal.SIGINT, 2
     one.look()
     assert one.tree.calls == ["ask", "end"] and one.reason == attempts.INTERRUPTED
 
@@ -1062,7 +1062,7 @@ def test_two_signals_at_once_do_not_wait_for_the_grace():
 def test_a_signal_after_the_timeout_keeps_the_first_cause():
     one = ending(0)
     one.look()
-    one.signals.number, one.signals.count = signal.SIGTERM, 1
+    one.signals.came, one.signals.count = signal.SIGTERM, 1
     one.look()
     assert one.reason == "timeout after 0 s" and one.tree.calls == ["ask"]
 

@@ -192,7 +192,7 @@ def test_what_is_not_tried_again(project, result, outcome):
 
 def test_a_signal_during_the_delay_ends_the_loop(project):
     made, clock = work(project, [ended(75)], retry={"attempts": 5, "baseDelayMs": 100})
-    clock.after_wait = lambda: setattr(made.run.signals, "number", signal.SIGINT)
+    clock.after_wait = lambda: setattr(made.run.signals, "came", signal.SIGINT)
     assert made.attempts_to_their_end() == ("interrupted", True) and made.attempts == 1
 
 

@@ -263,9 +263,9 @@ def test_a_ledger_that_is_gone_is_told_of_when_a_new_one_begins(project):
 
 def test_a_long_last_line_is_found_whole(store):
     ledger, record = begin(store, "a")
-    ledger.accept("p", {"stage": "s", "changes": ["x" * 300000], "reason": "r"})
+    ledger.note("accept", "p", {"stage": "s", "changes": ["x" * 300000], "reason": "r"})
     ledger.end(dict(record, state="completed"))
-    ledger.accept("p", {"stage": "s", "changes": ["y" * 100000], "reason": "r"})
+    ledger.note("accept", "p", {"stage": "s", "changes": ["y" * 100000], "reason": "r"})
     run_once(store, "b")
     assert_chain_is_whole(store)
 
