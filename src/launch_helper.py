@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 TASK_S = 15.0               # how long a task may live on after its launcher
 START_S = 30.0              # how long the helper may take to start a launcher
+START_LOOK_S = 1.0          # between two looks whether it has
 ASK, FORCE = signal.SIGTERM, getattr(signal, "SIGUSR1", 0)      # what the helper tells a minder
 ISOLATION = ("launchers are started outside the kernel layer, by a process forked before it; where the task runs, offline_guard exec "
              "closes the network and reports it: see launcher.nodes of the stages")
@@ -127,11 +128,13 @@ class LaunchHelper:
         self.launched[self.count] = launched
         try:
             self.tell("start", self.count, argv=list(argv), env=env, folder=folder, token=token, lease=lease, output=path)
-            deadline = time.monotonic() + START_S
-            while launched.pid == 0 and launched.error is None:
-                self._wait(deadline - time.monotonic())
+            left_s = START_S
+            while not launched.is_answered:
+                began = time.monotonic()
+                self._wait(min(left_s, START_LOOK_S))
                 self.take_answers()
-                if time.monotonic() > deadline:
+                left_s -= min(time.monotonic() - began, START_LOOK_S)       # for longer it was this process that stood still, or the machine
+                if left_s <= 0 and not launched.is_answered:
                     launched.error = OSError("the helper that starts launchers does not answer")
         finally:
             os.unlink(path)
@@ -230,6 +233,11 @@ class Launched:
         self.was_cut = False                # the launcher did not cancel in time, and was killed
         self.unclear: List[int] = []        # of a Tree: here all is known
         self.leader_is_gone = False
+
+    @property
+    def is_answered(self) -> bool:
+        """Tell whether it is known that it was started, or could not be."""
+        return self.pid != 0 or self.error is not None
 
     def hear(self, answer: Json) -> None:
         """Take in what the minder says."""

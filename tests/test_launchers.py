@@ -690,6 +690,34 @@ def test_several_launches_at_once(tmp_path):
     assert leases_in(tmp_path) == []
 
 
+STOOD_STILL = """
+import os, sys, time, types
+sys.path.insert(0, %r)
+import launch_helper, launch_lease
+helper = launch_helper.LaunchHelper()
+wait, passed = helper._wait, []
+launch_helper.time = types.SimpleNamespace(monotonic=lambda: 1000.0 * len(passed) + time.monotonic())
+def first_wait(seconds):                        # long ago, and the answer has come meanwhile or not
+    passed.append(seconds)
+    helper._wait = wait
+    if sys.argv[2] == "this process":
+        wait(60)
+helper._wait = first_wait
+lease = launch_lease.lease_path(sys.argv[1], "s", "t.1")
+launch_lease.create(lease, {})
+one = helper.start(["sh", "-c", "exit 7"], dict(os.environ), sys.argv[1], "t.1", lease)
+while one.take_end() is None:
+    wait(60)
+print(one.code)
+"""
+
+
+@pytest.mark.parametrize("what", ["this process", "the machine"])
+def test_a_launcher_is_started_though_the_runner_stood_still_meanwhile(tmp_path, what):
+    done = subprocess.run([sys.executable, "-c", STOOD_STILL % str(ROOT / "src"), str(tmp_path), what], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+    assert done.stdout == b"7\n" and leases_in(tmp_path) == [], done
+
+
 HELD = """
 import os, sys
 sys.path.insert(0, %r)
