@@ -558,15 +558,24 @@ def _start(launch: Launch, processes: Any) -> Tuple[Any, int, Any]:
 
 
 def _not_started_text(launch: Launch, error: OSError) -> str:
+    name, where, path = launch.argv[0], "", os.path.join(launch.folder, launch.argv[0])
     if launch.launcher is not None:
-        where = ": %s" % error.filename if error.filename else ""
-        return "%s the launcher %s%s: %s%s" % (NOT_STARTED, launch.argv[0], where, error.strerror or str(error), remedy_of(error))
-    hint, first = "", _first_line(os.path.join(launch.folder, launch.argv[0]))
+        where = ": %s" % error.filename if error.filename else ""       # the lease, or the pipe for its output
+        path = "" if where else _launcher_path(launch)
+        name = "the launcher " + name
+    hint, first = "", _first_line(path)
     if getattr(error, "errno", None) == 8:      # ENOEXEC
         hint = "; a byte order mark stands before its first line: save it without" if first.startswith(b"\xef\xbb\xbf") else "; a script needs a first line such as #!/bin/sh"
-    elif isinstance(error, FileNotFoundError):
+    elif isinstance(error, FileNotFoundError) and (launch.launcher is None or os.path.exists(path)):
         hint = missing_hint(first, launch.folder)
-    return "%s %s: %s%s" % (NOT_STARTED, launch.argv[0], error.strerror or str(error), hint or remedy_of(error))
+    return "%s %s%s: %s%s" % (NOT_STARTED, name, where, error.strerror or str(error), hint or remedy_of(error))
+
+
+def _launcher_path(launch: Launch) -> str:
+    """Return the file that a launcher's first word means, "" if there is none on its PATH."""
+    import shutil
+    word = launch.argv[0]
+    return os.path.join(launch.folder, word) if "/" in word else shutil.which(word, path=launch.env.get("PATH")) or ""
 
 
 def missing_hint(first_line: bytes, folder: str, windows: bool = sys.platform == "win32") -> str:

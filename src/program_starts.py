@@ -1,6 +1,6 @@
 """Whether the programs of a pipeline could start, told from their first bytes: for `validate`, which starts nothing.
 
-    stages, onFailure, onSuccess -> the file of each -> what certainly keeps it from starting, or may -> (place in the spec, words)
+    stages, their launchers, onFailure, onSuccess -> the file of each -> what certainly keeps it from starting, or may -> (place in the spec, words)
 
 Certain is what the system refuses whatever its settings are. What another machine or another PATH may have, or a stage may make first, is only noted.
 """
@@ -16,9 +16,9 @@ from spec_checks import program_kind, shown_value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterator, List, Tuple
+    from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
 
-    from model import PipelineSpec
+    from model import PipelineSpec, StageSpec
     Verdict = Tuple[bool, str]          # (is certain, words)
 
 LARGEST_SOURCE = 8 << 20
@@ -28,6 +28,7 @@ FIRST_BYTES = 4096
 def find_problems(spec: PipelineSpec) -> Iterator[Tuple[Tuple[Any, ...], bool, str]]:
     """Yield (place in the spec, whether it is certain, words) for each program that cannot start, or may not."""
     seen: Dict[Tuple[str, str], List[Verdict]] = {}
+    launchers: Set[Tuple[str, str]] = set()
     path = os.environ.get("PATH", "")
     made = tuple(stage.output_dir + "/" for stage in spec.stages)
     for number, stage in enumerate(spec.stages):
@@ -36,6 +37,8 @@ def find_problems(spec: PipelineSpec) -> Iterator[Tuple[Tuple[Any, ...], bool, s
             seen[key] = list(judge(spec.root, *key))
         for is_certain, words in seen[key]:
             yield ("stages", number, "processor"), is_certain and not stage.launcher and not stage.processor.startswith(made), words
+        for is_certain, words in _judge_launcher(spec.root, stage, key[1], launchers):
+            yield ("stages", number, "launcher", 0), is_certain and not os.path.normpath(stage.launcher[0]).startswith(made), words
     for name, command in (("onFailure", spec.on_failure), ("onSuccess", spec.on_success)):
         for is_certain, words in judge(spec.root, command[0], path) if command else ():
             yield (name, 0), is_certain, words
@@ -46,12 +49,36 @@ def judge(root: str, program: str, path: str, windows: bool = sys.platform == "w
     kind, full = program_kind(program), os.path.join(root, program)
     if os.path.isabs(program) or kind == "powershell" or windows and kind != "python":
         return
+    data = _read(full, LARGEST_SOURCE if kind == "python" else FIRST_BYTES)
+    if data is not None:
+        yield from _in_words(program, _judge_source(data) if kind == "python" else _judge_file(data, root, path))
+
+
+def _judge_launcher(root: str, stage: StageSpec, path: str, seen: Set[Tuple[str, str]]) -> Iterator[Verdict]:
+    """Yield what keeps a stage's launcher, if it is given with a path, from starting; nothing for one of *seen*, to which it is added.
+
+    The system starts it as it is, whatever its ending. Which one of a mere name is found, depends on the machine.
+    """
+    if not stage.launcher or (stage.launcher[0], path) in seen or sys.platform == "win32":
+        return
+    seen.add((stage.launcher[0], path))
+    import launch_helper
+    word = launch_helper.launcher_words(stage.launcher[:1], stage.resources)[0]
+    data = _read(os.path.join(root, word), FIRST_BYTES) if "/" in word else None
+    if data is not None:
+        yield from _in_words(word, _judge_file(data, root, path))
+
+
+def _read(full: str, count: int) -> Optional[bytes]:
     try:
         with open_file(full) as file:
-            data = file.read(LARGEST_SOURCE if kind == "python" else FIRST_BYTES)
+            return bytes(file.read(count))
     except OSError:
-        return                          # one may be allowed to run what one may not read
-    for is_certain, words in _judge_source(data) if kind == "python" else _judge_file(data, root, path):
+        return None                     # one may be allowed to run what one may not read
+
+
+def _in_words(program: str, verdicts: Iterator[Verdict]) -> Iterator[Verdict]:
+    for is_certain, words in verdicts:
         yield is_certain, "%s cannot start: %s" % (shown_value(program), words) if is_certain else "%s: %s" % (shown_value(program), words)
 
 

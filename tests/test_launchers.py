@@ -544,6 +544,43 @@ def test_a_launcher_that_is_not_there(project):
     assert leases(project) == []
 
 
+SPOILED = [
+    ("#!/bin/sh\r\nexec \"$@\"\r\n", "its first line ends with a carriage return (CRLF)%s save it with plain line ends"),
+    ("#!/no/such/shell\nexec \"$@\"\n", "its first line names /no/such/shell, which is not there%s install it, or name another"),
+    ("exec \"$@\"\n", "a script needs a first line such as #!/bin/sh"), ("\ufeff#!/bin/sh\nexec \"$@\"\n", "a byte order mark stands before its first line%s save it without")]
+
+
+@pytest.mark.parametrize("text, why", SPOILED, ids=["line ends", "interpreter", "no first line", "byte order mark"])
+def test_a_launcher_that_cannot_be_started_is_explained_and_refused_by_validate(project, text, why):
+    at_validate, at_run = why.replace("%s", ";"), why.replace("%s", ":")
+    project.write("launch.sh", text, executable=True)
+    for word in ("./launch.sh", str(project.path("launch.sh"))):
+        project.spec({"processor": project.processor("p", "")}, {"processor": "bin/p.py"}, defaults={"launcher": [word]})
+        done = project.run("validate")
+        assert done.code == 2 and done.err.count("\n") == 1, done
+        assert ": stages[0].launcher[0]: " in done.err and " cannot start: " in done.err and done.err.endswith(at_validate + "\n"), done
+        done = project.run("--only", "s1")
+        assert done.code == 1 and "[FAIL] s1: cannot start the launcher %s: " % word in done.out and "; %s\n" % at_run in done.out, done
+    assert leases(project) == []
+
+
+def test_a_launcher_found_on_the_path_that_cannot_be_started_is_explained(project):
+    """Which one of that name another machine has, validate does not know."""
+    project.write("tools/submit", "#!/no/such/shell\n", executable=True)
+    project.spec({"processor": project.processor("p", ""), "launcher": ["submit"], "env": {"PATH": str(project.path("tools"))}})
+    project.ok("validate")
+    done = project.run()
+    assert done.code == 1 and "cannot start the launcher submit: No such file or directory; its first line names /no/such/shell, which is not there: install it" in done.out, done
+
+
+@pytest.mark.parametrize("launcher, made", [("./data/s1/launch.sh", True), ("./{{x}}.sh", False)], ids=["made by a stage", "with a brace"])
+def test_a_launcher_that_may_start_is_not_refused_by_validate(project, launcher, made):
+    project.write("data/s1/launch.sh" if made else "{x}.sh", "" if made else "#!/bin/sh\nexec \"$@\"\n", executable=True)
+    project.write("{{x}}.sh", "", executable=True)
+    project.spec({"processor": project.processor("p", "")}, {"processor": "bin/p.py", "launcher": [launcher]})
+    assert ("[NOTE] s2: \"./data/s1/launch.sh\" cannot start: it is empty" in project.ok("validate").out) == made
+
+
 # --- leases ----------------------------------------------------------------------------------------------------------
 
 def exec_leased(path):
