@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 EXIT_REFUSED = 6            # nothing was started
 EXIT_NOT_STARTED = 126      # the same, for the machine's sake; as shells have it
 LOOK_MS = 200               # between two looks at the lease: whether the task shall stop
+OWN_SIGNAL_S = 0.3          # how long after the processor's our own signal may come, where an engine signals all of a task
 
 
 def run_leased(lease: str, guard: Any) -> int:
@@ -63,6 +64,7 @@ def run_leased(lease: str, guard: Any) -> int:
         return 127 if isinstance(error, FileNotFoundError) else 126
     task = Task(held, process, report, guard)
     code = guard.wait_for(process, listener, noted, alarm, task, task.look, LOOK_MS)
+    task.await_signal(code, noted, alarm)
     left = task.tree.end()
     launch_lease.ask_to_stop(lease)     # whoever starts it a second time would do the work twice
     for refusal in listener.drain() if listener is not None else ():
@@ -93,8 +95,23 @@ class Task:
         elif time.monotonic() >= self.stop_at:
             self.tree.end()
 
+    def await_signal(self, code: int, noted: List[int], alarm: int) -> None:
+        """After an end as by an engine, which signals all of a task in no certain order: give our own signal a moment to come."""
+        import select
+        poll = select.poll()
+        poll.register(alarm, select.POLLIN)
+        is_like_that = (-code if code < 0 else code - 128) in (signal.SIGTERM, signal.SIGHUP)
+        left_s = OWN_SIGNAL_S if is_like_that and not self.stop_at and not self.held.is_stop_asked() else 0.0
+        deadline = time.monotonic() + left_s
+        while left_s > 0 and not self.stopped_by:
+            if poll.poll(int(left_s * 1000) + 1):
+                os.read(alarm, 4096)
+            while noted:
+                self.signalled(noted.pop(0))
+            left_s = deadline - time.monotonic()
+
     def signalled(self, number: int) -> None:
-        """Note a signal that is passed on to the processor."""
+        """Note a signal that is passed on to the processor, or has come when that was gone."""
         if number in (signal.SIGTERM, signal.SIGHUP) and not self.stop_at and not self.held.is_stop_asked():
             self.stopped_by = int(number)
 

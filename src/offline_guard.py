@@ -609,7 +609,7 @@ class Reports:
         say("%s (pid %d) tried to %s %s: refused" % (key[0], key[1], "open" if refusal.counted else "use", key[2]))
 
     def signalled(self, number: int) -> None:
-        """Nobody is told of the signals that are passed on."""
+        """Nobody is told of the signals that came."""
 
     def end(self) -> None:
         """Say how many were not shown."""
@@ -683,6 +683,8 @@ def wait_for(process: Any, listener: Optional[Listener], noted: List[int], alarm
         for refusal in listener.drain() if listener is not None else ():
             reports.tell(refusal)
         if code is not None:
+            while noted:                # it came together with the end, for there is nobody any more to pass it on to
+                reports.signalled(noted.pop(0))
             reports.end()
             return int(code)
         while noted:

@@ -434,6 +434,71 @@ def test_a_task_that_the_engine_has_stopped_is_not_the_fault_of_its_file(project
     assert "failed for what maxFailedTasks does not allow" in done.out, done
 
 
+# As Slurm does, which signals all of a task at once: by the time the guard looks, the processor is gone, and its own signal noted.
+STOPPING_ALL = """
+import os, signal, subprocess, sys, time
+def state_of(pid):
+    with open("/proc/%d/stat" % pid) as file:
+        return file.read().rpartition(")")[2].split()[0]
+guard = subprocess.Popen(sys.argv[1:])
+while not os.path.exists("begun"):
+    time.sleep(0.01)
+processor = int(open("begun").read())
+os.unlink("begun")
+for pid, number, state in ((guard.pid, signal.SIGSTOP, "T"), (processor, signal.SIGTERM, "Z")):
+    os.kill(pid, number)
+    while state_of(pid) != state:
+        time.sleep(0.01)
+guard.send_signal(signal.SIGTERM)
+guard.send_signal(signal.SIGCONT)
+raise SystemExit(guard.wait() % 256)
+"""
+
+
+@linux_only
+def test_a_task_that_the_engine_has_stopped_together_with_its_guard_is_not_the_fault_of_its_file(project):
+    project.write("in/a", "a")
+    project.write("in/b", "b")
+    project.write("stop.py", STOPPING_ALL)
+    body = "with open('.begun', 'w') as file:\n    file.write(str(os.getpid()))\nos.rename('.begun', 'begun')\ntime.sleep(60)\n"
+    project.spec({"processor": project.processor("p", body), "forEach": "in/*", "maxFailedTasks": 2, "launcher": [sys.executable, str(project.path("stop.py"))]})
+    done = project.run("--run-id", "r", "--jobs", "1")
+    assert done.code == 1 and "[FAIL] s1 in/a: exit code 143; its machine's engine has stopped it (signal 15)\n" in done.out, done
+    assert "failed for what maxFailedTasks does not allow" in done.out, done
+
+
+# How long a task's own signal is waited for, given in seconds.
+PATIENT = """
+import sys
+sys.path.insert(0, %r)
+import node_exec, offline_guard
+node_exec.OWN_SIGNAL_S = float(sys.argv[2])
+raise SystemExit(node_exec.run_leased(sys.argv[1], offline_guard))
+"""
+
+
+def run_patiently(path, seconds):
+    """In a process of its own, which is the guard."""
+    return subprocess.run([sys.executable, "-c", PATIENT % str(ROOT / "src"), path, seconds], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+
+
+@pytest.mark.parametrize("end, code", [("kill -TERM $$", 143), ("kill -HUP $$", 129), ("exit 143", 143)])
+def test_the_signal_of_the_engine_may_come_after_the_processor_is_gone(tmp_path, end, code):
+    """A child sees that the guard has taken the processor's end before it signals the guard."""
+    script = "guard=$PPID; ( while kill -0 $$ 2>/dev/null; do sleep 0.01; done; kill -TERM $guard ) & %s" % end
+    done = run_patiently(lease_for(tmp_path, "no", "sh", "-c", script), "50")
+    told = node_report.read(str(tmp_path / "report"))
+    assert (done.returncode, told.exit_code, told.stopped_by) == (code, code, signal.SIGTERM), done
+
+
+@pytest.mark.parametrize("how", ["exit 0", "exit 3", "kill -KILL $$", "asked to stop"])
+def test_a_task_that_no_engine_has_stopped_waits_for_no_signal(tmp_path, how):
+    path = lease_for(tmp_path, "no", "sh", "-c", how if how != "asked to stop" else "echo stop >>'%s'; sleep 60" % launch_lease.lease_path(str(tmp_path), "s", "tok.1"))
+    done = run_patiently(path, "1000")
+    assert done.returncode == {"exit 0": 0, "exit 3": 3, "kill -KILL $$": 137}.get(how, 143), done
+    assert node_report.read(str(tmp_path / "report")).stopped_by == 0
+
+
 def test_what_a_killed_launcher_has_beside_it_may_cancel_its_job(project):
     """As srun's second process does. It is done when it has had its time, whatever that is; killed at once it never would be."""
     project.write("launch.sh", '#!/bin/sh\n( trap "" TERM; while kill -0 $$ 2>/dev/null; do sleep 0.05; done; sleep 0.5; touch cancelled ) &\necho $$ > pid\n"$@"\n', executable=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "squeue", "scontrol", "sinfo")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "scancel", "squeue", "scontrol", "sinfo")
 PLACES = os.pathsep.join(("/usr/local/sbin", "/usr/sbin", "/sbin", os.environ.get("PATH", "")))
 MISSING = [name for name in PROGRAMS if shutil.which(name, path=PLACES) is None]
 pytestmark = [pytest.mark.skipif(bool(MISSING), reason="Slurm is not installed: %s" % ", ".join(MISSING)),
@@ -228,6 +228,32 @@ def test_a_killed_runner_leaves_no_job(project, slurm):
     wait_for(lambda: slurm.queue() == [] and not is_alive(pid))
     project.processor("p", "open(out + '/o', 'w').close()\n")
     project.ok("--run-id", "r", env=slurm.env)
+
+
+# The same of one file, once there is a gate.
+HELD_COPY = """#!/bin/sh
+touch "$PIPELINE_ROOT/began.${1##*/}"
+while [ ! -e "$PIPELINE_ROOT/gate" ]; do sleep 0.1; done
+tr a-z A-Z <"$1" >"$PIPELINE_OUTPUT_DIR/${1##*/}"
+"""
+
+
+def test_a_cancelled_job_is_no_fault_of_its_file(project, slurm):
+    """Slurm signals guard, shell and what that runs at once, in no certain order."""
+    for number in range(4):
+        project.write("in/%d.txt" % number, "text\n")
+    project.write("bin/upper.sh", HELD_COPY, executable=True)
+    project.spec({"processor": "bin/upper.sh", "forEach": "in/*.txt", "maxFailedTasks": 10, "launcher": SRUN, "resources": RESOURCES})
+    with project.start("--run-id", "r", "--jobs", "4", env=slurm.env) as process:
+        wait_for(lambda: len(list(project.root.glob("began.*"))) == 4)
+        slurm.ask("scancel", slurm.queue("RUNNING")[0].split()[0])
+        wait_for(lambda: len(slurm.queue()) == 3)
+        project.write("gate", "")
+        out = process.communicate(timeout=LIMIT_S)[0].decode()
+    assert process.returncode == 1 and "; its machine's engine has stopped it (signal 15)\n" in out and "failed for what maxFailedTasks does not allow" in out, out
+    assert len(list(project.path("data/s1").glob("*.txt"))) == 3
+    project.ok("--run-id", "r", env=slurm.env)
+    assert len(list(project.path("data/s1").glob("*.txt"))) == 4 and slurm.queue() == []
 
 
 def test_the_next_run_ends_what_a_killed_srun_left_on_a_node(project, slurm):
