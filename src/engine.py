@@ -455,27 +455,35 @@ class Run:
                 if self.clock.monotonic() >= deadline:
                     raise
             else:
-                return (yield from self._end_launched(stage, lock)) and (yield from self._enter_folder(stage, lock, deadline))
+                return (yield from self._enter_folder(stage, lock, deadline)) and (yield from self._end_launched(stage, lock))
             import scheduler
             yield scheduler.Pause(stage_locks.LOCK_POLL_S)
         return False
 
     def _end_launched(self, stage: StageSpec, lock: stage_locks.StageLock) -> Flow:
-        """A flow that returns True when nothing runs any more, on any machine, that launchers of dead runs started, False as _acquire()."""
+        """A flow that returns True when nothing that could get in its way runs any more, on any machine, that launchers of dead runs started, False as _acquire()."""
         if not os.path.isdir(os.path.join(self.store.folder, "launch")):
             return True
         import launch_lease
         import scheduler
+        if "names" not in self.store.memo:
+            self.store.memo["names"] = {one.name for one in self.spec.stages}
         deadline = self.clock.monotonic() + launch_lease.PATIENCE_S
-        left = launch_lease.end_left_behind(self.root, stage.name)
-        while left and self.clock.monotonic() < deadline and not self.signals.number:
-            yield scheduler.Pause(launch_lease.POLL_S)
-            left = launch_lease.end_left_behind(self.root, stage.name)
-        if left:
-            lock.release()
-            if not self.signals.number:
+        is_free = False
+        try:
+            while True:
+                left = launch_lease.end_left_behind(self.root, stage.name, stage.output_dir, self.store.memo["names"], self.works)
+                if not left or self.clock.monotonic() >= deadline or self.signals.number:
+                    break
+                yield scheduler.Pause(launch_lease.POLL_S)
+            is_free = not left
+            if left and not self.signals.number:
                 raise launch_lease.still_runs(stage.name, left)
-        return not left
+        finally:
+            if not is_free:
+                self._leave_folder(stage)
+                lock.release()
+        return is_free
 
     def _enter_folder(self, stage: StageSpec, stage_lock: stage_locks.StageLock, deadline: float) -> Flow:
         """A flow that returns True when no other run, of whatever pipeline, is at work in the stage's output folder, False as _acquire().

@@ -8,7 +8,7 @@ Above the leaves and below the runner; the same file runs where the task does.
     state/launch/STAGE~TOKEN.N.here     locked by who watches the launcher, until the launcher's last process is gone
 
 A launcher may die and leave its task running, or waiting in the queue of a cluster: then only the lease tells. Who
-starts the stage anew first takes every lease of the stage and removes it: what still runs is waited for, what
+starts the stage anew, or another that writes there, first takes every such lease and removes it: what still runs is waited for, what
 was still to come finds no lease and does not start. This holds where locks reach across the machines, see docs/cluster.md.
 """
 from __future__ import annotations
@@ -23,7 +23,7 @@ from primitives import open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional
+    from typing import Any, Container, Dict, List, Optional
     Json = Dict[str, Any]
 
 SCHEMA = 1
@@ -188,20 +188,61 @@ def _try_lock(path: str) -> Optional[int]:
     return None
 
 
-def leases_of(root: str, stage: str) -> List[str]:
-    """Return the paths of all leases of a stage."""
+def end_left_behind(root: str, stage: str, folder: str, known: Container[str], beside: Container[str] = ()) -> List[str]:
+    """Ask what launched attempts of dead runs left on any machine to stop; return the leases of what still runs.
+
+    Under the locks of the stage and its output folder. Taken back are the stage's own leases; those of others that write in, around or below
+    *folder*, where by its lock no other run is at work; and those of stages that are not in *known*, the spec's, unless a run is at work on them.
+    beside: the other stages at work in this run. Raises: OSError, for the stage's own.
+    """
+    left: List[str] = []
+    at_work: Dict[str, bool] = {}
+    for path in _leases(root):          # before a stage's lock is looked at: a run that takes it now makes new ones
+        name = os.path.basename(path).partition("~")[0]
+        if name in beside:
+            continue
+        if name != stage and not _writes_near(path, folder):
+            if name not in at_work:
+                at_work[name] = name in known or _is_at_work(root, name)
+            if at_work[name]:
+                continue
+        try:
+            if not (take_back(here_path(path), 0) and take_back(path, 0)):
+                left.append(path)
+        except OSError:
+            if name == stage:
+                raise                   # another's may be another user's, which it is for that user to take back
+    return left
+
+
+def _leases(root: str) -> List[str]:
     folder = os.path.join(root, FOLDER)
     try:
         names = os.listdir(folder)
     except OSError:
         return []
-    stems = {name.rpartition(".")[0] for name in names if name.startswith(stage + "~") and name.endswith((".lease", ".here"))}
+    stems = {name.rpartition(".")[0] for name in names if "~" in name and name.endswith((".lease", ".here"))}
     return [os.path.join(folder, stem + ".lease") for stem in sorted(stems)]
 
 
-def end_left_behind(root: str, stage: str) -> List[str]:
-    """Under the stage's lock: ask what launched attempts of dead runs left on any machine to stop; return the leases of what still runs."""
-    return [path for path in leases_of(root, stage) if not (take_back(here_path(path), 0) and take_back(path, 0))]
+def _is_at_work(root: str, stage: str) -> bool:
+    """Tell whether a run holds the stage, of whatever pipeline, or that cannot be known."""
+    try:
+        return is_held(stage_locks.guard_path(root, stage))
+    except OSError:
+        return True
+
+
+def _writes_near(path: str, folder: str) -> bool:
+    """Tell whether a lease's attempt writes in, around or below *folder* (relative to the root); one that cannot be read starts nothing."""
+    try:
+        with open_file(path) as file:
+            plan = json.loads(file.readline(MAX_BYTES).decode("ascii"))
+        there = os.path.relpath(plan["environment"]["PIPELINE_OUTPUT_DIR"], plan["root"]).replace(os.sep, "/")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    one, other = there.casefold() + "/", folder.casefold() + "/"        # on some systems, names that differ in case are the same
+    return one.startswith(other) or other.startswith(one)
 
 
 def still_runs(stage: str, leases: List[str]) -> stage_locks.LockHeld:

@@ -89,6 +89,11 @@ def unlock_bytes(descriptor: int, first: int, count: int) -> None:
         fcntl.lockf(descriptor, fcntl.LOCK_UN, count, first)
 
 
+def guard_path(root: str, stage: str) -> str:
+    """Return the path of the file by whose kernel lock a stage is held."""
+    return os.path.join(root, "locks", "." + stage + ".guard")
+
+
 def open_guard(path: str) -> int:
     """Open a guard file, creating it where it is missing; it is never removed. Raises: OSError."""
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
@@ -131,7 +136,7 @@ def was_left_by_another_host(root: str, stage: str, owner: Json) -> bool:
         return False
     import fcntl
     try:
-        with open_file(os.path.join(root, "locks", "." + stage + ".guard"), 0) as file:
+        with open_file(guard_path(root, stage), 0) as file:
             fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
             return bool(file.read(64).decode("ascii", "replace").strip() == owner.get("token"))
     except OSError:
@@ -152,7 +157,7 @@ class StageLock:
     def __init__(self, root: str, stage: str, run_id: str, boot: str, clock: Any, processes: Any) -> None:
         self.root, self.stage, self.run_id, self.boot, self.clock, self.processes = root, stage, run_id, boot, clock, processes
         self.folder = os.path.join(root, "locks", stage + ".lock")
-        self.guard = os.path.join(root, "locks", "." + stage + ".guard")
+        self.guard = guard_path(root, stage)
         self.descriptor = -1
         self.token = ""
         self.since = 0.0

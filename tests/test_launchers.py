@@ -297,23 +297,111 @@ def family_of(pid):
     return found[:3]
 
 
-@linux_only
-def test_when_all_are_killed_the_next_run_ends_the_task_through_its_lease(project, cluster):
-    body = "with open(out + '/pid', 'w') as file:\n    file.write(str(os.getpid()))\n" + SLEEP
-    project.spec({"processor": project.processor("p", body), "graceSec": 1, "launcher": cluster.words()})
-    with project.start("--run-id", "r") as process:
+def kill_all(process, cluster):
+    """Kill a run's processes on this machine, all at once; its task goes on."""
+    family = family_of(cluster.launches()[0]["pid"])
+    assert len(family) == 3
+    process.send_signal(signal.SIGSTOP)
+    for pid in reversed(family):
+        os.kill(pid, signal.SIGKILL)
+    process.kill()
+
+
+SLEEP_KNOWN = "with open(out + '/pid', 'w') as file:\n    file.write(str(os.getpid()))\n" + SLEEP
+
+
+def left_task(project, cluster, *more):
+    """Leave the task of stage s1, which writes to data/s1, without anybody who watches it; return its pid."""
+    project.spec({"processor": project.processor("p", SLEEP_KNOWN), "graceSec": 1, "launcher": cluster.words()}, *more)
+    with project.start("--run-id", "r", "--only", "s1") as process:
         wait_for(lambda: project.exists("data/s1/started"))
-        family = family_of(cluster.launches()[0]["pid"])
-        assert len(family) == 3
-        process.send_signal(signal.SIGSTOP)
-        for pid in reversed(family):
-            os.kill(pid, signal.SIGKILL)
-        process.kill()
+        kill_all(process, cluster)
     pid = int(project.read("data/s1/pid"))
     assert is_alive(pid) and len(leases(project)) == 2
-    project.processor("p", "try:\n    os.kill(%d, 0)\nexcept ProcessLookupError:\n    open(out + '/alone', 'w').close()\n" % pid)
+    return pid
+
+
+def looks_for(project, path):
+    """Return a processor that tells by a file whether the process, whose pid is in a file, is gone."""
+    return project.processor("q", "try:\n    os.kill(int(open(%r).read()), 0)\nexcept ProcessLookupError:\n    open(out + '/alone', 'w').close()\n" % path)
+
+
+@linux_only
+def test_when_all_are_killed_the_next_run_ends_the_task_through_its_lease(project, cluster):
+    project.write("pid", str(left_task(project, cluster)))
+    project.spec({"processor": looks_for(project, "pid"), "launcher": cluster.words()})
     project.ok("--run-id", "r")
     assert project.exists("data/s1/alone") and leases(project) == []
+
+
+@linux_only
+@pytest.mark.parametrize("folder", ["data/s1", "data/s1/in", "data", "elsewhere"], ids=["its folder", "below", "around", "elsewhere"])
+def test_when_all_are_killed_and_the_stage_is_in_the_spec_no_more_the_next_stage_ends_the_task(project, cluster, folder):
+    """It was given another name, say. The next stage would write together with it what both write, and read what it writes."""
+    project.write("pid", str(left_task(project, cluster)))
+    project.spec({"name": "renamed", "processor": looks_for(project, "pid"), "outputDir": folder})
+    project.ok("--run-id", "again")
+    assert project.exists(folder + "/alone") and leases(project) == []
+
+
+@linux_only
+@pytest.mark.parametrize("folder", ["data/s1/in", "elsewhere"], ids=["below", "elsewhere"])
+def test_a_task_of_another_stage_of_the_spec_is_ended_where_both_write(project, cluster, folder):
+    other = {"name": "other", "processor": looks_for(project, "pid"), "outputDir": folder, "outputs": ["alone"]}
+    pid = left_task(project, cluster, other)
+    project.write("pid", str(pid))
+    done = project.run("--run-id", "again", "--only", "other")
+    assert done.code == (1 if folder == "elsewhere" else 0) and is_alive(pid) == (folder == "elsewhere"), done
+    assert len(leases(project)) == (2 if folder == "elsewhere" else 0)
+    project.processor("p", "open(out + '/o', 'w').close()\n")
+    project.ok("--run-id", "last", "--only", "s1")
+    assert leases(project) == [] and not is_alive(pid)
+
+
+def test_a_task_of_a_stage_that_is_gone_and_does_not_end_keeps_others_from_its_folder(project):
+    """A driver shortens how long it is waited for; this process is the task."""
+    path = lease_for(project.root, "no", environment={"PIPELINE_OUTPUT_DIR": str(project.path("data/s1"))})
+    held = launch_lease.Held(path)
+    driver = project.write("driver.py", "import os, runpy, sys\nrunner = sys.argv[1]\nsys.path.insert(0, os.path.dirname(runner))\nimport launch_lease\n"
+                                        "launch_lease.PATIENCE_S = 0.2\nsys.argv[:] = sys.argv[1:]\nrunpy.run_path(runner, run_name='__main__')\n")
+    project.spec({"name": "renamed", "processor": project.processor("p", "open(out + '/o', 'w').close()\n"), "outputDir": "data/s1"})
+    argv = project.argv("--run-id", "r")
+    done = subprocess.run([argv[0], str(driver)] + argv[1:], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+    assert done.returncode == 4 and b"stage renamed: a task that a dead run launched still runs (s~tok.1.lease); it was asked to stop" in done.stdout, done
+    assert held.is_stop_asked() and not project.exists("data/s1/o") and not project.exists("locks/renamed.lock")
+    os.close(held.descriptor)
+    project.ok("--run-id", "r")
+    assert leases(project) == []
+
+
+@linux_only
+def test_a_task_of_a_run_that_dies_while_another_waits_for_its_folder_is_ended(project, cluster):
+    project.spec({"processor": project.processor("p", SLEEP_KNOWN), "graceSec": 1, "launcher": cluster.words()})
+    with project.start("--run-id", "r") as process:
+        wait_for(lambda: project.exists("data/s1/started"))
+        project.write("pid", project.read("data/s1/pid"))
+        project.spec({"name": "renamed", "processor": looks_for(project, "pid"), "outputDir": "data/s1", "lock": {"waitSeconds": 60}})
+        with project.start("--run-id", "again") as waiting:
+            wait_for(lambda: project.exists("locks/renamed.lock/owner.json"))
+            assert len(leases(project)) == 2 and b"stop" not in b"".join(project.path("state/launch/" + name).read_bytes()[-5:] for name in leases(project))
+            kill_all(process, cluster)
+            out, _ = waiting.communicate(timeout=2 * LIMIT_S)
+    assert waiting.returncode == 0 and project.exists("data/s1/alone") and leases(project) == [], out
+
+
+def test_a_live_run_of_another_pipeline_keeps_its_tasks(project, cluster):
+    body = "open(out + '/started', 'w').close()\nwhile not os.path.exists('gate'):\n    time.sleep(0.01)\n"
+    project.spec({"name": "far", "processor": project.processor("p", body), "outputDir": "data/far", "launcher": cluster.words()})
+    with project.start("--run-id", "r") as process:
+        try:
+            wait_for(lambda: project.exists("data/far/started"))
+            project.spec({"name": "mine", "processor": project.processor("q", "open(out + '/o', 'w').close()\n"), "outputDir": "data/mine", "launcher": cluster.words()}, name="second")
+            project.ok("--run-id", "two")
+            assert len(leases(project)) == 2
+        finally:
+            project.write("gate", "")
+        out, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0 and b"[DONE] far" in out and b"asked to stop" not in out and leases(project) == [], out
 
 
 @linux_only
@@ -670,10 +758,57 @@ def test_a_lease_is_held_by_one_and_taken_back_when_it_is_free(tmp_path):
     with pytest.raises(launch_lease.LeaseProblem, match="runs already"):
         launch_lease.Held(path)
     assert not launch_lease.take_back(path, 0) and held.is_stop_asked()
-    assert launch_lease.end_left_behind(str(tmp_path), "other") == []
-    assert launch_lease.end_left_behind(str(tmp_path), "s") == [path] and "still runs (s~tok.1.lease)" in str(launch_lease.still_runs("s", [path]))
+    assert launch_lease.end_left_behind(str(tmp_path), "other", "out", {"other", "s"}) == []
+    for stage, known in (("s", {"s"}), ("other", {"other"})):
+        assert launch_lease.end_left_behind(str(tmp_path), stage, "out", known) == [path]
+    assert "still runs (s~tok.1.lease)" in str(launch_lease.still_runs("s", [path]))
     os.close(held.descriptor)
-    assert launch_lease.end_left_behind(str(tmp_path), "s") == [] and leases_in(tmp_path) == []
+    assert launch_lease.end_left_behind(str(tmp_path), "s", "out", {"s"}) == [] and leases_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("written, folder, is_near", [
+    ("data/a", "data/a", True), ("data/a/.s.tasks/1", "data/a", True), ("data", "data/a/b", True), ("data/a", "data/ab", False), ("data/ab", "data/a", False), ("Data/a", "data/A/b", True)])
+def test_a_lease_of_a_stage_of_the_spec_is_taken_back_before_what_writes_near_it(tmp_path, written, folder, is_near):
+    lease_for(tmp_path, "no", environment={"PIPELINE_OUTPUT_DIR": str(tmp_path / written)})
+    assert launch_lease.end_left_behind(str(tmp_path), "other", folder, {"other", "s"}) == []
+    assert (leases_in(tmp_path) == []) == is_near
+
+
+def test_leases_of_a_stage_that_somebody_holds_are_left_alone_unless_our_folder_is_theirs(tmp_path):
+    """Nobody else is at work in a folder that a run holds: what writes there is of a dead one, whoever has the stage of that name now."""
+    path = lease_for(tmp_path, "no", environment={"PIPELINE_OUTPUT_DIR": str(tmp_path / "data" / "s")})
+    (tmp_path / "locks").mkdir()
+    guard = os.open(stage_locks.guard_path(str(tmp_path), "s"), os.O_RDWR | os.O_CREAT)
+    assert stage_locks.try_kernel_lock(guard)
+    assert launch_lease.end_left_behind(str(tmp_path), "other", "out", {"other"}) == []
+    assert launch_lease.end_left_behind(str(tmp_path), "other", "data", {"other", "s"}, {"s"}) == []
+    assert len(leases_in(tmp_path)) == 2 and b"stop" not in Path(path).read_bytes()
+    assert launch_lease.end_left_behind(str(tmp_path), "other", "data", {"other"}) == [] and leases_in(tmp_path) == []
+    lease_for(tmp_path, "no")
+    os.close(guard)
+    assert launch_lease.end_left_behind(str(tmp_path), "other", "out", {"other"}) == [] and leases_in(tmp_path) == []
+
+
+@linux_only
+def test_two_launched_stages_of_a_run_are_at_work_in_one_folder(project, cluster):
+    """The second does not take the first's task for one that a dead run has left: it waits for it to be at work, and ends it not."""
+    first = "open('first', 'w').close()\nwhile not os.path.exists('second'):\n    time.sleep(0.01)\nopen(out + '/a', 'w').close()\n"
+    second = "while not os.path.exists('first'):\n    time.sleep(0.01)\nopen('second', 'w').close()\nopen(out + '/b', 'w').close()\n"
+    project.spec({"name": "one", "processor": project.processor("p", first), "outputDir": "data/both", "outputs": ["a"], "launcher": cluster.words()},
+                 {"name": "two", "processor": project.processor("q", second), "outputDir": "data/both", "outputs": ["b"], "launcher": cluster.words()}, order="graph")
+    done = project.ok("--jobs", "2")
+    assert "asked to stop" not in done.out and leases(project) == []
+
+
+@pytest.mark.parametrize("known", [{"other"}, {"other", "s"}], ids=["not in the spec", "in the spec"])
+def test_a_lease_of_another_stage_that_cannot_be_opened_stops_no_stage(tmp_path, known):
+    """Another user's, say; here a link, which nobody follows, not even root."""
+    path = lease_for(tmp_path, "no")
+    os.rename(path, str(tmp_path / "there"))
+    os.symlink(str(tmp_path / "there"), path)
+    assert launch_lease.end_left_behind(str(tmp_path), "other", "out", known) == [] and os.path.islink(path)
+    with pytest.raises(OSError):
+        launch_lease.end_left_behind(str(tmp_path), "s", "out", {"s"})
 
 
 def leases_in(root):
