@@ -121,7 +121,7 @@ def test_the_process_ends_at_once_but_where_somebody_waits_for_its_end(project, 
     if way == "one changed":
         project.write("data/a.txt", "another\n")
     words = {"status": ["status", "--pipeline", "pipeline.json"], "refused": ["--pipeline", "none.json"]}.get(way, ["--pipeline", "pipeline.json"])
-    thread = "import threading; threading.Thread(target=lambda: time.sleep(0.5) or print('thread ends', flush=True)).start()"
+    thread = "import threading; threading.Thread(target=lambda: threading.main_thread().join() or print('thread ends', flush=True)).start()"
     for waits, last in (("import atexit; atexit.register(print, 'at the end')", "at the end"), (thread, "thread ends"), ("import cProfile", ""), ("", "at once")):
         code = ("import os, runpy, sys, time\nsys.argv, end, own = sys.argv[1:], os._exit, os.getpid()\nos._exit = lambda code: (os.getpid() == own and os.write(1, b'at once\\n'), end(code))\n"
                 "%s\nrunpy.run_path(sys.argv[0], run_name='__main__')" % waits)
