@@ -119,12 +119,17 @@ def holds_lock(pid: int, lock_path: str, lock_pid: int) -> bool:
         names = os.listdir("/proc/%d/fd" % pid) if pid != lock_pid else []
     except OSError:
         return False
-    return any(_shows_lock(pid, name, guard, lock_pid) for name in names)
+    return any(_shows_lock(pid, name, os.path.basename(lock_path), guard, lock_pid) for name in names)
 
 
-def _shows_lock(pid: int, name: str, guard: os.stat_result, lock_pid: int) -> bool:
-    """Tell it of one descriptor; one that is closed meanwhile says nothing about the others."""
+def _shows_lock(pid: int, name: str, lock_name: str, guard: os.stat_result, lock_pid: int) -> bool:
+    """Tell it of one descriptor; one that is closed meanwhile says nothing about the others.
+
+    By its name first, which the kernel knows: the file of a stranger may lie on a server that does not answer, and to look at it would wait for that.
+    """
     try:
+        if os.path.basename(os.readlink("/proc/%d/fd/%s" % (pid, name))) not in (lock_name, lock_name + " (deleted)"):
+            return False
         there = os.stat("/proc/%d/fd/%s" % (pid, name))
         if (there.st_dev, there.st_ino) != (guard.st_dev, guard.st_ino):
             return False
@@ -204,14 +209,15 @@ def send(pids: Iterable[int], number: int) -> None:
 def end_all(find: Callable[[], List[int]], limit_s: float = SWEEP_LIMIT_S, not_reaped: int = 0) -> List[int]:
     """Kill what *find* returns until it returns nothing; return those that would not go within *limit_s* seconds.
 
-    The exit status of *not_reaped* is left for whoever waits for it.
+    They are killed once at least, however long it took to find them. The exit status of *not_reaped* is left for whoever waits for it.
     """
-    deadline = time.monotonic() + limit_s
+    deadline, is_tried = time.monotonic() + limit_s, False
     while True:
         left = find()
-        if not left or time.monotonic() > deadline:
+        if not left or is_tried and time.monotonic() > deadline:
             return left
         send(left, signal.SIGTERM if WINDOWS else signal.SIGKILL)
+        is_tried = True
         reap(pid for pid in left if pid != not_reaped)
         time.sleep(SWEEP_PAUSE_S)
 

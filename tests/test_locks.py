@@ -729,6 +729,23 @@ def test_only_who_inherited_a_dead_owners_lock_is_a_leftover(root):
 
 
 @linux_only
+def test_files_that_strangers_have_open_are_not_looked_at(root, monkeypatch):
+    """They may lie on a server that does not answer: to look at one would wait for it, and nothing would be ended."""
+    process = driver(root, HOLDER)
+    owner, heir, stranger = map(int, process.stdout.readline().split()[:3])
+    looked, real = [], os.stat
+    monkeypatch.setattr(os, "stat", lambda path, *more, **options: (looked.append(path), real(path, *more, **options))[1])
+    try:
+        guard = str(root / "locks" / ".s1.guard")
+        assert process_tree.holds_lock(heir, guard, owner) and not process_tree.holds_lock(stranger, guard, owner)
+    finally:
+        monkeypatch.undo()
+        process.communicate(timeout=30)
+    assert [path for path in looked if str(path).startswith("/proc/%d/" % stranger)] == [] and looked.count(guard) == 2
+    assert len([path for path in looked if str(path).startswith("/proc/%d/" % heir)]) == 1
+
+
+@linux_only
 def test_a_descriptor_closed_while_we_look_hides_no_other(root, monkeypatch):
     process = driver(root, HOLDER)
     owner, heir = map(int, process.stdout.readline().split()[:2])

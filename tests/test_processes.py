@@ -781,6 +781,14 @@ def test_end_all_gives_up_after_its_limit_and_says_who_would_not_go(monkeypatch)
     assert process_tree.end_all(lambda: [7], limit_s=0.05) == [7]
 
 
+def test_what_took_longer_to_find_than_the_limit_is_killed_all_the_same(monkeypatch):
+    sent = []
+    monkeypatch.setattr(process_tree, "send", lambda pids, number: sent.append(list(pids)))
+    answers = [[5], []]
+    assert process_tree.end_all(lambda: answers.pop(0), limit_s=-1) == [] and sent == [[5]]
+    assert process_tree.end_all(lambda: [7], limit_s=-1) == [7] and sent == [[5], [7]]
+
+
 def test_a_process_that_windows_cannot_ask_without_a_console_is_passed_over(monkeypatch):
     asked = []
 
