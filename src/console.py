@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from model import Decision, Options
 
-FEW_INODES = 64
+FEW_INODES = 64             # fewer are free after a failure: most likely that is why
+FULL_BYTES = 1 << 20        # the same of bytes
 PARTIAL_BYTES = 65536       # of an unfinished line of a processor's output, before it is shown as it is
 COLORS = {"FAIL": "31", "STOP": "33", "RETRY": "33", "DONE": "32", "START": "36", "RESUME": "36", "SKIP": "2", "NOTE": "33", "WAITING": "33"}
 
@@ -62,6 +63,16 @@ def free_space_text(path: str) -> str:
         return "%d bytes%s free on the file system of %s" % (shutil.disk_usage(folder).free, _inodes_text(folder), folder)
     except OSError:
         return "free bytes unknown"
+
+
+def full_disk_text(folder: str) -> str:
+    """Return how little is left for files in *folder*, of bytes or of inodes, or "" while a failure may not be for that."""
+    import shutil
+    try:
+        is_full = shutil.disk_usage(folder).free < FULL_BYTES or _inodes_text(folder)
+    except OSError:
+        return ""
+    return "the disk is full: " + free_space_text(folder) if is_full else ""
 
 
 def _inodes_text(folder: str) -> str:

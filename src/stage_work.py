@@ -24,7 +24,7 @@ import spec_checks
 import stage_outputs
 import state_store
 import task_files
-from console import describe_os_error, free_space_text
+from console import describe_os_error, full_disk_text
 from model import StageResult, sha256, shown_names
 from primitives import open_file, remove_quietly, replace
 from scheduler import Attempting, Pause
@@ -44,7 +44,6 @@ ARGUMENT_BYTES = 30_000 if sys.platform == "win32" else 1_000_000     # at most;
 MENTION_BYTES = 1 << 20     # of a file in which the name of a variable is looked for, at once
 INPUTS_FILE = "PIPELINE_INPUTS_FILE"
 BYTECODE_BYTES = 16 << 20   # of free space, as for the runner's own: with less, a processor's bytecode might be cut short
-FULL_BYTES = 1 << 20        # less is free after a failed attempt: most likely that is why
 CMD_TAKES = frozenset("&|<>^%!\"()\r\n")
 NOT_UTF_8 = "output %s: the name is not valid UTF-8, so no record can name it; have the processor give it another"
 NO_REPORT = "%sthe task left no report %s: %s"
@@ -734,12 +733,8 @@ class StageWork:
 
     def _full_disk_text(self) -> str:
         """Return how little space is left where the outputs go, or "" while it may not be that."""
-        import shutil
-        try:
-            is_full = shutil.disk_usage(self.folder).free < FULL_BYTES
-        except OSError:
-            return ""
-        return "; the disk is full: " + free_space_text(self.folder) if is_full else ""
+        text = full_disk_text(self.folder)
+        return "; " + text if text else ""
 
     def _read_progress(self) -> Json:
         """Return the progress file as the processor left it, {} where there is none that can be used."""

@@ -610,6 +610,20 @@ def test_a_full_disk_is_not_allowed_by_max_failed_tasks(project):
     assert code == 1 and "[FAIL] s1: 1 of 1 tasks failed for what maxFailedTasks does not allow, as it is not the fault of their files: in/a (exit code 1: " in out, text
 
 
+@pytest.mark.parametrize("limit", ["nr_inodes=7", "size=512k"])
+def test_a_full_disk_that_the_processor_says_nothing_of_is_not_allowed_by_max_failed_tasks(project, limit):
+    """Many file systems (ext4) run out of inodes before they run out of bytes."""
+    for name in "abcdefgh":
+        project.write("in/" + name, name)
+    project.write("bin/c.sh", '#!/bin/sh\nhead -c 200000 /dev/zero 2>/dev/null > "$PIPELINE_OUTPUT_DIR/${1##*/}" || exit 1\n', executable=True)
+    project.spec({"processor": "bin/c.sh", "forEach": ["in/*"], "maxFailedTasks": 8})
+    found, text = in_namespace('mkdir -p "$ROOT/data/s1" && mount -t tmpfs -o size=64m,%s tmpfs "$ROOT/data/s1" || exit 9\n' % limit
+                               + RUN.replace(" 2>&1", " --jobs 1 2>&1") % "full", project.root)
+    code, out = found["full"]
+    assert code == 1 and re.search(r"\[FAIL\] s1: \d of 8 tasks failed for what maxFailedTasks does not allow, .*; the disk is full: \d+ bytes", out), text
+    assert ("(each file needs one), free on the file system of" in out) == (limit == "nr_inodes=7"), text
+
+
 def test_a_full_disk_that_the_last_attempt_did_not_meet_is_no_reason(project):
     project.write("in/a", "a")
     body = FILL.replace("sys.exit('cannot write: %s' % error)", "sys.exit(75)").replace("range(100)", "range(1000)")
@@ -707,3 +721,11 @@ def test_an_error_below_a_folder_or_of_an_open_file_names_the_path(tmp_path, mon
 def test_few_inodes_are_told_of(monkeypatch, files, left, text):
     monkeypatch.setattr(os, "statvfs", lambda folder: types.SimpleNamespace(f_files=files, f_favail=left))
     assert console._inodes_text("/") == text
+
+
+@pytest.mark.parametrize("bytes_left, inodes_left, is_full", [(1 << 30, 1 << 20, False), (1000, 1 << 20, True), (1 << 30, 0, True), (1 << 30, 63, True)])
+def test_a_disk_is_full_without_bytes_or_without_inodes(monkeypatch, bytes_left, inodes_left, is_full):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=bytes_left))
+    monkeypatch.setattr(os, "statvfs", lambda folder: types.SimpleNamespace(f_files=1 << 21, f_favail=inodes_left), raising=False)
+    text = console.full_disk_text("/")
+    assert text.startswith("the disk is full: %d bytes" % bytes_left) == is_full and bool(text) == is_full and ("inode" in text) == (inodes_left < 64)
