@@ -63,6 +63,7 @@ BATCH_S = 0.02                  # what a batch of lines should take at most
 PAUSE_MIN_S, PAUSE_MAX_S = 0.05, 5.0
 SHARING_S = 2.0                 # Windows: how long another program (virus scanner, indexer) may hold a file
 SHARING_ERRORS = (5, 32, 33)    # access denied, sharing violation, lock violation
+FEW_INODES = 64                 # of fewer an error tells: another file may not fit, for want of one
 STATEFUL = ("utf-7", "iso2022", "hz")   # encodings in which a byte's meaning depends on earlier lines
 EXIT_ERROR, EXIT_SIMULATED, EXIT_SIGNAL = 1, 75, 128
 OPEN_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
@@ -130,16 +131,21 @@ def _trouble(doing: str, path: str, error: OSError) -> _Problem:
     import errno
     text = "cannot %s %s: %s" % (doing, path, error.strerror or error)
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
-        text += " (%s bytes free there): make room and run again; what was published before stays valid" % _free_bytes(path)
+        text += " (%s): make room and run again; what was published before stays valid" % _free_space(path)
     return _Problem(text)
 
 
-def _free_bytes(path: str) -> str:
+def _free_space(path: str) -> str:
     import shutil
+    folder = os.path.dirname(path) or "."
     try:
-        return str(shutil.disk_usage(os.path.dirname(path) or ".").free)
+        text = "%d bytes free there" % shutil.disk_usage(folder).free
+        found: Any = os.statvfs(folder) if hasattr(os, "statvfs") else None     # not on Windows
     except OSError:
-        return "unknown"
+        return "unknown bytes free there"
+    if found is None or not found.f_files or found.f_favail >= FEW_INODES:      # none at all: they are not counted
+        return text
+    return "%s, but %s inode%s: each file needs one" % (text, found.f_favail or "no", "s" if found.f_favail > 1 else "")
 
 
 # === 2. Environment ==================================================================================================

@@ -593,6 +593,16 @@ def test_a_disk_without_room_for_another_file_is_told_so(project):
     assert code == 5 and re.search(r"No space left on device \([1-9][0-9]* bytes, but no inode \(each file needs one\), free on the file system of [^)]*state\); free some space", out), text
 
 
+@pytest.mark.parametrize("limit, text", [("size=64m,nr_inodes=1", r"[1-9]\d* bytes free there, but no inode: each file needs one"), ("size=64k", "0 bytes free there")])
+def test_the_kit_tells_what_a_full_disk_has_no_room_for(project, limit, text):
+    project.write("data/in.txt", "x" * 100000)
+    project.write("bin/processor_kit.py", (ROOT / "bin" / "processor_kit.py").read_text(encoding="utf-8"))
+    project.write("bin/copy.py", "from processor_kit import copy_files\ncopy_files()\n")
+    project.spec({"processor": "bin/copy.py", "inputs": ["data/in.txt"]})
+    found, out = in_namespace('mkdir "$ROOT/data/s1" && mount -t tmpfs -o %s tmpfs "$ROOT/data/s1" || exit 9\n' % limit + RUN % "full", project.root)
+    assert found["full"][0] == 1 and re.search(r"No space left on device \(%s\): make room and run again" % text, out), out
+
+
 def test_a_program_on_a_file_system_that_runs_none_is_told_so(project):
     project.write("keep/p", "#!/bin/sh\n", executable=True)
     project.spec({"processor": "keep/p"})
