@@ -23,7 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, Optional, Tuple
 
-    from state_store import StateStore
+    from state_store import Commit, StateStore
     Json = Dict[str, Any]
 
 END_NAME = "ledger.end"
@@ -167,14 +167,29 @@ class Sealer:
                 raise StateError("there is no state/ledger.jsonl, but %s has sealed %d entries: it was removed; make a new key to begin a new ledger" % (self.path, self.index))
             if self.index == last_index:
                 self._evolve()              # a kill came between the last entry and this step
+        self._complete_end(last)
         return {"mode": self.mode, "keyId": self.identity, "index": self.index if self.mode == "forward" else 0, "mac": seal_mac(self.key, entry["hash"])}
 
     def sealed(self, entry: Json) -> None:
         """After *entry* stands: destroy its key (forward mode), and note that it is the last. Raises: OSError."""
         if self.mode == "forward":
             self._evolve()
+        self._write_end(entry, self.store.commit)
+
+    def _complete_end(self, last: Optional[Json]) -> None:
+        """Before an entry: let ledger.end name the one that it follows, for a kill or a full disk may have come between the two.
+
+        So it is never more than one entry behind, and of several sealed entries none stands without it. prepare() has seen that
+        the ledger was not cut off. Raises: OSError; then no further entry is made.
+        """
+        if last is not None and "seal" in last:
+            end = self._read_end()
+            if end is None or (end["seq"], end["hash"]) != (last["seq"], last["hash"]):
+                self._write_end(last, None)     # on the disk before the entry is
+
+    def _write_end(self, entry: Json, commit: Optional[Commit]) -> None:
         end = {"schema": 1, "seq": entry["seq"], "hash": entry["hash"], "keyId": self.identity, "mode": self.mode, "mac": end_mac(self.key, entry["seq"], entry["hash"])}
-        state_store.write_atomic(self.store.path(END_NAME), state_store.record_json(end), self.store.commit)
+        state_store.write_atomic(self.store.path(END_NAME), state_store.record_json(end), commit)
 
     # --- the evolution of a forward key
 

@@ -4,11 +4,15 @@ A driver lets a call of the runner fail, or ends the runner there.
 """
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
+
+import seal_keys
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the drivers look at /proc")
 DRIVER = """
@@ -166,3 +170,32 @@ def test_a_folder_of_modules_that_cannot_be_listed_is_no_empty_one(project):
     fault = ("real = os.listdir\ndef refuse(folder='.'):\n    if str(folder).endswith('/bin'):\n        fail(errno.EIO, folder)\n    return real(folder)\nos.listdir = refuse\n")
     code, said = driven(project, fault, "--run-id", "f")
     assert code == 5 and "bin: Input/output error" in said and "Traceback" not in said, said
+
+
+NO_END = """
+def refuse(source, path, **named):
+    if str(path).endswith("ledger.end"):
+        fail(errno.ENOSPC, path)
+    return real_replace(source, path, **named)
+os.replace = refuse
+"""
+KILL_BEFORE = NO_END.replace("fail(errno.ENOSPC, path)", "os.kill(os.getpid(), 9)")
+KILL_AFTER = NO_END.replace("fail(errno.ENOSPC, path)", "real_replace(source, path), os.kill(os.getpid(), 9)")
+
+
+@pytest.mark.parametrize("mode", ["hmac", "forward"])
+@pytest.mark.parametrize("first, second", [(NO_END, NO_END), (KILL_BEFORE, KILL_BEFORE), (KILL_BEFORE, KILL_AFTER), (NO_END, KILL_BEFORE)],
+                         ids=["full disk twice", "killed twice", "killed before and after", "full disk and killed"])
+def test_a_new_sealed_ledger_whose_end_cannot_be_noted_twice_is_gone_on_with(project, tmp_path, mode, first, second):
+    """A second entry without ledger.end would be taken for what is left of a ledger that was cut off, for good."""
+    project.spec(copying(project, inputs=["in/*"]))
+    key, first_key = str(tmp_path / "seal.key"), str(tmp_path / "first.key")
+    seal_keys.make_key_file(key, mode)
+    shutil.copy(key, first_key)
+    for run_id, fault in (("f", first), ("g", second)):
+        code, said = driven(project, fault, "--run-id", run_id, "--key", key)
+        assert code == 5 and "ledger.end: No space left on device" in said if fault == NO_END else code == -9, said
+        assert "ok" in project.ok("verify", "--key", first_key).out.splitlines()[-1]
+    project.ok("--run-id", "h", "--key", key)
+    assert [json.loads(line)["seq"] for line in project.read("state/ledger.jsonl").splitlines()][-1] == project.json("state/ledger.end")["seq"]
+    assert "note" not in project.ok("verify", "--key", first_key).out

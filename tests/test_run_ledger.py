@@ -444,6 +444,7 @@ CUTS = {
     "all cut": (lambda store: keep_lines(store, 0), "is empty, or was removed: state/ledger.end tells of entry 4"),
     "the ledger removed": (lambda store: os.unlink(store.path("ledger.jsonl")), "is empty, or was removed: state/ledger.end tells of entry 4"),
     "the end removed, too": (lambda store: (keep_lines(store, 2), os.unlink(store.path("ledger.end"))), "state/ledger.end is not there, which a sealed ledger has"),
+    "the end alone removed": (lambda store: os.unlink(store.path("ledger.end")), "state/ledger.end is not there, which a sealed ledger has"),
     "the end made up": (lambda store: (keep_lines(store, 2), rewrite_end(store, seq=2)), "state/ledger.end was not written with the key of "),
     "the end damaged": (lambda store: Path(store.path("ledger.end")).write_text("{"), "state/ledger.end is damaged")}
 
@@ -490,10 +491,16 @@ def test_a_forward_ledger_that_was_cut_off_is_not_continued(store, tmp_path):
     run_once(store, "a", path)
     run_once(store, "b", path)
     whole = entries(store)
-    for left, message in ((whole[:2], "the ledger was cut off"), ([], "was removed")):
+    for left, message in ((whole[:2], "the ledger was cut off"), (whole[:1], "the ledger was cut off"), ([], "was removed")):
         Path(store.path("ledger.jsonl")).write_bytes(b"".join(map(ledger_format.entry_line, left)))
         with pytest.raises(StateError, match=message):
             ledger_of(store, path).begin("c", 1, "p")
+    os.unlink(store.path("ledger.end"))
+    keep = ledger_format.entry_line(whole[0])
+    Path(store.path("ledger.jsonl")).write_bytes(keep)
+    with pytest.raises(StateError, match="the ledger was cut off"):
+        ledger_of(store, path).begin("c", 1, "p")
+    assert Path(store.path("ledger.jsonl")).read_bytes() == keep and not os.path.exists(store.path("ledger.end"))
 
 
 def test_an_old_copy_of_a_forward_key_does_not_seal(store, tmp_path):
