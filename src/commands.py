@@ -1,7 +1,6 @@
 """What each command of the command line does: argv -> Options -> the room that does it -> exit code."""
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]
 import os
 import sys
 
@@ -10,9 +9,10 @@ import planning
 import spec_checks
 import stage_locks
 import state_store
+import stop_requests
 from console import Console, describe_os_error, silence_closed_streams
 from file_digests import Digests
-from model import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_OFFLINE, EXIT_OK, EXIT_STATE, VERSION, Clock, Options, PipelineSpec, SpecError, Terminated
+from model import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_OFFLINE, EXIT_OK, EXIT_STATE, VERSION, Clock, Options, PipelineSpec, SpecError
 from program_scan import check_offline, print_scan
 from spec_loading import load_pipeline, refuse
 from state_store import StateStore
@@ -34,10 +34,24 @@ def execute(arguments: List[str], started: float, found: Any, is_program: bool) 
     that the quick run ended with. is_program: this process is ours; to a guest's, signals and orphans are left.
     """
     console = Console()
-    if _signal.getsignal(_signal.SIGINT) == _signal.SIG_DFL and is_program:
-        _signal.signal(_signal.SIGINT, _signal.default_int_handler)
     if is_program:
-        _heed_requests_to_stop()
+        stop_requests.heed()
+    try:
+        code = _do(arguments, console, started, found, is_program)
+        stop_requests.silence()
+        return code
+    except KeyboardInterrupt as error:
+        console.error("interrupted")
+        return getattr(error, "exit_code", EXIT_INTERRUPTED)
+    finally:
+        if is_program:
+            stop_requests.leave()
+        console.close()
+        silence_closed_streams()
+
+
+def _do(arguments: List[str], console: Console, started: float, found: Any, is_program: bool) -> int:
+    """As execute(), but for a request to stop. Raises: KeyboardInterrupt."""
     try:
         if isinstance(found, BaseException):
             raise found
@@ -52,9 +66,6 @@ def execute(arguments: List[str], started: float, found: Any, is_program: bool) 
             console.error("error: standard output: %s; %s" % (console.lost, "what was asked for was done, and is told of in part" if is_done else "what was asked for is not whole"))
             return ended if is_done else ended or EXIT_STATE
         return ended
-    except KeyboardInterrupt as error:
-        console.error("interrupted")
-        return getattr(error, "exit_code", EXIT_INTERRUPTED)
     except OSError as error:
         console.error("error: " + describe_os_error(error))
         return EXIT_STATE
@@ -69,29 +80,6 @@ def execute(arguments: List[str], started: float, found: Any, is_program: bool) 
         import traceback
         console.error("internal error, please report it:\n" + traceback.format_exc().rstrip())
         return EXIT_INTERNAL
-    finally:
-        if is_program:
-            _leave_requests_to_stop()
-        console.close()
-        silence_closed_streams()
-
-
-def _heed_requests_to_stop() -> None:
-    """Let SIGTERM, SIGHUP (Windows: SIGBREAK) end a command as Ctrl-C does, a run until its first attempt takes them over. What is ignored stays so."""
-    def stop(number: int, frame: Any) -> None:
-        raise Terminated(number)
-    for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):
-        number = getattr(_signal, name, None)
-        if number is not None and _signal.getsignal(number) == _signal.SIG_DFL:
-            _signal.signal(number, stop)
-
-
-def _leave_requests_to_stop() -> None:
-    """All is done, and nobody is there any more who would tell of a signal in a line."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
-        number = getattr(_signal, name, None)
-        if number is not None and callable(_signal.getsignal(number)):
-            _signal.signal(number, _signal.SIG_DFL)
 
 
 def _dispatch(options: Options, console: Console, started: float, found: Any) -> int:

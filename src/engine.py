@@ -16,6 +16,7 @@ import run_ledger
 import stage_locks
 import stage_order
 import state_store
+import stop_requests
 from console import Console, describe_os_error
 from file_digests import Digests, ReadingStopped
 from model import (
@@ -143,6 +144,7 @@ class Run:
             if self.launches is not None:
                 self.launches.close()
             self.folder_locks.close()
+            self.digests.close()
             lock.release()
 
     def _run_to_its_record(self) -> int:
@@ -726,6 +728,7 @@ class Run:
         if state == "interrupted" and self._clock_text():
             self.console.line("[STOP] " + self._clock_text())
         self.console.summary(self.options.run_id, state, self._counts(), self.clock.monotonic() - self.started)
+        stop_requests.silence()
         if code == EXIT_OK and self.looked:
             import index_writer
             index_writer.save(self, record, stage_entry, metrics_entry)

@@ -394,11 +394,17 @@ class Digests:
                 self._probe = _Probe(os.path.join(os.path.dirname(self.path), ".clock.tmp"))
             found = self._probe.time()
             if self._probe.is_named:
-                self._probe = None      # Windows may write a file's time when it is closed
+                self.close()            # Windows may write a file's time when it is closed
             return found
         except OSError:
-            self._probe = None
+            self.close()
             return 0, -1                # state/ not there or not writable yet, or full: nothing is settled by it
+
+    def close(self) -> None:
+        """Give back what file_system_time() holds open."""
+        probe, self._probe = self._probe, None
+        if probe is not None:
+            probe.close()
 
     def to_bytes(self) -> bytes:
         """Return what to store; what this run did not use is dropped when it has become the most."""
@@ -426,12 +432,11 @@ class _Probe:
         stat = os.fstat(self.descriptor)
         return stat.st_mtime_ns, stat.st_dev
 
-    def __del__(self) -> None:
-        descriptor, self.descriptor = getattr(self, "descriptor", -1), -1
-        if descriptor >= 0:
-            close_quietly(descriptor)
-            if self.is_named:
-                remove_quietly(self.path)
+    def close(self) -> None:
+        """Called, not left to __del__: there a signal's exception would be lost, with a traceback for the user."""
+        close_quietly(self.descriptor)
+        if self.is_named:
+            remove_quietly(self.path)
 
 
 def is_settled(stamp: List[int], now: int, device: int) -> bool:

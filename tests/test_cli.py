@@ -361,6 +361,72 @@ def test_exit_codes_of_signals(good, number, code):
     assert not good.exists("locks/hang.lock")
 
 
+# Words "module:name.name:number,number": when that function is called for the first time, these signals come, all at once.
+ASKED = """
+import importlib, os, runpy, signal, sys
+runner, count = sys.argv[1], int(sys.argv[2])
+sys.path.insert(0, os.path.dirname(runner))
+def watch(module, names, numbers):
+    *path, name = names.split(".")
+    owner = importlib.import_module(module)
+    for one in path:
+        owner = getattr(owner, one)
+    real, waiting = getattr(owner, name), [int(number) for number in numbers.split(",")]
+    def call(*values, **named):
+        numbers, waiting[:] = set(waiting), []
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        for number in numbers:
+            os.kill(os.getpid(), number)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+        return real(*values, **named)
+    setattr(owner, name, call)
+for word in sys.argv[3:3 + count]:
+    watch(*word.split(":"))
+sys.argv[:] = [runner] + sys.argv[3 + count:]
+runpy.run_path(runner, run_name="__main__")
+"""
+PARSE, TELL = "command_line:parse_command_line", "console:Console.error"
+STAGES, FINISH, ALARM = "engine:Run._run_stages", "engine:Run._finish", "engine:Run._alarm"
+
+
+def asked(project, words, *arguments, **env):
+    """Run the program, and ask it to stop at these points."""
+    python, runner, *rest = project.argv(*arguments)
+    argv = [python, str(project.write("asked.py", ASKED)), runner, str(len(words)), *words, *rest]
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=project.environment(**env), timeout=60)
+    return done.returncode, done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
+
+
+@pytest.mark.skipif(not POSIX, reason="signals")
+@pytest.mark.parametrize("words", [[PARSE + ":15,1"], [PARSE + ":2,15"], [PARSE + ":15", TELL + ":1"], [PARSE + ":15", TELL + ":15,2"], [PARSE + ":2", TELL + ":2"]],
+                         ids=["term and hup", "int and term", "term, then hup", "term, then term and int", "ctrl-c twice"])
+def test_several_requests_to_stop_a_command_are_one(good, words):
+    """systemd with SendSIGHUP=yes sends two at once."""
+    code, out, err = asked(good, words, "plan")
+    assert code in {128 + int(number) for number in words[0].rpartition(":")[2].split(",")} and (out, err) == ("", "interrupted\n"), (code, out, err)
+
+
+@pytest.mark.skipif(not POSIX, reason="signals")
+@pytest.mark.parametrize("words", [[STAGES + ":15,1"], [STAGES + ":15", FINISH + ":1"], [STAGES + ":2", FINISH + ":15,2", TELL + ":1"]], ids=["at once", "in turn", "many"])
+def test_several_requests_to_stop_a_run_before_its_first_attempt_are_one(good, words):
+    good.write("bin/tell.py", "import os, signal\nasks = [signal.getsignal(one) == signal.SIG_IGN for one in (signal.SIGTERM, signal.SIGHUP)]\n"
+                              "open('told', 'w').write('%s %s' % (os.environ['PIPELINE_RUN_STATE'], any(asks)))\n")
+    good.spec({"name": "copy", "processor": "bin/stage_copy.py", "inputs": ["data/größe.txt"]}, onFailure=["bin/tell.py"])
+    code, out, err = asked(good, words, "--run-id", "r")
+    assert code in {128 + int(number) for number in words[0].rpartition(":")[2].split(",")} and "Run r state: interrupted (0 ok" in out and err == "interrupted\n", (code, out, err)
+    assert good.json("state/run_r.json")["state"] == "interrupted" and good.read("told") == "interrupted False"
+    good.ok("--run-id", "r2")
+    good.ok("verify")
+
+
+@pytest.mark.skipif(not POSIX, reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_request_to_stop_after_the_summary_changes_nothing(good, number):
+    good.ok("--run-id", "r")
+    code, out, err = asked(good, ["%s:%d" % (ALARM, number)], "--run-id", "r2", PIPELINE_INDEX="off")
+    assert (code, err) == (0, "") and "Run r2 state: completed (0 ok, 1 skipped" in out, (code, out, err)
+
+
 def test_unlock(good):
     good.path("locks").mkdir()
     assert good.ok("unlock", "copy").out == "stage copy is not locked\n"

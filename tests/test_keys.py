@@ -806,3 +806,16 @@ def test_a_missing_name_is_told_with_the_encoding_where_that_may_be_why(tmp_path
     assert file_digests.resolve(str(tmp_path), ["gr\u00f6\u00dfe.txt", "plain.txt"])[1] == [
         "input gr\u00f6\u00dfe.txt (file names are iso8859-1 in this locale; if they are UTF-8, run with PYTHONUTF8=1): there is no such file",
         "input plain.txt: there is no such file"]
+
+
+def test_the_clock_file_is_closed_by_name_and_not_left_to_the_end_of_the_object(tmp_path, monkeypatch):
+    """A signal that comes while an object is taken apart is lost, and its traceback printed."""
+    closed = []
+    (tmp_path / "state").mkdir()
+    digests = Digests(str(tmp_path), "boot1")
+    assert digests.file_system_time()[1] == (tmp_path / "state").stat().st_dev
+    held = digests._probe.descriptor if digests._probe is not None else None     # Windows: closed already
+    monkeypatch.setattr(file_digests, "close_quietly", lambda descriptor: (closed.append(descriptor), os.close(descriptor)))
+    digests.close()
+    digests.close()
+    assert closed == ([] if held is None else [held]) and not hasattr(file_digests._Probe, "__del__") and os.listdir(str(tmp_path / "state")) == []

@@ -25,7 +25,7 @@ STDLIB_3_8 = frozenset("""
     subprocess symtable sys sysconfig syslog tarfile tempfile textwrap threading time timeit token tokenize trace traceback tracemalloc types typing
     unicodedata unittest uuid warnings weakref winreg xml zipfile zipimport zlib""".split())
 # The interpreter's own modules, for speed: one digest, asked for by version with hashlib behind it; the node types of ast; a lock.
-PRIVATE = {"primitives.py": {"_sha2", "_sha256", "_json", "_hashlib"}, "processor_kit.py": {"_sha2", "_sha256", "_thread"}, "attempts.py": {"_thread"}, "import_scan.py": {"_ast"}, "pipeline_runner.py": {"_signal"}, "commands.py": {"_signal"}, "path_signs.py": {"_signal", "_operator"}}
+PRIVATE = {"primitives.py": {"_sha2", "_sha256", "_json", "_hashlib"}, "processor_kit.py": {"_sha2", "_sha256", "_thread"}, "attempts.py": {"_thread"}, "import_scan.py": {"_ast"}, "pipeline_runner.py": {"_signal"}, "stop_requests.py": {"_signal"}, "path_signs.py": {"_signal", "_operator"}}
 POSIX_ONLY = frozenset("fcntl resource pwd grp termios tty pty syslog posix".split())
 WINDOWS_ONLY = frozenset("msvcrt winreg _winapi nt winsound".split())
 # Costly at start-up: not on the way of a run in which nothing changed.
