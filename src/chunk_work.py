@@ -97,7 +97,8 @@ class ChunkTasksWork(task_work.TasksWork):
                     self._add(task, self.task_log.entries[task.name])
             yield from self._run_tasks(todo)
             failure = self._failure()
-            failure = failure or self._changed_inputs()
+            if not self.is_stopped and not self.survivors:
+                failure = stage_work.with_change(self._changed_inputs(), failure)
             self.counts = task_log.sum_counts(entry.counts for entry in self.task_log.entries.values() if entry.status == "ok") or self._none_counted(self.total > 0)
             if not failure:
                 failure = yield from self._join()
@@ -216,7 +217,7 @@ class ChunkTasksWork(task_work.TasksWork):
             path = trial.task.stdin[0] if self.chunks.is_filter else ""
             if not path or error.filename != os.path.join(self.run.root, path):
                 raise
-            return attempts.not_begun("input changed during the run: %s is gone" % path)
+            return attempts.not_begun("%s%s is gone" % (stage_work.CHANGED, path))
 
     def _how(self, task: task_work.Task, launch: Any) -> Any:
         if not self.chunks.is_filter:

@@ -46,6 +46,7 @@ INPUTS_FILE = "PIPELINE_INPUTS_FILE"
 BYTECODE_BYTES = 16 << 20   # of free space, as for the runner's own: with less, a processor's bytecode might be cut short
 CMD_TAKES = frozenset("&|<>^%!\"()\r\n")
 NOT_UTF_8 = "output %s: the name is not valid UTF-8, so no record can name it; have the processor give it another"
+CHANGED = "input changed during the run: "
 NO_REPORT = "%sthe task left no report %s: %s"
 STATUS_ONLY = " (its rights or the number of its links, or its time was put back; a processor must copy an input, not link it)"
 
@@ -104,8 +105,13 @@ def changed_file(root: str, stamps: Dict[str, List[int]]) -> str:
         except OSError:
             now = []
         if now != stamp and task_files.plain(now) != task_files.plain(stamp):   # of a task, the stamp comes from an array
-            return "input changed during the run: %s%s" % (path, STATUS_ONLY if file_digests.is_same_but_status(stamp, now) else "")
+            return "%s%s%s" % (CHANGED, path, STATUS_ONLY if file_digests.is_same_but_status(stamp, now) else "")
     return ""
+
+
+def with_change(changed: str, failure: str) -> str:
+    """Return why something failed, or "". A change of its input comes first: a processor that met it has failed in its own words."""
+    return failure if not changed or failure.startswith(CHANGED) else "; ".join([changed] + ([failure] if failure else []))
 
 
 # --- retries (pure) --------------------------------------------------------------------------------------------------
@@ -425,7 +431,8 @@ class StageWork:
             self.survivors = result.survivors
             for note in result.notes:
                 self._note(note)
-            failure = result.failure or self._changed_inputs()
+            changed = "" if result.stopped and result.failure else self._changed_inputs()
+            failure = with_change(changed, result.failure)
             if self.network_fault and not result.stopped:
                 self.is_offline_fault = True
                 self.console.tail(result.tail, stage.name)
@@ -435,7 +442,7 @@ class StageWork:
             if not failure or result.stopped:
                 return failure, result.stopped
             self.console.tail(result.tail, stage.name)
-            if not result.failure or not is_worth_retrying(retry, self.attempts, result.exit_code):
+            if changed or not result.failure or not is_worth_retrying(retry, self.attempts, result.exit_code):
                 return failure, False
             delay = retry_delay_ms(retry, self.run.spec.name, stage.name, self.attempts) / 1000.0
             self.console.event("RETRY", stage.name, " attempt %d/%d: %s; next in %.2fs" % (self.attempts, retry.attempts, failure, delay))

@@ -245,7 +245,7 @@ class TasksWork(stage_work.StageWork):
             result = self._note_attempt(trial, result)
             if not trial.failure:
                 self._finish_task(trial)
-            if not trial.failure or trial.stopped or not result.failure or self.survivors or trial.failure.startswith((NETWORK_FAULT, UNCLOSED)):
+            if not trial.failure or trial.stopped or not result.failure or self.survivors or trial.failure.startswith((NETWORK_FAULT, UNCLOSED, stage_work.CHANGED)):
                 break
             if not stage_work.is_worth_retrying(stage.retry, trial.attempts, result.exit_code):
                 break
@@ -427,6 +427,8 @@ class TasksWork(stage_work.StageWork):
         trial.exit_code, trial.stopped, trial.failure, trial.is_machines = result.exit_code, result.stopped, result.failure, False
         if result.exit_code and trial.failure == "exit code %d" % result.exit_code:
             trial.failure += _last_words(result.tail)
+        if not (result.stopped and result.failure):
+            trial.failure = stage_work.with_change(stage_work.changed_file(self.run.root, trial.task.stamps), trial.failure)
         for note in result.notes:
             self.console.event("NOTE", self._subject(trial.task.name), ": " + note)
         if result.survivors:
@@ -440,7 +442,6 @@ class TasksWork(stage_work.StageWork):
             if (fault or unclosed) and not result.stopped:
                 self.is_offline_fault = trial.is_machines = True
                 trial.failure = "; ".join(one for one in (fault, trial.failure) if one)
-        trial.failure = trial.failure or stage_work.changed_file(self.run.root, trial.task.stamps)
         trial.is_machines = trial.is_machines or bool(trial.failure and not trial.stopped and (
             result.is_machines or result.failure.startswith(attempts.NOT_STARTED) or self._full_disk_text() or _tells_of_full_disk(result.tail)))
         if trial.failure and not trial.stopped and len(self.failed) < SHOWN_FAILURES:

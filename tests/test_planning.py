@@ -7,7 +7,7 @@ import shutil
 import sys
 
 import pytest
-from conftest import Project
+from conftest import ROOT, Project
 
 import planning
 import stage_order
@@ -500,6 +500,42 @@ def test_a_change_is_seen_in_a_failed_attempt_too(project):
     project.processor("change", "if os.environ['PIPELINE_ATTEMPT'] == '1':\n    open(inputs[0], 'a').write('more')\n    sys.exit(75)\nopen(out + '/o', 'w').write('o')\n")
     done = project.run()
     assert done.code == 1 and "input changed during the run: data/in.txt" in done.out, done
+
+
+CHANGE_AND_FAIL = "open(%r, 'a').write('more')\nprint('line 3 is none', file=sys.stderr)\nsys.exit(75)\n"
+TOLD = "input changed during the run: data/in.txt; exit code 75"
+
+
+@pytest.mark.parametrize("stage, line", [
+    ({"inputs": ["data/in.txt"]}, "[FAIL] s1: %s\n" % TOLD),
+    ({"forEach": "data/in.txt"}, "[FAIL] s1 data/in.txt: %s: line 3 is none\n" % TOLD),
+    ({"forEach": "data/in.txt", "inputs": ["data/other.txt"]}, "[FAIL] s1 data/in.txt: %s: line 3 is none\n" % TOLD.replace("in.txt", "other.txt")),
+    ({"inputs": ["data/in.txt"], "chunks": {"bytes": 1024}}, "[FAIL] s1 data/in.txt#1: %s: line 3 is none\n" % TOLD),
+    ({"inputs": ["data/in.txt"], "chunks": {"bytes": 1024, "filter": True}}, "[FAIL] s1 data/in.txt#1: %s: line 3 is none\n" % TOLD)],
+    ids=["stage", "task", "task with another input", "chunk", "filter"])
+def test_a_processor_that_fails_since_its_input_has_changed_does_not_hide_that(project, stage, line):
+    """It fails in words of its own, of what it has found; another attempt, on other content than the key tells, could not succeed."""
+    project.write("data/in.txt", "x\n")
+    project.write("data/other.txt", "y\n")
+    body = "assert 'PIPELINE_CHUNK_START'\n" + CHANGE_AND_FAIL % ("data/other.txt" if "other" in line else "data/in.txt")
+    project.spec(dict(stage, processor=project.processor("change", body), retry={"attempts": 3, "baseDelayMs": 0}))
+    done = project.run()
+    assert done.code == 1 and line in done.out and "[RETRY]" not in done.out, done
+    if "chunks" in stage:
+        assert "[FAIL] s1: input changed during the run: data/in.txt; 1 of 1 tasks failed: data/in.txt#1 (%s" % TOLD in done.out, done
+
+
+def test_chunks_of_an_input_that_was_replaced_fail_for_that(project):
+    """What the kit says of the places that it was given, which are those of the old file, would send its user to the wrong place."""
+    project.write("data/in.txt", "".join("%d\n" % number for number in range(1000, 2000)))
+    body = ("sys.path.insert(0, %r)\nfrom processor_kit import lines\nif os.environ['PIPELINE_CHUNK_START'] == '1000':\n    open('data/new', 'w').write('short\\n')\n"
+            "    os.replace('data/new', 'data/in.txt')\nlines(str.upper, 'o.txt')\n" % str(ROOT / "bin"))
+    project.spec({"processor": project.processor("upper", body), "inputs": ["data/in.txt"], "chunks": {"bytes": 1000}})
+    done = project.run("--jobs", "1")
+    assert done.code == 1 and "[FAIL] s1 data/in.txt#1" not in done.out, done
+    for number in range(2, 6):
+        assert "[FAIL] s1 data/in.txt#%d: input changed during the run: data/in.txt; exit code 1: " % number in done.out, done
+    assert "[FAIL] s1: input changed during the run: data/in.txt; 4 of 5 tasks failed: " in done.out, done
 
 
 # --- whose outputs are whose
