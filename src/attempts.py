@@ -568,6 +568,8 @@ def _not_started_text(launch: Launch, error: OSError) -> str:
         hint = "; a byte order mark stands before its first line: save it without" if first.startswith(b"\xef\xbb\xbf") else "; a script needs a first line such as #!/bin/sh"
     elif isinstance(error, FileNotFoundError) and (launch.launcher is None or os.path.exists(path)):
         hint = missing_hint(first, launch.folder)
+    elif launch.launcher is not None and isinstance(error, PermissionError) and os.path.isfile(path) and not os.access(path, os.X_OK):
+        hint = "; chmod +x it"
     return "%s %s%s: %s%s" % (NOT_STARTED, name, where, error.strerror or str(error), hint or remedy_of(error))
 
 

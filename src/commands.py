@@ -41,6 +41,7 @@ def execute(arguments: List[str], started: float, found: Any, is_program: bool) 
         stop_requests.silence()
         return code
     except KeyboardInterrupt as error:
+        stop_requests.silence()
         console.error("interrupted")
         return getattr(error, "exit_code", EXIT_INTERRUPTED)
     finally:

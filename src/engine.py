@@ -151,6 +151,7 @@ class Run:
         try:
             code = self._run_stages()
         except BaseException as error:
+            stop_requests.silence()
             self._finish_after(error)
             raise
         try:

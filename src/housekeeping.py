@@ -22,13 +22,13 @@ import task_log
 from file_digests import Digests, FileChanged, has_wildcard, path_matches
 from model import EXIT_OK, StageSpec, shown_names
 from spec_checks import name_problem
-from stage_order import edges
+from stage_order import Folders, candidates, edges
 from stage_outputs import is_folder, list_folder, own_parts
 from state_store import StateError, StateStore, utc_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
+    from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
     from console import Console
     from model import Clock, Options, PipelineSpec
@@ -90,23 +90,35 @@ def _former(spec: PipelineSpec, store: StateStore, name: str) -> Optional[StageS
 def notes_on_former(spec: PipelineSpec) -> List[str]:
     """Return a text for each stage that is not in the pipeline any more, and whose outputs, recorded of no stage of now, are still there for one to read."""
     store, mine = StateStore(spec.root, writable=False), {stage.name for stage in spec.stages}
-    paths_of: Dict[str, List[str]] = {}
+    former: List[StageSpec] = []
     for name in store.stage_names():
         try:
             stage = None if name in mine else _former(spec, store, name)
-        except StateError:
-            continue                # damaged: it vouches for nothing
-        if stage is not None:
-            paths_of[name] = _paths_made(spec, stage, store)
-    taken = {path for stage in spec.stages for path in _paths_made(spec, stage, store)} if any(paths_of.values()) else set()
+        except (StateError, OSError):
+            continue                # damaged, or not for us to read: it vouches for nothing
+        former += [stage] if stage is not None else []
     notes = []
-    for name, paths in paths_of.items():
-        left = [path for path in paths if path not in taken and os.path.lexists(os.path.join(spec.root, path))]
-        readers = [stage.name for stage in spec.stages if any(_is_read(stage, path) for path in left)]
-        if readers:
+    for stage, readers in _possible_readers(spec, former):
+        paths = [path for path in _paths_made(spec, stage, store) if os.path.lexists(os.path.join(spec.root, path))]
+        reads = [reader.name for reader in readers if any(_is_read(reader, path) for path in paths)] if paths else []
+        taken = {path for other in spec.stages if reads and _is_near(other, stage) for path in _paths_made(spec, other, store)}
+        left = [path for path in paths if path not in taken]
+        reads = [reader.name for reader in readers if any(_is_read(reader, path) for path in left)] if taken else reads
+        if reads:
             notes.append("stage %s is not in the pipeline file any more; what it made is still there, and %s reads it: %s; \"clean %s\" removes it" % (
-                name, shown_names(readers), shown_names(left), name))
+                stage.name, shown_names(reads), shown_names(left), stage.name))
     return notes
+
+
+def _possible_readers(spec: PipelineSpec, former: List[StageSpec]) -> Iterator[Tuple[StageSpec, List[StageSpec]]]:
+    """Yield each former stage with those of now that look into its output folder."""
+    folders = Folders(former)
+    readers: List[Dict[str, StageSpec]] = [{} for _ in former]
+    for stage in spec.stages if former else ():
+        for pattern in stage.inputs + stage.watch + stage.for_each:
+            for place in candidates(folders, pattern):
+                readers[place][stage.name] = stage
+    yield from ((stage, list(found.values())) for stage, found in zip(former, readers) if found)
 
 
 def _paths_made(spec: PipelineSpec, stage: StageSpec, store: StateStore) -> List[str]:
@@ -236,12 +248,19 @@ def _recorded(stage: StageSpec, store: StateStore, record: Optional[Json]) -> Li
 def _other_owners(spec: PipelineSpec, stage: StageSpec, store: StateStore) -> Dict[str, str]:
     found: Dict[str, str] = {}
     for other in spec.stages:
-        near = (other.output_dir + "/").startswith(stage.output_dir + "/") or (stage.output_dir + "/").startswith(other.output_dir + "/")
-        if near and other.name != stage.name:
+        if _is_near(other, stage) and other.name != stage.name:
             record = store.stage(other.name)
             folder = state_store.made_elsewhere(record, other.output_dir) or other.output_dir
-            found.update(("%s/%s" % (folder, path), other.name) for path in stage_work.recorded_paths(store, record))
+            try:
+                found.update(("%s/%s" % (folder, path), other.name) for path in stage_work.recorded_paths(store, record))
+            except task_log.Damaged as problem:
+                raise StateError("state/%s is damaged (%s): nobody can tell what of it may go; a run sets it aside" % (task_log.log_name(other.name), problem)) from None
     return found
+
+
+def _is_near(one: StageSpec, other: StageSpec) -> bool:
+    """Tell whether the output folder of a stage is another's, lies in it, or holds it."""
+    return bool((one.output_dir + "/").startswith(other.output_dir + "/") or (other.output_dir + "/").startswith(one.output_dir + "/"))
 
 
 def _link_on_the_way(root: str, path: str) -> str:

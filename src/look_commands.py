@@ -21,7 +21,7 @@ import stage_progress
 import state_store
 from console import printable
 from model import EXIT_OK, Decision, UsageError
-from primitives import is_finite, is_integer, open_file
+from primitives import is_integer, milliseconds, open_file
 from text_table import age_text, columns, count_text, duration_text
 
 TYPE_CHECKING = False
@@ -144,7 +144,7 @@ def _record_json(record: Optional[Json], now: float) -> Json:
     known = record or {}
     duration, ended = known.get("lastDurationSec"), _seconds(known.get("endedAt"))
     return {"lastRunId": known.get("lastRunId"), "lastInvocation": known.get("lastInvocation"), "startedAt": known.get("startedAt"),
-            "endedAt": known.get("endedAt"), "durationMs": int(duration * 1000) if duration is not None and is_finite(duration) and known.get("endedAt") else None,
+            "endedAt": known.get("endedAt"), "durationMs": milliseconds(duration) if known.get("endedAt") else None,
             "attempts": known.get("attempts"), "lastError": known.get("lastError"), "outputs": _output_count(known),
             "outputsAgeSec": max(0, int(now - ended)) if ended is not None and known.get("lastStatus") == "ok" else None,
             "counts": known.get("counts") or {}}

@@ -320,6 +320,11 @@ def is_finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and abs(value) < float("inf")
 
 
+def milliseconds(seconds: Any) -> Optional[int]:
+    """Return seconds as a record has them in ms, None where that is no number with which one can reckon."""
+    return int(seconds * 1000) if is_finite(seconds) and is_finite(seconds * 1000) else None
+
+
 class _Rules:
     """What the interpreter's scanner of JSON asks for; the same as in json.loads()."""
 

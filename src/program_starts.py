@@ -64,8 +64,11 @@ def _judge_launcher(root: str, stage: StageSpec, path: str, seen: Set[Tuple[str,
     seen.add((stage.launcher[0], path))
     import launch_helper
     word = launch_helper.launcher_words(stage.launcher[:1], stage.resources)[0]
-    data = _read(os.path.join(root, word), FIRST_BYTES) if "/" in word else None
-    if data is not None:
+    full = os.path.join(root, word)
+    data = _read(full, FIRST_BYTES) if "/" in word else None
+    if data is not None and not os.access(full, os.X_OK):
+        yield True, "%s is not executable; chmod +x it" % word
+    elif data is not None:
         yield from _in_words(word, _judge_file(data, root, path))
 
 

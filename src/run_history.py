@@ -17,7 +17,7 @@ import run_ledger
 import stage_locks
 import state_store
 from ledger_format import is_unwritten
-from primitives import is_finite, is_integer, open_file
+from primitives import is_integer, milliseconds, open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def entries_of_stages(root: str, run_id: str, invocation: int) -> List[Json]:
         is_over = record.get("lastStatus") != "running"
         found.append({"stage": _text(record.get("stage")), "status": _text(record.get("lastStatus")), "reason": _text(record.get("lastError")),
                       "attempts": record.get("attempts") if is_over else attempts_begun(root, run_id, invocation, _text(record.get("stage"))), "startedAt": record.get("startedAt"), "counts": record.get("counts"), "tasks": record.get("tasks"),
-                      "outputs": record.get("outputs"), "durationMs": int(seconds * 1000) if is_over and is_finite(seconds) else None})
+                      "outputs": record.get("outputs"), "durationMs": milliseconds(seconds) if is_over else None})
     return found
 
 

@@ -17,7 +17,7 @@ import os
 
 import state_store
 from ledger_format import ENTRY_SCHEMA, canonical_json, entry_hash, entry_line, head_text, is_unwritten, run_hash
-from primitives import close_quietly, is_finite, is_integer, loads, open_descriptor, open_file, pretty_pieces, remove_quietly, replace
+from primitives import close_quietly, is_integer, loads, milliseconds, open_descriptor, open_file, pretty_pieces, remove_quietly, replace
 from state_store import StateError, utc_text
 
 TYPE_CHECKING = False
@@ -70,7 +70,7 @@ def recovered_entry(store: StateStore, record: Json) -> Json:
     outputs = [{name: one[name] for name in SHOWN_INPUT_KEYS} for one in record["outputs"]]
     seconds: Any = record.get("lastDurationSec")
     return {"stage": record["stage"], "status": "ok", "reason": "finished by a run that died", "attempts": record.get("attempts", 0),
-            "durationMs": int(seconds * 1000) if is_finite(seconds) else 0, "exitCode": 0, "key": record["idempotencyKey"],
+            "durationMs": milliseconds(seconds) or 0, "exitCode": 0, "key": record["idempotencyKey"],
             "keyParts": parts, "inputs": [{"path": path, "sha256": digest} for path, digest in parts.get("inputs") or []],
             "outputs": outputs, "bytesIn": record.get("bytesIn", 0),
             "bytesOut": output_bytes(record), "counts": record.get("counts") or {},

@@ -99,7 +99,7 @@ def edges(stages: Sequence[StageSpec]) -> Dict[str, List[str]]:
         makers = {place_of[name] for name in stage.needs if name in place_of} - {place}
         made = () if stage.processor.startswith("bin/") else (stage.processor,)     # in bin/ no stage makes anything
         for pattern in stage.inputs + stage.watch + stage.for_each + made:
-            for maker in _candidates(folders, pattern):
+            for maker in candidates(folders, pattern):
                 if maker not in makers and maker != place and _makes(stages[maker], pattern, maker < place):
                     makers.add(maker)
         found[stage.name] = [stages[maker].name for maker in sorted(makers)]
@@ -135,14 +135,17 @@ def doubtful_reads(stages: Sequence[StageSpec], is_graph: bool) -> List[Tuple[st
     folders, found = Folders(stages), []
     for place, stage in enumerate(stages):
         for pattern in stage.inputs + stage.watch + stage.for_each:
-            around = [one for one in sorted(_candidates(folders, pattern)) if may_meet(pattern, stages[one].output_dir + "/**")]
+            around = [one for one in sorted(candidates(folders, pattern)) if may_meet(pattern, stages[one].output_dir + "/**")]
             makers = [one for one in around if _makes(stages[one], pattern, one <= place)]
             if place in makers:
                 found.append((stage.name, "%s is what the stage may make itself: what it made would be an input of its next run" % pattern))
             elif not is_graph and not any(one < place for one in makers):
-                later = [stages[one].name for one in around if _makes(stages[one], pattern, True)]
-                if later:
-                    found.append((stage.name, "%s is what %s makes, and that is listed later: the stage reads what the run before made" % (pattern, shown_names(later))))
+                later = [stages[one] for one in around if _makes(stages[one], pattern, True)]
+                if later and all(one.outputs for one in later):
+                    found.append((stage.name, "%s is what %s makes, and that is listed later: the stage reads what the run before made" % (pattern, shown_names([one.name for one in later]))))
+                elif later:
+                    found.append((stage.name, "%s lies in the outputDir of %s, listed later: if that makes it, the stage reads what the run before made; declare what it makes in outputs" % (
+                        pattern, shown_names([one.name for one in later]))))
             elif is_graph and around and not makers and not set(stage.needs) & {stages[one].name for one in around}:
                 names = ", ".join(stages[one].name for one in around if one != place)
                 if names:
@@ -151,7 +154,8 @@ def doubtful_reads(stages: Sequence[StageSpec], is_graph: bool) -> List[Tuple[st
     return found
 
 
-def _candidates(folders: Folders, pattern: str) -> Set[int]:
+def candidates(folders: Folders, pattern: str) -> Set[int]:
+    """Return the places of the stages in or above whose output folders a path or glob may find something, of a glob also those below it."""
     if not file_digests.has_wildcard(pattern):
         return set(folders.at_or_above(pattern.rpartition("/")[0]))
     fixed = _fixed_part(pattern)

@@ -291,7 +291,8 @@ class StageWork:
                 self._note("checkpoint not used: %s" % decision.discard)
             self._drop_checkpoint()
             self._clear_leftovers(unfinished)
-            if self.facts.output_problems:
+            unseen = [] if self.facts.record is None or self.facts.record["outputs"] else self.previous     # of a task log: nobody has looked at them yet
+            if self.facts.output_problems or not all(map(self._is_as_recorded, unseen)):
                 self._undo_success()
             self._tell_of_move()
         old = unfinished if self._is_same_work() else None
@@ -599,9 +600,10 @@ class StageWork:
     def _bytecode_problem(self) -> str:
         """Return why the processor might be given an earlier text of a module, or "". Looked at once: a module that changes later fails the attempt."""
         if self.bytecode is None:
-            modules = [path for path, _ in self.facts.material.parts["modules"]]
+            material = self.facts.material
+            modules = [path for path, _ in material.parts["modules"]] + [path for path in material.watched if path.endswith(".py")]
             import stale_bytecode
-            self.bytecode = stale_bytecode.drop(self.run.root, modules) if modules else ""
+            self.bytecode = stale_bytecode.drop(self.run.root, modules, self._base_environment().get("PYTHONPYCACHEPREFIX", "")) if modules else ""
         return self.bytecode
 
     def _space_problem(self) -> str:

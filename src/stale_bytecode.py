@@ -7,21 +7,22 @@ text, and would use the old one.
 from __future__ import annotations
 
 import os
+import sys
 
 from primitives import open_file, unlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, Iterable, Iterator, List
+    from typing import Dict, Iterable, List
 
 CODE_AT = 16                # in a cached file: behind magic number, flags, time and size
 
 
-def drop(root: str, modules: Iterable[str]) -> str:
+def drop(root: str, modules: Iterable[str], prefix: str = "") -> str:
     """Remove the cached bytecode that may be older than its module; return why a module cannot be relied on, or "".
 
-    modules: paths below *root*. What was cached after the last change of the module stays. What cannot be removed stays, too,
-    if it is what compiling the module gives.
+    modules: paths below *root*. prefix: PYTHONPYCACHEPREFIX of who imports them, "" without one. What was cached after the last
+    change of the module stays. What cannot be removed stays, too, if it is what compiling the module gives, or cannot be read.
     """
     listed: Dict[str, List[str]] = {}
     for path in modules:
@@ -30,7 +31,7 @@ def drop(root: str, modules: Iterable[str]) -> str:
             changed_ns = _changed_ns(full)
         except OSError:
             continue                    # it is not there any more; the attempt says so
-        for cached in _cached(full, listed):
+        for cached in _cached(full, os.path.join(root, prefix) if prefix else "", listed):
             try:
                 if os.stat(cached).st_mtime_ns <= changed_ns:
                     unlink(cached)
@@ -49,30 +50,30 @@ def _changed_ns(path: str) -> int:
     return max(found.st_mtime_ns, found.st_ctime_ns, link.st_ctime_ns)
 
 
-def _cached(path: str, listed: Dict[str, List[str]]) -> Iterator[str]:
-    """Yield the cached files of a module, of all versions of Python. listed: folders that are known."""
-    from importlib.util import cache_from_source
-    try:
-        folder = os.path.dirname(cache_from_source(path))
-    except NotImplementedError:         # an interpreter that caches none
-        return
+def _cached(path: str, prefix: str, listed: Dict[str, List[str]]) -> List[str]:
+    """Return the cached files of a module, of all versions of Python. prefix: as importlib has it. listed: folders that are known."""
+    place, name = os.path.split(os.path.abspath(path))
+    folder = os.path.join(prefix, os.path.splitdrive(place)[1].lstrip("/\\")) if prefix else os.path.join(place, "__pycache__")
     if folder not in listed:
-        listed[folder] = os.listdir(folder) if os.path.isdir(folder) else []
-    begin = os.path.splitext(os.path.basename(path))[0] + "."
-    yield from (os.path.join(folder, name) for name in listed[folder] if name.startswith(begin) and name.endswith(".pyc"))
+        try:
+            listed[folder] = os.listdir(folder)
+        except OSError:
+            listed[folder] = []         # not there; or not to be read, by who imports the module neither
+    begin = os.path.splitext(name)[0] + "."
+    return [os.path.join(folder, one) for one in listed[folder] if one.startswith(begin) and one.endswith(".pyc")]
 
 
 def _is_of_other_text(cached: str, path: str) -> bool:
     """Tell whether this interpreter would use a cached file, and get something else from it than from the module."""
     import marshal
-    from importlib.util import MAGIC_NUMBER, cache_from_source
-    if cached != cache_from_source(path):
+    from importlib.util import MAGIC_NUMBER
+    if os.path.basename(cached) != "%s.%s.pyc" % (os.path.splitext(os.path.basename(path))[0], sys.implementation.cache_tag):
         return False
-    with open_file(cached) as file:
-        data = file.read()
-    with open_file(path) as file:
-        source = file.read()
     try:
+        with open_file(cached) as file:
+            data = file.read()
+        with open_file(path) as file:
+            source = file.read()
         return data.startswith(MAGIC_NUMBER) and bool(marshal.loads(data[CODE_AT:]) != compile(source, path, "exec", dont_inherit=True))
-    except (ValueError, EOFError, TypeError, SyntaxError):
+    except (OSError, ValueError, EOFError, TypeError, SyntaxError):
         return False                    # Python will say what is wrong

@@ -335,7 +335,7 @@ def trace(project):
     ({"watch": ("data/maker/x.rejects",), "needs": ("maker",)}, {"outputs": ("x",)}, True, ""),
     ({"inputs": ("data/maker/x.rejects",)}, {"outputs": ("x", "*.rejects")}, True, ""),
     ({"inputs": ("data/maker/x",)}, {}, True, "data/maker/x lies in the outputDir of maker, but"),      # undeclared, and listed later
-    ({"inputs": ("data/maker/x",)}, {}, False, "data/maker/x is what maker makes, and that is listed later: the stage reads what the run before made"),
+    ({"inputs": ("data/maker/x",)}, {}, False, "data/maker/x lies in the outputDir of maker, listed later: if that makes it, the stage reads what the run before made"),
     ({"for_each": ("data/maker/*.txt",)}, {"outputs": ("a.txt",)}, False, "data/maker/*.txt is what maker makes, and that is listed later"),
     ({"inputs": ("data/maker/x",)}, {"outputs": ("y",)}, False, ""),
     ({"inputs": ("in/a.txt", "data/*.txt")}, {"outputs": ("x",)}, True, ""),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import housekeeping
 import ledger_format
 import ledger_verify
 import pytest
@@ -190,6 +191,43 @@ def test_what_a_stage_of_now_makes_or_none_reads_is_not_called_left(project):
     assert "[NOTE] stage b is not" in done.out and "stage a" not in done.out
     project.write("pipeline.json", json.dumps(dict(spec, name="another", stages=spec["stages"][1:])))
     assert "is not in the pipeline file" not in project.ok().out
+
+
+@pytest.mark.parametrize("way", ["a folder", "garbage"])
+def test_a_record_of_a_former_stage_that_cannot_be_read_is_passed_over(project, way):
+    reading_all(project, "a")
+    project.ok()
+    project.path("state/stage_old.json").mkdir() if way == "a folder" else project.write("state/stage_old.json", "{")
+    done = project.ok("--force", "a")
+    assert "[LEDGER] head" in done.out and "state: completed" in done.out, done
+    project.ok("validate")
+
+
+def test_outputs_of_former_stages_are_compared_with_the_patterns_only_that_look_there(project, monkeypatch):
+    reading_all(project, "a", "b")
+    project.ok()
+    spec = project.json("pipeline.json")
+    spec["stages"] = [{"name": "other", "processor": "bin/stage_copy.py", "inputs": ["in/*.txt", "data/up2/*.up"], "allowNoInputs": True, "outputDir": "data/other"}]
+    project.write("pipeline.json", json.dumps(spec))
+    monkeypatch.setattr(housekeeping, "_paths_made", None)          # it would read task logs
+    assert housekeeping.notes_on_former(pipeline_runner.load_pipeline(str(project.path("pipeline.json")))) == []
+    monkeypatch.undo()
+    spec["stages"][0]["inputs"] = ["data/u*/b.up"]
+    project.write("pipeline.json", json.dumps(spec))
+    (note,) = housekeeping.notes_on_former(pipeline_runner.load_pipeline(str(project.path("pipeline.json"))))
+    assert note.startswith("stage b is not in the pipeline file any more; what it made is still there, and other reads it: data/up/b.up, data/up") or "reads it: data/up/b.up;" in note, note
+
+
+def test_clean_near_a_damaged_task_log_says_so(project):
+    for number in range(11):
+        project.write("data/in/%d.up" % number, "x\n")
+    project.spec({"name": "one", "processor": "bin/stage_copy.py", "inputs": ["data/in/0.up"], "outputDir": "data/up"},
+                 {"name": "many", "processor": "bin/stage_copy.py", "forEach": "data/in/*.up", "outputDir": "data/up/many"})
+    project.ok()
+    lines = project.path("state/tasks_many.jsonl").read_bytes().splitlines(True)
+    project.path("state/tasks_many.jsonl").write_bytes(b"".join(lines[:4] + [lines[4].replace(b'"ok"', b'"OK"')] + lines[5:]))
+    done = project.run("clean", "one", "--yes")
+    assert done.code == 5 and "state/tasks_many.jsonl is damaged" in done.err and project.exists("data/up/0.up"), done
 
 
 def test_clean_keeps_what_a_stage_of_many_tasks_has_recorded_too(project):

@@ -1071,6 +1071,32 @@ def test_a_module_of_the_same_size_and_time_is_not_taken_from_the_cache_of_the_o
     assert project.read("data/s1/rate") == "0.15"
 
 
+@pytest.mark.parametrize("stage, cache", [
+    ({"env": {"PYTHONPATH": "lib"}, "watch": ["lib/*.py"]}, None), ({"env": {"PYTHONPATH": "lib", "PYTHONPYCACHEPREFIX": "kept"}, "watch": ["lib/*.py"]}, None),
+    ({"env": {"PYTHONPATH": "lib"}, "watch": ["lib/*.py"]}, "kept")])
+def test_bytecode_of_watched_modules_is_looked_at_too_wherever_it_is_kept(project, stage, cache):
+    caching = dict(CACHING, PYTHONPYCACHEPREFIX=str(project.path(cache)) if cache else None)
+    for rate in ("0.10", "0.15"):
+        project.write("lib/watched_rates.py", "RATE = '%s'\n" % rate)
+        os.utime(str(project.path("lib/watched_rates.py")), (FIXED, FIXED))
+        project.spec(dict({"processor": project.processor("rate", "import watched_rates\nopen(out + '/rate', 'w').write(watched_rates.RATE)\n")}, **stage))
+        project.ok(env=caching)
+        assert project.read("data/s1/rate") == rate
+
+
+@POSIX_ONLY
+def test_bytecode_that_may_not_be_read_is_not_used_by_python_either(project):
+    cached = with_rates(project)
+    os.chmod(str(cached), 0)
+    os.chmod(str(cached.parent), 0o555)
+    try:
+        rated(project, "0.15")
+        done = run_without_might(project)
+        assert done.returncode == 0 and project.read("data/s1/rate") == "0.15", done.stdout
+    finally:
+        os.chmod(str(cached.parent), 0o755)
+
+
 def test_cached_bytecode_that_is_newer_than_the_module_stays(project):
     cached = with_rates(project)
     before = os.stat(str(cached))

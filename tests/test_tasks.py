@@ -1638,3 +1638,27 @@ def test_a_stage_of_chunks_that_becomes_one_of_files(upper, chunks_fail):
     left = "10.txt" if chunks_fail else "10.txt, all"
     assert "gone" not in done.out and "[NOTE] up: made before the stage had tasks, and recorded no more: %s\n" % left in done.out, done
     assert "#" not in upper.read("state/tasks_up.jsonl") and "[SKIP] up" in upper.ok().out
+
+
+@pytest.mark.parametrize("more", [{}, {"chunks": {"bytes": 1000}}])
+def test_what_was_spoilt_of_former_tasks_is_undone_and_not_sealed_as_good(upper, more):
+    make_many(upper)
+    upper.write("out/00.txt", "spoilt")
+    as_plain(upper, "assert not %r or os.environ['PIPELINE_CHUNK_START']\nopen(os.path.join(out, 'all'), 'w').close()\n" % bool(more), **more)
+    done = upper.ok()
+    assert "[NOTE] up: not what was recorded: removed 00.txt\n" in done.out and not upper.exists("out/00.txt"), done
+    assert len(upper.json("state/stage_up.json")["outputs"]) == MANY + 3
+    upper.ok("verify", "--outputs")
+
+
+def test_what_tasks_made_before_one_failed_is_known_to_the_stage_that_follows(upper):
+    make_many(upper)
+    upper.write("in/00.txt", "fail\n")
+    upper.write("bin/up.sh", "#!/bin/sh\ncase $1 in *00*) exit 4;; esac\n" + UPPER.partition("\n")[2], executable=True)
+    assert upper.run().code == 1
+    as_plain(upper, "for name in sorted(os.listdir(out)):\n    if name.endswith('.txt'):\n        open(os.path.join(out, name), 'a').write('tail')\nsys.exit(os.path.exists('fail'))\n")
+    upper.write("fail", "")
+    assert upper.run().code == 1
+    upper.path("fail").unlink()
+    upper.ok()
+    assert upper.read("out/01.txt") == "X1\ntail"
