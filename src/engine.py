@@ -702,6 +702,8 @@ class Run:
 
     def _write_run(self, is_brief: bool = False) -> None:
         """Write the record of a run that goes on; is_brief: without the stages for which the index answered, of which there may be thousands: _settle_soon() brings them."""
+        if not is_brief:
+            self.flush()                # markers and logs that it speaks of are on the disk before it
         began = self.clock.monotonic()
         stages = [stage_entry(result) for result in self.results if result is not known_stages.KNOWN] if is_brief else None
         self.store.write("run_%s.json" % self.options.run_id, self._run_record("running", stages))

@@ -234,7 +234,8 @@ class StageLock:
         if owner:
             ours = owner.get("token") == nonce or owner_is_dead(owner, self.boot, self.processes)
         else:
-            ours = bool(nonce) and set(_names_in(self.folder)) <= {"owner.json", ".owner.json.tmp"}
+            names = set(_names_in(self.folder))
+            ours = names <= {"owner.json", ".owner.json.tmp"} and (bool(nonce) or bool(names) and all(_is_blank(os.path.join(self.folder, name)) for name in names))
         if not ours:
             return False
         self._end_left_behind(owner.get("token", nonce), owner.get("pid", 0))
@@ -304,6 +305,15 @@ class StageLock:
             os.write(self.descriptor, nonce.encode("ascii"))
         else:
             os.ftruncate(self.descriptor, 0)
+
+
+def _is_blank(path: str) -> bool:
+    """Tell whether a file has no content but zeros, as only a power cut leaves one of ours: btrfs can bring its name to the disk, and the guard's, without theirs."""
+    try:
+        with open_file(path) as file:
+            return not file.read(1 << 16).strip(b"\0")
+    except OSError:
+        return False
 
 
 def _names_in(folder: str) -> List[str]:

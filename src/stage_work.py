@@ -350,7 +350,13 @@ class StageWork:
             foreign = set(self._foreign_outputs()) | self._maybe_foreign() | self._outputs_of_strangers()
             done += stage_outputs.clear_leftovers(self.folder, baseline, recorded, foreign, file_digests.hash_prefix, self._folders_of_others())
         if done:
+            self._sync_cleared()
             self._note("leftovers of an unfinished attempt: %s" % shown_names(done, between="; "))
+
+    def _sync_cleared(self) -> None:
+        """What was cleared must not come back with a power cut, beside a record of success: btrfs brings a removal to the disk with its folder only."""
+        for folder, _, _ in os.walk(self.folder):
+            state_store.sync_folder(folder)
 
     def _undo_success(self) -> None:
         """The outputs are not what the recorded success made: an attempt must not build on what is left of it.
@@ -369,6 +375,7 @@ class StageWork:
                          for one in self.previous if one["path"] not in names or one["path"] in before]
         state_store.remove_durably(lost, self.store.commit)
         if done:
+            self._sync_cleared()
             self._note("not what was recorded: %s" % shown_names(done, between="; "))
 
     def _is_as_recorded(self, output: Json) -> bool:

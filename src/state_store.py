@@ -73,17 +73,27 @@ class Commit:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.folders: Dict[str, None] = {}
         self.files: Dict[str, None] = {}
+        self.removed: Dict[str, None] = {}      # folders out of which something went
         self.clock = clock
         self.since = clock()
 
     def is_due(self) -> bool:
-        return len(self.folders) + len(self.files) >= GROUP_FILES or self.clock() - self.since >= FLUSH_S
+        return len(self.folders) + len(self.removed) + len(self.files) >= GROUP_FILES or self.clock() - self.since >= FLUSH_S
 
     def flush(self) -> None:
-        """Sync all files, then all folders. Raises: OSError, with what failed still held."""
-        if len(self.files) + len(self.folders) > MANY_FILES and sync_file_systems({os.path.dirname(path) for path in self.files} | set(self.folders)):
+        """Sync all folders out of which something went, then all files, then the other folders. Raises: OSError, with what failed still held.
+
+        In this order, as a file may say that something is gone: btrfs brings a removal to the disk with its folder only.
+        """
+        folders = {*self.folders, *self.removed}
+        if len(self.files) + len(folders) > MANY_FILES and sync_file_systems({os.path.dirname(path) for path in self.files} | folders):
             self.files.clear()          # far cheaper than one call for each of very many
             self.folders.clear()
+            self.removed.clear()
+        for path in self.removed:
+            if os.path.isdir(path):
+                sync_folder(path)
+        self.removed.clear()
         for path in self.files:
             _sync_path(path)
         self.files.clear()
@@ -259,7 +269,7 @@ def remove_durably(path: str, commit: Commit) -> bool:
         unlink(path)
     except FileNotFoundError:
         return False
-    commit.folders[os.path.dirname(path)] = None
+    commit.removed[os.path.dirname(path)] = None
     return True
 
 
@@ -270,7 +280,7 @@ def remove_empty_folder(path: str, commit: Commit) -> bool:
     except OSError:
         return False
     commit.folders.pop(path, None)          # what was to be synced there is gone with it
-    commit.folders[os.path.dirname(path)] = None
+    commit.removed[os.path.dirname(path)] = None
     return True
 
 

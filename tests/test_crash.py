@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 import ledger_format
+import state_store
 
 from conftest import ROOT, RUNNER, Done, Project, settle
 
@@ -456,3 +457,62 @@ def test_of_ten_runs_at_once_each_stage_is_run_by_one(wait_s, allowed, project):
     assert sorted(project.read("count").split()) == ["one", "two"], ends
     assert project.read("data/two/all.txt") == "x\ny\n"
     assert leftovers(project) == [] and chain_problems(project) == []
+
+
+# --- the order in which things come to the disk
+
+TOLD = """
+import os, runpy, sys
+sys.path.insert(0, %r)
+import engine, state_store
+engine.RECORD_S = 0
+real_write, real_stage, real_sync = state_store.StateStore.write, state_store.StateStore.write_stage, state_store.sync_folder
+def write(self, name, record):
+    waiting = [os.path.relpath(path, self.root) for path in [*self.commit.files, *self.commit.removed]]
+    print("write", name, [one["status"] for one in record.get("stages", [])], waiting, flush=True)
+    return real_write(self, name, record)
+def write_stage(self, stage, record):
+    print("write", stage, record["lastStatus"], flush=True)
+    return real_stage(self, stage, record)
+def sync_folder(path):
+    print("sync", os.path.basename(path), flush=True)
+    return real_sync(path)
+state_store.StateStore.write, state_store.StateStore.write_stage, state_store.sync_folder = write, write_stage, sync_folder
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def told(project, *arguments):
+    """Run the program, which tells of the records that it writes with what is not on the disk yet, and of the folders that it syncs."""
+    done = subprocess.run([sys.executable, "-c", TOLD % str(RUNNER.parent), str(RUNNER), "--pipeline", str(project.path("pipeline.json")), *arguments],
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=project.environment(), timeout=60)
+    return [line for line in done.stdout.decode("utf-8").splitlines() if line.startswith(("write ", "sync "))]
+
+
+def test_the_record_of_a_run_under_way_speaks_only_of_what_is_on_the_disk(project):
+    """Its name may be there seconds before the markers and logs of its stages, which then count as removed or edited by somebody."""
+    project.spec(*[{"processor": project.processor("say", "print('hello')\nopen(out + '/o', 'w').close()\n")}] * 3)
+    lines = [line for line in told(project, "--run-id", "r") if line.startswith("write run_r.json ['ok'")]
+    assert lines[:2] == ["write run_r.json ['ok'] []", "write run_r.json ['ok', 'ok'] []"], lines
+
+
+def test_what_an_attempt_left_is_gone_from_the_disk_before_the_success_is_recorded(project):
+    body = "if os.environ['PIPELINE_ATTEMPT'] == '1':\n    os.mkdir(out + '/sub')\n    open(out + '/sub/junk', 'w').close()\n    sys.exit(75)\nopen(out + '/o', 'w').close()\n"
+    project.spec({"processor": project.processor("twice", body), "retry": {"attempts": 2, "baseDelayMs": 0, "jitterMs": 0}})
+    lines = told(project, "--run-id", "r")
+    before = lines[:next(place for place, line in enumerate(lines) if line.startswith("write s1 ok"))]
+    assert "sync s1" in before[next(place for place, line in enumerate(before) if line.startswith("write s1 running")):], lines
+
+
+def test_removals_are_on_the_disk_before_the_files_that_tell_of_them(tmp_path, monkeypatch):
+    commit, done = state_store.Commit(), []
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "gone").write_text("x")
+    (tmp_path / "log").write_text("it is gone")
+    assert state_store.remove_durably(str(tmp_path / "out" / "gone"), commit)
+    commit.files[str(tmp_path / "log")] = commit.folders[str(tmp_path)] = None
+    monkeypatch.setattr(state_store, "sync_folder", lambda path: done.append(os.path.basename(path)))
+    monkeypatch.setattr(state_store, "_sync_path", lambda path: done.append(os.path.basename(path)))
+    commit.flush()
+    assert done == ["out", "log", tmp_path.name] and not (commit.files or commit.folders or commit.removed)

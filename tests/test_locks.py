@@ -435,7 +435,7 @@ def make_link(folder):
 
 
 STRANGERS = {
-    "empty": make_nothing, "content": make_content, "file": make_file, "link": make_link, "blank owner": make_owner(""),
+    "empty": make_nothing, "content": make_content, "file": make_file, "link": make_link,
     "other owner": make_owner('{"owner": "me"}'), "only a pid": make_owner(json.dumps({"pid": 4194305, "host": stage_locks.host_name()})),
     "empty token": make_owner(json.dumps({"pid": os.getpid(), "token": "", "host": stage_locks.host_name()})),
     "other host": make_owner(json.dumps(dict(OWNER, host="elsewhere", pid=4194305)))}
@@ -726,6 +726,16 @@ def test_only_who_inherited_a_dead_owners_lock_is_a_leftover(root):
         assert not process_tree.holds_lock(heir, str(root / "locks" / "missing"), owner)
     finally:
         process.communicate(timeout=30)
+
+
+@pytest.mark.parametrize("data, code", [(b"", 0), (b"\0" * 40, 0), (b"mine", 4)])
+def test_a_lock_folder_of_which_a_power_cut_left_the_names_only_is_ours(project, data, code):
+    """btrfs can bring the names of owner and guard to the disk without what is in them."""
+    project.spec({"processor": project.processor("p", "pass")})
+    project.write("locks/s1.lock/owner.json", "")
+    project.path("locks/s1.lock/owner.json").write_bytes(data)
+    project.write("locks/.s1.guard", "")
+    assert project.run().code == code
 
 
 @linux_only
