@@ -1,6 +1,6 @@
 """Which files a glob names, and what is in them.
 
-A leaf: paths and globs -> files -> SHA-256. Content is read once: a digest is kept with the file's signature and believed
+Above the leaf file_systems: paths and globs -> files -> SHA-256. Content is read once: a digest is kept with the file's signature and believed
 while the signature is the same, unless the file was so fresh that a second write could have hidden behind the same
 time stamp, or the machine was restarted since (pages that nobody synced may have been lost).
 """
@@ -14,6 +14,7 @@ import sys
 import time
 from collections import namedtuple
 
+import file_systems
 from model import sha256
 from primitives import close_quietly, go_on, open_file, remove_quietly
 
@@ -25,6 +26,7 @@ SCHEMA_VERSION = 1
 HASH_BLOCK_BYTES = 1 << 20
 FRESH_NS = 20_000_000       # two writes closer than this may carry one time stamp (kernel ticks are 1 to 10 ms)
 COARSE_NS = 2_000_000_000   # the same for file systems that keep whole seconds (FAT: two)
+APART_NS = 300_000_000_000  # clocks of machines that share files may be so far apart
 SETTLE_BYTES = 1 << 20      # files this large are worth waiting out FRESH_NS, so that their digest can be kept
 SETTLE_WAITS = 5            # how often that is tried, for a busy machine's clock may be late
 
@@ -370,6 +372,8 @@ class Digests:
         """Wait some ticks of the file system's clock, which is cheaper than to read a large file again next time."""
         if max(stamp[1], stamp[2]) > self.file_system_time()[0] + COARSE_NS:
             return False                            # a time stamp of the future: waiting does not help
+        if is_untold(file_systems.doubt_of(stamp[4]), stamp[1], stamp[2]):
+            return False
         for _ in range(SETTLE_WAITS):
             time.sleep(1.5 * FRESH_NS / 1e9)        # half as long again, for the clock moves in ticks
             if self._is_settled(stamp):
@@ -439,11 +443,18 @@ class _Probe:
             remove_quietly(self.path)
 
 
+def is_untold(doubt: str, mtime_ns: int, ctime_ns: int) -> bool:
+    """Tell whether a change of a file might not show in its times, on a file system of which there is a doubt."""
+    return doubt == file_systems.UNTOLD or doubt == file_systems.BY_ITS_TIMES and mtime_ns == ctime_ns
+
+
 def is_settled(stamp: List[int], now: int, device: int) -> bool:
     """Tell whether a write after *now*, a time of the file system on *device*, must get another time stamp than *stamp* has."""
-    newest = max(stamp[1], stamp[2])
+    newest, doubt = max(stamp[1], stamp[2]), file_systems.doubt_of(stamp[4])
+    if doubt and is_untold(doubt, stamp[1], stamp[2]):
+        return False
     if device != stamp[4]:
-        return newest < time.time_ns() - COARSE_NS
+        return newest < time.time_ns() - (APART_NS if doubt else COARSE_NS)
     return newest < now - (COARSE_NS if stamp[1] % 1_000_000_000 == 0 else FRESH_NS)
 
 

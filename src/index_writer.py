@@ -14,6 +14,7 @@ from array import array
 from itertools import accumulate
 
 import file_digests
+import file_systems
 import known_stages
 import path_signs
 import program_scan
@@ -50,9 +51,13 @@ class Begin:
             mtime, ctime, _, _, device = sign = tuple(signs[place:place + width])
             if sign == path_signs.UNKNOWN:
                 return False
-            is_coarse = device != self.device or mtime % 1_000_000_000 == 0
-            limit = (self.by_file_system if device == self.device else self.by_clock) - (file_digests.COARSE_NS if is_coarse else file_digests.FRESH_NS)
-            if sign != path_signs.ABSENT and max(mtime, ctime) >= limit:
+            doubt = file_systems.doubt_of(device)
+            if doubt and file_digests.is_untold(doubt, mtime, ctime):
+                return False
+            is_ours = device == self.device
+            is_coarse = not is_ours or mtime % 1_000_000_000 == 0
+            margin = file_digests.APART_NS if doubt and not is_ours else file_digests.COARSE_NS if is_coarse else file_digests.FRESH_NS
+            if sign != path_signs.ABSENT and max(mtime, ctime) >= (self.by_file_system if is_ours else self.by_clock) - margin:
                 return False
         return True
 

@@ -17,11 +17,11 @@ modules beside it are cached as bytecode: so nothing stands here that a run in w
 `primitives` (JSON, SHA-256) and `model` (the values and errors) may be imported by all; leaves import nothing else of ours; what stands on them
 may also import what is named before it.
 
-    leaves   spec_checks  spec_source  file_digests  path_signs  state_store  stage_locks  stage_outputs  process_tree  attempts
+    leaves   spec_checks  spec_source  file_systems  path_signs  state_store  stage_locks  stage_outputs  process_tree  attempts
              environment  scan_shell  hook_log  node_report  ledger_format  log_events  text_table  stage_progress
              task_log  task_files  forked_task (what makes a forked process like a fresh one)  starter_texts
              svg_shapes  control_totals  arrivals  stop_times  stale_bytecode  stop_requests (Ctrl-C and the like, but for a run's attempts)
-    on them  chunk_files  scan_windows  import_scan  launch_lease (may a launched task run, and does it)  node_exec (such a task on its machine)  offline_guard
+    on them  file_digests  chunk_files  scan_windows  import_scan  launch_lease (may a launched task run, and does it)  node_exec (such a task on its machine)  offline_guard
              launch_helper (starts launchers)  live_view (lines of the running stages)  console (what the user sees)
              command_line  program_scan (what is scanned)  fork_server  fork_client  stage_keys (what a stage depends on)
              checkpoints  stage_order (what comes before what)  spec_loading (the pipeline file)  reasons (why it must run)  run_ledger  run_history (runs as the ledger

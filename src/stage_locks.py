@@ -299,8 +299,8 @@ class StageLock:
     def _write_nonce(self, nonce: str) -> None:
         os.lseek(self.descriptor, 0, os.SEEK_SET)
         if nonce:
-            # The size first: unlike data it is journalled in order with the folder's name, so that after a power cut
-            # there may be zeros instead of the nonce, but never a folder of ours without either.
+            # The size first: unlike data it is journalled in order with the folder's name (but on btrfs, see _is_blank()), so that
+            # after a power cut there may be zeros instead of the nonce, but never a folder of ours without either.
             os.ftruncate(self.descriptor, len(nonce))
             os.write(self.descriptor, nonce.encode("ascii"))
         else:

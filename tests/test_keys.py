@@ -13,6 +13,8 @@ import pytest
 from conftest import RUNNER, Project
 
 import file_digests
+import file_systems
+import index_writer
 import pipeline_runner
 from file_digests import Digests
 from reasons import key_changes
@@ -819,3 +821,62 @@ def test_the_clock_file_is_closed_by_name_and_not_left_to_the_end_of_the_object(
     digests.close()
     digests.close()
     assert closed == ([] if held is None else [held]) and not hasattr(file_digests._Probe, "__del__") and os.listdir(str(tmp_path / "state")) == []
+
+
+# --- file systems that do not show each change of a file in its times
+
+MOUNTS = """22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
+41 22 8:17 / /media/stick rw,nosuid - exfat /dev/sdb1 rw,uid=1000
+42 22 0:44 / /srv/with\\040blank rw - nfs4 server:/export rw
+43 22 7:1 / /opt/image ro - squashfs /dev/loop1 ro
+44 22 0:51 / /media/ntfs rw master:3 - fuseblk /dev/sdc1 rw
+45 22 0:52 / /mnt/far rw - fuse.sshfs me@there:/ rw
+46 22 0:53 / /mnt/upper rw - fuse.fuse-overlayfs fuse-overlayfs rw
+47 22 0:54 / /mnt/own rw - fuse.somebodys own rw
+"""
+
+
+def test_which_mounts_there_is_a_doubt_of():
+    of = {os.makedev(8, 17): file_systems.UNTOLD, os.makedev(0, 44): file_systems.REMOTE, os.makedev(7, 1): file_systems.UNTOLD, os.makedev(0, 51): file_systems.BY_ITS_TIMES,
+          os.makedev(0, 52): file_systems.UNTOLD, os.makedev(0, 54): file_systems.BY_ITS_TIMES}
+    assert file_systems.doubts(MOUNTS) == of and file_systems.doubts("") == {}
+
+
+OLD, S = 10**18, 10**9      # ns: a moment long ago, a second; a moment of a whole second would be taken for a coarse clock
+
+
+@pytest.mark.parametrize("doubt, mtime, ctime, ours, settled", [
+    ("", OLD, OLD, True, True), ("", OLD, OLD, False, True), (file_systems.UNTOLD, OLD, OLD + S, True, False), (file_systems.BY_ITS_TIMES, OLD, OLD, True, False),
+    (file_systems.BY_ITS_TIMES, OLD, OLD + S, True, True), (file_systems.REMOTE, OLD, OLD, False, True), (file_systems.REMOTE, "a minute ago", "a minute ago", False, False),
+    ("", "a minute ago", "a minute ago", False, True), (file_systems.REMOTE, "a minute ago", "a minute ago", True, True)])
+def test_no_digest_is_kept_where_a_change_might_not_show(monkeypatch, doubt, mtime, ctime, ours, settled):
+    now = time.time_ns()
+    mtime, ctime = [now - 60 * S + 7 if one == "a minute ago" else one + 7 for one in (mtime, ctime)]
+    monkeypatch.setattr(file_systems, "doubt_of", lambda device: doubt if device == 5 else "")
+    assert file_digests.is_settled([1, mtime, ctime, 9, 5], now, 5 if ours else 6) == settled
+    begin = index_writer.Begin([(now, now, 5 if ours else 6)])
+    assert begin.is_settled([mtime, ctime, 1, 9, 5]) == settled and begin.is_settled([OLD + 7, OLD + 7, 1, 9, 4])
+
+
+DOUBTED = """
+import os, runpy, sys
+sys.path.insert(0, %r)
+import file_systems
+file_systems.doubt_of = lambda device: %r
+sys.addaudithook(lambda event, what: event == "open" and str(what[0]).replace(os.sep, "/").endswith("in/a.txt") and os.write(1, b"read a.txt\\n"))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("stage", [{"inputs": ["in/*.txt"]}, {"forEach": "in/*.txt"}, {"inputs": ["in/*.txt"], "chunks": {"bytes": 1000}}])
+@pytest.mark.parametrize("doubt", [file_systems.UNTOLD, ""])
+def test_what_may_have_changed_unseen_is_read_in_each_run_and_nothing_else(project, stage, doubt):
+    project.write("in/a.txt", "price 100")
+    os.utime(str(project.path("in/a.txt")), ns=(OLD + 7, OLD + 7))
+    project.spec(dict({"processor": "bin/stage_copy.py", "outputDir": "out"}, **stage))
+    argv = [sys.executable, "-c", DOUBTED % (str(RUNNER.parent), doubt), str(RUNNER), "--pipeline", str(project.path("pipeline.json"))]
+    for last in ("[DONE] s1", "[SKIP] s1", "[SKIP] s1"):
+        out = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=project.environment(), timeout=60).stdout.decode("utf-8")
+        assert last in out, out
+    assert ("read a.txt" in out) == bool(doubt), out
