@@ -94,7 +94,7 @@ def _unvouched(folder: str, progress: Json, record: Json, declared: Optional[Seq
     if record.get("lastStatus") == "ok" or not isinstance(baseline, dict):
         return []
     there = stage_outputs.list_folder(folder)
-    changed = stage_outputs.changed_since(baseline, there.files)
+    changed = stage_outputs.changed_since(stage_outputs.as_of_now(baseline, there), there.files)
     if isinstance(left, list):
         changed = [path for path in changed if path in left]        # anything else somebody has put there since
     if declared is not None:

@@ -22,16 +22,17 @@ ITSELF = "./"           # in a baseline that knows of folders
 NO_OUTPUT = "names that begin with a dot or end in .part are no outputs"
 
 
-class Folder(namedtuple("Folder", "files parts hidden folders")):
+class Folder(namedtuple("Folder", "files parts hidden folders itself", defaults=((),))):
     """What is in an output folder. files, hidden: listings; hidden of what begins with a dot, folders unopened, but for what is the runner's.
 
-    parts: the *.part files, sorted. folders: each as "<path>/", one before what is in it. All paths with forward slashes.
+    parts: the *.part files, sorted. folders: each as "<path>/", one before what is in it. itself: inode and device of the folder, empty where it
+    is not there. All paths with forward slashes.
     """
     __slots__ = ()
 
     def baseline(self) -> Listing:
         """Return the files and, without a signature, the folders, with the output folder itself: what is not among these later is new."""
-        return {**self.files, ITSELF: [], **{path: [] for path in self.folders}}
+        return {**self.files, ITSELF: list(self.itself), **{path: [] for path in self.folders}}
 
     def new_since(self, baseline: Listing) -> List[str]:
         """Return the files that are new or changed and the folders that are new, sorted."""
@@ -74,7 +75,25 @@ def list_folder(folder: str) -> Folder:
                 found.append(path + "/")
             else:
                 files[path] = _signature(entry.path)
-    return Folder(files, sorted(parts), hidden, found)
+    return Folder(files, sorted(parts), hidden, found, _identity(folder))
+
+
+def _identity(folder: str) -> List[int]:
+    try:
+        found = os.stat(folder)
+    except OSError:
+        return []
+    return [found.st_ino, found.st_dev]
+
+
+def as_of_now(baseline: Listing, there: Folder) -> Listing:
+    """Return a baseline of an earlier run as it is today, if the folder has been copied or mounted anew since.
+
+    Then inode, device and change time of each file are others, too, and a file is what it was if its size and time are.
+    """
+    if not baseline.get(ITSELF) or not there.itself or baseline[ITSELF] == there.itself:
+        return baseline
+    return {path: there.files[path] if path in there.files and there.files[path][:2] == stamp[:2] else stamp for path, stamp in baseline.items()}
 
 
 def _signature(path: str) -> List[int]:

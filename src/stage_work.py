@@ -323,11 +323,11 @@ class StageWork:
         baseline = record.get("baseline") if record is not None and record["lastStatus"] != "ok" else None
         if record is None or not isinstance(baseline, dict) or self.moved_from:
             return None
-        left = record.get("left")
+        left, there = record.get("left"), stage_outputs.list_folder(self.folder)
+        baseline = stage_outputs.as_of_now(baseline, there)
         if isinstance(left, list):
             # It came to its end and said what it left: anything else somebody has put there since, and it is theirs.
-            now = stage_outputs.list_folder(self.folder).baseline()
-            baseline = {**baseline, **{path: stamp for path, stamp in now.items() if path not in left}}
+            baseline = {**baseline, **{path: stamp for path, stamp in there.baseline().items() if path not in left}}
         return baseline
 
     def _drop_checkpoint(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import time
 
 import pytest
 
-from conftest import ROOT, RUNNER, Done
+from conftest import ROOT, RUNNER, Done, Project
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills by POSIX signals")
 
@@ -547,3 +548,28 @@ def kill_at(project, run, target, victims):
     for pid in living(project):
         kill(pid)
     return project.json("state/stage_stage_upper.json")["lastStatus"] != "ok", out
+
+
+# --- the project is copied after a kill
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a signal of POSIX")
+def test_in_a_copy_of_the_project_nothing_that_was_there_counts_as_made_by_the_attempt(project, tmp_path):
+    """Inode, device and change time of each file are others there."""
+    project.write("data/in.txt", "one\n")
+    body = "text = open(inputs[0]).read()\nif text != 'two\\n':\n    open(out + '/r.txt', 'w').write(text)\nelif os.path.exists('kill'):\n    os.kill(os.getppid(), 9)\n    time.sleep(60)\n"
+    project.spec({"name": "lazy", "processor": project.processor("lazy", body), "inputs": ["data/in.txt"], "outputDir": "out", "outputs": ["r.txt"]},
+                 {"name": "plain", "processor": "bin/lazy.py", "inputs": ["data/in.txt"], "outputDir": "out2"})
+    project.write("out2/mine.txt", "mine")
+    project.ok()
+    project.write("data/in.txt", "two\n")
+    project.write("kill", "")
+    for name in ("lazy", "plain"):
+        assert project.run("--only", name).code == -9
+    project.path("kill").unlink()
+    copy = Project(tmp_path / "copy")
+    shutil.rmtree(str(copy.root), ignore_errors=True)
+    shutil.copytree(str(project.root), str(copy.root), symlinks=True)
+    for here in (copy, project):
+        done = here.run("--keep-going")
+        assert done.code == 1 and "declared output out/r.txt was not made: what is there is older than this run" in done.out and "[DONE] plain" in done.out, done
+        assert [one["path"] for one in here.json("state/stage_plain.json")["outputs"]] == ["r.txt"]
