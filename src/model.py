@@ -34,6 +34,7 @@ def shown_names(names: Sequence[str], between: str = ", ") -> str:
     return between.join(names[:SHOWN_NAMES]) + (" and %d more" % (len(names) - SHOWN_NAMES) if len(names) > SHOWN_NAMES else "")
 
 
+UNMOUNTED = "; what is mounted there does not answer any more: mount it again"
 REMEDIES = {            # for errors of the system, by name: not every system has each
     "EISDIR": "; a file belongs there: move the folder away",
     "ENOTDIR": "; a folder belongs there, not a file or a link that leads nowhere: mount what it leads to, or move it away",
@@ -44,6 +45,8 @@ REMEDIES = {            # for errors of the system, by name: not every system ha
     "EFBIG": "; allow this user larger files (ulimit -f)",
     "E2BIG": "; Linux takes 128 KiB in one argument or variable, `args`, `params` and `env` of the stage among them: put the rest into a file, and watch it",
     "EIO": "; the disk, or the machine that it is mounted from, fails: see the system's log",
+    "ENOTCONN": UNMOUNTED, "ESTALE": UNMOUNTED, "EHOSTDOWN": UNMOUNTED,
+    "ENOLCK": "; this file system has no locks: put the folder on one that has, by a mount (mount --bind)",
     "ENAMETOOLONG": "; let the root or the names of stages and files be shorter",
     "ELOOP": "; it is a symbolic link, which is not followed here, or one that leads to itself: put the file that is meant in its place"}
 

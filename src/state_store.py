@@ -294,9 +294,11 @@ def make_folder(path: str, commit: Commit) -> None:
     try:
         os.mkdir(path)
     except FileExistsError:
-        if not os.path.isdir(path):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
-        return
+        if os.path.isdir(path):
+            return
+        if not os.path.islink(path):
+            os.stat(path)               # a mount that does not answer any more says so itself
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
     commit.folders[parent or "."] = None
 
 

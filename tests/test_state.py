@@ -20,6 +20,7 @@ from conftest import ROOT, RUNNER, Project
 import console
 import environment
 import ledger_format
+import model
 import pipeline_runner
 import state_store
 from model import UsageError
@@ -739,3 +740,16 @@ def test_a_disk_is_full_without_bytes_or_without_inodes(monkeypatch, bytes_left,
     monkeypatch.setattr(os, "statvfs", lambda folder: types.SimpleNamespace(f_files=1 << 21, f_favail=inodes_left), raising=False)
     text = console.full_disk_text("/")
     assert text.startswith("the disk is full: %d bytes" % bytes_left) == is_full and bool(text) == is_full and ("inode" in text) == (inodes_left < 64)
+
+
+def test_a_mount_that_does_not_answer_is_told_as_that_and_not_as_a_file(tmp_path, monkeypatch):
+    def gone(path, *more, **options):
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN), path)
+
+    (tmp_path / "state").mkdir()
+    real = os.stat
+    monkeypatch.setattr(os, "stat", lambda path, *more, **options: (gone if str(path).endswith("state") else real)(path, *more, **options))
+    with pytest.raises(OSError) as raised:
+        state_store.make_folder(str(tmp_path / "state"), state_store.Commit())
+    monkeypatch.undo()
+    assert raised.value.errno == errno.ENOTCONN and model.remedy_of(raised.value) == "; what is mounted there does not answer any more: mount it again"
