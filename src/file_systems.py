@@ -9,7 +9,7 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, List
+    from typing import Dict
 
 UNTOLD, BY_ITS_TIMES, REMOTE = "no time of change", "only if the times differ", "another machine's clock"
 KINDS = dict(
@@ -17,16 +17,15 @@ KINDS = dict(
     + [(name, REMOTE) for name in "nfs nfs4 cifs smb3 9p afs ceph lustre gpfs fuse.glusterfs".split()]
     + [(name, "") for name in "fuse.fuse-overlayfs fuse.bindfs fuse.mergerfs fuse.gocryptfs".split()])       # as what lies below them
 
-_known: Dict[int, str] = {}
-_is_read: List[bool] = []   # not empty: they are known
+_known: Dict[int, str] = {}     # device -> what doubt_of() says of it
 
 
 def doubt_of(device: int) -> str:
     """Return UNTOLD, BY_ITS_TIMES (of a driver in user space that we do not know) or REMOTE for the device of a file (st_dev), "" for all others."""
-    if not _is_read:
-        _is_read.append(True)
+    if device not in _known:            # looked up for each anew: it may have been mounted by the first look at it
         _known.update(doubts(_mounts()))
-    return _known.get(device, "")
+        _known.setdefault(device, "")
+    return _known[device]
 
 
 def doubts(mountinfo: str) -> Dict[int, str]:

@@ -842,6 +842,13 @@ def test_which_mounts_there_is_a_doubt_of():
     assert file_systems.doubts(MOUNTS) == of and file_systems.doubts("") == {}
 
 
+def test_what_is_mounted_later_is_looked_up_then_and_each_device_once(monkeypatch):
+    texts = [MOUNTS.splitlines(True)[0], MOUNTS]
+    monkeypatch.setattr(file_systems, "_known", {})
+    monkeypatch.setattr(file_systems, "_mounts", lambda: texts.pop(0))
+    assert [file_systems.doubt_of(device) for device in (5, 5, os.makedev(8, 17), os.makedev(7, 1), 5)] == ["", "", file_systems.UNTOLD, file_systems.UNTOLD, ""] and texts == []
+
+
 OLD, S = 10**18, 10**9      # ns: a moment long ago, a second; a moment of a whole second would be taken for a coarse clock
 
 
