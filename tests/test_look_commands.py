@@ -755,3 +755,13 @@ def test_a_pipeline_file_and_a_key_may_come_by_a_pipe(project):
         with open(name, "rb") as file:
             done = subprocess.run([sys.executable, str(RUNNER), *words], env=project.environment(), input=file.read(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
         assert done.returncode == 0, done
+
+
+@pytest.mark.parametrize("seconds", ["1e308", "1e999", "NaN"])
+def test_a_duration_with_which_nobody_can_reckon_ends_no_command(pipeline, seconds):
+    pipeline.ok("--run-id", "r")
+    name = next(one.name for one in pipeline.path("state").iterdir() if one.name.startswith("stage_"))
+    text = pipeline.read("state/" + name)
+    pipeline.write("state/" + name, re.sub(r'("lastDurationSec": )[0-9.]+', r"\g<1>" + seconds, text))
+    for words in (["status"], ["explain", name[len("stage_"):-len(".json")]], ["history"]):
+        assert pipeline.run(*words).code in (0, 5), words

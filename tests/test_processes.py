@@ -21,7 +21,9 @@ sys.path.insert(0, str(ROOT / "src"))
 
 import attempts  # noqa: E402
 import environment  # noqa: E402
+import model  # noqa: E402
 import process_tree  # noqa: E402
+import stop_requests  # noqa: E402
 from process_tree import Traits  # noqa: E402
 
 LINUX = sys.platform.startswith("linux")
@@ -1192,3 +1194,27 @@ def test_a_system_without_control_groups_has_no_quota(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     assert environment.usable_cpus() == 6 and environment._text_of("/no/such/file") == ""
+
+
+# --- requests to stop, before a run's first attempt
+
+def test_a_request_whose_exception_was_lost_does_not_silence_those_after_it(monkeypatch):
+    """Python drops what is raised in a callback or in __del__; two that come at once are one all the same."""
+    now = [100.0]
+    monkeypatch.setattr(stop_requests.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(stop_requests, "_over", [])
+    monkeypatch.setattr(stop_requests, "_asked_at", [])
+
+    def asked():
+        try:
+            stop_requests._stop(signal.SIGTERM, None)
+        except model.Terminated as error:
+            return error.exit_code
+        return 0
+
+    assert [asked(), asked()] == [143, 0]
+    now[0] += stop_requests.AT_ONCE_S
+    assert [asked(), asked()] == [143, 0]
+    now[0] += stop_requests.AT_ONCE_S
+    stop_requests.silence()
+    assert asked() == 0
