@@ -438,10 +438,10 @@ def test_make_folder_says_what_is_in_the_way(tmp_path):
 
 def test_remove_durably_tells_whether_there_was_something(tmp_path):
     commit = Commit()
-    assert not state_store.remove_durably(str(tmp_path / "a"), commit) and not commit.folders
+    assert not state_store.remove_durably(str(tmp_path / "a"), commit) and not commit.removed
     (tmp_path / "a").write_bytes(b"")
     assert state_store.remove_durably(str(tmp_path / "a"), commit)
-    assert list(commit.folders) == [str(tmp_path)] and names(tmp_path) == []
+    assert list(commit.removed) == [str(tmp_path)] and names(tmp_path) == []
 
 
 # --- texts -----------------------------------------------------------------------------------------------------------
