@@ -717,6 +717,15 @@ def test_a_launcher_that_cannot_be_started_is_explained_and_refused_by_validate(
     assert leases(project) == []
 
 
+def test_a_launcher_that_is_not_executable_is_told_what_to_do(project):
+    project.write("launch.sh", "#!/bin/sh\nexec \"$@\"\n")
+    project.spec({"processor": project.processor("p", "pass"), "launcher": ["./launch.sh"]})
+    done = project.run("validate")
+    assert done.code == 2 and "launch.sh is not executable; chmod +x it" in done.err, done
+    done = project.run()
+    assert done.code == 1 and "[FAIL] s1: cannot start the launcher ./launch.sh: Permission denied; chmod +x it\n" in done.out, done
+
+
 def test_a_launcher_found_on_the_path_that_cannot_be_started_is_explained(project):
     """Which one of that name another machine has, validate does not know."""
     project.write("tools/submit", "#!/no/such/shell\n", executable=True)

@@ -573,3 +573,19 @@ def test_in_a_copy_of_the_project_nothing_that_was_there_counts_as_made_by_the_a
         done = here.run("--keep-going")
         assert done.code == 1 and "declared output out/r.txt was not made: what is there is older than this run" in done.out and "[DONE] plain" in done.out, done
         assert [one["path"] for one in here.json("state/stage_plain.json")["outputs"]] == ["r.txt"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a signal of POSIX")
+def test_in_a_copy_of_the_project_a_checkpoint_is_gone_on_with(project, tmp_path):
+    """The other file in the output folder, of which the checkpoint says nothing, is not the attempt's there either."""
+    program = project.processor("checkpointed", CHECKPOINTED.replace("sys.exit(3)", KILL_RUNNER))
+    project.write("data/input/a.txt", SEVEN)
+    project.write("data/s1/mine.txt", "mine")
+    project.spec({"processor": program, "inputs": ["data/input/a.txt"], "checkpoint": {"enabled": True, "lineInterval": 1}, "params": {"stop": 5}})
+    assert project.run().code == -9 and project.json("state/progress_s1.json")["lineOffset"] == 4
+    copy = Project(tmp_path / "copy")
+    shutil.rmtree(str(copy.root))
+    shutil.copytree(str(project.root), str(copy.root), symlinks=True)
+    done = copy.ok()
+    assert "[RESUME] s1 from line 4" in done.out and "checkpoint not used" not in done.out, done
+    assert copy.read("data/s1/list.txt") == SEVEN and [one["path"] for one in copy.json("state/stage_s1.json")["outputs"]] == ["list.txt"]
