@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 UNTOLD, BY_ITS_TIMES, REMOTE = "no time of change", "only if the times differ", "another machine's clock"
 KINDS = dict(
     [(name, UNTOLD) for name in "vfat msdos exfat squashfs erofs iso9660 udf cramfs romfs fuse.sshfs fuse.exfat fuse.squashfuse fuse.fuseiso".split()]
-    + [(name, REMOTE) for name in "nfs nfs4 cifs smb3 9p afs ceph lustre gpfs fuse.glusterfs".split()]
-    + [(name, "") for name in "fuse.fuse-overlayfs fuse.bindfs fuse.mergerfs fuse.gocryptfs".split()])       # as what lies below them
+    + [(name, REMOTE) for name in "nfs nfs4 cifs smb3 9p afs ceph lustre gpfs fuse.glusterfs".split()])
 
 _known: Dict[int, str] = {}     # device -> what doubt_of() says of it
 

@@ -831,7 +831,7 @@ MOUNTS = """22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
 43 22 7:1 / /opt/image ro - squashfs /dev/loop1 ro
 44 22 0:51 / /media/ntfs rw master:3 - fuseblk /dev/sdc1 rw
 45 22 0:52 / /mnt/far rw - fuse.sshfs me@there:/ rw
-46 22 0:53 / /mnt/upper rw - fuse.fuse-overlayfs fuse-overlayfs rw
+46 22 0:53 / /mnt/upper rw - overlay overlay rw,lowerdir=/a,upperdir=/b
 47 22 0:54 / /mnt/own rw - fuse.somebodys own rw
 """
 
