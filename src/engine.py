@@ -84,6 +84,7 @@ class Run:
         self.folder_locks = stage_locks.FolderLocks(spec.root)
         self.entered: Dict[str, Set[str]] = {}      # output folders that this run holds, the outermost of its stages': who is at work there
         self.held: Set[str] = set()     # stages that another run has, and this one goes on without
+        self.names: Optional[Set[str]] = None   # of all stages of the spec, once somebody has asked
         self.unfit = ""                 # the stage from which the runner could not go on
         self.recovered: Optional[Json] = None       # its entry, where it was finished all the same
 
@@ -469,13 +470,11 @@ class Run:
             return True
         import launch_lease
         import scheduler
-        if "names" not in self.store.memo:
-            self.store.memo["names"] = {one.name for one in self.spec.stages}
         deadline = self.clock.monotonic() + launch_lease.PATIENCE_S
         is_free = False
         try:
             while True:
-                left = launch_lease.end_left_behind(self.root, stage.name, stage.output_dir, self.store.memo["names"], self.works)
+                left = launch_lease.end_left_behind(self.root, stage.name, stage.output_dir, self._names_in_spec(), self.works)
                 if not left or self.clock.monotonic() >= deadline or self.signals.number:
                     break
                 yield scheduler.Pause(launch_lease.POLL_S)
@@ -648,10 +647,15 @@ class Run:
             raise OfflineError("\"offline\": the kernel must close the network, and cannot here: %s; nothing was run" % self.network.status.why)
         self.console.line("[OFFLINE] " + self.network.text())
 
+    def _names_in_spec(self) -> Set[str]:
+        """Return the names of all stages, selected or not; there may be thousands, and each that is begun asks."""
+        if self.names is None:
+            self.names = {stage.name for stage in self.spec.stages}
+        return self.names
+
     def _tell_of_former(self) -> None:
         """Name what stages that the spec has no more have left, where one of today's reads it."""
-        known = {stage.name for stage in self.spec.stages}
-        if known.issuperset(self.store.stage_names()):
+        if self._names_in_spec().issuperset(self.store.stage_names()):
             return
         import housekeeping
         for note in housekeeping.notes_on_former(self.spec):
