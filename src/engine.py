@@ -124,7 +124,7 @@ class Run:
             self._close_network()       # fails before anything is written
         self.store.prepare()
         self.begun = self.process_begin()
-        lock = stage_locks.FileLock(self.root, self.options.run_id + ".run", self.clock)
+        lock = self.run_lock = stage_locks.FileLock(self.root, self.options.run_id + ".run", self.clock)
         is_known = os.path.lexists(lock.path)       # nobody removes it: the id has been used
         lock.acquire(stage_locks.CHANGE_S, run_ledger.ID_IN_USE % self.options.run_id)
         code = EXIT_FAILED
@@ -608,6 +608,8 @@ class Run:
         import attempts
         self.signals = self.clock.signals = attempts.Signals(self.stop_time)
         self.signals.install()
+        import process_tree
+        self.run_lock.tell_owner(stage_locks.owner_now("run", self.options.run_id, self.boot, self.clock, process_tree))
         self.ledger.begin(self.options.run_id, self.invocation, self.spec.name)
         self.ledger.tell(self.console.line)
         self._write_run(is_brief=True)

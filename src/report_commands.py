@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 
 import output_places
+import run_ledger
 import stage_locks
 from model import EXIT_OK, UsageError
 from spec_checks import name_problem, shown_value
@@ -64,7 +65,7 @@ def _write(spec: PipelineSpec, path: str, text: str) -> None:
 
 
 def is_alive(root: str, run_id: str, clock: Any) -> bool:
-    """Tell whether the runner of a run lives: it holds the lock of its run id. True where that cannot be known."""
+    """Tell whether the runner of a run lives: it holds the lock of its run id, or does so by another path. True where that cannot be known."""
     lock = stage_locks.FileLock(root, run_id + ".run", clock)
     if not os.path.lexists(lock.path):
         return False
@@ -74,4 +75,4 @@ def is_alive(root: str, run_id: str, clock: Any) -> bool:
     except OSError:
         return True
     lock.release()
-    return False
+    return run_ledger.works_unseen(root, run_id) is not None

@@ -287,7 +287,8 @@ class Held:
                 lock.release()
 
     def close(self, run_id: str, invocation: int, closer: str) -> None:
-        """Enter a dead run as interrupted, with the stages that it finished and did not live to record."""
+        """Enter a dead run as interrupted, with the stages that it finished and did not live to record. Raises: LockHeld where it lives all the same."""
+        _refuse_living(self.store.root, run_id)
         name = "run_%s.json" % run_id
         record = self.store.read(name)
         if record is None:                  # it died before it had one; every end has one
@@ -313,6 +314,21 @@ class Held:
             if stage is not None and (stage.get("lastRunId"), stage.get("lastInvocation"), stage["lastStatus"]) == (record["runId"], record["invocation"], "ok"):
                 stages = [one for one in stages if one.get("stage") != stage["stage"]] + [recovered_entry(self.store, stage)]
         return stages
+
+
+def works_unseen(root: str, run_id: str) -> Optional[Json]:
+    """Return what the runner of a run says of itself if it lives, for use where the lock of its run id is free; None if it is dead."""
+    import process_tree
+    import stage_locks
+    owner = stage_locks.read_owner_file(os.path.join(root, "locks", ".%s.run" % run_id))
+    return owner if stage_locks.lives_here(owner, state_store.boot_id(), process_tree) else None
+
+
+def _refuse_living(root: str, run_id: str) -> None:
+    owner = works_unseen(root, run_id)
+    if owner is not None:
+        import stage_locks
+        raise stage_locks.LockHeld("run %s is at work: pid %s on %s, since %s%s" % (run_id, owner["pid"], owner["host"], owner.get("since"), stage_locks.UNSHARED))
 
 
 def _refuse_unsealed(last: Optional[Json]) -> None:

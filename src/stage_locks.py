@@ -27,6 +27,7 @@ CHANGE_S = 1.0              # how long a change of owners may take; waited for e
 LOCK_BYTE = 1 << 30         # Windows locks bytes, mandatorily: one far behind the guard file's content
 FOLDERS_NAME = ".folders"   # in locks/: the file whose bytes stand for output folders
 FOLDER_BYTES = 64           # of each folder: so many runs may be at work below it at once
+UNSHARED = "; it works by another path to this folder, which does not share locks: wait for it, then use one path"
 
 
 class LockHeld(Exception):
@@ -102,8 +103,13 @@ def open_guard(path: str) -> int:
 
 def read_owner(folder: str) -> Json:
     """Return what owner.json in a lock folder says, or {} when it says nothing that this runner writes."""
+    return read_owner_file(os.path.join(folder, "owner.json"))
+
+
+def read_owner_file(path: str) -> Json:
+    """Return what a file says of an owner, or {} when it says nothing that this runner writes."""
     try:
-        with open_file(os.path.join(folder, "owner.json")) as file:
+        with open_file(path) as file:
             owner = loads(file.read(1 << 16).decode("utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
@@ -125,6 +131,21 @@ def owner_is_dead(owner: Json, boot: str, processes: Any) -> bool:
     if owner.get("bootId") != boot and not (boot.startswith(GUESSED_BOOT) and owner["bootId"].startswith(GUESSED_BOOT)):
         return True                     # where boots are guessed, a process is started at a time of day, and by that alone it is told
     return not processes.is_alive(owner["pid"], owner.get("processStart"))
+
+
+def lives_here(owner: Json, boot: str, processes: Any) -> bool:
+    """Tell whether the owner that *owner* names is certainly another process that lives on this machine, whoever has its lock.
+
+    It works by another path to the folder that does not share locks, such as a second mount by a file system in user space.
+    """
+    return bool(owner and owner.get("processStart") and owner.get("host") == host_name() and owner["bootId"] == boot
+                and owner["pid"] != os.getpid() and processes.is_alive(owner["pid"], owner["processStart"]))
+
+
+def owner_now(token: str, run_id: str, boot: str, clock: Any, processes: Any) -> Json:
+    """Return what this process says of itself as an owner."""
+    return {"schema": 1, "pid": os.getpid(), "processStart": processes.start_time(os.getpid()), "host": host_name(), "bootId": boot, "runId": run_id,
+            "token": token, "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(clock.time()))}
 
 
 def was_left_by_another_host(root: str, stage: str, owner: Json) -> bool:
@@ -195,6 +216,9 @@ class StageLock:
                 self._wait_for_owner(deadline)
             while not self._folder_is_free(dead_token):
                 if self.clock.monotonic() >= deadline:
+                    owner = read_owner(self.folder)
+                    if lives_here(owner, self.boot, self.processes):
+                        raise LockHeld("stage %s is held by %s" % (self.stage, owner_text(owner)) + UNSHARED)
                     raise LockHeld("stage %s: the folder locks/%s.lock was made by something else than this runner; if nothing "
                                    "uses it, remove it with: unlock %s" % (self.stage, self.stage, self.stage))
                 self._wait()
@@ -231,6 +255,8 @@ class StageLock:
         if not os.path.lexists(self.folder):
             return True
         owner = read_owner(self.folder)
+        if lives_here(owner, self.boot, self.processes):
+            return False
         if owner:
             ours = owner.get("token") == nonce or owner_is_dead(owner, self.boot, self.processes)
         else:
@@ -252,8 +278,7 @@ class StageLock:
         self.token = new_token()
         self._write_nonce(self.token)
         os.mkdir(self.folder)
-        owner = {"schema": 1, "pid": os.getpid(), "processStart": self.processes.start_time(os.getpid()),
-                 "host": host_name(), "bootId": self.boot, "runId": self.run_id, "token": self.token, "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.clock.time()))}
+        owner = owner_now(self.token, self.run_id, self.boot, self.clock, self.processes)
         # Not synced: it means nothing after a restart of the machine, which ends every process that it tells of.
         path = os.path.join(self.folder, "owner.json")
         temporary = os.path.join(self.folder, ".owner.json.tmp")
@@ -355,6 +380,15 @@ class FileLock:
                 raise LockHeld(message)
             self.clock.wait(LOCK_POLL_S)
 
+    def tell_owner(self, owner: Json) -> None:
+        """Write into the file, which is ours, who we are; it stays there, and means nothing once we are dead. Raises: OSError."""
+        try:
+            os.ftruncate(self.descriptor, 0)
+            os.lseek(self.descriptor, 0, os.SEEK_SET)
+            os.write(self.descriptor, pretty(owner).encode("utf-8", "backslashreplace"))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.path) from error
+
     def release(self) -> None:
         if self.descriptor >= 0:
             os.close(self.descriptor)
@@ -443,9 +477,10 @@ def unlock(root: str, stage: str, boot: str, clock: Any, processes: Any) -> str:
         return "stage %s is not locked" % stage
     lock.descriptor = open_guard(lock.guard)
     try:
-        if not try_kernel_lock(lock.descriptor):
-            raise LockHeld("stage %s is held by %s; a lock in use is not removed" % (stage, owner_text(read_owner(lock.folder))))
+        is_held = not try_kernel_lock(lock.descriptor)
         owner = read_owner(lock.folder)
+        if is_held or lives_here(owner, boot, processes):
+            raise LockHeld("stage %s is held by %s; a lock in use is not removed" % (stage, owner_text(owner)))
         if os.path.islink(lock.folder) or not os.path.isdir(lock.folder):
             unlink(lock.folder)
         else:

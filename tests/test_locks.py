@@ -332,6 +332,24 @@ def test_the_kernel_lock_decides_whatever_the_folder_says(root, change):
     assert listing(root / "locks") == [".s1.guard"]
 
 
+def test_a_living_owner_is_believed_where_its_lock_is_not_seen(root, monkeypatch):
+    """As through a second mount that does not share locks: what it works at is neither ended nor taken."""
+    process = driver(root, "stage_lock().acquire(0); print('held', flush=True); sys.stdin.read()")
+    try:
+        assert process.stdout.readline() == b"held\n"
+        monkeypatch.setattr(stage_locks, "try_kernel_lock", lambda descriptor: True)
+        ended = []
+        monkeypatch.setattr(process_tree, "end_of_dead_owner", lambda *arguments: ended.append(arguments))
+        with pytest.raises(LockHeld, match="stage s1 is held by pid %d .*another path" % process.pid):
+            stage_lock(root).acquire(0)
+        with pytest.raises(LockHeld, match="held by pid %d .*not removed" % process.pid):
+            stage_locks.unlock(str(root), "s1", BOOT, model.Clock(), process_tree)
+        assert stage_lock(root).is_free() and ended == []           # a skip is no business of its owner
+        assert stage_locks.read_owner(str(root / "locks" / "s1.lock"))["pid"] == process.pid
+    finally:
+        process.communicate(timeout=PATIENCE_S)
+
+
 def test_what_somebody_put_into_a_dead_owners_folder_is_not_removed(root):
     drive(root, "stage_lock().acquire(0); os._exit(0)")
     (root / "locks" / "s1.lock" / "notes.txt").write_text("mine")
@@ -834,6 +852,32 @@ def test_a_run_id_in_use_is_refused(project):
     assert second.code == 4 and "run id one is in use" in second.err, second
     project.write("go", "")
     assert finish(first)[0] == 0
+
+
+UNSHARED = """
+import runpy, sys
+sys.path.insert(0, %r)
+import stage_locks
+stage_locks.try_kernel_lock = lambda descriptor: True
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+""" % str(ROOT / "src")
+
+
+@pytest.mark.parametrize("run_id", ["one", "two"])
+def test_a_run_by_a_path_that_does_not_share_locks_is_refused_while_another_lives(project, run_id):
+    waiting_project(project)
+    first = started(project, "--run-id", "one")
+    argv = [sys.executable, "-c", UNSHARED, str(ROOT / "src" / "pipeline_runner.py"), "--pipeline", str(project.path("pipeline.json"))]
+    second = subprocess.run([*argv, "--run-id", run_id], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=project.environment(), timeout=PATIENCE_S)
+    text = second.stdout.decode("utf-8")
+    assert second.returncode == 4 and "run one is at work: pid %d on " % first.pid in text and "use one path" in text and "Traceback" not in text, text
+    shown = subprocess.run([*argv[:4], "report", *argv[4:], "one"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=project.environment(), timeout=PATIENCE_S)
+    assert b"run one, running" in shown.stdout, shown
+    project.write("go", "")
+    code, out, err = finish(first)
+    assert code == 0 and "1 ok" in out, (out, err)
+    assert project.ok("verify").code == 0
 
 
 def test_ctrl_c_ends_the_wait_for_a_lock(project):
