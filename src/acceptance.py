@@ -63,7 +63,7 @@ def _problem(facts: Facts) -> str:
         return "some of its tasks failed, and were allowed to; run it"
     if facts.marker_key is None or facts.marker_key not in (record["idempotencyKey"], facts.material.key):
         return "its marker is missing or of another key; run it"
-    if facts.tasks is None and not record["outputs"] and (record.get("tasks") or {}).get("outputs"):
+    if facts.tasks is None and state_store.outputs_are_logged(record):
         return "it had forEach when its outputs were made, and they are recorded of its tasks only; run it"
     if facts.output_problems:
         return "%s; run it" % "; ".join(facts.output_problems)

@@ -375,7 +375,7 @@ def _marker_json(spec: PipelineSpec, stage: StageSpec, record: Optional[Json]) -
 
 def _recorded_outputs(root: str, record: Json) -> List[Tuple[str, int, str]]:
     """Return (path, bytes, SHA-256) of the recorded outputs; of a stage with many tasks from its task log, none if that cannot be read."""
-    if not record["outputs"] and (record.get("tasks") or {}).get("outputs"):
+    if state_store.outputs_are_logged(record):
         import task_log
         try:
             return sorted(task_log.find_outputs(os.path.join(root, "state"), record["stage"]) or [])

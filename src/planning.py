@@ -81,8 +81,7 @@ def with_all_outputs(makers: Sequence[Tuple[str, str, Json]], store: StateStore)
     """Return makers whose records list all outputs: of very many only the task log tells. Raises: StateError, OSError."""
     found, looking = [], state_store.StateStore(store.root, writable=False)     # under the locks of these stages others may write
     for name, folder, record in makers:
-        is_many = not record["outputs"] and (record.get("tasks") or {}).get("outputs")
-        if is_many or record.get("refused") == ALL_OF_LOG:
+        if state_store.outputs_are_logged(record) or record.get("refused") == ALL_OF_LOG:
             import task_look
             record = dict(record, outputs=task_look.logged_outputs(looking, name))
         found.append((name, folder, record))

@@ -82,7 +82,7 @@ def recorded_paths(store: StateStore, record: Optional[Json]) -> List[str]:
     """Return the outputs of a stage as its record has them, or, where there are too many for it, its task log."""
     if record is None:
         return []
-    if record["outputs"] or not (record.get("tasks") or {}).get("outputs"):
+    if not state_store.outputs_are_logged(record):
         return [output["path"] for output in record["outputs"]]
     import task_log
     return [path for path, _, _ in task_log.find_outputs(store.folder, record["stage"]) or []]

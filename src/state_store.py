@@ -469,6 +469,11 @@ def made_elsewhere(record: Optional[Json], output_dir: str) -> str:
     return folder if isinstance(folder, str) and folder != output_dir else ""
 
 
+def outputs_are_logged(record: Json) -> bool:
+    """Tell whether a stage record leaves its outputs, too many for it, to the task log."""
+    return not record["outputs"] and bool((record.get("tasks") or {}).get("outputs"))
+
+
 def dead_token(record: Optional[Json]) -> str:
     """Return the token of the attempt that a stage record calls running: under the stage's lock its runner is dead."""
     return str(record.get("token", "")) if record is not None and record["lastStatus"] == "running" else ""
