@@ -239,7 +239,7 @@ def look(spec: PipelineSpec, stage: StageSpec, store: StateStore) -> Cleaning:
 
 def _recorded(stage: StageSpec, store: StateStore, record: Optional[Json]) -> List[Json]:
     """Return the outputs that are recorded: in the stage record, of very many tasks in their log."""
-    if record is None or record["outputs"] or not record.get("tasks"):
+    if record is None or not state_store.outputs_are_logged(record):
         return list(record["outputs"]) if record is not None else []
     import task_look
     return task_look.logged_outputs(store, stage.name)

@@ -470,8 +470,9 @@ def made_elsewhere(record: Optional[Json], output_dir: str) -> str:
 
 
 def outputs_are_logged(record: Json) -> bool:
-    """Tell whether a stage record leaves its outputs, too many for it, to the task log."""
-    return not record["outputs"] and bool((record.get("tasks") or {}).get("outputs"))
+    """Tell whether a stage record leaves its outputs to the task log: they are too many for it, or of tasks of a run that has not ended well."""
+    is_unfinished = record["lastStatus"] != "ok" and "tasks" in record["keyParts"]
+    return not record["outputs"] and bool((record.get("tasks") or {}).get("outputs") or is_unfinished)
 
 
 def dead_token(record: Optional[Json]) -> str:

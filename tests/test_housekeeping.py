@@ -176,6 +176,20 @@ def test_what_a_stage_left_that_the_spec_has_no_more_is_named_where_it_is_read_a
     project.ok("verify", "--outputs")
 
 
+def test_what_the_good_tasks_of_a_failed_stage_made_is_the_stages(project):
+    """Its record lists none of it; its task log does."""
+    for name in "12":
+        project.write("data/in/" + name, name)
+    bad = project.processor("bad", "if inputs[0].endswith('2'): sys.exit(3)\nopen(out + '/1.up', 'w').close()\n")
+    reader = {"name": "all", "processor": "bin/stage_copy.py", "inputs": ["data/up/*.up"], "outputDir": "data/all"}
+    project.spec({"name": "a", "processor": bad, "forEach": "data/in/*", "outputDir": "data/up"}, reader)
+    assert project.run().code == 1 and project.json("state/stage_a.json")["outputs"] == []
+    assert [one["path"] for one in json.loads(project.ok("explain", "a", "--json").out)["outputs"]] == ["1.up"]
+    project.spec(reader)
+    assert '[NOTE] stage a is not in the pipeline file any more; what it made is still there, and all reads it: data/up/1.up; "clean a" removes it\n' in project.ok().out
+    assert "removed data/up/1.up (0 bytes)\n" in project.ok("clean", "a", "--yes").out
+
+
 def test_what_a_stage_of_now_makes_or_none_reads_is_not_called_left(project):
     reading_all(project, "a", "b")
     project.ok()
