@@ -214,13 +214,19 @@ def _filled(text: str, value: Any, kind: str) -> List[Piece]:
     return [before.encode("utf-8"), *getattr(ready, kind), after.encode("utf-8")]
 
 
+# What the interpreter's own JSON module uses is used here without it, for it takes longer to load than a short run may. None of it is
+# promised: an interpreter that has it no more, or wants it called in another way, is served by the module.
+UNFIT = (ImportError, AttributeError, TypeError)
+
+
 def _make_encoder(sort: bool) -> Callable[[Any], str]:
     try:
         from _json import encode_basestring, make_encoder
-    except ImportError:
+        encode = make_encoder(None, _refuse, encode_basestring, None, ":", ",", sort, False, False)
+        encode([], 0)
+    except UNFIT:
         import json
         return json.JSONEncoder(sort_keys=sort, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
-    encode = make_encoder(None, _refuse, encode_basestring, None, ":", ",", sort, False, False)
     return lambda value: "".join(encode(value, 0))
 
 
@@ -238,7 +244,7 @@ def _make_indenter() -> Optional[Callable[[Any, int], Iterable[str]]]:
         from _json import encode_basestring, make_encoder
         encode = make_encoder(None, _refuse, encode_basestring, " ", ": ", ",", False, False, False)  # type: ignore[arg-type, unused-ignore]
         return encode if "".join(encode([[1]], 1)) == "[\n  [\n   1\n  ]\n ]" else None
-    except (ImportError, TypeError):
+    except UNFIT:
         return None
 
 
@@ -329,7 +335,7 @@ class _Rules:
     """What the interpreter's scanner of JSON asks for; the same as in json.loads()."""
 
     strict = True
-    object_hook = object_pairs_hook = None
+    object_hook = object_pairs_hook = array_hook = None
     parse_float, parse_int = float, int
     parse_constant = {"-Infinity": float("-inf"), "Infinity": float("inf"), "NaN": float("nan")}.__getitem__
     memo: Any = {}
@@ -338,9 +344,9 @@ class _Rules:
 def _make_scanner() -> Optional[Callable[[str, int], Tuple[Any, int]]]:
     try:
         from _json import make_scanner
-    except ImportError:
+        return make_scanner(_Rules)     # type: ignore[arg-type, no-any-return, unused-ignore]
+    except UNFIT:
         return None
-    return make_scanner(_Rules)     # type: ignore[arg-type, no-any-return, unused-ignore]
 
 
 _SCAN = _make_scanner()

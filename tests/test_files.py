@@ -450,6 +450,36 @@ def test_records_are_readable_utf_8_with_a_last_newline():
     assert state_store.record_json({"a": "ä"}) == '{\n "a": "ä"\n}\n'.encode()
 
 
+OTHER_JSON = """
+import sys, types
+sys.path.insert(0, %r)
+def asks_for_more(*arguments):
+    %s
+import json, _json        # the module has taken its own by now
+for name in %r:
+    setattr(_json, name, asks_for_more)
+import primitives
+value = {"b": [1, {"x": "\u00e4\\n"}], "a": None}
+assert primitives.loads('{"b": [1, {"x": "\u00e4\\\\n"}], "a": null}') == value
+assert primitives.compact(value) == '{"b":[1,{"x":"\u00e4\\\\n"}],"a":null}' and primitives.compact(value, True).startswith('{"a":null')
+assert primitives.pretty(value) == '{\\n "b": [\\n  1,\\n  {\\n   "x": "\u00e4\\\\n"\\n  }\\n ],\\n "a": null\\n}'
+for bad, error in ((float("nan"), ValueError), (object(), TypeError)):
+    try:
+        primitives.compact([bad])
+    except error:
+        continue
+    raise AssertionError(bad)
+"""
+
+
+@pytest.mark.parametrize("names", [["make_scanner"], ["make_encoder"], ["make_scanner", "make_encoder"], []], ids=str)
+@pytest.mark.parametrize("how", ["raise AttributeError('array_hook')", "raise TypeError('one argument more')"])
+def test_an_interpreter_whose_own_json_wants_something_else_is_served(names, how):
+    """Python 3.15 asks for a hook that no earlier version knew."""
+    done = subprocess.run([sys.executable, "-c", OTHER_JSON % (str(Path(primitives.__file__).parent), how, names)], stderr=subprocess.PIPE, timeout=60)
+    assert done.returncode == 0, done.stderr.decode("utf-8")
+
+
 def test_utc_text():
     assert state_store.utc_text(0) == "1970-01-01T00:00:00.000Z"
     assert state_store.utc_text(951782400.25) == "2000-02-29T00:00:00.250Z"
