@@ -7,9 +7,7 @@ command goes through; a run instead makes the stage again, or records it where i
 """
 from __future__ import annotations
 
-import environment
 import reasons
-import stage_locks
 import state_store
 import task_look
 from ledger_format import stage_key
@@ -36,8 +34,7 @@ def accept(ledger: RunLedger, stage: StageSpec, spec: PipelineSpec, facts: Facts
         raise UsageError("accept %s: %s" % (stage.name, problem))
     store, record, key = ledger.store, facts.record, facts.material.key
     changes = reasons.key_changes(record["keyParts"], facts.material.parts) or ["key changed"]
-    entry = {"stage": stage.name, "oldKey": record["idempotencyKey"], "newKey": key, "changes": changes, "reason": reason,
-             "user": environment.user_name(), "host": stage_locks.host_name()}
+    entry = {"stage": stage.name, "oldKey": record["idempotencyKey"], "newKey": key, "changes": changes, "reason": reason}
     ledger.note("accept", spec.name, entry)
     if facts.tasks is not None:
         keys = dict(zip(facts.tasks.paths, facts.tasks.keys))

@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 from collections import namedtuple
 
-import environment
 import process_tree
+import run_ledger
 import stage_locks
 import stage_work
 import state_store
@@ -206,10 +206,6 @@ def _dead_token(store: StateStore, name: str) -> str:
         return ""
 
 
-def _who() -> Json:
-    return {"user": environment.user_name(), "host": stage_locks.host_name()}
-
-
 # --- clean -----------------------------------------------------------------------------------------------------------
 
 def look(spec: PipelineSpec, stage: StageSpec, store: StateStore) -> Cleaning:
@@ -308,8 +304,8 @@ def _clean(spec: PipelineSpec, stage: StageSpec, store: StateStore, ledger: RunL
         return False
     maker = {"runId": found.record.get("lastRunId"), "invocation": found.record.get("lastInvocation")}
     at = utc_text(store.now())
-    ledger.note("clean", spec.name, dict(_who(), stage=stage.name, madeBy=maker, removed=len(found.remove), kept=[path for path, _ in found.keep]))
-    store.write("stage_%s.json" % stage.name, dict(found.record, cleaned=dict(_who(), at=at)))
+    ledger.note("clean", spec.name, {"stage": stage.name, "madeBy": maker, "removed": len(found.remove), "kept": [path for path, _ in found.keep]})
+    store.write("stage_%s.json" % stage.name, dict(found.record, cleaned=dict(run_ledger.who(), at=at)))
     store.commit.flush()
     if has_marker:
         state_store.remove_durably(marker, store.commit)
@@ -358,7 +354,7 @@ def _reset(spec: PipelineSpec, stage: StageSpec, store: StateStore, ledger: RunL
     if not names:
         console.line("stage %s: nothing is known of it" % stage.name)
         return False
-    ledger.note("reset", spec.name, dict(_who(), stage=stage.name))
+    ledger.note("reset", spec.name, {"stage": stage.name})
     for name in names:
         full = os.path.join(spec.root, name)
         if is_folder(full):

@@ -193,7 +193,7 @@ def reasons_to_run(stage: StageSpec, facts: Facts) -> List[str]:
         more = len(changes) - SHOWN_CHANGES
         return changes[:SHOWN_CHANGES] + (["and %d more changes" % more] if more > 0 else [])
     if record["lastStatus"] != "ok":
-        return ["last run %s" % {"running": "died", "interrupted": "was interrupted"}.get(record["lastStatus"], "failed: %s" % record.get("lastError"))]
+        return [state_store.last_run_text(record)]
     if record.get("cleaned"):
         return ["its outputs were removed by clean"]
     if not stage.idempotent:

@@ -126,9 +126,9 @@ class RunLedger:
                 write_after()
 
     def note(self, event: str, pipeline: str, facts: Json) -> None:
-        """Enter that a person has done something to what runs left, or has accepted another key; *facts* are the entry's own fields."""
+        """Enter that a person has done something to what runs left, or has accepted another key, and who; *facts* are the entry's own fields."""
         with Held(self) as held:
-            held.append(event, event, 0, pipeline, **facts)
+            held.append(event, event, 0, pipeline, **who(), **facts)
 
     def head_text(self) -> str:
         """Return the head that this object has appended, for people."""
@@ -314,6 +314,13 @@ class Held:
             if stage is not None and (stage.get("lastRunId"), stage.get("lastInvocation"), stage["lastStatus"]) == (record["runId"], record["invocation"], "ok"):
                 stages = [one for one in stages if one.get("stage") != stage["stage"]] + [recovered_entry(self.store, stage)]
         return stages
+
+
+def who() -> Json:
+    """Return who does something now, as entries and records have it."""
+    import environment
+    import stage_locks
+    return {"user": environment.user_name(), "host": stage_locks.host_name()}
 
 
 def works_unseen(root: str, run_id: str) -> Optional[Json]:

@@ -15,7 +15,6 @@ import stat
 import time
 from collections import namedtuple
 
-import environment
 import stage_locks
 import state_store
 from ledger_format import entry_hash, found_hash, without_torn_end
@@ -251,7 +250,7 @@ def _remove(spec: PipelineSpec, options: Options, store: StateStore, runs: List[
     store.prepare()
     ledger = new_ledger(spec, options, store, clock)
     ledger.prepare()
-    facts = {"keepRuns": options.keep_runs, "keepDays": options.keep_days, "user": environment.user_name(), "host": stage_locks.host_name()}
+    facts = {"keepRuns": options.keep_runs, "keepDays": options.keep_days}
     gone = files = 0
     # What a kill left of an earlier gc comes first, and is not entered again.
     queue = sorted(read_history(store).pruned) + runs

@@ -469,6 +469,11 @@ def made_elsewhere(record: Optional[Json], output_dir: str) -> str:
     return folder if isinstance(folder, str) and folder != output_dir else ""
 
 
+def last_run_text(record: Json) -> str:
+    """Return how the last run of a stage that is not done came to its end, as a reason to run it."""
+    return "last run %s" % {"running": "died", "interrupted": "was interrupted"}.get(record["lastStatus"], "failed: %s" % record.get("lastError"))
+
+
 def outputs_are_logged(record: Json) -> bool:
     """Tell whether a stage record leaves its outputs to the task log: they are too many for it, or of tasks of a run that has not ended well."""
     is_unfinished = record["lastStatus"] != "ok" and "tasks" in record["keyParts"]

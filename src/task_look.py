@@ -347,7 +347,7 @@ def reasons_of(stage: StageSpec, facts: Facts) -> List[str]:
     changes = reasons.key_changes(record["keyParts"], facts.material.parts) if record["idempotencyKey"] != facts.material.key else []
     found: List[str] = changes[:SHOWN_TASKS] + tasks.why
     if not found and record["lastStatus"] != "ok":
-        return ["last run %s" % {"running": "died", "interrupted": "was interrupted"}.get(record["lastStatus"], "failed: %s" % record.get("lastError"))]
+        return [state_store.last_run_text(record)]
     if not found and not stage.idempotent:
         return ["idempotency is disabled"]
     if not found:
