@@ -107,6 +107,7 @@ class FileTasksWork(TasksWork):
         self.keys = facts.keys or [task_look.task_key(facts.common, path, digest) for path, digest in zip(facts.paths, facts.digests)]
         self.total, self.up_to_date, self.vanished = len(facts.paths), len(facts.paths) - len(places), len(facts.gone)
         self._forget_what_is_not_believed(facts)
+        self._clear_what_was_plain()
         self._note_death()
         self._drop_unsynced(self.facts.record)
         if facts.lost and not self.moved_from:
@@ -142,6 +143,11 @@ class FileTasksWork(TasksWork):
             self.run.flush()
         if self.moved_from:
             self._tell_of_move()
+
+    def _clear_what_was_plain(self) -> None:
+        """What an attempt left that did not finish, when the stage had no tasks yet: none of these would ever look after it."""
+        if self.facts.record is not None and not _is_of_files(self.facts.record):
+            self._clear_leftovers(self._old_baseline())
 
     def _note_death(self) -> None:
         record = self.facts.record

@@ -9,13 +9,14 @@ nobody owns up to. Doing it again finishes it.
 """
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import namedtuple
 
 import process_tree
+import recorded_outputs
 import run_ledger
 import stage_locks
-import stage_work
 import state_store
 import task_files
 import task_log
@@ -40,8 +41,9 @@ SHOWN_NAMES = 20
 STATE_FILES = ("progress_%s.json", "progress_%s.json.old", "progress_%s.whole", "counts_%s.json", "inputs_%s.json", "tasks_%s.jsonl", "files_%s.bin")
 
 
-class Cleaning(namedtuple("Cleaning", "stage record remove keep")):
-    """What clean would do with a stage: remove [(path, bytes)], keep [(path, why)]; paths below the root."""
+class Cleaning(namedtuple("Cleaning", "stage record remove keep left")):
+    """What clean would do with a stage: remove [(path, bytes)], keep [(path, why)], undo what is left [path] of an attempt that did not finish,
+    where no next run will; paths below the root."""
 
     __slots__ = ()
 
@@ -64,6 +66,7 @@ def do(spec: PipelineSpec, stages: List[StageSpec], options: Options, console: C
             _show(look(spec, stage, store), "would remove", console)
     else:
         for stage in stages:
+            _show_left(_leftovers(spec, _sound_record(store, stage.name)), console)
             names = forgotten(spec, stage)
             for name in names[:SHOWN_NAMES]:
                 console.line("would forget %s" % name)
@@ -99,7 +102,8 @@ def notes_on_former(spec: PipelineSpec) -> List[str]:
         former += [stage] if stage is not None else []
     notes = []
     for stage, readers in _possible_readers(spec, former):
-        paths = [path for path in _paths_made(spec, stage, store) if os.path.lexists(os.path.join(spec.root, path))]
+        made = [*_paths_made(spec, stage, store), *_leftovers(spec, _sound_record(store, stage.name))]
+        paths = [path for path in dict.fromkeys(made) if os.path.lexists(os.path.join(spec.root, path))]
         reads = [reader.name for reader in readers if any(_is_read(reader, path) for path in paths)] if paths else []
         taken = {path for other in spec.stages if reads and _is_near(other, stage) for path in _paths_made(spec, other, store)}
         left = [path for path in paths if path not in taken]
@@ -126,7 +130,7 @@ def _paths_made(spec: PipelineSpec, stage: StageSpec, store: StateStore) -> List
     try:
         record = store.stage(stage.name)
         folder = state_store.made_elsewhere(record, stage.output_dir) or stage.output_dir
-        return ["%s/%s" % (folder, path) for path in stage_work.recorded_paths(store, record)]
+        return ["%s/%s" % (folder, path) for path in recorded_outputs.recorded_paths(store, record)]
     except (StateError, task_log.Damaged, OSError):
         return []
 
@@ -200,10 +204,7 @@ def _check_nobody_is_at_work(spec: PipelineSpec, clock: Clock) -> None:
 
 def _dead_token(store: StateStore, name: str) -> str:
     """As state_store.dead_token(); "" for a record that is damaged."""
-    try:
-        return state_store.dead_token(StateStore(store.root, writable=False).stage(name))
-    except StateError:
-        return ""
+    return state_store.dead_token(_sound_record(store, name))
 
 
 # --- clean -----------------------------------------------------------------------------------------------------------
@@ -230,7 +231,8 @@ def look(spec: PipelineSpec, stage: StageSpec, store: StateStore) -> Cleaning:
     tasks = "%s/.%s.tasks" % (stage.output_dir, stage.name)
     if stage.chunks is not None and stage.chunks.keep and is_folder(os.path.join(spec.root, tasks)):
         keep.append((tasks, "keepChunks: an input that grew redoes its tail only; `reset %s` removes it" % stage.name))
-    return Cleaning(stage, record, remove, keep)
+    is_former = all(other.name != stage.name for other in spec.stages)
+    return Cleaning(stage, record, remove, keep, [] if stranger or not is_former else _leftovers(spec, record))
 
 
 def _recorded(stage: StageSpec, store: StateStore, record: Optional[Json]) -> List[Json]:
@@ -248,7 +250,7 @@ def _other_owners(spec: PipelineSpec, stage: StageSpec, store: StateStore) -> Di
             record = store.stage(other.name)
             folder = state_store.made_elsewhere(record, other.output_dir) or other.output_dir
             try:
-                found.update(("%s/%s" % (folder, path), other.name) for path in stage_work.recorded_paths(store, record))
+                found.update(("%s/%s" % (folder, path), other.name) for path in recorded_outputs.recorded_paths(store, record))
             except task_log.Damaged as problem:
                 raise StateError("state/%s is damaged (%s): nobody can tell what of it may go; a run sets it aside" % (task_log.log_name(other.name), problem)) from None
     return found
@@ -279,6 +281,36 @@ def _change(digests: Digests, path: str, output: Json) -> str:
     return "" if found == (output["bytes"], output["sha256"]) else "it is not what the stage made"
 
 
+def _leftovers(spec: PipelineSpec, record: Optional[Json]) -> List[str]:
+    """Return what an attempt has left that did not finish, paths below the root; nothing behind links."""
+    folder = state_store.made_elsewhere(record, "")
+    return recorded_outputs.leftovers(spec.root, record) if not _link_on_the_way(spec.root, folder + "/x") else []
+
+
+def _sound_record(store: StateStore, name: str) -> Optional[Json]:
+    """Return the record of a stage, None where it is damaged, too; it stays where it is."""
+    try:
+        return StateStore(store.root, writable=False).stage(name)
+    except StateError:
+        return None
+
+
+def _show_left(left: List[str], console: Console) -> None:
+    if left:
+        console.line("would clear what an attempt left that did not finish: %s" % shown_names(left))
+
+
+def _clear_left(spec: PipelineSpec, record: Json, console: Console) -> None:
+    done = recorded_outputs.clear_leftovers(spec, record)
+    if done:
+        console.line("leftovers of an unfinished attempt of stage %s: %s" % (record["stage"], shown_names(done, between="; ")))
+
+
+def _alone_where(left: List[str], spec: PipelineSpec, record: Optional[Json]) -> Any:
+    """Hold the folder in which something is *left*."""
+    return recorded_outputs.alone_in(spec.root, state_store.made_elsewhere(record, "")) if left else contextlib.nullcontext()
+
+
 def _show(found: Cleaning, word: str, console: Console) -> None:
     for path, size in found.remove[:SHOWN_NAMES]:
         console.line("%s %s (%d bytes)" % (word, path, size))
@@ -288,7 +320,9 @@ def _show(found: Cleaning, word: str, console: Console) -> None:
         console.line("kept %s: %s" % (path, why))
     if found.record is None:
         console.line("stage %s: no record, so nothing is known to be its" % found.stage.name)
-    elif found.record["lastStatus"] != "ok" and found.record.get("left"):
+    elif found.left and word == "would remove":
+        _show_left(found.left, console)
+    elif found.record["lastStatus"] != "ok" and found.record.get("left") and not found.left:
         console.line("stage %s: what its last run left is no output yet, and is kept; its next run clears it" % found.stage.name)
 
 
@@ -297,23 +331,31 @@ def _clean(spec: PipelineSpec, stage: StageSpec, store: StateStore, ledger: RunL
     found = look(spec, stage, store)
     marker = state_store.marker_path(spec.root, stage.output_dir, stage.name)
     has_marker = os.path.lexists(marker) and not _link_on_the_way(spec.root, "%s/.%s.done" % (stage.output_dir, stage.name))
-    if found.record is None or not (found.remove or has_marker):
+    if found.record is None or not (found.remove or has_marker or found.left):
         if found.record is not None and found.record.get("cleaned"):
             _remove_empty_folders(spec.root, stage, _recorded(stage, store, found.record), store.commit)     # a kill came before
         _show(found, "removed", console)
         return False
+    with _alone_where(found.left, spec, found.record):
+        _do_clean(spec, found, marker if has_marker else "", store, ledger, console)
+    return True
+
+
+def _do_clean(spec: PipelineSpec, found: Cleaning, marker: str, store: StateStore, ledger: RunLedger, console: Console) -> None:
+    stage = found.stage
     maker = {"runId": found.record.get("lastRunId"), "invocation": found.record.get("lastInvocation")}
     at = utc_text(store.now())
     ledger.note("clean", spec.name, {"stage": stage.name, "madeBy": maker, "removed": len(found.remove), "kept": [path for path, _ in found.keep]})
     store.write("stage_%s.json" % stage.name, dict(found.record, cleaned=dict(run_ledger.who(), at=at)))
     store.commit.flush()
-    if has_marker:
+    if marker:
         state_store.remove_durably(marker, store.commit)
+    if found.left:
+        _clear_left(spec, found.record, console)
     for path, _ in found.remove:
         state_store.remove_durably(os.path.join(spec.root, path), store.commit)
     _remove_empty_folders(spec.root, stage, _recorded(stage, store, found.record), store.commit)
     _show(found, "removed", console)
-    return True
 
 
 def _remove_empty_folders(root: str, stage: StageSpec, outputs: List[Json], commit: state_store.Commit) -> None:
@@ -354,7 +396,17 @@ def _reset(spec: PipelineSpec, stage: StageSpec, store: StateStore, ledger: RunL
     if not names:
         console.line("stage %s: nothing is known of it" % stage.name)
         return False
-    ledger.note("reset", spec.name, {"stage": stage.name})
+    record = _sound_record(store, stage.name)
+    left = _leftovers(spec, record)
+    with _alone_where(left, spec, record):
+        ledger.note("reset", spec.name, {"stage": stage.name})
+        if record is not None and left:
+            _clear_left(spec, record, console)
+        _forget(spec, names, store, console)
+    return True
+
+
+def _forget(spec: PipelineSpec, names: Sequence[str], store: StateStore, console: Console) -> None:
     for name in names:
         full = os.path.join(spec.root, name)
         if is_folder(full):
@@ -364,7 +416,6 @@ def _reset(spec: PipelineSpec, stage: StageSpec, store: StateStore, ledger: RunL
             state_store.remove_durably(full, store.commit)
         console.line("forgot %s" % name)
     store.commit.flush()
-    return True
 
 
 def _part_paths(spec: PipelineSpec, stage: StageSpec) -> List[str]:

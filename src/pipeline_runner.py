@@ -23,7 +23,7 @@ may also import what is named before it.
              svg_shapes  control_totals  arrivals  stop_times  stale_bytecode  stop_requests (Ctrl-C and the like, but for a run's attempts)
     on them  file_digests  chunk_files  scan_windows  import_scan  launch_lease (may a launched task run, and does it)  node_exec (such a task on its machine)  offline_guard
              launch_helper (starts launchers)  live_view (lines of the running stages)  console (what the user sees)
-             command_line  program_scan (what is scanned)  fork_server  fork_client  stage_keys (what a stage depends on)
+             recorded_outputs (what records say of output folders)  command_line  program_scan (what is scanned)  fork_server  fork_client  stage_keys (what a stage depends on)
              checkpoints  stage_order (what comes before what)  spec_loading (the pipeline file)  reasons (why it must run)  run_ledger  run_history (runs as the ledger
              and the records tell)  seal_keys  network_watch (the guard of a run)  task_look (what a stage of many tasks
              has to do)  scheduler (which attempt is started when)  stage_work (a stage that must run, under its lock:

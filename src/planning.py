@@ -51,9 +51,9 @@ def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: State
         return facts
     if stage.checkpoint and os.path.lexists(store.path("progress_%s.json" % stage.name)):
         import checkpoints
-        import stage_work
+        import recorded_outputs
         facts = facts._replace(checkpoint=checkpoints.read_checkpoint(
-            store, stage, record, material.key, boot, lambda: stage_work.outputs_of_others(spec.root, stage.output_dir, {stage.name})))
+            store, stage, record, material.key, boot, lambda: recorded_outputs.outputs_of_others(spec.root, stage.output_dir, {stage.name})))
     if record is not None and record["lastStatus"] == "ok" and marker is None and not problems:
         facts = facts._replace(sealable=state_store.died_before_marker(store, stage.name, record))
     return facts
@@ -109,9 +109,9 @@ def expected_read(spec: PipelineSpec, stage: StageSpec, facts: Facts, store: Sta
     strays = [(path, name) for path, name in control_totals.stray_inputs(read, makers)      # where folders are shared, it may be another stage's
               if [one.name for one in folders.holders([path.rpartition("/")[0]]) if one.name != stage.name] == [name]]
     if strays:
-        import stage_work
+        import recorded_outputs
         folder_of, names = {name: folder for name, folder, _ in makers}, {one.name for one in spec.stages}
-        others = {folder: stage_work.outputs_of_others(spec.root, folder, names) for folder in folder_of.values()}     # of other pipelines
+        others = {folder: recorded_outputs.outputs_of_others(spec.root, folder, names) for folder in folder_of.values()}     # of other pipelines
         strays = [(path, name) for path, name in strays if path[len(folder_of[name]) + 1:] not in others[folder_of[name]]]
     return expected, why, ("control totals: input %s lies in the output folder of stage %s and is not what that stage has recorded: "
                            "remove it, let that stage declare it, or read only what it makes" % strays[0]) if strays else ""

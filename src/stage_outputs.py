@@ -14,7 +14,7 @@ from primitives import truncate, unlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Dict, List, Optional, Set, Tuple
+    from typing import Callable, Container, Dict, List, Optional, Set, Tuple
     Listing = Dict[str, List[int]]
 
 RUNNER_ENDINGS = (".done", ".done.tmp", ".tasks")       # of the hidden names that are the runner's: markers, private folders of tasks
@@ -126,6 +126,11 @@ def own_parts(parts: List[str], stage: str) -> List[str]:
     return [path for path in parts if path.split("/")[-1].split("~")[-2:-1] == [stage]]
 
 
+def leftovers(baseline: Listing, recorded: Container[str], foreign: Container[str], there: Folder) -> List[str]:
+    """Return the files that clear_leftovers() would undo: not those of other stages, nor what was there before and is nobody's."""
+    return [path for path in changed_since(baseline, there.files) if path not in foreign and (path not in baseline or path in recorded)]
+
+
 def clear_leftovers(folder: str, baseline: Listing, recorded: Dict[str, Tuple[int, str]], foreign: Set[str],
                     prefix_digest: Callable[[str, int], str], others: Set[str]) -> List[str]:
     """Undo what an attempt that did not finish has done to *folder*; return what was done, a text for each file.
@@ -138,13 +143,10 @@ def clear_leftovers(folder: str, baseline: Listing, recorded: Dict[str, Tuple[in
     """
     done = []
     there = list_folder(folder)
-    for path in changed_since(baseline, there.files):
-        full = os.path.join(folder, path)
-        if path in foreign:
-            continue                    # another stage's
-        if path in baseline and path not in recorded:
-            continue                    # it was there before and is nobody's: not ours to undo
-        done += _bring_back(full, path, recorded.get(path), prefix_digest)
+    for path in leftovers(baseline, recorded, foreign, there):
+        done += _bring_back(os.path.join(folder, path), path, recorded.get(path), prefix_digest)
+    done += ["%s, which was there before and is of no stage, may be half written, and stays" % path
+             for path in changed_since(baseline, there.files) if path in baseline and path not in recorded and path not in foreign]
     for path in reversed(there.folders if ITSELF in baseline else []):
         is_theirs = any(path.startswith(one) or one.startswith(path) for one in others)
         if path not in baseline and not is_theirs and _remove_empty(os.path.join(folder, path)):

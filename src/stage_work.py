@@ -19,6 +19,7 @@ import checkpoints
 import control_totals
 import environment
 import file_digests
+import recorded_outputs
 import run_ledger
 import spec_checks
 import stage_outputs
@@ -32,12 +33,11 @@ from state_store import utc_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
+    from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
     from model import Checkpoint, Decision, Facts, Retry, StageSpec
     from scheduler import Flow
     from stage_locks import StageLock
-    from state_store import StateStore
     Json = Dict[str, Any]
 
 ARGUMENT_BYTES = 30_000 if sys.platform == "win32" else 1_000_000     # at most; Windows allows 32,767 characters
@@ -51,41 +51,10 @@ NO_REPORT = "%sthe task left no report %s: %s"
 STATUS_ONLY = " (its rights or the number of its links, or its time was put back; a processor must copy an input, not link it)"
 
 
-def outputs_of_others(root: str, output_dir: str, besides: Set[str]) -> Set[str]:
-    """Return what is recorded of stages other than *besides*, in this spec or not, as paths below *output_dir*."""
-    ours = output_dir + "/"
-    return {path[len(ours):] for folder, paths in _made_by_others(root, besides) for path in ["%s/%s" % (folder, one) for one in paths] if path.startswith(ours)}
-
-
-def _made_by_others(root: str, besides: Set[str]) -> Iterator[Tuple[str, List[str]]]:
-    """Yield (output folder, paths below it) of what is recorded of stages other than *besides*."""
-    import task_log
-    store = state_store.StateStore(root, writable=False)
-    for name in store.stage_names():
-        if name in besides:
-            continue
-        try:
-            record = store.stage(name)
-            paths = recorded_paths(store, record)
-        except (state_store.StateError, task_log.Damaged, OSError, ValueError):
-            continue                # damaged: it vouches for nothing
-        yield state_store.made_elsewhere(record, ""), paths
-
-
 def unfinished_text(there: stage_outputs.Folder, stage: str) -> str:
     """Return that a processor that ended well has left an output of the kit half done, or ""."""
     parts = stage_outputs.own_parts(there.parts, stage)
     return "it ended with exit code 0 and left %s, an output that is not finished: what the processor kit opens must be brought to its end" % parts[0] if parts else ""
-
-
-def recorded_paths(store: StateStore, record: Optional[Json]) -> List[str]:
-    """Return the outputs of a stage as its record has them, or, where there are too many for it, its task log."""
-    if record is None:
-        return []
-    if not state_store.outputs_are_logged(record):
-        return [output["path"] for output in record["outputs"]]
-    import task_log
-    return [path for path, _, _ in task_log.find_outputs(store.folder, record["stage"]) or []]
 
 
 def _is_short_of_space(folder: str) -> bool:
@@ -314,6 +283,9 @@ class StageWork:
         is_there = os.path.lexists(os.path.join(self.run.root, self.moved_from))
         self._note("its outputDir was %s%s" % (self.moved_from, ": what it made there is left there" if is_there else (
             ", which is not there any more; what is in %s already counts as nobody's: see whether it may go" % self.stage.output_dir)))
+        left = recorded_outputs.leftovers(self.run.root, self.facts.record)
+        if left:
+            self._note("an attempt there that did not finish has left files that may be half written: %s; see whether they may go" % shown_names(left))
 
     def _is_same_work(self) -> bool:
         record = self.facts.record
@@ -321,16 +293,7 @@ class StageWork:
 
     def _old_baseline(self) -> Optional[Json]:
         """Return the listing from before the unfinished work that the stage record tells of, None if there is none."""
-        record = self.facts.record
-        baseline = record.get("baseline") if record is not None and record["lastStatus"] != "ok" else None
-        if record is None or not isinstance(baseline, dict) or self.moved_from:
-            return None
-        left, there = record.get("left"), stage_outputs.list_folder(self.folder)
-        baseline = stage_outputs.as_of_now(baseline, there)
-        if isinstance(left, list):
-            # It came to its end and said what it left: anything else somebody has put there since, and it is theirs.
-            baseline = {**baseline, **{path: stamp for path, stamp in there.baseline().items() if path not in left}}
-        return baseline
+        return recorded_outputs.unfinished_baseline(self.facts.record, self.folder) if not self.moved_from else None
 
     def _drop_checkpoint(self) -> None:
         path = self._progress_file()
@@ -350,15 +313,11 @@ class StageWork:
         if baseline is not None:
             recorded = {one["path"]: (one["bytes"], one["sha256"]) for one in self.previous}
             foreign = set(self._foreign_outputs()) | self._maybe_foreign() | self._outputs_of_strangers()
-            done += stage_outputs.clear_leftovers(self.folder, baseline, recorded, foreign, file_digests.hash_prefix, self._folders_of_others())
+            done += stage_outputs.clear_leftovers(self.folder, baseline, recorded, foreign, file_digests.hash_prefix,
+                                                  recorded_outputs.folders_of_others(self.run.spec, self.stage.name, self.stage.output_dir))
         if done:
-            self._sync_cleared()
+            recorded_outputs.sync_below(self.folder)
             self._note("leftovers of an unfinished attempt: %s" % shown_names(done, between="; "))
-
-    def _sync_cleared(self) -> None:
-        """What was cleared must not come back with a power cut, beside a record of success: btrfs brings a removal to the disk with its folder only."""
-        for folder, _, _ in os.walk(self.folder):
-            state_store.sync_folder(folder)
 
     def _undo_success(self) -> None:
         """The outputs are not what the recorded success made: an attempt must not build on what is left of it.
@@ -377,7 +336,7 @@ class StageWork:
                          for one in self.previous if one["path"] not in names or one["path"] in before]
         state_store.remove_durably(lost, self.store.commit)
         if done:
-            self._sync_cleared()
+            recorded_outputs.sync_below(self.folder)
             self._note("not what was recorded: %s" % shown_names(done, between="; "))
 
     def _is_as_recorded(self, output: Json) -> bool:
@@ -397,7 +356,7 @@ class StageWork:
         for other in self.run.folder_neighbours(self.stage):
             record = self.store.stage(other.name)
             theirs = (state_store.made_elsewhere(record, other.output_dir) or other.output_dir) + "/"
-            found = [theirs + path for path in recorded_paths(self.store, record)]
+            found = [theirs + path for path in recorded_outputs.recorded_paths(self.store, record)]
             if other.name in self.beside:
                 found += ["%s/%s" % (other.output_dir, path) for path in stage_outputs.list_folder(os.path.join(self.run.root, other.output_dir)).files
                           if any(file_digests.path_matches(path, pattern) for pattern in other.outputs or ())]
@@ -410,14 +369,7 @@ class StageWork:
 
     def _outputs_of_strangers(self) -> Set[str]:
         """Return what lies in our folder and is recorded by stages that are not in this spec: removed or renamed since, or of another pipeline."""
-        return outputs_of_others(self.run.root, self.stage.output_dir, {stage.name for stage in self.run.spec.stages})
-
-    def _folders_of_others(self) -> Set[str]:
-        """Return the output folders of other stages, in this spec or recorded, as paths below ours that end in "/"; "" for ours and what it lies in."""
-        ours, stages = self.stage.output_dir + "/", self.run.spec.stages
-        found = {other.output_dir + "/" for other in stages if other.name != self.stage.name}
-        found |= {folder + "/" for folder, _ in _made_by_others(self.run.root, {stage.name for stage in stages})}
-        return {"" if ours.startswith(one) else one[len(ours):] for one in found if one.startswith(ours) or ours.startswith(one)}
+        return recorded_outputs.outputs_of_others(self.run.root, self.stage.output_dir, {stage.name for stage in self.run.spec.stages})
 
     def _maybe_foreign(self) -> Set[str]:
         """Return what lies in our folder and is none of our declared outputs, if others are or were at work in it beside us: it may be theirs."""
@@ -475,7 +427,7 @@ class StageWork:
     def _read_checkpoint(self, status: str) -> Optional[Checkpoint]:
         record = {"idempotencyKey": self.key, "bootId": self.run.boot, "lastStatus": status, "baseline": self.baseline}
         return checkpoints.read_checkpoint(self.store, self.stage, record, self.key, self.run.boot,
-                                           lambda: outputs_of_others(self.run.root, self.stage.output_dir, {self.stage.name}))
+                                           lambda: recorded_outputs.outputs_of_others(self.run.root, self.stage.output_dir, {self.stage.name}))
 
     def _cut_to_checkpoint(self) -> None:
         found = self._read_checkpoint("running")

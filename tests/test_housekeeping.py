@@ -301,6 +301,94 @@ def test_reset_after_a_success(project):
     assert "[DONE] one" in project.ok().out and findings(project) == []
 
 
+# --- what an attempt left that did not finish -----------------------------------------------------------------------
+
+HALF = """names = [os.environ["PIPELINE_TASK"]] if "PIPELINE_TASK" in os.environ else sys.argv[1:]
+for name in names:
+    with open(os.path.join(out, os.path.basename(name) + ".r"), "w") as file:
+        file.write("first half\\n")
+        file.flush()
+        if "bad" in open(name).read():
+            %s
+        file.write("second half\\n")
+"""
+
+
+def halves(project, how):
+    """Stage one has failed or died in the middle of a.txt, which is taken away then; stage two reads what it has made."""
+    project.write("in/a.txt", "bad")
+    project.write("in/b.txt", "2")
+    one = {"name": "one", "processor": project.processor("half", HALF % how), "inputs": ["in/*.txt"], "outputDir": "out/one"}
+    two = {"name": "two", "processor": project.processor("all", "open(out + '/all', 'w').writelines(open(name).read() for name in inputs)\n"), "inputs": ["out/one/*.r"], "outputDir": "out/two"}
+    project.spec(one, two)
+    return one, two
+
+
+@pytest.mark.parametrize("how", ["sys.exit(3)", "os.kill(os.getppid(), 9); time.sleep(60)"])
+@pytest.mark.parametrize("edit", ["none", "reset", "tasks"])
+def test_what_is_half_written_is_cleared_whatever_becomes_of_its_stage(project, how, edit):
+    one, two = halves(project, how)
+    assert project.run().code in (1, -9)
+    assert project.read("out/one/a.txt.r") == "first half\n"
+    project.path("in/a.txt").unlink()
+    if edit == "reset":
+        assert "would clear what an attempt left that did not finish: out/one/a.txt.r\n" in project.ok("reset", "one").out and project.exists("out/one/a.txt.r")
+        assert "leftovers of an unfinished attempt of stage one: removed a.txt.r\n" in project.ok("reset", "one", "--yes").out
+        assert not project.exists("out/one/a.txt.r")
+    if edit == "tasks":
+        project.spec(dict({name: value for name, value in one.items() if name != "inputs"}, forEach="in/*.txt"), two)
+    project.ok()
+    assert project.read("out/two/all") == "first half\nsecond half\n"
+    assert "note" not in project.ok("verify", "--outputs").out
+
+
+@pytest.mark.parametrize("how", ["sys.exit(3)", "os.kill(os.getppid(), 9); time.sleep(60)"])
+@pytest.mark.parametrize("edit", ["renamed", "gone"])
+def test_what_is_half_written_of_a_former_stage_is_named_and_cleaned(project, how, edit):
+    one, two = halves(project, how)
+    assert project.run().code in (1, -9)
+    project.path("in/a.txt").unlink()
+    project.spec(*([dict(one, name="uno")] if edit == "renamed" else []), dict(two, allowNoInputs=True))
+    assert '[NOTE] stage one is not in the pipeline file any more; what it made is still there, and two reads it: out/one/a.txt.r; "clean one" removes it\n' in project.ok().out
+    assert "would clear what an attempt left that did not finish: out/one/a.txt.r\n" in project.ok("clean", "one").out
+    assert "leftovers of an unfinished attempt of stage one: removed a.txt.r\n" in project.ok("clean", "one", "--yes").out
+    done = project.ok()
+    assert "[DONE] two" in done.out and "NOTE" not in done.out and "first half\n" * 2 not in project.read("out/two/all")
+    project.ok("verify", "--outputs")
+
+
+def test_what_is_half_written_in_the_folder_from_which_a_stage_has_moved_is_named(project):
+    one, two = halves(project, "sys.exit(3)")
+    assert project.run().code == 1
+    project.path("in/a.txt").unlink()
+    project.spec(dict(one, outputDir="out/new"), two)
+    done = project.ok()
+    assert "[NOTE] one: an attempt there that did not finish has left files that may be half written: out/one/a.txt.r; see whether they may go\n" in done.out
+
+
+def test_what_was_there_before_and_may_be_half_written_is_named(project):
+    one, two = halves(project, "sys.exit(3)")
+    project.write("out/one/a.txt.r", "made by hand\n")
+    assert project.run().code == 1
+    project.path("in/a.txt").unlink()
+    assert "[NOTE] one: leftovers of an unfinished attempt: a.txt.r, which was there before and is of no stage, may be half written, and stays\n" in project.ok().out
+
+
+def test_leftovers_are_not_cleared_by_hand_where_a_run_is_at_work(project):
+    one, two = halves(project, "sys.exit(3)")
+    assert project.run().code == 1
+    beside = {"name": "beside", "processor": project.processor("wait", "open(out + '/w', 'w').close()\nwhile not os.path.exists('go'):\n    time.sleep(0.01)\n"), "outputDir": "out/one"}
+    project.write("other.json", json.dumps({"name": "other", "stages": [beside]}))
+    other = subprocess.Popen([sys.executable, str(RUNNER), "--pipeline", str(project.path("other.json"))], stdout=subprocess.DEVNULL, env=project.environment())
+    wait_until(lambda: project.exists("out/one/w"), "the other pipeline's start")
+    done = project.run("reset", "one", "--yes")
+    assert done.code == 4 and "a run is at work in out/one" in done.err and project.exists("out/one/a.txt.r") and project.exists("state/stage_one.json"), done
+    project.write("go", "")
+    assert other.wait(60) == 0
+    project.ok("reset", "one", "--yes")
+    assert not project.exists("out/one/a.txt.r") and project.exists("out/one/w")
+
+
 # --- gc --------------------------------------------------------------------------------------------------------------
 
 def make_runs(project, count=4):

@@ -1,0 +1,126 @@
+"""What records say of the files in output folders: outputs of a success, leftovers of an attempt that did not finish, of this stage or of others.
+
+Above the leaves. A stage that is run again clears its leftovers itself (stage_work); who takes its record away must do so, for without it
+nobody can tell a file that is half written from one that somebody has put there.
+"""
+from __future__ import annotations
+
+import contextlib
+import os
+
+import file_digests
+import stage_locks
+import stage_outputs
+import state_store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
+
+    from model import PipelineSpec
+    from state_store import StateStore
+    Json = Dict[str, Any]
+
+
+# --- of a success ----------------------------------------------------------------------------------------------------
+
+def recorded_paths(store: StateStore, record: Optional[Json]) -> List[str]:
+    """Return the outputs of a stage as its record has them, or, where that leaves them to it, its task log."""
+    if record is None:
+        return []
+    if not state_store.outputs_are_logged(record):
+        return [output["path"] for output in record["outputs"]]
+    import task_log
+    return [path for path, _, _ in task_log.find_outputs(store.folder, record["stage"]) or []]
+
+
+def outputs_of_others(root: str, output_dir: str, besides: Set[str]) -> Set[str]:
+    """Return what is recorded of stages other than *besides*, in this spec or not, as paths below *output_dir*."""
+    ours = output_dir + "/"
+    return {path[len(ours):] for folder, paths in _made_by_others(root, besides) for path in ["%s/%s" % (folder, one) for one in paths] if path.startswith(ours)}
+
+
+def folders_of_others(spec: PipelineSpec, stage: str, output_dir: str) -> Set[str]:
+    """Return the output folders of other stages, in the spec or recorded, as paths below *output_dir* that end in "/"; "" for it and what it lies in."""
+    ours = output_dir + "/"
+    found = {other.output_dir + "/" for other in spec.stages if other.name != stage}
+    found |= {folder + "/" for folder, _ in _made_by_others(spec.root, {stage, *(other.name for other in spec.stages)})}
+    return {"" if ours.startswith(one) else one[len(ours):] for one in found if one.startswith(ours) or ours.startswith(one)}
+
+
+def _made_by_others(root: str, besides: Set[str]) -> Iterator[Tuple[str, List[str]]]:
+    """Yield (output folder, paths below it) of what is recorded of stages other than *besides*."""
+    import task_log
+    store = state_store.StateStore(root, writable=False)
+    for name in store.stage_names():
+        if name in besides:
+            continue
+        try:
+            record = store.stage(name)
+            paths = recorded_paths(store, record)
+        except (state_store.StateError, task_log.Damaged, OSError, ValueError):
+            continue                # damaged: it vouches for nothing
+        yield state_store.made_elsewhere(record, ""), paths
+
+
+# --- of an attempt that did not finish -------------------------------------------------------------------------------
+
+def unfinished_baseline(record: Optional[Json], folder: str) -> Optional[Json]:
+    """Return the listing of *folder* from before the unfinished work that a stage record tells of, None if there is none."""
+    baseline = record.get("baseline") if record is not None and record["lastStatus"] != "ok" else None
+    if record is None or not isinstance(baseline, dict):
+        return None
+    left, there = record.get("left"), stage_outputs.list_folder(folder)
+    baseline = stage_outputs.as_of_now(baseline, there)
+    if isinstance(left, list):
+        # It came to its end and said what it left: anything else somebody has put there since, and it is theirs.
+        baseline = {**baseline, **{path: stamp for path, stamp in there.baseline().items() if path not in left}}
+    return baseline
+
+
+def leftovers(root: str, record: Optional[Json]) -> List[str]:
+    """Return what the unfinished work that a stage record tells of has left new or changed, and no other stage has recorded: paths below the root."""
+    output_dir = state_store.made_elsewhere(record, "")
+    folder = os.path.join(root, output_dir)
+    baseline = unfinished_baseline(record, folder) if output_dir else None
+    if baseline is None or record is None:
+        return []
+    foreign = outputs_of_others(root, output_dir, {record["stage"]})
+    return ["%s/%s" % (output_dir, path) for path in
+            stage_outputs.leftovers(baseline, {one["path"] for one in record["outputs"]}, foreign, stage_outputs.list_folder(folder))]
+
+
+def clear_leftovers(spec: PipelineSpec, record: Json) -> List[str]:
+    """Undo what the unfinished work that a stage record tells of has left; return what was done. Durable on return.
+
+    The caller holds the stage, and is alone_in() its folder. Raises: OSError.
+    """
+    output_dir = state_store.made_elsewhere(record, "")
+    folder = os.path.join(spec.root, output_dir)
+    baseline = unfinished_baseline(record, folder)
+    if baseline is None:
+        return []
+    recorded = {one["path"]: (one["bytes"], one["sha256"]) for one in record["outputs"]}
+    foreign = outputs_of_others(spec.root, output_dir, {record["stage"]})
+    done = stage_outputs.clear_leftovers(folder, baseline, recorded, foreign, file_digests.hash_prefix, folders_of_others(spec, record["stage"], output_dir))
+    if done:
+        sync_below(folder)
+    return done
+
+
+@contextlib.contextmanager
+def alone_in(root: str, output_dir: str) -> Iterator[None]:
+    """Hold an output folder against the runs of all pipelines below the root. Raises: LockHeld while one is at work in it; OSError."""
+    locks = stage_locks.FolderLocks(root)
+    try:
+        if not locks.try_acquire(output_dir):
+            raise stage_locks.LockHeld("a run is at work in %s, where an attempt that did not finish has left files; wait for it" % output_dir)
+        yield
+    finally:
+        locks.close()
+
+
+def sync_below(folder: str) -> None:
+    """What was cleared must not come back with a power cut, beside a record of success: btrfs brings a removal to the disk with its folder only."""
+    for one, _, _ in os.walk(folder):
+        state_store.sync_folder(one)
