@@ -1005,4 +1005,5 @@ def test_the_helper_holds_nothing_of_the_runner(project, cluster):
         links = [os.readlink("/proc/%d/fd/%s" % (helper, name)) for name in os.listdir("/proc/%d/fd" % helper) if name not in "012"]
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=LIMIT_S)
-    assert links and all(link.startswith("pipe:") for link in links), links
+    # A newer libffi, on which ctypes stands, keeps its own file open.
+    assert links and all(link.startswith("pipe:") or os.path.basename(link).startswith("libffi") for link in links), links
