@@ -256,7 +256,7 @@ class Kit:
             self.module = None
             self.codes.instead[self.path] = nothing
             for name in ("__loader__", "__file__", "__cached__"):
-                setattr(kept, name, None)       # the import system fills them in
+                vars(kept).pop(name, None)      # the import system sets them, each that this version of Python has
             return kept
 
         SourceFileLoader.create_module = create_module  # type: ignore[method-assign, assignment, unused-ignore]

@@ -205,7 +205,8 @@ def test_a_task_sees_what_a_fresh_process_sees(bench):
     # More is loaded, all of it from the standard library; the processor's script comes in the same place.
     more = set(forked["early"]) - set(fresh["early"])
     assert not set(fresh["early"]) - set(forked["early"])
-    assert {name.partition(".")[0] for name in more} <= getattr(sys, "stdlib_module_names", {name.partition(".")[0] for name in more})
+    names = {name.partition(".")[0] for name in more} - {"_missing_stdlib_info"}       # of 3.15, which does not count it
+    assert names <= getattr(sys, "stdlib_module_names", names)
 
 
 def test_the_stages_own_variables_of_python_are_in_force(own):
@@ -268,7 +269,7 @@ ENDS = {
     "pickle": "import pickle\nclass One: pass\nprint(type(pickle.loads(pickle.dumps(One()))) is One, pickle.dumps(One)[:99])",
     "main": "import __main__\nHERE = 1\nprint(__main__.HERE, __name__ == '__main__', __main__.__file__ == sys.argv[0], vars(__main__) is globals())",
     "relative": "print(os.path.relpath(__file__, os.getcwd()), __file__ == os.path.abspath(__file__))",
-    "module": "import module_of_ends\nprint(module_of_ends.__file__, module_of_ends.__cached__, module_of_ends.__spec__, module_of_ends.__loader__.path)",
+    "module": "import module_of_ends\nprint(module_of_ends.__file__, getattr(module_of_ends, '__cached__', None), module_of_ends.__spec__, module_of_ends.__loader__.path)",
     "module fails": "import failing_module",
     "module left open": "import module_of_ends\nmodule_of_ends.left = open(os.environ['PIPELINE_OUT'], 'w')\nmodule_of_ends.left.write('content')",
     "trace": "sys.settrace(lambda *one: None)\nprint('x')",
@@ -376,7 +377,7 @@ def test_a_script_that_changes_is_seen_at_once(bench):
 
 def test_a_module_is_run_anew_by_each_task_and_seen_to_change(own):
     bench = own(modules=["bin/part.py", "bin/pack/__init__.py", "bin/pack/inner.py", "bin/not_imported.py"], start=False)
-    bench.write("x.py", "import part\nfrom pack import inner\npart.count += 1\nprint(part.count, part.VALUE, inner.__file__, inner.__cached__, part.__spec__.loader.path)\n", settled=False)
+    bench.write("x.py", "import part\nfrom pack import inner\npart.count += 1\nprint(part.count, part.VALUE, inner.__file__, getattr(inner, '__cached__', None), part.__spec__.loader.path)\n", settled=False)
     bench.write("not_imported.py", "", settled=False)
     bench.write("pack/__init__.py", "", settled=False)
     bench.write("pack/inner.py", "", settled=False)
@@ -433,13 +434,13 @@ def test_a_file_that_hides_a_module_of_the_library_makes_tasks_fresh_processes(o
 
 
 def test_a_module_of_the_users_own_with_a_name_of_the_library_is_not_loaded_ahead(own):
-    bench = own(imports=["decimal", "fractions"], start=False)
-    bench.write("decimal.py", "print('own')\n")
-    script = bench.write("x.py", "import decimal\n")
+    bench = own(imports=["pickle", "shelve"], start=False)
+    bench.write("pickle.py", "print('own')\n")
+    script = bench.write("x.py", "import pickle\n")
     bench.start()
-    with pytest.raises(fork_client.Declined, match="decimal"):      # fractions has brought the library's
+    with pytest.raises(fork_client.Declined, match="pickle"):      # shelve has brought the library's
         bench.forked(script)
-    other = Bench(bench.root, imports=["decimal"])
+    other = Bench(bench.root, imports=["pickle"])
     try:
         assert other.forked(script) == (0, "own\n")
     finally:
@@ -551,7 +552,7 @@ early, ran = "processor_kit" in sys.modules, []
 sys.addaudithook(lambda event, args: ran.append(1) if event == "exec" and args[0].co_filename.endswith("processor_kit.py") and args[0].co_names else None)
 import processor_kit
 processor_kit.count(1)
-print(not ran, early, processor_kit.__file__, processor_kit.__cached__, processor_kit.__spec__.loader, "queue" in sys.modules,
+print(not ran, early, processor_kit.__file__, getattr(processor_kit, '__cached__', 'none'), processor_kit.__spec__.loader, "queue" in sys.modules,
       sorted(name for name in os.environ if name.startswith("PIPELINE_")), os.environ["PIPELINE_KEY"])
 """
 
