@@ -125,10 +125,16 @@ def test_several_threads_work_at_once_and_the_first_error_is_told():
     meeting = threading.Barrier(2, timeout=20)
     assert side_by_side(lambda item, buffer: (meeting.wait(), item)[1], [1, 2], 2) == [1, 2]
 
+    begun = []
+
     def fail(item, buffer):
+        begun.append(item)
         raise ValueError(item)
     with pytest.raises(ValueError, match="^1$"):
         side_by_side(fail, [1, 2, 3], 1)
+    assert begun == [1]                         # the others are left
+    with pytest.raises(ValueError, match="^1$"):
+        side_by_side(lambda item, buffer: (meeting.wait(), fail(item, buffer)), [1, 2], 2)
 
 
 # --- feeding
