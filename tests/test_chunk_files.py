@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import os
 import random
@@ -159,16 +160,17 @@ def read_all(feeder):
     return b"".join(found)
 
 
-def no_sendfile(*rest):
-    raise OSError(errno.ENOTSOCK, "not here")
+def no_sendfile(*rest, number=errno.ENOTSOCK):
+    raise OSError(number, "not here")
 
 
 @POSIX_ONLY
-@pytest.mark.parametrize("how", ["sendfile", "no sendfile", "a thread"])
+@pytest.mark.parametrize("how", ["sendfile", "no sendfile", "no sendfile from this file", "a thread"])
 def test_a_filter_is_given_header_and_chunk(file, how, monkeypatch):
     data = bytes(range(256)) * 20000            # five times what the pipe takes
-    if how == "no sendfile":
-        monkeypatch.setattr(os, "sendfile", no_sendfile, raising=False)
+    if how.startswith("no sendfile"):
+        number = errno.ENOTSOCK if how == "no sendfile" else errno.EINVAL
+        monkeypatch.setattr(os, "sendfile", functools.partial(no_sendfile, number=number), raising=False)
     for header_end, start, end in ((0, 0, len(data)), (7, 7, 300), (700, 5000, len(data) - 3), (3, 3, 3), (0, 0, 0)):
         feeder = Feeder(file(data), header_end, start, end, threaded=how == "a thread")
         assert read_all(feeder) == data[:header_end] + data[start:end]
@@ -398,6 +400,29 @@ def test_a_full_disk_names_the_part_and_leaves_none(chunks):
         joiner.finish()
     assert caught.value.errno == errno.ENOSPC and caught.value.filename.endswith("all.txt~stage~token.part")
     assert chunks.left() == [] and joiner.is_done()
+
+
+def test_a_part_that_is_there_already_is_not_added_to(chunks):
+    (chunks.folder / "out").mkdir()
+    part = chunks.folder / "out" / "all.txt~stage~token.part"
+    part.write_bytes(b"of somebody else")
+    joiner = chunks.joiner(1)
+    joiner.add(0, {"all.txt": chunks.file(b"1")})
+    with pytest.raises(FileExistsError) as caught:
+        joiner.finish()
+    assert caught.value.filename == str(part) and part.read_bytes() == b"of somebody else"
+
+
+def test_what_is_in_the_way_of_a_joined_file_is_named(chunks):
+    (chunks.folder / "out" / "all.txt" / "full").mkdir(parents=True)
+    joiner = chunks.joiner(1)
+    joiner.add(0, {"all.txt": chunks.file(b"1")})
+    joiner.finish()
+    with pytest.raises(OSError) as caught:
+        joiner.publish()
+    assert caught.value.filename == str(chunks.folder / "out" / "all.txt") and caught.value.filename2 is None
+    joiner.stop()
+    assert chunks.left() == ["all.txt"]
 
 
 def test_a_chunk_that_is_gone_names_itself(chunks):

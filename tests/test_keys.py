@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -847,6 +848,15 @@ def test_what_is_mounted_later_is_looked_up_then_and_each_device_once(monkeypatc
     monkeypatch.setattr(file_systems, "_known", {})
     monkeypatch.setattr(file_systems, "_mounts", lambda: texts.pop(0))
     assert [file_systems.doubt_of(device) for device in (5, 5, os.makedev(8, 17), os.makedev(7, 1), 5)] == ["", "", file_systems.UNTOLD, file_systems.UNTOLD, ""] and texts == []
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the list of mounts is Linux's")
+def test_a_mount_whose_name_is_not_utf_8_is_no_problem(tmp_path, monkeypatch):
+    listed = tmp_path / "mountinfo"
+    listed.write_bytes(MOUNTS.replace("/media/stick", "/media/gr\u00fcn").encode("latin-1"))
+    monkeypatch.setattr(file_systems, "_known", {})
+    monkeypatch.setattr(file_systems, "open", lambda path, **how: io.open(str(listed) if path == "/proc/self/mountinfo" else path, **how), raising=False)
+    assert file_systems.doubt_of(os.makedev(8, 17)) == file_systems.UNTOLD and file_systems.doubt_of(os.makedev(0, 44)) == file_systems.REMOTE
 
 
 OLD, S = 10**18, 10**9      # ns: a moment long ago, a second; a moment of a whole second would be taken for a coarse clock
