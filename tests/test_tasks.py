@@ -1028,6 +1028,7 @@ def test_reset_forgets_the_checkpoints_of_killed_tasks(upper):
     upper.write("in/b.txt", "one\ntwo\n")
     run = upper.start("--jobs", "1")
     wait_for(upper, "waits")
+    wait_until(lambda: "in/a.txt" in upper.read("state/tasks_up.jsonl"))    # the next task is started before the checkpoint of the one that ended goes
     run.kill()
     run.communicate(timeout=60)
 
