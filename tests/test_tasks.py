@@ -219,6 +219,46 @@ def test_forced_all_tasks_are_done_again(upper):
     assert count(upper) == ["a", "b", "c"]
 
 
+def test_without_idempotency_all_tasks_are_done_in_each_run(upper):
+    respec(upper, idempotency={"enabled": False})
+    for _ in range(3):
+        upper.ok()
+        assert count(upper) == ["a", "b", "c"]
+        settle(upper.path("out/c.txt"))         # what the cache says of it may be believed
+        upper.ok("--rehash")
+        assert count(upper) == ["a", "b", "c"]
+        assert upper.ok("plan").steps == ["RUN     up (idempotency is disabled)"]
+
+
+def test_what_was_known_of_the_inputs_before_a_restart_is_not_believed_after_it(upper):
+    """A power cut may have taken back what a file held, and left its times."""
+    upper.ok()
+    settle(upper.path("in/c.txt"))
+    upper.ok()
+    path = str(upper.path("state/files_up.bin"))
+    about, tables = task_files.load(path)
+    true, tables[0].digests[0] = tables[0].digests[0], "0" * 64
+    for boot, expected in (("boot", "0" * 64), ("another", true)):
+        upper.write("state/files_up.bin", task_files.save(tables, dict(about, bootIn=boot)))
+        assert observed(upper).tasks.digests[0] == expected
+
+
+def test_an_older_record_of_the_same_key_does_not_vouch_for_what_was_made_since(upper):
+    upper.write("bin/up.sh", UPPER + "cat \"$PIPELINE_ROOT/undeclared\" >> \"$PIPELINE_OUTPUT_DIR/${1##*/}\"\n", executable=True)
+    upper.write("undeclared", "1\n")
+    upper.ok()
+    upper.write("undeclared", "2\n")
+    old = upper.read("state/stage_up.json")
+    upper.ok("--force", "up")
+    settle(upper.path("out/c.txt"))
+    upper.ok("--rehash")
+    upper.write("state/stage_up.json", old)
+    count(upper)
+    done = upper.ok()
+    assert count(upper) == ["a", "b", "c"] and "[SKIP]" not in done.out, done
+    assert "[SKIP] up" in upper.ok().out
+
+
 def test_no_file_at_all(upper):
     respec(upper, forEach=["none/*.txt"])
     done = upper.run()
