@@ -146,3 +146,13 @@ def test_of_the_files_of_foreach_the_settled_ones_are_taken(project):
         project.write("in/%s.txt" % name, "again " + name)
     done = project.run()
     assert done.code == 7 and "inputs not settled: in/a.txt changed 0 s ago" in done.out, done
+
+
+def test_a_stage_that_is_up_to_date_but_for_files_that_are_arriving_says_which(project):
+    project.write("in/a.txt", "a")
+    age(project.path("in/a.txt"), 3600)
+    project.spec({"name": "up", "processor": "bin/stage_copy.py", "forEach": "in/*.txt", "outputDir": "out", "settleSec": 600})
+    project.ok()
+    project.write("in/b.txt", "b, arriving")
+    done = project.ok()
+    assert "[SKIP] up (up to date: " in done.out and "1 task, 1 output verified; left for a later run: in/b.txt changed " in done.out, done

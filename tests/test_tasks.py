@@ -933,6 +933,18 @@ def test_what_a_killed_run_has_made_and_not_synced_is_synced_by_the_next(upper):
     assert "(4 tasks: 1 to do, 3 up to date)" in out and "d.txt" in names and not {"a.txt", "b.txt"} & names
 
 
+def test_what_was_lost_is_not_sealed_where_the_run_died_before_it_was_recorded(upper):
+    upper.ok("--run-id", "r")
+    spec = spec_loading.load_pipeline(str(upper.path("pipeline.json")))
+    upper.write("state/run_r.json", json.dumps(dict(upper.json("state/run_r.json"), stages=[])))
+    upper.path("out/.up.done").rename(upper.path("gone"))
+    assert task_look.decide_tasks(spec.stages[0], observed(upper), False).action == "SEAL"
+    upper.path("gone").rename(upper.path("out/.up.lost"))
+    facts = observed(upper)
+    decision = task_look.decide_tasks(spec.stages[0], facts, False)
+    assert (decision.action, decision.reasons, facts.tasks.todo) == ("RUN", ["the outputs could not be brought to the disk"], [0, 1, 2])
+
+
 SYNCS = """
 real, synced = os.fsync, []
 def fsync(descriptor):
@@ -968,6 +980,16 @@ def test_a_task_is_tried_again_by_itself(upper):
     done = upper.ok()
     assert done.out.count("[RETRY] up in/") == 3 and "[RETRY] up in/a.txt attempt 1/2: exit code 75" in done.out, done
     assert len(outputs(upper)) == 3 and upper.json("state/stage_up.json")["attempts"] == 6
+
+
+def test_a_task_that_fails_over_a_file_that_changed_is_not_tried_again_in_this_run(upper):
+    """It would be done under the key of the file as it was."""
+    upper.write("bin/up.sh", UPPER.replace("grep -q bad", "grep -q grows \"$1\" && { echo more >> \"$1\"; exit 3; }; grep -q bad"), executable=True)
+    upper.write("in/b.txt", "grows\n")
+    respec(upper, retry={"attempts": 3, "baseDelayMs": 0})
+    done = upper.run()
+    assert done.code == 1 and "[FAIL] up in/b.txt: input changed during the run: in/b.txt; exit code 3" in done.out and "[RETRY]" not in done.out, done
+    assert count(upper) == ["a", "b", "c"]
 
 
 def test_declared_outputs_are_wanted_of_each_task_and_others_are_not_published(upper):
@@ -1079,6 +1101,15 @@ def test_reset_forgets_the_checkpoints_of_killed_tasks(upper):
     assert of_the_stage() == [] and "forgot state/progress_up~tasks" in done.out.splitlines() and not upper.path("out/.up.tasks").exists()
     upper.write("go", "")
     assert "[RESUME]" not in upper.ok().out and outputs(upper)["b.txt"] == "one\ntwo\n"
+
+
+def test_a_link_that_leads_nowhere_is_an_output_like_another(upper):
+    upper.write("bin/up.sh", UPPER + 'ln -s nowhere "$PIPELINE_OUTPUT_DIR/${1##*/}.link"\n', executable=True)
+    upper.ok()
+    assert os.readlink(str(upper.path("out/b.txt.link"))) == "nowhere" and upper.json("state/stage_up.json")["tasks"]["outputs"] == 6
+    count(upper)
+    assert "[SKIP] up" in upper.ok().out and "[SKIP] up" in upper.ok("--rehash").out
+    assert count(upper) == []
 
 
 # --- the fork server -------------------------------------------------------------------------------------------------
