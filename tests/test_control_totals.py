@@ -257,10 +257,12 @@ def test_counts_of_another_form_are_a_note_and_no_reason_to_fail(project):
     assert "maxRejects needs the counts" in project.run().out
 
 
-def test_counts_of_a_failed_attempt_do_not_count(project):
+@pytest.mark.parametrize("stage", [{}, {"forEach": "data/in/*.txt"}], ids=["stage", "task"])
+def test_counts_of_a_failed_attempt_do_not_count(project, stage):
+    project.write("data/in/a.txt", "a\n")
     body = ("path = os.environ['PIPELINE_COUNTS_FILE']\nopen(out + '/o', 'w').close()\n"
             "if os.environ['PIPELINE_ATTEMPT'] == '1':\n    open(path, 'w').write('{\"read\": 7}')\n    sys.exit(1)\nassert not os.path.exists(path)\n")
-    project.spec({"name": "x", "processor": project.processor("x", body), "retry": {"attempts": 2, "baseDelayMs": 0}})
+    project.spec(dict({"name": "x", "processor": project.processor("x", body), "retry": {"attempts": 2, "baseDelayMs": 0}}, **stage))
     project.ok("--run-id", "r")
     assert entry(project, "x")["counts"] == {}
 

@@ -499,6 +499,34 @@ def test_what_a_task_has_published_before_something_was_in_the_way_is_known(uppe
     assert "outputs removed" in upper.ok().out and not upper.exists("out/b.txt.a") and upper.exists("out/a.txt.a")
 
 
+def test_what_a_task_has_published_over_its_earlier_output_before_it_failed_is_known_once(upper):
+    upper.processor("two", "stem = os.path.join(out, os.path.basename(inputs[0]))\nopen(stem + '.a', 'w').write(open(inputs[0]).read())\nos.makedirs(stem + '.b')\n"
+                    "open(os.path.join(stem + '.b', 'x'), 'w').close()\n")
+    respec(upper, processor="bin/two.py", prune=True)
+    upper.ok()
+    upper.write("in/b.txt", "another line\n")
+    upper.path("out/b.txt.b/x").unlink()
+    upper.path("out/b.txt.b").rmdir()
+    upper.write("out/b.txt.b", "a file where a folder was")
+    assert upper.run().code == 1 and upper.read("out/b.txt.a") == "another line\n"
+    assert sorted(path for path, _, _ in entries(upper)["in/b.txt"].outputs) == ["b.txt.a", "b.txt.b/x"]
+    upper.path("in/b.txt").unlink()
+    assert "1 file is gone: in/b.txt; outputs removed\n" in upper.ok().out and not upper.exists("out/b.txt.a")
+
+
+def test_an_input_in_the_output_folder_is_not_told_of_as_of_no_task(upper):
+    for name in "abc":
+        upper.write("out/%s.src" % name, "line of %s\n" % name)
+    upper.write("bin/up.sh", UPPER.replace("${1##*/}\"", "${1##*/}.up\""), executable=True)
+    respec(upper, forEach="out/*.src")
+    upper.ok()
+    log = upper.path("state/tasks_up.jsonl")
+    log.write_bytes(b"".join(line for line in log.read_bytes().splitlines(True) if b"out/a.src" not in line))
+    upper.write("out/b.src", "another\n")
+    upper.write("out/mine", "mine\n")
+    assert "[NOTE] up: lines of its task log were lost; of no task, and left there: out/mine\n" in upper.ok().out
+
+
 @pytest.mark.parametrize("said", [True, False])
 def test_a_full_disk_is_no_files_fault_though_the_processor_has_made_room_again(upper, said):
     upper.ok()
