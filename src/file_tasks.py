@@ -281,7 +281,6 @@ class FileTasksWork(TasksWork):
             trial.failure = self._publish_problem(error)
             if not trial.failure:
                 raise
-            trial.outputs = []
             return
         self._clear(trial)
 

@@ -299,6 +299,28 @@ def test_some_failures_may_be_allowed_but_are_never_taken_for_done(upper):
     assert upper.run().code == 1
 
 
+def test_what_another_task_has_spoilt_since_it_was_made_fails_the_stage_and_is_made_anew(upper):
+    upper.write("bin/up.sh", UPPER + 'if test "${1##*/}" = c.txt && test -e spoil; then\n'
+                "while test ! -e out/a.txt; do sleep 0.02; done\necho spoilt >> out/a.txt\nfi\n", executable=True)
+    upper.write("spoil", "")
+    done = upper.run("--jobs", "1")
+    assert done.code == 1 and "[FAIL] up: not what its task made: a.txt (changed)\n" in done.out and not upper.exists("out/.up.done"), done
+    upper.path("spoil").unlink()
+    count(upper)
+    upper.ok()
+    assert count(upper) == ["a"] and outputs(upper)["a.txt"] == "LINE OF A\n"
+
+
+def test_what_a_failed_task_had_made_and_was_removed_is_nobodys_any_more(upper):
+    respec(upper, maxFailedTasks=1)
+    upper.ok()
+    upper.write("in/b.txt", "bad\n")
+    upper.ok()
+    upper.path("in/b.txt").unlink()
+    done = upper.ok()
+    assert "1 file is gone: in/b.txt; outputs kept" in done.out and "as it was made" not in done.out, done
+
+
 def test_a_file_that_is_gone_is_reported_and_its_outputs_go_only_with_prune(upper):
     upper.ok()
     upper.path("in/b.txt").unlink()
@@ -412,6 +434,23 @@ def test_what_lost_lines_leave_is_seen_to_though_the_first_run_after_it_is_kille
     done = upper.ok()
     assert "[NOTE] up: lines of its task log were lost; removed what no task makes any more: out/a.txt\n" in done.out, done
     assert sorted(outputs(upper)) == ["b.txt", "c.txt"] and "logLost" not in upper.json("state/stage_up.json")
+
+
+def test_what_lost_lines_leave_is_not_removed_by_a_run_that_is_stopped_before_its_tasks_have_made_it_anew(upper):
+    upper.write("bin/up.sh", UPPER.replace("grep -q bad", "while test -e wait; do sleep 0.02; done; grep -q bad"), executable=True)
+    respec(upper, prune=True)
+    upper.ok()
+    settle(upper.path("out/c.txt"))
+    upper.ok()
+    log = upper.path("state/tasks_up.jsonl")
+    log.write_bytes(log.read_bytes().splitlines(True)[0])
+    upper.path("count").unlink()
+    upper.write("wait", "")
+    run = upper.start("--jobs", "1")
+    wait_for(upper, "count")
+    run.terminate()
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 143 and b"of no task" not in out and b"removed" not in out and len(outputs(upper)) == 3, (out, err)
 
 
 @pytest.mark.parametrize("why", ["unmounted", "left"])
