@@ -1,6 +1,7 @@
 """Where report, graph, export, evidence and --openlineage may write: never over what the runner or the pipeline lives by."""
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import output_places
 import stage_locks
 from conftest import opened_by, run_without_might, wait_until
+from model import UsageError
 
 COMMANDS = [("report",), ("graph",), ("export", "r"), ("evidence", "r")]
 
@@ -47,6 +49,14 @@ def test_nothing_is_written_where_it_would_be_an_input_or_an_output(made, words,
     assert done.code == 2 and not made.exists(place), done
 
 
+@pytest.mark.parametrize("field", ["inputs", "forEach", "watch"])
+def test_nothing_is_written_where_any_field_of_a_stage_would_take_it_for_an_input(made, field):
+    made.write("more/a.txt", "x\n")
+    made.spec(dict({"processor": "bin/stage_copy.py", "inputs": ["data/*.txt"]}, **{field: ["more/*.txt"]}))
+    done = made.run("report", "-o", str(made.path("more/new.txt")))
+    assert done.code == 2 and "would be an input of stage s1 (more/*.txt); choose another place with -o FILE" in done.err and not made.exists("more/new.txt"), done
+
+
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
 def test_the_name_of_a_folder_that_is_not_there_becomes_no_file(made, words):
     done = made.run(*words, "-o", str(made.path("new")) + "/")
@@ -79,6 +89,13 @@ def test_events_are_not_appended_to_a_pipe_where_nobody_may_read(made):
     os.mkfifo(str(made.path("pipe")))
     done = made.run("--openlineage", str(made.path("pipe")))
     assert done.code == 2 and "is a device or a pipe, no file; choose another place with --openlineage FILE" in done.err and "[SKIP]" not in done.out, done
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/null"), reason="a device")
+def test_a_device_is_appended_to_and_never_replaced(made):
+    made.ok("--openlineage", "/dev/null")
+    with pytest.raises(UsageError, match="is a device or a pipe, no file"):
+        output_places.checked("/dev/null", "-o", str(made.root), str(made.path("pipeline.json")))
 
 
 # --- writing there ---------------------------------------------------------------------------------------------------
@@ -122,6 +139,49 @@ def test_a_file_that_another_call_took_for_a_dead_ones_is_left_to_it(tmp_path, m
     monkeypatch.setattr(stage_locks, "try_kernel_lock", lock)
     output_places.write_whole(str(tmp_path / "r.html"), lambda file: file.write(b"whole"))
     assert (tmp_path / "r.html").read_bytes() == b"whole" and len(seen[0]) == 1 and len(seen[1]) == 2 and set(seen[0]) < set(seen[1])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="an open file can be removed")
+def test_a_file_that_was_removed_as_a_dead_ones_before_it_was_locked_is_made_anew(tmp_path, monkeypatch):
+    real, seen = stage_locks.try_kernel_lock, []
+
+    def lock(descriptor):
+        seen.append(hidden(tmp_path))
+        for name in seen[-1] if len(seen) == 1 else ():
+            os.unlink(str(tmp_path / name))
+        return real(descriptor)
+    monkeypatch.setattr(stage_locks, "try_kernel_lock", lock)
+    output_places.write_whole(str(tmp_path / "r.html"), lambda file: file.write(b"whole"))
+    assert (tmp_path / "r.html").read_bytes() == b"whole" and hidden(tmp_path) == [] and len(seen) == 2
+
+
+def test_on_a_file_system_without_locks_a_file_is_written_and_nothing_is_taken_for_a_dead_ones(tmp_path, monkeypatch):
+    asked = []
+
+    def lock(descriptor):
+        asked.append(descriptor)
+        assert len(asked) < 9
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+    monkeypatch.setattr(stage_locks, "try_kernel_lock", lock)
+    (tmp_path / ".r.html.0123456789abcdef.tmp").write_bytes(b"perhaps a living one's")
+    output_places.write_whole(str(tmp_path / "r.html"), lambda file: file.write(b"whole"))
+    assert (tmp_path / "r.html").read_bytes() == b"whole" and hidden(tmp_path) == [".r.html.0123456789abcdef.tmp"]
+
+
+def test_what_a_dead_call_has_left_is_known_by_its_very_name(tmp_path):
+    for name in (".r (1.html.0123456789abcdef.tmp", ".r (1_html.0123456789abcdef.tmp"):
+        (tmp_path / name).write_bytes(b"x")
+    output_places.write_whole(str(tmp_path / "r (1.html"), lambda file: file.write(b"y"))
+    assert hidden(tmp_path) == [".r (1_html.0123456789abcdef.tmp"]
+
+
+def test_the_content_is_synced_before_its_name_and_the_name_before_the_return(tmp_path, monkeypatch):
+    calls = []
+    for name in ("sync_file", "replace", "sync_folder"):
+        real = getattr(output_places, name)
+        monkeypatch.setattr(output_places, name, lambda *rest, name=name, real=real: (calls.append(name), real(*rest))[1])
+    output_places.write_whole(str(tmp_path / "r.html"), lambda file: file.write(b"whole"))
+    assert calls == ["sync_file", "replace", "sync_folder"] and (tmp_path / "r.html").read_bytes() == b"whole"
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["disk", "ctrl-c"])

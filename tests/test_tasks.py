@@ -754,14 +754,15 @@ def test_files_of_any_time_are_done_and_skipped(project, moment, more):
     project.ok("status")
 
 
-def test_prune_leaves_what_somebody_has_changed_since(upper):
+@pytest.mark.parametrize("text", ["a person's\n", "not ours.\n"], ids=["longer", "as long"])
+def test_prune_leaves_what_somebody_has_changed_since(upper, text):
     respec(upper, prune=True)
     upper.ok()
     upper.path("in/b.txt").unlink()
-    upper.write("out/b.txt", "a person's\n")
+    upper.write("out/b.txt", text)
     done = upper.ok()
     assert "[NOTE] up: 1 file is gone: in/b.txt; outputs removed, but for what is not any more as it was made: b.txt\n" in done.out, done
-    assert outputs(upper)["b.txt"] == "a person's\n"
+    assert outputs(upper)["b.txt"] == text
 
 
 def test_nothing_is_pruned_while_the_whole_folder_is_missing(upper):
@@ -1368,6 +1369,17 @@ def test_a_log_of_many_lines_is_read_as_one_of_few(monkeypatch):
             read(data[:-20] + b"?" + data[-19:])
         with pytest.raises(task_log.Damaged, match="begins with"):
             read(task_log.line_of(entries[0]) + data)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what a process has used is measured differently elsewhere")
+@pytest.mark.parametrize("fork_server", [True, False])
+def test_the_processor_time_of_all_tasks_is_added_up_and_the_largest_of_them_is_told(upper, fork_server):
+    body = ("held = b'x' * (96 << 20 if inputs[0].endswith('a.txt') else 1)\n"
+            "while time.process_time() < 0.3:\n    pass\nopen(os.path.join(out, os.path.basename(inputs[0])), 'w').close()\n")
+    respec(upper, processor=upper.processor("burn", body), forkServer=fork_server)
+    upper.ok("--run-id", "r", "--jobs", "1")
+    found, = upper.json("state/metrics_r.json")["stages"]
+    assert 0.8 <= found["cpuSec"] < 60 and found["maxRssBytes"] >= 96 << 20, found
 
 
 def test_how_long_a_task_took_is_without_the_wait_for_room(upper):
