@@ -418,7 +418,7 @@ class FileTasksWork(TasksWork):
     def _uncounted(self) -> str:
         """Return that a task of an earlier run reported no counts, where they are needed now, or ""."""
         for entry in self.task_log.entries.values():
-            missing = control_totals.missing_counts(self.stage, entry.counts) if entry.status == "ok" and entry.bytes_in and entry.task not in self.open else []
+            missing = control_totals.missing_counts(self.stage, entry.counts) if entry.status == "ok" and entry.bytes_in else []
             if missing:
                 return "task %s: %s; --force %s does all tasks anew" % (entry.task, control_totals.missing_text(self.stage, missing), self.stage.name)
         return ""

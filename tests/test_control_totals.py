@@ -7,6 +7,7 @@ import types
 import control_totals
 import pytest
 import task_log
+from model import ALL_OF_LOG
 
 COUNTING = """
 from processor_kit import Reject, lines
@@ -319,7 +320,8 @@ def test_what_is_refused_of_many_outputs_is_not_accepted_either(project, number)
     assert done.code == 1 and "line and reason of each: data/each/00.o.rejects.jsonl, data/each/01.o.rejects.jsonl, data/each/02.o.rejects.jsonl, ..." in done.out, done
     done = project.run("--run-id", "r2", "--only", "reads")
     assert done.code == 1 and "input data/each/00.o, data/each/01.o, data/each/02.o is not accepted: stage each failed" in done.out, done
-    assert len(json.dumps(project.json("state/stage_each.json"))) < 9000
+    record = project.json("state/stage_each.json")
+    assert len(json.dumps(record)) < 9000 and (record["refused"] == ALL_OF_LOG) == (number > 5), record
     project.spec(each_file(project, number, "good\n", "bad\n", maxRejects="50%"), reader(project))
     project.ok("--run-id", "r3")
 
@@ -354,6 +356,16 @@ def test_what_is_kept_of_a_file_that_is_gone_is_read_on_and_counted_there(projec
     project.write("in/00.txt", "one\n")
     done = project.run("--run-id", "r3")
     assert done.code == 1 and "[FAIL] reads: control totals: input data/each/01.o lies in the output folder of stage each and is not what that stage has recorded" in done.out, done
+
+
+@pytest.mark.parametrize("kept", ["nothing", "a part"])
+def test_what_is_not_kept_of_a_file_that_is_gone_is_not_counted_there(project, kept):
+    project.spec(each_file(project, 3, "one\n", *(["bad\n"] if kept == "a part" else []), maxRejects=9), reader(project, reconcile=True))
+    project.ok("--run-id", "r1")
+    project.path("in/01.txt").unlink()
+    project.path("data/each/01.o").unlink()
+    done = project.run("--run-id", "r2")
+    assert done.code == 0 and entry(project, "reads", "r2")["counts"] == counts(2, 2, 0), done
 
 
 @pytest.mark.parametrize("texts, wanted", [
