@@ -35,8 +35,6 @@ def drop(root: str, modules: Iterable[str], prefix: str = "") -> str:
             try:
                 if os.stat(cached).st_mtime_ns <= changed_ns:
                     unlink(cached)
-            except FileNotFoundError:
-                continue
             except OSError as error:
                 if _is_of_other_text(cached, full):
                     return "Python would take %s for %s, but it is of an earlier text of it, and cannot be removed (%s): remove it" % (

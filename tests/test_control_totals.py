@@ -366,6 +366,7 @@ def test_what_is_not_kept_of_a_file_that_is_gone_is_not_counted_there(project, k
     project.path("data/each/01.o").unlink()
     done = project.run("--run-id", "r2")
     assert done.code == 0 and entry(project, "reads", "r2")["counts"] == counts(2, 2, 0), done
+    assert project.json("state/stage_each.json").get("inOutputs") == ({} if kept == "a part" else None)
 
 
 @pytest.mark.parametrize("texts, wanted", [

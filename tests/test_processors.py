@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import marshal
 import os
 import random
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import stale_bytecode
-from conftest import run_without_might
+from conftest import run_without_might, settle
 
 BIN = Path(__file__).resolve().parent.parent / "bin"
 UPPER, COPY = BIN / "stage_upper.py", BIN / "stage_copy.py"
@@ -1141,3 +1142,42 @@ def test_what_python_would_not_use_or_refuses_itself_is_no_problem(tmp_path, mon
     assert stale_bytecode.drop(str(tmp_path), ["m.py", "gone.py"]) == "" and len(list(folder.iterdir())) == 2
     monkeypatch.undo()
     assert stale_bytecode.drop(str(tmp_path), ["m.py", "gone.py"]) == "" and list(folder.iterdir()) == []
+
+
+def test_bytecode_of_the_very_moment_of_a_change_goes_and_later_one_stays(tmp_path):
+    (tmp_path / "m.py").write_text("x = 1\n")
+    (tmp_path / "__pycache__").mkdir()
+    cached, changed = tmp_path / "__pycache__" / "m.cpython-27.pyc", stale_bytecode._changed_ns(str(tmp_path / "m.py"))
+    for moment, stays in ((changed + 100, True), (changed, False)):         # Windows has steps of 100 ns
+        cached.write_bytes(b"x")
+        os.utime(str(cached), ns=(moment, moment))
+        assert stale_bytecode.drop(str(tmp_path), ["m.py"]) == "" and cached.exists() is stays
+
+
+@POSIX_ONLY
+def test_bytecode_of_what_a_link_led_to_before_goes(tmp_path):
+    for name in "ab":
+        (tmp_path / (name + ".py")).write_text("x = '%s'\n" % name)
+    (tmp_path / "m.py").symlink_to("a.py")
+    settle(tmp_path / "b.py")
+    cached = tmp_path / "__pycache__" / "m.cpython-27.pyc"
+    cached.parent.mkdir()
+    cached.write_bytes(b"x")
+    assert stale_bytecode.drop(str(tmp_path), ["m.py"]) == "" and cached.exists()
+    settle(cached)
+    (tmp_path / "m.py").unlink()
+    (tmp_path / "m.py").symlink_to("b.py")
+    assert stale_bytecode.drop(str(tmp_path), ["m.py"]) == "" and not cached.exists()
+
+
+def test_bytecode_that_cannot_be_removed_is_told_of_only_where_this_python_would_use_it(tmp_path, monkeypatch):
+    module = tmp_path / "m.py"
+    module.write_text("x = 1\n")
+    cached = importlib.util.cache_from_source(str(module))
+    os.makedirs(os.path.dirname(cached))
+    monkeypatch.setattr(stale_bytecode, "unlink", lambda path: os.close(os.open(path + "/", os.O_RDONLY)))     # fails: it is no folder
+    for magic, source, told in ((importlib.util.MAGIC_NUMBER, "x = 2\n", True), (importlib.util.MAGIC_NUMBER, "x = 1\n", False), (b"\0\0\r\n", "x = 2\n", False)):
+        with open(cached, "wb") as file:
+            file.write(magic + bytes(12) + marshal.dumps(compile(source, str(module), "exec", dont_inherit=True)))
+        os.utime(cached, (0, 0))
+        assert ("but it is of an earlier text of it" in stale_bytecode.drop(str(tmp_path), ["m.py"])) is told
