@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 import pytest
+import stage_outputs
 from conftest import DROP, ROOT, RUNNER, opened_by, run_without_might, wait_until
 
 import file_digests
@@ -326,3 +327,11 @@ def test_a_plan_and_a_fault_name_the_first_of_many_stages(root):
     by_files = root.run("validate")
     for refused in (by_needs, by_files):
         assert refused.code == 2 and all("(4 more)" in line for line in refused.err.splitlines()), refused
+
+
+def test_in_a_copy_of_the_folder_a_file_is_what_it_was_only_if_size_and_time_are():
+    before = {stage_outputs.ITSELF: [1, 1], "same": [5, 10, 11, 2, 1], "edited": [5, 10, 11, 3, 1], "longer": [5, 10, 11, 4, 1], "gone": [5, 10, 11, 5, 1]}
+    there = stage_outputs.Folder({"same": [5, 10, 99, 7, 6], "edited": [5, 20, 99, 8, 6], "longer": [6, 10, 99, 9, 6]}, [], {}, [], [2, 6])
+    assert stage_outputs.changed_since(stage_outputs.as_of_now(before, there), there.files) == ["edited", "longer"]
+    here = there._replace(itself=[1, 1])        # no copy: the file was put there anew
+    assert stage_outputs.changed_since(stage_outputs.as_of_now(before, here), here.files) == ["edited", "longer", "same"]

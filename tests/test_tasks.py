@@ -1289,6 +1289,32 @@ def test_any_other_damage_is_told(tmp_path, number):
         open_log(tmp_path)
 
 
+def test_lines_that_a_crash_has_damaged_are_not_strange_and_others_that_no_run_has_sealed_are(tmp_path):
+    log = task_log.TaskLog(str(tmp_path), "s")
+    log.open(lambda path, data: (tmp_path / "tasks_s.jsonl").write_bytes(data))
+    sealed = tmp_path / "sealed"
+    sealed.write_bytes(log.append(task_log.Entry("a", "k", "ok", (("a.o", 1, "0" * 64),), {}, 1, 1, 1, "", "r/1")))
+    log.close()
+    with open(log.path, "ab") as file:
+        file.write(bytes(40) + b"\n" + b'{"task":"b","key')
+    assert task_log.strange_lines(log.path, {"r/1": str(sealed)}, lambda run: False) == []
+    sealed.write_bytes(b"")
+    assert task_log.strange_lines(log.path, {"r/1": str(sealed)}, lambda run: False) == [("a", "r/1", True)]
+
+
+@pytest.mark.parametrize("change, is_strange", [
+    ({"outputs": (("a.o", 1, "0" * 64),)}, False), ({"outputs": ()}, False), ({"outputs": (("a.o", 1, "2" * 64),)}, True), ({"error": "another"}, True)])
+def test_of_a_file_that_is_gone_only_what_its_run_has_made_may_be_kept(tmp_path, change, is_strange):
+    made = task_log.Entry("a", "k", "ok", (("a.o", 1, "0" * 64), ("a.p", 2, "1" * 64)), {}, 1, 1, 1, "", "r/1")
+    log = task_log.TaskLog(str(tmp_path), "s")
+    log.open(lambda path, data: (tmp_path / "tasks_s.jsonl").write_bytes(data))
+    log.append(made._replace(status="kept", **change))
+    log.close()
+    sealed = tmp_path / "sealed"
+    sealed.write_bytes(task_log.line_of(made))
+    assert task_log.strange_lines(log.path, {"r/1": str(sealed)}, lambda run: False) == ([("a", "r/1", True)] if is_strange else [])
+
+
 def test_a_log_of_superseded_lines_is_written_anew(tmp_path):
     log = open_log(tmp_path)
     for number in range(task_log.MIN_DEAD_LINES + 5):
