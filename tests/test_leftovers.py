@@ -1,6 +1,7 @@
 """What an attempt leaves that is no file: empty folders, folders without rights; and what is gone that should be there."""
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -335,3 +336,21 @@ def test_in_a_copy_of_the_folder_a_file_is_what_it_was_only_if_size_and_time_are
     assert stage_outputs.changed_since(stage_outputs.as_of_now(before, there), there.files) == ["edited", "longer"]
     here = there._replace(itself=[1, 1])        # no copy: the file was put there anew
     assert stage_outputs.changed_since(stage_outputs.as_of_now(before, here), here.files) == ["edited", "longer", "same"]
+
+
+def test_a_folder_in_the_place_of_a_lost_output_is_left_to_whoever_made_it(tmp_path):
+    (tmp_path / "o" / "theirs").mkdir(parents=True)
+    assert stage_outputs.undo_outputs(str(tmp_path), ["o", "gone"], {}, file_digests.hash_prefix) == [] and (tmp_path / "o" / "theirs").is_dir()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links")
+def test_nothing_is_cut_through_a_link_in_the_place_of_an_output(tmp_path):
+    (tmp_path / "out").mkdir()
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"12345 and more")
+    (tmp_path / "out" / "linked").symlink_to(victim)
+    (tmp_path / "out" / "grown").write_bytes(b"12345 and more")
+    before = {name: (5, hashlib.sha256(b"12345").hexdigest()) for name in ("linked", "grown")}
+    done = stage_outputs.undo_outputs(str(tmp_path / "out"), ["grown", "linked"], before, file_digests.hash_prefix)
+    assert done == ["cut grown back to 5 bytes", "removed linked"] and victim.read_bytes() == b"12345 and more"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["grown"]
