@@ -672,6 +672,16 @@ def test_an_output_whose_name_changed_its_case_is_not_removed_as_the_old_one(tmp
     assert outputs(named) == {"A": "2", "b": "1", "c": "1"}
 
 
+def test_two_tasks_may_take_what_a_third_that_is_yet_to_be_done_anew_has_made(upper):
+    body = "for name in open(inputs[0]).read().split():\n    open(os.path.join(out, name), 'w').write(inputs[0])\n"
+    respec(upper, processor=upper.processor("make", body))
+    for names in (["a.o", "b.o", "p.o q.o"], ["p.o", "q.o", "r.o"]):
+        for name, text in zip("abc", names):
+            upper.write("in/%s.txt" % name, text)
+        upper.ok("--jobs", "1")
+    assert outputs(upper) == {"p.o": "in/a.txt", "q.o": "in/b.txt", "r.o": "in/c.txt"} and "[SKIP] up" in upper.ok().out
+
+
 def test_what_was_taken_from_a_task_that_then_fails_stays_and_is_not_undone_with_it(named):
     respec(named, maxFailedTasks=1)
     named.write("in/a.txt", "b 2")
