@@ -354,3 +354,25 @@ def test_nothing_is_cut_through_a_link_in_the_place_of_an_output(tmp_path):
     done = stage_outputs.undo_outputs(str(tmp_path / "out"), ["grown", "linked"], before, file_digests.hash_prefix)
     assert done == ["cut grown back to 5 bytes", "removed linked"] and victim.read_bytes() == b"12345 and more"
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["grown"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links")
+@pytest.mark.parametrize("part, final, is_publishing, problem", [
+    (5, None, False, ""), (7, None, False, ""), (4, None, False, "o~s~t.part is shorter than the checkpoint vouches for"), (4, 5, True, "o~s~t.part is shorter than the checkpoint vouches for"),
+    (None, 5, True, ""), (None, 5, False, "o~s~t.part is missing"), (None, 6, True, "o~s~t.part is missing"), (None, None, True, "o~s~t.part is missing"),
+    ("link", None, False, "o~s~t.part is missing")])
+def test_an_output_that_is_not_as_its_checkpoint_vouches_for_is_no_place_to_go_on_from(tmp_path, part, final, is_publishing, problem):
+    (tmp_path / "elsewhere").write_bytes(b"x" * 9)
+    for name, size in (("o~s~t.part", part), ("o", final)):
+        if size == "link":
+            (tmp_path / name).symlink_to("elsewhere")
+        elif size is not None:
+            (tmp_path / name).write_bytes(b"x" * size)
+    assert stage_outputs.cut_problem(str(tmp_path), {"o~s~t.part": 5}, is_publishing, {"o~s~t.part": "o"}) == problem
+
+
+def test_of_the_part_files_of_several_stages_only_a_stages_own_go_and_none_that_is_kept(tmp_path):
+    for name in ("a~s~1.part", "a~s~2.part", "a~other~1.part", "s.part", "sub~s~1.part", "b~s~1"):
+        (tmp_path / name).write_bytes(b"")
+    assert sorted(stage_outputs.remove_parts(str(tmp_path), "s", {"a~s~2.part"})) == ["a~s~1.part", "sub~s~1.part"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a~other~1.part", "a~s~2.part", "b~s~1", "s.part"]
