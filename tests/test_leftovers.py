@@ -376,3 +376,24 @@ def test_of_the_part_files_of_several_stages_only_a_stages_own_go_and_none_that_
         (tmp_path / name).write_bytes(b"")
     assert sorted(stage_outputs.remove_parts(str(tmp_path), "s", {"a~s~2.part"})) == ["a~s~1.part", "sub~s~1.part"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a~other~1.part", "a~s~2.part", "b~s~1", "s.part"]
+
+
+def test_what_an_attempt_left_is_undone_and_nothing_of_others(tmp_path):
+    for name in ("nobodys", "own"):
+        (tmp_path / name).write_bytes(b"12345")
+    baseline = stage_outputs.list_folder(str(tmp_path)).baseline()
+    (tmp_path / "new" / "deep").mkdir(parents=True)
+    for name in ("nobodys", "own", "foreign", "new/deep/f"):
+        with open(str(tmp_path / name), "ab") as file:
+            file.write(b" and more")
+    done = stage_outputs.clear_leftovers(str(tmp_path), baseline, {"own": (5, hashlib.sha256(b"12345").hexdigest())}, {"foreign"}, file_digests.hash_prefix, set())
+    assert done == ["removed new/deep/f", "cut own back to 5 bytes", "removed new/deep/", "removed new/"]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"nobodys": b"12345 and more", "own": b"12345", "foreign": b" and more"}
+
+
+def test_a_folder_whose_name_makes_it_no_output_is_not_looked_into(tmp_path):
+    for name in ("d.part", ".hidden", "open"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "f").write_bytes(b"")
+    found = stage_outputs.list_folder(str(tmp_path))
+    assert (sorted(found.files), found.parts, sorted(found.hidden), found.folders) == (["open/f"], ["d.part"], [".hidden"], ["open/"])

@@ -753,6 +753,20 @@ def test_the_checked_spec_comes_back_whole(project):
         assert again == whole and repr(again) == repr(whole) and {type(stage) for stage in again.stages} == {model.StageSpec}
 
 
+def test_a_checked_spec_that_is_not_the_one_of_the_index_is_not_taken(project):
+    build(project)
+    pipeline, root = str(project.path("pipeline.json")), str(project.root)
+    index = quick_index.load(str(project.path("state/index_pipeline.json")))
+    spec = known_stages.KnownStages(index, pipeline, root).spec
+    assert spec is not None
+    with open(known_stages.spec_path(root, pipeline), "rb") as file:
+        plain, needs = marshal.loads(file.read())
+    assert known_stages.spec_from_plain(plain) == spec
+    with open(known_stages.spec_path(root, pipeline), "wb") as file:
+        file.write(marshal.dumps((known_stages.spec_to_plain(spec._replace(name="another")), needs)))
+    assert known_stages.KnownStages(index, pipeline, root).spec is None
+
+
 def test_what_a_glob_depends_on(tmp_path):
     for name in ("a/x", "a/y"):
         (tmp_path / name).mkdir(parents=True)
