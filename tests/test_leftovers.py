@@ -171,6 +171,21 @@ def test_an_error_of_a_sync_waits_for_the_tasks_too():
     assert stage.noted == ["trial of a", "trial of b"] and stage.run.flush.call_count == 1
 
 
+@pytest.mark.parametrize("number, count, is_stopped", [(15, 6, True), (0, 2, False), (0, 6, None)])
+def test_a_signal_after_which_tasks_are_left_stops_the_stage_though_those_at_work_came_to_a_good_end(number, count, is_stopped):
+    stage = OneStage()
+    flow = stage._run_tasks(SimpleNamespace(name=name, folder=name) for name in "abcdef"[:count])
+    next(flow), flow.send(None), flow.send(None)
+    stage.run.signals.number = number
+    wish = flow.send(("a", "trial of a"))
+    if is_stopped is None:
+        assert isinstance(wish, Spawn)
+        return flow.close()
+    with pytest.raises(StopIteration):
+        flow.send(("b", "trial of b"))
+    assert stage.is_stopped is is_stopped and stage.noted == ["trial of a", "trial of b"]
+
+
 def test_after_three_tasks_in_a_row_that_met_a_full_disk_no_more_are_started():
     stage = OneStage()
     stage.attempts, stage.failed, stage.machine_faults, stage.exit_code, stage.done, full = 0, {}, {}, None, [], ["the disk is full"]
