@@ -311,7 +311,8 @@ def check_outputs(folder: str, outputs: Sequence[Tuple[str, int, str]], known: t
             wrong[path] = "missing"
         elif file_digests.output_content(os.path.join(folder, path), digests.heed) != (size, digest):
             wrong[path] = "changed"
-        table.digests[place] = digest if path not in wrong and file_digests.is_settled(stamp, now, device) else ""
+        # A link that leads nowhere has the signature of a missing file: it is looked at each time.
+        table.digests[place] = digest if stamp[0] >= 0 and path not in wrong and file_digests.is_settled(stamp, now, device) else ""
     return table, wrong
 
 

@@ -1188,6 +1188,11 @@ def test_a_link_that_leads_nowhere_is_an_output_like_another(upper):
     count(upper)
     assert "[SKIP] up" in upper.ok().out and "[SKIP] up" in upper.ok("--rehash").out
     assert count(upper) == []
+    upper.path("out/b.txt.link").unlink()
+    assert "[DONE] up" in upper.ok().out and count(upper) == ["b"]
+    upper.path("out/b.txt.link").unlink()
+    upper.path("out/b.txt.link").symlink_to("elsewhere")
+    assert "[DONE] up" in upper.ok().out and count(upper) == ["b"] and os.readlink(str(upper.path("out/b.txt.link"))) == "nowhere"
 
 
 # --- the fork server -------------------------------------------------------------------------------------------------
