@@ -251,14 +251,14 @@ def test_a_request_to_stop_is_heeded_while_inputs_of_a_later_stage_are_read(root
         stamp = file_digests.signature(os.stat(str(root.path("data/in/big.txt"))))
         root.write("state/digests.json", json.dumps({"schema": 1, "files": {"data/in/big.txt": stamp + ["0" * 64, ""]}, "scans": {}}))
     root.spec({"name": "early", "outputDir": "data/early", "processor": processor}, dict(stage, name="late", outputDir="data/late", processor=processor))
-    run = root.start("--run-id", "r1", *([] if number else ["--stop-after", "2s"]))
+    run = root.start("--run-id", "r1", *([] if number else ["--stop-after", "4s"]))
     wait_until(lambda: any(path.endswith("/big.txt") for path in opened_by(run.pid)))
     if number:
         os.kill(run.pid, number)
     out = run.communicate(timeout=60)[0].decode("utf-8")
     record = root.json("state/run_r1.json")
     assert run.returncode == code and record["state"] == "interrupted", (run.returncode, out)
-    why = "stopped by the clock (--stop-after 2s)" if not number else "interrupted" if "chunks" in stage else "interrupted while its inputs were read"
+    why = "stopped by the clock (--stop-after 4s)" if not number else "interrupted" if "chunks" in stage else "interrupted while its inputs were read"
     assert "[STOP] late: %s\n" % why in out and "[START] late" not in out and [one["status"] for one in record["stages"]] == ["ok", "interrupted"], out
     for name in ("big", "large"):
         root.write("data/in/%s.txt" % name, "x\n")
