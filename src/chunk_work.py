@@ -18,6 +18,7 @@ import attempts
 import chunk_files
 import file_digests
 import program_scan
+import stage_outputs
 import stage_work
 import state_store
 import task_log
@@ -30,7 +31,7 @@ from scheduler import Pause
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterator, List, Optional, Tuple
+    from typing import Any, Container, Dict, Iterable, Iterator, List, Optional, Tuple
 
     from model import Decision, Facts, StageSpec
     from scheduler import Flow
@@ -280,11 +281,27 @@ class ChunkTasksWork(task_work.TasksWork):
         # Then no later write can have the same time stamp, and what was hashed while it was written needs not be read again.
         yield Pause(SETTLE_S)
         self.joiner.publish()
+        self._remove_old_rejects(joined, foreign)
         for name, (digest, _) in joined.items():
             self.run.digests.know("%s/%s" % (self.stage.output_dir, name), digest)
         if "written" in self.counts and self.joiner.cut_lines:
             self._note_in_outputs(dict(self.counts, written=max(0, self.counts["written"] - self.joiner.cut_lines)))
         return ""
+
+    def _remove_old_rejects(self, joined: Iterable[str], foreign: Container[str]) -> None:
+        """Remove, durably, what an earlier run set aside beside an output that is joined anew, where nothing is set aside now.
+
+        The kit does so itself where it works on the whole input; in a chunk's private folder it finds nothing to remove. Its lines() and blocks() count what
+        they set aside, also that it is nothing: of a processor that does not, a file that is called so may be anything. A kill
+        before the stage record leaves what one leaves after the kit's own removal.
+        """
+        names = {name + chunk_files.REJECTS for name in joined} if "rejected" in self.counts else set()
+        for path in sorted(names.intersection(one["path"] for one in self.previous)):
+            is_another = path in foreign or self._input_problem(path) or stage_outputs.is_folder(os.path.join(self.folder, path))
+            if not is_another and not stage_outputs.is_among(self.folder, path, list(joined)):
+                state_store.remove_durably(os.path.join(self.folder, path), self.store.commit)
+        if self.store.commit.removed:
+            self.run.flush()            # before a record says that they are none of its outputs
 
     def _complete_checkpoint(self) -> None:
         """Each chunk has its own."""

@@ -239,6 +239,42 @@ def test_after_a_power_cut_no_task_is_believed_that_was_not_on_the_disk(make, ac
     sweep(case, lambda at: action, check_tasks(case, "another-boot"), slack=SLACK, ignore=IGNORED)
 
 
+SORT_PY = """from processor_kit import Reject, lines
+
+def sort(line):
+    if line.startswith("bad"):
+        raise Reject("bad")
+    return line.upper()
+
+lines(sort, "all.txt")
+"""
+
+
+def corrected_chunks(project):
+    """Chunks over an earlier success that set a record aside, which has been corrected since."""
+    project.write("bin/sort.py", SORT_PY)
+    project.write("data/input/a.txt", "one\nbad\n")
+    project.spec({"name": "one", "processor": "bin/sort.py", "inputs": ["data/input/*.txt"], "outputDir": "data/one", "chunks": {"bytes": 100}})
+    project.ok("--run-id", "before")
+    project.write("data/input/a.txt", "one\nfixed\n")
+    return ["--jobs", "2"]
+
+
+@pytest.mark.parametrize("action", ["kill", "early", "late", "EIO"])
+def test_broken_while_old_rejects_go_the_next_run_is_right(tmp_path, action):
+    case = Case(corrected_chunks, tmp_path)
+    recovered = check_tasks(case, "another-boot" if action in ("early", "late") else None)
+    seen = []
+
+    def check(project, where, done):
+        seen.append(where)
+        recovered(project, where, done)
+        assert sorted(path.name for path in project.path("data/one").iterdir()) == [".one.done", "all.txt"], where
+
+    sweep(case, lambda at: action, check, slack=SLACK, only=["* data/one", "* data/one/all.txt*", "* state/stage_one.json", "* state/.stage_one.json*", "* data/one/.one.done"], ignore=IGNORED)
+    assert "unlink data/one/all.txt.rejects.jsonl" in seen
+
+
 def test_what_a_run_published_and_did_not_live_to_write_down_is_named(tmp_path):
     """Its file is called otherwise in the next run, so no task makes it again."""
     project = Case(files, tmp_path).fresh("one")

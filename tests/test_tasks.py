@@ -1751,6 +1751,69 @@ def test_the_joined_output_of_an_input_that_is_gone_is_told_of(upper, keep):
     assert sorted(outputs(upper)) == ["a.txt", "b.txt", "c.txt"]
 
 
+SORTING = """from processor_kit import Reject, lines, output_name
+
+def sort(line):
+    if line.startswith("bad"):
+        raise Reject("bad")
+    return line
+
+lines(sort, output_name("%s"))
+lines(sort, output_name("%s"))
+"""
+
+
+@pytest.mark.parametrize("more", [{"inputs": ["in/*.txt"]}, {"inputs": ["in/*.txt"], "chunks": {"bytes": 8}}, {"inputs": ["in/*.txt"], "chunks": {"bytes": 8, "keepChunks": True}}],
+                         ids=["whole", "chunks", "kept"])
+def test_what_was_set_aside_goes_when_the_input_is_corrected(upper, more):
+    """With chunks, too: a stage that reads the rejects would deliver the corrected record for ever."""
+    upper.write("bin/sort.py", SORTING % ("all", "sub/all"))
+    upper.write("in/a.txt", "one\ntwo\nbad\nthree\n")
+    upper.spec(dict(more, name="up", processor="bin/sort.py", outputDir="out"))
+    upper.ok()
+    names = {"all", "all.rejects.jsonl", "sub/all", "sub/all.rejects.jsonl"}
+    assert {one["path"] for one in upper.json("state/stage_up.json")["outputs"]} == names
+    upper.write("out/other.rejects.jsonl", "of nobody")
+    upper.write("in/a.txt", "one\ntwo\nfixed\nthree\n")
+    done = upper.ok()
+    assert "still recorded" not in done.out and {one["path"] for one in upper.json("state/stage_up.json")["outputs"]} == {"all", "sub/all"}, done
+    assert sorted(os.listdir(upper.path("out/sub"))) == ["all"] and {name for name in os.listdir(upper.path("out")) if not name.startswith(".")} == {"sub", "all", "other.rejects.jsonl"}
+    assert "[SKIP] up" in upper.ok().out
+    upper.ok("verify", "--outputs")
+
+
+@pytest.mark.parametrize("more", [{"forEach": "in/*.txt"}, {"inputs": ["in/*.txt"], "chunks": {"bytes": 8}}, {"inputs": ["in/*.txt"], "chunks": {"bytes": 8, "keepChunks": True}}],
+                         ids=["forEach", "chunks", "kept"])
+def test_what_was_set_aside_of_another_input_stays(upper, more):
+    """With its output: where the input is as it was, or is gone."""
+    upper.write("bin/sort.py", SORTING % ("{name}.o", "{name}.p"))
+    for name in "abc":
+        upper.write("in/%s.txt" % name, "one\ntwo\nbad\nthree\n")
+    upper.spec(dict(more, name="up", processor="bin/sort.py", outputDir="out"))
+    upper.ok()
+    rejects = {"%s.txt.%s.rejects.jsonl" % (name, kind) for name in "abc" for kind in "op"}
+    assert rejects < set(outputs(upper))
+    upper.write("in/a.txt", "one\ntwo\nfixed\nthree\n")
+    upper.path("in/c.txt").unlink()
+    upper.ok()
+    found = outputs(upper)
+    assert {name for name in found if name.endswith(".jsonl")} == {name for name in rejects if name[0] != "a"}
+    assert found["a.txt.o"] == found["a.txt.p"] == "one\ntwo\nfixed\nthree\n" and found["c.txt.o"] == "one\ntwo\nthree\n"
+    assert "[SKIP] up" in upper.ok().out
+    upper.ok("verify", "--outputs")
+
+
+def test_what_chunks_copied_is_not_taken_for_what_was_set_aside(upper):
+    """It is the joined output of an input that is gone."""
+    upper.write("bin/copy.py", "import processor_kit\nprocessor_kit.copy_files()\n")
+    upper.write("in/a.txt.rejects.jsonl", "{}\n")
+    upper.spec({"name": "up", "processor": "bin/copy.py", "inputs": ["in/a*"], "outputDir": "out", "chunks": {"bytes": 8}})
+    upper.ok()
+    upper.path("in/a.txt.rejects.jsonl").unlink()
+    assert "[NOTE] up: not remade by this run, still recorded: a.txt.rejects.jsonl\n" in upper.ok().out
+    assert set(outputs(upper)) == {"a.txt", "a.txt.rejects.jsonl"}
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
 @pytest.mark.parametrize("does, why", [
     ('rm -f "$PIPELINE_OUTPUT_DIR"/*', "a.txt, which takes its standard output, is not there any more"),
