@@ -46,6 +46,7 @@ TRIES = 4                       # a run may be writing while we read
 SHOWN_DIGITS = 12
 SHOWN_NAMES = 8
 SHOWN_CHARACTERS = 80
+REJECTS = ".rejects.jsonl"      # what the processor kit sets aside beside an output; it goes when the output is made anew without
 HEX = frozenset("0123456789abcdef")
 
 USAGE = """\
@@ -802,6 +803,8 @@ class Verification:
         self.wanted: Set[Tuple[str, int, str]] = set()
         self.made: Dict[Tuple[str, int, str], Made] = {}
         self.newest: Dict[str, Tuple[RunKey, str, Made]] = {}   # stage -> (run, pipeline, what it made): a stage is one, however its pipeline is called
+        self.owned: Dict[str, Tuple[int, str]] = {}     # path of an output -> (end, stage) of the last run known to have made it
+        self.task_lists: List[Tuple[int, str, str, Json]] = []  # (end, stage, output folder, log) of what tasks have made, not yet in `owned`
         self.last_begin: Dict[str, Tuple[int, RunKey]] = {}
         self.skips: Dict[Tuple[str, str, int, str, str], str] = {}
         self.missing_logs = 0
@@ -1149,6 +1152,14 @@ class Verification:
         self.last_begin[stage] = max(self.last_begin.get(stage, (0, entry.run)), (begin, entry.run))
         if self.with_outputs and (stage not in self.newest or self.newest[stage][2].end < entry.seq):
             self.newest[stage] = entry.run, entry.pipeline, made
+        if self.with_outputs:
+            self._own(folder, made.outputs if made.status == "ok" else (), entry.seq, stage)
+            self.task_lists += [(entry.seq, stage, folder, log) for log in one.get("logs") or [] if log["path"].endswith("/%s.tasks.jsonl" % stage)]
+
+    def _own(self, folder: str, outputs: Iterable[Any], seq: int, stage: str) -> None:
+        for output in outputs:
+            path = "%s/%s" % (folder, output[0])
+            self.owned[path] = max(self.owned.get(path, (0, "")), (seq, stage))
 
     def _check_logs(self, one: Json, run: RunKey, name: str) -> None:
         for log in one.get("logs") or []:
@@ -1294,7 +1305,7 @@ class Verification:
     # --- outputs
 
     def _check_outputs(self) -> None:
-        """Read every output that the newest success of its stage left; of two stages that made one file the later one owns it."""
+        """Read every output that the newest success of its stage left; of two stages that made one file the later one owns it, though it makes it no more."""
         owners: Dict[str, Tuple[int, int, str, RunKey, str]] = {}
         skipped: List[str] = []
         forgotten: List[str] = []
@@ -1310,13 +1321,15 @@ class Verification:
             for path, size, digest in made.outputs or self._task_outputs(stage, run, made):
                 full = made.folder + "/" + path
                 owners[full] = max(owners.get(full, (0, 0, "", run, "")), (made.end, size, digest, run, stage))
-        for path, (_, size, digest, run, stage) in sorted(owners.items()):
+        for path, (end, size, digest, run, stage) in sorted(owners.items()):
             seq, kept = self.cleaned.get((run, stage), (0, ()))
             # What lies there since may be of a later run that has not ended well; else somebody has put it there.
             if seq and path not in kept and (seq < self.last_run or not os.path.lexists(os.path.join(self.folder.root, path))):
                 self.cleaned_met += self.concerns(run)
             elif self.concerns(run):
-                self._check_output(path, (size, digest), run, stage)
+                wrong = self._output_problem(path, (size, digest), run, stage)
+                if wrong is not None and not self._is_passed_on(path, end, stage):
+                    self.find(wrong[0], path, wrong[1], run)
         self._tell_of_strangers(known - open_folders, set(owners))
         if forgotten:
             self.notes.append("outputs not compared, for reset has forgotten them, as the ledger says: %s" % names_text(forgotten))
@@ -1367,22 +1380,42 @@ class Verification:
         return not any(entry.pipeline == pipeline and entry.seq > made.end and (entry.closed_by is not None or entry.run in self.doubtful)
                        for entry in self.ends.values())
 
-    def _check_output(self, path: str, wanted: Tuple[int, str], run: RunKey, stage: str) -> None:
+    def _is_passed_on(self, path: str, end: int, stage: str) -> bool:
+        """Tell whether another stage has made *path* after the entry *end*, with which *stage* made it: what became of it since is not this stage's.
+
+        So it is after a stage was renamed. With an output goes what was set aside beside it: nobody made that anew, it is only gone.
+        """
+        while self.task_lists:
+            self._own_listed(*self.task_lists.pop())
+        paths = [path]
+        if path.endswith(REJECTS) and not os.path.lexists(os.path.join(self.folder.root, path)):
+            paths.append(path[:-len(REJECTS)])
+        return any(seq > end and other != stage for seq, other in [self.owned.get(one, (0, "")) for one in paths])
+
+    def _own_listed(self, seq: int, stage: str, folder: str, log: Json) -> None:
+        """Take down what tasks have made by the list of a run, if that is as its record has it; what is wrong with it was told."""
+        try:
+            data = read_regular(self.folder.path(log["path"]))
+            if (len(data), sha256(data).hexdigest()) == (log["bytes"], log["sha256"]):
+                for line in data.splitlines():
+                    self._own(folder, json.loads(line.decode("utf-8"))["outputs"], seq, stage)
+        except (OSError, Unreadable, ValueError, LookupError, TypeError, RecursionError):
+            pass
+
+    def _output_problem(self, path: str, wanted: Tuple[int, str], run: RunKey, stage: str) -> Optional[Tuple[str, str]]:
+        """Return (kind, what is wrong) with an output, None if it is as it was made."""
         try:
             if self.folder.link(path) == wanted:
-                return
+                return None
             full = self.folder.path(path)
         except Unreadable as error:
-            kind = "OUTPUT-CHANGED" if "link" in str(error) else "MALFORMED"
-            self.find(kind, path, "an output of stage %s, %s: it %s" % (stage, run_text(run), error), run)
-            return
+            return "OUTPUT-CHANGED" if "link" in str(error) else "MALFORMED", "an output of stage %s, %s: it %s" % (stage, run_text(run), error)
         try:
-            if self._digest_of_output(full) != wanted:
-                self.find("OUTPUT-CHANGED", path, "it is not what stage %s of %s made" % (stage, run_text(run)), run)
+            return None if self._digest_of_output(full) == wanted else ("OUTPUT-CHANGED", "it is not what stage %s of %s made" % (stage, run_text(run)))
         except FileNotFoundError:
-            self.find("OUTPUT-CHANGED", path, "missing; stage %s of %s made it" % (stage, run_text(run)), run)
+            return "OUTPUT-CHANGED", "missing; stage %s of %s made it" % (stage, run_text(run))
         except Unreadable as error:
-            self.find("OUTPUT-CHANGED", path, "it %s; stage %s of %s made it" % (error, stage, run_text(run)), run)
+            return "OUTPUT-CHANGED", "it %s; stage %s of %s made it" % (error, stage, run_text(run))
 
     def _digest_of_output(self, full: str) -> Tuple[int, str]:
         try:

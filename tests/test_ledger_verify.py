@@ -1387,3 +1387,92 @@ def test_a_task_log_is_compared_with_the_run_that_left_it_whatever_the_pipeline_
     project.ok("verify", "--outputs")
     project.write("data/s1/more.txt", "made up")
     assert project.run("verify", "--outputs").code == 5
+
+
+def renamed(project, stage):
+    """Give the stage another name; each of its tasks, or the stage, is done anew under it."""
+    project.spec(dict(stage, name="new"))
+
+
+@pytest.mark.parametrize("count", [2, 12], ids=["recorded", "logged"])
+@pytest.mark.parametrize("how", ["prune", "clean"])
+def test_what_went_after_its_stage_was_renamed_is_not_missed(project, how, count):
+    """The former stage has made it, but a later success of the new one has, too, and no more than that one's last is expected."""
+    for number in range(count):             # of 12 the record lists none
+        project.write("data/in/%02d.txt" % number, "x")
+    stage = {"name": "old", "processor": project.processor("p", "open(out + '/' + os.path.basename(inputs[0]), 'w').close()\n"), "forEach": "data/in/*.txt",
+             "outputDir": "data/s1", "prune": how == "prune"}
+    project.spec(stage)
+    project.ok("--run-id", "r1")
+    renamed(project, stage)
+    project.ok("--run-id", "r2")
+    if how == "clean":
+        project.ok("clean", "new", "--yes")
+    project.path("data/in/00.txt").unlink()
+    project.ok("--run-id", "r3")
+    assert not project.exists("data/s1/00.txt")
+    project.ok("verify", "--outputs")
+    project.ok("verify", "r1", "--outputs")
+    project.path("data/s1/01.txt").unlink()
+    done = project.run("verify", "--outputs")
+    told = [line for line in done.out.splitlines() if line.startswith("[")]
+    assert done.code == 5 and told == ["[OUTPUT-CHANGED] data/s1/01.txt: missing; stage new of run r3 made it"], done
+
+
+@pytest.mark.parametrize("between", [True, False], ids=["a run between", "at once"])
+def test_what_was_set_aside_before_a_stage_was_renamed_is_not_missed(project, between):
+    """The kit removes it, as the output beside it is made anew; who removes it where nobody has made that anew is told."""
+    project.write("bin/sort.py", "from processor_kit import Reject, lines\n\n\ndef sort(line):\n    if line.startswith('bad'):\n        raise Reject('bad')\n    return line\n\n\n"
+                                 "lines(sort, 'all.o')\n")
+    project.write("data/in/a.txt", "one\nbad\n")
+    stage = {"name": "old", "processor": "bin/sort.py", "inputs": ["data/in/*.txt"], "outputDir": "data/s1"}
+    project.spec(stage)
+    project.ok("--run-id", "r1")
+    rejects = project.path("data/s1/all.o.rejects.jsonl").read_bytes()
+    project.path("data/s1/all.o.rejects.jsonl").unlink()
+    done = project.run("verify", "--outputs")
+    assert done.code == 5 and "all.o.rejects.jsonl: missing; stage old of run r1 made it" in done.out, done
+    project.write("data/s1/all.o.rejects.jsonl", rejects)
+    renamed(project, stage)
+    if between:
+        project.ok("--run-id", "r2")
+    project.write("data/in/a.txt", "one\nfixed\n")
+    project.ok("--run-id", "r3")
+    assert not project.exists("data/s1/all.o.rejects.jsonl")
+    project.ok("verify", "--outputs")
+    project.path("data/s1/all.o").unlink()
+    assert project.run("verify", "--outputs").code == 5
+
+
+def test_what_the_former_stage_alone_has_made_is_still_expected(project):
+    """Its file is gone when the stage is renamed: no success of the new one has ever made the output."""
+    project.write("data/in/a.txt", "x")
+    project.write("data/in/b.txt", "x")
+    stage = {"name": "old", "processor": project.processor("p", "open(out + '/' + os.path.basename(inputs[0]), 'w').close()\n"), "forEach": "data/in/*.txt", "outputDir": "data/s1"}
+    project.spec(stage)
+    project.ok("--run-id", "r1")
+    renamed(project, stage)
+    project.path("data/in/a.txt").unlink()
+    project.ok("--run-id", "r2")
+    project.ok("verify", "--outputs")
+    project.path("data/s1/a.txt").unlink()
+    done = project.run("verify", "--outputs")
+    assert done.code == 5 and "data/s1/a.txt: missing; stage old of run r1 made it" in done.out, done
+    project.write("data/s1/a.txt", "")
+    project.ok("verify", "--outputs")
+
+
+def test_a_list_of_tasks_that_was_changed_passes_no_output_on(project):
+    for number in range(12):
+        project.write("data/in/%02d.txt" % number, "x")
+    stage = {"name": "old", "processor": project.processor("p", "open(out + '/' + os.path.basename(inputs[0]), 'w').close()\n"), "forEach": "data/in/*.txt", "outputDir": "data/s1"}
+    project.spec(stage)
+    project.ok("--run-id", "r1")
+    renamed(project, stage)
+    project.path("data/in/00.txt").unlink()
+    project.ok("--run-id", "r2")
+    project.path("data/s1/00.txt").unlink()
+    path = "state/logs/r2/new.tasks.jsonl"
+    project.write(path, project.read(path).replace("11.txt", "00.txt"))
+    done = project.run("verify", "--outputs")
+    assert done.code == 5 and "[EDITED] %s" % path in done.out and "data/s1/00.txt: missing; stage old of run r1 made it" in done.out, done
