@@ -1337,13 +1337,13 @@ class Verification:
             self.notes.append("outputs not compared, for no later success is recorded of %s" % names_text(skipped))
 
     def _tell_of_strangers(self, folders: Set[str], made: Set[str]) -> None:
-        """Name the files beside outputs that no run has made: a stage whose glob finds one reads it, too."""
+        """Name the files beside outputs that no stage's last success has made: a stage whose glob finds one reads it, too."""
         found: List[str] = []
         for folder in sorted({path.rpartition("/")[0] for path in made}):
             if not folders.isdisjoint(at_or_above(folder)):
                 found += [path for path in self._files_of(folder) if path not in made]
         if found and not self.run_ids:
-            self.notes.append("%s beside outputs that no run has made: %s" % (count_text(len(found), "file"), names_text([shown(path) for path in found])))
+            self.notes.append("%s beside outputs that no stage's last success has made: %s" % (count_text(len(found), "file"), names_text([shown(path) for path in found])))
 
     def _files_of(self, folder: str) -> List[str]:
         """Return the files in a folder that a glob may find, sorted."""

@@ -1214,15 +1214,26 @@ def test_a_line_of_the_task_log_is_what_its_run_wrote(project, values):
     assert done.code == 5 and told in done.out, done
 
 
-def test_a_file_beside_outputs_that_no_run_has_made_is_named(project):
+def test_a_file_beside_outputs_that_no_last_success_has_made_is_named(project):
     tasks_of(project)
-    assert "no run has made" not in project.ok("verify", "--outputs").out
+    assert "beside outputs" not in project.ok("verify", "--outputs").out
     folder = project.json("pipeline.json")["stages"][0].get("outputDir", "data/s1")
     for name in ("zz.txt", ".hidden", "x.part"):
         project.write("%s/%s" % (folder, name), "by hand\n")
     done = project.ok("verify", "--outputs")
-    assert "note: 1 file beside outputs that no run has made: %s/zz.txt\n" % folder in done.out, done
-    assert "no run has made" not in project.ok("verify").out + project.ok("verify", "r2", "--outputs").out
+    assert "note: 1 file beside outputs that no stage's last success has made: %s/zz.txt\n" % folder in done.out, done
+    assert "beside outputs" not in project.ok("verify").out + project.ok("verify", "r2", "--outputs").out
+
+
+def test_what_a_stage_made_before_it_moved_is_not_said_to_be_of_no_run(project):
+    project.write("data/in.txt", "x")
+    stages = [{"name": name, "processor": project.processor(name, "open(out + '/%s.txt', 'w').close()\n" % name), "inputs": ["data/in.txt"], "outputDir": "data/d"} for name in ("b", "c")]
+    project.spec(*stages)
+    project.ok()
+    assert "note: " not in project.ok("verify", "--outputs").out
+    project.spec(dict(stages[0], outputDir="data/e"), stages[1])
+    project.ok()
+    assert "note: 1 file beside outputs that no stage's last success has made: data/d/b.txt\n" in project.ok("verify", "--outputs").out
 
 
 def test_tasks_of_a_run_whose_entry_is_gone_are_told_of_once(project):
