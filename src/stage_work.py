@@ -280,12 +280,30 @@ class StageWork:
     def _tell_of_move(self) -> None:
         if not self.moved_from:
             return
+        self._remove_old_tasks()
         is_there = os.path.lexists(os.path.join(self.run.root, self.moved_from))
         self._note("its outputDir was %s%s" % (self.moved_from, ": what it made there is left there" if is_there else (
             ", which is not there any more; what is in %s already counts as nobody's: see whether it may go" % self.stage.output_dir)))
         left = recorded_outputs.leftovers(self.run.root, self.facts.record)
         if left:
             self._note("an attempt there that did not finish has left files that may be half written: %s; see whether they may go" % shown_names(left))
+
+    def _remove_old_tasks(self) -> None:
+        """Remove the private folders of tasks from where the outputs were: nothing uses them any more, and kept chunks are as large as the outputs.
+
+        Before a record names the new place: after a kill the next run comes here again. What lies behind a link may be anything, and is left alone.
+        """
+        path = "%s/.%s.tasks" % (self.moved_from, self.stage.name)
+        parts = path.split("/")
+        on_the_way = [os.path.join(self.run.root, *parts[:count + 1]) for count in range(len(parts))]
+        if spec_checks.path_problem(path) or any(map(os.path.islink, on_the_way)) or not os.path.isdir(on_the_way[-1]):
+            return
+        try:
+            state_store.remove_tree(on_the_way[-1])
+        except OSError as error:
+            self._note("%s is of no use any more, and cannot be removed; remove it: %s" % (path, describe_os_error(error)))
+        else:
+            self.store.commit.removed[on_the_way[-2]] = None
 
     def _is_same_work(self) -> bool:
         record = self.facts.record

@@ -308,3 +308,29 @@ def test_a_kill_while_chunks_are_tidied_leaves_what_the_next_run_finds(tmp_path)
     assert where and project.exists("data/one/.one.tasks")
     project.ok("--run-id", "again")
     assert not project.exists("data/one/.one.tasks") and not project.exists("state/tasks_one.jsonl")
+
+
+def moved_chunks(project):
+    """Kept chunks of a stage whose output folder is another now."""
+    project.spec({"name": "one", "processor": "/usr/bin/tr", "args": ["a-z", "A-Z"], "inputs": ["data/input/*.txt"], "outputDir": "data/before",
+                  "chunks": {"bytes": 6, "filter": True, "keepChunks": True}})
+    project.write("data/input/a.txt", "one\ntwo\nthree\n")
+    project.ok("--run-id", "before")
+    spec = project.json("pipeline.json")
+    spec["stages"][0]["outputDir"] = "data/one"
+    project.write("pipeline.json", json.dumps(spec))
+    return ["--jobs", "2"]
+
+
+def test_a_kill_while_the_chunks_in_the_old_output_folder_go_leaves_none_for_good(tmp_path):
+    case, seen = Case(moved_chunks, tmp_path), []
+    assert not case.expected.exists("data/before/.one.tasks") and case.expected.exists("data/before/a.txt")
+    for at in range(1, 100):
+        project = case.fresh("n%d" % at)
+        where, done = break_at(project, "kill", at, case.arguments, only=["* data/before*", "* state/stage_one.json", "* state/.stage_one.json*"])
+        if not where:
+            break
+        seen.append(where)
+        project.ok("--run-id", "again")
+        assert plain(results(project)).keys() == plain(results(case.expected)).keys() and not project.exists("data/before/.one.tasks"), where
+    assert "rmdir data/before/.one.tasks" in seen and len(seen) > 4, seen

@@ -1664,6 +1664,38 @@ def test_kept_chunks_go_when_the_stage_is_none_of_chunks_any_more(upper):
     assert "[SKIP] up" in upper.ok().out
 
 
+@pytest.mark.parametrize("where", ["old", "linked", "deeper"])
+def test_kept_chunks_go_when_the_output_folder_is_another(upper, where):
+    """Nothing uses them any more; what lies behind a link may be somebody else's."""
+    kept = {"name": "up", "processor": "/bin/cat", "inputs": ["in/*.txt"], "outputDir": "top/old", "chunks": {"bytes": 4096, "filter": True, "keepChunks": True}}
+    upper.spec(kept)
+    upper.ok()
+    assert os.listdir(upper.path("top/old/.up.tasks"))
+    upper.write("top/old/.other.tasks/x", "of another stage")
+    if where == "linked":
+        upper.path("top").rename(upper.path("elsewhere"))
+        upper.path("top").symlink_to("elsewhere")
+    upper.spec(dict(kept, outputDir="top/old/new" if where == "deeper" else "new"))
+    done = upper.ok()
+    assert "[NOTE] up: its outputDir was top/old: what it made there is left there\n" in done.out, done
+    assert upper.exists("top/old/.up.tasks") == (where == "linked") and upper.exists("top/old/.other.tasks/x") and upper.exists("top/old/a.txt")
+    assert os.listdir(upper.path("top/old/new/.up.tasks" if where == "deeper" else "new/.up.tasks"))
+    assert "[SKIP] up" in upper.ok().out
+
+
+def test_kept_chunks_that_cannot_be_removed_from_the_old_output_folder_are_named(upper):
+    kept = {"name": "up", "processor": "/bin/cat", "inputs": ["in/*.txt"], "outputDir": "old", "chunks": {"bytes": 4096, "filter": True, "keepChunks": True}}
+    upper.spec(kept)
+    upper.ok()
+    upper.spec(dict(kept, outputDir="new"))
+    upper.path("old").chmod(0o555)
+    try:
+        done = run_without_might(upper)
+    finally:
+        upper.path("old").chmod(0o755)
+    assert done.returncode == 0 and "[NOTE] up: old/.up.tasks is of no use any more, and cannot be removed; remove it: " in done.stdout, done.stdout
+
+
 def test_a_damaged_log_of_chunks_is_set_aside_as_that_of_files(upper):
     upper.spec({"name": "cut", "processor": "/bin/cat", "inputs": ["in/*.txt"], "outputDir": "out", "chunks": {"bytes": 4096, "filter": True, "keepChunks": True}})
     upper.ok()
