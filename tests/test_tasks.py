@@ -1835,6 +1835,16 @@ def test_what_was_set_aside_of_another_input_stays(upper, more):
     upper.ok("verify", "--outputs")
 
 
+def test_what_another_stage_calls_like_rejects_is_not_taken_for_what_was_set_aside(upper):
+    upper.write("bin/sort.py", SORTING % ("all", "sub/all"))
+    upper.spec({"name": "up", "processor": "bin/sort.py", "inputs": ["in/*.txt"], "outputDir": "out", "outputs": ["all", "sub/all"], "chunks": {"bytes": 8}},
+               {"name": "next", "processor": upper.processor("next", "open(out + '/all.rejects.jsonl', 'w').write('of next')\n"), "outputDir": "out", "outputs": ["all.rejects.jsonl"]})
+    upper.ok()
+    upper.write("in/a.txt", "another\n")
+    upper.ok()
+    assert upper.read("out/all.rejects.jsonl") == "of next"
+
+
 def test_what_chunks_copied_is_not_taken_for_what_was_set_aside(upper):
     """It is the joined output of an input that is gone."""
     upper.write("bin/copy.py", "import processor_kit\nprocessor_kit.copy_files()\n")
