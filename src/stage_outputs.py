@@ -145,13 +145,12 @@ def clear_leftovers(folder: str, baseline: Listing, recorded: Dict[str, Tuple[in
     there = list_folder(folder)
     for path in leftovers(baseline, recorded, foreign, there):
         done += _bring_back(os.path.join(folder, path), path, recorded.get(path), prefix_digest)
-    done += ["%s, which was there before and is of no stage, may be half written, and stays" % path
-             for path in changed_since(baseline, there.files) if path in baseline and path not in recorded and path not in foreign]
     for path in reversed(there.folders if ITSELF in baseline else []):
         is_theirs = any(path.startswith(one) or one.startswith(path) for one in others)
         if path not in baseline and not is_theirs and _remove_empty(os.path.join(folder, path)):
             done.append("removed %s" % path)
-    return done
+    return done + ["%s, which was there before and is of no stage, may be half written, and stays" % path
+                   for path in changed_since(baseline, there.files) if path in baseline and path not in recorded and path not in foreign]
 
 
 def _remove_empty(folder: str) -> bool:
