@@ -137,7 +137,8 @@ def clear_leftovers(folder: str, baseline: Listing, recorded: Dict[str, Tuple[in
 
     New files are removed, and new folders that are empty then: a processor that makes its folders must be able to make
     them again. A changed file is cut back to what the stage record says when its beginning still is that (an appending
-    processor), otherwise removed if it is the stage's own; files of *foreign* stages are left alone.
+    processor), otherwise removed if it is the stage's own; files of *foreign* stages are left alone, and what was there before
+    and is nobody's is only named.
     recorded: {path: (bytes, SHA-256)} of the last success. others: the output folders of other stages, below this one or it itself
     (""): an empty folder in these may be theirs.
     """
