@@ -195,7 +195,45 @@ def look_for(root: str, patterns: Sequence[str]) -> Found:
                 unfit[named] = "input %s: the name is not UTF-8 text here; rename it%s" % (ascii(path), _utf8_hint(path))
                 path = named
             files[path] = None
+    if len(patterns) > 1:               # one alone spells each of its files in one way
+        problems += _spelled_twice(root, [path for path in files if path not in unfit])
     return Found(list(files), problems, unfit)
+
+
+def _spelled_twice(root: str, paths: List[str]) -> List[str]:
+    """Return what is wrong with files that are named in two ways, which differ in case, on a file system that does not tell these apart."""
+    if len(set(map(str.casefold, paths))) == len(paths):
+        return []
+    problems: List[str] = []
+    alike: Dict[str, List[str]] = {}
+    listed: Dict[str, Set[str]] = {}
+    for path in paths:
+        others = alike.setdefault(path.casefold(), [])
+        first = next((one for one in others if _is_one_file(root, one, path, listed)), None)
+        if first is None:
+            others.append(path)
+        else:
+            problems.append("input %s is %s once more, for upper and lower case are the same here: spell it in one way" % (path, first))
+    return problems
+
+
+def _is_one_file(root: str, one: str, other: str, listed: Dict[str, Set[str]]) -> bool:
+    """Tell whether two paths that differ in case alone name one file; not if each is a name of its own, as that of a link or a hard link.
+
+    Of two such names both stand in the list of their folder. *listed* keeps the lists.
+    """
+    folder = root
+    try:
+        for name, second in zip(one.split("/"), other.split("/")):
+            if name != second:
+                if folder not in listed:
+                    listed[folder] = set(os.listdir(folder))
+                if name in listed[folder] and second in listed[folder]:
+                    return False
+            folder = os.path.join(folder, name)
+        return os.path.samefile(os.path.join(root, one), os.path.join(root, other))
+    except OSError:
+        return False                    # nobody can tell
 
 
 def _nothing_found(root: str, pattern: str) -> str:

@@ -1,6 +1,7 @@
 """What a stage's key is made of, which files a glob names, and when a stored digest is believed."""
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
@@ -458,6 +459,38 @@ def test_a_file_that_cannot_be_looked_at_does_not_pass_for_gone(tmp_path, monkey
 def test_files_keep_the_order_of_the_patterns_each_once(tree):
     files, problems = file_digests.resolve(str(tree), ["a2.csv", "*.csv", "a.txt", "sub/**/*.csv", "a.txt"])
     assert (files, problems) == (["a2.csv", "a1.csv", "a.txt", "sub/deeper/f.csv"], [])
+
+
+SPELLED = "input %s is %s once more, for upper and lower case are the same here: spell it in one way"
+
+
+@pytest.mark.parametrize("patterns, told", [
+    (["data/in/A.txt", "data/in/*.txt"], [("data/in/a.txt", "data/in/A.txt")]), (["data/in/a.txt", "data/IN/a.txt"], [("data/IN/a.txt", "data/in/a.txt")]),
+    (["data/in/a.txt", "data/IN/A.txt", "data/in/b.txt"], [("data/IN/A.txt", "data/in/a.txt")]),
+    (["data/IN/*.txt", "data/in/b.txt"], [("data/in/b.txt", "data/IN/b.txt")]), (["data/IN/*.txt"], []), (["data/in/a.txt", "data/in/b.txt"], [])])
+def test_one_file_by_two_spellings_is_refused_where_case_does_not_matter(tmp_path, monkeypatch, patterns, told):
+    """Where it matters, links and lists that do not show them stand for a file system without it."""
+    (tmp_path / "data" / "in").mkdir(parents=True)
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / "data" / "in" / name).write_text(name)
+    if not (tmp_path / "DATA").exists():
+        (tmp_path / "data" / "IN").symlink_to("in")
+        (tmp_path / "data" / "in" / "A.txt").symlink_to("a.txt")
+        scandir, listdir = os.scandir, os.listdir
+        monkeypatch.setattr(os, "listdir", lambda folder: [name for name in listdir(folder) if name not in ("IN", "A.txt")])
+        monkeypatch.setattr(os, "scandir", lambda folder: contextlib.nullcontext([one for one in scandir(folder) if one.name not in ("IN", "A.txt")]))
+    assert file_digests.resolve(str(tmp_path), patterns)[1] == [SPELLED % pair for pair in told]
+
+
+@pytest.mark.skipif(not POSIX, reason="links need a privilege there")
+def test_files_whose_names_differ_in_case_are_two_where_it_matters(tmp_path):
+    if (tmp_path.parent / tmp_path.name.upper()).exists():
+        return                          # macOS
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("a")
+    os.link(str(tmp_path / "in" / "a.txt"), str(tmp_path / "in" / "A.txt"))
+    (tmp_path / "IN").symlink_to("in")
+    assert file_digests.resolve(str(tmp_path), ["in/A.txt", "in/*", "IN/a.txt"]) == (["in/A.txt", "in/a.txt", "IN/a.txt"], [])
 
 
 def test_each_pattern_that_finds_nothing_is_named(tree):
