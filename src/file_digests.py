@@ -16,7 +16,7 @@ from collections import namedtuple
 
 import file_systems
 from model import sha256
-from primitives import close_quietly, go_on, open_file, remove_quietly
+from primitives import LONGEST_PATH, close_quietly, go_on, open_file, refuse_too_long, remove_quietly
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ def expand(root: str, pattern: str, seen: Optional[Set[str]] = None) -> List[str
     must not pass for gone.
     """
     found = {pattern} if stat.S_ISREG(_mode(os.path.join(root, pattern))) else set()
+    if not found and not has_wildcard(pattern):
+        refuse_too_long(os.path.join(root, pattern), LONGEST_PATH)
     if seen is not None and not found and (not has_wildcard(pattern) or "[" in pattern):
         seen.add(pattern)
     if has_wildcard(pattern):
@@ -78,6 +80,8 @@ def _walk(folder: str, prefix: str, segments: List[str], found: Set[str], seen: 
     elif not has_wildcard(first):
         full = os.path.join(folder, first)
         mode = _mode(full)
+        if not mode:
+            refuse_too_long(full, LONGEST_PATH)
         _step(full, prefix + first, rest, stat.S_ISDIR(mode), stat.S_ISREG(mode), found, seen)
         return
     if seen is not None:
@@ -86,7 +90,10 @@ def _walk(folder: str, prefix: str, segments: List[str], found: Set[str], seen: 
     try:
         with os.scandir(folder) as entries:
             found_there = list(entries)
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
+        refuse_too_long(folder)         # for a moment ago it was there
+        return
+    except NotADirectoryError:
         return
     for name, is_folder, is_file, is_link in map(_kind, found_there):
         if is_link and seen is not None:

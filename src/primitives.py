@@ -19,6 +19,7 @@ BULK_BYTES = 1 << 20        # hashed in all: from here on, the quicker implement
 GUESSED_BOOT = "start-"     # what a boot id begins with that the system has not told
 SHARING_RETRY_S = 2.0       # Windows: scanners hold files open for moments
 SHARING_ERRORS = (5, 32, 33)
+LONGEST_FOLDER, LONGEST_PATH = 247, 259     # characters of a folder's path and of any, by the documentation of Windows (MAX_PATH)
 EACCES = 13                 # which the C library makes of each of these, without the system's own number
 BLANKS = " \t\n\r"          # of JSON
 HOLE = "\0"                 # where a ready array goes; in JSON text this character is always escaped
@@ -93,6 +94,13 @@ def read_hostile(path: str, limit: int) -> bytes:
     finally:
         os.close(descriptor)
     return b""
+
+
+def refuse_too_long(path: str, longest: int = LONGEST_FOLDER) -> None:
+    """Raise OSError if a path that is not found may be too long: of such a one, too, Windows says that nothing is there."""
+    if sys.platform == "win32" and len(os.path.abspath(path)) > longest:
+        import errno
+        raise OSError(errno.ENAMETOOLONG, "the path has %d characters, and Windows takes no more than %d unless LongPathsEnabled is set" % (len(os.path.abspath(path)), longest), path)
 
 
 def replace(source: str, target: str, windows: bool = sys.platform == "win32") -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections import namedtuple
 
-from primitives import truncate, unlink
+from primitives import refuse_too_long, truncate, unlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ def list_folder(folder: str) -> Folder:
         try:
             entries = list(os.scandir(current))
         except FileNotFoundError:
+            if prefix:
+                refuse_too_long(current)
             continue
         for entry in entries:
             path = prefix + entry.name

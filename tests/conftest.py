@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import compileall
+import errno
 import functools
 import json
 import os
@@ -183,6 +184,25 @@ def unmeasured(request, monkeypatch) -> None:
             if variable.startswith(("COV_CORE_", "COVERAGE_")):
                 monkeypatch.delenv(variable)
     measured.add(name)
+
+
+@pytest.fixture
+def too_deep(tmp_path, monkeypatch) -> Path:
+    """Return a folder in a folder "in", with a file in it, that is too deep for Windows, and be told so as there: it is not there."""
+    scandir, look, folder = os.scandir, os.stat, tmp_path / "in" / ("x" * 240)
+    real = ("\\\\?\\" if sys.platform == "win32" else "") + str(folder)
+    os.makedirs(real)
+    with open(os.path.join(real, "b.txt"), "wb"):
+        pass
+
+    def refuse(path, longest):
+        if isinstance(path, str) and len(os.path.abspath(path)) > longest:
+            raise FileNotFoundError(errno.ENOENT, "The system cannot find the path specified", path)
+        return path
+    monkeypatch.setattr(os, "scandir", lambda path: scandir(refuse(path, 247)))
+    monkeypatch.setattr(os, "stat", lambda path, **options: look(refuse(path, 259), **options))
+    monkeypatch.setattr(sys, "platform", "win32")
+    return folder
 
 
 DROP = "import ctypes, os, sys\n[ctypes.CDLL(None).prctl(24, one, 0, 0, 0) for one in (1, 2)]\nos.execv(sys.executable, [sys.executable] + sys.argv[1:])\n"

@@ -439,6 +439,15 @@ def test_files_in_a_folder_that_cannot_be_listed_do_not_pass_for_gone(tmp_path, 
     assert file_digests.resolve(str(tmp_path), [pattern]) == ([], [told % pattern])
 
 
+@pytest.mark.parametrize("pattern, name, longest", [("in/**/*.txt", "", 247), ("in/**", "", 247), ("in/*/b.txt", "/b.txt", 259), ("in/%s/b.txt", "/b.txt", 259)])
+def test_files_whose_paths_are_too_long_for_windows_do_not_pass_for_gone(tmp_path, too_deep, pattern, name, longest):
+    (tmp_path / "in" / "a.txt").write_text("a")
+    pattern = pattern.replace("%s", too_deep.name)
+    told = "input %s: cannot look at in/%s: the path has %d characters, and Windows takes no more than %d unless LongPathsEnabled is set"
+    assert file_digests.resolve(str(tmp_path), [pattern]) == ([], [told % (pattern, too_deep.name + name, len(str(too_deep) + name), longest)])
+    assert file_digests.resolve(str(tmp_path), ["in/*.txt"]) == (["in/a.txt"], [])
+
+
 @pytest.mark.parametrize("number, told", [(errno.EACCES, "input %s: cannot look at in/deep/a.txt: not today"), (errno.EIO, "input %s: cannot look at in/deep/a.txt: not today"),
                                           (errno.ENOENT, None), (errno.ELOOP, None), (errno.ENAMETOOLONG, None), (errno.EINVAL, None)])
 @pytest.mark.parametrize("pattern", ["in/deep/a.txt", "in/**/a.txt", "in/*/a.txt"])

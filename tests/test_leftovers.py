@@ -407,6 +407,13 @@ def test_what_an_attempt_left_is_undone_and_nothing_of_others(tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"nobodys": b"12345 and more", "own": b"12345", "foreign": b" and more"}
 
 
+def test_outputs_in_a_folder_whose_path_is_too_long_for_windows_are_not_overlooked(tmp_path, too_deep):
+    with pytest.raises(OSError, match="characters, and Windows takes no more than 247 unless LongPathsEnabled is set") as told:
+        stage_outputs.list_folder(str(tmp_path))
+    assert told.value.filename == str(too_deep)
+    assert stage_outputs.list_folder(str(too_deep / "none")).files == {}
+
+
 def test_a_folder_whose_name_makes_it_no_output_is_not_looked_into(tmp_path):
     for name in ("d.part", ".hidden", "open"):
         (tmp_path / name).mkdir()
