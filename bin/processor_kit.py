@@ -354,16 +354,36 @@ def _patiently(doing: str, path: str, call: Callable[[], Any]) -> Any:
 
 def _replace(source: str, target: str) -> None:
     try:
-        _patiently("publish", target, lambda: os.replace(source, target))
+        _patiently("publish", target, lambda: _though_read_only(target, lambda: os.replace(source, target)))
     except FileNotFoundError as error:
         raise _trouble("publish", target, error) from error
 
 
 def _remove(path: str) -> None:
     try:
-        _patiently("remove", path, lambda: os.unlink(path))
+        _patiently("remove", path, lambda: _though_read_only(path, lambda: os.unlink(path)))
     except FileNotFoundError:
         pass
+
+
+def _though_read_only(path: str, call: Callable[[], Any]) -> None:
+    """Do what Windows alone forbids with a file whose attribute says that it may only be read: that goes first."""
+    try:
+        call()
+    except PermissionError:
+        if sys.platform != "win32" or not _may_only_be_read(path):
+            raise
+        os.chmod(path, 0o600)
+        call()
+
+
+def _may_only_be_read(path: str) -> bool:
+    import stat
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return False
+    return stat.S_ISREG(mode) and not mode & stat.S_IWRITE
 
 
 def _write_all(descriptor: int, data: bytes, path: str) -> None:

@@ -341,6 +341,35 @@ def test_what_is_no_name_on_windows_is_one_elsewhere(stage, name):
     assert "output name 'c:x'" in stage.run(stage.script(KIT + check % ("c:x", "win32")), code=1).stderr
 
 
+# What may only be read is neither replaced nor removed, and of what has too long a path nothing is there.
+AS_WINDOWS = KIT + """
+import os
+def refusing(name):
+    real = getattr(os, name)
+    def call(*arguments):
+        if name == "open" and len(arguments[0]) > 259:
+            raise FileNotFoundError(2, "No such file or directory", arguments[0])
+        if name != "open" and os.path.exists(arguments[-1]) and not os.stat(arguments[-1]).st_mode & 0o200:
+            error = PermissionError(13, "Access is denied", arguments[-1])
+            error.winerror = 5
+            raise error
+        return real(*arguments)
+    setattr(os, name, call)
+for each in ("open", "replace", "unlink"):
+    refusing(each)
+sys.platform = "win32"
+"""
+
+
+def test_what_may_only_be_read_is_replaced_and_removed_as_on_other_systems(stage):
+    stage.out.mkdir()
+    for name in OLD:
+        (stage.out / name).write_bytes(OLD[name])
+        (stage.out / name).chmod(0o444)
+    stage.write(b"a\n").run(stage.script(AS_WINDOWS + "lines(str.upper, 'result.txt')\n"), checkpoint=False)
+    assert {path.name: path.read_bytes() for path in stage.out.iterdir()} == {"result.txt": b"A\n"}
+
+
 @pytest.mark.parametrize("name", ["../up.txt", "", "/abs.txt", "a//b"])
 def test_an_output_name_that_escapes_is_refused(stage, name):
     stage.write(b"a\n")
