@@ -62,6 +62,7 @@ DENSE_BYTES = 64                # the shortest stretch that is decoded as not AS
 BATCH_S = 0.02                  # what a batch of lines should take at most
 PAUSE_MIN_S, PAUSE_MAX_S = 0.05, 5.0
 SHARING_S = 2.0                 # Windows: how long another program (virus scanner, indexer) may hold a file
+LONGEST_FOLDER, LONGEST_PATH = 247, 259     # characters that Windows takes unless LongPathsEnabled is set
 SHARING_ERRORS = (5, 32, 33)    # access denied, sharing violation, lock violation
 FEW_INODES = 64                 # of fewer an error tells: another file may not fit, for want of one
 STATEFUL = ("utf-7", "iso2022", "hz")   # encodings in which a byte's meaning depends on earlier lines
@@ -132,7 +133,17 @@ def _trouble(doing: str, path: str, error: OSError) -> _Problem:
     text = "cannot %s %s: %s" % (doing, path, error.strerror or error)
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
         text += " (%s): make room and run again; what was published before stays valid" % _free_space(path)
+    if sys.platform == "win32" and isinstance(error, FileNotFoundError):
+        text += _length_hint(os.path.abspath(path))
     return _Problem(text)
+
+
+def _length_hint(path: str) -> str:
+    """Return what to do about a path that Windows cannot find for its length, "" for others."""
+    if len(path) <= LONGEST_PATH and len(os.path.dirname(path)) <= LONGEST_FOLDER:
+        return ""
+    return "; the path has %d characters, and Windows takes no more than %d, of a folder %d: let the root or the name be shorter, or set LongPathsEnabled" % (
+        len(path), LONGEST_PATH, LONGEST_FOLDER)
 
 
 def _free_space(path: str) -> str:

@@ -370,6 +370,13 @@ def test_what_may_only_be_read_is_replaced_and_removed_as_on_other_systems(stage
     assert {path.name: path.read_bytes() for path in stage.out.iterdir()} == {"result.txt": b"A\n"}
 
 
+def test_a_path_that_is_too_long_for_windows_is_told_with_the_remedy(stage):
+    told = stage.write(b"a\n").run(stage.script(AS_WINDOWS + "lines(str.upper, %r)\n" % ("x" * 220 + "/result.txt")), code=1).stderr
+    assert told.startswith("cannot create ") and "characters, and Windows takes no more than 259, of a folder 247: let the root or the name be shorter" in told
+    stage.names.append("none.txt")
+    assert "Windows" not in stage.run(stage.script(AS_WINDOWS + "lines(str.upper, 'result.txt')\n"), code=1).stderr
+
+
 @pytest.mark.parametrize("name", ["../up.txt", "", "/abs.txt", "a//b"])
 def test_an_output_name_that_escapes_is_refused(stage, name):
     stage.write(b"a\n")
