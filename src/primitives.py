@@ -118,8 +118,8 @@ def _though_read_only(path: str, act: Callable[[], Any]) -> None:
     try:
         act()
     except PermissionError:
-        if os.path.islink(path) or os.lstat(path).st_mode & 0o200:
-            raise
+        if not os.path.lexists(path) or os.path.islink(path) or os.lstat(path).st_mode & 0o200:
+            raise                       # another file is held, or this one
         os.chmod(path, 0o600)
         act()
 

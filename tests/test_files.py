@@ -304,6 +304,14 @@ def test_what_may_only_be_read_is_replaced_and_removed_on_windows_too(tmp_path, 
     assert asked == [(os.O_RDWR, 0o200)] and os.stat(str(tmp_path / "made")).st_mode & 0o777 == 0o444
 
 
+def test_a_new_file_that_is_held_gets_its_name_in_the_end(tmp_path, monkeypatch):
+    """A scanner holds it; of the target that is not there yet nothing can be said."""
+    (tmp_path / "new").write_bytes(b"new")
+    calls = refusing(monkeypatch, "replace", lambda *_: True, times=3)
+    primitives.replace(str(tmp_path / "new"), str(tmp_path / "made"), windows=True)
+    assert len(calls) == 4 and (tmp_path / "made").read_bytes() == b"new"
+
+
 @pytest.mark.parametrize("processor, names, is_refused", [
     ("bin/x.bat", ["a&calc&b.txt"], True), ("bin/x.CMD", ["ok.txt", "100%.txt"], True), ("bin/x.bat", ["plain name.txt", "ü.txt"], False),
     ("bin/x.exe", ["a&b.txt"], False), ("bin/x.py", ["a&b.txt"], False)])
