@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 TOKEN_VARIABLE = "PIPELINE_ATTEMPT_TOKEN"
 LAUNCHER_VARIABLE = "PIPELINE_LAUNCHER"     # of a launcher (launch_helper)
 LAUNCHER_S = 10.0               # how long a launcher may take to cancel what it started
+UNTOLD = "untold"
 LINUX = sys.platform.startswith("linux")
 WINDOWS = sys.platform == "win32"
 PR_SET_CHILD_SUBREAPER = 36     # linux/prctl.h
@@ -60,7 +61,10 @@ def read_stat(pid: int) -> Optional[Tuple[str, int, int, str]]:
 
 
 def start_time(pid: int) -> Optional[str]:
-    """Return a text that, with *pid*, names one process of this boot; None when no such process lives (zombies do not)."""
+    """Return a text that, with *pid*, names one process of this boot; None when no such process lives (zombies do not).
+
+    UNTOLD for one of another account on Windows, which may keep us from asking.
+    """
     if LINUX:
         stat = read_stat(pid)
         return None if stat is None or stat[0] in "ZX" else stat[3]
@@ -69,10 +73,13 @@ def start_time(pid: int) -> Optional[str]:
     return _ps_start_time(pid, _run_ps)
 
 
-def is_alive(pid: int, started: Optional[str]) -> bool:
-    """Tell whether the process that had *pid* and *started* still lives; a reused pid is another process."""
+def is_alive(pid: int, started: Optional[str], if_untold: bool = True) -> bool:
+    """Tell whether the process that had *pid* and *started* still lives; a reused pid is another process.
+
+    if_untold: what to say where there is a process of which the system does not tell us when it was started.
+    """
     now = start_time(pid)
-    return now is not None and (started is None or now == started)
+    return if_untold if now == UNTOLD else now is not None and (started is None or now == started)
 
 
 def _run_ps(arguments: List[str]) -> str:
@@ -461,12 +468,14 @@ TICKS_PER_S = 10_000_000    # of the system's times
 PROCESS_QUERY_LIMITED = 0x1000
 CREATE_SUSPENDED = 0x4
 STILL_ACTIVE = 259
+ACCESS_DENIED = 5
 
 
 def windows_api() -> Any:
     """Return kernel32 and ntdll with the signatures that this module uses."""
     import ctypes
     api = ctypes.WinDLL("kernel32", use_last_error=True)    # type: ignore[attr-defined]
+    api.last_error = ctypes.get_last_error                  # type: ignore[attr-defined]
     api.CreateJobObjectW.restype = ctypes.c_void_p
     api.OpenProcess.restype = ctypes.c_void_p
     api.NtResumeProcess = ctypes.WinDLL("ntdll").NtResumeProcess    # type: ignore[attr-defined]
@@ -478,7 +487,7 @@ def _windows_start_time(pid: int, api: Any = None) -> Optional[str]:
     api = api or windows_api()
     handle = api.OpenProcess(PROCESS_QUERY_LIMITED, False, pid)
     if not handle:
-        return None
+        return UNTOLD if api.last_error() == ACCESS_DENIED else None
     times = [ctypes.c_ulonglong() for _ in range(4)]
     code = ctypes.c_ulong()
     try:

@@ -139,7 +139,7 @@ def lives_here(owner: Json, boot: str, processes: Any) -> bool:
     It works by another path to the folder that does not share locks, such as a second mount by a file system in user space.
     """
     return bool(owner and owner.get("processStart") and owner.get("host") == host_name() and owner["bootId"] == boot
-                and owner["pid"] != os.getpid() and processes.is_alive(owner["pid"], owner["processStart"]))
+                and owner["pid"] != os.getpid() and processes.is_alive(owner["pid"], owner["processStart"], if_untold=False))
 
 
 def owner_now(token: str, run_id: str, boot: str, clock: Any, processes: Any) -> Json:

@@ -23,6 +23,7 @@ import attempts  # noqa: E402
 import environment  # noqa: E402
 import model  # noqa: E402
 import process_tree  # noqa: E402
+import stage_locks  # noqa: E402
 import stop_requests  # noqa: E402
 from process_tree import Traits  # noqa: E402
 
@@ -967,8 +968,9 @@ def test_job_limits_have_the_layout_of_the_system():
     assert type(limits.basic).flags.offset == 16
 
 
-@pytest.mark.parametrize("code, ok, handle, started", [(259, 1, 5, "123456789"), (0, 1, 5, None), (259, 0, 5, None), (259, 1, 0, None)])
-def test_start_time_on_windows(code, ok, handle, started):
+@pytest.mark.parametrize("code, ok, handle, error, started", [
+    (259, 1, 5, 0, "123456789"), (0, 1, 5, 0, None), (259, 0, 5, 0, None), (259, 1, 0, 87, None), (259, 1, 0, 5, process_tree.UNTOLD)])
+def test_start_time_on_windows(code, ok, handle, error, started):
     closed = []
 
     def times(process, created, *others):
@@ -979,9 +981,18 @@ def test_start_time_on_windows(code, ok, handle, started):
         where._obj.value = code
         return 1
     api = types.SimpleNamespace(OpenProcess=lambda access, inherit, pid: handle if (access, pid) == (0x1000, 42) else 0, GetProcessTimes=times,
-                                GetExitCodeProcess=exit_code, CloseHandle=lambda one: closed.append(one.value))
+                                GetExitCodeProcess=exit_code, CloseHandle=lambda one: closed.append(one.value), last_error=lambda: error)
     assert process_tree._windows_start_time(42, api) == started
     assert closed == ([5] if handle else [])
+
+
+def test_a_process_that_may_not_be_asked_is_there_and_may_be_another_than_the_owner(monkeypatch):
+    """On Windows, one of another account: its stage is not free, and no lock is held for it that the system says is free."""
+    api = types.SimpleNamespace(OpenProcess=lambda *_: 0, last_error=lambda: 5)
+    monkeypatch.setattr(process_tree, "start_time", lambda pid: process_tree._windows_start_time(pid, api))
+    owner = {"pid": 42, "token": "t", "bootId": "b", "host": stage_locks.host_name(), "processStart": "123456789"}
+    assert process_tree.is_alive(42, "123456789") and process_tree.is_alive(42, None)
+    assert not stage_locks.owner_is_dead(owner, "b", process_tree) and not stage_locks.lives_here(owner, "b", process_tree)
 
 
 THREADS = """
