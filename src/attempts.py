@@ -17,7 +17,7 @@ import sys
 import time
 from collections import namedtuple
 
-from model import remedy_of, sha256
+from model import FOR_WINDOWS, remedy_of, sha256
 from primitives import open_descriptor, open_file
 
 TYPE_CHECKING = False
@@ -564,7 +564,9 @@ def _not_started_text(launch: Launch, error: OSError) -> str:
         path = "" if where else _launcher_path(launch)
         name = "the launcher " + name
     hint, first = "", _first_line(path)
-    if getattr(error, "errno", None) == 8:      # ENOEXEC
+    if getattr(error, "winerror", None) and error.errno == 8:
+        hint = "; Windows starts no such file: %s" % FOR_WINDOWS
+    elif getattr(error, "errno", None) == 8:    # ENOEXEC
         hint = "; a byte order mark stands before its first line: save it without" if first.startswith(b"\xef\xbb\xbf") else "; a script needs a first line such as #!/bin/sh"
     elif isinstance(error, FileNotFoundError) and (launch.launcher is None or os.path.exists(path)):
         hint = missing_hint(first, launch.folder)

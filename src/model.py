@@ -18,6 +18,7 @@ VERSION = "0.1.0"           # of the runner
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERNAL, EXIT_LOCKED, EXIT_STATE, EXIT_OFFLINE, EXIT_STOPPED = range(8)
 EXIT_INTERRUPTED = 130      # by Ctrl-C, as shells have it: 128 and the signal's number
 SHOWN_NAMES = 5             # of many, on one line
+FOR_WINDOWS = "name an .exe, .bat, .cmd, .py or .ps1 file, or the interpreter by its absolute path with the script as its first argument"
 ALL_OF_LOG = "those of the task log"        # in place of the outputs that control totals refuse, where a record cannot list them
 
 

@@ -11,6 +11,7 @@ import shutil
 import sys
 import warnings
 
+from model import FOR_WINDOWS
 from primitives import open_file
 from spec_checks import program_kind, shown_value
 
@@ -47,11 +48,11 @@ def find_problems(spec: PipelineSpec) -> Iterator[Tuple[Tuple[Any, ...], bool, s
 def judge(root: str, program: str, path: str, windows: bool = sys.platform == "win32") -> Iterator[Verdict]:
     """Yield what keeps a program below *root* from starting; of those elsewhere, which are the system's, nothing."""
     kind, full = program_kind(program), os.path.join(root, program)
-    if os.path.isabs(program) or kind == "powershell" or windows and kind != "python":
+    if os.path.isabs(program) or kind == "powershell":
         return
     data = _read(full, LARGEST_SOURCE if kind == "python" else FIRST_BYTES)
     if data is not None:
-        yield from _in_words(program, _judge_source(data) if kind == "python" else _judge_file(data, root, path))
+        yield from _in_words(program, _judge_source(data) if kind == "python" else _judge_for_windows(program, data) if windows else _judge_file(data, root, path))
 
 
 def _judge_launcher(root: str, stage: StageSpec, path: str, seen: Set[Tuple[str, str]]) -> Iterator[Verdict]:
@@ -99,6 +100,12 @@ def _judge_source(data: bytes) -> Iterator[Verdict]:
             yield True, "line %d is no Python %d.%d source: %s" % (error.lineno or 1, sys.version_info[0], sys.version_info[1], error.msg)
     except (ValueError, OverflowError, RecursionError, MemoryError):
         pass                            # the scan tells of it
+
+
+def _judge_for_windows(program: str, data: bytes) -> Iterator[Verdict]:
+    """Yield what keeps a file from starting on Windows: programs begin with MZ, whatever they are called; batch files are known by their ending."""
+    if not data.startswith(b"MZ") and not program.lower().endswith((".bat", ".cmd", ".com")):
+        yield True, "Windows starts no such file; " + FOR_WINDOWS
 
 
 def _judge_file(data: bytes, root: str, path: str) -> Iterator[Verdict]:

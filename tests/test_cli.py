@@ -514,6 +514,11 @@ def test_errors_of_the_system_are_said_with_a_remedy():
     assert console.describe_os_error(OSError(errno.ENOSPC, "full")) == "the runner's own files, or the standard output: full; free some space and run again"
     launch = types.SimpleNamespace(argv=["prog"], folder="", launcher=None)
     assert attempts._not_started_text(launch, error) == "cannot start prog: %s; allow this user more open files (ulimit -n), or run with fewer --jobs" % os.strerror(errno.EMFILE)
+    refused = OSError(errno.ENOEXEC, "%1 is not a valid Win32 application")
+    refused.winerror = 193
+    assert attempts._not_started_text(launch, refused) == (
+        "cannot start prog: %1 is not a valid Win32 application; Windows starts no such file: name an .exe, .bat, .cmd, .py or .ps1 file, "
+        "or the interpreter by its absolute path with the script as its first argument")
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")])

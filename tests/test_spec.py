@@ -727,8 +727,15 @@ def test_programs_that_can_start_are_let_through_by_validate(project):
     with zipfile.ZipFile(str(project.path("bin/d.py")), "w") as file:
         file.writestr("__main__.py", "print(1)\n")
     assert not any(is_certain for is_certain, _ in program_starts.judge(str(project.root), "bin/d.py", ""))
-    project.write("bin/a", "")
-    assert list(program_starts.judge(str(project.root), "bin/a", "", windows=True)) == []
+
+
+@pytest.mark.parametrize("name, data, can_start", [
+    ("t.sh", b"#!/bin/sh\n", False), ("t", b"", False), ("t.exe", b"\x7fELF\0", False), ("t.exe", b"MZ\0", True), ("t", b"MZ\0", True),
+    ("t.BAT", b"@echo off\r\n", True), ("t.cmd", b"", True), ("t.ps1", b"exit\r\n", True), ("t.py", b"", True)])
+def test_what_is_no_program_of_windows_is_refused_there(project, name, data, can_start):
+    project.write("bin/" + name, data)
+    words = '"bin/%s" cannot start: Windows starts no such file; name an .exe, .bat, .cmd, .py or .ps1 file, or the interpreter by its absolute path with the script as its first argument' % name
+    assert list(program_starts.judge(str(project.root), "bin/" + name, "", windows=True)) == ([] if can_start else [(True, words)])
 
 
 def test_signs_that_windows_does_not_allow_in_names_are_refused_there_only(monkeypatch):
