@@ -10,7 +10,7 @@ import os
 import sys
 import time
 
-from primitives import GUESSED_BOOT, by_fields, compact, digest_of, is_integer, loads, open_descriptor, open_file, patiently, pretty_bytes, pretty_pieces, remove_quietly, replace, unlink
+from primitives import GUESSED_BOOT, by_fields, compact, digest_of, is_integer, loads, open_descriptor, open_file, patiently, pretty_bytes, pretty_pieces, refuse_too_long, remove_quietly, replace, unlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -241,6 +241,9 @@ def remove_tree(path: str) -> None:
     import shutil
     try:
         patiently(lambda: shutil.rmtree(path))
+    except FileNotFoundError as error:
+        refuse_too_long(os.fsdecode(error.filename or path))
+        raise
     except PermissionError:
         _open_folders(path)
         naming(path, lambda: patiently(lambda: shutil.rmtree(path)))

@@ -1,9 +1,11 @@
 """What an attempt leaves that is no file: empty folders, folders without rights; and what is gone that should be there."""
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ import file_digests
 import model
 import program_scan
 import spec_checks
+import state_store
 from chunk_work import ChunkTasksWork
 from scheduler import Next, Spawn
 from task_work import TasksWork
@@ -412,6 +415,16 @@ def test_outputs_in_a_folder_whose_path_is_too_long_for_windows_are_not_overlook
         stage_outputs.list_folder(str(tmp_path))
     assert told.value.filename == str(too_deep)
     assert stage_outputs.list_folder(str(too_deep / "none")).files == {}
+
+
+def test_a_folder_that_cannot_be_removed_as_a_path_in_it_is_too_long_for_windows_is_told_so(tmp_path, too_deep, monkeypatch):
+    def rmtree(path):
+        raise FileNotFoundError(errno.ENOENT, "The system cannot find the path specified", filename)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    for filename, told in ((str(too_deep), "Windows takes no more than 247"), (str(tmp_path / "gone"), "cannot find the path")):
+        with pytest.raises(OSError, match=told) as error:
+            state_store.remove_tree(str(tmp_path))
+        assert error.value.filename == filename
 
 
 def test_a_folder_whose_name_makes_it_no_output_is_not_looked_into(tmp_path):
