@@ -201,15 +201,11 @@ def _ps_members(traits: List[Traits], ps: Callable[[List[str]], str]) -> List[in
 # --- ending them -----------------------------------------------------------------------------------------------------
 
 def send(pids: Iterable[int], number: int) -> None:
-    """Send signal *number* to each of *pids*; those that are gone or not ours are passed over.
-
-    Windows: without a console (a service) there is no CTRL_BREAK. os.kill() then ends the process, and raises SystemError for not
-    having returned between the two (CPython, posixmodule.c, os_kill_impl).
-    """
+    """Send signal *number* to each of *pids*; those that are gone or not ours are passed over."""
     for pid in pids:
         try:
             os.kill(pid, number)
-        except (OSError, SystemError):
+        except OSError:
             pass
 
 
@@ -352,7 +348,7 @@ class Tree:
     def ask_to_stop(self) -> None:
         """Send SIGTERM to every process of the attempt (Windows: CTRL_BREAK to its group)."""
         if WINDOWS:
-            send([self.pid], getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM))
+            _ask_group(self.pid)
         else:
             send(self.living(), signal.SIGTERM)
 
@@ -469,6 +465,7 @@ PROCESS_QUERY_LIMITED = 0x1000
 CREATE_SUSPENDED = 0x4
 STILL_ACTIVE = 259
 ACCESS_DENIED = 5
+CTRL_BREAK = 1
 
 
 def windows_api() -> Any:
@@ -496,6 +493,16 @@ def _windows_start_time(pid: int, api: Any = None) -> Optional[str]:
     finally:
         api.CloseHandle(ctypes.c_void_p(handle))
     return str(times[0].value) if ok and code.value == STILL_ACTIVE else None
+
+
+def _ask_group(pid: int) -> None:
+    """Send CTRL_BREAK to the process group of *pid*; where that cannot be, as there is no console (a service), end the process.
+
+    Not by os.kill(): where it cannot send CTRL_BREAK it leaves an exception behind though it returns, and CPython raises that
+    later, anywhere (posixmodule.c, os_kill_impl).
+    """
+    if not windows_api().GenerateConsoleCtrlEvent(CTRL_BREAK, pid):
+        send([pid], signal.SIGTERM)
 
 
 class Job:

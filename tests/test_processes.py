@@ -792,17 +792,6 @@ def test_what_took_longer_to_find_than_the_limit_is_killed_all_the_same(monkeypa
     assert process_tree.end_all(lambda: [7], limit_s=-1) == [7] and sent == [[5], [7]]
 
 
-def test_a_process_that_windows_cannot_ask_without_a_console_is_passed_over(monkeypatch):
-    asked = []
-
-    def kill(pid, number):
-        asked.append(pid)
-        raise SystemError("returned a result with an exception set")
-    monkeypatch.setattr(os, "kill", kill)
-    process_tree.send([1, 2], 1)
-    assert asked == [1, 2]
-
-
 def test_signals_to_those_who_are_gone_are_passed_over():
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
@@ -957,6 +946,17 @@ def test_a_processor_that_cannot_be_put_into_its_job_never_runs():
     with pytest.raises(OSError, match="job object"):
         process_tree.Job(api).take(99)
     assert "NtResumeProcess" not in [call[0] for call in api.calls]
+
+
+@pytest.mark.parametrize("has_console", [True, False])
+def test_on_windows_a_group_is_asked_to_stop_and_ended_where_there_is_no_console(monkeypatch, has_console):
+    """os.kill() must not ask: where it cannot, it leaves an exception behind that is raised later, outside of any try."""
+    api, sent = FakeWindows(GenerateConsoleCtrlEvent=int(has_console)), []
+    monkeypatch.setattr(process_tree, "WINDOWS", True)
+    monkeypatch.setattr(process_tree, "windows_api", lambda: api)
+    monkeypatch.setattr(os, "kill", lambda *what: sent.append(what))
+    process_tree.Tree(42, "token").ask_to_stop()
+    assert api.calls == [("GenerateConsoleCtrlEvent", 1, 42)] and sent == ([] if has_console else [(42, signal.SIGTERM)])
 
 
 @pytest.mark.skipif(ctypes.sizeof(ctypes.c_void_p) != 8, reason="sizes of 64-bit Windows")
