@@ -14,7 +14,7 @@ Who ends what:
     the runner        after every attempt, whatever its exit      Tree.end()
     the guardian      when the runner dies, at once               Guardian, guard_loop()
     the next run      before it takes the stage over              end_of_dead_owner()
-    Windows itself    when the last handle of the job closes      Job
+    Windows itself    when the last handle of a job closes        Job; the runner is in one too (Guardian), so that no processor is ever in none
 
 Linux reads /proc, macOS asks ps, Windows has Job Objects. What a system cannot tell is not guessed.
 """
@@ -367,13 +367,19 @@ class Guardian:
 
     It waits at the end of a pipe of which only the runner holds the other end: the kernel closes that end with
     the runner, however it dies. Started before the runner becomes a subreaper, so that it is nobody's child.
+
+    On Windows there is a job instead that holds the runner, and so whatever it starts: what was not yet in the job of its attempt when
+    the runner was killed would else stay suspended for ever, with its files open.
     """
 
     def __init__(self) -> None:
         self.pipe = -1
+        self.job: Optional[Job] = None
 
     def start(self) -> None:
-        """Fork it; nothing to do on Windows."""
+        """Fork it (Windows: make the job)."""
+        if WINDOWS:
+            self.job = self.job or _job_of_this_process()
         if WINDOWS or self.pipe >= 0:
             return
         read_end, write_end = os.pipe()
@@ -399,6 +405,9 @@ class Guardian:
 
     def close(self) -> None:
         """Let it go; it ends what it was told of and not released."""
+        if self.job is not None:
+            self.job.let_go()
+            self.job = None
         if self.pipe >= 0:
             os.close(self.pipe)
             self.pipe = -1
@@ -466,6 +475,7 @@ CREATE_SUSPENDED = 0x4
 STILL_ACTIVE = 259
 ACCESS_DENIED = 5
 CTRL_BREAK = 1
+JOBS_NEST_SINCE = (6, 2)    # Windows 8
 
 
 def windows_api() -> Any:
@@ -505,6 +515,20 @@ def _ask_group(pid: int) -> None:
         send([pid], signal.SIGTERM)
 
 
+def _job_of_this_process(api: Any = None) -> Optional[Job]:
+    """Put this process into a job of which only it has a handle; None where the system refuses, or would then refuse the jobs of the attempts."""
+    if sys.getwindowsversion()[:2] < JOBS_NEST_SINCE:       # type: ignore[attr-defined]
+        return None
+    try:
+        job = Job(api)
+    except OSError:
+        return None
+    if job.add(job.api.GetCurrentProcess()):
+        return job
+    job.close()
+    return None
+
+
 class Job:
     """A Windows Job Object whose processes end when its last handle closes, the runner's death included."""
 
@@ -521,9 +545,21 @@ class Job:
     def take(self, process_handle: int) -> None:
         """Put a process that was created suspended into the job, then let it run."""
         import ctypes
-        if not self.api.AssignProcessToJobObject(self.handle, ctypes.c_void_p(process_handle)):
+        if not self.add(process_handle):
             raise OSError("the system refuses to put the processor into its job object")
         self.api.NtResumeProcess(ctypes.c_void_p(process_handle))
+
+    def add(self, process_handle: int) -> bool:
+        """Put a process into the job, and with it whatever it starts from now on; return whether the system does so."""
+        import ctypes
+        return bool(self.api.AssignProcessToJobObject(self.handle, ctypes.c_void_p(process_handle)))
+
+    def let_go(self) -> None:
+        """Close the job without an end of its processes. Where the system refuses that, it stays open as long as this process lives."""
+        import ctypes
+        limits = job_limits(0, 0)
+        if self.api.SetInformationJobObject(self.handle, JOB_EXTENDED_LIMITS, ctypes.byref(limits), ctypes.sizeof(limits)):
+            self.close()
 
     def terminate(self) -> None:
         """End every process of the job."""

@@ -948,6 +948,45 @@ def test_a_processor_that_cannot_be_put_into_its_job_never_runs():
     assert "NtResumeProcess" not in [call[0] for call in api.calls]
 
 
+def guardian_on_windows(monkeypatch, api, version=(10, 0)):
+    monkeypatch.setattr(process_tree, "WINDOWS", True)
+    monkeypatch.setattr(process_tree, "windows_api", lambda: api)
+    monkeypatch.setattr(sys, "getwindowsversion", lambda: version + (19045, 2, ""), raising=False)
+    guardian = process_tree.Guardian()
+    guardian.start()
+    return guardian
+
+
+def test_on_windows_the_runner_is_in_a_job_itself_until_its_end(monkeypatch):
+    """Else what it had created when it was killed, suspended and not yet in the job of its attempt, would stay for ever."""
+    api = FakeWindows(GetCurrentProcess=-1)
+    guardian = guardian_on_windows(monkeypatch, api)
+    assert [call[0] for call in api.calls[:3]] == ["CreateJobObjectW", "SetInformationJobObject", "GetCurrentProcess"]
+    assert api.calls[3:] == [("AssignProcessToJobObject", 77, ctypes.c_void_p(-1).value)] and api.limits.basic.flags == 0x2000
+    guardian.close()
+    assert [call[0] for call in api.calls[4:]] == ["SetInformationJobObject", "CloseHandle"] and api.limits.basic.flags == 0     # nor is it ended itself
+    guardian.close()
+    assert len(api.calls) == 6
+
+
+def test_on_windows_a_job_that_would_end_the_runner_is_not_closed(monkeypatch):
+    api = FakeWindows()
+    guardian = guardian_on_windows(monkeypatch, api)
+    api.answers["SetInformationJobObject"] = 0
+    guardian.close()
+    assert "CloseHandle" not in [call[0] for call in api.calls]
+
+
+@pytest.mark.parametrize("refused, version, calls", [
+    ("AssignProcessToJobObject", (10, 0), ["CreateJobObjectW", "SetInformationJobObject", "GetCurrentProcess", "AssignProcessToJobObject", "CloseHandle"]),
+    ("CreateJobObjectW", (10, 0), ["CreateJobObjectW"]), ("", (6, 1), [])])
+def test_on_windows_the_runner_goes_on_without_a_job_of_its_own(monkeypatch, refused, version, calls):
+    """Jobs do not nest before Windows 8: in one of the runner's, no processor could have its own."""
+    api = FakeWindows(**{refused: 0})
+    guardian_on_windows(monkeypatch, api, version).close()
+    assert [call[0] for call in api.calls] == calls
+
+
 @pytest.mark.parametrize("has_console", [True, False])
 def test_on_windows_a_group_is_asked_to_stop_and_ended_where_there_is_no_console(monkeypatch, has_console):
     """os.kill() must not ask: where it cannot, it leaves an exception behind that is raised later, outside of any try."""
