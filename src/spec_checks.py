@@ -22,6 +22,7 @@ MOST_SEARCHED = 50          # problems, after which files that were meant are no
 MAX_DEPTH = 64              # of nesting: far above any real spec, far below what exhausts a parser
 DEVICE_NAMES = frozenset("con prn aux nul".split() + ["%s%s" % (name, n) for name in ("com", "lpt") for n in "0123456789\u00b9\u00b2\u00b3"])
 NOT_IN_NAMES = ':"<>|'      # on Windows, where "a:b" is a hidden stream of the file "a"; * and ? are globs
+CMD_TAKES = frozenset("&|<>^%!\"()\r\n")
 LAUNCHER_NAMES = ("cpuCores", "memoryMB")
 RUNNER_FOLDERS = ("state", "locks", "src", "bin")
 NAME_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
@@ -485,6 +486,25 @@ def _check_processors(stages: List[Tuple[int, Json]], root: Optional[str], probl
         processor = merged.get("processor")
         if isinstance(processor, str):
             _check_program(processor, ("stages", index, "processor"), root, problems)
+            _check_for_cmd(processor, merged.get("args"), ("stages", index, "args"), 0, root, problems)
+
+
+def _check_for_cmd(program: str, words: Any, path: Path, first: int, root: Optional[str], problems: Problems) -> None:
+    """Refuse what a batch file could not be given; words[0] is number *first* of the list at *path*."""
+    for number, word in enumerate(words if root is not None and isinstance(words, list) else []):
+        if isinstance(word, str) and taken_by_cmd(program, [word]):
+            problems.add((*path, number + first), "cmd.exe would not take %s as it is: write it without the signs & | < > ^ %% ! \" ( ) and line ends, or let the program be no batch file" %
+                         shown_value(word))
+
+
+def taken_by_cmd(program: str, words: Sequence[str]) -> List[str]:
+    """Return those of *words* of which, on Windows, cmd.exe would run a part as a command, or put something else in its place, as *program* is a batch file.
+
+    Source: "BatBadBut", CVE-2024-24576.
+    """
+    if sys.platform != "win32" or not program.lower().endswith((".bat", ".cmd")):
+        return []
+    return [word for word in words if CMD_TAKES.intersection(word)]
 
 
 def _check_program(program: str, path: Path, root: Optional[str], problems: Problems) -> None:
@@ -550,6 +570,7 @@ def _check_after(value: Json, key: str, root: Optional[str], problems: Problems)
         program = check_processor(words[0], path, problems)
         if program is not None:
             _check_program(program, path, root, problems)
+            _check_for_cmd(program, words[1:], (key,), 1, root, problems)
             words = [program] + words[1:]
     return words
 

@@ -44,7 +44,6 @@ ARGUMENT_BYTES = 30_000 if sys.platform == "win32" else 1_000_000     # at most;
 MENTION_BYTES = 1 << 20     # of a file in which the name of a variable is looked for, at once
 INPUTS_FILE = "PIPELINE_INPUTS_FILE"
 BYTECODE_BYTES = 16 << 20   # of free space, as for the runner's own: with less, a processor's bytecode might be cut short
-CMD_TAKES = frozenset("&|<>^%!\"()\r\n")
 NOT_UTF_8 = "output %s: the name is not valid UTF-8, so no record can name it; have the processor give it another"
 CHANGED = "input changed during the run: "
 NO_REPORT = "%sthe task left no report %s: %s"
@@ -154,15 +153,10 @@ def _mentions(path: str, text: bytes) -> bool:
     return False
 
 
-def cmd_problem(processor: str, inputs: Sequence[str], windows: bool = sys.platform == "win32") -> str:
-    """Return why a batch file cannot be given these names, or "": cmd.exe would run a part of such a name as a command, or put something else in its place.
-
-    Source: "BatBadBut", CVE-2024-24576.
-    """
-    if not windows or not processor.lower().endswith((".bat", ".cmd")):
-        return ""
-    bad = next((name for name in inputs if CMD_TAKES.intersection(name)), None)
-    return "" if bad is None else "cmd.exe would not take the name %s as it is: rename the file, or let the processor be no batch file" % json.dumps(bad, ensure_ascii=False)
+def cmd_problem(processor: str, inputs: Sequence[str]) -> str:
+    """Return why a batch file cannot be given these names, or ""."""
+    bad = spec_checks.taken_by_cmd(processor, inputs)
+    return "cmd.exe would not take the name %s as it is: rename the file, or let the processor be no batch file" % json.dumps(bad[0], ensure_ascii=False) if bad else ""
 
 
 def _powershell() -> List[str]:

@@ -15,6 +15,7 @@ import key_gaps
 import pipeline_runner
 import program_starts
 import spec_checks
+import spec_loading
 from model import SpecError, UsageError
 
 # --- how the tables work
@@ -743,6 +744,26 @@ def test_signs_that_windows_does_not_allow_in_names_are_refused_there_only(monke
     monkeypatch.setattr(sys, "platform", "win32")
     assert spec_checks.path_problem("data/12:30.csv") == 'has one of the signs : " < > |, which Windows does not allow in names'
     assert spec_checks.path_problem("data/[a-c]*?.csv") == ""
+
+
+def test_a_batch_file_gets_no_argument_that_cmd_exe_would_run_or_replace(monkeypatch, project):
+    """It would lose its inputs, end well, and something else would have run."""
+    for name in ("a.bat", "b.CMD", "c.exe"):
+        project.write("bin/" + name, "@echo %*\n")
+        project.path("bin/" + name).chmod(0o755)
+    stages = [{"name": "s%d" % place, "processor": "bin/" + name, "outputDir": "o%d" % place, "args": args} for place, (name, args) in enumerate([
+        ("a.bat", ["plain", "two words", "x&echo.pwned>pwn.txt"]), ("b.CMD", ["a^b", "%OS%"]), ("c.exe", ["a^b"]), ("a.bat", ["--day=7", "C:/x"])])]
+    project.write("pipeline.json", json.dumps({"name": "p", "onFailure": ["bin/a.bat", "fine", "a|b"], "onSuccess": ["bin/c.exe", "a|b"], "stages": stages}))
+    path = str(project.path("pipeline.json"))
+    spec_loading.load_pipeline(path)
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SpecError) as raised:
+        spec_loading.load_pipeline(path)
+    lines = str(raised.value).splitlines()
+    assert [line.split(": ")[1:3] for line in lines] == [[place, "cmd.exe would not take %s as it is" % word] for place, word in [
+        ("onFailure[2]", '"a|b"'), ("stages[0].args[2]", '"x&echo.pwned>pwn.txt"'), ("stages[1].args[0]", '"a^b"'), ("stages[1].args[1]", '"%OS%"')]]
+    assert all(line.endswith("write it without the signs & | < > ^ % ! \" ( ) and line ends, or let the program be no batch file") for line in lines)
+    spec_loading.load_pipeline(path, needs_programs=False)
 
 
 def test_what_lies_on_another_drive_is_no_path_below_the_root(monkeypatch, project):
