@@ -39,11 +39,13 @@ def describe_os_error(error: OSError) -> str:
     remedy: str = getattr(error, "remedy", "")      # of whoever raised it
     if remedy:
         return line + remedy
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return line + "; the runner must be able to write state/, locks/ and the output folders below the root%s" % (
-            "" if error.errno == errno.EROFS else ", and to read all else there")
-    from model import remedy_of
-    return line + remedy_of(error)
+    from model import OPEN_ELSEWHERE, remedy_of
+    remedy = remedy_of(error)
+    if not remedy and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = "; the runner must be able to write state/, locks/ and the output folders below the root%s%s" % (
+            "" if error.errno == errno.EROFS else ", and to read all else there",
+            ". Or " + OPEN_ELSEWHERE if sys.platform == "win32" else "")       # open() says the same there for both
+    return line + remedy
 
 
 def _has_current_folder() -> bool:

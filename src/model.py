@@ -51,10 +51,14 @@ REMEDIES = {            # for errors of the system, by name: not every system ha
     "ENAMETOOLONG": "; let the root or the names of stages and files be shorter",
     "ELOOP": "; it is a symbolic link, which is not followed here, or one that leads to itself: put the file that is meant in its place"}
 
+OPEN_ELSEWHERE = "another program (backup, virus scanner, editor) may have it open: close it and run again"
+
 
 def remedy_of(error: OSError) -> str:
     """Return what to do about an error of the system, to be put behind what it says; "" if that is plain or not known."""
     import errno
+    if getattr(error, "winerror", None) in (32, 33):        # ERROR_SHARING_VIOLATION, ERROR_LOCK_VIOLATION: to Python, as if rights were missing
+        return "; " + OPEN_ELSEWHERE
     return REMEDIES.get(errno.errorcode.get(error.errno or 0, ""), "")
 
 

@@ -505,10 +505,15 @@ def test_what_is_in_the_place_of_a_file_of_the_runner_is_said_with_a_remedy(good
     assert done.code == 5 and done.err.count("\n") == 1 and done.err.endswith(told + "\n"), done
 
 
+RIGHTS = "the runner must be able to write state/, locks/ and the output folders below the root, and to read all else there"
+OPEN = "another program (backup, virus scanner, editor) may have it open: close it and run again"
+
+
 def test_errors_of_the_system_are_said_with_a_remedy():
     error = OSError(errno.EMFILE, os.strerror(errno.EMFILE), "x")
     assert console.describe_os_error(error).endswith("; allow this user more open files (ulimit -n), or run with fewer --jobs")
     assert console.describe_os_error(OSError(errno.EFBIG, "File too large", "x")) == "x: File too large; allow this user larger files (ulimit -f)"
+    assert sys.platform == "win32" or console.describe_os_error(OSError(errno.EACCES, "Permission denied", "x")) == "x: Permission denied; " + RIGHTS
     assert console.describe_os_error(OSError(errno.EBADF, "Bad file descriptor", 15)) == "the runner's own files, or the standard output: Bad file descriptor"
     assert console.describe_os_error(OSError("no number")) == "the runner's own files, or the standard output: no number"
     assert console.describe_os_error(OSError(errno.ENOSPC, "full")) == "the runner's own files, or the standard output: full; free some space and run again"
@@ -519,6 +524,14 @@ def test_errors_of_the_system_are_said_with_a_remedy():
     assert attempts._not_started_text(launch, refused) == (
         "cannot start prog: %1 is not a valid Win32 application; Windows starts no such file: name an .exe, .bat, .cmd, .py or .ps1 file, "
         "or the interpreter by its absolute path with the script as its first argument")
+
+
+@pytest.mark.parametrize("code, remedy", [(32, OPEN), (33, OPEN), (5, RIGHTS + ". Or " + OPEN), (None, RIGHTS + ". Or " + OPEN)])
+def test_a_file_that_another_program_holds_open_on_windows_is_not_told_to_lack_rights_only(monkeypatch, code, remedy):
+    monkeypatch.setattr(sys, "platform", "win32")
+    error = PermissionError(errno.EACCES, "Sharing violation", "x")
+    error.winerror = code
+    assert console.describe_os_error(error) == "x: Sharing violation; " + remedy
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")])
