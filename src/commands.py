@@ -226,6 +226,6 @@ def _run_in_child(arguments: List[str], console: Console) -> int:
     import subprocess
     done = subprocess.run([sys.executable, RUNNER] + arguments, stdin=subprocess.DEVNULL,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    console.out.write(done.stdout.decode("utf-8", "replace"))
-    console.err.write(done.stderr.decode("utf-8", "replace"))
+    for stream, data in ((console.out, done.stdout), (console.err, done.stderr)):
+        stream.write(data.decode("utf-8", "replace").replace(os.linesep, "\n"))     # which the stream writes as the system does
     return done.returncode

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
@@ -485,6 +486,19 @@ def test_an_imported_main_works_in_a_child_and_leaves_its_caller_alone(good, tmp
         out = done.stdout.decode("utf-8", "replace")
         assert done.returncode == 0 and out.endswith("code %d\n" % code) and expected in out, (out, done.stderr.decode("utf-8", "replace"))
     assert good.json("state/run_r.json")["state"] == "completed"
+
+
+def test_the_lines_of_a_run_in_a_child_end_once_on_windows(monkeypatch, tmp_path):
+    """The child ends them as its system does, and so does the stream of its caller."""
+    child = tmp_path / "child.py"
+    child.write_text("import os\nos.write(1, b'one\\r\\ntwo\\r\\n')\nos.write(2, b'three\\r\\n')\n", encoding="utf-8")
+    monkeypatch.setattr(commands, "RUNNER", str(child))
+    monkeypatch.setattr(os, "linesep", "\r\n")
+    streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", newline="\r\n") for _ in range(2)]
+    assert commands._run_in_child([], console.Console(*streams)) == 0
+    for stream in streams:
+        stream.flush()
+    assert [stream.buffer.getvalue() for stream in streams] == [b"one\r\ntwo\r\n", b"three\r\n"]
 
 
 def test_main_takes_the_arguments_of_the_process_by_default(good):
