@@ -255,6 +255,29 @@ def read_run(root: str, run_id: str, invocation: Optional[int] = None) -> Tuple[
     return None, problem
 
 
+def other_spelling(root: str, run_id: str) -> str:
+    """Return the id of a run that is called *run_id* but for capital and small letters, where none is called just so; else "".
+
+    Its files are found under both names where a file system does not tell them apart: its record says what it is called.
+    """
+    record, _ = _read_record(root, "run_%s.json" % run_id)
+    names: List[Any] = []
+    if record is not None:
+        names = [record.get("runId")]
+    else:
+        state = os.path.join(root, "state")
+        names = [name[len("run_"):-len(".json")] for name in _listed(state) if name.startswith("run_") and name.endswith(".json")] + _listed(os.path.join(state, "logs"))
+    others = [name for name in names if isinstance(name, str) and name.casefold() == run_id.casefold()]
+    return "" if run_id in others else (others + [""])[0]
+
+
+def _listed(folder: str) -> List[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
 def _read_record(root: str, name: str) -> Tuple[Optional[Json], str]:
     try:
         return state_store.StateStore(root, writable=False).read(name), ""

@@ -126,6 +126,9 @@ def run_records(folder: str) -> Iterator[Tuple[str, Json]]:
 def find_run(folder: str, pipeline: str, run_id: Optional[str]) -> Tuple[str, Optional[Json], str]:
     """Return (run id, record or None, what is wrong with it or ""). Raises: UsageError where nothing is known of such a run."""
     if run_id is not None:
+        other = run_history.other_spelling(os.path.dirname(folder), run_id)
+        if other:
+            raise UsageError("there is no run %s; there is a run %s" % (run_id, other))
         record, problem = read_json(os.path.join(folder, "run_%s.json" % run_id))
         traces = [os.path.join(folder, "logs", run_id), os.path.join(folder, "metrics_%s.json" % run_id)]
         if problem == "is missing" and not any(os.path.exists(path) for path in traces):

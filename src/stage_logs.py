@@ -74,6 +74,9 @@ def find(root: str, stage: str, run_id: Optional[str], name_tasks: bool = True) 
 def _of_run(root: str, stage: str, run_id: str, name_tasks: bool) -> Found:
     record, problem = run_history.read_run(root, run_id) if _is_plain(run_id) else (None, "")
     folder = os.path.join(root, "state", "logs", run_id)
+    other = run_history.other_spelling(root, run_id) if record is None and _is_plain(run_id) else ""
+    if other:
+        raise UsageError("there is no run %s; there is a run %s" % (printable(run_id), other))
     if record is None and not problem and not (_is_plain(run_id) and os.path.isdir(folder)):
         known = [run.run_id for run in run_history.newest_runs(root, 5)[0]]
         raise UsageError("there is no run %s%s" % (printable(run_id), "; the last ones are: %s" % ", ".join(known) if known else ""))

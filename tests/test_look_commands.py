@@ -281,6 +281,21 @@ def test_what_cannot_be_looked_at(pipeline):
         assert (code, out) == (2, "") and message in err and err.count("\n") == 1, (words, err)
 
 
+@pytest.mark.parametrize("is_pruned", [False, True])
+def test_a_run_is_asked_for_by_its_own_name_where_the_file_system_answers_to_others(pipeline, is_pruned):
+    pipeline.ok("--run-id", "night")
+    if is_pruned:
+        pipeline.path("state/run_night.json").unlink()      # its logs are left
+    elif not pipeline.exists("state/run_NIGHT.json"):
+        os.link(str(pipeline.path("state/run_night.json")), str(pipeline.path("state/run_NIGHT.json")))
+    for words in (["logs", "a", "--run", "NIGHT"], ["logs", "a", "--follow", "--run", "NIGHT"], ["report", "NIGHT"]):
+        code, out, err = called(pipeline, *words)
+        assert (code, out, err) == (2, "", "error: there is no run NIGHT; there is a run night\n"), words
+    assert not os.path.exists("report_NIGHT.html")
+    for words in (["logs", "a", "--run", "night"], ["report", "night", "-o", str(pipeline.path("r.html"))]):
+        assert called(pipeline, *words)[0] == 0, words
+
+
 @pytest.mark.skipif(not POSIX, reason="Windows knows no mark of what can be executed")
 @pytest.mark.parametrize("is_gone", [True, False])
 def test_commands_that_start_no_processor_do_without_it(project, is_gone):
