@@ -505,6 +505,14 @@ def test_what_an_attempt_left_is_gone_from_the_disk_before_the_success_is_record
     assert "sync s1" in before[next(place for place, line in enumerate(before) if line.startswith("write s1 running")):], lines
 
 
+def test_what_reset_clears_is_gone_from_the_disk_before_the_record_that_told_of_it(project):
+    project.spec({"processor": project.processor("half", "open(out + '/junk', 'w').close()\nsys.exit(1)\n")})
+    assert project.run().code == 1 and project.exists("data/s1/junk")
+    lines = told(project, "reset", "s1", "--yes")
+    assert not project.exists("data/s1/junk") and not project.exists("state/stage_s1.json")
+    assert lines.index("sync s1") < max(place for place, line in enumerate(lines) if line == "sync state"), lines
+
+
 def test_removals_are_on_the_disk_before_the_files_that_tell_of_them(tmp_path, monkeypatch):
     commit, done = state_store.Commit(), []
     (tmp_path / "out").mkdir()
