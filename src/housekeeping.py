@@ -22,6 +22,7 @@ import task_files
 import task_log
 from file_digests import Digests, FileChanged, has_wildcard, path_matches
 from model import EXIT_OK, StageSpec, shown_names
+from recorded_outputs import link_on_the_way
 from spec_checks import name_problem
 from stage_order import Folders, candidates, edges
 from stage_outputs import is_folder, list_folder, own_parts
@@ -222,7 +223,7 @@ def look(spec: PipelineSpec, stage: StageSpec, store: StateStore) -> Cleaning:
         path = "%s/%s" % (folder, output["path"])
         if not os.path.lexists(os.path.join(spec.root, path)):
             continue
-        why = stranger or _link_on_the_way(spec.root, path) or ("stage %s has recorded it, too" % owners[path] if path in owners else "")
+        why = stranger or link_on_the_way(spec.root, path) or ("stage %s has recorded it, too" % owners[path] if path in owners else "")
         why = why or _change(digests, path, output)
         if why:
             keep.append((path, why))
@@ -261,16 +262,6 @@ def _is_near(one: StageSpec, other: StageSpec) -> bool:
     return bool((one.output_dir + "/").startswith(other.output_dir + "/") or (other.output_dir + "/").startswith(one.output_dir + "/"))
 
 
-def _link_on_the_way(root: str, path: str) -> str:
-    """Return which folder on the way to *path* is a link: what lies behind it may be anything, and is left alone."""
-    parts = path.split("/")
-    for count in range(1, len(parts)):
-        folder = "/".join(parts[:count])
-        if os.path.islink(os.path.join(root, folder)):
-            return "%s is a symbolic link" % folder
-    return ""
-
-
 def _change(digests: Digests, path: str, output: Json) -> str:
     try:
         found = digests.of_output(path)
@@ -284,7 +275,7 @@ def _change(digests: Digests, path: str, output: Json) -> str:
 def _leftovers(spec: PipelineSpec, record: Optional[Json]) -> List[str]:
     """Return what an attempt has left that did not finish, paths below the root; nothing behind links."""
     folder = state_store.made_elsewhere(record, "")
-    return recorded_outputs.leftovers(spec.root, record) if not _link_on_the_way(spec.root, folder + "/x") else []
+    return recorded_outputs.leftovers(spec.root, record) if not link_on_the_way(spec.root, folder + "/x") else []
 
 
 def _sound_record(store: StateStore, name: str) -> Optional[Json]:
@@ -330,7 +321,7 @@ def _clean(spec: PipelineSpec, stage: StageSpec, store: StateStore, ledger: RunL
     """Remove the outputs of one stage; tell whether there was anything to do. The caller holds its lock."""
     found = look(spec, stage, store)
     marker = state_store.marker_path(spec.root, stage.output_dir, stage.name)
-    has_marker = os.path.lexists(marker) and not _link_on_the_way(spec.root, "%s/.%s.done" % (stage.output_dir, stage.name))
+    has_marker = os.path.lexists(marker) and not link_on_the_way(spec.root, "%s/.%s.done" % (stage.output_dir, stage.name))
     if found.record is None or not (found.remove or has_marker or found.left):
         if found.record is not None and found.record.get("cleaned"):
             _remove_empty_folders(spec.root, stage, _recorded(stage, store, found.record), store.commit)     # a kill came before
@@ -365,7 +356,7 @@ def _remove_empty_folders(root: str, stage: StageSpec, outputs: List[Json], comm
         parts = output["path"].split("/")
         folders.update("/".join(parts[:count]) for count in range(1, len(parts)))
     for folder in sorted(folders, key=lambda one: -one.count("/")):
-        if _link_on_the_way(root, "%s/%s/x" % (stage.output_dir, folder)):
+        if link_on_the_way(root, "%s/%s/x" % (stage.output_dir, folder)):
             continue
         state_store.remove_empty_folder(os.path.join(root, stage.output_dir, folder), commit)
 
@@ -378,7 +369,7 @@ def forgotten(spec: PipelineSpec, stage: StageSpec) -> List[str]:
     The marker first: without it nothing is skipped. The record last: after a kill it still tells that there is something to remove, and where.
     """
     marker = "%s/.%s.done" % (stage.output_dir, stage.name)
-    is_linked = bool(_link_on_the_way(spec.root, marker))
+    is_linked = bool(link_on_the_way(spec.root, marker))
     files = ([] if is_linked else [marker]) + ["state/" + pattern % stage.name for pattern in STATE_FILES]
     state = os.path.join(spec.root, "state")
     files += ["state/" + name for name in (task_files.names_of_inputs(state, stage.name) if os.path.isdir(state) else ())]
@@ -420,6 +411,6 @@ def _forget(spec: PipelineSpec, names: Sequence[str], store: StateStore, console
 
 def _part_paths(spec: PipelineSpec, stage: StageSpec) -> List[str]:
     """Return the part files of the stage: without the checkpoint nobody can go on with them."""
-    if _link_on_the_way(spec.root, stage.output_dir + "/x"):
+    if link_on_the_way(spec.root, stage.output_dir + "/x"):
         return []
     return ["%s/%s" % (stage.output_dir, path) for path in own_parts(list_folder(os.path.join(spec.root, stage.output_dir)).parts, stage.name)]

@@ -120,6 +120,16 @@ def alone_in(root: str, output_dir: str) -> Iterator[None]:
         locks.close()
 
 
+def link_on_the_way(root: str, path: str) -> str:
+    """Return which folder on the way to *path* is a link: what lies behind it may be anything, and is left alone."""
+    parts = path.split("/")
+    for count in range(1, len(parts)):
+        folder = "/".join(parts[:count])
+        if os.path.islink(os.path.join(root, folder)):
+            return "%s is a symbolic link" % folder
+    return ""
+
+
 def sync_below(folder: str) -> None:
     """What was cleared must not come back with a power cut, beside a record of success: btrfs brings a removal to the disk with its folder only."""
     for one, _, _ in os.walk(folder):

@@ -288,16 +288,15 @@ class StageWork:
         Before a record names the new place: after a kill the next run comes here again. What lies behind a link may be anything, and is left alone.
         """
         path = "%s/.%s.tasks" % (self.moved_from, self.stage.name)
-        parts = path.split("/")
-        on_the_way = [os.path.join(self.run.root, *parts[:count + 1]) for count in range(len(parts))]
-        if spec_checks.path_problem(path) or any(map(os.path.islink, on_the_way)) or not os.path.isdir(on_the_way[-1]):
+        full = os.path.join(self.run.root, *path.split("/"))
+        if spec_checks.path_problem(path) or recorded_outputs.link_on_the_way(self.run.root, path + "/x") or not os.path.isdir(full):
             return
         try:
-            state_store.remove_tree(on_the_way[-1])
+            state_store.remove_tree(full)
         except OSError as error:
             self._note("%s is of no use any more, and cannot be removed; remove it: %s" % (path, describe_os_error(error)))
         else:
-            self.store.commit.removed[on_the_way[-2]] = None
+            self.store.commit.removed[os.path.dirname(full)] = None
 
     def _is_same_work(self) -> bool:
         record = self.facts.record

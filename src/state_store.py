@@ -479,8 +479,12 @@ def last_run_text(record: Json) -> str:
 
 def outputs_are_logged(record: Json) -> bool:
     """Tell whether a stage record leaves its outputs to the task log: they are too many for it, or of tasks of a run that has not ended well."""
-    is_unfinished = record["lastStatus"] != "ok" and "tasks" in record["keyParts"]
-    return not record["outputs"] and bool((record.get("tasks") or {}).get("outputs") or is_unfinished)
+    return not record["outputs"] and bool((record.get("tasks") or {}).get("outputs") or is_of_unfinished_tasks(record))
+
+
+def is_of_unfinished_tasks(record: Json) -> bool:
+    """Tell whether a stage record is of forEach and of a run that has not ended well: what was made, the task log alone tells."""
+    return record["lastStatus"] != "ok" and "tasks" in record["keyParts"]
 
 
 def dead_token(record: Optional[Json]) -> str:

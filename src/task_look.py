@@ -286,8 +286,8 @@ def logged_outputs(store: StateStore, stage: str) -> List[Json]:
 
 def vouched_outputs(store: StateStore, record: Json) -> List[Json]:
     """Return what a stage's task log says that its tasks have made, if it is the log that *record* vouches for; else nothing. Raises: as load_log()."""
-    if record["lastStatus"] != "ok" and "tasks" in record["keyParts"] and not record.get("logLost"):
-        return logged_outputs(store, record["stage"])       # of a run that did not come to its end the log alone tells
+    if state_store.is_of_unfinished_tasks(record) and not record.get("logLost"):
+        return logged_outputs(store, record["stage"])
     if _stated_outputs(record) <= 0:
         return []
     outputs = logged_outputs(store, record["stage"])

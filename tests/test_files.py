@@ -482,7 +482,7 @@ for bad, error in ((float("nan"), ValueError), (object(), TypeError)):
 """
 
 
-@pytest.mark.parametrize("names", [["make_scanner"], ["make_encoder"], ["make_scanner", "make_encoder"], []], ids=str)
+@pytest.mark.parametrize("names", [["make_scanner"], ["make_encoder"], ["make_scanner", "make_encoder"]], ids=str)
 @pytest.mark.parametrize("how", ["raise AttributeError('array_hook')", "raise TypeError('one argument more')"])
 def test_an_interpreter_whose_own_json_wants_something_else_is_served(names, how):
     """Python 3.15 asks for a hook that no earlier version knew."""

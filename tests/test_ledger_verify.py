@@ -1455,16 +1455,21 @@ def test_what_was_set_aside_before_a_stage_was_renamed_is_not_missed(project, be
     assert project.run("verify", "--outputs").code == 5
 
 
-def test_what_the_former_stage_alone_has_made_is_still_expected(project):
-    """Its file is gone when the stage is renamed: no success of the new one has ever made the output."""
-    project.write("data/in/a.txt", "x")
-    project.write("data/in/b.txt", "x")
+def renamed_without_first(project, names):
+    """Run a stage `old` over files of these names, then, without the first file, as `new`."""
+    for name in names:
+        project.write("data/in/" + name, "x")
     stage = {"name": "old", "processor": project.processor("p", "open(out + '/' + os.path.basename(inputs[0]), 'w').close()\n"), "forEach": "data/in/*.txt", "outputDir": "data/s1"}
     project.spec(stage)
     project.ok("--run-id", "r1")
     renamed(project, stage)
-    project.path("data/in/a.txt").unlink()
+    project.path("data/in/" + names[0]).unlink()
     project.ok("--run-id", "r2")
+
+
+def test_what_the_former_stage_alone_has_made_is_still_expected(project):
+    """Its file is gone when the stage is renamed: no success of the new one has ever made the output."""
+    renamed_without_first(project, ["a.txt", "b.txt"])
     project.ok("verify", "--outputs")
     project.path("data/s1/a.txt").unlink()
     done = project.run("verify", "--outputs")
@@ -1474,14 +1479,7 @@ def test_what_the_former_stage_alone_has_made_is_still_expected(project):
 
 
 def test_a_list_of_tasks_that_was_changed_passes_no_output_on(project):
-    for number in range(12):
-        project.write("data/in/%02d.txt" % number, "x")
-    stage = {"name": "old", "processor": project.processor("p", "open(out + '/' + os.path.basename(inputs[0]), 'w').close()\n"), "forEach": "data/in/*.txt", "outputDir": "data/s1"}
-    project.spec(stage)
-    project.ok("--run-id", "r1")
-    renamed(project, stage)
-    project.path("data/in/00.txt").unlink()
-    project.ok("--run-id", "r2")
+    renamed_without_first(project, ["%02d.txt" % number for number in range(12)])
     project.path("data/s1/00.txt").unlink()
     path = "state/logs/r2/new.tasks.jsonl"
     project.write(path, project.read(path).replace("11.txt", "00.txt"))
