@@ -311,6 +311,15 @@ def test_who_is_certainly_dead():
 
 # --- the dead --------------------------------------------------------------------------------------------------------
 
+def test_an_owner_of_whom_the_system_tells_nothing_is_not_dead_and_holds_nothing_without_its_lock(monkeypatch):
+    """On Windows another account's process: it may be the owner, or one that has its pid since."""
+    owner = {"pid": 12345, "processStart": "1", "host": stage_locks.host_name(), "bootId": BOOT, "token": "x"}
+    monkeypatch.setattr(process_tree, "start_time", lambda pid: process_tree.UNTOLD)
+    assert not stage_locks.owner_is_dead(owner, BOOT, process_tree) and not stage_locks.lives_here(owner, BOOT, process_tree)
+    monkeypatch.setattr(process_tree, "start_time", lambda pid: "1")
+    assert not stage_locks.owner_is_dead(owner, BOOT, process_tree) and stage_locks.lives_here(owner, BOOT, process_tree)
+
+
 def test_a_dead_owners_folder_is_taken_over_at_once(root):
     drive(root, "stage_lock().acquire(0); os._exit(0)")
     assert listing(root / "locks" / "s1.lock") == ["owner.json"]
