@@ -3,8 +3,8 @@
 
     python bench/bench_cold.py [--stages 1000] [--runs 3] [--jobs 2] [--folder DIR]
 
-Every turn begins with a fresh copy of the project, and the tools take turns; copies are kept to the end, since ext4 is slow to make
-files while many have just been removed. The runner is measured with stages in the order
+Every turn begins with a fresh copy of the project, and the tools take turns; copies are kept to the end, since an ext4 without
+a journal is slow to make files while many have just been removed. The runner is measured with stages in the order
 given, one at a time, and with "order": "graph"; records, ledger and syncs are the default ones. ninja and make sync nothing.
 "floor" is a bare loop that makes the same files, syncs the same records and starts the same programs, see floor_cold.py.
 Its own sources have been scanned before (state/digests.json is kept), as on any night but the first.
