@@ -257,6 +257,7 @@ class FileTasksWork(TasksWork):
         task, names = trial.task, self._made(trial)
         problem = trial.failure or next((why for why in map(lambda name: self._target_problem(task, name), names) if why), "")
         if problem:
+            trial.is_machines = trial.is_machines or not trial.failure and any(name in self.foreign for name in names)
             trial.failure = problem
             return
         self._take_counts(trial)

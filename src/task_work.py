@@ -72,7 +72,7 @@ class Trial:
         self.network: Any = None
         self.log_path, self.token = "", ""
         self.failure = ""
-        self.is_machines = False        # the fault of the machine or of the processor, not of the task's file
+        self.is_machines = False        # the fault of the machine, the processor or the spec, not of the task's file
         self.stopped = False
         self.exit_code: Optional[int] = None
         self.outputs: List[Output] = []

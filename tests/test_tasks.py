@@ -945,6 +945,9 @@ def test_a_task_may_not_make_what_belongs_to_another_stage(upper):
     upper.spec({"name": "first", "processor": "bin/stage_copy.py", "inputs": ["in/a.txt"], "outputDir": "out"}, upper.stage)
     done = upper.run()
     assert done.code == 1 and "it makes out/a.txt, which belongs to stage first; a file belongs to one stage" in done.out, done
+    upper.spec({"name": "first", "processor": "bin/stage_copy.py", "inputs": ["in/a.txt"], "outputDir": "out"}, dict(upper.stage, maxFailedTasks=2))
+    done = upper.run()              # no fault of the file's
+    assert done.code == 1 and "1 of 3 tasks failed for what maxFailedTasks does not allow" in done.out, done
 
 
 def until(holds, process):
