@@ -1,6 +1,7 @@
-"""The engine: one invocation of a run, its stages in order, their locks and results, the run's records.
+"""The engine: one invocation of a run, its stages in order and what becomes of each.
 
-Above all other modules but commands, which reads the command line and the spec and starts it.
+Above all other modules but commands, which reads the command line and the spec and starts it. What the run writes of itself is in
+run_records, whom a stage must wait for in work_places.
 """
 from __future__ import annotations
 
@@ -13,35 +14,33 @@ import known_stages
 import planning
 import quick_index
 import run_ledger
+import run_records
 import stage_locks
 import stage_order
 import state_store
 import stop_requests
+import work_places
 from console import Console, describe_os_error
 from file_digests import Digests, ReadingStopped
 from model import (
-    EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOCKED, EXIT_OFFLINE, EXIT_OK, EXIT_STOPPED, STATUSES, VERSION, Clock, Decision, Facts, OfflineError, Options, PipelineSpec,
+    EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOCKED, EXIT_OFFLINE, EXIT_OK, EXIT_STOPPED, STATUSES, Clock, Decision, Facts, OfflineError, Options, PipelineSpec,
     StageResult, StageSpec)
 from program_scan import check_offline, runner_digest
-from state_store import StateStore, utc_text
+from state_store import StateStore
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
     from scheduler import Flow
-    from state_store import Commit
     Json = Dict[str, Any]
 
 MOMENT_S = 0.01             # processors that take no longer are waited for with nothing else to do
-RECORD_S = 1.0              # a running run's record is written at most so often: it may name thousands of stages
-RECORD_SHARE = 20           # ... and takes at most this part of the time
-DEAR_BYTES = 64 << 20       # files of so many bytes are not hashed again after a kill
 NOT_BEGUN = {"FAIL": "failed", "WAITING": "waiting"}      # decision -> what becomes of the stage
 
 
 class Run:
-    """One invocation of a run: the stages in order, their records, the run record.
+    """One invocation of a run: the stages in order, and its outcome.
 
     Order of the durable steps of a stage: lock, read state and decide again, marker removed, checkpoint of other work
     set aside, record "running" with the key, attempts, whole tree ended, outputs checked and hashed, stage record, marker.
@@ -62,17 +61,14 @@ class Run:
         self.order = stage_order.Order(self.selected, spec.order == "graph", self._may_share, None if known is None else known.needs)
         self.result_at: List[Optional[StageResult]] = [None] * len(self.selected)       # of each stage selected, once it has ended
         self.stop_time: Any = None
-        self.final: Optional[Json] = None       # the run record, once it is sealed
         self.invocation = 1
         self.is_open = False
         self.signals: Any = None
         self.guardian: Any = None
         self.network: Any = None        # the guard, once the network is closed
         self.known = known
+        self.records = run_records.RunRecords(self)
         self.looked: Dict[str, List[str]] = {}      # of skipped stages, the files that the decision was made of
-        self.record_pause_s = RECORD_S
-        self.recorded = 0.0             # when the run record was last written
-        self.metrics: Json = {}         # what the metrics file says, once it is written
         self.launches: Any = None       # starts the launchers, if a stage has one
         self.pool: Any = None           # the attempts under way
         self.scheduler: Any = None      # once an attempt must be started
@@ -80,13 +76,10 @@ class Run:
         self.made_folders: Set[str] = set()     # that need not be looked for again
         self.inherited: Dict[Any, Dict[str, str]] = {}      # passEnv -> what processors get of the own environment
         self.expected: Any = None       # how long each stage took before, once the live view has asked
-        self.caches: Dict[str, bytes] = {}      # of stages of many tasks, to be written at the end
-        self.folder_locks = stage_locks.FolderLocks(spec.root)
-        self.entered: Dict[str, Set[str]] = {}      # output folders that this run holds, the outermost of its stages': who is at work there
+        self.places = work_places.WorkPlaces(self)
         self.held: Set[str] = set()     # stages that another run has, and this one goes on without
         self.names: Optional[Set[str]] = None   # of all stages of the spec, once somebody has asked
         self.unfit = ""                 # the stage from which the runner could not go on
-        self.recovered: Optional[Json] = None       # its entry, where it was finished all the same
 
     @property
     def results(self) -> List[StageResult]:
@@ -103,7 +96,7 @@ class Run:
                 name = self.selected[place].name
                 self.result_at[place] = StageResult.of(name, "notRun", why(name))
 
-    def _counts(self) -> Dict[str, int]:
+    def counts(self) -> Dict[str, int]:
         """Return {status: how many stages so far ended so}, of all statuses."""
         known = known_stages.KNOWN      # there may be thousands
         statuses = [result.status for result in self.result_at if result is not None and result is not known]
@@ -144,7 +137,7 @@ class Run:
                 self.guardian.close()
             if self.launches is not None:
                 self.launches.close()
-            self.folder_locks.close()
+            self.places.close()
             self.digests.close()
             lock.release()
 
@@ -194,7 +187,7 @@ class Run:
                 break
             code = self._stage_ended(ended[0], ended[1], code)
         self._fill(self._why_not_run)
-        count = self._counts()
+        count = self.counts()
         if code == EXIT_STOPPED and count["ok"] + count["skipped"] == len(self.selected):
             return EXIT_OK              # the time was over when all was done
         return code or (EXIT_STOPPED if count["waiting"] else EXIT_OK)
@@ -277,8 +270,8 @@ class Run:
         self._put(name, result)
         self.works.pop(name, None)
         self.order.ended(name, result.status in ("ok", "skipped"))
-        if self.is_open and self.clock.monotonic() - self.recorded >= self.record_pause_s:
-            self._write_run()           # not after each stage: what it lacks after a kill is told by the stage records
+        if self.is_open and self.records.is_due():
+            self.records.write_running()
         if self.store.commit.is_due():
             self.flush()
         failed = EXIT_OFFLINE if result.is_offline_fault else EXIT_LOCKED if name in self.held else EXIT_FAILED
@@ -310,7 +303,7 @@ class Run:
             self.pool.tick, self.pool.tick_s = tick, attempts.TICK_S
             self.known.index.keep()
             try:
-                self._write_run()
+                self.records.write_running()
             except (OSError, state_store.StateError):
                 pass                    # it says less than it could until the next time; a damaged index is told at the end
 
@@ -383,14 +376,14 @@ class Run:
             return self._not_begun(stage, NOT_BEGUN[decision.action], "; ".join(decision.reasons))
         if decision.action == "SKIP":
             is_locked = os.path.isdir(os.path.join(self.root, "locks", stage.name + ".lock"))
-            if not self._needs_tidying(stage) and (not is_locked or self._new_lock(stage).is_free()):
+            if not self._needs_tidying(stage) and (not is_locked or self.places.new_lock(stage).is_free()):
                 return self._skipped(stage, decision, facts)
         token = state_store.dead_token(facts.record)
         del decision, facts                     # of very many tasks: before they are looked at again
         self._open()
-        lock = self._new_lock(stage)
+        lock = self.places.new_lock(stage)
         try:
-            if not (yield from self._acquire(stage, lock, token)):
+            if not (yield from self.places.take(stage, lock, token)):
                 return self._not_begun(stage, "interrupted", "%s while waiting for the lock of stage %s" % (self.signals.text(), stage.name))
         except stage_locks.LockHeld as error:
             if not self.options.keep_going:
@@ -422,11 +415,7 @@ class Run:
                 self._tidy(stage)
             return result
         finally:
-            self._leave_folder(stage)
-            if is_free:
-                lock.release()
-            else:
-                lock.abandon()
+            self.places.leave(stage, lock, is_free)
 
     def _tell_of_namesake(self, stage: StageSpec, record: Optional[Json]) -> None:
         """Say that the stage's record is another pipeline's: two that take turns do all their work again each time."""
@@ -443,77 +432,6 @@ class Run:
         if self._needs_tidying(stage):
             import chunk_work
             chunk_work.tidy(self.root, stage, self.store)
-
-    def _acquire(self, stage: StageSpec, lock: stage_locks.StageLock, token: str) -> Flow:
-        """A flow that takes a stage's lock, and its output folder, and returns True, False if a signal came first.
-
-        Raises: LockHeld, OSError; then neither is held.
-        """
-        deadline = self.clock.monotonic() + stage.lock_wait_s
-        while not self.signals.number:
-            try:
-                lock.acquire(0, token)
-            except stage_locks.WaitStopped:
-                break
-            except stage_locks.LockHeld:
-                if self.clock.monotonic() >= deadline:
-                    raise
-            else:
-                return (yield from self._enter_folder(stage, lock, deadline)) and (yield from self._end_launched(stage, lock))
-            import scheduler
-            yield scheduler.Pause(stage_locks.LOCK_POLL_S)
-        return False
-
-    def _end_launched(self, stage: StageSpec, lock: stage_locks.StageLock) -> Flow:
-        """A flow that returns True when nothing that could get in its way runs any more, on any machine, that launchers of dead runs started, False as _acquire()."""
-        if not os.path.isdir(os.path.join(self.store.folder, "launch")):
-            return True
-        import launch_lease
-        import scheduler
-        deadline = self.clock.monotonic() + launch_lease.PATIENCE_S
-        is_free = False
-        try:
-            while True:
-                left = launch_lease.end_left_behind(self.root, stage.name, stage.output_dir, self._names_in_spec(), self.works)
-                if not left or self.clock.monotonic() >= deadline or self.signals.number:
-                    break
-                yield scheduler.Pause(launch_lease.POLL_S)
-            is_free = not left
-            if left and not self.signals.number:
-                raise launch_lease.still_runs(stage.name, left)
-        finally:
-            if not is_free:
-                self._leave_folder(stage)
-                lock.release()
-        return is_free
-
-    def _enter_folder(self, stage: StageSpec, stage_lock: stage_locks.StageLock, deadline: float) -> Flow:
-        """A flow that returns True when no other run, of whatever pipeline, is at work in the stage's output folder, False as _acquire().
-
-        Within this run _may_share() decides. Another run knows nothing of what ours has just made there: it would clear it away, or take it for its own.
-        """
-        folder = planning.folders_of(self.spec, self.store).outermost(stage)
-        try:
-            while folder not in self.entered and not self.folder_locks.try_acquire(folder):
-                if self.signals.number:
-                    stage_lock.release()
-                    return False
-                if self.clock.monotonic() >= deadline:
-                    raise stage_locks.LockHeld("stage %s: another run is at work in, around or below %s, where this stage writes; wait, or raise lock.waitSeconds" % (stage.name, folder))
-                import scheduler
-                yield scheduler.Pause(stage_locks.LOCK_POLL_S)
-        except (stage_locks.LockHeld, OSError):
-            stage_lock.release()
-            raise
-        self.entered.setdefault(folder, set()).add(stage.name)
-        return True
-
-    def _leave_folder(self, stage: StageSpec) -> None:
-        for folder, inside in list(self.entered.items()):
-            inside.discard(stage.name)
-            if not inside:
-                self.folder_locks.release(folder)
-                del self.entered[folder]
 
     def _new_work(self, stage: StageSpec, lock: stage_locks.StageLock, facts: Facts) -> Any:
         import stage_work
@@ -562,10 +480,6 @@ class Run:
         """Return how many records the stage should have read, see the function of that name."""
         return planning.expected_read(self.spec, stage, facts, self.store)
 
-    def _new_lock(self, stage: StageSpec) -> stage_locks.StageLock:
-        import process_tree
-        return stage_locks.StageLock(self.root, stage.name, self.options.run_id, self.boot, self.clock, process_tree)
-
     def _not_begun(self, stage: StageSpec, status: str, why: str) -> StageResult:
         """Say why nothing is done with a stage, in which nothing was touched."""
         self.console.event({"waiting": "WAIT", "interrupted": "STOP"}.get(status, "FAIL"), stage.name, ": " + why)
@@ -580,7 +494,7 @@ class Run:
         if facts.tasks is not None:
             import task_look
             evidence["tasks"] = task_look.skipped_summary(facts)
-            self.caches.update(task_look.cache_of(self.store, stage, facts, facts.record["tasks"]["outputsSha256"], self.boot, self.boot))
+            self.records.caches.update(task_look.cache_of(self.store, stage, facts, facts.record["tasks"]["outputsSha256"], self.boot, self.boot))
         return StageResult.of(stage.name, "skipped", reason, bytes_in=facts.material.input_bytes, key=facts.material.key, evidence=evidence,
                               bytes_out=run_ledger.output_bytes(facts.record), outputs=outputs, counts=facts.record.get("counts", {}))
 
@@ -612,7 +526,7 @@ class Run:
         self.run_lock.tell_owner(stage_locks.owner_now("run", self.options.run_id, self.boot, self.clock, process_tree))
         self.ledger.begin(self.options.run_id, self.invocation, self.spec.name)
         self.ledger.tell(self.console.line)
-        self._write_run(is_brief=True)
+        self.records.write_running(is_brief=True)     # _settle_soon() brings the rest
         self.is_open = True
         self._guard_processes()
 
@@ -649,7 +563,7 @@ class Run:
             raise OfflineError("\"offline\": the kernel must close the network, and cannot here: %s; nothing was run" % self.network.status.why)
         self.console.line("[OFFLINE] " + self.network.text())
 
-    def _names_in_spec(self) -> Set[str]:
+    def names_in_spec(self) -> Set[str]:
         """Return the names of all stages, selected or not; there may be thousands, and each that is begun asks."""
         if self.names is None:
             self.names = {stage.name for stage in self.spec.stages}
@@ -657,64 +571,17 @@ class Run:
 
     def _tell_of_former(self) -> None:
         """Name what stages that the spec has no more have left, where one of today's reads it."""
-        if self._names_in_spec().issuperset(self.store.stage_names()):
+        if self.names_in_spec().issuperset(self.store.stage_names()):
             return
         import housekeeping
         for note in housekeeping.notes_on_former(self.spec):
             self.console.line("[NOTE] " + note)
-
-    def save_dear_digests(self) -> None:
-        """Store the digests taken if they were of many bytes: a kill shall not have them taken again."""
-        if self.digests.unsaved_bytes >= DEAR_BYTES:
-            with run_ledger.Held(self.ledger):
-                self._write_digests()
-
-    def _write_digests(self) -> None:
-        """Under the lock of the ledger, because other runs write the digests too."""
-        for path, data in self.caches.items():
-            self._write_cache(path, data)
-        self.caches.clear()
-        if self.digests.changed:
-            self._write_cache(self.digests.path, self.digests.to_bytes(), self.store.commit)
-            self.digests.changed = False
-
-    def _write_cache(self, path: str, data: bytes, commit: Optional[Commit] = None) -> None:
-        """Write what only saves work: what goes wrong is a note. Durable with *commit*, once that is flushed."""
-        try:
-            state_store.write_atomic(path, data, commit, durable=commit is not None)
-        except OSError as error:
-            self.console.line("[NOTE] a cache is not written: " + describe_os_error(error))
 
     def log_folder(self) -> str:
         """Return this invocation's folder for logs: state/logs/<run>, and below it /<n> from the second call on."""
         parts = [self.store.folder, "logs", self.options.run_id] + ([str(self.invocation)] if self.invocation > 1 else [])
         folder: str = os.path.join(*parts)
         return folder
-
-    def _run_record(self, state: str, stages: Optional[List[Json]] = None) -> Json:
-        """stages: their entries, if not those of all that have ended."""
-        ended = state != "running"
-        duration_ms = int((self.clock.monotonic() - self.started) * 1000)
-        return {
-            "runId": self.options.run_id, "invocation": self.invocation, "pipeline": self.spec.name, "version": self.spec.version,
-            "specSha256": self.spec.sha256, "state": state, "startedAt": utc_text(self.started_utc),
-            "endedAt": utc_text(self.clock.time()) if ended else None, "durationMs": duration_ms if ended else None,
-            "stages": self._entries(self._stage_entry) if stages is None else stages, "isolation": self.isolation,
-            "python": "%s %d.%d.%d" % ((sys.implementation.name,) + sys.version_info[:3]), "os": sys.platform, "runner": VERSION, **self.about}
-
-    def _entries(self, entry_of: Callable[[StageResult], Json]) -> Any:
-        """Return the stages' entries for the run record or the metrics; with known stages, as a text made of ready ones."""
-        return [entry_of(result) for result in self.results] if self.known is None else self.known.entries(self.result_at, entry_of, entry_of is metrics_entry)
-
-    def _write_run(self, is_brief: bool = False) -> None:
-        """Write the record of a run that goes on; is_brief: without the stages for which the index answered, of which there may be thousands: _settle_soon() brings them."""
-        if not is_brief:
-            self.flush()                # markers and logs that it speaks of are on the disk before it
-        began = self.clock.monotonic()
-        stages = [stage_entry(result) for result in self.results if result is not known_stages.KNOWN] if is_brief else None
-        self.store.write("run_%s.json" % self.options.run_id, self._run_record("running", stages))
-        self.recorded = self.clock.monotonic()
-        self.record_pause_s = max(RECORD_S, RECORD_SHARE * (self.recorded - began))     # it grows with the number of stages
 
     def _finish(self, code: int) -> None:
         """Write the metrics, the digests and the sealed run record; on return everything is durable."""
@@ -728,46 +595,23 @@ class Run:
         self.flush()
         for path in outputs:
             self.digests.vouch(path)
-        record = self._run_record(state)
-        self.ledger.end(record, lambda: self._write_last(record), lambda: self._tell_monitoring(record))
-        self.final = record
+        record = self.records.seal(state)
         if self.known is None:          # the spec is another than last time, or nobody knows
             self._tell_of_former()
         self.ledger.tell(self.console.line, with_head=True)
         if state == "interrupted" and self._clock_text():
             self.console.line("[STOP] " + self._clock_text())
-        self.console.summary(self.options.run_id, state, self._counts(), self.clock.monotonic() - self.started)
+        self.console.summary(self.options.run_id, state, self.counts(), self.clock.monotonic() - self.started)
         stop_requests.silence()
         if code == EXIT_OK and self.looked:
             import index_writer
-            index_writer.save(self, record, stage_entry, metrics_entry)
+            index_writer.save(self, record, run_records.stage_entry, run_records.metrics_entry)
 
     def state_of(self, code: int) -> str:
         """Return the state of a run that ends with an exit code."""
         if code == EXIT_STOPPED and not self._stopped():
             return "waiting"        # inputs were not settled; nothing was cut short
         return {EXIT_OK: "completed", EXIT_STOPPED: "interrupted"}.get(code, "interrupted" if code > 128 else "failed")
-
-    def unsealed_record(self, code: int) -> Json:
-        """Return what the run record would say of a run that could not write it."""
-        return self._run_record(self.state_of(code))
-
-    def _write_last(self, record: Json) -> None:
-        """Write what only a finished run writes, and its digest into the run record; under the lock of the ledger."""
-        self._write_digests()
-        self.metrics = self._metrics()
-        record["metrics"] = self.store.write_metrics(self.options.run_id, self.metrics)
-
-    def _tell_monitoring(self, record: Json) -> None:
-        """Refresh state/metrics.prom, append to --openlineage; what goes wrong there is a note and changes nothing."""
-        import prometheus_text
-        looked_at = self.known.looked_at(self.result_at) if self.known is not None else None
-        if looked_at is None or not prometheus_text.update(self.store, record, self.metrics, self.known.index.names,
-                                                           {place: metrics_entry(result) for place, result in looked_at.items()}):
-            prometheus_text.emit(self.store, record, self.metrics, self.spec, self.console)
-        if self.options.open_lineage:
-            import open_lineage
-            open_lineage.emit(self.store, record, self.metrics, self.options.open_lineage, self.console)
 
     def _finish_after(self, error: BaseException) -> None:
         """Say in the records what stopped the run, as far as they can still be written; *error* itself goes on to main."""
@@ -776,39 +620,13 @@ class Run:
         if self.unfit:
             self.console.event("STOP" if is_stopped else "FAIL", self.unfit, ": " + why.split("\n")[0])
             self._put(self.unfit, StageResult.of(self.unfit, "interrupted" if is_stopped else "failed", why))
-            self.recovered = self._recorded_success(self.unfit)
+            self.records.note_recovered(self.unfit)
         self._fill(lambda _: "the run ended before it")
         try:
             self._finish(getattr(error, "exit_code", EXIT_INTERRUPTED) if is_stopped else EXIT_FAILED)
         except Exception as again:      # the same fault again, most likely; what is on disk is a run that died
             if not _is_expected(again):
                 raise
-
-    def _recorded_success(self, name: str) -> Optional[Json]:
-        """Return the entry of a stage whose record says that this run has finished it, though an error came before its marker.
-
-        The next run restores the marker: then this run's record must not say that the stage has failed.
-        """
-        try:
-            record = state_store.StateStore(self.root, writable=False).stage(name)
-            if record is None or (record.get("lastRunId"), record.get("lastInvocation"), record["lastStatus"]) != (self.options.run_id, self.invocation, "ok"):
-                return None
-            return run_ledger.recovered_entry(self.store, record)
-        except (OSError, state_store.StateError):
-            return None
-
-    def _stage_entry(self, result: StageResult) -> Json:
-        """Return a stage's part of this run's record."""
-        return self.recovered if self.recovered is not None and result.name == self.unfit else stage_entry(result)
-
-    def _metrics(self) -> Json:
-        count = self._counts()
-        return {
-            "runId": self.options.run_id, "invocation": self.invocation, "timestamp": utc_text(self.clock.time()), "totalStages": len(self.selected),
-            "okStages": count["ok"], "skippedStages": count["skipped"], "failedStages": count["failed"] + count["interrupted"],
-            "durationSec": round(self.clock.monotonic() - self.started, 6),
-            "stages": self._entries(metrics_entry)}
-
 
 def _is_expected(error: Exception) -> bool:
     """Tell whether an error is of the world or one that we raise, not a fault of the program."""
@@ -817,25 +635,6 @@ def _is_expected(error: Exception) -> bool:
 
 def _why(error: BaseException) -> str:
     return describe_os_error(error) if isinstance(error, OSError) else str(error) or type(error).__name__
-
-
-def metrics_entry(result: StageResult) -> Json:
-    """Return a stage's part of the metrics."""
-    return {"stage": result.name, "status": result.status, "durationSec": round(result.duration_s, 6), "attempts": result.attempts,
-            "cpuSec": round(result.cpu_s, 6), "maxRssBytes": result.max_rss_bytes, "bytesIn": result.bytes_in,
-            "bytesOut": result.bytes_out, "counts": result.counts,
-            **({"tasks": result.evidence["tasks"]} if "tasks" in result.evidence else {})}
-
-
-def stage_entry(result: StageResult) -> Json:
-    """Return a stage's part of the run record; no floats, so that its canonical form is beyond doubt."""
-    entry = {"stage": result.name, "status": result.status, "reason": result.reason, "attempts": result.attempts,
-             "durationMs": int(result.duration_s * 1000), "exitCode": result.exit_code, "key": result.key,
-             "bytesIn": result.bytes_in, "bytesOut": result.bytes_out, "counts": result.counts}
-    if result.status not in ("skipped", "notRun", "waiting"):
-        entry["outputs"] = result.outputs       # a skipped stage's stand in the record of the run that made them
-    entry.update(result.evidence)
-    return entry
 
 
 def load_for_stages() -> None:

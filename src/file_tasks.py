@@ -527,7 +527,7 @@ class FileTasksWork(TasksWork):
         self.exit_code = 0
         outputs, listed = self._outputs(), self._listed()
         self._write_record("ok", "", outputs=listed)
-        self.run.caches.update(task_look.cache_of(self.store, self.stage, self.facts._replace(tasks=facts._replace(outputs=table, is_cached=False)),
+        self.run.records.caches.update(task_look.cache_of(self.store, self.stage, self.facts._replace(tasks=facts._replace(outputs=table, is_cached=False)),
                                                   self._output_digest(), self.run.boot, ""))
         if not self.failed:
             self.run.write_marker(self.stage, self.key)

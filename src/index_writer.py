@@ -284,7 +284,7 @@ def _about(run: Any, record: Json) -> Json:
     counts = {"totalStages": len(run.results), "okStages": 0, "skippedStages": len(run.results), "failedStages": 0}
     return {
         "pipeline": run.spec.path, "root": run.root, "passEnv": patterns, "surroundings": quick_run.surroundings(patterns, run.root),
-        "warnings": run.console.warned, "spec": _save_spec(run), "record": _fields(isolation), "metrics": _fields({**run.metrics, **counts}),
+        "warnings": run.console.warned, "spec": _save_spec(run), "record": _fields(isolation), "metrics": _fields({**run.records.metrics, **counts}),
         "scan": run.idle_isolation["scan"], "about": run.about}
 
 

@@ -34,7 +34,8 @@ may also import what is named before it.
              housekeeping (clean, reset)  stage_logs  stage_explanation  look_commands (status, history, logs, explain)
              prometheus_text  open_lineage (both: what monitoring reads)  quick_index  quick_run (nothing changed)
              known_stages  index_writer  pipeline_graph  run_report (what a report says)  report_html  report_commands
-             planning (what must be done with each stage, and why)  engine (a run)
+             planning (what must be done with each stage, and why)  run_records (what a run says of itself)
+             work_places (locks and folders of the stages at work)  engine (a run)
              commands (what each command does)
 """
 import os

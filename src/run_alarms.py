@@ -50,7 +50,7 @@ def after_run(run: Any, code: int) -> None:
 
 def _run_command(run: Any, command: Command, code: int) -> str:
     """Return why the command failed, or ""."""
-    record = run.final if run.final is not None else run.unsealed_record(code)
+    record = run.records.final or run.records.of_state(run.state_of(code))
     folder = run.log_folder()
     state_store.make_folder(folder, run.store.commit)
     log_path = os.path.join(folder, command.name + ".log")
@@ -71,7 +71,7 @@ def _run_command(run: Any, command: Command, code: int) -> str:
 
 def _readable(run: Any, record: Json) -> Any:
     """Return the run record as an open file: that on the disk, or a temporary one where it could not be written."""
-    if run.final is not None:
+    if run.records.final is not None:
         return open(run.store.path("run_%s.json" % run.options.run_id), "rb")
     import tempfile
     file = tempfile.TemporaryFile()

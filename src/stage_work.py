@@ -264,7 +264,7 @@ class StageWork:
         self.found = stage_outputs.list_folder(self.folder)
         self.baseline = old if old is not None else self.found.baseline()
         self._write_record("running", "")
-        self.run.save_dear_digests()
+        self.run.records.save_dear_digests()
         if self.stage.checkpoint:
             self.run.flush()   # a checkpoint is worth nothing without the record of its key
 

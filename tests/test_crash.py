@@ -464,8 +464,8 @@ def test_of_ten_runs_at_once_each_stage_is_run_by_one(wait_s, allowed, project):
 TOLD = """
 import os, runpy, sys
 sys.path.insert(0, %r)
-import engine, state_store
-engine.RECORD_S = engine.RECORD_SHARE = 0      # after each stage, however slow the disk is
+import run_records, state_store
+run_records.RECORD_S = run_records.RECORD_SHARE = 0     # after each stage, however slow the disk is
 real_write, real_stage, real_sync = state_store.StateStore.write, state_store.StateStore.write_stage, state_store.sync_folder
 def write(self, name, record):
     waiting = [os.path.relpath(path, self.root) for path in [*self.commit.files, *self.commit.removed]]
