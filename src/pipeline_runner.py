@@ -30,7 +30,7 @@ may also import what is named before it.
              attempts, retries, checks, records)  task_work (the same, of several tasks)  file_tasks (of files)  chunk_work (of parts
              of files)  run_alarms (what is started after a run)  acceptance  provenance  key_gaps (files no key knows)  program_starts (can they start)
              output_places (where what was asked for may go)
-             ledger_verify  evidence_verify  ledger_export  ledger_commands  starters (init, new-stage)  run_pruning (gc)
+             history_files (read with suspicion)  ledger_chain  ledger_verify  evidence_verify  ledger_export  ledger_commands  starters (init, new-stage)  run_pruning (gc)
              housekeeping (clean, reset)  stage_logs  stage_explanation  look_commands (status, history, logs, explain)
              prometheus_text  open_lineage (both: what monitoring reads)  quick_index  quick_run (nothing changed)
              known_stages  index_writer  pipeline_graph  run_report (what a report says)  report_html  report_commands

@@ -25,7 +25,7 @@ import task_log  # noqa: E402
 from ledger_format import entry_hash, entry_line, head_text, parse_key, run_hash  # noqa: E402
 from model import UsageError  # noqa: E402
 
-VERIFIER = ("ledger_verify.py", "ledger_format.py", "model.py", "primitives.py")
+VERIFIER = ("ledger_verify.py", "ledger_chain.py", "history_files.py", "ledger_format.py", "model.py", "primitives.py")
 MODES = ("plain", "hmac", "forward")
 DEADLINE_S = 60
 
