@@ -19,6 +19,7 @@ import checkpoints
 import control_totals
 import environment
 import file_digests
+import processor_call
 import recorded_outputs
 import run_ledger
 import spec_checks
@@ -27,7 +28,7 @@ import state_store
 import task_files
 from console import describe_os_error, full_disk_text
 from model import StageResult, sha256, shown_names
-from primitives import open_file, remove_quietly, replace
+from primitives import remove_quietly, replace
 from scheduler import Attempting, Pause
 from state_store import utc_text
 
@@ -40,9 +41,6 @@ if TYPE_CHECKING:
     from stage_locks import StageLock
     Json = Dict[str, Any]
 
-ARGUMENT_BYTES = 30_000 if sys.platform == "win32" else 1_000_000     # at most; Windows allows 32,767 characters
-MENTION_BYTES = 1 << 20     # of a file in which the name of a variable is looked for, at once
-INPUTS_FILE = "PIPELINE_INPUTS_FILE"
 BYTECODE_BYTES = 16 << 20   # of free space, as for the runner's own: with less, a processor's bytecode might be cut short
 NOT_UTF_8 = "output %s: the name is not valid UTF-8, so no record can name it; have the processor give it another"
 CHANGED = "input changed during the run: "
@@ -100,87 +98,6 @@ def is_worth_retrying(retry: Retry, attempt: int, exit_code: Optional[int]) -> b
     if exit_code is None or attempt >= retry.attempts:
         return False
     return retry.exit_codes is None or exit_code in retry.exit_codes
-
-
-# --- processes -------------------------------------------------------------------------------------------------------
-
-def command_line(root: str, stage: Any, inputs: Sequence[str]) -> List[str]:
-    """Return the argument list for a processor: interpreter where it needs one, args, inputs if they fit."""
-    program = os.path.join(root, stage.processor).replace("/", os.sep)      # commands of Windows take /x for an option
-    kind = spec_checks.program_kind(stage.processor)
-    start = [sys.executable, program] if kind == "python" else _powershell() + [program] if kind == "powershell" else [program]
-    arguments = list(stage.args)
-    if fits_command_line(inputs):
-        arguments += ["./" + one if one.startswith("-") else one for one in inputs]      # a file, not an option
-    return start + arguments
-
-
-def fits_command_line(inputs: Sequence[str]) -> bool:
-    """Tell whether these names can be arguments; with as many to spare, for what the processor starts itself is given them, too, and its environment."""
-    most = min(ARGUMENT_BYTES, _system_argument_bytes() // 2)
-    return 4 * sum(map(len, inputs)) + 9 * len(inputs) <= most or sum(len(os.fsencode(one)) + 9 for one in inputs) <= most
-
-
-def _system_argument_bytes() -> int:
-    try:
-        return os.sysconf("SC_ARG_MAX")
-    except (AttributeError, ValueError, OSError):       # Windows has no such call
-        return 2 * ARGUMENT_BYTES
-
-
-def overflow_problem(root: str, processor: str, args: Sequence[str], others: Sequence[str], inputs: Sequence[str]) -> str:
-    """Return why a processor cannot be given so many inputs, or "": it would be started without any, and not know of the file that lists them.
-
-    others: files below *root* that it works with. Whether one reads that file is told from its name in their text, or in *args*.
-    """
-    if fits_command_line(inputs) or any(INPUTS_FILE in one for one in args) or any(
-            _mentions(os.path.join(root, path), INPUTS_FILE.encode("ascii")) for path in [processor, *others, *args]):
-        return ""
-    return ("%d inputs are too many for a command line, and %s does not look at %s, the file that lists them: read them there, "
-            "use the kit, or make it a stage with forEach" % (len(inputs), processor, INPUTS_FILE))
-
-
-def _mentions(path: str, text: bytes) -> bool:
-    before = b""
-    try:
-        with open_file(path) as file:
-            for block in iter(lambda: file.read(MENTION_BYTES), b""):
-                if text in before + block:
-                    return True
-                before = block[-len(text):]
-    except (OSError, ValueError):
-        pass
-    return False
-
-
-def cmd_problem(processor: str, inputs: Sequence[str]) -> str:
-    """Return why a batch file cannot be given these names, or ""."""
-    bad = spec_checks.taken_by_cmd(processor, inputs)
-    return "cmd.exe would not take the name %s as it is: rename the file, or let the processor be no batch file" % json.dumps(bad[0], ensure_ascii=False) if bad else ""
-
-
-def _powershell() -> List[str]:
-    import shutil
-    return [shutil.which("pwsh") or shutil.which("powershell") or "powershell", "-NoProfile", "-NonInteractive", "-ExecutionPolicy", "Bypass", "-File"]
-
-
-def launched_elsewhere(launch: attempts.Launch, run: Any, stage: StageSpec, network: Any) -> Tuple[attempts.Launch, Any]:
-    """Return *launch* with the stage's launcher before it, if there is one, and the watch over its use of the network here.
-
-    It is started by the helper; its lease is made then.
-    """
-    if not stage.launcher:
-        return launch, network
-    import launch_helper
-    import launch_lease
-    lease = launch_lease.lease_path(run.root, stage.name, launch.token)
-    argv = launch_helper.launcher_words(stage.launcher, stage.resources) + launch_helper.task_words(os.path.dirname(os.path.abspath(__file__)), lease)
-
-    def start() -> Any:
-        launch_lease.create(lease, launch_helper.task_plan(stage, launch, run.root, run.spec.offline, network.node_report()))
-        return run.launches.start(argv, launch_helper.launcher_environment(launch.env, stage.env), run.root, launch.token, lease)
-
-    return launch._replace(argv=argv, launcher=start), None     # the kernel of this machine has nothing to tell of another's
 
 
 # --- the work --------------------------------------------------------------------------------------------------------
@@ -477,7 +394,7 @@ class StageWork:
         self.console.event("RESUME" if is_resume else "START", stage.name, " from line %d" % offset if is_resume else "", attempt=self.attempts)
         self.is_attempting = True
         inputs = self.facts.material.inputs
-        short = self._space_problem() or self._bytecode_problem() or cmd_problem(stage.processor, inputs) or self._overflow_problem(inputs)
+        short = self._space_problem() or self._bytecode_problem() or processor_call.cmd_problem(stage.processor, inputs) or self._overflow_problem(inputs)
         if short:
             return attempts.not_begun(short)
         inputs_file = self.store.path("inputs_%s.json" % stage.name)
@@ -489,12 +406,12 @@ class StageWork:
         self.network = run.network.attempt(stage.name, self.log_path[:-len("log")] + "network", self.console)
         env = self._environment(offset, is_resume, token, inputs_file)
         env.update(self.network.environment(stage.env))
-        self.argv = command_line(run.root, stage, inputs)
+        self.argv = processor_call.command_line(run.root, stage, inputs)
         self.began = utc_text(run.clock.time())
         launch = attempts.Launch(
             self.argv, env, run.root, self.log_path, token, self.lock.descriptor, self.lock.guard, stage.timeout_s, stage.grace_s, stage.resources,
             (lambda data: self.console.stream(stage.name, data)) if run.options.verbose else None)
-        launch, network = launched_elsewhere(launch, run, stage, self.network)
+        launch, network = processor_call.launched_elsewhere(launch, run, stage, self.network)
         self.argv = launch.argv
         return launch, network
 
@@ -567,7 +484,7 @@ class StageWork:
 
     def _overflow_problem(self, inputs: Sequence[str]) -> str:
         material = self.facts.material
-        return overflow_problem(self.run.root, self.stage.processor, self.stage.args, [path for path, _ in material.parts["modules"]] + material.watched, inputs)
+        return processor_call.overflow_problem(self.run.root, self.stage.processor, self.stage.args, [path for path, _ in material.parts["modules"]] + material.watched, inputs)
 
     def _bytecode_problem(self) -> str:
         """Return why the processor might be given an earlier text of a module, or "". Looked at once: a module that changes later fails the attempt."""

@@ -19,6 +19,7 @@ import attempts
 import checkpoints
 import control_totals
 import file_digests
+import processor_call
 import spec_checks
 import stage_outputs
 import stage_work
@@ -345,7 +346,7 @@ class TasksWork(stage_work.StageWork):
         self._make_ready(trial, slot)
         remove_quietly(task.folder + COUNTS_ENDING)     # an earlier attempt's say nothing of this one
         machines = self._space_problem() or self._bytecode_problem() or self._overflow_problem(task.inputs)
-        short = machines or stage_work.cmd_problem(stage.processor, task.inputs)
+        short = machines or processor_call.cmd_problem(stage.processor, task.inputs)
         if short:
             return attempts.not_begun(short)._replace(is_machines=bool(machines))
         token = "%s.%d.%d" % (self.lock.token, task.number + 1, trial.attempts)
@@ -353,11 +354,11 @@ class TasksWork(stage_work.StageWork):
         trial.network = run.network.attempt(self._subject(task.name), trial.log_path[:-len("log")] + "network", self.console)
         env = self._task_environment(trial, token, slot, offset, is_resume)
         env.update(trial.network.environment(stage.env))
-        argv = stage_work.command_line(run.root, stage, task.inputs)
+        argv = processor_call.command_line(run.root, stage, task.inputs)
         echo = (lambda data: self.console.stream(self._subject(task.name), data)) if run.options.verbose else None
         launch = attempts.Launch(argv, env, run.root, trial.log_path, token, self.lock.descriptor, self.lock.guard, stage.timeout_s, stage.grace_s,
                                  stage.resources, echo, True, slot=slot)
-        launch, network = stage_work.launched_elsewhere(self._how(task, launch), run, stage, trial.network)
+        launch, network = processor_call.launched_elsewhere(self._how(task, launch), run, stage, trial.network)
         self.argv = self.argv or launch.argv
         trial.token = token
         return launch, network

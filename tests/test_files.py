@@ -16,8 +16,8 @@ sys.path.insert(0, str(ROOT / "src"))
 import attempts  # noqa: E402
 import console  # noqa: E402
 import primitives  # noqa: E402
+import processor_call  # noqa: E402
 import spec_loading  # noqa: E402
-import stage_work  # noqa: E402
 import state_store  # noqa: E402
 from state_store import Commit, StateError, StateStore, write_atomic  # noqa: E402
 
@@ -316,9 +316,9 @@ def test_a_new_file_that_is_held_gets_its_name_in_the_end(tmp_path, monkeypatch)
     ("bin/x.bat", ["a&calc&b.txt"], True), ("bin/x.CMD", ["ok.txt", "100%.txt"], True), ("bin/x.bat", ["plain name.txt", "ü.txt"], False),
     ("bin/x.exe", ["a&b.txt"], False), ("bin/x.py", ["a&b.txt"], False)])
 def test_a_batch_file_gets_no_name_that_cmd_exe_would_run(monkeypatch, processor, names, is_refused):
-    assert stage_work.cmd_problem(processor, names) == ""
+    assert processor_call.cmd_problem(processor, names) == ""
     monkeypatch.setattr(sys, "platform", "win32")
-    text = stage_work.cmd_problem(processor, names)
+    text = processor_call.cmd_problem(processor, names)
     assert bool(text) == is_refused and (not text or names[-1] in text)
 
 

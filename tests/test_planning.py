@@ -10,8 +10,8 @@ import pytest
 from conftest import ROOT, Project
 
 import planning
+import processor_call
 import stage_order
-import stage_work
 from model import Checkpoint, Facts, Material, Options, PipelineSpec, StageSpec, UsageError
 from planning import decide, override_params, select_stages
 
@@ -778,11 +778,11 @@ def test_inputs_that_do_not_fit_the_command_line_are_not_left_out_unseen(project
 
 def test_what_fits_a_command_line_is_half_of_what_the_system_allows(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "sysconf", lambda name: 2000, raising=False)
-    assert stage_work.fits_command_line(["x" * 90] * 10) and not stage_work.fits_command_line(["x" * 90] * 11)
-    assert stage_work.fits_command_line(["\u00fc" * 41] * 10) and not stage_work.fits_command_line(["\u00fc" * 91] * 10)
+    assert processor_call.fits_command_line(["x" * 90] * 10) and not processor_call.fits_command_line(["x" * 90] * 11)
+    assert processor_call.fits_command_line(["\u00fc" * 41] * 10) and not processor_call.fits_command_line(["\u00fc" * 91] * 10)
     (tmp_path / "p").write_text("", encoding="utf-8")
-    (tmp_path / "m").write_text(" " * (stage_work.MENTION_BYTES - 5) + "PIPELINE_INPUTS_FILE", encoding="utf-8")
+    (tmp_path / "m").write_text(" " * (processor_call.MENTION_BYTES - 5) + "PIPELINE_INPUTS_FILE", encoding="utf-8")
     too_many = ["x" * 90] * 11
-    assert "11 inputs are too many" in stage_work.overflow_problem(str(tmp_path), "p", ["-v"], ["none"], too_many)
+    assert "11 inputs are too many" in processor_call.overflow_problem(str(tmp_path), "p", ["-v"], ["none"], too_many)
     for args, others in ((["m"], []), ([], ["m"]), (["-c", "cat $PIPELINE_INPUTS_FILE"], [])):
-        assert stage_work.overflow_problem(str(tmp_path), "p", args, others, too_many) == ""
+        assert processor_call.overflow_problem(str(tmp_path), "p", args, others, too_many) == ""
