@@ -881,7 +881,8 @@ def test_a_run_by_a_path_that_does_not_share_locks_is_refused_while_another_live
     second = subprocess.run([*argv, "--run-id", run_id], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=project.environment(), timeout=PATIENCE_S)
     text = second.stdout.decode("utf-8")
     assert second.returncode == 4 and "run one is at work: pid %d on " % first.pid in text and "use one path" in text and "Traceback" not in text, text
-    shown = subprocess.run([*argv[:4], "report", *argv[4:], "one"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=project.environment(), timeout=PATIENCE_S)
+    shown = subprocess.run([*argv[:4], "report", *argv[4:], "one"], cwd=str(project.root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                           env=project.environment(), timeout=PATIENCE_S)
     assert b"run one, running" in shown.stdout, shown
     project.write("go", "")
     code, out, err = finish(first)
