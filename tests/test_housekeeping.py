@@ -829,7 +829,7 @@ def test_a_stage_record_with_odd_numbers_of_a_run_that_died_is_no_crash(project,
     project.path("deadly").unlink()
     project.write("state/stage_one.json", json.dumps(dict(project.json("state/stage_one.json"), lastDurationSec=value)))
     for command in (("status",), ("history",), ("report",)):
-        assert "Traceback" not in project.ok(*command).err
+        assert "Traceback" not in project.ok(*command, cwd=str(project.root)).err
     project.ok()
 
 
