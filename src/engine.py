@@ -494,7 +494,7 @@ class Run:
         if facts.tasks is not None:
             import task_look
             evidence["tasks"] = task_look.skipped_summary(facts)
-            self.records.caches.update(task_look.cache_of(self.store, stage, facts, facts.record["tasks"]["outputsSha256"], self.boot, self.boot))
+            self.records.caches.update(task_look.cache_of(self.store, stage, facts, facts.record["tasks"]["outputsSha256"], self.boot, self.boot, stage.prune))
         return StageResult.of(stage.name, "skipped", reason, bytes_in=facts.material.input_bytes, key=facts.material.key, evidence=evidence,
                               bytes_out=run_ledger.output_bytes(facts.record), outputs=outputs, counts=facts.record.get("counts", {}))
 

@@ -80,6 +80,7 @@ class FileTasksWork(TasksWork):
         self.foreign: Dict[str, str] = {}
         self.ready_folders: Set[str] = set()        # those of the slots
         self.died_at_ns = 0                         # when the last run began, if it died: by the file system's clock
+        self.is_pruned = stage.prune                # False as long as something of files that are gone is left for a later run
         self.made = task_files.FileTable()          # outputs of this run, with signatures that no later write can hide behind
 
     def _made_before(self, record: Json) -> List[Json]:
@@ -450,6 +451,7 @@ class FileTasksWork(TasksWork):
         missing = self._missing_folders()
         if self.stage.prune and missing:
             self._note("the folder %s is missing: nothing is pruned" % missing[0])
+            self.is_pruned = False          # the next run must look again
             return
         is_recorded = any(self.task_log.entries[name].outputs for name in facts.gone)
         changed = self._prune(facts.gone, facts.wrong)
@@ -528,7 +530,7 @@ class FileTasksWork(TasksWork):
         outputs, listed = self._outputs(), self._listed()
         self._write_record("ok", "", outputs=listed)
         self.run.records.caches.update(task_look.cache_of(self.store, self.stage, self.facts._replace(tasks=facts._replace(outputs=table, is_cached=False)),
-                                                  self._output_digest(), self.run.boot, ""))
+                                                  self._output_digest(), self.run.boot, "", self.is_pruned))
         if not self.failed:
             self.run.write_marker(self.stage, self.key)
         self.console.event("DONE", self.stage.name, " in %.3fs (%d task%s%s)" % (

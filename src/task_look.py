@@ -362,12 +362,15 @@ def skipped_summary(facts: Facts) -> Json:
     return {"total": count, "ok": 0, "skipped": count, "failed": 0, "vanished": 0}
 
 
-def cache_of(store: StateStore, stage: StageSpec, facts: Facts, outputs_digest: str, boot: str, outputs_boot: str) -> Dict[str, bytes]:
-    """Return {path: bytes} of the cache file to be written, {} if it is as it should be. outputs_boot: "" if the outputs were synced."""
+def cache_of(store: StateStore, stage: StageSpec, facts: Facts, outputs_digest: str, boot: str, outputs_boot: str, is_pruned: bool) -> Dict[str, bytes]:
+    """Return {path: bytes} of the cache file to be written, {} if it is as it should be.
+
+    outputs_boot: "" if the outputs were synced. is_pruned: whether nothing is left of files that are gone.
+    """
     tasks = facts.tasks
     if tasks.is_cached:
         return {}
-    about = {"log": log_stamp(store, stage.name), "bootIn": boot, "bootOut": outputs_boot, "tasks": facts.material.parts["tasks"]["sha256"], "outputs": outputs_digest, "prune": stage.prune}
+    about = {"log": log_stamp(store, stage.name), "bootIn": boot, "bootOut": outputs_boot, "tasks": facts.material.parts["tasks"]["sha256"], "outputs": outputs_digest, "prune": is_pruned}
     return {cache_path(store, stage.name): task_files.save([tasks.table, tasks.outputs], about)}
 
 

@@ -787,6 +787,19 @@ def test_nothing_is_pruned_while_the_whole_folder_is_missing(upper):
     assert count(upper) == [] and len(outputs(upper)) == 3
 
 
+@pytest.mark.parametrize("runs", [1, 2])
+def test_what_was_not_pruned_as_the_folder_was_missing_is_pruned_when_it_is_there_and_empty(upper, runs):
+    respec(upper, prune=True, allowNoInputs=True)
+    upper.ok()
+    upper.path("in").rename(upper.path("elsewhere"))
+    for _ in range(runs):
+        assert "[NOTE] up: the folder in is missing: nothing is pruned" in upper.ok().out and len(outputs(upper)) == 3
+    upper.path("in").mkdir()
+    done = upper.ok()
+    assert "[NOTE] up: 3 files are gone: in/a.txt, in/b.txt, in/c.txt; outputs removed" in done.out and not outputs(upper), done
+    assert "[SKIP] up" in upper.ok().out
+
+
 def test_nothing_is_pruned_while_the_folder_cannot_be_listed(upper):
     respec(upper, prune=True, allowNoInputs=True)
     upper.ok()
