@@ -158,7 +158,7 @@ def _output_count(record: Json) -> int:
 
 
 def status_word(record: Optional[Json], problem: str, action: str, is_held: bool) -> str:
-    """Return one word for a stage: ok, stale, pending, failed, interrupted, waiting, died, running, neverRun or damaged."""
+    """Return one word for a stage: ok, stale, pending, failed, interrupted, died, running, neverRun or damaged."""
     if is_held:
         return "running"
     if problem:
