@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT
 
 import log_events
+import look_commands
 
 TEXT = (ROOT / "docs" / "operating.md").read_bytes().decode("utf-8")
 BLOCKS = re.findall(r"```console\n(.*?)```", TEXT, re.S)
@@ -69,6 +70,19 @@ def fields_of(value):
         if name not in ("counts", "old", "new"):
             found |= fields_of(one)
     return found
+
+
+def test_the_tables_name_every_action_and_every_status():
+    source = "".join(path.read_bytes().decode("utf-8") for path in (ROOT / "src").glob("*.py"))
+    actions = set(re.findall(r'\bDecision\("([A-Z]+)"', source))
+    assert len(actions) > 5 and set(re.findall(r"`([A-Z]+)`", re.search(r"(?m)^\| `action`.*", TEXT).group())) == actions
+    plan = re.search(r"(?m)^\| `plan`.*", (ROOT / "docs" / "reference.md").read_bytes().decode("utf-8")).group()
+    assert set(re.findall(r"\b[A-Z]{3,}\b", plan)) == actions - {"SEAL"}        # which plan calls SKIP
+    records = [None] + [{"lastStatus": status} for status in ("ok", "failed", "interrupted", "running")]
+    statuses = {look_commands.status_word(record, problem, action, held) for record in records for problem in ("", "damaged") for action in actions for held in (False, True)}
+    table = TEXT[TEXT.index("| status | the stage |"):].split("\n\n")[0]
+    named = {word for line in table.splitlines()[2:] for word in re.findall(r"`([^`]+)`", line.split("|")[1])}
+    assert named == {look_commands.WORDS.get(status, status) for status in statuses}
 
 
 def test_links_lead_somewhere():
