@@ -326,6 +326,14 @@ class Run:
         found: List[StageSpec] = planning.folders_of(self.spec, self.store).neighbours(stage)
         return found
 
+    def may_be_beside(self, stage: StageSpec) -> bool:
+        """Tell whether another stage may be at work in a stage's folder at the same time: now, or in a run that was killed, of which no record knows."""
+        others = [other.name for other in self.folder_neighbours(stage) if self._may_share(stage, other)] if self.spec.order == "graph" else []
+        if not others:
+            return False
+        in_turn = stage_order.between(self.spec.stages, stage.name, "") | stage_order.between(self.spec.stages, "", stage.name)
+        return not in_turn.issuperset(others)
+
     def flush(self) -> None:
         """Make all that was done durable. If that fails, what is on the disk is anybody's guess: no stage of this run stays done."""
         held = list(self.store.commit.files)

@@ -300,8 +300,8 @@ class StageWork:
         return recorded_outputs.outputs_of_others(self.run.root, self.stage.output_dir, {stage.name for stage in self.run.spec.stages})
 
     def _maybe_foreign(self) -> Set[str]:
-        """Return what lies in our folder and is none of our declared outputs, if others are or were at work in it beside us: it may be theirs."""
-        if not any(other.name in self.beside for other in self.run.folder_neighbours(self.stage)):
+        """Return what lies in our folder and is none of our declared outputs, if others may be at work in it beside us: it may be theirs."""
+        if not self.run.may_be_beside(self.stage):
             return set()
         return {path for path in stage_outputs.list_folder(self.folder).files
                 if not any(file_digests.path_matches(path, pattern) for pattern in self.stage.outputs or ())}

@@ -445,6 +445,37 @@ def test_what_a_stage_at_work_beside_has_made_and_not_declared_is_not_cleared_aw
     assert "[NOTE] a: leftovers of an unfinished attempt: removed a.txt\n" in done.out and joins.exists("data/all/b.txt"), done
 
 
+KEEPS = """#!/bin/sh
+out="$PIPELINE_OUTPUT_DIR/$PIPELINE_STAGE_NAME.txt"
+echo "line $PIPELINE_LINE_OFFSET" >> "$out"
+if [ "$PIPELINE_LINE_OFFSET" = 0 ] && [ -n "$PIPELINE_PROGRESS_FILE" ]; then
+  echo '{"lineOffset": 1, "outputs": {"a.txt": 7}}' > "$PIPELINE_ROOT/made"; mv "$PIPELINE_ROOT/made" "$PIPELINE_PROGRESS_FILE"
+fi
+touch "$PIPELINE_ROOT/begun.$PIPELINE_STAGE_NAME"
+for step in $(seq 1500); do [ -e "$PIPELINE_ROOT/gate" ] && break; sleep 0.02; done
+"""
+
+
+@posix_only
+@pytest.mark.parametrize("needs", [[], ["b"]], ids=["beside", "after"])
+def test_after_a_kill_what_a_stage_at_work_beside_has_made_is_not_cleared_away(joins, needs):
+    """Which stages were at work at once is known to no record: what one has made for its checkpoint is not another's to clear away."""
+    joins.write("bin/keeps.sh", KEEPS, executable=True)
+    make(joins, {"name": "b", "processor": "bin/keeps.sh", "outputDir": "data/all", "outputs": ["b.txt"]},
+         {"name": "a", "processor": "bin/keeps.sh", "outputDir": "data/all", "outputs": ["a.txt"], "checkpoint": {"enabled": True}, "needs": needs})
+    with joins.start("--jobs", "2") as process:
+        wait_until(lambda: joins.exists("begun.b") and (needs or joins.exists("begun.a")))
+        joins.write("data/all/nobodys.txt", "")
+        process.kill()
+    joins.write("gate", "")
+    done = joins.ok("--jobs", "2")
+    if needs:           # never at once: all that is new is of the attempt that was killed
+        assert "[NOTE] b: leftovers of an unfinished attempt: removed b.txt; removed nobodys.txt\n" in done.out, done
+    else:
+        assert "[NOTE] b: leftovers of an unfinished attempt: removed b.txt\n" in done.out and joins.exists("data/all/nobodys.txt"), done
+        assert "[RESUME] a from line 1\n" in done.out and joins.read("data/all/a.txt") == "line 0\nline 1\n", done
+
+
 GATE = """#!/bin/sh
 echo "begin $PIPELINE_STAGE_NAME" >> "$PIPELINE_ROOT/trace"
 touch "$PIPELINE_OUTPUT_DIR/$PIPELINE_STAGE_NAME.txt"
