@@ -275,7 +275,9 @@ def _change(digests: Digests, path: str, output: Json) -> str:
 def _leftovers(spec: PipelineSpec, record: Optional[Json]) -> List[str]:
     """Return what an attempt has left that did not finish, paths below the root; nothing behind links."""
     folder = state_store.made_elsewhere(record, "")
-    return recorded_outputs.leftovers(spec.root, record) if not link_on_the_way(spec.root, folder + "/x") else []
+    if record is None or link_on_the_way(spec.root, folder + "/x"):
+        return []
+    return recorded_outputs.leftovers(spec.root, record, recorded_outputs.declared_beside(spec, record))
 
 
 def _sound_record(store: StateStore, name: str) -> Optional[Json]:

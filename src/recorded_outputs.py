@@ -15,7 +15,7 @@ import state_store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
+    from typing import AbstractSet, Any, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
     from model import PipelineSpec
     from state_store import StateStore
@@ -78,14 +78,39 @@ def unfinished_baseline(record: Optional[Json], folder: str) -> Optional[Json]:
     return baseline
 
 
-def leftovers(root: str, record: Optional[Json]) -> List[str]:
-    """Return what the unfinished work that a stage record tells of has left new or changed, and no other stage has recorded: paths below the root."""
+def declared_beside(spec: PipelineSpec, record: Json) -> Set[str]:
+    """Return what, in the folder of a recorded stage, only stages have declared that may be at work beside it: paths below the folder.
+
+    A run that was killed may have had them at work at once, and no record knows: what they have made for a checkpoint is theirs.
+    """
+    stage = next((one for one in spec.stages if one.name == record["stage"]), None)
+    if spec.order != "graph" or stage is None or stage.outputs is None or state_store.made_elsewhere(record, stage.output_dir):
+        return set()
+    ours, found = stage.output_dir + "/", set()
+    others = [(one.output_dir + "/", one.outputs) for one in spec.stages if one.outputs and one.name != stage.name]
+    others = [(theirs, globs) for theirs, globs in others if ours.startswith(theirs) or theirs.startswith(ours)]
+    for path in stage_outputs.list_folder(os.path.join(spec.root, stage.output_dir)).files if others else ():
+        full = ours + path
+        if not _is_one_of(path, stage.outputs) and any(full.startswith(theirs) and _is_one_of(full[len(theirs):], globs) for theirs, globs in others):
+            found.add(path)
+    return found
+
+
+def _is_one_of(path: str, globs: Iterable[str]) -> bool:
+    return any(file_digests.path_matches(path, glob) for glob in globs)
+
+
+def leftovers(root: str, record: Optional[Json], spared: AbstractSet[str] = frozenset()) -> List[str]:
+    """Return what the unfinished work that a stage record tells of has left new or changed, and no other stage has recorded: paths below the root.
+
+    spared: paths below the output folder that are left alone.
+    """
     output_dir = state_store.made_elsewhere(record, "")
     folder = os.path.join(root, output_dir)
     baseline = unfinished_baseline(record, folder) if output_dir else None
     if baseline is None or record is None:
         return []
-    foreign = outputs_of_others(root, output_dir, {record["stage"]})
+    foreign = outputs_of_others(root, output_dir, {record["stage"]}) | spared
     return ["%s/%s" % (output_dir, path) for path in
             stage_outputs.leftovers(baseline, {one["path"] for one in record["outputs"]}, foreign, stage_outputs.list_folder(folder))]
 
@@ -101,7 +126,7 @@ def clear_leftovers(spec: PipelineSpec, record: Json) -> List[str]:
     if baseline is None:
         return []
     recorded = {one["path"]: (one["bytes"], one["sha256"]) for one in record["outputs"]}
-    foreign = outputs_of_others(spec.root, output_dir, {record["stage"]})
+    foreign = outputs_of_others(spec.root, output_dir, {record["stage"]}) | declared_beside(spec, record)
     done = stage_outputs.clear_leftovers(folder, baseline, recorded, foreign, file_digests.hash_prefix, folders_of_others(spec, record["stage"], output_dir))
     if done:
         sync_below(folder)

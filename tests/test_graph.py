@@ -476,6 +476,21 @@ def test_after_a_kill_what_a_stage_at_work_beside_has_made_is_not_cleared_away(j
         assert "[RESUME] a from line 1\n" in done.out and joins.read("data/all/a.txt") == "line 0\nline 1\n", done
 
 
+@posix_only
+def test_reset_does_not_clear_away_what_a_stage_at_work_beside_has_made(joins):
+    joins.write("bin/keeps.sh", KEEPS, executable=True)
+    make(joins, {"name": "b", "processor": "bin/keeps.sh", "outputDir": "data/all", "outputs": ["b.txt"]},
+         {"name": "a", "processor": "bin/keeps.sh", "outputDir": "data/all", "outputs": ["a.txt"], "checkpoint": {"enabled": True}})
+    with joins.start("--jobs", "2") as process:
+        wait_until(lambda: joins.exists("begun.b") and joins.exists("begun.a"))
+        joins.write("data/all/nobodys.txt", "")
+        process.kill()
+    joins.write("gate", "")
+    assert "did not finish: data/all/b.txt, data/all/nobodys.txt\n" in joins.ok("reset", "b").out
+    assert "leftovers of an unfinished attempt of stage b: removed b.txt; removed nobodys.txt\n" in joins.ok("reset", "b", "--yes").out
+    assert "[RESUME] a from line 1\n" in joins.ok("--jobs", "2").out and joins.read("data/all/a.txt") == "line 0\nline 1\n"
+
+
 GATE = """#!/bin/sh
 echo "begin $PIPELINE_STAGE_NAME" >> "$PIPELINE_ROOT/trace"
 touch "$PIPELINE_OUTPUT_DIR/$PIPELINE_STAGE_NAME.txt"
