@@ -306,7 +306,7 @@ def _alone_where(left: List[str], spec: PipelineSpec, record: Optional[Json]) ->
 
 def _show(found: Cleaning, word: str, console: Console) -> None:
     for path, size in found.remove[:SHOWN_NAMES]:
-        console.line("%s %s (%d bytes)" % (word, path, size))
+        console.line("%s %s (%d byte%s)" % (word, path, size, "s" * (size != 1)))
     if len(found.remove) > SHOWN_NAMES:
         console.line("%s %d more outputs of stage %s" % (word, len(found.remove) - SHOWN_NAMES, found.stage.name))
     for path, why in found.keep:

@@ -55,7 +55,7 @@ def _graph(spec: PipelineSpec, options: Options, console: Console) -> int:
             console.out.write(data.decode("utf-8"))
         return EXIT_OK
     _write(spec, options.output, text)
-    console.line("%s: %d stages" % (options.output, len(spec.stages)))
+    console.line("%s: %d stage%s" % (options.output, len(spec.stages), "s" * (len(spec.stages) != 1)))
     return EXIT_OK
 
 

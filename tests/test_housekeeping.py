@@ -70,7 +70,7 @@ def test_clean_lists_and_touches_nothing_without_yes(project):
     project.ok()
     before = project.snapshot()
     done = project.ok("clean", "one")
-    assert done.out.splitlines() == ["would remove data/one/a.txt (1 bytes)", "would remove data/one/sub/deep/b.txt (1 bytes)", "clean: nothing was done: give --yes"]
+    assert done.out.splitlines() == ["would remove data/one/a.txt (1 byte)", "would remove data/one/sub/deep/b.txt (1 byte)", "clean: nothing was done: give --yes"]
     assert project.snapshot() == before
 
 
@@ -80,7 +80,7 @@ def test_clean_removes_what_the_records_say_and_the_next_run_makes_it_again(proj
     project.write("data/one/mine.txt", "mine")
     project.write("data/one/sub/note", "mine")
     done = project.ok("clean", "one", "--yes")
-    assert "removed data/one/a.txt (1 bytes)" in done.out and "[LEDGER] head " in done.out
+    assert "removed data/one/a.txt (1 byte)" in done.out and "[LEDGER] head " in done.out
     # Folders that hold something of others stay, the emptied one goes, the marker is gone, the other stage untouched.
     assert sorted(name for name in project.snapshot() if name.startswith("data/one")) == ["data/one/mine.txt", "data/one/sub/note"]
     assert not project.exists("data/one/sub/deep") and project.exists("data/two/a.txt")
@@ -734,7 +734,7 @@ def test_clean_and_reset_of_a_stage_of_tasks(project):
     # Of very many tasks the record lists no outputs; their log does.
     record = project.json("state/stage_each.json")
     project.write("state/stage_each.json", json.dumps(dict(record, outputs=[])))
-    assert "would remove data/each/a.txt (1 bytes)" in project.ok("clean", "each").out
+    assert "would remove data/each/a.txt (1 byte)" in project.ok("clean", "each").out
     done = project.ok("reset", "each", "--yes")
     assert "forgot state/tasks_each.jsonl" in done.out and project.exists("data/each/a.txt") and not [name for name in project.snapshot() if "each" in name and name.startswith("state/") and "/logs/" not in name and "/inputs_" not in name]
     assert "2 to do" in project.ok().out
