@@ -92,7 +92,7 @@ def choose(history: History, needed: Set[RunKey], keep_runs: Optional[int], keep
     id of a run that is still open. Of a limit that is None nothing is kept for its sake.
     """
     runs = list(history.ends)
-    newest = set(runs[len(runs) - keep_runs:] if keep_runs else ())
+    newest = set(runs[-keep_runs:] if keep_runs else ())     # all, where there are fewer
     chosen = []
     for run in runs:
         is_young = keep_days is not None and _seconds(history.ends[run].get("at")) > now - keep_days * DAY_S

@@ -439,8 +439,17 @@ def test_gc_by_age_and_what_both_limits_keep():
     assert gone(None, 3) == ["r3", "r4", "r5", "r6", "r7"]
     assert gone(0, 5) == gone(None, 5) == ["r3", "r4", "r5"]
     assert gone(6, 1) == ["r3", "r4"] and gone(1, 8) == []
+    assert [gone(number, None) for number in (9, 10, 11, 14, 19, 1000)] == [[]] * 6
     assert gone(0, 0, [("r9", 1)]) == ["r3", "r4", "r5", "r6", "r7", "r8", "r10"]
     assert run_pruning._seconds("nonsense") > now
+
+
+def test_gc_that_is_to_keep_more_runs_than_there_are_keeps_them_all(project):
+    make_runs(project)
+    before = project.snapshot()
+    for number in ("4", "5", "6", "9", "1000"):
+        assert "gc: 0 of 5 runs may go" in project.ok("gc", "--keep-runs", number).out, number
+    assert "gc: 0 runs pruned, 0 files removed" in project.ok("gc", "--keep-runs", "7", "--yes").out and project.snapshot() == before
 
 
 def test_gc_wants_a_limit_and_an_undamaged_ledger(project):
