@@ -119,6 +119,20 @@ def _names_in_ledger(root: str, limit: int, problems: List[str]) -> Tuple[List[R
     return names[:limit], pruned
 
 
+def _runs_from_end(root: str) -> Iterator[Tuple[str, int]]:
+    """Yield (run id, call) as the ledger has them: the open runs, then those that ended, the last one first."""
+    is_newest = True
+    for line, _ in _lines_from_end(os.path.join(root, "state", run_ledger.NAME), []):
+        entry = _entry_of(line)
+        if entry is None:
+            continue
+        if is_newest:
+            yield from sorted(entry["open"].items())
+        if entry["event"] == "end":
+            yield entry["runId"], entry["invocation"]
+        is_newest = False
+
+
 def _entry_of(line: bytes) -> Optional[Json]:
     try:
         entry = json.loads(line.decode("utf-8"))
@@ -241,6 +255,27 @@ def record_files(folder: str) -> List[Tuple[int, str]]:
             return [(entry.stat().st_mtime_ns, entry.name) for entry in entries if entry.name.startswith("run_") and entry.name.endswith(".json")]
     except OSError:
         return []
+
+
+def record_names(root: str) -> List[str]:
+    """Return the names of the run records, those of the newest runs first.
+
+    What ended later by the ledger is newer, whatever its file's time says: the clock may have been wrong for a while. What the ledger does not know goes by that time.
+    """
+    times = {name: written for written, name in record_files(os.path.join(root, "state"))}
+    places: Dict[str, int] = {}
+    seen: Set[str] = set()
+    newer = ""
+    for run_id, invocation in _runs_from_end(root):
+        if len(places) == len(times):
+            break
+        name = "run_%s.%d.json" % (run_id, invocation) if run_id in seen else "run_%s.json" % run_id
+        seen.add(run_id)
+        if name in times and name not in places:
+            times[name] = min(times[name], times[newer]) if newer else times[name]
+            places[name] = -len(places)
+            newer = name
+    return sorted(times, key=lambda name: (times[name], places.get(name, 0), name), reverse=True)
 
 
 def read_run(root: str, run_id: str, invocation: Optional[int] = None) -> Tuple[Optional[Json], str]:

@@ -116,8 +116,8 @@ def epoch(value: Any) -> Optional[float]:
 # --- which run -------------------------------------------------------------------------------------------------------
 
 def run_records(folder: str) -> Iterator[Tuple[str, Json]]:
-    """Yield (name, record) of the run records that can be read, the latest written first; at most LISTED_RECORDS."""
-    for _, name in sorted(run_history.record_files(folder), reverse=True)[:LISTED_RECORDS]:
+    """Yield (name, record) of the run records that can be read, those of the newest runs first; at most LISTED_RECORDS."""
+    for name in run_history.record_names(os.path.dirname(folder))[:LISTED_RECORDS]:
         record, problem = read_json(os.path.join(folder, name))
         if not problem:
             yield name, record
@@ -228,16 +228,17 @@ def _check_metrics(folder: str, run_id: str, record: Json, notes: List[str]) -> 
 def _history(folder: str, pipeline: str, record: Json) -> List[Tuple[str, str, Optional[float], Dict[str, Json]]]:
     """Return [(run id, state, seconds, {stage: entry})] of the runs of the pipeline up to this one, the oldest first."""
     found = []
-    limit = text_of(record.get("startedAt")) or "9"
+    this = record.get("runId"), record.get("invocation")
+    is_later = bool(record)             # than this one
     for _, one in run_records(folder):
-        if one.get("pipeline") == pipeline and text_of(one.get("startedAt")) <= limit:
+        is_later = is_later and (one.get("runId"), one.get("invocation")) != this
+        if one.get("pipeline") == pipeline and not is_later:
             duration = one.get("durationMs")
             entries = {text_of(entry.get("stage")): entry for entry in objects_of(one.get("stages"))}
-            found.append((text_of(one.get("startedAt")), text_of(one.get("runId")), text_of(one.get("state")),
-                          number_of(duration) / 1000 if duration is not None else None, entries))
+            found.append((text_of(one.get("runId")), text_of(one.get("state")), number_of(duration) / 1000 if duration is not None else None, entries))
             if len(found) >= HISTORY_RUNS:
                 break
-    return [one[1:] for one in sorted(found, key=lambda one: one[0])]
+    return found[::-1]
 
 
 def _about(record: Json) -> List[Tuple[str, str]]:

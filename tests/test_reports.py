@@ -1,8 +1,10 @@
 """report and graph: the page is whole, self-contained and escaped, tells what the records tell, and what they no longer do."""
 from __future__ import annotations
 
+import calendar
 import html.parser
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,6 +17,7 @@ from conftest import ROOT, wait_until
 sys.path.insert(0, str(ROOT / "src"))
 import pipeline_graph  # noqa: E402
 import report_html  # noqa: E402
+import run_history  # noqa: E402
 import run_report  # noqa: E402
 import svg_shapes  # noqa: E402
 from svg_shapes import Edge, Node  # noqa: E402
@@ -116,6 +119,34 @@ def test_a_report_of_an_earlier_run_and_the_reasons(project):
     assert "Run r2" in page.text and "input data/in.txt changed" in page.text and "Durations of first over 2 runs" in page.text
     project.ok("--run-id", "r3")
     assert "Stages done0 of 2, 2 skipped" in report(project, notes=0).text
+
+
+def test_the_last_run_is_the_last_of_the_ledger_also_after_the_clock_was_wrong(project):
+    two_stages(project)
+
+    def shown():
+        page = report(project)
+        return re.search("Run (early|ahead|behind|late)", page.text).group(1), re.findall("(early|ahead|behind|late) *completed", page.text.partition("Runs up to this one")[2])
+
+    def written(run_id, day):
+        """As if the clock had shown another day in that run."""
+        path = project.path("state/run_%s.json" % run_id)
+        project.write("state/run_%s.json" % run_id, re.sub('"(startedAt|endedAt)": "2[0-9]{3}-[0-9-]{5}', '"\\1": "%s' % day, path.read_text()))
+        seconds = calendar.timegm(time.strptime(day, "%Y-%m-%d"))
+        os.utime(str(path), (seconds, seconds))
+
+    for run_id in ("early", "ahead", "late"):
+        project.ok("--run-id", run_id)
+    written("ahead", "2099-01-01")
+    assert shown() == ("late", ["late", "ahead", "early"])
+    project.ok("--run-id", "behind")
+    written("behind", "1980-01-01")
+    assert shown() == ("behind", ["behind", "late", "ahead", "early"])
+    project.ok("--run-id", "late")
+    assert shown() == ("late", ["late", "behind", "late", "ahead", "early"])
+    assert run_history.record_names(str(project.root)) == ["run_%s.json" % name for name in ("late", "behind", "late.1", "ahead", "early")]
+    project.path("state/ledger.jsonl").unlink()
+    assert run_history.record_names(str(project.root))[0] == "run_ahead.json"       # nothing but the time tells
 
 
 def test_a_report_of_records_that_are_damaged_gone_or_edited(project):
