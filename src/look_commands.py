@@ -255,7 +255,7 @@ def history_of(spec: PipelineSpec, stage: Optional[str], limit: int) -> Json:
         return dict(found, runs=[_run_json(run) for run in reversed(past[:limit])])
     entries = [_entry_json(run, entry) for run, entry in run_history.stage_series(past, stage)][-limit:]
     values = series.get(stage, [])
-    return dict(found, stage=stage, entries=entries, medianMs=run_history.median(values), successes=len(values))
+    return dict(found, stage=stage, entries=entries, medianMs=run_history.median(values), successes=len(values), examined=len(past))
 
 
 def _slow_json(stage: str, values: List[int]) -> Json:
@@ -274,7 +274,10 @@ def history_lines(found: Json, width: Optional[int]) -> List[str]:
     if "entries" not in found:
         lines = run_lines(found["runs"], found["pipeline"], width)
     elif not found["entries"]:
-        lines = ["no run has worked on stage %s" % found["stage"]]
+        text, count = "no run has worked on stage %s", found["examined"]
+        if count >= READ_RUNS:          # there may be older ones
+            text = "none of the %d newest runs has worked on stage %%s; --last %d looks at more" % (count, 10 * count)
+        lines = [text % found["stage"]]
     else:
         lines = _entry_lines(found["entries"], width)
         if found["successes"]:

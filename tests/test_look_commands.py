@@ -380,6 +380,21 @@ def test_history_shows_counts_and_warns(pipeline):
     assert run_history.expected_durations(str(pipeline.root) + "/nowhere") == {}
 
 
+def test_history_of_a_stage_does_not_take_the_runs_that_it_examines_for_all(pipeline):
+    """Records as a hundred nights would have left them in which nothing was to be done."""
+    pipeline.ok("--run-id", "worked")
+    pipeline.ok("--run-id", "idle")
+    record, ledger = pipeline.json("state/run_idle.json"), pipeline.read("state/ledger.jsonl")
+    last = json.loads(ledger.splitlines()[-1])
+    for number in range(99):
+        pipeline.write("state/run_idle%d.json" % number, json.dumps(dict(record, runId="idle%d" % number)))
+        ledger += json.dumps(dict(last, runId="idle%d" % number, seq=last["seq"] + 1 + number)) + "\n"
+    pipeline.write("state/ledger.jsonl", ledger)
+    assert look(pipeline, "history", "a") == "none of the 100 newest runs has worked on stage a; --last 1000 looks at more\n"
+    assert look(pipeline, "history", "a", "--last", "1000").splitlines()[1].split()[:2] == ["worked", "ok"]
+    assert [document(pipeline, "history", "a", "--last", last)["examined"] for last in ("1", "100", "101", "1000")] == [100, 100, 101, 101]
+
+
 def test_a_run_that_gc_removed_is_told_from_one_whose_record_is_lost(pipeline):
     for run in ("made", "r", "s"):         # the first is kept: it made the outputs
         pipeline.ok("--run-id", run)
