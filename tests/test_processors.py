@@ -7,6 +7,7 @@ import json
 import marshal
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -54,6 +55,31 @@ for each in ("replace", "fsync", "unlink"):
     wrapped(each)
 sys.path.insert(0, os.path.dirname(os.path.abspath(script)))
 runpy.run_path(script, run_name="__main__")
+"""
+
+# Tells on stdout what is brought to the disk and what gets its name, in order.
+TELLER = """
+import os, runpy, sys
+del sys.argv[0]
+names, opened, synced, renamed = {}, os.open, os.fsync, os.replace
+def note_open(path, *rest, **more):
+    descriptor = opened(path, *rest, **more)
+    names[descriptor] = os.path.basename(path)
+    return descriptor
+def note_sync(descriptor):
+    os.write(1, ("sync %s\\n" % names[descriptor]).encode())
+    synced(descriptor)
+def note_name(source, target):
+    os.write(1, ("name %s\\n" % os.path.basename(target)).encode())
+    renamed(source, target)
+os.open, os.fsync, os.replace = note_open, note_sync, note_name
+if sys.platform == "darwin":
+    import fcntl
+    def refuse(*rest):
+        raise OSError("another file system: fsync must do")
+    fcntl.fcntl = refuse
+sys.path.insert(0, os.path.dirname(os.path.abspath(sys.argv[0])))
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -582,6 +608,28 @@ def test_copies_survive_a_death_before_any_step(stage):
         stage.run(COPY)
         assert (stage.out / "in0.txt").read_bytes() == b"first\n" and (stage.out / "in1.txt").read_bytes() == b"\0\xff second"
         assert stage.leftovers() == [], number
+
+
+@POSIX_ONLY
+@pytest.mark.parametrize("body, steps", [
+    ("lines(str.upper, 'result.txt')", ["sync result.txt.part", "sync out", "sync .progress_demo.json.tmp", "name progress_demo.json", "sync ROOT",
+                                        "name result.txt", "sync out", "sync .progress_demo.json.tmp", "name progress_demo.json", "sync ROOT"]),
+    ("copy_files()", ["sync in0.txt.part", "name in0.txt", "sync in1.txt.part", "name in1.txt", "sync out"]),
+    ("with open_output('more.txt') as file:\n    file.write('more')", ["sync more.txt.part", "sync out", "name more.txt", "sync out"])])
+@pytest.mark.parametrize("syncs", ["", "runner"])
+def test_what_gets_its_name_is_on_the_disk_and_the_name_is_before_the_end(stage, body, steps, syncs):
+    """A progress file may count on its parts; and the runner says that it syncs only where there is none."""
+    stage.write(b"a\n", b"b\n").script(KIT + body + "\n")
+    done = stage.run(stage.script(TELLER, "teller.py"), str(stage.root / "processor.py"), interval=1000, PIPELINE_SYNC=syncs)
+    told = [re.sub("~demo~.*[.]part$", ".part", line).replace(stage.root.name, "ROOT") for line in done.stdout.splitlines()]
+    assert told == steps
+
+
+@POSIX_ONLY
+def test_without_a_progress_file_all_syncing_is_left_to_a_runner_that_does_it(stage):
+    stage.write(b"a\n").script(KIT + "lines(str.upper, 'result.txt')\ncopy_files()\n")
+    done = stage.run(stage.script(TELLER, "teller.py"), str(stage.root / "processor.py"), checkpoint=False, PIPELINE_SYNC="runner")
+    assert done.stdout.splitlines() == ["name result.txt", "name in0.txt"]
 
 
 def test_an_error_while_copying_leaves_no_part(stage):
