@@ -20,6 +20,7 @@ RUNNER = ROOT / "src" / "pipeline_runner.py"
 sys.path.insert(0, str(ROOT / "src"))
 
 import attempts  # noqa: E402
+import chunk_files  # noqa: E402
 import environment  # noqa: E402
 import model  # noqa: E402
 import process_tree  # noqa: E402
@@ -1110,6 +1111,21 @@ def test_the_steps_of_an_ending(monkeypatch):
     one.look()
     assert one.tree.calls == ["ask", "end"]
     assert ending().seconds_left() is None
+
+
+@posix_only
+def test_of_several_attempts_only_the_one_whose_input_became_shorter_fails(tmp_path):
+    fed = []
+    for name, size in (("short.txt", 10), ("whole.txt", 8 << 20)):
+        (tmp_path / name).write_bytes(b"x" * size)
+        feeder = chunk_files.Feeder(str(tmp_path / name), 0, 0, 8 << 20)
+        fed.append(types.SimpleNamespace(launch=types.SimpleNamespace(feeder=feeder), problem=""))
+    short, whole = fed
+    for _ in range(2):                  # the first time what is there of the short one, and as much of the other as a pipe takes
+        attempts._feed([one for one in fed if one.launch.feeder.descriptor >= 0])
+    assert str(tmp_path / "short.txt") in short.problem and short.launch.feeder.descriptor == -1
+    assert whole.problem == "" and whole.launch.feeder.descriptor >= 0
+    whole.launch.feeder.close()
 
 
 def test_two_signals_at_once_do_not_wait_for_the_grace():

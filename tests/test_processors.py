@@ -584,6 +584,20 @@ def test_a_death_before_any_step_is_made_good_by_a_resume(stage, content):
     assert states >= {(False, False), (True, False), (False, True)}
 
 
+def test_counts_are_of_all_calls_before_whichever_step_the_last_attempt_died(stage):
+    """The runner takes what is in the file of counts: a call that had already published must be in there, too."""
+    stage.write(b"one\ntwo\n")
+    script = stage.script(KIT + "lines(str.upper, 'a.txt')\nlines(str.lower, 'b.txt')\n")
+    counts = stage.root / "counts.json"
+    outcomes = set()
+    for number, _, _ in sweep(stage, "die", script, {}):
+        counts.exists() and counts.unlink()
+        done = stage.run(script, PIPELINE_COUNTS_FILE=str(counts), **stage.again())
+        outcomes.update(word for word in ("completed the publishing of a.txt", "already complete") if word in done.stdout)
+        assert json.loads(counts.read_bytes()) == {"read": 4, "written": 4, "rejected": 0}, number
+    assert outcomes == {"completed the publishing of a.txt", "already complete"}
+
+
 @pytest.mark.parametrize("name", ["ENOSPC", "EIO"])
 def test_an_error_at_any_step_is_one_line_and_then_a_clean_run(stage, name):
     import errno

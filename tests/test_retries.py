@@ -289,9 +289,10 @@ sys.exit(75 if os.environ["PIPELINE_ATTEMPT"] == "1" else 0)
     assert done.out.count("[START] s1") == 2 and "[NOTE] s1: checkpoint not used" in done.out and "[RESUME]" not in done.out, done
 
 
-def test_a_changed_input_is_not_worth_a_retry(project):
+@pytest.mark.parametrize("end", ["", "\nsys.exit(75)"], ids=["well", "failed"])
+def test_a_changed_input_is_not_worth_a_retry(project, end):
     project.write("in.txt", "x\n")
-    project.spec({"processor": project.processor("p", "open('in.txt', 'a').write('more')\nopen(out + '/o', 'w').write('x')"),
+    project.spec({"processor": project.processor("p", "open('in.txt', 'a').write('more')\nopen(out + '/o', 'w').write('x')" + end),
                   "inputs": ["in.txt"], "retry": {"attempts": 3, "baseDelayMs": 0}})
     done = project.run()
     assert done.code == 1 and "[FAIL] s1: input changed during the run: in.txt" in done.out and "[RETRY]" not in done.out, done
