@@ -555,6 +555,20 @@ def test_a_shared_folder_is_free_again_when_the_last_stage_in_it_has_ended(joins
 
 
 @posix_only
+def test_a_shared_folder_is_held_until_the_last_stage_in_it_has_ended(joins):
+    joins.write("bin/gate.sh", GATE, executable=True)
+    common = {"outputDir": "data/all", "lock": {"waitSeconds": 0}}
+    joins.spec(dict(common, name="x", processor="bin/join.sh", inputs=["in/a.txt"], outputs=["x.txt"]), dict(common, name="y", processor="bin/gate.sh", outputs=["y.txt"]), order="graph")
+    joins.write("other.json", json.dumps({"name": "other", "stages": [dict(common, name="z", processor="bin/join.sh")]}))
+    with joins.start("--jobs", "2", "--run-id", "one") as process:
+        wait_until(lambda: joins.exists("data/all/.x.done") and not joins.exists("locks/x.lock") and "begin y" in trace(joins))
+        done = subprocess.run([sys.executable, str(RUNNER), "--pipeline", str(joins.path("other.json"))], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=60)
+        joins.write("gate", "")
+        process.communicate(timeout=60)
+    assert done.returncode == 4 and b"another run is at work in, around or below data/all" in done.stdout and process.returncode == 0, done
+
+
+@posix_only
 def test_a_killed_run_holds_no_shared_folder(joins):
     with share(joins, "graph", False, 0) as process:
         process.kill()

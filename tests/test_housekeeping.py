@@ -139,6 +139,7 @@ def test_a_held_stage_or_one_that_may_be_reading_is_left_alone(project, argument
     descriptor = held_by_us(project, guard)
     done = project.run(*arguments)
     assert done.code == 4 and "stage %s is held by" % guard[:3] in done.err
+    assert list(project.path("locks").glob("*.lock")) == []        # what was taken before is given back
     assert {name: data for name, data in project.snapshot().items() if not name.startswith("locks")} == before
     os.close(descriptor)
     project.ok(*arguments)
@@ -255,6 +256,21 @@ def test_clean_keeps_what_a_stage_of_many_tasks_has_recorded_too(project):
     project.ok()
     done = project.ok("clean", "one", "--yes")
     assert "kept data/up/0.up: stage many has recorded it, too\n" in done.out and project.exists("data/up/0.up"), done
+
+
+@pytest.mark.parametrize("outer", ["data", "data/up"])
+def test_clean_keeps_what_a_stage_of_a_folder_around_or_below_has_recorded_too(project, outer):
+    """A file that two stages have made in turn, of which one writes further out."""
+    inner = "data" if outer != "data" else "data/up"
+    stages = [{"name": name, "processor": project.processor(name, "path = %r + '/data/up/x'\nos.makedirs(os.path.dirname(path), exist_ok=True)\nopen(path, 'w').write('same')\n" % str(project.root)),
+               "outputDir": folder} for name, folder in (("one", outer), ("two", inner))]
+    for stage in stages:
+        project.spec(stage)
+        project.ok()
+        project.path("data/up/x").unlink()
+    project.write("data/up/x", "same")
+    project.spec(*stages)
+    assert "kept data/up/x: stage two has recorded it, too\n" in project.ok("clean", "one", "--yes").out and project.exists("data/up/x")
 
 
 def test_clean_of_a_damaged_record_removes_nothing_and_reset_forgets_it(project):

@@ -775,6 +775,15 @@ def test_a_lease_is_held_by_one_and_taken_back_when_it_is_free(tmp_path):
     assert launch_lease.end_left_behind(str(tmp_path), "s", "out", {"s"}) == [] and leases_in(tmp_path) == []
 
 
+def test_that_a_task_has_begun_is_on_the_disk_before_it_is_started(tmp_path, monkeypatch):
+    """Its machine may crash, and the engine queue it again."""
+    path, synced, fsync = lease_for(tmp_path, "no"), [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(os.fstat(descriptor).st_size), fsync(descriptor)))
+    held = launch_lease.Held(path)
+    assert launch_lease.has_begun(path) and synced == [os.path.getsize(path)]
+    os.close(held.descriptor)
+
+
 @pytest.mark.parametrize("written, folder, is_near", [
     ("data/a", "data/a", True), ("data/a/.s.tasks/1", "data/a", True), ("data", "data/a/b", True), ("data/a", "data/ab", False), ("data/ab", "data/a", False), ("Data/a", "data/A/b", True)])
 def test_a_lease_of_a_stage_of_the_spec_is_taken_back_before_what_writes_near_it(tmp_path, written, folder, is_near):

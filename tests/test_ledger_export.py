@@ -296,6 +296,18 @@ def test_a_run_without_outputs_has_no_statement(project):
     assert findings == set() and "in-toto.json is not included: run f has no outputs" in notes
 
 
+def test_a_statement_of_a_run_that_has_none_is_found(project, zipped, tmp_path):
+    project.spec({"processor": project.processor("fails", "sys.exit(3)\n")})
+    project.run("--run-id", "f")
+    folder = tmp_path / "evidence"
+    with zipfile.ZipFile(make_zip(project, "f")) as archive, zipfile.ZipFile(zipped) as another:
+        archive.extractall(str(folder))
+        (folder / "in-toto.json").write_bytes(another.read("in-toto.json"))
+    rewrite(folder / "evidence.json", lambda one: one.update(missing=[]))
+    relist(folder)
+    assert found_in(folder)[0] == {("UNLISTED", "in-toto.json")}
+
+
 @pytest.mark.parametrize("count", [10, 11])
 def test_the_files_of_many_tasks_are_in_the_statement_by_one_digest(project, tmp_path, count):
     for number in range(count):

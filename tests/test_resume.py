@@ -377,6 +377,13 @@ def test_an_output_is_cut_to_the_vouched_bytes_before_a_resume(project):
     assert "[RESUME] s1 from line 4\n" in after(project)
 
 
+def test_what_somebody_put_beside_the_outputs_after_a_failure_stands_in_no_resumes_way(project):
+    checkpointed(project)
+    assert project.json("state/stage_s1.json")["lastStatus"] == "failed"
+    project.write("data/s1/notes.txt", "do not lose this\n")
+    assert "[RESUME] s1 from line 4\n" in after(project) and project.read("data/s1/notes.txt") == "do not lose this\n"
+
+
 def test_a_retry_resumes_too(project):
     program = project.processor("checkpointed", CHECKPOINTED)
     project.write("data/input/a.txt", SEVEN)
