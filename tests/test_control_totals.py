@@ -250,10 +250,11 @@ def test_a_processor_without_counts_is_told_so_and_counts_that_are_asked_for_lat
     assert "reconcile needs the counts of the processor, and it reported no read and no written and no rejected: use the processor kit" in done.out
 
 
-def test_counts_of_another_form_are_a_note_and_no_reason_to_fail(project):
-    body = "open(out + '/o', 'w').close()\nopen(os.environ['PIPELINE_COUNTS_FILE'], 'w').write('[1]')\n"
+@pytest.mark.parametrize("counts, why", [("'[1]'", "it is not an object"), ("'{'", "it is not JSON"), ("'[' * 200000", "it is not JSON")], ids=["list", "cut", "deep"])
+def test_counts_of_another_form_are_a_note_and_no_reason_to_fail(project, counts, why):
+    body = "open(out + '/o', 'w').close()\nopen(os.environ['PIPELINE_COUNTS_FILE'], 'w').write(%s)\n" % counts
     project.spec({"name": "x", "processor": project.processor("x", body)})
-    assert "[NOTE] x: the counts that it reported are not used: it is not an object" in project.ok().out
+    assert "[NOTE] x: the counts that it reported are not used: " + why in project.ok().out
     project.spec({"name": "x", "processor": project.processor("x", body + "# anew\n"), "maxRejects": 3})
     assert "maxRejects needs the counts" in project.run().out
 

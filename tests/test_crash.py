@@ -400,6 +400,24 @@ def test_a_stage_whose_outputs_could_not_be_synced_is_not_believed(name, tmp_pat
     assert "[START] one" in again.out and results(project) == results(case.expected), again
 
 
+def with_checkpoint(project):
+    """Two stages, of which the second has all that was done before on the disk before it is begun."""
+    printing(project)
+    spec = project.json("pipeline.json")
+    spec["stages"] = [spec["stages"][0], dict(spec["stages"][1], checkpoint={"enabled": True})]
+    project.write("pipeline.json", json.dumps(spec))
+    return []
+
+
+def test_what_could_not_be_synced_is_not_synced_again_and_the_run_is_recorded_as_failed(tmp_path):
+    """A second sync would fail as the first did, or tell nothing about what is on the disk."""
+    project = Case(with_checkpoint, tmp_path).fresh("failed")
+    where, done = break_at(project, "EIO+", 1, [], only=["fsync data/one/list.txt"])
+    assert where and done.code == 5 and "data/one/list.txt" in done.err, done
+    assert project.json("state/run_broken.json")["state"] == "failed", done
+    assert "[START] one" in project.ok("--run-id", "again").out
+
+
 def test_an_input_that_nobody_synced_is_read_again_after_a_restart(tmp_path):
     case = Case(appending, tmp_path)
     project = case.fresh("inputs")
@@ -503,6 +521,18 @@ def test_what_an_attempt_left_is_gone_from_the_disk_before_the_success_is_record
     lines = told(project, "--run-id", "r")
     before = lines[:next(place for place, line in enumerate(lines) if line.startswith("write s1 ok"))]
     assert "sync s1" in before[next(place for place, line in enumerate(before) if line.startswith("write s1 running")):], lines
+
+
+def test_what_is_not_as_recorded_is_gone_from_the_disk_before_the_next_success_is_recorded(project):
+    project.write("more", "")
+    body = "os.makedirs(out + '/sub', exist_ok=True)\nopen(out + '/o', 'w').close()\nif os.path.exists('more'):\n    open(out + '/sub/more', 'w').close()\n"
+    project.spec({"processor": project.processor("make", body)})
+    project.ok()
+    project.path("more").unlink()
+    project.write("data/s1/sub/more", "edited")
+    lines = told(project, "--run-id", "r")
+    assert not project.exists("data/s1/sub/more")
+    assert {"sync s1", "sync sub"} & set(lines[:next(place for place, line in enumerate(lines) if line.startswith("write s1 ok"))]), lines
 
 
 def test_what_reset_clears_is_gone_from_the_disk_before_the_record_that_told_of_it(project):

@@ -399,6 +399,10 @@ def test_leftovers_are_not_cleared_by_hand_where_a_run_is_at_work(project):
     wait_until(lambda: project.exists("out/one/w"), "the other pipeline's start")
     done = project.run("reset", "one", "--yes")
     assert done.code == 4 and "a run is at work in out/one" in done.err and project.exists("out/one/a.txt.r") and project.exists("state/stage_one.json"), done
+    project.spec(dict(two, allowNoInputs=True))
+    done = project.run("clean", "one", "--yes")
+    assert done.code == 4 and "a run is at work in out/one" in done.err and project.exists("out/one/a.txt.r") and "cleaned" not in project.json("state/stage_one.json"), done
+    project.spec(one, two)
     project.write("go", "")
     assert other.wait(60) == 0
     project.ok("reset", "one", "--yes")

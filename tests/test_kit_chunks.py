@@ -240,6 +240,36 @@ def test_the_checkpoint_of_another_chunk_is_not_used(desk, capfd):
     assert read(out / "result.txt") == b"LINE\n" * 40
 
 
+def test_a_checkpoint_that_stands_before_its_chunk_is_not_used(desk, capfd):
+    desk.input.write_bytes(b"line\n" * 40)
+    assert desk.call(lambda: kit.lines(stopping(str.upper, 4), "result.txt"), (100, 200))[0] == 143
+    progress = desk.folder / ("progress%d.json" % desk.made)
+    progress.write_text(json.dumps(dict(json.loads(progress.read_bytes()), byteOffset=50)), encoding="utf-8")
+    code, out, _ = desk.call(upper_lines, (100, 200), again=True)
+    assert code == 0 and "starting from zero: the checkpoint stands before the chunk" in capfd.readouterr().out
+    assert read(out / "result.txt") == b"LINE\n" * 20
+
+
+def test_a_header_line_that_is_refused_is_set_aside_once(desk):
+    desk.input.write_bytes(b"bad header\n" + b"line\n" * 40)
+    found, outs, progresses = desk.parts_of(pick_lines, 100, header_lines=1)
+    assert len(found.chunks) > 1
+    assert [(out / "result.txt.rejects.jsonl").exists() for out in outs] == [True] + [False] * (len(outs) - 1)
+    assert sum(one["counts"]["rejected"] for one in progresses) == 1 and sum(one["counts"]["read"] for one in progresses) == 41
+
+
+def test_the_thread_that_writes_a_part_has_ended_before_the_parts_descriptor_is_free(tmp_path):
+    """Else what it still has to write goes into whatever file gets that number next."""
+    for end in ("close", "discard"):
+        part = kit._Part(str(tmp_path), "x.part", "x")
+        part.write(b"x" * (1 << 20))
+        thread = part.writer.thread
+        getattr(part, end)()
+        assert not thread.is_alive()
+        assert (tmp_path / "x.part").exists() == (end == "close")
+        (tmp_path / "x.part").exists() and (tmp_path / "x.part").unlink()
+
+
 def test_a_line_number_alone_is_not_resumed_in_a_chunk(desk, capfd):
     desk.input.write_bytes(b"a\nb\nc\nd\n")
     code, out, _ = desk.call(upper_lines, (4, 8), PIPELINE_LINE_OFFSET="1", checkpoint=False)

@@ -735,6 +735,12 @@ def test_the_head_that_the_list_names_is_that_of_the_excerpt(unpacked):
     assert found_in(unpacked)[0] == {("TRUNCATED", "ledger/ledger.jsonl")}
 
 
+def test_the_head_that_the_list_shows_is_that_of_its_hash(unpacked):
+    """People note the text."""
+    rewrite(unpacked / "evidence.json", lambda one: one.update(head=one["head"][:-1] + ("0" if one["head"][-1] != "0" else "1")))
+    assert found_in(unpacked)[0] == {("TRUNCATED", "ledger/ledger.jsonl")}
+
+
 def rehash(folder, key=None):
     """Make everything consistent again, as somebody can who has it all."""
     ledger = folder / "ledger" / "ledger.jsonl"
@@ -908,12 +914,23 @@ def remake(folder):
     rehash(folder)
 
 
+def far_keys(folder):
+    """Number the seals as if years of entries were between them and the key given: their hashes do not cover that."""
+    ledger = folder / "ledger" / "ledger.jsonl"
+    lines = entries_of(ledger)
+    for one in lines:
+        if "seal" in one:
+            one["seal"]["index"] += 1 << 50
+    ledger.write_bytes(b"".join(map(entry_line, lines)))
+
+
 # attack -> what is found without a key, and with the first key
 SEAL_ATTACKS = {
     "made up in full": (remake, {("EDITED", "ledger/ledger.end")}, {("UNSEALED", "ledger/ledger.jsonl"), ("EDITED", "ledger/ledger.end")}),
     "all seals removed": (strip_seals, {("EDITED", "ledger/ledger.end")}, {("UNSEALED", "ledger/ledger.jsonl"), ("EDITED", "ledger/ledger.end")}),
     "the last seal removed": (strip_last_seal, {("UNSEALED", "ledger/ledger.jsonl"), ("EDITED", "ledger/ledger.end")},
                               {("UNSEALED", "ledger/ledger.jsonl"), ("EDITED", "ledger/ledger.end")}),
+    "numbers of keys that nobody derives": (far_keys, set(), {("UNSEALED", "ledger/ledger.jsonl")}),
     "the tail removed": (lambda f: drop_line(f, -1), {("TRUNCATED", "ledger/ledger.jsonl")}, {("TRUNCATED", "ledger/ledger.jsonl")}),
     "the end removed": (lambda f: remove_listed(f, "ledger/ledger.end"), {("DELETED", "ledger/ledger.end")}, {("DELETED", "ledger/ledger.end")}),
     "another mac at the end": (lambda f: rewrite(f / "ledger/ledger.end", lambda one: one.update(mac="0" * 64)), set(), {("EDITED", "ledger/ledger.end")}),
@@ -927,7 +944,7 @@ def test_attacks_on_sealed_evidence(case, sealed, tmp_path):
     attack, without, with_key = SEAL_ATTACKS[case]
     folder = sealed.unpack(tmp_path / "x")
     attack(folder)
-    if case in ("made up in full", "all seals removed"):
+    if case in ("made up in full", "all seals removed", "numbers of keys that nobody derives"):
         restate(folder)
     relist(folder)
     assert found_in(folder)[0] == without

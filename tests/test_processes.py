@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -1109,8 +1110,55 @@ def test_the_steps_of_an_ending(monkeypatch):
     assert one.tree.calls == ["ask"]
     now[0] += 1
     one.look()
-    assert one.tree.calls == ["ask", "end"]
+    assert one.tree.calls == ["ask", "end"] and one.seconds_left() == 5
     assert ending().seconds_left() is None
+    hasty = ending(0, 0)
+    hasty.look()
+    hasty.look()
+    assert hasty.tree.calls == ["ask", "end"] and hasty.seconds_left() == attempts.FORCE_S     # the dead take a moment to go
+
+
+@posix_only
+@pytest.mark.parametrize("is_told, code, said", [(False, 143, b""), (True, -signal.SIGTERM, b"")])
+def test_when_all_is_told_a_request_ends_what_is_left_of_the_process_as_any_other(is_told, code, said):
+    program = ("import os, signal, sys\nsys.path.insert(0, %r)\nimport model, stop_requests\nstop_requests.heed()\n%s\n"
+               "try:\n    os.kill(os.getpid(), signal.SIGTERM)\nexcept model.Terminated as error:\n    sys.exit(error.exit_code)\n") % (
+                   os.path.dirname(stop_requests.__file__), "stop_requests.leave()" if is_told else "")
+    done = subprocess.run([sys.executable, "-c", program], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=PATIENCE_S)
+    assert (done.returncode, done.stdout) == (code, said)
+
+
+@posix_only
+def test_of_a_pipe_that_somebody_holds_open_no_end_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(attempts, "DRAIN_S", 0.0)
+    reader, writer = os.pipe()
+    os.write(writer, b"said")
+    log = attempts.AttemptLog(str(tmp_path / "log"))
+    thread = threading.Thread(target=attempts._drain, args=(reader, True, log), daemon=True)
+    thread.start()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive()
+    for descriptor in (reader, writer):
+        os.close(descriptor)
+
+
+@posix_only
+def test_only_the_thread_that_made_a_pool_looks_after_its_attempts(tmp_path):
+    guardian = types.SimpleNamespace(watch=lambda traits: None, release=lambda traits: None)
+    pool = attempts.Pool(attempts.Signals(), process_tree, guardian, process_tree.own_children() if LINUX else [])
+    argv = [sys.executable, "-c", ""]
+    one = pool.start(attempts.Launch(argv, dict(os.environ), str(tmp_path), str(tmp_path / "log"), "token", -1, "", None, 1, {}, None))
+    os.waitid(os.P_PID, one.pid, os.WEXITED | os.WNOWAIT)
+    for act, ended in ((lambda: on_a_thread(pool.attend), []), (pool.attend, [one])):
+        pool.seen = 0.0
+        act()
+        assert pool.ended == ended
+
+
+def on_a_thread(act):
+    thread = threading.Thread(target=act)
+    thread.start()
+    thread.join()
 
 
 @posix_only

@@ -765,6 +765,15 @@ def test_a_checkpoint_that_cannot_be_trusted_starts_from_zero(killed, name):
     assert killed.leftovers() == []
 
 
+def test_a_file_of_the_user_that_a_checkpoint_calls_a_part_is_neither_cut_nor_renamed(killed):
+    (killed.out / "notes.txt").write_bytes(b"do not lose this\n")
+    record = killed.record()
+    record.update(outputs={"notes.txt": 0}, publish={"notes.txt": "result.txt"}, digests={"notes.txt": hashlib.sha256(b"").hexdigest()})
+    killed.progress.write_text(json.dumps(record), encoding="utf-8")
+    assert killed.run(picky(killed), **killed.again()).stdout.startswith("starting from zero: the checkpoint names a foreign part file: notes.txt")
+    assert (killed.out / "notes.txt").read_bytes() == b"do not lose this\n"
+
+
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b"null", b'{"lineOffset": true}', b'{"lineOffset": -4}',
                                      b"[" * 100000], ids=range(7))
 def test_a_damaged_progress_file_starts_from_zero(killed, content):

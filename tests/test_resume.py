@@ -384,6 +384,16 @@ def test_what_somebody_put_beside_the_outputs_after_a_failure_stands_in_no_resum
     assert "[RESUME] s1 from line 4\n" in after(project) and project.read("data/s1/notes.txt") == "do not lose this\n"
 
 
+def test_a_checkpoint_within_the_first_line_is_resumed(project):
+    """No line is done yet, but bytes are, and they may be gigabytes."""
+    body = ("if os.environ.get('PIPELINE_RESUME'):\n    assert os.environ['PIPELINE_LINE_OFFSET'] == '0'\n    open(out + '/list.txt', 'a').write('second half')\n    sys.exit()\n"
+            "open(out + '/list.txt', 'w').write('first half, and more')\n"
+            "open(os.environ['PIPELINE_PROGRESS_FILE'], 'w').write(json.dumps({'lineOffset': 0, 'outputs': {'list.txt': 12}}))\nsys.exit(3)\n")
+    project.spec({"processor": project.processor("long", body), "checkpoint": {"enabled": True}})
+    assert project.run().code == 1
+    assert "[RESUME] s1 from line 0\n" in project.ok().out and project.read("data/s1/list.txt") == "first half, second half"
+
+
 def test_a_retry_resumes_too(project):
     program = project.processor("checkpointed", CHECKPOINTED)
     project.write("data/input/a.txt", SEVEN)
