@@ -606,6 +606,34 @@ def test_keep_going_goes_on_without_a_stage_that_another_run_has(joins, order):
 
 
 @posix_only
+def test_what_is_at_work_comes_to_its_end_though_the_runner_cannot_go_on_with_another_stage(joins):
+    import fcntl
+    joins.write("bin/gate.sh", GATE, executable=True)
+    joins.spec({"name": "b", "processor": "bin/gate.sh"}, {"name": "held", "processor": "bin/join.sh", "lock": {"waitSeconds": 0}}, order="graph")
+    joins.path("locks").mkdir(exist_ok=True)
+    with open(joins.path("locks/.held.guard"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with joins.start("--jobs", "2", "--run-id", "r") as process:
+            wait_until(lambda: joins.exists("trace"))
+            joins.write("gate", "")
+            process.communicate(timeout=60)
+    assert process.returncode == 4 and joins.json("state/stage_b.json")["lastStatus"] == "ok" and trace(joins) == ["begin b", "end b"]
+
+
+@posix_only
+@pytest.mark.parametrize("names, code", [(["fails", "held"], 1), (["held", "fails"], 4)])
+def test_with_keep_going_the_first_cause_decides(joins, names, code):
+    import fcntl
+    joins.write("fail.fails", "")
+    joins.spec(*[{"name": name, "processor": "bin/join.sh", "lock": {"waitSeconds": 0}} for name in names])
+    joins.path("locks").mkdir(exist_ok=True)
+    with open(joins.path("locks/.held.guard"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert joins.run("--keep-going", "--run-id", "r").code == code
+    assert [one["status"] for one in joins.json("state/run_r.json")["stages"]] == ["failed", "failed"]
+
+
+@posix_only
 def test_cores_count_against_jobs(joins):
     common = {"inputs": ["in/a.txt"], "resources": {"cpuCores": 2}}
     make(joins, dict(common, name="x"), dict(common, name="y"))

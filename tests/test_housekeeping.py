@@ -122,6 +122,16 @@ def test_clean_follows_no_link_that_somebody_planted(project, tmp_path):
     assert "kept data/two/a.txt: data/two is a symbolic link" in project.ok("clean", "two", "--yes").out and (moved / "a.txt").exists() and (moved / ".two.done").exists()
 
 
+def test_clean_removes_no_empty_folder_behind_a_link(project, tmp_path):
+    copying(project)
+    project.ok()
+    shutil.move(str(project.path("data/one/sub")), str(tmp_path / "theirs"))
+    (tmp_path / "theirs/deep/b.txt").unlink()
+    os.symlink(str(tmp_path / "theirs"), str(project.path("data/one/sub")))
+    project.ok("clean", "one", "--yes")
+    assert not project.exists("data/one/a.txt") and (tmp_path / "theirs/deep").is_dir()
+
+
 def test_clean_of_a_link_that_the_stage_made_removes_the_link(project):
     project.write("data/in.txt", "x")
     project.spec({"name": "one", "processor": project.processor("link", "os.symlink('../../data/in.txt', out + '/l')\n"), "outputDir": "data/one"})
@@ -862,7 +872,7 @@ def test_a_stage_record_with_odd_numbers_of_a_run_that_died_is_no_crash(project,
     project.ok()
 
 
-@pytest.mark.parametrize("stages", [5, [5], [{"madeBy": {"invocation": "x"}}]])
+@pytest.mark.parametrize("stages", [5, [5], [{"madeBy": {"invocation": "x"}}], [{"madeBy": {"invocation": [1]}}]])
 def test_gc_of_a_record_of_another_form_is_no_crash(project, stages):
     copying(project)
     project.ok("--run-id", "r")

@@ -914,14 +914,23 @@ def remake(folder):
     rehash(folder)
 
 
-def far_keys(folder):
-    """Number the seals as if years of entries were between them and the key given: their hashes do not cover that."""
+def change_seals(folder, change):
+    """No hash covers what change(seal) does."""
     ledger = folder / "ledger" / "ledger.jsonl"
     lines = entries_of(ledger)
     for one in lines:
         if "seal" in one:
-            one["seal"]["index"] += 1 << 50
+            change(one["seal"])
     ledger.write_bytes(b"".join(map(entry_line, lines)))
+
+
+def far_keys(folder):
+    """Number the seals as if very many entries were between them and the key given."""
+    change_seals(folder, lambda seal: seal.update(index=seal["index"] + (1 << 50)))
+
+
+def other_mode(folder):
+    change_seals(folder, lambda seal: seal.update(mode={"hmac": "forward", "forward": "hmac"}[seal["mode"]]))
 
 
 # attack -> what is found without a key, and with the first key
@@ -931,6 +940,7 @@ SEAL_ATTACKS = {
     "the last seal removed": (strip_last_seal, {("UNSEALED", "ledger/ledger.jsonl"), ("EDITED", "ledger/ledger.end")},
                               {("UNSEALED", "ledger/ledger.jsonl"), ("EDITED", "ledger/ledger.end")}),
     "numbers of keys that nobody derives": (far_keys, set(), {("UNSEALED", "ledger/ledger.jsonl")}),
+    "another kind of seals": (other_mode, set(), {("UNSEALED", "ledger/ledger.jsonl")}),
     "the tail removed": (lambda f: drop_line(f, -1), {("TRUNCATED", "ledger/ledger.jsonl")}, {("TRUNCATED", "ledger/ledger.jsonl")}),
     "the end removed": (lambda f: remove_listed(f, "ledger/ledger.end"), {("DELETED", "ledger/ledger.end")}, {("DELETED", "ledger/ledger.end")}),
     "another mac at the end": (lambda f: rewrite(f / "ledger/ledger.end", lambda one: one.update(mac="0" * 64)), set(), {("EDITED", "ledger/ledger.end")}),
@@ -944,7 +954,7 @@ def test_attacks_on_sealed_evidence(case, sealed, tmp_path):
     attack, without, with_key = SEAL_ATTACKS[case]
     folder = sealed.unpack(tmp_path / "x")
     attack(folder)
-    if case in ("made up in full", "all seals removed", "numbers of keys that nobody derives"):
+    if case in ("made up in full", "all seals removed", "numbers of keys that nobody derives", "another kind of seals"):
         restate(folder)
     relist(folder)
     assert found_in(folder)[0] == without

@@ -1155,6 +1155,29 @@ def test_only_the_thread_that_made_a_pool_looks_after_its_attempts(tmp_path):
         assert pool.ended == ended
 
 
+@posix_only
+def test_no_attempt_is_given_time_that_was_over_before_it_was_started(tmp_path):
+    """The runner was busy with something else, for hours perhaps, and nobody has lost anything by that."""
+    pool = attempts.Pool(attempts.Signals(), process_tree, types.SimpleNamespace(watch=lambda traits: None, release=lambda traits: None),
+                         process_tree.own_children() if LINUX else [])
+    pool.seen = time.monotonic() - 5000
+    one = pool.start(attempts.Launch([sys.executable, "-c", ""], dict(os.environ), str(tmp_path), str(tmp_path / "log"), "token", -1, "", 1000.0, 1, {}, None))
+    pool._forgive()
+    assert one.ending.seconds_left() < 1001
+    while one.result is None:
+        pool.wait()
+    assert one.result.failure == ""
+
+
+@posix_only
+def test_of_what_could_not_be_started_the_guardian_knows_nothing_any_more(tmp_path):
+    """It would end whoever holds the lock of that stage, when this runner has come to its end and another may be at work."""
+    watched = []
+    guardian = types.SimpleNamespace(watch=watched.append, release=watched.remove)
+    launch = attempts.Launch([str(tmp_path / "none")], {}, str(tmp_path), str(tmp_path / "log"), "token", -1, str(tmp_path / "guard"), None, 1, {}, None)
+    assert attempts.run_attempt(launch, attempts.Signals(), process_tree, guardian).failure.startswith("cannot start ") and watched == []
+
+
 def on_a_thread(act):
     thread = threading.Thread(target=act)
     thread.start()
@@ -1181,6 +1204,18 @@ def test_two_signals_at_once_do_not_wait_for_the_grace():
     one.signals.came, one.signals.count = signal.SIGINT, 2
     one.look()
     assert one.tree.calls == ["ask", "end"] and one.reason == attempts.INTERRUPTED
+
+
+def test_a_server_that_tells_of_no_end_after_two_signals_is_killed(monkeypatch):
+    now, killed = [100.0], []
+    monkeypatch.setattr(attempts.time, "monotonic", lambda: now[0])
+    one = ending(None, 5)
+    one.launch, one.tree.is_child = one.launch._replace(server=types.SimpleNamespace(kill=lambda: killed.append(now[0]))), False
+    one.signals.came, one.signals.count = signal.SIGINT, 2
+    for _ in range(8):                  # whoever watches looks often
+        one.look()
+        now[0] += 1
+    assert killed[:1] == [105.0]
 
 
 def test_a_signal_after_the_timeout_keeps_the_first_cause():

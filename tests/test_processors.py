@@ -746,6 +746,7 @@ BAD = {
     "other inputs": lambda record: {"bytesTotal": record["bytesTotal"] + 1},
     "behind the end": lambda record: {"byteOffset": record["bytesTotal"] + 1},
     "no such input": lambda record: {"inputIndex": 2},
+    "no such input, at its beginning": lambda record: {"inputIndex": 2, "byteOffset": 0},
     "behind the last input": lambda record: {"inputIndex": 1},
     "published but not there": lambda record: {"publishing": True, "outputs": first_output(record, 1 << 30)},
     "complete but not there": lambda record: {"complete": True},
@@ -763,6 +764,15 @@ def test_a_checkpoint_that_cannot_be_trusted_starts_from_zero(killed, name):
     assert killed.result.read_bytes() == expected_of_picky(content)[0]
     assert content == numbered(2000)
     assert killed.leftovers() == []
+
+
+def test_what_a_part_has_behind_the_vouched_bytes_is_not_published(killed):
+    """As after a kill, if the function then gives less than it did before."""
+    name = next(name for name, final in killed.record()["publish"].items() if final == "result.txt")
+    with open(killed.out / name, "ab") as file:
+        file.write(b"of the last attempt\n" * 100000)
+    assert killed.run(picky(killed), **killed.again()).stdout.startswith("resuming from line ")
+    assert killed.result.read_bytes() == expected_of_picky((killed.root / "in0.txt").read_bytes())[0]
 
 
 def test_a_file_of_the_user_that_a_checkpoint_calls_a_part_is_neither_cut_nor_renamed(killed):

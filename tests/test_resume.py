@@ -394,6 +394,14 @@ def test_a_checkpoint_within_the_first_line_is_resumed(project):
     assert "[RESUME] s1 from line 0\n" in project.ok().out and project.read("data/s1/list.txt") == "first half, second half"
 
 
+def test_of_a_stage_with_declared_outputs_nothing_else_stands_in_a_resumes_way(project):
+    body = CHECKPOINTED.replace("sys.exit(3)", "open(os.path.join(out, 'seen.tmp'), 'w').close()\n        sys.exit(3)")
+    project.write("data/input/a.txt", SEVEN)
+    project.spec({"processor": project.processor("checkpointed", body), "inputs": ["data/input/a.txt"], "outputs": ["list.txt"], "checkpoint": {"enabled": True}, "params": {"stop": 5}})
+    assert project.run().code == 1 and project.exists("data/s1/seen.tmp")
+    assert "[RESUME] s1 from line 4\n" in after(project)
+
+
 def test_a_retry_resumes_too(project):
     program = project.processor("checkpointed", CHECKPOINTED)
     project.write("data/input/a.txt", SEVEN)
