@@ -595,14 +595,11 @@ class Run:
         """Write the metrics, the digests and the sealed run record; on return everything is durable."""
         state = self.state_of(code)
         store = self.store
-        outputs = [stage.output_dir + "/" + output["path"] for stage, result in zip(self.selected, self.result_at)
-                   if result is not None and result is not known_stages.KNOWN for output in result.outputs]
-        for path in outputs:
+        for path in [stage.output_dir + "/" + output["path"] for stage, result in zip(self.selected, self.result_at)
+                     if result is not None and result is not known_stages.KNOWN for output in result.outputs]:
             if not self.digests.is_vouched(path):       # a skipped stage's maker may have died before it synced them
                 store.commit.files[os.path.join(self.root, path)] = None
         self.flush()
-        for path in outputs:
-            self.digests.vouch(path)
         record = self.records.seal(state)
         if self.known is None:          # the spec is another than last time, or nobody knows
             self._tell_of_former()

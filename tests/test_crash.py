@@ -400,6 +400,28 @@ def test_a_stage_whose_outputs_could_not_be_synced_is_not_believed(name, tmp_pat
     assert "[START] one" in again.out and results(project) == results(case.expected), again
 
 
+def test_an_error_before_anything_was_done_is_not_taken_for_the_success_of_an_earlier_run(tmp_path):
+    project = Case(printing, tmp_path).fresh("earlier")
+    project.ok("--run-id", "first")
+    where, done = break_at(project, "EIO", 1, ["--force", "one"], only=["unlink data/one/.one.done"])
+    assert where and done.code == 5, done
+    entry = project.json("state/run_broken.json")["stages"][0]
+    assert (entry["stage"], entry["status"]) == ("one", "failed") and entry["reason"], entry
+
+
+def failing(project):
+    project.spec({"name": "one", "processor": script(project, "fail.sh", "#!/bin/sh\nexit 3\n"), "outputDir": "data/one"})
+    return ["--keep-going"]
+
+
+def test_a_failure_that_cannot_be_recorded_stays_the_first_cause(tmp_path):
+    project = Project(tmp_path / "root")
+    failing(project)
+    where, done = break_at(project, "ENOSPC", 2, [], only=["replace state/stage_one.json"])
+    assert where and done.code == 1 and "[FAIL] one: exit code 3; and not recorded: " in done.out, done
+    assert "[FAIL] one: exit code 3" in project.run("--run-id", "again").out
+
+
 def with_checkpoint(project):
     """Two stages, of which the second has all that was done before on the disk before it is begun."""
     printing(project)
@@ -521,6 +543,21 @@ def test_what_an_attempt_left_is_gone_from_the_disk_before_the_success_is_record
     lines = told(project, "--run-id", "r")
     before = lines[:next(place for place, line in enumerate(lines) if line.startswith("write s1 ok"))]
     assert "sync s1" in before[next(place for place, line in enumerate(before) if line.startswith("write s1 running")):], lines
+
+
+def test_clean_says_so_on_the_disk_before_it_removes_and_all_is_gone_from_there_at_its_end(project):
+    project.spec({"processor": project.processor("make", "open(out + '/o', 'w').close()\n")})
+    project.ok()
+    lines = told(project, "clean", "s1", "--yes")
+    said = lines[next(place for place, line in enumerate(lines) if line.startswith("write stage_s1.json")):]
+    assert "sync s1" in said and "sync state" in said[:said.index("sync s1")], lines
+
+
+def test_what_gc_removes_is_gone_from_the_disk_at_its_end(project):
+    project.spec({"processor": project.processor("say", "print('x')\n")})
+    for run_id in ("a", "b"):
+        project.ok("--run-id", run_id, "--force", "s1")
+    assert "sync logs" in told(project, "gc", "--keep-runs", "1", "--yes") and not project.exists("state/logs/a")
 
 
 def test_what_is_not_as_recorded_is_gone_from_the_disk_before_the_next_success_is_recorded(project):

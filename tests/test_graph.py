@@ -521,6 +521,7 @@ def test_a_folder_that_stages_share_is_one_runs_at_a_time(joins, order, outputs)
     with share(joins, order, outputs, 0) as process:
         done = joins.run("--only", "b", "--run-id", "two")
         assert done.code == 4 and "[FAIL] b: stage b: another run is at work in, around or below data/all, where this stage writes; wait, or raise lock.waitSeconds\n" in done.out, done
+        assert not joins.exists("locks/b.lock")         # given back
         assert "[START] c" in joins.ok("--only", "c").out               # its folder is its own
         joins.write("gate", "")
         process.communicate(timeout=60)

@@ -122,6 +122,16 @@ def test_clean_follows_no_link_that_somebody_planted(project, tmp_path):
     assert "kept data/two/a.txt: data/two is a symbolic link" in project.ok("clean", "two", "--yes").out and (moved / "a.txt").exists() and (moved / ".two.done").exists()
 
 
+def test_reset_removes_no_marker_behind_a_link(project, tmp_path):
+    copying(project)
+    project.ok()
+    shutil.move(str(project.path("data/one")), str(tmp_path / "theirs"))
+    os.symlink(str(tmp_path / "theirs"), str(project.path("data/one")))
+    (tmp_path / "theirs/x~one~1.1.part").write_bytes(b"theirs")
+    assert "forgot state/stage_one.json" in project.ok("reset", "one", "--yes").out
+    assert sorted(os.listdir(str(tmp_path / "theirs"))) == [".one.done", "a.txt", "sub", "x~one~1.1.part"]
+
+
 def test_clean_removes_no_empty_folder_behind_a_link(project, tmp_path):
     copying(project)
     project.ok()
@@ -130,6 +140,16 @@ def test_clean_removes_no_empty_folder_behind_a_link(project, tmp_path):
     os.symlink(str(tmp_path / "theirs"), str(project.path("data/one/sub")))
     project.ok("clean", "one", "--yes")
     assert not project.exists("data/one/a.txt") and (tmp_path / "theirs/deep").is_dir()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="holds a lock by flock")
+def test_clean_is_refused_while_a_run_is_at_work_of_which_no_record_tells_yet(project):
+    copying(project)
+    project.ok()
+    descriptor = held_by_us(project, "new.run")
+    done = project.run("clean", "one", "--yes")
+    os.close(descriptor)
+    assert done.code == 4 and "run new is at work" in done.err and project.exists("data/one/a.txt")
 
 
 def test_clean_of_a_link_that_the_stage_made_removes_the_link(project):

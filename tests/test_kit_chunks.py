@@ -258,6 +258,18 @@ def test_a_header_line_that_is_refused_is_set_aside_once(desk):
     assert sum(one["counts"]["rejected"] for one in progresses) == 1 and sum(one["counts"]["read"] for one in progresses) == 41
 
 
+def test_a_copy_that_a_signal_cuts_short_is_not_published(desk, monkeypatch):
+    desk.input.write_bytes(b"line\n" * 40)
+
+    def first_bytes(source, target, count):
+        """Copy a little, as a kernel may, and be asked to stop meanwhile."""
+        os.kill(os.getpid(), signal.SIGTERM)
+        return os.write(target, os.read(source, 7))
+    monkeypatch.setattr(os, "copy_file_range", first_bytes, raising=False)
+    code, out, _ = desk.call(kit.copy_files, checkpoint=False)
+    assert code == 143 and os.listdir(str(out)) == []
+
+
 def test_the_thread_that_writes_a_part_has_ended_before_the_parts_descriptor_is_free(tmp_path):
     """Else what it still has to write goes into whatever file gets that number next."""
     for end in ("close", "discard"):

@@ -854,6 +854,19 @@ def test_who_waited_long_enough_finds_the_work_done(project):
     assert code == 0 and "[SKIP] s1" in out and "[START]" not in out, (out, err)
 
 
+def test_a_stage_that_somebody_is_about_to_do_is_not_skipped(project):
+    """Its marker still stands; a moment later it may be gone, and the outputs other ones."""
+    spec = {"name": "s1", "processor": project.processor("p", "open(out + '/o', 'w').close()\n"), "lock": {"waitSeconds": 0}}
+    project.spec(spec, {"name": "s2", "processor": "bin/p.py"})
+    project.ok()
+    lock = stage_lock(project.root)
+    lock.acquire(0)
+    done = project.run("--keep-going")
+    lock.release()
+    assert done.code == 4 and "[FAIL] s1: stage s1 is held by pid %d" % os.getpid() in done.out and "[SKIP] s2" in done.out, done
+    assert "[SKIP] s1" in project.ok().out
+
+
 def test_a_run_id_in_use_is_refused(project):
     waiting_project(project)
     first = started(project, "--run-id", "one")

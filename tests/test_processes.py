@@ -1164,6 +1164,9 @@ def test_no_attempt_is_given_time_that_was_over_before_it_was_started(tmp_path):
     one = pool.start(attempts.Launch([sys.executable, "-c", ""], dict(os.environ), str(tmp_path), str(tmp_path / "log"), "token", -1, "", 1000.0, 1, {}, None))
     pool._forgive()
     assert one.ending.seconds_left() < 1001
+    one.started -= 10000                # as if it had been at work all the time
+    pool._forgive()
+    assert one.ending.seconds_left() > 5000
     while one.result is None:
         pool.wait()
     assert one.result.failure == ""

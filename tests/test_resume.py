@@ -16,7 +16,7 @@ import time
 
 import pytest
 
-from conftest import ROOT, RUNNER, Done, Project
+from conftest import ROOT, RUNNER, Done, Project, settle
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills by POSIX signals")
 
@@ -300,6 +300,15 @@ def test_killed_while_waiting_for_a_retry(project):
     check_one_run(project, "one\ntwo\nthree\n")
 
 
+def test_the_digest_of_a_large_input_outlives_a_kill(project):
+    """To read it again may take hours."""
+    with open(project.write("data/input/big", ""), "ab") as file:
+        file.truncate(65 << 20)
+    settle(project.path("data/input/big"))
+    project.spec({"processor": project.processor("die", KILL_RUNNER + "\n"), "inputs": ["data/input/big"]})
+    assert project.run().code == -9 and "data/input/big" in project.read("state/digests.json")
+
+
 def test_killed_while_a_big_output_is_hashed(project):
     program = project.processor("big", "with open(os.path.join(out, 'big'), 'ab') as file:\n"
                                 "    file.truncate(os.path.getsize(file.name) + (400 << 20))\n"
@@ -440,6 +449,7 @@ def test_a_checkpoint_of_another_key_is_set_aside(project):
     ("{\"lineOffset\": true}", "its lineOffset is true"),
     ("{\"lineOffset\": 4, \"outputs\": {\"../../pipeline.json\": 0}}", "its outputs are not paths below the output folder"),
     ("{\"lineOffset\": 4, \"outputs\": {\"list.txt\": \"8\"}}", "its outputs are not numbers of bytes"),
+    ("{\"lineOffset\": 4, \"outputs\": {\"list.txt\": 8}, \"publish\": {\"list.txt\": \"../../pipeline.json\"}}", "its outputs are not paths below the output folder"),
     ("{\"lineOffset\": 4, \"key\": \"another\"}", "it was made under another key"),
 ])
 def test_a_checkpoint_that_cannot_be_used_is_said_so(text, why, project):
