@@ -13,11 +13,13 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 from conftest import PATIENCE_S, ROOT, wait_until
 
+import attempts
 import environment
 import file_digests
 import fork_client
@@ -1071,6 +1073,22 @@ if forked and not os.path.exists('data/stopped'):
     while True:
         time.sleep(60)
 """
+
+
+def test_a_server_that_has_died_unseen_is_done_without(tmp_path):
+    made = Bench(tmp_path / "root")
+    until(made.server.is_ready)
+    script = made.write("x.py", "print('done')\n", settled=False)
+    os.kill(made.server.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, made.server.pid, os.WEXITED | os.WNOWAIT)
+    guardian = types.SimpleNamespace(watch=lambda traits: None, release=lambda traits: None)
+    pool = attempts.Pool(attempts.Signals(), process_tree, guardian, process_tree.own_children())
+    launch = attempts.Launch(made.argv(script), made.env, str(made.root), str(tmp_path / "log"), "lock.token.1", -1, "", None, 1, {}, None, server=made.server)
+    attempt = pool.start(launch)
+    while attempt.result is None:
+        pool.wait()
+    assert not attempt.is_forked and attempt.result.failure == "" and (tmp_path / "log").read_bytes() == b"done\n"
+    made.close()
 
 
 @pytest.mark.parametrize("how", ["time limit", "signal", "two signals"])

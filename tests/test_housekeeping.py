@@ -638,6 +638,29 @@ def test_a_gc_entry_that_prunes_what_nobody_committed_is_found(project):
     assert any("prunes a record of run r0 that no entry before it committed" in one for one in findings(project))
 
 
+def test_gc_after_an_entry_that_prunes_a_run_that_never_ended_is_no_crash(project):
+    make_runs(project, 3)
+    project.ok("gc", "--keep-runs", "1", "--yes")
+    lines = project.path("state/ledger.jsonl").read_bytes().splitlines()
+    forged = json.loads(lines[-1])
+    forged["removed"].append(["nobody", 1, "0" * 64])
+    forged["hash"] = ledger_format.entry_hash(forged)
+    project.path("state/ledger.jsonl").write_bytes(b"\n".join(lines[:-1]) + b"\n" + ledger_format.entry_line(forged))
+    for more in ((), ("--yes",)):
+        assert "Traceback" not in project.ok("gc", "--keep-runs", "1", *more).err
+
+
+def test_of_a_stage_that_was_one_of_many_tasks_no_edited_output_is_taken_over(project):
+    for number in range(11):                        # more than a record lists
+        project.write("data/in/%d.up" % number, "x\n")
+    project.spec({"name": "up", "processor": "bin/stage_copy.py", "outputDir": "data/up", "forEach": "data/in/*.up"})
+    project.ok()
+    project.write("data/up/3.up", "edited\n")
+    project.spec({"name": "up", "processor": project.processor("one", "open(out + '/o', 'w').close()\n"), "outputDir": "data/up"})
+    assert "[NOTE] up: not what was recorded: removed 3.up" in project.ok().out
+    assert "3.up" not in [one["path"] for one in project.json("state/stage_up.json")["outputs"]] and project.exists("data/up/4.up")
+
+
 def test_housekeeping_is_sealed_where_the_ledger_is(project, tmp_path):
     key = str(tmp_path / "key")
     project.ok("new-key", key)

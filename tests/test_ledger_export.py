@@ -780,6 +780,18 @@ def restate(folder):
     (folder / "in-toto.json").write_bytes(evidence_verify.statement_text(value))
 
 
+def test_an_entry_that_says_of_a_run_what_its_record_does_not_is_found(unpacked):
+    ledger = unpacked / "ledger" / "ledger.jsonl"
+    lines = entries_of(ledger)
+    for before, one in zip([{"hash": lines[0]["prevHash"]}, *lines], lines):
+        state = {"state": "failed"} if (one["event"], one["runId"]) == ("end", "b") else {}
+        one.update(state, prevHash=before["hash"])
+        one["hash"] = entry_hash(one)
+    ledger.write_bytes(b"".join(map(entry_line, lines)))
+    relist(unpacked)
+    assert ("EDITED", "records/run_b.json") in found_in(unpacked)[0]
+
+
 def test_a_history_made_up_in_full_is_told_only_by_a_head_noted_elsewhere(unpacked):
     """What no chain can: said in the report, and found with an anchor."""
     head = head_text(entries_of(unpacked / "ledger" / "ledger.jsonl")[-1])

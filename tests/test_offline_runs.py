@@ -71,6 +71,14 @@ def test_an_attempt_is_refused_and_named_though_its_error_is_swallowed(project, 
 
 
 @linux_only
+def test_a_stage_that_a_signal_ended_is_interrupted_whatever_it_had_tried(project, listener):
+    project.spec({"processor": project.processor("p", knock(listener) + "os.kill(os.getppid(), 2)\ntime.sleep(60)\n")}, offline=NO_SCAN)
+    done = project.run("--run-id", "r")
+    assert done.code == 130 and len(attempts_in(done)) == 1 and len(refusals(project)) == 1, done
+    assert project.json("state/stage_s1.json")["lastStatus"] == "interrupted"
+
+
+@linux_only
 @pytest.mark.parametrize("way", ["child", "own session", "shell", "thread", "module"])
 def test_whoever_tries_is_named_also_below_the_processor(project, listener, way):
     project.write("bin/inner.py", knock(listener))

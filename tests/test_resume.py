@@ -479,6 +479,19 @@ def test_only_a_durable_checkpoint_outlives_a_power_cut(more, resumes, project):
         assert "[NOTE] s1: checkpoint not used: it was not synced and the machine has been restarted since\n" in out
 
 
+def test_a_stage_that_a_signal_ended_behind_its_last_step_does_nothing_again(project):
+    body = ("if os.environ.get('PIPELINE_RESUME'):\n    sys.exit()\nopen(out + '/o', 'w').write('all')\n"
+            "json.dump({'lineOffset': 1, 'outputs': {'o': 3}, 'complete': True}, open(os.environ['PIPELINE_PROGRESS_FILE'], 'w'))\n"
+            "open('ready', 'w').close()\ntime.sleep(60)\n")
+    project.spec({"processor": project.processor("slow", body), "checkpoint": {"enabled": True}})
+    with project.start("--run-id", "r") as process:
+        wait_until(lambda: project.exists("ready"), "the last step")
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode == 143 and project.json("state/stage_s1.json")["lastStatus"] == "interrupted"
+    assert "[RESUME] s1 from line 1\n" in project.ok().out and project.read("data/s1/o") == "all"
+
+
 def test_a_finished_stage_is_not_resumed_from_its_checkpoint(project):
     checkpointed(project)
     after(project)
