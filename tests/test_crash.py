@@ -553,6 +553,16 @@ def test_clean_says_so_on_the_disk_before_it_removes_and_all_is_gone_from_there_
     assert "sync s1" in said and "sync state" in said[:said.index("sync s1")], lines
 
 
+def test_what_is_done_is_on_the_disk_in_good_time_and_with_the_folders_that_name_it(project, monkeypatch):
+    """A run may take days, and a power cut comes without notice."""
+    monkeypatch.setitem(globals(), "TOLD", TOLD.replace("run_records.RECORD_S = run_records.RECORD_SHARE = 0", "state_store.FLUSH_S = 0"))
+    project.spec(*[{"processor": project.processor("make", "print('said')\nos.makedirs(out + '/sub', exist_ok=True)\nopen(out + '/sub/o', 'w').close()\n")}] * 2)
+    lines = told(project, "--run-id", "r")
+    first, running, done = (lines.index("write %s" % text) for text in ("s1 ok", "s2 running", "s2 ok"))
+    assert {"sync s1", "sync sub"} <= set(lines[first:running]), lines      # outputs and marker of the first one
+    assert "sync r" in lines[running:done], lines                           # the log of the second one's attempt, before its outputs are read
+
+
 def test_what_gc_removes_is_gone_from_the_disk_at_its_end(project):
     project.spec({"processor": project.processor("say", "print('x')\n")})
     for run_id in ("a", "b"):

@@ -1075,18 +1075,40 @@ if forked and not os.path.exists('data/stopped'):
 """
 
 
+def attempt_of(made, script, log):
+    """Run the script as an attempt that may be forked; return it when it has ended."""
+    guardian = types.SimpleNamespace(watch=lambda traits: None, release=lambda traits: None)
+    signals = attempts.Signals()
+    signals.pipe = os.pipe()            # nobody writes to it
+    pool = attempts.Pool(signals, process_tree, guardian, process_tree.own_children())
+    attempt = pool.start(attempts.Launch(made.argv(script), made.env, str(made.root), str(log), "lock.token.1", -1, "", None, 1, {}, None, server=made.server))
+    until(lambda: attempt.result is not None or pool.wait(0.05))
+    for descriptor in signals.pipe:
+        os.close(descriptor)
+    return attempt
+
+
+def test_nobody_who_has_the_number_of_a_task_after_it_is_taken_for_the_task(bench, tmp_path):
+    until(bench.server.is_ready)
+    attempt = attempt_of(bench, bench.write("x.py", "print('done')\n"), tmp_path / "log")
+    assert attempt.is_forked and attempt.result.failure == ""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        tree = attempt.tree
+        tree.pid = other.pid
+        tree.others.add(other.pid)
+        assert tree.living() == []
+        tree.leader_is_gone = False
+        assert tree.living() == [other.pid]
+        other.communicate(b"\n")
+
+
 def test_a_server_that_has_died_unseen_is_done_without(tmp_path):
     made = Bench(tmp_path / "root")
     until(made.server.is_ready)
     script = made.write("x.py", "print('done')\n", settled=False)
     os.kill(made.server.pid, signal.SIGKILL)
     os.waitid(os.P_PID, made.server.pid, os.WEXITED | os.WNOWAIT)
-    guardian = types.SimpleNamespace(watch=lambda traits: None, release=lambda traits: None)
-    pool = attempts.Pool(attempts.Signals(), process_tree, guardian, process_tree.own_children())
-    launch = attempts.Launch(made.argv(script), made.env, str(made.root), str(tmp_path / "log"), "lock.token.1", -1, "", None, 1, {}, None, server=made.server)
-    attempt = pool.start(launch)
-    while attempt.result is None:
-        pool.wait()
+    attempt = attempt_of(made, script, tmp_path / "log")
     assert not attempt.is_forked and attempt.result.failure == "" and (tmp_path / "log").read_bytes() == b"done\n"
     made.close()
 

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -256,6 +257,26 @@ def test_a_header_line_that_is_refused_is_set_aside_once(desk):
     assert len(found.chunks) > 1
     assert [(out / "result.txt.rejects.jsonl").exists() for out in outs] == [True] + [False] * (len(outs) - 1)
     assert sum(one["counts"]["rejected"] for one in progresses) == 1 and sum(one["counts"]["read"] for one in progresses) == 41
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
+def test_a_forked_child_waits_for_no_thread_that_it_does_not_have(tmp_path, monkeypatch):
+    """The parent's thread is in the middle of writing a progress file when the child comes into the world, and will never end there."""
+    real, is_in, may_go = kit._replace_progress, threading.Event(), threading.Event()
+    monkeypatch.setattr(kit, "_replace_progress", lambda *rest: (is_in.set(), may_go.wait(60)))
+    thread = threading.Thread(target=kit._write_progress, args=(str(tmp_path / "parents"), {}))
+    thread.start()
+    assert is_in.wait(60)
+    child = os.fork()
+    if not child:
+        signal.alarm(30)
+        kit._replace_progress = real
+        kit._write_progress(str(tmp_path / "childs"), {"lineOffset": 1}, durable=False)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    may_go.set()
+    thread.join()
+    assert status == 0 and (tmp_path / "childs").exists()
 
 
 def test_a_copy_that_a_signal_cuts_short_is_not_published(desk, monkeypatch):

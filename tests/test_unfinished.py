@@ -71,7 +71,7 @@ def test_other_ways_to_leave_an_output_unfinished(root, body):
 
 @posix_only
 def test_a_forked_child_leaves_the_output_and_the_counts_alone(root):
-    kit(root, "def fork(line):\n    child = os.fork()\n    if not child:\n        count(read=7)\n        sys.exit(0)\n    os.waitpid(child, 0)\n    return line.upper()\n"
+    kit(root, "def fork(line):\n    child = os.fork()\n    if not child:\n        count(read=7)\n        sys.exit(0)\n    assert os.waitpid(child, 0)[1] == 0\n    return line.upper()\n"
               "lines(fork, 'o.txt')\n", reconcile=True, **STAGES["stage"])
     root.ok()
     assert root.read("data/s1/o.txt") == "FIRST\n" and root.json("state/stage_s1.json")["counts"] == {"read": 1, "written": 1, "rejected": 0}
