@@ -638,6 +638,19 @@ def test_a_gc_entry_that_prunes_what_nobody_committed_is_found(project):
     assert any("prunes a record of run r0 that no entry before it committed" in one for one in findings(project))
 
 
+@pytest.mark.parametrize("with_hash", [False, True])
+def test_gc_prunes_nothing_by_an_entry_that_was_edited(project, with_hash):
+    make_runs(project, 3)
+    path = project.path("state/ledger.jsonl")
+    lines = path.read_bytes().splitlines(True)
+    edited = dict(json.loads(lines[1]), at="2001-01-01T00:00:00.000Z")
+    edited["hash"] = ledger_format.entry_hash(edited) if with_hash else edited["hash"]
+    path.write_bytes(b"".join([lines[0], ledger_format.entry_line(edited), *lines[2:]]))
+    before = project.snapshot()
+    done = project.run("gc", "--keep-days", "1", "--yes")
+    assert done.code == 5 and "state/ledger.jsonl:%d: " % (3 if with_hash else 2) in done.err and project.snapshot() == before, done
+
+
 def test_gc_after_an_entry_that_prunes_a_run_that_never_ended_is_no_crash(project):
     make_runs(project, 3)
     project.ok("gc", "--keep-runs", "1", "--yes")
