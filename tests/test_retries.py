@@ -148,7 +148,7 @@ def work(project, results, **stage):
     store.prepare()
     project.path("data/s1").mkdir(parents=True)
     run = types.SimpleNamespace(spec=spec, root=str(project.root), store=store, console=Console(io.StringIO(), io.StringIO()), clock=FakeClock(),
-                                signals=attempts.Signals(), boot="boot", options=types.SimpleNamespace(run_id="r"), invocation=1, folder_neighbours=lambda stage: [])
+                                signals=attempts.Signals(), boot="boot", options=types.SimpleNamespace(run_id="r"), invocation=1, folder_neighbours=lambda stage: [], may_be_beside=lambda stage: False)
     facts = Facts(Material("key", {}, ["in.txt"], [], [], {}, 2), None, None, [], None, False)
     made = Work(run, spec.stages[0], types.SimpleNamespace(token="t"), facts)
     made.results, made.starts = list(results), []
