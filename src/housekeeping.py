@@ -23,7 +23,7 @@ import task_log
 from file_digests import Digests, FileChanged, has_wildcard, path_matches
 from model import EXIT_OK, StageSpec, shown_names
 from recorded_outputs import link_on_the_way
-from spec_checks import name_problem
+from spec_checks import name_problem, path_problem
 from stage_order import Folders, candidates, edges
 from stage_outputs import is_folder, list_folder, own_parts
 from state_store import StateError, StateStore, utc_text
@@ -68,7 +68,7 @@ def do(spec: PipelineSpec, stages: List[StageSpec], options: Options, console: C
     else:
         for stage in stages:
             _show_left(_leftovers(spec, _sound_record(store, stage.name)), console)
-            names = forgotten(spec, stage)
+            names = forgotten(spec, stage, _sound_record(store, stage.name))
             for name in names[:SHOWN_NAMES]:
                 console.line("would forget %s" % name)
             if len(names) > SHOWN_NAMES:
@@ -130,7 +130,7 @@ def _paths_made(spec: PipelineSpec, stage: StageSpec, store: StateStore) -> List
     """Return the recorded outputs of a stage, paths below the root; none where the record is damaged, for it vouches for nothing."""
     try:
         record = store.stage(stage.name)
-        folder = state_store.made_elsewhere(record, stage.output_dir) or stage.output_dir
+        folder = _worked_in(stage, record)
         return ["%s/%s" % (folder, path) for path in recorded_outputs.recorded_paths(store, record)]
     except (StateError, task_log.Damaged, OSError):
         return []
@@ -217,8 +217,8 @@ def look(spec: PipelineSpec, stage: StageSpec, store: StateStore) -> Cleaning:
     keep: List[Tuple[str, str]] = []
     owners = _other_owners(spec, stage, store)
     digests = Digests(spec.root, "", keep=False, rehash=True)
-    folder = state_store.made_elsewhere(record, stage.output_dir) or stage.output_dir
-    stranger = "" if record is None or record.get("pipeline") in (None, spec.name) else "recorded by pipeline %s" % record["pipeline"]
+    folder = _worked_in(stage, record)
+    stranger = _stranger(spec, record)
     for output in _recorded(stage, store, record):
         path = "%s/%s" % (folder, output["path"])
         if not os.path.lexists(os.path.join(spec.root, path)):
@@ -229,11 +229,21 @@ def look(spec: PipelineSpec, stage: StageSpec, store: StateStore) -> Cleaning:
             keep.append((path, why))
         else:
             remove.append((path, output["bytes"]))
-    tasks = "%s/.%s.tasks" % (stage.output_dir, stage.name)
+    tasks = "%s/.%s.tasks" % (folder, stage.name)
     if stage.chunks is not None and stage.chunks.keep and is_folder(os.path.join(spec.root, tasks)):
         keep.append((tasks, "keepChunks: an input that grew redoes its tail only; `reset %s` removes it" % stage.name))
     is_former = all(other.name != stage.name for other in spec.stages)
     return Cleaning(stage, record, remove, keep, [] if stranger or not is_former else _leftovers(spec, record))
+
+
+def _worked_in(stage: StageSpec, record: Optional[Json]) -> str:
+    """Return the output folder that the record of a stage tells of; the spec may have given it another since."""
+    return state_store.made_elsewhere(record, stage.output_dir) or stage.output_dir
+
+
+def _stranger(spec: PipelineSpec, record: Optional[Json]) -> str:
+    """Return what is said of a record of another pipeline, "" of any other."""
+    return "" if record is None or record.get("pipeline") in (None, spec.name) else "recorded by pipeline %s" % record["pipeline"]
 
 
 def _recorded(stage: StageSpec, store: StateStore, record: Optional[Json]) -> List[Json]:
@@ -249,7 +259,7 @@ def _other_owners(spec: PipelineSpec, stage: StageSpec, store: StateStore) -> Di
     for other in spec.stages:
         if _is_near(other, stage) and other.name != stage.name:
             record = store.stage(other.name)
-            folder = state_store.made_elsewhere(record, other.output_dir) or other.output_dir
+            folder = _worked_in(other, record)
             try:
                 found.update(("%s/%s" % (folder, path), other.name) for path in recorded_outputs.recorded_paths(store, record))
             except task_log.Damaged as problem:
@@ -322,74 +332,82 @@ def _show(found: Cleaning, word: str, console: Console) -> None:
 def _clean(spec: PipelineSpec, stage: StageSpec, store: StateStore, ledger: RunLedger, console: Console) -> bool:
     """Remove the outputs of one stage; tell whether there was anything to do. The caller holds its lock."""
     found = look(spec, stage, store)
-    marker = state_store.marker_path(spec.root, stage.output_dir, stage.name)
-    has_marker = os.path.lexists(marker) and not link_on_the_way(spec.root, "%s/.%s.done" % (stage.output_dir, stage.name))
-    if found.record is None or not (found.remove or has_marker or found.left):
+    folders = _folders(spec, stage, None if _stranger(spec, found.record) else found.record)
+    markers = [state_store.marker_path(spec.root, folder, stage.name) for folder in folders]
+    markers = [path for path in markers if os.path.lexists(path)]
+    if found.record is None or not (found.remove or markers or found.left):
         if found.record is not None and found.record.get("cleaned"):
-            _remove_empty_folders(spec.root, stage, _recorded(stage, store, found.record), store.commit)     # a kill came before
+            _remove_empty_folders(spec.root, stage, found.record, store)     # a kill came before
         _show(found, "removed", console)
         return False
     with _alone_where(found.left, spec, found.record):
-        _do_clean(spec, found, marker if has_marker else "", store, ledger, console)
+        _do_clean(spec, found, markers, store, ledger, console)
     return True
 
 
-def _do_clean(spec: PipelineSpec, found: Cleaning, marker: str, store: StateStore, ledger: RunLedger, console: Console) -> None:
+def _do_clean(spec: PipelineSpec, found: Cleaning, markers: List[str], store: StateStore, ledger: RunLedger, console: Console) -> None:
     stage = found.stage
     maker = {"runId": found.record.get("lastRunId"), "invocation": found.record.get("lastInvocation")}
     at = utc_text(store.now())
     ledger.note("clean", spec.name, {"stage": stage.name, "madeBy": maker, "removed": len(found.remove), "kept": [path for path, _ in found.keep]})
     store.write("stage_%s.json" % stage.name, dict(found.record, cleaned=dict(run_ledger.who(), at=at)))
     store.commit.flush()
-    if marker:
+    for marker in markers:
         state_store.remove_durably(marker, store.commit)
     if found.left:
         _clear_left(spec, found.record, console)
     for path, _ in found.remove:
         state_store.remove_durably(os.path.join(spec.root, path), store.commit)
-    _remove_empty_folders(spec.root, stage, _recorded(stage, store, found.record), store.commit)
+    _remove_empty_folders(spec.root, stage, found.record, store)
     _show(found, "removed", console)
 
 
-def _remove_empty_folders(root: str, stage: StageSpec, outputs: List[Json], commit: state_store.Commit) -> None:
+def _remove_empty_folders(root: str, stage: StageSpec, record: Optional[Json], store: StateStore) -> None:
     """Remove the folders below the output folder that held recorded outputs and hold nothing now; the output folder itself stays."""
+    output_dir = _worked_in(stage, record)
     folders: Set[str] = set()
-    for output in outputs:
+    for output in _recorded(stage, store, record):
         parts = output["path"].split("/")
         folders.update("/".join(parts[:count]) for count in range(1, len(parts)))
     for folder in sorted(folders, key=lambda one: -one.count("/")):
-        if link_on_the_way(root, "%s/%s/x" % (stage.output_dir, folder)):
+        if link_on_the_way(root, "%s/%s/x" % (output_dir, folder)):
             continue
-        state_store.remove_empty_folder(os.path.join(root, stage.output_dir, folder), commit)
+        state_store.remove_empty_folder(os.path.join(root, output_dir, folder), store.commit)
 
 
 # --- reset -----------------------------------------------------------------------------------------------------------
 
-def forgotten(spec: PipelineSpec, stage: StageSpec) -> List[str]:
-    """Return what reset removes, paths below the root, of that what is there, in that order.
+def _folders(spec: PipelineSpec, stage: StageSpec, record: Optional[Json]) -> List[str]:
+    """Return the output folders in which there may be something of a stage: that of the spec, and the one that its record tells of; none behind a link."""
+    folders = dict.fromkeys((stage.output_dir, _worked_in(stage, record)))
+    return [folder for folder in folders if not path_problem(folder) and not link_on_the_way(spec.root, folder + "/x")]
+
+
+def forgotten(spec: PipelineSpec, stage: StageSpec, record: Optional[Json]) -> List[str]:
+    """Return what reset removes, paths below the root, of that what is there, in that order; *record* is that of the stage.
 
     The marker first: without it nothing is skipped. The record last: after a kill it still tells that there is something to remove, and where.
     """
-    marker = "%s/.%s.done" % (stage.output_dir, stage.name)
-    is_linked = bool(link_on_the_way(spec.root, marker))
-    files = ([] if is_linked else [marker]) + ["state/" + pattern % stage.name for pattern in STATE_FILES]
+    own = _folders(spec, stage, record)
+    files = ["%s/.%s.done" % (folder, stage.name) for folder in own] + ["state/" + pattern % stage.name for pattern in STATE_FILES]
     state = os.path.join(spec.root, "state")
     files += ["state/" + name for name in (task_files.names_of_inputs(state, stage.name) if os.path.isdir(state) else ())]
-    folders = ["state/" + task_files.progress_name(stage.name)] + ([] if is_linked else ["%s/.%s.tasks" % (stage.output_dir, stage.name)])    # of tasks
+    folders = ["state/" + task_files.progress_name(stage.name)] + ["%s/.%s.tasks" % (folder, stage.name) for folder in own]    # of tasks
+    parts = ["%s/%s" % (folder, path) for folder in own for path in own_parts(list_folder(os.path.join(spec.root, folder)).parts, stage.name)]
     # A stage may be named a, another one a.json: what is a file of the one is a folder of the other.
     def those_there(names: Sequence[str]) -> List[str]:
         return [name for name in names if os.path.lexists(os.path.join(spec.root, name)) and not is_folder(os.path.join(spec.root, name))]
-    return (those_there(files) + [name for name in folders if is_folder(os.path.join(spec.root, name))] + _part_paths(spec, stage)
+    return (those_there(files) + [name for name in folders if is_folder(os.path.join(spec.root, name))] + list(dict.fromkeys(parts))
             + those_there(["state/stage_%s.json" % stage.name]))
 
 
 def _reset(spec: PipelineSpec, stage: StageSpec, store: StateStore, ledger: RunLedger, console: Console) -> bool:
     """Forget one stage; tell whether there was anything to forget. The caller holds its lock."""
-    names = forgotten(spec, stage)
+    record = _sound_record(store, stage.name)
+    names = forgotten(spec, stage, record)
     if not names:
         console.line("stage %s: nothing is known of it" % stage.name)
         return False
-    record = _sound_record(store, stage.name)
     left = _leftovers(spec, record)
     with _alone_where(left, spec, record):
         ledger.note("reset", spec.name, {"stage": stage.name})
@@ -409,10 +427,3 @@ def _forget(spec: PipelineSpec, names: Sequence[str], store: StateStore, console
             state_store.remove_durably(full, store.commit)
         console.line("forgot %s" % name)
     store.commit.flush()
-
-
-def _part_paths(spec: PipelineSpec, stage: StageSpec) -> List[str]:
-    """Return the part files of the stage: without the checkpoint nobody can go on with them."""
-    if link_on_the_way(spec.root, stage.output_dir + "/x"):
-        return []
-    return ["%s/%s" % (stage.output_dir, path) for path in own_parts(list_folder(os.path.join(spec.root, stage.output_dir)).parts, stage.name)]

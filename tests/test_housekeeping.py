@@ -347,6 +347,33 @@ def test_reset_after_a_success(project):
     assert "[DONE] one" in project.ok().out and findings(project) == []
 
 
+def test_clean_and_reset_work_where_a_stage_was_at_work_though_the_spec_has_moved_it_since(project):
+    copying(project)
+    project.ok()
+    spec = project.json("pipeline.json")
+    spec["stages"][0]["outputDir"] = "data/new"
+    project.write("pipeline.json", json.dumps(spec))
+    project.path("data/new/sub/deep").mkdir(parents=True)         # no record tells of these
+    project.ok("clean", "one", "--yes")
+    assert list(project.path("data/one").iterdir()) == [] and project.exists("data/new/sub/deep"), sorted(project.path("data/one").rglob("*"))
+    spec["stages"][1]["outputDir"] = "data/other"
+    project.write("pipeline.json", json.dumps(spec))
+    project.ok("reset", "two", "--yes")
+    assert [path.name for path in project.path("data/two").iterdir()] == ["a.txt"] and findings(project) == []
+
+
+def test_reset_removes_the_part_files_where_a_stage_was_at_work_though_the_spec_has_moved_it_since(project):
+    project.write("data/in.txt", "1\n2\n3\n")
+    project.write("bin/stops.py", "import os\nfrom processor_kit import lines\ndef f(line):\n    if line == '2\\n':\n        os.kill(os.getpid(), 15)\n    return line\nlines(f, 'r.txt')\n")
+    stage = {"name": "one", "processor": "bin/stops.py", "inputs": ["data/in.txt"], "outputDir": "data/one", "checkpoint": {"enabled": True, "lineInterval": 1}}
+    project.spec(stage)
+    assert project.run().code == 1 and [path.suffix for path in project.path("data/one").iterdir()] == [".part"]
+    project.spec(dict(stage, outputDir="data/new"))
+    assert ".part" in project.ok("reset", "one").out
+    project.ok("reset", "one", "--yes")
+    assert list(project.path("data/one").iterdir()) == []
+
+
 # --- what an attempt left that did not finish -----------------------------------------------------------------------
 
 HALF = """names = [os.environ["PIPELINE_TASK"]] if "PIPELINE_TASK" in os.environ else sys.argv[1:]
@@ -814,6 +841,9 @@ def test_clean_names_the_chunks_that_are_kept_and_reset_removes_them(project):
     assert said in project.ok("clean").out.splitlines() and said in project.ok("clean", "--yes").out.splitlines()
     assert not project.exists("data/up/in.txt") and project.exists("data/up/.up.tasks")
     assert "[DONE] up" in project.ok().out and project.path("data/up/in.txt").read_bytes() == b"ONE\nTWO\n"
+    text = project.read("pipeline.json")
+    project.write("pipeline.json", text.replace("data/up", "data/new"))     # until the next run they are where they were
+    assert said in project.ok("clean").out.splitlines()
     project.ok("reset", "up", "--yes")
     assert not project.exists("data/up/.up.tasks") and said not in project.ok("clean").out.splitlines()
 
