@@ -198,7 +198,7 @@ def _number(name: str, values: Dict[str, Optional[str]], least: int) -> Optional
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= least):
-        raise UsageError("%s %s: must be a whole number >= %d" % (name, shown_value(text), least))
+        raise UsageError("%s %s: must be a whole number from %d to 999999999" % (name, shown_value(text), least))
     return int(text)
 
 

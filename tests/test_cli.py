@@ -112,6 +112,8 @@ def test_version(tmp_path):
     (["reset", "a", "--only", "b"], "--only goes with run and plan and validate and status and clean"), (["logs", "a", "--run-id", "r"], "; of which run is said by --run"),
     (["report", "--run-id", "r"], "; the run is named by a word: report ID"), (["gc", "--verbose"], "--verbose goes with run and plan"),
     (["plan", "--jobs", "2"], "--jobs goes with run"),
+    (["gc", "--keep-runs", "1000000000"], '--keep-runs "1000000000": must be a whole number from 0 to 999999999'),
+    (["gc", "--keep-days", "0.5"], '--keep-days "0.5": must be a whole number from 0 to 999999999'), (["--jobs", "0"], '--jobs "0": must be a whole number from 1 to'),
 ])
 def test_usage_errors(tmp_path, capsys, words, message):
     """In the table by main() itself, which for these never gets as far as a run."""
