@@ -42,9 +42,9 @@ SHOWN_NAMES = 20
 STATE_FILES = ("progress_%s.json", "progress_%s.json.old", "progress_%s.whole", "counts_%s.json", "inputs_%s.json", "tasks_%s.jsonl", "files_%s.bin")
 
 
-class Cleaning(namedtuple("Cleaning", "stage record remove keep left")):
-    """What clean would do with a stage: remove [(path, bytes)], keep [(path, why)], undo what is left [path] of an attempt that did not finish,
-    where no next run will; paths below the root."""
+class Cleaning(namedtuple("Cleaning", "stage record remove keep left private")):
+    """What clean would do with a stage: remove [(path, bytes)], keep [(path, why)]; where no next run will, undo what is left [path] of an attempt
+    that did not finish, and remove what was never an output [path]: part files, folders of tasks. Paths below the root."""
 
     __slots__ = ()
 
@@ -230,10 +230,11 @@ def look(spec: PipelineSpec, stage: StageSpec, store: StateStore) -> Cleaning:
         else:
             remove.append((path, output["bytes"]))
     tasks = "%s/.%s.tasks" % (folder, stage.name)
-    if stage.chunks is not None and stage.chunks.keep and is_folder(os.path.join(spec.root, tasks)):
+    if stage.chunks is not None and stage.chunks.keep and is_folder(os.path.join(spec.root, tasks)):     # not of a former stage
         keep.append((tasks, "keepChunks: an input that grew redoes its tail only; `reset %s` removes it" % stage.name))
-    is_former = all(other.name != stage.name for other in spec.stages)
-    return Cleaning(stage, record, remove, keep, [] if stranger or not is_former else _leftovers(spec, record))
+    if record is None or stranger or any(other.name == stage.name for other in spec.stages):
+        return Cleaning(stage, record, remove, keep, [], [])
+    return Cleaning(stage, record, remove, keep, _leftovers(spec, record), [path for one in _private(spec, stage, record) for path in one])
 
 
 def _worked_in(stage: StageSpec, record: Optional[Json]) -> str:
@@ -319,6 +320,8 @@ def _show(found: Cleaning, word: str, console: Console) -> None:
         console.line("%s %s (%d byte%s)" % (word, path, size, "s" * (size != 1)))
     if len(found.remove) > SHOWN_NAMES:
         console.line("%s %d more outputs of stage %s" % (word, len(found.remove) - SHOWN_NAMES, found.stage.name))
+    for path in found.private:
+        console.line("%s %s" % (word, path))
     for path, why in found.keep:
         console.line("kept %s: %s" % (path, why))
     if found.record is None:
@@ -335,7 +338,7 @@ def _clean(spec: PipelineSpec, stage: StageSpec, store: StateStore, ledger: RunL
     folders = _folders(spec, stage, None if _stranger(spec, found.record) else found.record)
     markers = [state_store.marker_path(spec.root, folder, stage.name) for folder in folders]
     markers = [path for path in markers if os.path.lexists(path)]
-    if found.record is None or not (found.remove or markers or found.left):
+    if found.record is None or not (found.remove or markers or found.left or found.private):
         if found.record is not None and found.record.get("cleaned"):
             _remove_empty_folders(spec.root, stage, found.record, store)     # a kill came before
         _show(found, "removed", console)
@@ -358,6 +361,8 @@ def _do_clean(spec: PipelineSpec, found: Cleaning, markers: List[str], store: St
         _clear_left(spec, found.record, console)
     for path, _ in found.remove:
         state_store.remove_durably(os.path.join(spec.root, path), store.commit)
+    for path in found.private:
+        _remove(os.path.join(spec.root, path), store)
     _remove_empty_folders(spec.root, stage, found.record, store)
     _show(found, "removed", console)
 
@@ -388,17 +393,23 @@ def forgotten(spec: PipelineSpec, stage: StageSpec, record: Optional[Json]) -> L
 
     The marker first: without it nothing is skipped. The record last: after a kill it still tells that there is something to remove, and where.
     """
-    own = _folders(spec, stage, record)
-    files = ["%s/.%s.done" % (folder, stage.name) for folder in own] + ["state/" + pattern % stage.name for pattern in STATE_FILES]
+    files = ["%s/.%s.done" % (folder, stage.name) for folder in _folders(spec, stage, record)] + ["state/" + pattern % stage.name for pattern in STATE_FILES]
     state = os.path.join(spec.root, "state")
     files += ["state/" + name for name in (task_files.names_of_inputs(state, stage.name) if os.path.isdir(state) else ())]
-    folders = ["state/" + task_files.progress_name(stage.name)] + ["%s/.%s.tasks" % (folder, stage.name) for folder in own]    # of tasks
-    parts = ["%s/%s" % (folder, path) for folder in own for path in own_parts(list_folder(os.path.join(spec.root, folder)).parts, stage.name)]
+    folders, parts = _private(spec, stage, record)
+    folders = [name for name in ["state/" + task_files.progress_name(stage.name)] if is_folder(os.path.join(spec.root, name))] + folders    # of tasks
     # A stage may be named a, another one a.json: what is a file of the one is a folder of the other.
     def those_there(names: Sequence[str]) -> List[str]:
         return [name for name in names if os.path.lexists(os.path.join(spec.root, name)) and not is_folder(os.path.join(spec.root, name))]
-    return (those_there(files) + [name for name in folders if is_folder(os.path.join(spec.root, name))] + list(dict.fromkeys(parts))
-            + those_there(["state/stage_%s.json" % stage.name]))
+    return those_there(files) + folders + parts + those_there(["state/stage_%s.json" % stage.name])
+
+
+def _private(spec: PipelineSpec, stage: StageSpec, record: Optional[Json]) -> Tuple[List[str], List[str]]:
+    """Return (the folders of a stage's tasks, its part files), paths below the root."""
+    own = _folders(spec, stage, record)
+    tasks = ["%s/.%s.tasks" % (folder, stage.name) for folder in own]
+    parts = ["%s/%s" % (folder, path) for folder in own for path in own_parts(list_folder(os.path.join(spec.root, folder)).parts, stage.name)]
+    return [path for path in tasks if is_folder(os.path.join(spec.root, path))], list(dict.fromkeys(parts))
 
 
 def _reset(spec: PipelineSpec, stage: StageSpec, store: StateStore, ledger: RunLedger, console: Console) -> bool:
@@ -419,11 +430,15 @@ def _reset(spec: PipelineSpec, stage: StageSpec, store: StateStore, ledger: RunL
 
 def _forget(spec: PipelineSpec, names: Sequence[str], store: StateStore, console: Console) -> None:
     for name in names:
-        full = os.path.join(spec.root, name)
-        if is_folder(full):
-            state_store.remove_tree(full)   # the checkpoints and the private folders of tasks
-            store.commit.folders[os.path.dirname(full)] = None
-        else:
-            state_store.remove_durably(full, store.commit)
+        _remove(os.path.join(spec.root, name), store)
         console.line("forgot %s" % name)
     store.commit.flush()
+
+
+def _remove(full: str, store: StateStore) -> None:
+    """Remove a file, or a folder with all that is in it: the checkpoints and the private folders of tasks."""
+    if is_folder(full):
+        state_store.remove_tree(full)
+        store.commit.folders[os.path.dirname(full)] = None
+    else:
+        state_store.remove_durably(full, store.commit)

@@ -430,6 +430,27 @@ def test_what_is_half_written_of_a_former_stage_is_named_and_cleaned(project, ho
     project.ok("verify", "--outputs")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a filter of POSIX")
+def test_clean_of_a_former_stage_removes_what_was_never_an_output_too(project):
+    project.write("data/in.txt", "1\n2\n3\n")
+    project.write("bin/stops.py", "import os\nfrom processor_kit import lines\ndef f(line):\n    if line == '2\\n':\n        os.kill(os.getpid(), 15)\n    return line\nlines(f, 'r.txt')\n")
+    up = {"name": "up", "processor": shutil.which("tr"), "args": ["0-9", "a-j"], "inputs": ["data/in.txt"], "outputDir": "data/up", "chunks": {"bytes": 2, "filter": True, "keepChunks": True}}
+    stops = {"name": "stops", "processor": "bin/stops.py", "inputs": ["data/in.txt"], "outputDir": "data/stops", "checkpoint": {"enabled": True, "lineInterval": 1}}
+    last = {"name": "last", "processor": "bin/stage_copy.py", "inputs": ["data/in.txt"], "outputDir": "data/last"}
+    project.spec(up, stops, last)
+    assert project.run().code == 1 and project.exists("data/up/.up.tasks")
+    project.spec(last)
+    part, = project.path("data/stops").iterdir()
+    for word, yes in (("would remove", []), ("removed", ["--yes"])):
+        told = project.ok("clean", "up", "stops", *yes).out
+        assert "%s data/up/.up.tasks\n" % word in told and "%s data/stops/%s\n" % (word, part.name) in told, told
+    assert list(project.path("data/up").iterdir()) == list(project.path("data/stops").iterdir()) == []
+    project.write("bin/stops.py", "from processor_kit import lines\nlines(str, 'r.txt')\n")
+    project.spec(up, stops, last)
+    project.ok()
+    assert project.read("data/up/in.txt") == "b\nc\nd\n" and project.read("data/stops/r.txt") == "1\n2\n3\n" and findings(project) == []
+
+
 def test_what_is_half_written_in_the_folder_from_which_a_stage_has_moved_is_named(project):
     one, two = halves(project, "sys.exit(3)")
     assert project.run().code == 1
