@@ -166,8 +166,14 @@ def files_of(store: StateStore, run: RunKey, history: History) -> List[str]:
     is_newest = history.newest.get(run[0]) == run[1]
     names = ["metrics_%s.json" % run[0]] if is_newest and run[0] not in history.open else []
     folders = _log_folders(store, run, history)
-    names += [name for folder in folders for name in _entries(store, folder)]
+    names += [name for folder in folders for name in _entries(store, folder) if not _is_first_calls(store, run, folder, name)]
     return [name for name in names if _mode(store, name) and not stat.S_ISDIR(_mode(store, name))]
+
+
+def _is_first_calls(store: StateStore, run: RunKey, folder: str, name: str) -> bool:
+    """Tell whether a file in the folder of a later call is a log of the first call's: of the tasks of a stage whose name is the later call's number."""
+    number, attempt = (name.rpartition("/")[2].split(".") + [""])[:2]
+    return run[1] > 1 and folder == _log_folder(run) and number.isdigit() and attempt.isdigit() and bool(_mode(store, folder + ".tasks.jsonl"))
 
 
 def _log_folders(store: StateStore, run: RunKey, history: History) -> List[str]:

@@ -634,6 +634,23 @@ def test_gc_removes_the_logs_of_tasks_and_leaves_those_of_other_calls(project):
     assert not project.exists("state/logs/r0") and project.exists("state/logs/r1/many/1.1.log")
 
 
+def test_gc_of_a_later_call_leaves_the_logs_of_a_stage_of_the_first_that_is_named_as_that_is_numbered(project):
+    project.write("data/a.txt", "x")
+    loud = project.processor("loud", "print('a long log')\nopen(out + '/a.txt', 'w').write('x')\n")
+    project.spec({"name": "2", "processor": loud, "forEach": "data/*.txt", "outputDir": "data/2"}, {"name": "last", "processor": loud, "outputDir": "data/last"})
+    project.ok("--run-id", "r0")
+    project.ok("--run-id", "r0", "--force", "last")
+    project.ok("--run-id", "r1", "--force", "last")
+    project.ok("gc", "--keep-runs", "1", "--yes")
+    assert [one["removed"][0][:2] for one in entries(project, "gc")] == [["r0", 2]]
+    assert project.exists("state/logs/r0/2/1.1.log") and not project.exists("state/logs/r0/2/last.1.log")
+    assert "0 files removed" in project.ok("gc", "--keep-runs", "1", "--yes").out
+    project.ok("--run-id", "r2", "--force", "2", "--force", "last")
+    project.ok("gc", "--keep-runs", "1", "--yes")
+    project.ok("gc", "--keep-runs", "1", "--yes")
+    assert not project.exists("state/logs/r0") and findings(project) == []
+
+
 def test_what_gc_has_pruned_of_a_run_id_does_not_keep_its_last_call_from_being_proved(project, tmp_path):
     make_runs(project)
     project.ok("gc", "--keep-runs", "1", "--yes")
