@@ -195,7 +195,7 @@ def reasons_to_run(stage: StageSpec, facts: Facts) -> List[str]:
     if record["lastStatus"] != "ok":
         return [state_store.last_run_text(record)]
     if record.get("cleaned"):
-        return ["its outputs were removed by clean"]
+        return [state_store.CLEANED]
     if not stage.idempotent:
         return ["idempotency is disabled"]
     found = list(facts.output_problems)

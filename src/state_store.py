@@ -26,6 +26,7 @@ MANY_FILES = 64             # from here on, by one call for the whole file syste
 FLUSH_S = 1.0
 SECRET_BYTES = 32
 WAIT_S = 30                 # for locks that are held for moments; a longer wait is a fault of the file system
+CLEANED = "its outputs were removed by clean"      # why a stage must run whose record says so
 
 
 class StateError(Exception):

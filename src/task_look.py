@@ -346,6 +346,8 @@ def reasons_of(stage: StageSpec, facts: Facts) -> List[str]:
         return ["its task log is missing"]
     import reasons
     changes = reasons.key_changes(record["keyParts"], facts.material.parts) if record["idempotencyKey"] != facts.material.key else []
+    if record.get("cleaned") and not changes:
+        return [state_store.CLEANED]
     found: List[str] = changes[:SHOWN_TASKS] + tasks.why
     if not found and record["lastStatus"] != "ok":
         return [state_store.last_run_text(record)]

@@ -893,6 +893,7 @@ def test_clean_and_reset_of_a_stage_of_tasks(project):
     project.ok("--run-id", "r")
     project.ok("clean", "each", "--yes")
     assert not project.exists("data/each/a.txt") and not project.exists("data/each/b.txt") and findings(project) == []
+    assert "RUN     each (its outputs were removed by clean)\n" in project.ok("plan").out
     assert "2 to do" in project.ok().out and project.read("data/each/b.txt") == "b" and findings(project) == []
     # Of very many tasks the record lists no outputs; their log does.
     record = project.json("state/stage_each.json")
