@@ -4,7 +4,7 @@ Above the leaves and below the runner. Each lists what it would do, and does it 
 in the ledger before anything is touched, so that a kill leaves an entry that promised more than was done, and never a change that
 nobody owns up to. Doing it again finishes it.
 
-    clean   ledger entry, stage record ("cleaned"), marker, outputs, folders that are empty now
+    clean   ledger entry, stage record ("cleaned"), marker, outputs, what is private to a former stage, folders that are empty now
     reset   ledger entry, marker, stage record, checkpoint and what else state/ holds of the stage
 """
 from __future__ import annotations
