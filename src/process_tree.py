@@ -16,12 +16,13 @@ Who ends what:
     the next run      before it takes the stage over              end_of_dead_owner()
     Windows itself    when the last handle of a job closes        Job; the runner is in one too (Guardian), so that no processor is ever in none
 
-Linux reads /proc, macOS asks ps, Windows has Job Objects. What a system cannot tell is not guessed.
+Linux reads /proc, macOS has calls of its own (Mac), Windows Job Objects; elsewhere ps is asked. What a system cannot tell is not guessed.
 """
 from __future__ import annotations
 
 import os
 import signal
+import struct
 import sys
 import time
 from collections import namedtuple
@@ -35,6 +36,7 @@ LAUNCHER_VARIABLE = "PIPELINE_LAUNCHER"     # of a launcher (launch_helper)
 LAUNCHER_S = 10.0               # how long a launcher may take to cancel what it started
 UNTOLD = "untold"
 LINUX = sys.platform.startswith("linux")
+MACOS = sys.platform == "darwin"
 WINDOWS = sys.platform == "win32"
 PR_SET_CHILD_SUBREAPER = 36     # linux/prctl.h
 SWEEP_LIMIT_S = 10.0            # a tree that forks faster than it is killed is given up, and said, after this
@@ -50,7 +52,13 @@ class Traits(namedtuple("Traits", "token session lock_path lock_pid")):
 # --- who lives -------------------------------------------------------------------------------------------------------
 
 def read_stat(pid: int) -> Optional[Tuple[str, int, int, str]]:
-    """Return (state, parent, session, start time in ticks since boot) of *pid* from /proc, or None when it is gone."""
+    """Return (state, parent, session, start time in ticks since boot) of *pid* from /proc, or None when it is gone.
+
+    On macOS the group stands for the session, and the time is of the day.
+    """
+    mac = _mac()
+    if mac is not None:
+        return mac.stat(pid)
     try:
         with open("/proc/%d/stat" % pid, "rb") as file:
             # The command name may hold blanks and brackets: everything before the last ")" is skipped.
@@ -63,10 +71,12 @@ def read_stat(pid: int) -> Optional[Tuple[str, int, int, str]]:
 def start_time(pid: int) -> Optional[str]:
     """Return a text that, with *pid*, names one process of this boot; None when no such process lives (zombies do not).
 
-    UNTOLD for one of another account on Windows, which may keep us from asking.
+    UNTOLD for one of another account on Windows and macOS, which may keep us from asking, and where there is nobody to ask.
     """
-    if LINUX:
+    if LINUX or _mac() is not None:
         stat = read_stat(pid)
+        if stat is None and not LINUX and _is_there(pid, if_ours=False):
+            return UNTOLD
         return None if stat is None or stat[0] in "ZX" else stat[3]
     if WINDOWS:
         return _windows_start_time(pid)
@@ -79,7 +89,20 @@ def is_alive(pid: int, started: Optional[str], if_untold: bool = True) -> bool:
     if_untold: what to say where there is a process of which the system does not tell us when it was started.
     """
     now = start_time(pid)
-    return if_untold if now == UNTOLD else now is not None and (started is None or now == started)
+    if now is not None and UNTOLD in (now, started):
+        return if_untold
+    return now is not None and (started is None or now == started)
+
+
+def _is_there(pid: int, if_ours: bool = True) -> bool:
+    """Tell whether there is such a process, be it a zombie. if_ours: what to say of one to which we may send signals."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return if_ours
 
 
 def _run_ps(arguments: List[str]) -> str:
@@ -87,7 +110,7 @@ def _run_ps(arguments: List[str]) -> str:
     import subprocess
     try:
         done = subprocess.run(["ps"] + arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.DEVNULL, timeout=10, env={"PATH": os.environ.get("PATH", "/bin:/usr/bin"), "LC_ALL": "C"})
+                              stderr=subprocess.DEVNULL, timeout=10, env={"PATH": os.environ.get("PATH", "/bin:/usr/bin"), "LC_ALL": "C", "TZ": "UTC0"})
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.decode("utf-8", "replace")
@@ -96,18 +119,23 @@ def _run_ps(arguments: List[str]) -> str:
 def _ps_start_time(pid: int, ps: Callable[[List[str]], str]) -> Optional[str]:
     line = " ".join(ps(["-o", "state=,lstart=", "-p", str(pid)]).split())
     state, _, started = line.partition(" ")
+    if not line and not ps(["-o", "pid=", "-p", str(os.getpid())]).strip():
+        return UNTOLD if _is_there(pid) else None       # it does not even tell of us
     return started if started and not state.startswith("Z") else None
 
 
 # --- who belongs to an attempt ---------------------------------------------------------------------------------------
 
 def has_token(pid: int, token: str) -> bool:
-    """Tell whether *pid* was started with a token that begins with *token* (Linux; other users' processes: False)."""
+    """Tell whether *pid* was started with a token that begins with *token* (Linux and macOS; other users' processes: False)."""
     return has_variable(pid, "%s=%s" % (TOKEN_VARIABLE, token))
 
 
 def has_variable(pid: int, text: str) -> bool:
-    """Tell whether a variable that *pid* was started with begins with *text*, "NAME=..." (Linux)."""
+    """Tell whether a variable that *pid* was started with begins with *text*, "NAME=..." (Linux; macOS, but for programs of its own)."""
+    mac = _mac()
+    if mac is not None:
+        return b"\0" + text.encode() in mac.strings(pid)
     try:
         with open("/proc/%d/environ" % pid, "rb") as file:
             environ = b"\0" + file.read()
@@ -149,20 +177,21 @@ def _shows_lock(pid: int, name: str, lock_name: str, guard: os.stat_result, lock
 def members(traits: Iterable[Traits]) -> List[int]:
     """Return the living processes that carry one of *traits*, and all their descendants; never this process itself."""
     wanted = list(traits)
-    if not LINUX:
-        return [] if WINDOWS else _ps_members(wanted, _run_ps)
-    table = _process_table()
+    if WINDOWS:
+        return []
+    table = _process_table() if LINUX or _mac() is not None else {}
+    if not table:
+        return _ps_members(wanted, _run_ps)
     found = {pid for pid, stat in table.items() if any(_carries(pid, stat, one) for one in wanted)}
     return sorted(_with_descendants(found, table) - {os.getpid()})
 
 
 def _process_table() -> Dict[int, Tuple[str, int, int, str]]:
-    table = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            stat = read_stat(int(name))
-            if stat is not None and stat[0] not in "ZX":
-                table[int(name)] = stat
+    mac, table = _mac(), {}
+    for pid in mac.pids() if mac is not None else [int(name) for name in os.listdir("/proc") if name.isdigit()]:
+        stat = read_stat(pid)
+        if stat is not None and stat[0] not in "ZX":
+            table[pid] = stat
     return table
 
 
@@ -187,10 +216,10 @@ def _ps_members(traits: List[Traits], ps: Callable[[List[str]], str]) -> List[in
     """Find them through ps: the group that a processor leads, and (-E, macOS) environments that show the token."""
     found = set()
     sessions = {one.session for one in traits if one.session}
-    for line in ps(["-axo", "pid=,pgid="]).splitlines():
-        pair = line.split()
-        if len(pair) == 2 and int(pair[1]) in sessions:
-            found.add(int(pair[0]))
+    for line in ps(["-axo", "pid=,pgid=,state="]).splitlines():
+        pid, group, state = (line.split() + ["", "", ""])[:3]
+        if pid.isdigit() and group.isdigit() and int(group) in sessions and not state.startswith("Z"):
+            found.add(int(pid))
     for line in ps(["-axEww", "-o", "pid=,command="]).splitlines():
         pid, _, command = line.strip().partition(" ")
         if pid.isdigit() and any("%s=%s" % (TOKEN_VARIABLE, one.token) in command for one in traits if one.token):
@@ -350,14 +379,19 @@ class Tree:
         if WINDOWS:
             _ask_group(self.pid)
         else:
-            send(self.living(), signal.SIGTERM)
+            send(self.living() or self._group(), signal.SIGTERM)
 
     def end(self) -> List[int]:
         """Kill every process of the attempt, daemonised grandchildren included; return those that would not go."""
         if self.job is not None:
             self.job.terminate()
             return []
+        send(self._group(), signal.SIGKILL)
         return end_all(self.living, not_reaped=self.pid)
+
+    def _group(self) -> List[int]:
+        """Return, for kill(2), the group that the processor leads. Until that is reaped it is ours, whatever the system tells; on Linux it tells all."""
+        return [] if LINUX or WINDOWS or self.leader_is_gone or not self.is_child else [-self.pid]
 
 
 # --- the guardian ----------------------------------------------------------------------------------------------------
@@ -438,9 +472,10 @@ def _be_guardian(read_end: int) -> None:
 
 def highest_descriptor() -> int:
     """Return a number that no open descriptor of this process is above."""
-    if not LINUX:
+    if not LINUX and not MACOS:
         return max(256, int(os.sysconf("SC_OPEN_MAX")))
-    return max([int(name) for name in os.listdir("/proc/self/fd")] + [256])
+    # Not by the limit on macOS: that may be none, which is 2^63 - 1, and no number of a descriptor.
+    return max([int(name) for name in os.listdir("/proc/self/fd" if LINUX else "/dev/fd") if name.isdigit()] + [256])
 
 
 def guard_loop(read_end: int, end: Callable[[List[Traits]], Any]) -> None:
@@ -460,6 +495,65 @@ def guard_loop(read_end: int, end: Callable[[List[Traits]], Any]) -> None:
                 watched.pop(token, None)
     if watched:
         end(list(watched.values()))
+
+
+# --- macOS -----------------------------------------------------------------------------------------------------------
+# From the headers libproc.h, sys/proc_info.h and sys/sysctl.h; it runs only there. Every call goes through `libc`, which tests replace.
+# Not by ps: it is setuid, and the sandbox that closes the network (offline_guard) lets nobody start such programs (forbidden-exec-sugid).
+
+PROC_ALL_PIDS = 1
+PROC_PIDTBSDINFO = 3
+BSD_INFO = struct.Struct("=12I16s32s5Ii2Q")     # struct proc_bsdinfo
+BSD_STATUS, BSD_PARENT, BSD_GROUP, BSD_START = 1, 4, 15, 20
+SZOMB = 5
+CTL_KERN, KERN_PROCARGS2 = 1, 49
+ARGUMENT_BYTES = 1 << 20    # of arguments and variables, at most (kern.argmax)
+
+
+class Mac:
+    """What macOS tells of processes: of those of this account. Raises: AttributeError where the C library has no such calls."""
+
+    def __init__(self, libc: Any = None) -> None:
+        import ctypes
+        libc = libc or ctypes.CDLL(None, use_errno=True)
+        self.list, self.info, self.sysctl = libc.proc_listpids, libc.proc_pidinfo, libc.sysctl
+        self.buffer = ctypes.create_string_buffer(ARGUMENT_BYTES)
+
+    def pids(self) -> List[int]:
+        """Return the numbers of all processes."""
+        size = self.list(PROC_ALL_PIDS, 0, self.buffer, ARGUMENT_BYTES)
+        return [pid for pid, in struct.iter_unpack("=i", memoryview(self.buffer)[:max(0, size) // 4 * 4]) if pid > 0]
+
+    def stat(self, pid: int) -> Optional[Tuple[str, int, int, str]]:
+        """Return (state, parent, group, start) of a process, None for one that is gone or another account's."""
+        import ctypes
+        if self.info(pid, PROC_PIDTBSDINFO, ctypes.c_uint64(0), self.buffer, BSD_INFO.size) != BSD_INFO.size:
+            return None
+        told = BSD_INFO.unpack_from(self.buffer)
+        return "Z" if told[BSD_STATUS] == SZOMB else "R", told[BSD_PARENT], told[BSD_GROUP], "%d.%06d" % told[BSD_START:]
+
+    def strings(self, pid: int) -> bytes:
+        """Return the arguments and variables that a process was started with, each after a zero byte. macOS keeps the variables of its own programs back."""
+        import ctypes
+        name, size = (ctypes.c_int * 3)(CTL_KERN, KERN_PROCARGS2, pid), ctypes.c_size_t(ARGUMENT_BYTES)
+        if self.sysctl(name, ctypes.c_uint(3), self.buffer, ctypes.byref(size), None, ctypes.c_size_t(0)):
+            return b""
+        return memoryview(self.buffer)[:size.value].tobytes()
+
+
+_MAC: List[Optional[Mac]] = []
+
+
+def _mac() -> Optional[Mac]:
+    """Return what asks macOS; None elsewhere, and where there are no such calls."""
+    if not MACOS:
+        return None
+    if not _MAC:
+        try:
+            _MAC.append(Mac())
+        except (AttributeError, OSError):
+            _MAC.append(None)
+    return _MAC[0]
 
 
 # --- Windows ---------------------------------------------------------------------------------------------------------

@@ -852,6 +852,8 @@ def test_what_falls_to_the_runner_while_it_looks_is_not_missed(monkeypatch, chil
 
 # --- systems that are not here: their logic with the calls replaced --------------------------------------------------
 
+GONE = 2 ** 30      # no process has this number
+
 @pytest.mark.parametrize("line, started", [("S    Mon Nov 23 10:00:00 2026   \n", "Mon Nov 23 10:00:00 2026"), ("Z+   Mon Nov 23 10:00:00 2026\n", None),
                                            ("", None), ("S\n", None), ("Ss   Mo 23 Nov 10:00:00 2026\n", "Mo 23 Nov 10:00:00 2026")])
 def test_start_time_by_ps(line, started):
@@ -860,18 +862,28 @@ def test_start_time_by_ps(line, started):
     def ps(arguments):
         asked.append(arguments)
         return line
-    assert process_tree._ps_start_time(42, ps) == started
-    assert asked == [["-o", "state=,lstart=", "-p", "42"]]
+    assert process_tree._ps_start_time(GONE, ps) == started
+    assert asked[0] == ["-o", "state=,lstart=", "-p", str(GONE)]
+
+
+@posix_only
+def test_where_ps_does_not_even_tell_of_us_a_process_that_is_there_is_not_taken_for_gone(monkeypatch):
+    assert process_tree._ps_start_time(os.getpid(), lambda arguments: "") == process_tree.UNTOLD
+    assert process_tree._ps_start_time(GONE, lambda arguments: "") is None
+    assert process_tree._ps_start_time(os.getpid(), lambda arguments: "" if "state=,lstart=" in arguments else "%d\n" % os.getpid()) is None
+    monkeypatch.setattr(process_tree, "start_time", lambda pid: "now")
+    assert process_tree.is_alive(1, "now") and not process_tree.is_alive(1, "then")
+    assert process_tree.is_alive(1, process_tree.UNTOLD) and not process_tree.is_alive(1, process_tree.UNTOLD, if_untold=False)
 
 
 def test_members_by_ps():
     me = os.getpid()
-    groups = "  10   10\n  11   10\n  12   12\n %d   10\nstrange line here\n" % me
+    groups = "  10   10 Ss\n  11   10 R+\n  12   12 S\n  13   10 Z\n %d   10 R\nstrange line here\n" % me
     commands = ("   20 /bin/x PIPELINE_ATTEMPT_TOKEN=tok.1 HOME=/\n   21 /bin/x PIPELINE_ATTEMPT_TOKEN=other\n"
                 "   22 grep tok.1\n %d pytest PIPELINE_ATTEMPT_TOKEN=tok.1\n\nheader\n" % me)
 
     def ps(arguments):
-        return groups if "pid=,pgid=" in arguments else commands if "pid=,command=" in arguments and "-axEww" in arguments else "?"
+        return groups if "pid=,pgid=,state=" in arguments else commands if "pid=,command=" in arguments and "-axEww" in arguments else "?"
     assert process_tree._ps_members([Traits("tok", 10, "", 0)], ps) == [10, 11, 20]
     assert process_tree._ps_members([Traits("tok.1", 0, "", 0)], ps) == [20]
     assert process_tree._ps_members([Traits("", 12, "", 0)], ps) == [12]
@@ -882,11 +894,176 @@ def test_the_real_ps_or_its_absence(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert process_tree._run_ps(["-o", "pid="]) == ""
     ps = tmp_path / "ps"
-    ps.write_text("#!/bin/sh\necho \"$@\"; echo $LC_ALL; echo $SECRET\n")
+    ps.write_text("#!/bin/sh\necho \"$@\"; echo $LC_ALL $TZ; echo $SECRET\n")
     ps.chmod(0o755)
     monkeypatch.setenv("SECRET", "x")
     if sys.platform != "win32":
-        assert process_tree._run_ps(["-o", "pid="]) == "-o pid=\nC\n\n"
+        assert process_tree._run_ps(["-o", "pid="]) == "-o pid=\nC UTC0\n\n"
+
+
+class FakeMac:
+    """The calls of macOS's C library that tell of processes. table: {pid: (status, parent, group, start in s, in us, arguments and variables)}"""
+
+    def __init__(self, table):
+        self.table = table
+
+    def proc_listpids(self, kind, of, buffer, size):
+        assert (kind, of) == (1, 0) and size == len(buffer)
+        data = b"".join(number.to_bytes(4, sys.byteorder) for number in [*self.table, 0])       # with the kernel's own
+        ctypes.memmove(buffer, data, len(data))
+        return len(data)
+
+    def proc_pidinfo(self, pid, kind, argument, buffer, size):
+        assert (kind, argument.value, size) == (3, 0, 136)
+        if pid not in self.table:
+            return 0
+        status, parent, group, seconds, micros, _ = self.table[pid]
+        fields = [(0, 4), (status, 4), (0, 4), (pid, 4), (parent, 4)] + [(501, 4)] * 7 + [(0, 48), (9, 4), (group, 4)] + [(0, 4)] * 4 + [(seconds, 8), (micros, 8)]
+        data = b"".join(value.to_bytes(width, sys.byteorder) for value, width in fields)
+        assert len(data) == size
+        ctypes.memmove(buffer, data, size)
+        return size
+
+    def sysctl(self, name, count, buffer, size, new, new_size):
+        assert list(name)[:2] == [1, 49] and count.value == 3 and size._obj.value == len(buffer) and new is None and not new_size.value
+        if name[2] not in self.table:
+            return -1
+        data = self.table[name[2]][5]
+        ctypes.memmove(buffer, data, len(data))
+        size._obj.value = len(data)
+        return 0
+
+
+@pytest.fixture
+def on_macos(monkeypatch):
+    """Let process_tree work as on macOS; return what puts the C library in its place."""
+    def put(libc):
+        monkeypatch.setattr(process_tree, "_MAC", [])
+        monkeypatch.setattr(ctypes, "CDLL", lambda name, **options: libc)
+    monkeypatch.setattr(process_tree, "LINUX", False)
+    monkeypatch.setattr(process_tree, "MACOS", True)
+    monkeypatch.setattr(process_tree, "WINDOWS", False)
+    return put
+
+
+def test_macos_tells_of_processes_by_calls_of_its_own(on_macos, monkeypatch):
+    run, zombie, token = 2, 5, b"\3\0\0\0/bin/x\0\0\0x\0-v\0HOME=/\0PIPELINE_ATTEMPT_TOKEN=tok.1\0"
+    on_macos(FakeMac({10: (run, 1, 10, 1700, 5, b""), 11: (run, 10, 10, 1701, 0, b""), 12: (run, 1, 12, 1702, 0, token), 13: (run, 12, 13, 1703, 0, b"\1\0\0\0y\0y\0"),
+                      14: (zombie, 12, 10, 1704, 0, token), 15: (run, 1, 15, 1705, 0, b"\1\0\0\0z\0z\0NOT_PIPELINE_ATTEMPT_TOKEN=tok.1\0"),
+                      os.getpid(): (run, 1, 10, 1706, 0, token)}))
+    monkeypatch.setattr(process_tree, "_run_ps", None)
+    assert process_tree.members([Traits("", 10, "", 0)]) == [10, 11]
+    assert process_tree.members([Traits("tok", 0, "", 0)]) == [12, 13]              # the child of its child, whatever that has shed
+    assert process_tree.members([Traits("other", 15, "/none", 12)]) == [15]
+    assert process_tree.members([Traits("", 0, "", 0)]) == []
+    assert process_tree.start_time(10) == "1700.000005" and process_tree.start_time(14) is None and process_tree.start_time(GONE) is None
+    assert process_tree.is_alive(10, "1700.000005") and not process_tree.is_alive(10, "1699.000005")
+
+
+@posix_only
+def test_on_macos_another_accounts_process_is_there_and_untold(on_macos, monkeypatch):
+    def refuse(pid, number):
+        raise PermissionError(errno.EPERM, "not yours")
+    on_macos(FakeMac({}))
+    assert process_tree.start_time(os.getpid()) is None     # ours, and not told of: it has just ended
+    monkeypatch.setattr(os, "kill", refuse)
+    assert process_tree.start_time(1) == process_tree.UNTOLD
+
+
+def test_a_macos_without_these_calls_asks_ps(on_macos, monkeypatch):
+    on_macos(types.SimpleNamespace())
+    monkeypatch.setattr(process_tree, "_run_ps", lambda arguments: "10 10 S\n" if "pid=,pgid=,state=" in arguments else "S Mon Nov 23 10:00:00 2026\n")
+    assert process_tree.members([Traits("", 10, "", 0)]) == [10] and process_tree.start_time(10) == "Mon Nov 23 10:00:00 2026"
+
+
+@posix_only
+def test_macos_closes_descriptors_up_to_those_it_has_not_up_to_a_limit_that_may_be_none(on_macos, monkeypatch):
+    monkeypatch.setattr(os, "listdir", lambda path: {"/dev/fd": ["0", "1", "700", "."]}[path])
+    monkeypatch.setattr(os, "sysconf", lambda name: 2 ** 63 - 1)
+    assert process_tree.highest_descriptor() == 700
+
+
+# The runner as on macOS: ps may not be started, as it is setuid and the network closed; the calls of macOS's C library are answered from /proc.
+AS_ON_MACOS = """
+import ctypes, os, runpy, struct, sys
+src, calls = sys.argv[1:3]
+sys.path.insert(0, src)
+import process_tree
+class Libc:
+    def __init__(self, real):
+        self.real = real
+    def __getattr__(self, name):
+        return getattr(self.real, name)
+class WithCalls(Libc):
+    def proc_listpids(self, kind, of, buffer, size):
+        data = b"".join(struct.pack("=i", int(name)) for name in os.listdir("/proc") if name.isdigit())
+        ctypes.memmove(buffer, data, len(data))
+        return len(data)
+    def proc_pidinfo(self, pid, kind, argument, buffer, size):
+        try:
+            with open("/proc/%d/stat" % pid, "rb") as file:
+                stat = file.read().rpartition(b")")[2].split()
+        except OSError:
+            return 0
+        if stat[0] in b"ZX":
+            return 0
+        data = struct.pack("=12I16s32s5Ii2Q", 0, 2, 0, pid, int(stat[1]), *[0] * 7, b"", b"", 0, int(stat[2]), 0, 0, 0, 0, int(stat[19]), 0)
+        ctypes.memmove(buffer, data, len(data))
+        return len(data)
+    def sysctl(self, name, count, buffer, size, new, new_size):
+        try:
+            with open("/proc/%d/environ" % name[2], "rb") as file:
+                data = b"\\0" + file.read()
+        except OSError:
+            return -1
+        ctypes.memmove(buffer, data, len(data))
+        size._obj.value = len(data)
+        return 0
+real = ctypes.CDLL
+libc = {"calls": WithCalls, "none": Libc}[calls](real(None, use_errno=True))
+ctypes.CDLL = lambda name, **options: libc if name is None else real(name, **options)
+process_tree.LINUX, process_tree.MACOS = False, True
+process_tree._run_ps = lambda arguments: ""
+sys.argv[:3] = [os.path.join(src, "pipeline_runner.py")]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def as_on_macos(project, calls, *arguments):
+    project.write("as_on_macos.py", AS_ON_MACOS)
+    argv = project.argv(*arguments)
+    return [sys.executable, str(project.path("as_on_macos.py")), str(ROOT / "src"), calls] + argv[argv.index(str(RUNNER)) + 1:]
+
+
+LONG = """
+subprocess.Popen(["sleep", "600"], start_new_session=True)
+say("up", os.getpid())
+forever()
+"""
+
+
+@linux_only
+@pytest.mark.parametrize("calls", ["calls", "none"])
+def test_on_macos_a_timeout_ends_the_processor_though_nobody_may_start_ps(project, calls):
+    spec_of(project, TOOLS + LONG if calls == "calls" else TOOLS + "forever()\n", timeoutSec=1.5, graceSec=PATIENCE_S)
+    done = subprocess.run(as_on_macos(project, calls, "--run-id", "r"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=PATIENCE_S)
+    assert done.returncode == 1 and b"[FAIL] s1: timeout after 1.5 s" in done.stdout, done
+    assert processes_of(project) == []
+
+
+@linux_only
+def test_on_macos_what_a_killed_runner_leaves_is_ended_and_a_living_one_is_not_called_dead(project):
+    spec_of(project, TOOLS + "if os.environ['PIPELINE_RUN_ID'] != 'r3':\n" + "".join("    %s\n" % line for line in LONG.strip().splitlines()))
+    process = subprocess.Popen(as_on_macos(project, "calls", "--run-id", "r"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+    wait_until(lambda: project.exists("data/s1/up") or process.poll() is not None, "the processor's start")
+    other = subprocess.run(as_on_macos(project, "calls", "--run-id", "r2"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=PATIENCE_S)
+    assert other.returncode == 4 and b"stage s1 is held by pid %d on" % process.pid in other.stderr and b"dead" not in other.stderr, other
+    assert process.poll() is None and not is_gone(project.read("data/s1/up"))
+    process.kill()
+    process.communicate()
+    wait_until(lambda: not processes_of(project), "the guardian's work")
+    last = subprocess.run(as_on_macos(project, "calls", "--run-id", "r3"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=PATIENCE_S)
+    assert last.returncode == 0, last
 
 
 class FakeWindows:
