@@ -540,11 +540,13 @@ def _shown(path: str, root: str) -> str:
 # From the documentation; it runs only there. Every call goes through `libc`, which tests replace.
 
 SANDBOX_NAMED = 1
+RUNNER_VARIABLE = "PIPELINE_ATTEMPT_TOKEN"      # whatever a runner starts has it
 
 
 def close_macos(strict: bool, libc: Any = None) -> Status:
     """Do it with the sandbox profile "no-network", then see that loopback, too, is out of reach.
 
+    Who is in a sandbox gets no other (forbidden-sandbox-reinit): below another runner's attempt, what that has closed is probed.
     Source: sandbox_init(3); deprecated since 10.8, still there.
     """
     import ctypes
@@ -555,6 +557,8 @@ def close_macos(strict: bool, libc: Any = None) -> Status:
         return _none(strict, "this system has no sandbox_init")
     message = ctypes.c_char_p()
     if sandbox_init(b"no-network", ctypes.c_uint64(SANDBOX_NAMED), ctypes.byref(message)):
+        if RUNNER_VARIABLE in os.environ and _macos_is_closed(libc, strict):
+            return Status("outer", False, True, strict, "")
         return _none(strict, "sandbox_init refuses: %s" % (message.value or b"no reason given").decode("utf-8", "replace"))
     if not _macos_is_closed(libc, strict):
         return _none(strict, "the probe found it open")

@@ -930,6 +930,18 @@ def test_on_macos_the_sandbox_is_claimed_only_when_loopback_is_out_of_reach(syst
     assert system.open == 0 and system.calls in ([(b"no-network", 1)], [] if why == "this system has no sandbox_init" else None)
 
 
+@pytest.mark.parametrize("system, below_a_runner, method", [
+    (FakeSystem(-1, b"Operation not permitted", connect=EPERM, sendto=EPERM), True, "outer"),
+    (FakeSystem(-1, b"Operation not permitted", connect=EPERM, sendto=EPERM), False, "none"),       # a stranger's sandbox may leave some way open
+    (FakeSystem(-1, b"Operation not permitted", sendto=EPERM), True, "none")], ids=["closed", "a stranger's", "open"])
+def test_on_macos_a_runner_within_a_runner_gets_no_sandbox_of_its_own_and_finds_the_network_closed(system, below_a_runner, method, monkeypatch):
+    monkeypatch.delenv("PIPELINE_ATTEMPT_TOKEN", raising=False)
+    if below_a_runner:
+        monkeypatch.setenv("PIPELINE_ATTEMPT_TOKEN", "tok.1")
+    why = "" if method == "outer" else "sandbox_init refuses: Operation not permitted"
+    assert guard.close_macos(False, system) == guard.Status(method, False, method == "outer", False, why) and system.open == 0
+
+
 @pytest.mark.parametrize("platform, why", [("win32", "Windows has no such call"), ("freebsd14", "this system has no such call")])
 def test_elsewhere_nothing_is_claimed(monkeypatch, platform, why):
     monkeypatch.setattr(guard.sys, "platform", platform)
