@@ -40,6 +40,10 @@ def sync_file(descriptor: int) -> None:
 
     A failure is never retried: the kernel may have marked the lost pages clean.
     """
+    _flush(descriptor)
+
+
+def _flush(descriptor: int) -> None:
     if sys.platform == "darwin":
         import fcntl
         try:
@@ -56,9 +60,9 @@ def sync_folder(path: str) -> None:
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        _flush(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:         # some network file systems cannot sync folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):        # some network file systems cannot sync folders
             raise OSError(error.errno, error.strerror, path) from error
     finally:
         os.close(descriptor)

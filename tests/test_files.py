@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "src"))
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "bin")]
 
 import attempts  # noqa: E402
 import console  # noqa: E402
 import primitives  # noqa: E402
 import processor_call  # noqa: E402
+import processor_kit  # noqa: E402
 import spec_loading  # noqa: E402
 import state_store  # noqa: E402
 from state_store import Commit, StateError, StateStore, write_atomic  # noqa: E402
@@ -421,8 +422,9 @@ def test_the_call_for_a_whole_file_system_is_there_and_passes_over_what_is_gone(
 
 @posix_only
 def test_a_file_system_that_cannot_sync_folders_is_accepted_other_faults_are_not(tmp_path, monkeypatch):
-    failing(monkeypatch, "fsync", errno.EINVAL)
-    state_store.sync_folder(str(tmp_path))
+    for number in (errno.EINVAL, errno.ENOTSUP):
+        failing(monkeypatch, "fsync", number)
+        state_store.sync_folder(str(tmp_path))
     failing(monkeypatch, "fsync", errno.EIO)
     with pytest.raises(OSError) as caught:
         state_store.sync_folder(str(tmp_path))
@@ -557,6 +559,26 @@ def test_macos_asks_the_drive_and_falls_back_to_fsync(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "fcntl", refuse)
     state_store.sync_file(7)
     assert seen == [7]
+
+
+@posix_only
+@pytest.mark.parametrize("number", [0, errno.ENOTSUP])
+def test_macos_asks_the_drive_for_names_too_as_far_as_a_folder_can_be_synced(number, tmp_path, monkeypatch):
+    import fcntl
+    asked = []
+
+    def full(descriptor, command):
+        asked.append((command, os.fstat(descriptor).st_ino))
+        if number:
+            raise OSError(number, "not here")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", full)
+    failing(monkeypatch, "fsync", errno.ENOTSUP)
+    monkeypatch.setenv("PIPELINE_SYNC", "")
+    for sync in (state_store.sync_folder, processor_kit._sync_folder):
+        sync(str(tmp_path))
+    assert asked == [(51, os.stat(str(tmp_path)).st_ino)] * 2
 
 
 # --- records under state/ --------------------------------------------------------------------------------------------

@@ -322,8 +322,11 @@ def _runner_syncs() -> bool:
 
 def _sync(descriptor: int) -> None:
     """Make a file's content durable. Never called again after an error: the kernel may have marked lost pages clean."""
-    if _runner_syncs():
-        return
+    if not _runner_syncs():
+        _sync_now(descriptor)
+
+
+def _sync_now(descriptor: int) -> None:
     if sys.platform == "darwin":
         import fcntl
         try:
@@ -340,11 +343,13 @@ def _sync_folder(path: str) -> None:
     try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            _sync_now(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise _trouble("sync the folder", path, error) from error
+        import errno
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):    # some network file systems cannot sync folders
+            raise _trouble("sync the folder", path, error) from error
 
 
 def _patiently(doing: str, path: str, call: Callable[[], Any]) -> Any:
