@@ -1511,12 +1511,20 @@ def _copy_files() -> None:
         _unwatch_signals(before)
 
 
+def _folded(name: str, macos: bool = sys.platform == "darwin") -> str:
+    """Return a name as two names are equal that may be one file: case tells nothing on some systems, nor does how an accent is written on macOS."""
+    if not macos or name.isascii():
+        return name.casefold()
+    import unicodedata
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
 def _copy_all(attempt: _Attempt, paths: List[str], stop: _Signal) -> None:
     names: Dict[str, str] = {}
     for path in paths:
         _size_of(path)
         name = os.path.basename(path)
-        other = names.setdefault(name.casefold(), path)
+        other = names.setdefault(_folded(name), path)
         if other is not path:
             raise _Problem("%s and %s would both be copied to %s: rename one" % (other, path, name))
         if _is_same_file(path, os.path.join(attempt.folder, name)):

@@ -26,7 +26,7 @@ import task_look
 import task_work
 from ledger_format import stage_key
 from model import sha256
-from primitives import remove_quietly
+from primitives import folded, remove_quietly
 from scheduler import Pause
 
 TYPE_CHECKING = False
@@ -159,7 +159,7 @@ class ChunkTasksWork(task_work.TasksWork):
         if self.chunks.is_filter:
             names: Dict[str, str] = {}
             for path in self.facts.material.inputs:
-                other = names.setdefault(self._filter_output(path).casefold(), path)
+                other = names.setdefault(folded(self._filter_output(path)), path)
                 if other != path and self._single_output() is None:
                     return "%s and %s would both be written to %s; name one output in \"outputs\", or rename one" % (other, path, self._filter_output(path))
             return ""

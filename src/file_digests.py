@@ -16,7 +16,7 @@ from collections import namedtuple
 
 import file_systems
 from model import sha256
-from primitives import LONGEST_PATH, close_quietly, go_on, open_file, refuse_too_long, remove_quietly
+from primitives import LONGEST_PATH, close_quietly, composed, folded, go_on, open_file, refuse_too_long, remove_quietly
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -142,9 +142,9 @@ def segment_matcher(segment: str) -> Callable[[str], bool]:
     """Return a test of one path part against a glob part; case counts on every system."""
     import fnmatch
     import re
-    match = re.compile(fnmatch.translate(segment)).match
+    match = re.compile(fnmatch.translate(composed(segment))).match
     spelled = segment.startswith("."), segment.endswith(".part")
-    return lambda name: match(name) is not None and (spelled[0] or not name.startswith(".")) and (spelled[1] or not name.endswith(".part"))
+    return lambda name: match(composed(name)) is not None and (spelled[0] or not name.startswith(".")) and (spelled[1] or not name.endswith(".part"))
 
 
 def path_matches(path: str, pattern: str) -> bool:
@@ -155,7 +155,7 @@ def path_matches(path: str, pattern: str) -> bool:
         if segments[0] == "**":
             return any(match(parts[skip:], segments[1:] or ["*"]) for skip in range(len(parts)))
         return bool(parts) and (parts[0] == segments[0] or segment_matcher(segments[0])(parts[0])) and match(parts[1:], segments[1:])
-    return match(path.split("/"), pattern.split("/"))
+    return match(composed(path).split("/"), composed(pattern).split("/"))
 
 
 def _encoding_hint(pattern: str) -> str:
@@ -208,24 +208,25 @@ def look_for(root: str, patterns: Sequence[str]) -> Found:
 
 
 def _spelled_twice(root: str, paths: List[str]) -> List[str]:
-    """Return what is wrong with files that are named in two ways, which differ in case, on a file system that does not tell these apart."""
-    if len(set(map(str.casefold, paths))) == len(paths):
+    """Return what is wrong with files that are named in two ways, which differ in case (macOS: or in how accents are written), on a file system that does not tell these apart."""
+    if len(set(map(folded, paths))) == len(paths):
         return []
     problems: List[str] = []
     alike: Dict[str, List[str]] = {}
     listed: Dict[str, Set[str]] = {}
     for path in paths:
-        others = alike.setdefault(path.casefold(), [])
+        others = alike.setdefault(folded(path), [])
         first = next((one for one in others if _is_one_file(root, one, path, listed)), None)
         if first is None:
             others.append(path)
         else:
-            problems.append("input %s is %s once more, for upper and lower case are the same here: spell it in one way" % (path, first))
+            same = "upper and lower case are the same" if composed(path) != composed(first) else "an accent with its letter and by itself are the same"
+            problems.append("input %s is %s once more, for %s here: spell it in one way" % (path, first, same))
     return problems
 
 
 def _is_one_file(root: str, one: str, other: str, listed: Dict[str, Set[str]]) -> bool:
-    """Tell whether two paths that differ in case alone name one file; not if each is a name of its own, as that of a link or a hard link.
+    """Tell whether two paths that folded() takes for equal name one file; not if each is a name of its own, as that of a link or a hard link.
 
     Of two such names both stand in the list of their folder. *listed* keeps the lists.
     """

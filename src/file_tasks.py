@@ -22,7 +22,7 @@ import task_files
 import task_log
 import task_look
 from model import ALL_OF_LOG
-from primitives import replace, unlink
+from primitives import composed, folded, replace, unlink
 from task_work import Task, TasksWork, Trial, folder_name
 
 TYPE_CHECKING = False
@@ -121,7 +121,7 @@ class FileTasksWork(TasksWork):
         alive = set(facts.paths) | {path for path, _ in facts.left}
         for name, entry in self.task_log.entries.items():
             if name in alive:
-                self.owner_of.update((output[0].casefold(), name) for output in entry.outputs)
+                self.owner_of.update((folded(output[0]), name) for output in entry.outputs)
         self.open = {facts.paths[place] for place in places if facts.paths[place] in self.task_log.entries}
         self._welcome_back(facts.paths)
         self.run.flush()        # a power cut must not leave lines of this run beside the record of the last one, which then does not vouch for them
@@ -185,7 +185,7 @@ class FileTasksWork(TasksWork):
         removed: List[str] = []
         may_remove = self.stage.prune and not self.failed and not facts.left and not self._missing_folders()     # else it may be of a file that is only not here now
         for path, _ in self._of_no_task():
-            is_ours = may_remove and path.casefold() not in self.owner_of and made.get(path) and file_digests.read_content(os.path.join(self.folder, path))[1] == made[path]
+            is_ours = may_remove and folded(path) not in self.owner_of and made.get(path) and file_digests.read_content(os.path.join(self.folder, path))[1] == made[path]
             (removed if is_ours else left).append(path)
         for path in removed:
             self._remove_output(path)
@@ -310,10 +310,11 @@ class FileTasksWork(TasksWork):
         problem = self._input_problem(name)
         if problem:
             return problem
-        owner = self._holder(task.name, name.casefold())
+        owner = self._holder(task.name, folded(name))
         if owner and owner not in self.open:
-            theirs = next(path for path, _, _ in self.task_log.entries[owner].outputs if path.casefold() == name.casefold())
-            case = "" if theirs == name else ", but for the case of letters, which many systems do not tell apart"
+            theirs = next(path for path, _, _ in self.task_log.entries[owner].outputs if folded(path) == folded(name))
+            case = "" if theirs == name else ", but for %s, which many systems do not tell apart" % (
+                "the case of letters" if composed(theirs) != composed(name) else "how an accent is written")
             return "it makes %s/%s, which task %s makes%s; each task must make files of its own" % (self.stage.output_dir, name, owner, case)
         if name in self.foreign:
             return self._foreign_text("it makes", name, self.foreign[name])
@@ -323,7 +324,7 @@ class FileTasksWork(TasksWork):
         """Return which other task the log says has made *target*, or ""."""
         owner = self.owner_of.get(target, task)
         entry = self.task_log.entries.get(owner) if owner != task else None
-        return owner if entry is not None and any(output[0].casefold() == target for output in entry.outputs) else ""
+        return owner if entry is not None and any(folded(output[0]) == target for output in entry.outputs) else ""
 
     def _enter(self, entry: task_log.Entry) -> None:
         super()._enter(entry)
@@ -335,9 +336,9 @@ class FileTasksWork(TasksWork):
 
         Names that differ in case only may be of one task only, for many systems do not tell them apart; where they are two files, each is its maker's still.
         """
-        owner = self.owner_of.get(path.casefold(), task)
+        owner = self.owner_of.get(folded(path), task)
         entry = self.task_log.entries.get(owner) if owner != task else None
-        theirs = next((other for other, _, _ in entry.outputs if other.casefold() == path.casefold()), path) if entry is not None else path
+        theirs = next((other for other, _, _ in entry.outputs if folded(other) == folded(path)), path) if entry is not None else path
         return owner != task and not self._are_two_files(path, theirs)
 
     def _are_two_files(self, path: str, other: str) -> bool:
@@ -352,11 +353,11 @@ class FileTasksWork(TasksWork):
 
         In the log before the file is exchanged: no path may be that of two tasks, else the one would remove what the other made.
         """
-        target = name.casefold()
+        target = folded(name)
         owner = self._holder(task, target)
         entry = self.task_log.entries[owner] if owner else None
-        if entry is not None and not any(self._are_two_files(path, name) for path, _, _ in entry.outputs if path.casefold() == target):
-            self._enter(entry._replace(key="", outputs=tuple(output for output in entry.outputs if output[0].casefold() != target)))
+        if entry is not None and not any(self._are_two_files(path, name) for path, _, _ in entry.outputs if folded(path) == target):
+            self._enter(entry._replace(key="", outputs=tuple(output for output in entry.outputs if folded(output[0]) != target)))
         self.owner_of[target] = task
 
     def _publish(self, folder: str, name: str, digest: str) -> None:

@@ -148,6 +148,19 @@ def truncate(path: str, size: int) -> None:
     patiently(lambda: os.truncate(path, size))
 
 
+def composed(name: str, macos: bool = sys.platform == "darwin") -> str:
+    """Return a name as two names are equal that macOS takes for one: it may write an accent as a sign of its own, or with its letter as one."""
+    if not macos or name.isascii():
+        return name
+    import unicodedata
+    return unicodedata.normalize("NFC", name)
+
+
+def folded(name: str, macos: bool = sys.platform == "darwin") -> str:
+    """Return a name as two names are equal that may be one file: on some systems case tells nothing, nor (composed()) how an accent is written."""
+    return composed(composed(name, macos).casefold(), macos) if macos else name.casefold()
+
+
 def sha256(data: bytes = b"", size: int = 0) -> hashlib._Hash:
     """Return a SHA-256 object fed with *data*; *size* is how many bytes it is going to see.
 

@@ -15,7 +15,7 @@ import os
 import sys
 import time
 
-from primitives import GUESSED_BOOT, loads, open_descriptor, open_file, patiently, pretty, remove_quietly, replace, sha256, unlink
+from primitives import GUESSED_BOOT, folded, loads, open_descriptor, open_file, patiently, pretty, remove_quietly, replace, sha256, unlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -465,7 +465,7 @@ def _folders_around(folder: str) -> List[str]:
 
 def _first_byte(folder: str) -> int:
     """Return where the bytes of a folder begin, below 2 GiB, as Windows wants; two folders at work at once hardly ever share them, and would only wait."""
-    return int(sha256(folder.casefold().encode("utf-8", "surrogateescape")).hexdigest()[:6], 16) * FOLDER_BYTES
+    return int(sha256(folded(folder).encode("utf-8", "surrogateescape")).hexdigest()[:6], 16) * FOLDER_BYTES
 
 
 def unlock(root: str, stage: str, boot: str, clock: Any, processes: Any) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections import namedtuple
 
-from primitives import refuse_too_long, truncate, unlink
+from primitives import folded, refuse_too_long, truncate, unlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def is_among(folder: str, path: str, names: List[str]) -> bool:
     if path in names:
         return True
     full = os.path.join(folder, path)
-    alike = [os.path.join(folder, name) for name in names if name.casefold() == path.casefold()]
+    alike = [os.path.join(folder, name) for name in names if folded(name) == folded(path)]
     return bool(alike) and os.path.lexists(full) and any(os.path.samestat(os.lstat(full), os.lstat(one)) for one in alike)
 
 

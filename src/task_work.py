@@ -27,7 +27,7 @@ import state_store
 import task_files
 import task_log
 from model import SHOWN_NAMES, sha256
-from primitives import remove_quietly, unlink
+from primitives import folded, remove_quietly, unlink
 from scheduler import Attempting, Next, Pause, Spawn, slots_for
 
 TYPE_CHECKING = False
@@ -104,7 +104,7 @@ def _last_words(said: bytes) -> str:
 
 def _as_the_system_has_it(name: str) -> str:
     """Return a name as two names of one file are equal, where case may not matter."""
-    return name.casefold() if sys.platform in ("win32", "darwin") else name
+    return folded(name) if sys.platform in ("win32", "darwin") else name
 
 
 def _write(path: str, data: bytes) -> None:

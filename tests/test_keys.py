@@ -18,6 +18,7 @@ import file_digests
 import file_systems
 import index_writer
 import pipeline_runner
+import primitives
 from file_digests import Digests
 from reasons import key_changes
 
@@ -489,6 +490,42 @@ def test_one_file_by_two_spellings_is_refused_where_case_does_not_matter(tmp_pat
         monkeypatch.setattr(os, "listdir", lambda folder: [name for name in listdir(folder) if name not in ("IN", "A.txt")])
         monkeypatch.setattr(os, "scandir", lambda folder: contextlib.nullcontext([one for one in scandir(folder) if one.name not in ("IN", "A.txt")]))
     assert file_digests.resolve(str(tmp_path), patterns)[1] == [SPELLED % pair for pair in told]
+
+
+@pytest.fixture
+def on_macos(monkeypatch):
+    """Let names be compared as on macOS."""
+    for function in (primitives.composed, primitives.folded):
+        monkeypatch.setattr(function, "__defaults__", (True,))
+
+
+TOGETHER, APART = "d\u00e9j\u00e0", "de\u0301ja\u0300"      # one word: accents with their letters, accents as signs of their own
+
+
+def test_how_an_accent_is_written_tells_nothing_on_macos():
+    assert primitives.composed(APART, True) == TOGETHER == primitives.composed(TOGETHER, True) and primitives.composed(APART, False) == APART
+    assert primitives.folded("D\u00c9J\u00c0", True) == primitives.folded(APART, True) == TOGETHER != primitives.folded(APART, False)
+    assert primitives.folded("Stra\u00dfe", False) == "strasse" and primitives.folded("A\udcff", True) == "a\udcff" and primitives.folded("A.TXT", True) == "a.txt"
+
+
+def test_globs_and_declared_names_match_however_macos_writes_their_accents(tmp_path, on_macos):
+    (tmp_path / (APART + ".txt")).write_text("x")
+    assert file_digests.resolve(str(tmp_path), [TOGETHER[:2] + "*.txt"]) == ([APART + ".txt"], [])
+    assert file_digests.resolve(str(tmp_path), ["d?j?.txt"]) == ([APART + ".txt"], [])
+    assert file_digests.path_matches("a/" + APART, "a/" + TOGETHER) and not file_digests.path_matches("a/" + APART, "a/deja")
+
+
+@pytest.mark.skipif(not POSIX, reason="links need a privilege there")
+def test_one_file_by_two_spellings_of_an_accent_is_refused_on_macos(tmp_path, monkeypatch, on_macos):
+    """A link and a list that does not show it stand for its file system."""
+    (tmp_path / APART).write_text("x")
+    if not (tmp_path / TOGETHER).exists():
+        (tmp_path / TOGETHER).symlink_to(APART)
+        listdir, scandir = os.listdir, os.scandir
+        monkeypatch.setattr(os, "listdir", lambda folder: [name for name in listdir(folder) if name != TOGETHER])
+        monkeypatch.setattr(os, "scandir", lambda folder: contextlib.nullcontext([one for one in scandir(folder) if one.name != TOGETHER]))
+    assert file_digests.resolve(str(tmp_path), [TOGETHER, "*"])[1] == [
+        "input %s is %s once more, for an accent with its letter and by itself are the same here: spell it in one way" % (APART, TOGETHER)]
 
 
 @pytest.mark.skipif(not POSIX, reason="links need a privilege there")

@@ -980,6 +980,15 @@ def test_a_file_is_not_copied_onto_itself(stage):
     assert (stage.out / "a.txt").read_bytes() == b"keep"
 
 
+def test_two_inputs_that_would_be_one_file_on_macos_are_not_copied_one_over_the_other(stage):
+    for name in ("a/e\u0301.txt", "b/\u00e9.txt"):
+        (stage.root / name).parent.mkdir()
+        (stage.root / name).write_text(name, encoding="utf-8")
+        stage.names.append(name)
+    script = stage.script(KIT + "processor_kit._folded.__defaults__ = (True,)\ncopy_files()\n")
+    assert "would both be copied to" in stage.run(script, code=1).stderr and not list(stage.out.glob("*"))
+
+
 # --- processors of another kind, and life without the runner ---------------------------------------------------------
 
 AD_HOC = KIT + """

@@ -954,6 +954,28 @@ def test_two_tasks_with_one_target_are_refused(upper):
     assert "it makes out/Other.txt, which task in/a.txt makes, but for the case of letters, which many systems do not tell apart; each task" in done.out, done
 
 
+AS_MACOS_COMPARES = """
+import os, runpy, sys
+sys.path.insert(0, sys.argv.pop(1))
+import primitives
+primitives.composed.__defaults__ = primitives.folded.__defaults__ = (True,)
+sys.argv[0] = os.path.join(sys.path[0], "pipeline_runner.py")
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@posix_only
+def test_two_tasks_with_one_target_but_for_an_accent_are_refused_on_macos(upper):
+    upper.write("bin/up.sh", "#!/bin/sh\n[ \"$1\" = in/a.txt ] && name=$(printf 'e\\314\\201.txt') || name=$(printf '\\303\\251.txt')\n"
+                'cp "$1" "$PIPELINE_OUTPUT_DIR/$name"\n', executable=True)
+    upper.write("as_macos.py", AS_MACOS_COMPARES)
+    argv = upper.argv("--jobs", "1")
+    done = subprocess.run([sys.executable, str(upper.path("as_macos.py")), str(RUNNER.parent)] + argv[argv.index(str(RUNNER)) + 1:], stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120, env=dict(os.environ, PYTHONIOENCODING="utf-8"))
+    assert done.returncode == 1 and "it makes out/\u00e9.txt, which task in/a.txt makes, but for how an accent is written, which many systems" in done.stdout.decode(), done
+    assert outputs(upper) == {"e\u0301.txt": "line of a\n"}
+
+
 def test_a_task_may_not_make_what_belongs_to_another_stage(upper):
     upper.spec({"name": "first", "processor": "bin/stage_copy.py", "inputs": ["in/a.txt"], "outputDir": "out"}, upper.stage)
     done = upper.run()
