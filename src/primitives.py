@@ -124,6 +124,21 @@ def _though_read_only(path: str, act: Callable[[], Any]) -> None:
         act()
 
 
+def rmtree(path: str, windows: bool = sys.platform == "win32") -> None:
+    """As shutil.rmtree(), patiently. What is gone when its turn comes is removed, too: with "x", macOS removes its "._x" on FAT, exFAT and network volumes.
+
+    Not on Windows, which says so of a path that is too long.
+    """
+    import shutil
+
+    def note(call: Any, where: str, error: Any) -> None:
+        error = error if isinstance(error, BaseException) else error[1]
+        if windows or where == path or not isinstance(error, FileNotFoundError):
+            raise error
+    handler: Any = {"onexc" if sys.version_info >= (3, 12) else "onerror": note}
+    patiently(lambda: shutil.rmtree(path, **handler))
+
+
 def remove_quietly(path: str) -> None:
     try:
         unlink(path)

@@ -15,7 +15,7 @@ import os
 import sys
 import time
 
-from primitives import GUESSED_BOOT, folded, loads, open_descriptor, open_file, patiently, pretty, remove_quietly, replace, sha256, unlink
+from primitives import GUESSED_BOOT, folded, loads, open_descriptor, open_file, patiently, pretty, remove_quietly, replace, rmtree, sha256, unlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -484,8 +484,7 @@ def unlock(root: str, stage: str, boot: str, clock: Any, processes: Any) -> str:
         if os.path.islink(lock.folder) or not os.path.isdir(lock.folder):
             unlink(lock.folder)
         else:
-            import shutil
-            patiently(lambda: shutil.rmtree(lock.folder))
+            rmtree(lock.folder)
         lock._write_nonce("")
         return "removed locks/%s.lock%s" % (stage, ", left by " + owner_text(owner) if owner else "")
     finally:

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 
-from primitives import GUESSED_BOOT, by_fields, compact, digest_of, is_integer, loads, open_descriptor, open_file, patiently, pretty_bytes, pretty_pieces, refuse_too_long, remove_quietly, replace, unlink
+from primitives import GUESSED_BOOT, by_fields, compact, digest_of, is_integer, loads, open_descriptor, open_file, pretty_bytes, pretty_pieces, refuse_too_long, remove_quietly, replace, rmtree, unlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -243,15 +243,14 @@ def remove_tree(path: str) -> None:
 
     Raises: OSError that names the folder; of what is in it the system tells the last name only.
     """
-    import shutil
     try:
-        patiently(lambda: shutil.rmtree(path))
+        rmtree(path)
     except FileNotFoundError as error:
         refuse_too_long(os.fsdecode(error.filename or path))
         raise
     except PermissionError:
         _open_folders(path)
-        naming(path, lambda: patiently(lambda: shutil.rmtree(path)))
+        naming(path, lambda: rmtree(path))
 
 
 def _open_folders(path: str) -> None:

@@ -1,6 +1,7 @@
 """What an attempt leaves that is no file: empty folders, folders without rights; and what is gone that should be there."""
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -293,6 +294,27 @@ def test_modules_beside_the_file_that_a_processors_link_leads_to_are_in_the_key(
 
 
 @posix_only
+def test_a_tree_is_removed_though_a_file_takes_another_with_it(tmp_path, monkeypatch):
+    """As on macOS where a file's attributes are a file beside it: ._NAME goes with NAME."""
+    for name in ("x", "._x", "y", "._y"):
+        (tmp_path / "top" / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "top" / "in" / name).write_text(name)
+    unlink, scandir = os.unlink, os.scandir
+
+    def with_attributes(name, **options):
+        unlink(name, **options)
+        folder, name = os.path.split(name)
+        if not name.startswith("._"):
+            unlink(os.path.join(folder, "._" + name), **options)
+    monkeypatch.setattr(os, "unlink", with_attributes)
+    monkeypatch.setattr(os, "scandir", lambda folder: contextlib.nullcontext(sorted(scandir(folder), key=lambda entry: entry.name, reverse=True)))
+    state_store.remove_tree(str(tmp_path / "top"))
+    assert os.listdir(str(tmp_path)) == []
+    with pytest.raises(FileNotFoundError):
+        state_store.remove_tree(str(tmp_path / "top"))
+
+
+@posix_only
 def test_a_tree_whose_folders_give_no_rights_is_removed(tmp_path):
     (tmp_path / "top" / "in").mkdir(parents=True)
     (tmp_path / "top" / "in" / "file").write_text("x")
@@ -418,7 +440,7 @@ def test_outputs_in_a_folder_whose_path_is_too_long_for_windows_are_not_overlook
 
 
 def test_a_folder_that_cannot_be_removed_as_a_path_in_it_is_too_long_for_windows_is_told_so(tmp_path, too_deep, monkeypatch):
-    def rmtree(path):
+    def rmtree(path, **handler):
         raise FileNotFoundError(errno.ENOENT, "The system cannot find the path specified", filename)
     monkeypatch.setattr(shutil, "rmtree", rmtree)
     for filename, told in ((str(too_deep), "Windows takes no more than 247"), (str(tmp_path / "gone"), "cannot find the path")):
