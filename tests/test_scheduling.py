@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import plistlib
 import re
 import shutil
 import subprocess
@@ -151,6 +152,17 @@ def test_logrotate_accepts_its_recipe(tmp_path):
     conf.write_text(recipes("logrotate")[0].replace("su batch batch", "su root root"), encoding="utf-8")
     done = subprocess.run(["logrotate", "--debug", "--state", str(tmp_path / "state"), str(conf)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
     assert done.returncode == 0 and b"error" not in done.stdout, done.stdout
+
+
+def test_the_job_of_launchd_is_well_formed_and_what_it_starts_runs(nightly):
+    job = plistlib.loads(recipes("local.nightly.plist")[0].encode("utf-8"))
+    words = job["ProgramArguments"]
+    assert words == ["/usr/bin/python3", "src/pipeline_runner.py", "--stop-by", "06:00"] and job["StartCalendarInterval"] == {"Hour": 1, "Minute": 30}
+    assert job["StandardOutPath"] == job["StandardErrorPath"] == job["WorkingDirectory"] + "/state/launchd.log" and job["UserName"] == "batch"
+    argv = [sys.executable, os.path.join(str(ROOT), words[1])]        # with no clock that might stop it now
+    env = dict(POOR, **{name: os.environ[name] for name in ("SYSTEMROOT", "PATHEXT") if name in os.environ})
+    done = subprocess.run(argv, cwd=str(nightly.root), env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=60)
+    assert done.returncode == 0 and b"[DONE] s1" in done.stdout, done
 
 
 def test_the_task_of_windows_is_well_formed_and_says_what_the_others_say():
