@@ -12,7 +12,7 @@ import sys
 import file_digests
 import stage_locks
 from model import UsageError
-from primitives import close_quietly, remove_quietly, replace
+from primitives import as_here, close_quietly, remove_quietly, replace
 from state_store import sync_file, sync_folder
 
 TYPE_CHECKING = False
@@ -39,15 +39,15 @@ def checked(path: str, option: str, root: str, spec_path: str, stages: Sequence[
 
 
 def _place(full: str, root: str, spec_path: str, stages: Sequence[StageSpec]) -> str:
-    if os.path.normcase(full) == os.path.normcase(spec_path):
+    if as_here(full) == as_here(spec_path):
         return "is the pipeline file"
     below = _below(full, root)
     if below is None:
         return ""
-    if below.split("/")[0] in OWN_FOLDERS:
+    if as_here(below).split("/")[0] in OWN_FOLDERS:
         return "is in a folder of the runner's own"
     for stage in stages:
-        if below.startswith(stage.output_dir + "/"):
+        if as_here(below).startswith(as_here(stage.output_dir) + "/"):
             return "is in the output folder of stage %s" % stage.name
         for pattern in stage.inputs + stage.for_each + stage.watch:
             if file_digests.path_matches(below, pattern):

@@ -176,6 +176,11 @@ def folded(name: str, macos: bool = sys.platform == "darwin") -> str:
     return composed(composed(name, macos).casefold(), macos) if macos else name.casefold()
 
 
+def as_here(name: str) -> str:
+    """Return a name or path as two are equal that this system, as most often set up, takes for one."""
+    return folded(name) if sys.platform in ("win32", "darwin") else name
+
+
 def sha256(data: bytes = b"", size: int = 0) -> hashlib._Hash:
     """Return a SHA-256 object fed with *data*; *size* is how many bytes it is going to see.
 

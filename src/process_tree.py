@@ -551,7 +551,7 @@ def _mac() -> Optional[Mac]:
     if not _MAC:
         try:
             _MAC.append(Mac())
-        except (AttributeError, OSError):
+        except (AttributeError, ImportError, OSError):      # ImportError: a Python without ctypes
             _MAC.append(None)
     return _MAC[0]
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import sys
 from collections import namedtuple
 
 import attempts
@@ -27,7 +26,7 @@ import state_store
 import task_files
 import task_log
 from model import SHOWN_NAMES, sha256
-from primitives import folded, remove_quietly, unlink
+from primitives import as_here, remove_quietly, unlink
 from scheduler import Attempting, Next, Pause, Spawn, slots_for
 
 TYPE_CHECKING = False
@@ -100,11 +99,6 @@ def _last_words(said: bytes) -> str:
     """Return the last line of what a processor printed, for the reason of its failure; ": " before it, "" for none."""
     lines = [line.strip() for line in said.decode("utf-8", "replace").splitlines() if line.strip()]
     return ": " + (lines[-1] if len(lines[-1]) <= SHOWN_WORDS else lines[-1][:SHOWN_WORDS] + " ...") if lines else ""
-
-
-def _as_the_system_has_it(name: str) -> str:
-    """Return a name as two names of one file are equal, where case may not matter."""
-    return folded(name) if sys.platform in ("win32", "darwin") else name
 
 
 def _write(path: str, data: bytes) -> None:
@@ -488,8 +482,8 @@ class TasksWork(stage_work.StageWork):
         """Return why *name* may not be an output of a stage with these inputs, or ""."""
         if self._inputs_here is None:
             start = self.stage.output_dir + "/"
-            self._inputs_here = {_as_the_system_has_it(path[len(start):]) for path in self._all_inputs() if path.startswith(start)}
-        if _as_the_system_has_it(name) not in self._inputs_here:
+            self._inputs_here = {as_here(path[len(start):]) for path in self._all_inputs() if path.startswith(start)}
+        if as_here(name) not in self._inputs_here:
             return ""
         return "it makes %s/%s, which the stage reads; an output must not take the place of an input" % (self.stage.output_dir, name)
 

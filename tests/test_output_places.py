@@ -10,6 +10,7 @@ import sys
 import pytest
 
 import output_places
+import spec_loading
 import stage_locks
 from conftest import opened_by, run_without_might, wait_until
 from model import UsageError
@@ -47,6 +48,15 @@ def test_nothing_is_written_over_what_is_needed(made, words, place, message):
 def test_nothing_is_written_where_it_would_be_an_input_or_an_output(made, words, place):
     done = made.run(*words, "-o", str(made.path(place)))
     assert done.code == 2 and not made.exists(place), done
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+@pytest.mark.parametrize("place, message", [("Pipeline.JSON", "is the pipeline file"), ("STATE/x", "a folder of the runner's own"), ("Data/S1/x", "in the output folder of stage s1")])
+def test_on_systems_where_case_tells_nothing_another_case_is_no_way_round(made, monkeypatch, place, message, platform):
+    spec = spec_loading.load_pipeline(str(made.path("pipeline.json")))
+    monkeypatch.setattr(sys, "platform", platform)
+    with pytest.raises(UsageError, match=message):
+        output_places.checked(os.path.join(os.path.realpath(str(made.root)), place), "-o", str(made.root), str(made.path("pipeline.json")), spec.stages)
 
 
 @pytest.mark.parametrize("field", ["inputs", "forEach", "watch"])

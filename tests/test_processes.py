@@ -970,8 +970,11 @@ def test_on_macos_another_accounts_process_is_there_and_untold(on_macos, monkeyp
     assert process_tree.start_time(1) == process_tree.UNTOLD
 
 
-def test_a_macos_without_these_calls_asks_ps(on_macos, monkeypatch):
+@pytest.mark.parametrize("has_ctypes", [True, False])
+def test_a_macos_or_a_python_without_these_calls_asks_ps(has_ctypes, on_macos, monkeypatch):
     on_macos(types.SimpleNamespace())
+    if not has_ctypes:
+        monkeypatch.setitem(sys.modules, "ctypes", None)
     monkeypatch.setattr(process_tree, "_run_ps", lambda arguments: "10 10 S\n" if "pid=,pgid=,state=" in arguments else "S Mon Nov 23 10:00:00 2026\n")
     assert process_tree.members([Traits("", 10, "", 0)]) == [10] and process_tree.start_time(10) == "Mon Nov 23 10:00:00 2026"
 
