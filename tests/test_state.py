@@ -715,7 +715,7 @@ def test_a_ledger_that_is_a_link_is_not_to_be_thrown_away(project):
 
 
 def test_an_error_below_a_folder_or_of_an_open_file_names_the_path(tmp_path, monkeypatch):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise PermissionError(13, "Permission denied", "1.txt")
     monkeypatch.setattr(shutil, "rmtree", refuse)
     with pytest.raises(PermissionError) as caught:
