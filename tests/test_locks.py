@@ -1066,3 +1066,40 @@ def test_a_folder_is_let_go_of_after_all_were_given_up(tmp_path):
     one.release("data/a")
     assert two.try_acquire("data/a")
     two.close()
+
+
+UNENDED = """
+import os, runpy, sys
+sys.path.insert(0, %r)
+import process_tree
+process_tree.Tree.end = lambda self: [int(open("data/s1/pid").read())]
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+""" % str(ROOT / "src")
+
+
+@linux_only
+def test_the_lock_of_a_stage_stays_while_a_process_of_it_would_not_end(project):
+    """Which is a process that hangs in the kernel; here nobody tries to end it, and it keeps nothing but its environment."""
+    project.processor("p", """
+if os.environ["PIPELINE_RUN_ID"] != "first":
+    sys.exit()
+if os.fork() == 0:
+    os.closerange(0, 1000)
+    os.setsid()
+    with open(out + "/pid.tmp", "w") as file:
+        file.write(str(os.getpid()))
+    os.replace(out + "/pid.tmp", out + "/pid")
+    while True:
+        time.sleep(0.01)
+while not os.path.exists(out + "/pid"):
+    time.sleep(0.01)
+""")
+    project.spec({"processor": "bin/p.py"})
+    argv = [sys.executable, "-c", UNENDED, str(ROOT / "src" / "pipeline_runner.py"), "--pipeline", str(project.path("pipeline.json")), "--run-id", "first"]
+    first = subprocess.run(argv, cwd=str(project.root), env=project.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=PATIENCE_S)
+    orphan = int(project.read("data/s1/pid"))
+    assert first.returncode == 1 and b"[FAIL] s1: processes would not end: %d" % orphan in first.stdout, first
+    assert project.exists("locks/s1.lock/owner.json")
+    project.ok("--run-id", "second")        # it ends what is left before it takes the stage
+    assert is_gone(orphan) and not project.exists("locks/s1.lock")

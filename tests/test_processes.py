@@ -1055,6 +1055,14 @@ def test_on_macos_a_timeout_ends_the_processor_though_nobody_may_start_ps(projec
 
 
 @linux_only
+def test_on_macos_who_does_not_listen_is_killed_though_nobody_tells_of_him(project):
+    spec_of(project, TOOLS + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nsay('up')\nforever()\n", timeoutSec=1.5, graceSec=0.2)
+    done = subprocess.run(as_on_macos(project, "none", "--run-id", "r"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=PATIENCE_S)
+    assert done.returncode == 1 and b"[FAIL] s1: timeout after 1.5 s" in done.stdout and project.exists("data/s1/up"), done
+    assert processes_of(project) == []
+
+
+@linux_only
 def test_on_macos_what_a_killed_runner_leaves_is_ended_and_a_living_one_is_not_called_dead(project):
     spec_of(project, TOOLS + "if os.environ['PIPELINE_RUN_ID'] != 'r3':\n" + "".join("    %s\n" % line for line in LONG.strip().splitlines()))
     process = subprocess.Popen(as_on_macos(project, "calls", "--run-id", "r"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
