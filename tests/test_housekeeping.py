@@ -692,14 +692,19 @@ def test_a_stage_record_that_was_put_back_after_its_run_was_pruned_is_found(proj
     assert ["put back" in one for one in findings(project, outputs=False)] == [True]
 
 
+def forge_pruned(project, run_id):
+    """Let the last entry, which is of gc, say that it has pruned another record, too."""
+    lines = project.path("state/ledger.jsonl").read_bytes().splitlines()
+    forged = json.loads(lines[-1])
+    forged["removed"].append([run_id, 1, "0" * 64])
+    forged["hash"] = ledger_format.entry_hash(forged)
+    project.path("state/ledger.jsonl").write_bytes(b"\n".join(lines[:-1]) + b"\n" + ledger_format.entry_line(forged))
+
+
 def test_a_gc_entry_that_prunes_what_nobody_committed_is_found(project):
     make_runs(project, 3)
     project.ok("gc", "--keep-runs", "1", "--yes")
-    lines = project.path("state/ledger.jsonl").read_bytes().splitlines()
-    forged = json.loads(lines[-1])
-    forged["removed"].append(["r0", 1, "0" * 64])
-    forged["hash"] = ledger_format.entry_hash(forged)
-    project.path("state/ledger.jsonl").write_bytes(b"\n".join(lines[:-1]) + b"\n" + ledger_format.entry_line(forged))
+    forge_pruned(project, "r0")
     assert any("prunes a record of run r0 that no entry before it committed" in one for one in findings(project))
 
 
@@ -719,11 +724,7 @@ def test_gc_prunes_nothing_by_an_entry_that_was_edited(project, with_hash):
 def test_gc_after_an_entry_that_prunes_a_run_that_never_ended_is_no_crash(project):
     make_runs(project, 3)
     project.ok("gc", "--keep-runs", "1", "--yes")
-    lines = project.path("state/ledger.jsonl").read_bytes().splitlines()
-    forged = json.loads(lines[-1])
-    forged["removed"].append(["nobody", 1, "0" * 64])
-    forged["hash"] = ledger_format.entry_hash(forged)
-    project.path("state/ledger.jsonl").write_bytes(b"\n".join(lines[:-1]) + b"\n" + ledger_format.entry_line(forged))
+    forge_pruned(project, "nobody")
     for more in ((), ("--yes",)):
         assert "Traceback" not in project.ok("gc", "--keep-runs", "1", *more).err
 
