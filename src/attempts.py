@@ -250,6 +250,7 @@ class Pool:
         self.threads = threads
         self.tick: Optional[Callable[[], None]] = None      # called some times a second, to show progress ...
         self.tick_s = TICK_S            # ... after so long at the latest
+        self.upkeep: Optional[Callable[[], Optional[float]]] = None     # does what is due now; returns after how long something will be, None: nothing
         self.running: List[Attempt] = []
         self.unclear: List[Attempt] = []    # ended, but for processes that may be somebody else's
         self.ended: List[Attempt] = []
@@ -389,6 +390,8 @@ class Pool:
     def _step(self, seconds: Optional[float]) -> None:
         self._forgive()
         limits = [one.ending.seconds_left() for one in self.running] + [seconds, self.tick_s if self.tick is not None else None]
+        if self.upkeep is not None:
+            limits.append(self.upkeep())
         left = min([limit for limit in limits if limit is not None], default=None)
         if any(one.launch.server.has_news for one in self.running if one.is_forked):
             left = 0.0                  # ends that came with the answer to a launch: nothing more may come to be read

@@ -284,6 +284,7 @@ class Run:
             import process_tree
             import scheduler
             self.pool = self.clock.pool = attempts.Pool(self.signals, process_tree, self.guardian, self.others)
+            self.pool.upkeep = self._keep_durable
             if self.console.wants_ticks():
                 self.pool.tick = lambda: self.console.tick(self._rows)
             if self.known is not None:
@@ -348,6 +349,17 @@ class Run:
             self.store.commit.files.clear()     # a second sync would report success for pages that are lost
             self.digests.files.clear()
             raise
+
+    def _keep_durable(self) -> Optional[float]:
+        """While processors are at work: make durable what must not wait for their end; return after how long there will be something, None: nothing."""
+        left: Optional[float] = self.store.commit.seconds_left()
+        if left == 0:
+            try:
+                self.flush()
+            except OSError as error:
+                self.scheduler.error = self.scheduler.error or error    # raised when those at work have come to their end
+            left = None
+        return left
 
     def _stopped(self) -> int:
         """Return the exit code of a run that a signal or the clock has asked to stop, 0 if none has."""

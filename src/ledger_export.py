@@ -20,7 +20,7 @@ import provenance
 from console import describe_os_error
 from ledger_format import entry_hash, entry_line, found_hash, head_text, without_torn_end
 from model import EXIT_OK, EXIT_STATE, UsageError, sha256
-from primitives import open_file
+from primitives import BEFORE, open_file
 from provenance import NoStatement, fits, member_problem, record_problem, run_key
 from state_store import StateError, StateStore, record_json
 
@@ -347,8 +347,9 @@ def _stage_records(store: StateStore) -> Dict[str, bytes]:
     found = {}
     for name in sorted(os.listdir(store.folder)) if os.path.isdir(store.folder) else ():
         data = _read_small(store.path(name)) if name.startswith("stage_") and name.endswith(".json") else None
-        if data is not None:
-            found[name] = data
+        kept = _read_small(store.path(BEFORE % name)) if data is not None and _parsed(data) is None else None
+        if data is not None and kept != b"":
+            found[name] = data if kept is None else kept
     return found
 
 

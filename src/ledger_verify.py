@@ -29,7 +29,7 @@ from history_files import (  # noqa: E402
 from ledger_chain import END, LEDGER, Chain, Entry, Finding, KeyRing, Seals, check_anchors  # noqa: E402
 from ledger_format import head_text, key_id, parse_key, run_hash, stage_key  # noqa: E402
 from model import EXIT_OK, EXIT_STATE, EXIT_USAGE, UsageError, sha256  # noqa: E402
-from primitives import is_integer  # noqa: E402
+from primitives import BEFORE, is_integer  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ class Verification:
         self.homes: Dict[RunKey, str] = {}              # the same, looked at from the run
         self.doubtful: Set[RunKey] = set()              # runs with a finding of their own: nothing is built on them
         self.stages: Dict[str, Json] = {}               # stage -> stage record
+        self.lost: Set[str] = set()                     # stages at work when the power went: their records are those from before
         self.wanted: Set[Tuple[str, int, str]] = set()
         self.made: Dict[Tuple[str, int, str], Made] = {}
         self.newest: Dict[str, Tuple[RunKey, str, Made]] = {}   # stage -> (run, pipeline, what it made): a stage is one, however its pipeline is called
@@ -496,7 +497,7 @@ class Verification:
             if not (name.startswith("stage_") and name.endswith(".json")):
                 continue
             try:
-                record = self.load(name, self.loose)
+                record = self._load_stage(name)
                 problem = shape_problem(record, STAGE_SHAPE)
                 if problem:
                     raise Unreadable("its %s is not of the form that runs write" % problem)
@@ -510,6 +511,20 @@ class Verification:
                 continue
             self.stages[record["stage"]] = record
             self.wanted.add(_maker(record) + (record["stage"],))
+
+    def _load_stage(self, name: str) -> Json:
+        """Return a stage record; for one that a power cut took what was durable before it. Raises: FileNotFoundError, Unreadable."""
+        kept, stage = BEFORE % name, name[len("stage_"):-len(".json")]
+        try:
+            return self.load(name, self.loose)
+        except Unreadable:
+            if kept not in self.names:
+                raise
+            self.lost.add(stage)
+            self.notes.append("state/%s had not come to the disk when the power went; the next run of %s will do its work again" % (name, shown(stage)))
+            if not read_regular(os.path.join(self.state, kept)):
+                raise FileNotFoundError(kept) from None
+        return self.load(kept, self.loose)
 
     def _check_stages(self) -> None:
         for stage, record in sorted(self.stages.items()):
@@ -685,6 +700,8 @@ class Verification:
         A run that died may have, and so may one whose record cannot be trusted.
         """
         record = self.stages.get(stage)
+        if stage in self.lost:
+            return False
         if record is not None and record["pipeline"] == pipeline and _maker(record) not in self.doubtful:
             return _maker(record) == run and record["lastStatus"] == "ok"
         return not any(entry.pipeline == pipeline and entry.seq > made.end and (entry.closed_by is not None or entry.run in self.doubtful)

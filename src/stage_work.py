@@ -115,6 +115,7 @@ class StageWork:
         self.moved_from = state_store.made_elsewhere(facts.record, stage.output_dir)
         self.previous = self._made_before(facts.record) if facts.record is not None and not self.moved_from else []
         self.baseline: Json = {}        # from before this key's first attempt: what changed since is ours
+        self.begins_durably = True       # its record "running" is on the disk before its first attempt
         self.found = stage_outputs.NOTHING  # in the folder before this run's attempts: what others own must still be that
         self.survivors: List[int] = []
         self.attempts = 0
@@ -180,10 +181,36 @@ class StageWork:
         old = unfinished if self._is_same_work() else None
         self.found = stage_outputs.list_folder(self.folder)
         self.baseline = old if old is not None else self.found.baseline()
+        self.begins_durably = not self._is_derivable(unfinished)
         self._write_record("running", "")
         self.run.records.save_dear_digests()
         if self.stage.checkpoint:
             self.run.flush()   # a checkpoint is worth nothing without the record of its key
+
+    def _is_derivable(self, unfinished: Optional[Json]) -> bool:
+        """Tell whether the baseline is known without this run's record, should the power go before that is durable.
+
+        The folder holds what the last record tells of, or, as a file says then, nothing; nobody else's files, and none of work that must be cleared.
+        """
+        stage, record = self.stage, self.facts.record
+        begun = state_store.begun_path(self.run.root, stage.output_dir, stage.name)
+        if os.path.lexists(begun):              # of a dead run
+            self.store.commit.kept[begun] = None
+            return False
+        if stage.checkpoint or stage.launcher or stage.chunks is not None or unfinished is not None or self.moved_from or self.run.folder_neighbours(stage):
+            return False
+        if record is not None and (record["lastStatus"] != "ok" or record["outputs"] != self.previous or "tasks" in record):
+            return False
+        before = stage_outputs.listing_of([one["path"] for one in self.previous])
+        if not all(path in before for path in [*self.found.files, *self.found.folders]):
+            return False
+        if record is None:
+            try:
+                state_store.write_new(begun, b"", durable=False)
+            except OSError:
+                return False
+            self.store.commit.kept[begun] = None
+        return True
 
     def _note(self, text: str) -> None:
         self.console.event("NOTE", self.stage.name, ": " + text)
@@ -661,7 +688,7 @@ class StageWork:
             if self.refused:
                 record["refused"] = self.refused        # no other stage takes them as inputs
             record["token"] = self.lock.token
-        self.store.write_stage(self.stage.name, dict(record, **self.more_of_record))
+        self.store.write_stage(self.stage.name, dict(record, **self.more_of_record), at_once=status == "running" and self.begins_durably)
 
     def _record(self, status: str, error: str, outputs: List[Json]) -> Json:
         if status != "running":

@@ -1,7 +1,8 @@
 """Durable files, and the records under state/.
 
 A leaf. Everything here is written so that a kill at any instruction leaves the old or the new, whole, and so that what
-is durable is durable in order: first the content, then the name. Names are made durable in groups (Commit).
+is durable is durable in order: first the content, then the name. Names are made durable in groups (Commit), and so are
+the records of stages, content and name: what was durable before is kept beside them until then.
 """
 from __future__ import annotations
 
@@ -10,11 +11,11 @@ import os
 import sys
 import time
 
-from primitives import GUESSED_BOOT, by_fields, compact, digest_of, is_integer, loads, open_descriptor, open_file, pretty_bytes, pretty_pieces, refuse_too_long, remove_quietly, replace, rmtree, unlink
+from primitives import BEFORE, GUESSED_BOOT, by_fields, compact, digest_of, is_integer, loads, open_descriptor, open_file, pretty_bytes, pretty_pieces, refuse_too_long, remove_quietly, replace, rmtree, unlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterable, List, Optional, Union
+    from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple, Union
 
     from primitives import Piece
     Json = Dict[str, Any]
@@ -27,6 +28,7 @@ FLUSH_S = 1.0
 SECRET_BYTES = 32
 WAIT_S = 30                 # for locks that are held for moments; a longer wait is a fault of the file system
 CLEANED = "its outputs were removed by clean"      # why a stage must run whose record says so
+LOST = "last run died with the machine"             # ... or is lost
 
 
 class StateError(Exception):
@@ -79,17 +81,30 @@ class Commit:
         self.folders: Dict[str, None] = {}
         self.files: Dict[str, None] = {}
         self.removed: Dict[str, None] = {}      # folders out of which something went
+        self.kept: Dict[str, None] = {}         # what is of no use any more once all this is durable
         self.clock = clock
         self.since = clock()
 
     def is_due(self) -> bool:
         return len(self.folders) + len(self.removed) + len(self.files) >= GROUP_FILES or self.clock() - self.since >= FLUSH_S
 
+    def seconds_left(self) -> Optional[float]:
+        """Return when to flush while nothing else happens, None for not at all: what is only kept aside for so long must not wait for hours."""
+        return max(0.0, self.since + FLUSH_S - self.clock()) if self.kept else None
+
     def flush(self) -> None:
         """Sync all folders out of which something went, then all files, then the other folders. Raises: OSError, with what failed still held.
 
-        In this order, as a file may say that something is gone: btrfs brings a removal to the disk with its folder only.
+        In this order, as a file may say that something is gone: btrfs brings a removal to the disk with its folder only. What was
+        kept for the case that the power goes before is removed then; after a failure it stays.
         """
+        kept, self.kept = self.kept, {}
+        self._sync()
+        for path in kept:
+            remove_quietly(path)
+        self.since = self.clock()
+
+    def _sync(self) -> None:
         folders = {*self.folders, *self.removed}
         if len(self.files) + len(folders) > MANY_FILES and sync_file_systems({os.path.dirname(path) for path in self.files} | folders):
             self.files.clear()          # far cheaper than one call for each of very many
@@ -108,7 +123,6 @@ class Commit:
             except FileNotFoundError:
                 pass                    # removed since: whoever counts on what was in it looks for it
         self.folders.clear()
-        self.since = self.clock()
 
 
 def sync_file_systems(folders: Iterable[str]) -> bool:
@@ -382,21 +396,23 @@ class StateStore:
 
     def read(self, name: str) -> Optional[Json]:
         """Return a record, None if there is none. Raises: StateError; the damaged file is then set aside."""
-        try:
-            with open_file(self.path(name)) as file:
-                data = file.read()
-        except FileNotFoundError:
-            return None
-        try:
-            record = loads(data.decode("utf-8"))
-            problem = "" if isinstance(record, dict) and is_integer(record.get("schema")) else "is not a record of this runner"
-        except (ValueError, RecursionError):
-            record, problem = None, "is damaged (not JSON)"
+        data = self._data(name)
+        return None if data is None else self._checked(name, *_parsed(data))
+
+    def _checked(self, name: str, record: Any, problem: str) -> Json:
         if not problem and record["schema"] > SCHEMA_VERSION:
             raise StateError("state/%s was written by a newer runner (schema %d, this one knows %d); use that one" % (name, record["schema"], SCHEMA_VERSION))
         if problem:
             raise StateError("state/%s %s; %s" % (name, problem, self.set_aside(name)))
         return record       # type: ignore[no-any-return]
+
+    def _data(self, name: str) -> Optional[bytes]:
+        try:
+            with open_file(self.path(name)) as file:
+                data: bytes = file.read()
+                return data
+        except FileNotFoundError:
+            return None
 
     def set_aside(self, name: str) -> str:
         """Rename a damaged file to NAME.corrupt-<time>; return what to tell the user."""
@@ -422,11 +438,54 @@ class StateStore:
         pieces = self.write("metrics_%s.json" % run_id, metrics, "metrics.json")
         return {"bytes": sum(map(len, pieces)), "sha256": digest_of(pieces)}
 
-    def write_stage(self, stage: str, record: Json) -> None:
-        """Store a stage's record, a line for each field: as durable as by write(). A name that is not UTF-8, of what a failed attempt has
-        left, stands there in JSON's own escapes."""
-        data = by_fields(dict({"schema": SCHEMA_VERSION}, **record))
-        write_atomic(self.path("stage_%s.json" % stage), data.encode("utf-8", "backslashreplace"), self.commit)
+    def write_stage(self, stage: str, record: Json, at_once: bool = False) -> None:
+        """Store a stage's record, a line for each field. A name that is not UTF-8, of what a failed attempt has left, stands there in
+        JSON's own escapes.
+
+        Any reader sees it on return; it is durable, content and name, when `commit` is flushed: thousands of small stages need not wait
+        for the device twice each. If the power goes before, stage() tells what was durable last, and that there was work since. at_once: its
+        content is on the disk on return, as what must not be lost before the next step.
+        """
+        name = "stage_%s.json" % stage
+        data = by_fields(dict({"schema": SCHEMA_VERSION}, **record)).encode("utf-8", "backslashreplace")
+        is_kept = not at_once and self._keep(name)
+        write_atomic(self.path(name), data, self.commit, durable=not is_kept)
+        if is_kept:
+            self.commit.files[self.path(name)] = self.commit.folders[self.folder] = None
+        else:
+            remove_quietly(self.path(BEFORE % name))        # from now on it would tell of what has been done since
+            self.commit.kept.pop(self.path(BEFORE % name), None)
+
+    def _keep(self, name: str) -> bool:
+        """Keep what is durable of a record beside it until `commit` is flushed; False where that cannot be: then the new one must be durable at once.
+
+        What a dead run kept stays as it is, for whether the record itself is durable nobody knows.
+        """
+        path, kept = self.path(name), self.path(BEFORE % name)
+        if kept in self.commit.kept:
+            return True
+        try:
+            try:
+                os.link(path, kept)
+            except FileNotFoundError:
+                os.close(os.open(kept, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        except OSError:                 # it is there, or the file system has no links
+            return False
+        self.commit.kept[kept] = None
+        return True
+
+    def settle(self, maker: Tuple[Any, Any]) -> None:
+        """Make the stage records durable that a dead run, (run id, invocation), has left, and have what it kept beside them removed; when `commit` is flushed."""
+        for kept in os.listdir(self.folder):
+            name = kept[1:-len(BEFORE % "") + 1]
+            if kept != BEFORE % name or not name.startswith("stage_"):
+                continue
+            record, _ = _parsed(self._data(name) or b"")
+            if isinstance(record, dict) and (record.get("lastRunId"), record.get("lastInvocation")) == maker:
+                self.commit.files[self.path(name)] = self.commit.folders[self.folder] = self.commit.kept[self.path(kept)] = None
+                output_dir = made_elsewhere(record, "") if not stage_record_problem(record, name[len("stage_"):-len(".json")]) else ""
+                if output_dir:
+                    self.commit.kept[begun_path(self.root, output_dir, record["stage"])] = None
 
     def stage_names(self) -> List[str]:
         """Return the names of the stages that have a record, sorted."""
@@ -434,13 +493,23 @@ class StateStore:
         return sorted(name[len("stage_"):-len(".json")] for name in names if name.startswith("stage_") and name.endswith(".json"))
 
     def stage(self, stage: str) -> Optional[Json]:
-        record = self.read("stage_%s.json" % stage)
-        if record is not None:
-            problem = stage_record_problem(record, stage)
-            if problem:
-                name = "stage_%s.json" % stage
-                raise StateError("state/%s is damaged (%s); %s" % (name, problem, self.set_aside(name)))
-        return record
+        """Return a stage's record, None if there is none; of one that the power took, what is known of it all the same: see record_of_lost().
+
+        Raises: StateError, as read() does.
+        """
+        name = "stage_%s.json" % stage
+        data = self._data(name)
+        if data is None:
+            return None
+        found, problem = _parsed(data)
+        kept = self._data(BEFORE % name) if found is None else None
+        if kept:
+            found, problem = _parsed(kept)
+        record = {} if kept == b"" else self._checked(name, found, problem)
+        problem = "" if kept == b"" else stage_record_problem(record, stage)
+        if problem:
+            raise StateError("state/%s is damaged (%s); %s" % (name, problem, self.set_aside(name)))
+        return record if kept is None else record_of_lost(stage, record)
 
     def secret(self) -> bytes:
         """Return the random key for digests of variables' values, made on first use (state/env.key, mode 0600)."""
@@ -468,6 +537,34 @@ class StateStore:
             if guard is not None:
                 guard.release()
         return self.secret()
+
+
+def _parsed(data: bytes) -> Tuple[Any, str]:
+    """Return (what the JSON text of a record says, None if it is none; what is wrong with it or "")."""
+    try:
+        record = loads(data.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None, "is damaged (not JSON)"
+    is_record = isinstance(record, dict) and is_integer(record.get("schema"))
+    return record, "" if is_record else "is not a record of this runner"
+
+
+def record_of_lost(stage: str, before: Json) -> Json:
+    """Return the record of a stage whose own was not on the disk when the power went: it was at work. before: its last durable one, {} if there was none.
+
+    Such a stage has begun (or its "running" had been made durable) in a folder that held what *before* records, and nothing else.
+    """
+    if before and before["lastStatus"] != "ok":
+        return before
+    known = {"pipeline": "", "attempts": 0, "keyParts": {}, "outputs": [], "counts": {}, "bytesIn": 0, "lastDurationSec": 0.0, "lastError": None,
+             "lastRunId": "", "lastInvocation": 0, "startedAt": "", "endedAt": None, "bootId": "", **before}
+    known.pop("cleaned", None)
+    return {"schema": SCHEMA_VERSION, **known, "stage": stage, "lastStatus": "running", "idempotencyKey": "", "token": ""}
+
+
+def is_lost(record: Optional[Json]) -> bool:
+    """Tell whether a stage's record is that of one that the power took: nobody knows of which key the work was."""
+    return record is not None and not record["idempotencyKey"]
 
 
 def made_elsewhere(record: Optional[Json], output_dir: str) -> str:
@@ -570,6 +667,11 @@ def read_marker(path: str) -> Optional[str]:
 def lost_path(root: str, output_dir: str, stage: str) -> str:
     """Return where the marker goes of a stage whose outputs could not be synced."""
     return os.path.join(root, output_dir, ".%s.lost" % stage)
+
+
+def begun_path(root: str, output_dir: str, stage: str) -> str:
+    """Return where a file says that nothing was in a stage's output folder when it began, while its first record may not be durable yet."""
+    return os.path.join(root, output_dir, ".%s.begun" % stage)
 
 
 def mark_lost(root: str, output_dir: str, stage: str, is_of_tasks: bool) -> None:

@@ -15,7 +15,7 @@ import time
 import types
 
 import pytest
-from conftest import ROOT, RUNNER, Project
+from conftest import ROOT, RUNNER, Project, wait_until
 
 import console
 import environment
@@ -272,6 +272,7 @@ def test_two_living_runs_with_one_id(project):
         while not project.exists("inside"):
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.01)
+        wait_until(lambda: not project.exists("state/.stage_s1.json.before"), "its record's coming to the disk")
         before = project.snapshot()
         done = project.run("--run-id", "r")
         assert done.code == 4 and "run id r is in use by a living run; wait for it or choose another --run-id" in done.err, done
@@ -331,9 +332,9 @@ def test_a_record_damaged_after_a_kill_is_told_by_whoever_closes_the_dead_run(pr
     project.write("deadly", "")
     assert project.run("--run-id", "r").code == -9
     project.path("deadly").unlink()
-    project.write("state/stage_s1.json", b"\0")
+    project.write("state/stage_s1.json", b"[]")
     done = project.run("--run-id", run_id)
-    assert done.code == 5 and "state/stage_s1.json is damaged (not JSON); it was set aside as state/stage_s1.json.corrupt-" in done.err, done
+    assert done.code == 5 and "state/stage_s1.json is not a record of this runner; it was set aside as state/stage_s1.json.corrupt-" in done.err, done
     project.ok("--run-id", run_id)
 
 
