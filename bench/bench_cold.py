@@ -6,7 +6,7 @@
 Every turn begins with a fresh copy of the project, and the tools take turns; copies are kept to the end, since an ext4 without
 a journal is slow to make files while many have just been removed. The runner is measured with stages in the order
 given, one at a time, and with "order": "graph"; records, ledger and syncs are the default ones. ninja and make sync nothing.
-"floor" is a bare loop that makes the same files, syncs the same records and starts the same programs, see floor_cold.py.
+"floor" is a bare loop that makes the same files, syncs as seldom and starts the same programs, see floor_cold.py.
 Its own sources have been scanned before (state/digests.json is kept), as on any night but the first.
 """
 from __future__ import annotations

@@ -2,30 +2,38 @@
 
     python bench/floor_cold.py COUNT JOBS [nosync]
 
-For each stage it makes the files that a run makes (guard, lock folder with owner, folder, record "running", list of inputs, log, record
-"ok", marker), as large as they are, in their order, syncs the two records (nosync: nothing), and starts the program, JOBS at most at once.
+For each stage it makes the files that a run makes (guard, lock folder with owner, folder, what says that nothing was there, record "running",
+list of inputs, log, record "ok", marker), as large as they are, in their order, and starts the program, JOBS at most at once. After a second
+and at the end it has all of the file system synced (nosync: never).
 It decides, checks, lists, hashes and guards nothing, knows nothing of what it does, and would be right after no kill: not a runner, but
 what a runner in Python that keeps these files can hardly be quicker than.
 """
+import ctypes
 import fcntl
 import os
 import sys
+import time
 
 TEXT = b"x" * 1000
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
 
-def put(path, size, sync=False):
+def put(path, size):
     temporary = path + ".tmp"
     file = os.open(temporary, NEW)
     os.write(file, TEXT[:size])
-    if sync:
-        os.fsync(file)
     os.close(file)
     os.rename(temporary, path)
 
 
-def begin(name, sync):
+def sync_all():
+    folder = os.open(".", os.O_RDONLY)
+    if ctypes.CDLL(None).syncfs(folder):
+        raise OSError("syncfs")
+    os.close(folder)
+
+
+def begin(name):
     """Return (process, what end() needs)."""
     guard = os.open("locks/.%s.guard" % name, os.O_RDWR | os.O_CREAT)
     fcntl.flock(guard, fcntl.LOCK_EX)
@@ -33,14 +41,17 @@ def begin(name, sync):
     os.mkdir("locks/%s.lock" % name)
     put("locks/%s.lock/owner.json" % name, 225)
     os.mkdir("out/" + name)
-    put("state/stage_%s.json" % name, 899, sync)
+    kept = "out/%s/.%s.begun" % (name, name), "state/.stage_%s.json.before" % name
+    for path in kept:
+        os.close(os.open(path, NEW))
+    put("state/stage_%s.json" % name, 899)
     os.close(os.open("state/inputs_%s.json" % name, NEW))
     os.close(os.open("state/logs/%s.1.log" % name, NEW))
-    return os.posix_spawn("bin/copy", ["bin/copy", "in/%s.txt" % name, "out/" + name], os.environ), (name, guard)
+    return os.posix_spawn("bin/copy", ["bin/copy", "in/%s.txt" % name, "out/" + name], os.environ), (name, guard), kept
 
 
-def end(name, guard, sync):
-    put("state/stage_%s.json" % name, 994, sync)
+def end(name, guard):
+    put("state/stage_%s.json" % name, 994)
     put("out/%s/.%s.done" % (name, name), 185)
     os.unlink("locks/%s.lock/owner.json" % name)
     os.rmdir("locks/%s.lock" % name)
@@ -52,14 +63,20 @@ def main():
     count, jobs, sync = int(sys.argv[1]), int(sys.argv[2]), "nosync" not in sys.argv
     for folder in ("locks", "out", "state/logs"):
         os.makedirs(folder)
-    running, begun = {}, 0
+    running, begun, kept, synced = {}, 0, [], time.monotonic()
     while begun < count or running:
         if begun < count and len(running) < jobs:
-            process, held = begin("s%05d" % begun, sync)
+            process, held, more = begin("s%05d" % begun)
             running[process] = held
+            kept += more
             begun += 1
         else:
-            end(*running.pop(os.wait()[0]), sync)
+            end(*running.pop(os.wait()[0]))
+        if sync and (time.monotonic() - synced >= 1 or begun == count and not running):
+            sync_all()
+            synced = time.monotonic()
+    for path in kept:
+        os.unlink(path)
 
 
 if __name__ == "__main__":
