@@ -335,6 +335,12 @@ class Run:
         in_turn = stage_order.between(self.spec.stages, stage.name, "") | stage_order.between(self.spec.stages, "", stage.name)
         return not in_turn.issuperset(others)
 
+    def state_device(self) -> List[int]:
+        """Return on which file system the records are, as a listing tells of a folder's."""
+        if "device" not in self.store.memo:
+            self.store.memo["device"] = [os.stat(self.store.folder).st_dev]
+        return list(self.store.memo["device"])
+
     def flush(self) -> None:
         """Make all that was done durable. If that fails, what is on the disk is anybody's guess: no stage of this run stays done."""
         held = list(self.store.commit.files)

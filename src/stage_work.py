@@ -115,6 +115,7 @@ class StageWork:
         self.moved_from = state_store.made_elsewhere(facts.record, stage.output_dir)
         self.previous = self._made_before(facts.record) if facts.record is not None and not self.moved_from else []
         self.baseline: Json = {}        # from before this key's first attempt: what changed since is ours
+        self.begun = ""                 # what says that nothing was in the folder, for the first record
         self.begins_durably = True       # its record "running" is on the disk before its first attempt
         self.found = stage_outputs.NOTHING  # in the folder before this run's attempts: what others own must still be that
         self.survivors: List[int] = []
@@ -181,11 +182,12 @@ class StageWork:
         old = unfinished if self._is_same_work() else None
         self.found = stage_outputs.list_folder(self.folder)
         self.baseline = old if old is not None else self.found.baseline()
-        self.begins_durably = not self._is_derivable(unfinished)
+        is_beside = self.found.itself[1:] == self.run.state_device()
+        self.begins_durably = not (is_beside and self._is_derivable(unfinished))
         self._write_record("running", "")
         self.run.records.save_dear_digests()
-        if self.stage.checkpoint:
-            self.run.flush()   # a checkpoint is worth nothing without the record of its key
+        if self.stage.checkpoint or not is_beside:
+            self.run.flush()    # a checkpoint is worth nothing without the record of its key; and two file systems keep no order of names
 
     def _is_derivable(self, unfinished: Optional[Json]) -> bool:
         """Tell whether the baseline is known without this run's record, should the power go before that is durable.
@@ -210,6 +212,7 @@ class StageWork:
             except OSError:
                 return False
             self.store.commit.kept[begun] = None
+            self.begun = begun
         return True
 
     def _note(self, text: str) -> None:
@@ -688,7 +691,8 @@ class StageWork:
             if self.refused:
                 record["refused"] = self.refused        # no other stage takes them as inputs
             record["token"] = self.lock.token
-        self.store.write_stage(self.stage.name, dict(record, **self.more_of_record), at_once=status == "running" and self.begins_durably)
+        self.store.write_stage(self.stage.name, dict(record, **self.more_of_record), at_once=status == "running" and self.begins_durably,
+                               begun=self.begun if status == "running" else "")
 
     def _record(self, status: str, error: str, outputs: List[Json]) -> Json:
         if status != "running":

@@ -438,17 +438,17 @@ class StateStore:
         pieces = self.write("metrics_%s.json" % run_id, metrics, "metrics.json")
         return {"bytes": sum(map(len, pieces)), "sha256": digest_of(pieces)}
 
-    def write_stage(self, stage: str, record: Json, at_once: bool = False) -> None:
+    def write_stage(self, stage: str, record: Json, at_once: bool = False, begun: str = "") -> None:
         """Store a stage's record, a line for each field. A name that is not UTF-8, of what a failed attempt has left, stands there in
         JSON's own escapes.
 
         Any reader sees it on return; it is durable, content and name, when `commit` is flushed: thousands of small stages need not wait
         for the device twice each. If the power goes before, stage() tells what was durable last, and that there was work since. at_once: its
-        content is on the disk on return, as what must not be lost before the next step.
+        content is on the disk on return, as what must not be lost before the next step. begun: for the first record, begun_path(), which is there.
         """
         name = "stage_%s.json" % stage
         data = by_fields(dict({"schema": SCHEMA_VERSION}, **record)).encode("utf-8", "backslashreplace")
-        is_kept = not at_once and self._keep(name)
+        is_kept = not at_once and self._keep(name, begun)
         write_atomic(self.path(name), data, self.commit, durable=not is_kept)
         if is_kept:
             self.commit.files[self.path(name)] = self.commit.folders[self.folder] = None
@@ -456,22 +456,19 @@ class StateStore:
             remove_quietly(self.path(BEFORE % name))        # from now on it would tell of what has been done since
             self.commit.kept.pop(self.path(BEFORE % name), None)
 
-    def _keep(self, name: str) -> bool:
+    def _keep(self, name: str, begun: str) -> bool:
         """Keep what is durable of a record beside it until `commit` is flushed; False where that cannot be: then the new one must be durable at once.
 
-        What a dead run kept stays as it is, for whether the record itself is durable nobody knows.
+        What a dead run kept stays as it is, for whether the record itself is durable nobody knows. The empty file *begun* is linked, too: a
+        file system without links keeps no order of names either, nor do two of them.
         """
-        path, kept = self.path(name), self.path(BEFORE % name)
-        if kept in self.commit.kept:
-            return True
-        try:
+        kept = self.path(BEFORE % name)
+        if kept not in self.commit.kept:
             try:
-                os.link(path, kept)
-            except FileNotFoundError:
-                os.close(os.open(kept, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-        except OSError:                 # it is there, or the file system has no links
-            return False
-        self.commit.kept[kept] = None
+                os.link(begun or self.path(name), kept)
+            except OSError:             # it is there, or the file system has no links, or there is nothing to keep
+                return False
+            self.commit.kept[kept] = None
         return True
 
     def settle(self, maker: Tuple[Any, Any]) -> None:

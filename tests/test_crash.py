@@ -514,9 +514,9 @@ def write(self, name, record):
     waiting = [os.path.relpath(path, self.root) for path in [*self.commit.files, *self.commit.removed]]
     print("write", name, [one["status"] for one in record.get("stages", [])], waiting, flush=True)
     return real_write(self, name, record)
-def write_stage(self, stage, record, at_once=False):
+def write_stage(self, stage, record, at_once=False, **more):
     print("write", stage, record["lastStatus"], *["at once"] * at_once, flush=True)
-    return real_stage(self, stage, record, at_once=at_once)
+    return real_stage(self, stage, record, at_once=at_once, **more)
 def sync_folder(path):
     print("sync", os.path.basename(path), flush=True)
     return real_sync(path)

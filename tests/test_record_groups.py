@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import state_store
@@ -109,6 +110,21 @@ def test_what_an_earlier_run_began_in_an_empty_folder_is_no_word_for_this_one(pr
     project.spec({"processor": project.processor("make", MAKE)})
     project.write("data/s1/.s1.begun", "")
     assert "write s1 running at once" in told(project) and not project.exists("data/s1/.s1.begun")
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm") or not os.access("/dev/shm", os.W_OK), reason="needs a second file system")
+@pytest.mark.parametrize("is_first", [True, False], ids=["cold", "again"])
+def test_on_another_file_system_the_record_of_a_begin_is_there_with_its_name_before_the_first_attempt(project, is_first):
+    """No two file systems keep the order of what is done on both: outputs might be there, and nothing that tells of an attempt."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        assert os.stat(folder).st_dev != os.stat(str(project.root)).st_dev
+        project.path("data").symlink_to(folder)
+        project.spec({"processor": project.processor("make", MAKE)})
+        if not is_first:
+            project.ok()
+        lines = told(project, "--force", "s1")
+        begun = lines.index("write s1 running at once")
+        assert "sync state" in lines[begun:lines.index("write s1 ok")], lines
 
 
 # --- while a processor is at work
@@ -302,6 +318,11 @@ def store_with(tmp_path, record=None):
     return store
 
 
+def begun_in(folder):
+    (folder / ".begun").write_bytes(b"")
+    return str(folder / ".begun")
+
+
 def flat(status, **more):
     return dict({"stage": "s", "lastStatus": status, "idempotencyKey": "k", "keyParts": {}, "outputs": []}, **more)
 
@@ -311,31 +332,40 @@ def test_what_is_durable_is_kept_until_the_next_is(tmp_path, old):
     store = store_with(tmp_path, old)
     kept = tmp_path / "state" / ".stage_s.json.before"
     data = (tmp_path / "state" / "stage_s.json").read_bytes() if old else b""
+    begun = "" if old else begun_in(tmp_path)
     for status in ("running", "ok"):
-        store.write_stage("s", flat(status))
+        store.write_stage("s", flat(status), begun=begun)
         assert store.stage("s")["lastStatus"] == status and kept.read_bytes() == data
     assert store.commit.seconds_left() is not None
     store.commit.flush()
     assert not kept.exists() and store.commit.seconds_left() is None
 
 
-@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])
-def test_where_files_cannot_be_linked_a_record_is_durable_at_once(tmp_path, monkeypatch, code):
-    store = store_with(tmp_path, flat("ok"))
+def test_the_first_record_is_durable_at_once_where_nothing_says_that_there_was_none(tmp_path, monkeypatch):
+    store, synced = store_with(tmp_path), []
+    monkeypatch.setattr(state_store, "sync_file", synced.append)
+    store.write_stage("s", flat("running"))
+    assert len(synced) == 1 and not (tmp_path / "state" / ".stage_s.json.before").exists()
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["cold", "again"])
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV])
+def test_where_files_cannot_be_linked_a_record_is_durable_at_once(tmp_path, monkeypatch, code, is_first):
+    store = store_with(tmp_path, None if is_first else flat("ok"))
 
     def refuse(*args, **more):
         raise OSError(code, os.strerror(code))
     synced = []
     monkeypatch.setattr(os, "link", refuse)
     monkeypatch.setattr(state_store, "sync_file", synced.append)
-    store.write_stage("s", flat("running"))
+    store.write_stage("s", flat("running"), begun=begun_in(tmp_path) if is_first else "")
     assert len(synced) == 1 and not (tmp_path / "state" / ".stage_s.json.before").exists()
     assert str(tmp_path / "state" / "stage_s.json") not in store.commit.files
 
 
 def test_after_a_failed_sync_what_was_kept_stays(tmp_path, monkeypatch):
     store = store_with(tmp_path)
-    store.write_stage("s", flat("running"))
+    store.write_stage("s", flat("running"), begun=begun_in(tmp_path))
 
     def refuse(path):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -357,7 +387,7 @@ def test_after_a_failed_sync_what_was_kept_stays(tmp_path, monkeypatch):
 def test_what_a_living_run_has_kept_is_not_a_dead_ones(tmp_path):
     store = store_with(tmp_path)
     for stage, run_id in (("s", "dead"), ("t", "living")):
-        store.write_stage(stage, dict(flat("running"), stage=stage, lastRunId=run_id, lastInvocation=1))
+        store.write_stage(stage, dict(flat("running"), stage=stage, lastRunId=run_id, lastInvocation=1), begun=begun_in(tmp_path))
     store.commit.kept.clear()
     store.settle(("dead", 1))
     store.commit.flush()
