@@ -62,10 +62,7 @@ def sync_folder(path: str) -> None:
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        _flush(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):        # some network file systems cannot sync folders
-            raise OSError(error.errno, error.strerror, path) from error
+        _sync_as_far_as_it_can(path, descriptor, _flush)
     finally:
         os.close(descriptor)
 
@@ -110,19 +107,13 @@ class Commit:
             self.files.clear()          # far cheaper than one call for each of very many
             self.folders.clear()
             self.removed.clear()
-        for path in self.removed:
-            if os.path.isdir(path):
-                sync_folder(path)
-        self.removed.clear()
-        for path in self.files:
-            _sync_path(path)
-        self.files.clear()
-        for path in self.folders:
-            try:
-                sync_folder(path)
-            except FileNotFoundError:
-                pass                    # removed since: whoever counts on what was in it looks for it
-        self.folders.clear()
+        for paths, sync in ((self.removed, _sync_folder_if_there), (self.files, _sync_path), (self.folders, _sync_folder_if_there)):
+            if sys.platform == "darwin":
+                _sync_on_mac(paths)
+            else:
+                for path in paths:
+                    sync(path)
+            paths.clear()
 
 
 def sync_file_systems(folders: Iterable[str]) -> bool:
@@ -169,6 +160,47 @@ def _open_to_sync(path: str, windows: bool = sys.platform == "win32") -> int:
         return open_descriptor(path, os.O_RDWR)
     finally:
         os.chmod(path, mode & 0o777)
+
+
+def _sync_folder_if_there(path: str) -> None:
+    try:
+        sync_folder(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass                            # removed since: whoever counts on what was in it looks for it
+
+
+def _sync_on_mac(paths: Iterable[str]) -> None:
+    """Flush files and folders to their drives one by one, then each drive once: asked to, it writes all that it holds.
+
+    Source: fsync(2) and fcntl(2) of macOS, F_FULLFSYNC. Raises: OSError.
+    """
+    drives: Dict[int, Tuple[str, int]] = {}
+    try:
+        for path in paths:
+            try:
+                descriptor = os.open(path, os.O_RDONLY | (0 if os.path.isdir(path) else os.O_NOFOLLOW))
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP) or isinstance(error, PermissionError):
+                    continue            # as in _sync_path()
+                raise
+            if drives.setdefault(os.fstat(descriptor).st_dev, (path, descriptor))[1] != descriptor:
+                try:
+                    _sync_as_far_as_it_can(path, descriptor, os.fsync)
+                finally:
+                    os.close(descriptor)
+        for path, descriptor in drives.values():
+            _sync_as_far_as_it_can(path, descriptor, _flush)
+    finally:
+        for _, descriptor in drives.values():
+            os.close(descriptor)
+
+
+def _sync_as_far_as_it_can(path: str, descriptor: int, sync: Callable[[int], None]) -> None:
+    try:
+        sync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):        # some network file systems cannot sync folders
+            raise OSError(error.errno, error.strerror, path) from error
 
 
 def _sync_path(path: str) -> None:

@@ -581,6 +581,45 @@ def test_macos_asks_the_drive_for_names_too_as_far_as_a_folder_can_be_synced(num
     assert asked == [(51, os.stat(str(tmp_path)).st_ino)] * 2
 
 
+@posix_only
+def test_of_a_group_macos_asks_each_drive_once_after_all_is_with_it(tmp_path, monkeypatch):
+    """Asked for one file, a drive writes all that it holds, and takes milliseconds for it."""
+    import fcntl
+    done, commit = [], Commit()
+    inodes = {}
+    for name in ("a", "b", "c", "gone"):
+        (tmp_path / name).write_bytes(b"x")
+        commit.files[str(tmp_path / name)] = None
+        inodes[os.stat(str(tmp_path / name)).st_ino] = name
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        commit.folders[str(tmp_path / name)] = None
+        inodes[os.stat(str(tmp_path / name)).st_ino] = name
+    (tmp_path / "gone").unlink()
+    commit.removed[str(tmp_path / "one")] = None
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", lambda descriptor, command: done.append("drive"))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: done.append(inodes[os.fstat(descriptor).st_ino]))
+    before = len(os.listdir("/dev/fd"))
+    commit.flush()
+    assert done == ["drive", "b", "c", "drive", "two", "drive"] and len(os.listdir("/dev/fd")) == before
+    assert not (commit.files or commit.folders or commit.removed)
+
+
+@posix_only
+def test_of_a_group_macos_names_the_file_that_cannot_be_synced(tmp_path, monkeypatch):
+    commit = Commit()
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"x")
+        commit.files[str(tmp_path / name)] = None
+    monkeypatch.setattr(sys, "platform", "darwin")
+    failing(monkeypatch, "fsync", errno.EIO)
+    with pytest.raises(OSError) as caught:
+        commit.flush()
+    assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(tmp_path / "b")) and commit.files
+
+
 # --- records under state/ --------------------------------------------------------------------------------------------
 
 @pytest.fixture
