@@ -10,6 +10,7 @@ import sys
 import time
 
 import environment
+import file_systems
 import known_stages
 import planning
 import quick_index
@@ -550,6 +551,7 @@ class Run:
         self.signals.install()
         import process_tree
         self.run_lock.tell_owner(stage_locks.owner_now("run", self.options.run_id, self.boot, self.clock, process_tree))
+        self.store.in_groups = file_systems.keeps_order(*self.state_device())
         self.ledger.begin(self.options.run_id, self.invocation, self.spec.name)
         self.ledger.tell(self.console.line)
         self.records.write_running(is_brief=True)     # _settle_soon() brings the rest

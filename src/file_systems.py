@@ -1,6 +1,6 @@
-"""Which file systems show every change of a file in its times, and whose clock these come from (Linux, by /proc/self/mountinfo; see proc(5)).
+"""Which file systems show every change of a file in its times, whose clock these come from, and which keep the order of names.
 
-A leaf. A digest is kept for the next run only while no change can hide behind the file's times. FAT and exFAT keep no time of the last
+A leaf; Linux tells, in /proc/self/mountinfo, see proc(5). A digest is kept for the next run only while no change can hide behind the file's times. FAT and exFAT keep no time of the last
 change that a program could not set (the one that stat() tells is that of the contents), and an image is made with any times.
 """
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict
+    from typing import Dict, Tuple
 
 UNTOLD, BY_ITS_TIMES, REMOTE = "no time of change", "only if the times differ", "another machine's clock"
 KINDS = dict(
@@ -29,18 +29,39 @@ def doubt_of(device: int) -> str:
 
 def doubts(mountinfo: str) -> Dict[int, str]:
     """Return {device: doubt} of the mounts that a text tells of, as the kernel writes it."""
-    found = {}
-    for line in mountinfo.splitlines():
-        before, _, behind = line.partition(" - ")
-        kind = _doubt(behind.partition(" ")[0])
-        if kind:
-            major, _, minor = before.split()[2].partition(":")
-            found[os.makedev(int(major), int(minor))] = kind
-    return found
+    found = {device: _doubt(kind) for device, (kind, _) in kinds(mountinfo).items()}
+    return {device: doubt for device, doubt in found.items() if doubt}
 
 
 def _doubt(kind: str) -> str:
     return KINDS.get(kind, BY_ITS_TIMES if kind in ("fuse", "fuseblk") or kind.startswith("fuse.") else "")
+
+
+def keeps_order(device: int) -> bool:
+    """Tell whether a device's names (made, linked, renamed, removed) come to the disk in the order in which this was done, whatever is synced meanwhile.
+
+    So do XFS, and ext3 and ext4 with a journal, which have one log for all. Not btrfs: the log of an fsync may have a rename without what was
+    created before it. Nor what has no journal; and where nobody tells, it is not assumed.
+    """
+    kind, options = kinds(_mounts()).get(device, ("", ""))
+    return kind == "xfs" or kind in ("ext3", "ext4") and "data=writeback" not in options.split(",") and _has_journal(device)
+
+
+def kinds(mountinfo: str) -> Dict[int, Tuple[str, str]]:
+    """Return {device: (kind of file system, its options)} of the mounts that a text tells of."""
+    found = {}
+    for line in mountinfo.splitlines():
+        before, _, behind = line.partition(" - ")
+        major, _, minor = before.split()[2].partition(":")
+        words = behind.split(" ")
+        found[os.makedev(int(major), int(minor))] = words[0], words[-1]
+    return found
+
+
+def _has_journal(device: int) -> bool:
+    """Tell whether the kernel keeps a journal of an ext3 or ext4; 8 is the journal's inode."""
+    name = os.path.basename(os.path.realpath("/sys/dev/block/%d:%d" % (os.major(device), os.minor(device))))
+    return os.path.isdir("/proc/fs/jbd2/%s-8" % name)
 
 
 def _mounts() -> str:

@@ -199,7 +199,7 @@ class StageWork:
         if os.path.lexists(begun):              # of a dead run
             self.store.commit.kept[begun] = None
             return False
-        if stage.checkpoint or stage.launcher or stage.chunks is not None or unfinished is not None or self.moved_from or self.run.folder_neighbours(stage):
+        if not self.store.in_groups or stage.checkpoint or stage.launcher or stage.chunks is not None or unfinished is not None or self.moved_from or self.run.folder_neighbours(stage):
             return False
         if record is not None and (record["lastStatus"] != "ok" or record["outputs"] != self.previous or "tasks" in record):
             return False

@@ -417,6 +417,7 @@ class StateStore:
         self.memo: Dict[str, Any] = {}      # what need not be found out twice in a run
         self.lock: Optional[Callable[[str], Any]] = None    # makes the kernel lock of a given name, where several runs may write
         self.commit = Commit()
+        self.in_groups = False      # the content of stage records, too, is synced with the group; only where the file system keeps the order of names
 
     def path(self, name: str) -> str:
         return os.path.join(self.folder, name)
@@ -475,12 +476,12 @@ class StateStore:
         JSON's own escapes.
 
         Any reader sees it on return; it is durable, content and name, when `commit` is flushed: thousands of small stages need not wait
-        for the device twice each. If the power goes before, stage() tells what was durable last, and that there was work since. at_once: its
+        for the device twice each (in_groups; else its content is on the disk on return). If the power goes before, stage() tells what was durable last, and that there was work since. at_once: its
         content is on the disk on return, as what must not be lost before the next step. begun: for the first record, begun_path(), which is there.
         """
         name = "stage_%s.json" % stage
         data = by_fields(dict({"schema": SCHEMA_VERSION}, **record)).encode("utf-8", "backslashreplace")
-        is_kept = not at_once and self._keep(name, begun)
+        is_kept = self.in_groups and not at_once and self._keep(name, begun)
         write_atomic(self.path(name), data, self.commit, durable=not is_kept)
         if is_kept:
             self.commit.files[self.path(name)] = self.commit.folders[self.folder] = None
@@ -491,8 +492,7 @@ class StateStore:
     def _keep(self, name: str, begun: str) -> bool:
         """Keep what is durable of a record beside it until `commit` is flushed; False where that cannot be: then the new one must be durable at once.
 
-        What a dead run kept stays as it is, for whether the record itself is durable nobody knows. The empty file *begun* is linked, too: a
-        file system without links keeps no order of names either, nor do two of them.
+        What a dead run kept stays as it is, for whether the record itself is durable nobody knows.
         """
         kept = self.path(BEFORE % name)
         if kept not in self.commit.kept:

@@ -277,9 +277,9 @@ NO_CLOCK = ["* state/.clock.tmp"]
 NO_WRITES = NO_CLOCK + ["write *.tmp", "fsync *.tmp"]
 
 
-@pytest.mark.parametrize("make, ignored", [(kit, NO_WRITES), (appending, NO_CLOCK), (changed, NO_WRITES), (forced, NO_WRITES), (unchanged, [])],
+@pytest.mark.parametrize("make, ignored, ordered", [(kit, NO_WRITES, True), (appending, NO_CLOCK, True), (changed, NO_WRITES, True), (forced, NO_WRITES, False), (unchanged, [], True)],
                          ids=lambda value: getattr(value, "__name__", ""))
-def test_killed_before_any_step_the_next_run_ends_as_an_undisturbed_one(make, ignored, tmp_path):
+def test_killed_before_any_step_the_next_run_ends_as_an_undisturbed_one(make, ignored, ordered, tmp_path):
     case = Case(make, tmp_path)
 
     def check(project, where, done):
@@ -287,7 +287,7 @@ def test_killed_before_any_step_the_next_run_ends_as_an_undisturbed_one(make, ig
         recovered(project, where, done)
 
     recovered = check_recovery(case)
-    sweep(case, lambda at: "kill", check, slack=12 if make is unchanged else 0, ignore=ignored)      # four probes of the clock
+    sweep(case, lambda at: "kill", check, slack=12 if make is unchanged else 0, ignore=ignored, ordered=ordered)      # four probes of the clock
 
 
 @pytest.mark.parametrize("make, ignored, actions", [
@@ -324,11 +324,11 @@ def at_of(project):
     return int(project.root.name[1:])
 
 
-@pytest.mark.parametrize("make, action", [(appending, "late"), (changed, "early")],
+@pytest.mark.parametrize("make, action, ordered", [(appending, "late", True), (appending, "late", False), (changed, "early", True), (changed, "late", True)],
                          ids=lambda value: getattr(value, "__name__", value))
-def test_after_a_power_cut_nothing_is_believed_that_was_not_on_the_disk(make, action, tmp_path):
+def test_after_a_power_cut_nothing_is_believed_that_was_not_on_the_disk(make, action, ordered, tmp_path):
     case = Case(make, tmp_path)
-    sweep(case, lambda at: action, check_after_boot(case), ignore=NO_WRITES + ["unlink locks/*"])
+    sweep(case, lambda at: action, check_after_boot(case), ignore=NO_WRITES + ["unlink locks/*"], ordered=ordered)
 
 
 def check_after_boot(case):
@@ -507,7 +507,8 @@ def test_of_ten_runs_at_once_each_stage_is_run_by_one(wait_s, allowed, project):
 TOLD = """
 import os, runpy, sys
 sys.path.insert(0, %r)
-import run_records, state_store
+import file_systems, run_records, state_store
+file_systems.keeps_order = lambda device: True
 run_records.RECORD_S = run_records.RECORD_SHARE = 0     # after each stage, however slow the disk is
 real_write, real_stage, real_sync = state_store.StateStore.write, state_store.StateStore.write_stage, state_store.sync_folder
 def write(self, name, record):

@@ -922,6 +922,35 @@ def test_which_mounts_there_is_a_doubt_of():
     assert file_systems.doubts(MOUNTS) == of and file_systems.doubts("") == {}
 
 
+ORDERS = """22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw,discard
+23 22 8:1 / /fast rw - ext4 /dev/sda1 rw,data=writeback
+24 22 8:2 / /old rw - ext3 /dev/sda2 rw,data=ordered
+25 22 8:3 / /none rw - ext4 /dev/sda3 rw
+26 22 8:4 /sub /bound rw - xfs /dev/sda4 rw,attr2
+27 22 0:44 / /srv/data rw - btrfs /dev/sdb rw,subvol=/
+28 22 8:5 / /two rw - ext2 /dev/sda5 rw
+29 22 0:53 / /upper rw - overlay overlay rw,upperdir=/b
+"""
+
+
+def test_which_file_systems_keep_the_order_of_names(monkeypatch):
+    """What is said of others is not so: after power cuts btrfs had renamed files and not what had been made before them."""
+    monkeypatch.setattr(file_systems, "_mounts", lambda: ORDERS)
+    monkeypatch.setattr(file_systems, "_has_journal", lambda device: device != os.makedev(8, 3))
+    devices = [os.makedev(*numbers) for numbers in ((254, 0), (8, 2), (8, 4), (8, 1), (8, 3), (0, 44), (8, 5), (0, 53), (9, 9))]
+    assert [file_systems.keeps_order(device) for device in devices] == [True] * 3 + [False] * 6
+    monkeypatch.setattr(file_systems, "_mounts", lambda: "")
+    assert not file_systems.keeps_order(os.makedev(254, 0))
+
+
+@pytest.mark.skipif(not os.path.isdir("/sys/dev/block"), reason="block devices as Linux shows them")
+def test_a_journal_is_looked_for_under_the_devices_name(monkeypatch):
+    seen = []
+    monkeypatch.setattr(os.path, "isdir", lambda path: seen.append(path) or True)
+    monkeypatch.setattr(os.path, "realpath", lambda path: {"/sys/dev/block/254:3": "/sys/devices/pci/virtio1/block/vda/vda3"}.get(path, path))
+    assert file_systems._has_journal(os.makedev(254, 3)) and seen == ["/proc/fs/jbd2/vda3-8"]
+
+
 def test_what_is_mounted_later_is_looked_up_then_and_each_device_once(monkeypatch):
     texts = [MOUNTS.splitlines(True)[0], MOUNTS]
     monkeypatch.setattr(file_systems, "_known", {})

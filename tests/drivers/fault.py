@@ -5,6 +5,7 @@
 SETTINGS.json: {"runner": path of pipeline_runner.py, "root": the project, "action": see below, "at": N (from 1),
 "hit": file that is made when step N was reached, "boot": boot id to pretend or null, "outputs": output folders,
 "startSynced": whether the outputs that are there at the start are on the disk,
+"ordered": whether the runner takes the file system for one that keeps the order of names (true), as it is broken here,
 "only": ["call path", ...] with * and ?: nothing else is a step; "ignore": likewise, these are none}
 
     kill        SIGKILL before step N
@@ -265,6 +266,8 @@ def main(run=None):
     if settings.get("boot"):
         import state_store
         state_store.boot_id = lambda: settings["boot"]
+    import file_systems
+    file_systems.keeps_order = lambda device: settings.get("ordered", True)
     fault = Fault(settings)
     if settings["action"] != "none":
         fault.install()
