@@ -336,12 +336,12 @@ class Pool:
         return pick_cores(sorted(os.sched_getaffinity(0)), [core for one in self.running for core in one.cores], resources["cpuCores"], os.getpid())
 
     def wait(self, seconds: Optional[float] = None) -> List[Attempt]:
-        """Return the attempts that have ended, waiting for the first one, a signal, or *seconds* at most."""
-        self.pump(seconds)
+        """Return the attempts that have ended, waiting for the first one, a signal, or *seconds* at most; while none is looked at, there is upkeep."""
+        self.pump(seconds, self.upkeep)
         ended, self.ended = self.ended, []
         return ended
 
-    def pump(self, seconds: Optional[float] = None) -> None:
+    def pump(self, seconds: Optional[float] = None, upkeep: Optional[Callable[[], Optional[float]]] = None) -> None:
         """Keep the attempts going until one has ended, a signal has come, or for *seconds*; what ended is for wait()."""
         deadline = None if seconds is None else time.monotonic() + seconds
         was = self.signals.count
@@ -350,7 +350,8 @@ class Pool:
             # A signal may also have come just before, when whoever asks had looked for one already.
             if not self.running and (left is None or left <= 0 or self.signals.count != was or self.signals.number):
                 return
-            self._step(left)
+            due = upkeep() if upkeep is not None else None
+            self._step(left if due is None else due if left is None else min(left, due))
             if deadline is not None and time.monotonic() >= deadline:
                 return
 
@@ -390,8 +391,6 @@ class Pool:
     def _step(self, seconds: Optional[float]) -> None:
         self._forgive()
         limits = [one.ending.seconds_left() for one in self.running] + [seconds, self.tick_s if self.tick is not None else None]
-        if self.upkeep is not None:
-            limits.append(self.upkeep())
         left = min([limit for limit in limits if limit is not None], default=None)
         if any(one.launch.server.has_news for one in self.running if one.is_forked):
             left = 0.0                  # ends that came with the answer to a launch: nothing more may come to be read

@@ -80,6 +80,7 @@ class Run:
         self.places = work_places.WorkPlaces(self)
         self.held: Set[str] = set()     # stages that another run has, and this one goes on without
         self.names: Optional[Set[str]] = None   # of all stages of the spec, once somebody has asked
+        self.is_unsound = False         # a sync has failed: what ends from now on is not believed
         self.unfit = ""                 # the stage from which the runner could not go on
 
     @property
@@ -351,8 +352,9 @@ class Run:
                 self.digests.vouch(path[len(self.root):].replace(os.sep, "/").lstrip("/"))
         except OSError:
             for stage, result in zip(self.selected, self.result_at):
-                if stage.name in self.works or result is not None and result.status == "ok":
+                if stage.name in self.works or result is not None and (result.status == "ok" or self._is_among(held, stage, result)):
                     state_store.mark_lost(self.root, stage.output_dir, stage.name, bool(stage.for_each))
+            self.is_unsound = True
             self.store.commit.files.clear()     # a second sync would report success for pages that are lost
             self.digests.files.clear()
             raise
@@ -367,6 +369,10 @@ class Run:
                 self.scheduler.error = self.scheduler.error or error    # raised when those at work have come to their end
             left = None
         return left
+
+    def _is_among(self, paths: Sequence[str], stage: StageSpec, result: StageResult) -> bool:
+        """Tell whether an output of a stage that was skipped is among *paths*: whoever made it has not lived to sync it."""
+        return any(os.path.join(self.root, stage.output_dir + "/" + output["path"]) in paths for output in result.outputs)
 
     def _stopped(self) -> int:
         """Return the exit code of a run that a signal or the clock has asked to stop, 0 if none has."""
@@ -516,6 +522,7 @@ class Run:
         reason = "; ".join(decision.reasons)
         self.console.event("SKIP", stage.name, " (%s)" % reason)
         outputs = facts.record["outputs"]
+        self.store.sync_stage(stage.name)
         self.looked[stage.name] = facts.material.inputs + facts.material.watched
         evidence = {"madeBy": {"runId": facts.record.get("lastRunId"), "invocation": facts.record.get("lastInvocation")}}
         if facts.tasks is not None:
@@ -530,7 +537,11 @@ class Run:
         return state_store.marker_path(self.root, stage.output_dir, stage.name)
 
     def write_marker(self, stage: StageSpec, key: str) -> None:
+        """Say that a stage is finished; after a failed sync, that it is not to be believed: of one for a whole file system nobody knows what it was about."""
         path = self.marker(stage)
+        if self.is_unsound:
+            state_store.mark_lost(self.root, stage.output_dir, stage.name, True)
+            return
         state_store.write_atomic(path, state_store.marker_bytes(stage.name, key, self.options.run_id, self.clock.time()), durable=False)
         self.store.commit.files[path] = None        # synced with the group: one that a power cut took counts as none
         self.store.commit.folders[os.path.dirname(path)] = None

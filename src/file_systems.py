@@ -1,7 +1,8 @@
 """Which file systems show every change of a file in its times, whose clock these come from, and which keep the order of names.
 
-A leaf; Linux tells, in /proc/self/mountinfo, see proc(5). A digest is kept for the next run only while no change can hide behind the file's times. FAT and exFAT keep no time of the last
-change that a program could not set (the one that stat() tells is that of the contents), and an image is made with any times.
+A leaf; Linux tells, in /proc/self/mountinfo, see proc(5). A digest is kept for the next run only while no change can hide behind the
+file's times. FAT and exFAT keep no time of the last change that a program could not set (the one that stat() tells is that of the
+contents), and an image is made with any times.
 """
 from __future__ import annotations
 

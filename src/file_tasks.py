@@ -553,4 +553,4 @@ class FileTasksWork(TasksWork):
         else:
             record["token"] = self.lock.token
             record.update({"refused": self.refused} if self.refused else {})
-        self.store.write_stage(self.stage.name, record, at_once=status == "running")
+        self.store.write_stage(self.stage.name, record)

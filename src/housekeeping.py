@@ -394,7 +394,7 @@ def forgotten(spec: PipelineSpec, stage: StageSpec, record: Optional[Json]) -> L
 
     The marker first: without it nothing is skipped. The record last: after a kill it still tells that there is something to remove, and where.
     """
-    files = ["%s/.%s.%s" % (folder, stage.name, ending) for folder in _folders(spec, stage, record) for ending in ("done", "begun")] + ["state/" + pattern % stage.name for pattern in STATE_FILES]
+    files = ["%s/.%s.done" % (folder, stage.name) for folder in _folders(spec, stage, record)] + ["state/" + pattern % stage.name for pattern in STATE_FILES]
     state = os.path.join(spec.root, "state")
     files += ["state/" + name for name in (task_files.names_of_inputs(state, stage.name) if os.path.isdir(state) else ())]
     folders, parts = _private(spec, stage, record)
@@ -402,7 +402,7 @@ def forgotten(spec: PipelineSpec, stage: StageSpec, record: Optional[Json]) -> L
     # A stage may be named a, another one a.json: what is a file of the one is a folder of the other.
     def those_there(names: Sequence[str]) -> List[str]:
         return [name for name in names if os.path.lexists(os.path.join(spec.root, name)) and not is_folder(os.path.join(spec.root, name))]
-    return those_there(files) + folders + parts + those_there(["state/" + pattern % stage.name for pattern in (BEFORE % "stage_%s.json", "stage_%s.json")])
+    return those_there(files) + folders + parts + those_there(["state/" + pattern % stage.name for pattern in ("stage_%s.json", BEFORE % "stage_%s.json")])
 
 
 def _private(spec: PipelineSpec, stage: StageSpec, record: Optional[Json]) -> Tuple[List[str], List[str]]:

@@ -348,7 +348,7 @@ def _stage_records(store: StateStore) -> Dict[str, bytes]:
     for name in sorted(os.listdir(store.folder)) if os.path.isdir(store.folder) else ():
         data = _read_small(store.path(name)) if name.startswith("stage_") and name.endswith(".json") else None
         kept = _read_small(store.path(BEFORE % name)) if data is not None and _parsed(data) is None else None
-        if data is not None and kept != b"":
+        if data is not None:
             found[name] = data if kept is None else kept
     return found
 

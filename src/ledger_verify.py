@@ -110,7 +110,6 @@ class Verification:
         self.homes: Dict[RunKey, str] = {}              # the same, looked at from the run
         self.doubtful: Set[RunKey] = set()              # runs with a finding of their own: nothing is built on them
         self.stages: Dict[str, Json] = {}               # stage -> stage record
-        self.lost: Set[str] = set()                     # stages at work when the power went: their records are those from before
         self.wanted: Set[Tuple[str, int, str]] = set()
         self.made: Dict[Tuple[str, int, str], Made] = {}
         self.newest: Dict[str, Tuple[RunKey, str, Made]] = {}   # stage -> (run, pipeline, what it made): a stage is one, however its pipeline is called
@@ -514,16 +513,13 @@ class Verification:
 
     def _load_stage(self, name: str) -> Json:
         """Return a stage record; for one that a power cut took what was durable before it. Raises: FileNotFoundError, Unreadable."""
-        kept, stage = BEFORE % name, name[len("stage_"):-len(".json")]
+        kept = BEFORE % name
         try:
             return self.load(name, self.loose)
         except Unreadable:
             if kept not in self.names:
                 raise
-            self.lost.add(stage)
-            self.notes.append("state/%s had not come to the disk when the power went; the next run of %s will do its work again" % (name, shown(stage)))
-            if not read_regular(os.path.join(self.state, kept)):
-                raise FileNotFoundError(kept) from None
+            self.notes.append("state/%s had not come to the disk when the power went; what was recorded before it counts" % name)
         return self.load(kept, self.loose)
 
     def _check_stages(self) -> None:
@@ -700,8 +696,6 @@ class Verification:
         A run that died may have, and so may one whose record cannot be trusted.
         """
         record = self.stages.get(stage)
-        if stage in self.lost:
-            return False
         if record is not None and record["pipeline"] == pipeline and _maker(record) not in self.doubtful:
             return _maker(record) == run and record["lastStatus"] == "ok"
         return not any(entry.pipeline == pipeline and entry.seq > made.end and (entry.closed_by is not None or entry.run in self.doubtful)

@@ -187,8 +187,6 @@ def reasons_to_run(stage: StageSpec, facts: Facts) -> List[str]:
     record = facts.record
     if record is None:
         return ["no record of an earlier run"]
-    if state_store.is_lost(record):
-        return [state_store.LOST]
     if record["idempotencyKey"] != facts.material.key:
         import reasons
         changes = reasons.key_changes(record["keyParts"], facts.material.parts) or ["key changed"]

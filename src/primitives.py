@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     Piece = Union[bytes, memoryview]
 
 BULK_BYTES = 1 << 20        # hashed in all: from here on, the quicker implementation is worth its import
-BEFORE = ".%s.before"        # a stage's record as it was last durable, or empty: there was none; beside one that may not be durable yet
+BEFORE = ".%s.before"        # a stage's record as it was last durable, beside one that may not be durable yet
 GUESSED_BOOT = "start-"     # what a boot id begins with that the system has not told
 SHARING_RETRY_S = 2.0       # Windows: scanners hold files open for moments
 SHARING_ERRORS = (5, 32, 33)

@@ -67,8 +67,6 @@ def _made_by_others(root: str, besides: Set[str]) -> Iterator[Tuple[str, List[st
 
 def unfinished_baseline(record: Optional[Json], folder: str) -> Optional[Json]:
     """Return the listing of *folder* from before the unfinished work that a stage record tells of, None if there is none."""
-    if record is not None and state_store.is_lost(record):
-        return _baseline_of_lost(record, folder)
     baseline = record.get("baseline") if record is not None and record["lastStatus"] != "ok" else None
     if record is None or not isinstance(baseline, dict):
         return None
@@ -78,13 +76,6 @@ def unfinished_baseline(record: Optional[Json], folder: str) -> Optional[Json]:
         # It came to its end and said what it left: anything else somebody has put there since, and it is theirs.
         baseline = {**baseline, **{path: stamp for path, stamp in there.baseline().items() if path not in left}}
     return baseline
-
-
-def _baseline_of_lost(record: Json, folder: str) -> Optional[Json]:
-    """Return what was in the folder of a stage whose record the power took: what its last durable one tells of; without one nothing, if a file says so."""
-    if not record["keyParts"] and not os.path.lexists(os.path.join(folder, ".%s.begun" % record["stage"])):
-        return None
-    return stage_outputs.listing_of([one["path"] for one in record["outputs"]])
 
 
 def declared_beside(spec: PipelineSpec, record: Json) -> Set[str]:
@@ -131,7 +122,7 @@ def clear_leftovers(spec: PipelineSpec, record: Json) -> List[str]:
     """
     output_dir = state_store.made_elsewhere(record, "")
     folder = os.path.join(spec.root, output_dir)
-    baseline = unfinished_baseline(record, folder) if output_dir else None
+    baseline = unfinished_baseline(record, folder)
     if baseline is None:
         return []
     recorded = {one["path"]: (one["bytes"], one["sha256"]) for one in record["outputs"]}

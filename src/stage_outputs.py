@@ -14,10 +14,10 @@ from primitives import folded, refuse_too_long, truncate, unlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Container, Dict, Iterable, List, Optional, Set, Tuple
+    from typing import Callable, Container, Dict, List, Optional, Set, Tuple
     Listing = Dict[str, List[int]]
 
-RUNNER_ENDINGS = (".done", ".done.tmp", ".tasks", ".begun")     # of the hidden names that are the runner's: markers, private folders of tasks
+RUNNER_ENDINGS = (".done", ".done.tmp", ".tasks")       # of the hidden names that are the runner's: markers, private folders of tasks
 ITSELF = "./"           # in a baseline that knows of folders
 NO_OUTPUT = "names that begin with a dot or end in .part are no outputs"
 
@@ -78,12 +78,6 @@ def list_folder(folder: str) -> Folder:
             else:
                 files[path] = _signature(entry.path)
     return Folder(files, sorted(parts), hidden, found, _identity(folder))
-
-
-def listing_of(paths: Iterable[str]) -> Listing:
-    """Return a baseline of files of which only the paths are known, with their folders: each counts as changed."""
-    parts = [path.split("/") for path in paths]
-    return {ITSELF: [], **{"/".join(one[:count]) + "/": [] for one in parts for count in range(1, len(one))}, **{"/".join(one): [] for one in parts}}
 
 
 def _identity(folder: str) -> List[int]:

@@ -115,8 +115,6 @@ class StageWork:
         self.moved_from = state_store.made_elsewhere(facts.record, stage.output_dir)
         self.previous = self._made_before(facts.record) if facts.record is not None and not self.moved_from else []
         self.baseline: Json = {}        # from before this key's first attempt: what changed since is ours
-        self.begun = ""                 # what says that nothing was in the folder, for the first record
-        self.begins_durably = True       # its record "running" is on the disk before its first attempt
         self.found = stage_outputs.NOTHING  # in the folder before this run's attempts: what others own must still be that
         self.survivors: List[int] = []
         self.attempts = 0
@@ -174,7 +172,7 @@ class StageWork:
             if decision.discard:
                 self._note("checkpoint not used: %s" % decision.discard)
             self._drop_checkpoint()
-            self._clear_leftovers(unfinished)
+            self._clear_leftovers(self._doubted(unfinished))
             unseen = [] if self.facts.record is None or self.facts.record["outputs"] else self.previous     # of a task log: nobody has looked at them yet
             if self.facts.output_problems or not all(map(self._is_as_recorded, unseen)):
                 self._undo_success()
@@ -182,38 +180,10 @@ class StageWork:
         old = unfinished if self._is_same_work() else None
         self.found = stage_outputs.list_folder(self.folder)
         self.baseline = old if old is not None else self.found.baseline()
-        is_beside = self.found.itself[1:] == self.run.state_device()
-        self.begins_durably = not (is_beside and self._is_derivable(unfinished))
         self._write_record("running", "")
         self.run.records.save_dear_digests()
-        if self.stage.checkpoint or not is_beside:
+        if self.stage.checkpoint or self.found.itself[1:] != self.run.state_device():
             self.run.flush()    # a checkpoint is worth nothing without the record of its key; and two file systems keep no order of names
-
-    def _is_derivable(self, unfinished: Optional[Json]) -> bool:
-        """Tell whether the baseline is known without this run's record, should the power go before that is durable.
-
-        The folder holds what the last record tells of, or, as a file says then, nothing; nobody else's files, and none of work that must be cleared.
-        """
-        stage, record = self.stage, self.facts.record
-        begun = state_store.begun_path(self.run.root, stage.output_dir, stage.name)
-        if os.path.lexists(begun):              # of a dead run
-            self.store.commit.kept[begun] = None
-            return False
-        if not self.store.in_groups or stage.checkpoint or stage.launcher or stage.chunks is not None or unfinished is not None or self.moved_from or self.run.folder_neighbours(stage):
-            return False
-        if record is not None and (record["lastStatus"] != "ok" or record["outputs"] != self.previous or "tasks" in record):
-            return False
-        before = stage_outputs.listing_of([one["path"] for one in self.previous])
-        if not all(path in before for path in [*self.found.files, *self.found.folders]):
-            return False
-        if record is None:
-            try:
-                state_store.write_new(begun, b"", durable=False)
-            except OSError:
-                return False
-            self.store.commit.kept[begun] = None
-            self.begun = begun
-        return True
 
     def _note(self, text: str) -> None:
         self.console.event("NOTE", self.stage.name, ": " + text)
@@ -252,6 +222,14 @@ class StageWork:
     def _old_baseline(self) -> Optional[Json]:
         """Return the listing from before the unfinished work that the stage record tells of, None if there is none."""
         return recorded_outputs.unfinished_baseline(self.facts.record, self.folder) if not self.moved_from else None
+
+    def _doubted(self, baseline: Optional[Json]) -> Optional[Json]:
+        """Return a baseline in which, after a restart of the machine, recorded files count as changed: one that the unfinished attempt wrote in place
+        may have other content on the disk, and its old times."""
+        if baseline is None or (self.facts.record or {}).get("bootId") == self.run.boot:
+            return baseline
+        files = [one["path"] for one in self.previous if one["path"] in baseline and not os.path.islink(os.path.join(self.folder, one["path"]))]
+        return {**baseline, **{path: [] for path in files}}
 
     def _drop_checkpoint(self) -> None:
         path = self._progress_file()
@@ -691,8 +669,7 @@ class StageWork:
             if self.refused:
                 record["refused"] = self.refused        # no other stage takes them as inputs
             record["token"] = self.lock.token
-        self.store.write_stage(self.stage.name, dict(record, **self.more_of_record), at_once=status == "running" and self.begins_durably,
-                               begun=self.begun if status == "running" else "")
+        self.store.write_stage(self.stage.name, dict(record, **self.more_of_record))
 
     def _record(self, status: str, error: str, outputs: List[Json]) -> Json:
         if status != "running":

@@ -2,7 +2,7 @@
 
 A leaf. Everything here is written so that a kill at any instruction leaves the old or the new, whole, and so that what
 is durable is durable in order: first the content, then the name. Names are made durable in groups (Commit), and so are
-the records of stages, content and name: what was durable before is kept beside them until then.
+the outcomes of stages, content and name: the record "running" is kept beside them until then.
 """
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ FLUSH_S = 1.0
 SECRET_BYTES = 32
 WAIT_S = 30                 # for locks that are held for moments; a longer wait is a fault of the file system
 CLEANED = "its outputs were removed by clean"      # why a stage must run whose record says so
-LOST = "last run died with the machine"             # ... or is lost
 
 
 class StateError(Exception):
@@ -78,7 +77,8 @@ class Commit:
         self.folders: Dict[str, None] = {}
         self.files: Dict[str, None] = {}
         self.removed: Dict[str, None] = {}      # folders out of which something went
-        self.kept: Dict[str, None] = {}         # what is of no use any more once all this is durable
+        self.kept: Dict[str, Any] = {}          # what is of no use any more once all this is durable, and what it looked like
+        self.is_timed = False                   # it must not wait for the end of whatever is at work
         self.clock = clock
         self.since = clock()
 
@@ -86,8 +86,8 @@ class Commit:
         return len(self.folders) + len(self.removed) + len(self.files) >= GROUP_FILES or self.clock() - self.since >= FLUSH_S
 
     def seconds_left(self) -> Optional[float]:
-        """Return when to flush while nothing else happens, None for not at all: what is only kept aside for so long must not wait for hours."""
-        return max(0.0, self.since + FLUSH_S - self.clock()) if self.kept else None
+        """Return when to flush while nothing else happens, None for not at all."""
+        return max(0.0, self.since + FLUSH_S - self.clock()) if self.is_timed else None
 
     def flush(self) -> None:
         """Sync all folders out of which something went, then all files, then the other folders. Raises: OSError, with what failed still held.
@@ -97,9 +97,10 @@ class Commit:
         """
         kept, self.kept = self.kept, {}
         self._sync()
-        for path in kept:
-            remove_quietly(path)
-        self.since = self.clock()
+        for path, stamp in kept.items():
+            if _stamp_of(path) == stamp:        # another run may have kept its own there since
+                remove_quietly(path)
+        self.since, self.is_timed = self.clock(), False
 
     def _sync(self) -> None:
         folders = {*self.folders, *self.removed}
@@ -417,7 +418,7 @@ class StateStore:
         self.memo: Dict[str, Any] = {}      # what need not be found out twice in a run
         self.lock: Optional[Callable[[str], Any]] = None    # makes the kernel lock of a given name, where several runs may write
         self.commit = Commit()
-        self.in_groups = False      # the content of stage records, too, is synced with the group; only where the file system keeps the order of names
+        self.in_groups = False      # the content of outcomes, too, is synced with the group; only where the file system keeps the order of names
 
     def path(self, name: str) -> str:
         return os.path.join(self.folder, name)
@@ -471,50 +472,44 @@ class StateStore:
         pieces = self.write("metrics_%s.json" % run_id, metrics, "metrics.json")
         return {"bytes": sum(map(len, pieces)), "sha256": digest_of(pieces)}
 
-    def write_stage(self, stage: str, record: Json, at_once: bool = False, begun: str = "") -> None:
+    def write_stage(self, stage: str, record: Json) -> None:
         """Store a stage's record, a line for each field. A name that is not UTF-8, of what a failed attempt has left, stands there in
         JSON's own escapes.
 
-        Any reader sees it on return; it is durable, content and name, when `commit` is flushed: thousands of small stages need not wait
-        for the device twice each (in_groups; else its content is on the disk on return). If the power goes before, stage() tells what was durable last, and that there was work since. at_once: its
-        content is on the disk on return, as what must not be lost before the next step. begun: for the first record, begun_path(), which is there.
+        "running" is as durable as by write(). An outcome is seen by any reader on return and, where `in_groups`, durable with the next flush
+        of `commit`, content and name; if the power goes before, stage() finds "running", as after a kill.
         """
         name = "stage_%s.json" % stage
         data = by_fields(dict({"schema": SCHEMA_VERSION}, **record)).encode("utf-8", "backslashreplace")
-        is_kept = self.in_groups and not at_once and self._keep(name, begun)
+        is_kept = self.in_groups and record["lastStatus"] != "running" and self._keep(name)
         write_atomic(self.path(name), data, self.commit, durable=not is_kept)
+        self.commit.is_timed = True
         if is_kept:
             self.commit.files[self.path(name)] = self.commit.folders[self.folder] = None
         else:
-            remove_quietly(self.path(BEFORE % name))        # from now on it would tell of what has been done since
-            self.commit.kept.pop(self.path(BEFORE % name), None)
+            remove_quietly(self.path(BEFORE % name))        # of a run that died: from now on it would tell of what has been done since
 
-    def _keep(self, name: str, begun: str) -> bool:
-        """Keep what is durable of a record beside it until `commit` is flushed; False where that cannot be: then the new one must be durable at once.
+    def _keep(self, name: str) -> bool:
+        """Keep a record, which is durable, beside the next one until `commit` is flushed; False where that cannot be: then that must be durable at once.
 
-        What a dead run kept stays as it is, for whether the record itself is durable nobody knows.
+        What a run has kept that died stays as it is, for whether the record itself is durable nobody knows then.
         """
         kept = self.path(BEFORE % name)
-        if kept not in self.commit.kept:
-            try:
-                os.link(begun or self.path(name), kept)
-            except OSError:             # it is there, or the file system has no links, or there is nothing to keep
-                return False
-            self.commit.kept[kept] = None
+        try:
+            os.link(self.path(name), kept)
+        except OSError:
+            return False
+        self.commit.kept[kept] = _stamp_of(kept)
         return True
 
-    def settle(self, maker: Tuple[Any, Any]) -> None:
-        """Make the stage records durable that a dead run, (run id, invocation), has left, and have what it kept beside them removed; when `commit` is flushed."""
-        for kept in os.listdir(self.folder):
-            name = kept[1:-len(BEFORE % "") + 1]
-            if kept != BEFORE % name or not name.startswith("stage_"):
-                continue
-            record, _ = _parsed(self._data(name) or b"")
-            if isinstance(record, dict) and (record.get("lastRunId"), record.get("lastInvocation")) == maker:
-                self.commit.files[self.path(name)] = self.commit.folders[self.folder] = self.commit.kept[self.path(kept)] = None
-                output_dir = made_elsewhere(record, "") if not stage_record_problem(record, name[len("stage_"):-len(".json")]) else ""
-                if output_dir:
-                    self.commit.kept[begun_path(self.root, output_dir, record["stage"])] = None
+    def sync_stage(self, stage: str) -> None:
+        """Make a stage record durable with the next flush of `commit` if the run that wrote it may have died, or may die, before that did so.
+
+        What was kept beside it stays: if a sync of that run has failed, a second one would tell nothing.
+        """
+        name = "stage_%s.json" % stage
+        if os.path.lexists(self.path(BEFORE % name)):
+            self.commit.files[self.path(name)] = self.commit.folders[self.folder] = None
 
     def stage_names(self) -> List[str]:
         """Return the names of the stages that have a record, sorted."""
@@ -522,7 +517,7 @@ class StateStore:
         return sorted(name[len("stage_"):-len(".json")] for name in names if name.startswith("stage_") and name.endswith(".json"))
 
     def stage(self, stage: str) -> Optional[Json]:
-        """Return a stage's record, None if there is none; of one that the power took, what is known of it all the same: see record_of_lost().
+        """Return a stage's record, None if there is none; for an outcome that the power took before it was durable what was kept beside it.
 
         Raises: StateError, as read() does.
         """
@@ -532,13 +527,11 @@ class StateStore:
             return None
         found, problem = _parsed(data)
         kept = self._data(BEFORE % name) if found is None else None
-        if kept:
-            found, problem = _parsed(kept)
-        record = {} if kept == b"" else self._checked(name, found, problem)
-        problem = "" if kept == b"" else stage_record_problem(record, stage)
+        record = self._checked(name, *((found, problem) if kept is None else _parsed(kept)))
+        problem = stage_record_problem(record, stage)
         if problem:
             raise StateError("state/%s is damaged (%s); %s" % (name, problem, self.set_aside(name)))
-        return record if kept is None else record_of_lost(stage, record)
+        return record
 
     def secret(self) -> bytes:
         """Return the random key for digests of variables' values, made on first use (state/env.key, mode 0600)."""
@@ -568,6 +561,15 @@ class StateStore:
         return self.secret()
 
 
+def _stamp_of(path: str) -> Any:
+    """Return what tells a file from another one of its name, None where there is none."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def _parsed(data: bytes) -> Tuple[Any, str]:
     """Return (what the JSON text of a record says, None if it is none; what is wrong with it or "")."""
     try:
@@ -576,24 +578,6 @@ def _parsed(data: bytes) -> Tuple[Any, str]:
         return None, "is damaged (not JSON)"
     is_record = isinstance(record, dict) and is_integer(record.get("schema"))
     return record, "" if is_record else "is not a record of this runner"
-
-
-def record_of_lost(stage: str, before: Json) -> Json:
-    """Return the record of a stage whose own was not on the disk when the power went: it was at work. before: its last durable one, {} if there was none.
-
-    Such a stage has begun (or its "running" had been made durable) in a folder that held what *before* records, and nothing else.
-    """
-    if before and before["lastStatus"] != "ok":
-        return before
-    known = {"pipeline": "", "attempts": 0, "keyParts": {}, "outputs": [], "counts": {}, "bytesIn": 0, "lastDurationSec": 0.0, "lastError": None,
-             "lastRunId": "", "lastInvocation": 0, "startedAt": "", "endedAt": None, "bootId": "", **before}
-    known.pop("cleaned", None)
-    return {"schema": SCHEMA_VERSION, **known, "stage": stage, "lastStatus": "running", "idempotencyKey": "", "token": ""}
-
-
-def is_lost(record: Optional[Json]) -> bool:
-    """Tell whether a stage's record is that of one that the power took: nobody knows of which key the work was."""
-    return record is not None and not record["idempotencyKey"]
 
 
 def made_elsewhere(record: Optional[Json], output_dir: str) -> str:
@@ -696,11 +680,6 @@ def read_marker(path: str) -> Optional[str]:
 def lost_path(root: str, output_dir: str, stage: str) -> str:
     """Return where the marker goes of a stage whose outputs could not be synced."""
     return os.path.join(root, output_dir, ".%s.lost" % stage)
-
-
-def begun_path(root: str, output_dir: str, stage: str) -> str:
-    """Return where a file says that nothing was in a stage's output folder when it began, while its first record may not be durable yet."""
-    return os.path.join(root, output_dir, ".%s.begun" % stage)
 
 
 def mark_lost(root: str, output_dir: str, stage: str, is_of_tasks: bool) -> None:

@@ -218,7 +218,7 @@ def results(project):
     """Return what a user keeps: outputs and markers (their keys), stage records without what belongs to the run."""
     found = {}
     for path in sorted(project.root.joinpath("data").rglob("*")):
-        if path.is_file() and not path.name.endswith(".begun"):
+        if path.is_file():
             name = str(path.relative_to(project.root))
             found[name] = json.loads(path.read_bytes())["key"] if name.endswith(".done") else path.read_bytes()
     for path in sorted(project.root.glob("state/stage_*.json")):
@@ -229,11 +229,10 @@ def results(project):
     return found
 
 
-def leftovers(project, where=""):
-    """where: what was refused; what was kept of a record stays until the stage's next one, if it could not be removed."""
-    found = [str(path.relative_to(project.root)) for path in project.root.rglob("*") if path.name.endswith((".tmp", ".part", ".lock", ".tmp~", ".before", ".begun"))]
-    found += [str(path.relative_to(project.root)) for path in project.root.glob("state/*.corrupt-*")]
-    return [path for path in found if not (path.endswith((".before", ".begun")) and where == "unlink " + path)]
+def leftovers(project):
+    """What was kept of a record by a run that died stays until the stage runs again, and is none."""
+    found = [str(path.relative_to(project.root)) for path in project.root.rglob("*") if path.name.endswith((".tmp", ".part", ".lock", ".tmp~"))]
+    return found + [str(path.relative_to(project.root)) for path in project.root.glob("state/*.corrupt-*")]
 
 
 def chain_problems(project):
@@ -263,7 +262,7 @@ def check_recovery(case, with_third=True):
         third = project.ok("--run-id", "third") if with_third else again
         assert not with_third or third.out.count("[SKIP]") == len(third.steps) - 1 > 0, (done, again, third)
         assert results(project) == expected, (done, again)
-        assert leftovers(project, where) == [], (done, again, third)
+        assert leftovers(project) == [], (done, again, third)
         assert chain_problems(project) == [], (done, again, third)
 
     return check
@@ -305,7 +304,7 @@ def test_refused_by_the_file_system_a_run_says_so_in_one_line_and_the_next_is_ri
             # A rename, the last step of all, needs no space. The file for monitoring and a cache are a note, and nothing else.
             noted = {"metrics.prom": "[NOTE] state/metrics.prom was not written", "digests.json": "[NOTE] a cache is not written"}
             # What cannot be kept of a record makes the next one durable at once.
-            assert where.startswith(("unlink ", "rmdir ")) or where.endswith((".json.before", ".begun")) or name.endswith("+") and where in ("replace state/run_broken.json", "replace state/metrics.prom") or any(
+            assert where.startswith(("unlink ", "rmdir ")) or where.endswith(".json.before") or name.endswith("+") and where in ("replace state/run_broken.json", "replace state/metrics.prom") or any(
                 file in where and note in done.out + done.err for file, note in noted.items()), (where, done)
             assert results(project) == expected, done
         else:
@@ -515,9 +514,9 @@ def write(self, name, record):
     waiting = [os.path.relpath(path, self.root) for path in [*self.commit.files, *self.commit.removed]]
     print("write", name, [one["status"] for one in record.get("stages", [])], waiting, flush=True)
     return real_write(self, name, record)
-def write_stage(self, stage, record, at_once=False, **more):
-    print("write", stage, record["lastStatus"], *["at once"] * at_once, flush=True)
-    return real_stage(self, stage, record, at_once=at_once, **more)
+def write_stage(self, stage, record):
+    print("write", stage, record["lastStatus"], flush=True)
+    return real_stage(self, stage, record)
 def sync_folder(path):
     print("sync", os.path.basename(path), flush=True)
     return real_sync(path)

@@ -193,7 +193,7 @@ def check_tasks(case, boot=None):
             if name.startswith("stage_"):
                 found[name]["bootId"] = expected[name]["bootId"]
         assert found == expected, (done, again)
-        assert leftovers(project, where) == [] and chain_problems(project) == [], (done, again, third)
+        assert leftovers(project) == [] and chain_problems(project) == [], (done, again, third)
         # Refused its removal, the empty folder of tasks stays until the stage runs again.
         stays = project.exists("data/one/.one.tasks")
         assert not stays or done.code != -9 and where == "rmdir data/one/.one.tasks" and not os.listdir(project.path("data/one/.one.tasks")), (done, again, third)
