@@ -7,7 +7,11 @@ import os
 import subprocess
 import sys
 import tempfile
+from types import SimpleNamespace
 
+import attempts
+import engine
+import ledger_export
 import pytest
 import state_store
 from state_store import StateStore
@@ -104,13 +108,16 @@ WAITS = "end = time.monotonic() + 60\nwhile not os.path.exists(%r) and os.path.b
 
 
 @posix_only
-def test_a_device_that_fails_meanwhile_is_told_when_those_at_work_have_ended_and_these_are_not_believed(tmp_path):
+@pytest.mark.parametrize("kind", ["plain", "tasks"])
+def test_a_device_that_fails_meanwhile_is_told_when_those_at_work_have_ended_and_these_are_not_believed(tmp_path, kind):
     """A failed sync of a whole file system does not say which file it was about: it may have been theirs, and is told once."""
+    more, order = ({}, "listed") if kind == "plain" else ({"forEach": "data/input/*.txt"}, "graph")
+
     def waiting(project):
         project.write("data/input/a.txt", "x\n")
         project.spec({"name": "one", "processor": project.processor("make", MAKE), "outputDir": "data/one"},
-                     {"name": "two", "processor": project.processor("waits", WAITS % str(tmp_path / "fails.hit") + MAKE), "outputDir": "data/two"},
-                     {"name": "three", "processor": "bin/make.py", "outputDir": "data/three"})
+                     {"name": "two", "processor": project.processor("waits", WAITS % str(tmp_path / "fails.hit") + MAKE), "outputDir": "data/two", **more},
+                     {"name": "three", "processor": "bin/make.py", "outputDir": "data/three", "needs": ["two"]}, order=order)
         return []
 
     case = Case(waiting, tmp_path)
@@ -374,3 +381,103 @@ def test_what_another_run_keeps_since_is_not_removed(tmp_path):
     assert json.loads((tmp_path / (KEPT % "s")).read_text(encoding="utf-8"))["attempts"] == 2
     two.commit.flush()
     assert not (tmp_path / (KEPT % "s")).exists()
+
+
+def test_what_is_written_is_due_a_second_after_the_last_flush(tmp_path):
+    now = [100.0]
+    store = store_in(tmp_path)
+    store.commit = state_store.Commit(lambda: now[0])
+    store.commit.files["gone"] = None
+    assert store.commit.seconds_left() is None          # outputs wait for the end of a stage, or of a run
+    for begin in (100.0, 107.0):
+        store.write_stage("s", flat("running"))
+        now[0] = begin + 0.25
+        assert store.commit.seconds_left() == 0.75 and not store.commit.is_due()
+        now[0] = begin + 1.5
+        assert store.commit.seconds_left() == 0.0
+        now[0] = begin + 7.0
+        store.commit.flush()
+        assert store.commit.seconds_left() is None
+
+
+def test_content_and_name_of_an_outcome_come_to_the_disk_before_what_was_kept_goes(tmp_path, monkeypatch):
+    store, steps = store_in(tmp_path), []
+    store.write_stage("s", flat("ok"))
+    for word, name in (("content", "_sync_path"), ("names", "sync_folder"), ("gone", "remove_quietly")):
+        monkeypatch.setattr(state_store, name, lambda path, word=word: steps.append("%s %s" % (word, os.path.basename(path))))
+    store.commit.flush()
+    assert steps == ["content stage_s.json", "names state", "gone .stage_s.json.before"]
+
+
+@pytest.mark.parametrize("damage", [b"[]", b'{"schema": 1, "stage": "s"}', b'{"schema": 99}'], ids=["a list", "no record", "newer"])
+def test_a_record_that_is_whole_and_wrong_is_damage_whatever_was_kept(tmp_path, damage):
+    """No power cut leaves such: somebody has written it, and it must be told."""
+    store = store_in(tmp_path)
+    store.write_stage("s", flat("ok"))
+    (tmp_path / "state" / "stage_s.json").write_bytes(damage)
+    with pytest.raises(state_store.StateError):
+        store.stage("s")
+
+
+@pytest.mark.parametrize("data, kept, expected", [
+    (b"{}", b'{"a": 1}', b"{}"), (b"", b'{"a": 1}', b'{"a": 1}'), (bytes(9), b'{"a": 1}', b'{"a": 1}'), (b"", None, b""), (None, b'{"a": 1}', None)])
+def test_an_export_holds_what_was_kept_of_a_record_that_the_power_took(tmp_path, data, kept, expected):
+    store = store_in(tmp_path)
+    (tmp_path / "state" / "stage_s.json").unlink()
+    for name, content in (("stage_s.json", data), (".stage_s.json.before", kept)):
+        if content is not None:
+            (tmp_path / "state" / name).write_bytes(content)
+    assert ledger_export._stage_records(store) == ({} if expected is None else {"stage_s.json": expected})
+
+
+class Waiting:
+    """Signals that are waited for: how long at most. The second wait is ended by one."""
+    number = count = 0
+
+    def __init__(self):
+        self.limits = []
+
+    def wait(self, descriptors, limit, *more):
+        self.limits.append(limit)
+        self.number = len(self.limits) - 1
+        return []
+
+
+@pytest.mark.parametrize("due, limit, expected", [(0.25, 50.0, 0.25), (50.0, 0.25, 0.25), (None, 50.0, 50.0)])
+def test_while_nothing_ends_what_is_due_is_done_in_time(due, limit, expected):
+    """Also while a stage waits for its next attempt."""
+    pool, asked = attempts.Pool(Waiting(), None, None, threads=False), []
+    pool.upkeep = lambda: asked.append(due) or due
+    pool.wait(limit)
+    assert pool.signals.limits and all(0 <= one <= expected for one in pool.signals.limits) and pool.signals.limits[0] > expected - 0.2 and len(asked) == len(pool.signals.limits)
+
+
+def test_while_a_long_file_is_read_nothing_is_synced():
+    """A failed sync would count for what is read, and whoever reads does not hear of it."""
+    pool, asked = attempts.Pool(Waiting(), None, None, threads=False), []
+    pool.upkeep = lambda: asked.append(1)
+    pool.keep_going(0.0)
+    pool.running.append(SimpleNamespace(ending=SimpleNamespace(seconds_left=lambda: None, look=lambda: None, put_off=lambda seconds: None), is_forked=False, is_open=False, network=None,
+                                        launch=SimpleNamespace(feeder=None, launcher=None), started=0.0, reader=-1))
+    pool.seen -= 1000
+    try:
+        pool.attend()
+    except AttributeError:
+        pass                            # no more of an attempt is there
+    assert pool.signals.limits and not asked
+
+
+def test_the_first_error_is_told_not_one_that_came_of_it():
+    def run_with(error, left=0.0):
+        def flush():
+            flushed.append(left)
+            raise error
+        flushed = []
+        return SimpleNamespace(store=SimpleNamespace(commit=SimpleNamespace(seconds_left=lambda: left)), flush=flush, flushed=flushed, scheduler=SimpleNamespace(error=None))
+    first, second = OSError(errno.ENOSPC, "full"), OSError(errno.EIO, "broken")
+    run = run_with(second)
+    assert engine.Run._keep_durable(run) is None and run.scheduler.error is second
+    run.scheduler.error = first
+    assert engine.Run._keep_durable(run) is None and run.scheduler.error is first and run.flushed == [0.0, 0.0]
+    later = run_with(second, 0.5)
+    assert engine.Run._keep_durable(later) == 0.5 and not later.flushed
