@@ -281,8 +281,9 @@ def test_reset_that_is_killed_leaves_no_damage(project, tmp_path):
     assert not project.exists(KEPT % "s1") and project.read("data/s1/list") == "made\n"
 
 
-def test_written_in_place_an_output_is_not_believed_by_its_times_after_a_restart(project):
-    """Of a file whose size stays, the disk may have the new content and the old times."""
+@pytest.mark.parametrize("is_restarted", [True, False])
+def test_written_in_place_an_output_is_not_believed_by_its_times_after_a_restart(project, is_restarted):
+    """Of a file whose size stays, the disk may have the new content and the old times. After a mere kill the times are true, and large files are not read for it."""
     project.write("in/a.txt", "1")
     body = "path = out + '/sum'\nbefore = open(path).read() if os.path.exists(path) else '00'\nwith open(path, 'w') as file:\n    file.write('%02d' % (int(before) + int(open(inputs[0]).read())))\n"
     project.spec({"processor": project.processor("add", body), "inputs": ["in/a.txt"]})
@@ -291,10 +292,24 @@ def test_written_in_place_an_output_is_not_believed_by_its_times_after_a_restart
     project.write("data/s1/sum", "77")
     found = os.lstat(str(project.path("data/s1/sum")))
     record = project.json("state/stage_s1.json")
-    record.update(lastStatus="running", bootId="another", token="", baseline={"./": [], "sum": [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev]})
+    record.update(lastStatus="running", bootId="another" if is_restarted else record["bootId"], token="", baseline={"./": [], "sum": [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev]})
     project.write("state/stage_s1.json", json.dumps(record))
     done = project.ok()
-    assert "leftovers of an unfinished attempt: removed sum" in done.out and project.read("data/s1/sum") == "02", done
+    assert ("leftovers of an unfinished attempt: removed sum" in done.out) == is_restarted and project.read("data/s1/sum") == ("02" if is_restarted else "79"), done
+
+
+@posix_only
+def test_after_a_restart_a_link_that_nobody_has_touched_stays(project):
+    project.write("in/a.txt", "1")
+    body = "day = 'day' + open(inputs[0]).read()\nopen(out + '/' + day, 'w').close()\nif day == 'day1':\n    os.symlink(day, out + '/first')\n"
+    project.spec({"processor": project.processor("make", body), "inputs": ["in/a.txt"]})
+    project.ok()
+    baseline = {path.name: [getattr(path.lstat(), "st_" + name) for name in ("size", "mtime_ns", "ctime_ns", "ino", "dev")] for path in project.path("data/s1").glob("[!.]*")}
+    record = dict(project.json("state/stage_s1.json"), lastStatus="running", bootId="another", token="", baseline=dict(baseline, **{"./": []}))
+    project.write("state/stage_s1.json", json.dumps(record))
+    project.write("in/a.txt", "2")
+    done = project.ok()
+    assert os.path.islink(str(project.path("data/s1/first"))) and project.exists("data/s1/day1") and "leftovers" not in done.out, done
 
 
 @posix_only
