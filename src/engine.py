@@ -522,7 +522,7 @@ class Run:
         reason = "; ".join(decision.reasons)
         self.console.event("SKIP", stage.name, " (%s)" % reason)
         outputs = facts.record["outputs"]
-        self.store.sync_stage(stage.name)
+        self.store.sync_stage(stage.name, facts.record.get("bootId", self.boot) != self.boot)
         self.looked[stage.name] = facts.material.inputs + facts.material.watched
         evidence = {"madeBy": {"runId": facts.record.get("lastRunId"), "invocation": facts.record.get("lastInvocation")}}
         if facts.tasks is not None:

@@ -502,13 +502,16 @@ class StateStore:
         self.commit.kept[kept] = _stamp_of(kept)
         return True
 
-    def sync_stage(self, stage: str) -> None:
+    def sync_stage(self, stage: str, is_of_earlier_boot: bool = False) -> None:
         """Make a stage record durable with the next flush of `commit` if the run that wrote it may have died, or may die, before that did so.
 
-        What was kept beside it stays: if a sync of that run has failed, a second one would tell nothing.
+        What was kept beside it stays: if a sync of that run has failed, a second one would tell nothing. is_of_earlier_boot: the record has
+        been read, whole, and was written before the machine was started; so it comes from the disk, and what was kept is of no use any more.
         """
         name = "stage_%s.json" % stage
-        if os.path.lexists(self.path(BEFORE % name)):
+        if is_of_earlier_boot:
+            remove_quietly(self.path(BEFORE % name))
+        elif os.path.lexists(self.path(BEFORE % name)):
             self.commit.files[self.path(name)] = self.commit.folders[self.folder] = None
 
     def stage_names(self) -> List[str]:

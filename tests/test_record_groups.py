@@ -241,6 +241,17 @@ def test_what_was_kept_beside_a_whole_record_says_nothing(project):
     assert not project.exists(KEPT % "s1")
 
 
+@posix_only
+@pytest.mark.parametrize("boot", ["another-boot", None], ids=["restarted", "not restarted"])
+def test_what_was_kept_is_of_no_use_once_the_record_has_come_from_the_disk(tmp_path, boot):
+    """It would be years old, and tell of less in the folder, should the record be damaged one day."""
+    project = Case(appending, tmp_path).fresh("n001")
+    assert break_at(project, "kill", 1, [], only=["replace data/one/.one.done"])[0]
+    for run_id in ("closes", "skips"):
+        _, done = break_at(project, "none", 0, [], run_id, boot=boot)
+        assert "[SKIP] one" in done.out and project.exists(KEPT % "one") == (boot is None), done
+
+
 @pytest.mark.parametrize("words, codes, text", [
     (["status"], (0,), "died"), (["plan"], (0,), "last run died"), (["history", "s1"], (0,), ""),
     (["gc", "--keep-runs", "1"], (0,), ""), (["clean", "s1", "--yes"], (0,), ""), (["reset", "s1", "--yes"], (0,), ""), (["accept", "s1", "--yes"], (1, 2), ""),
