@@ -174,8 +174,11 @@ class StageWork:
             self._drop_checkpoint()
             self._clear_leftovers(self._doubted(unfinished))
             unseen = [] if self.facts.record is None or self.facts.record["outputs"] else self.previous     # of a task log: nobody has looked at them yet
-            if self.facts.output_problems or not all(map(self._is_as_recorded, unseen)):
+            is_of_success = self.facts.record is None or self.facts.record["lastStatus"] == "ok"
+            if self.facts.output_problems and is_of_success or not all(map(self._is_as_recorded, unseen)):
                 self._undo_success()
+            # Of an attempt: cleared already, and what was there before it has nothing to do with a sync that failed since.
+            state_store.remove_durably(state_store.lost_path(self.run.root, self.stage.output_dir, self.stage.name), self.store.commit)
             self._tell_of_move()
         old = unfinished if self._is_same_work() else None
         self.found = stage_outputs.list_folder(self.folder)

@@ -242,6 +242,25 @@ def test_what_was_kept_beside_a_whole_record_says_nothing(project):
 
 
 @posix_only
+def test_a_failed_sync_and_then_a_power_cut_undo_the_attempt_and_not_what_was_there_before(tmp_path):
+    def thrice(project):
+        processor = project.processor("add", "with open(out + '/list', 'a') as file:\n    file.write(open(inputs[0]).read())\n")
+        project.spec({"name": "one", "processor": processor, "inputs": ["in/a.txt"], "outputDir": "data/one"})
+        for text in ("1", "2"):
+            project.write("in/a.txt", text)
+            project.ok()
+        project.write("in/a.txt", "3")
+        return []
+
+    project = Case(thrice, tmp_path).fresh("n001")
+    where, done = break_at(project, "EIO", 1, [], only=["fsync state/stage_one.json"])
+    assert where and done.code == 5 and project.exists(KEPT % "one") and project.exists("data/one/.one.lost"), done
+    project.write("state/stage_one.json", b"")
+    _, done = break_at(project, "none", 0, [], "again", boot="another-boot")
+    assert done.code == 0 and project.read("data/one/list") == "123" and not project.exists("data/one/.one.lost"), done
+
+
+@posix_only
 @pytest.mark.parametrize("boot", ["another-boot", None], ids=["restarted", "not restarted"])
 def test_what_was_kept_is_of_no_use_once_the_record_has_come_from_the_disk(tmp_path, boot):
     """It would be years old, and tell of less in the folder, should the record be damaged one day."""
