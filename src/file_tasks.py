@@ -205,7 +205,7 @@ class FileTasksWork(TasksWork):
 
     def _forget_lost(self) -> None:
         """After a sync that failed: no line counts any more, on the disk, before the file goes that says so."""
-        lost = state_store.lost_path(self.run.root, self.stage.output_dir, self.stage.name)
+        lost = self._lost_path()
         if os.path.lexists(lost):
             self.task_log.entries = {name: entry._replace(key="") for name, entry in self.task_log.entries.items()}
             self.task_log.compact(self._write_log)

@@ -178,7 +178,7 @@ class StageWork:
             if self.facts.output_problems and is_of_success or not all(map(self._is_as_recorded, unseen)):
                 self._undo_success()
             # Of an attempt: cleared already, and what was there before it has nothing to do with a sync that failed since.
-            state_store.remove_durably(state_store.lost_path(self.run.root, self.stage.output_dir, self.stage.name), self.store.commit)
+            state_store.remove_durably(self._lost_path(), self.store.commit)
             self._tell_of_move()
         old = unfinished if self._is_same_work() else None
         self.found = stage_outputs.list_folder(self.folder)
@@ -266,17 +266,18 @@ class StageWork:
         """
         record = self.facts.record or {}        # none where the state folder is gone, and a lost success is still marked
         before = {one["path"]: one for one in record.get("previous", [])}
-        lost = state_store.lost_path(self.run.root, self.stage.output_dir, self.stage.name)
-        everything = record.get("bootId") != self.run.boot or os.path.lexists(lost)
+        everything = record.get("bootId") != self.run.boot or os.path.lexists(self._lost_path())
         gone = self.previous if everything else [one for one in self.previous if not self._is_as_recorded(one)]
         names = [one["path"] for one in gone]
         done = stage_outputs.undo_outputs(self.folder, names, {path: (one["bytes"], one["sha256"]) for path, one in before.items()}, file_digests.hash_prefix)
         self.previous = [before.get(one["path"], one) if one["path"] in names else one
                          for one in self.previous if one["path"] not in names or one["path"] in before]
-        state_store.remove_durably(lost, self.store.commit)
         if done:
             recorded_outputs.sync_below(self.folder)
             self._note("not what was recorded: %s" % shown_names(done, between="; "))
+
+    def _lost_path(self) -> str:
+        return state_store.lost_path(self.run.root, self.stage.output_dir, self.stage.name)
 
     def _is_as_recorded(self, output: Json) -> bool:
         try:
