@@ -113,18 +113,32 @@ class FileTasksWork(TasksWork):
         self._drop_unsynced(self.facts.record)
         if facts.lost and not self.moved_from:
             self.more_of_record = dict(self.more_of_record, logLost=True)       # for the next run, if this one does not come to its end
+        self.foreign = self._foreign_outputs()
+        self.previous = [one for one in self.previous if one["path"] not in self.foreign]
         self._write_record("running", "")
         self._forget_lost()
         self._clear_staging(facts)
         self._open_log()
-        self.foreign = self._foreign_outputs()
         alive = set(facts.paths) | {path for path, _ in facts.left}
         for name, entry in self.task_log.entries.items():
             if name in alive:
                 self.owner_of.update((folded(output[0]), name) for output in entry.outputs)
         self.open = {facts.paths[place] for place in places if facts.paths[place] in self.task_log.entries}
+        self._leave_to_others(facts.gone)
         self._welcome_back(facts.paths)
         self.run.flush()        # a power cut must not leave lines of this run beside the record of the last one, which then does not vouch for them
+
+    def _leave_to_others(self, gone: Sequence[str]) -> None:
+        """What another stage has recorded since is no output any more of a task that is done anew, or whose file is gone: it would be removed."""
+        left: List[str] = []
+        for name in [*sorted(self.open), *gone] if self.foreign else ():
+            entry = self.task_log.entries[name]
+            taken = [path for path, _, _ in entry.outputs if path in self.foreign]
+            if taken:
+                left += taken
+                self._enter(entry._replace(key="", outputs=tuple(output for output in entry.outputs if output[0] not in self.foreign)))
+        if left:
+            self._tell_of_taken(sorted(left), self.foreign)
 
     def _welcome_back(self, paths: Sequence[str]) -> None:
         """What was kept of a file that was gone is its task's again, where the file is back, as it was."""

@@ -34,7 +34,7 @@ from state_store import utc_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple
+    from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
     from model import Checkpoint, Decision, Facts, Retry, StageSpec
     from scheduler import Flow
@@ -262,9 +262,10 @@ class StageWork:
         """The outputs are not what the recorded success made: an attempt must not build on what is left of it.
 
         All of it is undone after a restart of the machine or a failed sync, for more may be lost than was seen; else only
-        what differs.
+        what differs. What another stage of the pipeline has recorded since (this one's name was out of use for a while, say) is not ours to undo.
         """
         record = self.facts.record or {}        # none where the state folder is gone, and a lost success is still marked
+        self._let_go_of(self._foreign_outputs() if self.previous else {})
         before = {one["path"]: one for one in record.get("previous", [])}
         everything = record.get("bootId") != self.run.boot or os.path.lexists(self._lost_path())
         gone = self.previous if everything else [one for one in self.previous if not self._is_as_recorded(one)]
@@ -275,6 +276,16 @@ class StageWork:
         if done:
             recorded_outputs.sync_below(self.folder)
             self._note("not what was recorded: %s" % shown_names(done, between="; "))
+
+    def _let_go_of(self, foreign: Mapping[str, str]) -> None:
+        """Record no more what other stages have recorded, too. foreign: see _foreign_outputs()."""
+        taken = [one["path"] for one in self.previous if one["path"] in foreign]
+        self.previous = [one for one in self.previous if one["path"] not in foreign]
+        if taken:
+            self._tell_of_taken(taken, foreign)
+
+    def _tell_of_taken(self, paths: List[str], foreign: Mapping[str, str]) -> None:
+        self._note("left to stage %s, by which it is recorded, too: %s" % (", ".join(sorted({foreign[path] for path in paths})), shown_names(paths)))
 
     def _lost_path(self) -> str:
         return state_store.lost_path(self.run.root, self.stage.output_dir, self.stage.name)
@@ -541,7 +552,7 @@ class StageWork:
             problem = next((why for why in (self._not_made(pattern, names - set(foreign), changed) for pattern in self.stage.outputs) if why), "")
             if problem:
                 return problem, []
-        kept = sorted(one["path"] for one in self.previous if one["path"] in now and one["path"] not in changed)
+        kept = sorted(one["path"] for one in self.previous if one["path"] in now and one["path"] not in changed and one["path"] not in foreign)
         if kept and (self.attempts or self.stage.chunks is not None):      # kept chunks are joined anew without an attempt
             self._note("not remade by this run, still recorded: %s" % shown_names(kept))
         self._tell_of_no_outputs(stage_outputs.no_outputs(self.found, there), "they are neither recorded nor undone after a kill")

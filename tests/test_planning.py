@@ -572,6 +572,45 @@ def test_a_stage_that_removes_anothers_file_fails_naming_both(project):
     assert done.code == 1 and "[FAIL] second: removed data/out/one.txt, which belongs to stage first" in done.out, done
 
 
+# A stage whose name is used again, after another stage took over what it had made. {how: (what the old stage is now, what is told)}
+EACH = "for path in [os.environ.get('PIPELINE_TASK')] if 'PIPELINE_TASK' in os.environ else inputs:\n    open(out + '/' + os.path.basename(path) + %r, 'w').write(open(path).read() + %r)\n"
+USED_AGAIN = {
+    "other outputs": ({"processor": "bin/other.py", "inputs": ["input/*.txt"]}, "[DONE] old in"),
+    "failed": ({"processor": "bin/fail.py", "forEach": "input/*.txt", "maxFailedTasks": 2}, "[DONE] old in"),
+    "other names": ({"processor": "bin/other.py", "forEach": "input/*.txt"}, "[DONE] old in"),
+    "pruned": ({"processor": "bin/each.py", "forEach": "elsewhere/*.txt", "prune": True}, "2 files are gone"),
+    "gone": ({"processor": "bin/each.py", "forEach": "elsewhere/*.txt"}, "2 files are gone"),
+}
+
+
+@pytest.mark.parametrize("how", USED_AGAIN)
+def test_what_another_stage_took_over_while_the_name_of_its_maker_was_out_of_use_is_left_to_it(project, how):
+    now, told = USED_AGAIN[how]
+    for name in ("input/a.txt", "input/b.txt", "elsewhere/c.txt"):
+        project.write(name, name)
+    project.processor("each", EACH % ("", "1"))
+    project.processor("anew", EACH % ("", "2" if how == "other outputs" else "1"))
+    project.processor("other", EACH % (".other", ""))
+    project.processor("fail", "sys.exit(3)\n")
+    kind = {"inputs": ["input/*.txt"]} if "inputs" in now else {"forEach": "input/*.txt"}
+    new = dict(kind, name="new", processor="bin/anew.py", outputDir="data/out")
+    project.spec(dict(new, name="old", processor="bin/each.py", **{key: now[key] for key in now if key in ("maxFailedTasks", "prune")}))
+    project.ok()
+    project.spec(new)
+    project.ok()
+    made = {name: project.read("data/out/" + name) for name in ("a.txt", "b.txt")}
+    project.spec(new, dict(now, name="old", outputDir="data/out"))
+    done = project.ok()
+    assert "[SKIP] new" in done.out and told in done.out and ("[NOTE] old: left to stage new, by which it is recorded, too: a.txt, b.txt\n" in done.out), done
+    assert {name: project.read("data/out/" + name) for name in made} == made
+    project.ok("verify", "--outputs")
+    again = project.ok()
+    assert "[SKIP] new" in again.out and "left to stage" not in again.out, again
+    project.path("data/out/a.txt").unlink()
+    found = project.run("verify", "--outputs")
+    assert found.code == 5 and "data/out/a.txt" in found.out and "stage new" in found.out, found
+
+
 def test_a_neighbour_that_was_rightly_remade_meanwhile_is_no_fault_of_a_failed_stage(project):
     """The listing from before the failed attempt is older than the neighbour's new file: it must not be held against the stage."""
     project.write("input/in.txt", "x")
