@@ -87,15 +87,14 @@ class ChunkTasksWork(task_work.TasksWork):
             problem = self._problem()
             if problem:
                 return problem, []
-            todo = self._open_tasks(tasks)
+            todo, done = self._open_tasks(tasks)
             self.console.event("START", self.stage.name, " (%d chunk%s: %d to do, %d done)" % (
                 self.total, "" if self.total == 1 else "s", len(todo), self.up_to_date))
             self.joiner = chunk_files.Joiner(self.folder, self.stage.name, self.lock.token, self.total, state_store,
                                              chunk_files.headers(cuts, self.chunks.header_lines) if self.chunks.header_lines else (),
                                              {self._filter_output(path) if self.chunks.is_filter else os.path.basename(path) for path in self.facts.material.inputs})
-            for task in tasks:
-                if task not in todo:
-                    self._add(task, self.task_log.entries[task.name])
+            for task in done:
+                self._add(task, self.task_log.entries[task.name])
             yield from self._run_tasks(todo)
             failure = self._failure()
             if not self.is_stopped and not self.survivors:
@@ -177,8 +176,8 @@ class ChunkTasksWork(task_work.TasksWork):
         """Return the name of the file for a filter's standard output: the one declared output, else the input's own name."""
         return self._single_output() or os.path.basename(path)
 
-    def _open_tasks(self, tasks: List[task_work.Task]) -> List[task_work.Task]:
-        """Return the chunks to be done, after clearing what belongs to none that is done or can be gone on with."""
+    def _open_tasks(self, tasks: List[task_work.Task]) -> Tuple[List[task_work.Task], List[task_work.Task]]:
+        """Return the chunks to be done and those that are, after clearing what belongs to none that is done or can be gone on with."""
         is_forced = self.stage.name in self.run.options.force
         self.task_log = task_look.load_log(self.store, self.stage.name)
         done = set() if is_forced else {task.name for task in tasks if self._is_done(task)}
@@ -188,7 +187,7 @@ class ChunkTasksWork(task_work.TasksWork):
         self.task_log.compact(self._write_log)
         self._open_log()
         self.up_to_date = len(done)
-        return [task for task in tasks if task.name not in done]
+        return [task for task in tasks if task.name not in done], [task for task in tasks if task.name in done]
 
     def _is_done(self, task: task_work.Task) -> bool:
         entry = self.task_log.entries.get(task.name)

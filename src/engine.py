@@ -31,7 +31,7 @@ from state_store import StateStore
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
+    from typing import Any, Callable, Container, Dict, List, Optional, Sequence, Set, Tuple
 
     from scheduler import Flow
     Json = Dict[str, Any]
@@ -43,9 +43,7 @@ NOT_BEGUN = {"FAIL": "failed", "WAITING": "waiting"}      # decision -> what bec
 class Run:
     """One invocation of a run: the stages in order, and its outcome.
 
-    Order of the durable steps of a stage: lock, read state and decide again, marker removed, checkpoint of other work
-    set aside, record "running" with the key, attempts, whole tree ended, outputs checked and hashed, stage record, marker.
-    A kill between any two leaves what the next run can tell from a finished stage.
+    A stage that must run: lock, read state and decide again; from there on see stage_work.
     """
 
     def __init__(self, spec: PipelineSpec, options: Options, console: Console, clock: Clock, process_began: float, known: Any = None) -> None:
@@ -345,7 +343,7 @@ class Run:
 
     def flush(self) -> None:
         """Make all that was done durable. If that fails, what is on the disk is anybody's guess: no stage of this run stays done."""
-        held = list(self.store.commit.files)
+        held = dict(self.store.commit.files)
         try:
             self.store.commit.flush()
             for path in held:                   # the digests of these files outlive a restart from now on
@@ -370,7 +368,7 @@ class Run:
             left = None
         return left
 
-    def _is_among(self, paths: Sequence[str], stage: StageSpec, result: StageResult) -> bool:
+    def _is_among(self, paths: Container[str], stage: StageSpec, result: StageResult) -> bool:
         """Tell whether an output of a stage that was skipped is among *paths*: whoever made it has not lived to sync it."""
         return any(os.path.join(self.root, stage.output_dir + "/" + output["path"]) in paths for output in result.outputs)
 

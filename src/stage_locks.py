@@ -192,13 +192,18 @@ class StageLock:
         return None if is_gone else owner
 
     def is_free(self) -> bool:
-        """Tell whether nobody holds the stage, without taking it; what a dead owner left of its lock folder is removed."""
+        """Tell whether nobody holds the stage, without taking it; what a dead owner left of its lock folder is removed.
+
+        False also where processes that it left do not end: who then takes the stage is told of them.
+        """
         self.descriptor = open_guard(self.guard)
         try:
             if not try_kernel_lock(self.descriptor):
                 return False
             self._folder_is_free("")        # a stranger's stays where it is: a skip is no business of its maker
             return True
+        except LockHeld:
+            return False
         finally:
             self.abandon()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import sys
 import time
 
@@ -25,6 +26,7 @@ SCHEMA_VERSION = 1          # of every file under state/ ; a newer one is refuse
 GROUP_FILES = 512           # names and files that are made durable together, at most
 MANY_FILES = 64             # from here on, by one call for the whole file system
 FLUSH_S = 1.0
+NO_CONTENT = (errno.ENOENT, errno.ELOOP, errno.ENXIO)      # of opening what is to be synced: it is gone, a link (its name is the folder's, what it leads to none of ours), a socket
 SECRET_BYTES = 32
 WAIT_S = 30                 # for locks that are held for moments; a longer wait is a fault of the file system
 CLEANED = "its outputs were removed by clean"      # why a stage must run whose record says so
@@ -59,7 +61,7 @@ def sync_folder(path: str) -> None:
     """Make names in a folder durable (POSIX; Windows has no such call and needs none for NTFS metadata)."""
     if sys.platform == "win32":
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         _sync_as_far_as_it_can(path, descriptor, _flush)
     finally:
@@ -131,8 +133,8 @@ def sync_file_systems(folders: Iterable[str]) -> bool:
     done = set()
     for folder in sorted(folders):
         try:
-            descriptor = os.open(folder or ".", os.O_RDONLY)
-        except FileNotFoundError:
+            descriptor = os.open(folder or ".", os.O_RDONLY | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError):
             continue                    # removed since
         try:
             device = os.fstat(descriptor).st_dev
@@ -150,9 +152,12 @@ def _kernel() -> List[int]:
 
 
 def _open_to_sync(path: str, windows: bool = sys.platform == "win32") -> int:
-    """Open a file whose content is to be flushed: on Windows for writing, and the attribute of one that may only be read goes for that moment."""
+    """Open a file whose content is to be flushed: on Windows for writing, and the attribute of one that may only be read goes for that moment.
+
+    Elsewhere a pipe that has come in its place is opened as well, without waiting for who writes into it: see _is_to_sync().
+    """
     if not windows:
-        return os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+        return os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     mode = os.stat(path).st_mode
     if mode & 0o200:
         return open_descriptor(path, os.O_RDWR)
@@ -161,6 +166,12 @@ def _open_to_sync(path: str, windows: bool = sys.platform == "win32") -> int:
         return open_descriptor(path, os.O_RDWR)
     finally:
         os.chmod(path, mode & 0o777)
+
+
+def _is_to_sync(descriptor: int) -> bool:
+    """Tell whether an open file has content on a disk; a pipe or a device that has come in the place of an output has none, and is no output."""
+    mode = os.fstat(descriptor).st_mode
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
 
 def _sync_folder_if_there(path: str) -> None:
@@ -179,12 +190,14 @@ def _sync_on_mac(paths: Iterable[str]) -> None:
     try:
         for path in paths:
             try:
-                descriptor = os.open(path, os.O_RDONLY | (0 if os.path.isdir(path) else os.O_NOFOLLOW))
+                descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if os.path.isdir(path) else os.O_NOFOLLOW))
             except OSError as error:
-                if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP) or isinstance(error, PermissionError):
+                if error.errno in (errno.ENOTDIR, *NO_CONTENT) or isinstance(error, PermissionError):
                     continue            # as in _sync_path()
                 raise
-            if drives.setdefault(os.fstat(descriptor).st_dev, (path, descriptor))[1] != descriptor:
+            if not _is_to_sync(descriptor):
+                os.close(descriptor)
+            elif drives.setdefault(os.fstat(descriptor).st_dev, (path, descriptor))[1] != descriptor:
                 try:
                     _sync_as_far_as_it_can(path, descriptor, os.fsync)
                 finally:
@@ -208,12 +221,12 @@ def _sync_path(path: str) -> None:
     try:
         descriptor = _open_to_sync(path)
     except OSError as error:
-        # ELOOP: a link's name is the folder's; what it leads to, a pipe perhaps, is not this output.
-        if error.errno in (errno.ENOENT, errno.ELOOP) or isinstance(error, PermissionError):
+        if error.errno in NO_CONTENT or isinstance(error, PermissionError):
             return                      # removed since, or not readable by us: the record's own check will tell
         raise
     try:
-        sync_file(descriptor)
+        if _is_to_sync(descriptor):
+            sync_file(descriptor)
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from error
     finally:

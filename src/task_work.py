@@ -210,7 +210,7 @@ class TasksWork(stage_work.StageWork):
         self.is_stopped = self.is_stopped or not is_all and bool(self.run.signals.number)
 
     def row(self, expected_s: Optional[float]) -> Optional[Tuple[Any, ...]]:
-        """Return what the live view shows: tasks that have come to their end, of all."""
+        """Return what the live view shows: tasks that have come to their end, of all. What earlier runs took tells nothing: they had other tasks to do."""
         ended = self.up_to_date + len(self.done) + len(self.failed)
         return (self.stage.name, 1, None, None, ended, self.total, self.started, None) if self.total else None
 

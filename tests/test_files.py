@@ -620,6 +620,51 @@ def test_of_a_group_macos_names_the_file_that_cannot_be_synced(tmp_path, monkeyp
     assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(tmp_path / "b")) and commit.files
 
 
+@posix_only
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+@pytest.mark.parametrize("kind", ["pipe", "socket", "link to a pipe"])
+def test_what_has_come_in_the_place_of_an_output_and_has_no_content_is_not_synced(tmp_path, monkeypatch, platform, kind):
+    """To open a pipe may take for ever, and to sync it is an error."""
+    import fcntl
+    output, pipe, synced, commit = tmp_path / "output", tmp_path / "pipe", [], Commit()
+    os.mkfifo(str(pipe))
+    end = os.open(str(pipe), os.O_RDWR)         # who opens it as if it were a file need not wait
+    if kind == "socket":
+        os.mknod(str(output), stat.S_IFSOCK | 0o600)
+    elif kind == "pipe":
+        os.rename(str(pipe), str(output))
+    else:
+        output.symlink_to("pipe")
+    (tmp_path / "b").write_bytes(b"x")
+    commit.files.update({str(output): None, str(tmp_path / "b"): None})
+    real, before = os.fsync, len(os.listdir("/dev/fd"))
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", lambda descriptor, command: synced.append(os.fstat(descriptor).st_ino) or real(descriptor))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino) or real(descriptor))
+    commit.flush()
+    assert set(synced) == {os.stat(str(tmp_path / "b")).st_ino} and not commit.files and len(os.listdir("/dev/fd")) == before
+    os.close(end)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks the kernel of Linux")
+@pytest.mark.parametrize("by", ["file", "pipe"])
+def test_a_folder_that_is_something_else_by_now_is_no_reason_not_to_sync_the_others(tmp_path, monkeypatch, by):
+    """Of many files all that is on the file system is synced; of few, each."""
+    folder, other = tmp_path / "folder", tmp_path / "other"
+    other.mkdir()
+    folder.write_bytes(b"") if by == "file" else os.mkfifo(str(folder))
+    end = os.open(str(folder), os.O_RDWR)
+    for many in (1, state_store.MANY_FILES):
+        monkeypatch.setattr(state_store, "MANY_FILES", many)
+        commit = Commit()
+        for path in (folder / "x", folder, other):
+            commit.folders[str(path)] = commit.removed[str(path)] = None
+        commit.flush()
+        assert not commit.folders and not commit.removed
+    os.close(end)
+
+
 # --- records under state/ --------------------------------------------------------------------------------------------
 
 @pytest.fixture

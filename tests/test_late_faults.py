@@ -199,3 +199,14 @@ def test_a_new_sealed_ledger_whose_end_cannot_be_noted_twice_is_gone_on_with(pro
     project.ok("--run-id", "h", "--key", key)
     assert [json.loads(line)["seq"] for line in project.read("state/ledger.jsonl").splitlines()][-1] == project.json("state/ledger.end")["seq"]
     assert "note" not in project.ok("verify", "--key", first_key).out
+
+
+def test_a_pipe_in_the_place_of_an_output_that_waits_to_be_synced_stops_nothing(project):
+    """Made by the stage after it; opened as if it were a file, the run would wait for who writes into it, deaf to signals."""
+    project.processor("a", "open(out + '/x.txt', 'w').write('1')\n")
+    project.processor("b", "os.unlink('data/a/x.txt')\nos.mkfifo('data/a/x.txt')\n")
+    project.spec({"name": "a", "processor": "bin/a.py", "outputDir": "data/a"}, {"name": "b", "processor": "bin/b.py", "outputDir": "data/b"})
+    done = project.ok()
+    assert "[DONE] b" in done.out, done
+    done = project.ok("--only", "a")
+    assert "[DONE] a" in done.out and project.read("data/a/x.txt") == "1", done

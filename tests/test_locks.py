@@ -1103,3 +1103,15 @@ while not os.path.exists(out + "/pid"):
     assert project.exists("locks/s1.lock/owner.json")
     project.ok("--run-id", "second")        # it ends what is left before it takes the stage
     assert is_gone(orphan) and not project.exists("locks/s1.lock")
+
+
+@linux_only
+def test_a_stage_that_is_up_to_date_and_whose_dead_owners_processes_do_not_end_fails_alone(project):
+    project.spec({"name": "s1", "processor": "bin/stage_copy.py"}, {"name": "s2", "processor": "bin/stage_copy.py"})
+    project.ok()
+    owner = {"schema": 1, "pid": 4194305, "processStart": "1", "host": stage_locks.host_name(), "bootId": "another", "token": "0123456789abcdef", "runId": "r", "since": "s"}
+    project.write("locks/s1.lock/owner.json", json.dumps(owner))
+    done = subprocess.run([sys.executable, "-c", UNENDED.replace("process_tree.Tree.end =", "process_tree.end_of_dead_owner = lambda *about: [123]\nunused ="), str(ROOT / "src" / "pipeline_runner.py"),
+                           "--pipeline", str(project.path("pipeline.json")), "--keep-going"],
+                          cwd=str(project.root), env=project.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=PATIENCE_S)
+    assert done.returncode == 4 and b"[FAIL] s1: stage s1: processes of a dead run would not end: [123]" in done.stdout and b"[SKIP] s2" in done.stdout, done
