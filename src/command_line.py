@@ -182,15 +182,17 @@ def _options(values: Dict[str, List[str]], flags: Set[str], words: List[str]) ->
     run_id = single["--run-id"]
     if run_id is not None and name_problem(run_id):
         raise UsageError("--run-id %s: %s" % (shown_value(run_id), name_problem(run_id)))
-    return Options(command, words, single["--pipeline"] or "pipeline.json", single["--root"],
-                   run_id or new_run_id(),
-                   _names("--force", values), _names("--only", values), single["--from"], single["--until"],
-                   _settings(values["--set"]), "--rehash" in flags, "--verbose" in flags, values["--anchor"], single["--key"],
-                   "--outputs" in flags, single["--format"] or FORMATS.get(command, ("",))[0], single["--output"], single["--reason"], "--forward" in flags,
-                   _number("--jobs", single, 1), _number("--max-memory", single, 1), "--keep-going" in flags, _time_of_day(single["--stop-by"]),
-                   _duration_s(single["--stop-after"]), "--quiet" in flags, _choice("--log-format", single, LOG_FORMATS), single["--openlineage"],
-                   "--json" in flags, single["--run"], "--follow" in flags, "--yes" in flags, _number("--keep-runs", single, 0),
-                   _number("--keep-days", single, 0), _choice("--kind", single, KINDS), _number("--last", single, 1))
+    return Options(
+        command=command, operands=words, pipeline=single["--pipeline"] or "pipeline.json", root=single["--root"], run_id=run_id or new_run_id(),
+        force=_names("--force", values), only=_names("--only", values), first=single["--from"], last=single["--until"],
+        params=_settings(values["--set"]), rehash="--rehash" in flags, verbose="--verbose" in flags, anchors=values["--anchor"], key=single["--key"],
+        outputs="--outputs" in flags, format=single["--format"] or FORMATS.get(command, ("",))[0], output=single["--output"],
+        reason=single["--reason"], forward="--forward" in flags, jobs=_number("--jobs", single, 1), max_memory_mb=_number("--max-memory", single, 1),
+        keep_going="--keep-going" in flags, stop_by=_time_of_day(single["--stop-by"]), stop_after_s=_duration_s(single["--stop-after"]),
+        quiet="--quiet" in flags, log_format=_choice("--log-format", single, LOG_FORMATS), open_lineage=single["--openlineage"],
+        as_json="--json" in flags, run=single["--run"], follow="--follow" in flags, yes="--yes" in flags,
+        keep_runs=_number("--keep-runs", single, 0), keep_days=_number("--keep-days", single, 0),
+        kind=_choice("--kind", single, KINDS), last_runs=_number("--last", single, 1))
 
 
 def _number(name: str, values: Dict[str, Optional[str]], least: int) -> Optional[int]:

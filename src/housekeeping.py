@@ -104,10 +104,10 @@ def notes_on_former(spec: PipelineSpec) -> List[str]:
         former += [stage] if stage is not None else []
     notes = []
     for stage, readers in _possible_readers(spec, former):
-        made = [*_paths_made(spec, stage, store), *_leftovers(spec, _sound_record(store, stage.name))]
+        made = [*_paths_made(stage, store), *_leftovers(spec, _sound_record(store, stage.name))]
         paths = [path for path in dict.fromkeys(made) if os.path.lexists(os.path.join(spec.root, path))]
         reads = [reader.name for reader in readers if any(_is_read(reader, path) for path in paths)] if paths else []
-        taken = {path for other in spec.stages if reads and _is_near(other, stage) for path in _paths_made(spec, other, store)}
+        taken = {path for other in spec.stages if reads and _is_near(other, stage) for path in _paths_made(other, store)}
         left = [path for path in paths if path not in taken]
         reads = [reader.name for reader in readers if any(_is_read(reader, path) for path in left)] if taken else reads
         if reads:
@@ -127,7 +127,7 @@ def _possible_readers(spec: PipelineSpec, former: List[StageSpec]) -> Iterator[T
     yield from ((stage, list(found.values())) for stage, found in zip(former, readers) if found)
 
 
-def _paths_made(spec: PipelineSpec, stage: StageSpec, store: StateStore) -> List[str]:
+def _paths_made(stage: StageSpec, store: StateStore) -> List[str]:
     """Return the recorded outputs of a stage, paths below the root; none where the record is damaged, for it vouches for nothing."""
     try:
         record = store.stage(stage.name)

@@ -60,11 +60,11 @@ def load_pipeline(path: str, root: Optional[str] = None, needs_programs: bool = 
     if checked is None or problems.found or document is not None:
         raise SpecError("\n".join(_problem_lines(shown, text, document, problems)))
     offline, key_file = checked["offline"], checked["seal"].get("keyFile", "")
-    return PipelineSpec(checked["name"], checked["version"], checked["description"],
-                        Offline(tuple(offline.get("allow", ())), offline.get("require", "scan"), offline.get("strict", False), tuple(offline["layers"])),
-                        os.path.join(root, os.path.expanduser(key_file)) if key_file else "",
-                        stages, full, root, sha256(data).hexdigest(),
-                        checked["order"], tuple(checked["onFailure"]), tuple(checked["onSuccess"]))
+    return PipelineSpec(
+        name=checked["name"], version=checked["version"], description=checked["description"],
+        offline=Offline(tuple(offline.get("allow", ())), offline.get("require", "scan"), offline.get("strict", False), tuple(offline["layers"])),
+        seal_key=os.path.join(root, os.path.expanduser(key_file)) if key_file else "", stages=stages, path=full, root=root, sha256=sha256(data).hexdigest(),
+        order=checked["order"], on_failure=tuple(checked["onFailure"]), on_success=tuple(checked["onSuccess"]))
 
 
 def refuse(path: str, problems: spec_checks.Problems) -> None:
@@ -121,15 +121,17 @@ def _build_stage(merged: Json) -> StageSpec:
     retry = merged["retry"]
     codes = retry["exitCodes"]
     return StageSpec(
-        merged["name"], merged["processor"], tuple(merged["args"]), tuple(merged["inputs"]), merged["allowNoInputs"],
-        merged["outputDir"], None if merged["outputs"] is None else tuple(merged["outputs"]), merged["params"],
-        merged["env"], None if merged["passEnv"] is None else tuple(merged["passEnv"]), tuple(merged["watch"]),
-        tuple(merged["needs"]), merged["idempotency"]["enabled"], merged["idempotency"]["processor"] == "mtime",
-        merged["checkpoint"]["enabled"], merged["checkpoint"]["lineInterval"],
-        Retry(retry["attempts"], retry["baseDelayMs"], retry["maxDelayMs"], retry["jitterMs"], None if codes is None else tuple(codes)),
-        merged["timeoutSec"], merged["graceSec"], merged["lock"]["waitSeconds"], merged["resources"], merged["simulateFailAttempts"],
-        merged["networkAttempts"], tuple(merged["forEach"]), merged["maxFailedTasks"], merged["prune"], _build_chunks(merged["chunks"]),
-        tuple(merged["launcher"]), merged["forkServer"], merged["settleSec"], merged["reconcile"], merged["maxRejects"])
+        name=merged["name"], processor=merged["processor"], args=tuple(merged["args"]), inputs=tuple(merged["inputs"]), allow_no_inputs=merged["allowNoInputs"],
+        output_dir=merged["outputDir"], outputs=None if merged["outputs"] is None else tuple(merged["outputs"]), params=merged["params"],
+        env=merged["env"], pass_env=None if merged["passEnv"] is None else tuple(merged["passEnv"]), watch=tuple(merged["watch"]), needs=tuple(merged["needs"]),
+        idempotent=merged["idempotency"]["enabled"], processor_mtime=merged["idempotency"]["processor"] == "mtime",
+        checkpoint=merged["checkpoint"]["enabled"], line_interval=merged["checkpoint"]["lineInterval"],
+        retry=Retry(retry["attempts"], retry["baseDelayMs"], retry["maxDelayMs"], retry["jitterMs"], None if codes is None else tuple(codes)),
+        timeout_s=merged["timeoutSec"], grace_s=merged["graceSec"], lock_wait_s=merged["lock"]["waitSeconds"], resources=merged["resources"],
+        simulate_fail_attempts=merged["simulateFailAttempts"], network_attempts=merged["networkAttempts"],
+        for_each=tuple(merged["forEach"]), max_failed_tasks=merged["maxFailedTasks"], prune=merged["prune"], chunks=_build_chunks(merged["chunks"]),
+        launcher=tuple(merged["launcher"]), fork_server=merged["forkServer"], settle_s=merged["settleSec"], reconcile=merged["reconcile"],
+        max_rejects=merged["maxRejects"])
 
 
 def _build_chunks(chunks: Optional[Json]) -> Optional[Chunks]:
