@@ -541,8 +541,7 @@ class Run:
             state_store.mark_lost(self.root, stage.output_dir, stage.name, True)
             return
         state_store.write_atomic(path, state_store.marker_bytes(stage.name, key, self.options.run_id, self.clock.time()), durable=False)
-        self.store.commit.files[path] = None        # synced with the group: one that a power cut took counts as none
-        self.store.commit.folders[os.path.dirname(path)] = None
+        self.store.commit.add_file(path)    # synced with the group: one that a power cut took counts as none
 
     # --- the run's own records
 

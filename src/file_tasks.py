@@ -381,8 +381,7 @@ class FileTasksWork(TasksWork):
             state_store.make_folder(parent, self.store.commit)
             self.run.made_folders.add(parent)
         replace(source, target)
-        self.store.commit.files[target] = None
-        self.store.commit.folders[parent] = None
+        self.store.commit.add_file(target)
         found = os.lstat(target)
         if found.st_size >= SETTLE_BYTES and found.st_mtime_ns < found.st_ctime_ns - file_digests.FRESH_NS:
             self.made.add(name, task_files.plain(file_digests.signature(found)), digest)
@@ -447,8 +446,7 @@ class FileTasksWork(TasksWork):
         for entry in self.task_log.entries.values():
             for path, _, digest in entry.outputs if entry.status in task_log.GOOD else ():
                 if entry.run != this_run and synced[place] != digest:
-                    full = os.path.join(self.folder, path)
-                    self.store.commit.files[full] = self.store.commit.folders[os.path.dirname(full)] = None
+                    self.store.commit.add_file(os.path.join(self.folder, path))
                 place += 1
 
     def _listed(self, most: int = task_look.LISTED_OUTPUTS) -> List[Json]:

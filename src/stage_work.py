@@ -407,7 +407,7 @@ class StageWork:
         """Name a log in the records; on the disk before these are, for else a power cut leaves one that is not as they say."""
         self.logs.append({"path": os.path.relpath(path, self.run.root).replace(os.sep, "/"), "bytes": size, "sha256": digest, **more})
         if size:
-            self.store.commit.files[path] = self.store.commit.folders[os.path.dirname(path)] = None
+            self.store.commit.add_file(path)
 
     def _launch(self, offset: int, is_resume: bool) -> Any:
         """Return what to start, and the watch over its use of the network; or the result of an attempt that cannot be."""
@@ -589,8 +589,7 @@ class StageWork:
                 size, digest = self.run.digests.of_output(path)
             except (OSError, file_digests.FileChanged) as error:
                 return "output %s cannot be read: %s" % (name, error), []
-            self.store.commit.files[os.path.join(self.folder, name)] = None
-            self.store.commit.folders[os.path.dirname(os.path.join(self.folder, name))] = None
+            self.store.commit.add_file(os.path.join(self.folder, name))
             outputs.append({"path": name, "bytes": size, "sha256": digest})
         return "", outputs
 

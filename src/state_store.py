@@ -84,6 +84,10 @@ class Commit:
         self.clock = clock
         self.since = clock()
 
+    def add_file(self, path: str) -> None:
+        """Let a file's content be made durable, and its name."""
+        self.files[path] = self.folders[os.path.dirname(path)] = None
+
     def is_due(self) -> bool:
         return len(self.folders) + len(self.removed) + len(self.files) >= GROUP_FILES or self.clock() - self.since >= FLUSH_S
 
@@ -498,7 +502,7 @@ class StateStore:
         write_atomic(self.path(name), data, self.commit, durable=not is_kept)
         self.commit.is_timed = True
         if is_kept:
-            self.commit.files[self.path(name)] = self.commit.folders[self.folder] = None
+            self.commit.add_file(self.path(name))
         else:
             remove_quietly(self.path(BEFORE % name))        # of a run that died: from now on it would tell of what has been done since
 
@@ -525,7 +529,7 @@ class StateStore:
         if is_of_earlier_boot:
             remove_quietly(self.path(BEFORE % name))
         elif os.path.lexists(self.path(BEFORE % name)):
-            self.commit.files[self.path(name)] = self.commit.folders[self.folder] = None
+            self.commit.add_file(self.path(name))
 
     def stage_names(self) -> List[str]:
         """Return the names of the stages that have a record, sorted."""
