@@ -45,8 +45,6 @@ AHEAD = 2                   # tasks that are prepared for each that runs
 FULL_DISKS = 3          # tasks that fail one after another for a full disk: then no more are started
 FULL = tuple(getattr(errno, name) for name in ("ENOSPC", "EDQUOT") if hasattr(errno, name))
 FOLDER_NAME_LENGTH = 20
-NETWORK_FAULT = "it tried to use the network"
-UNCLOSED = "the network cannot be closed"       # where a launched task must have it closed
 COUNTS_ENDING = ".counts.json"  # behind the name of a task's folder
 SYNC_S = 5.0                # between two syncs: what a power cut takes back is done again, what is left is verified
 
@@ -73,6 +71,7 @@ class Trial:
         self.log_path, self.token = "", ""
         self.failure = ""
         self.is_machines = False        # the fault of the machine, the processor or the spec, not of the task's file
+        self.is_final = False           # another attempt would find the same: an input that has changed, a network that is not for it
         self.stopped = False
         self.exit_code: Optional[int] = None
         self.outputs: List[Output] = []
@@ -240,7 +239,7 @@ class TasksWork(stage_work.StageWork):
             result = self._note_attempt(trial, result)
             if not trial.failure:
                 self._finish_task(trial)
-            if not trial.failure or trial.stopped or not result.failure or self.survivors or trial.failure.startswith((NETWORK_FAULT, UNCLOSED, stage_work.CHANGED)):
+            if not trial.failure or trial.stopped or trial.is_final or not result.failure or self.survivors:
                 break
             if not stage_work.is_worth_retrying(stage.retry, trial.attempts, result.exit_code):
                 break
@@ -422,8 +421,8 @@ class TasksWork(stage_work.StageWork):
         trial.exit_code, trial.stopped, trial.failure, trial.is_machines = result.exit_code, result.stopped, result.failure, False
         if result.exit_code and trial.failure == "exit code %d" % result.exit_code:
             trial.failure += _last_words(result.tail)
-        if not (result.stopped and result.failure):
-            trial.failure = stage_work.with_change(stage_work.changed_file(self.run.root, trial.task.stamps), trial.failure)
+        changed = "" if result.stopped and result.failure else stage_work.changed_file(self.run.root, trial.task.stamps)
+        trial.failure, trial.is_final = stage_work.with_change(changed, trial.failure), bool(changed)
         for note in result.notes:
             self.console.event("NOTE", self._subject(trial.task.name), ": " + note)
         if result.survivors:
@@ -435,7 +434,7 @@ class TasksWork(stage_work.StageWork):
             self.refusals += trial.network.recorded()
             fault = trial.network.fault() if self.stage.network_attempts == "fail" else ""
             if (fault or unclosed) and not result.stopped:
-                self.is_offline_fault = trial.is_machines = True
+                self.is_offline_fault = trial.is_machines = trial.is_final = True
                 trial.failure = "; ".join(one for one in (fault, trial.failure) if one)
         trial.is_machines = trial.is_machines or bool(trial.failure and not trial.stopped and (
             result.is_machines or result.failure.startswith(attempts.NOT_STARTED) or self._full_disk_text() or _tells_of_full_disk(result.tail)))
