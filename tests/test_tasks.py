@@ -1128,18 +1128,19 @@ def test_what_an_earlier_version_of_a_task_made_and_this_one_does_not_goes(upper
     assert set(outputs(upper)) == {"a1", "b2", "c1"}
 
 
-def test_a_task_that_tries_the_network_is_named(upper):
+@pytest.mark.parametrize("then", ["pass", "sys.exit(3)"])
+def test_a_task_that_tries_the_network_is_named_and_not_tried_again(upper, then):
     if os.uname().sysname != "Linux":
         pytest.skip("the kernel layer is of Linux")
     body = ("import importlib\n"
             "if inputs[0].endswith('b.txt'):\n"
             "    try: getattr(importlib.import_module('soc' + 'ket'), 'soc' + 'ket')()\n"
-            "    except OSError: pass\n"
-            "open(out + '/' + os.path.basename(inputs[0]), 'w').write('x')\n")
-    respec(upper, processor=upper.processor("net", body))
+            "    except OSError: %s\n"
+            "open(out + '/' + os.path.basename(inputs[0]), 'w').write('x')\n" % then)
+    respec(upper, processor=upper.processor("net", body), retry={"attempts": 3, "baseDelayMs": 1})
     upper.spec(upper.stage, offline={"allow": ["soc" + "ket"]})
     done = upper.run("--jobs", "2")
-    assert done.code == 6 and "[FAIL] up in/b.txt: it tried to use the network" in done.out, done
+    assert done.code == 6 and "[FAIL] up in/b.txt: it tried to use the network" in done.out and "[RETRY]" not in done.out, done
     assert "[FAIL] up in/a.txt" not in done.out and "[FAIL] up in/c.txt" not in done.out, done
 
 
