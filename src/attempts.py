@@ -18,12 +18,13 @@ import time
 from collections import namedtuple
 
 from model import FOR_WINDOWS, remedy_of, sha256
-from primitives import open_descriptor, open_file
+from primitives import BATCH_ENDINGS, open_descriptor, open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+    from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
+CMD_SPLITS = frozenset(" \t,;=")    # at these cmd.exe takes a new word to begin
 LOG_HEAD_BYTES = 16 << 20   # of an attempt's output kept from its beginning ...
 LOG_TAIL_BYTES = 1 << 20    # ... and from its end; what is between is counted and dropped
 SHOWN_TAIL_BYTES = 4096     # of a failed attempt's output, shown on the console
@@ -538,7 +539,7 @@ def _start(launch: Launch, processes: Any) -> Tuple[Any, int, Any]:
         if launch.output_path:
             output = open_descriptor(launch.output_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o666)
         given = subprocess.DEVNULL if launch.stdin is None else launch.stdin
-        process = subprocess.Popen(launch.argv, stdin=given if launch.feeder is None else launch.feeder.reader,
+        process = subprocess.Popen(_as_started(launch.argv), stdin=given if launch.feeder is None else launch.feeder.reader,
                                    stdout=output if launch.output_path else writer, stderr=writer,
                                    cwd=launch.folder, env=launch.env, close_fds=True, **options)
         if launch.feeder is not None:
@@ -557,6 +558,24 @@ def _start(launch: Launch, processes: Any) -> Tuple[Any, int, Any]:
         if output >= 0:
             os.close(output)
     return process, reader, job
+
+
+def _as_started(argv: List[str]) -> Union[str, List[str]]:
+    """Return the command as Popen takes it: of a batch file of Windows the line for cmd.exe, in which words are quoted at which it would split them.
+
+    That is at , ; = too, which list2cmdline() leaves bare; and a path with & would be two commands. What no quotes help against is refused before,
+    see spec_checks.taken_by_cmd(). Source: the form of the line is that of Rust's standard library (std::process, for CVE-2024-24576).
+    """
+    if sys.platform != "win32" or not argv[0].lower().endswith(BATCH_ENDINGS):
+        return argv
+    shell = os.path.join(os.environ.get("SystemRoot", "C:\\Windows"), "System32", "cmd.exe")
+    words = [_quoted(argv[0])] + [_quoted(word) if CMD_SPLITS.intersection(word) or not word else word for word in argv[1:]]
+    return '"%s" /e:ON /v:OFF /d /c "%s"' % (shell, " ".join(words))
+
+
+def _quoted(word: str) -> str:
+    """Return a word in quotes; programs of Windows take a backslash before the last one for part of it."""
+    return '"%s%s"' % (word, "\\" * (len(word) - len(word.rstrip("\\"))))
 
 
 def _not_started_text(launch: Launch, error: OSError) -> str:

@@ -20,6 +20,7 @@ BEFORE = ".%s.before"        # a stage's record as it was last durable, beside o
 GUESSED_BOOT = "start-"     # what a boot id begins with that the system has not told
 SHARING_RETRY_S = 2.0       # Windows: scanners hold files open for moments
 SHARING_ERRORS = (5, 32, 33)
+BATCH_ENDINGS = (".bat", ".cmd")     # of programs that Windows gives to cmd.exe
 LONGEST_FOLDER, LONGEST_PATH = 247, 259     # characters of a folder's path and of any, by the documentation of Windows (MAX_PATH)
 EACCES = 13                 # which the C library makes of each of these, without the system's own number
 BLANKS = " \t\n\r"          # of JSON

@@ -9,7 +9,7 @@ import os
 import sys
 
 import spec_checks
-from primitives import open_file
+from primitives import BATCH_ENDINGS, open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import attempts
     from model import StageSpec
 
+CMD_BYTES = 6000            # of a batch file's inputs; cmd.exe takes 8191 characters of all
 ARGUMENT_BYTES = 30_000 if sys.platform == "win32" else 1_000_000     # at most; Windows allows 32,767 characters
 MENTION_BYTES = 1 << 20     # of a file in which the name of a variable is looked for, at once
 INPUTS_FILE = "PIPELINE_INPUTS_FILE"
@@ -29,14 +30,15 @@ def command_line(root: str, stage: Any, inputs: Sequence[str]) -> List[str]:
     kind = spec_checks.program_kind(stage.processor)
     start = [sys.executable, program] if kind == "python" else _powershell() + [program] if kind == "powershell" else [program]
     arguments = list(stage.args)
-    if fits_command_line(inputs):
+    if fits_command_line(inputs, stage.processor):
         arguments += ["./" + one if one.startswith("-") else one for one in inputs]      # a file, not an option
     return start + arguments
 
 
-def fits_command_line(inputs: Sequence[str]) -> bool:
+def fits_command_line(inputs: Sequence[str], processor: str = "") -> bool:
     """Tell whether these names can be arguments; with as many to spare, for what the processor starts itself is given them, too, and its environment."""
-    most = min(ARGUMENT_BYTES, _system_argument_bytes() // 2)
+    is_for_cmd = sys.platform == "win32" and processor.lower().endswith(BATCH_ENDINGS)
+    most = min(CMD_BYTES if is_for_cmd else ARGUMENT_BYTES, _system_argument_bytes() // 2)
     return 4 * sum(map(len, inputs)) + 9 * len(inputs) <= most or sum(len(os.fsencode(one)) + 9 for one in inputs) <= most
 
 
@@ -52,7 +54,7 @@ def overflow_problem(root: str, processor: str, args: Sequence[str], others: Seq
 
     others: files below *root* that it works with. Whether one reads that file is told from its name in their text, or in *args*.
     """
-    if fits_command_line(inputs) or any(INPUTS_FILE in one for one in args) or any(
+    if fits_command_line(inputs, processor) or any(INPUTS_FILE in one for one in args) or any(
             _mentions(os.path.join(root, path), INPUTS_FILE.encode("ascii")) for path in [processor, *others, *args]):
         return ""
     return ("%d inputs are too many for a command line, and %s does not look at %s, the file that lists them: read them there, "

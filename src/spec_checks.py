@@ -10,7 +10,7 @@ import json
 import os
 import sys
 
-from primitives import is_integer
+from primitives import BATCH_ENDINGS, is_integer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -502,7 +502,7 @@ def taken_by_cmd(program: str, words: Sequence[str]) -> List[str]:
 
     Source: "BatBadBut", CVE-2024-24576.
     """
-    if sys.platform != "win32" or not program.lower().endswith((".bat", ".cmd")):
+    if sys.platform != "win32" or not program.lower().endswith(BATCH_ENDINGS):
         return []
     return [word for word in words if CMD_TAKES.intersection(word)]
 

@@ -22,7 +22,7 @@ def drop(root: str, modules: Iterable[str], prefix: str = "") -> str:
     """Remove the cached bytecode that may be older than its module; return why a module cannot be relied on, or "".
 
     modules: paths below *root*. prefix: PYTHONPYCACHEPREFIX of who imports them, "" without one. What was cached after the last
-    change of the module stays. What cannot be removed stays, too, if it is what compiling the module gives, or cannot be read.
+    change of the module stays; Windows does not tell when that was, so there the text is compiled and compared. What cannot be removed stays, too, if it is what compiling the module gives, or cannot be read.
     """
     listed: Dict[str, List[str]] = {}
     for path in modules:
@@ -33,7 +33,7 @@ def drop(root: str, modules: Iterable[str], prefix: str = "") -> str:
             continue                    # it is not there any more; the attempt says so
         for cached in _cached(full, os.path.join(root, prefix) if prefix else "", listed):
             try:
-                if os.stat(cached).st_mtime_ns <= changed_ns:
+                if os.stat(cached).st_mtime_ns <= changed_ns or sys.platform == "win32" and _is_of_other_text(cached, full):
                     unlink(cached)
             except OSError as error:
                 if _is_of_other_text(cached, full):
@@ -43,7 +43,7 @@ def drop(root: str, modules: Iterable[str], prefix: str = "") -> str:
 
 
 def _changed_ns(path: str) -> int:
-    """Return when a file, or the link that stands for it, was changed or put there. Raises: OSError."""
+    """Return when a file, or the link that stands for it, was changed or put there; on Windows its ctime is that of its making. Raises: OSError."""
     found, link = os.stat(path), os.lstat(path)
     return max(found.st_mtime_ns, found.st_ctime_ns, link.st_ctime_ns)
 

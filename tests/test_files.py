@@ -323,6 +323,30 @@ def test_a_batch_file_gets_no_name_that_cmd_exe_would_run(monkeypatch, processor
     assert bool(text) == is_refused and (not text or names[-1] in text)
 
 
+CMD = '"C:\\Windows\\System32\\cmd.exe" /e:ON /v:OFF /d /c "%s"'.replace("\\System32\\", os.sep.join(["", "System32", ""]))
+
+
+@pytest.mark.parametrize("words, line", [
+    (["D:\\x\\p.bat"], CMD % '"D:\\x\\p.bat"'),
+    (["D:\\R&D\\p.CMD", "in/a,b.txt", "plain"], CMD % '"D:\\R&D\\p.CMD" "in/a,b.txt" plain'),
+    (["p.bat", "x=1", "a;b", "a b\\", "", "\u00fc"], CMD % '"p.bat" "x=1" "a;b" "a b\\\\" "" \u00fc'),
+    (["p.exe", "a,b"], ["p.exe", "a,b"]), (["python", "p.bat", "a,b"], ["python", "p.bat", "a,b"])])
+def test_a_batch_file_gets_each_word_as_one(monkeypatch, words, line):
+    """cmd.exe splits at , ; = too, and would run what comes after an & in the path."""
+    assert attempts._as_started(words) == words
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setenv("SystemRoot", "C:\\Windows")
+    assert attempts._as_started(words) == line
+
+
+def test_a_batch_file_gets_no_more_than_cmd_exe_takes(monkeypatch):
+    names = ["x" * 90] * 100
+    assert processor_call.fits_command_line(names, "bin/p.bat")
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert processor_call.fits_command_line(names, "bin/p.exe") and not processor_call.fits_command_line(names, "bin/p.BAT")
+    assert processor_call.fits_command_line(names[:60], "bin/p.bat")
+
+
 @pytest.mark.parametrize("path, plain", [
     ("\\\\?\\C:\\data\\x", "C:\\data\\x"), ("\\\\?\\UNC\\host\\share\\x", "\\\\host\\share\\x"), ("C:\\data", "C:\\data"), ("/a/\\?\\b", "/a/\\?\\b")])
 def test_the_beginning_of_long_paths_of_windows_is_left_out(path, plain):

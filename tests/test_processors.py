@@ -1280,6 +1280,20 @@ def test_bytecode_of_the_very_moment_of_a_change_goes_and_later_one_stays(tmp_pa
         assert stale_bytecode.drop(str(tmp_path), ["m.py"]) == "" and cached.exists() is stays
 
 
+@pytest.mark.parametrize("source, stays", [("x = 1\n", True), ("x = 2\n", False)])
+def test_on_windows_which_does_not_tell_when_a_module_was_changed_its_text_decides(tmp_path, monkeypatch, source, stays):
+    module = tmp_path / "m.py"
+    module.write_text("x = 1\n")
+    cached = importlib.util.cache_from_source(str(module))
+    os.makedirs(os.path.dirname(cached))
+    with open(cached, "wb") as file:
+        file.write(importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(compile(source, str(module), "exec", dont_inherit=True)))
+    after = stale_bytecode._changed_ns(str(module)) + 10 ** 9
+    os.utime(cached, ns=(after, after))
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert stale_bytecode.drop(str(tmp_path), ["m.py"]) == "" and os.path.exists(cached) is stays
+
+
 @POSIX_ONLY
 def test_bytecode_of_what_a_link_led_to_before_goes(tmp_path):
     for name in "ab":
