@@ -135,6 +135,8 @@ def _trouble(doing: str, path: str, error: OSError) -> _Problem:
         text += " (%s): make room and run again; what was published before stays valid" % _free_space(path)
     if sys.platform == "win32" and isinstance(error, FileNotFoundError):
         text += _length_hint(os.path.abspath(path))
+    if sys.platform == "win32" and isinstance(error, PermissionError):
+        text += "; another program may have it open: close it there, and run again"
     return _Problem(text)
 
 

@@ -35,7 +35,7 @@ CLOSE_LIMIT_S = 10.0
 READ_BYTES = 1 << 16
 SHOWN_BYTES = 2000          # of what a server said before it died
 # bin/processor_kit.py as it is shipped: all that executing it does is to define things, so the server does it once for all tasks.
-KIT_NAME, KIT_SHA256 = "processor_kit.py", "5c7d2142c1bfdf096f69b691f04f66332f51c3dc7f80f6ef0be5180bc2bde00f"
+KIT_NAME, KIT_SHA256 = "processor_kit.py", "ec1506b74c364c3d2e5963ab9648a9ba6d771d44b5b1a20aff282072bd6c391b"
 PADDING = " " * 4000        # room for a task's words, and below for its token, in what the system shows of a process (forked_task.Title)
 TOKEN_ROOM = 100
 PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fork_server.py")

@@ -514,9 +514,24 @@ def _check_program(program: str, path: Path, root: Optional[str], problems: Prob
     if not os.path.isfile(full):
         text = _no_file_text(full, shown_value(program))
         problems.add(path, text + (_no_file_remedy(program, path, root, problems) if text.startswith("there is no file") else ""))
+    elif program_kind(program) == "python" and _path_file():
+        problems.add(path, "%s makes Python ignore PYTHONPATH and a script's own folder, so no processor finds its modules, nor is it refused the network: run a full installation of Python, "
+                     "or remove that file" % _path_file())
     elif program_kind(program) == "program" and sys.platform != "win32" and not os.access(full, os.X_OK):
         is_marked = os.stat(full).st_mode & 0o111
         problems.add(path, "%s is not executable%s" % (shown_value(program), " by this user, or lies on a file system that runs no programs (noexec)" if is_marked else "; chmod +x it"))
+
+
+def _path_file() -> str:
+    """Return the ._pth file beside the interpreter by which a Python of Windows (its embeddable package has one) takes no other place for modules, or "".
+
+    Source: Python's documentation, "Finding modules", pybuilddir and ._pth files.
+    """
+    if sys.platform != "win32":
+        return ""
+    folder, name = os.path.split(sys.executable)
+    files = [os.path.join(folder, one + "._pth") for one in ("python%d%d" % sys.version_info[:2], os.path.splitext(name)[0])]
+    return next((path for path in files if os.path.isfile(path)), "")
 
 
 def _no_file_text(full: str, shown: str) -> str:

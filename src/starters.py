@@ -177,7 +177,9 @@ def _python() -> str:
 
 def _shell_word(text: str) -> str:
     import shlex
-    return '"%s"' % text if sys.platform == "win32" and " " in text else text if sys.platform == "win32" else shlex.quote(text)
+    if sys.platform != "win32":
+        return shlex.quote(text)
+    return text if all(one.isalnum() or one in "\\/:._-" for one in text) else '"%s"' % text
 
 
 # === new-stage ===

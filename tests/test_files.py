@@ -323,6 +323,13 @@ def test_a_batch_file_gets_no_name_that_cmd_exe_would_run(monkeypatch, processor
     assert bool(text) == is_refused and (not text or names[-1] in text)
 
 
+@pytest.mark.parametrize("platform, error, told", [("win32", PermissionError, True), ("win32", IsADirectoryError, False), ("linux", PermissionError, False)])
+def test_the_kit_tells_that_another_program_may_hold_an_output_on_windows(monkeypatch, platform, error, told):
+    monkeypatch.setattr(sys, "platform", platform)
+    text = str(processor_kit._trouble("publish", "x", error(13, "Access denied", "x")))
+    assert text.startswith("cannot publish x: Access denied") and ("another program may have it open: close it there" in text) is told
+
+
 CMD = '"C:\\Windows\\System32\\cmd.exe" /e:ON /v:OFF /d /c "%s"'.replace("\\System32\\", os.sep.join(["", "System32", ""]))
 
 

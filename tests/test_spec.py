@@ -790,3 +790,19 @@ def test_a_processor_that_may_not_be_looked_at_is_not_told_to_be_missing(monkeyp
         except PermissionError:
             text = "raised"
     assert text == "x cannot be looked at: Permission denied; the runner's user must be allowed to enter its folder"
+
+
+@pytest.mark.parametrize("name, told", [("python%d%d._pth" % sys.version_info[:2], True), ("python._pth", True), ("python27._pth", False)])
+def test_a_python_that_takes_no_other_place_for_modules_runs_no_python_processors(project, monkeypatch, name, told):
+    """The embeddable package of Windows: neither the kit nor the hook that refuses the network would be found."""
+    project.write("data/in.txt", "x")
+    project.spec({"processor": "bin/stage_copy.py"})
+    project.write("python/" + name, "Lib\n")
+    monkeypatch.setattr(sys, "executable", str(project.path("python/python.exe")))
+    spec_loading.load_pipeline(str(project.path("pipeline.json")))
+    monkeypatch.setattr(sys, "platform", "win32")
+    if not told:
+        spec_loading.load_pipeline(str(project.path("pipeline.json")))
+        return
+    with pytest.raises(SpecError, match=r"stages\[0\].processor: .*%s makes Python ignore PYTHONPATH.*run a full installation" % name.replace(".", r"\.")):
+        spec_loading.load_pipeline(str(project.path("pipeline.json")))

@@ -42,6 +42,14 @@ def files_of(folder):
 
 # --- init
 
+@pytest.mark.parametrize("word, posix, windows", [
+    ("../R&D", "'../R&D'", '"../R&D"'), ("meine nächte", "'meine nächte'", '"meine nächte"'), ("C:\\data\\x-1_2.d", None, "C:\\data\\x-1_2.d")])
+def test_what_is_to_be_typed_is_one_word_for_the_shell(monkeypatch, word, posix, windows):
+    assert posix is None or starters._shell_word(word) == posix
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert starters._shell_word(word) == windows
+
+
 def test_init_writes_what_runs_by_itself_is_skipped_and_passes_its_tests(tmp_path, capsys):
     """All with the copy of the runner that it wrote: nothing else is needed on the machine."""
     mine = tmp_path / "meine nächte"
