@@ -17,6 +17,7 @@ import stat
 import control_totals
 import file_digests
 import stage_outputs
+import stage_work
 import state_store
 import task_files
 import task_log
@@ -78,6 +79,7 @@ class FileTasksWork(TasksWork):
         self.owner_of: Dict[str, str] = {}          # target path, case folded -> the task that makes it, by the log
         self.open: Set[str] = set()                 # tasks in the log that are yet to say what they make now
         self.foreign: Dict[str, str] = {}
+        self.pruned_inputs: List[str] = []      # outputs that were removed as their file is gone, and of which tasks had been made, too
         self.ready_folders: Set[str] = set()        # those of the slots
         self.died_at_ns = 0                         # when the last run began, if it died: by the file system's clock
         self.is_pruned = stage.prune                # False as long as something of files that are gone is left for a later run
@@ -400,7 +402,7 @@ class FileTasksWork(TasksWork):
         self._tell_of_unrecorded()
         self._see_to_lost(facts)
         self._tell_of_former()
-        failure = self._failure()
+        failure = self._failure() or self._pruned_text()
         if not failure and self.failed:
             self._drop_failed_outputs()
         table, wrong = self._check_all(facts)
@@ -463,7 +465,9 @@ class FileTasksWork(TasksWork):
             return
         missing = self._missing_folders()
         if self.stage.prune and missing:
-            self._note("the folder %s is missing: nothing is pruned" % missing[0])
+            changed = [path for name in facts.gone for path in self._keep(self.task_log.entries[name], facts.wrong)]
+            self._note("the folder %s is missing: nothing is pruned%s" % (
+                missing[0], "; not any more as it was made, and nobody's now: %s" % task_look.shown(changed) if changed else ""))
             self.is_pruned = False          # the next run must look again
             return
         is_recorded = any(self.task_log.entries[name].outputs for name in facts.gone)
@@ -493,6 +497,7 @@ class FileTasksWork(TasksWork):
     def _prune(self, gone: Sequence[str], wrong: FrozenSet[str]) -> List[str]:
         """Note that files are gone, and with `prune` remove what their tasks made; return the paths of what somebody has changed since: that stays."""
         changed: List[str] = []
+        read = set(self.facts.tasks.paths) if self.stage.prune else set()
         for name in gone:
             entry = self.task_log.entries[name]
             if not self.stage.prune:
@@ -501,12 +506,19 @@ class FileTasksWork(TasksWork):
             for path, size, digest in entry.outputs:
                 if self._is_taken(path, name) or not os.path.lexists(os.path.join(self.folder, path)):
                     continue
-                if self._is_as_made(path, size, digest):
-                    self._remove_output(path)
-                else:
+                if not self._is_as_made(path, size, digest):
                     changed.append(path)
+                    continue
+                self._remove_output(path)
+                if "%s/%s" % (self.stage.output_dir, path) in read:
+                    self.pruned_inputs.append(path)
             self._enter(entry._replace(status="gone", outputs=(), run="%s/%d" % (self.run.options.run_id, self.run.invocation)))
         return changed
+
+    def _pruned_text(self) -> str:
+        """Return why what was made of a pruned output is no success, or ""."""
+        inputs = ["%s/%s" % (self.stage.output_dir, path) for path in self.pruned_inputs]
+        return "%s%s, which an earlier forEach of this stage had made and prune has removed; run again" % (stage_work.CHANGED, task_look.shown(inputs)) if inputs else ""
 
     def _is_as_made(self, path: str, size: int, digest: str) -> bool:
         """Tell whether an output is what its task made. Raises: OSError where a file cannot be read: then nobody knows, and nothing is entered."""

@@ -787,6 +787,48 @@ def test_nothing_is_pruned_while_the_whole_folder_is_missing(upper):
     assert count(upper) == [] and len(outputs(upper)) == 3
 
 
+@pytest.mark.parametrize("damage", ["missing", "changed"])
+def test_an_output_of_a_gone_file_that_is_not_as_it_was_made_is_no_failure_where_nothing_is_pruned(upper, damage):
+    respec(upper, prune=True, forEach=["in/*.txt", "late/*.txt"], allowNoInputs=True)
+    upper.path("late").mkdir()
+    upper.ok()
+    upper.path("late").rmdir()
+    upper.path("in/a.txt").unlink()
+    upper.path("out/a.txt").unlink() if damage == "missing" else upper.write("out/a.txt", "a person's\n")
+    done = upper.ok()
+    assert "[NOTE] up: the folder late is missing: nothing is pruned; not any more as it was made, and nobody's now: a.txt\n" in done.out, done
+    upper.path("in/b.txt").unlink()
+    upper.ok()
+    upper.path("late").mkdir()
+    done = upper.ok()
+    assert "outputs removed" in done.out and set(outputs(upper)) == {"c.txt"} | ({"a.txt"} if damage == "changed" else set()), done
+    assert "[SKIP] up" in upper.ok().out
+    upper.ok("verify", "--outputs")
+
+
+def test_a_stage_that_has_read_what_it_prunes_itself_has_not_succeeded(upper):
+    """Its glob finds by now what it made once: what another run of the stage would leave out must not be counted by those behind it."""
+    body = "open(out + '/' + os.environ['P'] + os.path.basename(os.environ['PIPELINE_TASK']), 'w').write(open(os.environ['PIPELINE_TASK']).read())\n"
+    upper.processor("each", body)
+    upper.processor("sum", "open(out + '/sum', 'w').write(''.join(open(one).read() for one in inputs))\n")
+
+    def spec(folder, first, second):
+        upper.spec({"name": "one", "processor": "bin/each.py", "forEach": "in/*.txt", "outputDir": folder, "env": {"P": first}, "outputs": [first + "*"], "prune": True},
+                   {"name": "two", "processor": "bin/each.py", "forEach": "%s/%s*" % (folder, first), "outputDir": "d", "env": {"P": second}, "outputs": [second + "*"],
+                    "prune": True},
+                   {"name": "sum", "processor": "bin/sum.py", "inputs": ["d/%s*" % second], "outputDir": "s"})
+
+    spec("a", "x_", "y_")
+    upper.ok()
+    whole = upper.read("s/sum")
+    spec("d", "y_", "z_")
+    done = upper.run()
+    assert done.code == 1 and "[FAIL] two: input changed during the run: d/y_x_a.txt, d/y_x_b.txt" in done.out and "prune has removed; run again" in done.out, done
+    upper.ok()
+    assert upper.read("s/sum") == whole and "[SKIP] two" in upper.ok().out
+    upper.ok("verify", "--outputs")
+
+
 @pytest.mark.parametrize("runs", [1, 2])
 def test_what_was_not_pruned_as_the_folder_was_missing_is_pruned_when_it_is_there_and_empty(upper, runs):
     respec(upper, prune=True, allowNoInputs=True)
