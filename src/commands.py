@@ -62,6 +62,7 @@ def _do(arguments: List[str], console: Console, started: float, found: Any, is_p
             if not is_program:
                 return _run_in_child(arguments, console)
         ended = _dispatch(options, console, started, found)
+        console.settle()
         if console.lost and options.command != "run":       # a run's records tell all the same
             is_done = options.yes or options.output is not None or options.command in ACTS
             console.error("error: standard output: %s; %s" % (console.lost, "what was asked for was done, and is told of in part" if is_done else "what was asked for is not whole"))

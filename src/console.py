@@ -286,10 +286,20 @@ class Console:
             stream.write(text)
             stream.flush()
         except (OSError, ValueError) as error:
-            import errno
-            number = getattr(error, "errno", None) or 0
-            if stream is self.out and number in (errno.ENOSPC, getattr(errno, "EDQUOT", -1), errno.EFBIG, errno.EIO):
-                self.lost = os.strerror(number)     # else nobody reads any more
+            self._note_lost(stream, error)
+
+    def settle(self) -> None:
+        """Write what was printed past line(), and note if it is lost."""
+        try:
+            self.out.flush()
+        except (OSError, ValueError) as error:
+            self._note_lost(self.out, error)
+
+    def _note_lost(self, stream: Any, error: Exception) -> None:
+        import errno
+        number = getattr(error, "errno", None) or 0
+        if stream is self.out and number in (errno.ENOSPC, getattr(errno, "EDQUOT", -1), errno.EFBIG, errno.EIO):
+            self.lost = os.strerror(number)     # else nobody reads any more
 
     def _write_beside(self, stream: Any, text: str) -> None:
         """Write to another stream that most likely is the same terminal: the drawn lines make room meanwhile."""

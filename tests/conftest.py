@@ -23,8 +23,11 @@ sys.path.insert(0, str(ROOT / "src"))
 # that meets a full disk or a limit would leave it cut short, and older Pythons believe that.
 compileall.compile_dir(str(ROOT / "src"), quiet=2)
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+os.environ.pop("PYTHONUNBUFFERED", None)    # as for most users: what is written and not flushed would be seen with it only
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:       # as in a shell's background: the runner would heed that, and no test could stop it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:       # as under nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @functools.lru_cache(maxsize=None)

@@ -908,7 +908,7 @@ number = int(name.partition('.')[0])
 while number == 0 and SERVED and not any(servers()):
     time.sleep(0.01)
 forked = b'fork_server.py' in open('/proc/%d/cmdline' % os.getppid(), 'rb').read()
-print('forked' if forked else 'by itself', number)
+print('forked' if forked else 'by itself', number, flush=True)
 """
 UNMEASURED = {name: None for name in os.environ if name.startswith(("COV", "COVERAGE"))}     # coverage asks for something at each start: no server
 MAKE = "with open(inputs[0]) as file, open(os.path.join(out, name), 'w') as to:\n    to.write(file.read().upper())\n"
