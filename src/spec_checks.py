@@ -14,7 +14,7 @@ from primitives import BATCH_ENDINGS, is_integer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+    from typing import Any, Callable, Container, Dict, List, Optional, Sequence, Tuple
     Json = Dict[str, Any]
     Path = Tuple[Any, ...]
 
@@ -596,18 +596,50 @@ def program_kind(processor: str) -> str:
     return {".py": "python", ".ps1": "powershell"}.get(ending, "program")
 
 
-def _check_output_folders(stages: List[Tuple[int, Json]], problems: Problems) -> None:
-    """Names that differ in case only are one folder on Windows and macOS: there two stages would be at work in it at once."""
-    spelled: Dict[str, str] = {}
+def _check_output_folders(stages: List[Tuple[int, Json]], problems: Problems) -> Dict[str, Tuple[str, int]]:
+    """Names that differ in case only are one folder on Windows and macOS: there two stages would be at work in it at once.
+
+    Return {an output folder or one that holds it, case folded: (as it is spelled, the index of the first stage that spells it)}.
+    """
+    spelled: Dict[str, Tuple[str, int]] = {}
     for index, merged in stages:
         parts = str(merged.get("outputDir") or "").split("/")
         for count in range(1, len(parts) + 1):
             folder = "/".join(parts[:count])
-            first = spelled.setdefault(folder.casefold(), folder)
+            first, _ = spelled.setdefault(folder.casefold(), (folder, index))
             if first != folder:
                 problems.add(("stages", index, "outputDir"), "%s and %s differ in case only, and are one folder on Windows and macOS; write them alike, or choose another name" % (
                     shown_value(folder), shown_value(first)))
                 break
+    return spelled
+
+
+def _check_folders_read(stages: List[Tuple[int, Json]], spelled: Dict[str, Tuple[str, int]], problems: Problems) -> None:
+    """What is read where a stage writes must be spelled as there: else no stage waits for that one, and a task may write over its own input."""
+    owned = {str(merged.get("outputDir") or "").casefold() for _, merged in stages}
+    for index, merged in stages:
+        for key in ("inputs", "forEach", "watch"):
+            for place, pattern in enumerate(merged.get(key) or []):
+                folder = _folder_spelled_otherwise(pattern or "", spelled, owned)
+                if folder:
+                    first, owner = spelled[folder.casefold()]
+                    problems.add(("stages", index, key, place), "%s and %s, in the outputDir of stages[%d], differ in case only, and are one folder on Windows and macOS; write them alike, or choose another name" % (
+                        shown_value(folder), shown_value(first), owner))
+
+
+def _folder_spelled_otherwise(pattern: str, spelled: Dict[str, Tuple[str, int]], owned: Container[str]) -> str:
+    """Return the folder that a path or glob spells otherwise than the output folder that it leads into, or as a glob may lead into; "" for none."""
+    parts = pattern.split("/")
+    count = next((number for number, part in enumerate(parts[:-1]) if set("*?[") & set(part)), len(parts) - 1)
+    leads_deeper = count < len(parts) - 1 or parts[-1] == "**"
+    for number in range(1, count + 1):
+        folder = "/".join(parts[:number])
+        alike = folder.casefold()
+        if alike not in spelled:
+            break
+        if spelled[alike][0] != folder and (alike in owned or number == count and leads_deeper):
+            return folder
+    return ""
 
 
 def _check_output_owners(stages: List[Tuple[int, Json]], problems: Problems) -> None:
@@ -695,7 +727,7 @@ def _check_stages(value: Any, defaults: Json, root: Optional[str], problems: Pro
     _check_names(stages, problems)
     _check_needs(stages, problems, is_graph)
     _check_processors(stages, root, problems)
-    _check_output_folders(stages, problems)
+    _check_folders_read(stages, _check_output_folders(stages, problems), problems)
     _check_output_owners(stages, problems)
     return [merged for _, merged in stages]
 

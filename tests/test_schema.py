@@ -28,6 +28,7 @@ UNSEEN = {
     r"has the name": "names that must not be somewhere else in the file",
     r"is an output of stages": "the same",
     r"differ in case only": "the same",
+    r"in the outputDir of stages": "the same",
     r"there is no file": "files",
     r"is not executable": "the same",
     r"goes with forEach": "only where `defaults` has a say in it: objects merged",
@@ -219,7 +220,7 @@ def test_every_case_of_the_validators_tables(root):
 def test_what_a_schema_cannot_see_is_seen_by_the_validator_and_let_through_by_the_schema(root):
     """The list of what is left to `validate` is no excuse for more."""
     two = '{"name": "p", "defaults": {%s}, "stages": [{"name": "a", "processor": "bin/ok.py", "outputDir": "o"%s}, {"name": "b", "processor": "bin/ok.py", "outputDir": "o"%s}]}'
-    cases = [("", "", ', "needs": ["c"]'), ("", "", ', "needs": ["b"]'), ("", ', "needs": ["b"]', ""), ("", ', "outputs": ["x"]', ', "outputs": ["x"]'), ("", "", ', "outputDir": "O"'),
+    cases = [("", "", ', "needs": ["c"]'), ("", "", ', "needs": ["b"]'), ("", ', "needs": ["b"]', ""), ("", ', "outputs": ["x"]', ', "outputs": ["x"]'), ("", "", ', "outputDir": "O"'), ("", "", ', "outputDir": "p", "inputs": ["O/*"]'),
              ("", "", ', "name": "A"'.replace('"name": "A"', '"x-name": 1')), ('"prune": true', "", ""), ('"chunks": {"bytes": 9}', "", ""),
              ('"chunks": {"bytes": 9}, "inputs": ["x"]', ', "forEach": "y"', ""), ('"chunks": {"filter": true}, "inputs": ["x"]', "", ""),
              ('"launcher": ["srun"]', ', "inputs": ["x"], "outputs": ["y"], "chunks": {"bytes": 9, "filter": true}', ""), ('"launcher": ["srun", "{memoryMB}"]', "", "")]

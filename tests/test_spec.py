@@ -331,6 +331,12 @@ RELATIONS = [
     (stages('"name": "a", "outputDir": "d", "outputs": ["x.txt"]', '"name": "b", "outputDir": "d", "outputs": [§"x.txt"]'),
      'stages[1].outputs[0]: "d/x.txt" is an output of stages[0] already; a file belongs to one stage'),
     (stages('"name": "a", "outputDir": "d/x"', '"name": "b", "outputDir": §"D/y"'), 'stages[1].outputDir: "D" and "d" differ in case only, and are one folder on Windows and macOS'),
+    (stages('"name": "a", "outputDir": "d/a"', '"name": "b", "inputs": [§"D/A/*.txt"]'), 'stages[1].inputs[0]: "D/A" and "d/a", in the outputDir of stages[0], differ in case only, and are one folder on'),
+    (stages('"name": "b", "watch": ["w", §"D/x.txt"]', '"name": "a", "outputDir": "d"'), 'stages[0].watch[1]: "D" and "d", in the outputDir of stages[1], differ in case only'),
+    (stages('"name": "f", "outputDir": "d", "forEach": [§"D/*.txt"]'), 'stages[0].forEach[0]: "D" and "d", in the outputDir of stages[0], differ in case only'),
+    (stages('"name": "a", "outputDir": "d"', '"name": "b", "forEach": §"D/sub/**/x.txt"'), 'stages[1].forEach[0]: "D" and "d"'),
+    (stages('"name": "a", "outputDir": "d/a"', '"name": "b", "inputs": [§"D/**"]'), 'stages[1].inputs[0]: "D" and "d", in the outputDir of stages[0]'),
+    (stages('"name": "a", "outputDir": "d/a"', '"name": "b", "inputs": [§"D/*/x.txt"]'), 'stages[1].inputs[0]: "D" and "d", in the outputDir of stages[0]'),
     (stages('"name": "a", "outputDir": "d", "outputs": ["X.txt"]', '"name": "b", "outputDir": "d", "outputs": ["y", §"x.TXT"]'), "is an output of stages[0] already"),
     (stages('"name": "a", "outputDir": "d", "outputs": ["e/x"]', '"name": "b", "outputDir": "d/e", "outputs": [§"x"]'), "is an output of stages[0] already"),
 ]
@@ -352,6 +358,19 @@ def test_one_fault_is_reported_where_it_stands(root, capsys, marked, fragment):
 @pytest.mark.parametrize("marked, fragment", TOP + STAGE + NAMES + PATHS + RELATIONS)
 def test_one_fault_is_one_line(root, capsys, marked, fragment):
     assert len(refuse(root, capsys, without_marks(marked)[0])) == 1
+
+
+@pytest.mark.parametrize("read", ["d/a/*.txt", "D/x.txt", "D/*.txt", "D/b/x.txt", "D/b/**", "D", "DA/*", "d/A", "d/A.txt", "d/a/X.txt", "d/**", "*/A/x.txt"])
+def test_what_is_read_elsewhere_or_spelled_as_where_it_is_made_is_no_fault_of_case(root, read):
+    assert load(root, stages('"name": "a", "outputDir": "d/a"', '"name": "b", "outputDir": "e", "inputs": ["%s"], "watch": ["%s"]' % (read, read)))
+
+
+def test_what_ten_thousand_stages_read_is_not_compared_with_each_of_their_folders():
+    value = {"name": "p", "stages": [{"name": "s%d" % number, "processor": "bin/ok.py", "outputDir": "data/s%d" % number, "inputs": ["data/s%d/*" % (number - 1)]} for number in range(10000)]}
+    value["stages"][-1]["inputs"] = ["data/S7/*"]
+    problems = spec_checks.Problems()
+    assert spec_checks.check_pipeline(value, None, lambda word, known: None, problems) is None
+    assert [(path, message[:19]) for path, message in problems.found] == [(("stages", 9999, "inputs", 0), '"data/S7" and "data')]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no executable bit")
