@@ -31,7 +31,7 @@ from scheduler import Pause
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Container, Dict, Iterable, Iterator, List, Optional, Tuple
+    from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
     from model import Decision, Facts, StageSpec
     from scheduler import Flow
@@ -269,25 +269,23 @@ class ChunkTasksWork(task_work.TasksWork):
             joined = self.joiner.finish()
         except chunk_files.ChunkError as error:
             return str(error)
-        foreign = self._foreign_outputs()
+        self._look_at_others()
         for name in sorted(joined):
-            problem = self._input_problem(name)
-            if name in foreign:
-                problem = self._foreign_text("changed", name, foreign[name])
+            problem = self._foreign_problem("changed", name) or self._input_problem(name)
             if problem:
                 self.joiner.stop()
                 return problem
         # Then no later write can have the same time stamp, and what was hashed while it was written needs not be read again.
         yield Pause(SETTLE_S)
         self.joiner.publish()
-        self._remove_old_rejects(joined, foreign)
+        self._remove_old_rejects(joined)
         for name, (digest, _) in joined.items():
             self.run.digests.know("%s/%s" % (self.stage.output_dir, name), digest)
         if "written" in self.counts and self.joiner.cut_lines:
             self._note_in_outputs(dict(self.counts, written=max(0, self.counts["written"] - self.joiner.cut_lines)))
         return ""
 
-    def _remove_old_rejects(self, joined: Iterable[str], foreign: Container[str]) -> None:
+    def _remove_old_rejects(self, joined: Iterable[str]) -> None:
         """Remove, durably, what an earlier run set aside beside an output that is joined anew, where nothing is set aside now.
 
         The kit does so itself where it works on the whole input; in a chunk's private folder it finds nothing to remove. Its lines() and blocks() count what
@@ -296,7 +294,7 @@ class ChunkTasksWork(task_work.TasksWork):
         """
         names = {name + chunk_files.REJECTS for name in joined} if "rejected" in self.counts else set()
         for path in sorted(names.intersection(one["path"] for one in self.previous)):
-            is_another = path in foreign or self._input_problem(path) or stage_outputs.is_folder(os.path.join(self.folder, path))
+            is_another = self._theirs(path) or self._input_problem(path) or stage_outputs.is_folder(os.path.join(self.folder, path))
             if not is_another and not stage_outputs.is_among(self.folder, path, list(joined)):
                 state_store.remove_durably(os.path.join(self.folder, path), self.store.commit)
         if self.store.commit.removed:

@@ -23,8 +23,8 @@ import task_files
 import task_log
 import task_look
 from model import ALL_OF_LOG
-from primitives import composed, folded, replace, unlink
-from task_work import Task, TasksWork, Trial, folder_name
+from primitives import folded, replace, unlink
+from task_work import Task, TasksWork, Trial, but_for, folder_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,7 +78,6 @@ class FileTasksWork(TasksWork):
         super().__init__(run, stage, lock, facts)
         self.owner_of: Dict[str, str] = {}          # target path, case folded -> the task that makes it, by the log
         self.open: Set[str] = set()                 # tasks in the log that are yet to say what they make now
-        self.foreign: Dict[str, str] = {}
         self.pruned_inputs: List[str] = []      # outputs that were removed as their file is gone, and of which tasks had been made, too
         self.ready_folders: Set[str] = set()        # those of the slots
         self.died_at_ns = 0                         # when the last run began, if it died: by the file system's clock
@@ -115,7 +114,7 @@ class FileTasksWork(TasksWork):
         self._drop_unsynced(self.facts.record)
         if facts.lost and not self.moved_from:
             self.more_of_record = dict(self.more_of_record, logLost=True)       # for the next run, if this one does not come to its end
-        self.foreign = self._foreign_outputs()
+        self._look_at_others()
         self.previous = [one for one in self.previous if one["path"] not in self.foreign]
         self._write_record("running", "")
         self._forget_lost()
@@ -274,7 +273,7 @@ class FileTasksWork(TasksWork):
         task, names = trial.task, self._made(trial)
         problem = trial.failure or next((why for why in map(lambda name: self._target_problem(task, name), names) if why), "")
         if problem:
-            trial.is_machines = trial.is_machines or not trial.failure and any(name in self.foreign for name in names)
+            trial.is_machines = trial.is_machines or not trial.failure and any(map(self._theirs, names))
             trial.failure = problem
             return
         self._take_counts(trial)
@@ -329,12 +328,8 @@ class FileTasksWork(TasksWork):
         owner = self._holder(task.name, folded(name))
         if owner and owner not in self.open:
             theirs = next(path for path, _, _ in self.task_log.entries[owner].outputs if folded(path) == folded(name))
-            case = "" if theirs == name else ", but for %s, which many systems do not tell apart" % (
-                "the case of letters" if composed(theirs) != composed(name) else "how an accent is written")
-            return "it makes %s/%s, which task %s makes%s; each task must make files of its own" % (self.stage.output_dir, name, owner, case)
-        if name in self.foreign:
-            return self._foreign_text("it makes", name, self.foreign[name])
-        return ""
+            return "it makes %s/%s, which task %s makes%s; each task must make files of its own" % (self.stage.output_dir, name, owner, but_for(name, theirs))
+        return self._foreign_problem("it makes", name)
 
     def _holder(self, task: str, target: str) -> str:
         """Return which other task the log says has made *target*, or ""."""

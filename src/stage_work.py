@@ -314,9 +314,9 @@ class StageWork:
             owners.update({path[len(ours):]: other.name for path in found if path.startswith(ours)})
         return owners
 
-    def _foreign_text(self, done: str, path: str, owner: str) -> str:
+    def _foreign_text(self, done: str, path: str, owner: str, but_for: str = "") -> str:
         """Return why what was done with another stage's output is a failure, and what to do."""
-        return "%s %s/%s, which belongs to stage %s; a file belongs to one stage (if %s makes it no more: reset %s)" % (done, self.stage.output_dir, path, owner, owner, owner)
+        return "%s %s/%s, which belongs to stage %s%s; a file belongs to one stage (if %s makes it no more: reset %s)" % (done, self.stage.output_dir, path, owner, but_for, owner, owner)
 
     def _outputs_of_strangers(self) -> Set[str]:
         """Return what lies in our folder and is recorded by stages that are not in this spec: removed or renamed since, or of another pipeline."""

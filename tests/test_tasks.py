@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from array import array
 
 import pytest
@@ -1004,17 +1005,42 @@ primitives.composed.__defaults__ = primitives.folded.__defaults__ = (True,)
 sys.argv[0] = os.path.join(sys.path[0], "pipeline_runner.py")
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+# What Windows says of names that differ in case only: what is asked for by one is found by the other.
+AS_WINDOWS_FINDS = """
+import os, runpy, sys
+sys.path.insert(0, sys.argv.pop(1))
+import primitives
+real = os.lstat
+def lstat(path, **more):
+    try:
+        return real(path, **more)
+    except FileNotFoundError:
+        folder, name = os.path.split(path)
+        alike = [one for one in os.listdir(folder or ".") if one.casefold() == name.casefold()]
+        if not alike:
+            raise
+        return real(os.path.join(folder, alike[0]), **more)
+os.lstat, primitives.as_here = lstat, primitives.folded
+sys.argv[0] = os.path.join(sys.path[0], "pipeline_runner.py")
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_as(project, script, *args):
+    """Run the program in a process that a script has made like one on another system."""
+    project.write("as_another.py", script)
+    argv = project.argv(*args)
+    done = subprocess.run([sys.executable, str(project.path("as_another.py")), str(RUNNER.parent)] + argv[argv.index(str(RUNNER)) + 1:], stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120, env=dict(os.environ, PYTHONIOENCODING="utf-8"))
+    return types.SimpleNamespace(code=done.returncode, out=done.stdout.decode())
 
 
 @posix_only
 def test_two_tasks_with_one_target_but_for_an_accent_are_refused_on_macos(upper):
     upper.write("bin/up.sh", "#!/bin/sh\n[ \"$1\" = in/a.txt ] && name=$(printf 'e\\314\\201.txt') || name=$(printf '\\303\\251.txt')\n"
                 'cp "$1" "$PIPELINE_OUTPUT_DIR/$name"\n', executable=True)
-    upper.write("as_macos.py", AS_MACOS_COMPARES)
-    argv = upper.argv("--jobs", "1")
-    done = subprocess.run([sys.executable, str(upper.path("as_macos.py")), str(RUNNER.parent)] + argv[argv.index(str(RUNNER)) + 1:], stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120, env=dict(os.environ, PYTHONIOENCODING="utf-8"))
-    assert done.returncode == 1 and "it makes out/\u00e9.txt, which task in/a.txt makes, but for how an accent is written, which many systems" in done.stdout.decode(), done
+    done = run_as(upper, AS_MACOS_COMPARES, "--jobs", "1")
+    assert done.code == 1 and "it makes out/\u00e9.txt, which task in/a.txt makes, but for how an accent is written, which many systems" in done.out, done
     assert outputs(upper) == {"e\u0301.txt": "line of a\n"}
 
 
@@ -1025,6 +1051,49 @@ def test_a_task_may_not_make_what_belongs_to_another_stage(upper):
     upper.spec({"name": "first", "processor": "bin/stage_copy.py", "inputs": ["in/a.txt"], "outputDir": "out"}, dict(upper.stage, maxFailedTasks=2))
     done = upper.run()              # no fault of the file's
     assert done.code == 1 and "1 of 3 tasks failed for what maxFailedTasks does not allow" in done.out, done
+
+
+ONE_FILE_BUT_FOR_CASE = "%s out/a.txt, which belongs to stage first, but for the case of letters, which many systems do not tell apart; a file belongs to one stage (if first"
+
+
+def tells_case(folder):
+    (folder / "case").touch()
+    return not (folder / "CASE").exists()
+
+
+@pytest.fixture
+def beside(upper):
+    """A stage `first` that has made out/A.txt, before `up`, which makes out/a.txt."""
+    upper.write("other/A.txt", "of the first\n")
+    for name in "bc":
+        upper.path("in/%s.txt" % name).unlink()
+    upper.first = {"name": "first", "processor": "bin/stage_copy.py", "inputs": ["other/A.txt"], "outputDir": "out"}
+    upper.spec(upper.first)
+    upper.ok()
+    return upper
+
+
+@pytest.mark.parametrize("how, done", [({}, "it makes"), ({"forEach": [], "inputs": ["in/a.txt"], "chunks": {"bytes": 99}}, "changed")], ids=["files", "chunks"])
+def test_what_another_stage_has_made_is_not_replaced_under_a_name_that_is_the_same_but_for_the_case(beside, tmp_path, how, done):
+    if how:
+        beside.write("bin/up.sh", UPPER + ": PIPELINE_CHUNK_START\n", executable=True)
+    beside.spec(beside.first, {key: value for key, value in dict(beside.stage, **how).items() if value})
+    found = run_as(beside, AS_WINDOWS_FINDS)
+    assert found.code == 1 and ONE_FILE_BUT_FOR_CASE % done in found.out, found.out
+    assert outputs(beside) == {"A.txt": "of the first\n"}
+    found = beside.run()                # on a file system that tells them apart, they are two files
+    if tells_case(tmp_path):
+        assert found.code == 0 and outputs(beside) == {"A.txt": "of the first\n", "a.txt": "LINE OF A\n"}, found
+        beside.ok("verify", "--outputs")
+    else:
+        assert found.code == 1 and outputs(beside) == {"A.txt": "of the first\n"}, found
+
+
+def test_a_name_that_is_anothers_but_for_the_case_is_not_taken_while_that_file_is_not_there(beside):
+    beside.path("out/A.txt").unlink()
+    beside.spec(beside.first, beside.stage)
+    found = run_as(beside, AS_WINDOWS_FINDS, "--only", "up")
+    assert found.code == 1 and ONE_FILE_BUT_FOR_CASE % "it makes" in found.out and outputs(beside) == {}, found.out
 
 
 def until(holds, process):
