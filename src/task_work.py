@@ -489,8 +489,8 @@ class TasksWork(stage_work.StageWork):
     def _input_problem(self, name: str) -> str:
         """Return why *name* may not be an output of a stage with these inputs, or ""."""
         if self._inputs_here is None:
-            start = self.stage.output_dir + "/"
-            self._inputs_here = {as_here(path[len(start):]) for path in self._all_inputs() if path.startswith(start)}
+            start = as_here(self.stage.output_dir + "/")
+            self._inputs_here = {path[len(start):] for path in map(as_here, self._all_inputs()) if path.startswith(start)}
         if as_here(name) not in self._inputs_here:
             return ""
         return "it makes %s/%s, which the stage reads; an output must not take the place of an input" % (self.stage.output_dir, name)

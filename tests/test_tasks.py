@@ -1096,6 +1096,14 @@ def test_a_name_that_is_anothers_but_for_the_case_is_not_taken_while_that_file_i
     assert found.code == 1 and ONE_FILE_BUT_FOR_CASE % "it makes" in found.out and outputs(beside) == {}, found.out
 
 
+def test_a_task_does_not_write_over_its_input_in_a_folder_that_a_glob_has_found_in_other_case(upper):
+    upper.write("Out/a.txt", "line of a\n")
+    respec(upper, forEach="O*/*.txt")
+    done = run_as(upper, AS_WINDOWS_FINDS)
+    assert done.code == 1 and "[FAIL] up Out/a.txt: it makes out/a.txt, which the stage reads; an output must not take the place of an input" in done.out, done
+    assert upper.read("Out/a.txt") == "line of a\n"
+
+
 def until(holds, process):
     end = time.monotonic() + 60
     while not holds():
