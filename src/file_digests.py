@@ -16,7 +16,7 @@ from collections import namedtuple
 
 import file_systems
 from model import sha256
-from primitives import LONGEST_PATH, close_quietly, composed, folded, go_on, open_file, refuse_too_long, remove_quietly
+from primitives import LONGEST_PATH, close_quietly, composed, folded, go_on, is_junction, is_link, open_file, refuse_too_long, remove_quietly
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -95,11 +95,11 @@ def _walk(folder: str, prefix: str, segments: List[str], found: Set[str], seen: 
         return
     except NotADirectoryError:
         return
-    for name, is_folder, is_file, is_link in map(_kind, found_there):
-        if is_link and seen is not None:
+    for name, is_folder, is_file, is_linked in map(_kind, found_there):
+        if is_linked and seen is not None:
             seen.add(prefix + name)
         if first == "**":
-            if is_folder and not is_link and not is_hidden(name):
+            if is_folder and not is_linked and not is_hidden(name):
                 _walk(os.path.join(folder, name), prefix + name + "/", segments, found, seen)
             elif not rest and is_file and not is_hidden(name):
                 found.add(prefix + name)
@@ -131,7 +131,8 @@ def _mode(path: str) -> int:
 def _kind(entry: os.DirEntry[str]) -> Tuple[str, bool, bool, bool]:
     """Return (name, is a folder, is a file, is a link), most often without a look at the file itself."""
     try:
-        return entry.name, entry.is_dir(), entry.is_file(), entry.is_symlink()
+        is_folder = entry.is_dir()
+        return entry.name, is_folder, entry.is_file(), entry.is_symlink() or is_folder and is_junction(entry)
     except OSError:
         if not entry.is_symlink():
             raise
@@ -273,7 +274,7 @@ def _below(root: str, folder: Optional[str]) -> str:
 
 
 def _leads_nowhere(path: str) -> bool:
-    return os.path.islink(path) and not os.path.exists(path)
+    return is_link(path) and not os.path.exists(path)
 
 
 def is_unicode(text: str) -> bool:
@@ -365,7 +366,7 @@ class Digests:
     def of_output(self, path: str) -> Tuple[int, str]:
         """Return (bytes, SHA-256) of an output; a link is its target's name, not the file behind it. Raises: as of()."""
         full = os.path.join(self.root, path)
-        if os.path.islink(full):
+        if is_link(full):
             return _link_content(full)
         digest, stamp = self.of(path)
         return stamp[0], digest
@@ -514,7 +515,7 @@ def output_content(full: str, heed: Callable[[], None] = go_on) -> Tuple[int, st
 
 def read_content(full: str, heed: Callable[[], None] = go_on) -> Tuple[int, str]:
     """As output_content(), but for (-1, ""): that is a file which changed meanwhile. Raises: OSError."""
-    if os.path.islink(full):
+    if is_link(full):
         return _link_content(full)
     digest, stamp = hash_file(full, heed)
     return (stamp[0], digest) if stamp else (-1, "")

@@ -23,7 +23,8 @@ import task_files
 import task_log
 import task_look
 from model import ALL_OF_LOG
-from primitives import folded, replace, unlink
+from primitives import folded, is_junction, is_link, replace, unlink
+from spec_loading import plain_path
 from task_work import Task, TasksWork, Trial, but_for, folder_name
 
 TYPE_CHECKING = False
@@ -43,9 +44,9 @@ SETTLE_BYTES = 1 << 20      # outputs from here on are hashed only when their si
 def _link_problem(folder: str, name: str) -> str:
     """Return why the output *name* in a task's private folder would lead elsewhere in its place, or "": the folder goes with the task."""
     full = os.path.join(folder, name)
-    if not os.path.islink(full):
+    if not is_link(full):
         return ""
-    target = os.readlink(full)
+    target = plain_path(os.readlink(full))
     leads_inside = os.path.normpath(os.path.join(os.path.dirname(full), target)).startswith(folder + os.sep)
     if leads_inside == os.path.isabs(target):
         how = "a name beside it, not the whole path" if leads_inside else "the whole path"
@@ -63,7 +64,8 @@ def _empty(folder: str) -> None:
     """Remove all that is in a folder."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            state_store.remove_tree(entry.path) if entry.is_dir(follow_symlinks=False) else unlink(entry.path)
+            is_folder = entry.is_dir(follow_symlinks=False) and not is_junction(entry)
+            state_store.remove_tree(entry.path) if is_folder else unlink(entry.path)
 
 
 def _is_of_files(record: Json) -> bool:
@@ -518,7 +520,7 @@ class FileTasksWork(TasksWork):
     def _is_as_made(self, path: str, size: int, digest: str) -> bool:
         """Tell whether an output is what its task made. Raises: OSError where a file cannot be read: then nobody knows, and nothing is entered."""
         full = os.path.join(self.folder, path)
-        if os.path.lexists(full) and (os.path.islink(full) or stat.S_ISREG(os.lstat(full).st_mode)):
+        if os.path.lexists(full) and (is_link(full) or stat.S_ISREG(os.lstat(full).st_mode)):
             return file_digests.read_content(full) == (size, digest)
         return False
 

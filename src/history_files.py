@@ -10,7 +10,7 @@ import stat
 
 from ledger_format import MODES
 from model import sha256
-from primitives import is_integer, open_descriptor
+from primitives import is_integer, is_link, open_descriptor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class Folder:
     def link(self, relative: str) -> Optional[Tuple[int, str]]:
         """Return (bytes, SHA-256) of a symbolic link as a stage's output: of its target's name; None if it is none. Raises: Unreadable, as path()."""
         full = self._place(relative)
-        if not os.path.islink(full):
+        if not is_link(full):
             return None
         target = os.fsencode(os.readlink(full))
         return len(target), sha256(b"link\0" + target).hexdigest()

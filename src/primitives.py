@@ -22,6 +22,7 @@ SHARING_RETRY_S = 2.0       # Windows: scanners hold files open for moments
 SHARING_ERRORS = (5, 32, 33)
 BATCH_ENDINGS = (".bat", ".cmd")     # of programs that Windows gives to cmd.exe
 LONGEST_FOLDER, LONGEST_PATH = 247, 259     # characters of a folder's path and of any, by the documentation of Windows (MAX_PATH)
+MOUNT_POINT = 0xA0000003    # st_reparse_tag of a junction of Windows (mklink /J), and of a volume that is mounted in a folder
 EACCES = 13                 # which the C library makes of each of these, without the system's own number
 BLANKS = " \t\n\r"          # of JSON
 HOLE = "\0"                 # where a ready array goes; in JSON text this character is always escaped
@@ -146,6 +147,22 @@ def remove_quietly(path: str) -> None:
         unlink(path)
     except OSError:
         pass
+
+
+def is_link(path: str) -> bool:
+    """As os.path.islink(); a junction of Windows, to Python a folder, is a link, too: what lies behind it lies elsewhere."""
+    if sys.platform != "win32":
+        return os.path.islink(path)
+    try:
+        found = os.lstat(path)
+    except (OSError, ValueError):
+        return False
+    return found.st_mode & 0o170000 == 0o120000 or getattr(found, "st_reparse_tag", 0) == MOUNT_POINT
+
+
+def is_junction(entry: os.DirEntry[str]) -> bool:
+    """Tell whether an entry of a folder is a junction. Only Windows has any, and there the system has told it with the entry."""
+    return sys.platform == "win32" and getattr(entry.stat(follow_symlinks=False), "st_reparse_tag", 0) == MOUNT_POINT
 
 
 def close_quietly(descriptor: int) -> None:

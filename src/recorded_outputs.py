@@ -12,6 +12,7 @@ import file_digests
 import stage_locks
 import stage_outputs
 import state_store
+from primitives import is_link
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -150,8 +151,9 @@ def link_on_the_way(root: str, path: str) -> str:
     parts = path.split("/")
     for count in range(1, len(parts)):
         folder = "/".join(parts[:count])
-        if os.path.islink(os.path.join(root, folder)):
-            return "%s is a symbolic link" % folder
+        full = os.path.join(root, folder)
+        if is_link(full):
+            return "%s is a %s" % (folder, "symbolic link" if os.path.islink(full) else "junction")
     return ""
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections import namedtuple
 
-from primitives import folded, refuse_too_long, truncate, unlink
+from primitives import folded, is_junction, is_link, refuse_too_long, truncate, unlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ NOTHING = Folder({}, [], {}, [])
 
 def is_folder(path: str) -> bool:
     """Tell whether there is a folder at *path*, not a link to one."""
-    return os.path.isdir(path) and not os.path.islink(path)
+    return os.path.isdir(path) and not is_link(path)
 
 
 def list_folder(folder: str) -> Folder:
@@ -72,7 +72,7 @@ def list_folder(folder: str) -> Folder:
             elif entry.name.startswith("."):
                 if not entry.name.endswith(RUNNER_ENDINGS):
                     hidden[path] = _signature(entry.path)
-            elif entry.is_dir(follow_symlinks=False):
+            elif entry.is_dir(follow_symlinks=False) and not is_junction(entry):
                 folders.append((path + "/", entry.path))
                 found.append(path + "/")
             else:
@@ -181,7 +181,7 @@ def undo_outputs(folder: str, outputs: List[str], before: Dict[str, Tuple[int, s
 
 def _bring_back(full: str, path: str, wanted: Optional[Tuple[int, str]], prefix_digest: Callable[[str, int], str]) -> List[str]:
     """Cut a file back to *wanted* (bytes, SHA-256) if it still begins with that, else remove it; return what was done."""
-    if wanted is not None and not os.path.islink(full) and os.path.getsize(full) >= wanted[0] and prefix_digest(full, wanted[0]) == wanted[1]:
+    if wanted is not None and not is_link(full) and os.path.getsize(full) >= wanted[0] and prefix_digest(full, wanted[0]) == wanted[1]:
         if os.path.getsize(full) == wanted[0]:
             return []
         truncate(full, wanted[0])

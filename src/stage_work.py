@@ -28,7 +28,7 @@ import state_store
 import task_files
 from console import describe_os_error, full_disk_text
 from model import StageResult, sha256, shown_names
-from primitives import remove_quietly, replace
+from primitives import is_link, remove_quietly, replace
 from scheduler import Attempting, Pause
 from state_store import utc_text
 
@@ -231,7 +231,7 @@ class StageWork:
         may have other content on the disk, and its old times."""
         if baseline is None or (self.facts.record or {}).get("bootId") == self.run.boot:
             return baseline
-        files = [one["path"] for one in self.previous if one["path"] in baseline and not os.path.islink(os.path.join(self.folder, one["path"]))]
+        files = [one["path"] for one in self.previous if one["path"] in baseline and not is_link(os.path.join(self.folder, one["path"]))]
         return {**baseline, **{path: [] for path in files}}
 
     def _drop_checkpoint(self) -> None:

@@ -12,7 +12,7 @@ import stat
 import sys
 import time
 
-from primitives import BEFORE, GUESSED_BOOT, by_fields, compact, digest_of, is_integer, loads, open_descriptor, open_file, pretty_bytes, pretty_pieces, refuse_too_long, remove_quietly, replace, rmtree, unlink
+from primitives import BEFORE, GUESSED_BOOT, by_fields, compact, digest_of, is_integer, is_junction, is_link, loads, open_descriptor, open_file, pretty_bytes, pretty_pieces, refuse_too_long, remove_quietly, replace, rmtree, unlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -162,6 +162,8 @@ def _open_to_sync(path: str, windows: bool = sys.platform == "win32") -> int:
     """
     if not windows:
         return os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    if is_link(path):
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)     # as O_NOFOLLOW has it
     mode = os.stat(path).st_mode
     if mode & 0o200:
         return open_descriptor(path, os.O_RDWR)
@@ -326,6 +328,8 @@ def _open_folders(path: str) -> None:
             os.chmod(current, 0o700)
             with os.scandir(current) as entries:
                 for entry in entries:
+                    if is_junction(entry):
+                        continue        # what lies behind it is not ours
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(entry.path)
                     elif sys.platform == "win32":

@@ -18,6 +18,7 @@ import task_files
 import task_log
 from ledger_format import stage_key
 from model import Decision, Facts, sha256
+from primitives import is_link
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -307,7 +308,7 @@ def check_outputs(folder: str, outputs: Sequence[Tuple[str, int, str]], known: t
         if table.digests[place] == digest:
             continue
         stamp = task_files.signature_at(table.packed, place)
-        if stamp[0] < 0 and not os.path.islink(os.path.join(folder, path)):
+        if stamp[0] < 0 and not is_link(os.path.join(folder, path)):
             wrong[path] = "missing"
         elif file_digests.output_content(os.path.join(folder, path), digests.heed) != (size, digest):
             wrong[path] = "changed"

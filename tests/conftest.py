@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from drivers import junctions as junction_driver
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNNER = ROOT / "src" / "pipeline_runner.py"
@@ -208,6 +209,45 @@ def too_deep(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(os, "stat", lambda path, **options: look(refuse(path, 259), **options))
     monkeypatch.setattr(sys, "platform", "win32")
     return folder
+
+
+class Junctions:
+    """Junctions of Windows; elsewhere links that look like such to the program, see drivers/junctions.py."""
+
+    make_call = "__import__('_winapi').CreateJunction" if sys.platform == "win32" else "os.symlink"     # for a processor: (target, path)
+
+    def __init__(self, monkeypatch) -> None:
+        self.monkeypatch, self.paths = monkeypatch, []
+
+    def make(self, target, path) -> None:
+        """Make one that is seen in this process, and by the programs that run() starts."""
+        os.makedirs(os.path.dirname(str(path)), exist_ok=True)
+        if sys.platform == "win32":
+            import _winapi
+            _winapi.CreateJunction(str(target), str(path))
+        else:
+            os.symlink(str(target), str(path))
+            self.expect(path)
+            junction_driver.pretend([str(path)], self.monkeypatch.setattr)
+
+    def expect(self, path) -> None:
+        """Let what a processor makes at *path* be one to the programs that run() starts."""
+        self.paths.append(str(path))
+
+    def run(self, project, *arguments) -> Done:
+        """As project.run()."""
+        argv = project.argv(*arguments)
+        if sys.platform != "win32":
+            argv[1:2] = [str(ROOT / "tests" / "drivers" / "junctions.py"), argv[1], json.dumps(self.paths)]
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120, env=project.environment())
+        result = Done(argv, done.returncode, text_of(done.stdout), text_of(done.stderr))
+        assert "Traceback" not in result.err, result
+        return result
+
+
+@pytest.fixture
+def junctions(monkeypatch) -> Junctions:
+    return Junctions(monkeypatch)
 
 
 DROP = "import ctypes, os, sys\n[ctypes.CDLL(None).prctl(24, one, 0, 0, 0) for one in (1, 2)]\nos.execv(sys.executable, [sys.executable] + sys.argv[1:])\n"

@@ -284,7 +284,7 @@ def test_a_file_that_is_held_is_opened_in_the_end_and_a_folder_is_not_waited_for
     assert len(calls) == 1
 
 
-def test_what_may_only_be_read_is_replaced_and_removed_on_windows_too(tmp_path, monkeypatch):
+def test_what_may_only_be_read_is_replaced_and_removed_on_windows_too(tmp_path, monkeypatch, junctions):
     def is_read_only(*paths):
         return os.path.exists(paths[-1]) and not os.lstat(paths[-1]).st_mode & 0o200
     for name in ("replace", "unlink"):
@@ -302,6 +302,10 @@ def test_what_may_only_be_read_is_replaced_and_removed_on_windows_too(tmp_path, 
     asked = []
     monkeypatch.setattr(state_store, "open_descriptor", lambda path, flags: asked.append((flags & os.O_RDWR, os.stat(path).st_mode & 0o200)))
     state_store._open_to_sync(str(tmp_path / "made"), windows=True)
+    junctions.make(tmp_path, tmp_path / "to" / "j")
+    with pytest.raises(OSError) as error:
+        state_store._open_to_sync(str(tmp_path / "to" / "j"), windows=True)
+    assert error.value.errno in state_store.NO_CONTENT          # what it leads to is none of ours
     assert asked == [(os.O_RDWR, 0o200)] and os.stat(str(tmp_path / "made")).st_mode & 0o777 == 0o444
 
 

@@ -122,6 +122,32 @@ def test_clean_follows_no_link_that_somebody_planted(project, tmp_path):
     assert "kept data/two/a.txt: data/two is a symbolic link" in project.ok("clean", "two", "--yes").out and (moved / "a.txt").exists() and (moved / ".two.done").exists()
 
 
+def test_clean_goes_through_no_junction_that_somebody_planted(project, tmp_path, junctions):
+    copying(project)
+    project.ok()
+    outside = tmp_path / "outside"
+    shutil.move(str(project.path("data/one/sub")), str(outside))
+    junctions.make(outside, project.path("data/one/sub"))
+    done = junctions.run(project, "clean", "one", "--yes")
+    assert done.code == 0 and "kept data/one/sub/deep/b.txt: data/one/sub is a junction" in done.out, done
+    assert (outside / "deep" / "b.txt").read_text() == "b" and not project.exists("data/one/a.txt")
+
+
+def test_a_junction_that_a_stage_made_is_an_output_as_a_link_is(project, tmp_path, junctions):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "x.txt").write_bytes(b"theirs")
+    project.write("data/in.txt", "x")
+    body = "%s(%r, os.path.join(out, 'j'))\n" % (junctions.make_call, str(tmp_path / "theirs"))
+    project.spec({"name": "one", "processor": project.processor("make", body), "inputs": ["data/in.txt"], "outputDir": "data/one"})
+    junctions.expect(project.path("data/one/j"))
+    done = junctions.run(project)
+    assert done.code == 0 and [one["path"] for one in project.json("state/stage_one.json")["outputs"]] == ["j"], done
+    for arguments, said in (((), "[SKIP] one"), (("verify", "--outputs"), ""), (("clean", "--yes"), "removed data/one/j")):
+        done = junctions.run(project, *arguments)
+        assert done.code == 0 and said in done.out, done
+    assert not os.path.lexists(str(project.path("data/one/j"))) and (tmp_path / "theirs" / "x.txt").read_bytes() == b"theirs"
+
+
 def test_reset_removes_no_marker_behind_a_link(project, tmp_path):
     copying(project)
     project.ok()

@@ -386,6 +386,18 @@ def test_globs_and_links(tmp_path):
     assert expand(str(tmp_path), "*.txt") == ["file.txt"]                      # a link to nowhere is no file
 
 
+def test_globs_and_junctions(tmp_path, junctions):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "x.txt").write_text("x")
+    junctions.make(tmp_path / "real", tmp_path / "in" / "j")
+    junctions.make(tmp_path / "gone", tmp_path / "in" / "dead")
+    expand, seen = file_digests.expand, set()
+    assert expand(str(tmp_path), "in/**", seen) == [] and seen >= {"in/j", "in/dead"}
+    assert expand(str(tmp_path), "**/*.txt") == ["real/x.txt"]
+    assert expand(str(tmp_path), "in/j/*.txt") == expand(str(tmp_path), "in/j*/*.txt") == ["in/j/x.txt"]       # named, it does
+    assert file_digests.resolve(str(tmp_path), ["in/*/*.txt"]) == (["in/j/x.txt"], [NOWHERE % "in/dead"])
+
+
 NOWHERE = "input %s is a link that leads nowhere: mount or make what it names, or remove it"
 
 

@@ -18,6 +18,7 @@ import stage_outputs
 from conftest import DROP, ROOT, RUNNER, opened_by, run_without_might, wait_until
 
 import file_digests
+import file_tasks
 import model
 import program_scan
 import spec_checks
@@ -381,6 +382,99 @@ def test_in_a_copy_of_the_folder_a_file_is_what_it_was_only_if_size_and_time_are
 def test_a_folder_in_the_place_of_a_lost_output_is_left_to_whoever_made_it(tmp_path):
     (tmp_path / "o" / "theirs").mkdir(parents=True)
     assert stage_outputs.undo_outputs(str(tmp_path), ["o", "gone"], {}, file_digests.hash_prefix) == [] and (tmp_path / "o" / "theirs").is_dir()
+
+
+def test_a_junction_that_a_failed_attempt_left_is_cleared_and_not_what_lies_behind_it(root, tmp_path, junctions):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "x.txt").write_bytes(b"theirs")
+    body = "if not os.path.exists('data/ready'):\n    %s(%r, os.path.join(out, 'j'))\n    sys.exit(9)\n" % (junctions.make_call, str(tmp_path / "theirs"))
+    root.spec(dict({"name": "s1", "processor": root.processor("p", body), "outputDir": "data/s1"}, **STAGES["stage"]))
+    junctions.expect(root.path("data/s1/j"))
+    assert junctions.run(root).code == 1 and root.json("state/stage_s1.json")["left"] == ["j"]
+    root.write("data/ready", "")
+    done = junctions.run(root)
+    assert done.code == 0 and "removed j" in done.out and not os.path.lexists(str(root.path("data/s1/j"))), done
+    assert (tmp_path / "theirs" / "x.txt").read_bytes() == b"theirs"
+
+
+def test_a_recorded_junction_does_not_count_as_changed_after_a_restart(root, tmp_path, junctions):
+    """As a link; the content of a file may be another one on the disk."""
+    (tmp_path / "theirs").mkdir()
+    junctions.expect(root.path("data/s1/j"))
+    body = "if os.path.lexists(out + '/j'):\n    sys.exit(0 if os.path.exists('data/ready') else 9)\n%s(%r, os.path.join(out, 'j'))\n" % (junctions.make_call, str(tmp_path / "theirs"))
+    stage = dict({"name": "s1", "processor": root.processor("p", body), "outputDir": "data/s1"}, **STAGES["stage"])
+    root.spec(stage)
+    assert junctions.run(root).code == 0
+    root.write("data/in/a.txt", "second\n")
+    assert junctions.run(root).code == 1
+    root.write("state/stage_s1.json", json.dumps(dict(root.json("state/stage_s1.json"), bootId="another")))
+    root.write("data/ready", "")
+    done = junctions.run(root)
+    assert done.code == 0 and "removed" not in done.out and os.path.lexists(str(root.path("data/s1/j"))), done
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_junction_that_a_task_made_goes_with_its_file(root, tmp_path, junctions, is_there):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "x.txt").write_bytes(b"theirs")
+    root.write("data/in/b.txt", "second\n")
+    for folder in ("data/s1", "data/s1/.s1.tasks/slot0", "data/s1/.s1.tasks/slot1"):
+        junctions.expect(root.path(folder) / "a.txt")
+        junctions.expect(root.path(folder) / "b.txt")
+    body = "%s(%r, os.path.join(out, os.path.basename(inputs[0])))\n" % (junctions.make_call, str(theirs))
+    root.spec(dict({"name": "s1", "processor": root.processor("p", body), "outputDir": "data/s1", "prune": True}, **STAGES["tasks"]))
+    assert junctions.run(root).code == 0
+    if not is_there:
+        shutil.rmtree(str(theirs))
+    done = junctions.run(root)
+    assert done.code == 0 and "[SKIP] s1" in done.out, done
+    root.path("data/in/a.txt").unlink()
+    done = junctions.run(root)
+    assert done.code == 0 and sorted(name for name in os.listdir(str(root.path("data/s1"))) if name[0] != ".") == ["b.txt"], done
+    assert not is_there or (theirs / "x.txt").read_bytes() == b"theirs"
+
+
+def test_a_junction_of_a_task_that_leads_into_its_own_folder_is_no_output(root, junctions):
+    """The folder goes with the task."""
+    junctions.expect(root.path("data/s1/.s1.tasks/slot0/j"))
+    body = "os.mkdir(os.path.join(out, 'deep'))\n%s(os.path.abspath(os.path.join(out, 'deep')), os.path.join(out, 'j'))\n" % junctions.make_call
+    root.spec(dict({"name": "s1", "processor": root.processor("p", body), "outputDir": "data/s1"}, **STAGES["tasks"]))
+    done = junctions.run(root)
+    assert done.code == 1 and "output j is a link to " in done.out and "would lead elsewhere" in done.out, done
+
+
+def test_a_junction_is_one_entry_of_its_folder(tmp_path, junctions):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "x.txt").write_bytes(b"theirs")
+    junctions.make(tmp_path / "theirs", tmp_path / "out" / "j")
+    junction = str(tmp_path / "out" / "j")
+    found = stage_outputs.list_folder(str(tmp_path / "out"))
+    assert (list(found.files), found.folders, stage_outputs.is_folder(junction)) == (["j"], [], False)
+    assert file_digests.output_content(junction) == file_digests.read_content(junction) != (-1, "")
+    assert stage_outputs.undo_outputs(str(tmp_path / "out"), ["j"], {"j": (0, hashlib.sha256().hexdigest())}, file_digests.hash_prefix) == ["removed j"]
+    assert os.listdir(str(tmp_path / "out")) == [] and (tmp_path / "theirs" / "x.txt").read_bytes() == b"theirs"
+
+
+def test_the_folder_of_a_task_is_emptied_through_no_junction(tmp_path, junctions, monkeypatch):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "x.txt").write_bytes(b"theirs")
+    (tmp_path / "out" / "deep").mkdir(parents=True)
+    junctions.make(tmp_path / "theirs", tmp_path / "out" / "j")
+    removed, remove_tree = [], state_store.remove_tree
+    monkeypatch.setattr(state_store, "remove_tree", lambda path: (removed.append(os.path.basename(path)), remove_tree(path)))
+    file_tasks._empty(str(tmp_path / "out"))
+    assert removed == ["deep"] and os.listdir(str(tmp_path / "out")) == [] and (tmp_path / "theirs" / "x.txt").exists()
+
+
+def test_nothing_behind_a_junction_is_given_other_rights(tmp_path, junctions, monkeypatch):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "out" / "deep").mkdir(parents=True)
+    junctions.make(tmp_path / "theirs", tmp_path / "out" / "j")
+    changed = []
+    monkeypatch.setattr(os, "chmod", lambda path, mode: changed.append(os.path.basename(path)))
+    state_store._open_folders(str(tmp_path / "out"))
+    assert changed == ["out", "deep"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links")
