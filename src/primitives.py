@@ -165,6 +165,11 @@ def is_junction(entry: os.DirEntry[str]) -> bool:
     return sys.platform == "win32" and getattr(entry.stat(follow_symlinks=False), "st_reparse_tag", 0) == MOUNT_POINT
 
 
+def leads_out(path: str) -> bool:
+    """Tell whether a path that a record names, with forward slashes, may lead out of the folder to which it is relative."""
+    return path[:1] == "/" or ".." in path.split("/") or sys.platform == "win32" and ("\\" in path or ":" in path)
+
+
 def close_quietly(descriptor: int) -> None:
     """Close what has been synced, or given up: an error now (a file server's, late) tells nothing."""
     try:

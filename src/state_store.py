@@ -12,7 +12,7 @@ import stat
 import sys
 import time
 
-from primitives import BEFORE, GUESSED_BOOT, by_fields, compact, digest_of, is_integer, is_junction, is_link, loads, open_descriptor, open_file, pretty_bytes, pretty_pieces, refuse_too_long, remove_quietly, replace, rmtree, unlink
+from primitives import BEFORE, GUESSED_BOOT, by_fields, compact, digest_of, is_integer, is_junction, is_link, leads_out, loads, open_descriptor, open_file, pretty_bytes, pretty_pieces, refuse_too_long, remove_quietly, replace, rmtree, unlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -651,13 +651,16 @@ def _are_key_parts(parts: Json) -> bool:
         files = parts.get(part) or []
         if not isinstance(files, list) or not all(isinstance(one, list) and len(one) == 2 and all(isinstance(text, str) for text in one) for one in files):
             return False
+    folder = parts.get("outputDir")
+    if isinstance(folder, str) and leads_out(folder):
+        return False
     return all(isinstance(parts.get(part) or {}, dict) for part in ("processor", "params", "env", "passEnv"))
 
 
 def _is_output_list(value: Any) -> bool:
     return isinstance(value, list) and all(
         isinstance(one, dict) and isinstance(one.get("path"), str) and is_integer(one.get("bytes")) and isinstance(one.get("sha256"), str)
-        and ".." not in one["path"].split("/") and not os.path.isabs(one["path"]) for one in value)
+        and not leads_out(one["path"]) for one in value)
 
 
 def find_run(store: StateStore, run_id: str, invocation: int) -> Optional[Json]:

@@ -776,6 +776,19 @@ def test_a_stage_record_that_cannot_be_worked_with_is_set_aside(store, change, s
     assert names(store.folder) == ["stage_s.json.corrupt-19700101T000000Z"]
 
 
+@pytest.mark.parametrize("path, elsewhere, windows", [
+    ("/x", True, True), ("../x", True, True), ("a/..", True, True), ("..\\..\\x", False, True), ("\\x", False, True), ("\\\\host\\x", False, True), ("C:\\x", False, True),
+    ("C:x", False, True), ("a/b:x", False, True), ("a/b", False, False), ("..a/b..", False, False)])
+def test_a_stage_record_leads_nowhere_out_of_its_folder(monkeypatch, path, elsewhere, windows):
+    """A backslash and a colon are signs of names where they part or open nothing."""
+    for platform, is_refused in (("linux", elsewhere), ("darwin", elsewhere), ("win32", windows)):
+        monkeypatch.setattr(sys, "platform", platform)
+        outputs = [{"path": path, "bytes": 1, "sha256": "0"}]
+        assert bool(state_store.stage_record_problem(dict(GOOD, outputs=outputs), "s")) == is_refused
+        assert bool(state_store.stage_record_problem(dict(GOOD, previous=outputs), "s")) == is_refused
+        assert bool(state_store.stage_record_problem(dict(GOOD, keyParts={"outputDir": path}), "s")) == is_refused
+
+
 def test_a_good_stage_record_is_returned(store):
     store.write("stage_s.json", GOOD)
     assert store.stage("s") == dict(GOOD, schema=1) and store.stage("t") is None

@@ -340,6 +340,20 @@ def test_clean_of_a_damaged_record_removes_nothing_and_reset_forgets_it(project)
     assert "[DONE] one" in project.ok().out
 
 
+@pytest.mark.parametrize("folder, path", [("..", "victim.txt"), ("data/one/../../..", "victim.txt"), ("data/one", "../../../victim.txt"), ("data/one", "..\\..\\..\\victim.txt")])
+def test_clean_removes_nothing_outside_the_root_that_a_record_names(project, junctions, folder, path):
+    """As it may be damaged, or come from elsewhere; run as on Windows, where a backslash parts names, too."""
+    copying(project)
+    project.ok()
+    victim = project.root.parent / "victim.txt"
+    victim.write_bytes(b"theirs")
+    record = project.json("state/stage_one.json")
+    output = {"path": path, "bytes": 6, "sha256": hashlib.sha256(b"theirs").hexdigest()}
+    project.write("state/stage_one.json", json.dumps(dict(record, outputs=[output], keyParts=dict(record["keyParts"], outputDir=folder))))
+    done = junctions.run(project, "clean", "one", "--yes")
+    assert done.code == 5 and "state/stage_one.json" in done.err and victim.read_bytes() == b"theirs", done
+
+
 def test_clean_before_any_run(project):
     copying(project)
     assert "stage one: no record" in project.ok("clean").out
