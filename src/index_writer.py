@@ -22,7 +22,7 @@ import quick_index
 import quick_run
 import state_store
 from console import printable
-from primitives import compact, pretty
+from primitives import compact, is_link, pretty
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class _Signed:
         self.paths = list(dict.fromkeys([*needed, *others]))
         full = [os.path.join(root, path) for path in self.paths]
         self.signs = path_signs.sign(full)
-        self.followed = [path for path, whole in zip(self.paths, full) if os.path.islink(whole)]
+        self.followed = [path for path, whole in zip(self.paths, full) if is_link(whole)]
         self.followed_signs = path_signs.sign([os.path.join(root, path) for path in self.followed], look=os.stat)
 
     def is_settled(self, begin: Begin) -> bool:

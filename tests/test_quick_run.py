@@ -385,6 +385,21 @@ def test_what_vanishes_while_a_run_goes_on_is_missed_by_the_next_one(project, go
     assert code == 0 and project.read("data/s1/a.txt") == "one\n" or "data/a.txt" in out + err or "data/link.txt" in out + err or gone in out + err, (out, err)
 
 
+def test_what_comes_into_a_folder_behind_a_junction_is_seen(project, tmp_path, junctions):
+    """Its own time does not change with that: it is signed twice, as a link is."""
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "a.txt").write_bytes(b"a")
+    junctions.make(tmp_path / "theirs", project.path("incoming"))
+    body = "[open(os.path.join(out, os.path.basename(one)), 'w').close() for one in inputs]\n"
+    project.spec({"name": "s1", "processor": project.processor("p", body), "inputs": ["incoming/*.txt"], "outputDir": "data/s1"})
+    assert "[DONE] s1" in junctions.run(project).out
+    age(project)
+    assert "[SKIP] s1" in junctions.run(project).out and project.exists("state/index_pipeline.json")
+    (tmp_path / "theirs" / "b.txt").write_bytes(b"b")
+    done = junctions.run(project)
+    assert "[DONE] s1" in done.out and project.exists("data/s1/b.txt"), done
+
+
 @pytest.mark.parametrize("options", [["--force", "s1"], ["--only", "s1"], ["--rehash"], ["--verbose"], ["--set", "x=1"], ["plan"], ["--run-id", "con"], ["--run-id", "-x"],
                                      ["--jobs", "0"], ["--run-id", "a", "--run-id", "b"], ["--pipeline"], ["--key", "k"], ["--run-id="]])
 def test_other_command_lines_go_the_long_way(options):
