@@ -35,6 +35,17 @@ def recorded_paths(store: StateStore, record: Optional[Json]) -> List[str]:
     return [path for path, _, _ in task_log.find_outputs(store.folder, record["stage"]) or []]
 
 
+def believed_paths(store: StateStore, record: Optional[Json]) -> List[str]:
+    """As recorded_paths(), but nothing of a damaged task log: it vouches for nothing, and its own stage sets it aside when its turn comes."""
+    if record is None or not state_store.outputs_are_logged(record):
+        return recorded_paths(store, record)
+    import task_log
+    try:
+        return recorded_paths(store, record)
+    except task_log.Damaged:
+        return []
+
+
 def outputs_of_others(root: str, output_dir: str, besides: Set[str]) -> Set[str]:
     """Return what is recorded of stages other than *besides*, in this spec or not, as paths below *output_dir*."""
     ours = output_dir + "/"

@@ -307,7 +307,7 @@ class StageWork:
         for other in self.run.folder_neighbours(self.stage):
             record = self.store.stage(other.name)
             theirs = (state_store.made_elsewhere(record, other.output_dir) or other.output_dir) + "/"
-            found = [theirs + path for path in recorded_outputs.recorded_paths(self.store, record)]
+            found = [theirs + path for path in recorded_outputs.believed_paths(self.store, record)]
             if other.name in self.beside:
                 found += ["%s/%s" % (other.output_dir, path) for path in stage_outputs.list_folder(os.path.join(self.run.root, other.output_dir)).files
                           if any(file_digests.path_matches(path, pattern) for pattern in other.outputs or ())]

@@ -1854,6 +1854,24 @@ def test_kept_chunks_that_cannot_be_removed_from_the_old_output_folder_are_named
     assert done.returncode == 0 and "[NOTE] up: old/.up.tasks is of no use any more, and cannot be removed; remove it: " in done.stdout, done.stdout
 
 
+def test_the_damaged_log_of_a_stage_is_no_fault_of_one_before_it_in_the_same_folder(upper):
+    """Of so many outputs only the log tells; the stage whose log it is comes later, and sets it aside."""
+    for number in range(task_look.LISTED_OUTPUTS + 1):
+        upper.write("in/f%d.txt" % number, "x\n")
+    upper.write("bin/one.sh", '#!/bin/sh\ncp in/f0.txt "$PIPELINE_OUTPUT_DIR/one.dat"\n', executable=True)
+    upper.write("bin/each.sh", '#!/bin/sh\ncp "$PIPELINE_TASK" "$PIPELINE_OUTPUT_DIR/"\n', executable=True)
+    upper.spec({"name": "one", "processor": "bin/one.sh", "inputs": ["in/f0.txt"], "outputDir": "out"}, dict(upper.stage, processor="bin/each.sh"))
+    upper.ok()
+    log = upper.path("state/tasks_up.jsonl")
+    data = log.read_bytes()
+    log.write_bytes(data[:len(data) // 2] + b"#" + data[len(data) // 2 + 1:])
+    upper.write("out/one.dat", "damaged\n")
+    done = upper.run()
+    assert done.code == 5 and "[DONE] one" in done.out and "state/tasks_up.jsonl is damaged" in done.err and upper.read("out/one.dat") == "x\n", done
+    done = upper.ok()
+    assert "[SKIP] one" in done.out and "[DONE] up" in done.out, done
+
+
 def test_a_damaged_log_of_chunks_is_set_aside_as_that_of_files(upper):
     upper.spec({"name": "cut", "processor": "/bin/cat", "inputs": ["in/*.txt"], "outputDir": "out", "chunks": {"bytes": 4096, "filter": True, "keepChunks": True}})
     upper.ok()
