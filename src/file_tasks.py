@@ -462,7 +462,8 @@ class FileTasksWork(TasksWork):
             return
         missing = self._missing_folders()
         if self.stage.prune and missing:
-            changed = [path for name in facts.gone for path in self._keep(self.task_log.entries[name], facts.wrong)]
+            entries = [self.task_log.entries[name] for name in facts.gone]
+            changed = [path for entry in entries if any(output[0] in facts.wrong for output in entry.outputs) for path in self._keep(entry, facts.wrong)]
             self._note("the folder %s is missing: nothing is pruned%s" % (
                 missing[0], "; not any more as it was made, and nobody's now: %s" % task_look.shown(changed) if changed else ""))
             self.is_pruned = False          # the next run must look again
