@@ -33,6 +33,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
+    from engine import Run
     from model import Decision, Facts, StageSpec
     from scheduler import Flow
     from stage_locks import StageLock
@@ -55,7 +56,7 @@ def tidy(root: str, stage: StageSpec, store: state_store.StateStore) -> None:
 class ChunkTasksWork(task_work.TasksWork):
     """A stage with `chunks`."""
 
-    def __init__(self, run: Any, stage: StageSpec, lock: StageLock, facts: Facts) -> None:
+    def __init__(self, run: Run, stage: StageSpec, lock: StageLock, facts: Facts) -> None:
         super().__init__(run, stage, lock, facts)
         self.chunks = stage.chunks
         self.joiner: Any = None

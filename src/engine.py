@@ -33,10 +33,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Container, Dict, List, Optional, Sequence, Set, Tuple
 
+    import attempts
+    import launch_helper
+    import network_watch
+    import process_tree
+    import scheduler
+    import stage_work
+    import stop_times
     from scheduler import Flow
     Json = Dict[str, Any]
 
 MOMENT_S = 0.01             # processors that take no longer are waited for with nothing else to do
+LATER: Any = None          # what a run in which nothing is started never has
 NOT_BEGUN = {"FAIL": "failed", "WAITING": "waiting"}      # decision -> what becomes of the stage
 
 
@@ -59,22 +67,22 @@ class Run:
         self.ledger = new_ledger(spec, options, self.store, clock)
         self.order = stage_order.Order(self.selected, spec.order == "graph", self._may_share, None if known is None else known.needs)
         self.result_at: List[Optional[StageResult]] = [None] * len(self.selected)       # of each stage selected, once it has ended
-        self.stop_time: Any = None
+        self.stop_time: Optional[stop_times.StopTime] = None
         self.invocation = 1
         self.is_open = False
-        self.signals: Any = None
-        self.guardian: Any = None
-        self.network: Any = None        # the guard, once the network is closed
+        self.signals: attempts.Signals = LATER
+        self.guardian: Optional[process_tree.Guardian] = None
+        self.network: network_watch.NetworkWatch = LATER    # the guard, once the network is closed
         self.known = known
         self.records = run_records.RunRecords(self)
         self.looked: Dict[str, List[str]] = {}      # of skipped stages, the files that the decision was made of
-        self.launches: Any = None       # starts the launchers, if a stage has one
-        self.pool: Any = None           # the attempts under way
-        self.scheduler: Any = None      # once an attempt must be started
-        self.works: Dict[str, Any] = {} # stages at work
+        self.launches: launch_helper.LaunchHelper = LATER     # starts the launchers, if a stage has one
+        self.pool: attempts.Pool = LATER       # the attempts under way
+        self.scheduler: scheduler.Scheduler = LATER    # once an attempt must be started
+        self.works: Dict[str, stage_work.StageWork] = {}    # stages at work
         self.made_folders: Set[str] = set()     # that need not be looked for again
         self.inherited: Dict[Any, Dict[str, str]] = {}      # passEnv -> what processors get of the own environment
-        self.expected: Any = None       # how long each stage took before, once the live view has asked
+        self.expected: Optional[Dict[str, float]] = None    # how long each stage took before, once the live view has asked
         self.places = work_places.WorkPlaces(self)
         self.held: Set[str] = set()     # stages that another run has, and this one goes on without
         self.names: Optional[Set[str]] = None   # of all stages of the spec, once somebody has asked

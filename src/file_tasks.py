@@ -31,6 +31,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, FrozenSet, Iterable, List, Optional, Sequence, Set, Tuple
 
+    from engine import Run
     from model import Decision, Facts, StageResult, StageSpec
     from scheduler import Flow
     from stage_locks import StageLock
@@ -76,7 +77,7 @@ def _is_of_files(record: Json) -> bool:
 class FileTasksWork(TasksWork):
     """A stage of one task for each file of `forEach`."""
 
-    def __init__(self, run: Any, stage: StageSpec, lock: StageLock, facts: Facts) -> None:
+    def __init__(self, run: Run, stage: StageSpec, lock: StageLock, facts: Facts) -> None:
         super().__init__(run, stage, lock, facts)
         self.owner_of: Dict[str, str] = {}          # target path, case folded -> the task that makes it, by the log
         self.open: Set[str] = set()                 # tasks in the log that are yet to say what they make now

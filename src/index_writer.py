@@ -28,6 +28,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
+    from engine import Run
     from model import PipelineSpec, StageResult, StageSpec
     from primitives import Piece
     Json = Dict[str, Any]
@@ -91,7 +92,7 @@ def is_possible(spec: PipelineSpec, options: Any) -> bool:
                 or spec.offline.require == "kernel" or spec.on_failure or spec.on_success or os.environ.get(quick_run.SWITCH) == "off")
 
 
-def save(run: Any, record: Json, entry_of: EntryOf, metrics_entry_of: EntryOf) -> None:
+def save(run: Run, record: Json, entry_of: EntryOf, metrics_entry_of: EntryOf) -> None:
     """Write the index, if there is more to put into it than the last one held. A cache: what goes wrong is not told.
 
     *run* is the runner's Run at its end, *record* what it has written; the functions make a result's entries in run record and metrics.
@@ -102,7 +103,7 @@ def save(run: Any, record: Json, entry_of: EntryOf, metrics_entry_of: EntryOf) -
         pass
 
 
-def _save(run: Any, record: Json, entry_of: EntryOf, metrics_entry_of: EntryOf) -> None:
+def _save(run: Run, record: Json, entry_of: EntryOf, metrics_entry_of: EntryOf) -> None:
     results = run.results
     if not is_possible(run.spec, run.options) or len(results) != len(run.spec.stages):
         return
@@ -117,8 +118,8 @@ def _save(run: Any, record: Json, entry_of: EntryOf, metrics_entry_of: EntryOf) 
     index = _build(run, begin, new, texts, record) if new else None
     if index is None:
         return
-    lock = run.store.lock("index.files")
-    if not lock.try_acquire():
+    lock = run.store.lock("index.files") if run.store.lock is not None else None
+    if lock is None or not lock.try_acquire():
         return
     try:
         path = quick_index.index_path(run.root, run.spec.path)
@@ -132,7 +133,7 @@ def can_be_covered(stage: StageSpec) -> bool:
     return not (stage.for_each or stage.chunks or stage.settle_s or stage.reconcile)
 
 
-def _stage_signed(run: Any, begin: Begin, stage: StageSpec, result: StageResult) -> Optional[_Signed]:
+def _stage_signed(run: Run, begin: Begin, stage: StageSpec, result: StageResult) -> Optional[_Signed]:
     """Return what the stage's skip depends on, None if that cannot be signed yet."""
     files: Dict[str, None] = {}
     seen: Set[str] = set()
@@ -146,7 +147,7 @@ def _stage_signed(run: Any, begin: Begin, stage: StageSpec, result: StageResult)
     return signed if signed.is_settled(begin) else None
 
 
-def _common_signed(run: Any, begin: Begin) -> Optional[_Signed]:
+def _common_signed(run: Run, begin: Begin) -> Optional[_Signed]:
     """Return what all stages depend on: the pipeline file, and all that the scan looks at, with the folders that it finds it in."""
     seen: Set[str] = set()
     paths = [run.spec.path] + program_scan.runner_files() + program_scan.runner_folders()
@@ -159,7 +160,7 @@ def _common_signed(run: Any, begin: Begin) -> Optional[_Signed]:
     return signed if signed.is_settled(begin) else None
 
 
-def _build(run: Any, begin: Begin, new: Dict[int, _Signed], texts: Dict[int, List[Piece]], record: Json) -> Optional[quick_index.Index]:
+def _build(run: Run, begin: Begin, new: Dict[int, _Signed], texts: Dict[int, List[Piece]], record: Json) -> Optional[quick_index.Index]:
     index, old = quick_index.Index(), run.known.index if run.known is not None else None
     if old is not None:
         index.about, index.common, index.common_signs = old.about, old.common, old.common_signs
@@ -186,7 +187,7 @@ def _sign_at(signs: Sequence[int], place: int) -> List[int]:
 class _Sections:
     """The sections of an index that hold something of each stage, put together from the last index and from what was signed anew."""
 
-    def __init__(self, run: Any, new: Dict[int, _Signed], new_texts: Dict[int, List[Piece]], old: Optional[quick_index.Index],
+    def __init__(self, run: Run, new: Dict[int, _Signed], new_texts: Dict[int, List[Piece]], old: Optional[quick_index.Index],
                  followed: List[Tuple[int, str, List[int]]]) -> None:
         self.run, self.new, self.new_texts, self.old, self.followed = run, new, new_texts, old, followed
         self.paths: List[str] = []
@@ -278,7 +279,7 @@ def _places_by_owner(index: quick_index.Index) -> Dict[int, List[int]]:
     return places
 
 
-def _about(run: Any, record: Json) -> Json:
+def _about(run: Run, record: Json) -> Json:
     patterns = sorted({pattern for stage in run.spec.stages for pattern in stage.pass_env or ()})
     isolation = dict(record, isolation=run.idle_isolation)
     counts = {"totalStages": len(run.results), "okStages": 0, "skippedStages": len(run.results), "failedStages": 0}
@@ -293,9 +294,9 @@ def _fields(record: Json) -> List[Any]:
     return [[name, None if name in PER_RUN else value] for name, value in record.items() if name not in ("schema", "metrics", "prevRunHash", "runHash")]
 
 
-def _save_spec(run: Any) -> List[int]:
+def _save_spec(run: Run) -> List[int]:
     """Keep the checked spec beside the index, and of a graph which stages wait for which; return its bytes and CRC-32."""
-    needs = {name: before for name, before in run.order.needs.items() if before} if run.spec.order == "graph" else None
+    needs = {name: before for name, before in (run.order.needs or {}).items() if before} if run.spec.order == "graph" else None
     try:
         data = marshal.dumps((known_stages.spec_to_plain(run.spec), needs))
         state_store.write_atomic(known_stages.spec_path(run.root, run.spec.path), data, durable=False)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Any, List, Sequence, Tuple
 
     import attempts
+    from engine import Run
     from model import StageSpec
 
 CMD_BYTES = 6000            # of a batch file's inputs; cmd.exe takes 8191 characters of all
@@ -85,7 +86,7 @@ def _powershell() -> List[str]:
     return [shutil.which("pwsh") or shutil.which("powershell") or "powershell", "-NoProfile", "-NonInteractive", "-ExecutionPolicy", "Bypass", "-File"]
 
 
-def launched_elsewhere(launch: attempts.Launch, run: Any, stage: StageSpec, network: Any) -> Tuple[attempts.Launch, Any]:
+def launched_elsewhere(launch: attempts.Launch, run: Run, stage: StageSpec, network: Any) -> Tuple[attempts.Launch, Any]:
     """Return *launch* with the stage's launcher before it, if there is one, and the watch over its use of the network here.
 
     It is started by the helper; its lease is made then.

@@ -20,6 +20,8 @@ from model import EXIT_OK, EXIT_STOPPED
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict
+
+    from engine import Run
     Json = Dict[str, Any]
 
 TIME_LIMIT_S, GRACE_S = 60.0, 5.0
@@ -31,7 +33,7 @@ class Command(namedtuple("Command", "name processor args")):
     __slots__ = ()
 
 
-def after_run(run: Any, code: int) -> None:
+def after_run(run: Run, code: int) -> None:
     """Run the command for a run that ends with exit code *code*, if there is one. Never raises. *run* is the runner's Run.
 
     A run that stops as planned, by the clock or for inputs that are still arriving, is neither a failure nor a success.
@@ -48,7 +50,7 @@ def after_run(run: Any, code: int) -> None:
         run.console.event("NOTE", name, ": %s; the run stays as it is" % failure)
 
 
-def _run_command(run: Any, command: Command, code: int) -> str:
+def _run_command(run: Run, command: Command, code: int) -> str:
     """Return why the command failed, or ""."""
     record = run.records.final or run.records.of_state(run.state_of(code))
     folder = run.log_folder()
@@ -69,7 +71,7 @@ def _run_command(run: Any, command: Command, code: int) -> str:
     return "%s; its output: %s" % ("; ".join(reasons), shown) if reasons else ""
 
 
-def _readable(run: Any, record: Json) -> Any:
+def _readable(run: Run, record: Json) -> Any:
     """Return the run record as an open file: that on the disk, or a temporary one where it could not be written."""
     if run.records.final is not None:
         return open(run.store.path("run_%s.json" % run.options.run_id), "rb")

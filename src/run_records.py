@@ -19,6 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, Optional
 
+    from engine import Run
     from state_store import Commit
     Json = Dict[str, Any]
 
@@ -34,7 +35,7 @@ class RunRecords:
     tasks, to be written at the end; recovered: the entry of a stage from which the runner could not go on, where it was finished all the same.
     """
 
-    def __init__(self, run: Any) -> None:
+    def __init__(self, run: Run) -> None:
         """*run*: the engine's Run."""
         self.run = run
         self.final: Optional[Json] = None

@@ -36,6 +36,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
+    from engine import Run
     from model import Checkpoint, Decision, Facts, Retry, StageSpec
     from scheduler import Flow
     from stage_locks import StageLock
@@ -105,7 +106,7 @@ def is_worth_retrying(retry: Retry, attempt: int, exit_code: Optional[int]) -> b
 class StageWork:
     """A stage that must run, under its lock: from the removal of the marker to the new one."""
 
-    def __init__(self, run: Any, stage: StageSpec, lock: StageLock, facts: Facts) -> None:
+    def __init__(self, run: Run, stage: StageSpec, lock: StageLock, facts: Facts) -> None:
         """*run* is the runner's Run: spec, options, root, store, digests, console, clock, signals, guardian, boot."""
         self.run, self.stage, self.lock, self.facts = run, stage, lock, facts
         self.reasons: List[str] = []

@@ -33,6 +33,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 
+    from engine import Run
     from model import Facts, StageSpec
     from scheduler import Flow
     from stage_locks import StageLock
@@ -123,7 +124,7 @@ def _write(path: str, data: bytes) -> None:
 class TasksWork(stage_work.StageWork):
     """What stages of several tasks have in common."""
 
-    def __init__(self, run: Any, stage: StageSpec, lock: StageLock, facts: Facts) -> None:
+    def __init__(self, run: Run, stage: StageSpec, lock: StageLock, facts: Facts) -> None:
         super().__init__(run, stage, lock, facts)
         self.staging = staging_root(self.folder, stage.name)
         self.progress_folder = self.store.path(task_files.progress_name(stage.name))

@@ -13,8 +13,9 @@ import stage_locks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Set
+    from typing import Dict, Set
 
+    from engine import Run
     from model import StageSpec
     from scheduler import Flow
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 class WorkPlaces:
     """What one run holds of locks and output folders. What take() does not get, it does not keep in part, whatever it raises."""
 
-    def __init__(self, run: Any) -> None:
+    def __init__(self, run: Run) -> None:
         """*run*: the engine's Run."""
         self.run = run
         self.folder_locks = stage_locks.FolderLocks(run.root)
