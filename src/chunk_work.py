@@ -270,9 +270,9 @@ class ChunkTasksWork(task_work.TasksWork):
             joined = self.joiner.finish()
         except chunk_files.ChunkError as error:
             return str(error)
-        self._look_at_others()
+        self.others.look()
         for name in sorted(joined):
-            problem = self._foreign_problem("changed", name) or self._input_problem(name)
+            problem = self.others.problem("changed", name) or self._input_problem(name)
             if problem:
                 self.joiner.stop()
                 return problem
@@ -295,7 +295,7 @@ class ChunkTasksWork(task_work.TasksWork):
         """
         names = {name + chunk_files.REJECTS for name in joined} if "rejected" in self.counts else set()
         for path in sorted(names.intersection(one["path"] for one in self.previous)):
-            is_another = self._theirs(path) or self._input_problem(path) or stage_outputs.is_folder(os.path.join(self.folder, path))
+            is_another = self.others.place_of(path) or self._input_problem(path) or stage_outputs.is_folder(os.path.join(self.folder, path))
             if not is_another and not stage_outputs.is_among(self.folder, path, list(joined)):
                 state_store.remove_durably(os.path.join(self.folder, path), self.store.commit)
         if self.store.commit.removed:

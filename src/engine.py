@@ -484,8 +484,8 @@ class Run:
             work = stage_work.StageWork(self, stage, lock, facts)
         work.rank = self.order.place[stage.name]
         for other in self.works.values():
-            other.beside.add(stage.name)
-            work.beside.add(other.stage.name)
+            other.others.beside.add(stage.name)
+            work.others.beside.add(other.stage.name)
         self.works[stage.name] = work
         return work
 

@@ -16,6 +16,7 @@ import stat
 
 import control_totals
 import file_digests
+import foreign_outputs
 import stage_outputs
 import stage_work
 import state_store
@@ -25,7 +26,7 @@ import task_look
 from model import ALL_OF_LOG
 from primitives import folded, is_junction, is_link, replace, unlink
 from spec_loading import plain_path
-from task_work import Task, TasksWork, Trial, but_for, folder_name
+from task_work import Task, TasksWork, Trial, folder_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -117,8 +118,8 @@ class FileTasksWork(TasksWork):
         self._drop_unsynced(self.facts.record)
         if facts.lost and not self.moved_from:
             self.more_of_record = dict(self.more_of_record, logLost=True)       # for the next run, if this one does not come to its end
-        self._look_at_others()
-        self.previous = [one for one in self.previous if one["path"] not in self.foreign]
+        self.others.look()
+        self.previous = [one for one in self.previous if one["path"] not in self.others.seen]
         self._write_record("running", "")
         self._forget_lost()
         self._clear_staging(facts)
@@ -135,14 +136,14 @@ class FileTasksWork(TasksWork):
     def _leave_to_others(self, gone: Sequence[str]) -> None:
         """What another stage has recorded since is no output any more of a task that is done anew, or whose file is gone: it would be removed."""
         left: List[str] = []
-        for name in [*sorted(self.open), *gone] if self.foreign else ():
+        for name in [*sorted(self.open), *gone] if self.others.seen else ():
             entry = self.task_log.entries[name]
-            taken = [path for path, _, _ in entry.outputs if path in self.foreign]
+            taken = [path for path, _, _ in entry.outputs if path in self.others.seen]
             if taken:
                 left += taken
-                self._enter(entry._replace(key="", outputs=tuple(output for output in entry.outputs if output[0] not in self.foreign)))
+                self._enter(entry._replace(key="", outputs=tuple(output for output in entry.outputs if output[0] not in self.others.seen)))
         if left:
-            self._tell_of_taken(sorted(left), self.foreign)
+            self._tell_of_taken(sorted(left), self.others.seen)
 
     def _welcome_back(self, paths: Sequence[str]) -> None:
         """What was kept of a file that was gone is its task's again, where the file is back, as it was."""
@@ -188,7 +189,7 @@ class FileTasksWork(TasksWork):
 
     def _of_no_task(self) -> List[Tuple[str, Any]]:
         """Return (path, signature) of the files in the output folder that no task has made, nor another stage, and that the stage does not read."""
-        known = {path for entry in self.task_log.entries.values() for path, _, _ in entry.outputs} | set(self.foreign)
+        known = {path for entry in self.task_log.entries.values() for path, _, _ in entry.outputs} | set(self.others.seen)
         found = stage_outputs.list_folder(self.folder).files
         return sorted((path, signature) for path, signature in found.items() if path not in known and not self._input_problem(path))
 
@@ -276,7 +277,7 @@ class FileTasksWork(TasksWork):
         task, names = trial.task, self._made(trial)
         problem = trial.failure or next((why for why in map(lambda name: self._target_problem(task, name), names) if why), "")
         if problem:
-            trial.is_machines = trial.is_machines or not trial.failure and any(map(self._theirs, names))
+            trial.is_machines = trial.is_machines or not trial.failure and any(map(self.others.place_of, names))
             trial.failure = problem
             return
         self._take_counts(trial)
@@ -331,8 +332,8 @@ class FileTasksWork(TasksWork):
         owner = self._holder(task.name, folded(name))
         if owner and owner not in self.open:
             theirs = next(path for path, _, _ in self.task_log.entries[owner].outputs if folded(path) == folded(name))
-            return "it makes %s/%s, which task %s makes%s; each task must make files of its own" % (self.stage.output_dir, name, owner, but_for(name, theirs))
-        return self._foreign_problem("it makes", name)
+            return "it makes %s/%s, which task %s makes%s; each task must make files of its own" % (self.stage.output_dir, name, owner, foreign_outputs.but_for(name, theirs))
+        return self.others.problem("it makes", name)
 
     def _holder(self, task: str, target: str) -> str:
         """Return which other task the log says has made *target*, or ""."""

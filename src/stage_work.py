@@ -19,6 +19,7 @@ import checkpoints
 import control_totals
 import environment
 import file_digests
+import foreign_outputs
 import processor_call
 import recorded_outputs
 import run_ledger
@@ -112,6 +113,7 @@ class StageWork:
         self.reasons: List[str] = []
         self.store, self.console = run.store, run.console
         self.folder = os.path.join(run.root, stage.output_dir)
+        self.others = foreign_outputs.ForeignOutputs(run, stage, self.folder)
         self.key = facts.material.key
         self.moved_from = state_store.made_elsewhere(facts.record, stage.output_dir)
         self.previous = self._made_before(facts.record) if facts.record is not None and not self.moved_from else []
@@ -136,7 +138,6 @@ class StageWork:
         self.bytecode: Optional[str] = None     # why what Python has cached of the modules cannot be used; None: not looked at yet
         self.network: Any = None        # the watch over the attempt under way
         self.rank = 0                   # the stage's place: the lower, the earlier its attempts are started
-        self.beside: Set[str] = set()   # stages that were at work at the same time
         self.started_utc = utc_text(run.clock.time())
         self.started = run.clock.monotonic()
         self.ended: Optional[float] = None
@@ -252,8 +253,7 @@ class StageWork:
         done = ["removed %s" % path for path in stage_outputs.remove_parts(self.folder, self.stage.name, set())]
         if baseline is not None:
             recorded = {one["path"]: (one["bytes"], one["sha256"]) for one in self.previous}
-            foreign = set(self._foreign_outputs()) | self._maybe_foreign() | self._outputs_of_strangers()
-            done += stage_outputs.clear_leftovers(self.folder, baseline, recorded, foreign, file_digests.hash_prefix,
+            done += stage_outputs.clear_leftovers(self.folder, baseline, recorded, self.others.possible(), file_digests.hash_prefix,
                                                   recorded_outputs.folders_of_others(self.run.spec, self.stage.name, self.stage.output_dir))
         if done:
             recorded_outputs.sync_below(self.folder)
@@ -266,7 +266,7 @@ class StageWork:
         what differs. What another stage of the pipeline has recorded since (this one's name was out of use for a while, say) is not ours to undo.
         """
         record = self.facts.record or {}        # none where the state folder is gone, and a lost success is still marked
-        self._let_go_of(self._foreign_outputs() if self.previous else {})
+        self._let_go_of(self.others.owners() if self.previous else {})
         before = {one["path"]: one for one in record.get("previous", [])}
         everything = record.get("bootId") != self.run.boot or os.path.lexists(self._lost_path())
         gone = self.previous if everything else [one for one in self.previous if not self._is_as_recorded(one)]
@@ -279,7 +279,7 @@ class StageWork:
             self._note("not what was recorded: %s" % shown_names(done, between="; "))
 
     def _let_go_of(self, foreign: Mapping[str, str]) -> None:
-        """Record no more what other stages have recorded, too. foreign: see _foreign_outputs()."""
+        """Record no more what other stages have recorded, too. foreign: see ForeignOutputs.owners()."""
         taken = [one["path"] for one in self.previous if one["path"] in foreign]
         self.previous = [one for one in self.previous if one["path"] not in foreign]
         if taken:
@@ -297,38 +297,6 @@ class StageWork:
         except (OSError, file_digests.FileChanged):
             return False
         return bool(found == (output["bytes"], output["sha256"]))
-
-    def _foreign_outputs(self) -> Dict[str, str]:
-        """Return {path below our output folder: stage} for what other stages of the pipeline have recorded as theirs.
-
-        Of a stage that is or was at work beside us, which is only one with declared outputs, what matches these is its, too.
-        """
-        owners: Dict[str, str] = {}
-        ours = self.stage.output_dir + "/"
-        for other in self.run.folder_neighbours(self.stage):
-            record = self.store.stage(other.name)
-            theirs = (state_store.made_elsewhere(record, other.output_dir) or other.output_dir) + "/"
-            found = [theirs + path for path in recorded_outputs.believed_paths(self.store, record)]
-            if other.name in self.beside:
-                found += ["%s/%s" % (other.output_dir, path) for path in stage_outputs.list_folder(os.path.join(self.run.root, other.output_dir)).files
-                          if any(file_digests.path_matches(path, pattern) for pattern in other.outputs or ())]
-            owners.update({path[len(ours):]: other.name for path in found if path.startswith(ours)})
-        return owners
-
-    def _foreign_text(self, done: str, path: str, owner: str, but_for: str = "") -> str:
-        """Return why what was done with another stage's output is a failure, and what to do."""
-        return "%s %s/%s, which belongs to stage %s%s; a file belongs to one stage (if %s makes it no more: reset %s)" % (done, self.stage.output_dir, path, owner, but_for, owner, owner)
-
-    def _outputs_of_strangers(self) -> Set[str]:
-        """Return what lies in our folder and is recorded by stages that are not in this spec: removed or renamed since, or of another pipeline."""
-        return recorded_outputs.outputs_of_others(self.run.root, self.stage.output_dir, {stage.name for stage in self.run.spec.stages})
-
-    def _maybe_foreign(self) -> Set[str]:
-        """Return what lies in our folder and is none of our declared outputs, if others may be at work in it beside us: it may be theirs."""
-        if not self.run.may_be_beside(self.stage):
-            return set()
-        return {path for path in stage_outputs.list_folder(self.folder).files
-                if not any(file_digests.path_matches(path, pattern) for pattern in self.stage.outputs or ())}
 
     # --- attempts
 
@@ -543,10 +511,10 @@ class StageWork:
             return unfinished, []
         now, before = there.files, self.found.files
         changed = stage_outputs.changed_since(self.baseline, now)
-        foreign = self._foreign_outputs()
+        foreign = self.others.owners()
         for path in sorted(set(now) | set(before)):
-            if path in foreign and foreign[path] not in self.beside and now.get(path) != before.get(path):
-                return self._foreign_text("changed" if path in now else "removed", path, foreign[path]), []
+            if path in foreign and foreign[path] not in self.others.beside and now.get(path) != before.get(path):
+                return self.others.text("changed" if path in now else "removed", path, foreign[path]), []
         names = set(changed)
         if self.stage.outputs is not None:
             names = {path for path in now if any(file_digests.path_matches(path, pattern) for pattern in self.stage.outputs)}

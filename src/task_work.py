@@ -26,7 +26,7 @@ import state_store
 import task_files
 import task_log
 from model import SHOWN_NAMES, sha256
-from primitives import as_here, composed, folded, remove_quietly, unlink
+from primitives import as_here, remove_quietly, unlink
 from scheduler import Attempting, Next, Pause, Spawn, slots_for
 
 TYPE_CHECKING = False
@@ -90,13 +90,6 @@ def folder_name(name: str, key: str) -> str:
     return sha256(("%s\0%s" % (key, name)).encode("utf-8")).hexdigest()[:FOLDER_NAME_LENGTH]
 
 
-def but_for(name: str, theirs: str) -> str:
-    """Return, as the end of a message, in what two names differ that folded() takes for equal; "" if in nothing."""
-    if name == theirs:
-        return ""
-    return ", but for %s, which many systems do not tell apart" % ("the case of letters" if composed(theirs) != composed(name) else "how an accent is written")
-
-
 def _tells_of_full_disk(said: bytes) -> bool:
     """Tell whether the last words of a processor are of a full disk: who has removed what did not fit leaves it with room again."""
     return any(os.strerror(number).encode("utf-8", "replace") in said for number in FULL)
@@ -140,8 +133,6 @@ class TasksWork(stage_work.StageWork):
         self.server: Any = None                     # forks Python processors
         self.is_without_server = False
         self._inputs_here: Optional[Set[str]] = None    # those of the inputs that lie in the output folder
-        self.foreign: Dict[str, str] = {}           # path below the output folder -> the other stage that has recorded it
-        self._foreign_alike: Dict[str, str] = {}    # the same path, case folded -> the path
         self._variables: Optional[Dict[str, str]] = None
         self._evidence_file: Any = None
         self._evidence_digest = sha256()
@@ -495,27 +486,6 @@ class TasksWork(stage_work.StageWork):
         if as_here(name) not in self._inputs_here:
             return ""
         return "it makes %s/%s, which the stage reads; an output must not take the place of an input" % (self.stage.output_dir, name)
-
-    def _look_at_others(self) -> None:
-        self.foreign = self._foreign_outputs()
-        self._foreign_alike = {folded(path): path for path in self.foreign}
-
-    def _theirs(self, name: str) -> str:
-        """Return which output of another stage *name* would take the place of, "" for none: the file of that name, or one that is the same but for the case."""
-        other = name if name in self.foreign else self._foreign_alike.get(folded(name), "")
-        return other if other == name or other and self._is_one_file(name, other) else ""
-
-    def _is_one_file(self, name: str, other: str) -> bool:
-        """Tell whether two names that folded() takes for equal are one file here: what is there of *other* tells, else what this system is known for."""
-        one, two = os.path.join(self.folder, name), os.path.join(self.folder, other)
-        if not os.path.lexists(two):
-            return as_here(name) == as_here(other)
-        return os.path.lexists(one) and os.path.samestat(os.lstat(one), os.lstat(two))
-
-    def _foreign_problem(self, done: str, name: str) -> str:
-        """Return why *name* may not be an output, as it is another stage's, or ""."""
-        theirs = self._theirs(name)
-        return self._foreign_text(done, name, self.foreign[theirs], but_for(name, theirs)) if theirs else ""
 
     def _all_inputs(self) -> Iterable[str]:
         inputs: List[str] = self.facts.material.inputs
