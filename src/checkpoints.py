@@ -1,6 +1,6 @@
 """The checkpoint of a stage or a task: the progress file that its processor writes, and whether it may be resumed from.
 
-On the leaves; only reads. A checkpoint resumes only its own work: that of the key under which it was made.
+On the leaves. A checkpoint resumes only its own work: that of the key under which it was made.
 """
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import posixpath
 
 import spec_checks
 import stage_outputs
+import state_store
 from file_digests import path_matches
 from model import Checkpoint
-from primitives import is_integer, open_file
+from primitives import is_integer, open_file, remove_quietly, replace
 
 MAX_BYTES = 8 << 20          # of a progress file; the kit reads no more either
 
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
     Json = Dict[str, Any]
 
 
+def progress_path(store: StateStore, stage: str) -> str:
+    """Return the path of a stage's progress file."""
+    path: str = store.path("progress_%s.json" % stage)
+    return path
+
+
 def whole_path(path: str) -> str:
     """Return the path of the file beside a progress file in which the kit names what it has published in one piece, a JSON text a line."""
     return os.path.splitext(path)[0] + ".whole"
@@ -32,7 +39,7 @@ def whole_path(path: str) -> str:
 
 def read_checkpoint(store: StateStore, stage: StageSpec, record: Optional[Json], key: str, boot: str, of_others: Callable[[], Set[str]]) -> Optional[Checkpoint]:
     """Return the stage's progress file, with what forbids to resume from it; None without one. of_others(): what other stages have made in its folder."""
-    return checkpoint_at(store.path("progress_%s.json" % stage.name), os.path.join(store.root, stage.output_dir), record, key, boot, stage.outputs, of_others)
+    return checkpoint_at(progress_path(store, stage.name), os.path.join(store.root, stage.output_dir), record, key, boot, stage.outputs, of_others)
 
 
 def checkpoint_at(path: str, folder: str, record: Optional[Json], key: str, boot: str, declared: Optional[Sequence[str]] = None,
@@ -73,6 +80,38 @@ def read_progress(path: str) -> Tuple[Optional[Json], str]:
     bad = _problem(progress)
     return (None, bad) if bad else (progress, "")
 
+
+def progress_of(store: StateStore, stage: StageSpec) -> Json:
+    """Return the stage's progress file as its processor left it, {} where there is none that can be used."""
+    progress = read_progress(progress_path(store, stage.name))[0] if stage.checkpoint else None
+    return progress or {}
+
+
+# --- what becomes of it ----------------------------------------------------------------------------------------------
+
+def complete(store: StateStore, stage: StageSpec, key: str) -> None:
+    """Mark the checkpoint of a finished stage complete, so that nobody resumes from it."""
+    progress = progress_of(store, stage)
+    if progress and progress.get("complete") is not True:
+        progress.update(complete=True, key=key)
+        state_store.write_atomic(progress_path(store, stage.name), state_store.record_json(progress), store.commit)
+
+
+def set_aside(store: StateStore, stage: StageSpec) -> None:
+    """Keep a checkpoint that is not used under another name, where a person finds it."""
+    path = progress_path(store, stage.name)
+    if os.path.lexists(path):
+        replace(path, path + ".old")
+        store.commit.folders[store.folder] = None
+
+
+def forget_published(store: StateStore, stage: StageSpec) -> None:
+    """What the kit has named as published belongs to the work that is resumed, no other."""
+    if stage.checkpoint:
+        remove_quietly(whole_path(progress_path(store, stage.name)))
+
+
+# --- may it be resumed from ------------------------------------------------------------------------------------------
 
 def _binding_problem(progress: Json, record: Optional[Json], key: str, boot: str) -> str:
     """Return why a checkpoint is not of this very work, or ""."""

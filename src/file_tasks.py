@@ -88,9 +88,6 @@ class FileTasksWork(TasksWork):
         self.is_pruned = stage.prune                # False as long as something of files that are gone is left for a later run
         self.made = task_files.FileTable()          # outputs of this run, with signatures that no later write can hide behind
 
-    def _made_before(self, record: Json) -> List[Json]:
-        return list(record["outputs"])       # what is only in the task log is told from there
-
     def do(self, decision: Decision) -> Flow:
         """Run the tasks that are not done, then record how the stage ended; a flow that returns the StageResult."""
         self.reasons = list(decision.reasons)
@@ -116,10 +113,10 @@ class FileTasksWork(TasksWork):
         self._clear_what_was_plain()
         self._note_death()
         self._drop_unsynced(self.facts.record)
-        if facts.lost and not self.moved_from:
+        if facts.lost and not self.earlier.moved_from:
             self.more_of_record = dict(self.more_of_record, logLost=True)       # for the next run, if this one does not come to its end
         self.others.look()
-        self.previous = [one for one in self.previous if one["path"] not in self.others.seen]
+        self.earlier.made = [one for one in self.earlier.made if one["path"] not in self.others.seen]
         self._write_record("running", "")
         self._forget_lost()
         self._clear_staging(facts)
@@ -143,7 +140,7 @@ class FileTasksWork(TasksWork):
                 left += taken
                 self._enter(entry._replace(key="", outputs=tuple(output for output in entry.outputs if output[0] not in self.others.seen)))
         if left:
-            self._tell_of_taken(sorted(left), self.others.seen)
+            self.earlier.tell_of_taken(sorted(left), self.others.seen)
 
     def _welcome_back(self, paths: Sequence[str]) -> None:
         """What was kept of a file that was gone is its task's again, where the file is back, as it was."""
@@ -158,20 +155,20 @@ class FileTasksWork(TasksWork):
         Its paths are below the outputDir of the record: where that is another now, files of somebody else may be called so.
         """
         is_of_chunks = self.task_log.lines > 1 and not self.task_log.entries
-        if self.moved_from or facts.lost == task_look.ANOTHER or is_of_chunks:
+        if self.earlier.moved_from or facts.lost == task_look.ANOTHER or is_of_chunks:
             self.task_log.compact(self._write_log)
             self.run.flush()
-        if self.moved_from:
-            self._tell_of_move()
+        if self.earlier.moved_from:
+            self.earlier.tell_of_move()
 
     def _clear_what_was_plain(self) -> None:
         """What an attempt left that did not finish, when the stage had no tasks yet: none of these would ever look after it."""
         if self.facts.record is not None and not _is_of_files(self.facts.record):
-            self._clear_leftovers(self._old_baseline())
+            self.earlier.clear_leftovers(self.earlier.unfinished())
 
     def _note_death(self) -> None:
         record = self.facts.record
-        if record is not None and record["lastStatus"] == "running" and not self.moved_from:
+        if record is not None and record["lastStatus"] == "running" and not self.earlier.moved_from:
             self.died_at_ns = os.stat(self.store.path("stage_%s.json" % self.stage.name)).st_mtime_ns
 
     def _tell_of_unrecorded(self) -> None:
@@ -195,9 +192,9 @@ class FileTasksWork(TasksWork):
 
     def _see_to_lost(self, facts: task_look.Tasks) -> None:
         """Where the task log does not name all that was made: name what no task of now has made; with `prune`, remove of it what is known to have been made here."""
-        if not facts.lost or self.is_stopped or self.moved_from:
+        if not facts.lost or self.is_stopped or self.earlier.moved_from:
             return
-        made = {one["path"]: one["sha256"] for one in self.previous}
+        made = {one["path"]: one["sha256"] for one in self.earlier.made}
         for table in task_files.load(task_look.cache_path(self.store, self.stage.name))[1][1:]:
             made.update((path, digest) for path, digest in zip(table.paths, table.digests) if digest)
         left: List[str] = []
@@ -218,13 +215,13 @@ class FileTasksWork(TasksWork):
         if record is None or _is_of_files(record):
             return
         mine = {path for path, _, _ in self._outputs()}
-        left = [one["path"] for one in self.previous if one["path"] not in mine and os.path.lexists(os.path.join(self.folder, one["path"]))]
+        left = [one["path"] for one in self.earlier.made if one["path"] not in mine and os.path.lexists(os.path.join(self.folder, one["path"]))]
         if left:
             self._note("made before the stage had tasks, and recorded no more: %s" % task_look.shown(sorted(left)))
 
     def _forget_lost(self) -> None:
         """After a sync that failed: no line counts any more, on the disk, before the file goes that says so."""
-        lost = self._lost_path()
+        lost = self.earlier.lost_path()
         if os.path.lexists(lost):
             self.task_log.entries = {name: entry._replace(key="") for name, entry in self.task_log.entries.items()}
             self.task_log.compact(self._write_log)
@@ -566,7 +563,7 @@ class FileTasksWork(TasksWork):
         return task_log.output_digest(self._outputs())
 
     def _write_record(self, status: str, error: str, outputs: Optional[List[Json]] = None) -> None:
-        record = self._record(status, error, self.previous if outputs is None else outputs)
+        record = self._record(status, error, self.earlier.made if outputs is None else outputs)
         if status == "ok":
             made = self._outputs()
             self.totals = {"outputs": len(made), "outputBytes": sum(size for _, size, _ in made), "outputsSha256": self._output_digest()}

@@ -26,7 +26,8 @@ may also import what is named before it.
              recorded_outputs (what records say of output folders)  command_line  program_scan (what is scanned)  fork_server  fork_client  stage_keys (what a stage depends on)
              checkpoints  stage_order (what comes before what)  spec_loading (the pipeline file)  reasons (why it must run)  run_ledger  run_history (runs as the ledger
              and the records tell)  seal_keys  network_watch (the guard of a run)  task_look (what a stage of many tasks
-             has to do)  scheduler (which attempt is started when)  processor_call (its words)  foreign_outputs (what is another stage's)  stage_work (a stage that must run, under its lock:
+             has to do)  scheduler (which attempt is started when)  processor_call (its words)  foreign_outputs (what is another stage's)
+             earlier_outputs (what earlier work has left)  stage_work (a stage that must run, under its lock:
              attempts, retries, checks, records)  task_work (the same, of several tasks)  file_tasks (of files)  chunk_work (of parts
              of files)  run_alarms (what is started after a run)  acceptance  provenance  key_gaps (files no key knows)  program_starts (can they start)
              output_places (where what was asked for may go)

@@ -17,25 +17,25 @@ import sys
 import attempts
 import checkpoints
 import control_totals
+import earlier_outputs
 import environment
 import file_digests
 import foreign_outputs
 import processor_call
 import recorded_outputs
 import run_ledger
-import spec_checks
 import stage_outputs
 import state_store
 import task_files
 from console import describe_os_error, full_disk_text
 from model import StageResult, sha256, shown_names
-from primitives import is_link, remove_quietly, replace
+from primitives import remove_quietly
 from scheduler import Attempting, Pause
 from state_store import utc_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
+    from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
     from engine import Run
     from model import Checkpoint, Decision, Facts, Retry, StageSpec
@@ -115,8 +115,7 @@ class StageWork:
         self.folder = os.path.join(run.root, stage.output_dir)
         self.others = foreign_outputs.ForeignOutputs(run, stage, self.folder)
         self.key = facts.material.key
-        self.moved_from = state_store.made_elsewhere(facts.record, stage.output_dir)
-        self.previous = self._made_before(facts.record) if facts.record is not None and not self.moved_from else []
+        self.earlier = earlier_outputs.EarlierOutputs(run, stage, self.folder, facts.record, self.others)
         self.baseline: Json = {}        # from before this key's first attempt: what changed since is ours
         self.found = stage_outputs.NOTHING  # in the folder before this run's attempts: what others own must still be that
         self.survivors: List[int] = []
@@ -142,13 +141,6 @@ class StageWork:
         self.started = run.clock.monotonic()
         self.ended: Optional[float] = None
 
-    def _made_before(self, record: Json) -> List[Json]:
-        """Return the outputs that the stage's record vouches for, also if it was one of forEach then, with too many for the record."""
-        if record["outputs"] or not record.get("tasks"):
-            return list(record["outputs"])
-        import task_look
-        return task_look.vouched_outputs(self.store, record)
-
     def do(self, decision: Decision) -> Flow:
         """Run attempts until one succeeds or none is left, then record how it ended; a flow that returns the StageResult."""
         self.reasons = list(decision.reasons)
@@ -169,19 +161,19 @@ class StageWork:
         """Marker away, other work's checkpoint aside, leftovers cleared, "running" recorded; in this order."""
         state_store.make_folder(self.folder, self.store.commit)
         state_store.remove_durably(self.run.marker(self.stage), self.store.commit)
-        unfinished = self._old_baseline()
+        unfinished = self.earlier.unfinished()
         if decision.action == "RUN":
             if decision.discard:
                 self._note("checkpoint not used: %s" % decision.discard)
-            self._drop_checkpoint()
-            self._clear_leftovers(self._doubted(unfinished))
-            unseen = [] if self.facts.record is None or self.facts.record["outputs"] else self.previous     # of a task log: nobody has looked at them yet
+            checkpoints.set_aside(self.store, self.stage)
+            self.earlier.clear_leftovers(self.earlier.doubted(unfinished))
+            unseen = [] if self.facts.record is None or self.facts.record["outputs"] else self.earlier.made     # of a task log: nobody has looked at them yet
             is_of_success = self.facts.record is None or self.facts.record["lastStatus"] == "ok"
-            if self.facts.output_problems and is_of_success or not all(map(self._is_as_recorded, unseen)):
-                self._undo_success()
+            if self.facts.output_problems and is_of_success or not all(map(self.earlier.is_as_recorded, unseen)):
+                self.earlier.undo_success()
             # Of an attempt: cleared already, and what was there before it has nothing to do with a sync that failed since.
-            state_store.remove_durably(self._lost_path(), self.store.commit)
-            self._tell_of_move()
+            state_store.remove_durably(self.earlier.lost_path(), self.store.commit)
+            self.earlier.tell_of_move()
         old = unfinished if self._is_same_work() else None
         self.found = stage_outputs.list_folder(self.folder)
         self.baseline = old if old is not None else self.found.baseline()
@@ -193,110 +185,9 @@ class StageWork:
     def _note(self, text: str) -> None:
         self.console.event("NOTE", self.stage.name, ": " + text)
 
-    def _tell_of_move(self) -> None:
-        if not self.moved_from:
-            return
-        self._remove_old_tasks()
-        is_there = os.path.lexists(os.path.join(self.run.root, self.moved_from))
-        self._note("its outputDir was %s%s" % (self.moved_from, ": what it made there is left there" if is_there else (
-            ", which is not there any more; what is in %s already counts as nobody's: see whether it may go" % self.stage.output_dir)))
-        left = recorded_outputs.leftovers(self.run.root, self.facts.record)
-        if left:
-            self._note("an attempt there that did not finish has left files that may be half written: %s; see whether they may go" % shown_names(left))
-
-    def _remove_old_tasks(self) -> None:
-        """Remove the private folders of tasks from where the outputs were: nothing uses them any more, and kept chunks are as large as the outputs.
-
-        Before a record names the new place: after a kill the next run comes here again. What lies behind a link may be anything, and is left alone.
-        """
-        path = "%s/.%s.tasks" % (self.moved_from, self.stage.name)
-        full = os.path.join(self.run.root, *path.split("/"))
-        if spec_checks.path_problem(path) or recorded_outputs.link_on_the_way(self.run.root, path + "/x") or not os.path.isdir(full):
-            return
-        try:
-            state_store.remove_tree(full)
-        except OSError as error:
-            self._note("%s is of no use any more, and cannot be removed; remove it: %s" % (path, describe_os_error(error)))
-        else:
-            self.store.commit.removed[os.path.dirname(full)] = None
-
     def _is_same_work(self) -> bool:
         record = self.facts.record
         return record is not None and record["lastStatus"] != "ok" and record["idempotencyKey"] == self.key
-
-    def _old_baseline(self) -> Optional[Json]:
-        """Return the listing from before the unfinished work that the stage record tells of, None if there is none."""
-        return recorded_outputs.unfinished_baseline(self.facts.record, self.folder) if not self.moved_from else None
-
-    def _doubted(self, baseline: Optional[Json]) -> Optional[Json]:
-        """Return a baseline in which, after a restart of the machine, recorded files count as changed: one that the unfinished attempt wrote in place
-        may have other content on the disk, and its old times."""
-        if baseline is None or (self.facts.record or {}).get("bootId") == self.run.boot:
-            return baseline
-        files = [one["path"] for one in self.previous if one["path"] in baseline and not is_link(os.path.join(self.folder, one["path"]))]
-        return {**baseline, **{path: [] for path in files}}
-
-    def _drop_checkpoint(self) -> None:
-        path = self._progress_file()
-        if os.path.lexists(path):
-            replace(path, path + ".old")
-            self.store.commit.folders[self.store.folder] = None
-
-    def _forget_published(self) -> None:
-        """What the kit has named as published belongs to the work that is resumed, no other."""
-        if self.stage.checkpoint:
-            remove_quietly(checkpoints.whole_path(self._progress_file()))
-
-    def _clear_leftovers(self, baseline: Optional[Json]) -> None:
-        """Before a start from zero: the outputs must be what they were before the attempt that did not finish."""
-        self._forget_published()
-        done = ["removed %s" % path for path in stage_outputs.remove_parts(self.folder, self.stage.name, set())]
-        if baseline is not None:
-            recorded = {one["path"]: (one["bytes"], one["sha256"]) for one in self.previous}
-            done += stage_outputs.clear_leftovers(self.folder, baseline, recorded, self.others.possible(), file_digests.hash_prefix,
-                                                  recorded_outputs.folders_of_others(self.run.spec, self.stage.name, self.stage.output_dir))
-        if done:
-            recorded_outputs.sync_below(self.folder)
-            self._note("leftovers of an unfinished attempt: %s" % shown_names(done, between="; "))
-
-    def _undo_success(self) -> None:
-        """The outputs are not what the recorded success made: an attempt must not build on what is left of it.
-
-        All of it is undone after a restart of the machine or a failed sync, for more may be lost than was seen; else only
-        what differs. What another stage of the pipeline has recorded since (this one's name was out of use for a while, say) is not ours to undo.
-        """
-        record = self.facts.record or {}        # none where the state folder is gone, and a lost success is still marked
-        self._let_go_of(self.others.owners() if self.previous else {})
-        before = {one["path"]: one for one in record.get("previous", [])}
-        everything = record.get("bootId") != self.run.boot or os.path.lexists(self._lost_path())
-        gone = self.previous if everything else [one for one in self.previous if not self._is_as_recorded(one)]
-        names = [one["path"] for one in gone]
-        done = stage_outputs.undo_outputs(self.folder, names, {path: (one["bytes"], one["sha256"]) for path, one in before.items()}, file_digests.hash_prefix)
-        self.previous = [before.get(one["path"], one) if one["path"] in names else one
-                         for one in self.previous if one["path"] not in names or one["path"] in before]
-        if done:
-            recorded_outputs.sync_below(self.folder)
-            self._note("not what was recorded: %s" % shown_names(done, between="; "))
-
-    def _let_go_of(self, foreign: Mapping[str, str]) -> None:
-        """Record no more what other stages have recorded, too. foreign: see ForeignOutputs.owners()."""
-        taken = [one["path"] for one in self.previous if one["path"] in foreign]
-        self.previous = [one for one in self.previous if one["path"] not in foreign]
-        if taken:
-            self._tell_of_taken(taken, foreign)
-
-    def _tell_of_taken(self, paths: List[str], foreign: Mapping[str, str]) -> None:
-        self._note("left to stage %s, by which it is recorded, too: %s" % (", ".join(sorted({foreign[path] for path in paths})), shown_names(paths)))
-
-    def _lost_path(self) -> str:
-        return state_store.lost_path(self.run.root, self.stage.output_dir, self.stage.name)
-
-    def _is_as_recorded(self, output: Json) -> bool:
-        try:
-            found = self.run.digests.of_output("%s/%s" % (self.stage.output_dir, output["path"]))
-        except (OSError, file_digests.FileChanged):
-            return False
-        return bool(found == (output["bytes"], output["sha256"]))
 
     # --- attempts
 
@@ -340,8 +231,8 @@ class StageWork:
             return found.line_offset, True
         if found is not None and found.problem:
             self._note("checkpoint not used: %s" % found.problem)
-        self._drop_checkpoint()
-        self._clear_leftovers(self.baseline)
+        checkpoints.set_aside(self.store, self.stage)
+        self.earlier.clear_leftovers(self.baseline)
         return 0, False
 
     def _read_checkpoint(self, status: str) -> Optional[Checkpoint]:
@@ -438,7 +329,7 @@ class StageWork:
         if not self.is_attempting:
             return None
         import stage_progress
-        seen = stage_progress.read_progress(self._progress_file()) if self.stage.checkpoint else None
+        seen = stage_progress.read_progress(checkpoints.progress_path(self.store, self.stage.name)) if self.stage.checkpoint else None
         done, total, lines = (seen.done_bytes, seen.total_bytes, seen.lines) if seen is not None else (None, None, None)
         return self.stage.name, self.attempts, done, total, None, None, self.started, expected_s, lines
 
@@ -460,7 +351,7 @@ class StageWork:
         env.update(PIPELINE_OUTPUT_DIR=self.folder.replace("/", os.sep), PIPELINE_KEY=self.key, PIPELINE_COUNTS_FILE=self._counts_file(),
                    **self._attempt_variables(self.attempts, offset, is_resume, token, inputs_file))
         if self.stage.checkpoint:
-            env["PIPELINE_PROGRESS_FILE"] = self._progress_file()
+            env["PIPELINE_PROGRESS_FILE"] = checkpoints.progress_path(self.store, self.stage.name)
         return env
 
     def _attempt_variables(self, number: int, offset: int, is_resume: bool, token: str, inputs_file: str) -> Dict[str, str]:
@@ -521,7 +412,7 @@ class StageWork:
             problem = next((why for why in (self._not_made(pattern, names - set(foreign), changed) for pattern in self.stage.outputs) if why), "")
             if problem:
                 return problem, []
-        kept = sorted(one["path"] for one in self.previous if one["path"] in now and one["path"] not in changed and one["path"] not in foreign)
+        kept = sorted(one["path"] for one in self.earlier.made if one["path"] in now and one["path"] not in changed and one["path"] not in foreign)
         if kept and (self.attempts or self.stage.chunks is not None):      # kept chunks are joined anew without an attempt
             self._note("not remade by this run, still recorded: %s" % shown_names(kept))
         self._tell_of_no_outputs(stage_outputs.no_outputs(self.found, there), "they are neither recorded nor undone after a kill")
@@ -565,7 +456,7 @@ class StageWork:
     def _take_reported(self) -> None:
         """Take the counts that the processor reported: in the file of counts, else with its checkpoint."""
         counts, problem = control_totals.read_counts(self._counts_file())
-        self.counts = counts if counts is not None else self._read_progress().get("counts", {})
+        self.counts = counts if counts is not None else checkpoints.progress_of(self.store, self.stage).get("counts", {})
         remove_quietly(self._counts_file())
         if problem:
             self._note("the counts that it reported are not used: %s" % problem)
@@ -596,13 +487,9 @@ class StageWork:
         path: str = self.store.path("counts_%s.json" % self.stage.name)
         return path
 
-    def _progress_file(self) -> str:
-        path: str = self.store.path("progress_%s.json" % self.stage.name)
-        return path
-
     def _succeed(self, outputs: List[Json]) -> StageResult:
         self._complete_checkpoint()
-        self._forget_published()
+        checkpoints.forget_published(self.store, self.stage)
         stage_outputs.remove_parts(self.folder, self.stage.name, set())
         self._write_record("ok", "", outputs=outputs)
         self.run.write_marker(self.stage, self.key)
@@ -625,26 +512,15 @@ class StageWork:
         text = full_disk_text(self.folder)
         return "; " + text if text else ""
 
-    def _read_progress(self) -> Json:
-        """Return the progress file as the processor left it, {} where there is none that can be used."""
-        if not self.stage.checkpoint:
-            return {}
-        progress, _ = checkpoints.read_progress(self._progress_file())
-        return progress or {}
-
     def _complete_checkpoint(self) -> None:
-        """Mark the checkpoint of a finished stage complete, so that nobody resumes from it."""
-        progress = self._read_progress()
-        if progress and progress.get("complete") is not True:
-            progress.update(complete=True, key=self.key)
-            state_store.write_atomic(self._progress_file(), state_store.record_json(progress), self.store.commit)
+        checkpoints.complete(self.store, self.stage, self.key)
 
     def _write_record(self, status: str, error: str, outputs: Optional[List[Json]] = None) -> None:
-        record = self._record(status, error, self.previous if outputs is None else outputs)
+        record = self._record(status, error, self.earlier.made if outputs is None else outputs)
         if status == "ok":
             # What a power cut may take back while the outputs are not on the disk yet.
             made = {one["path"] for one in record["outputs"]}
-            record["previous"] = [one for one in self.previous if one["path"] in made]
+            record["previous"] = [one for one in self.earlier.made if one["path"] in made]
         else:
             record["baseline"] = self.baseline
             if status != "running" and not self.survivors:
