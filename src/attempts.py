@@ -56,13 +56,15 @@ class Launch(namedtuple("Launch", "argv env folder log_path token lock_descripto
     __slots__ = ()
 
 
-class AttemptResult(namedtuple("AttemptResult", "exit_code failure stopped duration_s cpu_s max_rss_bytes tail notes survivors log is_machines", defaults=(None, False))):
+class AttemptResult(namedtuple("AttemptResult", "exit_code failure stopped duration_s cpu_s max_rss_bytes tail notes survivors log is_machines is_timeout",
+                               defaults=(None, False, False))):
     """How an attempt ended.
 
     exit_code: the processor's, negative for a signal, None if it never started. failure: why it failed, "" if it did not.
     stopped: True if a signal to the runner ended it. tail: the last bytes of its output. notes: what to tell the user.
     survivors: processes that would not go. log: (bytes, SHA-256) of the log file, None if there is none.
-    is_machines: it is known to be no fault of the files at work: the machine's far away, or its launcher's.
+    is_machines: it is known to be no fault of the files at work: the program could not be started, or the machine far away or its launcher failed.
+    is_timeout: its time was over.
     """
 
     __slots__ = ()
@@ -232,8 +234,10 @@ class Attempt:
         if self.log.problem:
             self.notes.append(self.log.problem)
         reason = (self.ending.reason if self.ending is not None else "") or self.problem
-        self.result = AttemptResult(self.exit_code, reason or failure, reason == INTERRUPTED, time.monotonic() - self.started, self.cpu_s, self.max_rss_bytes,
-                                    self.log.last, self.notes, survivors, (self.log.size, self.log.digest.hexdigest()))
+        failure = reason or failure
+        self.result = AttemptResult(self.exit_code, failure, reason == INTERRUPTED, time.monotonic() - self.started, self.cpu_s, self.max_rss_bytes,
+                                    self.log.last, self.notes, survivors, (self.log.size, self.log.digest.hexdigest()), failure.startswith(NOT_STARTED),
+                                    self.ending is not None and self.ending.is_timeout)
 
 
 class Pool:
@@ -661,6 +665,7 @@ class Ending:
     def __init__(self, launch: Launch, tree: Any, signals: Signals) -> None:
         self.launch, self.tree, self.signals = launch, tree, signals
         self.reason = ""
+        self.is_timeout = False
         self.is_forced = False
         self.at: Optional[float] = None if launch.timeout_s is None else time.monotonic() + launch.timeout_s
 
@@ -675,7 +680,8 @@ class Ending:
         """Do what is due."""
         is_late = self.at is not None and time.monotonic() >= self.at
         if not self.reason and (self.signals.number or is_late):
-            self.reason = INTERRUPTED if self.signals.number else TIMEOUT % self.launch.timeout_s
+            self.is_timeout = not self.signals.number
+            self.reason = TIMEOUT % self.launch.timeout_s if self.is_timeout else INTERRUPTED
             self.tree.ask_to_stop()
             self.at, is_late = time.monotonic() + self.launch.grace_s, False
         if self.reason and (is_late or self.signals.count > 1):

@@ -211,24 +211,25 @@ class ChunkTasksWork(task_work.TasksWork):
 
     # --- one chunk
 
-    def _launch_task(self, trial: task_work.Trial, slot: int, offset: int, is_resume: bool) -> Any:
+    def _begin_attempt(self, trial: task_work.TaskTrial, slot: int, offset: int, is_resume: bool) -> Any:
         try:
-            return super()._launch_task(trial, slot, offset, is_resume)
+            return super()._begin_attempt(trial, slot, offset, is_resume)
         except FileNotFoundError as error:
             path = trial.task.stdin[0] if self.chunks.is_filter else ""
             if not path or error.filename != os.path.join(self.run.root, path):
                 raise
+            trial.network = None        # nothing was started
             return attempts.not_begun("%s%s is gone" % (stage_work.CHANGED, path))
 
-    def _how(self, task: task_work.Task, launch: Any) -> Any:
+    def _how(self, trial: task_work.TaskTrial, launch: Any) -> Any:
         if not self.chunks.is_filter:
-            return super()._how(task, launch)
-        path, header_end, start, end = task.stdin
-        target = os.path.join(task.folder, self._filter_output(path))
+            return super()._how(trial, launch)
+        path, header_end, start, end = trial.task.stdin
+        target = os.path.join(trial.folder, self._filter_output(path))
         os.makedirs(os.path.dirname(target), exist_ok=True)
         return launch._replace(feeder=chunk_files.Feeder(os.path.join(self.run.root, path), header_end, start, end), output_path=target)
 
-    def _finish_task(self, trial: task_work.Trial) -> None:
+    def _finish(self, trial: task_work.TaskTrial) -> None:
         """Enter what a chunk has made, and hand it to the joiner."""
         task = trial.task
         self._take_counts(trial)
@@ -241,7 +242,7 @@ class ChunkTasksWork(task_work.TasksWork):
         if not trial.failure:
             self._add(task, self._entry(trial))
 
-    def _names(self, trial: task_work.Trial) -> Iterator[str]:
+    def _names(self, trial: task_work.TaskTrial) -> Iterator[str]:
         names = self._list_made(trial)
         own = self._filter_output(trial.task.stdin[0]) if self.chunks.is_filter else ""
         if own and own not in names:

@@ -472,16 +472,17 @@ class Run:
             import chunk_work
             chunk_work.tidy(self.root, stage, self.store)
 
-    def _new_work(self, stage: StageSpec, lock: stage_locks.StageLock, facts: Facts) -> Any:
-        import stage_work
+    def _new_work(self, stage: StageSpec, lock: stage_locks.StageLock, facts: Facts) -> stage_work.StageWork:
+        work: stage_work.StageWork
         if stage.for_each:
             import file_tasks
-            work: Any = file_tasks.FileTasksWork(self, stage, lock, facts)
+            work = file_tasks.FileTasksWork(self, stage, lock, facts)
         elif stage.chunks is not None:
             import chunk_work
             work = chunk_work.ChunkTasksWork(self, stage, lock, facts)
         else:
-            work = stage_work.StageWork(self, stage, lock, facts)
+            import plain_work
+            work = plain_work.PlainWork(self, stage, lock, facts)
         work.rank = self.order.place[stage.name]
         for other in self.works.values():
             other.others.beside.add(stage.name)
@@ -686,8 +687,8 @@ def load_for_stages() -> None:
     import attempts  # noqa: F401
     import network_watch  # noqa: F401
     import reasons  # noqa: F401
+    import plain_work  # noqa: F401
     import scheduler  # noqa: F401
-    import stage_work  # noqa: F401
     import subprocess  # noqa: F401
 
 

@@ -26,7 +26,7 @@ import task_look
 from model import ALL_OF_LOG
 from primitives import folded, is_junction, is_link, replace, unlink
 from spec_loading import plain_path
-from task_work import Task, TasksWork, Trial, folder_name
+from task_work import Task, TasksWork, TaskTrial, folder_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ class FileTasksWork(TasksWork):
             yield Task(place, path, key, [path] + shared.inputs, os.path.join(self.staging, folder_name(path, key)),
                        {"PIPELINE_TASK": path}, dict(shared.stamps, **{path: stamp}), stamp[0])
 
-    def _make_ready(self, trial: Trial, slot: int) -> None:
+    def _make_ready(self, trial: TaskTrial, slot: int, offset: int, is_resume: bool) -> None:
         """A task with checkpoints has a folder of its own; others take turns in one for each slot, for making and removing folders is slow."""
         if not self.stage.checkpoint:
             trial.folder = os.path.join(self.staging, "slot%d" % slot)
@@ -251,25 +251,26 @@ class FileTasksWork(TasksWork):
         else:
             if not is_folder and os.path.lexists(trial.folder):
                 unlink(trial.folder)     # a task has put something in its place; what a link leads to is not ours
-            os.makedirs(trial.folder, exist_ok=True)
+            super()._make_ready(trial, slot, offset, is_resume)
             if not self.stage.checkpoint:
                 self.ready_folders.add(trial.folder)
 
-    def _clear(self, trial: Trial) -> None:
+    def _clear(self, trial: TaskTrial) -> None:
         if self.stage.checkpoint:
             super()._clear(trial)       # else the folder is the slot's, and perhaps another task's by now
 
-    def _task(self, trial: Trial) -> Flow:
-        why = self.facts.tasks.unfit.get(trial.task.name)
+    def _task(self, task: Task) -> Flow:
+        why = self.facts.tasks.unfit.get(task.name)
         if not why:
-            return (yield from super()._task(trial))
+            return (yield from super()._task(task))
+        trial = self._new_trial(task)
         trial.started, trial.failure = self.run.clock.monotonic(), why
         self._enter(self._entry(trial))
         return trial
 
     # --- publishing
 
-    def _finish_task(self, trial: Trial) -> None:
+    def _finish(self, trial: TaskTrial) -> None:
         """Hash what the task made and rename it into place; what an earlier version of it made and this one did not goes."""
         task, names = trial.task, self._made(trial)
         problem = trial.failure or next((why for why in map(lambda name: self._target_problem(task, name), names) if why), "")

@@ -27,8 +27,8 @@ may also import what is named before it.
              checkpoints  stage_order (what comes before what)  spec_loading (the pipeline file)  reasons (why it must run)  run_ledger  run_history (runs as the ledger
              and the records tell)  seal_keys  network_watch (the guard of a run)  task_look (what a stage of many tasks
              has to do)  scheduler (which attempt is started when)  processor_call (its words)  foreign_outputs (what is another stage's)
-             earlier_outputs (what earlier work has left)  stage_work (a stage that must run, under its lock:
-             attempts, retries, checks, records)  task_work (the same, of several tasks)  file_tasks (of files)  chunk_work (of parts
+             earlier_outputs (what earlier work has left)  stage_calls (what each attempt is given)  stage_work (a stage that must run, under its lock:
+             attempts, retries, checks, records)  plain_work (one piece of work)  task_work (several tasks)  file_tasks (of files)  chunk_work (of parts
              of files)  run_alarms (what is started after a run)  acceptance  provenance  key_gaps (files no key knows)  program_starts (can they start)
              output_places (where what was asked for may go)
              history_files (read with suspicion)  ledger_chain  ledger_verify  evidence_verify  ledger_export  ledger_commands  starters (init, new-stage)  run_pruning (gc)
@@ -69,7 +69,7 @@ def _guard_bytecode(folder):
     except (AttributeError, OSError):
         return                      # Windows
     if found.f_bavail * found.f_frsize < BYTECODE_BYTES or _is_file_size_limited():
-        sys.dont_write_bytecode = True      # and so for processors, see stage_work
+        sys.dont_write_bytecode = True      # and so for processors, see stage_calls
 
 
 def _is_file_size_limited():

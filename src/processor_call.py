@@ -1,6 +1,6 @@
 """How a processor is called: its words, which inputs fit among them, and the launcher that may stand before them.
 
-Above spec_checks; for stage_work, task_work and run_alarms.
+Above spec_checks; for stage_calls, stage_work and run_alarms.
 """
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What records say of the files in output folders: outputs of a success, leftovers of an attempt that did not finish, of this stage or of others.
 
-Above the leaves. A stage that is run again clears its leftovers itself (stage_work); who takes its record away must do so, for without it
+Above the leaves. A stage that is run again clears its leftovers itself (earlier_outputs); who takes its record away must do so, for without it
 nobody can tell a file that is half written from one that somebody has put there.
 """
 from __future__ import annotations

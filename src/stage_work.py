@@ -1,8 +1,8 @@
-"""A stage that must run: from the removal of its marker to the new one, under its lock.
+"""A stage that must run, under its lock: what all such stages have in common. From the removal of the marker to the new one.
 
-Above the leaves, checkpoints and scheduler; the engine imports it when the first stage must run.
+Above the leaves, earlier_outputs, stage_calls and scheduler; below plain_work and task_work, which say what the work consists of.
 
-    Decision -> StageWork.do() -> attempts (retried, resumed) -> outputs checked and hashed -> stage record, marker -> StageResult
+    Decision -> do() -> trials (attempts, retried, resumed) -> outputs checked and hashed -> stage record, marker -> StageResult
 
 Order of the durable steps: marker removed, checkpoint of other work set aside, leftovers cleared, record "running" with
 the key, attempts, whole tree ended, outputs checked and hashed, stage record, marker. A kill between any two leaves what
@@ -10,7 +10,6 @@ the next run can tell from a finished stage.
 """
 from __future__ import annotations
 
-import json
 import os
 import sys
 
@@ -18,12 +17,11 @@ import attempts
 import checkpoints
 import control_totals
 import earlier_outputs
-import environment
 import file_digests
 import foreign_outputs
 import processor_call
-import recorded_outputs
 import run_ledger
+import stage_calls
 import stage_outputs
 import state_store
 import task_files
@@ -35,18 +33,17 @@ from state_store import utc_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple
+    from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 
     from engine import Run
-    from model import Checkpoint, Decision, Facts, Retry, StageSpec
+    from model import Decision, Facts, Retry, StageSpec
     from scheduler import Flow
     from stage_locks import StageLock
     Json = Dict[str, Any]
+    AnyTrial = Any      # a Trial, or what a class of stages makes of it
 
-BYTECODE_BYTES = 16 << 20   # of free space, as for the runner's own: with less, a processor's bytecode might be cut short
 NOT_UTF_8 = "output %s: the name is not valid UTF-8, so no record can name it; have the processor give it another"
 CHANGED = "input changed during the run: "
-NO_REPORT = "%sthe task left no report %s: %s"
 STATUS_ONLY = " (its rights or the number of its links, or its time was put back; a processor must copy an input, not link it)"
 
 
@@ -54,15 +51,6 @@ def unfinished_text(there: stage_outputs.Folder, stage: str) -> str:
     """Return that a processor that ended well has left an output of the kit half done, or ""."""
     parts = stage_outputs.own_parts(there.parts, stage)
     return "it ended with exit code 0 and left %s, an output that is not finished: what the processor kit opens must be brought to its end" % parts[0] if parts else ""
-
-
-def _is_short_of_space(folder: str) -> bool:
-    """Tell whether bytecode that Python caches beside the files of *folder* might be cut short; it would be taken for whole ever after."""
-    try:
-        found = os.statvfs(folder)
-    except (AttributeError, OSError):
-        return False                    # Windows
-    return found.f_bavail * found.f_frsize < BYTECODE_BYTES
 
 
 def changed_file(root: str, stamps: Dict[str, List[int]]) -> str:
@@ -104,8 +92,39 @@ def is_worth_retrying(retry: Retry, attempt: int, exit_code: Optional[int]) -> b
 
 # --- the work --------------------------------------------------------------------------------------------------------
 
+class Trial:
+    """The attempts at one piece of work, a whole stage or one of its tasks: what is given to them, and what they have come to so far.
+
+    name: on it depends how long is waited between attempts. subject: what it is called in what is told. log and token: paths of logs
+    and tokens of attempts begin so, and a number follows. counts, progress: paths of the files in which the processor may report.
+    """
+
+    rank: Tuple[int, ...] = (0,)            # the lower, the earlier
+    group: Any = None                       # see scheduler.Attempting
+    is_log_lazy = False                     # an attempt that prints nothing leaves no log
+
+    def __init__(self, *, name: str, subject: str, key: str, inputs: List[str], stamps: Dict[str, List[int]], folder: str,
+                 log: str, token: str, counts: str, progress: str) -> None:
+        self.name, self.subject, self.key, self.inputs, self.stamps, self.folder = name, subject, key, inputs, stamps, folder
+        self.log_start, self.token_start, self.counts_path, self.progress_path = log, token, counts, progress
+        self.attempts = 0
+        self.started = 0.0              # of the first attempt, by the run's clock
+        self.began = ""                 # of the latest attempt, in UTC
+        self.network: Any = None        # the watch over it; None if it was not started
+        self.log_path, self.token = "", ""
+        self.failure = ""
+        self.is_machines = False        # the fault of the machine, the processor or the spec, not of the inputs
+        self.is_final = False           # another attempt would find the same: an input that has changed, a network that is not for it
+        self.stopped = False
+        self.exit_code: Optional[int] = None
+
+
 class StageWork:
-    """A stage that must run, under its lock: from the removal of the marker to the new one."""
+    """A stage that must run, under its lock: from the removal of the marker to the new one.
+
+    What stages have in common, whether they are one piece of work (plain_work) or several (task_work): how a trial is made, what
+    is recorded, and how it ends.
+    """
 
     def __init__(self, run: Run, stage: StageSpec, lock: StageLock, facts: Facts) -> None:
         """*run* is the runner's Run: spec, options, root, store, digests, console, clock, signals, guardian, boot."""
@@ -116,6 +135,7 @@ class StageWork:
         self.others = foreign_outputs.ForeignOutputs(run, stage, self.folder)
         self.key = facts.material.key
         self.earlier = earlier_outputs.EarlierOutputs(run, stage, self.folder, facts.record, self.others)
+        self.calls = stage_calls.StageCalls(run, stage, self.folder, facts.material)
         self.baseline: Json = {}        # from before this key's first attempt: what changed since is ours
         self.found = stage_outputs.NOTHING  # in the folder before this run's attempts: what others own must still be that
         self.survivors: List[int] = []
@@ -125,37 +145,23 @@ class StageWork:
         self.logs: List[Json] = []      # path, bytes and digest of each attempt's
         self.tries: List[Json] = []     # start, duration and exit code of each attempt
         self.refusals: List[Json] = []  # what the attempts tried to do with the network
-        self.network_fault = ""         # of the last attempt: why it fails, if it does
         self.is_offline_fault = False
-        self.nodes: Dict[str, Json] = {}    # where attempts ran that a launcher started, and how the network was closed there
-        self.is_attempting = False
         self.argv: List[str] = []
         self.counts: Json = {}          # what the processor reported
         self.refused: Any = []          # outputs that the control totals did not accept
         self.more_of_record: Json = {}
-        self.log_path, self.token, self.began = "", "", ""
-        self.bytecode: Optional[str] = None     # why what Python has cached of the modules cannot be used; None: not looked at yet
-        self.network: Any = None        # the watch over the attempt under way
         self.rank = 0                   # the stage's place: the lower, the earlier its attempts are started
         self.started_utc = utc_text(run.clock.time())
         self.started = run.clock.monotonic()
         self.ended: Optional[float] = None
 
     def do(self, decision: Decision) -> Flow:
-        """Run attempts until one succeeds or none is left, then record how it ended; a flow that returns the StageResult."""
-        self.reasons = list(decision.reasons)
-        self._prepare(decision)
-        failure, stopped = yield from self._attempts(decision)
-        if self.store.commit.is_due():
-            self.run.flush()
-        if not failure:
-            failure, outputs = self._check_outputs()
-        if not failure:
-            self._take_reported()
-            failure = self._judge(outputs)
-        if failure:
-            return self._give_up(failure, stopped)
-        return self._succeed(outputs)
+        """Do the work, then record how it ended; a flow that returns the StageResult."""
+        raise NotImplementedError
+
+    def row(self, expected_s: Optional[float]) -> Optional[Tuple[Any, ...]]:
+        """Return what the live view shows of it (live_view.Row), None for nothing."""
+        raise NotImplementedError
 
     def _prepare(self, decision: Decision) -> None:
         """Marker away, other work's checkpoint aside, leftovers cleared, "running" recorded; in this order."""
@@ -174,7 +180,9 @@ class StageWork:
             # Of an attempt: cleared already, and what was there before it has nothing to do with a sync that failed since.
             state_store.remove_durably(self.earlier.lost_path(), self.store.commit)
             self.earlier.tell_of_move()
-        old = unfinished if self._is_same_work() else None
+        record = self.facts.record
+        is_same_work = record is not None and record["lastStatus"] != "ok" and record["idempotencyKey"] == self.key
+        old = unfinished if is_same_work else None
         self.found = stage_outputs.list_folder(self.folder)
         self.baseline = old if old is not None else self.found.baseline()
         self._write_record("running", "")
@@ -185,206 +193,136 @@ class StageWork:
     def _note(self, text: str) -> None:
         self.console.event("NOTE", self.stage.name, ": " + text)
 
-    def _is_same_work(self) -> bool:
-        record = self.facts.record
-        return record is not None and record["lastStatus"] != "ok" and record["idempotencyKey"] == self.key
-
-    # --- attempts
-
-    def _attempts(self, decision: Decision) -> Flow:
-        """A flow that returns (why the stage failed or "", whether a signal stopped it)."""
-        retry, stage = self.stage.retry, self.stage
-        offset, is_resume = decision.line_offset, decision.action == "RESUME"
-        while True:
-            self.attempts += 1
-            result = yield from self._attempt(offset, is_resume)
-            self.cpu_s += result.cpu_s
-            self.max_rss = max(self.max_rss, result.max_rss_bytes)
-            self.exit_code = result.exit_code
-            self.survivors = result.survivors
-            for note in result.notes:
-                self._note(note)
-            changed = "" if result.stopped and result.failure else self._changed_inputs()
-            failure = with_change(changed, result.failure)
-            if self.network_fault and not result.stopped:
-                self.is_offline_fault = True
-                self.console.tail(result.tail, stage.name)
-                return "; ".join([self.network_fault] + ([failure] if failure else [])), False      # another attempt would try it again
-            if result.survivors:
-                return attempts.survivors_text(result.survivors), False
-            if not failure or result.stopped:
-                return failure, result.stopped
-            self.console.tail(result.tail, stage.name)
-            if changed or not result.failure or not is_worth_retrying(retry, self.attempts, result.exit_code):
-                return failure, False
-            delay = retry_delay_ms(retry, self.run.spec.name, stage.name, self.attempts) / 1000.0
-            self.console.event("RETRY", stage.name, " attempt %d/%d: %s; next in %.2fs" % (self.attempts, retry.attempts, failure, delay))
-            yield Pause(delay)
-            if self.run.signals.number:
-                return "interrupted", True
-            offset, is_resume = self._next_start()
-
-    def _next_start(self) -> Tuple[int, bool]:
-        """After a failed attempt: resume from its checkpoint if it left one, else clear what it left."""
-        found = self._read_checkpoint("failed") if self.stage.checkpoint else None
-        if found is not None and found.resumable:
-            return found.line_offset, True
-        if found is not None and found.problem:
-            self._note("checkpoint not used: %s" % found.problem)
-        checkpoints.set_aside(self.store, self.stage)
-        self.earlier.clear_leftovers(self.baseline)
-        return 0, False
-
-    def _read_checkpoint(self, status: str) -> Optional[Checkpoint]:
-        record = {"idempotencyKey": self.key, "bootId": self.run.boot, "lastStatus": status, "baseline": self.baseline}
-        return checkpoints.read_checkpoint(self.store, self.stage, record, self.key, self.run.boot,
-                                           lambda: recorded_outputs.outputs_of_others(self.run.root, self.stage.output_dir, {self.stage.name}))
-
-    def _cut_to_checkpoint(self) -> None:
-        found = self._read_checkpoint("running")
-        if found is None or found.problem:
-            return
-        if not found.complete:
-            stage_outputs.cut_to_checkpoint(self.folder, found.outputs)
-        stage_outputs.remove_parts(self.folder, self.stage.name, set() if found.complete else set(found.outputs))
-
-    def _attempt(self, offset: int, is_resume: bool) -> Flow:
-        """A flow that returns the AttemptResult of one attempt."""
-        resources = self.stage.local_resources
-        self.network = None
-        result = yield Attempting(lambda slot: self._launch(offset, is_resume), (self.rank,), resources.get("cpuCores", 1), resources.get("memoryMB", 0))
-        self.is_attempting = False
-        self.console.end_stream(self.stage.name)
-        if self.network is not None:
-            self.tries.append({"startedAt": self.began, "durationMs": int(result.duration_s * 1000), "exitCode": result.exit_code})
-            self._note_log(self.log_path, *result.log)
-            result, unclosed = self._after_launch(result, self.network, self.token)
-            self.refusals += self.network.recorded()
-            self.network_fault = unclosed or (self.network.fault() if self.stage.network_attempts == "fail" else "")
-        return result
-
     def _note_log(self, path: str, size: int, digest: str, **more: str) -> None:
         """Name a log in the records; on the disk before these are, for else a power cut leaves one that is not as they say."""
         self.logs.append({"path": os.path.relpath(path, self.run.root).replace(os.sep, "/"), "bytes": size, "sha256": digest, **more})
         if size:
             self.store.commit.add_file(path)
 
-    def _launch(self, offset: int, is_resume: bool) -> Any:
-        """Return what to start, and the watch over its use of the network; or the result of an attempt that cannot be."""
+    # --- attempts
+
+    def _try(self, trial: Trial, offset: int, is_resume: bool) -> Flow:
+        """A flow that makes attempts until one succeeds or none is left; how it ended is in the trial."""
+        retry, resources = self.stage.retry, self.stage.local_resources
+        while True:
+            trial.network = None
+            result = yield Attempting(lambda slot: self._begin_attempt(trial, slot, offset, is_resume), trial.rank,     # noqa: B023
+                                      resources.get("cpuCores", 1), resources.get("memoryMB", 0), trial.group)
+            result = self._note_attempt(trial, result)
+            if not trial.failure:
+                self._finish(trial)
+            is_over = not trial.failure or trial.stopped or trial.is_final or not result.failure or self.survivors
+            if is_over or not is_worth_retrying(retry, trial.attempts, result.exit_code):
+                return
+            delay_s = retry_delay_ms(retry, self.run.spec.name, trial.name, trial.attempts) / 1000.0
+            self.console.event("RETRY", trial.subject, " attempt %d/%d: %s; next in %.2fs" % (trial.attempts, retry.attempts, trial.failure, delay_s))
+            yield Pause(delay_s)
+            if self.run.signals.number:
+                trial.stopped, trial.failure = True, attempts.INTERRUPTED
+                return
+            offset, is_resume = self._next_start(trial)
+
+    def _begin_attempt(self, trial: AnyTrial, slot: int, offset: int, is_resume: bool) -> Any:
+        """Now that there is room for an attempt: return what to start, and the watch over its use of the network; or the result of one that cannot be."""
         stage, run = self.stage, self.run
-        if is_resume:
-            self._cut_to_checkpoint()
-        self.console.event("RESUME" if is_resume else "START", stage.name, " from line %d" % offset if is_resume else "", attempt=self.attempts)
-        self.is_attempting = True
-        inputs = self.facts.material.inputs
-        short = self._space_problem() or self._bytecode_problem() or processor_call.cmd_problem(stage.processor, inputs) or self._overflow_problem(inputs)
-        if short:
-            return attempts.not_begun(short)
-        inputs_file = self.store.path("inputs_%s.json" % stage.name)
-        state_store.write_new(inputs_file, json.dumps(inputs, ensure_ascii=False).encode("utf-8"), durable=False)     # its reader is not there yet
-        state_store.make_folder(run.log_folder(), self.store.commit)
-        remove_quietly(self._counts_file())        # an earlier attempt's say nothing of this one
-        token = self.token = "%s.%d" % (self.lock.token, self.attempts)
-        self.log_path = os.path.join(run.log_folder(), "%s.%d.log" % (stage.name, self.attempts))
-        self.network = run.network.attempt(stage.name, self.log_path[:-len("log")] + "network", self.console)
-        env = self._environment(offset, is_resume, token, inputs_file)
-        env.update(self.network.environment(stage.env))
-        self.argv = processor_call.command_line(run.root, stage, inputs)
-        self.began = utc_text(run.clock.time())
-        launch = attempts.Launch(
-            self.argv, env, run.root, self.log_path, token, self.lock.descriptor, self.lock.guard, stage.timeout_s, stage.grace_s, stage.resources,
-            (lambda data: self.console.stream(stage.name, data)) if run.options.verbose else None)
-        launch, network = processor_call.launched_elsewhere(launch, run, stage, self.network)
-        self.argv = launch.argv
+        if not trial.attempts:
+            trial.started = run.clock.monotonic()
+        trial.attempts += 1
+        self._make_ready(trial, slot, offset, is_resume)
+        remove_quietly(trial.counts_path)       # an earlier attempt's say nothing of this one
+        problem, is_machines = self.calls.problem(trial.inputs)
+        if problem:
+            return attempts.not_begun(problem)._replace(is_machines=is_machines)
+        trial.token, trial.log_path = "%s.%d" % (trial.token_start, trial.attempts), "%s.%d.log" % (trial.log_start, trial.attempts)
+        self._make_log_folder(os.path.dirname(trial.log_path))
+        trial.network = run.network.attempt(trial.subject, trial.log_path[:-len("log")] + "network", self.console)
+        env = self._environment(trial, slot, offset, is_resume)
+        env.update(trial.network.environment(stage.env))
+        trial.began = utc_text(run.clock.time())
+        echo = (lambda data: self.console.stream(trial.subject, data)) if run.options.verbose else None
+        launch = attempts.Launch(processor_call.command_line(run.root, stage, trial.inputs), env, run.root, trial.log_path, trial.token, self.lock.descriptor,
+                                 self.lock.guard, stage.timeout_s, stage.grace_s, stage.resources, echo, trial.is_log_lazy, slot=slot)
+        launch, network = processor_call.launched_elsewhere(self._how(trial, launch), run, stage, trial.network)
+        self._note_argv(launch.argv)
         return launch, network
 
-    def _after_launch(self, result: Any, network: Any, token: str) -> Tuple[Any, str]:
-        """Take in what a launched task told of its machine; return the result, and why the network could not be closed there, or "".
+    def _make_ready(self, trial: AnyTrial, slot: int, offset: int, is_resume: bool) -> None:
+        """Bring to the state in which an attempt begins what it will find, and say that it begins."""
+        raise NotImplementedError
 
-        Success is believed only with the word that the last process of this very attempt is gone there.
-        """
-        if not self.stage.launcher or result.exit_code is None:
-            return result, ""
-        told, failure, unclosed = network.take_node_report(), result.failure, ""
-        is_told, is_timeout = told.is_whole and told.token == token, failure.startswith(attempts.TIMEOUT % (self.stage.timeout_s or 0))
-        if told.host:
-            place = self.nodes.setdefault("%s %s" % (told.host, sorted(told.kernel.items())), {"host": told.host, "kernel": told.kernel, "attempts": 0})
-            place["attempts"] += 1
-        if told.why and not result.stopped:
-            failure, unclosed = told.why, told.why if told.is_unclosed else ""
-        elif not is_told and not result.stopped and not is_timeout:
-            failure = NO_REPORT % (failure + "; " if failure else "", os.path.relpath(network.node_report(), self.run.root).replace(os.sep, "/"),
-                                   "the launcher or the machine failed" if failure else "the launcher came back before the task had ended, or did not run the words after it, or the machines do not share the root")
-            result = result._replace(is_machines=True)
-        elif not failure and told.exit_code:
-            failure = "%s, which the launcher did not give back" % attempts.exit_text(told.exit_code)
-            result = result._replace(exit_code=told.exit_code)
-        if is_told and told.stopped_by and failure and not result.stopped and not is_timeout:
-            failure += "; its machine's engine has stopped it (signal %d)" % told.stopped_by
-            result = result._replace(is_machines=True)
-        return result._replace(failure=failure, cpu_s=told.cpu_s or result.cpu_s, max_rss_bytes=told.max_rss_bytes or result.max_rss_bytes), unclosed
+    def _make_log_folder(self, folder: str) -> None:
+        if folder not in self.run.made_folders:
+            state_store.make_folder(folder, self.store.commit)
+            self.run.made_folders.add(folder)
 
-    def row(self, expected_s: Optional[float]) -> Optional[Tuple[Any, ...]]:
-        """Return what the live view shows of the attempt under way (live_view.Row), None between attempts."""
-        if not self.is_attempting:
-            return None
-        import stage_progress
-        seen = stage_progress.read_progress(checkpoints.progress_path(self.store, self.stage.name)) if self.stage.checkpoint else None
-        done, total, lines = (seen.done_bytes, seen.total_bytes, seen.lines) if seen is not None else (None, None, None)
-        return self.stage.name, self.attempts, done, total, None, None, self.started, expected_s, lines
+    def _environment(self, trial: AnyTrial, slot: int, offset: int, is_resume: bool) -> Dict[str, str]:
+        """Return the variables of the attempt that is about to begin, but for those that close the network; its file of inputs is written."""
+        env = dict(self._variables(), PIPELINE_OUTPUT_DIR=trial.folder.replace("/", os.sep), PIPELINE_KEY=trial.key, PIPELINE_COUNTS_FILE=trial.counts_path)
+        env.update(self.calls.variables_of(trial.attempts, offset, is_resume, trial.token, self._write_inputs(trial, slot)))
+        if self.stage.checkpoint:
+            env["PIPELINE_PROGRESS_FILE"] = trial.progress_path
+        return env
 
-    def _base_environment(self) -> Dict[str, str]:
+    def _variables(self) -> Dict[str, str]:
         """Return the variables that are the same for all attempts."""
-        stage, run = self.stage, self.run
-        if stage.pass_env not in run.inherited:
-            run.inherited[stage.pass_env] = environment.base_environment(stage.pass_env, os.environ)
-        env = environment.with_own(run.inherited[stage.pass_env], stage.env)
-        is_tight = _is_short_of_space(os.path.join(run.root, os.path.dirname(stage.processor)))
-        if (sys.dont_write_bytecode or is_tight) and not os.environ.get("PYTHONDONTWRITEBYTECODE"):
-            env.setdefault("PYTHONDONTWRITEBYTECODE", "1")      # this runner's own doing: little space, or python -B
-        env.update(PIPELINE_STAGE_NAME=stage.name, PIPELINE_RUN_ID=run.options.run_id, PIPELINE_ROOT=run.root,
-                   PIPELINE_PARAMS=json.dumps(stage.params, ensure_ascii=False, sort_keys=True))    # as in the key: their order tells nothing
-        return env
+        return self.calls.base_environment()
 
-    def _environment(self, offset: int, is_resume: bool, token: str, inputs_file: str) -> Dict[str, str]:
-        env = self._base_environment()
-        env.update(PIPELINE_OUTPUT_DIR=self.folder.replace("/", os.sep), PIPELINE_KEY=self.key, PIPELINE_COUNTS_FILE=self._counts_file(),
-                   **self._attempt_variables(self.attempts, offset, is_resume, token, inputs_file))
-        if self.stage.checkpoint:
-            env["PIPELINE_PROGRESS_FILE"] = checkpoints.progress_path(self.store, self.stage.name)
-        return env
+    def _write_inputs(self, trial: AnyTrial, slot: int) -> str:
+        """Write the list of inputs for the processor that is about to begin; return the path of the file."""
+        raise NotImplementedError
 
-    def _attempt_variables(self, number: int, offset: int, is_resume: bool, token: str, inputs_file: str) -> Dict[str, str]:
-        """Return the variables of attempt number *number*, of the stage or of one of its tasks."""
-        found = {"PIPELINE_LINE_OFFSET": str(offset), "PIPELINE_ATTEMPT": str(number), "PIPELINE_INPUTS_FILE": inputs_file, "PIPELINE_ATTEMPT_TOKEN": token}
-        if is_resume:
-            found["PIPELINE_RESUME"] = "1"
-        if number <= self.stage.simulate_fail_attempts:
-            found["PIPELINE_SIMULATED_FAIL"] = "1"
-        if self.stage.checkpoint:
-            found["PIPELINE_LINE_INTERVAL"] = str(self.stage.line_interval)
-        return found
+    def _how(self, trial: AnyTrial, launch: attempts.Launch) -> attempts.Launch:
+        """Return the launch with what else it needs."""
+        return launch
 
-    def _overflow_problem(self, inputs: Sequence[str]) -> str:
-        material = self.facts.material
-        return processor_call.overflow_problem(self.run.root, self.stage.processor, self.stage.args, [path for path, _ in material.parts["modules"]] + material.watched, inputs)
+    def _note_argv(self, argv: List[str]) -> None:
+        self.argv = argv
 
-    def _bytecode_problem(self) -> str:
-        """Return why the processor might be given an earlier text of a module, or "". Looked at once: a module that changes later fails the attempt."""
-        if self.bytecode is None:
-            material = self.facts.material
-            modules = [path for path, _ in material.parts["modules"]] + [path for path in material.watched if path.endswith(".py")]
-            import stale_bytecode
-            self.bytecode = stale_bytecode.drop(self.run.root, modules, self._base_environment().get("PYTHONPYCACHEPREFIX", "")) if modules else ""
-        return self.bytecode
+    def _note_attempt(self, trial: AnyTrial, result: attempts.AttemptResult) -> attempts.AttemptResult:
+        """Take over how an attempt ended; return that, with what a machine far away told of it."""
+        self.console.end_stream(trial.subject)
+        unclosed = ""
+        if trial.network is not None:
+            result, unclosed = self.calls.with_node_report(result, trial.network, trial.token)
+        self.cpu_s += result.cpu_s
+        self.max_rss = max(self.max_rss, result.max_rss_bytes)
+        changed = "" if result.stopped and result.failure else changed_file(self.run.root, trial.stamps)
+        trial.failure = with_change(changed, self._failure_of(result))
+        trial.exit_code, trial.stopped, trial.is_final, trial.is_machines = result.exit_code, result.stopped, bool(changed), False
+        for note in result.notes:
+            self.console.event("NOTE", trial.subject, ": " + note)
+        if result.survivors:
+            self.survivors += result.survivors
+            trial.failure = attempts.survivors_text(result.survivors)
+        if trial.network is not None:
+            self._note_evidence(trial, result)
+            fault = trial.network.fault() if self.stage.network_attempts == "fail" else ""
+            if (fault or unclosed) and not result.stopped:
+                self.is_offline_fault = trial.is_machines = trial.is_final = True
+                trial.failure = "; ".join(one for one in (fault, trial.failure) if one)
+        if trial.failure and not trial.stopped and self._shows_output():
+            self.console.tail(result.tail, trial.subject)
+        return result
 
-    def _space_problem(self) -> str:
-        wanted = self.stage.resources.get("minFreeDiskMB", 0)
-        if not wanted:
-            return ""
-        import shutil
-        free = shutil.disk_usage(self.folder).free
-        return "" if free >= wanted << 20 else "%d bytes free in %s, resources.minFreeDiskMB asks for %d" % (free, self.stage.output_dir, wanted << 20)
+    def _failure_of(self, result: attempts.AttemptResult) -> str:
+        """Return why an attempt failed, "" if it did not."""
+        return str(result.failure)
+
+    def _note_evidence(self, trial: AnyTrial, result: attempts.AttemptResult) -> None:
+        """Name what an attempt has left for the auditor: its log, and what it tried to do with the network."""
+        self._note_log(trial.log_path, *result.log)
+        self.refusals += trial.network.recorded()
+
+    def _shows_output(self) -> bool:
+        """Tell whether the last output of an attempt that has failed is shown."""
+        return True
+
+    def _finish(self, trial: AnyTrial) -> None:
+        """Take what an attempt that ended well has made; a failure of this is the trial's."""
+
+    def _next_start(self, trial: AnyTrial) -> Tuple[int, bool]:
+        """After a failed attempt: return (line offset, whether to resume) for the next, and clear what it must not find."""
+        raise NotImplementedError
 
     def _changed_inputs(self) -> str:
         """Return which file of the key is not what it was when the key was computed, or ""."""
@@ -453,14 +391,6 @@ class StageWork:
             outputs.append({"path": name, "bytes": size, "sha256": digest})
         return "", outputs
 
-    def _take_reported(self) -> None:
-        """Take the counts that the processor reported: in the file of counts, else with its checkpoint."""
-        counts, problem = control_totals.read_counts(self._counts_file())
-        self.counts = counts if counts is not None else checkpoints.progress_of(self.store, self.stage).get("counts", {})
-        remove_quietly(self._counts_file())
-        if problem:
-            self._note("the counts that it reported are not used: %s" % problem)
-
     def _judge(self, outputs: List[Json]) -> str:
         """Return why the control totals of the stage's counts refuse its outputs, or ""."""
         if not control_totals.is_judged(self.stage):
@@ -482,10 +412,6 @@ class StageWork:
         """Note the counts of what is in the outputs, {} if nobody knows, where they are others than those of what was done: for whoever reads them."""
         if counts != self.counts:
             self.more_of_record = dict(self.more_of_record, inOutputs=counts)
-
-    def _counts_file(self) -> str:
-        path: str = self.store.path("counts_%s.json" % self.stage.name)
-        return path
 
     def _succeed(self, outputs: List[Json]) -> StageResult:
         self._complete_checkpoint()
@@ -555,9 +481,5 @@ class StageWork:
         parts = run_ledger.recorded_parts(self.store, self.facts.material.parts)
         sizes = self.facts.material.stamps
         return {"keyParts": parts, "argv": self.argv, "inputs": [{"path": path, "bytes": sizes[path][0], "sha256": digest} for path, digest in parts["inputs"]],
-                "startedAt": self.started_utc, "tries": self.tries, "logs": self.logs, "networkRefusals": self.refusals, **self._launcher_evidence()}
+                "startedAt": self.started_utc, "tries": self.tries, "logs": self.logs, "networkRefusals": self.refusals, **self.calls.evidence()}
 
-    def _launcher_evidence(self) -> Json:
-        if not self.stage.launcher:
-            return {}
-        return {"launcher": {"words": list(self.stage.launcher), "limits": "left to the launcher", "nodes": list(self.nodes.values())}}

@@ -18,7 +18,6 @@ import attempts
 import checkpoints
 import control_totals
 import file_digests
-import processor_call
 import spec_checks
 import stage_outputs
 import stage_work
@@ -27,7 +26,7 @@ import task_files
 import task_log
 from model import SHOWN_NAMES, sha256
 from primitives import as_here, remove_quietly, unlink
-from scheduler import Attempting, Next, Pause, Spawn, slots_for
+from scheduler import Next, Spawn, slots_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,21 +59,14 @@ class Task(namedtuple("Task", "number name key inputs folder variables stamps by
     __slots__ = ()
 
 
-class Trial:
-    """A task under way: what its attempts have come to so far."""
+class TaskTrial(stage_work.Trial):
+    """A task under way. folder: where it works; its own, or that of the slot that it has for now."""
 
-    def __init__(self, task: Task) -> None:
+    is_log_lazy = True
+
+    def __init__(self, task: Task, **paths: str) -> None:
+        super().__init__(key=task.key, inputs=task.inputs, stamps=task.stamps, folder=task.folder, counts=task.folder + COUNTS_ENDING, **paths)
         self.task = task
-        self.folder = task.folder
-        self.attempts = 0
-        self.started = 0.0
-        self.network: Any = None
-        self.log_path, self.token = "", ""
-        self.failure = ""
-        self.is_machines = False        # the fault of the machine, the processor or the spec, not of the task's file
-        self.is_final = False           # another attempt would find the same: an input that has changed, a network that is not for it
-        self.stopped = False
-        self.exit_code: Optional[int] = None
         self.outputs: List[Output] = []
         self.published: List[Output] = []   # of these, what has its name already
         self.counts: Json = {}
@@ -133,7 +125,7 @@ class TasksWork(stage_work.StageWork):
         self.server: Any = None                     # forks Python processors
         self.is_without_server = False
         self._inputs_here: Optional[Set[str]] = None    # those of the inputs that lie in the output folder
-        self._variables: Optional[Dict[str, str]] = None
+        self._of_all_tasks: Optional[Dict[str, str]] = None     # variables
         self._evidence_file: Any = None
         self._evidence_digest = sha256()
         self._evidence_bytes = 0
@@ -191,7 +183,7 @@ class TasksWork(stage_work.StageWork):
                         if task is None:
                             is_all = True
                             break
-                        yield Spawn(task.name, self._task(Trial(task)))
+                        yield Spawn(task.name, self._task(task))
                         under_way += 1
                     if not under_way:
                         break
@@ -214,7 +206,7 @@ class TasksWork(stage_work.StageWork):
         ended = self.up_to_date + len(self.done) + len(self.failed)
         return (self.stage.name, 1, None, None, ended, self.total, self.started, None) if self.total else None
 
-    def _note_trial(self, trial: Trial) -> None:
+    def _note_trial(self, trial: TaskTrial) -> None:
         name = trial.task.name
         self.attempts += trial.attempts
         if trial.stopped:
@@ -230,32 +222,22 @@ class TasksWork(stage_work.StageWork):
             self.done.append(name)
             self.full_disks = 0
 
-    def _task(self, trial: Trial) -> Flow:
+    def _task(self, task: Task) -> Flow:
         """A flow that returns the trial when its task has come to its end."""
-        stage, task = self.stage, trial.task
-        offset, is_resume = self._start_of(trial, "running")
-        while True:
-            result = yield Attempting(lambda slot: self._begin_attempt(trial, slot, offset, is_resume), (self.rank, task.number),     # noqa: B023
-                                      stage.local_resources.get("cpuCores", 1), stage.local_resources.get("memoryMB", 0), stage.name)
-            result = self._note_attempt(trial, result)
-            if not trial.failure:
-                self._finish_task(trial)
-            if not trial.failure or trial.stopped or trial.is_final or not result.failure or self.survivors:
-                break
-            if not stage_work.is_worth_retrying(stage.retry, trial.attempts, result.exit_code):
-                break
-            delay = stage_work.retry_delay_ms(stage.retry, self.run.spec.name, "%s/%s" % (stage.name, task.name), trial.attempts) / 1000.0
-            self.console.event("RETRY", self._subject(task.name), " attempt %d/%d: %s; next in %.2fs" % (trial.attempts, stage.retry.attempts, trial.failure, delay))
-            yield Pause(delay)
-            if self.run.signals.number:
-                trial.stopped = True
-                break
-            offset, is_resume = self._start_of(trial, "failed")
+        trial = self._new_trial(task)
+        yield from self._try(trial, *self._start_of(trial, "running"))
         if not trial.stopped:
             self._enter(self._entry(trial))
         return trial
 
-    def _entry(self, trial: Trial) -> task_log.Entry:
+    def _new_trial(self, task: Task) -> TaskTrial:
+        name, number = self.stage.name, str(task.number + 1)
+        trial = TaskTrial(task, name="%s/%s" % (name, task.name), subject=self._subject(task.name), log=os.path.join(self.run.log_folder(), name, number),
+                          token="%s.%s" % (self.lock.token, number), progress=self._progress_path(task))
+        trial.rank, trial.group = (self.rank, task.number), name
+        return trial
+
+    def _entry(self, trial: TaskTrial) -> task_log.Entry:
         """Return what the log says of a task; one that failed keeps what an earlier version of it has made, and what it has published itself."""
         task, before = trial.task, self.task_log.entries.get(trial.task.name)
         outputs = tuple(trial.outputs)
@@ -271,7 +253,10 @@ class TasksWork(stage_work.StageWork):
         path: str = os.path.join(self.progress_folder, os.path.basename(task.folder) + ".json")
         return path
 
-    def _start_of(self, trial: Trial, last_status: str) -> Tuple[int, bool]:
+    def _next_start(self, trial: TaskTrial) -> Tuple[int, bool]:
+        return self._start_of(trial, "failed")
+
+    def _start_of(self, trial: TaskTrial, last_status: str) -> Tuple[int, bool]:
         """Return (line offset, whether to resume) after making the task's folder ready."""
         task = trial.task
         if self.stage.checkpoint and os.path.isdir(task.folder):
@@ -299,17 +284,17 @@ class TasksWork(stage_work.StageWork):
             if progress is None or progress.get("durable") is not True:
                 remove_quietly(path)
 
-    def _boot_of(self, trial: Trial) -> str:
+    def _boot_of(self, trial: TaskTrial) -> str:
         """Return the boot under which a checkpoint was made."""
         record = self.facts.record
         return str(record.get("bootId")) if not trial.attempts and record is not None else str(self.run.boot)
 
-    def _clear(self, trial: Trial) -> None:
+    def _clear(self, trial: TaskTrial) -> None:
         """Remove what there is of a task's folder and checkpoint."""
         if os.path.lexists(trial.folder):
             state_store.remove_tree(trial.folder)
         if self.stage.checkpoint:
-            path = self._progress_path(trial.task)
+            path = trial.progress_path
             remove_quietly(path)
             remove_quietly(checkpoints.whole_path(path))
 
@@ -325,40 +310,8 @@ class TasksWork(stage_work.StageWork):
                     full = os.path.join(top, name)
                     state_store.remove_tree(full) if stage_outputs.is_folder(full) else unlink(full)
 
-    def _begin_attempt(self, trial: Trial, slot: int, offset: int, is_resume: bool) -> Any:
-        """Count the attempt, now that there is room for it, and return as _launch_task()."""
-        if not trial.attempts:
-            trial.started = self.run.clock.monotonic()      # now, and not when it began to wait for room
-        trial.attempts += 1
-        return self._launch_task(trial, slot, offset, is_resume)
-
-    def _launch_task(self, trial: Trial, slot: int, offset: int, is_resume: bool) -> Any:
-        """Return what to start, and the watch over its use of the network; or the result of an attempt that cannot be."""
-        stage, run, task = self.stage, self.run, trial.task
-        if is_resume:
-            self.console.event("RESUME", self._subject(task.name), " from line %d" % offset)
-        self._make_ready(trial, slot)
-        remove_quietly(task.folder + COUNTS_ENDING)     # an earlier attempt's say nothing of this one
-        machines = self._space_problem() or self._bytecode_problem() or self._overflow_problem(task.inputs)
-        short = machines or processor_call.cmd_problem(stage.processor, task.inputs)
-        if short:
-            return attempts.not_begun(short)._replace(is_machines=bool(machines))
-        token = "%s.%d.%d" % (self.lock.token, task.number + 1, trial.attempts)
-        trial.log_path = os.path.join(self._log_folder(), "%d.%d.log" % (task.number + 1, trial.attempts))
-        trial.network = run.network.attempt(self._subject(task.name), trial.log_path[:-len("log")] + "network", self.console)
-        env = self._task_environment(trial, token, slot, offset, is_resume)
-        env.update(trial.network.environment(stage.env))
-        argv = processor_call.command_line(run.root, stage, task.inputs)
-        echo = (lambda data: self.console.stream(self._subject(task.name), data)) if run.options.verbose else None
-        launch = attempts.Launch(argv, env, run.root, trial.log_path, token, self.lock.descriptor, self.lock.guard, stage.timeout_s, stage.grace_s,
-                                 stage.resources, echo, True, slot=slot)
-        launch, network = processor_call.launched_elsewhere(self._how(task, launch), run, stage, trial.network)
-        self.argv = self.argv or launch.argv
-        trial.token = token
-        return launch, network
-
-    def _how(self, task: Task, launch: attempts.Launch) -> attempts.Launch:
-        """Return the launch with what else it needs: the stage's fork server, for Python."""
+    def _how(self, trial: TaskTrial, launch: attempts.Launch) -> attempts.Launch:
+        """As of all stages, with the stage's fork server, for Python."""
         if not self.stage.fork_server or self.stage.launcher or self.total < 2 or spec_checks.program_kind(self.stage.processor) != "python" or self.is_without_server:
             return launch
         import fork_client
@@ -385,69 +338,54 @@ class TasksWork(stage_work.StageWork):
             self.run.pool.retire(self.server)      # an error in one flow leaves others' attempts at work
             self.server = None
 
-    def _make_ready(self, trial: Trial, slot: int) -> None:
+    def _make_ready(self, trial: TaskTrial, slot: int, offset: int, is_resume: bool) -> None:
         """Make the folder that the attempt writes to."""
         os.makedirs(trial.folder, exist_ok=True)
+        if is_resume:
+            self.console.event("RESUME", trial.subject, " from line %d" % offset)
 
-    def _log_folder(self) -> str:
-        folder: str = os.path.join(self.run.log_folder(), self.stage.name)
-        if folder not in self.run.made_folders:
-            state_store.make_folder(folder, self.store.commit)
-            self.run.made_folders.add(folder)
-        return folder
+    def _variables(self) -> Dict[str, str]:
+        if self._of_all_tasks is None:
+            self._of_all_tasks = super()._variables()
+        return self._of_all_tasks
 
-    def _task_environment(self, trial: Trial, token: str, slot: int, offset: int, is_resume: bool) -> Dict[str, str]:
-        stage, task = self.stage, trial.task
-        if self._variables is None:
-            self._variables = self._base_environment()
-        inputs_file = self.store.path(task_files.inputs_name(stage.name, slot))
-        state_store.naming(inputs_file, lambda: _write(inputs_file, json.dumps(task.inputs, ensure_ascii=False).encode("utf-8")))
-        env = dict(self._variables, PIPELINE_OUTPUT_DIR=trial.folder.replace("/", os.sep), PIPELINE_KEY=task.key, PIPELINE_COUNTS_FILE=task.folder + COUNTS_ENDING,
-                   **task.variables, **self._attempt_variables(trial.attempts, offset, is_resume, token, inputs_file))
-        if stage.checkpoint:
+    def _environment(self, trial: TaskTrial, slot: int, offset: int, is_resume: bool) -> Dict[str, str]:
+        env = super()._environment(trial, slot, offset, is_resume)
+        env.update(trial.task.variables)
+        if self.stage.checkpoint:
             os.makedirs(self.progress_folder, exist_ok=True)
-            env["PIPELINE_PROGRESS_FILE"] = self._progress_path(task)
-        elif not stage.launcher and stage.chunks is None:
+        elif not self.stage.launcher and self.stage.chunks is None:
             env["PIPELINE_SYNC"] = "runner"     # of what is in the private folder nothing counts until the runner has synced it, many at once
         return env
 
-    def _note_attempt(self, trial: Trial, result: attempts.AttemptResult) -> attempts.AttemptResult:
-        """Take over how an attempt ended; return that, with what a machine far away told of it."""
-        self.console.end_stream(self._subject(trial.task.name))
-        unclosed = ""
-        if trial.network is not None:
-            result, unclosed = self._after_launch(result, trial.network, trial.token)
-        self.cpu_s += result.cpu_s
-        self.max_rss = max(self.max_rss, result.max_rss_bytes)
-        trial.exit_code, trial.stopped, trial.failure, trial.is_machines = result.exit_code, result.stopped, result.failure, False
-        if result.exit_code and trial.failure == "exit code %d" % result.exit_code:
-            trial.failure += _last_words(result.tail)
-        changed = "" if result.stopped and result.failure else stage_work.changed_file(self.run.root, trial.task.stamps)
-        trial.failure, trial.is_final = stage_work.with_change(changed, trial.failure), bool(changed)
-        for note in result.notes:
-            self.console.event("NOTE", self._subject(trial.task.name), ": " + note)
-        if result.survivors:
-            self.survivors += result.survivors
-            trial.failure = attempts.survivors_text(result.survivors)
-        if trial.network is not None and result.log is not None:
-            if result.log[0]:
-                self._note_log(trial.log_path, *result.log, task=trial.task.name)
-            self.refusals += trial.network.recorded()
-            fault = trial.network.fault() if self.stage.network_attempts == "fail" else ""
-            if (fault or unclosed) and not result.stopped:
-                self.is_offline_fault = trial.is_machines = trial.is_final = True
-                trial.failure = "; ".join(one for one in (fault, trial.failure) if one)
+    def _write_inputs(self, trial: TaskTrial, slot: int) -> str:
+        path: str = self.store.path(task_files.inputs_name(self.stage.name, slot))
+        state_store.naming(path, lambda: _write(path, json.dumps(trial.inputs, ensure_ascii=False).encode("utf-8")))
+        return path
+
+    def _note_argv(self, argv: List[str]) -> None:
+        self.argv = self.argv or argv       # of the first, to show how they were all called
+
+    def _note_attempt(self, trial: TaskTrial, result: attempts.AttemptResult) -> attempts.AttemptResult:
+        result = super()._note_attempt(trial, result)
         trial.is_machines = trial.is_machines or bool(trial.failure and not trial.stopped and (
-            result.is_machines or result.failure.startswith(attempts.NOT_STARTED) or self._full_disk_text() or _tells_of_full_disk(result.tail)))
-        if trial.failure and not trial.stopped and len(self.failed) < SHOWN_FAILURES:
-            self.console.tail(result.tail, self._subject(trial.task.name))
+            result.is_machines or self._full_disk_text() or _tells_of_full_disk(result.tail)))
         return result
 
-    def _finish_task(self, trial: Trial) -> None:
-        """Take what a task has made; a failure of this is the task's."""
-        raise NotImplementedError
+    def _failure_of(self, result: attempts.AttemptResult) -> str:
+        """As of all attempts, with the last line that it printed: of many tasks only that is seen of each."""
+        is_told = result.exit_code and result.failure == "exit code %d" % result.exit_code
+        return result.failure + _last_words(result.tail) if is_told else str(result.failure)
 
-    def _list_made(self, trial: Trial) -> List[str]:
+    def _note_evidence(self, trial: TaskTrial, result: attempts.AttemptResult) -> None:
+        if result.log[0]:
+            self._note_log(trial.log_path, *result.log, task=trial.task.name)
+        self.refusals += trial.network.recorded()
+
+    def _shows_output(self) -> bool:
+        return len(self.failed) < SHOWN_FAILURES
+
+    def _list_made(self, trial: TaskTrial) -> List[str]:
         """Return the files that a task has left in its folder, sorted, and note what is none for its name."""
         try:
             there = stage_outputs.list_folder(trial.folder)
@@ -459,7 +397,7 @@ class TasksWork(stage_work.StageWork):
             self.no_outputs += ["%s of %s" % (name, trial.task.name) for name in stage_outputs.no_outputs(stage_outputs.NOTHING, there)]
         return sorted(there.files)
 
-    def _made(self, trial: Trial) -> List[str]:
+    def _made(self, trial: TaskTrial) -> List[str]:
         """Return the files that a task made and that count as its outputs; sets the trial's failure if one is missing."""
         if not stage_outputs.is_folder(trial.folder):
             trial.failure = trial.failure or "its folder for outputs is not there any more, or is a link"
@@ -491,24 +429,24 @@ class TasksWork(stage_work.StageWork):
         inputs: List[str] = self.facts.material.inputs
         return inputs
 
-    def _take_counts(self, trial: Trial) -> None:
+    def _take_counts(self, trial: TaskTrial) -> None:
         """Take the counts that the processor reported: in the file of counts, else with its checkpoint. None where they are needed: a failure."""
         self._read_counts(trial)
         missing = control_totals.missing_counts(self.stage, trial.counts)
         if missing and trial.task.bytes_in and not trial.failure:      # in an empty file there is nothing to count
             trial.failure = control_totals.missing_text(self.stage, missing)
 
-    def _read_counts(self, trial: Trial) -> None:
-        path = trial.task.folder + COUNTS_ENDING
+    def _read_counts(self, trial: TaskTrial) -> None:
+        path = trial.counts_path
         counts, problem = control_totals.read_counts(path)
         if problem:
-            self.console.event("NOTE", self._subject(trial.task.name), ": the counts that it reported are not used: %s" % problem)
+            self.console.event("NOTE", trial.subject, ": the counts that it reported are not used: %s" % problem)
         if counts is not None or problem:
             remove_quietly(path)
         if counts is not None or not self.stage.checkpoint:
             trial.counts = counts or {}
             return
-        progress, _ = checkpoints.read_progress(self._progress_path(trial.task))
+        progress, _ = checkpoints.read_progress(trial.progress_path)
         if progress is not None:
             trial.counts = progress.get("counts", {})
 

@@ -19,9 +19,10 @@ sys.path.insert(0, str(ROOT / "src"))
 
 import attempts  # noqa: E402
 import model  # noqa: E402
-import stage_work  # noqa: E402
+import plain_work  # noqa: E402
+import scheduler  # noqa: E402
 from console import Console  # noqa: E402
-from model import Decision, Facts, Material, Retry  # noqa: E402
+from model import Facts, Material, Retry  # noqa: E402
 from stage_work import is_worth_retrying, retry_delay_ms  # noqa: E402
 
 
@@ -118,24 +119,25 @@ def ended(code, failure=None, **more):
     return attempts.AttemptResult(**dict(values, **more))
 
 
-class Work(stage_work.StageWork):
+class Work(plain_work.PlainWork):
     """A stage whose attempts end as listed, instead of starting processors; all else is real."""
 
-    def _attempt(self, offset, is_resume):
-        result, = [self.results.pop(0)]
-        self.console.event("RESUME" if is_resume else "START", self.stage.name)
-        self.starts.append((self.attempts, offset, is_resume))
-        return result
-        yield
+    def _begin_attempt(self, trial, slot, offset, is_resume):
+        trial.attempts += 1
+        self._make_ready(trial, slot, offset, is_resume)
+        self.starts.append((trial.attempts, offset, is_resume))
+        return self.results.pop(0)
 
     def attempts_to_their_end(self):
-        """Let the flow of attempts go on until it returns; its pauses are the clock's waits."""
-        flow = self._attempts(RUN)
+        """Let the flow of attempts go on until it returns; its pauses are the clock's waits. Return (why it failed, whether it was stopped)."""
+        self.trial = self._new_trial()
+        flow, value = self._try(self.trial, 0, False), None
         try:
             while True:
-                self.run.clock.wait(next(flow).seconds)
-        except StopIteration as stop:
-            return stop.value
+                wish = flow.send(value)
+                value = wish.make(0) if isinstance(wish, scheduler.Attempting) else self.run.clock.wait(wish.seconds)
+        except StopIteration:
+            return self.trial.failure, self.trial.stopped
 
 
 def work(project, results, **stage):
@@ -148,14 +150,11 @@ def work(project, results, **stage):
     store.prepare()
     project.path("data/s1").mkdir(parents=True)
     run = types.SimpleNamespace(spec=spec, root=str(project.root), store=store, console=Console(io.StringIO(), io.StringIO()), clock=FakeClock(),
-                                signals=attempts.Signals(), boot="boot", options=types.SimpleNamespace(run_id="r"), invocation=1, folder_neighbours=lambda stage: [], may_be_beside=lambda stage: False)
+                                signals=attempts.Signals(), boot="boot", options=types.SimpleNamespace(run_id="r"), invocation=1, log_folder=lambda: "logs", folder_neighbours=lambda stage: [], may_be_beside=lambda stage: False)
     facts = Facts(Material("key", {}, ["in.txt"], [], [], {}, 2), None, None, [], None, False)
     made = Work(run, spec.stages[0], types.SimpleNamespace(token="t"), facts)
     made.results, made.starts = list(results), []
     return made, run.clock
-
-
-RUN = Decision("RUN", ["for the test"], 0, "")
 
 
 def lines(made):
@@ -175,7 +174,7 @@ def test_the_delays_of_a_stage_that_fails_to_the_end(project):
 def test_a_success_ends_the_loop_and_what_was_used_is_summed(project):
     made, clock = work(project, [ended(75), ended(-9, max_rss_bytes=99), ended(0)], retry={"attempts": 9, "baseDelayMs": 100})
     assert made.attempts_to_their_end() == ("", False)
-    assert clock.waits == [0.1, 0.2] and made.attempts == 3 and made.cpu_s == 1.5 and made.max_rss == 99 and made.exit_code == 0
+    assert clock.waits == [0.1, 0.2] and made.attempts == 3 and made.cpu_s == 1.5 and made.max_rss == 99 and made.trial.exit_code == 0
     assert lines(made) == ["[START] s1", "[RETRY] s1 attempt 1/9: exit code 75; next in 0.10s", "[START] s1",
                            "[RETRY] s1 attempt 2/9: ended by SIGKILL; next in 0.20s", "[START] s1"]
 
