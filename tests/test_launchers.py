@@ -235,7 +235,8 @@ def test_a_stage_fails_with_6_where_its_node_cannot_close_the_network(project, c
                   "retry": {"attempts": 3, "baseDelayMs": 1}}, offline={"require": "kernel"})
     done = project.run("--run-id", "r")
     assert done.code == 6 and "the network cannot be closed on" in done.out and not project.exists("data/s1/o"), done
-    assert stages_of(project)[0]["attempts"] == 1
+    stage, = stages_of(project)
+    assert stage["attempts"] == 1 and project.json("state/stage_s1.json")["lastError"].count("the network cannot be closed on") == 1, stage
 
 
 # --- the end ---------------------------------------------------------------------------------------------------------
