@@ -623,6 +623,8 @@ def test_a_launcher_that_loses_the_exit_code_makes_no_success(project, more):
     done = project.run("--run-id", "r")
     assert done.code == 1 and "attempt 1/3: exit code 75, which the launcher did not give back" in done.out and "exit code 5, which the launcher did not give back" in done.out, done
     assert "attempt 2/3" not in done.out and not project.exists("data/s1/o" if "forEach" in more else "data/s1/.s1.done"), done
+    stage, = stages_of(project)
+    assert [one["exitCode"] for one in stage["tries"]] == ([] if "forEach" in more else [75, 5]), stage["tries"]
 
 
 @pytest.mark.parametrize("more", [{"forEach": ["in/*"]}, {"inputs": ["in/*"]}], ids=["tasks", "one"])
