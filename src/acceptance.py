@@ -2,8 +2,9 @@
 
 Above the leaves and below the runner.
 
-Order of the durable steps: ledger entry, task log (a stage with forEach), marker, stage record. After a kill between two of them the same
-command goes through; a run instead makes the stage again, or records it where its tasks have their keys: nothing is hidden.
+Order of the durable steps: ledger entry, task log (a stage with forEach), marker, stage record. After a kill between two of them
+the same command goes through; a run instead makes the stage again, or records it where its tasks have their keys: nothing is
+hidden.
 """
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 def accept(ledger: RunLedger, stage: StageSpec, spec: PipelineSpec, facts: Facts, reason: str, clock: Clock) -> str:
     """Give a finished stage today's key; return what to tell the user. The caller holds the stage's lock.
 
-    On disk afterwards: a ledger entry, the stage record and the marker with the new key; of a stage with forEach each task's line, too.
-    Raises: UsageError where there is nothing to accept, or more than the key has changed.
+    On disk afterwards: a ledger entry, the stage record and the marker with the new key; of a stage with forEach each task's
+    line, too. Raises: UsageError where there is nothing to accept, or more than the key has changed.
     """
     problem = _problem(facts) or _problem_of_tasks(facts)
     if problem:
@@ -43,7 +44,8 @@ def accept(ledger: RunLedger, stage: StageSpec, spec: PipelineSpec, facts: Facts
         log.compact(lambda path, data: state_store.write_atomic(path, data, store.commit))
     marker = state_store.marker_bytes(stage.name, key, record.get("lastRunId"), clock.time())
     state_store.write_atomic(state_store.marker_path(spec.root, stage.output_dir, stage.name), marker, store.commit)
-    store.commit.flush()                # a marker of today's key can be accepted again, one of the old key beside today's record could not
+    # A marker of today's key can be accepted again, one of the old key beside today's record could not.
+    store.commit.flush()
     store.write("stage_%s.json" % stage.name, {**record, "idempotencyKey": key, "keyParts": facts.material.parts})
     store.commit.flush()
     return "[ACCEPT] %s: %s (%s)" % (stage.name, "; ".join(changes), reason)

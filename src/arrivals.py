@@ -20,9 +20,9 @@ SHOWN_NAMES = 3
 def unsettled(root: str, paths: Sequence[str], settle_s: float, now_ns: Callable[[int], int]) -> List[Tuple[str, str]]:
     """Return (path, why) of the files that have not been left alone for *settle_s* seconds, in the order of *paths*.
 
-    now_ns(device) tells what time it is by the clock that stamps files on a device. A time of modification that lies in the future says
-    nothing (copied, or set by hand): then the time of the last change of the file's entry is asked, which nobody can set.
-    A file that is not there any more is left to whoever reads it.
+    now_ns(device) tells what time it is by the clock that stamps files on a device. A time of modification that lies in the
+    future says nothing (copied, or set by hand): then the time of the last change of the file's entry is asked, which nobody can
+    set. A file that is not there any more is left to whoever reads it.
     """
     found = []
     clocks: Dict[int, int] = {}     # device -> its time, asked once
@@ -50,7 +50,8 @@ def still_arriving(root: str, stage: StageSpec, inputs: Sequence[str], makers: I
 
     makers: (stage, output folder, stage record) of the other stages: what they have recorded is as long as they wrote it.
     """
-    made = {"%s/%s" % (folder, one["path"]): one["bytes"] for _, folder, record in makers if record.get("lastStatus") == "ok" for one in record["outputs"]}
+    made = {"%s/%s" % (folder, one["path"]): one["bytes"] for _, folder, record in makers if record.get("lastStatus") == "ok"
+            for one in record["outputs"]}
     paths = [path for path in inputs if path not in made or _size_of(root, path) != made[path]]
     return unsettled(root, paths, stage.settle_s, now_ns)
 

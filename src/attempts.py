@@ -47,10 +47,10 @@ class Launch(namedtuple("Launch", "argv env folder log_path token lock_descripto
                                "feeder output_path server slot launcher stdin", defaults=(False, None, "", None, 0, None, None))):
     """What to start: argv and env complete, folder the working directory; echo(bytes) sees the output as it comes, or None.
 
-    is_log_lazy: a processor that prints nothing leaves no log file. feeder: gives its standard input (chunk_files.Feeder). output_path:
-    a file for its standard output, which else goes to the log. server, slot: a fork_client.ForkServer to ask first, and which of its pipes.
-    launcher: starts it elsewhere and returns a launch_helper.Launched; None for a processor that is started here.
-    stdin: a file open for reading, where there is no feeder; None for an empty one.
+    is_log_lazy: a processor that prints nothing leaves no log file. feeder: gives its standard input (chunk_files.Feeder).
+    output_path: a file for its standard output, which else goes to the log. server, slot: a fork_client.ForkServer to ask first,
+    and which of its pipes. launcher: starts it elsewhere and returns a launch_helper.Launched; None for a processor that is
+    started here. stdin: a file open for reading, where there is no feeder; None for an empty one.
     """
 
     __slots__ = ()
@@ -63,8 +63,8 @@ class AttemptResult(namedtuple("AttemptResult", "exit_code failure stopped durat
     exit_code: the processor's, negative for a signal, None if it never started. failure: why it failed, "" if it did not.
     stopped: True if a signal to the runner ended it. tail: the last bytes of its output. notes: what to tell the user.
     survivors: processes that would not go. log: (bytes, SHA-256) of the log file, None if there is none.
-    is_machines: it is known to be no fault of the files at work: the program could not be started, or the machine far away or its launcher failed.
-    is_timeout: its time was over.
+    is_machines: it is known to be no fault of the files at work: the program could not be started, or the machine far away or its
+    launcher failed. is_timeout: its time was over.
     """
 
     __slots__ = ()
@@ -79,8 +79,8 @@ class Signals:
     """The signals that ask the runner to stop, noted instead of raised; also the alarm that a child has ended.
 
     number: the first one that came, or 0; count: how many came. A signal that was ignored at the start (nohup, a shell's
-    background) stays ignored. The end of the time that a run has (stop_time, a stop_times.StopTime or None) looks like a signal of number
-    TIME_UP.
+    background) stays ignored. The end of the time that a run has (stop_time, a stop_times.StopTime or None) looks like a signal
+    of number TIME_UP.
     """
 
     def __init__(self, stop_time: Any = None) -> None:
@@ -100,7 +100,8 @@ class Signals:
         return "stopped by the clock (%s)" % self.stop_time.text if self.number == TIME_UP else INTERRUPTED
 
     def install(self) -> None:
-        """Take over SIGINT, SIGTERM, SIGHUP (Windows: SIGBREAK) for this process, though whoever started it had them blocked. Main thread only."""
+        """Take over SIGINT, SIGTERM, SIGHUP (Windows: SIGBREAK) for this process, though whoever started it had them blocked.
+        Main thread only."""
         taken = set()
         for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
             number = getattr(signal, name, None)
@@ -120,7 +121,8 @@ class Signals:
         self.count += 1
 
     def wait(self, descriptors: Sequence[int], seconds: Optional[float], writable: Sequence[int] = ()) -> List[int]:
-        """Wait until one of *descriptors* can be read or one of *writable* written, a signal comes, or *seconds* are over; return which."""
+        """Wait until one of *descriptors* can be read or one of *writable* written, a signal comes, or *seconds* are over; return
+        which."""
         if self.stop_time is not None and not self.came:
             if self.number:
                 return []               # it came now, and whoever waits sees it by the count
@@ -236,7 +238,8 @@ class Attempt:
         reason = (self.ending.reason if self.ending is not None else "") or self.problem
         failure = reason or failure
         self.result = AttemptResult(self.exit_code, failure, reason == INTERRUPTED, time.monotonic() - self.started, self.cpu_s, self.max_rss_bytes,
-                                    self.log.last, self.notes, survivors, (self.log.size, self.log.digest.hexdigest()), failure.startswith(NOT_STARTED),
+                                    self.log.last, self.notes, survivors, (self.log.size, self.log.digest.hexdigest()),
+                                    failure.startswith(NOT_STARTED),
                                     self.ending is not None and self.ending.is_timeout)
 
 
@@ -249,13 +252,15 @@ class Pool:
     """
 
     def __init__(self, signals: Signals, processes: Any, guardian: Any, others: Sequence[int] = (), threads: bool = sys.platform == "win32") -> None:
-        """others: children of this process that have nothing to do with attempts. threads: one for each attempt, as Windows needs it."""
+        """others: children of this process that have nothing to do with attempts. threads: one for each attempt, as Windows needs
+        it."""
         self.signals, self.processes, self.guardian = signals, processes, guardian
         self.others = set(others)
         self.threads = threads
         self.tick: Optional[Callable[[], None]] = None      # called some times a second, to show progress ...
         self.tick_s = TICK_S            # ... after so long at the latest
-        self.upkeep: Optional[Callable[[], Optional[float]]] = None     # does what is due now; returns after how long something will be, None: nothing
+        # Does what is due now; returns after how long something will be, None: nothing.
+        self.upkeep: Optional[Callable[[], Optional[float]]] = None
         self.running: List[Attempt] = []
         self.unclear: List[Attempt] = []    # ended, but for processes that may be somebody else's
         self.ended: List[Attempt] = []
@@ -290,7 +295,8 @@ class Pool:
         return attempt
 
     def _start_elsewhere(self, attempt: Attempt) -> Attempt:
-        """Start a launcher. The guardian is not told: it kills, and a launcher must be asked. The limits are the launcher's business."""
+        """Start a launcher. The guardian is not told: it kills, and a launcher must be asked. The limits are the launcher's
+        business."""
         try:
             attempt.process = attempt.tree = attempt.launch.launcher()
         except OSError as error:
@@ -341,7 +347,8 @@ class Pool:
         return pick_cores(sorted(os.sched_getaffinity(0)), [core for one in self.running for core in one.cores], resources["cpuCores"], os.getpid())
 
     def wait(self, seconds: Optional[float] = None) -> List[Attempt]:
-        """Return the attempts that have ended, waiting for the first one, a signal, or *seconds* at most; while none is looked at, there is upkeep."""
+        """Return the attempts that have ended, waiting for the first one, a signal, or *seconds* at most; while none is looked
+        at, there is upkeep."""
         self.pump(seconds, self.upkeep)
         ended, self.ended = self.ended, []
         return ended
@@ -367,7 +374,8 @@ class Pool:
             self._step(deadline - time.monotonic())
 
     def attend(self) -> None:
-        """Look after the attempts without waiting, if nobody has for a while; for the thread that made this pool, while it reads a long file.
+        """Look after the attempts without waiting, if nobody has for a while; for the thread that made this pool, while it reads
+        a long file.
 
         Else their pipes would fill up, and they would stand still. What ends is for wait().
         """
@@ -387,7 +395,8 @@ class Pool:
             self.others.discard(server.pid)
 
     def _forgive(self) -> None:
-        """Count for no time limit what the runner spent on something else (a large output to hash): nobody read what processors wrote."""
+        """Count for no time limit what the runner spent on something else (a large output to hash): nobody read what processors
+        wrote."""
         now = time.monotonic()
         if now - self.seen >= AWAY_S:
             for one in self.running:
@@ -400,7 +409,8 @@ class Pool:
         if any(one.launch.server.has_news for one in self.running if one.is_forked):
             left = 0.0                  # ends that came with the answer to a launch: nothing more may come to be read
         if not self.threads:
-            feeders = {one.launch.feeder.descriptor: one for one in self.running if one.launch.feeder is not None and one.launch.feeder.descriptor >= 0}
+            feeders = {one.launch.feeder.descriptor: one for one in self.running if one.launch.feeder is not None
+                       and one.launch.feeder.descriptor >= 0}
             ready = self.signals.wait(self._descriptors(), left, list(feeders))
             _feed([feeders[one] for one in ready if one in feeders])
             self._read_ready(ready)
@@ -541,7 +551,8 @@ def _start(launch: Launch, processes: Any) -> Tuple[Any, int, Any]:
             options["start_new_session"] = True
             options["pass_fds"] = (launch.lock_descriptor,) if launch.lock_descriptor >= 0 else ()
         if launch.output_path:
-            output = open_descriptor(launch.output_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o666)
+            output = open_descriptor(launch.output_path,
+                                     os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o666)
         given = subprocess.DEVNULL if launch.stdin is None else launch.stdin
         process = subprocess.Popen(_as_started(launch.argv), stdin=given if launch.feeder is None else launch.feeder.reader,
                                    stdout=output if launch.output_path else writer, stderr=writer,
@@ -565,10 +576,12 @@ def _start(launch: Launch, processes: Any) -> Tuple[Any, int, Any]:
 
 
 def _as_started(argv: List[str]) -> Union[str, List[str]]:
-    """Return the command as Popen takes it: of a batch file of Windows the line for cmd.exe, in which words are quoted at which it would split them.
+    """Return the command as Popen takes it: of a batch file of Windows the line for cmd.exe, in which words are quoted at which
+    it would split them.
 
-    That is at , ; = too, which list2cmdline() leaves bare; and a path with & would be two commands. What no quotes help against is refused before,
-    see spec_checks.taken_by_cmd(). Source: the form of the line is that of Rust's standard library (std::process, for CVE-2024-24576).
+    That is at , ; = too, which list2cmdline() leaves bare; and a path with & would be two commands. What no quotes help against
+    is refused before, see spec_checks.taken_by_cmd(). Source: the form of the line is that of Rust's standard library
+    (std::process, for CVE-2024-24576).
     """
     if sys.platform != "win32" or not argv[0].lower().endswith(BATCH_ENDINGS):
         return argv
@@ -592,7 +605,8 @@ def _not_started_text(launch: Launch, error: OSError) -> str:
     if getattr(error, "winerror", None) and error.errno == 8:
         hint = "; Windows starts no such file: %s" % FOR_WINDOWS
     elif getattr(error, "errno", None) == 8:    # ENOEXEC
-        hint = "; a byte order mark stands before its first line: save it without" if first.startswith(b"\xef\xbb\xbf") else "; a script needs a first line such as #!/bin/sh"
+        hint = "; a byte order mark stands before its first line: save it without" if first.startswith(
+            b"\xef\xbb\xbf") else "; a script needs a first line such as #!/bin/sh"
     elif isinstance(error, FileNotFoundError) and (launch.launcher is None or os.path.exists(path)):
         hint = missing_hint(first, launch.folder)
     elif launch.launcher is not None and isinstance(error, PermissionError) and os.path.isfile(path) and not os.access(path, os.X_OK):
@@ -608,7 +622,8 @@ def _launcher_path(launch: Launch) -> str:
 
 
 def missing_hint(first_line: bytes, folder: str, windows: bool = sys.platform == "win32") -> str:
-    """Return why a program that is there may not be found. folder: the working folder, of which Windows takes no more than 258 characters."""
+    """Return why a program that is there may not be found. folder: the working folder, of which Windows takes no more than 258
+    characters."""
     if windows:
         return "; the path of the root is too long for a working folder: let it be shorter" if len(folder) >= 258 else ""
     if first_line.endswith(b"\r\n"):
@@ -630,7 +645,8 @@ def _tell_of_launcher(attempt: Attempt) -> None:
     """Note what is known of a launcher's end, and is not known of other processors'."""
     launched = attempt.process
     if launched.was_cut:
-        attempt.notes.append("the launcher did not end in time when it was asked to, and was killed: look whether its job is still in the queue of the cluster")
+        attempt.notes.append(
+            "the launcher did not end in time when it was asked to, and was killed: look whether its job is still in the queue of the cluster")
     if not launched.is_begun and attempt.ending.reason and attempt.ending.reason != INTERRUPTED:
         attempt.ending.reason += "; the task had not begun: its launcher was still waiting"
 
@@ -782,7 +798,8 @@ def pick_cores(allowed: Sequence[int], in_use: Sequence[int], count: int, start:
 
 
 def apply_resources(pid: int, resources: Dict[str, int], cores: Sequence[int] = ()) -> List[str]:
-    """Limit a process that has just been started, and what it will start, cpuCores to those *cores*; return what could not be done.
+    """Limit a process that has just been started, and what it will start, cpuCores to those *cores*; return what could not be
+    done.
 
     Done from outside, right after the start: a preexec_fn would make every start slower and may deadlock.
     """

@@ -33,12 +33,15 @@ def progress_path(store: StateStore, stage: str) -> str:
 
 
 def whole_path(path: str) -> str:
-    """Return the path of the file beside a progress file in which the kit names what it has published in one piece, a JSON text a line."""
+    """Return the path of the file beside a progress file in which the kit names what it has published in one piece, a JSON text a
+    line."""
     return os.path.splitext(path)[0] + ".whole"
 
 
-def read_checkpoint(store: StateStore, stage: StageSpec, record: Optional[Json], key: str, boot: str, of_others: Callable[[], Set[str]]) -> Optional[Checkpoint]:
-    """Return the stage's progress file, with what forbids to resume from it; None without one. of_others(): what other stages have made in its folder."""
+def read_checkpoint(store: StateStore, stage: StageSpec, record: Optional[Json], key: str, boot: str,
+                    of_others: Callable[[], Set[str]]) -> Optional[Checkpoint]:
+    """Return the stage's progress file, with what forbids to resume from it; None without one. of_others(): what other stages
+    have made in its folder."""
     return checkpoint_at(progress_path(store, stage.name), os.path.join(store.root, stage.output_dir), record, key, boot, stage.outputs, of_others)
 
 
@@ -125,7 +128,8 @@ def _binding_problem(progress: Json, record: Optional[Json], key: str, boot: str
 
 
 def _unvouched(folder: str, progress: Json, record: Json, declared: Optional[Sequence[str]]) -> List[str]:
-    """Return the outputs of the attempt of which a progress file says nothing: what is added to such a one again would be doubled.
+    """Return the outputs of the attempt of which a progress file says nothing: what is added to such a one again would be
+    doubled.
 
     record: with the `baseline` of the attempt; without it, as after a success, nothing is of the attempt.
     """
@@ -139,7 +143,8 @@ def _unvouched(folder: str, progress: Json, record: Json, declared: Optional[Seq
     if declared is not None:
         changed = [path for path in changed if any(path_matches(path, pattern) for pattern in declared)]
     known = {posixpath.normpath(path) for path in (*progress.get("outputs", {}), *progress.get("publish", {}).values(), *progress.get("whole", ()))}
-    # What is held open beside the lines of a checkpoint gets its text from those same lines; after the last line it is begun anew.
+    # What is held open beside the lines of a checkpoint gets its text from those same lines; after the last line it is begun
+    # anew.
     begun = [] if progress.get("complete") is True else stage_outputs.own_parts(there.parts, str(record.get("stage")))
     return [path for path in (*changed, *begun) if path not in known]
 
@@ -150,7 +155,8 @@ def _final_name(path: str) -> str:
 
 
 def _published(path: str, folder: str) -> Set[str]:
-    """Return the names in a file of what the kit has published and nobody has changed since; lines cut short by a crash name nothing."""
+    """Return the names in a file of what the kit has published and nobody has changed since; lines cut short by a crash name
+    nothing."""
     found = set()
     try:
         with open_file(path) as file:

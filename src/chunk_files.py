@@ -55,7 +55,8 @@ class Cut(namedtuple("Cut", "header_end header_lines header_ends chunks")):
 
 
 class Header(namedtuple("Header", "source lines ends is_whole")):
-    """What a chunk was given as header: the number of its input, lines, line ends, and whether these are as many as were asked for."""
+    """What a chunk was given as header: the number of its input, lines, line ends, and whether these are as many as were asked
+    for."""
 
     __slots__ = ()
 
@@ -67,7 +68,8 @@ def cut(path: str, size_bytes: int, header_lines: int = 0, heed: Callable[[], No
 
     Boundary k is the first line end at or after byte header_end + k * size_bytes; the last one is the end of the file,
     with or without a line end. No chunk is empty, except that a file without any line behind its header is one empty
-    chunk: its processor runs, and its output exists. heed: called before each look at the file. Raises: OSError; what heed() raises.
+    chunk: its processor runs, and its output exists. heed: called before each look at the file. Raises: OSError; what heed()
+    raises.
     """
     with open(path, "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
@@ -361,7 +363,8 @@ class Joiner:
         self.headers, self.with_header = headers, with_header
         self.joined: Dict[str, List[Any]] = {}          # name -> [SHA-256 object, bytes]
         self.kept: Set[str] = set()                     # names that have their header
-        self.short: Dict[str, Tuple[int, int, str, int]] = {}   # other names -> line ends, lines, file and input of the longest header, which is all of it
+        # Other names -> line ends, lines, file and input of the longest header, which is all of it.
+        self.short: Dict[str, Tuple[int, int, str, int]] = {}
         self.seen: Dict[Tuple[str, int], str] = {}      # (name, input) -> digest of the header in its chunks' outputs
         self.cut_of: Set[int] = set()                   # inputs whose header, which their first chunk counts, was cut
         self.problem: Optional[BaseException] = None

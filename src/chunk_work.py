@@ -46,7 +46,8 @@ SETTLE_S = 1.5 * file_digests.FRESH_NS / 1e9
 
 def tidy(root: str, stage: StageSpec, store: state_store.StateStore) -> None:
     """Remove the chunks of a finished stage; under its lock."""
-    remove_quietly(store.path(task_log.log_name(stage.name)))      # first: as long as the folder is there, the next run comes here again
+    # First: as long as the folder is there, the next run comes here again.
+    remove_quietly(store.path(task_log.log_name(stage.name)))
     try:
         state_store.remove_tree(task_work.staging_root(os.path.join(root, stage.output_dir), stage.name))
     except OSError:
@@ -63,7 +64,8 @@ class ChunkTasksWork(task_work.TasksWork):
         self._stamps_of: Dict[str, Dict[str, List[int]]] = {}   # of each input with what all share; "": that alone
 
     def do(self, decision: Decision) -> Flow:
-        """Run the chunks that are not done, join what all have made, record how the stage ended; a flow that returns the StageResult."""
+        """Run the chunks that are not done, join what all have made, record how the stage ended; a flow that returns the
+        StageResult."""
         self.reasons = list(decision.reasons)
         self._drop_unsynced(self.facts.record)
         self._prepare(decision)
@@ -93,14 +95,16 @@ class ChunkTasksWork(task_work.TasksWork):
                 self.total, "" if self.total == 1 else "s", len(todo), self.up_to_date))
             self.joiner = chunk_files.Joiner(self.folder, self.stage.name, self.lock.token, self.total, state_store,
                                              chunk_files.headers(cuts, self.chunks.header_lines) if self.chunks.header_lines else (),
-                                             {self._filter_output(path) if self.chunks.is_filter else os.path.basename(path) for path in self.facts.material.inputs})
+                                             {self._filter_output(path) if self.chunks.is_filter else os.path.basename(path)
+                                              for path in self.facts.material.inputs})
             for task in done:
                 self._add(task, self.task_log.entries[task.name])
             yield from self._run_tasks(todo)
             failure = self._failure()
             if not self.is_stopped and not self.survivors:
                 failure = stage_work.with_change(self._changed_inputs(), failure)
-            self.counts = task_log.sum_counts(entry.counts for entry in self.task_log.entries.values() if entry.status == "ok") or self._none_counted(self.total > 0)
+            self.counts = task_log.sum_counts(entry.counts for entry in self.task_log.entries.values() if entry.status == "ok") or self._none_counted(
+                self.total > 0)
             if not failure:
                 failure = yield from self._join()
             self._close_logs()
@@ -112,7 +116,8 @@ class ChunkTasksWork(task_work.TasksWork):
     # --- cutting
 
     def _cut(self) -> Tuple[List[Any], List[task_work.Task]]:
-        cuts = [chunk_files.cut(os.path.join(self.run.root, path), self.chunks.size_bytes, self.chunks.header_lines, self.run.heed_stop) for path in self.facts.material.inputs]
+        cuts = [chunk_files.cut(os.path.join(self.run.root, path), self.chunks.size_bytes, self.chunks.header_lines, self.run.heed_stop)
+                for path in self.facts.material.inputs]
         tasks: List[task_work.Task] = []
         for path, cut in zip(self.facts.material.inputs, cuts):
             keys = self._keys(path, cut)
@@ -145,7 +150,8 @@ class ChunkTasksWork(task_work.TasksWork):
                               self._own_stamps(path), end - start, (path, header_end, start, end) if self.chunks.is_filter else None)
 
     def _own_stamps(self, path: str) -> Dict[str, List[int]]:
-        """Return the signatures of what a chunk of *path* depends on: all inputs after each chunk would be too many; they are looked at before the joining."""
+        """Return the signatures of what a chunk of *path* depends on: all inputs after each chunk would be too many; they are
+        looked at before the joining."""
         stamps = self.facts.material.stamps
         if path not in self._stamps_of:
             if not self._stamps_of:
@@ -161,7 +167,8 @@ class ChunkTasksWork(task_work.TasksWork):
             for path in self.facts.material.inputs:
                 other = names.setdefault(folded(self._filter_output(path)), path)
                 if other != path and self._single_output() is None:
-                    return "%s and %s would both be written to %s; name one output in \"outputs\", or rename one" % (other, path, self._filter_output(path))
+                    return "%s and %s would both be written to %s; name one output in \"outputs\", or rename one" % (
+                        other, path, self._filter_output(path))
             return ""
         imports = program_scan.scan_of(self.run.digests, self.stage.processor)["imports"]
         with open(os.path.join(self.run.root, self.stage.processor), "rb") as file:
@@ -178,7 +185,8 @@ class ChunkTasksWork(task_work.TasksWork):
         return self._single_output() or os.path.basename(path)
 
     def _open_tasks(self, tasks: List[task_work.Task]) -> Tuple[List[task_work.Task], List[task_work.Task]]:
-        """Return the chunks to be done and those that are, after clearing what belongs to none that is done or can be gone on with."""
+        """Return the chunks to be done and those that are, after clearing what belongs to none that is done or can be gone on
+        with."""
         is_forced = self.stage.name in self.run.options.force
         self.task_log = task_look.load_log(self.store, self.stage.name)
         done = set() if is_forced else {task.name for task in tasks if self._is_done(task)}
@@ -197,7 +205,8 @@ class ChunkTasksWork(task_work.TasksWork):
         return all(self._is_there(os.path.join(task.folder, name), size, digest) for name, size, digest in entry.outputs)
 
     def _is_there(self, full: str, size: int, digest: str) -> bool:
-        """Tell whether a chunk's output is as it was entered: by content, or, for what is not kept, by its signature in this boot."""
+        """Tell whether a chunk's output is as it was entered: by content, or, for what is not kept, by its signature in this
+        boot."""
         if digest.startswith(BY_SIGNATURE):
             return digest == self._signature(full)
         return file_digests.output_content(full) == (size, digest)
@@ -290,9 +299,9 @@ class ChunkTasksWork(task_work.TasksWork):
     def _remove_old_rejects(self, joined: Iterable[str]) -> None:
         """Remove, durably, what an earlier run set aside beside an output that is joined anew, where nothing is set aside now.
 
-        The kit does so itself where it works on the whole input; in a chunk's private folder it finds nothing to remove. Its lines() and blocks() count what
-        they set aside, also that it is nothing: of a processor that does not, a file that is called so may be anything. A kill
-        before the stage record leaves what one leaves after the kit's own removal.
+        The kit does so itself where it works on the whole input; in a chunk's private folder it finds nothing to remove. Its
+        lines() and blocks() count what they set aside, also that it is nothing: of a processor that does not, a file that is
+        called so may be anything. A kill before the stage record leaves what one leaves after the kit's own removal.
         """
         names = {name + chunk_files.REJECTS for name in joined} if "rejected" in self.counts else set()
         for path in sorted(names.intersection(one["path"] for one in self.earlier.made)):

@@ -92,7 +92,8 @@ MAY_BE_EMPTY = ("--set", "--reason", "--run-id")      # that each say themselves
 REPEATED = ("--force", "--only", "--set", "--anchor")
 VALUED = REPEATED + ("--pipeline", "--root", "--run-id", "--from", "--until", "--key", "--format", "--output", "-o", "--reason", "--jobs", "--max-memory",
                      "--stop-by", "--stop-after", "--log-format", "--openlineage", "--run", "--last", "--keep-runs", "--keep-days", "--kind")
-FLAGS = ("--rehash", "--dry-run", "--verbose", "--outputs", "--forward", "--keep-going", "--quiet", "--json", "--follow", "--yes", "--version", "--help", "-h")
+FLAGS = ("--rehash", "--dry-run", "--verbose", "--outputs", "--forward", "--keep-going", "--quiet", "--json", "--follow", "--yes", "--version",
+         "--help", "-h")
 # command -> (least, most words after it, what they are)
 COMMANDS = {"run": (0, 0, ""), "plan": (0, 0, ""), "validate": (0, 0, ""), "unlock": (1, None, "the name of a stage"), "scan": (0, None, ""),
             "accept": (1, 1, "the name of one stage"), "verify": (0, None, ""), "export": (1, 1, "the id of one run"),
@@ -103,12 +104,15 @@ COMMANDS = {"run": (0, 0, ""), "plan": (0, 0, ""), "validate": (0, 0, ""), "unlo
             "new-stage": (1, 1, "the name of the stage")}
 # options that belong to some commands only -> these
 ONLY_WITH = {"--anchor": ("verify",), "--outputs": ("verify",), "--format": ("export", "graph"), "--output": ("export", "evidence", "report", "graph"),
-             "--reason": ("accept",), "--forward": ("new-key",), "--json": ("status", "history", "logs", "explain"), "--run": ("logs",), "--last": ("status", "history"),
+             "--reason": ("accept",), "--forward": ("new-key",), "--json": ("status", "history", "logs", "explain"), "--run": ("logs",),
+             "--last": ("status", "history"),
              "--run-id": ("run", "plan", "validate", "scan", "status", "history", "explain", "verify", "unlock"),
-             "--dry-run": ("run", "plan"), "--verbose": ("run", "plan"), "--only": ("run", "plan", "validate", "status", "clean"), "--from": ("run", "plan", "validate", "status", "clean"),
+             "--dry-run": ("run", "plan"), "--verbose": ("run", "plan"), "--only": ("run", "plan", "validate", "status", "clean"),
+             "--from": ("run", "plan", "validate", "status", "clean"),
              "--until": ("run", "plan", "validate", "status", "clean"), "--force": ("run", "plan", "validate", "status", "explain"),
              "--follow": ("logs",), "--yes": ("clean", "gc", "reset"), "--keep-runs": ("gc",), "--keep-days": ("gc",), "--kind": ("new-stage",),
-             **{name: ("run",) for name in ("--jobs", "--max-memory", "--keep-going", "--stop-by", "--stop-after", "--quiet", "--log-format", "--openlineage")}}
+             **{name: ("run",) for name in ("--jobs", "--max-memory", "--keep-going", "--stop-by", "--stop-after", "--quiet", "--log-format",
+                                            "--openlineage")}}
 # taken everywhere, as a script may give all commands the same options; these are the commands for which they change something
 OF_USE_WITH = {"--set": tuple(name for name in COMMANDS if name not in ("verify", "export", "evidence", "new-key", "init", "new-stage")),
                "--rehash": ("run", "plan", "status", "explain"), "--key": ("run", "verify", "accept", "clean", "gc", "reset"),
@@ -216,7 +220,8 @@ def _time_of_day(text: Optional[str]) -> Optional[str]:
     if text is None:
         return None
     hours, colon, minutes = text.partition(":")
-    if not (colon and text.isascii() and hours.isdigit() and minutes.isdigit() and len(hours) <= 2 and len(minutes) == 2 and int(hours) < 24 and int(minutes) < 60):
+    if not (colon and text.isascii() and hours.isdigit() and minutes.isdigit() and len(hours) <= 2 and len(minutes) == 2 and int(hours) < 24
+            and int(minutes) < 60):
         raise UsageError("--stop-by %s: must be a time of the day, HH:MM" % shown_value(text))
     return text
 

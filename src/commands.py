@@ -21,7 +21,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, List, Tuple
 
-ACTS = ("accept", "evidence", "init", "new-key", "new-stage", "report", "unlock")      # what they print only tells of what was done
+# What they print only tells of what was done.
+ACTS = ("accept", "evidence", "init", "new-key", "new-stage", "report", "unlock")
 # They start no processor, and work where it is not: in a copy of the folder on another machine.
 NEED_NO_PROGRAMS = ("clean", "explain", "gc", "graph", "history", "logs", "report", "reset", "status", "unlock")
 RUNNER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pipeline_runner.py")
@@ -65,7 +66,8 @@ def _do(arguments: List[str], console: Console, started: float, found: Any, is_p
         console.settle()
         if console.lost and options.command != "run":       # a run's records tell all the same
             is_done = options.yes or options.output is not None or options.command in ACTS
-            console.error("error: standard output: %s; %s" % (console.lost, "what was asked for was done, and is told of in part" if is_done else "what was asked for is not whole"))
+            console.error("error: standard output: %s; %s" % (console.lost, "what was asked for was done, and is told of in part" if is_done
+                                                              else "what was asked for is not whole"))
             return ended if is_done else ended or EXIT_STATE
         return ended
     except OSError as error:
@@ -152,7 +154,8 @@ def _check_starts(spec: PipelineSpec, options: Options) -> List[str]:
 
 
 def _tell_of_gaps(spec: PipelineSpec, console: Console) -> None:
-    """Print what the stages name and their keys do not know, paths that mean another thing, and what they read that another may write at the same time."""
+    """Print what the stages name and their keys do not know, paths that mean another thing, and what they read that another may
+    write at the same time."""
     import housekeeping
     import key_gaps
     import stage_order
@@ -166,7 +169,8 @@ def _tell_of_gaps(spec: PipelineSpec, console: Console) -> None:
 
 
 def _known_or_loaded(options: Options, found: Any) -> Tuple[Any, PipelineSpec]:
-    """Return (what the index tells of the stages or None, the spec). What they hold stays to the end: nobody looks for garbage in it."""
+    """Return (what the index tells of the stages or None, the spec). What they hold stays to the end: nobody looks for garbage in
+    it."""
     import gc
     gc.disable()
     try:

@@ -30,7 +30,8 @@ def printable(text: str) -> str:
 def describe_os_error(error: OSError) -> str:
     """Return one line: path, cause, and for a full disk the free bytes."""
     import errno
-    path = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""      # Python names some files by descriptor
+    # Python names some files by descriptor.
+    path = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""
     if not path and error.errno == errno.ENOENT and not _has_current_folder():
         return "the current folder is not there any more; go to another one (cd) and run again"
     line = "%s: %s" % (path or "the runner's own files, or the standard output", error.strerror or error)
@@ -86,7 +87,8 @@ def _inodes_text(folder: str) -> str:
         return ""                       # Windows
     found = os.statvfs(folder)
     left = str(found.f_favail) if found.f_favail else "no"
-    return ", but %s inode%s (each file needs one)," % (left, "s" if found.f_favail > 1 else "") if found.f_files and found.f_favail < FEW_INODES else ""
+    return ", but %s inode%s (each file needs one)," % (left, "s" if found.f_favail > 1
+                                                        else "") if found.f_files and found.f_favail < FEW_INODES else ""
 
 
 class Console:
@@ -217,7 +219,8 @@ class Console:
             return
         if self.is_json:
             self._put_event({"event": "summary", "run": run_id, "state": state, "ok": count["ok"], "skipped": count["skipped"], "failed": count["failed"],
-                             "interrupted": count["interrupted"], "waiting": count["waiting"], "notRun": count["notRun"], "durationMs": int(duration_s * 1000)})
+                             "interrupted": count["interrupted"], "waiting": count["waiting"], "notRun": count["notRun"],
+                             "durationMs": int(duration_s * 1000)})
             return
         self.counts(run_id, state, count["ok"], count["skipped"], count["failed"], duration_s,
                     ((count["interrupted"], "interrupted"), (count["waiting"], "waiting"), (count["notRun"], "not run")))
@@ -312,7 +315,8 @@ class Console:
 
 
 def stream_settings(is_terminal: bool, environ: Any, windows: bool = sys.platform == "win32") -> Dict[str, str]:
-    """Return how a standard stream is to write. What Windows redirects to a file or a pipe is UTF-8, as everywhere else, unless PYTHONIOENCODING says otherwise."""
+    """Return how a standard stream is to write. What Windows redirects to a file or a pipe is UTF-8, as everywhere else, unless
+    PYTHONIOENCODING says otherwise."""
     is_utf_8 = windows and not is_terminal and not environ.get("PYTHONIOENCODING")
     return {"errors": "backslashreplace", **({"encoding": "utf-8"} if is_utf_8 else {})}
 
@@ -347,7 +351,8 @@ def silence_closed_streams() -> None:
 
 
 def leave(code: int) -> None:
-    """End the process with exit code *code*; return where something waits for its end: a call registered for it, a thread, a profiler.
+    """End the process with exit code *code*; return where something waits for its end: a call registered for it, a thread, a
+    profiler.
 
     Taking the interpreter apart, and freeing the memory of many stages piece by piece, would show.
     """

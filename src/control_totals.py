@@ -116,8 +116,8 @@ def expected_read(inputs: Sequence[Sequence[str]], makers: Iterable[Tuple[str, s
     """Return (how many records are in the inputs by what their makers say, None if that cannot be told; why it cannot, or "").
 
     inputs: (path, SHA-256) of each. makers: (stage, output folder, stage record) of the other stages of the pipeline. It can be
-    told when each input is a recorded output of a finished stage, and of each such stage all outputs are read; where none is, there is
-    nothing to be told. Files of rejects count as rejected records where they are read, and may be left out.
+    told when each input is a recorded output of a finished stage, and of each such stage all outputs are read; where none is,
+    there is nothing to be told. Files of rejects count as rejected records where they are read, and may be left out.
     """
     left = {path: digest for path, digest in inputs}
     total = 0
@@ -142,7 +142,8 @@ def expected_read(inputs: Sequence[Sequence[str]], makers: Iterable[Tuple[str, s
 
 
 def stray_inputs(inputs: Sequence[Sequence[str]], makers: Iterable[Tuple[str, str, Json]]) -> List[Tuple[str, str]]:
-    """Return (path, stage) of the inputs that lie in the output folder of a finished stage, and are not as it has recorded one of its outputs."""
+    """Return (path, stage) of the inputs that lie in the output folder of a finished stage, and are not as it has recorded one of
+    its outputs."""
     found = []
     for name, folder, record in makers:
         if record.get("lastStatus") == "ok":

@@ -40,7 +40,8 @@ class EarlierOutputs:
         self.made = self._vouched(record) if record is not None and not self.moved_from else []
 
     def _vouched(self, record: Json) -> List[Json]:
-        """Return the outputs that the record vouches for, also if the stage was one of forEach then, with too many for the record.
+        """Return the outputs that the record vouches for, also if the stage was one of forEach then, with too many for the
+        record.
 
         A stage of forEach asks its task log for what is only there.
         """
@@ -59,8 +60,8 @@ class EarlierOutputs:
         return recorded_outputs.unfinished_baseline(self.record, self.folder) if not self.moved_from else None
 
     def doubted(self, baseline: Optional[Json]) -> Optional[Json]:
-        """Return a baseline in which, after a restart of the machine, recorded files count as changed: one that the unfinished attempt wrote in place
-        may have other content on the disk, and its old times."""
+        """Return a baseline in which, after a restart of the machine, recorded files count as changed: one that the unfinished
+        attempt wrote in place may have other content on the disk, and its old times."""
         if baseline is None or (self.record or {}).get("bootId") == self.run.boot:
             return baseline
         files = [one["path"] for one in self.made if one["path"] in baseline and not is_link(os.path.join(self.folder, one["path"]))]
@@ -96,7 +97,8 @@ class EarlierOutputs:
         """The outputs are not what the recorded success made: an attempt must not build on what is left of it.
 
         All of it is undone after a restart of the machine or a failed sync, for more may be lost than was seen; else only
-        what differs. What another stage of the pipeline has recorded since (this one's name was out of use for a while, say) is not ours to undo.
+        what differs. What another stage of the pipeline has recorded since (this one's name was out of use for a while, say) is
+        not ours to undo.
         """
         record = self.record or {}      # none where the state folder is gone, and a lost success is still marked
         self._let_go_of(self.others.owners() if self.made else {})
@@ -104,7 +106,8 @@ class EarlierOutputs:
         everything = record.get("bootId") != self.run.boot or os.path.lexists(self.lost_path())
         gone = self.made if everything else [one for one in self.made if not self.is_as_recorded(one)]
         names = [one["path"] for one in gone]
-        done = stage_outputs.undo_outputs(self.folder, names, {path: (one["bytes"], one["sha256"]) for path, one in before.items()}, file_digests.hash_prefix)
+        done = stage_outputs.undo_outputs(self.folder, names, {path: (one["bytes"], one["sha256"]) for path, one in before.items()},
+                                          file_digests.hash_prefix)
         self.made = [before.get(one["path"], one) if one["path"] in names else one
                      for one in self.made if one["path"] not in names or one["path"] in before]
         if done:
@@ -134,12 +137,15 @@ class EarlierOutputs:
             ", which is not there any more; what is in %s already counts as nobody's: see whether it may go" % self.stage.output_dir)))
         left = recorded_outputs.leftovers(self.run.root, self.record)
         if left:
-            self._note("an attempt there that did not finish has left files that may be half written: %s; see whether they may go" % shown_names(left))
+            self._note("an attempt there that did not finish has left files that may be half written: %s; see whether they may go" %
+                       shown_names(left))
 
     def _remove_old_tasks(self) -> None:
-        """Remove the private folders of tasks from where the outputs were: nothing uses them any more, and kept chunks are as large as the outputs.
+        """Remove the private folders of tasks from where the outputs were: nothing uses them any more, and kept chunks are as
+        large as the outputs.
 
-        Before a record names the new place: after a kill the next run comes here again. What lies behind a link may be anything, and is left alone.
+        Before a record names the new place: after a kill the next run comes here again. What lies behind a link may be anything,
+        and is left alone.
         """
         path = "%s/.%s.tasks" % (self.moved_from, self.stage.name)
         full = os.path.join(self.run.root, *path.split("/"))

@@ -24,7 +24,8 @@ import work_places
 from console import Console, describe_os_error
 from file_digests import Digests, ReadingStopped
 from model import (
-    EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOCKED, EXIT_OFFLINE, EXIT_OK, EXIT_STOPPED, STATUSES, Clock, Decision, Facts, OfflineError, Options, PipelineSpec,
+    EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOCKED, EXIT_OFFLINE, EXIT_OK, EXIT_STOPPED, STATUSES, Clock, Decision, Facts, OfflineError,
+    Options, PipelineSpec,
     StageResult, StageSpec)
 from program_scan import check_offline, runner_digest
 from state_store import StateStore
@@ -55,7 +56,8 @@ class Run:
     """
 
     def __init__(self, spec: PipelineSpec, options: Options, console: Console, clock: Clock, process_began: float, known: Any = None) -> None:
-        """process_began: by time.monotonic(). *known* is a known_stages.KnownStages: the stages that the index answers for; None if it says nothing."""
+        """process_began: by time.monotonic(). *known* is a known_stages.KnownStages: the stages that the index answers for; None
+        if it says nothing."""
         self.spec, self.options, self.console, self.clock = spec, options, console, clock
         self.process_began = process_began
         self.root = spec.root
@@ -66,7 +68,8 @@ class Run:
         self.digests.heed = self._attend
         self.ledger = new_ledger(spec, options, self.store, clock)
         self.order = stage_order.Order(self.selected, spec.order == "graph", self._may_share, None if known is None else known.needs)
-        self.result_at: List[Optional[StageResult]] = [None] * len(self.selected)       # of each stage selected, once it has ended
+        # Of each stage selected, once it has ended.
+        self.result_at: List[Optional[StageResult]] = [None] * len(self.selected)
         self.stop_time: Optional[stop_times.StopTime] = None
         self.invocation = 1
         self.is_open = False
@@ -171,7 +174,8 @@ class Run:
             run_alarms.after_run(self, code)
 
     def _scan(self) -> Json:
-        """Look for uses of the network, and at the runner itself; return what the record says of the scan. Raises: OfflineError."""
+        """Look for uses of the network, and at the runner itself; return what the record says of the scan. Raises:
+        OfflineError."""
         if self.known is not None:      # the index holds only while all that is scanned is what it was
             self.console.warnings(self.known.about["warnings"])
             self.about = self.known.about["about"]
@@ -267,7 +271,8 @@ class Run:
         return bool(self.scheduler.free_cores() >= stage.local_resources.get("cpuCores", 1) and self.scheduler.has_memory(memory))
 
     def _may_share(self, one: StageSpec, other: StageSpec) -> bool:
-        """Tell whether two stages may be at work at once: in one folder, only if what each makes is declared, and is none of the other's."""
+        """Tell whether two stages may be at work at once: in one folder, only if what each makes is declared, and is none of the
+        other's."""
         mine, theirs = one.output_dir + "/", other.output_dir + "/"
         if not (mine.startswith(theirs) or theirs.startswith(mine)):
             return True
@@ -301,8 +306,8 @@ class Run:
         return self.scheduler
 
     def _settle_soon(self, tick: Any) -> None:
-        """Once processors have been at work for MOMENT_S, do what a shorter run can do without: copy the index, and tell in the record of
-        the stages for which it answers. tick: what is to be called at all later times."""
+        """Once processors have been at work for MOMENT_S, do what a shorter run can do without: copy the index, and tell in the
+        record of the stages for which it answers. tick: what is to be called at all later times."""
         import attempts
         began = self.clock.monotonic()
 
@@ -336,7 +341,8 @@ class Run:
         return found
 
     def may_be_beside(self, stage: StageSpec) -> bool:
-        """Tell whether another stage may be at work in a stage's folder at the same time: now, or in a run that was killed, of which no record knows."""
+        """Tell whether another stage may be at work in a stage's folder at the same time: now, or in a run that was killed, of
+        which no record knows."""
         others = [other.name for other in self.folder_neighbours(stage) if self._may_share(stage, other)] if self.spec.order == "graph" else []
         if not others:
             return False
@@ -350,7 +356,8 @@ class Run:
         return list(self.store.memo["device"])
 
     def flush(self) -> None:
-        """Make all that was done durable. If that fails, what is on the disk is anybody's guess: no stage of this run stays done."""
+        """Make all that was done durable. If that fails, what is on the disk is anybody's guess: no stage of this run stays
+        done."""
         held = dict(self.store.commit.files)
         try:
             self.store.commit.flush()
@@ -366,7 +373,8 @@ class Run:
             raise
 
     def _keep_durable(self) -> Optional[float]:
-        """While processors are at work: make durable what must not wait for their end; return after how long there will be something, None: nothing."""
+        """While processors are at work: make durable what must not wait for their end; return after how long there will be
+        something, None: nothing."""
         left: Optional[float] = self.store.commit.seconds_left()
         if left == 0:
             try:
@@ -439,7 +447,8 @@ class Run:
             if decision.action in NOT_BEGUN:
                 return self._not_begun(stage, NOT_BEGUN[decision.action], "; ".join(decision.reasons))
             if decision.action == "SEAL":
-                state_store.make_folder(os.path.join(self.root, stage.output_dir), self.store.commit)     # it may have had no outputs
+                # It may have had no outputs.
+                state_store.make_folder(os.path.join(self.root, stage.output_dir), self.store.commit)
                 self.write_marker(stage, facts.material.key)
             if decision.action in ("SKIP", "SEAL"):
                 self._tidy(stage)
@@ -463,7 +472,8 @@ class Run:
                                "one of the two needs another name for its stage" % record["pipeline"])
 
     def _needs_tidying(self, stage: StageSpec) -> bool:
-        """Tell whether there are chunks of a finished stage that a kill has left, or the stage has kept while its spec said so."""
+        """Tell whether there are chunks of a finished stage that a kill has left, or the stage has kept while its spec said
+        so."""
         is_to_go = not stage.for_each and (stage.chunks is None or not stage.chunks.keep)
         return is_to_go and os.path.isdir(os.path.join(self.root, stage.output_dir, ".%s.tasks" % stage.name))
 
@@ -494,7 +504,8 @@ class Run:
         """is_brief: see planning.observe(); under the lock all is looked at."""
         self.digests.used.clear()
         self.digests.folders.clear()            # an earlier stage may have made or removed a module
-        usual, self.digests.heed = self.digests.heed, self.heed_stop       # not later: what an attempt has made is read to its end
+        # Not later: what an attempt has made is read to its end.
+        usual, self.digests.heed = self.digests.heed, self.heed_stop
         try:
             return planning.look_at(self.spec, stage, self.digests, self.store, self.boot, stage.name in self.options.force, self._now_ns, is_brief)
         finally:
@@ -535,7 +546,8 @@ class Run:
         if facts.tasks is not None:
             import task_look
             evidence["tasks"] = task_look.skipped_summary(facts)
-            self.records.caches.update(task_look.cache_of(self.store, stage, facts, facts.record["tasks"]["outputsSha256"], self.boot, self.boot, stage.prune))
+            self.records.caches.update(task_look.cache_of(self.store, stage, facts, facts.record["tasks"]["outputsSha256"], self.boot,
+                                                          self.boot, stage.prune))
         return StageResult.of(stage.name, "skipped", reason, bytes_in=facts.material.input_bytes, key=facts.material.key, evidence=evidence,
                               bytes_out=run_ledger.output_bytes(facts.record), outputs=outputs, counts=facts.record.get("counts", {}))
 
@@ -544,7 +556,8 @@ class Run:
         return state_store.marker_path(self.root, stage.output_dir, stage.name)
 
     def write_marker(self, stage: StageSpec, key: str) -> None:
-        """Say that a stage is finished; after a failed sync, that it is not to be believed: of one for a whole file system nobody knows what it was about."""
+        """Say that a stage is finished; after a failed sync, that it is not to be believed: of one for a whole file system nobody
+        knows what it was about."""
         path = self.marker(stage)
         if self.is_unsound:
             state_store.mark_lost(self.root, stage.output_dir, stage.name, True)
@@ -594,7 +607,8 @@ class Run:
         self.signals.install()
 
     def _close_network(self) -> None:
-        """Close the network for this process and all that it will start, and say how. Raises: OfflineError where it must be had."""
+        """Close the network for this process and all that it will start, and say how. Raises: OfflineError where it must be
+        had."""
         import network_watch
         if any(stage.launcher for stage in self.selected):
             import launch_helper
@@ -657,7 +671,8 @@ class Run:
 
     def _finish_after(self, error: BaseException) -> None:
         """Say in the records what stopped the run, as far as they can still be written; *error* itself goes on to main."""
-        is_stopped = isinstance(error, KeyboardInterrupt)       # by a signal before the first attempt, from which on they are taken over
+        # By a signal before the first attempt, from which on they are taken over.
+        is_stopped = isinstance(error, KeyboardInterrupt)
         why = "interrupted" if is_stopped else _why(error)
         if self.unfit:
             self.console.event("STOP" if is_stopped else "FAIL", self.unfit, ": " + why.split("\n")[0])

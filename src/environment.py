@@ -66,7 +66,8 @@ def user_name() -> str:
 
 
 def usable_cpus() -> int:
-    """Return how many processors this process may use: by its affinity, and by the quota of its control group (Linux), rounded up."""
+    """Return how many processors this process may use: by its affinity, and by the quota of its control group (Linux), rounded
+    up."""
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
     count = len(os.sched_getaffinity(0))
@@ -107,7 +108,8 @@ def is_dropped(name: str) -> bool:
 
 
 def passed_names(patterns: Sequence[str], environ: Iterable[str], windows: bool = sys.platform == "win32") -> List[str]:
-    """Return the names of variables that passEnv lets through, sorted; never those of a runner around this one. On Windows case tells nothing."""
+    """Return the names of variables that passEnv lets through, sorted; never those of a runner around this one. On Windows case
+    tells nothing."""
     import fnmatch
     if windows:
         patterns = [pattern.upper() for pattern in patterns]

@@ -405,7 +405,8 @@ def _check_macs(check: Check, sealed: List[Json], key: Key) -> bool:
         if seal_mac(secret, one["hash"]) != seal["mac"]:
             check.find("UNSEALED", LEDGER, "the seal of entry %d does not hold: it was not made with this key" % one["seq"])
     if unchecked:
-        check.notes.append("the key given is number %d: the seals of %d entries before it are not checked; that needs the first key" % (key[2], unchecked))
+        check.notes.append("the key given is number %d: the seals of %d entries before it are not checked; that needs the first key" % (
+            key[2], unchecked))
     return unchecked < len(sealed)
 
 
@@ -528,7 +529,8 @@ def _facts(check: Check) -> Json:
     record = check.records[latest]
     return {"invocation": latest[1], "pipeline": record["pipeline"], "runHash": record["runHash"],
             "ledger": {"firstSeq": check.entries[0]["seq"], "lastSeq": check.entries[-1]["seq"]},
-            "runs": [{"runId": key[0], "invocation": key[1], "record": check.places[key], "seq": check.ends[key]["seq"]} for key in sorted(check.records)]}
+            "runs": [{"runId": key[0], "invocation": key[1], "record": check.places[key], "seq": check.ends[key]["seq"]}
+                     for key in sorted(check.records)]}
 
 
 def _check_skips(check: Check) -> None:
@@ -661,7 +663,8 @@ def main(argv: Sequence[str]) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # what it still holds goes nowhere, or the interpreter tells of it at its end
+        # What it still holds goes nowhere, or the interpreter tells of it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _print("verify: standard output: %s; the report is not whole" % (error.strerror or error), sys.stderr)
         return EXIT_FINDINGS if count else EXIT_USAGE
     return EXIT_FINDINGS if count else EXIT_OK

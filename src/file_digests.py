@@ -1,7 +1,7 @@
 """Which files a glob names, and what is in them.
 
-Above the leaf file_systems: paths and globs -> files -> SHA-256. Content is read once: a digest is kept with the file's signature and believed
-while the signature is the same, unless the file was so fresh that a second write could have hidden behind the same
+Above the leaf file_systems: paths and globs -> files -> SHA-256. Content is read once: a digest is kept with the file's signature
+and believed while the signature is the same, unless the file was so fresh that a second write could have hidden behind the same
 time stamp, or the machine was restarted since (pages that nobody synced may have been lost).
 """
 from __future__ import annotations
@@ -33,7 +33,8 @@ SETTLE_WAITS = 5            # how often that is tried, for a busy machine's cloc
 
 NO_MATCH = "no file matches"
 NO_FILE = "there is no such file"
-NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)      # EINVAL: no name that Windows has, as of a glob
+# EINVAL: no name that Windows has, as of a glob.
+NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
 
 
 class FileChanged(Exception):
@@ -59,9 +60,9 @@ def expand(root: str, pattern: str, seen: Optional[Set[str]] = None) -> List[str
     *seen* gets what else the answer depends on: the folders that were listed, the links in them, what was not there.
 
     `*`, `?` and `[]` stay within a folder, `**` spans folders (not through links); hidden names match only where
-    the pattern spells them. A file whose name is the pattern itself ("[x].txt") is meant, too, never alone: the file "*.txt" that a
-    shell makes by mistake must not hide all others. Raises: OSError where it cannot be told what is there: a file that cannot be looked at
-    must not pass for gone.
+    the pattern spells them. A file whose name is the pattern itself ("[x].txt") is meant, too, never alone: the file "*.txt" that
+    a shell makes by mistake must not hide all others. Raises: OSError where it cannot be told what is there: a file that cannot
+    be looked at must not pass for gone.
     """
     found = {pattern} if stat.S_ISREG(_mode(os.path.join(root, pattern))) else set()
     if not found and not has_wildcard(pattern):
@@ -162,11 +163,13 @@ def path_matches(path: str, pattern: str) -> bool:
 def _encoding_hint(pattern: str) -> str:
     """Return what to say of a name that this locale writes with other bytes than most systems do."""
     encoding = sys.getfilesystemencoding()
-    return "" if pattern.isascii() or encoding.lower().replace("-", "") == "utf8" else " (file names are %s in this locale; if they are UTF-8, run with PYTHONUTF8=1)" % encoding
+    return "" if pattern.isascii() or encoding.lower().replace("-",
+        "") == "utf8" else " (file names are %s in this locale; if they are UTF-8, run with PYTHONUTF8=1)" % encoding
 
 
 class Found(namedtuple("Found", "files problems unfit")):
-    """What globs found: files in their order, each once; what is wrong with the globs, texts; {file: what is wrong with that one alone}."""
+    """What globs found: files in their order, each once; what is wrong with the globs, texts; {file: what is wrong with that one
+    alone}."""
 
     __slots__ = ()
 
@@ -209,7 +212,8 @@ def look_for(root: str, patterns: Sequence[str]) -> Found:
 
 
 def _spelled_twice(root: str, paths: List[str]) -> List[str]:
-    """Return what is wrong with files that are named in two ways, which differ in case (macOS: or in how accents are written), on a file system that does not tell these apart."""
+    """Return what is wrong with files that are named in two ways, which differ in case (macOS: or in how accents are written), on
+    a file system that does not tell these apart."""
     if len(set(map(folded, paths))) == len(paths):
         return []
     problems: List[str] = []
@@ -221,13 +225,15 @@ def _spelled_twice(root: str, paths: List[str]) -> List[str]:
         if first is None:
             others.append(path)
         else:
-            same = "upper and lower case are the same" if composed(path) != composed(first) else "an accent with its letter and by itself are the same"
+            same = "upper and lower case are the same" if composed(path) != composed(
+                first) else "an accent with its letter and by itself are the same"
             problems.append("input %s is %s once more, for %s here: spell it in one way" % (path, first, same))
     return problems
 
 
 def _is_one_file(root: str, one: str, other: str, listed: Dict[str, Set[str]]) -> bool:
-    """Tell whether two paths that folded() takes for equal name one file; not if each is a name of its own, as that of a link or a hard link.
+    """Tell whether two paths that folded() takes for equal name one file; not if each is a name of its own, as that of a link or
+    a hard link.
 
     Of two such names both stand in the list of their folder. *listed* keeps the lists.
     """
@@ -309,7 +315,8 @@ class Digests:
         self.scans: Dict[str, Any] = {}
         self.guard = ""                     # what stands for the rules by which these were made, once it is known
         self.used: Dict[str, Tuple[str, List[int]]] = {}
-        self.heed: Callable[[], None] = go_on   # asked between blocks, from any thread: raises ReadingStopped when a run is to stop
+        # Asked between blocks, from any thread: raises ReadingStopped when a run is to stop.
+        self.heed: Callable[[], None] = go_on
         self.folders: Dict[str, Set[str]] = {}
         self.changed = False
         self.unsaved_bytes = 0
@@ -375,12 +382,14 @@ class Digests:
         """Take the digest of a file that was hashed while it was written, unless a later write could have the same time stamp."""
         stamp = signature(os.stat(os.path.join(self.root, path)))
         now, device = self.file_system_time()
-        if is_settled([stamp[0], stamp[1], stamp[1], stamp[3], stamp[4]], now, device):     # the change time is that of its renaming
+        # The change time is that of its renaming.
+        if is_settled([stamp[0], stamp[1], stamp[1], stamp[3], stamp[4]], now, device):
             self.files[path] = stamp + [digest, self.boot]
             self.changed = True
 
     def names_in(self, folder: str) -> Set[str]:
-        """Return the names in a folder below the root (or absolute), listed once; none if there is no folder that we may list. Raises: OSError."""
+        """Return the names in a folder below the root (or absolute), listed once; none if there is no folder that we may list.
+        Raises: OSError."""
         if folder not in self.folders:
             try:
                 self.folders[folder] = set(os.listdir(os.path.join(self.root, folder)))
@@ -467,7 +476,8 @@ class Digests:
 
 
 class _Probe:
-    """A file that tells the time of its file system: what is written to it gets that. Its name is gone at once, where the system can."""
+    """A file that tells the time of its file system: what is written to it gets that. Its name is gone at once, where the system
+    can."""
 
     def __init__(self, path: str) -> None:
         """Raises: OSError."""
@@ -506,7 +516,8 @@ def is_settled(stamp: List[int], now: int, device: int) -> bool:
 
 
 def output_content(full: str, heed: Callable[[], None] = go_on) -> Tuple[int, str]:
-    """Return (bytes, SHA-256) of an output, (-1, "") if it cannot be read; a link is its target's name, not the file behind it."""
+    """Return (bytes, SHA-256) of an output, (-1, "") if it cannot be read; a link is its target's name, not the file behind
+    it."""
     try:
         return read_content(full, heed)
     except OSError:

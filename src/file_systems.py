@@ -1,8 +1,8 @@
 """Which file systems show every change of a file in its times, whose clock these come from, and which keep the order of names.
 
-A leaf; Linux tells, in /proc/self/mountinfo, see proc(5). A digest is kept for the next run only while no change can hide behind the
-file's times. FAT and exFAT keep no time of the last change that a program could not set (the one that stat() tells is that of the
-contents), and an image is made with any times.
+A leaf; Linux tells, in /proc/self/mountinfo, see proc(5). A digest is kept for the next run only while no change can hide behind
+the file's times. FAT and exFAT keep no time of the last change that a program could not set (the one that stat() tells is that of
+the contents), and an image is made with any times.
 """
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ _known: Dict[int, str] = {}     # device -> what doubt_of() says of it
 
 
 def doubt_of(device: int) -> str:
-    """Return UNTOLD, BY_ITS_TIMES (of a driver in user space that we do not know) or REMOTE for the device of a file (st_dev), "" for all others."""
+    """Return UNTOLD, BY_ITS_TIMES (of a driver in user space that we do not know) or REMOTE for the device of a file (st_dev), ""
+    for all others."""
     if device not in _known:            # looked up for each anew: it may have been mounted by the first look at it
         _known.update(doubts(_mounts()))
         _known.setdefault(device, "")
@@ -39,10 +40,11 @@ def _doubt(kind: str) -> str:
 
 
 def keeps_order(device: int) -> bool:
-    """Tell whether a device's names (made, linked, renamed, removed) come to the disk in the order in which this was done, whatever is synced meanwhile.
+    """Tell whether a device's names (made, linked, renamed, removed) come to the disk in the order in which this was done,
+    whatever is synced meanwhile.
 
-    So do XFS, and ext3 and ext4 with a journal, which have one log for all. Not btrfs: the log of an fsync may have a rename without what was
-    created before it. Nor what has no journal; and where nobody tells, it is not assumed.
+    So do XFS, and ext3 and ext4 with a journal, which have one log for all. Not btrfs: the log of an fsync may have a rename
+    without what was created before it. Nor what has no journal; and where nobody tells, it is not assumed.
     """
     kind, options = kinds(_mounts()).get(device, ("", ""))
     return kind == "xfs" or kind in ("ext3", "ext4") and "data=writeback" not in options.split(",") and _has_journal(device)

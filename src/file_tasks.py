@@ -44,7 +44,8 @@ SETTLE_BYTES = 1 << 20      # outputs from here on are hashed only when their si
 
 
 def _link_problem(folder: str, name: str) -> str:
-    """Return why the output *name* in a task's private folder would lead elsewhere in its place, or "": the folder goes with the task."""
+    """Return why the output *name* in a task's private folder would lead elsewhere in its place, or "": the folder goes with the
+    task."""
     full = os.path.join(folder, name)
     if not is_link(full):
         return ""
@@ -82,7 +83,8 @@ class FileTasksWork(TasksWork):
         super().__init__(run, stage, lock, facts)
         self.owner_of: Dict[str, str] = {}          # target path, case folded -> the task that makes it, by the log
         self.open: Set[str] = set()                 # tasks in the log that are yet to say what they make now
-        self.pruned_inputs: List[str] = []      # outputs that were removed as their file is gone, and of which tasks had been made, too
+        # Outputs that were removed as their file is gone, and of which tasks had been made, too.
+        self.pruned_inputs: List[str] = []
         self.ready_folders: Set[str] = set()        # those of the slots
         self.died_at_ns = 0                         # when the last run began, if it died: by the file system's clock
         self.is_pruned = stage.prune                # False as long as something of files that are gone is left for a later run
@@ -114,7 +116,8 @@ class FileTasksWork(TasksWork):
         self._note_death()
         self._drop_unsynced(self.facts.record)
         if facts.lost and not self.earlier.moved_from:
-            self.more_of_record = dict(self.more_of_record, logLost=True)       # for the next run, if this one does not come to its end
+            # For the next run, if this one does not come to its end.
+            self.more_of_record = dict(self.more_of_record, logLost=True)
         self.others.look()
         self.earlier.made = [one for one in self.earlier.made if one["path"] not in self.others.seen]
         self._write_record("running", "")
@@ -128,10 +131,12 @@ class FileTasksWork(TasksWork):
         self.open = {facts.paths[place] for place in places if facts.paths[place] in self.task_log.entries}
         self._leave_to_others(facts.gone)
         self._welcome_back(facts.paths)
-        self.run.flush()        # a power cut must not leave lines of this run beside the record of the last one, which then does not vouch for them
+        # A power cut must not leave lines of this run beside the record of the last one, which then does not vouch for them.
+        self.run.flush()
 
     def _leave_to_others(self, gone: Sequence[str]) -> None:
-        """What another stage has recorded since is no output any more of a task that is done anew, or whose file is gone: it would be removed."""
+        """What another stage has recorded since is no output any more of a task that is done anew, or whose file is gone: it
+        would be removed."""
         left: List[str] = []
         for name in [*sorted(self.open), *gone] if self.others.seen else ():
             entry = self.task_log.entries[name]
@@ -172,10 +177,11 @@ class FileTasksWork(TasksWork):
             self.died_at_ns = os.stat(self.store.path("stage_%s.json" % self.stage.name)).st_mtime_ns
 
     def _tell_of_unrecorded(self) -> None:
-        """Name the files that have come since a run began that died, and are of no task: it may have published them without living to write it down.
+        """Name the files that have come since a run began that died, and are of no task: it may have published them without
+        living to write it down.
 
-        Most of what it published so its task makes again. This is what a task left whose file is called otherwise now, say. It may be
-        somebody else's as well, so it stays.
+        Most of what it published so its task makes again. This is what a task left whose file is called otherwise now, say. It
+        may be somebody else's as well, so it stays.
         """
         if not self.died_at_ns:
             return
@@ -185,13 +191,15 @@ class FileTasksWork(TasksWork):
                 "%s/%s" % (self.stage.output_dir, path) for path in new))
 
     def _of_no_task(self) -> List[Tuple[str, Any]]:
-        """Return (path, signature) of the files in the output folder that no task has made, nor another stage, and that the stage does not read."""
+        """Return (path, signature) of the files in the output folder that no task has made, nor another stage, and that the stage
+        does not read."""
         known = {path for entry in self.task_log.entries.values() for path, _, _ in entry.outputs} | set(self.others.seen)
         found = stage_outputs.list_folder(self.folder).files
         return sorted((path, signature) for path, signature in found.items() if path not in known and not self._input_problem(path))
 
     def _see_to_lost(self, facts: task_look.Tasks) -> None:
-        """Where the task log does not name all that was made: name what no task of now has made; with `prune`, remove of it what is known to have been made here."""
+        """Where the task log does not name all that was made: name what no task of now has made; with `prune`, remove of it what
+        is known to have been made here."""
         if not facts.lost or self.is_stopped or self.earlier.moved_from:
             return
         made = {one["path"]: one["sha256"] for one in self.earlier.made}
@@ -199,9 +207,11 @@ class FileTasksWork(TasksWork):
             made.update((path, digest) for path, digest in zip(table.paths, table.digests) if digest)
         left: List[str] = []
         removed: List[str] = []
-        may_remove = self.stage.prune and not self.failed and not facts.left and not self._missing_folders()     # else it may be of a file that is only not here now
+        # Else it may be of a file that is only not here now.
+        may_remove = self.stage.prune and not self.failed and not facts.left and not self._missing_folders()
         for path, _ in self._of_no_task():
-            is_ours = may_remove and folded(path) not in self.owner_of and made.get(path) and file_digests.read_content(os.path.join(self.folder, path))[1] == made[path]
+            is_ours = may_remove and folded(path) not in self.owner_of and made.get(path) and file_digests.read_content(
+                os.path.join(self.folder, path))[1] == made[path]
             (removed if is_ours else left).append(path)
         for path in removed:
             self._remove_output(path)
@@ -242,7 +252,8 @@ class FileTasksWork(TasksWork):
                        {"PIPELINE_TASK": path}, dict(shared.stamps, **{path: stamp}), stamp[0])
 
     def _make_ready(self, trial: TaskTrial, slot: int, offset: int, is_resume: bool) -> None:
-        """A task with checkpoints has a folder of its own; others take turns in one for each slot, for making and removing folders is slow."""
+        """A task with checkpoints has a folder of its own; others take turns in one for each slot, for making and removing
+        folders is slow."""
         if not self.stage.checkpoint:
             trial.folder = os.path.join(self.staging, "slot%d" % slot)
         is_folder = stage_outputs.is_folder(trial.folder)
@@ -307,8 +318,10 @@ class FileTasksWork(TasksWork):
         """Return what about the place of an output kept it from being renamed there, "" if that is no fault of the task's."""
         path = os.path.relpath(os.fsdecode(error.filename2 or error.filename or self.folder), self.run.root).replace(os.sep, "/")
         if error.errno == errno.EXDEV:
-            return "%s would lie on another file system than %s, and an output is renamed into its place; let all of the output folder lie on one" % (path, self.stage.output_dir)
-        return "%s is in the way of its output: %s; remove it, or give the output another name" % (path, error.strerror) if error.errno in IN_THE_WAY else ""
+            return "%s would lie on another file system than %s, and an output is renamed into its place; let all of the output folder lie on one" % (
+                path, self.stage.output_dir)
+        return "%s is in the way of its output: %s; remove it, or give the output another name" % (path,
+            error.strerror) if error.errno in IN_THE_WAY else ""
 
     def _hash_output(self, full: str) -> Tuple[int, str]:
         """Return (bytes, SHA-256); a large file is hashed only when no later write can hide behind its time stamp."""
@@ -330,7 +343,8 @@ class FileTasksWork(TasksWork):
         owner = self._holder(task.name, folded(name))
         if owner and owner not in self.open:
             theirs = next(path for path, _, _ in self.task_log.entries[owner].outputs if folded(path) == folded(name))
-            return "it makes %s/%s, which task %s makes%s; each task must make files of its own" % (self.stage.output_dir, name, owner, foreign_outputs.but_for(name, theirs))
+            return "it makes %s/%s, which task %s makes%s; each task must make files of its own" % (self.stage.output_dir,
+                name, owner, foreign_outputs.but_for(name, theirs))
         return self.others.problem("it makes", name)
 
     def _holder(self, task: str, target: str) -> str:
@@ -347,7 +361,8 @@ class FileTasksWork(TasksWork):
     def _is_taken(self, path: str, task: str) -> bool:
         """Tell whether what lies at *path*, and *task* has made, is another task's by now.
 
-        Names that differ in case only may be of one task only, for many systems do not tell them apart; where they are two files, each is its maker's still.
+        Names that differ in case only may be of one task only, for many systems do not tell them apart; where they are two files,
+        each is its maker's still.
         """
         owner = self.owner_of.get(folded(path), task)
         entry = self.task_log.entries.get(owner) if owner != task else None
@@ -362,7 +377,8 @@ class FileTasksWork(TasksWork):
         return not os.path.lexists(two) or not os.path.samestat(os.lstat(one), os.lstat(two))
 
     def _claim(self, task: str, name: str) -> None:
-        """Let a task have *name*; what another that is to be done anew has made there is not its own any more, nor is it up to date.
+        """Let a task have *name*; what another that is to be done anew has made there is not its own any more, nor is it up to
+        date.
 
         In the log before the file is exchanged: no path may be that of two tasks, else the one would remove what the other made.
         """
@@ -463,7 +479,8 @@ class FileTasksWork(TasksWork):
         missing = self._missing_folders()
         if self.stage.prune and missing:
             entries = [self.task_log.entries[name] for name in facts.gone]
-            changed = [path for entry in entries if any(output[0] in facts.wrong for output in entry.outputs) for path in self._keep(entry, facts.wrong)]
+            changed = [path for entry in entries if any(output[0] in facts.wrong for output in entry.outputs)
+                       for path in self._keep(entry, facts.wrong)]
             self._note("the folder %s is missing: nothing is pruned%s" % (
                 missing[0], "; not any more as it was made, and nobody's now: %s" % task_look.shown(changed) if changed else ""))
             self.is_pruned = False          # the next run must look again
@@ -472,15 +489,18 @@ class FileTasksWork(TasksWork):
         changed = self._prune(facts.gone, facts.wrong)
         self._note("%d file%s gone: %s; %s%s" % (
             len(facts.gone), " is" if len(facts.gone) == 1 else "s are", task_look.shown(facts.gone),
-            ("outputs removed" if is_recorded else "no outputs of it are recorded") if self.stage.prune else "outputs kept (\"prune\": true removes them)",
+            ("outputs removed" if is_recorded else "no outputs of it are recorded") if self.stage.prune
+            else "outputs kept (\"prune\": true removes them)",
             ", but for what is not any more as it was made: %s" % task_look.shown(changed) if changed else ""))
 
     def _missing_folders(self) -> List[str]:
-        """Return the folders in which globs begin that are not there: they may only not be mounted, so nothing of them counts as gone."""
+        """Return the folders in which globs begin that are not there: they may only not be mounted, so nothing of them counts as
+        gone."""
         return [folder for folder in map(_fixed_folder, self.stage.for_each) if not os.path.isdir(os.path.join(self.run.root, folder))]
 
     def _keep(self, entry: task_log.Entry, wrong: FrozenSet[str]) -> List[str]:
-        """Note that the file of a task is gone, and what it made is kept; return the paths of what is not any more as it was made: that is nobody's now."""
+        """Note that the file of a task is gone, and what it made is kept; return the paths of what is not any more as it was
+        made: that is nobody's now."""
         if entry.status == "failed":        # what it made before it failed has not been looked at
             wrong = wrong | {path for path, size, digest in entry.outputs if not self._is_as_made(path, size, digest)}
         lost = [path for path, _, _ in entry.outputs if path in wrong and not self._is_taken(path, entry.task)]
@@ -488,12 +508,14 @@ class FileTasksWork(TasksWork):
         return lost
 
     def _keep_of(self, entry: task_log.Entry, outputs: Sequence[Output]) -> None:
-        """Note what is kept of a file that is gone. Of what failed, or is not whole any more, the task is done anew should the file come back."""
+        """Note what is kept of a file that is gone. Of what failed, or is not whole any more, the task is done anew should the
+        file come back."""
         is_whole = entry.status in task_log.GOOD and len(outputs) == len(entry.outputs)
         self._enter(entry._replace(status="kept", key=entry.key if is_whole else "", outputs=tuple(outputs)))
 
     def _prune(self, gone: Sequence[str], wrong: FrozenSet[str]) -> List[str]:
-        """Note that files are gone, and with `prune` remove what their tasks made; return the paths of what somebody has changed since: that stays."""
+        """Note that files are gone, and with `prune` remove what their tasks made; return the paths of what somebody has changed
+        since: that stays."""
         changed: List[str] = []
         read = set(self.facts.tasks.paths) if self.stage.prune else set()
         for name in gone:
@@ -516,17 +538,20 @@ class FileTasksWork(TasksWork):
     def _pruned_text(self) -> str:
         """Return why what was made of a pruned output is no success, or ""."""
         inputs = ["%s/%s" % (self.stage.output_dir, path) for path in self.pruned_inputs]
-        return "%s%s, which an earlier forEach of this stage had made and prune has removed; run again" % (stage_work.CHANGED, task_look.shown(inputs)) if inputs else ""
+        return "%s%s, which an earlier forEach of this stage had made and prune has removed; run again" % (
+            stage_work.CHANGED, task_look.shown(inputs)) if inputs else ""
 
     def _is_as_made(self, path: str, size: int, digest: str) -> bool:
-        """Tell whether an output is what its task made. Raises: OSError where a file cannot be read: then nobody knows, and nothing is entered."""
+        """Tell whether an output is what its task made. Raises: OSError where a file cannot be read: then nobody knows, and
+        nothing is entered."""
         full = os.path.join(self.folder, path)
         if os.path.lexists(full) and (is_link(full) or stat.S_ISREG(os.lstat(full).st_mode)):
             return file_digests.read_content(full) == (size, digest)
         return False
 
     def _let_go_of_taken(self) -> None:
-        """What is kept of a file that is gone is not its own any more, once the task of another file (it was renamed, say) makes it."""
+        """What is kept of a file that is gone is not its own any more, once the task of another file (it was renamed, say) makes
+        it."""
         for entry in [one for one in self.task_log.entries.values() if one.status == "kept"]:
             own = [output for output in entry.outputs if not self._is_taken(output[0], entry.task)]
             if len(own) < len(entry.outputs):
@@ -557,7 +582,8 @@ class FileTasksWork(TasksWork):
         if not self.failed:
             self.run.write_marker(self.stage, self.key)
         self.console.event("DONE", self.stage.name, " in %.3fs (%d task%s%s)" % (
-            self._duration_s(), len(self.done), "" if len(self.done) == 1 else "s", ", %d failed and allowed" % len(self.failed) if self.failed else ""))
+            self._duration_s(), len(self.done), "" if len(self.done) == 1 else "s",
+            ", %d failed and allowed" % len(self.failed) if self.failed else ""))
         return self._result("ok", "; ".join(self.reasons), outputs=listed, bytes_out=sum(size for _, size, _ in outputs))
 
     def _output_digest(self) -> str:

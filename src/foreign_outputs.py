@@ -24,7 +24,8 @@ def but_for(name: str, theirs: str) -> str:
     """Return, as the end of a message, in what two names differ that folded() takes for equal; "" if in nothing."""
     if name == theirs:
         return ""
-    return ", but for %s, which many systems do not tell apart" % ("the case of letters" if composed(theirs) != composed(name) else "how an accent is written")
+    return ", but for %s, which many systems do not tell apart" % ("the case of letters" if composed(theirs) != composed(name)
+                                                                   else "how an accent is written")
 
 
 class ForeignOutputs:
@@ -54,7 +55,8 @@ class ForeignOutputs:
         return owners
 
     def possible(self) -> Set[str]:
-        """Return what is another's or may be: an attempt that did not finish must leave it alone, and so must who clears up after it."""
+        """Return what is another's or may be: an attempt that did not finish must leave it alone, and so must who clears up after
+        it."""
         return set(self.owners()) | self._undeclared() | self._of_strangers()
 
     def _of_strangers(self) -> Set[str]:
@@ -81,12 +83,14 @@ class ForeignOutputs:
         self._seen_alike = {folded(path): path for path in self.seen}
 
     def place_of(self, name: str) -> str:
-        """Return which output of another stage *name* would take the place of, "" for none: the file of that name, or one that is the same but for the case."""
+        """Return which output of another stage *name* would take the place of, "" for none: the file of that name, or one that is
+        the same but for the case."""
         other = name if name in self.seen else self._seen_alike.get(folded(name), "")
         return other if other == name or other and self._is_one_file(name, other) else ""
 
     def _is_one_file(self, name: str, other: str) -> bool:
-        """Tell whether two names that folded() takes for equal are one file here: what is there of *other* tells, else what this system is known for."""
+        """Tell whether two names that folded() takes for equal are one file here: what is there of *other* tells, else what this
+        system is known for."""
         one, two = os.path.join(self.folder, name), os.path.join(self.folder, other)
         if not os.path.lexists(two):
             return as_here(name) == as_here(other)

@@ -8,8 +8,8 @@ Above the leaves and program_scan; task_work imports it when the first stage of 
       ^ <───replies──────┘                 │ 1, 2
       └──────────slot pipe─────────────────┘
 
-Output goes through a pipe for each slot, made before the server, whose write end the server holds too: there is no end of file when a
-task has ended. Read what is there after its last process is gone, before the slot is given to the next.
+Output goes through a pipe for each slot, made before the server, whose write end the server holds too: there is no end of file
+when a task has ended. Read what is there after its last process is gone, before the slot is given to the next.
 """
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ READ_BYTES = 1 << 16
 SHOWN_BYTES = 2000          # of what a server said before it died
 # bin/processor_kit.py as it is shipped: all that executing it does is to define things, so the server does it once for all tasks.
 KIT_NAME, KIT_SHA256 = "processor_kit.py", "ec1506b74c364c3d2e5963ab9648a9ba6d771d44b5b1a20aff282072bd6c391b"
-PADDING = " " * 4000        # room for a task's words, and below for its token, in what the system shows of a process (forked_task.Title)
+# Room for a task's words, and below for its token, in what the system shows of a process (forked_task.Title).
+PADDING = " " * 4000
 TOKEN_ROOM = 100
 PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fork_server.py")
 # With these the interpreter does something at each start or end that a forked process would not do, or do otherwise.
@@ -76,8 +77,9 @@ def why_not(env: Dict[str, str], platform: str = sys.platform) -> str:
 
 
 def code_of(digests: Digests, processor: str) -> Tuple[List[str], List[str], List[str]]:
-    """Return (files of modules beside a Python processor that it imports, relative to the root; names of what they import; the kit, if it is
-    one of the files, and unchanged). What the kit imports is not named then: what most tasks do not need of it is left to those that do."""
+    """Return (files of modules beside a Python processor that it imports, relative to the root; names of what they import; the
+    kit, if it is one of the files, and unchanged). What the kit imports is not named then: what most tasks do not need of it is
+    left to those that do."""
     modules = program_scan.local_modules(digests, processor)
     path = os.path.join(os.path.dirname(processor), KIT_NAME).replace(os.sep, "/")
     kit = [path] if path in modules and digests.of(path)[0] == KIT_SHA256 else []
@@ -88,8 +90,8 @@ def code_of(digests: Digests, processor: str) -> Tuple[List[str], List[str], Lis
 class ForkServer:
     """A server and what the runner holds of it.
 
-    descriptor: readable when ends are reported, when the server has become ready, or has died. readers: for each slot the read end of its
-    pipe, not blocking. pid: the server's, a child of the runner that belongs to no task.
+    descriptor: readable when ends are reported, when the server has become ready, or has died. readers: for each slot the read
+    end of its pipe, not blocking. pid: the server's, a child of the runner that belongs to no task.
     """
 
     Declined, ServerDied = Declined, ServerDied     # for a pool that knows servers only by what they do
@@ -186,7 +188,8 @@ class ForkServer:
         return int(value)
 
     def ends(self) -> List[End]:
-        """Return the ends reported since the last call; never waits. After the server's death (`is_dead`) no more will be told."""
+        """Return the ends reported since the last call; never waits. After the server's death (`is_dead`) no more will be
+        told."""
         if self.state != "dead":
             self._receive()
         found, self.ended = self.ended, []

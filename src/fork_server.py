@@ -143,7 +143,8 @@ class Codes:
                     pass
             return original(loader, fullname)
 
-        # A traceback leaves out what is importlib's around a module that cannot be compiled; with a stranger among it, it would not.
+        # A traceback leaves out what is importlib's around a module that cannot be compiled; with a stranger among it, it would
+        # not.
         get_code.__code__ = get_code.__code__.replace(co_filename=original.__code__.co_filename)
         SourceFileLoader.get_code = get_code    # type: ignore[method-assign, assignment, unused-ignore]
 
@@ -169,7 +170,8 @@ class Modules:
         local = {name.partition(".")[0] for folder in self.folders for name in _listing(folder)}
         for name in sorted(set(names)):
             parent = name.rpartition(".")[0]
-            if name.partition(".")[0] not in LOADABLE - local or (parent and not hasattr(sys.modules.get(parent), "__path__")) or name.endswith("__main__"):
+            if name.partition(".")[0] not in LOADABLE - local or (parent
+                                                                  and not hasattr(sys.modules.get(parent), "__path__")) or name.endswith("__main__"):
                 continue
             before = set(sys.modules)
             with warnings.catch_warnings(record=True) as caught:
@@ -225,7 +227,8 @@ class Kit:
         self.module: Any = None
 
     def load(self) -> bool:
-        """Execute it, once its code is at hand; tell whether that was now. Not by an import: what that finds may be another file."""
+        """Execute it, once its code is at hand; tell whether that was now. Not by an import: what that finds may be another
+        file."""
         if self.loaded is not None or self.path not in self.codes.known:
             return False
         self.loaded, code, _ = self.codes.known[self.path]

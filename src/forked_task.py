@@ -22,14 +22,16 @@ if TYPE_CHECKING:
     from typing import Any, Dict, Iterable, List, NoReturn, Optional, Tuple
 
 PR_SET_PDEATHSIG = 1            # linux/prctl.h
-IGNORED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))    # by the server only
+# By the server only.
+IGNORED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 HOOK_EVENT = "pipeline.attempt"     # python_hook/sitecustomize.py listens for it: the attempt's own file
 EXIT_NOT_RESTORED = 70          # a child that could not be made like a fresh process
 OWN_MODULES = ("forked_task", "process_tree")
 
 
 class Task(namedtuple("Task", "argv env folder slot code source")):
-    """One script to run: argv complete; env: where it differs from the server's, None for what is not set; slot: descriptor of its output.
+    """One script to run: argv complete; env: where it differs from the server's, None for what is not set; slot: descriptor of
+    its output.
 
     code: the compiled script, or None: *source* (bytes) is compiled in the child, so that it is the child that warns.
     """
@@ -201,7 +203,8 @@ def run(task: Task, before: Before) -> None:
         _hide_server_frames(own_file)
         raise
     del space, code
-    for stream in (sys.stderr, sys.stdout):     # as Python does at a script's end, before it waits for threads and calls what waits for the end
+    # As Python does at a script's end, before it waits for threads and calls what waits for the end.
+    for stream in (sys.stderr, sys.stdout):
         try:
             stream.flush()
         except Exception:
@@ -227,7 +230,8 @@ def _hide_server_frames(own_file: str) -> None:
 
 
 def _may_end_quickly(before: Before) -> bool:
-    """Tell whether nothing is there but what _end_quickly() knows to end: no extension module from elsewhere, no developer's mode."""
+    """Tell whether nothing is there but what _end_quickly() knows to end: no extension module from elsewhere, no developer's
+    mode."""
     if sys.flags.dev_mode or sys.flags.inspect:
         return False
     files = [getattr(module, "__file__", None) for name, module in list(sys.modules.items()) if name not in before.modules]
@@ -288,7 +292,8 @@ def _drop_modules(before: Before) -> None:
 
 
 def _flush_files() -> None:
-    """Write what unclosed files hold: the collector may close a file's inner half first, and a module that lives on here may hold one."""
+    """Write what unclosed files hold: the collector may close a file's inner half first, and a module that lives on here may hold
+    one."""
     for one in gc.get_objects():
         if issubclass(type(one), (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)):
             try:

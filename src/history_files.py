@@ -138,7 +138,8 @@ class Folder:
         return full
 
     def link(self, relative: str) -> Optional[Tuple[int, str]]:
-        """Return (bytes, SHA-256) of a symbolic link as a stage's output: of its target's name; None if it is none. Raises: Unreadable, as path()."""
+        """Return (bytes, SHA-256) of a symbolic link as a stage's output: of its target's name; None if it is none. Raises:
+        Unreadable, as path()."""
         full = self._place(relative)
         if not is_link(full):
             return None
@@ -221,7 +222,8 @@ def _nullable(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def shape_problem(value: Json, shape: Sequence[Tuple[str, Callable[[Any], bool]]]) -> str:
-    """Return the first name whose value is not of its kind, or ""; a name that is not there counts as having the value Ellipsis."""
+    """Return the first name whose value is not of its kind, or ""; a name that is not there counts as having the value
+    Ellipsis."""
     for name, test in shape:
         if not test(value.get(name, ...)):
             return name
@@ -267,7 +269,8 @@ ENTRY_SHAPE = (("schema", is_integer), ("seq", is_integer), ("prevHash", _nullab
                ("open", _is_open), ("hash", is_digest), ("seal", _optional(_is_seal)))
 EVENT_SHAPES = {"end": (("state", is_text), ("runHash", _nullable(is_digest)), ("closedBy", _optional(is_text))),
                 "accept": (("stage", is_text), ("oldKey", is_text), ("newKey", is_text)),
-                "gc": (("removed", _is_removed),), "clean": (("stage", is_text), ("madeBy", _is_maker), ("kept", _is_texts)), "reset": (("stage", is_text),)}
+                "gc": (("removed", _is_removed),), "clean": (("stage", is_text), ("madeBy", _is_maker), ("kept", _is_texts)),
+                "reset": (("stage", is_text),)}
 END_SHAPE = (("schema", is_integer), ("seq", is_integer), ("hash", is_digest), ("keyId", is_text), ("mode", is_text), ("mac", is_text))
 RUN_SHAPE = (("schema", is_integer), ("runId", is_text), ("invocation", is_integer), ("stages", _is_list), ("state", is_text),
              ("prevRunHash", _nullable(is_digest)))

@@ -1,8 +1,8 @@
 """The commands that tidy up: clean (outputs of stages), reset (what is known of stages), gc (records and logs of old runs).
 
-Above the leaves and below the runner. Each lists what it would do, and does it only with --yes; under the locks of the stages; entered
-in the ledger before anything is touched, so that a kill leaves an entry that promised more than was done, and never a change that
-nobody owns up to. Doing it again finishes it.
+Above the leaves and below the runner. Each lists what it would do, and does it only with --yes; under the locks of the stages;
+entered in the ledger before anything is touched, so that a kill leaves an entry that promised more than was done, and never a
+change that nobody owns up to. Doing it again finishes it.
 
     clean   ledger entry, stage record ("cleaned"), marker, outputs, what is private to a former stage, folders that are empty now
     reset   ledger entry, marker, stage record, checkpoint and what else state/ holds of the stage
@@ -44,8 +44,9 @@ STATE_FILES = ("progress_%s.json", "progress_%s.json.old", "progress_%s.whole", 
 
 
 class Cleaning(namedtuple("Cleaning", "stage record remove keep left private")):
-    """What clean would do with a stage: remove [(path, bytes)], keep [(path, why)]; where no next run will, undo what is left [path] of an attempt
-    that did not finish, and remove what was never an output [path]: part files, folders of tasks. Paths below the root."""
+    """What clean would do with a stage: remove [(path, bytes)], keep [(path, why)]; where no next run will, undo what is left
+    [path] of an attempt that did not finish, and remove what was never an output [path]: part files, folders of tasks. Paths
+    below the root."""
 
     __slots__ = ()
 
@@ -79,7 +80,8 @@ def do(spec: PipelineSpec, stages: List[StageSpec], options: Options, console: C
 
 
 def former_stages(spec: PipelineSpec, names: Sequence[str]) -> List[StageSpec]:
-    """Return those of the named stages that are not in the pipeline any more and whose records it has left; of each only name and output folder are set."""
+    """Return those of the named stages that are not in the pipeline any more and whose records it has left; of each only name and
+    output folder are set."""
     store, known = StateStore(spec.root, writable=False), {stage.name for stage in spec.stages}
     found = [_former(spec, store, name) for name in dict.fromkeys(names) if not name_problem(name) and name not in known]
     return [stage for stage in found if stage is not None]
@@ -93,7 +95,8 @@ def _former(spec: PipelineSpec, store: StateStore, name: str) -> Optional[StageS
 
 
 def notes_on_former(spec: PipelineSpec) -> List[str]:
-    """Return a text for each stage that is not in the pipeline any more, and whose outputs, recorded of no stage of now, are still there for one to read."""
+    """Return a text for each stage that is not in the pipeline any more, and whose outputs, recorded of no stage of now, are
+    still there for one to read."""
     store, mine = StateStore(spec.root, writable=False), {stage.name for stage in spec.stages}
     former: List[StageSpec] = []
     for name in store.stage_names():
@@ -128,7 +131,8 @@ def _possible_readers(spec: PipelineSpec, former: List[StageSpec]) -> Iterator[T
 
 
 def _paths_made(stage: StageSpec, store: StateStore) -> List[str]:
-    """Return the recorded outputs of a stage, paths below the root; none where the record is damaged, for it vouches for nothing."""
+    """Return the recorded outputs of a stage, paths below the root; none where the record is damaged, for it vouches for
+    nothing."""
     try:
         record = store.stage(stage.name)
         folder = _worked_in(stage, record)
@@ -141,7 +145,8 @@ def _is_read(stage: StageSpec, path: str) -> bool:
     return any(pattern == path or has_wildcard(pattern) and path_matches(path, pattern) for pattern in stage.inputs + stage.watch + stage.for_each)
 
 
-def _do_locked(spec: PipelineSpec, stages: List[StageSpec], options: Options, console: Console, clock: Clock, new_ledger: Callable[..., RunLedger]) -> None:
+def _do_locked(spec: PipelineSpec, stages: List[StageSpec], options: Options, console: Console, clock: Clock,
+               new_ledger: Callable[..., RunLedger]) -> None:
     store = StateStore(spec.root, now=clock.time)
     if not os.path.isdir(store.folder):
         console.line("%s: no run has left anything below %s" % (options.command, spec.root))
@@ -161,8 +166,8 @@ def _do_locked(spec: PipelineSpec, stages: List[StageSpec], options: Options, co
 
 
 def _lock_all(spec: PipelineSpec, stages: List[StageSpec], options: Options, store: StateStore, clock: Clock) -> List[stage_locks.StageLock]:
-    """Hold the stages, and for clean also those that may be reading their outputs now. Raises: LockHeld, with none held, for clean also
-    if a run of the pipeline is at work."""
+    """Hold the stages, and for clean also those that may be reading their outputs now. Raises: LockHeld, with none held, for
+    clean also if a run of the pipeline is at work."""
     names = {stage.name for stage in stages}
     makers = edges(spec.stages) if options.command == "clean" else {}
     wanted = [one for one in spec.stages if one.name in names or names.intersection(makers.get(one.name, ()))]
@@ -183,8 +188,8 @@ def _lock_all(spec: PipelineSpec, stages: List[StageSpec], options: Options, sto
 
 
 def _check_nobody_is_at_work(spec: PipelineSpec, clock: Clock) -> None:
-    """Raises: LockHeld if a run of the pipeline is at work: what it has made, or found up to date, it still counts on. To be asked with
-    the stages' locks held, so that a run that starts later finds them locked."""
+    """Raises: LockHeld if a run of the pipeline is at work: what it has made, or found up to date, it still counts on. To be
+    asked with the stages' locks held, so that a run that starts later finds them locked."""
     for name in sorted(os.listdir(os.path.join(spec.root, "locks"))):
         if not (name.startswith(".") and name.endswith(".run")):
             continue
@@ -265,7 +270,8 @@ def _other_owners(spec: PipelineSpec, stage: StageSpec, store: StateStore) -> Di
             try:
                 found.update(("%s/%s" % (folder, path), other.name) for path in recorded_outputs.recorded_paths(store, record))
             except task_log.Damaged as problem:
-                raise StateError("state/%s is damaged (%s): nobody can tell what of it may go; a run sets it aside" % (task_log.log_name(other.name), problem)) from None
+                raise StateError("state/%s is damaged (%s): nobody can tell what of it may go; a run sets it aside" % (
+                    task_log.log_name(other.name), problem)) from None
     return found
 
 
@@ -369,7 +375,8 @@ def _do_clean(spec: PipelineSpec, found: Cleaning, markers: List[str], store: St
 
 
 def _remove_empty_folders(root: str, stage: StageSpec, record: Optional[Json], store: StateStore) -> None:
-    """Remove the folders below the output folder that held recorded outputs and hold nothing now; the output folder itself stays."""
+    """Remove the folders below the output folder that held recorded outputs and hold nothing now; the output folder itself
+    stays."""
     output_dir = _worked_in(stage, record)
     folders: Set[str] = set()
     for output in _recorded(stage, store, record):
@@ -384,7 +391,8 @@ def _remove_empty_folders(root: str, stage: StageSpec, record: Optional[Json], s
 # --- reset -----------------------------------------------------------------------------------------------------------
 
 def _folders(spec: PipelineSpec, stage: StageSpec, record: Optional[Json]) -> List[str]:
-    """Return the output folders in which there may be something of a stage: that of the spec, and the one that its record tells of; none behind a link."""
+    """Return the output folders in which there may be something of a stage: that of the spec, and the one that its record tells
+    of; none behind a link."""
     folders = dict.fromkeys((stage.output_dir, _worked_in(stage, record)))
     return [folder for folder in folders if not path_problem(folder) and not link_on_the_way(spec.root, folder + "/x")]
 
@@ -392,9 +400,11 @@ def _folders(spec: PipelineSpec, stage: StageSpec, record: Optional[Json]) -> Li
 def forgotten(spec: PipelineSpec, stage: StageSpec, record: Optional[Json]) -> List[str]:
     """Return what reset removes, paths below the root, of that what is there, in that order; *record* is that of the stage.
 
-    The marker first: without it nothing is skipped. The record last: after a kill it still tells that there is something to remove, and where.
+    The marker first: without it nothing is skipped. The record last: after a kill it still tells that there is something to
+    remove, and where.
     """
-    files = ["%s/.%s.done" % (folder, stage.name) for folder in _folders(spec, stage, record)] + ["state/" + pattern % stage.name for pattern in STATE_FILES]
+    files = ["%s/.%s.done" % (folder, stage.name)
+             for folder in _folders(spec, stage, record)] + ["state/" + pattern % stage.name for pattern in STATE_FILES]
     state = os.path.join(spec.root, "state")
     files += ["state/" + name for name in (task_files.names_of_inputs(state, stage.name) if os.path.isdir(state) else ())]
     folders, parts = _private(spec, stage, record)
@@ -402,7 +412,8 @@ def forgotten(spec: PipelineSpec, stage: StageSpec, record: Optional[Json]) -> L
     # A stage may be named a, another one a.json: what is a file of the one is a folder of the other.
     def those_there(names: Sequence[str]) -> List[str]:
         return [name for name in names if os.path.lexists(os.path.join(spec.root, name)) and not is_folder(os.path.join(spec.root, name))]
-    return those_there(files) + folders + parts + those_there(["state/" + pattern % stage.name for pattern in ("stage_%s.json", BEFORE % "stage_%s.json")])
+    return those_there(files) + folders + parts + those_there(
+        ["state/" + pattern % stage.name for pattern in ("stage_%s.json", BEFORE % "stage_%s.json")])
 
 
 def _private(spec: PipelineSpec, stage: StageSpec, record: Optional[Json]) -> Tuple[List[str], List[str]]:

@@ -1,9 +1,10 @@
 """How the index comes to be: what a run that skipped stages has looked at, signed.
 
-Above quick_run, program_scan and known_stages, below the runner, which loads it when stages were skipped that no index answers for.
+Above quick_run, program_scan and known_stages, below the runner, which loads it when stages were skipped that no index answers
+for.
 
-A path is believed only if its newest time stamp is older than the run itself, by the file system's clock: then what the run has read is
-what was signed afterwards, and any later change gets another stamp. What is younger is left to the next run that skips.
+A path is believed only if its newest time stamp is older than the run itself, by the file system's clock: then what the run has
+read is what was signed afterwards, and any later change gets another stamp. What is younger is left to the next run that skips.
 """
 from __future__ import annotations
 
@@ -34,14 +35,16 @@ if TYPE_CHECKING:
     Json = Dict[str, Any]
     EntryOf = Callable[[StageResult], Json]
 
-PER_RUN = ("runId", "invocation", "state", "startedAt", "endedAt", "durationMs", "stages", "timestamp", "durationSec")     # not the same in each run
+# Not the same in each run.
+PER_RUN = ("runId", "invocation", "state", "startedAt", "endedAt", "durationMs", "stages", "timestamp", "durationSec")
 
 
 class Begin:
     """The begin of a run, by the file system's clock where that can be had. A path is settled if it is older."""
 
     def __init__(self, told: Sequence[Tuple[int, int, int]]) -> None:
-        """*told*: (time by the file system's clock, by ours, its device), each reckoned back at another time; a clock may have been set meanwhile."""
+        """*told*: (time by the file system's clock, by ours, its device), each reckoned back at another time; a clock may have
+        been set meanwhile."""
         self.by_file_system, self.by_clock = min(one[0] for one in told), min(one[1] for one in told)
         self.device = told[0][2]
 
@@ -87,7 +90,8 @@ class _Signed:
 
 
 def is_possible(spec: PipelineSpec, options: Any) -> bool:
-    """Tell whether runs like this one can be told from an index: all stages, nothing set or forced, nothing done at their ends."""
+    """Tell whether runs like this one can be told from an index: all stages, nothing set or forced, nothing done at their
+    ends."""
     return not (options.force or options.only or options.first or options.last or options.params or options.key or spec.seal_key
                 or spec.offline.require == "kernel" or spec.on_failure or spec.on_success or os.environ.get(quick_run.SWITCH) == "off")
 
@@ -95,11 +99,13 @@ def is_possible(spec: PipelineSpec, options: Any) -> bool:
 def save(run: Run, record: Json, entry_of: EntryOf, metrics_entry_of: EntryOf) -> None:
     """Write the index, if there is more to put into it than the last one held. A cache: what goes wrong is not told.
 
-    *run* is the runner's Run at its end, *record* what it has written; the functions make a result's entries in run record and metrics.
+    *run* is the runner's Run at its end, *record* what it has written; the functions make a result's entries in run record and
+    metrics.
     """
     try:
         _save(run, record, entry_of, metrics_entry_of)
-    except (OSError, ValueError):       # a full disk, a name too long, a folder that cannot be listed: the next run goes the long way
+    except (OSError, ValueError):
+        # A full disk, a name too long, a folder that cannot be listed: the next run goes the long way.
         pass
 
 
@@ -148,7 +154,8 @@ def _stage_signed(run: Run, begin: Begin, stage: StageSpec, result: StageResult)
 
 
 def _common_signed(run: Run, begin: Begin) -> Optional[_Signed]:
-    """Return what all stages depend on: the pipeline file, and all that the scan looks at, with the folders that it finds it in."""
+    """Return what all stages depend on: the pipeline file, and all that the scan looks at, with the folders that it finds it
+    in."""
     seen: Set[str] = set()
     paths = [run.spec.path] + program_scan.runner_files() + program_scan.runner_folders()
     paths += file_digests.expand(run.root, "bin/**/*.py", seen)
@@ -185,7 +192,8 @@ def _sign_at(signs: Sequence[int], place: int) -> List[int]:
 
 
 class _Sections:
-    """The sections of an index that hold something of each stage, put together from the last index and from what was signed anew."""
+    """The sections of an index that hold something of each stage, put together from the last index and from what was signed
+    anew."""
 
     def __init__(self, run: Run, new: Dict[int, _Signed], new_texts: Dict[int, List[Piece]], old: Optional[quick_index.Index],
                  followed: List[Tuple[int, str, List[int]]]) -> None:
@@ -291,7 +299,8 @@ def _about(run: Run, record: Json) -> Json:
 
 def _fields(record: Json) -> List[Any]:
     """Return [name, value] of a record's fields in order; null for what each run fills in."""
-    return [[name, None if name in PER_RUN else value] for name, value in record.items() if name not in ("schema", "metrics", "prevRunHash", "runHash")]
+    return [[name, None if name in PER_RUN else value]
+            for name, value in record.items() if name not in ("schema", "metrics", "prevRunHash", "runHash")]
 
 
 def _save_spec(run: Run) -> List[int]:

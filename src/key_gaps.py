@@ -32,12 +32,14 @@ def find_gaps(root: str, stage: StageSpec) -> List[str]:
     for word in stage.env.get("PYTHONPATH", "").split(os.pathsep):
         path = _below(root, word)
         if path and any(not _is_known(stage, module) for module in file_digests.expand(root, path + "/**/*.py")):
-            lines.append("env.PYTHONPATH names %s, whose modules are not in the key: a change of them runs nothing; add %s/**/*.py to watch" % (path, path))
+            lines.append("env.PYTHONPATH names %s, whose modules are not in the key: a change of them runs nothing; add %s/**/*.py to watch" % (
+                path, path))
     return lines
 
 
 def find_misreadings(root: str, stage: StageSpec) -> List[str]:
-    """Return a line for each path of the stage that a shell would read otherwise, or that names the output folder a second time."""
+    """Return a line for each path of the stage that a shell would read otherwise, or that names the output folder a second
+    time."""
     lines = []
     texts = [("outputDir", "", stage.output_dir)] + [("%s[%d]" % (key, number), below, text) for key, below, paths in (
         ("inputs", "", stage.inputs), ("forEach", "", stage.for_each), ("watch", "", stage.watch),
@@ -48,7 +50,8 @@ def find_misreadings(root: str, stage: StageSpec) -> List[str]:
     own = stage.output_dir.rstrip("/") + "/"
     for number, text in enumerate(stage.outputs or ()):
         if text.startswith(own) and not os.path.isdir(os.path.join(root, own, own)):
-            lines.append("outputs[%d] is %s, which means %s%s: outputs are relative to outputDir; write %s" % (number, text, own, text, text[len(own):]))
+            lines.append("outputs[%d] is %s, which means %s%s: outputs are relative to outputDir; write %s" % (
+                number, text, own, text, text[len(own):]))
     return lines
 
 

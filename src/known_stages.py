@@ -29,11 +29,13 @@ if TYPE_CHECKING:
 BLOCK = 20000               # stages looked at again in one go; between two blocks the run may be stopped
 FEW = 100                   # stages: their locks are looked for one by one
 MANY_KNOWN = 8              # times as many stages are known as looked at: then the metrics file is worth patching
-KNOWN = StageResult.of("", "skipped", "")       # of every stage that the index answers for; the rest stands at the stage's place in the index
+# Of every stage that the index answers for; the rest stands at the stage's place in the index.
+KNOWN = StageResult.of("", "skipped", "")
 
 
 class KnownStages:
-    """What the index answers in one run. A stage is looked at again at its turn once something has been run: its inputs may be new."""
+    """What the index answers in one run. A stage is looked at again at its turn once something has been run: its inputs may be
+    new."""
 
     def __init__(self, index: quick_index.Index, pipeline: str, root: str) -> None:
         self.index, self.pipeline, self.root = index, pipeline, root
@@ -66,8 +68,8 @@ class KnownStages:
         return last
 
     def _changed(self, places: Sequence[int]) -> Set[int]:
-        """Return which of the stages at *places* are not what they were, or held by somebody; all of them, if what all depend on (a
-        processor, say, that an earlier stage has made) is not what it was."""
+        """Return which of the stages at *places* are not what they were, or held by somebody; all of them, if what all depend on
+        (a processor, say, that an earlier stage has made) is not what it was."""
         if self.index.is_void(self.root):
             self.stale.update(range(len(self.index.names)))
             return set(places)
@@ -81,17 +83,20 @@ class KnownStages:
         return {place for place in places if os.path.isdir(os.path.join(folder, self.index.names[place] + ".lock"))}
 
     def looked_at(self, results: Sequence[Optional[StageResult]]) -> Optional[Dict[int, StageResult]]:
-        """Return {place: result} of the stages that the index did not answer for; None if they are not the smaller part of all stages."""
+        """Return {place: result} of the stages that the index did not answer for; None if they are not the smaller part of all
+        stages."""
         found = {place: result for place, result in enumerate(results) if result is not KNOWN and result is not None}
         return found if len(found) <= len(results) // MANY_KNOWN and None not in results else None
 
     def entries(self, results: Sequence[Optional[StageResult]], entry_of: Callable[[StageResult], Json], is_metrics: bool) -> Ready:
         """Return the entries of a run record, or of metrics, as one text; entry_of() makes those that the index has not.
 
-        results: one for each place, None where there is none yet. Raises: StateError if somebody has written to the index meanwhile.
+        results: one for each place, None where there is none yet. Raises: StateError if somebody has written to the index
+        meanwhile.
         """
         if self.index.is_damaged:
-            raise StateError("state/%s was changed by somebody while this run was at work; run again" % os.path.basename(quick_index.index_path(self.root, self.pipeline)))
+            raise StateError("state/%s was changed by somebody while this run was at work; run again" % os.path.basename(
+                quick_index.index_path(self.root, self.pipeline)))
         shown = self._pieces("metrics" if is_metrics else "pretty", results, lambda result: pretty(entry_of(result), 2))
         return ready_array(shown, () if is_metrics else self._pieces("canonical", results, lambda result: compact(entry_of(result), True)))
 
@@ -126,8 +131,8 @@ def spec_path(root: str, pipeline: str) -> str:
 
 
 def spec_to_plain(spec: PipelineSpec) -> Any:
-    """Return a spec as plain values, which marshal can store; of the stages a pair for each field: (value, None) if all have the same,
-    (None, values of each) if not. Thousands of stages are soon made of that."""
+    """Return a spec as plain values, which marshal can store; of the stages a pair for each field: (value, None) if all have the
+    same, (None, values of each) if not. Thousands of stages are soon made of that."""
     stages = [stage._replace(retry=tuple(stage.retry), chunks=None if stage.chunks is None else tuple(stage.chunks)) for stage in spec.stages]
     columns = [(values[0], None) if _are_same(values) else (None, values) for values in map(list, zip(*stages))]
     return tuple(spec._replace(stages=(len(stages), columns), offline=tuple(spec.offline)))
@@ -144,7 +149,8 @@ def spec_from_plain(plain: Any) -> PipelineSpec:
     spec = PipelineSpec._make(plain)
     count, columns = spec.stages
     columns[StageSpec._fields.index("retry")] = _made(Retry._make, columns[StageSpec._fields.index("retry")])
-    columns[StageSpec._fields.index("chunks")] = _made(lambda value: None if value is None else Chunks._make(value), columns[StageSpec._fields.index("chunks")])
+    columns[StageSpec._fields.index("chunks")] = _made(lambda value: None if value is None else Chunks._make(value),
+                                                       columns[StageSpec._fields.index("chunks")])
     rows = zip(*[repeat(value, count) if values is None else values for value, values in columns])
     stages = tuple(map(tuple.__new__, repeat(StageSpec), rows))         # not _make(): there are thousands
     return spec._replace(stages=stages, offline=Offline._make(spec.offline))

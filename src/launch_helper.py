@@ -3,16 +3,18 @@
 Above the leaves and below the runner. The runner closes the network for itself and all that it starts, so launchers start
 from a process that was forked before:
 
-    runner --commands--> helper --fork--> a minder for each launch --> launcher (its own session) ~~> offline_guard exec (node_exec)
+    runner --commands--> helper --fork--> a minder for each launch --> launcher (its own session) ~~> offline_guard exec
+    (node_exec)
        ^------------------answers-----------'      '--output through a named pipe--> runner
 
-The helper and its minders are nobody's children and hold nothing of the runner but the two pipes. A minder does what the runner does
-for processors: it ends the launcher's whole tree, whatever the exit. It also sees the commands' pipe close when the runner dies,
-however it dies, and then ends its launcher by itself.
+The helper and its minders are nobody's children and hold nothing of the runner but the two pipes. A minder does what the runner
+does for processors: it ends the launcher's whole tree, whatever the exit. It also sees the commands' pipe close when the runner
+dies, however it dies, and then ends its launcher by itself.
 
-A launcher is never killed at first sight: killed with -9, srun leaves its job in the queue. It is asked with SIGTERM, upon which it cancels the
-job, and killed only when it has not gone after process_tree.LAUNCHER_S. To let the processor itself end in order comes before that, by
-the lease (launch_lease), through which the task also is known to be gone when its launcher did not live to tell.
+A launcher is never killed at first sight: killed with -9, srun leaves its job in the queue. It is asked with SIGTERM, upon which
+it cancels the job, and killed only when it has not gone after process_tree.LAUNCHER_S. To let the processor itself end in order
+comes before that, by the lease (launch_lease), through which the task also is known to be gone when its launcher did not live to
+tell.
 """
 from __future__ import annotations
 
@@ -57,21 +59,24 @@ def launcher_words(words: Sequence[str], resources: Dict[str, int]) -> List[str]
 def task_words(source_folder: str, lease: str) -> List[str]:
     """Return the words that a launcher has to run: they close the network where the task runs, and start what its lease says.
 
-    The processor's own words are not among them: a launcher may hand its words to a shell, for which a file's name can be a command.
+    The processor's own words are not among them: a launcher may hand its words to a shell, for which a file's name can be a
+    command.
     """
     # -E, -S: nothing that a variable or a site package names runs beside the guard; and it starts in half the time.
     return [sys.executable, "-E", "-S", os.path.join(source_folder, "offline_guard.py"), "exec", "--lease", lease]
 
 
 def launcher_environment(env: Dict[str, str], own: Dict[str, str]) -> Dict[str, str]:
-    """Return a launcher's environment: the processor's without the Python hook, which is for processors; *own* are the stage's."""
+    """Return a launcher's environment: the processor's without the Python hook, which is for processors; *own* are the
+    stage's."""
     kept = {name: value for name, value in env.items() if name not in HOOK_VARIABLES}
     kept[process_tree.LAUNCHER_VARIABLE] = "1"
     return dict(kept, PYTHONPATH=own["PYTHONPATH"]) if "PYTHONPATH" in own else kept
 
 
 def task_plan(stage: Any, launch: Any, root: str, offline: Any, report: str) -> Json:
-    """Return what the lease tells the task. The runner's own variables and the stage's are in it: not every launcher passes its environment on.
+    """Return what the lease tells the task. The runner's own variables and the stage's are in it: not every launcher passes its
+    environment on.
 
     launch: attempts.Launch of the processor.
     """
@@ -133,7 +138,8 @@ class LaunchHelper:
                 began = time.monotonic()
                 self._wait(min(left_s, START_LOOK_S))
                 self.take_answers()
-                left_s -= min(time.monotonic() - began, START_LOOK_S)       # for longer it was this process that stood still, or the machine
+                # For longer it was this process that stood still, or the machine.
+                left_s -= min(time.monotonic() - began, START_LOOK_S)
                 if left_s <= 0 and not launched.is_answered:
                     launched.error = OSError("the helper that starts launchers does not answer")
         finally:
@@ -269,7 +275,8 @@ class Launched:
     def end(self) -> List[Any]:
         """Have it end: the launcher cancels, and is killed if it does not. The end is yet to come, or has come: survivors.
 
-        Returns at once; but of one that nobody watches any more the end is seen to here, which may take as long as a task may live on.
+        Returns at once; but of one that nobody watches any more the end is seen to here, which may take as long as a task may
+        live on.
         """
         if self.code is None:
             self._tell("force")
@@ -408,7 +415,8 @@ class Minder:
         os._exit(0)
 
     def _settle(self, tree: Any) -> None:
-        """A launcher was killed: what it left behind may be there to cancel its job, as srun's second process is; give it time for that."""
+        """A launcher was killed: what it left behind may be there to cancel its job, as srun's second process is; give it time
+        for that."""
         launch_lease.ask_to_stop(self.lease)
         deadline = time.monotonic() + process_tree.LAUNCHER_S
         while tree.living() and time.monotonic() < deadline:
@@ -478,7 +486,8 @@ def answer(descriptor: int, number: int, **what: Any) -> None:
 
 
 def end_unwatched(token: str, lease: str) -> Tuple[List[int], bool]:
-    """End what a killed minder watched; return which processes here would not go (some of them), and whether the task may still run.
+    """End what a killed minder watched; return which processes here would not go (some of them), and whether the task may still
+    run.
 
     First the task, which may end in order; then what is left of it and of its launcher here.
     """
@@ -502,7 +511,8 @@ def let_go(*kept: int) -> None:
 
 
 def take_signals(numbers: Sequence[int]) -> int:
-    """Let no signal that a terminal sends end this process, nor be ignored by what it starts; return what is readable after each of *numbers*."""
+    """Let no signal that a terminal sends end this process, nor be ignored by what it starts; return what is readable after each
+    of *numbers*."""
     alarm, ring = os.pipe()
     for descriptor in (alarm, ring):
         os.set_blocking(descriptor, False)

@@ -2,14 +2,15 @@
 
 Above the leaves and below the runner; the same file runs where the task does.
 
-    state/launch/STAGE~TOKEN.N.lease    a line of JSON, made before the launcher starts. Whoever runs the task holds the kernel lock
+    state/launch/STAGE~TOKEN.N.lease    a line of JSON, made before the launcher starts. Whoever runs the task holds the kernel
+    lock
                                         on it until its last process is gone; no file, no task. A line more says that the task has
                                         begun, or asks it to stop: a launcher that starts it again starts nothing.
     state/launch/STAGE~TOKEN.N.here     locked by who watches the launcher, until the launcher's last process is gone
 
 A launcher may die and leave its task running, or waiting in the queue of a cluster: then only the lease tells. Who
-starts the stage anew, or another that writes there, first takes every such lease and removes it: what still runs is waited for, what
-was still to come finds no lease and does not start. This holds where locks reach across the machines, see docs/cluster.md.
+starts the stage anew, or another that writes there, first takes every such lease and removes it: what still runs is waited for,
+what was still to come finds no lease and does not start. This holds where locks reach across the machines, see docs/cluster.md.
 """
 from __future__ import annotations
 
@@ -83,7 +84,8 @@ class Held:
             head, _, rest = os.read(self.descriptor, MAX_BYTES).partition(b"\n")
             self.plan: Json = _plan(head, path)
             if rest:
-                raise LeaseProblem("it has been started before: a launcher may start it once" if BEGUN in rest else "it was asked to stop before it started")
+                raise LeaseProblem("it has been started before: a launcher may start it once" if BEGUN in rest
+                                   else "it was asked to stop before it started")
             self._begin(path)
             self.begun_bytes = len(head) + 1 + len(BEGUN)
         except BaseException:
@@ -91,7 +93,8 @@ class Held:
             raise
 
     def _begin(self, path: str) -> None:
-        """Say for good, before anything is started, that the task has begun: its machine may crash, and the task be queued again."""
+        """Say for good, before anything is started, that the task has begun: its machine may crash, and the task be queued
+        again."""
         try:
             os.write(self.descriptor, BEGUN)
             os.fsync(self.descriptor)
@@ -191,9 +194,9 @@ def _try_lock(path: str) -> Optional[int]:
 def end_left_behind(root: str, stage: str, folder: str, known: Container[str], beside: Container[str] = ()) -> List[str]:
     """Ask what launched attempts of dead runs left on any machine to stop; return the leases of what still runs.
 
-    Under the locks of the stage and its output folder. Taken back are the stage's own leases; those of others that write in, around or below
-    *folder*, where by its lock no other run is at work; and those of stages that are not in *known*, the spec's, unless a run is at work on them.
-    beside: the other stages at work in this run. Raises: OSError, for the stage's own.
+    Under the locks of the stage and its output folder. Taken back are the stage's own leases; those of others that write in,
+    around or below *folder*, where by its lock no other run is at work; and those of stages that are not in *known*, the spec's,
+    unless a run is at work on them. beside: the other stages at work in this run. Raises: OSError, for the stage's own.
     """
     left: List[str] = []
     at_work: Dict[str, bool] = {}
@@ -234,7 +237,8 @@ def _is_at_work(root: str, stage: str) -> bool:
 
 
 def _writes_near(path: str, folder: str) -> bool:
-    """Tell whether a lease's attempt writes in, around or below *folder* (relative to the root); one that cannot be read starts nothing."""
+    """Tell whether a lease's attempt writes in, around or below *folder* (relative to the root); one that cannot be read starts
+    nothing."""
     try:
         with open_file(path) as file:
             plan = json.loads(file.readline(MAX_BYTES).decode("ascii"))

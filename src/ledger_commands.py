@@ -27,7 +27,8 @@ def _root(options: Options) -> str:
 
 
 def _stages(options: Options) -> Sequence[StageSpec]:
-    """Return the stages of the pipeline, whose inputs and outputs must not be overwritten; none without a pipeline file, or with a faulty one."""
+    """Return the stages of the pipeline, whose inputs and outputs must not be overwritten; none without a pipeline file, or with
+    a faulty one."""
     import spec_loading
     try:
         stages: Sequence[StageSpec] = spec_loading.load_pipeline(options.pipeline, options.root, needs_programs=False).stages
@@ -45,7 +46,8 @@ def _verify(options: Options, console: Console) -> int:
 
 def _export(options: Options, console: Console) -> int:
     import ledger_export
-    return ledger_export.cmd_export(_root(options), options.operands[0], options.output, options.pipeline, console, _stages(options) if options.output else ())
+    return ledger_export.cmd_export(_root(options), options.operands[0], options.output, options.pipeline, console,
+                                    _stages(options) if options.output else ())
 
 
 def _evidence(options: Options, console: Console) -> int:

@@ -131,7 +131,8 @@ def _linked_entry(line: bytes, last: Json, number: int) -> Json:
 
 
 def find_sealed(store: StateStore, ledger: List[Tuple[bytes, Json]], run_id: str) -> List[Found]:
-    """Return the sealed records of all calls under a run id, the latest last, the dead that left none omitted, and those that gc has pruned.
+    """Return the sealed records of all calls under a run id, the latest last, the dead that left none omitted, and those that gc
+    has pruned.
 
     Raises: UsageError for a run that is unknown or has not ended; StateError for a record that is not the one that
     its entry committed, or is not there; OSError.
@@ -162,7 +163,8 @@ def find_sealed(store: StateStore, ledger: List[Tuple[bytes, Json]], run_id: str
 
 
 def _found(store: StateStore, ledger: List[Tuple[bytes, Json]], line: bytes, entry: Json) -> Found:
-    """Read the record that an end entry committed, whatever name it has by now; its own is that which it has after the last entry."""
+    """Read the record that an end entry committed, whatever name it has by now; its own is that which it has after the last
+    entry."""
     run_id, invocation = entry["runId"], entry["invocation"]
     plain, kept = "run_%s.json" % run_id, "run_%s.%d.json" % (run_id, invocation)
     seen = ""
@@ -183,7 +185,8 @@ def _found(store: StateStore, ledger: List[Tuple[bytes, Json]], line: bytes, ent
         raise StateError("state/%s: the record is not the one that entry %d of the ledger committed%s" % (seen, entry["seq"], NOTHING))
     seq = provenance.pruned_runs(other for _, other in ledger).get((run_id, invocation))
     if seq is not None:
-        raise RecordPruned("the record of run %s (invocation %d) was pruned by gc, as entry %d of the ledger says: nothing can be exported of it" % (run_id, invocation, seq))
+        raise RecordPruned("the record of run %s (invocation %d) was pruned by gc, as entry %d of the ledger says: nothing can be exported of it" % (
+            run_id, invocation, seq))
     raise RecordMissing("the record of run %s (invocation %d) is missing: state/%s or state/%s%s" % (run_id, invocation, plain, kept, NOTHING))
 
 
@@ -286,7 +289,8 @@ class Box:
         try:
             size, found = _digest_of(file)
         except OSError as error:
-            kind = gone if error.errno in (errno.ENOENT, errno.ENOTDIR) else "MALFORMED"     # there is one: evidence without it is not whole
+            # There is one: evidence without it is not whole.
+            kind = gone if error.errno in (errno.ENOENT, errno.ENOTDIR) else "MALFORMED"
             return self.lack(path, source, digest, kind, "the file cannot be read: %s" % (error.strerror or error))
         if found != digest:
             return self.lack(path, source, digest, edited, "the file has changed since")

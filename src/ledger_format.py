@@ -38,7 +38,8 @@ def run_hash(record: Json) -> str:
 
 
 def found_hash(record: Any) -> str:
-    """Return the same of a record as it was found, "" for one that the runner cannot have written (numbers without a canonical form, say)."""
+    """Return the same of a record as it was found, "" for one that the runner cannot have written (numbers without a canonical
+    form, say)."""
     try:
         return run_hash(record)
     except (ValueError, TypeError, AttributeError, RecursionError):
@@ -56,8 +57,8 @@ def entry_hash(entry: Json) -> str:
 
 
 def is_unwritten(line: bytes) -> bool:
-    """Tell whether a line at the end of the ledger is none that was written to its end: empty, or with zeros in it, which a power cut leaves
-    of a sector that did not get to the disk while the next one did. No entry has either.
+    """Tell whether a line at the end of the ledger is none that was written to its end: empty, or with zeros in it, which a power
+    cut leaves of a sector that did not get to the disk while the next one did. No entry has either.
     """
     return b"\0" in line or not line.strip()
 

@@ -3,8 +3,8 @@
 
     python ledger_verify.py [RUN...] [--root DIR] [--anchor HEAD]... [--key FILE] [--outputs]
 
-Above history_files and ledger_chain, and with them, `ledger_format`, `model` and `primitives` all that is needed on another machine; reads only.
-From the outside in:
+Above history_files and ledger_chain, and with them, `ledger_format`, `model` and `primitives` all that is needed on another
+machine; reads only. From the outside in:
 
     anchors, key  ->  ledger.jsonl (chain, seals, ledger.end)  ->  run records (runHash, prevRunHash)
                   ->  stage records, metrics, logs, keys; with --outputs also the outputs
@@ -112,13 +112,16 @@ class Verification:
         self.stages: Dict[str, Json] = {}               # stage -> stage record
         self.wanted: Set[Tuple[str, int, str]] = set()
         self.made: Dict[Tuple[str, int, str], Made] = {}
-        self.newest: Dict[str, Tuple[RunKey, str, Made]] = {}   # stage -> (run, pipeline, what it made): a stage is one, however its pipeline is called
+        # Stage -> (run, pipeline, what it made): a stage is one, however its pipeline is called.
+        self.newest: Dict[str, Tuple[RunKey, str, Made]] = {}
         self.owned: Dict[str, Tuple[int, str]] = {}     # path of an output -> (end, stage) of the last run known to have made it
-        self.task_lists: List[Tuple[int, str, str, Json]] = []  # (end, stage, output folder, log) of what tasks have made, not yet in `owned`
+        # (end, stage, output folder, log) of what tasks have made, not yet in `owned`.
+        self.task_lists: List[Tuple[int, str, str, Json]] = []
         self.last_begin: Dict[str, Tuple[int, RunKey]] = {}
         self.skips: Dict[Tuple[str, str, int, str, str], str] = {}
         self.missing_logs = 0
-        self.task_logs: Dict[str, Dict[str, str]] = {}          # stage -> {run, as task logs name it: the sealed lines that it wrote}
+        # Stage -> {run, as task logs name it: the sealed lines that it wrote}.
+        self.task_logs: Dict[str, Dict[str, str]] = {}
         self.pruned: Dict[RunKey, str] = {}             # run -> digest of its record, which gc has removed
         self.pruned_met = 0
         self.cleaned: Dict[Tuple[RunKey, str], Any] = {}        # (run, stage) -> paths that clean has kept
@@ -164,9 +167,11 @@ class Verification:
             if self.concerns(run):
                 self.notes.append("%s has begun and not ended: it is going on, or it died and the next run closes it" % run_text(run))
         if self.pruned_met:
-            self.notes.append("%s pruned by gc, as the ledger says" % (count_text(self.pruned_met, "run record") + (" was" if self.pruned_met == 1 else " were")))
+            self.notes.append("%s pruned by gc, as the ledger says" % (
+                count_text(self.pruned_met, "run record") + (" was" if self.pruned_met == 1 else " were")))
         if self.cleaned_met:
-            self.notes.append("%s removed by clean, as the ledger says" % (count_text(self.cleaned_met, "output") + (" was" if self.cleaned_met == 1 else " were")))
+            self.notes.append("%s removed by clean, as the ledger says" % (
+                count_text(self.cleaned_met, "output") + (" was" if self.cleaned_met == 1 else " were")))
         if self.missing_logs:
             self.notes.append("%s no longer there" % (count_text(self.missing_logs, "log") + (" is" if self.missing_logs == 1 else " are")))
 
@@ -512,7 +517,8 @@ class Verification:
             self.wanted.add(_maker(record) + (record["stage"],))
 
     def _load_stage(self, name: str) -> Json:
-        """Return a stage record; for one that a power cut took what was durable before it. Raises: FileNotFoundError, Unreadable."""
+        """Return a stage record; for one that a power cut took what was durable before it. Raises: FileNotFoundError,
+        Unreadable."""
         kept = BEFORE % name
         try:
             return self.load(name, self.loose)
@@ -575,10 +581,12 @@ class Verification:
             return "EDITED", "keyParts: they are not those of its idempotencyKey"
         made, status = self.made.get(run + (stage,)), record["lastStatus"]
         if run in self.pruned and run not in self.homes:
-            return "EDITED", "an older record was put back: gc has pruned the record of %s, and it prunes none that a stage record names" % run_text(run)
+            return "EDITED", "an older record was put back: gc has pruned the record of %s, and it prunes none that a stage record names" % run_text(
+                run)
         if made is None or not made.has_parts:
             if status != "ok" or run not in self.homes:
-                return None                 # the run died or failed before its record could tell; nothing is skipped for such a record
+                # The run died or failed before its record could tell; nothing is skipped for such a record.
+                return None
             if made is not None:
                 self.notes.append("state/stage_%s.json says ok, the record of %s says %s: nothing vouches for its outputs" % (
                     stage, run_text(run), made.status))
@@ -592,7 +600,8 @@ class Verification:
             return "EDITED", "idempotencyKey: the record of %s has another" % run_text(run)
         if made.status == "ok" and files_of(record["outputs"]) != made.outputs:
             return "EDITED", "outputs: the record of %s has others" % run_text(run)
-        if made.status == "ok" and made.tasks_digest and str(record["tasks"].get("outputsSha256") if isinstance(record.get("tasks"), dict) else "") != made.tasks_digest:
+        if made.status == "ok" and made.tasks_digest and str(record["tasks"].get("outputsSha256") if isinstance(record.get("tasks"), dict)
+                                                             else "") != made.tasks_digest:
             return "EDITED", "tasks: by the record of %s they made other outputs" % run_text(run)
         begin, later = self.last_begin[stage]
         if begin > self.ends[run].seq:
@@ -600,7 +609,8 @@ class Verification:
         return None
 
     def _keys_after(self, run: RunKey, made: Made, stage: str) -> List[str]:
-        """Return the key of what a run made, and those that people have accepted for it since, perhaps before the run had ended."""
+        """Return the key of what a run made, and those that people have accepted for it since, perhaps before the run had
+        ended."""
         keys, begin = [made.key], self.begins.get(run, made.end)
         for entry in self.accepts:
             if entry.seq > begin and entry.accept[0] == stage and entry.accept[1] in keys:
@@ -626,7 +636,8 @@ class Verification:
     # --- outputs
 
     def _check_outputs(self) -> None:
-        """Read every output that the newest success of its stage left; of two stages that made one file the later one owns it, though it makes it no more."""
+        """Read every output that the newest success of its stage left; of two stages that made one file the later one owns it,
+        though it makes it no more."""
         owners: Dict[str, Tuple[int, int, str, RunKey, str]] = {}
         skipped: List[str] = []
         forgotten: List[str] = []
@@ -664,13 +675,15 @@ class Verification:
             if not folders.isdisjoint(at_or_above(folder)):
                 found += [path for path in self._files_of(folder) if path not in made]
         if found and not self.run_ids:
-            self.notes.append("%s beside outputs that no stage's last success has made: %s" % (count_text(len(found), "file"), names_text([shown(path) for path in found])))
+            self.notes.append("%s beside outputs that no stage's last success has made: %s" % (
+                count_text(len(found), "file"), names_text([shown(path) for path in found])))
 
     def _files_of(self, folder: str) -> List[str]:
         """Return the files in a folder that a glob may find, sorted."""
         try:
             with os.scandir(os.path.join(self.folder.root, folder)) as entries:
-                names = sorted(entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".") and not entry.name.endswith(".part"))
+                names = sorted(entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")
+                               and not entry.name.endswith(".part"))
         except OSError:
             return []                   # what is missing there has been told
         return ["%s/%s" % (folder, name) for name in names]
@@ -702,9 +715,11 @@ class Verification:
                        for entry in self.ends.values())
 
     def _is_passed_on(self, path: str, end: int, stage: str) -> bool:
-        """Tell whether another stage has made *path* after the entry *end*, with which *stage* made it: what became of it since is not this stage's.
+        """Tell whether another stage has made *path* after the entry *end*, with which *stage* made it: what became of it since
+        is not this stage's.
 
-        So it is after a stage was renamed. With an output goes what was set aside beside it: nobody made that anew, it is only gone.
+        So it is after a stage was renamed. With an output goes what was set aside beside it: nobody made that anew, it is only
+        gone.
         """
         while self.task_lists:
             self._own_listed(*self.task_lists.pop())
@@ -714,7 +729,8 @@ class Verification:
         return any(seq > end and other != stage for seq, other in [self.owned.get(one, (0, "")) for one in paths])
 
     def _own_listed(self, seq: int, stage: str, folder: str, log: Json) -> None:
-        """Take down what tasks have made by the list of a run, if that is as its record has it; what is wrong with it was told."""
+        """Take down what tasks have made by the list of a run, if that is as its record has it; what is wrong with it was
+        told."""
         try:
             data = read_regular(self.folder.path(log["path"]))
             if (len(data), sha256(data).hexdigest()) == (log["bytes"], log["sha256"]):
@@ -732,7 +748,8 @@ class Verification:
         except Unreadable as error:
             return "OUTPUT-CHANGED" if "link" in str(error) else "MALFORMED", "an output of stage %s, %s: it %s" % (stage, run_text(run), error)
         try:
-            return None if self._digest_of_output(full) == wanted else ("OUTPUT-CHANGED", "it is not what stage %s of %s made" % (stage, run_text(run)))
+            return None if self._digest_of_output(full) == wanted else ("OUTPUT-CHANGED",
+                                                                        "it is not what stage %s of %s made" % (stage, run_text(run)))
         except FileNotFoundError:
             return "OUTPUT-CHANGED", "missing; stage %s of %s made it" % (stage, run_text(run))
         except Unreadable as error:
@@ -811,7 +828,8 @@ def verify(root: str, run_ids: Iterable[str] = (), anchors: Sequence[str] = (), 
     """Check the history below *root*; write nothing.
 
     key: the content of a key file (bytes), or what parse_key() made of it. While a run is writing, what looks like a finding
-    may be half a change: then all is read again, but for outputs with the same signature, which are read once. Raises: UsageError for an unknown run, a text that is no head, no key.
+    may be half a change: then all is read again, but for outputs with the same signature, which are read once. Raises: UsageError
+    for an unknown run, a text that is no head, no key.
     """
     parsed = _parsed_key(key) if isinstance(key, (bytes, str)) else key
     names = list(run_ids)

@@ -157,7 +157,8 @@ class LiveView:
         self.mark = "\u2026" if "utf" in (getattr(stream, "encoding", None) or "").lower() else "~"
 
     def is_due(self) -> bool:
-        """Tell whether enough time has passed since the last draw, and the terminal is ours: not a shell's that has put us in the background."""
+        """Tell whether enough time has passed since the last draw, and the terminal is ours: not a shell's that has put us in the
+        background."""
         return bool(self.clock.monotonic() >= self.due and not is_in_background(self.stream))
 
     def draw(self, rows: Sequence[Sequence[Any]]) -> None:

@@ -28,7 +28,8 @@ NUMBERS = ("line", "attempt", "attempts")
 
 
 def subject_of(subject: str) -> Json:
-    """Return {"stage"} and, where the line is of one of several tasks ("STAGE TASK"), {"task"}; stages have no blanks in their names."""
+    """Return {"stage"} and, where the line is of one of several tasks ("STAGE TASK"), {"task"}; stages have no blanks in their
+    names."""
     stage, blank, task = subject.partition(" ")
     return {"stage": stage, "task": task} if blank else {"stage": stage}
 

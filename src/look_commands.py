@@ -118,7 +118,8 @@ def _tolerant(look: Look, owners: Dict[str, Json], records: Dict[str, Tuple[Opti
     return tolerant
 
 
-def _stage_status(spec: PipelineSpec, stage: StageSpec, decision: Decision, read: Tuple[Optional[Json], str], owner: Optional[Json], now: float) -> Json:
+def _stage_status(spec: PipelineSpec, stage: StageSpec, decision: Decision, read: Tuple[Optional[Json], str], owner: Optional[Json],
+                  now: float) -> Json:
     record, problem = read
     status = status_word(record, problem, decision.action, owner is not None)
     state = os.path.join(spec.root, "state")
@@ -135,7 +136,8 @@ def _stage_status(spec: PipelineSpec, stage: StageSpec, decision: Decision, read
         started = _seconds(found["startedAt"])
         found["durationMs"] = max(0, int((now - started) * 1000)) if started is not None else None
         if found["lastRunId"] and found["lastInvocation"]:
-            found["attempts"] = max(found["attempts"] or 0, run_history.attempts_begun(os.path.dirname(state), found["lastRunId"], found["lastInvocation"], stage.name))
+            found["attempts"] = max(found["attempts"] or 0,
+                                    run_history.attempts_begun(os.path.dirname(state), found["lastRunId"], found["lastInvocation"], stage.name))
     return found
 
 
@@ -225,7 +227,8 @@ def _run_json(run: run_history.PastRun) -> Json:
     return {"runId": run.run_id, "invocation": run.invocation, "pipeline": run.pipeline or None, "state": run.state, "startedAt": run.started_at or None, "endedAt": run.ended_at or None,
             "durationMs": run.duration_ms, "ok": run.count("ok") if counted else None, "skipped": run.count("skipped") if counted else None,
             "failed": run.count("failed") if counted else None,
-            "interrupted": run.count("interrupted") if counted else None, "notRun": run.count("notRun") if counted else None, "waiting": run.count("waiting") if counted else None,
+            "interrupted": run.count("interrupted") if counted else None, "notRun": run.count("notRun") if counted else None,
+            "waiting": run.count("waiting") if counted else None,
             "problem": run.problem or None}
 
 
@@ -265,7 +268,8 @@ def _slow_json(stage: str, values: List[int]) -> Json:
 def _entry_json(run: run_history.PastRun, entry: Json) -> Json:
     counts = entry.get("counts")
     return {"runId": run.run_id, "invocation": run.invocation, "startedAt": run.started_at or None, "status": entry.get("status"), "reason": entry.get("reason"),
-            "attempts": entry.get("attempts"), "durationMs": entry.get("durationMs"), "bytesIn": entry.get("bytesIn"), "bytesOut": entry.get("bytesOut"),
+            "attempts": entry.get("attempts"), "durationMs": entry.get("durationMs"), "bytesIn": entry.get("bytesIn"),
+            "bytesOut": entry.get("bytesOut"),
             "counts": counts if isinstance(counts, dict) else {}, "tasks": entry.get("tasks")}
 
 
@@ -281,7 +285,8 @@ def history_lines(found: Json, width: Optional[int]) -> List[str]:
     else:
         lines = _entry_lines(found["entries"], width)
         if found["successes"]:
-            lines.append("median %s of %d success%s" % (duration_text(_s(found["medianMs"])), found["successes"], "" if found["successes"] == 1 else "es"))
+            lines.append("median %s of %d success%s" % (duration_text(_s(found["medianMs"])), found["successes"],
+                                                        "" if found["successes"] == 1 else "es"))
     lines += ["[SLOW] %s took %s the last time, %s is the median of the %d before" % (
         one["stage"], duration_text(_s(one["durationMs"])), duration_text(_s(one["medianMs"])), one["earlier"]) for one in found["slow"]]
     return lines + _problem_lines(found["problems"])
@@ -294,7 +299,8 @@ def _entry_lines(entries: List[Json], width: Optional[int]) -> List[str]:
         duration = one["durationMs"] if is_integer(one["durationMs"]) else None
         rows.append([one["runId"], WORDS.get(one["status"], str(one["status"])), _moment(one["startedAt"]), duration_text(_s(duration)), str(one["attempts"] or "")]
                     + [count_text(one["counts"].get(kind)) for kind in ("read", "written", "rejected")]
-                    + ["%d/%d" % (tasks.get("ok", 0) + tasks.get("skipped", 0), tasks["total"]) if tasks.get("total") else "", count_text(one["bytesIn"]), count_text(one["bytesOut"])])
+                    + ["%d/%d" % (tasks.get("ok", 0) + tasks.get("skipped", 0), tasks["total"]) if tasks.get("total") else "",
+                       count_text(one["bytesIn"]), count_text(one["bytesOut"])])
     return columns(rows, width, (9, 10, 2, 8, 4, 6, 5, 7))
 
 
@@ -332,7 +338,8 @@ def _logs_json(root: str, stage: str, found: stage_logs.Found) -> Json:
                 text = file.read().decode("utf-8", "replace")
         except OSError as error:
             problem = error.strerror
-        logs.append({"path": log.path, "number": log.number or None, "task": log.task or None, "status": log.status or None, "attempt": log.attempt, "text": text, "problem": problem})
+        logs.append({"path": log.path, "number": log.number or None, "task": log.task or None, "status": log.status or None, "attempt": log.attempt,
+                     "text": text, "problem": problem})
     return {"stage": stage, "runId": found.run_id or None, "invocation": found.invocation or None, "logs": logs, "note": found.note or None}
 
 
@@ -360,7 +367,8 @@ def explain_stage(spec: PipelineSpec, stage: StageSpec, look: Look, clock: Clock
         "holder": stage_locks.owner_text(owners[stage.name]) if stage.name in owners else None, "problem": problem or None,
         "recordedKey": record["idempotencyKey"] if record is not None else None, "key": (facts.material.key or None) if facts is not None else None,
         "parts": [part._asdict() for part in stage_explanation.compare(old, new)],
-        "marker": _marker_json(spec, stage, record), "outputs": _outputs_json(spec.root, record, facts), "checkpoint": _checkpoint_json(spec, stage, facts),
+        "marker": _marker_json(spec, stage, record), "outputs": _outputs_json(spec.root, record, facts),
+        "checkpoint": _checkpoint_json(spec, stage, facts),
         **{name: value for name, value in _record_json(record, clock.time()).items() if name != "outputs"}}
 
 
@@ -377,7 +385,8 @@ def _marker_json(spec: PipelineSpec, stage: StageSpec, record: Optional[Json]) -
 
 
 def _recorded_outputs(root: str, record: Json) -> List[Tuple[str, int, str]]:
-    """Return (path, bytes, SHA-256) of the recorded outputs; of a stage with many tasks from its task log, none if that cannot be read."""
+    """Return (path, bytes, SHA-256) of the recorded outputs; of a stage with many tasks from its task log, none if that cannot be
+    read."""
     if state_store.outputs_are_logged(record):
         import task_log
         try:
@@ -392,7 +401,8 @@ def _outputs_json(root: str, record: Optional[Json], facts: Optional[Facts]) -> 
     if record is None:
         return []
     is_verified = facts is not None and record["lastStatus"] == "ok" and not facts.material.missing
-    is_looked_at = facts is None or (bool(record["outputs"]) if facts.tasks is None else not facts.output_problems)     # of tasks, only the first problems are named
+    # Of tasks, only the first problems are named.
+    is_looked_at = facts is None or (bool(record["outputs"]) if facts.tasks is None else not facts.output_problems)
     unsure = "same" if is_looked_at else "notVerified"
     problems = {problem: problem.rpartition(" ")[2] for problem in facts.output_problems} if facts is not None else {}
     found = []
@@ -430,7 +440,8 @@ def explain_lines(found: Json, now: float) -> List[str]:
         lines.append("[PROBLEM] " + found["problem"])
     lines.append("key: %s recorded, %s today" % (_short(found["recordedKey"]), _short(found["key"])))
     lines += stage_explanation.lines([stage_explanation.Part(**part) for part in found["parts"]])
-    lines.append("marker: " + {"stands": "stands", "missing": "missing", "otherKey": "of another key"}[found["marker"]["state"]] + " (%s)" % found["marker"]["path"])
+    lines.append("marker: " + {"stands": "stands", "missing": "missing",
+                               "otherKey": "of another key"}[found["marker"]["state"]] + " (%s)" % found["marker"]["path"])
     lines += _output_lines(found["outputs"], found["status"]) + _checkpoint_lines(found["checkpoint"])
     why = "; ".join(found["reasons"])
     if found["waitsFor"]:

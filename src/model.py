@@ -1,7 +1,7 @@
 """The values that flow through the runner, and the errors that stop it.
 
-Under all other modules but primitives. The values are named tuples, not dataclasses: importing dataclasses shows in the time of a run in which
-nothing changed. Records on disk are made from them at the edge only.
+Under all other modules but primitives. The values are named tuples, not dataclasses: importing dataclasses shows in the time of a
+run in which nothing changed. Records on disk are made from them at the edge only.
 """
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ OPEN_ELSEWHERE = "another program (backup, virus scanner, editor) may have it op
 def remedy_of(error: OSError) -> str:
     """Return what to do about an error of the system, to be put behind what it says; "" if that is plain or not known."""
     import errno
-    if getattr(error, "winerror", None) in (32, 33):        # ERROR_SHARING_VIOLATION, ERROR_LOCK_VIOLATION: to Python, as if rights were missing
+    # ERROR_SHARING_VIOLATION, ERROR_LOCK_VIOLATION: to Python, as if rights were missing.
+    if getattr(error, "winerror", None) in (32, 33):
         return "; " + OPEN_ELSEWHERE
     return REMEDIES.get(errno.errorcode.get(error.errno or 0, ""), "")
 
@@ -167,7 +168,8 @@ class Facts(namedtuple("Facts", "material record marker_key output_problems chec
 STATUSES = ("ok", "skipped", "failed", "interrupted", "waiting", "notRun")
 
 
-class StageResult(namedtuple("StageResult", "name status reason attempts duration_s cpu_s max_rss_bytes bytes_in bytes_out counts key outputs exit_code evidence is_offline_fault")):
+class StageResult(namedtuple("StageResult",
+                             "name status reason attempts duration_s cpu_s max_rss_bytes bytes_in bytes_out counts key outputs exit_code evidence is_offline_fault")):
     """What a run did with a stage; status is one of STATUSES.
 
     evidence: further fields of its entry in the run record. is_offline_fault: it failed because it tried to use the network.
@@ -189,8 +191,8 @@ class Options(namedtuple("Options", (
                                                False, None, False, False, None, None, "lines", None))):
     """The command line, taken apart: force and only are sets of stage names, params {name: value} of --set.
 
-    jobs, max_memory_mb, keep_runs, keep_days, last_runs: numbers or None. stop_by: "HH:MM" of the local clock, or None. format: "" for the
-    command's own default. From anchors to forward, and from as_json on: what belongs to some commands only.
+    jobs, max_memory_mb, keep_runs, keep_days, last_runs: numbers or None. stop_by: "HH:MM" of the local clock, or None. format:
+    "" for the command's own default. From anchors to forward, and from as_json on: what belongs to some commands only.
     """
 
     __slots__ = ()
@@ -210,7 +212,8 @@ class Clock:
         return time.time()
 
     def wait(self, seconds: float) -> None:
-        """Let a moment pass, to its end: whoever waits for a lock would else ask for it without a pause once a signal has come."""
+        """Let a moment pass, to its end: whoever waits for a lock would else ask for it without a pause once a signal has
+        come."""
         if self.pool is not None:
             self.pool.keep_going(seconds)
         else:

@@ -51,14 +51,16 @@ class NetworkWatch:
         """Return what the user is told."""
         if self.is_closed:
             how = {"outer": "closed already by a runner around this one", "sandbox": "sandbox_init"}.get(self.status.method, self.status.method)
-            return "kernel: network closed for this run (%s%s%s)" % (how, ", strict" if self.status.strict else "", ", probed" if self.status.probed else "")
+            return "kernel: network closed for this run (%s%s%s)" % (how, ", strict" if self.status.strict else "",
+                                                                     ", probed" if self.status.probed else "")
         why = "kernel layer: none (%s)" % self.status.why
         if not self.hook:
             return why + "; nothing refuses the network to a processor"
         return "hook: Python processors are refused the network (advisory: other programs are not); " + why
 
     def take(self, refusals: Sequence[Any]) -> None:
-        """Note refused calls with the attempts that made them; one whose maker cannot be told counts for each attempt under way."""
+        """Note refused calls with the attempts that made them; one whose maker cannot be told counts for each attempt under
+        way."""
         for refusal in refusals:
             for one in [one for one in self.under_way if one.leader == refusal.owner] or list(self.under_way):
                 one.note_refusal(refusal)
@@ -75,7 +77,8 @@ class NetworkWatch:
                 return current
             current = stat[1]
             stat = process_tree.read_stat(current)
-        return session if session in leaders else next((leader for leader, token in leaders.items() if token and process_tree.has_token(pid, token)), 0)
+        return session if session in leaders else next((leader for leader, token in leaders.items() if token and process_tree.has_token(pid, token)),
+                                                       0)
 
     def attempt(self, stage: str, log_path: str, console: Any) -> AttemptNetwork:
         """Return the watch over one attempt; *log_path* is where the hook may write."""
@@ -175,4 +178,5 @@ class AttemptNetwork:
         if known["count"] == count:
             what = kind if kind == hook_log.LOOK_UP else "to use " + kind if not counted else "to open " + kind
             self.console.line("[OFFLINE] stage %s: %s (pid %d) tried %s: refused%s%s" % (
-                self.stage, program, pid, what, " (%s)" % place if place else "", "" if counted else " (not counted as an attempt to use the network)"))
+                self.stage, program, pid, what, " (%s)" % place if place else "", "" if counted
+                else " (not counted as an attempt to use the network)"))

@@ -54,7 +54,8 @@ def run_leased(lease: str, guard: Any) -> int:
     import subprocess
     noted, alarm = guard.note_signals()
     try:
-        # Engines that end a job by its process group shall reach the processor. Elsewhere than on Linux its session marks its tree.
+        # Engines that end a job by its process group shall reach the processor. Elsewhere than on Linux its session marks its
+        # tree.
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=plan["root"], env=_environment(plan, status.method != "none"),
                                    start_new_session=not process_tree.LINUX, pass_fds=(held.descriptor,))
     except OSError as error:

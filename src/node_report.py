@@ -1,7 +1,7 @@
 """What a launched task tells of the machine that it ran on: whether the network was closed there, who tried to use it, what it cost.
 
-A leaf; the same file writes there and reads here. The report lies beside the attempt's log. Each refused call is added at once; when
-the last process of the task is gone, the whole is written anew in one step, so that no processor has the last word.
+A leaf; the same file writes there and reads here. The report lies beside the attempt's log. Each refused call is added at once;
+when the last process of the task is gone, the whole is written anew in one step, so that no processor has the last word.
 A report without that last step is read for its refusals, and proves nothing else. It is read like any hostile input.
 """
 from __future__ import annotations
@@ -22,23 +22,26 @@ MAX_REFUSALS = 100          # different ones; the rest is one entry
 MAX_TEXT = 1000
 OTHERS = ("(others)", "further kinds", False)
 REFUSAL = {"program": str, "pid": int, "kind": str, "counted": bool, "count": int}
-END = {"token": str, "host": str, "kernel": dict, "why": str, "isUnclosed": bool, "cpuUs": int, "maxRssBytes": int, "exitCode": int, "stoppedBy": int, "refusals": list}
+END = {"token": str, "host": str, "kernel": dict, "why": str, "isUnclosed": bool, "cpuUs": int, "maxRssBytes": int, "exitCode": int, "stoppedBy": int,
+       "refusals": list}
 
 
 class Told(namedtuple("Told", "is_whole token host kernel why is_unclosed cpu_s max_rss_bytes refusals exit_code stopped_by",
                       defaults=(False, "", "", {}, "", False, 0.0, 0, (), 0, 0))):
     """A report as read.
 
-    is_whole: the task's last process was gone when it was written. token: of the attempt. kernel: as in run records. why: why the task was not
-    started, "" if it was; is_unclosed: because the network could not be closed. refusals: dicts with program, pid, kind, counted, count. exit_code: the processor's, 128+n for a signal; 0 if it was not started.
-    stopped_by: the signal with which somebody else than the runner asked it to stop, 0 if nobody did.
+    is_whole: the task's last process was gone when it was written. token: of the attempt. kernel: as in run records. why: why the
+    task was not started, "" if it was; is_unclosed: because the network could not be closed. refusals: dicts with program, pid,
+    kind, counted, count. exit_code: the processor's, 128+n for a signal; 0 if it was not started. stopped_by: the signal with
+    which somebody else than the runner asked it to stop, 0 if nobody did.
     """
 
     __slots__ = ()
 
 
 class NodeReport:
-    """A report that is being written. A report that cannot be written is a report that is missing: whoever reads it draws the conclusion."""
+    """A report that is being written. A report that cannot be written is a report that is missing: whoever reads it draws the
+    conclusion."""
 
     def __init__(self, path: str, token: str) -> None:
         self.path, self.token = path, token
@@ -93,7 +96,8 @@ def read(path: str) -> Told:
         return Told(refusals=tuple(one for one in values if _has(one, REFUSAL)))
     if not _has(end, END) or not all(_has(one, REFUSAL) for one in end["refusals"]) or not isinstance(end["kernel"].get("method"), str):
         return Told()
-    return Told(True, end["token"], end["host"], end["kernel"], end["why"], end["isUnclosed"], end["cpuUs"] / 1e6, end["maxRssBytes"], tuple(end["refusals"]), end["exitCode"], end["stoppedBy"])
+    return Told(True, end["token"], end["host"], end["kernel"], end["why"], end["isUnclosed"], end["cpuUs"] / 1e6, end["maxRssBytes"],
+                tuple(end["refusals"]), end["exitCode"], end["stoppedBy"])
 
 
 def _has(value: Any, form: Dict[str, Any]) -> bool:

@@ -98,8 +98,9 @@ class Refusal(namedtuple("Refusal", "pid argv kind counted owner", defaults=(0,)
     """A call that was refused.
 
     pid: of the process (not the thread). argv: at most 8 words, [] when the caller was gone before they could be trusted.
-    kind: "IPv4 TCP", "packet socket", "io_uring" ... counted: it was an attempt to open a way out; False for what programs also do
-    without meaning the network (io_uring, pidfd_getfd, in strict mode Unix sockets). owner: what the asker of Listener.answer() said of the pid.
+    kind: "IPv4 TCP", "packet socket", "io_uring" ... counted: it was an attempt to open a way out; False for what programs also
+    do without meaning the network (io_uring, pidfd_getfd, in strict mode Unix sockets). owner: what the asker of
+    Listener.answer() said of the pid.
     """
 
     __slots__ = ()
@@ -239,7 +240,8 @@ def _has_threads() -> bool:
 
 
 def _install(libc: Any, abis: Sequence[str], refuse: int, strict: bool, flags: int) -> Tuple[int, int]:
-    """Install the filter; return what the system call returned (negative: refused; a listener's descriptor, 0, or a thread) and errno."""
+    """Install the filter; return what the system call returned (negative: refused; a listener's descriptor, 0, or a thread) and
+    errno."""
     import ctypes
     program = build_filter(abis, refuse, strict)
     code = b"".join(struct.pack("=HBBI", *one) for one in program)
@@ -475,7 +477,8 @@ def kind_of_socket(family: int, kind: int, protocol: int) -> str:
 
 
 def _family_behind(abi: Abi, arguments: Sequence[int], thread: int) -> int:
-    """Return the family that a socketcall names, -1 when it cannot be seen. It decides on the wording only, never on the refusal."""
+    """Return the family that a socketcall names, -1 when it cannot be seen. It decides on the wording only, never on the
+    refusal."""
     try:
         with open("/proc/%d/mem" % thread, "rb", buffering=0) as file:
             file.seek(arguments[1])     # the words of socket (1) and socketpair (8) begin with it
@@ -493,7 +496,8 @@ INTERPRETERS = {
 
 
 def program_of(argv: Sequence[str], root: str) -> str:
-    """Return how to name a program: its script or file, relative to *root* when below it; never its arguments, which may be secret."""
+    """Return how to name a program: its script or file, relative to *root* when below it; never its arguments, which may be
+    secret."""
     if not argv or not argv[0]:
         return "a program"
     name = os.path.basename(argv[0]).lstrip("-") or argv[0]     # a login shell begins with "-"

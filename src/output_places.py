@@ -26,13 +26,15 @@ OWN_FOLDERS = ("state", "locks", "src", "bin")
 
 
 def checked(path: str, option: str, root: str, spec_path: str, stages: Sequence[StageSpec] = (), is_appended: bool = False) -> str:
-    """Return where to write for *path*: links are followed, as a shell would. *option*: how the user named it. is_appended: nothing is replaced.
+    """Return where to write for *path*: links are followed, as a shell would. *option*: how the user named it. is_appended:
+    nothing is replaced.
 
     Raises: UsageError where the file would replace the pipeline file, a record or program of the runner, or something that is no
     file (a device, a pipe), and, with *stages*, where it would be taken for an input or an output.
     """
     full = os.path.realpath(path)
-    problem = "names a folder" if path.endswith(("/", os.sep)) else _kind(full, is_appended) or _place(full, os.path.realpath(root), os.path.realpath(spec_path), stages)
+    problem = "names a folder" if path.endswith(("/", os.sep)) else _kind(full, is_appended) or _place(full,
+        os.path.realpath(root), os.path.realpath(spec_path), stages)
     if problem:
         raise UsageError("%s %s; choose another place with %s FILE" % (path, problem, option))
     return full
@@ -73,10 +75,11 @@ def _below(full: str, root: str) -> Optional[str]:
 # --- writing there ---------------------------------------------------------------------------------------------------
 
 def write_whole(path: str, write: Callable[[Any], Any]) -> None:
-    """Let write(file) make the content of *path*; whoever reads sees all of the old or all of the new. Any number of calls at once: the last one's stays.
+    """Let write(file) make the content of *path*; whoever reads sees all of the old or all of the new. Any number of calls at
+    once: the last one's stays.
 
-    Durable on return. What was there before keeps its mode. Until then it is .NAME.RANDOM.tmp beside it, under a lock of its own; what dead
-    calls have left so is removed. Raises: OSError, what write() raises; then nothing has changed, and nothing is left.
+    Durable on return. What was there before keeps its mode. Until then it is .NAME.RANDOM.tmp beside it, under a lock of its own;
+    what dead calls have left so is removed. Raises: OSError, what write() raises; then nothing has changed, and nothing is left.
     """
     folder, name = os.path.split(os.path.abspath(path))
     temporary = ""

@@ -1,9 +1,9 @@
 """Whether many paths are what they were: five numbers a path.
 
-A leaf. What a skip depends on is remembered as the signs of paths; a path whose sign is the same has not been touched, and nothing
-needs to be read. A sign is what lstat tells, so a link is itself; who means what is behind it signs that, too (look=os.stat).
-Loops over tens of thousands of paths stand here, and are written for speed; numbers are a list, or a view of stored bytes (no module
-array: it loads collections).
+A leaf. What a skip depends on is remembered as the signs of paths; a path whose sign is the same has not been touched, and
+nothing needs to be read. A sign is what lstat tells, so a link is itself; who means what is behind it signs that, too
+(look=os.stat). Loops over tens of thousands of paths stand here, and are written for speed; numbers are a list, or a view of
+stored bytes (no module array: it loads collections).
 """
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def sign(paths: Sequence[str], look: Callable[[str], os.stat_result] = os.lstat)
 
 def changed(paths: Paths, signs: Numbers, first: int = 0, last: Optional[int] = None,
             look: Callable[[str], os.stat_result] = os.lstat, prefix: str = "") -> List[int]:
-    """Return which of paths[first:last] are not what *signs* (of all paths) say, as places in *paths*. prefix: goes before each path."""
+    """Return which of paths[first:last] are not what *signs* (of all paths) say, as places in *paths*. prefix: goes before each
+    path."""
     last = len(signs) // WIDTH if last is None else last
     found: List[int] = []
     get = _getter() if last - first > BLOCK else None
@@ -162,7 +163,8 @@ def _answer(writer: int, paths: Paths, signs: Numbers, root: str, first: int, la
 
 
 def _meet(reader: int, paths: Paths, signs: Numbers, prefix: str, first: int, last: int, upon_change: Callable[[], Any]) -> List[int]:
-    """In the parent: look at part after part until all are looked at by one of the two; alone if the child was killed, or had no memory."""
+    """In the parent: look at part after part until all are looked at by one of the two; alone if the child was killed, or had no
+    memory."""
     found: List[int] = []
     torn, is_shared, is_told = b"", True, False
     while first < last:

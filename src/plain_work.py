@@ -67,7 +67,8 @@ class PlainWork(StageWork):
 
     def _write_inputs(self, trial: Trial, slot: int) -> str:
         path: str = self.store.path("inputs_%s.json" % self.stage.name)
-        state_store.write_new(path, json.dumps(trial.inputs, ensure_ascii=False).encode("utf-8"), durable=False)     # its reader is not there yet
+        # Its reader is not there yet.
+        state_store.write_new(path, json.dumps(trial.inputs, ensure_ascii=False).encode("utf-8"), durable=False)
         return path
 
     def _note_attempt(self, trial: Trial, result: AttemptResult) -> AttemptResult:

@@ -30,10 +30,12 @@ NO_MARKER = "marker missing"
 
 # --- what is observed
 
-def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore, boot: str, left: Sequence[Tuple[str, str]] = (), is_brief: bool = False) -> Facts:
+def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore, boot: str, left: Sequence[Tuple[str, str]] = (),
+            is_brief: bool = False) -> Facts:
     """Look at all that the decision about a stage depends on; write nothing. Raises: StateError.
 
-    left: (path, why) of files of `forEach` that are left for a later run. is_brief: of a stage of many tasks, that it must run is enough.
+    left: (path, why) of files of `forEach` that are left for a later run. is_brief: of a stage of many tasks, that it must run is
+    enough.
     """
     if stage.for_each:
         import task_look
@@ -88,8 +90,10 @@ def with_all_outputs(makers: Sequence[Tuple[str, str, Json]], store: StateStore)
     return found
 
 
-def inputs_and_makers(spec: PipelineSpec, stage: StageSpec, facts: Facts, store: StateStore) -> Tuple[List[Sequence[str]], List[Tuple[str, str, Json]]]:
-    """Return (path and SHA-256 of all that the stage reads, those of its tasks included; the records of who may have made them)."""
+def inputs_and_makers(spec: PipelineSpec, stage: StageSpec, facts: Facts,
+                      store: StateStore) -> Tuple[List[Sequence[str]], List[Tuple[str, str, Json]]]:
+    """Return (path and SHA-256 of all that the stage reads, those of its tasks included; the records of who may have made
+    them)."""
     inputs: List[Sequence[str]] = list(facts.material.parts["inputs"])
     if facts.tasks is not None:
         inputs += zip(facts.tasks.paths, facts.tasks.digests)
@@ -97,8 +101,8 @@ def inputs_and_makers(spec: PipelineSpec, stage: StageSpec, facts: Facts, store:
 
 
 def expected_read(spec: PipelineSpec, stage: StageSpec, facts: Facts, store: StateStore) -> Tuple[Optional[int], str, str]:
-    """Return (how many records the stage reads by what the makers of its inputs say, why that is not known: see control_totals.expected_read();
-    why its inputs are refused, or ""); only where that is asked for."""
+    """Return (how many records the stage reads by what the makers of its inputs say, why that is not known: see
+    control_totals.expected_read(); why its inputs are refused, or ""); only where that is asked for."""
     import control_totals
     if not stage.reconcile:
         return None, "", ""
@@ -106,12 +110,14 @@ def expected_read(spec: PipelineSpec, stage: StageSpec, facts: Facts, store: Sta
     makers = with_all_outputs(makers, store)
     expected, why = control_totals.expected_read(read, makers)
     folders = folders_of(spec, store)
-    strays = [(path, name) for path, name in control_totals.stray_inputs(read, makers)      # where folders are shared, it may be another stage's
+    # Where folders are shared, it may be another stage's.
+    strays = [(path, name) for path, name in control_totals.stray_inputs(read, makers)
               if [one.name for one in folders.holders([path.rpartition("/")[0]]) if one.name != stage.name] == [name]]
     if strays:
         import recorded_outputs
         folder_of, names = {name: folder for name, folder, _ in makers}, {one.name for one in spec.stages}
-        others = {folder: recorded_outputs.outputs_of_others(spec.root, folder, names) for folder in folder_of.values()}     # of other pipelines
+        # Of other pipelines.
+        others = {folder: recorded_outputs.outputs_of_others(spec.root, folder, names) for folder in folder_of.values()}
         strays = [(path, name) for path, name in strays if path[len(folder_of[name]) + 1:] not in others[folder_of[name]]]
     return expected, why, ("control totals: input %s lies in the output folder of stage %s and is not what that stage has recorded: "
                            "remove it, let that stage declare it, or read only what it makes" % strays[0]) if strays else ""
@@ -119,7 +125,8 @@ def expected_read(spec: PipelineSpec, stage: StageSpec, facts: Facts, store: Sta
 
 def look_at(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore, boot: str, forced: bool, now_ns: Any,
             is_brief: bool = False) -> Tuple[Decision, Facts]:
-    """Observe and decide, inputs that are still arriving and control totals included. now_ns: see arrivals.unsettled(); is_brief: see observe()."""
+    """Observe and decide, inputs that are still arriving and control totals included. now_ns: see arrivals.unsettled(); is_brief:
+    see observe()."""
     left: List[Tuple[str, str]] = []
     if stage.settle_s:
         import arrivals
@@ -128,7 +135,8 @@ def look_at(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: State
         left = arrivals.still_arriving(spec.root, stage, files, makers, now_ns)
         waiting = arrivals.still_arriving(spec.root, stage, inputs, makers, now_ns)
         if waiting or left and len(left) == len(files):
-            return Decision("WAITING", [arrivals.waiting_text(stage, waiting + left)], 0, ""), Facts(Material("", {}, [], [], [], {}, 0), None, None, [], None, False)
+            return Decision("WAITING", [arrivals.waiting_text(stage, waiting + left)], 0,
+                            ""), Facts(Material("", {}, [], [], [], {}, 0), None, None, [], None, False)
     facts = observe(spec, stage, digests, store, boot, left, is_brief)
     decision = decide(stage, facts, forced)
     if decision.action in ("RUN", "RESUME"):
@@ -172,7 +180,8 @@ def decide(stage: StageSpec, facts: Facts, forced: bool) -> Decision:
         return Decision("SKIP", ["up to date: key %s unchanged, %d output%s verified" % (
             facts.material.key[:12], len(facts.record["outputs"]), "" if len(facts.record["outputs"]) == 1 else "s")], 0, "")
     if facts.sealable and reasons == [NO_MARKER]:
-        return Decision("SEAL", ["up to date: finished by run %s, which died before it wrote the marker; marker restored" % facts.record.get("lastRunId")], 0, "")
+        return Decision(
+            "SEAL", ["up to date: finished by run %s, which died before it wrote the marker; marker restored" % facts.record.get("lastRunId")], 0, "")
     if found is None:
         return Decision("RUN", reasons, 0, "")
     if found.problem:
@@ -209,26 +218,30 @@ def reasons_to_run(stage: StageSpec, facts: Facts) -> List[str]:
 # --- what the command line leaves of the spec
 
 def select_stages(spec: PipelineSpec, options: Options) -> List[StageSpec]:
-    """Return the stages that --only, --from and --until leave. Raises: UsageError for an unknown name, or if they leave none, or not a forced one."""
+    """Return the stages that --only, --from and --until leave. Raises: UsageError for an unknown name, or if they leave none, or
+    not a forced one."""
     names = [stage.name for stage in spec.stages]
     for name in sorted(options.force | options.only) + [one for one in (options.first, options.last) if one]:
         if name not in names:
             near = command_line.nearest(name, names)
-            raise UsageError("no stage is named %s%s" % (spec_checks.shown_value(name), "; did you mean %s?" % near if near else "; there are: %s" % ", ".join(names)))
+            raise UsageError("no stage is named %s%s" % (spec_checks.shown_value(name), "; did you mean %s?" % near if near
+                                                         else "; there are: %s" % ", ".join(names)))
     if not (options.only or options.first or options.last):
         return list(spec.stages)
     span = _span(spec, names, options)
     selected = [stage for stage in spec.stages if stage.name in span and (not options.only or stage.name in options.only)]
     if not selected:
         raise UsageError("--only %s: not among the stages that %s; leave out --from and --until, or --only" % (
-            ",".join(sorted(options.only)), " and ".join(["--from %s" % options.first] * bool(options.first) + ["--until %s" % options.last] * bool(options.last)) + " leave"))
+            ",".join(sorted(options.only)),
+            " and ".join(["--from %s" % options.first] * bool(options.first) + ["--until %s" % options.last] * bool(options.last)) + " leave"))
     for name in sorted(options.force - {stage.name for stage in selected}):
         raise UsageError("--force %s: not among the stages that are run; add it to --only, or leave out what excludes it" % name)
     return selected
 
 
 def _span(spec: PipelineSpec, names: List[str], options: Options) -> Set[str]:
-    """Return what --from and --until leave: in the order listed a part of the list, in a graph what depends on the one, and what the other depends on."""
+    """Return what --from and --until leave: in the order listed a part of the list, in a graph what depends on the one, and what
+    the other depends on."""
     if spec.order == "graph":
         import stage_order
         found = stage_order.between(spec.stages, options.first or "", options.last or "")
@@ -243,7 +256,8 @@ def _span(spec: PipelineSpec, names: List[str], options: Options) -> Set[str]:
 
 
 def unfinished_makers(spec: PipelineSpec, selected: Sequence[StageSpec]) -> List[Tuple[str, str]]:
-    """Return (stage, what to say) for each selected stage that takes what a stage left out makes, where that one has not ended well."""
+    """Return (stage, what to say) for each selected stage that takes what a stage left out makes, where that one has not ended
+    well."""
     if len(selected) == len(spec.stages):
         return []
     import stage_order
@@ -255,7 +269,8 @@ def unfinished_makers(spec: PipelineSpec, selected: Sequence[StageSpec]) -> List
 
 
 def _unfinished(root: str, stage: StageSpec) -> str:
-    """Return in what way a stage has not ended well, as its record and its marker tell, "" if it has; its files are not looked at."""
+    """Return in what way a stage has not ended well, as its record and its marker tell, "" if it has; its files are not looked
+    at."""
     try:
         record = StateStore(root, writable=False).stage(stage.name)
     except StateError:
@@ -274,8 +289,10 @@ def override_params(spec: PipelineSpec, params: Json) -> PipelineSpec:
         if name not in known:
             near = command_line.nearest(name, known)
             raise UsageError("--set %s: no stage has a param of that name; %s" % (
-                name, "did you mean %s?" % near if near else "there are: %s" % ", ".join(known) if known else "give it a value in the params of a stage first"))
-    stages = [stage._replace(params={**stage.params, **{name: value for name, value in params.items() if name in stage.params}}) for stage in spec.stages]
+                name, "did you mean %s?" % near if near else "there are: %s" % ", ".join(known) if known
+                else "give it a value in the params of a stage first"))
+    stages = [stage._replace(params={**stage.params, **{name: value for name, value in params.items() if name in stage.params}})
+              for stage in spec.stages]
     return spec._replace(stages=tuple(stages))
 
 

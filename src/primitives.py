@@ -103,7 +103,8 @@ def refuse_too_long(path: str, longest: int = LONGEST_FOLDER) -> None:
     """Raise OSError if a path that is not found may be too long: of such a one, too, Windows says that nothing is there."""
     if sys.platform == "win32" and len(os.path.abspath(path)) > longest:
         import errno
-        raise OSError(errno.ENAMETOOLONG, "the path has %d characters, and Windows takes no more than %d unless LongPathsEnabled is set" % (len(os.path.abspath(path)), longest), path)
+        raise OSError(errno.ENAMETOOLONG, "the path has %d characters, and Windows takes no more than %d unless LongPathsEnabled is set" % (
+            len(os.path.abspath(path)), longest), path)
 
 
 def replace(source: str, target: str, windows: bool = sys.platform == "win32") -> None:
@@ -128,7 +129,8 @@ def _though_read_only(path: str, act: Callable[[], Any]) -> None:
 
 
 def rmtree(path: str, windows: bool = sys.platform == "win32") -> None:
-    """As shutil.rmtree(), patiently. What is gone when its turn comes is removed, too: with "x", macOS removes its "._x" on FAT, exFAT and network volumes.
+    """As shutil.rmtree(), patiently. What is gone when its turn comes is removed, too: with "x", macOS removes its "._x" on FAT,
+    exFAT and network volumes.
 
     Not on Windows, which says so of a path that is too long.
     """
@@ -188,7 +190,8 @@ def truncate(path: str, size: int) -> None:
 
 
 def composed(name: str, macos: bool = sys.platform == "darwin") -> str:
-    """Return a name as two names are equal that macOS takes for one: it may write an accent as a sign of its own, or with its letter as one."""
+    """Return a name as two names are equal that macOS takes for one: it may write an accent as a sign of its own, or with its
+    letter as one."""
     if not macos or name.isascii():
         return name
     import unicodedata
@@ -196,7 +199,8 @@ def composed(name: str, macos: bool = sys.platform == "darwin") -> str:
 
 
 def folded(name: str, macos: bool = sys.platform == "darwin") -> str:
-    """Return a name as two names are equal that may be one file: on some systems case tells nothing, nor (composed()) how an accent is written."""
+    """Return a name as two names are equal that may be one file: on some systems case tells nothing, nor (composed()) how an
+    accent is written."""
     return composed(composed(name, macos).casefold(), macos) if macos else name.casefold()
 
 
@@ -234,7 +238,8 @@ def digest_of(pieces: Sequence[Piece], before: bytes = b"") -> str:
 
 
 def load_openssl() -> Any:
-    """Return OpenSSL's sha256(), loaded without the other digests that hashlib loads; hashlib's where Python is built without it."""
+    """Return OpenSSL's sha256(), loaded without the other digests that hashlib loads; hashlib's where Python is built without
+    it."""
     try:
         from _hashlib import openssl_sha256
         return openssl_sha256
@@ -262,7 +267,8 @@ class Ready:
 
 
 def ready_array(pretty: Sequence[Piece], canonical: Sequence[Piece] = ()) -> Ready:
-    """Return the array of entries whose bytes are given: those of pretty(entry, 2) with PRETTY_END, of compact(entry, True) with COMPACT_END."""
+    """Return the array of entries whose bytes are given: those of pretty(entry, 2) with PRETTY_END, of compact(entry, True) with
+    COMPACT_END."""
     return Ready(_in_brackets(pretty, b"[\n  ", PRETTY_END, b"\n ]"), _in_brackets(canonical, b"[", COMPACT_END, b"]"))
 
 
@@ -279,8 +285,8 @@ def _filled(text: str, value: Any, kind: str) -> List[Piece]:
     return [before.encode("utf-8"), *getattr(ready, kind), after.encode("utf-8")]
 
 
-# What the interpreter's own JSON module uses is used here without it, for it takes longer to load than a short run may. None of it is
-# promised: an interpreter that has it no more, or wants it called in another way, is served by the module.
+# What the interpreter's own JSON module uses is used here without it, for it takes longer to load than a short run may. None of
+# it is promised: an interpreter that has it no more, or wants it called in another way, is served by the module.
 UNFIT = (ImportError, AttributeError, TypeError)
 
 
@@ -304,7 +310,8 @@ def _make_text_encoder() -> Callable[[str], str]:
 
 
 def _make_indenter() -> Optional[Callable[[Any, int], Iterable[str]]]:
-    """Return the interpreter's own encoder for people, None if it cannot indent: that of an older Python leaves the blanks out."""
+    """Return the interpreter's own encoder for people, None if it cannot indent: that of an older Python leaves the blanks
+    out."""
     try:
         from _json import encode_basestring, make_encoder
         encode = make_encoder(None, _refuse, encode_basestring, " ", ": ", ",", False, False, False)  # type: ignore[arg-type, unused-ignore]

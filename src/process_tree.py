@@ -14,9 +14,11 @@ Who ends what:
     the runner        after every attempt, whatever its exit      Tree.end()
     the guardian      when the runner dies, at once               Guardian, guard_loop()
     the next run      before it takes the stage over              end_of_dead_owner()
-    Windows itself    when the last handle of a job closes        Job; the runner is in one too (Guardian), so that no processor is ever in none
+    Windows itself    when the last handle of a job closes        Job; the runner is in one too (Guardian), so that no processor
+    is ever in none
 
-Linux reads /proc, macOS has calls of its own (Mac), Windows Job Objects; elsewhere ps is asked. What a system cannot tell is not guessed.
+Linux reads /proc, macOS has calls of its own (Mac), Windows Job Objects; elsewhere ps is asked. What a system cannot tell is not
+guessed.
 """
 from __future__ import annotations
 
@@ -110,7 +112,8 @@ def _run_ps(arguments: List[str]) -> str:
     import subprocess
     try:
         done = subprocess.run(["ps"] + arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.DEVNULL, timeout=10, env={"PATH": os.environ.get("PATH", "/bin:/usr/bin"), "LC_ALL": "C", "TZ": "UTC0"})
+                              stderr=subprocess.DEVNULL, timeout=10, env={"PATH": os.environ.get("PATH", "/bin:/usr/bin"),
+                                                                          "LC_ALL": "C", "TZ": "UTC0"})
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.decode("utf-8", "replace")
@@ -132,7 +135,8 @@ def has_token(pid: int, token: str) -> bool:
 
 
 def has_variable(pid: int, text: str) -> bool:
-    """Tell whether a variable that *pid* was started with begins with *text*, "NAME=..." (Linux; macOS, but for programs of its own)."""
+    """Tell whether a variable that *pid* was started with begins with *text*, "NAME=..." (Linux; macOS, but for programs of its
+    own)."""
     mac = _mac()
     if mac is not None:
         return b"\0" + text.encode() in mac.strings(pid)
@@ -160,7 +164,8 @@ def holds_lock(pid: int, lock_path: str, lock_pid: int) -> bool:
 def _shows_lock(pid: int, name: str, lock_name: str, guard: os.stat_result, lock_pid: int) -> bool:
     """Tell it of one descriptor; one that is closed meanwhile says nothing about the others.
 
-    By its name first, which the kernel knows: the file of a stranger may lie on a server that does not answer, and to look at it would wait for that.
+    By its name first, which the kernel knows: the file of a stranger may lie on a server that does not answer, and to look at it
+    would wait for that.
     """
     try:
         if os.path.basename(os.readlink("/proc/%d/fd/%s" % (pid, name))) not in (lock_name, lock_name + " (deleted)"):
@@ -241,7 +246,8 @@ def send(pids: Iterable[int], number: int) -> None:
 def end_all(find: Callable[[], List[int]], limit_s: float = SWEEP_LIMIT_S, not_reaped: int = 0) -> List[int]:
     """Kill what *find* returns until it returns nothing; return those that would not go within *limit_s* seconds.
 
-    They are killed once at least, however long it took to find them. The exit status of *not_reaped* is left for whoever waits for it.
+    They are killed once at least, however long it took to find them. The exit status of *not_reaped* is left for whoever waits
+    for it.
     """
     deadline, is_tried = time.monotonic() + limit_s, False
     while True:
@@ -390,7 +396,8 @@ class Tree:
         return end_all(self.living, not_reaped=self.pid)
 
     def _group(self) -> List[int]:
-        """Return, for kill(2), the group that the processor leads. Until that is reaped it is ours, whatever the system tells; on Linux it tells all."""
+        """Return, for kill(2), the group that the processor leads. Until that is reaped it is ours, whatever the system tells; on
+        Linux it tells all."""
         return [] if LINUX or WINDOWS or self.leader_is_gone or not self.is_child else [-self.pid]
 
 
@@ -402,8 +409,8 @@ class Guardian:
     It waits at the end of a pipe of which only the runner holds the other end: the kernel closes that end with
     the runner, however it dies. Started before the runner becomes a subreaper, so that it is nobody's child.
 
-    On Windows there is a job instead that holds the runner, and so whatever it starts: what was not yet in the job of its attempt when
-    the runner was killed would else stay suspended for ever, with its files open.
+    On Windows there is a job instead that holds the runner, and so whatever it starts: what was not yet in the job of its attempt
+    when the runner was killed would else stay suspended for ever, with its files open.
     """
 
     def __init__(self) -> None:
@@ -449,7 +456,8 @@ class Guardian:
     def _tell(self, sign: str, traits: Traits) -> None:
         if self.pipe < 0:
             return
-        line = "\t".join((sign, traits.token, str(traits.session), str(traits.lock_pid), traits.lock_path)) + "\0"    # a path may have line ends and, as the last field, tabs
+        # A path may have line ends and, as the last field, tabs.
+        line = "\t".join((sign, traits.token, str(traits.session), str(traits.lock_pid), traits.lock_path)) + "\0"
         try:
             os.write(self.pipe, os.fsencode(line))
         except OSError:
@@ -498,8 +506,9 @@ def guard_loop(read_end: int, end: Callable[[List[Traits]], Any]) -> None:
 
 
 # --- macOS -----------------------------------------------------------------------------------------------------------
-# From the headers libproc.h, sys/proc_info.h and sys/sysctl.h; it runs only there. Every call goes through `libc`, which tests replace.
-# Not by ps: it is setuid, and the sandbox that closes the network (offline_guard) lets nobody start such programs (forbidden-exec-sugid).
+# From the headers libproc.h, sys/proc_info.h and sys/sysctl.h; it runs only there. Every call goes through `libc`, which tests
+# replace. Not by ps: it is setuid, and the sandbox that closes the network (offline_guard) lets nobody start such programs
+# (forbidden-exec-sugid).
 
 PROC_ALL_PIDS = 1
 PROC_PIDTBSDINFO = 3
@@ -533,7 +542,8 @@ class Mac:
         return "Z" if told[BSD_STATUS] == SZOMB else "R", told[BSD_PARENT], told[BSD_GROUP], "%d.%06d" % told[BSD_START:]
 
     def strings(self, pid: int) -> bytes:
-        """Return the arguments and variables that a process was started with, each after a zero byte. macOS keeps the variables of its own programs back."""
+        """Return the arguments and variables that a process was started with, each after a zero byte. macOS keeps the variables
+        of its own programs back."""
         import ctypes
         name, size = (ctypes.c_int * 3)(CTL_KERN, KERN_PROCARGS2, pid), ctypes.c_size_t(ARGUMENT_BYTES)
         if self.sysctl(name, ctypes.c_uint(3), self.buffer, ctypes.byref(size), None, ctypes.c_size_t(0)):
@@ -610,7 +620,8 @@ def _ask_group(pid: int) -> None:
 
 
 def _job_of_this_process(api: Any = None) -> Optional[Job]:
-    """Put this process into a job of which only it has a handle; None where the system refuses, or would then refuse the jobs of the attempts."""
+    """Put this process into a job of which only it has a handle; None where the system refuses, or would then refuse the jobs of
+    the attempts."""
     if sys.getwindowsversion()[:2] < JOBS_NEST_SINCE:       # type: ignore[attr-defined]
         return None
     try:
@@ -649,7 +660,8 @@ class Job:
         return bool(self.api.AssignProcessToJobObject(self.handle, ctypes.c_void_p(process_handle)))
 
     def let_go(self) -> None:
-        """Close the job without an end of its processes. Where the system refuses that, it stays open as long as this process lives."""
+        """Close the job without an end of its processes. Where the system refuses that, it stays open as long as this process
+        lives."""
         import ctypes
         limits = job_limits(0, 0)
         if self.api.SetInformationJobObject(self.handle, JOB_EXTENDED_LIMITS, ctypes.byref(limits), ctypes.sizeof(limits)):
@@ -660,7 +672,8 @@ class Job:
         self.api.TerminateJobObject(self.handle, 1)
 
     def usage(self) -> Tuple[float, int]:
-        """Return (processor time in seconds, bytes of memory at the peak of its largest process) of all processes so far; zeros where the system does not tell."""
+        """Return (processor time in seconds, bytes of memory at the peak of its largest process) of all processes so far; zeros
+        where the system does not tell."""
         import ctypes
         accounting, limits = job_accounting(), job_limits(0, 0)
         asked = [self.api.QueryInformationJobObject(self.handle, kind, ctypes.byref(into), ctypes.sizeof(into), None)

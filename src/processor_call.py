@@ -37,7 +37,8 @@ def command_line(root: str, stage: Any, inputs: Sequence[str]) -> List[str]:
 
 
 def fits_command_line(inputs: Sequence[str], processor: str = "") -> bool:
-    """Tell whether these names can be arguments; with as many to spare, for what the processor starts itself is given them, too, and its environment."""
+    """Tell whether these names can be arguments; with as many to spare, for what the processor starts itself is given them, too,
+    and its environment."""
     is_for_cmd = sys.platform == "win32" and processor.lower().endswith(BATCH_ENDINGS)
     most = min(CMD_BYTES if is_for_cmd else ARGUMENT_BYTES, _system_argument_bytes() // 2)
     return 4 * sum(map(len, inputs)) + 9 * len(inputs) <= most or sum(len(os.fsencode(one)) + 9 for one in inputs) <= most
@@ -51,7 +52,8 @@ def _system_argument_bytes() -> int:
 
 
 def overflow_problem(root: str, processor: str, args: Sequence[str], others: Sequence[str], inputs: Sequence[str]) -> str:
-    """Return why a processor cannot be given so many inputs, or "": it would be started without any, and not know of the file that lists them.
+    """Return why a processor cannot be given so many inputs, or "": it would be started without any, and not know of the file
+    that lists them.
 
     others: files below *root* that it works with. Whether one reads that file is told from its name in their text, or in *args*.
     """
@@ -78,12 +80,14 @@ def _mentions(path: str, text: bytes) -> bool:
 def cmd_problem(processor: str, inputs: Sequence[str]) -> str:
     """Return why a batch file cannot be given these names, or ""."""
     bad = spec_checks.taken_by_cmd(processor, inputs)
-    return "cmd.exe would not take the name %s as it is: rename the file, or let the processor be no batch file" % json.dumps(bad[0], ensure_ascii=False) if bad else ""
+    return "cmd.exe would not take the name %s as it is: rename the file, or let the processor be no batch file" % json.dumps(bad[0],
+        ensure_ascii=False) if bad else ""
 
 
 def _powershell() -> List[str]:
     import shutil
-    return [shutil.which("pwsh") or shutil.which("powershell") or "powershell", "-NoProfile", "-NonInteractive", "-ExecutionPolicy", "Bypass", "-File"]
+    return [shutil.which("pwsh") or shutil.which("powershell") or "powershell", "-NoProfile", "-NonInteractive", "-ExecutionPolicy",
+            "Bypass", "-File"]
 
 
 def launched_elsewhere(launch: attempts.Launch, run: Run, stage: StageSpec, network: Any) -> Tuple[attempts.Launch, Any]:

@@ -29,10 +29,12 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 def scan_of(digests: Digests, path: str) -> Json:
     """Return the offline guard's scan of a program: {"refused", "warned", "imports"}, remembered by content."""
     digest = digests.of(path)[0]
-    digests.guard = guard = digests.guard or sha256("".join(digests.of(os.path.join(_HERE, name))[0] for name in SCANNERS).encode("ascii")).hexdigest()
+    digests.guard = guard = digests.guard or sha256(
+        "".join(digests.of(os.path.join(_HERE, name))[0] for name in SCANNERS).encode("ascii")).hexdigest()
     known = digests.scans.get(digest)
     ending = os.path.splitext(path)[1].lower()      # it tells the kind of program before the content does
-    if not isinstance(known, dict) or (known.get("guard"), known.get("ending")) != (guard, ending) or not known.keys() >= {"refused", "warned", "imports"}:
+    if not isinstance(known, dict) or (known.get("guard"), known.get("ending")) != (guard,
+                                                                                    ending) or not known.keys() >= {"refused", "warned", "imports"}:
         import import_scan
         with open(os.path.join(digests.root, path), "rb") as file:
             source = file.read()
@@ -106,7 +108,8 @@ def runner_digest(digests: Digests) -> str:
 
 
 def scan_files(spec: PipelineSpec, digests: Digests) -> List[str]:
-    """Return what the scan looks at: the runner, bin/, every processor (and what is run after the run), the modules beside these."""
+    """Return what the scan looks at: the runner, bin/, every processor (and what is run after the run), the modules beside
+    these."""
     return list(dict.fromkeys(runner_files() + file_digests.expand(spec.root, "bin/**/*.py") + _used_files(spec, digests)))
 
 
@@ -163,7 +166,8 @@ def _refusal_text(spec: PipelineSpec, digests: Digests, paths: Sequence[str]) ->
     used = set(runner_files() + _used_files(spec, digests))
     idle = [path for path in paths if found[path] and path not in used]
     return "nothing was run; remove what uses the network%s, or let it through with \"offline\": {\"allow\": %s}" % (
-        " (no stage uses %s, but all Python files below bin/ are scanned)" % shown_names(idle) if idle else "", json.dumps(list(allow), ensure_ascii=False))
+        " (no stage uses %s, but all Python files below bin/ are scanned)" % shown_names(idle) if idle else "",
+        json.dumps(list(allow), ensure_ascii=False))
 
 
 def print_scan(spec: PipelineSpec, digests: Digests, paths: Sequence[str], console: Console) -> int:
@@ -177,5 +181,6 @@ def print_scan(spec: PipelineSpec, digests: Digests, paths: Sequence[str], conso
         console.line("[REFUSED] " + line)
     for line in warned:
         console.line("[WARNING] " + line)
-    console.line("scan: %d file%s, %d refused, %d warning%s" % (len(paths), "" if len(paths) == 1 else "s", len(refused), len(warned), "" if len(warned) == 1 else "s"))
+    console.line("scan: %d file%s, %d refused, %d warning%s" % (len(paths), "" if len(paths) == 1 else "s", len(refused), len(warned),
+                                                                "" if len(warned) == 1 else "s"))
     return EXIT_OFFLINE if refused else EXIT_OK

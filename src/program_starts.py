@@ -1,8 +1,10 @@
 """Whether the programs of a pipeline could start, told from their first bytes: for `validate`, which starts nothing.
 
-    stages, their launchers, onFailure, onSuccess -> the file of each -> what certainly keeps it from starting, or may -> (place in the spec, words)
+    stages, their launchers, onFailure, onSuccess -> the file of each -> what certainly keeps it from starting, or may -> (place
+    in the spec, words)
 
-Certain is what the system refuses whatever its settings are. What another machine or another PATH may have, or a stage may make first, is only noted.
+Certain is what the system refuses whatever its settings are. What another machine or another PATH may have, or a stage may make
+first, is only noted.
 """
 from __future__ import annotations
 
@@ -52,11 +54,13 @@ def judge(root: str, program: str, path: str, windows: bool = sys.platform == "w
         return
     data = _read(full, LARGEST_SOURCE if kind == "python" else FIRST_BYTES)
     if data is not None:
-        yield from _in_words(program, _judge_source(data) if kind == "python" else _judge_for_windows(program, data) if windows else _judge_file(data, root, path))
+        yield from _in_words(program, _judge_source(data) if kind == "python" else _judge_for_windows(program, data) if windows
+                             else _judge_file(data, root, path))
 
 
 def _judge_launcher(root: str, stage: StageSpec, path: str, seen: Set[Tuple[str, str]]) -> Iterator[Verdict]:
-    """Yield what keeps a stage's launcher, if it is given with a path, from starting; nothing for one of *seen*, to which it is added.
+    """Yield what keeps a stage's launcher, if it is given with a path, from starting; nothing for one of *seen*, to which it is
+    added.
 
     The system starts it as it is, whatever its ending. Which one of a mere name is found, depends on the machine.
     """
@@ -103,7 +107,8 @@ def _judge_source(data: bytes) -> Iterator[Verdict]:
 
 
 def _judge_for_windows(program: str, data: bytes) -> Iterator[Verdict]:
-    """Yield what keeps a file from starting on Windows: programs begin with MZ, whatever they are called; batch files are known by their ending."""
+    """Yield what keeps a file from starting on Windows: programs begin with MZ, whatever they are called; batch files are known
+    by their ending."""
     if not data.startswith(b"MZ") and not program.lower().endswith((".bat", ".cmd", ".com")):
         yield True, "Windows starts no such file; " + FOR_WINDOWS
 

@@ -72,7 +72,8 @@ def _read(path: str) -> str:
 
 
 def text(record: Json, metrics: Json, earlier: str = "", stages: Optional[Any] = None) -> str:
-    """Return the file's new content. earlier: the old one; stages: the names that the pipeline has now, None if not known. Pure."""
+    """Return the file's new content. earlier: the old one; stages: the names that the pipeline has now, None if not known.
+    Pure."""
     pipeline = 'pipeline="%s"' % escaped(record["pipeline"])
     others, successes = _kept(earlier, pipeline)
     found: Dict[str, List[str]] = {family: [] for family in GAUGES}
@@ -138,22 +139,23 @@ def refreshed(earlier: bytes, record: Json, metrics: Json, stages: List[str]) ->
     if first < 0 or _is_torn(earlier, last) or ends[PIPELINE_SUCCESS] != ends[RUN_END] or not all(line in head for line in told):
         return []
     ended = epoch_text(metrics["timestamp"])
-    for family, value in ((PIPELINE_SUCCESS, ended), (RUN_START, epoch_text(record["startedAt"])), (RUN_END, ended), (RUN_DURATION, number(metrics["durationSec"]))):
+    for family, value in ((PIPELINE_SUCCESS, ended), (RUN_START, epoch_text(record["startedAt"])), (RUN_END, ended),
+                          (RUN_DURATION, number(metrics["durationSec"]))):
         head = head.replace("\n%s%s%s\n" % (family, start, ends[family]), "\n%s%s%s\n" % (family, start, value), 1)
     view = memoryview(earlier)
     return [head.encode("utf-8"), view[place:first], _stage_lines(STAGE_SUCCESS, pipeline, stages, '"} ' + ended).encode("utf-8"), view[last:]]
 
 
 def _is_torn(earlier: bytes, last: int) -> bool:
-    """Tell whether a power cut, or somebody, has been at the file: it holds zeros, or from *last* on, the newline after a line of the last
-    family, anything but lines of that family."""
+    """Tell whether a power cut, or somebody, has been at the file: it holds zeros, or from *last* on, the newline after a line of
+    the last family, anything but lines of that family."""
     mark = (STAGE_SUCCESS + '{pipeline="').encode("ascii")
     return b"\0" in earlier or earlier[-1:] != b"\n" or not all(line.startswith(mark) for line in earlier[last + 1:-1].split(b"\n") if line)
 
 
 def _find_lines(earlier: bytes, family: str, pipeline: str, stages: Sequence[str], after: str, begin: int = 0) -> Tuple[int, int]:
-    """Return where the lines of *stages* stand that all end in *after*, from the first one's begin to the last one's newline; (-1, -1) if they
-    are not there, all and in order, or others of this pipeline follow. Looked for from *begin* on."""
+    """Return where the lines of *stages* stand that all end in *after*, from the first one's begin to the last one's newline;
+    (-1, -1) if they are not there, all and in order, or others of this pipeline follow. Looked for from *begin* on."""
     lines = ("\n%s\n" % _stage_lines(family, pipeline, stages, after)).encode("utf-8")
     start = len(earlier) - len(lines)           # most often it is the last family
     if start < begin or not earlier.startswith(lines, start):
@@ -168,8 +170,8 @@ def _find_lines(earlier: bytes, family: str, pipeline: str, stages: Sequence[str
 def update(store: Any, record: Json, metrics: Json, stages: Sequence[str], looked_at: Dict[int, Json]) -> bool:
     """Bring the file up to date after a whole run in which few of *stages* were looked at, the others known to be as they were.
 
-    looked_at: {place in stages: entry of the metrics}; metrics needs no stages. False: the file cannot be taken over, call emit().
-    Raises nothing.
+    looked_at: {place in stages: entry of the metrics}; metrics needs no stages. False: the file cannot be taken over, call
+    emit(). Raises nothing.
     """
     return _rewrite(store, lambda earlier: updated(earlier, record, metrics, stages, looked_at))
 
@@ -227,8 +229,8 @@ def _stage_lines(family: str, pipeline: str, stages: Sequence[str], after: str) 
 
 
 def _with_lines(text: bytes, block: Optional[Tuple[int, int]], anew: Sequence[str], after: str) -> List[Piece]:
-    """Return a block of *text* in pieces, with lines exchanged for those *anew* that are the same up to *after*, [] if one is not there;
-    both in one order. A newline stands before the block."""
+    """Return a block of *text* in pieces, with lines exchanged for those *anew* that are the same up to *after*, [] if one is not
+    there; both in one order. A newline stands before the block."""
     first, last = block or (0, 0)
     if first >= last:
         return []
@@ -258,7 +260,8 @@ def _exchanged(begin: str, lines: List[str], anew: List[str], stages: Sequence[s
 
 
 def _blocks(text: bytes) -> Dict[str, Tuple[int, int]]:
-    """Return {family: where its samples begin, and the newline after the last}; {} if the text is not of our making, or not whole."""
+    """Return {family: where its samples begin, and the newline after the last}; {} if the text is not of our making, or not
+    whole."""
     blocks: Dict[str, Tuple[int, int]] = {}
     end = -1
     while end < len(text) - 1:
@@ -359,7 +362,8 @@ def number(value: Any) -> str:
 
 
 def epoch_text(utc: str) -> str:
-    """Return seconds since the epoch of a time as records have it, 2026-01-31T23:59:59.123Z; by hand, as strptime is a dear import."""
+    """Return seconds since the epoch of a time as records have it, 2026-01-31T23:59:59.123Z; by hand, as strptime is a dear
+    import."""
     year, month, day = int(utc[:4]), int(utc[5:7]), int(utc[8:10])
     year -= month <= 2                          # years that begin in March: the leap day is the last
     days = year * 365 + year // 4 - year // 100 + year // 400 + ((month + 9) % 12 * 153 + 2) // 5 + day - 719469

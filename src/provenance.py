@@ -133,7 +133,8 @@ def run_key(record: Json) -> RunKey:
 def pruned_runs(entries: Iterable[Json]) -> Dict[RunKey, int]:
     """Return {run whose record gc has removed: number of the ledger's entry that says so}."""
     listed = [(entry["seq"], one) for entry in entries if entry["event"] == "gc" for one in _listed(entry.get("removed"))]
-    return {(one[0], one[1]): seq for seq, one in listed if isinstance(one, list) and len(one) == 3 and isinstance(one[0], str) and isinstance(one[1], int)}
+    return {(one[0], one[1]): seq for seq, one in listed if isinstance(one, list) and len(one) == 3 and isinstance(one[0], str)
+            and isinstance(one[1], int)}
 
 
 def _listed(value: Any) -> List[Any]:
@@ -213,7 +214,8 @@ def subjects(work: List[Tuple[Json, Json]]) -> List[Json]:
             found[path] = _resource(path, output["sha256"])
         if tasks.get("outputs") and not one.get("outputs"):
             name = "outputs:" + one["stage"]
-            found[name] = _resource(name, tasks["outputsSha256"], use={"digestOf": "path, bytes and SHA-256 of each of %d files in %s" % (tasks["outputs"], folder)})
+            found[name] = _resource(name, tasks["outputsSha256"],
+                                    use={"digestOf": "path, bytes and SHA-256 of each of %d files in %s" % (tasks["outputs"], folder)})
     return [found[path] for path in sorted(found)]
 
 

@@ -5,9 +5,9 @@ Above path_signs and below the runner. One file for each pipeline file, state/in
     first line       kind and format, CRC-32 of all that follows but the texts, CRC-32 of the texts, bytes of each section
     about            JSON: what must be as it was (interpreter, start of the machine, user, ...), and the records' fields
     common           paths that all stages depend on: the pipeline file, the runner, bin/, processors, their modules, folders
-    paths, starts    paths of each stage below the root: inputs, watched files, folders that a glob looks into, outputs, marker, stage record
-    cuts             where in paths each group of GROUP paths begins, and the end: who looks at some of them makes no list of all
-    followed         paths that are links, looked at through the link, each with its stage (-1: all stages)
+    paths, starts    paths of each stage below the root: inputs, watched files, folders that a glob looks into, outputs, marker,
+    stage record cuts             where in paths each group of GROUP paths begins, and the end: who looks at some of them makes no
+    list of all followed         paths that are links, looked at through the link, each with its stage (-1: all stages)
     covered          a byte for each stage: 1 if its skip can be told from its paths
     pretty canonical metrics lines     each stage's entry in run record (as stored, as hashed) and metrics, and its [SKIP] line
 
@@ -90,7 +90,8 @@ class Index:
     lines: memoryview
 
     def piece(self, kind: str, first: int, last: int) -> memoryview:
-        """Return the texts of kind *kind* of the stages first ... last-1, each with what stands between it and the next, UTF-8."""
+        """Return the texts of kind *kind* of the stages first ... last-1, each with what stands between it and the next,
+        UTF-8."""
         ends = getattr(self, "ends_" + kind)
         found: memoryview = getattr(self, kind)[ends[first]:ends[last]]
         return found
@@ -99,7 +100,8 @@ class Index:
         """Return the [SKIP] lines of the stages first ... last-1."""
         return str(self.piece("lines", first, last), "utf-8", "surrogateescape")
 
-    def changed_stages(self, root: str, meanwhile: Callable[[], Any] = lambda: None, upon_change: Callable[[], Any] = lambda: None) -> Optional[List[int]]:
+    def changed_stages(self, root: str, meanwhile: Callable[[], Any] = lambda: None,
+                       upon_change: Callable[[], Any] = lambda: None) -> Optional[List[int]]:
         """Return which stages cannot be told to be up to date, sorted; None if what all depend on has changed.
 
         meanwhile, upon_change: see path_signs.changed_shared().
@@ -210,7 +212,8 @@ def _mapped(file: Any) -> Union[bytes, mmap.mmap]:
 
 
 def from_bytes(data: Union[bytes, mmap.mmap]) -> Optional[Index]:
-    """Return the index that *data* holds, None if it is damaged (but for its texts) or of another format. Raises: ValueError for some damage."""
+    """Return the index that *data* holds, None if it is damaged (but for its texts) or of another format. Raises: ValueError for
+    some damage."""
     end = data.find(b"\n")
     if end < 0:
         return None
@@ -254,6 +257,7 @@ def _is_consistent(index: Index) -> bool:
     stages = len(index.names)
     width = path_signs.WIDTH
     return (len(index.covered) == stages and len(index.starts) == stages + 1 and len(index.signs) == width * index.starts[stages]
-            and index.starts[0] == 0 and len(index.cuts) == (index.starts[stages] + GROUP - 1) // GROUP + 1 and index.cuts[0] == 0 and index.cuts[-1] == len(index.paths) and len(index.common_signs) == width * len(index.common)
+            and index.starts[0] == 0 and len(index.cuts) == (index.starts[stages] + GROUP - 1) // GROUP + 1 and index.cuts[0] == 0
+            and index.cuts[-1] == len(index.paths) and len(index.common_signs) == width * len(index.common)
             and len(index.owners) == len(index.followed) and len(index.followed_signs) == width * len(index.followed)
             and all(len(getattr(index, "ends_" + name)) == stages + 1 for name in TEXTS) and isinstance(index.about, dict))

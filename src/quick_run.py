@@ -5,8 +5,8 @@ Above the leaves, run_ledger and quick_index, below the runner, which asks attem
     argv -> the index of the pipeline file -> every path that a skip depends on is what it was
          -> the same lock, invocation, records, ledger entry and lines as by the long way
 
-Whatever is not as usual takes the long way: an option that changes what is done, another interpreter, another start of the machine, a
-variable of passEnv, a lock folder of a stage. What has changed in a few stages only is told as Found, and the long way
+Whatever is not as usual takes the long way: an option that changes what is done, another interpreter, another start of the
+machine, a variable of passEnv, a lock folder of a stage. What has changed in a few stages only is told as Found, and the long way
 takes the other stages' answers from it. PIPELINE_INDEX=off turns the index off.
 """
 from __future__ import annotations
@@ -29,7 +29,8 @@ NAME_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxy
 
 
 class Found:
-    """What the index says. stale: the stages that must be looked at; prepared: if there are any, what prepare() has returned, see attempt()."""
+    """What the index says. stale: the stages that must be looked at; prepared: if there are any, what prepare() has returned, see
+    attempt()."""
 
     def __init__(self, index: Index, root: str, stale: List[int], prepared: Any) -> None:
         self.index, self.root, self.stale, self.prepared = index, root, frozenset(stale), prepared
@@ -45,8 +46,8 @@ def attempt(argv: Sequence[str], prepare: Prepare) -> Union[None, int, BaseExcep
     """Do the run that *argv* asks for, if the index says that nothing changed.
 
     Returns its exit code; what it ended with; Found if something changed; None if the index says nothing.
-    prepare(index, pipeline, root): makes ready for a run in which something changed, once that is known; most often another process
-    looks at paths meanwhile.
+    prepare(index, pipeline, root): makes ready for a run in which something changed, once that is known; most often another
+    process looks at paths meanwhile.
     """
     started = time.monotonic(), time.time()
     try:
@@ -77,7 +78,8 @@ def plain_options(argv: Sequence[str]) -> Optional[Dict[str, str]]:
     jobs, run_id = options.get("--jobs", "1"), options.get("--run-id", "run")
     if not (jobs.isascii() and jobs.isdigit() and len(jobs) < 10 and int(jobs)):
         return None
-    if len(run_id) > 64 or run_id[0] in "_-" or not NAME_CHARACTERS.issuperset(run_id) or run_id.lower()[:3] in ("con", "prn", "aux", "nul", "com", "lpt"):
+    if len(run_id) > 64 or run_id[0] in "_-" or not NAME_CHARACTERS.issuperset(run_id) or run_id.lower()[:3] in (
+        "con", "prn", "aux", "nul", "com", "lpt"):
         return None                     # a name that the long way may refuse
     options.setdefault("--pipeline", "pipeline.json")
     return options
@@ -125,7 +127,8 @@ def _load(hashed: int) -> None:
 
 
 def surroundings(patterns: Sequence[str], root: str) -> Json:
-    """Return what must be the same for an index to say anything: interpreter, place of the runner, start of the machine, who runs, variables let through.
+    """Return what must be the same for an index to say anything: interpreter, place of the runner, start of the machine, who
+    runs, variables let through.
 
     patterns: of all passEnv; the variables' values are a digest under the key of the root's own (state/env.key).
     """
@@ -187,7 +190,8 @@ class _Quick:
     def _end(self, invocation: int) -> None:
         from state_store import utc_text
         record = self._with(self.index.about["record"], {
-            "runId": self.run_id, "invocation": invocation, "state": "completed", "startedAt": utc_text(self.started_utc), "endedAt": utc_text(time.time()),
+            "runId": self.run_id, "invocation": invocation, "state": "completed", "startedAt": utc_text(self.started_utc),
+            "endedAt": utc_text(time.time()),
             "durationMs": int((time.monotonic() - self.started) * 1000), "stages": self._ready("pretty", "canonical")})
         self.ledger.end(record, lambda: self._write_metrics(record), lambda: self._tell_monitoring(record))
         self.ledger.tell(self.console.line, with_head=True)
@@ -203,7 +207,8 @@ class _Quick:
     def _tell_monitoring(self, record: Json) -> None:
         import prometheus_text
         if not prometheus_text.refresh(self.store, record, self.metrics, self.index.names):
-            prometheus_text.emit(self.store, record, self.metrics, None, self.console)     # the spec's stages are those of the run before
+            # The spec's stages are those of the run before.
+            prometheus_text.emit(self.store, record, self.metrics, None, self.console)
 
     def _ready(self, pretty: str, canonical: str) -> Any:
         from primitives import ready_array

@@ -18,7 +18,8 @@ def key_changes(old: Json, new: Json) -> List[str]:
     changes = []
     if old.get("keyVersion") != new["keyVersion"]:
         changes.append("the runner's key version %s -> %s" % (old.get("keyVersion"), new["keyVersion"]))
-    for part in ("pipeline", "stage", "outputDir", "outputs", "args", "chunks", "launcher"):     # the last two are not in every key
+    # The last two are not in every key.
+    for part in ("pipeline", "stage", "outputDir", "outputs", "args", "chunks", "launcher"):
         if old.get(part) != new.get(part):
             changes.append("%s %s -> %s" % (part, shown_value(old.get(part)), shown_value(new.get(part))))
     changes += _processor_changes(old.get("processor") or {}, new["processor"])

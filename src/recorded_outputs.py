@@ -1,7 +1,7 @@
 """What records say of the files in output folders: outputs of a success, leftovers of an attempt that did not finish, of this stage or of others.
 
-Above the leaves. A stage that is run again clears its leftovers itself (earlier_outputs); who takes its record away must do so, for without it
-nobody can tell a file that is half written from one that somebody has put there.
+Above the leaves. A stage that is run again clears its leftovers itself (earlier_outputs); who takes its record away must do so,
+for without it nobody can tell a file that is half written from one that somebody has put there.
 """
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def recorded_paths(store: StateStore, record: Optional[Json]) -> List[str]:
 
 
 def believed_paths(store: StateStore, record: Optional[Json]) -> List[str]:
-    """As recorded_paths(), but nothing of a damaged task log: it vouches for nothing, and its own stage sets it aside when its turn comes."""
+    """As recorded_paths(), but nothing of a damaged task log: it vouches for nothing, and its own stage sets it aside when its
+    turn comes."""
     if record is None or not state_store.outputs_are_logged(record):
         return recorded_paths(store, record)
     import task_log
@@ -49,11 +50,13 @@ def believed_paths(store: StateStore, record: Optional[Json]) -> List[str]:
 def outputs_of_others(root: str, output_dir: str, besides: Set[str]) -> Set[str]:
     """Return what is recorded of stages other than *besides*, in this spec or not, as paths below *output_dir*."""
     ours = output_dir + "/"
-    return {path[len(ours):] for folder, paths in _made_by_others(root, besides) for path in ["%s/%s" % (folder, one) for one in paths] if path.startswith(ours)}
+    return {path[len(ours):] for folder, paths in _made_by_others(root, besides)
+            for path in ["%s/%s" % (folder, one) for one in paths] if path.startswith(ours)}
 
 
 def folders_of_others(spec: PipelineSpec, stage: str, output_dir: str) -> Set[str]:
-    """Return the output folders of other stages, in the spec or recorded, as paths below *output_dir* that end in "/"; "" for it and what it lies in."""
+    """Return the output folders of other stages, in the spec or recorded, as paths below *output_dir* that end in "/"; "" for it
+    and what it lies in."""
     ours = output_dir + "/"
     found = {other.output_dir + "/" for other in spec.stages if other.name != stage}
     found |= {folder + "/" for folder, _ in _made_by_others(spec.root, {stage, *(other.name for other in spec.stages)})}
@@ -91,7 +94,8 @@ def unfinished_baseline(record: Optional[Json], folder: str) -> Optional[Json]:
 
 
 def declared_beside(spec: PipelineSpec, record: Json) -> Set[str]:
-    """Return what, in the folder of a recorded stage, only stages have declared that may be at work beside it: paths below the folder.
+    """Return what, in the folder of a recorded stage, only stages have declared that may be at work beside it: paths below the
+    folder.
 
     A run that was killed may have had them at work at once, and no record knows: what they have made for a checkpoint is theirs.
     """
@@ -113,7 +117,8 @@ def _is_one_of(path: str, globs: Iterable[str]) -> bool:
 
 
 def leftovers(root: str, record: Optional[Json], spared: AbstractSet[str] = frozenset()) -> List[str]:
-    """Return what the unfinished work that a stage record tells of has left new or changed, and no other stage has recorded: paths below the root.
+    """Return what the unfinished work that a stage record tells of has left new or changed, and no other stage has recorded:
+    paths below the root.
 
     spared: paths below the output folder that are left alone.
     """
@@ -139,7 +144,8 @@ def clear_leftovers(spec: PipelineSpec, record: Json) -> List[str]:
         return []
     recorded = {one["path"]: (one["bytes"], one["sha256"]) for one in record["outputs"]}
     foreign = outputs_of_others(spec.root, output_dir, {record["stage"]}) | declared_beside(spec, record)
-    done = stage_outputs.clear_leftovers(folder, baseline, recorded, foreign, file_digests.hash_prefix, folders_of_others(spec, record["stage"], output_dir))
+    done = stage_outputs.clear_leftovers(folder, baseline, recorded, foreign, file_digests.hash_prefix,
+                                         folders_of_others(spec, record["stage"], output_dir))
     if done:
         sync_below(folder)
     return done
@@ -147,7 +153,8 @@ def clear_leftovers(spec: PipelineSpec, record: Json) -> List[str]:
 
 @contextlib.contextmanager
 def alone_in(root: str, output_dir: str) -> Iterator[None]:
-    """Hold an output folder against the runs of all pipelines below the root. Raises: LockHeld while one is at work in it; OSError."""
+    """Hold an output folder against the runs of all pipelines below the root. Raises: LockHeld while one is at work in it;
+    OSError."""
     locks = stage_locks.FolderLocks(root)
     try:
         if not locks.try_acquire(output_dir):
@@ -169,6 +176,7 @@ def link_on_the_way(root: str, path: str) -> str:
 
 
 def sync_below(folder: str) -> None:
-    """What was cleared must not come back with a power cut, beside a record of success: btrfs brings a removal to the disk with its folder only."""
+    """What was cleared must not come back with a power cut, beside a record of success: btrfs brings a removal to the disk with
+    its folder only."""
     for one, _, _ in os.walk(folder):
         state_store.sync_folder(one)

@@ -65,7 +65,8 @@ def _write(spec: PipelineSpec, path: str, text: str) -> None:
 
 
 def is_alive(root: str, run_id: str, clock: Any) -> bool:
-    """Tell whether the runner of a run lives: it holds the lock of its run id, or does so by another path. True where that cannot be known."""
+    """Tell whether the runner of a run lives: it holds the lock of its run id, or does so by another path. True where that cannot
+    be known."""
     lock = stage_locks.FileLock(root, run_id + ".run", clock)
     if not os.path.lexists(lock.path):
         return False

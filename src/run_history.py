@@ -39,8 +39,8 @@ class RunName(namedtuple("RunName", "run_id invocation state ended_at pipeline")
 
 
 class PastRun(namedtuple("PastRun", "run_id invocation pipeline state started_at ended_at duration_ms statuses worked problem")):
-    """A run; several pipelines may share a root. statuses: {status: number of stages}; worked: the entries of the stages that were worked on (there
-    may be very many others); problem: why there is no record to go by, or "".
+    """A run; several pipelines may share a root. statuses: {status: number of stages}; worked: the entries of the stages that
+    were worked on (there may be very many others); problem: why there is no record to go by, or "".
 
     state: completed, failed, interrupted; running while its process is seen; open: begun, not ended, nothing of it is seen.
     """
@@ -63,7 +63,8 @@ def newest_runs(root: str, limit: int) -> Tuple[List[PastRun], List[str]]:
         others = _runs_by_time(root, limit - len(runs), {(one.run_id, one.invocation) for one in runs}, problems)
         lacking = _not_in_ledger(root, others) if runs else 0
         if lacking:
-            problems.append("state/%s does not have %d of the finished runs: it was cut off, or begun anew; `verify` tells more" % (run_ledger.NAME, lacking))
+            problems.append("state/%s does not have %d of the finished runs: it was cut off, or begun anew; `verify` tells more" % (
+                run_ledger.NAME, lacking))
         runs = _merged(runs, others)
     if runs and not names and not any("cannot be read" in problem for problem in problems):
         why = "has no entry" if os.path.lexists(os.path.join(root, "state", run_ledger.NAME)) else "is missing"
@@ -78,7 +79,8 @@ def _not_in_ledger(root: str, others: List[PastRun]) -> int:
 
 
 def _merged(runs: List[PastRun], others: List[PastRun]) -> List[PastRun]:
-    """Put runs that only records tell of among those of the ledger, by time; its own order stays, for a clock may have been wrong. Newest first."""
+    """Put runs that only records tell of among those of the ledger, by time; its own order stays, for a clock may have been
+    wrong. Newest first."""
     merged: List[PastRun] = []
     rest = sorted(others, key=_time_of, reverse=True)
     for run in runs:
@@ -101,7 +103,8 @@ def _names_in_ledger(root: str, limit: int, problems: List[str]) -> Tuple[List[R
     for line, is_whole in _lines_from_end(path, problems):
         entry = _entry_of(line)
         if entry is None:
-            damaged += is_whole and not (is_newest and is_unwritten(line))         # a torn last line is a crash's, or is being written
+            # A torn last line is a crash's, or is being written.
+            damaged += is_whole and not (is_newest and is_unwritten(line))
             continue
         if is_newest:
             is_newest = False
@@ -174,7 +177,8 @@ def _run_of(root: str, name: RunName, problems: List[str], is_pruned: bool) -> P
     if record is None:
         if problem:
             problems.append(problem)
-        return PastRun(name.run_id, name.invocation, name.pipeline, _state_of(root, name.state, name.run_id), "", name.ended_at, None, {}, [], problem or ("removed by gc" if is_pruned else "it has no record yet" if name.state == "open" else "its record is gone"))
+        return PastRun(name.run_id, name.invocation, name.pipeline, _state_of(root, name.state, name.run_id), "", name.ended_at, None, {}, [],
+                       problem or ("removed by gc" if is_pruned else "it has no record yet" if name.state == "open" else "its record is gone"))
     return _past_run(root, record, name.state if name.state != "open" else "running")
 
 
@@ -193,7 +197,8 @@ def _past_run(root: str, record: Json, state: str) -> PastRun:
 
 
 def entries_of_stages(root: str, run_id: str, invocation: int) -> List[Json]:
-    """Return entries of the stages that a run works on or has finished, by their own records: the run's record lags behind, or its runner died."""
+    """Return entries of the stages that a run works on or has finished, by their own records: the run's record lags behind, or
+    its runner died."""
     found = []
     folder = os.path.join(root, "state")
     for name in sorted(os.listdir(folder) if os.path.isdir(folder) else ()):
@@ -203,7 +208,8 @@ def entries_of_stages(root: str, run_id: str, invocation: int) -> List[Json]:
         seconds: Any = record.get("lastDurationSec")
         is_over = record.get("lastStatus") != "running"
         found.append({"stage": _text(record.get("stage")), "status": _text(record.get("lastStatus")), "reason": _text(record.get("lastError")),
-                      "attempts": record.get("attempts") if is_over else attempts_begun(root, run_id, invocation, _text(record.get("stage"))), "startedAt": record.get("startedAt"), "counts": record.get("counts"), "tasks": record.get("tasks"),
+                      "attempts": record.get("attempts") if is_over else attempts_begun(root, run_id, invocation, _text(record.get("stage"))),
+                      "startedAt": record.get("startedAt"), "counts": record.get("counts"), "tasks": record.get("tasks"),
                       "outputs": record.get("outputs"), "durationMs": milliseconds(seconds) if is_over else None})
     return found
 
@@ -260,7 +266,8 @@ def record_files(folder: str) -> List[Tuple[int, str]]:
 def record_names(root: str) -> List[str]:
     """Return the names of the run records, those of the newest runs first.
 
-    What ended later by the ledger is newer, whatever its file's time says: the clock may have been wrong for a while. What the ledger does not know goes by that time.
+    What ended later by the ledger is newer, whatever its file's time says: the clock may have been wrong for a while. What the
+    ledger does not know goes by that time.
     """
     times = {name: written for written, name in record_files(os.path.join(root, "state"))}
     places: Dict[str, int] = {}
@@ -285,7 +292,8 @@ def read_run(root: str, run_id: str, invocation: Optional[int] = None) -> Tuple[
     for name in names:
         record, why = _read_record(root, name)
         problem = problem or why
-        if record is not None and record.get("runId") == run_id and is_integer(record.get("invocation")) and invocation in (None, record["invocation"]):
+        if record is not None and record.get("runId") == run_id and is_integer(record.get("invocation")) and invocation in (
+            None, record["invocation"]):
             return record, ""
     return None, problem
 
@@ -301,7 +309,8 @@ def other_spelling(root: str, run_id: str) -> str:
         names = [record.get("runId")]
     else:
         state = os.path.join(root, "state")
-        names = [name[len("run_"):-len(".json")] for name in _listed(state) if name.startswith("run_") and name.endswith(".json")] + _listed(os.path.join(state, "logs"))
+        names = [name[len("run_"):-len(".json")] for name in _listed(state) if name.startswith("run_")
+                 and name.endswith(".json")] + _listed(os.path.join(state, "logs"))
     others = [name for name in names if isinstance(name, str) and name.casefold() == run_id.casefold()]
     return "" if run_id in others else (others + [""])[0]
 

@@ -47,7 +47,8 @@ class RunIdTaken(Exception):
 def recorded_parts(store: StateStore, parts: Json) -> Json:
     """Return key parts as run records hold them.
 
-    Canonical JSON wants no floats and no integers beyond 2^53: params are JSON text, a time in ns is text. Variables are keyed digests.
+    Canonical JSON wants no floats and no integers beyond 2^53: params are JSON text, a time in ns is text. Variables are keyed
+    digests.
     """
     processor = parts.get("processor") or {}
     shown = dict(parts, params=canonical_json(parts.get("params") or {}).decode("utf-8"),
@@ -126,7 +127,8 @@ class RunLedger:
                 write_after()
 
     def note(self, event: str, pipeline: str, facts: Json) -> None:
-        """Enter that a person has done something to what runs left, or has accepted another key, and who; *facts* are the entry's own fields."""
+        """Enter that a person has done something to what runs left, or has accepted another key, and who; *facts* are the entry's
+        own fields."""
         with Held(self) as held:
             held.append(event, event, 0, pipeline, **who(), **facts)
 
@@ -227,7 +229,8 @@ class Held:
         else:
             _refuse_unsealed(last)
         if event != "end":              # there it is done with all that the entry vouches for
-            state_store.sync_folder(self.store.folder)      # the name of the last run's record: only where its entry is the last one can it be given again
+            # The name of the last run's record: only where its entry is the last one can it be given again.
+            state_store.sync_folder(self.store.folder)
         line = entry_line(entry)
         self._append_line(line)
         self.last, self.size, self.torn = entry, self.size + len(line), 0
@@ -287,7 +290,8 @@ class Held:
                 lock.release()
 
     def close(self, run_id: str, invocation: int, closer: str) -> None:
-        """Enter a dead run as interrupted, with the stages that it finished and did not live to record. Raises: LockHeld where it lives all the same."""
+        """Enter a dead run as interrupted, with the stages that it finished and did not live to record. Raises: LockHeld where it
+        lives all the same."""
         _refuse_living(self.store.root, run_id)
         name = "run_%s.json" % run_id
         record = self.store.read(name)
@@ -305,7 +309,8 @@ class Held:
     def _with_recovered(self, record: Json) -> List[Json]:
         stages = [one for one in record["stages"] if isinstance(one, dict)]
         known = {one.get("stage") for one in stages if one.get("status") == "ok"}
-        store = state_store.StateStore(self.store.root, writable=False)     # what is damaged is left for the run that needs it, which will say so
+        # What is damaged is left for the run that needs it, which will say so.
+        store = state_store.StateStore(self.store.root, writable=False)
         for name in store.stage_names():
             if name in known:
                 continue
@@ -313,7 +318,8 @@ class Held:
                 stage = store.stage(name)
             except StateError:
                 continue
-            if stage is not None and (stage.get("lastRunId"), stage.get("lastInvocation"), stage["lastStatus"]) == (record["runId"], record["invocation"], "ok"):
+            if stage is not None and (stage.get("lastRunId"), stage.get("lastInvocation"),
+                                      stage["lastStatus"]) == (record["runId"], record["invocation"], "ok"):
                 stages = [one for one in stages if one.get("stage") != stage["stage"]] + [recovered_entry(self.store, stage)]
         return stages
 
@@ -326,7 +332,8 @@ def who() -> Json:
 
 
 def works_unseen(root: str, run_id: str) -> Optional[Json]:
-    """Return what the runner of a run says of itself if it lives, for use where the lock of its run id is free; None if it is dead."""
+    """Return what the runner of a run says of itself if it lives, for use where the lock of its run id is free; None if it is
+    dead."""
     import process_tree
     import stage_locks
     owner = stage_locks.read_owner_file(os.path.join(root, "locks", ".%s.run" % run_id))
@@ -337,13 +344,15 @@ def _refuse_living(root: str, run_id: str) -> None:
     owner = works_unseen(root, run_id)
     if owner is not None:
         import stage_locks
-        raise stage_locks.LockHeld("run %s is at work: pid %s on %s, since %s%s" % (run_id, owner["pid"], owner["host"], owner.get("since"), stage_locks.UNSHARED))
+        raise stage_locks.LockHeld("run %s is at work: pid %s on %s, since %s%s" % (run_id, owner["pid"], owner["host"], owner.get("since"),
+                                                                                    stage_locks.UNSHARED))
 
 
 def _refuse_unsealed(last: Optional[Json]) -> None:
     """Raises: StateError if *last* is sealed: what follows it must be, too."""
     if last is not None and "seal" in last:
-        raise StateError("state/%s is sealed with key %s; give its key file with --key FILE, or \"seal\": {\"keyFile\": ...} in the pipeline file" % (NAME, last["seal"].get("keyId")))
+        raise StateError("state/%s is sealed with key %s; give its key file with --key FILE, or \"seal\": {\"keyFile\": ...} in the pipeline file" % (
+            NAME, last["seal"].get("keyId")))
 
 
 def last_entry(store: StateStore) -> Tuple[Optional[Json], int, int]:
@@ -359,7 +368,8 @@ def last_entry(store: StateStore) -> Tuple[Optional[Json], int, int]:
     if not is_whole:
         raise StateError("state/%s: the last entry is damaged, and not by a crash; `verify` tells more; %s" % (NAME, store.set_aside(NAME)))
     if entry["schema"] > ENTRY_SCHEMA:
-        raise StateError("state/%s was written by a newer runner (schema %d, this one knows %d); use that one" % (NAME, entry["schema"], ENTRY_SCHEMA))
+        raise StateError("state/%s was written by a newer runner (schema %d, this one knows %d); use that one" % (
+            NAME, entry["schema"], ENTRY_SCHEMA))
     return entry, size, torn
 
 
@@ -367,7 +377,8 @@ def _is_entry(entry: Json) -> bool:
     """Tell whether an entry can be worked with; names in it become file names."""
     runs = entry.get("open")
     return (is_integer(entry.get("schema")) and is_integer(entry.get("seq")) and isinstance(entry.get("event"), str) and "lastRunHash" in entry
-            and is_file_stem(entry.get("runId")) and isinstance(entry.get("pipeline"), str) and (entry["event"] != "end" or isinstance(entry.get("runHash"), str))
+            and is_file_stem(entry.get("runId")) and isinstance(entry.get("pipeline"), str)
+            and (entry["event"] != "end" or isinstance(entry.get("runHash"), str))
             and isinstance(entry.get("seal", {"keyId": "", "index": 0}).get("index"), int)
             and isinstance(runs, dict) and all(is_file_stem(run_id) and is_integer(number) for run_id, number in runs.items()))
 
@@ -378,7 +389,8 @@ def is_file_stem(name: Any) -> bool:
 
 
 def _read_tail(path: str) -> Tuple[bytes, int, int]:
-    """Return (the last whole line without its end, bytes up to its end, bytes behind it); lines that were not written to their end do not count."""
+    """Return (the last whole line without its end, bytes up to its end, bytes behind it); lines that were not written to their
+    end do not count."""
     try:
         file = open_file(path)
     except FileNotFoundError:
@@ -432,7 +444,8 @@ def next_invocation(ledger: RunLedger, run_id: str, is_known: bool = True) -> in
         ledger.close_own(run_id, died)
         record = store.read(name)
     if record is None:
-        count = 1 + (_last_invocation(store, run_id) if is_known else 0)    # also after a kill between keeping the old record and writing the new one
+        # Also after a kill between keeping the old record and writing the new one.
+        count = 1 + (_last_invocation(store, run_id) if is_known else 0)
         while os.path.lexists(store.path("run_%s.%d.json" % (run_id, count))):
             count += 1
         return count

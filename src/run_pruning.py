@@ -88,8 +88,8 @@ def _lines(path: str) -> Iterator[Tuple[int, bytes]]:
 def choose(history: History, needed: Set[RunKey], keep_runs: Optional[int], keep_days: Optional[int], now: float) -> List[RunKey]:
     """Return the runs whose records may go, oldest first.
 
-    Kept are the newest *keep_runs*, those that ended in the last *keep_days* days, those that are *needed*, and all calls under the
-    id of a run that is still open. Of a limit that is None nothing is kept for its sake.
+    Kept are the newest *keep_runs*, those that ended in the last *keep_days* days, those that are *needed*, and all calls under
+    the id of a run that is still open. Of a limit that is None nothing is kept for its sake.
     """
     runs = list(history.ends)
     newest = set(runs[-keep_runs:] if keep_runs else ())     # all, where there are fewer
@@ -148,7 +148,8 @@ def _found(store: StateStore, run: RunKey, end: Json) -> Tuple[str, Optional[Jso
 
 
 def _read(store: StateStore, name: str) -> Optional[Json]:
-    """Return the record in a file, None where there is none. Raises: OSError where nobody can tell: what is needed must not pass for gone."""
+    """Return the record in a file, None where there is none. Raises: OSError where nobody can tell: what is needed must not pass
+    for gone."""
     try:
         if not stat.S_ISREG(os.lstat(store.path(name)).st_mode):
             return None                     # a link or a pipe: no record
@@ -162,7 +163,8 @@ def _read(store: StateStore, name: str) -> Optional[Json]:
 
 
 def files_of(store: StateStore, run: RunKey, history: History) -> List[str]:
-    """Return the files below state/ that a run has beside its record: metrics of the newest call, its logs. Links are not followed."""
+    """Return the files below state/ that a run has beside its record: metrics of the newest call, its logs. Links are not
+    followed."""
     is_newest = history.newest.get(run[0]) == run[1]
     names = ["metrics_%s.json" % run[0]] if is_newest and run[0] not in history.open else []
     folders = _log_folders(store, run, history)
@@ -171,13 +173,15 @@ def files_of(store: StateStore, run: RunKey, history: History) -> List[str]:
 
 
 def _is_first_calls(store: StateStore, run: RunKey, folder: str, name: str) -> bool:
-    """Tell whether a file in the folder of a later call is a log of the first call's: of the tasks of a stage whose name is the later call's number."""
+    """Tell whether a file in the folder of a later call is a log of the first call's: of the tasks of a stage whose name is the
+    later call's number."""
     number, attempt = (name.rpartition("/")[2].split(".") + [""])[:2]
     return run[1] > 1 and folder == _log_folder(run) and number.isdigit() and attempt.isdigit() and bool(_mode(store, folder + ".tasks.jsonl"))
 
 
 def _log_folders(store: StateStore, run: RunKey, history: History) -> List[str]:
-    """Return the folders of a run's logs: its own, and below it those of its stages that have tasks; not those of other calls under its id."""
+    """Return the folders of a run's logs: its own, and below it those of its stages that have tasks; not those of other calls
+    under its id."""
     folder = _log_folder(run)
     if any(os.path.islink(store.path(part)) for part in _with_parents(folder)):
         return []
@@ -241,7 +245,8 @@ def _list(runs: List[RunKey], left: List[RunKey], store: StateStore, history: Hi
     if len(left) > SHOWN_RUNS:
         console.line("would remove what an earlier gc has left of %s more" % _counted(len(left) - SHOWN_RUNS, "run"))
     for run in runs[:SHOWN_RUNS]:
-        console.line("would remove %s (ended %s; its record and %s)" % (_run_text(run), history.ends[run].get("at"), _counted(len(files_of(store, run, history)), "file")))
+        console.line("would remove %s (ended %s; its record and %s)" % (_run_text(run), history.ends[run].get("at"),
+                                                                        _counted(len(files_of(store, run, history)), "file")))
     if len(runs) > SHOWN_RUNS:
         console.line("would remove %s more" % _counted(len(runs) - SHOWN_RUNS, "run"))
     console.line("gc: %d of %d runs may go; nothing was removed: give --yes" % (len(runs), len(history.ends)))

@@ -2,7 +2,8 @@
 
 Above known_stages and run_ledger, below the engine, whose Run has one RunRecords.
 
-    write_running() before the first stage is touched, and now and then -> seal(): digests, metrics, record, ledger entry, monitoring
+    write_running() before the first stage is touched, and now and then -> seal(): digests, metrics, record, ledger entry,
+    monitoring
 """
 from __future__ import annotations
 
@@ -31,8 +32,9 @@ DEAR_BYTES = 64 << 20       # files of so many bytes are not hashed again after 
 class RunRecords:
     """The records of one invocation.
 
-    final: the run record, once it is sealed; metrics: what the metrics file says, once it is written; caches: {path: bytes} of stages of many
-    tasks, to be written at the end; recovered: the entry of a stage from which the runner could not go on, where it was finished all the same.
+    final: the run record, once it is sealed; metrics: what the metrics file says, once it is written; caches: {path: bytes} of
+    stages of many tasks, to be written at the end; recovered: the entry of a stage from which the runner could not go on, where
+    it was finished all the same.
     """
 
     def __init__(self, run: Run) -> None:
@@ -59,7 +61,8 @@ class RunRecords:
     def _entries(self, entry_of: Callable[[StageResult], Json]) -> Any:
         """Return the stages' entries for the run record or the metrics; with known stages, as a text made of ready ones."""
         run = self.run
-        return [entry_of(result) for result in run.results] if run.known is None else run.known.entries(run.result_at, entry_of, entry_of is metrics_entry)
+        return [entry_of(result) for result in run.results] if run.known is None else run.known.entries(
+            run.result_at, entry_of, entry_of is metrics_entry)
 
     def _stage_entry(self, result: StageResult) -> Json:
         """Return a stage's part of this run's record."""
@@ -68,11 +71,13 @@ class RunRecords:
     # --- while the run is at work
 
     def is_due(self) -> bool:
-        """Tell whether the record was last written long enough ago. Not after each stage: what it lacks after a kill is told by the stage records."""
+        """Tell whether the record was last written long enough ago. Not after each stage: what it lacks after a kill is told by
+        the stage records."""
         return bool(self.run.clock.monotonic() - self.written >= self.pause_s)
 
     def write_running(self, is_brief: bool = False) -> None:
-        """Write the record of a run that goes on; is_brief: without the stages for which the index answered, of which there may be thousands."""
+        """Write the record of a run that goes on; is_brief: without the stages for which the index answered, of which there may
+        be thousands."""
         run = self.run
         if not is_brief:
             run.flush()                 # markers and logs that it speaks of are on the disk before it
@@ -91,7 +96,8 @@ class RunRecords:
     # --- at its end
 
     def seal(self, state: str) -> Json:
-        """Write digests, metrics, the run record and its entry in the ledger, and tell the monitoring; return the record. Durable on return."""
+        """Write digests, metrics, the run record and its entry in the ledger, and tell the monitoring; return the record. Durable
+        on return."""
         record = self.of_state(state)
         self.run.ledger.end(record, lambda: self._write_last(record), lambda: self._tell_monitoring(record))
         self.final = record

@@ -51,7 +51,8 @@ class Stage(namedtuple("Stage", (
     """A stage of a run. spans: [(start, end, "ok" or "failed" or "running", text)] of its attempts, seconds from the run's start.
 
     counts, tasks: {name: number}. logs: [(path, text of its end, whether cut)] of what failed. progress: a text or "".
-    history: [(seconds, failed)] over runs in which it was worked on. kept: (counts of what is in its outputs, whether that is certain).
+    history: [(seconds, failed)] over runs in which it was worked on. kept: (counts of what is in its outputs, whether that is
+    certain).
     """
 
     __slots__ = ()
@@ -60,7 +61,8 @@ class Stage(namedtuple("Stage", (
 class Total(namedtuple("Total", "stage read written rejected inside before expected makers is_strict")):
     """A control total. inside: read - written - rejected. expected: what the makers wrote, None if that cannot be known.
 
-    before: read - expected, None likewise; a stage that the run passed and that reconciles was not compared if it differs. is_strict: the spec asks that both are 0.
+    before: read - expected, None likewise; a stage that the run passed and that reconciles was not compared if it differs.
+    is_strict: the spec asks that both are 0.
     """
 
     __slots__ = ()
@@ -143,14 +145,16 @@ def find_run(folder: str, pipeline: str, run_id: Optional[str]) -> Tuple[str, Op
 def _unread_text(folder: str) -> str:
     """Return which run record cannot be read, "" if none is like that."""
     names = sorted(name for name in (os.listdir(folder) if os.path.isdir(folder) else ()) if name.startswith("run_") and name.endswith(".json"))
-    unread = ["%s %s" % (name, problem) for name, problem in ((name, read_json(os.path.join(folder, name))[1]) for name in names[:LISTED_RECORDS]) if problem]
+    unread = ["%s %s" % (name, problem) for name, problem in ((name, read_json(os.path.join(folder, name))[1]) for name in names[:LISTED_RECORDS])
+              if problem]
     return "%d run record%s cannot be read (%s)" % (len(unread), "" if len(unread) == 1 else "s", unread[0]) if unread else ""
 
 
 # --- gathering -------------------------------------------------------------------------------------------------------
 
 def gather(spec: PipelineSpec, run_id: Optional[str], now: float, is_alive: Callable[[str], bool] = lambda run_id: True) -> Report:
-    """Return all that is known of a run, of the last one for None. is_alive: tells whether a run's runner lives. Raises: UsageError where nothing is."""
+    """Return all that is known of a run, of the last one for None. is_alive: tells whether a run's runner lives. Raises:
+    UsageError where nothing is."""
     folder = os.path.join(spec.root, "state")
     run_id, found, problem = find_run(folder, spec.name, run_id)
     notes = [problem] if problem else []
@@ -173,7 +177,8 @@ def gather(spec: PipelineSpec, run_id: Optional[str], now: float, is_alive: Call
     made = now
     if state == "running" and not is_alive(run_id):
         state, now = "died", min(now, _last_sign(folder, run_id, invocation))
-        notes.append("the runner of this run has died; the next run closes it, and resumes what can be resumed. Times are those of its last sign of life")
+        notes.append(
+            "the runner of this run has died; the next run closes it, and resumes what can be resumed. Times are those of its last sign of life")
     stages = _stages(folder, spec, run_id, invocation, record, entries, measured, history, started, now)
     ended = epoch(record.get("endedAt"))
     duration_s = _duration_s(record, started, ended, now)
@@ -189,7 +194,8 @@ def gather(spec: PipelineSpec, run_id: Optional[str], now: float, is_alive: Call
 def _last_sign(folder: str, run_id: str, invocation: int) -> float:
     """Return when a run that died last wrote anything, in seconds since the epoch."""
     logs = run_history.log_folder(os.path.dirname(folder), run_id, invocation)
-    names = ["run_%s.json" % run_id] + ["%s_%s.json" % (kind, one["stage"]) for one in run_history.entries_of_stages(os.path.dirname(folder), run_id, invocation) for kind in ("stage", "progress")]
+    names = ["run_%s.json" % run_id] + ["%s_%s.json" % (kind, one["stage"]) for one in run_history.entries_of_stages(os.path.dirname(folder), run_id,
+        invocation) for kind in ("stage", "progress")]
     paths = [os.path.join(folder, name) for name in names] + [os.path.join(logs, name) for name in (os.listdir(logs) if os.path.isdir(logs) else ())]
     return max([os.lstat(path).st_mtime for path in paths if os.path.lexists(path)], default=0.0)
 
@@ -235,7 +241,8 @@ def _history(folder: str, pipeline: str, record: Json) -> List[Tuple[str, str, O
         if one.get("pipeline") == pipeline and not is_later:
             duration = one.get("durationMs")
             entries = {text_of(entry.get("stage")): entry for entry in objects_of(one.get("stages"))}
-            found.append((text_of(one.get("runId")), text_of(one.get("state")), number_of(duration) / 1000 if duration is not None else None, entries))
+            found.append((text_of(one.get("runId")), text_of(one.get("state")), number_of(duration) / 1000 if duration is not None
+                          else None, entries))
             if len(found) >= HISTORY_RUNS:
                 break
     return found[::-1]
@@ -296,13 +303,15 @@ def _stages(folder: str, spec: PipelineSpec, run_id: str, invocation: int, recor
             int(number_of(one.get("attempts"))), numbers_of(one.get("counts")),
             number_of(one.get("bytesIn")), number_of(one.get("bytesOut")), number_of(numbers.get("cpuSec")), number_of(numbers.get("maxRssBytes")),
             len(objects_of(one.get("outputs"))), tasks, failed,
-            _task_tails(folder, one, failed) if failed else _log_tails(folder, run_id, invocation, name, one) if status in ("failed", "interrupted", "running") else [],
+            _task_tails(folder, one, failed) if failed
+            else _log_tails(folder, run_id, invocation, name, one) if status in ("failed", "interrupted", "running") else [],
             _progress(folder, name) if status == "running" else "", earlier, _kept_counts(folder, run_id, invocation, one)))
     return found
 
 
 def _kept_counts(folder: str, run_id: str, invocation: int, entry: Json) -> Tuple[Dict[str, int], bool]:
-    """Return (the counts of what is in a stage's outputs, whether that is certain): only its record tells, until a later run replaces it."""
+    """Return (the counts of what is in a stage's outputs, whether that is certain): only its record tells, until a later run
+    replaces it."""
     made_by = entry["madeBy"] if isinstance(entry.get("madeBy"), dict) else {"runId": run_id, "invocation": invocation}
     name, counts = text_of(entry.get("stage")), numbers_of(entry.get("counts"))
     record = read_json(os.path.join(folder, "stage_%s.json" % name))[0] if not set(name) & set("/\\") else None
@@ -333,7 +342,8 @@ def _spans(entry: Json, started: Optional[float], clock: float, now: Optional[fl
 
 
 def _log_path(folder: str, entry: Json, end: str, task: Optional[str] = None) -> str:
-    """Return the path of the last log in a stage's entry whose name has this end, and of that task if one is given; "" without one that lies where logs lie."""
+    """Return the path of the last log in a stage's entry whose name has this end, and of that task if one is given; "" without
+    one that lies where logs lie."""
     for one in reversed(objects_of(entry.get("logs"))):
         path = text_of(one.get("path"))
         if path.endswith(end) and task in (None, one.get("task")) and path.startswith(provenance.LOG_FOLDER) and not provenance.member_problem(path):
@@ -370,7 +380,8 @@ def _tail(folder: str, path: str, count: int) -> List[Tuple[str, str, bool]]:
 
 
 def _failed_tasks(folder: str, entry: Json, run: str) -> List[Tuple[str, str]]:
-    """Return [(task, why)] of tasks that failed in *run*, by its own task log, else by the stage's; damaged lines are left out."""
+    """Return [(task, why)] of tasks that failed in *run*, by its own task log, else by the stage's; damaged lines are left
+    out."""
     found: Dict[str, Tuple[str, str]] = {}
     try:
         path = _log_path(folder, entry, ".tasks.jsonl") or os.path.join(folder, "tasks_%s.jsonl" % text_of(entry.get("stage")))

@@ -2,7 +2,8 @@
 
 A leaf: text in, verdicts out; it starts nothing and opens no file.
 
-    text -> _ShellText: commands, each with its line -> judge_words -> ("tool", name), ("python", source), ("module", name), COMPUTED, HARMLESS
+    text -> _ShellText: commands, each with its line -> judge_words -> ("tool", name), ("python", source), ("module", name),
+    COMPUTED, HARMLESS
 """
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ NETWORK_TOOLS = frozenset((
     "telnet ftp tftp lftp ncftp rsh rlogin rcp nmap ping ping6 dig nslookup traceroute tracert whois bitsadmin "
     "invoke-webrequest invoke-restmethod start-bitstransfer iwr irm test-connection test-netconnection resolve-dnsname "
     "send-mailmessage new-pssession enter-pssession").split())
-LOOKERS = frozenset("ping ping6 test-connection test-netconnection".split())     # harmless when they look at this machine: a pause in batch files
+# Harmless when they look at this machine: a pause in batch files.
+LOOKERS = frozenset("ping ping6 test-connection test-netconnection".split())
 SYNC_TOOLS = {              # tool -> its subcommands that talk to another machine
     "git": frozenset("clone fetch pull push ls-remote".split()), "hg": frozenset("clone pull push incoming outgoing".split()),
     "svn": frozenset("checkout co update up commit ci export import list ls".split())}
@@ -458,7 +460,8 @@ def _constants_of(commands: Iterable[_Command]) -> Dict[str, List[str]]:
     """Return {"$NAME": words, "${NAME}": words} of variables that are set once, and to a text that is known."""
     values: Dict[str, List[str]] = {}
     for command in commands:
-        words = command.words[1:] if command.words[:1] and command.words[0] in ("export", "readonly", "local", "declare", "typeset") else command.words
+        words = command.words[1:] if command.words[:1] and command.words[0] in ("export", "readonly", "local", "declare",
+                                                                                "typeset") else command.words
         for word in words if all(is_assignment(one) for one in words) else ():
             name, _, value = word.partition("=")
             known = [] if "$" + name in values or "$" in value or HOLE in value else value.split()

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 
 class Attempting(namedtuple("Attempting", "make rank cores memory_mb group", defaults=(None,))):
-    """A wish for an attempt: make(slot) returns (Launch, network) when there is room, or the AttemptResult of one that cannot be started; lower ranks come first.
+    """A wish for an attempt: make(slot) returns (Launch, network) when there is room, or the AttemptResult of one that cannot be
+    started; lower ranks come first.
 
     cores and memory_mb: how much of the limits it takes up while it runs. group: its attempts are started whether or not
     others of it failed. A slot is an attempt's until its flow has gone on: what it left there is taken by then.
@@ -126,7 +127,8 @@ class Scheduler:
         self._start_wishes()
 
     def _start_early(self) -> None:
-        """Give the room of ended attempts to the next of the same group before their flows go on: processors need not wait for our bookkeeping."""
+        """Give the room of ended attempts to the next of the same group before their flows go on: processors need not wait for
+        our bookkeeping."""
         groups = {wish.group for _, wish in self.taken}
         if len(groups) == 1 and None not in groups:
             self._start_wishes(groups.pop())
@@ -151,7 +153,8 @@ class Scheduler:
         self.ready.append((running, attempt.result, None))
 
     def _start_wishes(self, group: Any = None) -> None:
-        """Start what there is room for, by rank; when a signal asks to stop, nothing is started any more. group: only its wishes, up to another's."""
+        """Start what there is room for, by rank; when a signal asks to stop, nothing is started any more. group: only its wishes,
+        up to another's."""
         self.wishes.sort(key=lambda one: one[:2])
         while self.wishes and not self.pool.is_draining:
             _, _, running, wish = self.wishes[0]

@@ -101,7 +101,8 @@ class Sealer:
         self.mode, self.identity, self.index, self.key = read_key_file(self.path, self.store.root)
 
     def prepare(self, last: Optional[Json]) -> None:
-        """Before the run: complete what a kill left half done, and see that the key fits. Raises: KeyProblem, StateError, OSError."""
+        """Before the run: complete what a kill left half done, and see that the key fits. Raises: KeyProblem, StateError,
+        OSError."""
         self._finish_evolution()
         self._load()
         if last is not None:
@@ -113,23 +114,27 @@ class Sealer:
         seal = last.get("seal")
         if seal is None:
             if self.mode == "forward" and self.index:
-                raise StateError("state/ledger.jsonl ends unsealed, but %s has sealed %d entries: it was cut off or replaced; `verify` tells more" % (self.path, self.index))
+                raise StateError("state/ledger.jsonl ends unsealed, but %s has sealed %d entries: it was cut off or replaced; `verify` tells more" % (
+                    self.path, self.index))
             return
         if seal.get("keyId") != self.identity or seal.get("mode") != self.mode:
-            raise StateError("state/ledger.jsonl is sealed with key %s (%s), not with %s of %s; give the right key file" % (seal.get("keyId"), seal.get("mode"), self.identity, self.path))
+            raise StateError("state/ledger.jsonl is sealed with key %s (%s), not with %s of %s; give the right key file" % (seal.get("keyId"),
+                seal.get("mode"), self.identity, self.path))
         if self.mode == "forward" and self.index not in (seal["index"], seal["index"] + 1):
             raise StateError("state/ledger.jsonl ends with seal %d, but %s is at %d: %s; `verify` tells more" % (
                 seal["index"], self.path, self.index, "the ledger was cut off" if self.index > seal["index"] else "an old copy of the key file"))
 
     def _check_end(self, last: Optional[Json]) -> None:
-        """Raises: StateError if ledger.end, which follows each sealed entry, tells of more than the ledger has, or is not what was written.
+        """Raises: StateError if ledger.end, which follows each sealed entry, tells of more than the ledger has, or is not what
+        was written.
 
         A kill leaves it one entry behind, or not there after the first sealed one.
         """
         is_sealed, end = last is not None and "seal" in last, self._read_end()
         if end is None:
             if is_sealed and self._count_sealed() > 1:
-                raise StateError("state/%s is not there, which a sealed ledger has: nobody can tell whether the ledger was cut off%s" % (END_NAME, RESTORE))
+                raise StateError("state/%s is not there, which a sealed ledger has: nobody can tell whether the ledger was cut off%s" % (
+                    END_NAME, RESTORE))
             return
         if not isinstance(end, dict) or not isinstance(end.get("seq"), int) or not isinstance(end.get("hash"), str):
             raise StateError("state/%s is damaged%s" % (END_NAME, RESTORE))
@@ -164,11 +169,14 @@ class Sealer:
         if self.mode == "forward":
             last_index = last["seal"]["index"] if last is not None and "seal" in last else -1
             if last is None and self.index:
-                raise StateError("there is no state/ledger.jsonl, but %s has sealed %d entries: it was removed; make a new key to begin a new ledger" % (self.path, self.index))
+                raise StateError(
+                    "there is no state/ledger.jsonl, but %s has sealed %d entries: it was removed; make a new key to begin a new ledger" % (
+                        self.path, self.index))
             if self.index == last_index:
                 self._evolve()              # a kill came between the last entry and this step
         self._complete_end(last)
-        return {"mode": self.mode, "keyId": self.identity, "index": self.index if self.mode == "forward" else 0, "mac": seal_mac(self.key, entry["hash"])}
+        return {"mode": self.mode, "keyId": self.identity, "index": self.index if self.mode == "forward" else 0,
+                "mac": seal_mac(self.key, entry["hash"])}
 
     def sealed(self, entry: Json) -> None:
         """After *entry* stands: destroy its key (forward mode), and note that it is the last. Raises: OSError."""
@@ -188,7 +196,8 @@ class Sealer:
                 self._write_end(last, None)     # on the disk before the entry is
 
     def _write_end(self, entry: Json, commit: Optional[Commit]) -> None:
-        end = {"schema": 1, "seq": entry["seq"], "hash": entry["hash"], "keyId": self.identity, "mode": self.mode, "mac": end_mac(self.key, entry["seq"], entry["hash"])}
+        end = {"schema": 1, "seq": entry["seq"], "hash": entry["hash"], "keyId": self.identity, "mode": self.mode,
+               "mac": end_mac(self.key, entry["seq"], entry["hash"])}
         state_store.write_atomic(self.store.path(END_NAME), state_store.record_json(end), commit)
 
     # --- the evolution of a forward key
@@ -201,7 +210,8 @@ class Sealer:
         self._finish_evolution()
 
     def _finish_evolution(self) -> None:
-        """Complete a replacement, also one that a kill came into: the old key is overwritten in place, its name goes to the new."""
+        """Complete a replacement, also one that a kill came into: the old key is overwritten in place, its name goes to the
+        new."""
         if not os.path.lexists(self._new_path()):
             return
         with open(self._new_path(), "rb") as file:

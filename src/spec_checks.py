@@ -156,7 +156,8 @@ def check_boolean(value: Any, path: Path, problems: Problems) -> Any:
 
 
 def check_object(value: Any, path: Path, problems: Problems, example: str = "") -> Any:
-    return value if isinstance(value, dict) else problems.add(path, "must be an object%s, got %s" % (" such as " + example if example else "", shown_value(value)))
+    return value if isinstance(value, dict) else problems.add(path,
+        "must be an object%s, got %s" % (" such as " + example if example else "", shown_value(value)))
 
 
 def one_of(*choices: str) -> Callable[..., Any]:
@@ -268,7 +269,8 @@ def check_output_globs(value: Any, path: Path, problems: Problems) -> Any:
     clean = check_paths(value, path, problems)
     for index, one in enumerate(clean or ()):
         if any(name != "." and name.startswith(".") or name.endswith(".part") for name in (one or "").split("/")):
-            problems.add(path + (index,), "names that begin with a dot or end in .part are no outputs; give it another name, got %s" % shown_value(value[index]))
+            problems.add(path + (index,),
+                         "names that begin with a dot or end in .part are no outputs; give it another name, got %s" % shown_value(value[index]))
     return clean
 
 
@@ -336,8 +338,10 @@ OBJECTS: Dict[str, Tuple[str, Dict[str, Callable[..., Any]]]] = {
     "retry": ('{"attempts": 3}', {"attempts": whole_number(1), "baseDelayMs": whole_number(0), "maxDelayMs": whole_number(0),
                                   "jitterMs": whole_number(0), "exitCodes": check_exit_codes}),
     "lock": ('{"waitSeconds": 60}', {"waitSeconds": number_from_zero()}),
-    "resources": ('{"cpuCores": 2}', {"cpuCores": whole_number(1), "memoryMB": whole_number(1), "minFreeDiskMB": whole_number(0), "nice": whole_number(0, 19)}),
-    "chunks": ('{"bytes": 67108864}', {"bytes": whole_number(1), "keepChunks": check_boolean, "filter": check_boolean, "headerLines": whole_number(0)})}
+    "resources": ('{"cpuCores": 2}', {"cpuCores": whole_number(1), "memoryMB": whole_number(1), "minFreeDiskMB": whole_number(0),
+                                      "nice": whole_number(0, 19)}),
+    "chunks": ('{"bytes": 67108864}', {"bytes": whole_number(1), "keepChunks": check_boolean, "filter": check_boolean,
+                                       "headerLines": whole_number(0)})}
 
 STAGE_CHECKS: Dict[str, Callable[..., Any]] = {
     "name": check_name, "processor": check_processor, "args": check_texts, "inputs": check_paths,
@@ -364,7 +368,8 @@ def _check_keys(value: Json, known: Sequence[str], path: Path, problems: Problem
     for key in value:
         if key not in known and not key.startswith("x-"):
             owners, near = _owners_of(key, path), problems.nearest(key, known)
-            hint = "\"%s\" belongs %s" % (key, owners) if owners else "did you mean \"%s\"?" % near if near else "known keys: %s; keys of your own begin with \"x-\"" % ", ".join(known)
+            hint = "\"%s\" belongs %s" % (key,
+                                          owners) if owners else "did you mean \"%s\"?" % near if near else "known keys: %s; keys of your own begin with \"x-\"" % ", ".join(known)
             problems.add(path + (key,), "unknown key; " + hint)
 
 
@@ -457,7 +462,8 @@ def _check_needs(stages: List[Tuple[int, Json]], problems: Problems, is_graph: b
                 if cycle:
                     problems.add(path, "makes a cycle: %s" % " -> ".join(shown_cycle([name] + cycle)))
                 elif not is_graph:
-                    problems.add(path, "%s is listed later; stages run in the order listed: list it first, or set \"order\": \"graph\"" % shown_value(needed))
+                    problems.add(path, "%s is listed later; stages run in the order listed: list it first, or set \"order\": \"graph\"" %
+                                 shown_value(needed))
 
 
 def shown_cycle(names: Sequence[str]) -> List[str]:
@@ -498,7 +504,8 @@ def _check_for_cmd(program: str, words: Any, path: Path, first: int, root: Optio
 
 
 def taken_by_cmd(program: str, words: Sequence[str]) -> List[str]:
-    """Return those of *words* of which, on Windows, cmd.exe would run a part as a command, or put something else in its place, as *program* is a batch file.
+    """Return those of *words* of which, on Windows, cmd.exe would run a part as a command, or put something else in its place, as
+    *program* is a batch file.
 
     Source: "BatBadBut", CVE-2024-24576.
     """
@@ -519,11 +526,13 @@ def _check_program(program: str, path: Path, root: Optional[str], problems: Prob
                      "or remove that file" % _path_file())
     elif program_kind(program) == "program" and sys.platform != "win32" and not os.access(full, os.X_OK):
         is_marked = os.stat(full).st_mode & 0o111
-        problems.add(path, "%s is not executable%s" % (shown_value(program), " by this user, or lies on a file system that runs no programs (noexec)" if is_marked else "; chmod +x it"))
+        problems.add(path, "%s is not executable%s" % (
+            shown_value(program), " by this user, or lies on a file system that runs no programs (noexec)" if is_marked else "; chmod +x it"))
 
 
 def _path_file() -> str:
-    """Return the ._pth file beside the interpreter by which a Python of Windows (its embeddable package has one) takes no other place for modules, or "".
+    """Return the ._pth file beside the interpreter by which a Python of Windows (its embeddable package has one) takes no other
+    place for modules, or "".
 
     Source: Python's documentation, "Finding modules", pybuilddir and ._pth files.
     """
@@ -615,7 +624,8 @@ def _check_output_folders(stages: List[Tuple[int, Json]], problems: Problems) ->
 
 
 def _check_folders_read(stages: List[Tuple[int, Json]], spelled: Dict[str, Tuple[str, int]], problems: Problems) -> None:
-    """What is read where a stage writes must be spelled as there: else no stage waits for that one, and a task may write over its own input."""
+    """What is read where a stage writes must be spelled as there: else no stage waits for that one, and a task may write over its
+    own input."""
     owned = {str(merged.get("outputDir") or "").casefold() for _, merged in stages}
     for index, merged in stages:
         for key in ("inputs", "forEach", "watch"):
@@ -628,7 +638,8 @@ def _check_folders_read(stages: List[Tuple[int, Json]], spelled: Dict[str, Tuple
 
 
 def _folder_spelled_otherwise(pattern: str, spelled: Dict[str, Tuple[str, int]], owned: Container[str]) -> str:
-    """Return the folder that a path or glob spells otherwise than the output folder that it leads into, or as a glob may lead into; "" for none."""
+    """Return the folder that a path or glob spells otherwise than the output folder that it leads into, or as a glob may lead
+    into; "" for none."""
     parts = pattern.split("/")
     count = next((number for number, part in enumerate(parts[:-1]) if set("*?[") & set(part)), len(parts) - 1)
     leads_deeper = count < len(parts) - 1 or parts[-1] == "**"
@@ -651,16 +662,18 @@ def _check_output_owners(stages: List[Tuple[int, Json]], problems: Problems) -> 
             full = "%s/%s" % (merged["outputDir"], output)
             first = owners.setdefault(full.casefold(), index)
             if first != index:
-                problems.add(("stages", index, "outputs", place), "%s is an output of stages[%d] already; a file belongs to one stage" % (shown_value(full), first))
+                problems.add(("stages", index, "outputs", place),
+                             "%s is an output of stages[%d] already; a file belongs to one stage" % (shown_value(full), first))
 
 
 # --- the whole
 
 def check_pipeline(value: Any, root: Optional[str], nearest: Callable[[str, Sequence[str]], Optional[str]], problems: Problems) -> Optional[Json]:
-    """Check a whole spec; return name, version, description, offline, seal, order, onFailure, onSuccess and the stages with defaults filled in.
+    """Check a whole spec; return name, version, description, offline, seal, order, onFailure, onSuccess and the stages with
+    defaults filled in.
 
-    Relative processors are looked for below *root*, none at all if it is None; *nearest* finds the known word most like an unknown one.
-    None, with problems added, when the spec is not valid.
+    Relative processors are looked for below *root*, none at all if it is None; *nearest* finds the known word most like an
+    unknown one. None, with problems added, when the spec is not valid.
     """
     problems.nearest = nearest
     if not isinstance(value, dict):

@@ -63,12 +63,14 @@ def load_pipeline(path: str, root: Optional[str] = None, needs_programs: bool = 
     return PipelineSpec(
         name=checked["name"], version=checked["version"], description=checked["description"],
         offline=Offline(tuple(offline.get("allow", ())), offline.get("require", "scan"), offline.get("strict", False), tuple(offline["layers"])),
-        seal_key=os.path.join(root, os.path.expanduser(key_file)) if key_file else "", stages=stages, path=full, root=root, sha256=sha256(data).hexdigest(),
+        seal_key=os.path.join(root, os.path.expanduser(key_file)) if key_file else "", stages=stages, path=full, root=root,
+        sha256=sha256(data).hexdigest(),
         order=checked["order"], on_failure=tuple(checked["onFailure"]), on_success=tuple(checked["onSuccess"]))
 
 
 def refuse(path: str, problems: spec_checks.Problems) -> None:
-    """Refuse a pipeline file that was read without complaint, for problems found since. Raises: SpecError; OSError when it is gone by now."""
+    """Refuse a pipeline file that was read without complaint, for problems found since. Raises: SpecError; OSError when it is
+    gone by now."""
     with open(path, "rb") as file:
         text = _decode_spec(file.read(MAX_SPEC_BYTES), os.fspath(path))
     raise SpecError("\n".join(_problem_lines(os.fspath(path), text, None, problems)))
@@ -121,9 +123,11 @@ def _build_stage(merged: Json) -> StageSpec:
     retry = merged["retry"]
     codes = retry["exitCodes"]
     return StageSpec(
-        name=merged["name"], processor=merged["processor"], args=tuple(merged["args"]), inputs=tuple(merged["inputs"]), allow_no_inputs=merged["allowNoInputs"],
+        name=merged["name"], processor=merged["processor"], args=tuple(merged["args"]), inputs=tuple(merged["inputs"]),
+        allow_no_inputs=merged["allowNoInputs"],
         output_dir=merged["outputDir"], outputs=None if merged["outputs"] is None else tuple(merged["outputs"]), params=merged["params"],
-        env=merged["env"], pass_env=None if merged["passEnv"] is None else tuple(merged["passEnv"]), watch=tuple(merged["watch"]), needs=tuple(merged["needs"]),
+        env=merged["env"], pass_env=None if merged["passEnv"] is None else tuple(merged["passEnv"]), watch=tuple(merged["watch"]),
+        needs=tuple(merged["needs"]),
         idempotent=merged["idempotency"]["enabled"], processor_mtime=merged["idempotency"]["processor"] == "mtime",
         checkpoint=merged["checkpoint"]["enabled"], line_interval=merged["checkpoint"]["lineInterval"],
         retry=Retry(retry["attempts"], retry["baseDelayMs"], retry["maxDelayMs"], retry["jitterMs"], None if codes is None else tuple(codes)),

@@ -25,7 +25,8 @@ NO_REPORT = "%sthe task left no report %s: %s"
 
 
 def _is_short_of_space(folder: str) -> bool:
-    """Tell whether bytecode that Python caches beside the files of *folder* might be cut short; it would be taken for whole ever after."""
+    """Tell whether bytecode that Python caches beside the files of *folder* might be cut short; it would be taken for whole ever
+    after."""
     try:
         found = os.statvfs(folder)
     except (AttributeError, OSError):
@@ -39,7 +40,8 @@ class StageCalls:
     def __init__(self, run: Run, stage: StageSpec, folder: str, material: Material) -> None:
         self.run, self.stage, self.folder, self.material = run, stage, folder, material
         self.nodes: Dict[str, Json] = {}        # where attempts ran that a launcher started, and how the network was closed there
-        self.bytecode: Optional[str] = None     # why what Python has cached of the modules cannot be used; None: not looked at yet
+        # Why what Python has cached of the modules cannot be used; None: not looked at yet.
+        self.bytecode: Optional[str] = None
 
     # --- what it is given
 
@@ -53,12 +55,14 @@ class StageCalls:
         if (sys.dont_write_bytecode or is_tight) and not os.environ.get("PYTHONDONTWRITEBYTECODE"):
             env.setdefault("PYTHONDONTWRITEBYTECODE", "1")      # this runner's own doing: little space, or python -B
         env.update(PIPELINE_STAGE_NAME=stage.name, PIPELINE_RUN_ID=run.options.run_id, PIPELINE_ROOT=run.root,
-                   PIPELINE_PARAMS=json.dumps(stage.params, ensure_ascii=False, sort_keys=True))    # as in the key: their order tells nothing
+                   # As in the key: their order tells nothing.
+                   PIPELINE_PARAMS=json.dumps(stage.params, ensure_ascii=False, sort_keys=True))
         return env
 
     def variables_of(self, attempt: int, offset: int, is_resume: bool, token: str, inputs_file: str) -> Dict[str, str]:
         """Return the variables of attempt number *attempt*, of the stage or of one of its tasks."""
-        found = {"PIPELINE_LINE_OFFSET": str(offset), "PIPELINE_ATTEMPT": str(attempt), "PIPELINE_INPUTS_FILE": inputs_file, "PIPELINE_ATTEMPT_TOKEN": token}
+        found = {"PIPELINE_LINE_OFFSET": str(offset), "PIPELINE_ATTEMPT": str(attempt), "PIPELINE_INPUTS_FILE": inputs_file,
+                 "PIPELINE_ATTEMPT_TOKEN": token}
         if is_resume:
             found["PIPELINE_RESUME"] = "1"
         if attempt <= self.stage.simulate_fail_attempts:
@@ -70,13 +74,16 @@ class StageCalls:
     # --- what keeps it from being started
 
     def problem(self, inputs: Sequence[str]) -> Tuple[str, bool]:
-        """Return (why no attempt can be started with these inputs or "", whether that is the machine's fault or the processor's, not theirs)."""
+        """Return (why no attempt can be started with these inputs or "", whether that is the machine's fault or the processor's,
+        not theirs)."""
         machines = self._space_problem() or self._bytecode_problem() or processor_call.overflow_problem(
-            self.run.root, self.stage.processor, self.stage.args, [path for path, _ in self.material.parts["modules"]] + self.material.watched, inputs)
+            self.run.root, self.stage.processor, self.stage.args, [path for path, _ in self.material.parts["modules"]] + self.material.watched,
+            inputs)
         return machines or processor_call.cmd_problem(self.stage.processor, inputs), bool(machines)
 
     def _bytecode_problem(self) -> str:
-        """Return why the processor might be given an earlier text of a module, or "". Looked at once: a module that changes later fails the attempt."""
+        """Return why the processor might be given an earlier text of a module, or "". Looked at once: a module that changes later
+        fails the attempt."""
         if self.bytecode is None:
             modules = [path for path, _ in self.material.parts["modules"]] + [path for path in self.material.watched if path.endswith(".py")]
             import stale_bytecode
@@ -89,12 +96,14 @@ class StageCalls:
             return ""
         import shutil
         free = shutil.disk_usage(self.folder).free
-        return "" if free >= wanted << 20 else "%d bytes free in %s, resources.minFreeDiskMB asks for %d" % (free, self.stage.output_dir, wanted << 20)
+        return "" if free >= wanted << 20 else "%d bytes free in %s, resources.minFreeDiskMB asks for %d" % (
+            free, self.stage.output_dir, wanted << 20)
 
     # --- what its machine tells
 
     def with_node_report(self, result: attempts.AttemptResult, network: Any, token: str) -> Tuple[attempts.AttemptResult, str]:
-        """Take in what a launched task told of its machine; return the result, and why the network could not be closed there, or "".
+        """Take in what a launched task told of its machine; return the result, and why the network could not be closed there, or
+        "".
 
         Success is believed only with the word that the last process of this very attempt is gone there.
         """
@@ -103,14 +112,16 @@ class StageCalls:
         told, failure, unclosed = network.take_node_report(), result.failure, ""
         is_told, is_cut = told.is_whole and told.token == token, result.stopped or result.is_timeout
         if told.host:
-            place = self.nodes.setdefault("%s %s" % (told.host, sorted(told.kernel.items())), {"host": told.host, "kernel": told.kernel, "attempts": 0})
+            place = self.nodes.setdefault("%s %s" % (told.host, sorted(told.kernel.items())),
+                                          {"host": told.host, "kernel": told.kernel, "attempts": 0})
             place["attempts"] += 1
         if told.why and not result.stopped:
             failure, unclosed = told.why, told.why if told.is_unclosed else ""
             result = result._replace(is_machines=True)
         elif not is_told and not is_cut:
             failure = NO_REPORT % (failure + "; " if failure else "", os.path.relpath(network.node_report(), self.run.root).replace(os.sep, "/"),
-                                   "the launcher or the machine failed" if failure else "the launcher came back before the task had ended, or did not run the words after it, or the machines do not share the root")
+                                   "the launcher or the machine failed" if failure
+                                   else "the launcher came back before the task had ended, or did not run the words after it, or the machines do not share the root")
             result = result._replace(is_machines=True)
         elif not failure and told.exit_code:
             failure = "%s, which the launcher did not give back" % attempts.exit_text(told.exit_code)

@@ -129,7 +129,8 @@ def owner_is_dead(owner: Json, boot: str, processes: Any) -> bool:
     if not owner or owner.get("host") != host_name():
         return False
     if owner.get("bootId") != boot and not (boot.startswith(GUESSED_BOOT) and owner["bootId"].startswith(GUESSED_BOOT)):
-        return True                     # where boots are guessed, a process is started at a time of day, and by that alone it is told
+        # Where boots are guessed, a process is started at a time of day, and by that alone it is told.
+        return True
     return not processes.is_alive(owner["pid"], owner.get("processStart"))
 
 
@@ -151,7 +152,8 @@ def owner_now(token: str, run_id: str, boot: str, clock: Any, processes: Any) ->
 def was_left_by_another_host(root: str, stage: str, owner: Json) -> bool:
     """Tell whether an owner on another host is gone all the same: the guard file names its lock folder, and nobody holds it.
 
-    Whoever takes the stage goes by that, too. The guard is locked, shared, for a moment; acquire() lets moments pass. On Windows: False.
+    Whoever takes the stage goes by that, too. The guard is locked, shared, for a moment; acquire() lets moments pass. On Windows:
+    False.
     """
     if sys.platform == "win32" or owner.get("host") == host_name():
         return False
@@ -266,7 +268,8 @@ class StageLock:
             ours = owner.get("token") == nonce or owner_is_dead(owner, self.boot, self.processes)
         else:
             names = set(_names_in(self.folder))
-            ours = names <= {"owner.json", ".owner.json.tmp"} and (bool(nonce) or bool(names) and all(_is_blank(os.path.join(self.folder, name)) for name in names))
+            ours = names <= {"owner.json", ".owner.json.tmp"} and (bool(nonce) or bool(names)
+                                                                   and all(_is_blank(os.path.join(self.folder, name)) for name in names))
         if not ours:
             return False
         self._end_left_behind(owner.get("token", nonce), owner.get("pid", 0))
@@ -329,8 +332,8 @@ class StageLock:
     def _write_nonce(self, nonce: str) -> None:
         os.lseek(self.descriptor, 0, os.SEEK_SET)
         if nonce:
-            # The size first: unlike data it is journalled in order with the folder's name (but on btrfs, see _is_blank()), so that
-            # after a power cut there may be zeros instead of the nonce, but never a folder of ours without either.
+            # The size first: unlike data it is journalled in order with the folder's name (but on btrfs, see _is_blank()), so
+            # that after a power cut there may be zeros instead of the nonce, but never a folder of ours without either.
             os.ftruncate(self.descriptor, len(nonce))
             os.write(self.descriptor, nonce.encode("ascii"))
         else:
@@ -338,7 +341,8 @@ class StageLock:
 
 
 def _is_blank(path: str) -> bool:
-    """Tell whether a file has no content but zeros, as only a power cut leaves one of ours: btrfs can bring its name to the disk, and the guard's, without theirs."""
+    """Tell whether a file has no content but zeros, as only a power cut leaves one of ours: btrfs can bring its name to the disk,
+    and the guard's, without theirs."""
     try:
         with open_file(path) as file:
             return not file.read(1 << 16).strip(b"\0")
@@ -410,10 +414,12 @@ class FolderLocks:
     def __init__(self, root: str) -> None:
         self.path = os.path.join(root, "locks", FOLDERS_NAME)
         self.descriptor = -1
-        self.around: Dict[str, List[int]] = {}      # folder around ours: [the byte of it that we hold, in how many of our folders' names it is]
+        # Folder around ours: [the byte of it that we hold, in how many of our folders' names it is].
+        self.around: Dict[str, List[int]] = {}
 
     def try_acquire(self, folder: str) -> bool:
-        """Tell whether *folder* (relative to the root, forward slashes) is ours now; it must not be yet. Raises: OSError, where the file system has no locks, too."""
+        """Tell whether *folder* (relative to the root, forward slashes) is ours now; it must not be yet. Raises: OSError, where
+        the file system has no locks, too."""
         try:
             return self._try_acquire(folder)
         except OSError as error:
@@ -469,7 +475,8 @@ def _folders_around(folder: str) -> List[str]:
 
 
 def _first_byte(folder: str) -> int:
-    """Return where the bytes of a folder begin, below 2 GiB, as Windows wants; two folders at work at once hardly ever share them, and would only wait."""
+    """Return where the bytes of a folder begin, below 2 GiB, as Windows wants; two folders at work at once hardly ever share
+    them, and would only wait."""
     return int(sha256(folded(folder).encode("utf-8", "surrogateescape")).hexdigest()[:6], 16) * FOLDER_BYTES
 
 

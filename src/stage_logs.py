@@ -97,7 +97,8 @@ def _why_none(record: Optional[Json], stage: str) -> str:
         made_by = entry.get("madeBy")
         if isinstance(made_by, dict) and made_by.get("runId"):
             return "the stage was up to date then; its outputs are of run %s" % made_by["runId"]
-        return "the stage was %s then: %s" % ("not run" if entry.get("status") == "notRun" else entry.get("status"), entry.get("reason") or "no reason is recorded")
+        return "the stage was %s then: %s" % ("not run" if entry.get("status") == "notRun" else entry.get("status"), entry.get("reason")
+                                              or "no reason is recorded")
     return ""
 
 
@@ -180,7 +181,8 @@ def harmless(line: bytes) -> str:
 def heading(found: Found, log: Log) -> str:
     """Return the line above a log."""
     call = ", call %d" % found.invocation if found.invocation > 1 else ""
-    task = ", task %d%s%s" % (log.number, " " + printable(log.task) if log.task else "", " (%s)" % log.status if log.status else "") if log.number else ""
+    task = ", task %d%s%s" % (log.number, " " + printable(log.task) if log.task else "", " (%s)" % log.status if log.status
+                              else "") if log.number else ""
     return "==> run %s%s%s, attempt %d: %s" % (found.run_id, call, task, log.attempt, log.path)
 
 
@@ -303,4 +305,5 @@ def _is_over(root: str, stage: str, run_id: str) -> bool:
     if _entries(run, stage):
         return True
     record, _ = run_history.read_stage(root, stage)
-    return record is not None and record["lastStatus"] != "running" and (record.get("lastRunId"), record.get("lastInvocation")) == (run_id, run["invocation"])
+    return record is not None and record["lastStatus"] != "running" and (record.get("lastRunId"),
+                                                                         record.get("lastInvocation")) == (run_id, run["invocation"])

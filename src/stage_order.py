@@ -89,8 +89,8 @@ def _at_or_above(path: str) -> List[str]:
 def edges(stages: Sequence[StageSpec]) -> Dict[str, List[str]]:
     """Return {stage: those that must come before it, in the order listed}.
 
-    By `needs`, and by files: an input, a watched file or a processor that may be what another stage makes. Declared outputs are matched
-    as they are; a stage that declares none may make anything in its folder, but only for stages that are listed later.
+    By `needs`, and by files: an input, a watched file or a processor that may be what another stage makes. Declared outputs are
+    matched as they are; a stage that declares none may make anything in its folder, but only for stages that are listed later.
     """
     folders = Folders(stages)
     place_of = {stage.name: place for place, stage in enumerate(stages)}
@@ -107,7 +107,8 @@ def edges(stages: Sequence[StageSpec]) -> Dict[str, List[str]]:
 
 
 def between(stages: Sequence[StageSpec], first: str, last: str) -> Set[str]:
-    """Return the names of *first* and all that depends on it; of *last* and all that it depends on; given both, those in both. "" for none."""
+    """Return the names of *first* and all that depends on it; of *last* and all that it depends on; given both, those in both. ""
+    for none."""
     before = edges(stages)
     after: Dict[str, List[str]] = {}
     for name, needed in before.items():
@@ -142,7 +143,8 @@ def doubtful_reads(stages: Sequence[StageSpec], is_graph: bool) -> List[Tuple[st
             elif not is_graph and not any(one < place for one in makers):
                 later = [stages[one] for one in around if _makes(stages[one], pattern, True)]
                 if later and all(one.outputs for one in later):
-                    found.append((stage.name, "%s is what %s makes, and that is listed later: the stage reads what the run before made" % (pattern, shown_names([one.name for one in later]))))
+                    found.append((stage.name, "%s is what %s makes, and that is listed later: the stage reads what the run before made" % (pattern,
+                        shown_names([one.name for one in later]))))
                 elif later:
                     found.append((stage.name, "%s lies in the outputDir of %s, listed later: if that makes it, the stage reads what the run before made; declare what it makes in outputs" % (
                         pattern, shown_names([one.name for one in later]))))
@@ -155,7 +157,8 @@ def doubtful_reads(stages: Sequence[StageSpec], is_graph: bool) -> List[Tuple[st
 
 
 def candidates(folders: Folders, pattern: str) -> Set[int]:
-    """Return the places of the stages in or above whose output folders a path or glob may find something, of a glob also those below it."""
+    """Return the places of the stages in or above whose output folders a path or glob may find something, of a glob also those
+    below it."""
     if not file_digests.has_wildcard(pattern):
         return set(folders.at_or_above(pattern.rpartition("/")[0]))
     fixed = _fixed_part(pattern)
@@ -208,7 +211,8 @@ def _fixed_ends(segment: str) -> Tuple[str, str]:
 
 def may_make_same(one: StageSpec, other: StageSpec) -> bool:
     """Tell whether two stages that declare their outputs may make one and the same file, or clear it away from one another."""
-    return any(may_meet("%s/%s" % (one.output_dir, mine), "%s/%s" % (other.output_dir, theirs)) for mine in one.outputs or () for theirs in other.outputs or ())
+    return any(may_meet("%s/%s" % (one.output_dir, mine), "%s/%s" % (other.output_dir, theirs)) for mine in one.outputs or ()
+               for theirs in other.outputs or ())
 
 
 def find_cycle(needs: Dict[str, List[str]]) -> List[str]:
@@ -244,7 +248,8 @@ class Order:
     in the list comes first.
     """
 
-    def __init__(self, stages: Sequence[StageSpec], is_graph: bool, may_share: Callable[[StageSpec, StageSpec], bool], needs: Optional[Dict[str, List[str]]] = None) -> None:
+    def __init__(self, stages: Sequence[StageSpec], is_graph: bool, may_share: Callable[[StageSpec, StageSpec], bool],
+                 needs: Optional[Dict[str, List[str]]] = None) -> None:
         """needs: what edges() has said of these very stages, if that is known; stages that need none may be missing."""
         self.stages = stages
         self.names = [stage.name for stage in stages]
@@ -307,7 +312,8 @@ class Order:
         return free
 
     def skipped(self, places: Sequence[int]) -> None:
-        """Say that stages at places that next_place() or take_fresh() has named, or that follow them in a list, have ended well, not started."""
+        """Say that stages at places that next_place() or take_fresh() has named, or that follow them in a list, have ended well,
+        not started."""
         self.over.update(places)
         if MANY * len(places) > len(self.waiting):
             self.waiting = sorted(place for place in self.waiting if place not in self.over)    # a heap
@@ -318,7 +324,8 @@ class Order:
         return stage.name not in self.blocked and all(self.may_share(stage, self.stages[self.place[other]]) for other in self.running)
 
     def next_place(self) -> Optional[int]:
-        """Return the place of the stage to start next, where all that come after it in the list are still to be started, too; else None."""
+        """Return the place of the stage to start next, where all that come after it in the list are still to be started, too;
+        else None."""
         while self.waiting and self.waiting[0] in self.over:
             heapq.heappop(self.waiting)
         return None if self.is_graph or self.running or self.blocked or not self.waiting else self.waiting[0]
@@ -348,7 +355,8 @@ class Order:
         bad = {name} | set(self.blocked)
         grown = True
         while grown:
-            more = {one: next(before for before in needed if before in bad) for one, needed in needs.items() if one not in bad and any(before in bad for before in needed)}
+            more = {one: next(before for before in needed if before in bad) for one, needed in needs.items() if one not in bad
+                    and any(before in bad for before in needed)}
             self.blocked.update(more)
             bad |= set(more)
             grown = bool(more)

@@ -2,8 +2,8 @@
 
 A leaf. A listing maps the path of each file below the output folder to its signature. The listing from before a key's
 first attempt, with the folders, is the baseline: what is new or changed since is the stage's output, or, if the attempt did
-not finish, its leftovers. Names that begin with a dot (markers are such) and *.part files are neither; what else of these an attempt
-makes is told of, for nobody may take it for an output.
+not finish, its leftovers. Names that begin with a dot (markers are such) and *.part files are neither; what else of these an
+attempt makes is told of, for nobody may take it for an output.
 """
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ if TYPE_CHECKING:
     from typing import Callable, Container, Dict, List, Optional, Set, Tuple
     Listing = Dict[str, List[int]]
 
-RUNNER_ENDINGS = (".done", ".done.tmp", ".tasks")       # of the hidden names that are the runner's: markers, private folders of tasks
+# Of the hidden names that are the runner's: markers, private folders of tasks.
+RUNNER_ENDINGS = (".done", ".done.tmp", ".tasks")
 ITSELF = "./"           # in a baseline that knows of folders
 NO_OUTPUT = "names that begin with a dot or end in .part are no outputs"
 
 
 class Folder(namedtuple("Folder", "files parts hidden folders itself", defaults=((),))):
-    """What is in an output folder. files, hidden: listings; hidden of what begins with a dot, folders unopened, but for what is the runner's.
+    """What is in an output folder. files, hidden: listings; hidden of what begins with a dot, folders unopened, but for what is
+    the runner's.
 
-    parts: the *.part files, sorted. folders: each as "<path>/", one before what is in it. itself: inode and device of the folder, empty where it
-    is not there. All paths with forward slashes.
+    parts: the *.part files, sorted. folders: each as "<path>/", one before what is in it. itself: inode and device of the folder,
+    empty where it is not there. All paths with forward slashes.
     """
     __slots__ = ()
 
     def baseline(self) -> Listing:
-        """Return the files and, without a signature, the folders, with the output folder itself: what is not among these later is new."""
+        """Return the files and, without a signature, the folders, with the output folder itself: what is not among these later is
+        new."""
         return {**self.files, ITSELF: list(self.itself), **{path: [] for path in self.folders}}
 
     def new_since(self, baseline: Listing) -> List[str]:
@@ -109,7 +112,8 @@ def changed_since(baseline: Listing, now: Listing) -> List[str]:
 
 
 def no_outputs(before: Folder, now: Folder) -> List[str]:
-    """Return what was made or changed that is no output for its name, sorted; part files of the processor kit are none of these."""
+    """Return what was made or changed that is no output for its name, sorted; part files of the processor kit are none of
+    these."""
     parts = [path for path in now.parts if "~" not in path.split("/")[-1] and path not in before.parts]
     return sorted(changed_since(before.hidden, now.hidden) + parts)
 
@@ -129,7 +133,8 @@ def own_parts(parts: List[str], stage: str) -> List[str]:
 
 
 def leftovers(baseline: Listing, recorded: Container[str], foreign: Container[str], there: Folder) -> List[str]:
-    """Return the files that clear_leftovers() would undo: not those of other stages, nor what was there before and is nobody's."""
+    """Return the files that clear_leftovers() would undo: not those of other stages, nor what was there before and is
+    nobody's."""
     return [path for path in changed_since(baseline, there.files) if path not in foreign and (path not in baseline or path in recorded)]
 
 
@@ -141,8 +146,8 @@ def clear_leftovers(folder: str, baseline: Listing, recorded: Dict[str, Tuple[in
     them again. A changed file is cut back to what the stage record says when its beginning still is that (an appending
     processor), otherwise removed if it is the stage's own; files of *foreign* stages are left alone, and what was there before
     and is nobody's is only named.
-    recorded: {path: (bytes, SHA-256)} of the last success. others: the output folders of other stages, below this one or it itself
-    (""): an empty folder in these may be theirs.
+    recorded: {path: (bytes, SHA-256)} of the last success. others: the output folders of other stages, below this one or it
+    itself (""): an empty folder in these may be theirs.
     """
     done = []
     there = list_folder(folder)

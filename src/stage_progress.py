@@ -61,7 +61,8 @@ def percent(done: Optional[int], total: Optional[int]) -> Optional[int]:
     return min(100, done * 100 // total)
 
 
-def seconds_left(done: Optional[float], total: Optional[float], rate: Optional[float], elapsed_s: float, expected_s: Optional[float]) -> Optional[float]:
+def seconds_left(done: Optional[float], total: Optional[float], rate: Optional[float], elapsed_s: float,
+                 expected_s: Optional[float]) -> Optional[float]:
     """Return how long it may still take: by the rate (per second), else by how long it took before; None if nobody knows."""
     if done is not None and total and rate:
         return max(0.0, (total - done) / rate)
@@ -71,7 +72,8 @@ def seconds_left(done: Optional[float], total: Optional[float], rate: Optional[f
 
 
 def task_outcomes(path: str, run: str = "") -> Dict[str, str]:
-    """Return {task: its last status} as the task log at *path* tells, with *run* ("id/invocation") only what that run has entered.
+    """Return {task: its last status} as the task log at *path* tells, with *run* ("id/invocation") only what that run has
+    entered.
 
     What cannot be read is left out: a line torn by a crash, or being written right now.
     """
@@ -103,7 +105,8 @@ def _task_of(line: bytes, run: str) -> Tuple[str, str]:
 def task_counts(record: Optional[Json], log_path: str, is_running: bool) -> Optional[Dict[str, int]]:
     """Return {"done", "failed", "total"} of a stage of several tasks, None for a stage that is one.
 
-    While it is running, and after its runner died, its task log says what has come to its end since the record was written; total 0: not known yet (chunks).
+    While it is running, and after its runner died, its task log says what has come to its end since the record was written; total
+    0: not known yet (chunks).
     """
     tasks = record.get("tasks") if record is not None else None
     if record is None or not isinstance(tasks, dict) or not (is_running or _number(tasks, "total")):

@@ -50,7 +50,8 @@ STATUS_ONLY = " (its rights or the number of its links, or its time was put back
 def unfinished_text(there: stage_outputs.Folder, stage: str) -> str:
     """Return that a processor that ended well has left an output of the kit half done, or ""."""
     parts = stage_outputs.own_parts(there.parts, stage)
-    return "it ended with exit code 0 and left %s, an output that is not finished: what the processor kit opens must be brought to its end" % parts[0] if parts else ""
+    return "it ended with exit code 0 and left %s, an output that is not finished: what the processor kit opens must be brought to its end" % parts[
+        0] if parts else ""
 
 
 def changed_file(root: str, stamps: Dict[str, List[int]]) -> str:
@@ -66,7 +67,8 @@ def changed_file(root: str, stamps: Dict[str, List[int]]) -> str:
 
 
 def with_change(changed: str, failure: str) -> str:
-    """Return why something failed, or "". A change of its input comes first: a processor that met it has failed in its own words."""
+    """Return why something failed, or "". A change of its input comes first: a processor that met it has failed in its own
+    words."""
     return failure if not changed or failure.startswith(CHANGED) else "; ".join([changed] + ([failure] if failure else []))
 
 
@@ -93,10 +95,12 @@ def is_worth_retrying(retry: Retry, attempt: int, exit_code: Optional[int]) -> b
 # --- the work --------------------------------------------------------------------------------------------------------
 
 class Trial:
-    """The attempts at one piece of work, a whole stage or one of its tasks: what is given to them, and what they have come to so far.
+    """The attempts at one piece of work, a whole stage or one of its tasks: what is given to them, and what they have come to so
+    far.
 
-    name: on it depends how long is waited between attempts. subject: what it is called in what is told. log and token: paths of logs
-    and tokens of attempts begin so, and a number follows. counts, progress: paths of the files in which the processor may report.
+    name: on it depends how long is waited between attempts. subject: what it is called in what is told. log and token: paths of
+    logs and tokens of attempts begin so, and a number follows. counts, progress: paths of the files in which the processor may
+    report.
     """
 
     rank: Tuple[int, ...] = (0,)            # the lower, the earlier
@@ -114,7 +118,8 @@ class Trial:
         self.log_path, self.token = "", ""
         self.failure = ""
         self.is_machines = False        # the fault of the machine, the processor or the spec, not of the inputs
-        self.is_final = False           # another attempt would find the same: an input that has changed, a network that is not for it
+        # Another attempt would find the same: an input that has changed, a network that is not for it.
+        self.is_final = False
         self.stopped = False
         self.exit_code: Optional[int] = None
 
@@ -173,7 +178,8 @@ class StageWork:
                 self._note("checkpoint not used: %s" % decision.discard)
             checkpoints.set_aside(self.store, self.stage)
             self.earlier.clear_leftovers(self.earlier.doubted(unfinished))
-            unseen = [] if self.facts.record is None or self.facts.record["outputs"] else self.earlier.made     # of a task log: nobody has looked at them yet
+            # Of a task log: nobody has looked at them yet.
+            unseen = [] if self.facts.record is None or self.facts.record["outputs"] else self.earlier.made
             is_of_success = self.facts.record is None or self.facts.record["lastStatus"] == "ok"
             if self.facts.output_problems and is_of_success or not all(map(self.earlier.is_as_recorded, unseen)):
                 self.earlier.undo_success()
@@ -188,7 +194,8 @@ class StageWork:
         self._write_record("running", "")
         self.run.records.save_dear_digests()
         if self.stage.checkpoint or self.found.itself[1:] != self.run.state_device():
-            self.run.flush()    # a checkpoint is worth nothing without the record of its key; and two file systems keep no order of names
+            # A checkpoint is worth nothing without the record of its key; and two file systems keep no order of names.
+            self.run.flush()
 
     def _note(self, text: str) -> None:
         self.console.event("NOTE", self.stage.name, ": " + text)
@@ -223,7 +230,8 @@ class StageWork:
             offset, is_resume = self._next_start(trial)
 
     def _begin_attempt(self, trial: AnyTrial, slot: int, offset: int, is_resume: bool) -> Any:
-        """Now that there is room for an attempt: return what to start, and the watch over its use of the network; or the result of one that cannot be."""
+        """Now that there is room for an attempt: return what to start, and the watch over its use of the network; or the result
+        of one that cannot be."""
         stage, run = self.stage, self.run
         if not trial.attempts:
             trial.started = run.clock.monotonic()
@@ -256,8 +264,10 @@ class StageWork:
             self.run.made_folders.add(folder)
 
     def _environment(self, trial: AnyTrial, slot: int, offset: int, is_resume: bool) -> Dict[str, str]:
-        """Return the variables of the attempt that is about to begin, but for those that close the network; its file of inputs is written."""
-        env = dict(self._variables(), PIPELINE_OUTPUT_DIR=trial.folder.replace("/", os.sep), PIPELINE_KEY=trial.key, PIPELINE_COUNTS_FILE=trial.counts_path)
+        """Return the variables of the attempt that is about to begin, but for those that close the network; its file of inputs is
+        written."""
+        env = dict(self._variables(), PIPELINE_OUTPUT_DIR=trial.folder.replace("/", os.sep), PIPELINE_KEY=trial.key,
+                   PIPELINE_COUNTS_FILE=trial.counts_path)
         env.update(self.calls.variables_of(trial.attempts, offset, is_resume, trial.token, self._write_inputs(trial, slot)))
         if self.stage.checkpoint:
             env["PIPELINE_PROGRESS_FILE"] = trial.progress_path
@@ -358,7 +368,8 @@ class StageWork:
         return self._hash_outputs(sorted(names - set(foreign)))
 
     def _not_made(self, pattern: str, names: Set[str], changed: Iterable[str]) -> str:
-        """Return why a declared output does not count as made, or ""; *names* are there, *changed* was made since the work on this key began."""
+        """Return why a declared output does not count as made, or ""; *names* are there, *changed* was made since the work on
+        this key began."""
         def is_among(paths: Iterable[str]) -> bool:
             return any(file_digests.path_matches(path, pattern) for path in paths)
 
@@ -366,7 +377,8 @@ class StageWork:
             return ""
         if not is_among(names):
             return "declared output %s/%s was not made" % (self.stage.output_dir, pattern)
-        is_unsure = sys.platform == "win32" or self.stage.launcher      # there a file that was written anew may look as it did before
+        # There a file that was written anew may look as it did before.
+        is_unsure = sys.platform == "win32" or self.stage.launcher
         if not self.attempts or is_unsure:
             return ""
         return "declared output %s/%s was not made: what is there is older than this run; remove it, let the processor write it each time, or do not declare it" % (
@@ -400,7 +412,8 @@ class StageWork:
         if why and not missing and not refused:
             self._note("what it read is not compared with what was written before: %s" % why)
         paths = ["%s/%s" % (self.stage.output_dir, one["path"]) for one in outputs]
-        failure = control_totals.missing_text(self.stage, missing) if missing else refused or control_totals.judge(self.stage, self.counts, expected, paths)
+        failure = control_totals.missing_text(self.stage,
+                                              missing) if missing else refused or control_totals.judge(self.stage, self.counts, expected, paths)
         self.refused = outputs if failure else []
         return failure
 
@@ -409,7 +422,8 @@ class StageWork:
         return dict(control_totals.NOTHING) if control_totals.is_judged(self.stage) and not was_read else {}
 
     def _note_in_outputs(self, counts: Json) -> None:
-        """Note the counts of what is in the outputs, {} if nobody knows, where they are others than those of what was done: for whoever reads them."""
+        """Note the counts of what is in the outputs, {} if nobody knows, where they are others than those of what was done: for
+        whoever reads them."""
         if counts != self.counts:
             self.more_of_record = dict(self.more_of_record, inOutputs=counts)
 
@@ -464,7 +478,8 @@ class StageWork:
             "idempotencyKey": self.key, "keyParts": self.facts.material.parts,
             "outputs": outputs, "counts": self.counts, "bytesIn": self.facts.material.input_bytes,
             "lastDurationSec": round(self._duration_s(), 6), "lastError": error or None, "lastRunId": self.run.options.run_id,
-            "lastInvocation": self.run.invocation, "startedAt": self.started_utc, "endedAt": None if status == "running" else utc_text(self.run.clock.time()),
+            "lastInvocation": self.run.invocation, "startedAt": self.started_utc, "endedAt": None if status == "running"
+            else utc_text(self.run.clock.time()),
             "bootId": self.run.boot}
 
     def _duration_s(self) -> float:

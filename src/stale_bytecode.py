@@ -1,8 +1,8 @@
 """Bytecode that Python has cached of a module's earlier text: removed before a processor is given it.
 
-A leaf. Python takes a cached file for that of a module whose size and modification time, in whole seconds, it bears (PEP 3147, `importlib`). Two
-edits of one length within a second, and archives with fixed times, deceive it: a stage would run because its key knows the
-text, and would use the old one.
+A leaf. Python takes a cached file for that of a module whose size and modification time, in whole seconds, it bears (PEP 3147,
+`importlib`). Two edits of one length within a second, and archives with fixed times, deceive it: a stage would run because its
+key knows the text, and would use the old one.
 """
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def drop(root: str, modules: Iterable[str], prefix: str = "") -> str:
     """Remove the cached bytecode that may be older than its module; return why a module cannot be relied on, or "".
 
     modules: paths below *root*. prefix: PYTHONPYCACHEPREFIX of who imports them, "" without one. What was cached after the last
-    change of the module stays; Windows does not tell when that was, so there the text is compiled and compared. What cannot be removed stays, too, if it is what compiling the module gives, or cannot be read.
+    change of the module stays; Windows does not tell when that was, so there the text is compiled and compared. What cannot be
+    removed stays, too, if it is what compiling the module gives, or cannot be read.
     """
     listed: Dict[str, List[str]] = {}
     for path in modules:
@@ -43,13 +44,15 @@ def drop(root: str, modules: Iterable[str], prefix: str = "") -> str:
 
 
 def _changed_ns(path: str) -> int:
-    """Return when a file, or the link that stands for it, was changed or put there; on Windows its ctime is that of its making. Raises: OSError."""
+    """Return when a file, or the link that stands for it, was changed or put there; on Windows its ctime is that of its making.
+    Raises: OSError."""
     found, link = os.stat(path), os.lstat(path)
     return max(found.st_mtime_ns, found.st_ctime_ns, link.st_ctime_ns)
 
 
 def _cached(path: str, prefix: str, listed: Dict[str, List[str]]) -> List[str]:
-    """Return the cached files of a module, of all versions of Python. prefix: as importlib has it. listed: folders that are known."""
+    """Return the cached files of a module, of all versions of Python. prefix: as importlib has it. listed: folders that are
+    known."""
     place, name = os.path.split(os.path.abspath(path))
     folder = os.path.join(prefix, os.path.splitdrive(place)[1].lstrip("/\\")) if prefix else os.path.join(place, "__pycache__")
     if folder not in listed:

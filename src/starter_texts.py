@@ -1,6 +1,7 @@
 """The texts of the files that `init` and `new-stage` write: processors, their tests, a README.
 
-A leaf. In a text @NAME@ stands for the name of the stage, @FILE@ for the processor's file, and so on; nothing else in it is touched.
+A leaf. In a text @NAME@ stands for the name of the stage, @FILE@ for the processor's file, and so on; nothing else in it is
+touched.
 """
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 Above the leaves and below the runner.
 
-    init        folder beside DIR, complete and synced -> one rename    (into an empty DIR: its parts one by one, pipeline.json last)
-    new-stage   processor -> test -> entry in the spec
+    init        folder beside DIR, complete and synced -> one rename    (into an empty DIR: its parts one by one, pipeline.json
+    last) new-stage   processor -> test -> entry in the spec
 
 A kill leaves a folder DIR.tmp-..., or a processor and a test that no spec names; the same command then goes on, for a file
 that is already what it would write is taken as written. The spec is edited as text: what the user wrote stays as it stands.
@@ -115,7 +115,8 @@ def _read_own(path: str) -> bytes:
         with open(os.path.join(_HOME, path), "rb") as file:
             return file.read()
     except OSError as error:
-        raise UsageError("init: this copy of the runner is not whole: %s: %s; take it from the original" % (os.path.join(_HOME, path), error.strerror)) from None
+        raise UsageError("init: this copy of the runner is not whole: %s: %s; take it from the original" % (
+            os.path.join(_HOME, path), error.strerror)) from None
 
 
 def _make_beside(target: str, files: Files) -> None:
@@ -185,7 +186,8 @@ def _shell_word(text: str) -> str:
 # === new-stage ===
 
 class _NewStage(namedtuple("_NewStage", "spec path before after entry files missing")):
-    """What new-stage is going to do: files {path: (content, mode)}, of which missing are to be written; before, after: the pipeline file at path."""
+    """What new-stage is going to do: files {path: (content, mode)}, of which missing are to be written; before, after: the
+    pipeline file at path."""
 
     __slots__ = ()
 

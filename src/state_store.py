@@ -26,7 +26,8 @@ SCHEMA_VERSION = 1          # of every file under state/ ; a newer one is refuse
 GROUP_FILES = 512           # names and files that are made durable together, at most
 MANY_FILES = 64             # from here on, by one call for the whole file system
 FLUSH_S = 1.0
-NO_CONTENT = (errno.ENOENT, errno.ELOOP, errno.ENXIO)      # of opening what is to be synced: it is gone, a link (its name is the folder's, what it leads to none of ours), a socket
+# Of opening what is to be synced: it is gone, a link (its name is the folder's, what it leads to none of ours), a socket.
+NO_CONTENT = (errno.ENOENT, errno.ELOOP, errno.ENXIO)
 SECRET_BYTES = 32
 WAIT_S = 30                 # for locks that are held for moments; a longer wait is a fault of the file system
 CLEANED = "its outputs were removed by clean"      # why a stage must run whose record says so
@@ -96,7 +97,8 @@ class Commit:
         return max(0.0, self.since + FLUSH_S - self.clock()) if self.is_timed else None
 
     def flush(self) -> None:
-        """Sync all folders out of which something went, then all files, then the other folders. Raises: OSError, with what failed still held.
+        """Sync all folders out of which something went, then all files, then the other folders. Raises: OSError, with what failed
+        still held.
 
         In this order, as a file may say that something is gone: btrfs brings a removal to the disk with its folder only. What was
         kept for the case that the power goes before is removed then; after a failure it stays.
@@ -156,7 +158,8 @@ def _kernel() -> List[int]:
 
 
 def _open_to_sync(path: str, windows: bool = sys.platform == "win32") -> int:
-    """Open a file whose content is to be flushed: on Windows for writing, and the attribute of one that may only be read goes for that moment.
+    """Open a file whose content is to be flushed: on Windows for writing, and the attribute of one that may only be read goes for
+    that moment.
 
     Elsewhere a pipe that has come in its place is opened as well, without waiting for who writes into it: see _is_to_sync().
     """
@@ -175,7 +178,8 @@ def _open_to_sync(path: str, windows: bool = sys.platform == "win32") -> int:
 
 
 def _is_to_sync(descriptor: int) -> bool:
-    """Tell whether an open file has content on a disk; a pipe or a device that has come in the place of an output has none, and is no output."""
+    """Tell whether an open file has content on a disk; a pipe or a device that has come in the place of an output has none, and
+    is no output."""
     mode = os.fstat(descriptor).st_mode
     return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
@@ -289,7 +293,8 @@ def _create_new(path: str, mode: int) -> int:
 
 
 def write_all(descriptor: int, data: Data) -> None:
-    """Write bytes, or a list of pieces one after the other, to an open file, whole. Raises: OSError; then a part may be written."""
+    """Write bytes, or a list of pieces one after the other, to an open file, whole. Raises: OSError; then a part may be
+    written."""
     for piece in data if isinstance(data, list) else [data]:
         view = memoryview(piece)
         while view:
@@ -297,7 +302,8 @@ def write_all(descriptor: int, data: Data) -> None:
 
 
 def naming(path: str, do: Callable[[], Any]) -> Any:
-    """Return what do() does. Raises: OSError that names *path*: what works on an open file, or below a folder, does not tell where."""
+    """Return what do() does. Raises: OSError that names *path*: what works on an open file, or below a folder, does not tell
+    where."""
     try:
         return do()
     except OSError as error:
@@ -418,7 +424,8 @@ def boot_id() -> str:
 
 
 def _mac_boot_id() -> str:
-    """Return what macOS calls this start, a UUID; "" where it tells none. Its monotonic clock stands still while the machine sleeps."""
+    """Return what macOS calls this start, a UUID; "" where it tells none. Its monotonic clock stands still while the machine
+    sleeps."""
     import ctypes
     text, size = ctypes.create_string_buffer(64), ctypes.c_size_t(64)
     try:
@@ -439,7 +446,8 @@ class StateStore:
         self.memo: Dict[str, Any] = {}      # what need not be found out twice in a run
         self.lock: Optional[Callable[[str], Any]] = None    # makes the kernel lock of a given name, where several runs may write
         self.commit = Commit()
-        self.in_groups = False      # the content of outcomes, too, is synced with the group; only where the file system keeps the order of names
+        # The content of outcomes, too, is synced with the group; only where the file system keeps the order of names.
+        self.in_groups = False
 
     def path(self, name: str) -> str:
         return os.path.join(self.folder, name)
@@ -456,7 +464,8 @@ class StateStore:
 
     def _checked(self, name: str, record: Any, problem: str) -> Json:
         if not problem and record["schema"] > SCHEMA_VERSION:
-            raise StateError("state/%s was written by a newer runner (schema %d, this one knows %d); use that one" % (name, record["schema"], SCHEMA_VERSION))
+            raise StateError("state/%s was written by a newer runner (schema %d, this one knows %d); use that one" % (name,
+                record["schema"], SCHEMA_VERSION))
         if problem:
             raise StateError("state/%s %s; %s" % (name, problem, self.set_aside(name)))
         return record       # type: ignore[no-any-return]
@@ -483,7 +492,8 @@ class StateStore:
         return "it was set aside as state/%s; run again to do the work anew without it" % aside
 
     def write(self, name: str, record: Json, temporary: str = "") -> List[Piece]:
-        """Store a record, return its bytes in pieces: on the disk on return, its name when `commit` is flushed. temporary: as in write_atomic()."""
+        """Store a record, return its bytes in pieces: on the disk on return, its name when `commit` is flushed. temporary: as in
+        write_atomic()."""
         pieces = pretty_pieces(dict({"schema": SCHEMA_VERSION}, **record))
         write_atomic(self.path(name), pieces, self.commit, temporary=temporary)
         return pieces
@@ -494,11 +504,11 @@ class StateStore:
         return {"bytes": sum(map(len, pieces)), "sha256": digest_of(pieces)}
 
     def write_stage(self, stage: str, record: Json) -> None:
-        """Store a stage's record, a line for each field. A name that is not UTF-8, of what a failed attempt has left, stands there in
-        JSON's own escapes.
+        """Store a stage's record, a line for each field. A name that is not UTF-8, of what a failed attempt has left, stands
+        there in JSON's own escapes.
 
-        "running" is as durable as by write(). An outcome is seen by any reader on return and, where `in_groups`, durable with the next flush
-        of `commit`, content and name; if the power goes before, stage() finds "running", as after a kill.
+        "running" is as durable as by write(). An outcome is seen by any reader on return and, where `in_groups`, durable with the
+        next flush of `commit`, content and name; if the power goes before, stage() finds "running", as after a kill.
         """
         name = "stage_%s.json" % stage
         data = by_fields(dict({"schema": SCHEMA_VERSION}, **record)).encode("utf-8", "backslashreplace")
@@ -508,10 +518,12 @@ class StateStore:
         if is_kept:
             self.commit.add_file(self.path(name))
         else:
-            remove_quietly(self.path(BEFORE % name))        # of a run that died: from now on it would tell of what has been done since
+            # Of a run that died: from now on it would tell of what has been done since.
+            remove_quietly(self.path(BEFORE % name))
 
     def _keep(self, name: str) -> bool:
-        """Keep a record, which is durable, beside the next one until `commit` is flushed; False where that cannot be: then that must be durable at once.
+        """Keep a record, which is durable, beside the next one until `commit` is flushed; False where that cannot be: then that
+        must be durable at once.
 
         What a run has kept that died stays as it is, for whether the record itself is durable nobody knows then.
         """
@@ -524,10 +536,12 @@ class StateStore:
         return True
 
     def sync_stage(self, stage: str, is_of_earlier_boot: bool = False) -> None:
-        """Make a stage record durable with the next flush of `commit` if the run that wrote it may have died, or may die, before that did so.
+        """Make a stage record durable with the next flush of `commit` if the run that wrote it may have died, or may die, before
+        that did so.
 
-        What was kept beside it stays: if a sync of that run has failed, a second one would tell nothing. is_of_earlier_boot: the record has
-        been read, whole, and was written before the machine was started; so it comes from the disk, and what was kept is of no use any more.
+        What was kept beside it stays: if a sync of that run has failed, a second one would tell nothing. is_of_earlier_boot: the
+        record has been read, whole, and was written before the machine was started; so it comes from the disk, and what was kept
+        is of no use any more.
         """
         name = "stage_%s.json" % stage
         if is_of_earlier_boot:
@@ -541,7 +555,8 @@ class StateStore:
         return sorted(name[len("stage_"):-len(".json")] for name in names if name.startswith("stage_") and name.endswith(".json"))
 
     def stage(self, stage: str) -> Optional[Json]:
-        """Return a stage's record, None if there is none; for an outcome that the power took before it was durable what was kept beside it.
+        """Return a stage's record, None if there is none; for an outcome that the power took before it was durable what was kept
+        beside it.
 
         Raises: StateError, as read() does.
         """
@@ -571,14 +586,17 @@ class StateStore:
                 return b""
         except PermissionError as error:
             if not self.writable:
-                raise OSError(error.errno, "only who runs the pipeline may read it, so nobody else can tell whether a stage with passEnv is up to date", path) from error
+                raise OSError(error.errno,
+                              "only who runs the pipeline may read it, so nobody else can tell whether a stage with passEnv is up to date",
+                              path) from error
             raise
         guard = self.lock("env.guard") if self.lock is not None else None
         if guard is not None:
             guard.acquire(WAIT_S, "state/env.key is held by another run for %d s; run again" % WAIT_S)
         try:
             if not os.path.lexists(path):       # of several runs at once, one makes it for all
-                write_atomic(path, os.urandom(SECRET_BYTES), self.commit, mode=0o600)     # from birth: a kill may come before any chmod
+                # From birth: a kill may come before any chmod.
+                write_atomic(path, os.urandom(SECRET_BYTES), self.commit, mode=0o600)
         finally:
             if guard is not None:
                 guard.release()
@@ -605,7 +623,8 @@ def _parsed(data: bytes) -> Tuple[Any, str]:
 
 
 def made_elsewhere(record: Optional[Json], output_dir: str) -> str:
-    """Return the folder in which are the outputs that a stage record tells of, if that is not *output_dir*, the stage's of now; else ""."""
+    """Return the folder in which are the outputs that a stage record tells of, if that is not *output_dir*, the stage's of now;
+    else ""."""
     folder = record["keyParts"].get("outputDir") if record is not None else None
     return folder if isinstance(folder, str) and folder != output_dir else ""
 
@@ -616,7 +635,8 @@ def last_run_text(record: Json) -> str:
 
 
 def outputs_are_logged(record: Json) -> bool:
-    """Tell whether a stage record leaves its outputs to the task log: they are too many for it, or of tasks of a run that has not ended well."""
+    """Tell whether a stage record leaves its outputs to the task log: they are too many for it, or of tasks of a run that has not
+    ended well."""
     return not record["outputs"] and bool((record.get("tasks") or {}).get("outputs") or is_of_unfinished_tasks(record))
 
 
@@ -649,7 +669,8 @@ def _are_key_parts(parts: Json) -> bool:
     """Tell whether the parts of a key can be compared with others; what is missing may be missing."""
     for part in ("modules", "inputs", "watch"):
         files = parts.get(part) or []
-        if not isinstance(files, list) or not all(isinstance(one, list) and len(one) == 2 and all(isinstance(text, str) for text in one) for one in files):
+        if not isinstance(files, list) or not all(isinstance(one, list) and len(one) == 2 and all(isinstance(text, str) for text in one)
+                                                  for one in files):
             return False
     folder = parts.get("outputDir")
     if isinstance(folder, str) and leads_out(folder):

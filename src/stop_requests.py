@@ -31,7 +31,8 @@ def heed() -> None:
 
 
 def silence() -> None:
-    """What was to be done is done, or a request has arrived: no other changes the outcome any more, where heed() has taken them."""
+    """What was to be done is done, or a request has arrived: no other changes the outcome any more, where heed() has taken
+    them."""
     _over.append(True)
 
 
@@ -47,7 +48,8 @@ def _numbers() -> Iterator[int]:
 
 
 def _stop(number: int, frame: Any) -> None:
-    """An exception that is raised in a callback or in __del__ is lost, so a later request is raised again until silence() says that one has arrived."""
+    """An exception that is raised in a callback or in __del__ is lost, so a later request is raised again until silence() says
+    that one has arrived."""
     now = time.monotonic()
     if not _over and not (_asked_at and now - _asked_at[0] < AT_ONCE_S):
         _asked_at[:] = [now]

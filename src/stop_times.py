@@ -21,8 +21,8 @@ LOOK_S = 10.0               # the longest sleep between two looks at the wall cl
 def next_time(text: str, now: float, local: Callable[[float], Any] = time.localtime) -> float:
     """Return the next moment after *now* (seconds since the epoch) at which the local clock shows *text*, "HH:MM".
 
-    A run that starts at 06:00:00 or a moment later means 06:00 of tomorrow. Where clocks are set forward over that time, the moment
-    at which they are; where they are set back, it comes twice, and the first that is still to come is meant.
+    A run that starts at 06:00:00 or a moment later means 06:00 of tomorrow. Where clocks are set forward over that time, the
+    moment at which they are; where they are set back, it comes twice, and the first that is still to come is meant.
     """
     hours, _, minutes = text.partition(":")
     wanted = int(hours) * 60 + int(minutes)

@@ -47,7 +47,8 @@ class Edge(namedtuple("Edge", "start end kind")):
 # --- text ------------------------------------------------------------------------------------------------------------
 
 def escaped(value: object) -> str:
-    """Return any text fit for HTML and SVG, between tags and between quotes; terminal sequences go, other control characters are shown."""
+    """Return any text fit for HTML and SVG, between tags and between quotes; terminal sequences go, other control characters are
+    shown."""
     text = value if isinstance(value, str) else str(value)
     if "\x1b" in text:
         text = ANSI.sub("", text)
@@ -65,7 +66,8 @@ def shortened(text: str, length: int) -> str:
 # --- the layout of a graph -------------------------------------------------------------------------------------------
 
 def layers_of(nodes: Sequence[Node], edges: Sequence[Edge]) -> List[List[str]]:
-    """Return the nodes' names by layer: each after all that lead to it; files that nobody makes stand just before their first reader.
+    """Return the nodes' names by layer: each after all that lead to it; files that nobody makes stand just before their first
+    reader.
 
     Edges of a circle, which no valid pipeline has, are left out.
     """

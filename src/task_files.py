@@ -59,7 +59,8 @@ def signatures(root: str, paths: Sequence[str]) -> array[int]:
 
 
 def plain(signature: Sequence[int]) -> List[int]:
-    """Return a signature as it fits into an array: Windows has numbers of files beyond 63 bits, some file systems times before 1970 and after 2262."""
+    """Return a signature as it fits into an array: Windows has numbers of files beyond 63 bits, some file systems times before
+    1970 and after 2262."""
     return [one & POSITIVE for one in signature]
 
 
@@ -99,7 +100,8 @@ class FileTable:
                 for place in range(start, end):
                     if signature_at(self.packed, place) != signature_at(packed, place):
                         found[place] = ""
-        later = {path: place for place, path in enumerate(self.paths[count:], count)}       # of two entries for one path the later counts
+        # Of two entries for one path the later counts.
+        later = {path: place for place, path in enumerate(self.paths[count:], count)}
         for place, path in enumerate(paths) if later else ():
             if path in later:
                 is_same = signature_at(self.packed, later[path]) == signature_at(packed, place)
@@ -128,7 +130,8 @@ def save(tables: Sequence[FileTable], about: Dict[str, Any]) -> bytes:
     parts: List[bytes] = []
     sizes: List[List[int]] = []
     for table in tables:
-        blobs = ["\0".join(table.paths).encode("utf-8", "surrogatepass"), table.packed.tobytes(), "".join(one or "-" * DIGEST_BYTES for one in table.digests).encode("ascii")]
+        blobs = ["\0".join(table.paths).encode("utf-8", "surrogatepass"), table.packed.tobytes(),
+                 "".join(one or "-" * DIGEST_BYTES for one in table.digests).encode("ascii")]
         sizes.append([len(table.paths)] + [len(blob) for blob in blobs])
         parts += blobs
     check = 0

@@ -34,8 +34,9 @@ SUM_BYTES = len(SUM % 0)
 class Entry(namedtuple("Entry", "task key status outputs counts bytes_in attempts duration_ms error run")):
     """What became of a task.
 
-    status: ok; failed (outputs are then what an earlier version of it made); kept (ok, but its file is not there any more); gone (not
-    there any more, and its outputs were removed). outputs: (path, bytes, SHA-256) each, paths relative to where the task's outputs go. run: "id/invocation".
+    status: ok; failed (outputs are then what an earlier version of it made); kept (ok, but its file is not there any more); gone
+    (not there any more, and its outputs were removed). outputs: (path, bytes, SHA-256) each, paths relative to where the task's
+    outputs go. run: "id/invocation".
     """
 
     __slots__ = ()
@@ -118,7 +119,8 @@ def _add_entries(entries: Dict[str, Entry], lines: List[bytes]) -> None:
     none: Json = {}                     # counts of those that counted nothing
     for one in json.loads(b"[" + b",".join(lines) + b"]"):
         if "task" not in one:
-            raise Damaged("a line tells of no task: %s" % str(one)[:80])       # the header once more, where logs were put together
+            # The header once more, where logs were put together.
+            raise Damaged("a line tells of no task: %s" % str(one)[:80])
         try:
             status, run = (same.setdefault(one[name], one[name]) for name in ("status", "run"))
             entries[one["task"]] = Entry(one["task"], one["key"], status, tuple(map(tuple, one["outputs"])), one["counts"] or none,
@@ -260,7 +262,8 @@ def strange_lines(path: str, sealed: Dict[str, str], is_accepted: Callable[[str]
 
 
 def _is_of(written: Json, value: Json, is_accepted: bool) -> bool:
-    """Tell whether a line says what was written, but for what later runs change in it: the key where another was accepted, and what is kept of a file that is gone."""
+    """Tell whether a line says what was written, but for what later runs change in it: the key where another was accepted, and
+    what is kept of a file that is gone."""
     differing = {name for name in value if name != "sum" and value[name] != written.get(name)}
     if value.get("status") == "kept" and written.get("status") in GOOD and all(one in written["outputs"] for one in value["outputs"]):
         differing -= {"status", "outputs"}

@@ -36,17 +36,19 @@ LINES_LOST = "lines of its task log were lost"
 ANOTHER = "its task log is not the one that its record vouches for"     # what it says is forgotten
 
 
-class Tasks(namedtuple("Tasks", "paths digests packed keys common todo gone why table outputs log is_cached left synced certain wrong lost unfit", defaults=(frozenset(), "", {}))):
+class Tasks(namedtuple("Tasks", "paths digests packed keys common todo gone why table outputs log is_cached left synced certain wrong lost unfit",
+                       defaults=(frozenset(), "", {}))):
     """The tasks of a stage as they are now.
 
-    paths, digests, keys: of each; packed: signatures of the files. common: the key of what all share. todo: places of those to be done.
-    gone: names in the log whose file is not there any more, if that is new, or what was kept of it is wrong now. why: why there is
-    something to do, texts. table: FileTable of the inputs, to be kept. outputs: the same of what is done. synced: of these, what is known
-    to be on the disk. left: (path, why) of files that are left for a later run. log: the TaskLog, loaded; None where nothing changed and
-    nobody needs it. is_cached: the cache needs no writing.
+    paths, digests, keys: of each; packed: signatures of the files. common: the key of what all share. todo: places of those to be
+    done. gone: names in the log whose file is not there any more, if that is new, or what was kept of it is wrong now. why: why
+    there is something to do, texts. table: FileTable of the inputs, to be kept. outputs: the same of what is done. synced: of
+    these, what is known to be on the disk. left: (path, why) of files that are left for a later run. log: the TaskLog, loaded;
+    None where nothing changed and nobody needs it. is_cached: the cache needs no writing.
     certain: the stage must run, and no more than that was looked at: neither at its tasks one by one, nor at what they made.
-    wrong: paths of outputs that are not what the log says. lost: why the log does not name all that was made, "" where it does: LINES_LOST or ANOTHER.
-    unfit: {path: why} of files that cannot be read; their digest is "", and their tasks fail without an attempt.
+    wrong: paths of outputs that are not what the log says. lost: why the log does not name all that was made, "" where it does:
+    LINES_LOST or ANOTHER. unfit: {path: why} of files that cannot be read; their digest is "", and their tasks fail without an
+    attempt.
     """
 
     __slots__ = ()
@@ -60,7 +62,8 @@ def observe_tasks(spec: PipelineSpec, stage: StageSpec, digests: Digests, store:
                   is_brief: bool = False) -> Facts:
     """Return the Facts of a stage with forEach; write nothing. Raises: StateError.
 
-    left: (path, why) of files that are left for a later run. is_brief: it is enough to know that the stage must run, where that is certain.
+    left: (path, why) of files that are left for a later run. is_brief: it is enough to know that the stage must run, where that
+    is certain.
     """
     common = stage_keys.gather_material(spec, stage, digests, store)
     record = store.stage(stage.name)
@@ -93,7 +96,8 @@ def observe_tasks(spec: PipelineSpec, stage: StageSpec, digests: Digests, store:
     is_lost = marker is None and os.path.lexists(state_store.lost_path(spec.root, stage.output_dir, stage.name))
     if is_lost:
         return _all_over(_look_at_each(spec, stage, store, facts, tasks, digests))
-    if len(tables) == 2 and made is tables[1] and about.get("log") == log_stamp(store, stage.name) and _is_all_done(facts, about, made, spec.root, stage):
+    if len(tables) == 2 and made is tables[1] and about.get("log") == log_stamp(store,
+                                                                                stage.name) and _is_all_done(facts, about, made, spec.root, stage):
         return facts._replace(tasks=tasks)
     return _look_at_each(spec, stage, store, facts, tasks, digests)
 
@@ -171,7 +175,8 @@ def _look_at_each(spec: PipelineSpec, stage: StageSpec, store: StateStore, facts
     todo, why = _todo(tasks, keys, log, wrong)
     alive = set(tasks.paths) | {path for path, _ in tasks.left}
     known = ("gone",) if stage.prune else ("gone", "kept")
-    gone = sorted(name for name, entry in log.entries.items() if name not in alive and (entry.status not in known or any(output[0] in wrong for output in entry.outputs)))
+    gone = sorted(name for name, entry in log.entries.items() if name not in alive
+                  and (entry.status not in known or any(output[0] in wrong for output in entry.outputs)))
     if lost == ANOTHER:
         why.insert(0, lost)
     if gone:
@@ -185,7 +190,8 @@ def _look_at_each(spec: PipelineSpec, stage: StageSpec, store: StateStore, facts
 
 
 def _todo(tasks: Tasks, keys: List[str], log: task_log.TaskLog, wrong: Dict[str, str]) -> Tuple[List[int], List[str]]:
-    """Return (places of the tasks to be done, why, a text for each cause); of those that are done, *keys* gets the log's own text, held once."""
+    """Return (places of the tasks to be done, why, a text for each cause); of those that are done, *keys* gets the log's own
+    text, held once."""
     todo, changed, new, spoilt, failed = [], 0, 0, 0, 0
     unfit = tasks.unfit
     for place, (path, key) in enumerate(zip(tasks.paths, keys)):
@@ -233,7 +239,8 @@ def forget_outputs(log: task_log.TaskLog) -> None:
 def _all_over(facts: Facts) -> Facts:
     """What was made could not be synced: what is read now may not be what is on the disk, so all tasks are done anew."""
     tasks = facts.tasks
-    return facts._replace(sealable=False, tasks=tasks._replace(todo=list(range(len(tasks.paths))), why=["the outputs could not be brought to the disk"]))
+    return facts._replace(sealable=False, tasks=tasks._replace(todo=list(range(len(tasks.paths))),
+                                                               why=["the outputs could not be brought to the disk"]))
 
 
 def _is_recorded(stage: StageSpec, facts: Facts) -> bool:
@@ -273,7 +280,8 @@ def load_log(store: StateStore, stage: str) -> task_log.TaskLog:
 
 
 def load_log_of_files(store: StateStore, stage: str, record: Optional[Json]) -> task_log.TaskLog:
-    """As load_log(), without entries if the record says that it is a log of chunks: what these made is in the record. Raises: as load_log()."""
+    """As load_log(), without entries if the record says that it is a log of chunks: what these made is in the record. Raises: as
+    load_log()."""
     log = load_log(store, stage)
     if record is not None and "chunks" in record["keyParts"]:
         log.entries = {}
@@ -286,7 +294,8 @@ def logged_outputs(store: StateStore, stage: str) -> List[Json]:
 
 
 def vouched_outputs(store: StateStore, record: Json) -> List[Json]:
-    """Return what a stage's task log says that its tasks have made, if it is the log that *record* vouches for; else nothing. Raises: as load_log()."""
+    """Return what a stage's task log says that its tasks have made, if it is the log that *record* vouches for; else nothing.
+    Raises: as load_log()."""
     if state_store.is_of_unfinished_tasks(record) and not record.get("logLost"):
         return logged_outputs(store, record["stage"])
     if _stated_outputs(record) <= 0:
@@ -329,7 +338,8 @@ def decide_tasks(stage: StageSpec, facts: Facts, forced: bool) -> Decision:
             facts.material.key[:12], len(tasks.paths), "" if len(tasks.paths) == 1 else "s",
             len(tasks.outputs.paths), "" if len(tasks.outputs.paths) == 1 else "s", left_text(tasks))], 0, "")
     if facts.sealable:
-        return Decision("SEAL", ["up to date: finished by run %s, which died before it wrote the marker; marker restored" % record.get("lastRunId")], 0, "")
+        return Decision("SEAL", ["up to date: finished by run %s, which died before it wrote the marker; marker restored" % record.get("lastRunId")],
+                        0, "")
     return Decision("RUN", reasons_of(stage, facts), 0, "")
 
 
@@ -355,7 +365,8 @@ def reasons_of(stage: StageSpec, facts: Facts) -> List[str]:
     if not found and not stage.idempotent:
         return ["idempotency is disabled"]
     if not found:
-        found = ["marker missing" if facts.marker_key is None else "the marker is of another key" if facts.marker_key != facts.material.key else "outputs verified anew"]
+        found = ["marker missing" if facts.marker_key is None else "the marker is of another key" if facts.marker_key != facts.material.key
+                 else "outputs verified anew"]
     return found
 
 
@@ -365,7 +376,8 @@ def skipped_summary(facts: Facts) -> Json:
     return {"total": count, "ok": 0, "skipped": count, "failed": 0, "vanished": 0}
 
 
-def cache_of(store: StateStore, stage: StageSpec, facts: Facts, outputs_digest: str, boot: str, outputs_boot: str, is_pruned: bool) -> Dict[str, bytes]:
+def cache_of(store: StateStore, stage: StageSpec, facts: Facts, outputs_digest: str, boot: str, outputs_boot: str,
+             is_pruned: bool) -> Dict[str, bytes]:
     """Return {path: bytes} of the cache file to be written, {} if it is as it should be.
 
     outputs_boot: "" if the outputs were synced. is_pruned: whether nothing is left of files that are gone.
@@ -373,7 +385,8 @@ def cache_of(store: StateStore, stage: StageSpec, facts: Facts, outputs_digest: 
     tasks = facts.tasks
     if tasks.is_cached:
         return {}
-    about = {"log": log_stamp(store, stage.name), "bootIn": boot, "bootOut": outputs_boot, "tasks": facts.material.parts["tasks"]["sha256"], "outputs": outputs_digest, "prune": is_pruned}
+    about = {"log": log_stamp(store, stage.name), "bootIn": boot, "bootOut": outputs_boot, "tasks": facts.material.parts["tasks"]["sha256"],
+             "outputs": outputs_digest, "prune": is_pruned}
     return {cache_path(store, stage.name): task_files.save([tasks.table, tasks.outputs], about)}
 
 

@@ -4,8 +4,8 @@ Above the leaves and below the runner, which imports it for a stage with `forEac
 
     Task -> attempts in a private folder -> what it made is taken over (file_tasks, chunk_work) -> a line in the task log
 
-Each task has its own folder as PIPELINE_OUTPUT_DIR, below <outputDir>/.<stage>.tasks. A kill before the line leaves a task that is done
-again. A failed task does not stop the others; the stage fails in the end and names them.
+Each task has its own folder as PIPELINE_OUTPUT_DIR, below <outputDir>/.<stage>.tasks. A kill before the line leaves a task that
+is done again. A failed task does not stop the others; the stage fails in the end and names them.
 """
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ def folder_name(name: str, key: str) -> str:
 
 
 def _tells_of_full_disk(said: bytes) -> bool:
-    """Tell whether the last words of a processor are of a full disk: who has removed what did not fit leaves it with room again."""
+    """Tell whether the last words of a processor are of a full disk: who has removed what did not fit leaves it with room
+    again."""
     return any(os.strerror(number).encode("utf-8", "replace") in said for number in FULL)
 
 
@@ -202,7 +203,8 @@ class TasksWork(stage_work.StageWork):
         self.is_stopped = self.is_stopped or not is_all and bool(self.run.signals.number)
 
     def row(self, expected_s: Optional[float]) -> Optional[Tuple[Any, ...]]:
-        """Return what the live view shows: tasks that have come to their end, of all. What earlier runs took tells nothing: they had other tasks to do."""
+        """Return what the live view shows: tasks that have come to their end, of all. What earlier runs took tells nothing: they
+        had other tasks to do."""
         ended = self.up_to_date + len(self.done) + len(self.failed)
         return (self.stage.name, 1, None, None, ended, self.total, self.started, None) if self.total else None
 
@@ -238,14 +240,16 @@ class TasksWork(stage_work.StageWork):
         return trial
 
     def _entry(self, trial: TaskTrial) -> task_log.Entry:
-        """Return what the log says of a task; one that failed keeps what an earlier version of it has made, and what it has published itself."""
+        """Return what the log says of a task; one that failed keeps what an earlier version of it has made, and what it has
+        published itself."""
         task, before = trial.task, self.task_log.entries.get(trial.task.name)
         outputs = tuple(trial.outputs)
         if trial.failure:
             new = {path for path, _, _ in trial.published}
             outputs = tuple([one for one in (before.outputs if before is not None else ()) if one[0] not in new] + trial.published)
         return task_log.Entry(task.name, task.key, "failed" if trial.failure else "ok", outputs, trial.counts, task.bytes_in, trial.attempts,
-                              int((self.run.clock.monotonic() - trial.started) * 1000), trial.failure, "%s/%d" % (self.run.options.run_id, self.run.invocation))
+                              int((self.run.clock.monotonic() - trial.started) * 1000), trial.failure,
+                              "%s/%d" % (self.run.options.run_id, self.run.invocation))
 
     # --- one task
 
@@ -312,10 +316,12 @@ class TasksWork(stage_work.StageWork):
 
     def _how(self, trial: TaskTrial, launch: attempts.Launch) -> attempts.Launch:
         """As of all stages, with the stage's fork server, for Python."""
-        if not self.stage.fork_server or self.stage.launcher or self.total < 2 or spec_checks.program_kind(self.stage.processor) != "python" or self.is_without_server:
+        if not self.stage.fork_server or self.stage.launcher or self.total < 2 or spec_checks.program_kind(
+            self.stage.processor) != "python" or self.is_without_server:
             return launch
         import fork_client
-        if self.server is not None and self.server.is_dead and any(one.launch.server is self.server for one in self.run.pool.running + self.run.pool.unclear):
+        if self.server is not None and self.server.is_dead and any(one.launch.server is self.server
+                                                                   for one in self.run.pool.running + self.run.pool.unclear):
             return launch               # the pool still reads what the tasks of the dead one have left in its pipes
         if self.server is None or self.server.is_dead:
             self._stop_server()
@@ -355,7 +361,8 @@ class TasksWork(stage_work.StageWork):
         if self.stage.checkpoint:
             os.makedirs(self.progress_folder, exist_ok=True)
         elif not self.stage.launcher and self.stage.chunks is None:
-            env["PIPELINE_SYNC"] = "runner"     # of what is in the private folder nothing counts until the runner has synced it, many at once
+            # Of what is in the private folder nothing counts until the runner has synced it, many at once.
+            env["PIPELINE_SYNC"] = "runner"
         return env
 
     def _write_inputs(self, trial: TaskTrial, slot: int) -> str:
@@ -430,7 +437,8 @@ class TasksWork(stage_work.StageWork):
         return inputs
 
     def _take_counts(self, trial: TaskTrial) -> None:
-        """Take the counts that the processor reported: in the file of counts, else with its checkpoint. None where they are needed: a failure."""
+        """Take the counts that the processor reported: in the file of counts, else with its checkpoint. None where they are
+        needed: a failure."""
         self._read_counts(trial)
         missing = control_totals.missing_counts(self.stage, trial.counts)
         if missing and trial.task.bytes_in and not trial.failure:      # in an empty file there is nothing to count

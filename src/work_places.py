@@ -36,7 +36,8 @@ class WorkPlaces:
         return stage_locks.StageLock(run.root, stage.name, run.options.run_id, run.boot, run.clock, process_tree)
 
     def take(self, stage: StageSpec, lock: stage_locks.StageLock, token: str) -> Flow:
-        """A flow that takes a stage's lock and its output folder, and returns True, False if a signal came first. token: of its dead owner's attempt.
+        """A flow that takes a stage's lock and its output folder, and returns True, False if a signal came first. token: of its
+        dead owner's attempt.
 
         Raises: LockHeld, OSError.
         """
@@ -69,9 +70,11 @@ class WorkPlaces:
         self.folder_locks.close()
 
     def _enter_folder(self, stage: StageSpec, stage_lock: stage_locks.StageLock, deadline: float) -> Flow:
-        """A flow that returns True when no other run, of whatever pipeline, is at work in the stage's output folder, False as take().
+        """A flow that returns True when no other run, of whatever pipeline, is at work in the stage's output folder, False as
+        take().
 
-        Within this run the engine decides who may be. Another run knows nothing of what ours has just made there: it would clear it away, or take it for its own.
+        Within this run the engine decides who may be. Another run knows nothing of what ours has just made there: it would clear
+        it away, or take it for its own.
         """
         run = self.run
         folder = planning.folders_of(run.spec, run.store).outermost(stage)
@@ -81,7 +84,9 @@ class WorkPlaces:
                     stage_lock.release()
                     return False
                 if run.clock.monotonic() >= deadline:
-                    raise stage_locks.LockHeld("stage %s: another run is at work in, around or below %s, where this stage writes; wait, or raise lock.waitSeconds" % (stage.name, folder))
+                    raise stage_locks.LockHeld(
+                        "stage %s: another run is at work in, around or below %s, where this stage writes; wait, or raise lock.waitSeconds" % (
+                            stage.name, folder))
                 import scheduler
                 yield scheduler.Pause(stage_locks.LOCK_POLL_S)
         except (stage_locks.LockHeld, OSError):
@@ -98,7 +103,8 @@ class WorkPlaces:
                 del self.entered[folder]
 
     def _end_launched(self, stage: StageSpec, lock: stage_locks.StageLock) -> Flow:
-        """A flow that returns True when nothing that could get in its way runs any more, on any machine, that launchers of dead runs started, False as take()."""
+        """A flow that returns True when nothing that could get in its way runs any more, on any machine, that launchers of dead
+        runs started, False as take()."""
         run = self.run
         if not os.path.isdir(os.path.join(run.store.folder, "launch")):
             return True
