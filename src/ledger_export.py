@@ -312,6 +312,21 @@ def _read_through(file: Any) -> Tuple[int, str]:
     return size, digest.hexdigest()
 
 
+def _add_spec(box: Box, record: Json, spec_path: str) -> None:
+    """Add the pipeline file of a run, if the one that is there is still what it was; of another pipeline, say so."""
+    path, source = "spec/%s.json" % record["pipeline"], "spec:" + record["pipeline"]
+    try:
+        given = _parsed(_read_small(spec_path))
+    except OSError:
+        given = None                    # told below
+    name = given.get("name") if isinstance(given, dict) else None
+    if isinstance(name, str) and name != record["pipeline"] and path not in box.members:
+        box.lack(path, source, record["specSha256"], "", "%s is that of pipeline %s; give the file of %s with --pipeline" % (
+            os.path.basename(spec_path), name, record["pipeline"]))
+    else:
+        box.add_file(path, source, record["specSha256"], "", "", os.path.abspath(spec_path))
+
+
 def _add_program(box: Box, path: str, digest: str) -> None:
     """Put in a processor or module that records know as *path*."""
     is_absolute = path.startswith(("/", "\\")) or provenance.DRIVE.match(path) is not None
@@ -330,7 +345,7 @@ def _fill(box: Box, own: List[Found], found: Dict[RunKey, Found], spec_path: str
     involved = provenance.involved(own[0].record["runId"], records)
     for record in [own[-1].record] + [record for record, _ in involved]:        # the run's own may have skipped all
         if "specSha256" in record:
-            box.add_file("spec/%s.json" % record["pipeline"], "spec:" + record["pipeline"], record["specSha256"], "", "", os.path.abspath(spec_path))
+            _add_spec(box, record, spec_path)
     for _, work in involved:
         for role, path, digest in provenance.files_used(work):
             if role in ("processor", "module"):

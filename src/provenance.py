@@ -239,6 +239,21 @@ def statement(record: Json, records: Dict[RunKey, Json], file_digests: Dict[RunK
                           "runDetails": _details(record, work, file_digests, entry, entry_digest)}}
 
 
+def earlier_form(value: Json) -> Optional[Json]:
+    """Return a statement as runners made it that did not yet name the files of many tasks by digest; None: they made none of such a run.
+
+    Whoever verifies a bundle that was put away long ago has today's verifier, perhaps.
+    """
+    def is_of_tasks(one: Json) -> bool:
+        return bool(one["name"].startswith(("inputs:", "outputs:")))
+
+    subject = [one for one in value["subject"] if not is_of_tasks(one)]
+    definition = value["predicate"]["buildDefinition"]
+    dependencies = [one for one in definition["resolvedDependencies"] if not is_of_tasks(one)]
+    definition = dict(definition, resolvedDependencies=dependencies)
+    return dict(value, subject=subject, predicate=dict(value["predicate"], buildDefinition=definition)) if subject else None
+
+
 def statement_text(value: Json) -> bytes:
     """Return the one byte form of a statement: ASCII, so that no console and no editor changes it."""
     return (json.dumps(value, indent=2, ensure_ascii=True, allow_nan=False) + "\n").encode("ascii")

@@ -166,7 +166,12 @@ def gather(spec: PipelineSpec, run_id: Optional[str], now: float, is_alive: Call
         notes.append("state/metrics_%s.json %s: no processor time and memory" % (run_id, problem))
     _check_metrics(folder, run_id, record, notes)
     measured = {text_of(one.get("stage")): one for one in objects_of((metrics or {}).get("stages"))}
-    history = _history(folder, spec.name, record)
+    pipeline = text_of(record.get("pipeline")) or spec.name
+    if pipeline != spec.name:
+        notes.append("this is a run of pipeline %s, and %s is that of pipeline %s: no graph; give the file of %s with --pipeline" % (
+            pipeline, os.path.basename(spec.path), spec.name, pipeline))
+        spec = spec._replace(name=pipeline, description="", stages=())
+    history = _history(folder, pipeline, record)
     started = epoch(record.get("startedAt"))
     entries = objects_of(record.get("stages"))
     if not entries and measured:
@@ -184,7 +189,7 @@ def gather(spec: PipelineSpec, run_id: Optional[str], now: float, is_alive: Call
     duration_s = _duration_s(record, started, ended, now)
     status = {stage.name: stage.status for stage in stages}
     nodes = [node._replace(status=status.get(node.label, "unused") if node.kind == "stage" else "") for node in nodes]
-    return Report(text_of(record.get("pipeline")) or spec.name, spec.description, run_id, invocation, state, started, ended, duration_s,
+    return Report(pipeline, spec.description, run_id, invocation, state, started, ended, duration_s,
                   _about(record), stages, _totals(spec, stages, edges),
                   record["isolation"] if isinstance(record.get("isolation"), dict) else {},
                   _ledger(folder, run_id, invocation, record, notes),
@@ -288,7 +293,8 @@ def _stages(folder: str, spec: PipelineSpec, run_id: str, invocation: int, recor
     known = {text_of(one.get("stage")) for one in entries}
     if record.get("state") in ("running", None, "interrupted"):
         others = {one["stage"]: one for one in run_history.entries_of_stages(spec.root, run_id, invocation) if one["stage"] not in known}
-        entries = entries + [others[stage.name] for stage in spec.stages if stage.name in others]
+        place = {stage.name: number for number, stage in enumerate(spec.stages)}
+        entries = entries + [others[name] for name in sorted(others, key=lambda name: (place.get(name, len(place)), name))]
     for one in entries:
         name, duration_s = text_of(one.get("stage")) or "?", number_of(one.get("durationMs")) / 1000
         spans = _spans(one, started, clock, now if one.get("status") == "running" else None)

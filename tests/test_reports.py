@@ -219,6 +219,26 @@ def test_a_report_is_not_written_where_the_pipeline_reads_or_writes(project):
     assert project.run("report", "r1", cwd=str(where)).code == 0 and (where / "report_r1.html").is_file()
 
 
+def test_a_run_of_another_pipeline_below_the_root_is_not_shown_as_one_of_this(project):
+    two_stages(project)
+    for run_id in "ab":
+        project.ok("--run-id", run_id)
+    other = dict(project.json("pipeline.json"), name="other")
+    other["stages"] = [dict(stage, name="o" + stage["name"], outputDir=stage["outputDir"] + "o") for stage in other["stages"][:1]]
+    project.write("other.json", json.dumps(other))
+    argv = [sys.executable, str(ROOT / "src" / "pipeline_runner.py"), "--pipeline", str(project.path("other.json"))]
+    subprocess.run(argv + ["--run-id", "o"], check=True, stdout=subprocess.DEVNULL, timeout=60)
+    spec, own = (pipeline_runner.load_pipeline(str(project.path(name))) for name in ("pipeline.json", "other.json"))
+    report, expected = (run_report.gather(one, "o", time.time()) for one in (spec, own))
+    note, = set(report.notes) - set(expected.notes)
+    assert note == "this is a run of pipeline other, and pipeline.json is that of pipeline test: no graph; give the file of other with --pipeline"
+    assert not report.nodes and expected.nodes and report.history == expected.history and [one[0] for one in report.history] == ["o"]
+    assert [one.name for one in report.stages] == [one.name for one in expected.stages] == ["ofirst"]
+    told = subprocess.run(argv[:3] + [str(project.path("pipeline.json")), "evidence", "o", "-o", str(project.root.parent / "o.zip")],
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60).stdout.decode("utf-8", "replace")
+    assert "spec:other is not included: pipeline.json is that of pipeline test; give the file of other with --pipeline" in told, told
+
+
 def test_tasks_reach_the_report(project):
     two_stages(project)
     spec = pipeline_runner.load_pipeline(str(project.path("pipeline.json")))
