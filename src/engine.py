@@ -265,10 +265,7 @@ class Run:
         return bool(is_failing or self._stopped() or code and not self.options.keep_going)
 
     def _has_room(self, stage: StageSpec) -> bool:
-        if self.scheduler is None or not self.scheduler.alive:
-            return True
-        memory = stage.local_resources.get("memoryMB", 0)
-        return bool(self.scheduler.free_cores() >= stage.local_resources.get("cpuCores", 1) and self.scheduler.has_memory(memory))
+        return self.scheduler is None or not self.scheduler.alive or self.scheduler.has_room(*stage.room)
 
     def _may_share(self, one: StageSpec, other: StageSpec) -> bool:
         """Tell whether two stages may be at work at once: in one folder, only if what each makes is declared, and is none of the

@@ -12,7 +12,7 @@ from primitives import sha256 as sha256
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Sequence
+    from typing import Any, Sequence, Tuple
 
 VERSION = "0.1.0"           # of the runner
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERNAL, EXIT_LOCKED, EXIT_STATE, EXIT_OFFLINE, EXIT_STOPPED = range(8)
@@ -109,9 +109,9 @@ class StageSpec(namedtuple("StageSpec", (
     __slots__ = ()
 
     @property
-    def local_resources(self) -> Dict[str, int]:
-        """What an attempt takes of this machine: of what a launcher starts, nothing but a place among --jobs."""
-        return {} if self.launcher else self.resources
+    def room(self) -> Tuple[int, int]:
+        """(cores, MB of memory) that an attempt takes up of this machine: of what a launcher starts, nothing but a place among --jobs."""
+        return (1, 0) if self.launcher else (self.resources.get("cpuCores", 1), self.resources.get("memoryMB", 0))
 
 
 class Offline(namedtuple("Offline", "allow require strict layers")):

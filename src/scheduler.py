@@ -93,15 +93,14 @@ class Scheduler:
             parent.children += 1
         return _Running(name, flow, parent)
 
-    def free_cores(self) -> int:
-        """Return how many cores no attempt takes up, wishes that wait included."""
-        taken: int = sum(wish.cores for _, wish, _ in self.under_way.values()) + sum(wish.cores for _, _, _, wish in self.wishes)
-        return self.jobs - taken
+    def has_room(self, cores: int, memory_mb: int) -> bool:
+        """Tell whether so much is left of the limits, when all attempts are under way that are wished for now."""
+        wished = [wish for _, _, _, wish in self.wishes]
+        return self._is_left(cores, memory_mb, [wish for _, wish, _ in self.under_way.values()] + wished)
 
-    def has_memory(self, wanted_mb: int) -> bool:
-        """Tell whether so much memory is left of the limit, wishes that wait included."""
-        used = sum(wish.memory_mb for _, wish, _ in self.under_way.values()) + sum(wish.memory_mb for _, _, _, wish in self.wishes)
-        return self.max_memory_mb is None or used + wanted_mb <= self.max_memory_mb
+    def _is_left(self, cores: int, memory_mb: int, taken: List[Attempting]) -> bool:
+        is_wide = sum(one.cores for one in taken) + cores <= self.jobs
+        return is_wide and (self.max_memory_mb is None or sum(one.memory_mb for one in taken) + memory_mb <= self.max_memory_mb)
 
     def ended(self) -> Optional[Tuple[Any, Any]]:
         """Go on until a flow without a parent has ended; return (its name, what it returned), None when none is left.
@@ -169,12 +168,8 @@ class Scheduler:
             self.wishes.pop(0)
 
     def _has_room(self, wish: Attempting) -> bool:
-        if not self.under_way:
-            return True                 # what wants more than there is runs alone
-        if len(self.under_way) >= self.jobs or sum(one.cores for _, one, _ in self.under_way.values()) + wish.cores > self.jobs:
-            return False
-        used = sum(one.memory_mb for _, one, _ in self.under_way.values())
-        return self.max_memory_mb is None or used + wish.memory_mb <= self.max_memory_mb
+        taken = [one for _, one, _ in self.under_way.values()]
+        return not taken or len(taken) < self.jobs and self._is_left(wish.cores, wish.memory_mb, taken)     # what wants more than there is runs alone
 
     def _start_attempt(self, running: _Running, wish: Attempting) -> None:
         slot = self.free_slots[0]

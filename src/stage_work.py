@@ -210,11 +210,11 @@ class StageWork:
 
     def _try(self, trial: Trial, offset: int, is_resume: bool) -> Flow:
         """A flow that makes attempts until one succeeds or none is left; how it ended is in the trial."""
-        retry, resources = self.stage.retry, self.stage.local_resources
+        retry, (cores, memory_mb) = self.stage.retry, self.stage.room
         while True:
             trial.network = None
             result = yield Attempting(lambda slot: self._begin_attempt(trial, slot, offset, is_resume), trial.rank,     # noqa: B023
-                                      resources.get("cpuCores", 1), resources.get("memoryMB", 0), trial.group)
+                                      cores, memory_mb, trial.group)
             result = self._note_attempt(trial, result)
             if not trial.failure:
                 self._finish(trial)
