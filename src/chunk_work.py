@@ -87,6 +87,8 @@ class ChunkTasksWork(task_work.TasksWork):
             except file_digests.ReadingStopped:
                 self.is_stopped = True
                 return "interrupted", []
+            except OSError as error:        # an input has gone or become shorter since the key was computed, most likely
+                return self._changed_inputs() or self._unreadable(error), []
             problem = self._problem()
             if problem:
                 return problem, []
@@ -112,6 +114,11 @@ class ChunkTasksWork(task_work.TasksWork):
             if self.joiner is not None and not self.joiner.is_published:
                 self.joiner.stop()
         return (failure, []) if failure else self._check_outputs()
+
+    def _unreadable(self, error: OSError) -> str:
+        """Return that an input cannot be read, for which only this stage fails."""
+        path = os.path.relpath(os.fsdecode(error.filename or self.run.root), self.run.root).replace(os.sep, "/")
+        return "cannot read %s: %s" % (path, error.strerror or error)
 
     # --- cutting
 
@@ -166,6 +173,10 @@ class ChunkTasksWork(task_work.TasksWork):
             names: Dict[str, str] = {}
             for path in self.facts.material.inputs:
                 other = names.setdefault(folded(self._filter_output(path)), path)
+                name = os.path.basename(self._filter_output(path))
+                if name.startswith(".") or name.endswith(".part"):
+                    return "what is made of %s would be called %s, and names that begin with a dot or end in .part are no outputs; name one in \"outputs\"" % (
+                        path, name)
                 if other != path and self._single_output() is None:
                     return "%s and %s would both be written to %s; name one output in \"outputs\", or rename one" % (
                         other, path, self._filter_output(path))
@@ -223,12 +234,12 @@ class ChunkTasksWork(task_work.TasksWork):
     def _begin_attempt(self, trial: task_work.TaskTrial, slot: int, offset: int, is_resume: bool) -> Any:
         try:
             return super()._begin_attempt(trial, slot, offset, is_resume)
-        except FileNotFoundError as error:
+        except OSError as error:
             path = trial.task.stdin[0] if self.chunks.is_filter else ""
             if not path or error.filename != os.path.join(self.run.root, path):
                 raise
             trial.network = None        # nothing was started
-            return attempts.not_begun("%s%s is gone" % (stage_work.CHANGED, path))
+            return attempts.not_begun(self._unreadable(error))
 
     def _how(self, trial: task_work.TaskTrial, launch: Any) -> Any:
         if not self.chunks.is_filter:

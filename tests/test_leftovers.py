@@ -134,6 +134,53 @@ def test_a_filter_that_removes_its_input_fails_and_the_others_are_done(root):
     assert done.code == 1 and "input changed during the run: data/in/a.txt" in done.out and "[DONE] s2" in done.out, done
 
 
+# Changes the first input once its chunks are to be cut, as somebody might who rotates logs; called with what to do, and before which function.
+WHILE_CUT = """
+import os, runpy, sys
+sys.path.insert(0, sys.argv.pop(1))
+what, name = sys.argv.pop(1).split(":")
+import chunk_files
+real = getattr(chunk_files, name)
+def meddling(path, *more, **options):
+    if path.endswith("a.txt"):
+        os.unlink(path) if what != "shorter" else os.truncate(path, 7)
+        what == "folder" and os.mkdir(path)
+    return real(path, *more, **options)
+setattr(chunk_files, name, meddling)
+sys.argv[0] = os.path.join(sys.path[0], "pipeline_runner.py")
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("how, keep", [("gone:cut", False), ("folder:cut", False), ("shorter:hash_ranges", True), ("gone:Feeder", False), ("folder:Feeder", False)])
+def test_an_input_that_goes_or_shrinks_while_it_is_cut_fails_its_stage_alone(root, how, keep):
+    root.write("data/in/a.txt", "line\n" * 1000)
+    root.write("data/in/b.txt", "fine\n")
+    upper = root.processor("upper", "sys.stdout.write(sys.stdin.read().upper())\n")
+    root.spec({"name": "s1", "processor": upper, "inputs": ["data/in/a.txt"], "outputDir": "data/s1", "chunks": {"bytes": 1024, "filter": True, "keepChunks": keep}},
+              {"name": "s2", "processor": root.processor("q", "open(out + '/o', 'w').close()\n"), "inputs": ["data/in/b.txt"], "outputDir": "data/s2"})
+    driver = root.write("driver.py", WHILE_CUT)
+    argv = [sys.executable, str(driver), str(ROOT / "src"), how, "--pipeline", str(root.path("pipeline.json")), "--keep-going", "--jobs", "1"]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
+    out = done.stdout.decode("utf-8", "replace")
+    assert done.returncode == 1 and "input changed during the run: data/in/a.txt" in out and "[DONE] s2" in out and "the disk" not in out, out
+    assert root.json("state/stage_s1.json")["lastStatus"] == "failed" and not root.exists("data/s1/a.txt")
+
+
+@pytest.mark.parametrize("name, outputs", [(".a.txt", None), ("a.part", None), ("a.part", ["a.txt"])])
+def test_a_filter_whose_output_would_be_none_for_its_name_starts_no_chunk(root, name, outputs):
+    root.write("data/in/" + name, "line\n")
+    upper = root.processor("upper", "sys.stdout.write(sys.stdin.read().upper())\n")
+    stage = {"name": "s1", "processor": upper, "inputs": ["data/in/" + name], "outputDir": "data/s1", "chunks": {"bytes": 1024, "filter": True}}
+    root.spec(dict(stage, outputs=outputs) if outputs else stage)
+    done = root.run()
+    if outputs:
+        assert done.code == 0 and root.read("data/s1/a.txt") == "LINE\n", done
+        return
+    assert done.code == 1 and "would be called %s, and names that begin with a dot or end in .part are no outputs; name one in \"outputs\"" % name in done.out, done
+    assert "[START]" not in done.out and "standard output" not in done.out, done
+
+
 class OneStage(TasksWork):
     """What _run_tasks() needs, and no more."""
 
