@@ -1,16 +1,17 @@
 """Which file systems show every change of a file in its times, whose clock these come from, and which keep the order of names.
 
-A leaf; Linux tells, in /proc/self/mountinfo, see proc(5). A digest is kept for the next run only while no change can hide behind
+A leaf; Linux tells, in /proc/self/mountinfo, see proc(5), and Windows of its drives. A digest is kept for the next run only while no change can hide behind
 the file's times. FAT and exFAT keep no time of the last change that a program could not set (the one that stat() tells is that of
-the contents), and an image is made with any times.
+the contents), and an image is made with any times. On Windows the time of a folder on FAT does not tell that a file has come either.
 """
 from __future__ import annotations
 
 import os
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, Tuple
+    from typing import Any, Dict, Iterable, Iterator, Tuple
 
 UNTOLD, BY_ITS_TIMES, REMOTE = "no time of change", "only if the times differ", "another machine's clock"
 KINDS = dict(
@@ -24,8 +25,11 @@ def doubt_of(device: int) -> str:
     """Return UNTOLD, BY_ITS_TIMES (of a driver in user space that we do not know) or REMOTE for the device of a file (st_dev), ""
     for all others."""
     if device not in _known:            # looked up for each anew: it may have been mounted by the first look at it
-        _known.update(doubts(_mounts()))
-        _known.setdefault(device, "")
+        if sys.platform == "win32":
+            _known[device] = doubt_of_drive(device, _drives())
+        else:
+            _known.update(doubts(_mounts()))
+            _known.setdefault(device, "")
     return _known[device]
 
 
@@ -66,6 +70,34 @@ def _has_journal(device: int) -> bool:
     name = os.path.basename(os.path.realpath("/sys/dev/block/%d:%d" % (os.major(device), os.minor(device))))
     return os.path.isdir("/proc/fs/jbd2/%s-8" % name)
 
+
+# --- Windows
+
+REMOTE_DRIVE = 4            # of GetDriveTypeW
+UNTOLD_THERE = ("FAT", "EXFAT", "CDFS", "UDF")      # how the names of such file systems begin
+
+
+def doubt_of_drive(device: int, drives: Iterable[Tuple[int, str, int]]) -> str:
+    """As doubt_of(). drives: (serial number, file system, kind of drive) each. What has no letter is a share, as far as anybody can tell."""
+    for serial, name, kind in drives:
+        if serial == device & 0xFFFFFFFF:       # Python from 3.12 on tells all 64 bits of it
+            return REMOTE if kind == REMOTE_DRIVE else UNTOLD if name.upper().startswith(UNTOLD_THERE) else ""
+    return REMOTE
+
+
+def _drives(api: Any = None) -> Iterator[Tuple[int, str, int]]:
+    """Yield what Windows tells of its drives, those of other machines last: one that is not at hand may take its time."""
+    import ctypes
+    api = api if api is not None else getattr(ctypes, "windll").kernel32  # noqa: B009
+    roots = ["%c:\\" % (65 + number) for number in range(26) if api.GetLogicalDrives() >> number & 1]
+    name, serial = ctypes.create_unicode_buffer(64), ctypes.c_uint32()
+    api.SetErrorMode(1)                 # no dialog for a drive without a disk
+    for kind, root in sorted((api.GetDriveTypeW(root) == REMOTE_DRIVE, root) for root in roots):
+        if api.GetVolumeInformationW(root, None, 0, ctypes.byref(serial), None, None, name, 64):
+            yield serial.value, name.value, REMOTE_DRIVE if kind else 0
+
+
+# --- Linux
 
 def _mounts() -> str:
     try:

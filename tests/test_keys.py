@@ -934,6 +934,42 @@ def test_which_mounts_there_is_a_doubt_of():
     assert file_systems.doubts(MOUNTS) == of and file_systems.doubts("") == {}
 
 
+@pytest.mark.parametrize("device, doubt", [(0x1234, ""), (0xAB00000000 + 0x1234, ""), (0xFA7, file_systems.UNTOLD), (0xE0FA7, file_systems.UNTOLD), (0x50B, file_systems.REMOTE), (0x77, file_systems.REMOTE)],
+                         ids=["NTFS", "NTFS, 64 bits", "FAT32", "exFAT", "share with a letter", "share without"])
+def test_which_drives_of_windows_there_is_a_doubt_of(device, doubt):
+    drives = [(0x1234, "NTFS", 0), (0xFA7, "FAT32", 0), (0xE0FA7, "exFAT", 0), (0x50B, "NTFS", file_systems.REMOTE_DRIVE)]
+    assert file_systems.doubt_of_drive(device, drives) == doubt
+
+
+def test_drives_of_windows_are_asked_for_without_a_dialog_and_those_far_away_last(monkeypatch):
+    class Api:
+        """kernel32: C: is NTFS, D: has no disk, F: is far away, G: is a stick."""
+
+        volumes, modes = {"C:\\": (7, "NTFS"), "F:\\": (8, "NTFS"), "G:\\": (9, "FAT32")}, []
+
+        def GetLogicalDrives(self):
+            return 0b1101100
+
+        def SetErrorMode(self, mode):
+            self.modes.append(mode)
+
+        def GetDriveTypeW(self, root):
+            return 4 if root == "F:\\" else 3
+
+        def GetVolumeInformationW(self, root, label, label_size, serial, longest, flags, name, name_size):
+            if root not in self.volumes:
+                return 0
+            serial._obj.value, name.value = self.volumes[root]
+            assert self.modes == [1] and name_size == len(name)
+            return 1
+
+    assert list(file_systems._drives(Api())) == [(7, "NTFS", 0), (9, "FAT32", 0), (8, "NTFS", 4)]
+    monkeypatch.setattr(file_systems, "_known", {})
+    monkeypatch.setattr(file_systems, "_drives", lambda: iter([(9, "FAT32", 0)]))
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert [file_systems.doubt_of(9), file_systems.doubt_of(5)] == [file_systems.UNTOLD, file_systems.REMOTE]
+
+
 ORDERS = """22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw,discard
 23 22 8:1 / /fast rw - ext4 /dev/sda1 rw,data=writeback
 24 22 8:2 / /old rw - ext3 /dev/sda2 rw,data=ordered
