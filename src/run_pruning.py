@@ -19,7 +19,7 @@ import stage_locks
 import state_store
 from ledger_format import entry_hash, found_hash, without_torn_end
 from model import UsageError
-from primitives import is_integer, open_file
+from primitives import is_integer, is_link, open_file
 from run_ledger import NAME
 from spec_checks import name_problem
 from state_store import StateError
@@ -183,11 +183,11 @@ def _log_folders(store: StateStore, run: RunKey, history: History) -> List[str]:
     """Return the folders of a run's logs: its own, and below it those of its stages that have tasks; not those of other calls
     under its id."""
     folder = _log_folder(run)
-    if any(os.path.islink(store.path(part)) for part in _with_parents(folder)):
+    if any(is_link(store.path(part)) for part in _with_parents(folder)):
         return []
     calls = {str(number) for number in range(2, history.newest.get(run[0], 1) + 1)} if run[1] == 1 else set()
     below = [name for name in _entries(store, folder) if name.rpartition("/")[2] not in calls]
-    return [folder] + [name for name in below if stat.S_ISDIR(_mode(store, name))]
+    return [folder] + [name for name in below if stat.S_ISDIR(_mode(store, name)) and not is_link(store.path(name))]
 
 
 def _entries(store: StateStore, folder: str) -> List[str]:

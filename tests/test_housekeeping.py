@@ -635,6 +635,18 @@ def test_gc_keeps_what_is_in_use_or_not_what_was_committed_and_follows_no_link(p
     assert ["run_r2.json" in one for one in findings(project)] == [True]
 
 
+@pytest.mark.parametrize("place", ["r2", "r2/s1"])
+def test_gc_goes_through_no_junction_that_somebody_planted(project, tmp_path, junctions, place):
+    make_runs(project)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "precious.log").write_bytes(b"p")
+    if place == "r2":
+        shutil.rmtree(str(project.path("state/logs/r2")))
+    junctions.make(tmp_path / "logs", project.path("state/logs/" + place))
+    done = junctions.run(project, "gc", "--keep-runs", "1", "--yes")
+    assert done.code == 0 and not project.exists("state/run_r2.json") and (tmp_path / "logs" / "precious.log").exists(), done.out
+
+
 @pytest.mark.parametrize("is_former", [False, True])
 def test_what_reset_has_forgotten_verify_does_not_ask_for(project, is_former):
     """The outputs are nobody's then: not those of many tasks, whose log is gone, nor those of a stage that left the pipeline file."""
