@@ -27,6 +27,8 @@ CHANGE_S = 1.0              # how long a change of owners may take; waited for e
 LOCK_BYTE = 1 << 30         # Windows locks bytes, mandatorily: one far behind the guard file's content
 FOLDERS_NAME = ".folders"   # in locks/: the file whose bytes stand for output folders
 FOLDER_BYTES = 64           # of each folder: so many runs may be at work below it at once
+# What Finder and Explorer leave in a folder that somebody looks into, macOS on file systems of others, and NFS for a file that is still open.
+LITTER, LITTER_BEGINS = (".DS_Store", "Thumbs.db", "desktop.ini"), ("._", ".nfs")
 UNSHARED = "; it works by another path to this folder, which does not share locks: wait for it, then use one path"
 
 
@@ -267,7 +269,7 @@ class StageLock:
         if owner:
             ours = owner.get("token") == nonce or owner_is_dead(owner, self.boot, self.processes)
         else:
-            names = set(_names_in(self.folder))
+            names = {name for name in _names_in(self.folder) if not _is_litter(name)}
             ours = names <= {"owner.json", ".owner.json.tmp"} and (bool(nonce) or bool(names)
                                                                    and all(_is_blank(os.path.join(self.folder, name)) for name in names))
         if not ours:
@@ -297,14 +299,14 @@ class StageLock:
     def _remove_folder(self) -> bool:
         for name in ("owner.json", ".owner.json.tmp"):
             remove_quietly(os.path.join(self.folder, name))
-        try:
-            patiently(lambda: os.rmdir(self.folder))
-        except FileNotFoundError:
-            pass
-        except OSError:
-            return False                # somebody put a file into it: theirs, not ours to remove
-        self._write_nonce("")
-        return True
+        is_gone = _is_removed(self.folder)
+        if not is_gone:
+            for name in filter(_is_litter, _names_in(self.folder)):
+                remove_quietly(os.path.join(self.folder, name))
+            is_gone = _is_removed(self.folder)
+        if is_gone:                     # else somebody put a file into it: theirs, not ours to remove
+            self._write_nonce("")
+        return is_gone
 
     def release(self) -> None:
         """Give the stage back: folder gone, then the kernel lock, by closing only.
@@ -338,6 +340,22 @@ class StageLock:
             os.write(self.descriptor, nonce.encode("ascii"))
         else:
             os.ftruncate(self.descriptor, 0)
+
+
+def _is_removed(folder: str) -> bool:
+    """Remove a folder if it is empty; tell whether it is gone."""
+    try:
+        patiently(lambda: os.rmdir(folder))
+    except FileNotFoundError:
+        pass
+    except OSError:
+        return False
+    return True
+
+
+def _is_litter(name: str) -> bool:
+    """Tell whether nobody has put a file of that name anywhere: who looks into a folder leaves it there (Finder, Explorer), or a file server does."""
+    return name in LITTER or name.startswith(LITTER_BEGINS)
 
 
 def _is_blank(path: str) -> bool:

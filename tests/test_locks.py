@@ -359,6 +359,22 @@ def test_a_living_owner_is_believed_where_its_lock_is_not_seen(root, monkeypatch
         process.communicate(timeout=PATIENCE_S)
 
 
+@pytest.mark.parametrize("is_killed", [False, True])
+@pytest.mark.parametrize("name", [".DS_Store", "Thumbs.db", "desktop.ini", "._owner.json", ".nfs0000000000a1b2c300000001"])
+def test_what_a_look_into_the_folder_of_a_lock_leaves_there_is_in_nobodys_way(project, name, is_killed):
+    """Finder and Explorer write into a folder that somebody opens; who only looks must not keep the stage from running ever after."""
+    body = "open('locks/s1.lock/%s', 'w').write('view')\n%sopen(out + '/o', 'w').close()\n" % (
+        name, "os.kill(os.getppid(), 9) if not os.path.exists('killed') and not open('killed', 'w').close() else None\n" if is_killed else "")
+    project.spec({"processor": project.processor("look", body)})
+    if is_killed:
+        assert project.run(cwd=str(project.root)).code == -9 and project.exists("locks/s1.lock/" + name)
+    else:
+        project.ok()
+        assert not project.exists("locks/s1.lock")
+    project.ok("--force", "s1", "--run-id", "again")
+    assert not project.exists("locks/s1.lock")
+
+
 def test_what_somebody_put_into_a_dead_owners_folder_is_not_removed(root):
     drive(root, "stage_lock().acquire(0); os._exit(0)")
     (root / "locks" / "s1.lock" / "notes.txt").write_text("mine")
