@@ -86,7 +86,7 @@ class RunLedger:
     def __init__(self, store: StateStore, lock: Callable[[str], Any], sealer: Any = None) -> None:
         """*lock* makes the kernel lock of a given name (stage_locks.FileLock); *sealer* is a seal_keys.Sealer, or None."""
         self.store, self.lock, self.sealer = store, lock, sealer
-        self.notes: List[str] = []      # what was healed, for the user
+        self.notes: List[str] = sealer.notes if sealer is not None else []      # what was healed, for the user
         self.last: Optional[Json] = None    # the last entry that this object has seen
         self.begun: Optional[Tuple[str, int]] = None    # the call that this object has entered as begun
 

@@ -21,7 +21,7 @@ from state_store import StateError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Optional, Tuple
+    from typing import Any, Dict, List, Optional, Tuple
 
     from state_store import Commit, StateStore
     Json = Dict[str, Any]
@@ -88,12 +88,13 @@ def read_key_file(path: str, root: str = "", posix: bool = os.name == "posix") -
 
 
 class Sealer:
-    """Seals the entries of one ledger with the key file at *path*; used only under the ledger's lock."""
+    """Seals the entries of one ledger with the key file at *path*; used only under the ledger's lock. notes: for the user."""
 
     def __init__(self, store: StateStore, path: str) -> None:
         """Raises: KeyProblem."""
         self.store, self.path = store, os.path.abspath(path)
         self.mode, self.identity, self.index, self.key = "", "", 0, b""
+        self.notes: List[str] = []
         if not os.path.lexists(self._new_path()):       # else a replacement goes on, or is completed under the lock
             self._load()
 
@@ -101,13 +102,15 @@ class Sealer:
         self.mode, self.identity, self.index, self.key = read_key_file(self.path, self.store.root)
 
     def prepare(self, last: Optional[Json]) -> None:
-        """Before the run: complete what a kill left half done, and see that the key fits. Raises: KeyProblem, StateError,
-        OSError."""
+        """Before the run: complete what a kill left half done, see that the key fits, and bring an old copy of it up to the
+        ledger. Raises: KeyProblem, StateError, OSError."""
         self._finish_evolution()
         self._load()
         if last is not None:
             self.check(last)
         self._check_end(last)
+        if last is not None and "seal" in last and self._is_behind(last):
+            self._catch_up(last["seal"]["index"] + 1)
 
     def check(self, last: Json) -> None:
         """Raises: StateError if the ledger that ends with *last* cannot be continued with this key."""
@@ -120,9 +123,25 @@ class Sealer:
         if seal.get("keyId") != self.identity or seal.get("mode") != self.mode:
             raise StateError("state/ledger.jsonl is sealed with key %s (%s), not with %s of %s; give the right key file" % (seal.get("keyId"),
                 seal.get("mode"), self.identity, self.path))
-        if self.mode == "forward" and self.index not in (seal["index"], seal["index"] + 1):
-            raise StateError("state/ledger.jsonl ends with seal %d, but %s is at %d: %s; `verify` tells more" % (
-                seal["index"], self.path, self.index, "the ledger was cut off" if self.index > seal["index"] else "an old copy of the key file"))
+        if self.mode == "forward" and self.index > seal["index"] + 1:
+            raise StateError("state/ledger.jsonl ends with seal %d, but %s is at %d: the ledger was cut off; `verify` tells more" % (
+                seal["index"], self.path, self.index))
+        if self._is_behind(last) and not self._has_sealed(last):
+            raise StateError("state/ledger.jsonl ends with seal %d, and no key that follows from %s, at %d, has made it: somebody without the key wrote it%s" % (
+                seal["index"], self.path, self.index, RESTORE))
+
+    def _is_behind(self, last: Json) -> bool:
+        """Tell whether the key file is older than the ledger that ends with *last*: a copy of an earlier day was put back."""
+        return self.mode == "forward" and bool(self.index < last["seal"]["index"])
+
+    def _has_sealed(self, last: Json) -> bool:
+        """Tell whether the key that follows from this one for the seal of *last* has made it."""
+        index, key = last["seal"]["index"], self.key
+        if index >= self._count_sealed():
+            return False                    # made up: one entry, one number; so it costs no hours either
+        for _ in range(index - self.index):
+            key = next_key(key)
+        return bool(seal_mac(key, last["hash"]) == last["seal"].get("mac"))
 
     def _check_end(self, last: Optional[Json]) -> None:
         """Raises: StateError if ledger.end, which follows each sealed entry, tells of more than the ledger has, or is not what
@@ -202,9 +221,17 @@ class Sealer:
 
     # --- the evolution of a forward key
 
-    def _evolve(self) -> None:
-        """Replace the key by the next one."""
-        self.key, self.index = next_key(self.key), self.index + 1
+    def _catch_up(self, index: int) -> None:
+        """Replace an old copy of the key by the one of number *index*, at once: each later key follows from it."""
+        old = self.index
+        self._evolve(index - old)
+        self.notes.append("%s was an old copy of the key file, at %d: brought up to %d, as the ledger is (`verify` needs the first key: keep a copy of it)" % (
+            self.path, old, index))
+
+    def _evolve(self, steps: int = 1) -> None:
+        """Replace the key by the next one, or by one that comes later."""
+        for _ in range(steps):
+            self.key, self.index = next_key(self.key), self.index + 1
         state_store.write_new(self._new_path(), key_text(self.mode, self.identity, self.index, self.key).encode("ascii"), mode=0o600)
         state_store.sync_folder(os.path.dirname(self.path))
         self._finish_evolution()

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -185,6 +186,22 @@ def test_a_sealed_history_is_verified_with_its_first_key(project, tmp_path, flag
     project.path("state/run_c.json").unlink()
     done = project.run("verify", "--key", str(first))
     assert done.code == 5 and "[TRUNCATED]" in done.out, done
+
+
+@pytest.mark.parametrize("words", [("--run-id", "next"), ("gc", "--keep-runs", "1", "--yes"), ("reset", "s1", "--yes")], ids=lambda words: words[0].strip("-"))
+def test_who_has_lost_a_forward_key_puts_its_first_copy_back(project, tmp_path, words):
+    key = new_key(project, tmp_path, "--forward")
+    first = tmp_path / "first.key"
+    shutil.copy(key, str(first))            # as the program says
+    one_stage(project, seal={"keyFile": key})
+    for run_id in "abc":
+        project.ok("--run-id", run_id)
+    shutil.copy(str(first), key)
+    done = project.ok(*words)
+    assert done.out.count("seal key was an old copy of the key file, at 0: brought up to 4, as the ledger is") == 1, done
+    assert first.read_bytes().split()[4] not in open(key, "rb").read()
+    assert "old copy" not in project.ok("--run-id", "last").out
+    assert ": ok" in project.ok("verify", "--key", str(first)).out
 
 
 def test_a_sealed_ledger_takes_no_unsealed_run(project, tmp_path):

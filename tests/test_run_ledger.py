@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import stat
 import sys
 from pathlib import Path
@@ -503,13 +504,61 @@ def test_a_forward_ledger_that_was_cut_off_is_not_continued(store, tmp_path):
     assert Path(store.path("ledger.jsonl")).read_bytes() == keep and not os.path.exists(store.path("ledger.end"))
 
 
-def test_an_old_copy_of_a_forward_key_does_not_seal(store, tmp_path):
+def test_an_old_copy_of_a_forward_key_is_brought_up_to_the_ledger(store, tmp_path):
+    """The copy that everybody is told to make: who has lost the key file puts it back. The old key is gone again afterwards."""
     path = new_key(tmp_path, "forward")
-    old = Path(path).read_bytes()
-    run_once(store, "a", path)
-    Path(path).write_bytes(old)
-    with pytest.raises(StateError, match="an old copy of the key file"):
-        run_once(store, "b", path)
+    first = Path(path).read_bytes()
+    for run_id in "ab":
+        run_once(store, run_id, path)
+    newest = Path(path).read_bytes()
+    for old in (first, key_at(first, 2)):
+        Path(path).write_bytes(old)
+        ledger = ledger_of(store, path)
+        ledger.prepare()
+        assert Path(path).read_bytes() == newest and ledger.notes == [
+            "%s was an old copy of the key file, at %d: brought up to 4, as the ledger is (`verify` needs the first key: keep a copy of it)" % (
+                path, ledger_format.parse_key(old.decode())[2])]
+    Path(path).write_bytes(first)
+    run_once(store, "c", path)
+    macs, last = expected_macs(ledger_format.parse_key(first.decode())[3], "forward", entries(store))
+    assert [one["seal"]["mac"] for one in entries(store)] == macs and ledger_format.parse_key(Path(path).read_text())[3] == last
+    assert names(tmp_path) == ["root", "seal.key"]
+    assert_chain_is_whole(store)
+
+
+def key_at(first, index):
+    """Return the content that the key file had when it was at *index*."""
+    mode, identity, _, key = ledger_format.parse_key(first.decode())
+    for _ in range(index):
+        key = hashlib.sha256(b"ledger-key\0" + key).digest()
+    return ledger_format.key_text(mode, identity, index, key).encode()
+
+
+@pytest.mark.parametrize("seal", [{"mac": "0" * 64}, {"mac": 5}, {"index": 1}, {"index": 10 ** 15}], ids=str)
+def test_an_old_copy_of_a_forward_key_does_not_follow_a_seal_that_it_has_not_made(store, tmp_path, seal):
+    path = new_key(tmp_path, "forward")
+    first = Path(path).read_bytes()
+    for run_id in "ab":
+        run_once(store, run_id, path)
+    found = entries(store)
+    found[-1]["seal"].update(seal)
+    Path(store.path("ledger.jsonl")).write_bytes(b"".join(map(ledger_format.entry_line, found)))
+    Path(path).write_bytes(first)
+    with pytest.raises(StateError, match="no key that follows from .*seal.key, at 0, has made it: somebody without the key wrote it; `verify` tells more; put back"):
+        run_once(store, "c", path)
+    assert Path(path).read_bytes() == first
+
+
+def test_an_old_copy_of_a_forward_key_does_not_hide_that_the_ledger_was_cut_off(store, tmp_path):
+    path = new_key(tmp_path, "forward")
+    first = Path(path).read_bytes()
+    for run_id in "ab":
+        run_once(store, run_id, path)
+    keep_lines(store, 2)
+    Path(path).write_bytes(first)
+    with pytest.raises(StateError, match="ends with entry 2, but not the one that state/ledger.end tells of, entry 4: it was cut off"):
+        run_once(store, "c", path)
+    assert Path(path).read_bytes() == first
 
 
 SEALED_RUNS = """
@@ -519,6 +568,8 @@ store = state_store.StateStore(os.getcwd())
 store.prepare()
 for run_id in ('a%d' % point, 'b%d' % point):
     test_run_ledger.run_once(store, run_id, key)
+    if {is_put_back} and run_id[0] == 'a':
+        os.rename(key + '.copy', key)
 """
 CHECK_SEALED_RUNS = """
 import ledger_format, test_run_ledger
@@ -542,16 +593,18 @@ def key_with_copy(folder, number, mode):
     """Make the key file for the next kill, and a copy of the first key."""
     path = os.path.join(str(folder), "key%d" % number)
     seal_keys.make_key_file(path, mode)
-    Path(path + ".first").write_bytes(Path(path).read_bytes())
+    for copy in (path + ".first", path + ".copy"):
+        shutil.copy(path, copy)
 
 
 @posix_only
-@pytest.mark.parametrize("mode", ["hmac", "forward"])
-def test_a_kill_at_any_step_of_sealing_loses_neither_chain_nor_key(tmp_path, mode):
+@pytest.mark.parametrize("mode, is_put_back", [("hmac", False), ("forward", False), ("forward", True)])
+def test_a_kill_at_any_step_of_sealing_loses_neither_chain_nor_key(tmp_path, mode, is_put_back):
+    """is_put_back: the second run finds the first key in the place of the later one."""
     head = "sys.path.insert(0, %r)\nimport test_run_ledger\n" % str(ROOT / "tests")
     (tmp_path / "root").mkdir()
     key_with_copy(tmp_path, 1, mode)
-    kills = kill_at_each_call(tmp_path / "root", head + SEALED_RUNS.format(mode=mode), head + CHECK_SEALED_RUNS.format(mode=mode), "replace unlink write fsync")
+    kills = kill_at_each_call(tmp_path / "root", head + SEALED_RUNS.format(is_put_back=is_put_back), head + CHECK_SEALED_RUNS.format(mode=mode), "replace unlink write fsync")
     assert kills >= 2 * 2 * 8
 
 
