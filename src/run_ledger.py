@@ -22,7 +22,7 @@ from state_store import StateError, utc_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Tuple
+    from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
     from state_store import StateStore
     Json = Dict[str, Any]
@@ -87,6 +87,7 @@ class RunLedger:
         """*lock* makes the kernel lock of a given name (stage_locks.FileLock); *sealer* is a seal_keys.Sealer, or None."""
         self.store, self.lock, self.sealer = store, lock, sealer
         self.notes: List[str] = sealer.notes if sealer is not None else []      # what was healed, for the user
+        self.noted: Set[str] = set()    # what was found by Held, and told of or about to be
         self.last: Optional[Json] = None    # the last entry that this object has seen
         self.begun: Optional[Tuple[str, int]] = None    # the call that this object has entered as begun
 
@@ -144,9 +145,10 @@ class RunLedger:
         if with_head:
             say("[LEDGER] head " + self.head_text())
 
-    def torn_note(self, torn: int) -> None:
-        note = "state/%s: a torn last line of %d bytes, left by a crash, is cut off" % (NAME, torn)
-        if note not in self.notes:
+    def found(self, note: str) -> None:
+        """Keep a note for the user, once: until the next entry stands, each look at the ledger finds the same."""
+        if note not in self.noted:
+            self.noted.add(note)
             self.notes.append(note)
 
     def close_own(self, run_id: str, invocation: int) -> None:
@@ -173,7 +175,7 @@ class Held:
             self.last, self.size, self.torn = last_entry(self.store)
             self.open = dict(self.last["open"]) if self.last is not None else {}
             if self.torn:
-                self.ledger.torn_note(self.torn)
+                self.ledger.found("state/%s: a torn last line of %d bytes, left by a crash, is cut off" % (NAME, self.torn))
             if self.last is None:
                 self._note_loss()
             self._complete_rename()
@@ -190,7 +192,7 @@ class Held:
         """Say that a new chain begins, where there are records of runs that another has entered."""
         count = sum(name.startswith("run_") and name.endswith(".json") for name in os.listdir(self.store.folder))
         if count:
-            self.ledger.notes.append("state/%s has no entry, though there %s: a new ledger begins; `verify` tells more" % (
+            self.ledger.found("state/%s has no entry, though there %s: a new ledger begins; `verify` tells more" % (
                 NAME, "is a record of an earlier run" if count == 1 else "are %d records of earlier runs" % count))
 
     def _complete_rename(self) -> None:

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     Json = Dict[str, Any]
 
 END_NAME = "ledger.end"
-RESTORE = "; `verify` tells more; put back the ledger and it as they were, or begin a new ledger under a new key (move both away)"
+ANEW = "move the whole of state/ to another folder and run with a new key: all stages run again"
+RESTORE = "; `verify` tells more; put back state/ledger.jsonl and state/ledger.end as they were, or " + ANEW
 MAX_KEY_FILE = 4096
 
 
@@ -117,15 +118,15 @@ class Sealer:
         seal = last.get("seal")
         if seal is None:
             if self.mode == "forward" and self.index:
-                raise StateError("state/ledger.jsonl ends unsealed, but %s has sealed %d entries: it was cut off or replaced; `verify` tells more" % (
-                    self.path, self.index))
+                raise StateError("state/ledger.jsonl ends unsealed, but %s has sealed %d entries: it was cut off or replaced%s" % (
+                    self.path, self.index, RESTORE))
             return
         if seal.get("keyId") != self.identity or seal.get("mode") != self.mode:
-            raise StateError("state/ledger.jsonl is sealed with key %s (%s), not with %s of %s; give the right key file" % (seal.get("keyId"),
-                seal.get("mode"), self.identity, self.path))
+            raise StateError("state/ledger.jsonl is sealed with key %s (%s), not with %s of %s; give the right key file; if it is lost, %s" % (seal.get("keyId"),
+                seal.get("mode"), self.identity, self.path, ANEW))
         if self.mode == "forward" and self.index > seal["index"] + 1:
-            raise StateError("state/ledger.jsonl ends with seal %d, but %s is at %d: the ledger was cut off; `verify` tells more" % (
-                seal["index"], self.path, self.index))
+            raise StateError("state/ledger.jsonl ends with seal %d, but %s is at %d: the ledger was cut off%s" % (
+                seal["index"], self.path, self.index, RESTORE))
         if self._is_behind(last) and not self._has_sealed(last):
             raise StateError("state/ledger.jsonl ends with seal %d, and no key that follows from %s, at %d, has made it: somebody without the key wrote it%s" % (
                 seal["index"], self.path, self.index, RESTORE))
@@ -189,8 +190,8 @@ class Sealer:
             last_index = last["seal"]["index"] if last is not None and "seal" in last else -1
             if last is None and self.index:
                 raise StateError(
-                    "there is no state/ledger.jsonl, but %s has sealed %d entries: it was removed; make a new key to begin a new ledger" % (
-                        self.path, self.index))
+                    "there is no state/ledger.jsonl, but %s has sealed %d entries: it was removed%s" % (
+                        self.path, self.index, RESTORE))
             if self.index == last_index:
                 self._evolve()              # a kill came between the last entry and this step
         self._complete_end(last)

@@ -204,6 +204,35 @@ def test_who_has_lost_a_forward_key_puts_its_first_copy_back(project, tmp_path, 
     assert ": ok" in project.ok("verify", "--key", str(first)).out
 
 
+def test_who_has_lost_the_key_for_good_begins_anew_as_the_message_says(project, tmp_path):
+    """Nothing of the old history is left to be found, and it is verified where it was put; the old outputs are made again."""
+    for name in "xyz":
+        project.write("in/%s.txt" % name, name)
+    project.spec({"name": "each", "processor": project.processor("each", "open(os.path.join(out, os.path.basename(inputs[0])), 'w').write('made')\n"),
+                  "forEach": "in/*.txt", "outputDir": "data/each"},
+                 {"name": "all", "processor": project.processor("all", "open(out + '/o', 'w').write('%d' % len(inputs))\n"), "inputs": ["data/each/*.txt"]})
+    lost = new_key(project, tmp_path)
+    project.ok("--run-id", "a", "--key", lost)
+    os.rename(lost, lost + " of the auditor")
+    key = new_key(project, tmp_path)
+    project.path("in/z.txt").unlink()
+    done = project.run("--key", key)
+    assert done.code == 5 and "give the right key file; if it is lost, move the whole of state/ to another folder and run with a new key: all stages run again" in done.err, done
+    old = tmp_path / "old"
+    old.mkdir()
+    project.path("state").rename(old / "state")
+    done = project.ok("--run-id", "b", "--key", key)
+    assert "[DONE] each" in done.out and "[DONE] all" in done.out and "new ledger" not in done.out, done
+    assert project.read("data/s2/o") == "3"         # what no stage makes anew is found by a glob, as the pages say
+    done = project.ok("verify", "--key", key, "--outputs")
+    assert "note: 1 file beside outputs that no stage's last success has made: data/each/z.txt\n" in done.out and "[" not in done.out, done
+    project.write("in/x.txt", "changed")
+    project.ok("--run-id", "c", "--key", key)
+    project.ok("gc", "--keep-runs", "1", "--yes", "--key", key)
+    project.ok("verify", "--key", key, "--outputs")
+    project.ok("verify", "--root", str(old), "--key", lost + " of the auditor")
+
+
 def test_a_sealed_ledger_takes_no_unsealed_run(project, tmp_path):
     key = new_key(project, tmp_path)
     one_stage(project).ok("--run-id", "a", "--key", key)

@@ -262,6 +262,19 @@ def test_a_ledger_that_is_gone_is_told_of_when_a_new_one_begins(project):
     assert "new ledger" not in project.ok("--run-id", "d").out
 
 
+@pytest.mark.parametrize("harm, told", [
+    (lambda ledger, end: (ledger.unlink(), end.unlink()), "has no entry, though there is a record of an earlier run: a new ledger begins"),
+    (lambda ledger, end: ledger.write_bytes(ledger.read_bytes() + b"{"), "a torn last line of 1 bytes, left by a crash, is cut off")], ids=["gone", "torn"])
+def test_what_a_sealed_run_heals_is_told_once(project, tmp_path, harm, told):
+    """It looks at the ledger before the work and again to append."""
+    project.spec({"processor": project.processor("p", "open(out + '/o', 'w').close()\n")}, seal={"keyFile": new_key(tmp_path, "hmac")})
+    project.ok("--run-id", "a")
+    for words in (("--run-id", "b"), ("--run-id", "c", "--force", "s1")):
+        harm(project.path("state/ledger.jsonl"), project.path("state/ledger.end"))
+        assert project.ok(*words).out.count(told) == 1
+        project.path("state/run_%s.json" % words[1]).unlink()
+
+
 def test_a_long_last_line_is_found_whole(store):
     ledger, record = begin(store, "a")
     ledger.note("accept", "p", {"stage": "s", "changes": ["x" * 300000], "reason": "r"})
