@@ -335,11 +335,20 @@ class Seals:
 
     def _check_unsealed(self) -> None:
         start = self.chain.entries.index(self.sealed[0])
-        bare = [place for place in range(start, len(self.chain.entries)) if self.chain.entries[place].seal is None]
+        self._report_bare([place for place in range(start, len(self.chain.entries)) if self.chain.entries[place].seal is None],
+                          "entry %d is and all that follow must be" % self.sealed[0].seq)
+
+    def _check_taken_off(self, start: int) -> None:
+        """The number of the first seal, which is right, tells how many entries just before it were sealed, too."""
+        first = self.chain.entries[start]
+        self._report_bare([place for place in range(start) if self.chain.entries[place].seq >= first.seq - first.seal["index"]],
+                          "entry %d has seal number %d: the seals were taken off" % (first.seq, first.seal["index"]))
+
+    def _report_bare(self, bare: List[int], though: str) -> None:
         for first, last in neighbours(bare, lambda place: self.chain.entries[place].seq):
             low, high = self.chain.entries[first], self.chain.entries[last]
-            self._find("UNSEALED", "%s:%d" % (LEDGER, low.line), "%s %s not sealed, though entry %d is and all that follow must be" % (
-                numbers_text(low.seq, high.seq), "is" if low is high else "are", self.sealed[0].seq))
+            self._find("UNSEALED", "%s:%d" % (LEDGER, low.line), "%s %s not sealed, though %s" % (
+                numbers_text(low.seq, high.seq), "is" if low is high else "are", though))
 
     def _is_its_key(self) -> bool:
         assert self.ring is not None
@@ -355,14 +364,16 @@ class Seals:
         for place, entry in enumerate(self.chain.entries):
             if entry.seal is None:
                 continue
-            # As many keys may have been used up as entries are missing; that these are missing was said.
-            is_right = self._is_in_turn(entry.seal, index, entry.seq - before - 1 if before else 0)
+            # As many keys may have been used up as entries are missing, or have no seal; which these are is said elsewhere.
+            is_right = self._is_in_turn(entry.seal, index, entry.seq - before - 1)
             if is_right and self.ring is not None:
                 is_early = entry.seal["index"] < self.ring.first
                 early += is_early
                 is_right = is_early or self._is_sealed(entry)
                 if self.end is not None and entry.seq == self.end["seq"]:
                     self.end_key = self.ring.after(entry.seal["index"])
+            if entry is self.sealed[0] and is_right:
+                self._check_taken_off(place)
             if not is_right and entry.seq not in self.chain.blamed:
                 bad.append(place)
             before, index = entry.seq, entry.seal["index"]

@@ -1,6 +1,7 @@
 """What verify finds, and what it cannot find: the attacks, on histories that the real program made, sealed and not."""
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -975,6 +976,60 @@ def test_an_unsealed_entry_after_sealed_ones(copied):
     entry["hash"] = entry_hash(entry)
     keep_lines(past, lambda lines: lines + [entry_line(entry)])
     assert [str(one) for one in check(past.root).findings] == ["[UNSEALED] state/ledger.jsonl:14: entry 14 is not sealed, though entry 1 is and all that follow must be"]
+
+
+def without_seals(lines, numbers):
+    entries = [json.loads(line.decode()) for line in lines]
+    return [entry_line({name: value for name, value in one.items() if name != "seal" or one["seq"] not in numbers}) for one in entries]
+
+
+@pytest.mark.parametrize("with_key", (True, False))
+def test_a_seal_taken_off_the_first_entries_of_a_forward_ledger(copied, with_key):
+    """The number of the first seal that is left tells how many there were; the entry that has it was not touched."""
+    past = copied("forward")
+    key = past.first_key if with_key else None
+    for numbers, said in (((1,), "1: entry 1 is not sealed, though entry 2 has seal number 1"),
+                          ((1, 2, 3), "1: entries 1 to 3 are not sealed, though entry 4 has seal number 3")):
+        keep_lines(past, functools.partial(without_seals, numbers=numbers))
+        assert [str(one) for one in check(past.root, key=key).findings] == ["[UNSEALED] state/ledger.jsonl:%s: the seals were taken off" % said]
+
+
+def test_a_ledger_begun_unsealed_and_then_sealed_with_a_forward_key(project, tmp_path):
+    """Its first seal has number 0, and nothing before it is missed; one that is taken off later is."""
+    key = tmp_path / "seal.key"
+    go("new-key", key, "--forward")
+    first_key = key.read_bytes()
+    project.spec({"processor": project.processor("p", "open(out + '/o', 'w').close()\n")})
+    for words in (("a",), ("b", "--key", str(key), "--force", "s1"), ("c", "--key", str(key))):
+        project.ok("--run-id", *words)
+    past = Past(project.root, None, first_key, b"", "")
+    assert [one.get("seal", {}).get("index") for one in entries_of(past.root)] == [None, None, 0, 1, 2]
+    assert found(check(past.root, key=first_key)) == []
+    keep_lines(past, lambda lines: without_seals(lines, (3,)))
+    assert [str(one) for one in check(past.root, key=first_key).findings] == [
+        "[UNSEALED] state/ledger.jsonl:3: entry 3 is not sealed, though entry 4 has seal number 1: the seals were taken off"]
+    assert found(check(past.root)) == [("UNSEALED", LEDGER + ":3")]
+
+
+@pytest.mark.parametrize("index", (1, 2, 3, 10 ** 15))
+def test_a_first_seal_whose_number_was_made_up(copied, index):
+    """It tells nothing of the entries before it."""
+    past = copied("forward")
+
+    def forged(lines):
+        bare = without_seals(lines, (1, 2))
+        third = json.loads(bare[2].decode())
+        third["seal"]["index"] = index
+        return bare[:2] + [entry_line(third)] + bare[3:]
+    keep_lines(past, forged)
+    wanted = [("UNSEALED", LEDGER + ":1")] if index == 2 else [("EDITED", LEDGER + ":3")]
+    assert found(check(past.root, key=past.first_key)) == wanted
+
+
+def test_a_damaged_first_line_does_not_make_the_seal_behind_it_doubtful(copied):
+    past = copied("forward")
+    keep_lines(past, lambda lines: [b"nonsense\n"] + lines[1:])
+    assert [one for one in found(check(past.root, key=past.first_key)) if one[1].startswith(LEDGER)] == [("MALFORMED", LEDGER + ":1")]
 
 
 @pytest.mark.parametrize("mode", ("hmac", "forward"))
