@@ -240,7 +240,7 @@ def run_lines(runs: List[Json], pipeline: str, width: Optional[int]) -> List[str
     for run in runs:
         name = run["runId"] + (" (call %d)" % run["invocation"] if run["invocation"] > 1 else "")
         counts = ["" if run[kind] is None else str(run[kind]) for kind in ("ok", "skipped", "failed")]
-        rows.append([name, run["state"], _moment(run["startedAt"] or run["endedAt"]), duration_text(_s(run["durationMs"]))] + counts + [
+        rows.append([name, run["state"], _moment(run["startedAt"]), duration_text(_s(run["durationMs"]))] + counts + [
             run["pipeline"] if run["pipeline"] not in (None, pipeline) else "", run["problem"] or ""])
     return columns(rows, width, (8, 5, 4, 3, 7, 6))
 

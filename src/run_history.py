@@ -58,7 +58,7 @@ def newest_runs(root: str, limit: int) -> Tuple[List[PastRun], List[str]]:
     """Return (at most *limit* runs, newest first; what could not be read, a line each)."""
     problems: List[str] = []
     names, pruned = _names_in_ledger(root, limit, problems)
-    runs = [_run_of(root, one, problems, (one.run_id, one.invocation) in pruned) for one in names]
+    runs = _with_starts(root, [_run_of(root, one, problems, (one.run_id, one.invocation) in pruned) for one in names])
     if len(runs) < limit:
         others = _runs_by_time(root, limit - len(runs), {(one.run_id, one.invocation) for one in runs}, problems)
         lacking = _not_in_ledger(root, others) if runs else 0
@@ -120,6 +120,38 @@ def _names_in_ledger(root: str, limit: int, problems: List[str]) -> Tuple[List[R
     if damaged:
         problems.append("state/%s: %d damaged line%s left out; `verify` tells more" % (run_ledger.NAME, damaged, "" if damaged == 1 else "s"))
     return names[:limit], pruned
+
+
+def _with_starts(root: str, runs: List[PastRun]) -> List[PastRun]:
+    """Return runs of the ledger with when they began from there, where no record tells."""
+    unmet = {(one.run_id, one.invocation) for one in runs if not one.started_at}
+    started = _starts_in_ledger(root, unmet) if unmet else {}
+    return [one if one.started_at else one._replace(started_at=started.get((one.run_id, one.invocation), "")) for one in runs]
+
+
+def _starts_in_ledger(root: str, unmet: Set[Tuple[str, int]]) -> Dict[Tuple[str, int], str]:
+    """Return {run: when it began}, reading no further than these runs may stand; *unmet* is used up.
+
+    A run in which nothing had to run has entered its end only: it was not open after the entry before that.
+    """
+    started: Dict[Tuple[str, int], str] = {}
+    ended: Set[Tuple[str, int]] = set()
+    for line, _ in _lines_from_end(os.path.join(root, "state", run_ledger.NAME), []):
+        entry = _entry_of(line)
+        if entry is None:
+            continue
+        run = (entry["runId"], entry["invocation"])
+        ended &= set(entry["open"].items())
+        if entry["event"] == "begin" and run in unmet | ended:
+            started[run] = _text(entry.get("at"))
+            unmet.discard(run)
+            ended.discard(run)
+        elif entry["event"] == "end" and run in unmet:
+            unmet.discard(run)
+            ended.add(run)
+        if not unmet and not ended:
+            break
+    return started
 
 
 def _runs_from_end(root: str) -> Iterator[Tuple[str, int]]:

@@ -408,6 +408,29 @@ def test_a_run_that_gc_removed_is_told_from_one_whose_record_is_lost(pipeline):
         assert "its record is gone" in called(pipeline, "history")[1]
 
 
+def test_a_run_without_its_record_started_when_the_ledger_says(pipeline):
+    """Not when it ended; and where nothing had to run, no start was entered."""
+    for run in ("r", "r", "s", "idle", "last"):
+        pipeline.write("in.txt", pipeline.read("in.txt") + ("" if run in ("idle", "last") else "x\n"))
+        pipeline.ok("--run-id", run)
+    pipeline.ok("gc", "--keep-runs", "1", "--yes")
+    for name in ("run_r.json", "run_r.1.json", "run_s.json", "run_idle.json"):
+        if pipeline.exists("state/" + name):
+            pipeline.path("state/" + name).unlink()
+    entries = [json.loads(line) for line in pipeline.read("state/ledger.jsonl").splitlines()]
+    begins = [one for one in entries if one["event"] == "begin"]
+    for day, one in enumerate(begins, 1):
+        one["at"] = "2026-01-0%dT10:00:00.000Z" % day
+    assert [(one["runId"], one["invocation"]) for one in begins] == [("r", 1), ("r", 2), ("s", 1)]
+    pipeline.write("state/ledger.jsonl", "".join(json.dumps(one) + "\n" for one in entries))
+    started = ["2026-01-01T10:00:00.000Z", "2026-01-02T10:00:00.000Z", "2026-01-03T10:00:00.000Z", None]
+    for last in (99, 5, 4, 3, 2):           # also where the start stands before all that is shown
+        runs = document(pipeline, "history", "--last", str(last))["runs"]
+        assert [run["startedAt"] for run in runs[:-1]] == started[-last + 1:] and all(run["problem"] and run["endedAt"] for run in runs[:-1]), runs
+    rows = look(pipeline, "history").splitlines()[1:5]
+    assert [re.findall("[0-9-]{10} [0-9:]{8}Z", row) for row in rows] == [["2026-01-0%d 10:00:00Z" % day] for day in (1, 2, 3)] + [[]], rows
+
+
 def test_of_many_runs_only_the_newest_records_are_read(tmp_path, monkeypatch):
     state = tmp_path / "state"
     state.mkdir()
@@ -423,7 +446,7 @@ def test_of_many_runs_only_the_newest_records_are_read(tmp_path, monkeypatch):
     runs, problems = run_history.newest_runs(str(tmp_path), 4)
     assert [run.run_id for run in runs] == ["r2999", "r2998", "r2997", "r2996"] and problems == []
     assert [run.problem for run in runs] == ["", "", "its record is gone", "its record is gone"]
-    assert {name.split(".")[0] for name in read} == {"run_r2999", "run_r2998", "run_r2997", "run_r2996"} and len(parsed) == 4
+    assert {name.split(".")[0] for name in read} == {"run_r2999", "run_r2998", "run_r2997", "run_r2996"} and len(parsed) == 4 + 5     # once more for when they began, and one that tells that none was open
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, 1 << 16])
