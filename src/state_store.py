@@ -12,7 +12,9 @@ import stat
 import sys
 import time
 
-from primitives import BEFORE, GUESSED_BOOT, by_fields, compact, digest_of, is_integer, is_junction, is_link, leads_out, loads, open_descriptor, open_file, pretty_bytes, pretty_pieces, refuse_too_long, remove_quietly, replace, rmtree, unlink
+from primitives import (
+    BEFORE, GUESSED_BOOT, by_fields, compact, digest_of, is_integer, is_junction, is_link, leads_out, loads, open_descriptor,
+    open_file, pretty_bytes, pretty_pieces, refuse_too_long, remove_quietly, replace, rmtree, unlink)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
