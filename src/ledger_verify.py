@@ -3,8 +3,8 @@
 
     python ledger_verify.py [RUN...] [--root DIR] [--anchor HEAD]... [--key FILE] [--outputs]
 
-Above history_files and ledger_chain, and with them, `ledger_format`, `model` and `primitives` all that is needed on another
-machine; reads only. From the outside in:
+Above history_files and ledger_chain; only task_log is imported late. Reads only. Of the runner's files another machine needs,
+beside this one, history_files.py, ledger_chain.py, ledger_format.py, model.py, primitives.py and task_log.py. From the outside in:
 
     anchors, key  ->  ledger.jsonl (chain, seals, ledger.end)  ->  run records (runHash, prevRunHash)
                   ->  stage records, metrics, logs, keys; with --outputs also the outputs
@@ -545,16 +545,14 @@ class Verification:
         """What a task log says of a task is what the run that it names wrote, as far as that run's lines are still there."""
         if not self.task_logs:
             return                      # then this verifier needs no more than its own files
-        try:
-            import task_log
-        except ImportError:             # the verifier was carried here without it
-            self.notes.append("task logs are not compared with what runs wrote: task_log.py is not beside this program")
+        task_log = self._reader_of_task_logs()
+        if task_log is None:
             return
         runs = {"%s/%d" % run: run for run in list(self.ends) + list(self.open)}
         for stage, sealed in sorted(self.task_logs.items()):
             name = "state/" + task_log.log_name(stage)
             try:
-                strange = task_log.strange_lines(self.folder.path(name), sealed, lambda text, stage=stage: self._is_accepted_after(stage, runs.get(text)))  # type: ignore[misc]
+                strange = task_log.strange_lines(self.folder.path(name), sealed, lambda text, stage=stage: self._is_accepted_after(stage, runs.get(text)))
             except FileNotFoundError:
                 continue                # reset, or of a runner that chunked and tidied
             except (OSError, ValueError, Unreadable, task_log.Damaged) as error:
@@ -569,6 +567,16 @@ class Verification:
             for text, tasks in sorted(unlisted.items()):
                 self.find("UNLISTED", name, "%s of run %s, which is not in the ledger: %s" % (
                     "the line of 1 task is" if len(tasks) == 1 else "the lines of %d tasks are" % len(tasks), text, names_text(tasks)))
+
+    def _reader_of_task_logs(self) -> Any:
+        """Return the module that reads task logs, None where the verifier was carried without it, which is told once."""
+        try:
+            import task_log
+        except ImportError:
+            note = "task logs are not compared with what runs wrote, nor the outputs that only they list: task_log.py is not beside this program"
+            self.notes += [note] if note not in self.notes else []
+            return None
+        return task_log
 
     def _is_accepted_after(self, stage: str, run: Optional[RunKey]) -> bool:
         return run in self.begins and any(entry.seq > self.begins[run] and entry.accept[0] == stage for entry in self.accepts)
@@ -690,9 +698,9 @@ class Verification:
 
     def _task_outputs(self, stage: str, run: RunKey, made: Made) -> List[Tuple[str, int, str]]:
         """Return the outputs that a stage's task log lists, if they are those that the run's record commits to."""
-        if not made.tasks_digest:
+        task_log = self._reader_of_task_logs() if made.tasks_digest else None
+        if task_log is None:
             return []
-        import task_log
         name = "state/" + task_log.log_name(stage)
         try:
             outputs = task_log.find_outputs(self.folder.path("state"), stage) or []

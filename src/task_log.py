@@ -1,6 +1,6 @@
 """The log of a stage's tasks: an append-only line for each task that came to its end, each with a checksum.
 
-A leaf.
+A leaf; goes with ledger_verify to another machine.
 
     state/tasks_<stage>.jsonl     the last line of a task says what became of it
 

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,7 @@ import task_log  # noqa: E402
 from ledger_format import entry_hash, entry_line, head_text, parse_key, run_hash  # noqa: E402
 from model import UsageError  # noqa: E402
 
-VERIFIER = ("ledger_verify.py", "ledger_chain.py", "history_files.py", "ledger_format.py", "model.py", "primitives.py")
+VERIFIER = {"ledger_verify.py", *re.findall(r"\w+\.py", ledger_verify.__doc__.split("another machine needs,")[1])}     # as its docstring names them
 MODES = ("plain", "hmac", "forward")
 DEADLINE_S = 60
 
@@ -1156,7 +1157,7 @@ def test_an_emptied_ledger(copied):
 
 
 def test_the_verifier_alone_works_elsewhere(copied, tmp_path):
-    """Three files and a Python, from another folder, on a copy of the root that has another path; nothing from the environment."""
+    """A few files and a Python, from another folder, on a copy of the root that has another path; nothing from the environment."""
     past = copied("hmac")
     (tmp_path / "vérifier").mkdir()
     for name in VERIFIER:
@@ -1247,6 +1248,22 @@ def tasks_of(project):
     project.ok("--run-id", "r2")
 
 
+def many_tasks_of(project):
+    """A stage of more tasks than a record lists outputs of."""
+    for number in range(12):
+        project.write("data/in/%02d.txt" % number, "x")
+    project.spec({"name": "s1", "processor": project.processor("p", "open(out + '/' + os.path.basename(inputs[0]), 'w').close()\n"),
+                  "forEach": "data/in/*.txt", "outputDir": "data/s1"})
+    project.ok("--run-id", "r1")
+
+
+def verify_alone(folder, project, *arguments):
+    """Return exit code and output of the verifier in *folder*, which sees nothing of the runner beside it."""
+    argv = [sys.executable, "-I", "-B", str(folder / "ledger_verify.py"), "--root", str(project.root), *arguments]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+    return done.returncode, done.stdout.decode("utf-8", "replace").replace(os.linesep, "\n")
+
+
 def change_task(project, task, **values):
     """Change the lines of a task in the log as somebody would who has read task_log.py."""
     path = "state/tasks_s1.jsonl"
@@ -1329,13 +1346,24 @@ def test_what_is_kept_of_a_file_that_is_gone_is_no_edit_of_the_task_log(project)
 
 
 def test_the_verifier_alone_tells_that_it_cannot_compare_task_logs(project, tmp_path):
-    tasks_of(project)
-    (tmp_path / "alone").mkdir()
+    many_tasks_of(project)
+    for name in VERIFIER - {"task_log.py"}:
+        shutil.copy(str(ROOT / "src" / name), str(tmp_path / name))
+    for more in ([], ["--outputs"]):
+        code, text = verify_alone(tmp_path, project, *more)
+        assert code == 0 and text.count("task logs are not compared") == 1 and "Traceback" not in text, text
+
+
+def test_the_files_that_the_verifier_names_are_all_that_it_needs(project, tmp_path):
+    many_tasks_of(project)
+    assert len(VERIFIER) == 7
     for name in VERIFIER:
-        shutil.copy(str(ROOT / "src" / name), str(tmp_path / "alone" / name))
-    argv = [sys.executable, "-I", "-B", str(tmp_path / "alone/ledger_verify.py"), "--root", str(project.root)]
-    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
-    assert done.returncode == 0 and b"task logs are not compared" in done.stdout, done
+        shutil.copy(str(ROOT / "src" / name), str(tmp_path / name))
+    code, text = verify_alone(tmp_path, project, "--outputs")
+    assert code == 0 and text.startswith("verify: 2 entries, 1 run, head "), text
+    project.write("data/s1/11.txt", "made up")
+    code, text = verify_alone(tmp_path, project, "--outputs")
+    assert code == 5 and text.startswith("[OUTPUT-CHANGED] data/s1/11.txt: "), text
 
 
 @pytest.mark.parametrize("is_killed", [True, False])
