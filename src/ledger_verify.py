@@ -109,6 +109,7 @@ class Verification:
         self.placed: Dict[str, RunKey] = {}             # files that hold an intact record, and of which run
         self.homes: Dict[RunKey, str] = {}              # the same, looked at from the run
         self.doubtful: Set[RunKey] = set()              # runs with a finding of their own: nothing is built on them
+        self.followed: List[str] = []                   # digests of the records that intact ones say they were sealed after
         self.stages: Dict[str, Json] = {}               # stage -> stage record
         self.wanted: Set[Tuple[str, int, str]] = set()
         self.made: Dict[Tuple[str, int, str], Made] = {}
@@ -374,8 +375,8 @@ class Verification:
         return "; the record of %s stands in its place" % run_text(run) if run is not None else ""
 
     def _vouch(self, by_digest: Dict[str, str]) -> None:
-        """Find the records whose own entry is missing while what comes later names their digest."""
-        queue = [entry.last_run_hash for entry in self.chain.entries if entry.sound]
+        """Find the records whose own entry is missing while what comes later names their digest: an entry, or the record of a run."""
+        queue = [entry.last_run_hash for entry in self.chain.entries if entry.sound] + self.followed
         for digest in queue:
             name = by_digest.get(digest) if digest is not None else None
             if name is None or name in self.placed or name in self.told or run_record_problem(self.strays[name].record):
@@ -417,6 +418,8 @@ class Verification:
         if entry.sound and (said, record["state"]) != (entry.run, entry.state):
             self.find("EDITED", "state/%s:%d" % (LEDGER, entry.line), "entry %d says %s, %s; its record %s says %s, %s" % (
                 entry.seq, run_text(entry.run), entry.state, name, run_text(said), record["state"]), entry.run)
+        if entry.sound and record["prevRunHash"] is not None:
+            self.followed.append(record["prevRunHash"])
         if record.get("runHash") != entry.run_hash:
             self.find("EDITED", name, "its runHash is not the one that entry %d committed; the rest of it is" % entry.seq, entry.run)
         if entry.sound and self.before.get(entry.seq, record["prevRunHash"]) != record["prevRunHash"]:
@@ -549,6 +552,7 @@ class Verification:
         if task_log is None:
             return
         runs = {"%s/%d" % run: run for run in list(self.ends) + list(self.open)}
+        doubtful = {"%s/%d" % run for run in self.doubtful}
         for stage, sealed in sorted(self.task_logs.items()):
             name = "state/" + task_log.log_name(stage)
             try:
@@ -560,6 +564,8 @@ class Verification:
                 continue
             unlisted: Dict[str, List[str]] = {}
             for task, text, is_sealed in strange:
+                if text in doubtful:
+                    continue            # what is wrong there has been told
                 if text not in runs:
                     unlisted.setdefault(text, []).append(task)
                 elif is_sealed:
@@ -714,9 +720,11 @@ class Verification:
     def _is_settled(self, pipeline: str, stage: str, run: RunKey, made: Made) -> bool:
         """Tell whether nothing that may have touched the outputs came after *run*.
 
-        A run that died may have, and so may one whose record cannot be trusted.
+        A run that died may have, and so may one whose record cannot be trusted, or whose end the ledger does not have.
         """
         record = self.stages.get(stage)
+        if record is not None and _maker(record) not in self.ends:
+            return False
         if record is not None and record["pipeline"] == pipeline and _maker(record) not in self.doubtful:
             return _maker(record) == run and record["lastStatus"] == "ok"
         return not any(entry.pipeline == pipeline and entry.seq > made.end and (entry.closed_by is not None or entry.run in self.doubtful)
