@@ -560,7 +560,7 @@ class Verification:
             except FileNotFoundError:
                 continue                # reset, or of a runner that chunked and tidied
             except (OSError, ValueError, Unreadable, task_log.Damaged) as error:
-                self.find("MALFORMED", name, str(error) if isinstance(error, task_log.Damaged) else "it %s" % error, ("", 0))
+                self.find("MALFORMED", name, _fault_of_log(error), ("", 0))
                 continue
             unlisted: Dict[str, List[str]] = {}
             for task, text, is_sealed in strange:
@@ -711,7 +711,7 @@ class Verification:
         try:
             outputs = task_log.find_outputs(self.folder.path("state"), stage) or []
         except (OSError, ValueError, Unreadable, task_log.Damaged) as error:
-            self.find("MALFORMED", name, "it %s" % error, run)
+            self.find("MALFORMED", name, _fault_of_log(error), run)
             return []
         if task_log.output_digest(outputs) != made.tasks_digest:
             self.find("EDITED", name, "its outputs are not those that %s recorded of stage %s" % (run_text(run), stage), run)
@@ -811,6 +811,13 @@ def _edit_text(stray: Stray, entry: Entry) -> str:
         return "it says running, but entry %d ended %s" % (entry.seq, run_text(entry.run))
     text = "the record is not the one that entry %d committed" % entry.seq
     return text + " (its runHash was made anew)" if stray.record.get("runHash") == stray.digest else text
+
+
+def _fault_of_log(error: Exception) -> str:
+    """Return what is wrong with a task log that cannot be used."""
+    if isinstance(error, OSError):
+        return "it cannot be read: %s" % (error.strerror or error)
+    return "it %s" % error if isinstance(error, Unreadable) else str(error)
 
 
 def _is_key_of(parts: Json, key: str) -> bool:

@@ -96,8 +96,15 @@ def read_log(lines: Iterable[bytes], stage: str) -> Tuple[Dict[str, Entry], int,
 
 
 def _check_header(line: bytes, stage: str) -> None:
-    if json.loads(line) != {"schema": SCHEMA_VERSION, "stage": stage, "sum": line[-10:-2].decode("ascii")}:
+    if _parsed(line) != {"schema": SCHEMA_VERSION, "stage": stage, "sum": line[-10:-2].decode("ascii")}:
         raise Damaged("it begins with what this runner does not write: %s" % line[:80].decode("ascii", "replace"))
+
+
+def _parsed(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):    # somebody has made a sum for it
+        raise Damaged("a line is no JSON, though its sum fits") from None
 
 
 def salvaged(path: str, stage: str) -> TaskLog:
@@ -117,7 +124,7 @@ def salvaged(path: str, stage: str) -> TaskLog:
 def _add_entries(entries: Dict[str, Entry], lines: List[bytes]) -> None:
     same: Dict[str, str] = {}           # texts that thousands of entries have in common
     none: Json = {}                     # counts of those that counted nothing
-    for one in json.loads(b"[" + b",".join(lines) + b"]"):
+    for one in _parsed(b"[" + b",".join(lines) + b"]"):
         if "task" not in one:
             # The header once more, where logs were put together.
             raise Damaged("a line tells of no task: %s" % str(one)[:80])
@@ -235,7 +242,7 @@ def strange_lines(path: str, sealed: Dict[str, str], is_accepted: Callable[[str]
     """Return [(task, run, whether the run has a sealed log)] of the lines of a log that no sealed one has.
 
     sealed: {run, as lines name it: the lines that it wrote, as a file which a record commits}. Left out are lines without a key,
-    for their task is done anew, and lines that a crash has damaged, for the runner believes none. A later run's line of what is
+    for their task is done anew, and lines that a crash has damaged or torn, for the runner believes none. A later run's line of what is
     kept of a file that is gone names the run that made it. The key may be another one for runs of which is_accepted() says so.
     Raises: Damaged, OSError, ValueError.
     """
@@ -244,8 +251,8 @@ def strange_lines(path: str, sealed: Dict[str, str], is_accepted: Callable[[str]
         with open_file(one) as file:
             known.update(file.read().splitlines(True))
     with open_file(path) as file:
-        others = [line for line in file.read().splitlines(True)[1:] if line not in known and is_whole(line[:-1])]
-    strange = [json.loads(line) for line in others]
+        others = [line for line in file.read().splitlines(True)[1:] if line not in known and line.endswith(b"\n") and is_whole(line[:-1])]
+    strange = [_parsed(line) for line in others]
     for value in strange:
         if not isinstance(value, dict) or not isinstance(value.get("run"), str) or not isinstance(value.get("task"), str):
             raise Damaged("a line is of another form: %s" % str(value)[:80])

@@ -1264,6 +1264,11 @@ def verify_alone(folder, project, *arguments):
     return done.returncode, done.stdout.decode("utf-8", "replace").replace(os.linesep, "\n")
 
 
+def whole_line(body):
+    """Return a line with a sum that fits."""
+    return body + task_log.SUM % zlib.crc32(body) + b"\n"
+
+
 def change_task(project, task, **values):
     """Change the lines of a task in the log as somebody would who has read task_log.py."""
     path = "state/tasks_s1.jsonl"
@@ -1418,6 +1423,28 @@ def test_a_task_log_of_another_form_is_told_in_a_line(project, body):
     for command in (("verify",), ("plan",), ("--run-id", "r3")):
         done = project.run(*command)
         assert done.code in (0, 5) and "Traceback" not in done.out + done.err, done
+
+
+@pytest.mark.parametrize("how, told", [
+    (lambda lines: lines[:2] + [lines[2].replace(b'"attempts":1', b'"attempts":2')] + lines[3:], "line 3 is not as it was written"),
+    (lambda lines: lines[:2] + [lines[2].replace(b"\n", b"*")] + lines[3:], "line 3 is not as it was written"),
+    (lambda lines: lines[:2] + [whole_line(b"{")] + lines[2:], "a line is no JSON, though its sum fits"),
+    (lambda lines: [whole_line(b"{")] + lines[1:], "a line is no JSON, though its sum fits")], ids=["edited", "joined", "forged", "forged head"])
+def test_a_damaged_task_log_is_told_of_in_the_words_of_the_log(project, how, told):
+    many_tasks_of(project)
+    path = project.path("state/tasks_s1.jsonl")
+    path.write_bytes(b"".join(how(path.read_bytes().splitlines(True))))
+    done = project.run("verify", "--outputs")
+    assert done.code == 5 and "[MALFORMED] state/tasks_s1.jsonl: %s\n" % told in done.out, done
+
+
+def test_a_last_line_of_the_task_log_without_its_end_is_no_line(project):
+    many_tasks_of(project)
+    path = project.path("state/tasks_s1.jsonl")
+    path.write_bytes(path.read_bytes()[:-1] + b"*")
+    done = project.run("verify", "--outputs")
+    assert done.code == 5 and done.out.count("state/tasks_s1.jsonl") == 1, done
+    assert "[EDITED] state/tasks_s1.jsonl: its outputs are not those that run r1 recorded of stage s1\n" in done.out, done
 
 
 def test_what_was_accepted_under_another_name_of_the_pipeline_verifies(project):
