@@ -14,6 +14,7 @@ not by its file name: that tells renamed from edited. What a crash may leave is 
 """
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -62,7 +63,7 @@ class Report(namedtuple("Report", "findings notes entries runs head")):
 class Made(namedtuple("Made", "status key pipeline has_parts folder outputs end tasks_digest", defaults=("",))):
     """What a run record says of a stage that the run worked on; end: number of the entry that ended the run.
 
-    tasks_digest: of the outputs of a stage of so many tasks that they stand in its task log only.
+    tasks_digest: of the outputs of a stage with forEach, which its task log lists; of many it alone does.
     """
 
     __slots__ = ()
@@ -123,6 +124,10 @@ class Verification:
         self.missing_logs = 0
         # Stage -> {run, as task logs name it: the sealed lines that it wrote}.
         self.task_logs: Dict[str, Dict[str, str]] = {}
+        # Stage -> (outputs that its task log lists, their digest), None where that cannot be used.
+        self.read_logs: Dict[str, Optional[Tuple[List[Tuple[str, int, str]], str]]] = {}
+        self.wrong_stages: Set[str] = set()             # those whose record is not as runs left it
+        self.looked: Dict[Tuple[str, int, str], int] = {}       # what was made -> entry with which the last run began that found it so
         self.pruned: Dict[RunKey, str] = {}             # run -> digest of its record, which gc has removed
         self.pruned_met = 0
         self.cleaned: Dict[Tuple[RunKey, str], Any] = {}        # (run, stage) -> paths that clean has kept
@@ -450,6 +455,8 @@ class Verification:
             maker = one.get("madeBy")
             if maker is not None:
                 self.skips.setdefault((stage, maker["runId"], maker["invocation"], one.get("key") or "", entry.pipeline), name)
+                mark = (maker["runId"], maker["invocation"], stage)
+                self.looked[mark] = max(self.looked.get(mark, 0), self.begins.get(entry.run, entry.seq))
             return
         mark = entry.run + (stage,)
         folder = str(parts.get("outputDir", "")) if parts is not None else ""
@@ -459,8 +466,8 @@ class Verification:
                 self.find("EDITED", name, "stage %s: its key is not that of its parts" % stage, entry.run)
             self._check_logs(one, entry.run, name)
         tasks = one.get("tasks")
-        if isinstance(tasks, dict) and tasks.get("outputs") and not one.get("outputs"):
-            made = made._replace(tasks_digest=str(tasks.get("outputsSha256")))
+        if isinstance(tasks, dict) and is_text(tasks.get("outputsSha256")):
+            made = made._replace(tasks_digest=tasks["outputsSha256"])
         if self.with_outputs or mark in self.wanted:
             made = made._replace(outputs=files_of(one.get("outputs") or []))
         self.made[mark] = made if mark in self.wanted else made._replace(outputs=None)
@@ -538,6 +545,7 @@ class Verification:
                 continue
             wrong = self._stage_problem(stage, record, run)
             if wrong is not None:
+                self.wrong_stages.add(stage)
                 self.find(wrong[0], "state/stage_%s.json" % stage, wrong[1], run)
         made = {mark[2] for mark, one in self.made.items() if one.has_parts and self.concerns(mark[:2])}
         gone = sorted(stage for stage in made if "stage_%s.json" % stage not in self.names)
@@ -545,34 +553,85 @@ class Verification:
             self.notes.append("no stage record of %s: reset, or removed; the run records tell all the same" % names_text(gone))
 
     def _check_task_logs(self) -> None:
-        """What a task log says of a task is what the run that it names wrote, as far as that run's lines are still there."""
-        if not self.task_logs:
-            return                      # then this verifier needs no more than its own files
-        task_log = self._reader_of_task_logs()
+        """A task log is whole, says of a task what the run that it names wrote, as far as that run's lines are still there, and lists
+        the outputs to which the run that made the stage last has committed."""
+        stages = sorted(set(self.task_logs) | {stage for stage in self.stages if self._committed(stage) is not None})
+        task_log = self._reader_of_task_logs() if stages else None      # else this verifier needs no more than its other files
         if task_log is None:
             return
         runs = {"%s/%d" % run: run for run in list(self.ends) + list(self.open)}
+        for stage in stages:
+            before, committed = len(self.findings), self._committed(stage)
+            lines = self._read_task_log(stage, task_log, committed[0] if committed is not None else ("", 0))
+            if lines and stage in self.task_logs:
+                try:
+                    strange = task_log.strange_lines(lines, self.task_logs[stage], lambda text, stage=stage: self._is_accepted_after(
+                        stage, runs.get(text)))
+                    self._check_lines(stage, strange, runs)
+                except OSError:
+                    pass                # what a run wrote went a moment ago
+                except task_log.Damaged as error:
+                    self.find("MALFORMED", "state/" + task_log.log_name(stage), str(error), ("", 0))
+            if committed is not None and len(self.findings) == before and not self._may_be_ahead(stage, *committed):
+                self._check_listed(stage, *committed)
+
+    def _check_lines(self, stage: str, strange: List[Tuple[str, str, bool]], runs: Dict[str, RunKey]) -> None:
+        """Report lines of a task log that no run has written."""
+        name = "state/tasks_%s.jsonl" % stage
+        unlisted: Dict[str, List[str]] = {}
         doubtful = {"%s/%d" % run for run in self.doubtful}
-        for stage, sealed in sorted(self.task_logs.items()):
-            name = "state/" + task_log.log_name(stage)
-            try:
-                strange = task_log.strange_lines(self.folder.path(name), sealed, lambda text, stage=stage: self._is_accepted_after(stage, runs.get(text)))
-            except FileNotFoundError:
-                continue                # reset, or of a runner that chunked and tidied
-            except (OSError, ValueError, Unreadable, task_log.Damaged) as error:
-                self.find("MALFORMED", name, _fault_of_log(error), ("", 0))
-                continue
-            unlisted: Dict[str, List[str]] = {}
-            for task, text, is_sealed in strange:
-                if text in doubtful:
-                    continue            # what is wrong there has been told
-                if text not in runs:
-                    unlisted.setdefault(text, []).append(task)
-                elif is_sealed:
-                    self.find("EDITED", name, "the line of task %s is not what run %s wrote" % (task, text), runs[text])
-            for text, tasks in sorted(unlisted.items()):
-                self.find("UNLISTED", name, "%s of run %s, which is not in the ledger: %s" % (
-                    "the line of 1 task is" if len(tasks) == 1 else "the lines of %d tasks are" % len(tasks), text, names_text(tasks)))
+        for task, text, is_sealed in strange:
+            if text in doubtful:
+                continue                # what is wrong there has been told
+            if text not in runs:
+                unlisted.setdefault(text, []).append(task)
+            elif is_sealed:
+                self.find("EDITED", name, "the line of task %s is not what run %s wrote" % (task, text), runs[text])
+        for text, tasks in sorted(unlisted.items()):
+            self.find("UNLISTED", name, "%s of run %s, which is not in the ledger: %s" % (
+                "the line of 1 task is" if len(tasks) == 1 else "the lines of %d tasks are" % len(tasks), text, names_text(tasks)))
+
+    def _committed(self, stage: str) -> Optional[Tuple[RunKey, Made]]:
+        """Return (run, what it made) where a sound stage record names a run that has committed to the outputs in the task log."""
+        record = self.stages.get(stage)
+        if record is None or record["lastStatus"] != "ok" or stage in self.wrong_stages:
+            return None
+        run = _maker(record)
+        made = self.made.get(run + (stage,))
+        if made is None or made.status != "ok" or not made.tasks_digest or run in self.doubtful or self.forgotten.get(stage, 0) > made.end:
+            return None
+        return run, made
+
+    def _may_be_ahead(self, stage: str, run: RunKey, made: Made) -> bool:
+        """Tell whether a later run may have written to a task log without recording it: one is at work, or has died since the
+        stage was made, or found as it was made."""
+        looked = max(made.end, self.looked.get(run + (stage,), 0))
+        return bool(self.open) or any(entry.closed_by is not None and entry.seq > looked for entry in self.ends.values())
+
+    def _read_task_log(self, stage: str, task_log: Any, run: RunKey) -> List[bytes]:
+        """Return the lines of a task log, none of one that is not there or cannot be used; what it lists is in read_logs then."""
+        name, lines = "state/" + task_log.log_name(stage), []
+        self.read_logs[stage] = None
+        try:
+            lines = list(io.BytesIO(read_regular(self.folder.path(name))))
+            self.read_logs[stage] = task_log.listed(lines, stage)
+        except FileNotFoundError:
+            self.read_logs[stage] = task_log.listed([], stage)          # reset, or of a runner that chunked and tidied
+        except (OSError, Unreadable, task_log.Damaged) as error:
+            self.find("MALFORMED", name, _fault_of_log(error), run)
+            return []
+        return lines
+
+    def _check_listed(self, stage: str, run: RunKey, made: Made) -> None:
+        """Report a task log that lists other outputs than a run has committed to; once."""
+        name, found = "state/tasks_%s.jsonl" % stage, self.read_logs[stage]
+        if found is None or found[1] == made.tasks_digest:
+            return
+        finding = ("EDITED", name, "its outputs are not those that %s recorded of stage %s" % (run_text(run), stage))
+        if not found[0] and not os.path.lexists(os.path.join(self.folder.root, name)):
+            finding = ("DELETED", name, "it is gone; %s recorded that tasks of stage %s have made outputs" % (run_text(run), stage))
+        if Finding(*finding) not in self.findings:
+            self.find(*finding, run)
 
     def _reader_of_task_logs(self) -> Any:
         """Return the module that reads task logs, None where the verifier was carried without it, which is told once."""
@@ -707,15 +766,11 @@ class Verification:
         task_log = self._reader_of_task_logs() if made.tasks_digest else None
         if task_log is None:
             return []
-        name = "state/" + task_log.log_name(stage)
-        try:
-            outputs = task_log.find_outputs(self.folder.path("state"), stage) or []
-        except (OSError, ValueError, Unreadable, task_log.Damaged) as error:
-            self.find("MALFORMED", name, _fault_of_log(error), run)
-            return []
-        if task_log.output_digest(outputs) != made.tasks_digest:
-            self.find("EDITED", name, "its outputs are not those that %s recorded of stage %s" % (run_text(run), stage), run)
-        return outputs
+        if stage not in self.read_logs:
+            self._read_task_log(stage, task_log, run)
+        self._check_listed(stage, run, made)
+        found = self.read_logs[stage]
+        return found[0] if found is not None else []
 
     def _is_settled(self, pipeline: str, stage: str, run: RunKey, made: Made) -> bool:
         """Tell whether nothing that may have touched the outputs came after *run*.

@@ -238,31 +238,44 @@ def outputs_of(entries: Dict[str, Entry]) -> List[Tuple[str, int, str]]:
     return [output for entry in entries.values() if entry.status in GOOD for output in entry.outputs]
 
 
-def strange_lines(path: str, sealed: Dict[str, str], is_accepted: Callable[[str], bool]) -> List[Tuple[str, str, bool]]:
-    """Return [(task, run, whether the run has a sealed log)] of the lines of a log that no sealed one has.
+def listed(lines: Iterable[bytes], stage: str) -> Tuple[List[Tuple[str, int, str]], str]:
+    """Return (what the lines of a log say that a stage's tasks have made, its digest). Raises: Damaged."""
+    outputs = outputs_of(read_log(lines, stage)[0])
+    try:
+        if all([type(part) for part in one] == [str, int, str] for one in outputs):
+            return outputs, output_digest(outputs)
+    except UnicodeEncodeError:
+        pass
+    raise Damaged("a line is of another form: its outputs")
+
+
+def strange_lines(lines: Iterable[bytes], sealed: Dict[str, str], is_accepted: Callable[[str], bool]) -> List[Tuple[str, str, bool]]:
+    """Return [(task, run, whether the run has a sealed log)] of those *lines* of a log that no sealed one has.
 
     sealed: {run, as lines name it: the lines that it wrote, as a file which a record commits}. Left out are lines without a key,
     for their task is done anew, and lines that a crash has damaged or torn, for the runner believes none. A later run's line of what is
     kept of a file that is gone names the run that made it. The key may be another one for runs of which is_accepted() says so.
-    Raises: Damaged, OSError, ValueError.
+    Raises: Damaged, OSError.
     """
     known: Set[bytes] = set()
     for one in sealed.values():
         with open_file(one) as file:
             known.update(file.read().splitlines(True))
-    with open_file(path) as file:
-        others = [line for line in file.read().splitlines(True)[1:] if line not in known and line.endswith(b"\n") and is_whole(line[:-1])]
+    others = [line for line in list(lines)[1:] if line not in known and line.endswith(b"\n") and is_whole(line[:-1])]
     strange = [_parsed(line) for line in others]
     for value in strange:
         if not isinstance(value, dict) or not isinstance(value.get("run"), str) or not isinstance(value.get("task"), str):
             raise Damaged("a line is of another form: %s" % str(value)[:80])
     written: Dict[Tuple[str, str], List[Json]] = {(value["task"], value["run"]): [] for value in strange}
-    for value in map(json.loads, known if others else ()):
-        if (value["task"], value["run"]) in written:        # few, most often: all of a log of 100,000 tasks would take much room
-            written[value["task"], value["run"]].append(value)
+    for value in map(_parsed, known if others else ()):
+        if not isinstance(value, dict) or not isinstance(value.get("outputs"), list):
+            raise Damaged("what a run wrote of it is of another form: %s" % str(value)[:80])
+        same = written.get((str(value.get("task")), str(value.get("run"))))
+        if same is not None:            # few, most often: all of a log of 100,000 tasks would take much room
+            same.append(value)
     found = []
     for value in strange:
-        same = written.get((value["task"], value["run"]), [])
+        same = written[value["task"], value["run"]]
         if value.get("key") != "" and not any(_is_of(one, value, is_accepted(value["run"])) for one in same):
             found.append((value["task"], value["run"], value["run"] in sealed))
     return found

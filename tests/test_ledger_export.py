@@ -338,7 +338,7 @@ def test_the_files_of_many_tasks_are_in_the_statement_by_one_digest(project, tmp
     record["tasks"]["outputsSha256"] = "0" * 64
     project.write("state/stage_many.json", json.dumps(record))
     assert ("EDITED", "state/stage_many.json") in found_in(make_zip(project, "m", "edited.zip"))[0]
-    assert any("state/stage_many.json: tasks: by the record of run m they made other outputs" in str(one) for one in ledger_verify.verify(str(project.root)).findings) is (count > 10)
+    assert any("state/stage_many.json: tasks: by the record of run m they made other outputs" in str(one) for one in ledger_verify.verify(str(project.root)).findings)
 
 
 def in_early_form(data):

@@ -1248,9 +1248,9 @@ def tasks_of(project):
     project.ok("--run-id", "r2")
 
 
-def many_tasks_of(project):
-    """A stage of more tasks than a record lists outputs of."""
-    for number in range(12):
+def many_tasks_of(project, count=12):
+    """A stage of more tasks than a record lists outputs of, if it is not of fewer."""
+    for number in range(count):
         project.write("data/in/%02d.txt" % number, "x")
     project.spec({"name": "s1", "processor": project.processor("p", "open(out + '/' + os.path.basename(inputs[0]), 'w').close()\n"),
                   "forEach": "data/in/*.txt", "outputDir": "data/s1"})
@@ -1344,7 +1344,7 @@ def test_tasks_of_a_run_whose_entry_is_gone_are_not_blamed(project):
 
 def test_keys_that_were_accepted_or_taken_back_are_no_edits_of_the_task_log(project):
     tasks_of(project)
-    change_task(project, "data/in/a.txt", key="", outputs=())
+    change_task(project, "data/in/a.txt", key="")
     project.ok("verify")
     tasks_of(project)
     edited = project.path("bin/p.py").read_text(encoding="utf-8") + "# a comment\n"
@@ -1353,8 +1353,93 @@ def test_keys_that_were_accepted_or_taken_back_are_no_edits_of_the_task_log(proj
     project.ok("verify", "--outputs")
     change_task(project, "data/in/a.txt", status="failed")
     assert project.run("verify").code == 5
-    project.path("state/tasks_s1.jsonl").unlink()
+    project.ok("reset", "s1", "--yes")
     project.ok("verify")
+
+
+DAMAGES = {"edited": (lambda lines: [lines[0], lines[1].replace(b'"attempts":1', b'"attempts":2')] + lines[2:], "MALFORMED", "line 2 is not as it was written"),
+           "line lost": (lambda lines: lines[:1] + lines[2:], "EDITED", "its outputs are not those that run r1 recorded of stage s1"),
+           "end lost": (lambda lines: lines[:-1] + [lines[-1][:-1]], "EDITED", "its outputs are not those that run r1 recorded of stage s1"),
+           "head lost": (lambda lines: lines[1:], "MALFORMED", "it begins with what this runner does not write: "),
+           "emptied": (lambda lines: [], "EDITED", "its outputs are not those that run r1 recorded of stage s1"),
+           "removed": (None, "DELETED", "it is gone; run r1 recorded that tasks of stage s1 have made outputs")}
+
+
+@pytest.mark.parametrize("count", [2, 12], ids=["recorded", "logged"])
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_task_log_that_is_not_whole_is_found(project, how, count):
+    many_tasks_of(project, count)
+    change, kind, told = DAMAGES[how]
+    path = project.path("state/tasks_s1.jsonl")
+    lines = path.read_bytes().splitlines(True)
+    path.unlink()
+    if change is not None:
+        path.write_bytes(b"".join(change(lines)))
+    for more in ((), ("--outputs",), ("r1",)):
+        done = project.run("verify", *more)
+        assert done.code == 5 and done.out.count("\n[") + done.out.startswith("[") == 1, done
+        assert done.out.startswith("[%s] state/tasks_s1.jsonl: %s" % (kind, told)), done
+    project.run("--run-id", "r2")       # may only set it aside
+    project.ok("--run-id", "r3")
+    project.ok("verify", "--outputs")
+
+
+def test_what_runs_do_to_a_task_log_is_no_finding(project):
+    many_tasks_of(project, 3)
+    stage = {"name": "s1", "processor": project.processor("p", "open(out + '/' + os.path.basename(inputs[0]), 'w').close()\nsys.exit(os.path.exists('data/bad') and '00' in inputs[0])\n"),
+             "forEach": "data/in/*.txt", "outputDir": "data/s1"}
+    project.path("data/in/01.txt").unlink()
+
+    def run(code, **changes):
+        project.spec(dict(stage, **changes))
+        assert project.run().code == code
+        project.ok("verify")
+        project.ok("verify", "--outputs")
+    run(0)                              # one kept, the others anew
+    project.write("data/in/01.txt", "x")
+    run(0)                              # it is back
+    project.write("data/bad", "")
+    project.write("data/in/00.txt", "changed")
+    run(1)
+    run(0, maxFailedTasks=1)
+    project.path("data/bad").unlink()
+    project.path("data/in/02.txt").unlink()
+    run(0, prune=True)
+    run(0, outputDir="data/other")
+    project.ok("clean", "s1", "--yes")
+    project.ok("verify", "--outputs")
+    del stage["forEach"]
+    run(0, inputs=["data/in/*.txt"])
+    run(0, forEach="data/in/*.txt")
+
+
+def test_a_task_log_may_be_ahead_of_its_record_while_a_run_is_at_work_or_has_died(project):
+    """A kill may come between what a run writes to the log and its first record of the stage."""
+    tasks_of(project)
+    spec = project.json("pipeline.json")
+    stages = spec["stages"] + [{"name": "s2", "processor": project.processor("slow", "open('data/waiting', 'w').close()\nwhile not os.path.exists('data/go'):\n    time.sleep(0.01)\n"),
+                                "outputDir": "data/s2"}]
+    path = project.path("state/tasks_s1.jsonl")
+    before = path.read_bytes()
+    project.spec(*stages)
+    run = project.start("--run-id", "r3")
+    try:
+        wait_until(lambda: project.exists("data/waiting"))
+        change_task(project, "data/in/b.txt", key="", outputs=())       # as a run does whose outputDir is another
+        project.ok("verify")
+    finally:
+        run.kill()
+        run.communicate()
+    project.ok("verify")
+    project.write("data/go", "")
+    project.ok("--only", "s2", "--run-id", "r4")
+    project.ok("verify")
+    path.write_bytes(before)
+    assert "[SKIP] s1" in project.ok("--run-id", "r5").out             # which has looked at it
+    project.ok("verify")
+    change_task(project, "data/in/b.txt", key="", outputs=())
+    done = project.run("verify")
+    assert done.code == 5 and "[EDITED] state/tasks_s1.jsonl: its outputs are not those that run r2 recorded of stage s1\n" in done.out, done
 
 
 def test_what_is_kept_of_a_file_that_is_gone_is_no_edit_of_the_task_log(project):

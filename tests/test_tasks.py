@@ -1470,9 +1470,9 @@ def test_lines_that_a_crash_has_damaged_are_not_strange_and_others_that_no_run_h
     log.close()
     with open(log.path, "ab") as file:
         file.write(bytes(40) + b"\n" + b'{"task":"b","key')
-    assert task_log.strange_lines(log.path, {"r/1": str(sealed)}, lambda run: False) == []
+    assert task_log.strange_lines((tmp_path / "tasks_s.jsonl").read_bytes().splitlines(True), {"r/1": str(sealed)}, lambda run: False) == []
     sealed.write_bytes(b"")
-    assert task_log.strange_lines(log.path, {"r/1": str(sealed)}, lambda run: False) == [("a", "r/1", True)]
+    assert task_log.strange_lines((tmp_path / "tasks_s.jsonl").read_bytes().splitlines(True), {"r/1": str(sealed)}, lambda run: False) == [("a", "r/1", True)]
 
 
 @pytest.mark.parametrize("change, is_strange", [
@@ -1485,7 +1485,7 @@ def test_of_a_file_that_is_gone_only_what_its_run_has_made_may_be_kept(tmp_path,
     log.close()
     sealed = tmp_path / "sealed"
     sealed.write_bytes(task_log.line_of(made))
-    assert task_log.strange_lines(log.path, {"r/1": str(sealed)}, lambda run: False) == ([("a", "r/1", True)] if is_strange else [])
+    assert task_log.strange_lines((tmp_path / "tasks_s.jsonl").read_bytes().splitlines(True), {"r/1": str(sealed)}, lambda run: False) == ([("a", "r/1", True)] if is_strange else [])
 
 
 def test_a_log_of_superseded_lines_is_written_anew(tmp_path):
