@@ -101,6 +101,7 @@ class Verification:
         self.begins: Dict[RunKey, int] = {}
         self.ends: Dict[RunKey, Entry] = {}
         self.newest_call: Dict[str, int] = {}
+        self.spellings: Dict[str, Set[str]] = {}        # run ids that some file systems take for one
         self.accepts: List[Entry] = []
         self.open: Dict[RunKey, None] = {}
         self.before: Dict[int, Optional[str]] = {}      # number of an end entry -> prevRunHash that its record must have
@@ -255,6 +256,8 @@ class Verification:
                 if previous is not None and previous.sound and previous.seq == entry.seq - 1 or previous is None and entry.seq == 1:
                     self.before[entry.seq] = previous.last_run_hash if previous is not None else None
             previous = entry
+        for run_id, _ in [*self.begins, *self.ends]:
+            self.spellings.setdefault(run_id.casefold(), set()).add(run_id)
         if previous is not None:
             self.open = {(run_id, number): None for run_id, number in sorted(previous.open.items())}
         for run_id, number in self.open:
@@ -433,6 +436,8 @@ class Verification:
             self._check_metrics(record, entry, name)
         for one in record["stages"]:
             self._take_stage(one, entry, name)
+        if self.concerns(entry.run) and entry.sound and entry.closed_by is None:
+            self._check_unnamed_logs(record, entry, name)
 
     def _check_metrics(self, record: Json, entry: Entry, name: str) -> None:
         """The metrics of the newest call under a run id are still there; those of earlier calls were replaced."""
@@ -502,6 +507,44 @@ class Verification:
                 self.missing_logs += 1
             except Unreadable as error:
                 self.find("MALFORMED", log["path"], "the log %s" % error, run)
+
+    def _check_unnamed_logs(self, record: Json, entry: Entry, name: str) -> None:
+        """Report what lies among the logs of a run as one of a stage that ended well in it, and its record does not name.
+
+        Of another stage an attempt may have ended without being noted. A stage that is called as a number shares its folder of
+        logs with a call.
+        """
+        named = {one["stage"]: {log["path"] for log in one["logs"]} for one in record["stages"]
+                 if one["status"] == "ok" and isinstance(one.get("logs"), list) and not one.get("recovered") and not one["stage"].isdigit()}
+        if not named or len(self.spellings.get(entry.run_id.casefold(), ())) > 1:
+            return
+        folder = "state/logs/%s%s" % (entry.run_id, "/%d" % entry.invocation if entry.invocation > 1 else "")
+        for stage, path in self._logs_in(folder, named):
+            if path not in named[stage]:
+                self.find("UNLISTED", path, "the log is none of those of stage %s that %s names" % (stage, name), entry.run)
+
+    def _logs_in(self, folder: str, stages: Iterable[str]) -> List[Tuple[str, str]]:
+        """Return (stage, path) of what is called like a log of one of these stages in the folder of a call, sorted."""
+        found: List[Tuple[str, str]] = []
+        for name, is_folder, _ in self._entries_of(folder):
+            stage, number = name[:-len(".log")].rpartition(".")[::2] if name.endswith(".log") else (name, "")
+            if is_folder and name in stages:        # of its tasks; one that is empty may be of a disk that was full
+                found += [(name, "%s/%s/%s" % (folder, name, log)) for log, _, size in self._entries_of("%s/%s" % (folder, name))
+                          if size and _is_number(log[:-len(".log")].partition(".")[::2]) and log.endswith(".log")]
+            elif stage in stages and not is_folder and _is_number([number]):
+                found.append((stage, "%s/%s" % (folder, name)))
+            elif name.endswith(".tasks.jsonl") and name[:-len(".tasks.jsonl")] in stages and not is_folder:
+                found.append((name[:-len(".tasks.jsonl")], "%s/%s" % (folder, name)))
+        return sorted(found)
+
+    def _entries_of(self, folder: str) -> List[Tuple[str, bool, int]]:
+        """Return (name, whether it is a folder, bytes) of what is in a folder of logs; what of it cannot be read is told where a
+        record names it."""
+        try:
+            with os.scandir(self.folder.path(folder)) as entries:
+                return [(one.name, one.is_dir(follow_symlinks=False), one.stat(follow_symlinks=False).st_size) for one in entries]
+        except (OSError, Unreadable):
+            return []
 
     # --- stage records
 
@@ -873,6 +916,10 @@ def _fault_of_log(error: Exception) -> str:
     if isinstance(error, OSError):
         return "it cannot be read: %s" % (error.strerror or error)
     return "it %s" % error if isinstance(error, Unreadable) else str(error)
+
+
+def _is_number(texts: Iterable[str]) -> bool:
+    return all(text.isascii() and text.isdigit() for text in texts)
 
 
 def _is_key_of(parts: Json, key: str) -> bool:

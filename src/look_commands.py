@@ -319,7 +319,7 @@ def _logs(spec: PipelineSpec, options: Options, console: Console, clock: Clock) 
     if options.follow:
         stage_logs.follow(spec.root, stage, options.run, put, clock.wait)
         return EXIT_OK
-    found = stage_logs.find(spec.root, stage, options.run)
+    found = stage_logs.marked(spec.root, stage, stage_logs.find(spec.root, stage, options.run))
     if options.as_json:
         _put(console, _logs_json(spec.root, stage, found), [], True)
         return EXIT_OK
@@ -339,7 +339,7 @@ def _logs_json(root: str, stage: str, found: stage_logs.Found) -> Json:
         except OSError as error:
             problem = error.strerror
         logs.append({"path": log.path, "number": log.number or None, "task": log.task or None, "status": log.status or None, "attempt": log.attempt,
-                     "text": text, "problem": problem})
+                     "notInRecord": log.is_unnamed, "text": text, "problem": problem})
     return {"stage": stage, "runId": found.run_id or None, "invocation": found.invocation or None, "logs": logs, "note": found.note or None}
 
 

@@ -33,10 +33,11 @@ SEARCHED_OPEN = 20          # runs that may be open at once
 SEARCHED_RUNS = 200         # the newest, where no record says which run was the stage's last
 
 
-class Log(namedtuple("Log", "path number task attempt status")):
+class Log(namedtuple("Log", "path number task attempt status is_unnamed", defaults=(False,))):
     """One log; path below the root, with forward slashes.
 
-    number: of the task, 0 for a stage that is one. task: its name, status: what became of it; "" if not known.
+    number: of the task, 0 for a stage that is one. task: its name, status: what became of it; "" if not known. is_unnamed: whether
+    the run has ended, and its record, which names the logs of the stage, does not name this one.
     """
 
     __slots__ = ()
@@ -85,6 +86,24 @@ def _of_run(root: str, stage: str, run_id: str, name_tasks: bool) -> Found:
         if logs:
             return Found(run_id, invocation, logs, problem)
     return Found(run_id, record["invocation"] if record is not None else 1, [], problem or _why_none(record, stage))
+
+
+def marked(root: str, stage: str, found: Found) -> Found:
+    """Mark the logs that the record of a run does not name, though the stage ended well in it: of another an attempt may have
+    ended without being noted.
+
+    A task's log without content may be of a disk that was full; a stage that is called as a number shares its folder with a call.
+    """
+    record = run_history.read_run(root, found.run_id, found.invocation)[0] if found.logs and not stage.isdigit() else None
+    if record is None or not record.get("endedAt"):         # it is at work, or it died
+        return found
+    for entry in _entries(record, stage):
+        logs = entry.get("logs")
+        if entry.get("status") == "ok" and isinstance(logs, list) and not entry.get("recovered"):
+            named = {log.get("path") for log in logs if isinstance(log, dict) and isinstance(log.get("path"), str)}
+            return found._replace(logs=[log._replace(is_unnamed=log.path not in named and not (log.number and not _size(os.path.join(root, log.path))))
+                                        for log in found.logs])
+    return found
 
 
 def _is_plain(name: str) -> bool:
@@ -183,7 +202,8 @@ def heading(found: Found, log: Log) -> str:
     call = ", call %d" % found.invocation if found.invocation > 1 else ""
     task = ", task %d%s%s" % (log.number, " " + printable(log.task) if log.task else "", " (%s)" % log.status if log.status
                               else "") if log.number else ""
-    return "==> run %s%s%s, attempt %d: %s" % (found.run_id, call, task, log.attempt, log.path)
+    unnamed = " (not in the run record)" if log.is_unnamed else ""
+    return "==> run %s%s%s, attempt %d%s: %s" % (found.run_id, call, task, log.attempt, unnamed, log.path)
 
 
 class Reader:
@@ -234,6 +254,7 @@ def follow(root: str, stage: str, run_id: Optional[str], put: Callable[[str], No
         followed = run or followed or _open_run(root, stage, run_id)
         goes_on = bool(run) or (bool(followed) and unseen <= UNSEEN_POLLS and _is_open(root, followed) and not _is_over(root, stage, followed))
         found = find(root, stage, followed or run_id, False)
+        found = found if goes_on else marked(root, stage, found)
         for place, log in enumerate(found.logs):
             reader = readers.setdefault(log.path, Reader(os.path.join(root, log.path)))
             is_complete = not goes_on or (not log.number and place < len(found.logs) - 1)
@@ -245,7 +266,7 @@ def follow(root: str, stage: str, run_id: Optional[str], put: Callable[[str], No
             _read(reader, put, is_complete)
         if not goes_on:
             if not shown and not seen:
-                found = find(root, stage, run_id, False)        # the open run was a dead one
+                found = marked(root, stage, find(root, stage, run_id, False))       # the open run was a dead one
                 show(root, found, put)
             if not found.logs and found.note:
                 put(found.note)

@@ -811,7 +811,7 @@ def test_a_log_path_that_leads_outside(copied, path):
     (past.root.parent / "outside.log").write_bytes(b"secret")
     with_hostile(past, lambda record: record["stages"][0]["logs"][0].update(path=path))
     report = check(past.root)
-    assert [(one.kind, one.file) for one in report.findings] == [("MALFORMED", "state/run_c.json")], report
+    assert [(one.kind, one.file) for one in report.findings] == [("MALFORMED", "state/run_c.json"), ("UNLISTED", "state/logs/c/s1.1.log")], report
     assert str(report.findings[0]).endswith("is no path below the root; it was not opened") and "\0" not in str(report.findings[0])
 
 
@@ -1440,6 +1440,89 @@ def test_a_task_log_may_be_ahead_of_its_record_while_a_run_is_at_work_or_has_die
     change_task(project, "data/in/b.txt", key="", outputs=())
     done = project.run("verify")
     assert done.code == 5 and "[EDITED] state/tasks_s1.jsonl: its outputs are not those that run r2 recorded of stage s1\n" in done.out, done
+
+
+# --- logs that no run wrote
+
+def talkative(project):
+    """A plain stage and one of tasks: both are tried twice, and print something."""
+    for name in ("a", "b"):
+        project.write("data/in/%s.txt" % name, name)
+    body = "print('attempt')\nopen(out + '/' + os.path.basename(inputs[0]), 'w').close()\nsys.exit(os.environ['PIPELINE_ATTEMPT'] == '1')\n"
+    shared = {"processor": project.processor("p", body), "retry": {"attempts": 2, "baseDelayMs": 0}}
+    project.processor("bad", "print('no')\nsys.exit(os.path.exists('data/bad'))\n")
+    stages = [dict(shared, inputs=["data/in/a.txt"]), dict(shared, forEach="data/in/*.txt"), {"processor": "bin/bad.py", "inputs": ["data/in/a.txt"]}]
+    project.write("data/tell.py", "print('told')\n")
+    project.spec(*stages, onSuccess=["data/tell.py"], onFailure=["data/tell.py"])
+
+
+def added(project, *names):
+    """Add such logs, run verify, and return its findings."""
+    for name in names:
+        assert not project.exists(name)
+        project.write(name, "all well\n")
+    done = project.run("verify")
+    assert done.code == (5 if "[" in done.out else 0), done
+    return [line for line in done.out.splitlines() if line.startswith("[")]
+
+
+def test_a_log_that_was_added_to_a_stage_that_ended_well_is_found(project):
+    talkative(project)
+    project.ok("--run-id", "r")
+    assert added(project, "state/logs/r/notes.log", "state/logs/r/s1.log", "state/logs/r/s1.x.log", "state/logs/r/other.1.log", "state/logs/r/s2/notes.log", "state/logs/r/s1.3.log.gz",
+                 "state/logs/r/5/s1.9.log", "state/logs/elsewhere/s1.1.log") == []
+    told = "the log is none of those of stage %s that state/run_r.json names"
+    names = {"state/logs/r/s1.3.log": "s1", "state/logs/r/s1.tasks.jsonl": "s1", "state/logs/r/s1/1.1.log": "s1", "state/logs/r/s2.1.log": "s2", "state/logs/r/s2/2.3.log": "s2"}
+    assert added(project, *names) == ["[UNLISTED] %s: %s" % (name, told % names[name]) for name in sorted(names)]
+    assert project.run("verify", "r").code == 5
+    for name in names:
+        project.path(name).unlink()
+    project.path("data/in/a.txt").write_bytes(b"more")
+    project.ok("--run-id", "r")
+    assert added(project) == []
+    assert added(project, "state/logs/r/2/s2/1.7.log") == ["[UNLISTED] state/logs/r/2/s2/1.7.log: %s" % (told % "s2")]
+    project.path("state/logs/r/2/s2/1.7.log").write_bytes(b"")      # as a full disk leaves one
+    assert added(project) == []
+
+
+def test_a_log_of_a_stage_that_did_not_end_well_need_not_be_named(project):
+    talkative(project)
+    project.write("data/bad", "")
+    assert project.run("--run-id", "r").code == 1
+    assert added(project, "state/logs/r/s3.2.log", "state/logs/r/s3/1.1.log") == []
+    project.path("data/bad").unlink()
+    project.ok("--run-id", "s")         # skips the others
+    assert added(project, "state/logs/s/s1.1.log") == []
+    assert len(added(project, "state/logs/s/s3.2.log")) == 1
+
+
+def test_a_stage_that_is_called_as_a_call_is_numbered_has_no_unnamed_logs(project):
+    project.write("data/in/a.txt", "a")
+    project.spec({"name": "2", "processor": project.processor("p", "print('x')\nopen(out + '/' + os.path.basename(inputs[0]), 'w').close()\n"), "forEach": "data/in/*.txt"},
+                 {"name": "1", "processor": "bin/p.py", "inputs": ["data/in/*.txt"]})
+    project.ok("--run-id", "r")
+    project.write("data/in/a.txt", "b")
+    project.write("data/in/b.txt", "b")
+    project.ok("--run-id", "r")
+    assert added(project) == []
+
+
+def test_a_run_that_was_closed_may_have_left_logs_that_nobody_named(project):
+    talkative(project)
+    spec = project.json("pipeline.json")
+    stages = spec["stages"] + [{"name": "s4", "processor": project.processor("slow", "open('data/waiting', 'w').close()\nwhile not os.path.exists('data/go'):\n    time.sleep(0.01)\n"),
+                                "outputDir": "data/s4"}]
+    project.spec(*stages)
+    run = project.start("--run-id", "r")
+    try:
+        wait_until(lambda: project.exists("data/waiting"))
+    finally:
+        run.kill()
+        run.communicate()
+    project.write("data/go", "")
+    assert added(project, "state/logs/r/s1.3.log") == []
+    project.ok("--run-id", "s")
+    assert added(project) == []
 
 
 def test_what_is_kept_of_a_file_that_is_gone_is_no_edit_of_the_task_log(project):

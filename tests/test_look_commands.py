@@ -481,6 +481,22 @@ def test_logs_of_every_attempt_of_a_named_run_and_of_a_call(pipeline):
     assert look(pipeline, "logs", "b") == "run s has no log of stage b\n"
 
 
+def test_a_log_that_the_run_record_does_not_name_is_marked(pipeline):
+    pipeline.ok("--run-id", "r")
+    heading = "==> run r, attempt %d%s: state/logs/r/b.%d.log"
+    pipeline.write("state/logs/r/b.2.log", "all well\n")
+    pipeline.write("state/logs/r/b/7.1.log", "all well\n")
+    wanted = [heading % (1, "", 1), heading % (2, " (not in the run record)", 2), "==> run r, task 7, attempt 1 (not in the run record): state/logs/r/b/7.1.log"]
+    for words in (["logs", "b"], ["logs", "b", "--run", "r"], ["logs", "b", "--follow"]):
+        assert [line for line in look(pipeline, *words).splitlines() if line.startswith("==>")] == wanted
+    assert [log["notInRecord"] for log in document(pipeline, "logs", "b")["logs"]] == [False, True, True]
+    record = pipeline.json("state/run_r.json")
+    for changes in ({"state": "running", "endedAt": None}, {"stages": [dict(one, status="failed") for one in record["stages"]]},
+                    {"stages": [dict(one, recovered=True) for one in record["stages"]]}, {"stages": []}):
+        pipeline.write("state/run_r.json", json.dumps(dict(record, **changes)))
+        assert "not in the run record" not in look(pipeline, "logs", "b")
+
+
 def test_logs_of_tasks_the_failed_first(tmp_path):
     for name in ("r/s/1.1.log", "r/s/2.1.log", "r/s/10.1.log", "r/s/10.2.log", "r/s/x.log", "r/s.1.log", "r/s.1.1.log", "r/st.1.log", "r/s.1.network", "r/3/s/1.1.log"):
         path = tmp_path / "state" / "logs" / name
