@@ -117,9 +117,13 @@ class EarlierOutputs:
     def _let_go_of(self, foreign: Mapping[str, str]) -> None:
         """Record no more what other stages have recorded, too. foreign: see ForeignOutputs.owners()."""
         taken = [one["path"] for one in self.made if one["path"] in foreign]
-        self.made = [one for one in self.made if one["path"] not in foreign]
+        self.leave_out(foreign)
         if taken:
             self.tell_of_taken(taken, foreign)
+
+    def leave_out(self, foreign: Mapping[str, str]) -> None:
+        """As of now the record vouches no more for what other stages have recorded."""
+        self.made = [one for one in self.made if one["path"] not in foreign]
 
     def tell_of_taken(self, paths: List[str], foreign: Mapping[str, str]) -> None:
         """Say that paths which the stage had recorded are another's now."""

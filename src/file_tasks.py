@@ -119,7 +119,7 @@ class FileTasksWork(TasksWork):
             # For the next run, if this one does not come to its end.
             self.more_of_record = dict(self.more_of_record, logLost=True)
         self.others.look()
-        self.earlier.made = [one for one in self.earlier.made if one["path"] not in self.others.seen]
+        self.earlier.leave_out(self.others.seen)
         self._write_record("running", "")
         self._forget_lost()
         self._clear_staging(facts)

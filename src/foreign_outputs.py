@@ -14,10 +14,13 @@ from primitives import as_here, composed, folded
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, Set
+    from typing import Any, Dict, Set
 
     from engine import Run
     from model import StageSpec
+
+
+NOT_LOOKED: Any = None      # who asks before look() must not be told that all is nobody's
 
 
 def but_for(name: str, theirs: str) -> str:
@@ -34,7 +37,7 @@ class ForeignOutputs:
     def __init__(self, run: Run, stage: StageSpec, folder: str) -> None:
         self.run, self.stage, self.folder = run, stage, folder
         self.beside: Set[str] = set()       # stages that are or were at work at the same time
-        self.seen: Dict[str, str] = {}      # {path: stage} when look() was called last
+        self.seen: Dict[str, str] = NOT_LOOKED      # {path: stage} when look() was called last
         self._seen_alike: Dict[str, str] = {}   # the same path, case folded -> the path
 
     def owners(self) -> Dict[str, str]:

@@ -51,11 +51,9 @@ class PlainWork(StageWork):
 
     def _new_trial(self) -> Trial:
         name, material = self.stage.name, self.facts.material
-        trial = Trial(name=name, subject=name, key=self.key, inputs=material.inputs, stamps=material.stamps, folder=self.folder,
-                      log=os.path.join(self.run.log_folder(), name), token=self.lock.token, counts=self.store.path("counts_%s.json" % name),
-                      progress=checkpoints.progress_path(self.store, name))
-        trial.rank = (self.rank,)
-        return trial
+        return Trial(name=name, subject=name, key=self.key, inputs=material.inputs, stamps=material.stamps, folder=self.folder,
+                     log=os.path.join(self.run.log_folder(), name), token=self.lock.token, counts=self.store.path("counts_%s.json" % name),
+                     progress=checkpoints.progress_path(self.store, name), rank=(self.rank,))
 
     # --- attempts
 

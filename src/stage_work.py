@@ -103,14 +103,13 @@ class Trial:
     report.
     """
 
-    rank: Tuple[int, ...] = (0,)            # the lower, the earlier
-    group: Any = None                       # see scheduler.Attempting
     is_log_lazy = False                     # an attempt that prints nothing leaves no log
 
     def __init__(self, *, name: str, subject: str, key: str, inputs: List[str], stamps: Dict[str, List[int]], folder: str,
-                 log: str, token: str, counts: str, progress: str) -> None:
+                 log: str, token: str, counts: str, progress: str, rank: Tuple[int, ...], group: Any = None) -> None:
         self.name, self.subject, self.key, self.inputs, self.stamps, self.folder = name, subject, key, inputs, stamps, folder
         self.log_start, self.token_start, self.counts_path, self.progress_path = log, token, counts, progress
+        self.rank, self.group = rank, group
         self.attempts = 0
         self.started = 0.0              # of the first attempt, by the run's clock
         self.began = ""                 # of the latest attempt, in UTC
@@ -259,7 +258,7 @@ class StageWork:
         raise NotImplementedError
 
     def _make_log_folder(self, folder: str) -> None:
-        if folder not in self.run.made_folders:
+        if folder not in self.run.made_folders or not os.path.isdir(folder):    # somebody may tidy up there meanwhile
             state_store.make_folder(folder, self.store.commit)
             self.run.made_folders.add(folder)
 
@@ -438,7 +437,8 @@ class StageWork:
 
     def _give_up(self, failure: str, stopped: bool) -> StageResult:
         status = "interrupted" if stopped else "failed"
-        failure = self.run.signals.text() if stopped else failure
+        if stopped:
+            failure = "; ".join([self.run.signals.text()] + ([attempts.survivors_text(self.survivors)] if self.survivors else []))
         failure += self._full_disk_text()
         try:
             self._write_record(status, failure)

@@ -1122,6 +1122,23 @@ while not os.path.exists(out + "/pid"):
 
 
 @linux_only
+@pytest.mark.parametrize("more", [{}, {"forEach": ["in.txt"]}], ids=["one", "tasks"])
+def test_a_process_that_would_not_end_is_named_also_where_a_signal_has_stopped_the_stage(project, more):
+    """Its lock stays, and whoever is asked why must find it in the records."""
+    project.write("in.txt", "x")
+    project.spec({"processor": project.processor("p", "open('started', 'w').close()\ntime.sleep(120)\n"), "graceSec": 1, **more})
+    unended = UNENDED.replace("process_tree.Tree.end =", "ended = process_tree.Tree.end\nprocess_tree.Tree.end = lambda self: ended(self) or [4194304]\nunused =")
+    argv = [sys.executable, "-c", unended, str(ROOT / "src" / "pipeline_runner.py"), "--pipeline", str(project.path("pipeline.json"))]
+    with subprocess.Popen(argv, cwd=str(project.root), env=project.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        wait_until(lambda: project.exists("started"))
+        process.send_signal(signal.SIGTERM)
+        out = process.communicate(timeout=PATIENCE_S)[0].decode("utf-8", "replace")
+    assert process.returncode == 143 and "[STOP] s1: interrupted; processes would not end: 4194304" in out, out
+    record = project.json("state/stage_s1.json")
+    assert (record["lastStatus"], record["lastError"]) == ("interrupted", "interrupted; processes would not end: 4194304") and project.exists("locks/s1.lock/owner.json")
+
+
+@linux_only
 def test_a_stage_that_is_up_to_date_and_whose_dead_owners_processes_do_not_end_fails_alone(project):
     project.spec({"name": "s1", "processor": "bin/stage_copy.py"}, {"name": "s2", "processor": "bin/stage_copy.py"})
     project.ok()

@@ -209,6 +209,15 @@ def test_the_real_clock_waits_to_the_end_though_a_signal_has_come(has_pool):
 
 # --- through the program ---------------------------------------------------------------------------------------------
 
+@pytest.mark.parametrize("more", [{}, {"forEach": ["in.txt"]}], ids=["one", "tasks"])
+def test_logs_that_somebody_tidies_away_meanwhile_cost_no_attempt(project, more):
+    project.write("in.txt", "x\n")
+    project.spec({"processor": project.processor("p", "import shutil\nshutil.rmtree('state/logs', ignore_errors=True)\nprint('said')\nsys.exit(os.environ['PIPELINE_ATTEMPT'] == '1')\n"),
+                  "retry": {"attempts": 2, "baseDelayMs": 1}, **more})
+    done = project.run("--run-id", "r", cwd=str(project.root))
+    assert done.code == 0 and "[RETRY] s1" in done.out and "[DONE] s1" in done.out, done
+
+
 def test_the_line_of_a_retry_and_the_record_of_attempts(project):
     project.write("in.txt", "x\n")
     project.spec({"processor": project.processor("p", "open(out + '/o', 'w').write(os.environ['PIPELINE_ATTEMPT'])\n"
