@@ -8,6 +8,7 @@ hidden.
 """
 from __future__ import annotations
 
+import arrivals
 import reasons
 import state_store
 import task_look
@@ -17,20 +18,26 @@ from task_log import GOOD
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List
+    from typing import Any, Callable, Dict, List, Tuple
 
-    from model import Clock, Facts, PipelineSpec, StageSpec
+    from model import Clock, Decision, Facts, PipelineSpec, StageSpec
     from run_ledger import RunLedger
     Json = Dict[str, Any]
 
 
-def accept(ledger: RunLedger, stage: StageSpec, spec: PipelineSpec, facts: Facts, reason: str, clock: Clock) -> str:
+def accept(ledger: RunLedger, stage: StageSpec, spec: PipelineSpec, facts: Facts, decision: Decision,
+           judge: Callable[[], Tuple[str, str]], reason: str, clock: Clock) -> str:
     """Give a finished stage today's key; return what to tell the user. The caller holds the stage's lock.
 
+    decision: what a run would do with the stage now. judge: tells what a run would say of its control totals once it has today's
+    key (planning.totals_again); asked where nothing else is in the way.
     On disk afterwards: a ledger entry, the stage record and the marker with the new key; of a stage with forEach each task's
     line, too. Raises: UsageError where there is nothing to accept, or more than the key has changed.
     """
-    problem = _problem(facts) or _problem_of_tasks(facts)
+    problem = "; ".join(decision.reasons) if decision.action in ("FAIL", "WAITING") else _problem(facts) or _problem_of_tasks(stage, facts)
+    if not problem:
+        missing, refused = judge()
+        problem = missing + "; run it" if missing else refused
     if problem:
         raise UsageError("accept %s: %s" % (stage.name, problem))
     store, record, key = ledger.store, facts.record, facts.material.key
@@ -71,11 +78,13 @@ def _problem(facts: Facts) -> str:
     return ""
 
 
-def _problem_of_tasks(facts: Facts) -> str:
+def _problem_of_tasks(stage: StageSpec, facts: Facts) -> str:
     """Return which tasks have more to them than what all share, or "": only that can be accepted for all at once."""
     tasks = facts.tasks
     if tasks is None:
         return ""
+    if tasks.left:
+        return arrivals.waiting_text(stage, tasks.left)
     before = stage_key({name: value for name, value in facts.record["keyParts"].items() if name != "tasks"})
     others: List[str] = []
     for place in tasks.todo:

@@ -209,9 +209,10 @@ def _accept(spec: PipelineSpec, options: Options, console: Console, clock: Clock
     lock = stage_locks.StageLock(spec.root, name, "accept", boot, clock, process_tree)
     lock.acquire(stage.lock_wait_s, state_store.dead_token(store.stage(name)))
     try:
-        facts = planning.observe(spec, stage, digests, store, boot)
+        decision, facts = planning.look_at(spec, stage, digests, store, boot, False, lambda device: int(clock.time() * 1e9))
         ledger.prepare()
-        done = acceptance.accept(ledger, stage, spec, facts, options.reason, clock)
+        done = acceptance.accept(ledger, stage, spec, facts, decision, lambda: planning.totals_again(spec, stage, facts, store),
+                                 options.reason, clock)
     finally:
         lock.release()
     console.line(done)

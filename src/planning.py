@@ -151,16 +151,28 @@ def look_at(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: State
 
 def judge_again(spec: PipelineSpec, stage: StageSpec, decision: Decision, facts: Facts, store: StateStore) -> Decision:
     """Judge the recorded counts of a stage that is up to date: what the spec asks of them may have become stricter since."""
+    missing, why = totals_again(spec, stage, facts, store)
+    if missing:
+        return Decision("RUN", [missing], 0, "")
+    return Decision("FAIL", [why], 0, "") if why else decision
+
+
+def totals_again(spec: PipelineSpec, stage: StageSpec, facts: Facts, store: StateStore) -> Tuple[str, str]:
+    """Return (which of the counts that are asked for the record of a finished stage has not, or ""; why these are refused with
+    the inputs of now, or "")."""
     import control_totals
+    if not control_totals.is_judged(stage):
+        return "", ""
     counts = facts.record.get("counts") or {}
     missing = ["usable counts"] if control_totals.counts_problem(counts) else control_totals.missing_counts(stage, counts)
     if missing:
-        return Decision("RUN", ["its record has no count of %s, which is asked for now" % " and ".join(missing)], 0, "")
+        return "its record has no count of %s, which is asked for now" % " and ".join(missing), ""
     expected, _, refused = expected_read(spec, stage, facts, store)
     (_, _, record), = with_all_outputs([(stage.name, stage.output_dir, facts.record)], store)
     paths = ["%s/%s" % (stage.output_dir, one["path"]) for one in record["outputs"]]
     why = refused or control_totals.judge(stage, counts, expected, paths)
-    return Decision("FAIL", ["%s; recorded by run %s" % (why, facts.record.get("lastRunId"))], 0, "") if why else decision
+    remedy = "" if refused else "; --force %s makes it again" % stage.name      # it would be refused again
+    return "", "%s; recorded by run %s%s" % (why, facts.record.get("lastRunId"), remedy) if why else ""
 
 
 # --- what follows from it (pure)

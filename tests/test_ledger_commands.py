@@ -156,6 +156,88 @@ def test_accept_of_a_stage_of_tasks_takes_what_all_share(project, other):
     assert ": ok" in project.ok("verify", "--outputs").out
 
 
+TOTALS = ("from processor_kit import Reject, lines\ndef check(line):\n    if line == 'bad\\n':\n        raise Reject('it is bad')\n    return line\n"
+          "lines(check, 'o.txt')\n")
+
+
+def refused(project, said, *arguments):
+    """Assert that accept refuses with these words and writes nothing."""
+    before = {name: data for name, data in project.snapshot().items() if name.startswith(("state", "data"))}
+    done = project.run("accept", *arguments, "--reason", "x")
+    assert done.code == 2 and said in done.err and len(done.err.splitlines()) == 1 and not done.out, done
+    assert {name: data for name, data in project.snapshot().items() if name.startswith(("state", "data"))} == before
+
+
+@pytest.mark.parametrize("kind", ["inputs", "forEach"])
+def test_accept_takes_no_stage_with_an_input_that_control_totals_refused(project, kind):
+    project.write("in.txt", "1\n2\n")
+    project.write("bin/one.py", TOTALS)
+    one = {"name": "one", "processor": "bin/one.py", "inputs": ["in.txt"], "outputDir": "data/one", "maxRejects": "1%"}
+    two = {"name": "two", "processor": "bin/stage_copy.py", kind: ["data/one/*.txt"], "outputDir": "data/two"}
+    project.spec(one, two)
+    project.ok("--run-id", "a")
+    project.write("in.txt", "1\nbad\n")
+    assert project.run("--run-id", "b").code == 1
+    said = "input data/one/o.txt is not accepted: stage one failed: 1 of 2 records rejected, more than maxRejects 1%"
+    assert "FAIL    two (%s" % said in project.ok("plan", "--only", "two").out
+    refused(project, "error: accept two: " + said, "two")
+    project.spec(dict(one, maxRejects="50%"), two)
+    assert "[DONE] two" in project.ok("--run-id", "c").out and project.read("data/two/o.txt") == "1\n"
+
+
+@pytest.mark.parametrize("kind, named", [("inputs", "a"), ("forEach", "a"), ("forEach", "ab")])
+def test_accept_waits_for_no_input_that_is_still_arriving(project, kind, named):
+    for name in named:
+        project.write("in/%s.txt" % name, "old\n")
+        os.utime(str(project.path("in/%s.txt" % name)), (1e9, 1e9))
+    project.spec({"name": "s", "processor": "bin/stage_copy.py", kind: ["in/*.txt"], "outputDir": "data/s", "settleSec": 100000})
+    project.ok("--run-id", "a")
+    project.write("bin/stage_copy.py", project.read("bin/stage_copy.py") + "# a comment\n")
+    project.write("in/a.txt", "old\nmore\n")
+    refused(project, "error: accept s: inputs not settled: in/a.txt changed ", "s")
+    project.write("in/a.txt", "old\n")
+    os.utime(str(project.path("in/a.txt")), (1e9, 1e9))
+    assert "[ACCEPT] s" in project.ok("accept", "s", "--reason", "a comment").out and "[SKIP] s" in project.ok("--run-id", "b").out
+
+
+def test_accept_takes_no_stage_whose_control_totals_would_fail_then(project):
+    project.write("in.txt", "1\n2\n")
+    project.write("bin/one.py", TOTALS)
+    stages = [{"name": name, "processor": "bin/one.py", "inputs": [path], "outputDir": "data/" + name, "reconcile": True}
+              for name, path in (("one", "in.txt"), ("two", "data/one/o.txt"))]
+    project.spec(*stages)
+    project.ok("--run-id", "a")
+    project.write("in.txt", "1\n2\n3\n")
+    project.ok("--run-id", "b", "--only", "one")
+    said = "control totals: read 2, but the stages that made its inputs wrote 3; recorded by run a; --force two makes it again\n"
+    refused(project, "error: accept two: " + said, "two")
+    assert "[DONE] two" in project.ok("--run-id", "c").out
+    # A change that leaves the totals as they are is taken as ever.
+    project.write("bin/one.py", TOTALS + "# a comment\n")
+    for name in ("one", "two"):
+        assert "[ACCEPT] " + name in project.ok("accept", name, "--reason", "a comment").out
+    done = project.ok("--run-id", "d")
+    assert "[SKIP] one" in done.out and "[SKIP] two" in done.out, done
+
+
+def test_accept_takes_no_stage_without_the_counts_that_are_asked_for_now(project):
+    one_stage(project).ok("--run-id", "a")
+    project.spec({"processor": project.processor("work", "# a comment\n"), "inputs": ["in.txt"], "maxRejects": 1})
+    refused(project, "error: accept s1: its record has no count of rejected, which is asked for now; run it", "s1")
+
+
+def test_a_recorded_success_that_its_totals_refuse_now_is_told_how_it_is_made_again(project):
+    project.write("in.txt", "1\nbad\n")
+    project.write("bin/one.py", TOTALS)
+    stage = {"name": "one", "processor": "bin/one.py", "inputs": ["in.txt"], "outputDir": "data/one"}
+    project.spec(stage)
+    project.ok("--run-id", "a")
+    project.spec(dict(stage, maxRejects=0))
+    done = project.run("--run-id", "b")
+    assert done.code == 1 and "; recorded by run a; --force one makes it again\n" in done.out, done
+    refused(project, "; recorded by run a; --force one makes it again\n", "one")
+
+
 @posix_only
 def test_accept_waits_for_the_owner_of_the_stage(project):
     one_stage(project, "open(out + '/o.txt', 'w').write('made')\nopen('started', 'w')\nwhile not os.path.exists('go'):\n    time.sleep(0.01)\n", defaults={"lock": {"waitSeconds": 0}})
