@@ -167,6 +167,11 @@ class ChunkTasksWork(task_work.TasksWork):
             self._stamps_of[path] = {**self._stamps_of[""], path: stamps[path]}
         return self._stamps_of[path]
 
+    def _stamp_anew(self) -> None:
+        super()._stamp_anew()
+        for stamps in self._stamps_of.values():     # which the chunks have in hand
+            stamps.update((path, self.facts.material.stamps[path]) for path in stamps)
+
     def _problem(self) -> str:
         """Return why this stage cannot be done in chunks, or ""."""
         if self.chunks.is_filter:
@@ -203,6 +208,8 @@ class ChunkTasksWork(task_work.TasksWork):
         done = set() if is_forced else {task.name for task in tasks if self._is_done(task)}
         kept = {os.path.basename(task.folder) for task in tasks if task.name in done or self.stage.checkpoint and not is_forced}
         self._clear_folders(kept)
+        if self.earlier.has_cleared:
+            self._stamp_anew()
         self.task_log.entries = {name: entry for name, entry in self.task_log.entries.items() if name in done}
         self.task_log.compact(self._write_log)
         self._open_log()

@@ -31,13 +31,14 @@ class EarlierOutputs:
     """What the record of a stage tells of its output folder, and what is there of it.
 
     made: the outputs that the record vouches for, as it lists them, less what has been undone or let go of since. moved_from: the
-    outputDir under which they were made, "" if it is today's; then made is empty.
+    outputDir under which they were made, "" if it is today's; then made is empty. has_cleared: whether any file was removed, or cut.
     """
 
     def __init__(self, run: Run, stage: StageSpec, folder: str, record: Optional[Json], others: ForeignOutputs) -> None:
         self.run, self.stage, self.folder, self.record, self.others = run, stage, folder, record, others
         self.moved_from = state_store.made_elsewhere(record, stage.output_dir)
         self.made = self._vouched(record) if record is not None and not self.moved_from else []
+        self.has_cleared = False
 
     def _vouched(self, record: Json) -> List[Json]:
         """Return the outputs that the record vouches for, also if the stage was one of forEach then, with too many for the
@@ -76,6 +77,7 @@ class EarlierOutputs:
             done += stage_outputs.clear_leftovers(self.folder, baseline, recorded, self.others.possible(), file_digests.hash_prefix,
                                                   recorded_outputs.folders_of_others(self.run.spec, self.stage.name, self.stage.output_dir))
         if done:
+            self.has_cleared = True
             recorded_outputs.sync_below(self.folder)
             self._note("leftovers of an unfinished attempt: %s" % shown_names(done, between="; "))
 
@@ -111,6 +113,7 @@ class EarlierOutputs:
         self.made = [before.get(one["path"], one) if one["path"] in names else one
                      for one in self.made if one["path"] not in names or one["path"] in before]
         if done:
+            self.has_cleared = True
             recorded_outputs.sync_below(self.folder)
             self._note("not what was recorded: %s" % shown_names(done, between="; "))
 
@@ -155,6 +158,7 @@ class EarlierOutputs:
         full = os.path.join(self.run.root, *path.split("/"))
         if spec_checks.path_problem(path) or recorded_outputs.link_on_the_way(self.run.root, path + "/x") or not os.path.isdir(full):
             return
+        self.has_cleared = True
         try:
             state_store.remove_tree(full)
         except OSError as error:

@@ -86,6 +86,7 @@ class FileTasksWork(TasksWork):
         # Outputs that were removed as their file is gone, and of which tasks had been made, too.
         self.pruned_inputs: List[str] = []
         self.ready_folders: Set[str] = set()        # those of the slots
+        self.restamped: Dict[str, List[int]] = {}   # of files of tasks, see stage_work.restamped()
         self.died_at_ns = 0                         # when the last run began, if it died: by the file system's clock
         self.is_pruned = stage.prune                # False as long as something of files that are gone is left for a later run
         self.made = task_files.FileTable()          # outputs of this run, with signatures that no later write can hide behind
@@ -123,6 +124,11 @@ class FileTasksWork(TasksWork):
         self._write_record("running", "")
         self._forget_lost()
         self._clear_staging(facts)
+        if self.earlier.has_cleared:
+            self._stamp_anew()
+            stamps = {facts.paths[place]: task_files.signature_at(facts.packed, place) for place in places}
+            digests = {facts.paths[place]: facts.digests[place] for place in places}
+            self.restamped = stage_work.restamped(self.run.root, stamps, digests, self.run.digests.heed)
         self._open_log()
         alive = set(facts.paths) | {path for path, _ in facts.left}
         for name, entry in self.task_log.entries.items():
@@ -247,7 +253,7 @@ class FileTasksWork(TasksWork):
         shared = self.facts.material
         for place in places:
             path, key = facts.paths[place], self.keys[place]
-            stamp = task_files.signature_at(facts.packed, place)
+            stamp = self.restamped.get(path) or task_files.signature_at(facts.packed, place)
             yield Task(place, path, key, [path] + shared.inputs, os.path.join(self.staging, folder_name(path, key)),
                        {"PIPELINE_TASK": path}, dict(shared.stamps, **{path: stamp}), stamp[0])
 

@@ -33,7 +33,7 @@ from state_store import utc_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
+    from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
 
     from engine import Run
     from model import Decision, Facts, Retry, StageSpec
@@ -64,6 +64,23 @@ def changed_file(root: str, stamps: Dict[str, List[int]]) -> str:
         if now != stamp and task_files.plain(now) != task_files.plain(stamp):   # of a task, the stamp comes from an array
             return "%s%s%s" % (CHANGED, path, STATUS_ONLY if file_digests.is_same_but_status(stamp, now) else "")
     return ""
+
+
+def restamped(root: str, stamps: Dict[str, List[int]], digests: Dict[str, str], heed: Callable[[], None]) -> Dict[str, List[int]]:
+    """Return the signatures of now of the files of which nothing but the status has changed since they had *stamps*, and that are
+    still what *digests* say of them: who can have changed one since the key was computed is not known, so each is read again."""
+    found = {}
+    for path, stamp in stamps.items():
+        full = os.path.join(root, path)
+        try:
+            if not file_digests.is_same_but_status(task_files.plain(stamp), task_files.plain(file_digests.signature(os.stat(full)))):
+                continue
+            digest, now = file_digests.hash_file(full, heed)
+        except OSError:
+            continue
+        if now and digest == digests.get(path):
+            found[path] = now
+    return found
 
 
 def with_change(changed: str, failure: str) -> str:
@@ -185,6 +202,8 @@ class StageWork:
             # Of an attempt: cleared already, and what was there before it has nothing to do with a sync that failed since.
             state_store.remove_durably(self.earlier.lost_path(), self.store.commit)
             self.earlier.tell_of_move()
+        if self.earlier.has_cleared:
+            self._stamp_anew()
         record = self.facts.record
         is_same_work = record is not None and record["lastStatus"] != "ok" and record["idempotencyKey"] == self.key
         old = unfinished if is_same_work else None
@@ -195,6 +214,14 @@ class StageWork:
         if self.stage.checkpoint or self.found.itself[1:] != self.run.state_device():
             # A checkpoint is worth nothing without the record of its key; and two file systems keep no order of names.
             self.run.flush()
+
+    def _stamp_anew(self) -> None:
+        """Take the signatures of the key's files anew where clearing has changed their status: of what was cleared, some may have
+        been further names (hard links) of them, and that is no change of an input."""
+        material = self.facts.material
+        parts = material.parts
+        digests = dict([*parts["inputs"], *parts["watch"], *parts["modules"], (parts["processor"]["path"], parts["processor"]["sha256"])])
+        material.stamps.update(restamped(self.run.root, material.stamps, digests, self.run.digests.heed))
 
     def _note(self, text: str) -> None:
         self.console.event("NOTE", self.stage.name, ": " + text)

@@ -309,6 +309,7 @@ class TasksWork(stage_work.StageWork):
                 continue
             for name in names:
                 if name.split(".")[0] not in kept:
+                    self.earlier.has_cleared = True
                     full = os.path.join(top, name)
                     state_store.remove_tree(full) if stage_outputs.is_folder(full) else unlink(full)
 

@@ -22,6 +22,7 @@ import file_tasks
 import model
 import program_scan
 import spec_checks
+import stage_work
 import state_store
 from chunk_work import ChunkTasksWork
 from scheduler import Next, Spawn
@@ -596,3 +597,60 @@ def test_a_folder_whose_name_makes_it_no_output_is_not_looked_into(tmp_path):
         (tmp_path / name / "f").write_bytes(b"")
     found = stage_outputs.list_folder(str(tmp_path))
     assert (sorted(found.files), found.parts, sorted(found.hidden), found.folders) == (["open/f"], ["d.part"], [".hidden"], ["open/"])
+
+
+# --- hard links to inputs --------------------------------------------------------------------------------------------
+
+WHOLE = {"inputs": ["data/in/*.txt"]}
+EACH = {"forEach": "data/in/*.txt", "inputs": ["data/shared.txt"]}
+
+
+@posix_only
+@pytest.mark.parametrize("how", ["failed", "stopped"])
+@pytest.mark.parametrize("before, after, linked", [
+    (WHOLE, WHOLE, "data/in/a.txt"), (dict(WHOLE, chunks={"bytes": 100}), dict(WHOLE, chunks={"bytes": 100}), "data/in/a.txt"),
+    (EACH, EACH, "data/in/a.txt"), (EACH, EACH, "data/shared.txt"), (WHOLE, EACH, "data/in/a.txt")],
+    ids=["stage", "chunks", "task", "shared", "became tasks"])
+def test_a_hard_link_to_an_input_that_is_cleared_is_no_change_of_the_input(root, before, after, linked, how):
+    root.write("data/shared.txt", "shared\n")
+    end = "" if how == "failed" else "open('linked', 'w').close()\nwhile True:\n    time.sleep(0.01)\n"
+    stage = {"name": "s1", "outputDir": "data/s1", "retry": {"attempts": 1}}
+    root.spec(dict(stage, processor=root.processor("p", "# PIPELINE_CHUNK_START\nos.link(%r, out + '/x.txt')\n%s" % (linked, end)), **before))
+    if how == "failed":
+        done = root.run("--run-id", "a")
+        assert done.code == 1 and "input changed during the run: %s (" % linked in done.out, done
+    else:
+        process = root.start("--run-id", "a")
+        wait_until(root.path("linked").exists)
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 143, out
+    root.spec(dict(stage, processor=root.processor("p", "# PIPELINE_CHUNK_START\nopen(out + '/x.txt', 'w').write(open(%r).read())\n" % linked), **after))
+    done = root.ok("--run-id", "b")
+    assert "[DONE] s1" in done.out and root.path("data/s1/x.txt").stat().st_nlink == 1, done
+    root.ok("--run-id", "c")
+    assert "[SKIP] s1" in root.ok("--run-id", "d").out
+    root.ok("verify", "--outputs")
+
+
+@posix_only
+def test_only_a_file_that_is_still_what_its_digest_says_gets_another_stamp(tmp_path):
+    names = ("same", "linked", "written", "changed", "gone")
+    for name in names:
+        (tmp_path / name).write_bytes(b"content")
+    stamps = {name: file_digests.signature(os.stat(str(tmp_path / name))) for name in names}
+    digests = dict.fromkeys(names, hashlib.sha256(b"content").hexdigest())
+    wait_until(lambda: _is_later(tmp_path, stamps))
+    os.link(str(tmp_path / "linked"), str(tmp_path / "other"))
+    for name, data in (("written", b"CONTENT"), ("changed", b"content and more")):
+        (tmp_path / name).write_bytes(data)
+        os.utime(str(tmp_path / name), ns=(stamps[name][1], stamps[name][1]))       # only its status tells
+    (tmp_path / "gone").unlink()
+    now = file_digests.signature(os.stat(str(tmp_path / "linked")))
+    assert now != stamps["linked"] and stage_work.restamped(str(tmp_path), stamps, digests, lambda: None) == {"linked": now}
+
+
+def _is_later(folder, stamps):
+    """Tell whether the clock of the file system has gone on since the files of *stamps* were made."""
+    (folder / "clock").write_bytes(b"")
+    return (folder / "clock").stat().st_ctime_ns > max(stamp[2] for stamp in stamps.values())
