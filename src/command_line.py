@@ -89,6 +89,7 @@ exit codes
   6 offline guard  7 stopped by the clock, or inputs not settled  129 hung up  130 interrupted (Ctrl-C)  143 terminated
 """
 MAY_BE_EMPTY = ("--set", "--reason", "--run-id")      # that each say themselves what they need
+RECORDED = ("--set", "--reason")      # free text that ends in records
 REPEATED = ("--force", "--only", "--set", "--anchor")
 VALUED = REPEATED + ("--pipeline", "--root", "--run-id", "--from", "--until", "--key", "--format", "--output", "-o", "--reason", "--jobs", "--max-memory",
                      "--stop-by", "--stop-after", "--log-format", "--openlineage", "--run", "--last", "--keep-runs", "--keep-days", "--kind")
@@ -177,6 +178,7 @@ def _options(values: Dict[str, List[str]], flags: Set[str], words: List[str]) ->
     if command not in ("help", "version"):
         _check_words(command, words)
         _check_owned(command, values, flags)
+        _check_recorded(values)
     if command == "run" and "--dry-run" in flags:
         command = "plan"
     for name in VALUED:
@@ -256,6 +258,17 @@ def _check_owned(command: str, values: Dict[str, List[str]], flags: Set[str]) ->
     for name in values["--format"]:
         if name not in FORMATS[command]:
             raise UsageError("--format %s: must be %s" % (shown_value(name), " or ".join(FORMATS[command])))
+
+
+def _check_recorded(values: Dict[str, List[str]]) -> None:
+    """Refuse text that no record can hold. Raises: UsageError."""
+    for name in RECORDED:
+        for text in values[name]:
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError:
+                raise UsageError("%s %s: not UTF-8 text here; write it in UTF-8, or run with PYTHONUTF8=1 if it is" % (
+                    name, shown_value(text))) from None
 
 
 def _names(option: str, values: Dict[str, List[str]]) -> FrozenSet[str]:

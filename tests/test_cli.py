@@ -136,6 +136,17 @@ def test_usage_errors_of_the_real_program(tmp_path):
     assert os.listdir(str(tmp_path)) == []
 
 
+@pytest.mark.parametrize("command", [[], ["plan"], ["status"], ["accept", "copy"]])
+def test_text_that_no_record_can_hold_is_a_usage_error(good, command):
+    """As a shell passes bytes that are not UTF-8."""
+    good.ok("--run-id", "a")
+    before = good.snapshot()
+    words = [*command, *(["--reason", "caf\udce9"] if command[:1] == ["accept"] else ["--set", "day=caf\udce9"])]
+    done = good.run(*words)
+    said = 'error: %s "%s": not UTF-8 text here; write it in UTF-8, or run with PYTHONUTF8=1 if it is\n' % (words[-2], words[-1].replace("\udce9", "\\udce9"))
+    assert (done.code, done.out, done.err) == (2, "", said) and good.snapshot() == before, done
+
+
 @pytest.mark.parametrize("words, expected", [
     ([], ("run", "pipeline.json", None)), (["run"], ("run", "pipeline.json", None)), (["--pipeline=x.json", "--root", "r"], ("run", "x.json", "r")),
     (["plan", "--pipeline", "x"], ("plan", "x", None)), (["--pipeline", "x", "plan"], ("plan", "x", None)), (["--dry-run"], ("plan", "pipeline.json", None)),
