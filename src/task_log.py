@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import zlib
 from collections import namedtuple
 
 from model import sha256
-from primitives import open_descriptor, open_file
+from primitives import leads_out, open_descriptor, open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ SCHEMA_VERSION = 1
 BATCH_LINES = 1000          # turned into entries at once: their JSON takes several times the room
 MIN_DEAD_LINES = 1000       # a log is not written anew for fewer superseded lines
 GOOD = ("ok", "kept")
+# In a line without one of these no path leads out of its folder (elsewhere than on Windows): most are read at no cost.
+SUSPECT = (b"..", b'["/', b"\\u00")
 SUM = b',"sum":"%08x"}'
 SUM_BYTES = len(SUM % 0)
 
@@ -124,7 +127,9 @@ def salvaged(path: str, stage: str) -> TaskLog:
 def _add_entries(entries: Dict[str, Entry], lines: List[bytes]) -> None:
     same: Dict[str, str] = {}           # texts that thousands of entries have in common
     none: Json = {}                     # counts of those that counted nothing
-    for one in _parsed(b"[" + b",".join(lines) + b"]"):
+    text = b"[" + b",".join(lines) + b"]"
+    is_suspect = sys.platform == "win32" or any(sign in text for sign in SUSPECT)
+    for one in _parsed(text):
         if "task" not in one:
             # The header once more, where logs were put together.
             raise Damaged("a line tells of no task: %s" % str(one)[:80])
@@ -132,8 +137,12 @@ def _add_entries(entries: Dict[str, Entry], lines: List[bytes]) -> None:
             status, run = (same.setdefault(one[name], one[name]) for name in ("status", "run"))
             entries[one["task"]] = Entry(one["task"], one["key"], status, tuple(map(tuple, one["outputs"])), one["counts"] or none,
                                          one["bytes_in"], one["attempts"], one["duration_ms"], one["error"], run)
-        except (KeyError, TypeError):
+            is_foreign = is_suspect and any(leads_out(path) for path, _, _ in one["outputs"])
+        except (KeyError, TypeError, ValueError, AttributeError):
             raise Damaged("a line is of another form: %s" % str(one)[:80]) from None
+        if is_foreign:                  # who removes what a log lists must not be led elsewhere
+            del entries[one["task"]]
+            raise Damaged("a line names an output that does not lie in the output folder: %s" % str(one)[:80])
 
 
 class TaskLog:

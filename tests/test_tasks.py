@@ -1462,6 +1462,23 @@ def test_any_other_damage_is_told(tmp_path, number):
         open_log(tmp_path)
 
 
+@pytest.mark.parametrize("path", ["../../victim", "/victim", "a/../../victim"])
+def test_an_output_that_does_not_lie_in_the_output_folder_is_damage(tmp_path, path):
+    """Somebody who can make sums may have written it; `prune`, clean and reset remove what is listed."""
+    log = open_log(tmp_path)
+    log.append(entry("x"))
+    log.append(entry("y")._replace(outputs=((path, 1, "0" * 64),)))
+    log.close()
+    with pytest.raises(task_log.Damaged, match="does not lie in the output folder"):
+        open_log(tmp_path)
+    assert set(task_log.salvaged(str(tmp_path / "tasks_s.jsonl"), "s").entries) == {"x"}
+    (tmp_path / "other").mkdir()
+    log = open_log(tmp_path / "other")
+    log.append(entry("z")._replace(outputs=(("a..b/\u00e9..", 1, "0" * 64),)))
+    log.close()
+    assert set(open_log(tmp_path / "other").entries) == {"z"}
+
+
 def test_lines_that_a_crash_has_damaged_are_not_strange_and_others_that_no_run_has_sealed_are(tmp_path):
     log = task_log.TaskLog(str(tmp_path), "s")
     log.open(lambda path, data: (tmp_path / "tasks_s.jsonl").write_bytes(data))
