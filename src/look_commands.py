@@ -38,6 +38,7 @@ STATUS_RUNS = 10            # shown, unless --last says otherwise
 HISTORY_RUNS = 20
 READ_RUNS = 100             # looked at for the series of stages
 SHOWN_REASONS = 3           # of a stage, in the table
+RUNNING_NOW = "running now"
 WORDS = {"neverRun": "never run", "notRun": "not run"}
 NEXT = {"RUN": "would run", "SKIP": "up to date", "SEAL": "up to date", "FAIL": "would fail", "PENDING": "waits"}
 
@@ -127,17 +128,23 @@ def _stage_status(spec: PipelineSpec, stage: StageSpec, decision: Decision, read
                    "lineOffset": decision.line_offset if decision.action == "RESUME" else None,
                    "holder": {name: owner.get(name) for name in ("pid", "host", "runId", "since")} if owner else None,
                    "tasks": stage_progress.task_counts(record, os.path.join(state, "tasks_%s.jsonl" % stage.name), owner is not None),
-                   "percent": None, "problem": problem or None, **_record_json(record, now)}
+                   "percent": None, "problem": problem or None, **_work_json(spec.root, stage, record, owner, now)}
     if owner is not None:
         seen = stage_progress.read_progress(os.path.join(state, "progress_%s.json" % stage.name)) if stage.checkpoint else None
         tasks = found["tasks"]
         found["percent"] = stage_progress.percent(tasks["done"], tasks["total"]) if tasks else (
             stage_progress.percent(seen.done_bytes, seen.total_bytes) if seen is not None else None)
+    return found
+
+
+def _work_json(root: str, stage: StageSpec, record: Optional[Json], owner: Optional[Json], now: float) -> Json:
+    """Return what a stage record says of the last run; of one that is at work on it, how long and how often it has tried so far."""
+    found = _record_json(record, now)
+    if owner is not None and found["endedAt"] is None:
         started = _seconds(found["startedAt"])
         found["durationMs"] = max(0, int((now - started) * 1000)) if started is not None else None
         if found["lastRunId"] and found["lastInvocation"]:
-            found["attempts"] = max(found["attempts"] or 0,
-                                    run_history.attempts_begun(os.path.dirname(state), found["lastRunId"], found["lastInvocation"], stage.name))
+            found["attempts"] = max(found["attempts"] or 0, run_history.attempts_begun(root, found["lastRunId"], found["lastInvocation"], stage.name))
     return found
 
 
@@ -358,18 +365,21 @@ def explain_stage(spec: PipelineSpec, stage: StageSpec, look: Look, clock: Clock
     if decision.action == "PENDING":
         waits = list(decision.reasons)
         decision, facts = tolerant(stage)
+    owner = owners.get(stage.name)
+    if owner is not None and decision.reasons == ["last run died"]:
+        decision = decision._replace(reasons=[RUNNING_NOW])         # it has not: it is at work
     old = record["keyParts"] if record is not None else None
     new = facts.material.parts if facts is not None and not facts.material.missing else None
-    word = status_word(record, problem, "PENDING" if waits else decision.action, stage.name in owners)
+    word = status_word(record, problem, "PENDING" if waits else decision.action, owner is not None)
     return {
         "pipeline": spec.name, "stage": stage.name, "status": word, "action": decision.action, "reasons": list(decision.reasons), "waitsFor": waits,
         "lineOffset": decision.line_offset if decision.action == "RESUME" else None, "discard": decision.discard or None,
-        "holder": stage_locks.owner_text(owners[stage.name]) if stage.name in owners else None, "problem": problem or None,
+        "holder": stage_locks.owner_text(owner) if owner is not None else None, "problem": problem or None,
         "recordedKey": record["idempotencyKey"] if record is not None else None, "key": (facts.material.key or None) if facts is not None else None,
         "parts": [part._asdict() for part in stage_explanation.compare(old, new)],
         "marker": _marker_json(spec, stage, record), "outputs": _outputs_json(spec.root, record, facts),
         "checkpoint": _checkpoint_json(spec, stage, facts),
-        **{name: value for name, value in _record_json(record, clock.time()).items() if name != "outputs"}}
+        **{name: value for name, value in _work_json(spec.root, stage, record, owner, clock.time()).items() if name != "outputs"}}
 
 
 def _marker_json(spec: PipelineSpec, stage: StageSpec, record: Optional[Json]) -> Json:
@@ -430,9 +440,10 @@ def explain_lines(found: Json, now: float) -> List[str]:
     ended = _seconds(found["endedAt"])
     lines = ["stage %s: %s" % (found["stage"], WORDS.get(found["status"], found["status"]))]
     if found["lastRunId"]:
+        took = "took" if ended is not None else "at work for"
         lines.append("last run: %s%s%s, %d attempt%s" % (
             found["lastRunId"], ", ended %s ago" % age_text(now - ended) if ended is not None else "",
-            ", took %s" % duration_text(_s(found["durationMs"])) if found["durationMs"] is not None else "",
+            ", %s %s" % (took, duration_text(_s(found["durationMs"]))) if found["durationMs"] is not None else "",
             found["attempts"] or 0, "" if found["attempts"] == 1 else "s"))
     if found["holder"]:
         lines.append("held by " + found["holder"])
@@ -446,7 +457,7 @@ def explain_lines(found: Json, now: float) -> List[str]:
     why = "; ".join(found["reasons"])
     if found["waitsFor"]:
         lines.append("%s, which may change its inputs; as they are now:" % "; ".join(found["waitsFor"]))
-    if found["action"] in ("SKIP", "SEAL"):
+    if found["action"] in ("SKIP", "SEAL") or found["reasons"] == [RUNNING_NOW]:
         lines.append(why)
     else:
         lines.append("%s: %s" % (next_word(found["action"], found["lineOffset"]), why))

@@ -184,7 +184,10 @@ def test_while_a_run_is_going_on(pipeline):
         assert "    held by pid %d on " % live.process.pid in look(pipeline, "status")
         assert [(run["runId"], run["state"]) for run in document(pipeline, "history")["runs"]] == [("live", "running")]
         assert "log of b" in look(pipeline, "logs", "b") and "held by pid" in look(pipeline, "explain", "b")
-        assert document(pipeline, "explain", "b")["status"] == "running"
+        found = document(pipeline, "explain", "b")
+        assert (found["status"], found["reasons"], found["attempts"]) == ("running", ["running now"], 1) and found["durationMs"] is not None
+        out = look(pipeline, "explain", "b")
+        assert out.endswith("\nrunning now\n") and ", 1 attempt\n" in out and ", at work for " in out and "would run" not in out, out
         assert pipeline.snapshot() == before
         live.process.kill()
         live.process.wait(60)
