@@ -101,7 +101,7 @@ class FileTasksWork(TasksWork):
         self.console.event("START", self.stage.name, " (%d task%s: %d to do, %d up to date)" % (
             self.total, "" if self.total == 1 else "s", len(places), self.up_to_date))
         if facts.left:
-            self._note("%d file%s%s" % (len(facts.left), "" if len(facts.left) == 1 else "s", task_look.left_text(facts)[1:]))
+            self._note(task_look.left_count_text(facts))
         yield from self._run_tasks(self._tasks(facts, places))
         return self._end(facts)
 

@@ -348,6 +348,11 @@ def left_text(tasks: Tasks) -> str:
     return "; left for a later run: %s" % shown(why for _, why in tasks.left) if tasks.left else ""
 
 
+def left_count_text(tasks: Tasks) -> str:
+    """Return the same with how many they are, as a text of its own; there are some."""
+    return "%d file%s%s" % (len(tasks.left), "" if len(tasks.left) == 1 else "s", left_text(tasks)[1:])
+
+
 def reasons_of(stage: StageSpec, facts: Facts) -> List[str]:
     """Return why a stage of tasks is not up to date."""
     tasks, record = facts.tasks, facts.record
@@ -364,6 +369,8 @@ def reasons_of(stage: StageSpec, facts: Facts) -> List[str]:
         return [state_store.last_run_text(record)]
     if not found and not stage.idempotent:
         return ["idempotency is disabled"]
+    if not found and tasks.left and record["idempotencyKey"] != facts.material.key:
+        return [left_count_text(tasks)]         # done earlier, and arriving again: the key is of fewer files
     if not found:
         found = ["marker missing" if facts.marker_key is None else "the marker is of another key" if facts.marker_key != facts.material.key
                  else "outputs verified anew"]

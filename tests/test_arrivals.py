@@ -156,3 +156,20 @@ def test_a_stage_that_is_up_to_date_but_for_files_that_are_arriving_says_which(p
     project.write("in/b.txt", "b, arriving")
     done = project.ok()
     assert "[SKIP] up (up to date: " in done.out and "1 task, 1 output verified; left for a later run: in/b.txt changed " in done.out, done
+
+
+@pytest.mark.parametrize("then", ["growing", "new outputs"])
+def test_a_file_that_was_done_and_is_arriving_again_is_named_as_the_cause(project, then):
+    for name in "ab":
+        project.write("in/%s.txt" % name, name)
+        age(project.path("in/%s.txt" % name), 3600)
+    project.spec({"name": "up", "processor": "bin/stage_copy.py", "forEach": "in/*.txt", "outputDir": "out", "settleSec": 600})
+    project.ok()
+    project.write("in/a.txt", "a, growing")
+    if then == "new outputs":
+        project.path("out/b.txt").unlink()
+    out = project.ok("plan").out
+    why = "1 file left for a later run: in/a.txt changed " if then == "growing" else "1 task with outputs that are not what was recorded)"
+    assert "RUN     up (" + why in out and "marker" not in out, out
+    project.ok()
+    assert "SKIP    up (up to date: " in project.ok("plan").out
