@@ -122,6 +122,14 @@ def _names_in_ledger(root: str, limit: int, problems: List[str]) -> Tuple[List[R
     return names[:limit], pruned
 
 
+def gone_text(root: str, run_id: str) -> str:
+    """Return what became of a run that has neither a record nor logs, as the ledger tells; "" if it does not know the run."""
+    names, pruned = _names_in_ledger(root, sys.maxsize, [])
+    if any(one[0] == run_id for one in pruned):
+        return "the logs of run %s were removed by gc" % run_id
+    return "run %s has neither a record nor logs" % run_id if any(one.run_id == run_id for one in names) else ""
+
+
 def _with_starts(root: str, runs: List[PastRun]) -> List[PastRun]:
     """Return runs of the ledger with when they began from there, where no record tells."""
     unmet = {(one.run_id, one.invocation) for one in runs if not one.started_at}

@@ -79,6 +79,9 @@ def _of_run(root: str, stage: str, run_id: str, name_tasks: bool) -> Found:
     if other:
         raise UsageError("there is no run %s; there is a run %s" % (printable(run_id), other))
     if record is None and not problem and not (_is_plain(run_id) and os.path.isdir(folder)):
+        gone = run_history.gone_text(root, run_id)
+        if gone:
+            raise UsageError(gone)
         known = [run.run_id for run in run_history.newest_runs(root, 5)[0]]
         raise UsageError("there is no run %s%s" % (printable(run_id), "; the last ones are: %s" % ", ".join(known) if known else ""))
     for invocation in sorted(_calls(folder), reverse=True):

@@ -500,6 +500,23 @@ def test_a_log_that_the_run_record_does_not_name_is_marked(pipeline):
         assert "not in the run record" not in look(pipeline, "logs", "b")
 
 
+@pytest.mark.parametrize("words", [(), ("--json",), ("--follow",)], ids=" ".join)
+def test_logs_of_a_run_that_gc_removed(pipeline, words):
+    for run in ("one", "two", "two", "three", "four"):
+        pipeline.ok("--run-id", run, "--force", "a,b")
+    pipeline.ok("gc", "--keep-runs", "1", "--yes")
+    for run in ("one", "two", "three"):
+        assert called(pipeline, "logs", "b", "--run", run, *words)[::2] == (2, "error: the logs of run %s were removed by gc\n" % run)
+    assert called(pipeline, "logs", "b", "--run", "five", *words)[2] == "error: there is no run five; the last ones are: four, three, two, two, one\n"
+    assert called(pipeline, "logs", "b", "--run", "a\nb", *words)[2].startswith("error: there is no run a\\nb; the last ones are: ")
+    assert "log of b" in look(pipeline, "logs", "b", "--run", "four", *words)
+    pipeline.ok("--run-id", "two", "--force", "a,b")
+    assert "log of b" in look(pipeline, "logs", "b", "--run", "two", *words)       # it has run again since
+    pipeline.path("state/run_four.json").unlink()
+    shutil.rmtree(str(pipeline.path("state/logs/four")))
+    assert called(pipeline, "logs", "b", "--run", "four", *words)[2] == "error: run four has neither a record nor logs\n"
+
+
 def test_logs_of_tasks_the_failed_first(tmp_path):
     for name in ("r/s/1.1.log", "r/s/2.1.log", "r/s/10.1.log", "r/s/10.2.log", "r/s/x.log", "r/s.1.log", "r/s.1.1.log", "r/st.1.log", "r/s.1.network", "r/3/s/1.1.log"):
         path = tmp_path / "state" / "logs" / name
