@@ -241,6 +241,8 @@ def _duration_s(text: Optional[str]) -> Optional[float]:
 
 def _check_words(command: str, words: List[str]) -> None:
     least, most, what = COMMANDS[command]
+    if "" in words:                 # $DIR that is not set; as a path it would be the current folder
+        raise UsageError("%s: a word of the command line is empty%s" % (command, "; it takes %s" % what if what else ""))
     if len(words) < least:
         raise UsageError("%s needs %s" % (command, what))
     if most is not None and len(words) > most:

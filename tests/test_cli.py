@@ -107,6 +107,8 @@ def test_version(tmp_path):
     (["--dry-run=yes"], "unknown option --dry-run=yes; did you mean --dry-run?"),
     # What would be taken for a limit must not be ignored.
     (["clean", "--only", "", "--yes"], "--only needs a value, got an empty one"), (["--force="], "--force needs a value, got an empty one"), (["--until", ""], "--until needs a value"),
+    (["init", ""], "init: a word of the command line is empty; it takes the folder to make"), (["new-key", ""], "new-key: a word of the command line is empty"),
+    (["scan", ""], "scan: a word of the command line is empty"), (["clean", "", "--yes"], "clean: a word of the command line is empty"),
     (["clean", "--only", ",", "--yes"], "--only ,: names no stage"),
     (["clean", "--dry-run", "--yes"], "--dry-run goes with run and plan; without --yes it removes nothing"), (["init", "x", "--dry-run"], "--dry-run goes with run and plan"),
     (["reset", "a", "--only", "b"], "--only goes with run and plan and validate and status and clean"), (["logs", "a", "--run-id", "r"], "; of which run is said by --run"),
