@@ -883,7 +883,9 @@ class Verification:
         entries = self.chain.entries
         sound = [entry for entry in entries if entry.sound]
         head = head_text({"seq": sound[-1].seq, "hash": sound[-1].hash}) if sound else ""
-        return Report(self.findings, self.notes, len(entries), len(self.ends), head)
+        aside = sorted(name for name in self.names if name.startswith(LEDGER + ".corrupt-")) if self.findings else []
+        notes = ["state/%s was set aside as damaged: the entries of earlier runs stand there" % name for name in aside]
+        return Report(self.findings, self.notes + notes, len(entries), len(self.ends), head)
 
 
 def _maker(record: Json) -> RunKey:

@@ -1149,6 +1149,28 @@ def test_no_ledger_and_no_run_record(copied):
     assert [str(one) for one in check(past.root, key=past.key).findings] == ["[DELETED] state/ledger.jsonl: there is none, but the key given has sealed %d entries" % sealed]
 
 
+def test_a_ledger_that_was_set_aside_is_named_and_moving_the_whole_of_state_closes_the_matter(project):
+    """As docs/troubleshooting.md says."""
+    project.write("data/in.txt", "x\n")
+    project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"]})
+    project.ok("--run-id", "a")
+    ledger = project.path(LEDGER)
+    assert b'"seq":2' in ledger.read_bytes()
+    ledger.write_bytes(ledger.read_bytes().replace(b'"seq":2', b'"sex":2'))
+    assert project.run("--run-id", "b").code == 5
+    aside, = [path.name for path in project.path("state").glob("ledger.jsonl.corrupt-*")]
+    note = "note: state/%s was set aside as damaged: the entries of earlier runs stand there\n" % aside
+    done = project.run("verify")
+    assert done.code == 5 and "[DELETED] " + LEDGER in done.out and note in done.out, done
+    project.ok("--run-id", "c")
+    done = project.run("verify")
+    assert done.code == 5 and "[UNLISTED] state/run_a.json" in done.out and note in done.out, done
+    project.path("old").mkdir()
+    project.path("state").rename(project.path("old/state"))
+    assert "[DONE] s1" in project.ok("--run-id", "d").out
+    assert "corrupt" not in project.ok("verify", "--outputs").out
+
+
 def test_an_emptied_ledger(copied):
     past = copied("hmac")
     (past.root / "state/ledger.jsonl").write_bytes(b"")
