@@ -67,6 +67,7 @@ def nightly(project):
 @linux
 def test_the_plain_line_runs_appends_to_its_log_and_keeps_the_exit_code(nightly):
     command = moved(cron_commands()[0], nightly)
+    shutil.rmtree(str(nightly.path("state")))       # the first night
     assert by_cron(command) == (0, "")
     assert nightly.read("data/s1/result.txt") == "EINS\n"
     assert by_cron(command) == (0, "")
@@ -80,6 +81,7 @@ def test_the_plain_line_runs_appends_to_its_log_and_keeps_the_exit_code(nightly)
 @linux
 def test_the_other_line_is_silent_on_good_nights_and_tells_all_on_bad_ones(nightly):
     command = moved(cron_commands()[1], nightly)
+    shutil.rmtree(str(nightly.path("state")))
     assert by_cron(command) == (0, "")
     nightly.processor("bad", "print('what went wrong'); sys.exit(3)\n")
     nightly.spec({"processor": "bin/bad.py"})
@@ -173,7 +175,7 @@ def test_the_task_of_windows_is_well_formed_and_says_what_the_others_say():
         return root.find(".//%s%s" % (space, name)).text
     assert root.tag == space + "Task" and text_of("MultipleInstancesPolicy") == "IgnoreNew" and text_of("StartWhenAvailable") == "true"
     assert text_of("Command") == "cmd.exe" and text_of("WorkingDirectory") == "C:\\nightly"
-    inner = re.fullmatch(r'/c "py (.+) >> state\\task\.log 2>&1"', text_of("Arguments")).group(1)
+    inner = re.fullmatch(r'/c "md state 2>nul & py (.+) >> state\\task\.log 2>&1"', text_of("Arguments")).group(1)
     assert inner.replace("\\", "/") == "src/pipeline_runner.py --stop-by 06:00" and text_of("StartBoundary").endswith("T01:30:00")
     assert [one.tag[len(space):] for one in root] == ["RegistrationInfo", "Triggers", "Settings", "Actions"]       # the order counts there
     assert os.path.basename(RUNNER) in inner
