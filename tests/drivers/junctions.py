@@ -29,6 +29,9 @@ class Entry:
     def is_symlink(self):
         return False
 
+    def is_junction(self):
+        return True                     # from Python 3.12 on
+
     def stat(self, follow_symlinks=True):
         return os.stat(self.path) if follow_symlinks else os.lstat(self.path)
 
