@@ -291,6 +291,21 @@ class Console:
         except (OSError, ValueError) as error:
             self._note_lost(stream, error)
 
+    def put_bytes(self, data: bytes) -> None:
+        """Write ASCII text to stdout byte for byte. Raises: OSError where nobody reads it any more; what a full disk loses is noted."""
+        raw = getattr(self.out, "buffer", None)
+        try:
+            if raw is not None:
+                self.out.flush()
+                raw.write(data)
+            else:
+                self.out.write(data.decode("ascii"))
+            self.out.flush()
+        except OSError as error:
+            self._note_lost(self.out, error)
+            if not self.lost:
+                raise
+
     def settle(self) -> None:
         """Write what was printed past line(), and note if it is lost."""
         try:

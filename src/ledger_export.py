@@ -503,7 +503,7 @@ def cmd_export(root: str, run_id: str, out_path: Optional[str], spec_path: str, 
             output_places.write_whole(place, lambda file: file.write(text))
             console.line("%s: %d bytes, SHA-256 %s" % (out_path, len(text), sha256(text).hexdigest()))
         else:
-            _print_bytes(text, console)
+            console.put_bytes(text)
     except (UsageError, StateError) as error:
         console.error("export: %s" % error)
         return int(error.exit_code)
@@ -511,17 +511,6 @@ def cmd_export(root: str, run_id: str, out_path: Optional[str], spec_path: str, 
         console.error("export: " + describe_os_error(error))
         return EXIT_STATE
     return EXIT_OK
-
-
-def _print_bytes(text: bytes, console: Console) -> None:
-    """Write to stdout as it is, and fail where that fails: half a statement must not look like one."""
-    raw = getattr(console.out, "buffer", None)
-    if raw is not None:
-        console.out.flush()
-        raw.write(text)
-    else:
-        console.out.write(text.decode("ascii"))
-    console.out.flush()
 
 
 def cmd_evidence(root: str, run_id: str, out_path: Optional[str], spec_path: str, console: Console, stages: Sequence[StageSpec] = ()) -> int:
