@@ -1,7 +1,7 @@
 """Which files a glob names, and what is in them.
 
-Above the leaf file_systems: paths and globs -> files -> SHA-256. Content is read once: a digest is kept with the file's signature
-and believed while the signature is the same, unless the file was so fresh that a second write could have hidden behind the same
+Above the leaf file_systems: paths and globs -> files -> SHA-256. Content is read once: a digest is kept with the file's signature and believed
+while the signature is the same, unless the file was so fresh that a second write could have hidden behind the same
 time stamp, or the machine was restarted since (pages that nobody synced may have been lost).
 """
 from __future__ import annotations

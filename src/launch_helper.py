@@ -3,8 +3,7 @@
 Above the leaves and below the runner. The runner closes the network for itself and all that it starts, so launchers start
 from a process that was forked before:
 
-    runner --commands--> helper --fork--> a minder for each launch --> launcher (its own session) ~~> offline_guard exec
-    (node_exec)
+    runner --commands--> helper --fork--> a minder for each launch --> launcher (its own session) ~~> offline_guard exec (node_exec)
        ^------------------answers-----------'      '--output through a named pipe--> runner
 
 The helper and its minders are nobody's children and hold nothing of the runner but the two pipes. A minder does what the runner

@@ -2,8 +2,7 @@
 
 Above the leaves and below the runner; the same file runs where the task does.
 
-    state/launch/STAGE~TOKEN.N.lease    a line of JSON, made before the launcher starts. Whoever runs the task holds the kernel
-    lock
+    state/launch/STAGE~TOKEN.N.lease    a line of JSON, made before the launcher starts. Whoever runs the task holds the kernel lock
                                         on it until its last process is gone; no file, no task. A line more says that the task has
                                         begun, or asks it to stop: a launcher that starts it again starts nothing.
     state/launch/STAGE~TOKEN.N.here     locked by who watches the launcher, until the launcher's last process is gone

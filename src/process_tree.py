@@ -14,8 +14,7 @@ Who ends what:
     the runner        after every attempt, whatever its exit      Tree.end()
     the guardian      when the runner dies, at once               Guardian, guard_loop()
     the next run      before it takes the stage over              end_of_dead_owner()
-    Windows itself    when the last handle of a job closes        Job; the runner is in one too (Guardian), so that no processor
-    is ever in none
+    Windows itself    when the last handle of a job closes        Job; the runner is in one too (Guardian), so that no processor is ever in none
 
 Linux reads /proc, macOS has calls of its own (Mac), Windows Job Objects; elsewhere ps is asked. What a system cannot tell is not
 guessed.

@@ -1,7 +1,6 @@
 """Whether the programs of a pipeline could start, told from their first bytes: for `validate`, which starts nothing.
 
-    stages, their launchers, onFailure, onSuccess -> the file of each -> what certainly keeps it from starting, or may -> (place
-    in the spec, words)
+    stages, their launchers, onFailure, onSuccess -> the file of each -> what certainly keeps it from starting, or may -> (place in the spec, words)
 
 Certain is what the system refuses whatever its settings are. What another machine or another PATH may have, or a stage may make
 first, is only noted.

@@ -5,9 +5,9 @@ Above path_signs and below the runner. One file for each pipeline file, state/in
     first line       kind and format, CRC-32 of all that follows but the texts, CRC-32 of the texts, bytes of each section
     about            JSON: what must be as it was (interpreter, start of the machine, user, ...), and the records' fields
     common           paths that all stages depend on: the pipeline file, the runner, bin/, processors, their modules, folders
-    paths, starts    paths of each stage below the root: inputs, watched files, folders that a glob looks into, outputs, marker,
-    stage record cuts             where in paths each group of GROUP paths begins, and the end: who looks at some of them makes no
-    list of all followed         paths that are links, looked at through the link, each with its stage (-1: all stages)
+    paths, starts    paths of each stage below the root: inputs, watched files, folders that a glob looks into, outputs, marker, stage record
+    cuts             where in paths each group of GROUP paths begins, and the end: who looks at some of them makes no list of all
+    followed         paths that are links, looked at through the link, each with its stage (-1: all stages)
     covered          a byte for each stage: 1 if its skip can be told from its paths
     pretty canonical metrics lines     each stage's entry in run record (as stored, as hashed) and metrics, and its [SKIP] line
 

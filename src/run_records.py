@@ -2,8 +2,7 @@
 
 Above known_stages and run_ledger, below the engine, whose Run has one RunRecords.
 
-    write_running() before the first stage is touched, and now and then -> seal(): digests, metrics, record, ledger entry,
-    monitoring
+    write_running() before the first stage is touched, and now and then -> seal(): digests, metrics, record, ledger entry, monitoring
 """
 from __future__ import annotations
 

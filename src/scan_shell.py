@@ -2,8 +2,7 @@
 
 A leaf: text in, verdicts out; it starts nothing and opens no file.
 
-    text -> _ShellText: commands, each with its line -> judge_words -> ("tool", name), ("python", source), ("module", name),
-    COMPUTED, HARMLESS
+    text -> _ShellText: commands, each with its line -> judge_words -> ("tool", name), ("python", source), ("module", name), COMPUTED, HARMLESS
 """
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 Above the leaves and below the runner.
 
-    init        folder beside DIR, complete and synced -> one rename    (into an empty DIR: its parts one by one, pipeline.json
-    last) new-stage   processor -> test -> entry in the spec
+    init        folder beside DIR, complete and synced -> one rename    (into an empty DIR: its parts one by one, pipeline.json last)
+    new-stage   processor -> test -> entry in the spec
 
 A kill leaves a folder DIR.tmp-..., or a processor and a test that no spec names; the same command then goes on, for a file
 that is already what it would write is taken as written. The spec is edited as text: what the user wrote stays as it stands.
