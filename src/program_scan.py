@@ -33,8 +33,8 @@ def scan_of(digests: Digests, path: str) -> Json:
         "".join(digests.of(os.path.join(_HERE, name))[0] for name in SCANNERS).encode("ascii")).hexdigest()
     known = digests.scans.get(digest)
     ending = os.path.splitext(path)[1].lower()      # it tells the kind of program before the content does
-    if not isinstance(known, dict) or (known.get("guard"), known.get("ending")) != (guard,
-                                                                                    ending) or not known.keys() >= {"refused", "warned", "imports"}:
+    wanted = {"refused", "warned", "imports"}
+    if not isinstance(known, dict) or (known.get("guard"), known.get("ending")) != (guard, ending) or not known.keys() >= wanted:
         import import_scan
         with open(os.path.join(digests.root, path), "rb") as file:
             source = file.read()

@@ -459,8 +459,8 @@ def _constants_of(commands: Iterable[_Command]) -> Dict[str, List[str]]:
     """Return {"$NAME": words, "${NAME}": words} of variables that are set once, and to a text that is known."""
     values: Dict[str, List[str]] = {}
     for command in commands:
-        words = command.words[1:] if command.words[:1] and command.words[0] in ("export", "readonly", "local", "declare",
-                                                                                "typeset") else command.words
+        is_declared = command.words[:1] and command.words[0] in ("export", "readonly", "local", "declare", "typeset")
+        words = command.words[1:] if is_declared else command.words
         for word in words if all(is_assignment(one) for one in words) else ():
             name, _, value = word.partition("=")
             known = [] if "$" + name in values or "$" in value or HOLE in value else value.split()

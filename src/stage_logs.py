@@ -119,8 +119,8 @@ def _why_none(record: Optional[Json], stage: str) -> str:
         made_by = entry.get("madeBy")
         if isinstance(made_by, dict) and made_by.get("runId"):
             return "the stage was up to date then; its outputs are of run %s" % made_by["runId"]
-        return "the stage was %s then: %s" % ("not run" if entry.get("status") == "notRun" else entry.get("status"), entry.get("reason")
-                                              or "no reason is recorded")
+        status = "not run" if entry.get("status") == "notRun" else entry.get("status")
+        return "the stage was %s then: %s" % (status, entry.get("reason") or "no reason is recorded")
     return ""
 
 
@@ -203,8 +203,8 @@ def harmless(line: bytes) -> str:
 def heading(found: Found, log: Log) -> str:
     """Return the line above a log."""
     call = ", call %d" % found.invocation if found.invocation > 1 else ""
-    task = ", task %d%s%s" % (log.number, " " + printable(log.task) if log.task else "", " (%s)" % log.status if log.status
-                              else "") if log.number else ""
+    name, status = " " + printable(log.task) if log.task else "", " (%s)" % log.status if log.status else ""
+    task = ", task %d%s%s" % (log.number, name, status) if log.number else ""
     unnamed = " (not in the run record)" if log.is_unnamed else ""
     return "==> run %s%s%s, attempt %d%s: %s" % (found.run_id, call, task, log.attempt, unnamed, log.path)
 
@@ -329,5 +329,6 @@ def _is_over(root: str, stage: str, run_id: str) -> bool:
     if _entries(run, stage):
         return True
     record, _ = run_history.read_stage(root, stage)
-    return record is not None and record["lastStatus"] != "running" and (record.get("lastRunId"),
-                                                                         record.get("lastInvocation")) == (run_id, run["invocation"])
+    if record is None or record["lastStatus"] == "running":
+        return False
+    return (record.get("lastRunId"), record.get("lastInvocation")) == (run_id, run["invocation"])

@@ -50,8 +50,8 @@ STATUS_ONLY = " (its rights or the number of its links, or its time was put back
 def unfinished_text(there: stage_outputs.Folder, stage: str) -> str:
     """Return that a processor that ended well has left an output of the kit half done, or ""."""
     parts = stage_outputs.own_parts(there.parts, stage)
-    return "it ended with exit code 0 and left %s, an output that is not finished: what the processor kit opens must be brought to its end" % parts[
-        0] if parts else ""
+    return "it ended with exit code 0 and left %s, an output that is not finished: what the processor kit opens must be brought to its end" % (
+        parts[0]) if parts else ""
 
 
 def changed_file(root: str, stamps: Dict[str, List[int]]) -> str:

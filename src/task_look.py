@@ -96,8 +96,8 @@ def observe_tasks(spec: PipelineSpec, stage: StageSpec, digests: Digests, store:
     is_lost = marker is None and os.path.lexists(state_store.lost_path(spec.root, stage.output_dir, stage.name))
     if is_lost:
         return _all_over(_look_at_each(spec, stage, store, facts, tasks, digests))
-    if len(tables) == 2 and made is tables[1] and about.get("log") == log_stamp(store,
-                                                                                stage.name) and _is_all_done(facts, about, made, spec.root, stage):
+    is_of_log = len(tables) == 2 and made is tables[1] and about.get("log") == log_stamp(store, stage.name)
+    if is_of_log and _is_all_done(facts, about, made, spec.root, stage):
         return facts._replace(tasks=tasks)
     return _look_at_each(spec, stage, store, facts, tasks, digests)
 
