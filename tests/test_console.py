@@ -1,8 +1,10 @@
 """What a run prints: the stable lines, only failures (--quiet), processors' output (--verbose), one JSON object per event."""
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import re
 import types
 
@@ -126,6 +128,27 @@ def test_a_line_without_end_is_shown_in_pieces():
     for _ in range(9):
         shown.stream("a", b"x" * 10000)
     assert shown.out.getvalue() == "a | %s\n" % ("x" * 70000)
+
+
+class Unwritable(io.StringIO):
+    """A stream whose every flush fails, as from Python 3.14 on after a full disk: what could not be written is tried again."""
+
+    number = errno.ENOSPC
+
+    def flush(self):
+        raise OSError(self.number, os.strerror(self.number))
+
+
+def test_bytes_that_a_full_disk_takes_are_noted_once_and_a_reader_who_is_gone_is_told_of():
+    shown = Console(Unwritable(), io.StringIO(), Clock())
+    shown.put_bytes(b"{}\n")
+    shown.settle()
+    assert shown.lost == os.strerror(errno.ENOSPC) and shown.err.getvalue() == ""
+    shown = Console(Unwritable(), io.StringIO(), Clock())
+    shown.out.number = errno.EPIPE
+    with pytest.raises(BrokenPipeError):
+        shown.put_bytes(b"{}\n")
+    assert shown.lost == ""
 
 
 class Terminal(io.StringIO):
