@@ -862,8 +862,9 @@ class Verification:
         except Unreadable as error:
             return "OUTPUT-CHANGED" if "link" in str(error) else "MALFORMED", "an output of stage %s, %s: it %s" % (stage, run_text(run), error)
         try:
-            return None if self._digest_of_output(full) == wanted else ("OUTPUT-CHANGED",
-                                                                        "it is not what stage %s of %s made" % (stage, run_text(run)))
+            if self._digest_of_output(full) == wanted:
+                return None
+            return "OUTPUT-CHANGED", "it is not what stage %s of %s made" % (stage, run_text(run))
         except FileNotFoundError:
             return "OUTPUT-CHANGED", "missing; stage %s of %s made it" % (stage, run_text(run))
         except Unreadable as error:

@@ -135,8 +135,8 @@ def look_at(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: State
         left = arrivals.still_arriving(spec.root, stage, files, makers, now_ns)
         waiting = arrivals.still_arriving(spec.root, stage, inputs, makers, now_ns)
         if waiting or left and len(left) == len(files):
-            return Decision("WAITING", [arrivals.waiting_text(stage, waiting + left)], 0,
-                            ""), Facts(Material("", {}, [], [], [], {}, 0), None, None, [], None, False)
+            nothing = Facts(Material("", {}, [], [], [], {}, 0), None, None, [], None, False)
+            return Decision("WAITING", [arrivals.waiting_text(stage, waiting + left)], 0, ""), nothing
     facts = observe(spec, stage, digests, store, boot, left, is_brief)
     decision = decide(stage, facts, forced)
     if decision.action in ("RUN", "RESUME"):
