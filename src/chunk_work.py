@@ -75,7 +75,7 @@ class ChunkTasksWork(task_work.TasksWork):
             return self._give_up(failure, self.is_stopped)
         self.exit_code = 0
         result = self._succeed(outputs)
-        self.run.flush()                # the outputs are on the disk before the chunks go
+        self.run.durability.flush()                # the outputs are on the disk before the chunks go
         self._remove_chunks()
         return result
 
@@ -327,7 +327,7 @@ class ChunkTasksWork(task_work.TasksWork):
             if not is_another and not stage_outputs.is_among(self.folder, path, list(joined)):
                 state_store.remove_durably(os.path.join(self.folder, path), self.store.commit)
         if self.store.commit.removed:
-            self.run.flush()            # before a record says that they are none of its outputs
+            self.run.durability.flush()            # before a record says that they are none of its outputs
 
     def _complete_checkpoint(self) -> None:
         """Each chunk has its own."""

@@ -1,7 +1,7 @@
 """The engine: one invocation of a run, its stages in order and what becomes of each.
 
-Above all other modules but commands, which reads the command line and the spec and starts it. What the run writes of itself is in
-run_records, whom a stage must wait for in work_places.
+Above all other modules but commands, which reads the command line and the spec and starts it. What is done with one stage is in
+stage_turn, whom it must wait for in work_places; what the run writes of itself is in run_records, what it syncs in durability.
 """
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import sys
 import time
 
+import durability
 import environment
 import file_systems
 import known_stages
@@ -24,20 +25,17 @@ import work_places
 from console import Console, describe_os_error
 from file_digests import Digests, ReadingStopped
 from model import (
-    EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOCKED, EXIT_OFFLINE, EXIT_OK, EXIT_STOPPED, STATUSES, Clock, Decision, Facts, OfflineError,
-    Options, PipelineSpec,
+    EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOCKED, EXIT_OFFLINE, EXIT_OK, EXIT_STOPPED, STATUSES, Clock, Facts, Options, PipelineSpec,
     StageResult, StageSpec)
 from program_scan import check_offline, runner_digest
 from state_store import StateStore
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Container, Dict, List, Optional, Sequence, Set, Tuple
+    from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
     import attempts
-    import launch_helper
-    import network_watch
-    import process_tree
+    import run_guards
     import scheduler
     import stage_work
     import stop_times
@@ -45,15 +43,11 @@ if TYPE_CHECKING:
     Json = Dict[str, Any]
 
 MOMENT_S = 0.01             # processors that take no longer are waited for with nothing else to do
-LATER: Any = None          # what a run in which nothing is started never has
-NOT_BEGUN = {"FAIL": "failed", "WAITING": "waiting"}      # decision -> what becomes of the stage
+LATER: Any = None           # what a run in which nothing is started never has
 
 
 class Run:
-    """One invocation of a run: the stages in order, and its outcome.
-
-    A stage that must run: lock, read state and decide again; from there on see stage_work.
-    """
+    """One invocation of a run: the stages in order, and its outcome."""
 
     def __init__(self, spec: PipelineSpec, options: Options, console: Console, clock: Clock, process_began: float, known: Any = None) -> None:
         """process_began: by time.monotonic(). *known* is a known_stages.KnownStages: the stages that the index answers for; None
@@ -67,19 +61,18 @@ class Run:
         self.digests = Digests(spec.root, self.boot, rehash=options.rehash)
         self.digests.heed = self._attend
         self.ledger = new_ledger(spec, options, self.store, clock)
-        self.order = stage_order.Order(self.selected, spec.order == "graph", self._may_share, None if known is None else known.needs)
+        self.order = stage_order.Order(self.selected, spec.order == "graph", stage_order.may_share, None if known is None else known.needs)
         # Of each stage selected, once it has ended.
         self.result_at: List[Optional[StageResult]] = [None] * len(self.selected)
         self.stop_time: Optional[stop_times.StopTime] = None
         self.invocation = 1
         self.is_open = False
         self.signals: attempts.Signals = LATER
-        self.guardian: Optional[process_tree.Guardian] = None
-        self.network: network_watch.NetworkWatch = LATER    # the guard, once the network is closed
+        self.guards: run_guards.RunGuards = LATER   # once something may be started
         self.known = known
         self.records = run_records.RunRecords(self)
+        self.durability = durability.Durability(self)
         self.looked: Dict[str, List[str]] = {}      # of skipped stages, the files that the decision was made of
-        self.launches: launch_helper.LaunchHelper = LATER     # starts the launchers, if a stage has one
         self.pool: attempts.Pool = LATER       # the attempts under way
         self.scheduler: scheduler.Scheduler = LATER    # once an attempt must be started
         self.works: Dict[str, stage_work.StageWork] = {}    # stages at work
@@ -89,7 +82,6 @@ class Run:
         self.places = work_places.WorkPlaces(self)
         self.held: Set[str] = set()     # stages that another run has, and this one goes on without
         self.names: Optional[Set[str]] = None   # of all stages of the spec, once somebody has asked
-        self.is_unsound = False         # a sync has failed: what ends from now on is not believed
         self.unfit = ""                 # the stage from which the runner could not go on
 
     @property
@@ -125,7 +117,7 @@ class Run:
         self.isolation: Json = {"scan": self._scan(), "kernel": nothing, "hook": "none"}
         self.idle_isolation = dict(self.isolation)
         if self.spec.offline.require == "kernel":
-            self._close_network()       # fails before anything is written
+            self.guarded().close_network()      # fails before anything is written
         self.store.prepare()
         self.begun = self.process_begin()
         lock = self.run_lock = stage_locks.FileLock(self.root, self.options.run_id + ".run", self.clock)
@@ -144,10 +136,8 @@ class Run:
             return code
         finally:
             self._alarm(code)
-            if self.guardian is not None:
-                self.guardian.close()
-            if self.launches is not None:
-                self.launches.close()
+            if self.guards is not None:
+                self.guards.close()
             self.places.close()
             self.digests.close()
             lock.release()
@@ -210,7 +200,7 @@ class Run:
         while first in blocked:
             first = blocked[first]
         if blocker is None:
-            return self._clock_text() or "the run ended before it"
+            return self.clock_text() or "the run ended before it"
         result = self.result_at[self.order.place[first]]
         is_waiting = result is not None and result.status == "waiting"
         return "waits for %s" % blocker if is_waiting else "stage %s did not end well" % blocker
@@ -239,7 +229,7 @@ class Run:
             else:
                 self._scheduler().take(stage.name, flow, wish)
                 self.scheduler.step()
-        return code or self._stopped()
+        return code or self.stopped()
 
     def _take_known(self) -> bool:
         """Take the next stages that the index answers for, in one go; tell whether there were some."""
@@ -262,18 +252,34 @@ class Run:
     def _is_ending(self, code: int) -> bool:
         """Tell whether no further stage is begun: the running ones come to their end."""
         is_failing = self.scheduler is not None and self.scheduler.error is not None
-        return bool(is_failing or self._stopped() or code and not self.options.keep_going)
+        return bool(is_failing or self.stopped() or code and not self.options.keep_going)
 
     def _has_room(self, stage: StageSpec) -> bool:
         return self.scheduler is None or not self.scheduler.alive or self.scheduler.has_room(*stage.room)
 
-    def _may_share(self, one: StageSpec, other: StageSpec) -> bool:
-        """Tell whether two stages may be at work at once: in one folder, only if what each makes is declared, and is none of the
-        other's."""
-        mine, theirs = one.output_dir + "/", other.output_dir + "/"
-        if not (mine.startswith(theirs) or theirs.startswith(mine)):
-            return True
-        return one.outputs is not None and other.outputs is not None and not stage_order.may_make_same(one, other)
+    def _stage_flow(self, stage: StageSpec) -> Flow:
+        """A flow that returns the StageResult; one that waits for nothing is a stage that has not to be run."""
+        place = self.order.place[stage.name]
+        if self.known is not None and self.known.up_to_date([place], self.is_open):
+            self._skip_known([place])
+            return self.result_at[place]
+        import stage_turn
+        return (yield from stage_turn.StageTurn(self, stage).flow())
+
+    def add_work(self, work: stage_work.StageWork) -> None:
+        """Note a stage as at work, beside those that already are."""
+        name = work.stage.name
+        work.rank = self.order.place[name]
+        for other in self.works.values():
+            other.others.beside.add(name)
+            work.others.beside.add(other.stage.name)
+        self.works[name] = work
+
+    def looked_at(self) -> Iterator[Tuple[StageSpec, StageResult]]:
+        """Yield the stages that have ended, but for those that the index answered for."""
+        for stage, result in zip(self.selected, self.result_at):
+            if result is not None and result is not known_stages.KNOWN:
+                yield stage, result
 
     def _stage_ended(self, name: str, result: StageResult, code: int) -> int:
         """Note how a stage has ended; return the exit code so far: the first cause decides."""
@@ -282,10 +288,9 @@ class Run:
         self.order.ended(name, result.status in ("ok", "skipped"))
         if self.is_open and self.records.is_due():
             self.records.write_running()
-        if self.store.commit.is_due():
-            self.flush()
+        self.durability.flush_if_due()
         failed = EXIT_OFFLINE if result.is_offline_fault else EXIT_LOCKED if name in self.held else EXIT_FAILED
-        return code or {"failed": failed, "interrupted": self._stopped()}.get(result.status, EXIT_OK)
+        return code or {"failed": failed, "interrupted": self.stopped()}.get(result.status, EXIT_OK)
 
     def _scheduler(self) -> Any:
         """Return the scheduler; made when the first attempt is to be started, after the guardian."""
@@ -293,8 +298,8 @@ class Run:
             import attempts
             import process_tree
             import scheduler
-            self.pool = self.clock.pool = attempts.Pool(self.signals, process_tree, self.guardian, self.others)
-            self.pool.upkeep = self._keep_durable
+            self.pool = self.clock.pool = attempts.Pool(self.signals, process_tree, self.guards.guardian, self.guards.others)
+            self.pool.upkeep = self.durability.keep_up
             if self.console.wants_ticks():
                 self.pool.tick = lambda: self.console.tick(self._rows)
             if self.known is not None:
@@ -332,60 +337,15 @@ class Run:
         rows = [work.row(self.expected.get(name)) for name, work in self.works.items()]
         return [row for row in rows if row is not None]
 
-    def folder_neighbours(self, stage: StageSpec) -> List[StageSpec]:
-        """Return the other stages of the pipeline whose output folder is this one's, lies in it, or holds it."""
-        found: List[StageSpec] = planning.folders_of(self.spec, self.store).neighbours(stage)
-        return found
-
-    def may_be_beside(self, stage: StageSpec) -> bool:
-        """Tell whether another stage may be at work in a stage's folder at the same time: now, or in a run that was killed, of
-        which no record knows."""
-        others = [other.name for other in self.folder_neighbours(stage) if self._may_share(stage, other)] if self.spec.order == "graph" else []
-        if not others:
-            return False
-        in_turn = stage_order.between(self.spec.stages, stage.name, "") | stage_order.between(self.spec.stages, "", stage.name)
-        return not in_turn.issuperset(others)
-
     def state_device(self) -> List[int]:
         """Return on which file system the records are, as a listing tells of a folder's."""
         if "device" not in self.store.memo:
             self.store.memo["device"] = [os.stat(self.store.folder).st_dev]
         return list(self.store.memo["device"])
 
-    def flush(self) -> None:
-        """Make all that was done durable. If that fails, what is on the disk is anybody's guess: no stage of this run stays
-        done."""
-        held = dict(self.store.commit.files)
-        try:
-            self.store.commit.flush()
-            for path in held:                   # the digests of these files outlive a restart from now on
-                self.digests.vouch(path[len(self.root):].replace(os.sep, "/").lstrip("/"))
-        except OSError:
-            for stage, result in zip(self.selected, self.result_at):
-                if stage.name in self.works or result is not None and (result.status == "ok" or self._is_among(held, stage, result)):
-                    state_store.mark_lost(self.root, stage.output_dir, stage.name, bool(stage.for_each))
-            self.is_unsound = True
-            self.store.commit.files.clear()     # a second sync would report success for pages that are lost
-            self.digests.files.clear()
-            raise
+    # --- what stops it
 
-    def _keep_durable(self) -> Optional[float]:
-        """While processors are at work: make durable what must not wait for their end; return after how long there will be
-        something, None: nothing."""
-        left: Optional[float] = self.store.commit.seconds_left()
-        if left == 0:
-            try:
-                self.flush()
-            except OSError as error:
-                self.scheduler.error = self.scheduler.error or error    # raised when those at work have come to their end
-            left = None
-        return left
-
-    def _is_among(self, paths: Container[str], stage: StageSpec, result: StageResult) -> bool:
-        """Tell whether an output of a stage that was skipped is among *paths*: whoever made it has not lived to sync it."""
-        return any(os.path.join(self.root, stage.output_dir + "/" + output["path"]) in paths for output in result.outputs)
-
-    def _stopped(self) -> int:
+    def stopped(self) -> int:
         """Return the exit code of a run that a signal or the clock has asked to stop, 0 if none has."""
         number = int(self.signals.number) if self.signals is not None else 0
         if number > 0:
@@ -393,124 +353,13 @@ class Run:
         is_over = number < 0 or self.stop_time is not None and self.stop_time.seconds_left() <= 0
         return EXIT_STOPPED if is_over else 0
 
-    def _clock_text(self) -> str:
+    def clock_text(self) -> str:
         """Return that, and by which option, the clock has stopped the run, "" if it has not."""
-        return "stopped by the clock (%s)" % self.stop_time.text if self.stop_time is not None and self._stopped() == EXIT_STOPPED else ""
-
-    # --- one stage
-
-    def _stage_flow(self, stage: StageSpec) -> Flow:
-        """A flow that returns the StageResult; one that waits for nothing is a stage that has not to be run."""
-        place = self.order.place[stage.name]
-        if self.known is not None and self.known.up_to_date([place], self.is_open):
-            self._skip_known([place])
-            return self.result_at[place]
-        try:
-            result = yield from self._run_stage(stage)
-            return result
-        except ReadingStopped:
-            return self._not_begun(stage, "interrupted", self._clock_text() or "interrupted while its inputs were read")
-        except BaseException:
-            self.unfit = self.unfit or stage.name
-            raise
-
-    def _run_stage(self, stage: StageSpec) -> Flow:
-        decision, facts = self._look(stage, is_brief=True)
-        if decision.action in NOT_BEGUN:
-            return self._not_begun(stage, NOT_BEGUN[decision.action], "; ".join(decision.reasons))
-        if decision.action == "SKIP":
-            is_locked = os.path.isdir(os.path.join(self.root, "locks", stage.name + ".lock"))
-            if not self._needs_tidying(stage) and (not is_locked or self.places.new_lock(stage).is_free()):
-                return self._skipped(stage, decision, facts)
-        token = state_store.dead_token(facts.record)
-        del decision, facts                     # of very many tasks: before they are looked at again
-        self._open()
-        lock = self.places.new_lock(stage)
-        try:
-            if not (yield from self.places.take(stage, lock, token)):
-                return self._not_begun(stage, "interrupted", "%s while waiting for the lock of stage %s" % (self.signals.text(), stage.name))
-        except stage_locks.LockHeld as error:
-            if not self.options.keep_going:
-                raise
-            self.held.add(stage.name)
-            return self._not_begun(stage, "failed", str(error))
-        return (yield from self._run_locked(stage, lock))
-
-    def _run_locked(self, stage: StageSpec, lock: stage_locks.StageLock) -> Flow:
-        """As _stage_flow(), under the stage's lock, which is given back at the end, as its output folder is."""
-        is_free = True
-        try:
-            decision, facts = self._look(stage)     # somebody else may have finished it while we waited
-            if decision.action in NOT_BEGUN:
-                return self._not_begun(stage, NOT_BEGUN[decision.action], "; ".join(decision.reasons))
-            if decision.action == "SEAL":
-                # It may have had no outputs.
-                state_store.make_folder(os.path.join(self.root, stage.output_dir), self.store.commit)
-                self.write_marker(stage, facts.material.key)
-            if decision.action in ("SKIP", "SEAL"):
-                self._tidy(stage)
-                return self._skipped(stage, decision, facts)
-            if self.signals.number:
-                return self._not_begun(stage, "interrupted", self.signals.text())
-            self._tell_of_namesake(stage, facts.record)
-            work = self._new_work(stage, lock, facts)
-            result = yield from work.do(decision)
-            is_free = not work.survivors
-            if result.status == "ok" and stage.chunks is None:
-                self._tidy(stage)
-            return result
-        finally:
-            self.places.leave(stage, lock, is_free)
-
-    def _tell_of_namesake(self, stage: StageSpec, record: Optional[Json]) -> None:
-        """Say that the stage's record is another pipeline's: two that take turns do all their work again each time."""
-        if record is not None and record.get("pipeline") not in (None, self.spec.name):
-            self.console.event("NOTE", stage.name, ": its record is of pipeline %s, and is replaced; if that is another one, and not this one renamed, "
-                               "one of the two needs another name for its stage" % record["pipeline"])
-
-    def _needs_tidying(self, stage: StageSpec) -> bool:
-        """Tell whether there are chunks of a finished stage that a kill has left, or the stage has kept while its spec said
-        so."""
-        is_to_go = not stage.for_each and (stage.chunks is None or not stage.chunks.keep)
-        return is_to_go and os.path.isdir(os.path.join(self.root, stage.output_dir, ".%s.tasks" % stage.name))
-
-    def _tidy(self, stage: StageSpec) -> None:
-        if self._needs_tidying(stage):
-            import chunk_work
-            chunk_work.tidy(self.root, stage, self.store)
-
-    def _new_work(self, stage: StageSpec, lock: stage_locks.StageLock, facts: Facts) -> stage_work.StageWork:
-        work: stage_work.StageWork
-        if stage.for_each:
-            import file_tasks
-            work = file_tasks.FileTasksWork(self, stage, lock, facts)
-        elif stage.chunks is not None:
-            import chunk_work
-            work = chunk_work.ChunkTasksWork(self, stage, lock, facts)
-        else:
-            import plain_work
-            work = plain_work.PlainWork(self, stage, lock, facts)
-        work.rank = self.order.place[stage.name]
-        for other in self.works.values():
-            other.others.beside.add(stage.name)
-            work.others.beside.add(other.stage.name)
-        self.works[stage.name] = work
-        return work
-
-    def _look(self, stage: StageSpec, is_brief: bool = False) -> Tuple[Decision, Facts]:
-        """is_brief: see planning.observe(); under the lock all is looked at."""
-        self.digests.used.clear()
-        self.digests.folders.clear()            # an earlier stage may have made or removed a module
-        # Not later: what an attempt has made is read to its end.
-        usual, self.digests.heed = self.digests.heed, self.heed_stop
-        try:
-            return planning.look_at(self.spec, stage, self.digests, self.store, self.boot, stage.name in self.options.force, self._now_ns, is_brief)
-        finally:
-            self.digests.heed = usual
+        return "stopped by the clock (%s)" % self.stop_time.text if self.stop_time is not None and self.stopped() == EXIT_STOPPED else ""
 
     def heed_stop(self) -> None:
         """Raise ReadingStopped when a signal or the clock asks to stop: to read huge inputs may take hours."""
-        if self._stopped():
+        if self.stopped():
             raise ReadingStopped
         self._attend()
 
@@ -519,60 +368,20 @@ class Run:
         if self.pool is not None:
             self.pool.attend()
 
-    def _now_ns(self, device: int) -> int:
-        """Return what time it is by the clock that stamps files on a device, as far as that can be had."""
-        now, own = self.digests.file_system_time()
-        return now if device == own else int(self.clock.time() * 1e9)
-
     def expected_read(self, stage: StageSpec, facts: Facts) -> Tuple[Optional[int], str, str]:
         """Return how many records the stage should have read, see the function of that name."""
         return planning.expected_read(self.spec, stage, facts, self.store)
 
-    def _not_begun(self, stage: StageSpec, status: str, why: str) -> StageResult:
-        """Say why nothing is done with a stage, in which nothing was touched."""
-        self.console.event({"waiting": "WAIT", "interrupted": "STOP"}.get(status, "FAIL"), stage.name, ": " + why)
-        return StageResult.of(stage.name, status, why)
-
-    def _skipped(self, stage: StageSpec, decision: Decision, facts: Facts) -> StageResult:
-        reason = "; ".join(decision.reasons)
-        self.console.event("SKIP", stage.name, " (%s)" % reason)
-        outputs = facts.record["outputs"]
-        self.store.sync_stage(stage.name, facts.record.get("bootId", self.boot) != self.boot)
-        self.looked[stage.name] = facts.material.inputs + facts.material.watched
-        evidence = {"madeBy": {"runId": facts.record.get("lastRunId"), "invocation": facts.record.get("lastInvocation")}}
-        if facts.tasks is not None:
-            import task_look
-            evidence["tasks"] = task_look.skipped_summary(facts)
-            self.records.caches.update(task_look.cache_of(self.store, stage, facts, facts.record["tasks"]["outputsSha256"], self.boot,
-                                                          self.boot, stage.prune))
-        return StageResult.of(stage.name, "skipped", reason, bytes_in=facts.material.input_bytes, key=facts.material.key, evidence=evidence,
-                              bytes_out=run_ledger.output_bytes(facts.record), outputs=outputs, counts=facts.record.get("counts", {}))
-
-    def marker(self, stage: StageSpec) -> str:
-        """Return the path of the stage's marker."""
-        return state_store.marker_path(self.root, stage.output_dir, stage.name)
-
-    def write_marker(self, stage: StageSpec, key: str) -> None:
-        """Say that a stage is finished; after a failed sync, that it is not to be believed: of one for a whole file system nobody
-        knows what it was about."""
-        path = self.marker(stage)
-        if self.is_unsound:
-            state_store.mark_lost(self.root, stage.output_dir, stage.name, True)
-            return
-        state_store.write_atomic(path, state_store.marker_bytes(stage.name, key, self.options.run_id, self.clock.time()), durable=False)
-        self.store.commit.add_file(path)    # synced with the group: one that a power cut took counts as none
-
     # --- the run's own records
 
-    def _open(self) -> None:
+    def open(self) -> None:
         """Before the first stage is touched: note the run as begun, start the guardian, adopt orphans from now on.
 
         A run in which every stage is skipped never comes here: it leaves its record at the end, and nothing before.
         """
         if self.is_open:
             return
-        if self.spec.offline.require != "kernel":
-            self._close_network()
+        self.guarded().close_network()
         import attempts
         self.signals = self.clock.signals = attempts.Signals(self.stop_time)
         self.signals.install()
@@ -583,41 +392,22 @@ class Run:
         self.ledger.tell(self.console.line)
         self.records.write_running(is_brief=True)     # _settle_soon() brings the rest
         self.is_open = True
-        self._guard_processes()
+        self.guards.watch_processes()
 
-    def _guard_processes(self) -> None:
-        """Start the guardian, adopt orphans from now on."""
-        import process_tree
-        self.others: List[int] = process_tree.own_children() if process_tree.LINUX else []
-        self.guardian = process_tree.Guardian()
-        self.guardian.start()
-        process_tree.become_subreaper()
+    def guarded(self) -> run_guards.RunGuards:
+        """Return the guards of the run's processes; what they set up is up to the caller."""
+        if self.guards is None:
+            import run_guards
+            self.guards = run_guards.RunGuards(self)
+        return self.guards
 
     def prepare_alarm(self) -> None:
         """Make ready for a processor after the run's end: network closed, processes guarded, signals noted anew."""
-        if self.network is None:
-            self._close_network()
-        if self.guardian is None:
-            self._guard_processes()
+        self.guarded().close_network()
+        self.guards.watch_processes()
         import attempts
         self.signals = attempts.Signals()
         self.signals.install()
-
-    def _close_network(self) -> None:
-        """Close the network for this process and all that it will start, and say how. Raises: OfflineError where it must be
-        had."""
-        import network_watch
-        if any(stage.launcher for stage in self.selected):
-            import launch_helper
-            self.launches = launch_helper.LaunchHelper()
-            self.isolation["launcher"] = launch_helper.ISOLATION
-        self.network = network_watch.NetworkWatch(self.spec.offline, self.root)
-        self.isolation.update(self.network.isolation())
-        if self.launches is not None and self.network.status.method == "outer":
-            self.isolation["launcher"] += "; a runner around this one has closed the network for the launchers, too"
-        if self.spec.offline.require == "kernel" and not self.network.is_closed:
-            raise OfflineError("\"offline\": the kernel must close the network, and cannot here: %s; nothing was run" % self.network.status.why)
-        self.console.line("[OFFLINE] " + self.network.text())
 
     def names_in_spec(self) -> Set[str]:
         """Return the names of all stages, selected or not; there may be thousands, and each that is begun asks."""
@@ -642,18 +432,13 @@ class Run:
     def _finish(self, code: int) -> None:
         """Write the metrics, the digests and the sealed run record; on return everything is durable."""
         state = self.state_of(code)
-        store = self.store
-        for path in [stage.output_dir + "/" + output["path"] for stage, result in zip(self.selected, self.result_at)
-                     if result is not None and result is not known_stages.KNOWN for output in result.outputs]:
-            if not self.digests.is_vouched(path):       # a skipped stage's maker may have died before it synced them
-                store.commit.files[os.path.join(self.root, path)] = None
-        self.flush()
+        self.durability.sync_outputs()
         record = self.records.seal(state)
         if self.known is None:          # the spec is another than last time, or nobody knows
             self._tell_of_former()
         self.ledger.tell(self.console.line, with_head=True)
-        if state == "interrupted" and self._clock_text():
-            self.console.line("[STOP] " + self._clock_text())
+        if state == "interrupted" and self.clock_text():
+            self.console.line("[STOP] " + self.clock_text())
         self.console.summary(self.options.run_id, state, self.counts(), self.clock.monotonic() - self.started)
         stop_requests.silence()
         if code == EXIT_OK and self.looked:
@@ -662,7 +447,7 @@ class Run:
 
     def state_of(self, code: int) -> str:
         """Return the state of a run that ends with an exit code."""
-        if code == EXIT_STOPPED and not self._stopped():
+        if code == EXIT_STOPPED and not self.stopped():
             return "waiting"        # inputs were not settled; nothing was cut short
         return {EXIT_OK: "completed", EXIT_STOPPED: "interrupted"}.get(code, "interrupted" if code > 128 else "failed")
 
@@ -698,9 +483,11 @@ def load_for_stages() -> None:
         import resource  # noqa: F401
     import attempts  # noqa: F401
     import network_watch  # noqa: F401
-    import reasons  # noqa: F401
     import plain_work  # noqa: F401
+    import reasons  # noqa: F401
+    import run_guards  # noqa: F401
     import scheduler  # noqa: F401
+    import stage_turn  # noqa: F401
     import subprocess  # noqa: F401
 
 

@@ -108,7 +108,7 @@ class FileTasksWork(TasksWork):
     def _begin(self, facts: task_look.Tasks, places: List[int]) -> None:
         """Marker away, "running" recorded, what dead tasks left cleared; in this order."""
         state_store.make_folder(self.folder, self.store.commit)
-        state_store.remove_durably(self.run.marker(self.stage), self.store.commit)
+        state_store.remove_durably(self.marker, self.store.commit)
         self.task_log = facts.log if facts.log is not None else task_look.load_log_of_files(self.store, self.stage.name, self.facts.record)
         self.keys = facts.keys or [task_look.task_key(facts.common, path, digest) for path, digest in zip(facts.paths, facts.digests)]
         self.total, self.up_to_date, self.vanished = len(facts.paths), len(facts.paths) - len(places), len(facts.gone)
@@ -138,7 +138,7 @@ class FileTasksWork(TasksWork):
         self._leave_to_others(facts.gone)
         self._welcome_back(facts.paths)
         # A power cut must not leave lines of this run beside the record of the last one, which then does not vouch for them.
-        self.run.flush()
+        self.run.durability.flush()
 
     def _leave_to_others(self, gone: Sequence[str]) -> None:
         """What another stage has recorded since is no output any more of a task that is done anew, or whose file is gone: it
@@ -168,7 +168,7 @@ class FileTasksWork(TasksWork):
         is_of_chunks = self.task_log.lines > 1 and not self.task_log.entries
         if self.earlier.moved_from or facts.lost == task_look.ANOTHER or is_of_chunks:
             self.task_log.compact(self._write_log)
-            self.run.flush()
+            self.run.durability.flush()
         if self.earlier.moved_from:
             self.earlier.tell_of_move()
 
@@ -241,7 +241,7 @@ class FileTasksWork(TasksWork):
         if os.path.lexists(lost):
             self.task_log.entries = {name: entry._replace(key="") for name, entry in self.task_log.entries.items()}
             self.task_log.compact(self._write_log)
-            self.run.flush()
+            self.run.durability.flush()
             state_store.remove_durably(lost, self.store.commit)
 
     def _clear_staging(self, facts: task_look.Tasks) -> None:
@@ -429,7 +429,7 @@ class FileTasksWork(TasksWork):
             failure = "not what its task made: %s" % task_look.shown("%s (%s)" % one for one in sorted(wrong.items()))
         self._close_logs()
         self._sync_older(facts, table)
-        self.run.flush()                # all that the record vouches for is on the disk
+        self.run.durability.flush()                # all that the record vouches for is on the disk
         if not self.is_stopped and not self.survivors and os.path.isdir(self.staging):
             shutil.rmtree(self.staging, ignore_errors=True)
         finished = [entry for entry in self.task_log.entries.values() if entry.status in task_log.GOOD and entry.task not in self.open]
@@ -586,7 +586,7 @@ class FileTasksWork(TasksWork):
         self.run.records.caches.update(task_look.cache_of(self.store, self.stage, self.facts._replace(tasks=facts._replace(outputs=table, is_cached=False)),
                                                   self._output_digest(), self.run.boot, "", self.is_pruned))
         if not self.failed:
-            self.run.write_marker(self.stage, self.key)
+            self.run.durability.write_marker(self.stage, self.key)
         self.console.event("DONE", self.stage.name, " in %.3fs (%d task%s%s)" % (
             self._duration_s(), len(self.done), "" if len(self.done) == 1 else "s",
             ", %d failed and allowed" % len(self.failed) if self.failed else ""))

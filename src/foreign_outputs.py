@@ -47,7 +47,7 @@ class ForeignOutputs:
         """
         owners: Dict[str, str] = {}
         ours, store = self.stage.output_dir + "/", self.run.store
-        for other in self.run.folder_neighbours(self.stage):
+        for other in self.run.places.neighbours(self.stage):
             record = store.stage(other.name)
             theirs = (state_store.made_elsewhere(record, other.output_dir) or other.output_dir) + "/"
             found = [theirs + path for path in recorded_outputs.believed_paths(store, record)]
@@ -68,7 +68,7 @@ class ForeignOutputs:
 
     def _undeclared(self) -> Set[str]:
         """Return what is none of our declared outputs, if others may be at work in the folder beside us: it may be theirs."""
-        if not self.run.may_be_beside(self.stage):
+        if not self.run.places.may_be_beside(self.stage):
             return set()
         return {path for path in stage_outputs.list_folder(self.folder).files
                 if not any(file_digests.path_matches(path, pattern) for pattern in self.stage.outputs or ())}

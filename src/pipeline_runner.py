@@ -36,7 +36,8 @@ may also import what is named before it.
              prometheus_text  open_lineage (both: what monitoring reads)  quick_index  quick_run (nothing changed)
              known_stages  index_writer  pipeline_graph  run_report (what a report says)  report_html  report_commands
              planning (what must be done with each stage, and why)  run_records (what a run says of itself)
-             work_places (locks and folders of the stages at work)  engine (a run)
+             work_places (locks and folders of the stages at work)  durability (what a run syncs)  run_guards (what guards its processes)
+             stage_turn (what is done with one stage)  engine (a run)
              commands (what each command does)
 """
 import os

@@ -38,8 +38,7 @@ class PlainWork(StageWork):
         yield from self._try(trial, decision.line_offset, decision.action == "RESUME")
         self.exit_code, failure = trial.exit_code, trial.failure
         outputs: List[Json] = []
-        if self.store.commit.is_due():
-            self.run.flush()
+        self.run.durability.flush_if_due()
         if not failure:
             failure, outputs = self._check_outputs()
         if not failure:

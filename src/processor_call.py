@@ -104,6 +104,6 @@ def launched_elsewhere(launch: attempts.Launch, run: Run, stage: StageSpec, netw
 
     def start() -> Any:
         launch_lease.create(lease, launch_helper.task_plan(stage, launch, run.root, run.spec.offline, network.node_report()))
-        return run.launches.start(argv, launch_helper.launcher_environment(launch.env, stage.env), run.root, launch.token, lease)
+        return run.guards.launches.start(argv, launch_helper.launcher_environment(launch.env, stage.env), run.root, launch.token, lease)
 
     return launch._replace(argv=argv, launcher=start), None     # the kernel of this machine has nothing to tell of another's

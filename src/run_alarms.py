@@ -57,14 +57,14 @@ def _run_command(run: Run, command: Command, code: int) -> str:
     state_store.make_folder(folder, run.store.commit)
     log_path = os.path.join(folder, command.name + ".log")
     token = stage_locks.new_token()
-    network = run.network.attempt(command.name, os.path.join(folder, command.name + ".network"), run.console)
+    network = run.guards.network.attempt(command.name, os.path.join(folder, command.name + ".network"), run.console)
     env = environment.base_environment(None, os.environ)
     env.update(network.environment({}), PIPELINE_RUN_ID=run.options.run_id, PIPELINE_RUN_STATE=record["state"], PIPELINE_ROOT=run.root,
                PIPELINE_ATTEMPT_TOKEN=token)
     with _readable(run, record) as stdin:
         launch = attempts.Launch(processor_call.command_line(run.root, command, []), env, run.root, log_path, token, -1, "", TIME_LIMIT_S, GRACE_S,
                                  {}, None, stdin=stdin)
-        result = attempts.run_attempt(launch, run.signals, process_tree, run.guardian, run.others, network)
+        result = attempts.run_attempt(launch, run.signals, process_tree, run.guards.guardian, run.guards.others, network)
     shown = os.path.relpath(log_path, run.root).replace(os.sep, "/")
     reasons = [network.fault()] * bool(network.fault()) + [result.failure] * bool(result.failure)
     if result.survivors:

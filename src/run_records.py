@@ -79,7 +79,7 @@ class RunRecords:
         be thousands."""
         run = self.run
         if not is_brief:
-            run.flush()                 # markers and logs that it speaks of are on the disk before it
+            run.durability.flush()                 # markers and logs that it speaks of are on the disk before it
         began = run.clock.monotonic()
         stages = [stage_entry(result) for result in run.results if result is not known_stages.KNOWN] if is_brief else None
         run.store.write("run_%s.json" % run.options.run_id, self.of_state("running", stages))

@@ -215,6 +215,15 @@ def may_make_same(one: StageSpec, other: StageSpec) -> bool:
                for theirs in other.outputs or ())
 
 
+def may_share(one: StageSpec, other: StageSpec) -> bool:
+    """Tell whether two stages may be at work at once: in one folder, only if what each makes is declared, and is none of the
+    other's."""
+    mine, theirs = one.output_dir + "/", other.output_dir + "/"
+    if not (mine.startswith(theirs) or theirs.startswith(mine)):
+        return True
+    return one.outputs is not None and other.outputs is not None and not may_make_same(one, other)
+
+
 def find_cycle(needs: Dict[str, List[str]]) -> List[str]:
     """Return the names along a cycle, the first one again at the end, or [] if there is none."""
     left = {name: set(before) for name, before in needs.items()}

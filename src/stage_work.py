@@ -153,6 +153,7 @@ class StageWork:
         self.reasons: List[str] = []
         self.store, self.console = run.store, run.console
         self.folder = os.path.join(run.root, stage.output_dir)
+        self.marker = state_store.marker_path(run.root, stage.output_dir, stage.name)
         self.others = foreign_outputs.ForeignOutputs(run, stage, self.folder)
         self.key = facts.material.key
         self.earlier = earlier_outputs.EarlierOutputs(run, stage, self.folder, facts.record, self.others)
@@ -187,7 +188,7 @@ class StageWork:
     def _prepare(self, decision: Decision) -> None:
         """Marker away, other work's checkpoint aside, leftovers cleared, "running" recorded; in this order."""
         state_store.make_folder(self.folder, self.store.commit)
-        state_store.remove_durably(self.run.marker(self.stage), self.store.commit)
+        state_store.remove_durably(self.marker, self.store.commit)
         unfinished = self.earlier.unfinished()
         if decision.action == "RUN":
             if decision.discard:
@@ -213,7 +214,7 @@ class StageWork:
         self.run.records.save_dear_digests()
         if self.stage.checkpoint or self.found.itself[1:] != self.run.state_device():
             # A checkpoint is worth nothing without the record of its key; and two file systems keep no order of names.
-            self.run.flush()
+            self.run.durability.flush()
 
     def _stamp_anew(self) -> None:
         """Take the signatures of the key's files anew where clearing has changed their status: of what was cleared, some may have
@@ -269,7 +270,7 @@ class StageWork:
             return attempts.not_begun(problem)._replace(is_machines=is_machines)
         trial.token, trial.log_path = "%s.%d" % (trial.token_start, trial.attempts), "%s.%d.log" % (trial.log_start, trial.attempts)
         self._make_log_folder(os.path.dirname(trial.log_path))
-        trial.network = run.network.attempt(trial.subject, trial.log_path[:-len("log")] + "network", self.console)
+        trial.network = run.guards.network.attempt(trial.subject, trial.log_path[:-len("log")] + "network", self.console)
         env = self._environment(trial, slot, offset, is_resume)
         env.update(trial.network.environment(stage.env))
         trial.began = utc_text(run.clock.time())
@@ -458,7 +459,7 @@ class StageWork:
         checkpoints.forget_published(self.store, self.stage)
         stage_outputs.remove_parts(self.folder, self.stage.name, set())
         self._write_record("ok", "", outputs=outputs)
-        self.run.write_marker(self.stage, self.key)
+        self.run.durability.write_marker(self.stage, self.key)
         self.console.event("DONE", self.stage.name, " in %.3fs" % self._duration_s())
         return self._result("ok", "; ".join(self.reasons), outputs=outputs, bytes_out=sum(one["bytes"] for one in outputs))
 

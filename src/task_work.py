@@ -192,7 +192,7 @@ class TasksWork(stage_work.StageWork):
                     _, trial = yield Next()
                     self._note_trial(trial)
                     if error is None and self.run.clock.monotonic() - self.store.commit.since >= SYNC_S:
-                        self.run.flush()
+                        self.run.durability.flush()
                 except Exception as raised:
                     error = error or raised
         finally:

@@ -1,6 +1,6 @@
 """Where a stage is at work alone: its lock, its output folder, and nothing left of launchers of dead runs.
 
-Above stage_locks, planning and launch_lease, below the engine, whose Run has one WorkPlaces.
+Above stage_locks, stage_order, planning and launch_lease, below the engine, whose Run has one WorkPlaces.
 
     take(): stage lock -> output folder, the outermost of the pipeline's around it -> left launches ended -> ... -> leave()
 """
@@ -10,10 +10,11 @@ import os
 
 import planning
 import stage_locks
+import stage_order
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, Set
+    from typing import Dict, List, Set
 
     from engine import Run
     from model import StageSpec
@@ -64,6 +65,21 @@ class WorkPlaces:
             lock.release()
         else:
             lock.abandon()
+
+    def neighbours(self, stage: StageSpec) -> List[StageSpec]:
+        """Return the other stages of the pipeline whose output folder is this one's, lies in it, or holds it."""
+        found: List[StageSpec] = planning.folders_of(self.run.spec, self.run.store).neighbours(stage)
+        return found
+
+    def may_be_beside(self, stage: StageSpec) -> bool:
+        """Tell whether another stage may be at work in a stage's folder at the same time: now, or in a run that was killed, of
+        which no record knows."""
+        spec = self.run.spec
+        others = [other.name for other in self.neighbours(stage) if stage_order.may_share(stage, other)] if spec.order == "graph" else []
+        if not others:
+            return False
+        in_turn = stage_order.between(spec.stages, stage.name, "") | stage_order.between(spec.stages, "", stage.name)
+        return not in_turn.issuperset(others)
 
     def close(self) -> None:
         """Let go of the folders that are still held."""

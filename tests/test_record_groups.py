@@ -10,7 +10,7 @@ import tempfile
 from types import SimpleNamespace
 
 import attempts
-import engine
+import durability
 import ledger_export
 import pytest
 import state_store
@@ -514,16 +514,19 @@ def test_while_a_long_file_is_read_nothing_is_synced():
 
 
 def test_the_first_error_is_told_not_one_that_came_of_it():
-    def run_with(error, left=0.0):
+    def work_with(error, left=0.0):
         def flush():
             flushed.append(left)
             raise error
         flushed = []
-        return SimpleNamespace(store=SimpleNamespace(commit=SimpleNamespace(seconds_left=lambda: left)), flush=flush, flushed=flushed, scheduler=SimpleNamespace(error=None))
+        commit = SimpleNamespace(files={}, seconds_left=lambda: left, flush=flush)
+        run = SimpleNamespace(root="", store=SimpleNamespace(commit=commit), scheduler=SimpleNamespace(error=None), digests=SimpleNamespace(files={}),
+                              selected=[], result_at=[], flushed=flushed)
+        return run, durability.Durability(run)
     first, second = OSError(errno.ENOSPC, "full"), OSError(errno.EIO, "broken")
-    run = run_with(second)
-    assert engine.Run._keep_durable(run) is None and run.scheduler.error is second
+    run, work = work_with(second)
+    assert work.keep_up() is None and run.scheduler.error is second and work.is_unsound
     run.scheduler.error = first
-    assert engine.Run._keep_durable(run) is None and run.scheduler.error is first and run.flushed == [0.0, 0.0]
-    later = run_with(second, 0.5)
-    assert engine.Run._keep_durable(later) == 0.5 and not later.flushed
+    assert work.keep_up() is None and run.scheduler.error is first and run.flushed == [0.0, 0.0]
+    run, work = work_with(second, 0.5)
+    assert work.keep_up() == 0.5 and not run.flushed and not work.is_unsound
