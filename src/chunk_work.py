@@ -322,7 +322,7 @@ class ChunkTasksWork(task_work.TasksWork):
         called so may be anything. A kill before the stage record leaves what one leaves after the kit's own removal.
         """
         names = {name + chunk_files.REJECTS for name in joined} if "rejected" in self.counts else set()
-        for path in sorted(names.intersection(one["path"] for one in self.earlier.made)):
+        for path in sorted(names.intersection(one["path"] for one in self.earlier.outputs)):
             is_another = self.others.place_of(path) or self._input_problem(path) or stage_outputs.is_folder(os.path.join(self.folder, path))
             if not is_another and not stage_outputs.is_among(self.folder, path, list(joined)):
                 state_store.remove_durably(os.path.join(self.folder, path), self.store.commit)

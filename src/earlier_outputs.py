@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 class EarlierOutputs:
     """What the record of a stage tells of its output folder, and what is there of it.
 
-    made: the outputs that the record vouches for, as it lists them, less what has been undone or let go of since. moved_from: the
-    outputDir under which they were made, "" if it is today's; then made is empty. has_cleared: whether any file was removed, or cut.
+    outputs: those that the record vouches for, as it lists them, less what has been undone or let go of since. moved_from: the
+    outputDir under which they were made, "" if it is today's; then outputs is empty. has_cleared: whether any file was removed, or cut.
     """
 
     def __init__(self, run: Run, stage: StageSpec, folder: str, record: Optional[Json], others: ForeignOutputs) -> None:
         self.run, self.stage, self.folder, self.record, self.others = run, stage, folder, record, others
         self.moved_from = state_store.made_elsewhere(record, stage.output_dir)
-        self.made = self._vouched(record) if record is not None and not self.moved_from else []
+        self.outputs = self._vouched(record) if record is not None and not self.moved_from else []
         self.has_cleared = False
 
     def _vouched(self, record: Json) -> List[Json]:
@@ -65,7 +65,7 @@ class EarlierOutputs:
         attempt wrote in place may have other content on the disk, and its old times."""
         if baseline is None or (self.record or {}).get("bootId") == self.run.boot:
             return baseline
-        files = [one["path"] for one in self.made if one["path"] in baseline and not is_link(os.path.join(self.folder, one["path"]))]
+        files = [one["path"] for one in self.outputs if one["path"] in baseline and not is_link(os.path.join(self.folder, one["path"]))]
         return {**baseline, **{path: [] for path in files}}
 
     def clear_leftovers(self, baseline: Optional[Json]) -> None:
@@ -73,7 +73,7 @@ class EarlierOutputs:
         checkpoints.forget_published(self.run.store, self.stage)
         done = ["removed %s" % path for path in stage_outputs.remove_parts(self.folder, self.stage.name, set())]
         if baseline is not None:
-            recorded = {one["path"]: (one["bytes"], one["sha256"]) for one in self.made}
+            recorded = {one["path"]: (one["bytes"], one["sha256"]) for one in self.outputs}
             done += stage_outputs.clear_leftovers(self.folder, baseline, recorded, self.others.possible(), file_digests.hash_prefix,
                                                   recorded_outputs.folders_of_others(self.run.spec, self.stage.name, self.stage.output_dir))
         if done:
@@ -103,15 +103,15 @@ class EarlierOutputs:
         not ours to undo.
         """
         record = self.record or {}      # none where the state folder is gone, and a lost success is still marked
-        self._let_go_of(self.others.owners() if self.made else {})
+        self._let_go_of(self.others.owners() if self.outputs else {})
         before = {one["path"]: one for one in record.get("previous", [])}
         everything = record.get("bootId") != self.run.boot or os.path.lexists(self.lost_path())
-        gone = self.made if everything else [one for one in self.made if not self.is_as_recorded(one)]
+        gone = self.outputs if everything else [one for one in self.outputs if not self.is_as_recorded(one)]
         names = [one["path"] for one in gone]
         done = stage_outputs.undo_outputs(self.folder, names, {path: (one["bytes"], one["sha256"]) for path, one in before.items()},
                                           file_digests.hash_prefix)
-        self.made = [before.get(one["path"], one) if one["path"] in names else one
-                     for one in self.made if one["path"] not in names or one["path"] in before]
+        self.outputs = [before.get(one["path"], one) if one["path"] in names else one
+                     for one in self.outputs if one["path"] not in names or one["path"] in before]
         if done:
             self.has_cleared = True
             recorded_outputs.sync_below(self.folder)
@@ -119,14 +119,14 @@ class EarlierOutputs:
 
     def _let_go_of(self, foreign: Mapping[str, str]) -> None:
         """Record no more what other stages have recorded, too. foreign: see ForeignOutputs.owners()."""
-        taken = [one["path"] for one in self.made if one["path"] in foreign]
+        taken = [one["path"] for one in self.outputs if one["path"] in foreign]
         self.leave_out(foreign)
         if taken:
             self.tell_of_taken(taken, foreign)
 
     def leave_out(self, foreign: Mapping[str, str]) -> None:
         """As of now the record vouches no more for what other stages have recorded."""
-        self.made = [one for one in self.made if one["path"] not in foreign]
+        self.outputs = [one for one in self.outputs if one["path"] not in foreign]
 
     def tell_of_taken(self, paths: List[str], foreign: Mapping[str, str]) -> None:
         """Say that paths which the stage had recorded are another's now."""

@@ -208,7 +208,7 @@ class FileTasksWork(TasksWork):
         is known to have been made here."""
         if not facts.lost or self.is_stopped or self.earlier.moved_from:
             return
-        made = {one["path"]: one["sha256"] for one in self.earlier.made}
+        made = {one["path"]: one["sha256"] for one in self.earlier.outputs}
         for table in task_files.load(task_look.cache_path(self.store, self.stage.name))[1][1:]:
             made.update((path, digest) for path, digest in zip(table.paths, table.digests) if digest)
         left: List[str] = []
@@ -231,7 +231,7 @@ class FileTasksWork(TasksWork):
         if record is None or _is_of_files(record):
             return
         mine = {path for path, _, _ in self._outputs()}
-        left = [one["path"] for one in self.earlier.made if one["path"] not in mine and os.path.lexists(os.path.join(self.folder, one["path"]))]
+        left = [one["path"] for one in self.earlier.outputs if one["path"] not in mine and os.path.lexists(os.path.join(self.folder, one["path"]))]
         if left:
             self._note("made before the stage had tasks, and recorded no more: %s" % task_look.shown(sorted(left)))
 
@@ -596,7 +596,7 @@ class FileTasksWork(TasksWork):
         return task_log.output_digest(self._outputs())
 
     def _write_record(self, status: str, error: str, outputs: Optional[List[Json]] = None) -> None:
-        record = self._record(status, error, self.earlier.made if outputs is None else outputs)
+        record = self._record(status, error, self.earlier.outputs if outputs is None else outputs)
         if status == "ok":
             made = self._outputs()
             self.totals = {"outputs": len(made), "outputBytes": sum(size for _, size, _ in made), "outputsSha256": self._output_digest()}

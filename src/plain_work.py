@@ -51,8 +51,8 @@ class PlainWork(StageWork):
     def _new_trial(self) -> Trial:
         name, material = self.stage.name, self.facts.material
         return Trial(name=name, subject=name, key=self.key, inputs=material.inputs, stamps=material.stamps, folder=self.folder,
-                     log=os.path.join(self.run.log_folder(), name), token=self.lock.token, counts=self.store.path("counts_%s.json" % name),
-                     progress=checkpoints.progress_path(self.store, name), rank=(self.rank,))
+                     log=os.path.join(self.run.log_folder(), name), token=self.lock.token, counts_path=self.store.path("counts_%s.json" % name),
+                     progress_path=checkpoints.progress_path(self.store, name), rank=(self.rank,))
 
     # --- attempts
 

@@ -116,16 +116,16 @@ class Trial:
     far.
 
     name: on it depends how long is waited between attempts. subject: what it is called in what is told. log and token: paths of
-    logs and tokens of attempts begin so, and a number follows. counts, progress: paths of the files in which the processor may
+    logs and tokens of attempts begin so, and a number follows. counts_path, progress_path: of the files in which the processor may
     report.
     """
 
     is_log_lazy = False                     # an attempt that prints nothing leaves no log
 
     def __init__(self, *, name: str, subject: str, key: str, inputs: List[str], stamps: Dict[str, List[int]], folder: str,
-                 log: str, token: str, counts: str, progress: str, rank: Tuple[int, ...], group: Any = None) -> None:
+                 log: str, token: str, counts_path: str, progress_path: str, rank: Tuple[int, ...], group: Any = None) -> None:
         self.name, self.subject, self.key, self.inputs, self.stamps, self.folder = name, subject, key, inputs, stamps, folder
-        self.log_start, self.token_start, self.counts_path, self.progress_path = log, token, counts, progress
+        self.log_start, self.token_start, self.counts_path, self.progress_path = log, token, counts_path, progress_path
         self.rank, self.group = rank, group
         self.attempts = 0
         self.started = 0.0              # of the first attempt, by the run's clock
@@ -196,7 +196,7 @@ class StageWork:
             checkpoints.set_aside(self.store, self.stage)
             self.earlier.clear_leftovers(self.earlier.doubted(unfinished))
             # Of a task log: nobody has looked at them yet.
-            unseen = [] if self.facts.record is None or self.facts.record["outputs"] else self.earlier.made
+            unseen = [] if self.facts.record is None or self.facts.record["outputs"] else self.earlier.outputs
             is_of_success = self.facts.record is None or self.facts.record["lastStatus"] == "ok"
             if self.facts.output_problems and is_of_success or not all(map(self.earlier.is_as_recorded, unseen)):
                 self.earlier.undo_success()
@@ -323,23 +323,27 @@ class StageWork:
             result, unclosed = self.calls.with_node_report(result, trial.network, trial.token)
         self.cpu_s += result.cpu_s
         self.max_rss = max(self.max_rss, result.max_rss_bytes)
-        changed = "" if result.stopped and result.failure else changed_file(self.run.root, trial.stamps)
-        trial.failure = with_change(changed, self._failure_of(result))
-        trial.exit_code, trial.stopped, trial.is_final, trial.is_machines = result.exit_code, result.stopped, bool(changed), False
+        self.survivors += result.survivors
         for note in result.notes:
             self.console.event("NOTE", trial.subject, ": " + note)
-        if result.survivors:
-            self.survivors += result.survivors
-            trial.failure = attempts.survivors_text(result.survivors)
         if trial.network is not None:
             self._note_evidence(trial, result)
-            fault = trial.network.fault() if self.stage.network_attempts == "fail" else ""
-            if (fault or unclosed) and not result.stopped:
-                self.is_offline_fault = trial.is_machines = trial.is_final = True
-                trial.failure = "; ".join(one for one in (fault, trial.failure) if one)
+        fault = self._network_fault(trial, result)
+        is_offline_fault = bool(fault or unclosed) and not result.stopped
+        self.is_offline_fault = self.is_offline_fault or is_offline_fault
+        changed = "" if result.stopped and result.failure else changed_file(self.run.root, trial.stamps)
+        failure = attempts.survivors_text(result.survivors) if result.survivors else with_change(changed, self._failure_of(result))
+        trial.failure = "; ".join(one for one in (fault, failure) if one)
+        trial.exit_code, trial.stopped = result.exit_code, result.stopped
+        trial.is_final, trial.is_machines = bool(changed) or is_offline_fault, is_offline_fault
         if trial.failure and not trial.stopped and self._shows_output():
             self.console.tail(result.tail, trial.subject)
         return result
+
+    def _network_fault(self, trial: AnyTrial, result: attempts.AttemptResult) -> str:
+        """Return why an attempt fails for what it tried to do with the network, or ""."""
+        is_judged = trial.network is not None and not result.stopped and self.stage.network_attempts == "fail"
+        return str(trial.network.fault()) if is_judged else ""
 
     def _failure_of(self, result: attempts.AttemptResult) -> str:
         """Return why an attempt failed, "" if it did not."""
@@ -387,7 +391,7 @@ class StageWork:
             problem = next((why for why in (self._not_made(pattern, names - set(foreign), changed) for pattern in self.stage.outputs) if why), "")
             if problem:
                 return problem, []
-        kept = sorted(one["path"] for one in self.earlier.made if one["path"] in now and one["path"] not in changed and one["path"] not in foreign)
+        kept = sorted(one["path"] for one in self.earlier.outputs if one["path"] in now and one["path"] not in changed and one["path"] not in foreign)
         if kept and (self.attempts or self.stage.chunks is not None):      # kept chunks are joined anew without an attempt
             self._note("not remade by this run, still recorded: %s" % shown_names(kept))
         self._tell_of_no_outputs(stage_outputs.no_outputs(self.found, there), "they are neither recorded nor undone after a kill")
@@ -484,11 +488,11 @@ class StageWork:
         checkpoints.complete(self.store, self.stage, self.key)
 
     def _write_record(self, status: str, error: str, outputs: Optional[List[Json]] = None) -> None:
-        record = self._record(status, error, self.earlier.made if outputs is None else outputs)
+        record = self._record(status, error, self.earlier.outputs if outputs is None else outputs)
         if status == "ok":
             # What a power cut may take back while the outputs are not on the disk yet.
             made = {one["path"] for one in record["outputs"]}
-            record["previous"] = [one for one in self.earlier.made if one["path"] in made]
+            record["previous"] = [one for one in self.earlier.outputs if one["path"] in made]
         else:
             record["baseline"] = self.baseline
             if status != "running" and not self.survivors:

@@ -65,7 +65,7 @@ class TaskTrial(stage_work.Trial):
     is_log_lazy = True
 
     def __init__(self, task: Task, **more: Any) -> None:
-        super().__init__(key=task.key, inputs=task.inputs, stamps=task.stamps, folder=task.folder, counts=task.folder + COUNTS_ENDING, **more)
+        super().__init__(key=task.key, inputs=task.inputs, stamps=task.stamps, folder=task.folder, counts_path=task.folder + COUNTS_ENDING, **more)
         self.task = task
         self.outputs: List[Output] = []
         self.published: List[Output] = []   # of these, what has its name already
@@ -235,7 +235,7 @@ class TasksWork(stage_work.StageWork):
     def _new_trial(self, task: Task) -> TaskTrial:
         name, number = self.stage.name, str(task.number + 1)
         return TaskTrial(task, name="%s/%s" % (name, task.name), subject=self._subject(task.name), log=os.path.join(self.run.log_folder(), name, number),
-                         token="%s.%s" % (self.lock.token, number), progress=self._progress_path(task), rank=(self.rank, task.number), group=name)
+                         token="%s.%s" % (self.lock.token, number), progress_path=self._progress_path(task), rank=(self.rank, task.number), group=name)
 
     def _entry(self, trial: TaskTrial) -> task_log.Entry:
         """Return what the log says of a task; one that failed keeps what an earlier version of it has made, and what it has

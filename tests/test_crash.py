@@ -509,7 +509,6 @@ sys.path.insert(0, %r)
 import file_systems, run_records, state_store
 file_systems.keeps_order = lambda device: True
 run_records.RECORD_S = run_records.RECORD_SHARE = 0     # after each stage, however slow the disk is
-state_store.FLUSH_S = 1e9                               # and nothing else is synced, because it took long
 real_write, real_stage, real_sync = state_store.StateStore.write, state_store.StateStore.write_stage, state_store.sync_folder
 def write(self, name, record):
     waiting = [os.path.relpath(path, self.root) for path in [*self.commit.files, *self.commit.removed]]
@@ -559,7 +558,7 @@ def test_clean_says_so_on_the_disk_before_it_removes_and_all_is_gone_from_there_
 
 def test_what_is_done_is_on_the_disk_in_good_time_and_with_the_folders_that_name_it(project, monkeypatch):
     """A run may take days, and a power cut comes without notice."""
-    monkeypatch.setitem(globals(), "TOLD", TOLD.replace("run_records.RECORD_S = run_records.RECORD_SHARE = 0", "").replace("FLUSH_S = 1e9", "FLUSH_S = 0"))
+    monkeypatch.setitem(globals(), "TOLD", TOLD.replace("run_records.RECORD_S = run_records.RECORD_SHARE = 0", "state_store.FLUSH_S = 0"))
     project.spec(*[{"processor": project.processor("make", "print('said')\nos.makedirs(out + '/sub', exist_ok=True)\nopen(out + '/sub/o', 'w').close()\n")}] * 2)
     lines = told(project, "--run-id", "r")
     first, running, done = (lines.index("write %s" % text) for text in ("s1 ok", "s2 running", "s2 ok"))

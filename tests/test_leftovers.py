@@ -214,14 +214,14 @@ def test_an_error_in_one_task_waits_for_the_others_before_the_stage_ends():
 
 def test_an_error_of_a_sync_waits_for_the_tasks_too():
     stage = OneStage()
-    stage.run.flush = mock.Mock(side_effect=OSError("the disk"))
+    stage.run.durability = mock.Mock(**{"flush.side_effect": OSError("the disk")})
     flow = stage._run_tasks(SimpleNamespace(name=name, folder=name) for name in "abcdef")
     next(flow), flow.send(None), flow.send(None)
     stage.run.clock.monotonic = lambda: 1e9
     assert isinstance(flow.send(("a", "trial of a")), Next) and not stage.is_server_stopped
     with pytest.raises(OSError, match="the disk"):
         flow.send(("b", "trial of b"))
-    assert stage.noted == ["trial of a", "trial of b"] and stage.run.flush.call_count == 1
+    assert stage.noted == ["trial of a", "trial of b"] and stage.run.durability.flush.call_count == 1
 
 
 @pytest.mark.parametrize("number, count, is_stopped", [(15, 6, True), (0, 2, False), (0, 6, None)])

@@ -21,6 +21,7 @@ import attempts  # noqa: E402
 import model  # noqa: E402
 import plain_work  # noqa: E402
 import scheduler  # noqa: E402
+import work_places  # noqa: E402
 from console import Console  # noqa: E402
 from model import Facts, Material, Retry  # noqa: E402
 from stage_work import is_worth_retrying, retry_delay_ms  # noqa: E402
@@ -150,7 +151,8 @@ def work(project, results, **stage):
     store.prepare()
     project.path("data/s1").mkdir(parents=True)
     run = types.SimpleNamespace(spec=spec, root=str(project.root), store=store, console=Console(io.StringIO(), io.StringIO()), clock=FakeClock(),
-                                signals=attempts.Signals(), boot="boot", options=types.SimpleNamespace(run_id="r"), invocation=1, log_folder=lambda: "logs", folder_neighbours=lambda stage: [], may_be_beside=lambda stage: False)
+                                signals=attempts.Signals(), boot="boot", options=types.SimpleNamespace(run_id="r"), invocation=1, log_folder=lambda: "logs")
+    run.places = work_places.WorkPlaces(run)
     facts = Facts(Material("key", {}, ["in.txt"], [], [], {}, 2), None, None, [], None, False)
     made = Work(run, spec.stages[0], types.SimpleNamespace(token="t"), facts)
     made.results, made.starts = list(results), []
