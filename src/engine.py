@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     import attempts
     import run_guards
+    import run_signals
     import scheduler
     import stage_work
     import stop_times
@@ -67,7 +68,7 @@ class Run:
         self.stop_time: Optional[stop_times.StopTime] = None
         self.invocation = 1
         self.is_open = False
-        self.signals: attempts.Signals = LATER
+        self.signals: run_signals.Signals = LATER
         self.guards: run_guards.RunGuards = LATER   # once something may be started
         self.known = known
         self.records = run_records.RunRecords(self)
@@ -382,8 +383,8 @@ class Run:
         if self.is_open:
             return
         self.guarded().close_network()
-        import attempts
-        self.signals = self.clock.signals = attempts.Signals(self.stop_time)
+        import run_signals
+        self.signals = self.clock.signals = run_signals.Signals(self.stop_time)
         self.signals.install()
         import process_tree
         self.run_lock.tell_owner(stage_locks.owner_now("run", self.options.run_id, self.boot, self.clock, process_tree))
@@ -405,8 +406,8 @@ class Run:
         """Make ready for a processor after the run's end: network closed, processes guarded, signals noted anew."""
         self.guarded().close_network()
         self.guards.watch_processes()
-        import attempts
-        self.signals = attempts.Signals()
+        import run_signals
+        self.signals = run_signals.Signals()
         self.signals.install()
 
     def names_in_spec(self) -> Set[str]:

@@ -17,28 +17,40 @@ modules beside it are cached as bytecode: so nothing stands here that a run in w
 `primitives` (JSON, SHA-256) and `model` (the values and errors) may be imported by all; leaves import nothing else of ours; what stands on them
 may also import what is named before it.
 
-    leaves   spec_checks  spec_source  file_systems  path_signs  state_store  stage_locks  stage_outputs  process_tree  attempts
-             environment  scan_shell  hook_log  node_report  ledger_format  log_events  text_table  stage_progress
-             task_log  task_files  forked_task (what makes a forked process like a fresh one)  starter_texts
-             svg_shapes  control_totals  arrivals  stop_times  stale_bytecode  stop_requests (Ctrl-C and the like, but for a run's attempts)
-    on them  file_digests  chunk_files  scan_windows  import_scan  launch_lease (may a launched task run, and does it)  node_exec (such a task on its machine)  offline_guard
-             launch_helper (starts launchers)  live_view (lines of the running stages)  console (what the user sees)
-             recorded_outputs (what records say of output folders)  command_line  program_scan (what is scanned)  fork_server  fork_client  stage_keys (what a stage depends on)
-             checkpoints  stage_order (what comes before what)  spec_loading (the pipeline file)  reasons (why it must run)  run_ledger  run_history (runs as the ledger
-             and the records tell)  seal_keys  network_watch (the guard of a run)  task_look (what a stage of many tasks
-             has to do)  scheduler (which attempt is started when)  processor_call (its words)  foreign_outputs (what is another stage's)
-             earlier_outputs (what earlier work has left)  stage_calls (what each attempt is given)  stage_work (a stage that must run, under its lock:
-             attempts, retries, checks, records)  plain_work (one piece of work)  task_work (several tasks)  file_tasks (of files)  chunk_work (of parts
-             of files)  run_alarms (what is started after a run)  acceptance  provenance  key_gaps (files no key knows)  program_starts (can they start)
-             output_places (where what was asked for may go)
-             history_files (read with suspicion)  ledger_chain  ledger_verify  evidence_verify  ledger_export  ledger_commands  starters (init, new-stage)  run_pruning (gc)
-             housekeeping (clean, reset)  stage_logs  stage_explanation  look_commands (status, history, logs, explain)
-             prometheus_text  open_lineage (both: what monitoring reads)  quick_index  quick_run (nothing changed)
-             known_stages  index_writer  pipeline_graph  run_report (what a report says)  report_html  report_commands
-             planning (what must be done with each stage, and why)  run_records (what a run says of itself)
-             work_places (locks and folders of the stages at work)  durability (what a run syncs)  run_guards (what guards its processes)
-             stage_turn (what is done with one stage)  engine (a run)
-             commands (what each command does)
+    leaves
+        spec      spec_checks  spec_source  starter_texts
+        disk      file_systems  path_signs  state_store  stage_locks  stage_outputs  task_log  task_files  ledger_format  control_totals  arrivals
+        process   process_tree  process_start  process_limits  attempt_output  run_signals  environment  stale_bytecode  stop_times
+                  stop_requests (Ctrl-C and the like, where no attempt is under way)  forked_task (what makes a forked process like a fresh one)
+        network   scan_shell  hook_log  node_report
+        shown     log_events  text_table  stage_progress  svg_shapes
+    on them
+        files     file_digests  chunk_files
+        network   scan_windows  import_scan
+        process   attempts (processors at work)  launch_lease (may a launched task run, and does it)  node_exec (such a task on its machine)
+                  offline_guard  launch_helper (starts launchers)
+        shown     live_view (lines of the running stages)  console (what the user sees)
+        records   recorded_outputs (what records say of output folders)
+        words     command_line  program_scan (what is scanned)
+        fork      fork_server  fork_client
+        keys      stage_keys (what a stage depends on)  checkpoints  stage_order (what comes before what)  spec_loading (the pipeline file)
+                  reasons (why it must run)
+        runs      run_ledger  run_history (runs as the ledger and the records tell)  seal_keys  network_watch (the guard of a run)
+        at work   task_look (what a stage of many tasks has to do)  scheduler (which attempt is started when)  processor_call (its words)
+                  foreign_outputs (what is another stage's)  earlier_outputs (what earlier work has left)  stage_calls (what each attempt is given)
+                  stage_work (a stage that must run, under its lock: trials, checks, records)  plain_work (one piece of work)
+                  task_work (several tasks)  file_tasks (of files)  chunk_work (of parts of files)  run_alarms (what is started after a run)
+        audit     acceptance  provenance  key_gaps (files no key knows)  program_starts (can they start)  output_places (where what was asked
+                  for may go)  history_files (read with suspicion)  ledger_chain  ledger_verify  evidence_verify  ledger_export  ledger_commands
+        users     starters (init, new-stage)  run_pruning (gc)  housekeeping (clean, reset)  stage_logs  stage_explanation
+                  look_commands (status, history, logs, explain)
+        monitors  prometheus_text  open_lineage
+        index     quick_index  quick_run (nothing changed)  known_stages  index_writer
+        report    pipeline_graph  run_report (what a report says)  report_html  report_commands
+        a run     planning (what must be done with each stage, and why)  run_records (what a run says of itself)  work_places (locks and folders
+                  of the stages at work)  durability (what it syncs)  run_guards (what guards its processes)  stage_turn (what is done with
+                  one stage)  engine
+        all       commands (what each command does)
 """
 import os
 import sys

@@ -16,6 +16,7 @@ import time
 from collections import deque, namedtuple
 
 import attempts
+import run_signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -232,4 +233,4 @@ class Scheduler:
             parent.ended.append(((running.name, value), error))
 
 
-NOT_STARTED = attempts.not_begun(attempts.INTERRUPTED, stopped=True)
+NOT_STARTED = attempts.not_begun(run_signals.INTERRUPTED, stopped=True)

@@ -21,6 +21,7 @@ import file_digests
 import foreign_outputs
 import processor_call
 import run_ledger
+import run_signals
 import stage_calls
 import stage_outputs
 import state_store
@@ -252,7 +253,7 @@ class StageWork:
             self.console.event("RETRY", trial.subject, " attempt %d/%d: %s; next in %.2fs" % (trial.attempts, retry.attempts, trial.failure, delay_s))
             yield Pause(delay_s)
             if self.run.signals.number:
-                trial.stopped, trial.failure = True, attempts.INTERRUPTED
+                trial.stopped, trial.failure = True, run_signals.INTERRUPTED
                 return
             offset, is_resume = self._next_start(trial)
 

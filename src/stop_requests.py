@@ -1,6 +1,6 @@
 """Requests to stop a command (Ctrl-C, SIGTERM, SIGHUP, on Windows SIGBREAK): the first ends it by an exception, later ones change nothing.
 
-A leaf. A run takes them over itself from its first attempt on (attempts.Signals). Two may come at once, as from systemd with
+A leaf. A run takes them over itself from its first attempt on (run_signals.Signals). Two may come at once, as from systemd with
 SendSIGHUP=yes: the second must not end what the first has begun to tell.
 """
 from __future__ import annotations

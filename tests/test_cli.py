@@ -15,11 +15,11 @@ import types
 import pytest
 from conftest import ROOT, RUNNER, Done
 
-import attempts
 import command_line
 import commands
 import console
 import pipeline_runner
+import process_start
 from model import UsageError
 
 POSIX = sys.platform != "win32"
@@ -547,10 +547,10 @@ def test_errors_of_the_system_are_said_with_a_remedy():
     assert console.describe_os_error(OSError("no number")) == "the runner's own files, or the standard output: no number"
     assert console.describe_os_error(OSError(errno.ENOSPC, "full")) == "the runner's own files, or the standard output: full; free some space and run again"
     launch = types.SimpleNamespace(argv=["prog"], folder="", launcher=None)
-    assert attempts._not_started_text(launch, error) == "cannot start prog: %s; allow this user more open files (ulimit -n), or run with fewer --jobs" % os.strerror(errno.EMFILE)
+    assert process_start.not_started_text(launch, error) == "cannot start prog: %s; allow this user more open files (ulimit -n), or run with fewer --jobs" % os.strerror(errno.EMFILE)
     refused = OSError(errno.ENOEXEC, "%1 is not a valid Win32 application")
     refused.winerror = 193
-    assert attempts._not_started_text(launch, refused) == (
+    assert process_start.not_started_text(launch, refused) == (
         "cannot start prog: %1 is not a valid Win32 application; Windows starts no such file: name an .exe, .bat, .cmd, .py or .ps1 file, "
         "or the interpreter by its absolute path with the script as its first argument")
 

@@ -13,9 +13,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "bin")]
 
-import attempts  # noqa: E402
 import console  # noqa: E402
 import primitives  # noqa: E402
+import process_start  # noqa: E402
 import processor_call  # noqa: E402
 import processor_kit  # noqa: E402
 import spec_loading  # noqa: E402
@@ -344,10 +344,10 @@ CMD = '"C:\\Windows\\System32\\cmd.exe" /e:ON /v:OFF /d /c "%s"'.replace("\\Syst
     (["p.exe", "a,b"], ["p.exe", "a,b"]), (["python", "p.bat", "a,b"], ["python", "p.bat", "a,b"])])
 def test_a_batch_file_gets_each_word_as_one(monkeypatch, words, line):
     """cmd.exe splits at , ; = too, and would run what comes after an & in the path."""
-    assert attempts._as_started(words) == words
+    assert process_start.as_started(words) == words
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setenv("SystemRoot", "C:\\Windows")
-    assert attempts._as_started(words) == line
+    assert process_start.as_started(words) == line
 
 
 def test_a_batch_file_gets_no_more_than_cmd_exe_takes(monkeypatch):
@@ -368,7 +368,7 @@ def test_the_beginning_of_long_paths_of_windows_is_left_out(path, plain):
     (b"#!/bin/sh\r\n", "/x", False, "carriage return"), (b"#! /bin/nix -e\n", "/x", False, "first line names /bin/nix, which is not there"),
     (b"#!/bin/sh\n", "/x", False, "which cannot be started itself"), (b"\x7fELF", "/x", False, "may be missing"), (b"#!/bin/sh\n", "C:\\" + "x" * 300, True, "too long"), (b"MZ", "C:\\x", True, "")])
 def test_why_a_program_that_is_there_may_not_be_found(first, folder, windows, word):
-    hint = attempts.missing_hint(first, folder, windows)
+    hint = process_start.missing_hint(first, folder, windows)
     assert word in hint and bool(hint) == bool(word)
 
 

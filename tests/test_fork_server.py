@@ -27,6 +27,7 @@ import fork_server
 import forked_task
 import hook_log
 import process_tree
+import run_signals
 
 resource = pytest.importorskip("resource")      # there is no fork server without it either
 
@@ -724,6 +725,7 @@ def test_a_signal_right_after_the_launch_is_not_lost(bench):
 RUNNER = """import json, os, sys, time
 sys.path.insert(0, sys.argv[1])
 import fork_client
+import run_signals
 root, script, told = sys.argv[2:5]
 env = dict(os.environ, PYTHONHASHSEED="0", PIPELINE_ATTEMPT_TOKEN="t.1")
 server = fork_client.ForkServer(root, script, [], [])
@@ -1078,7 +1080,7 @@ if forked and not os.path.exists('data/stopped'):
 def attempt_of(made, script, log):
     """Run the script as an attempt that may be forked; return it when it has ended."""
     guardian = types.SimpleNamespace(watch=lambda traits: None, release=lambda traits: None)
-    signals = attempts.Signals()
+    signals = run_signals.Signals()
     signals.pipe = os.pipe()            # nobody writes to it
     pool = attempts.Pool(signals, process_tree, guardian, process_tree.own_children())
     attempt = pool.start(attempts.Launch(made.argv(script), made.env, str(made.root), str(log), "lock.token.1", -1, "", None, 1, {}, None, server=made.server))
@@ -1091,7 +1093,7 @@ def attempt_of(made, script, log):
 def test_nobody_who_has_the_number_of_a_task_after_it_is_taken_for_the_task(bench, tmp_path):
     until(bench.server.is_ready)
     attempt = attempt_of(bench, bench.write("x.py", "print('done')\n"), tmp_path / "log")
-    assert attempt.is_forked and attempt.result.failure == ""
+    assert attempt.server is not None and attempt.result.failure == ""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
         tree = attempt.tree
         tree.pid = other.pid
@@ -1109,7 +1111,7 @@ def test_a_server_that_has_died_unseen_is_done_without(tmp_path):
     os.kill(made.server.pid, signal.SIGKILL)
     os.waitid(os.P_PID, made.server.pid, os.WEXITED | os.WNOWAIT)
     attempt = attempt_of(made, script, tmp_path / "log")
-    assert not attempt.is_forked and attempt.result.failure == "" and (tmp_path / "log").read_bytes() == b"done\n"
+    assert attempt.server is None and attempt.result.failure == "" and (tmp_path / "log").read_bytes() == b"done\n"
     made.close()
 
 

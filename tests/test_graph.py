@@ -12,7 +12,7 @@ import types
 import pytest
 from conftest import RUNNER, wait_until
 
-import attempts
+import run_signals
 import scheduler
 import stage_order
 from model import SpecError, StageSpec
@@ -308,7 +308,7 @@ def test_when_a_signal_came_nothing_is_started():
     pool.signals.number = 15
     made = scheduler.Scheduler(pool, 1)
     made.start("a", attempt("a", log))
-    assert made.ended() == ("a", "a") and log == [scheduler.NOT_STARTED] and log[0].stopped and log[0].failure == attempts.INTERRUPTED
+    assert made.ended() == ("a", "a") and log == [scheduler.NOT_STARTED] and log[0].stopped and log[0].failure == run_signals.INTERRUPTED
 
 
 # --- through the program ---------------------------------------------------------------------------------------------

@@ -20,11 +20,15 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNNER = ROOT / "src" / "pipeline_runner.py"
 sys.path.insert(0, str(ROOT / "src"))
 
+import attempt_output  # noqa: E402
 import attempts  # noqa: E402
 import chunk_files  # noqa: E402
 import environment  # noqa: E402
 import model  # noqa: E402
+import process_limits  # noqa: E402
+import process_start  # noqa: E402
 import process_tree  # noqa: E402
+import run_signals  # noqa: E402
 import stage_locks  # noqa: E402
 import stop_requests  # noqa: E402
 from process_tree import Traits  # noqa: E402
@@ -275,19 +279,19 @@ if os.environ["PIPELINE_STAGE_NAME"] == "s1":
     _, quiet = measured(project, "--only", "s2")
     _, loud = measured(project, "--only", "s1")
     data = project.path("state/logs/r/2/s1.1.log").read_bytes()
-    total, kept = 14 + (64 << 20) + 8, attempts.LOG_HEAD_BYTES + attempts.LOG_TAIL_BYTES
+    total, kept = 14 + (64 << 20) + 8, attempt_output.LOG_HEAD_BYTES + attempt_output.LOG_TAIL_BYTES
     notice = b"\n[... %d bytes left out ...]\n" % (total - kept)
     assert data.startswith(b"THE BEGINNING\n") and data.endswith(b"THE END\n") and len(data) == kept + len(notice)
-    assert data[attempts.LOG_HEAD_BYTES:].startswith(notice)
+    assert data[attempt_output.LOG_HEAD_BYTES:].startswith(notice)
     assert loud - quiet < 16 << 10, "the flood cost the runner %d KiB" % (loud - quiet)
 
 
 @pytest.mark.parametrize("sizes", [[0], [5], [10], [11], [14], [15], [16], [40], [3] * 20, [1] * 40, [7, 9, 100]], ids=str)
 def test_a_log_keeps_head_and_tail_whatever_the_pieces(tmp_path, monkeypatch, sizes):
-    monkeypatch.setattr(attempts, "LOG_HEAD_BYTES", 10)
-    monkeypatch.setattr(attempts, "LOG_TAIL_BYTES", 5)
+    monkeypatch.setattr(attempt_output, "LOG_HEAD_BYTES", 10)
+    monkeypatch.setattr(attempt_output, "LOG_TAIL_BYTES", 5)
     seen = []
-    log = attempts.AttemptLog(str(tmp_path / "log"), seen.append)
+    log = attempt_output.AttemptLog(str(tmp_path / "log"), seen.append)
     data, at = bytes(range(33, 33 + 90)) + bytes(range(33, 33 + 90)), 0
     for size in sizes:
         log.feed(data[at:at + size])
@@ -305,7 +309,7 @@ def test_a_log_on_a_full_disk_is_told_and_the_output_goes_on_being_read(tmp_path
 
         def close(self):
             pass
-    log = attempts.AttemptLog(str(tmp_path / "log"))
+    log = attempt_output.AttemptLog(str(tmp_path / "log"))
     log.file.close()
     log.file = Full()
     for _ in range(3):
@@ -626,7 +630,7 @@ def test_on_windows_nothing_is_left_of_a_start_that_fails_half_way(monkeypatch, 
     monkeypatch.setattr(subprocess, "Popen", Popen)
     launch = types.SimpleNamespace(argv=["p"], env={}, folder=str(tmp_path), resources={}, output_path="", stdin=None, feeder=None, lock_descriptor=-1)
     with pytest.raises(OSError, match="denied"):
-        attempts._start(launch, types.SimpleNamespace(Job=Job, CREATE_SUSPENDED=4))
+        process_start.start(launch, types.SimpleNamespace(Job=Job, CREATE_SUSPENDED=4))
     assert done == ["started", "killed", "closed"]
 
 
@@ -682,7 +686,7 @@ def test_a_guardian_that_is_gone_cannot_stop_the_runner():
     guardian.close()
 
 
-DRIVER = "import json, os, signal, subprocess, sys, time\nsys.path.insert(0, %r)\nimport attempts, process_tree\n" % str(ROOT / "src")
+DRIVER = "import json, os, signal, subprocess, sys, time\nsys.path.insert(0, %r)\nimport attempts, process_tree, run_signals\n" % str(ROOT / "src")
 
 
 def drive(folder, body, **options) -> str:
@@ -1226,7 +1230,7 @@ def test_a_process_that_may_not_be_asked_is_there_and_may_be_another_than_the_ow
 
 THREADS = """
 attempts.Pool.__init__.__defaults__ = ((), True)
-signals = attempts.Signals()
+signals = run_signals.Signals()
 process_tree.become_subreaper()
 def run(body, timeout_s=None, grace_s=5, signals=signals, argv=None):
     launch = attempts.Launch(argv or [sys.executable, "-c", body], dict(os.environ, PIPELINE_ATTEMPT_TOKEN="t.1"), os.getcwd(), "log", "t.1", -1, "", timeout_s,
@@ -1250,7 +1254,7 @@ result, log = run("import signal, time; signal.signal(15, signal.SIG_IGN); time.
 assert (result.exit_code, result.failure, result.survivors) == (-9, "timeout after 1 s", []), result
 result, log = run("import subprocess; subprocess.Popen(['sleep', '600'])")        # it holds the pipe
 assert (result.exit_code, result.survivors) == (0, []), result
-stopped = attempts.Signals()
+stopped = run_signals.Signals()
 stopped.came = stopped.count = 1
 result, log = run("import time; time.sleep(600)", signals=stopped)
 assert result.stopped and result.failure == "interrupted" and result.exit_code == -15, result
@@ -1262,9 +1266,9 @@ assert result.exit_code is None and "cannot start ./no such program" in result.f
 def test_without_a_pipe_for_signals_waits_are_short(monkeypatch):
     naps = []
     monkeypatch.setattr(attempts.time, "sleep", naps.append)
-    signals = attempts.Signals()
+    signals = run_signals.Signals()
     assert signals.wait([], None) == signals.wait([], 60) == signals.wait([], 0.01) == []
-    assert naps == [attempts.POLL_S, attempts.POLL_S, 0.01]
+    assert naps == [run_signals.POLL_S, run_signals.POLL_S, 0.01]
 
 
 class FakeTree:
@@ -1280,7 +1284,7 @@ class FakeTree:
 
 def ending(timeout_s=None, grace_s=3600.0):
     launch = attempts.Launch([], {}, "", "", "", -1, "", timeout_s, grace_s, {}, None)
-    return attempts.Ending(launch, FakeTree(), attempts.Signals())
+    return attempts.Ending(launch, FakeTree(), run_signals.Signals())
 
 
 def test_the_steps_of_an_ending(monkeypatch):
@@ -1318,11 +1322,11 @@ def test_when_all_is_told_a_request_ends_what_is_left_of_the_process_as_any_othe
 
 @posix_only
 def test_of_a_pipe_that_somebody_holds_open_no_end_is_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(attempts, "DRAIN_S", 0.0)
+    monkeypatch.setattr(attempt_output, "DRAIN_S", 0.0)
     reader, writer = os.pipe()
     os.write(writer, b"said")
-    log = attempts.AttemptLog(str(tmp_path / "log"))
-    thread = threading.Thread(target=attempts._drain, args=(reader, True, log), daemon=True)
+    log = attempt_output.AttemptLog(str(tmp_path / "log"))
+    thread = threading.Thread(target=attempt_output.drain, args=(reader, True, log), daemon=True)
     thread.start()
     thread.join(PATIENCE_S)
     assert not thread.is_alive()
@@ -1333,7 +1337,7 @@ def test_of_a_pipe_that_somebody_holds_open_no_end_is_waited_for(tmp_path, monke
 @posix_only
 def test_only_the_thread_that_made_a_pool_looks_after_its_attempts(tmp_path):
     guardian = types.SimpleNamespace(watch=lambda traits: None, release=lambda traits: None)
-    pool = attempts.Pool(attempts.Signals(), process_tree, guardian, process_tree.own_children() if LINUX else [])
+    pool = attempts.Pool(run_signals.Signals(), process_tree, guardian, process_tree.own_children() if LINUX else [])
     argv = [sys.executable, "-c", ""]
     one = pool.start(attempts.Launch(argv, dict(os.environ), str(tmp_path), str(tmp_path / "log"), "token", -1, "", None, 1, {}, None))
     os.waitid(os.P_PID, one.pid, os.WEXITED | os.WNOWAIT)
@@ -1346,7 +1350,7 @@ def test_only_the_thread_that_made_a_pool_looks_after_its_attempts(tmp_path):
 @posix_only
 def test_no_attempt_is_given_time_that_was_over_before_it_was_started(tmp_path):
     """The runner was busy with something else, for hours perhaps, and nobody has lost anything by that."""
-    pool = attempts.Pool(attempts.Signals(), process_tree, types.SimpleNamespace(watch=lambda traits: None, release=lambda traits: None),
+    pool = attempts.Pool(run_signals.Signals(), process_tree, types.SimpleNamespace(watch=lambda traits: None, release=lambda traits: None),
                          process_tree.own_children() if LINUX else [])
     pool.seen = time.monotonic() - 5000
     one = pool.start(attempts.Launch([sys.executable, "-c", ""], dict(os.environ), str(tmp_path), str(tmp_path / "log"), "token", -1, "", 1000.0, 1, {}, None))
@@ -1366,7 +1370,7 @@ def test_of_what_could_not_be_started_the_guardian_knows_nothing_any_more(tmp_pa
     watched = []
     guardian = types.SimpleNamespace(watch=watched.append, release=watched.remove)
     launch = attempts.Launch([str(tmp_path / "none")], {}, str(tmp_path), str(tmp_path / "log"), "token", -1, str(tmp_path / "guard"), None, 1, {}, None)
-    assert attempts.run_attempt(launch, attempts.Signals(), process_tree, guardian).failure.startswith("cannot start ") and watched == []
+    assert attempts.run_attempt(launch, run_signals.Signals(), process_tree, guardian).failure.startswith("cannot start ") and watched == []
 
 
 def on_a_thread(act):
@@ -1394,7 +1398,7 @@ def test_two_signals_at_once_do_not_wait_for_the_grace():
     one = ending()
     one.signals.came, one.signals.count = signal.SIGINT, 2
     one.look()
-    assert one.tree.calls == ["ask", "end"] and one.reason == attempts.INTERRUPTED
+    assert one.tree.calls == ["ask", "end"] and one.reason == run_signals.INTERRUPTED
 
 
 def test_a_server_that_tells_of_no_end_after_two_signals_is_killed(monkeypatch):
@@ -1460,7 +1464,7 @@ open(os.path.join(out, os.path.basename(os.environ["PIPELINE_TASK"])), "w").clos
     ([], 1, 0, [2]), ([], 1, 1, [5]), ([], 2, 5, [7, 2]), ([2], 1, 0, [5]), ([2, 5, 7, 2], 2, 0, [5, 7]), ([2, 5], 2, 0, [7, 2]), ([], 9, 1, [5, 7, 2]),
 ])
 def test_cores_are_shared_out(in_use, count, start, picked):
-    assert attempts.pick_cores([2, 5, 7], in_use, count, start) == picked
+    assert process_limits.pick_cores([2, 5, 7], in_use, count, start) == picked
 
 
 def test_too_little_free_space_fails_the_stage_with_both_numbers_and_starts_nothing(project):
@@ -1477,8 +1481,8 @@ def test_too_little_free_space_fails_the_stage_with_both_numbers_and_starts_noth
 @pytest.mark.parametrize("platform, left", [("linux", []), ("linux2", []), ("win32", ["cpuCores", "nice"]), ("darwin", ["cpuCores", "memoryMB"]),
                                             ("freebsd13", ["cpuCores", "memoryMB"])])
 def test_what_a_system_cannot_enforce_is_known(platform, left):
-    assert attempts.unenforced({"cpuCores": 1, "memoryMB": 1, "nice": 1, "minFreeDiskMB": 1}, platform) == left
-    assert attempts.unenforced({}, platform) == []
+    assert process_limits.unenforced({"cpuCores": 1, "memoryMB": 1, "nice": 1, "minFreeDiskMB": 1}, platform) == left
+    assert process_limits.unenforced({}, platform) == []
 
 
 def test_what_cannot_be_enforced_or_set_is_said(monkeypatch):
@@ -1490,12 +1494,12 @@ def test_what_cannot_be_enforced_or_set_is_said(monkeypatch):
 
     def too_much(pid, value):
         raise OverflowError("Python int too large to convert to C int")
-    monkeypatch.setattr(attempts, "_set_nice", too_much)
-    assert attempts.apply_resources(0, {"nice": 1 << 40}) == ["resources.nice could not be set: Python int too large to convert to C int"]
-    monkeypatch.setattr(attempts, "unenforced", lambda resources: ["cpuCores"])
-    monkeypatch.setattr(attempts, "_set_nice", refuse)
-    monkeypatch.setattr(attempts, "_set_memory", gone)
-    assert attempts.apply_resources(0, {"cpuCores": 1, "nice": 1, "memoryMB": 1}) == [
+    monkeypatch.setattr(process_limits, "_set_nice", too_much)
+    assert process_limits.apply_resources(0, {"nice": 1 << 40}) == ["resources.nice could not be set: Python int too large to convert to C int"]
+    monkeypatch.setattr(process_limits, "unenforced", lambda resources: ["cpuCores"])
+    monkeypatch.setattr(process_limits, "_set_nice", refuse)
+    monkeypatch.setattr(process_limits, "_set_memory", gone)
+    assert process_limits.apply_resources(0, {"cpuCores": 1, "nice": 1, "memoryMB": 1}) == [
         "resources.cpuCores cannot be enforced on %s" % sys.platform, "resources.nice could not be set: [Errno 1] Operation not permitted"]
 
 

@@ -504,13 +504,10 @@ def test_while_a_long_file_is_read_nothing_is_synced():
     pool, asked = attempts.Pool(Waiting(), None, None, threads=False), []
     pool.upkeep = lambda: asked.append(1)
     pool.keep_going(0.0)
-    pool.running.append(SimpleNamespace(ending=SimpleNamespace(seconds_left=lambda: None, look=lambda: None, put_off=lambda seconds: None), is_forked=False, is_open=False, network=None,
-                                        launch=SimpleNamespace(feeder=None, launcher=None), started=0.0, reader=-1))
+    pool.running.append(SimpleNamespace(ending=SimpleNamespace(seconds_left=lambda: None, look=lambda: None, put_off=lambda seconds: None), started=0.0, reader=-1, server=None,
+                                        network=None, launch=SimpleNamespace(feeder=None), has_news=False, descriptors=lambda: [], has_ended=lambda: False))
     pool.seen -= 1000
-    try:
-        pool.attend()
-    except AttributeError:
-        pass                            # no more of an attempt is there
+    pool.attend()
     assert pool.signals.limits and not asked
 
 

@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT / "src"))
 import attempts  # noqa: E402
 import model  # noqa: E402
 import plain_work  # noqa: E402
+import run_signals  # noqa: E402
 import scheduler  # noqa: E402
 import work_places  # noqa: E402
 from console import Console  # noqa: E402
@@ -151,7 +152,7 @@ def work(project, results, **stage):
     store.prepare()
     project.path("data/s1").mkdir(parents=True)
     run = types.SimpleNamespace(spec=spec, root=str(project.root), store=store, console=Console(io.StringIO(), io.StringIO()), clock=FakeClock(),
-                                signals=attempts.Signals(), boot="boot", options=types.SimpleNamespace(run_id="r"), invocation=1, log_folder=lambda: "logs")
+                                signals=run_signals.Signals(), boot="boot", options=types.SimpleNamespace(run_id="r"), invocation=1, log_folder=lambda: "logs")
     run.places = work_places.WorkPlaces(run)
     facts = Facts(Material("key", {}, ["in.txt"], [], [], {}, 2), None, None, [], None, False)
     made = Work(run, spec.stages[0], types.SimpleNamespace(token="t"), facts)
@@ -200,7 +201,7 @@ def test_a_signal_during_the_delay_ends_the_loop(project):
 @pytest.mark.parametrize("has_pool", [False, True])
 def test_the_real_clock_waits_to_the_end_though_a_signal_has_come(has_pool):
     """Else whoever waits for a lock would ask for it thousands of times a second, and the attempts be looked after by nobody."""
-    clock = model.Clock(attempts.Signals())
+    clock = model.Clock(run_signals.Signals())
     clock.signals.came = signal.SIGINT
     if has_pool:
         clock.pool = attempts.Pool(clock.signals, None, None)

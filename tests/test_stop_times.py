@@ -9,6 +9,7 @@ import types
 
 import attempts
 import pytest
+import run_signals
 import stop_times
 from conftest import Done
 
@@ -114,13 +115,13 @@ def test_of_two_ends_the_first_counts():
 
 def test_the_end_of_the_time_looks_like_a_signal_and_does_not_hide_one():
     clock = FakeClock()
-    signals = attempts.Signals(stop_times.StopTime(clock, None, 60.0))
+    signals = run_signals.Signals(stop_times.StopTime(clock, None, 60.0))
     assert signals.number == 0 and signals.count == 0
     clock.mono = 60.0
-    assert signals.number == attempts.TIME_UP and signals.count == 1 and signals.text() == "stopped by the clock (--stop-after 1m)"
+    assert signals.number == run_signals.TIME_UP and signals.count == 1 and signals.text() == "stopped by the clock (--stop-after 1m)"
     signals._note(2, None)                      # Ctrl-C after it: the end of the grace
-    assert signals.number == attempts.TIME_UP and signals.count == 2
-    first = attempts.Signals(stop_times.StopTime(clock, None, 60.0))
+    assert signals.number == run_signals.TIME_UP and signals.count == 2
+    first = run_signals.Signals(stop_times.StopTime(clock, None, 60.0))
     first._note(15, None)
     clock.mono = 500.0
     assert first.number == 15 and first.text() == "interrupted"
@@ -128,7 +129,7 @@ def test_the_end_of_the_time_looks_like_a_signal_and_does_not_hide_one():
 
 def test_nobody_sleeps_beyond_the_end(monkeypatch):
     clock, slept = FakeClock(), []
-    signals = attempts.Signals(stop_times.StopTime(clock, None, 0.05))
+    signals = run_signals.Signals(stop_times.StopTime(clock, None, 0.05))
     monkeypatch.setattr(attempts.time, "sleep", slept.append)
     signals.wait([], None)
     signals.wait([], 0.01)
