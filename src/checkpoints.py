@@ -13,7 +13,7 @@ import stage_outputs
 import state_store
 from file_digests import path_matches
 from model import Checkpoint
-from primitives import is_integer, open_file, remove_quietly, replace
+from primitives import is_integer, is_there, open_file, remove_quietly, replace
 
 MAX_BYTES = 8 << 20          # of a progress file; the kit reads no more either
 
@@ -56,7 +56,7 @@ def checkpoint_at(path: str, folder: str, record: Optional[Json], key: str, boot
     if progress is None:
         return Checkpoint(0, {}, {}, False, False, bad, False) if bad else None
     found = Checkpoint(progress["lineOffset"], progress.get("outputs", {}), progress.get("publish", {}),
-                       progress.get("publishing") is True, progress.get("complete") is True, "", False)
+                       progress.get("publishing") is True, _is_complete(progress, record), "", False)
     problem = _binding_problem(progress, record, key, boot)
     if not problem:
         unknown = _unvouched(folder, progress, record or {}, declared)
@@ -78,7 +78,9 @@ def read_progress(path: str) -> Tuple[Optional[Json], str]:
         progress = json.loads(data.decode("utf-8"))
     except FileNotFoundError:
         return None, ""
-    except (OSError, ValueError, RecursionError):
+    except OSError as error:
+        return None, "it cannot be read: %s" % error.strerror
+    except (ValueError, RecursionError):
         return None, "it is damaged"
     bad = _problem(progress)
     return (None, bad) if bad else (progress, "")
@@ -92,18 +94,22 @@ def progress_of(store: StateStore, stage: StageSpec) -> Json:
 
 # --- what becomes of it ----------------------------------------------------------------------------------------------
 
-def complete(store: StateStore, stage: StageSpec, key: str) -> None:
-    """Mark the checkpoint of a finished stage complete, so that nobody resumes from it."""
+def finish(store: StateStore, stage: StageSpec, key: str) -> None:
+    """Mark the checkpoint of a stage that has ended well, so that nobody resumes from it once the stage record says so.
+
+    Until then it is what it was: of what its processor did after it, the next run knows nothing, and does it again. So the mark is
+    not the processor's own "complete", after which there is nothing left to be done.
+    """
     progress = progress_of(store, stage)
-    if progress and progress.get("complete") is not True:
-        progress.update(complete=True, key=key)
+    if progress and progress.get("complete") is not True and progress.get("finished") is not True:
+        progress.update(finished=True, key=key)
         state_store.write_atomic(progress_path(store, stage.name), state_store.record_json(progress), store.commit)
 
 
 def set_aside(store: StateStore, stage: StageSpec) -> None:
     """Keep a checkpoint that is not used under another name, where a person finds it."""
     path = progress_path(store, stage.name)
-    if os.path.lexists(path):
+    if is_there(path):
         replace(path, path + ".old")
         store.commit.folders[store.folder] = None
 
@@ -115,6 +121,12 @@ def forget_published(store: StateStore, stage: StageSpec) -> None:
 
 
 # --- may it be resumed from ------------------------------------------------------------------------------------------
+
+def _is_complete(progress: Json, record: Optional[Json]) -> bool:
+    """Tell whether nothing is left to be done behind a checkpoint: by its processor's word, or by the runner's, see finish()."""
+    is_finished = progress.get("finished") is True and record is not None and record.get("lastStatus") == "ok"
+    return progress.get("complete") is True or is_finished
+
 
 def _binding_problem(progress: Json, record: Optional[Json], key: str, boot: str) -> str:
     """Return why a checkpoint is not of this very work, or ""."""
@@ -145,7 +157,7 @@ def _unvouched(folder: str, progress: Json, record: Json, declared: Optional[Seq
     known = {posixpath.normpath(path) for path in (*progress.get("outputs", {}), *progress.get("publish", {}).values(), *progress.get("whole", ()))}
     # What is held open beside the lines of a checkpoint gets its text from those same lines; after the last line it is begun
     # anew.
-    begun = [] if progress.get("complete") is True else stage_outputs.own_parts(there.parts, str(record.get("stage")))
+    begun = [] if _is_complete(progress, record) else stage_outputs.own_parts(there.parts, str(record.get("stage")))
     return [path for path in (*changed, *begun) if path not in known]
 
 

@@ -329,7 +329,7 @@ class ChunkTasksWork(task_work.TasksWork):
         if self.store.commit.removed:
             self.run.durability.flush()            # before a record says that they are none of its outputs
 
-    def _complete_checkpoint(self) -> None:
+    def _finish_checkpoint(self) -> None:
         """Each chunk has its own."""
 
     def _remove_chunks(self) -> None:

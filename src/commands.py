@@ -77,6 +77,9 @@ def _do(arguments: List[str], console: Console, started: float, found: Any, is_p
         if isinstance(error, MemoryError) or "can't start new thread" in str(error):
             console.error("error: not enough memory, or threads; allow this user more (ulimit -v, ulimit -u), or run with fewer --jobs")
             return EXIT_STATE
+        if isinstance(error, ImportError) and error.path and not error.path.endswith(".py"):     # the system did not open it, or not load it
+            console.error("error: a part of Python cannot be loaded, of which the runner needs a working one: %s" % error)
+            return EXIT_STATE
         code = getattr(error, "exit_code", None)
         if code is not None:
             console.error("%s%s" % ("" if code == EXIT_OFFLINE or isinstance(error, SpecError) else "error: ", error))

@@ -15,7 +15,7 @@ import stage_outputs
 import state_store
 from console import describe_os_error
 from model import shown_names
-from primitives import is_link
+from primitives import is_link, is_there
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class EarlierOutputs:
         record = self.record or {}      # none where the state folder is gone, and a lost success is still marked
         self._let_go_of(self.others.owners() if self.outputs else {})
         before = {one["path"]: one for one in record.get("previous", [])}
-        everything = record.get("bootId") != self.run.boot or os.path.lexists(self.lost_path())
+        everything = record.get("bootId") != self.run.boot or is_there(self.lost_path())
         gone = self.outputs if everything else [one for one in self.outputs if not self.is_as_recorded(one)]
         names = [one["path"] for one in gone]
         done = stage_outputs.undo_outputs(self.folder, names, {path: (one["bytes"], one["sha256"]) for path, one in before.items()},

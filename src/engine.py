@@ -27,6 +27,7 @@ from file_digests import Digests, ReadingStopped
 from model import (
     EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOCKED, EXIT_OFFLINE, EXIT_OK, EXIT_STOPPED, STATUSES, Clock, Facts, Options, PipelineSpec,
     StageResult, StageSpec)
+from primitives import is_there
 from program_scan import check_offline, runner_digest
 from state_store import StateStore
 
@@ -122,7 +123,7 @@ class Run:
         self.store.prepare()
         self.begun = self.process_begin()
         lock = self.run_lock = stage_locks.FileLock(self.root, self.options.run_id + ".run", self.clock)
-        is_known = os.path.lexists(lock.path)       # nobody removes it: the id has been used
+        is_known = is_there(lock.path)       # nobody removes it: the id has been used
         lock.acquire(stage_locks.CHANGE_S, run_ledger.ID_IN_USE % self.options.run_id)
         code = EXIT_FAILED
         try:

@@ -16,7 +16,8 @@ from collections import namedtuple
 
 import file_systems
 from model import sha256
-from primitives import LONGEST_PATH, close_quietly, composed, folded, go_on, is_junction, is_link, open_file, refuse_too_long, remove_quietly
+from primitives import (
+    LONGEST_PATH, close_quietly, composed, folded, go_on, is_junction, is_link, naming, open_file, refuse_too_long, remove_quietly)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -543,7 +544,7 @@ def hash_file(path: str, heed: Callable[[], None] = go_on) -> Tuple[str, List[in
 
     heed: called after each block. Raises: OSError, for a pipe or device, too; what heed() raises.
     """
-    with open_file(path, 0) as file:
+    with naming(path), open_file(path, 0) as file:
         before = signature(os.fstat(file.fileno()))
         digest = sha256(size=before[0])
         buffer = bytearray(max(1, min(before[0] + 1, HASH_BLOCK_BYTES)))
@@ -561,7 +562,7 @@ def hash_file(path: str, heed: Callable[[], None] = go_on) -> Tuple[str, List[in
 def hash_prefix(path: str, size: int) -> str:
     """Return the SHA-256 of the first *size* bytes of a file."""
     digest = sha256(size=size)
-    with open_file(path, 0) as file:
+    with naming(path), open_file(path, 0) as file:
         while size > 0:
             block = file.read(min(size, HASH_BLOCK_BYTES))
             if not block:

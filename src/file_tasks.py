@@ -24,7 +24,7 @@ import task_files
 import task_log
 import task_look
 from model import ALL_OF_LOG
-from primitives import folded, is_junction, is_link, replace, unlink
+from primitives import folded, is_junction, is_link, is_there, replace, unlink
 from spec_loading import plain_path
 from task_work import Task, TasksWork, TaskTrial, folder_name
 
@@ -231,14 +231,14 @@ class FileTasksWork(TasksWork):
         if record is None or _is_of_files(record):
             return
         mine = {path for path, _, _ in self._outputs()}
-        left = [one["path"] for one in self.earlier.outputs if one["path"] not in mine and os.path.lexists(os.path.join(self.folder, one["path"]))]
+        left = [one["path"] for one in self.earlier.outputs if one["path"] not in mine and is_there(os.path.join(self.folder, one["path"]))]
         if left:
             self._note("made before the stage had tasks, and recorded no more: %s" % task_look.shown(sorted(left)))
 
     def _forget_lost(self) -> None:
         """After a sync that failed: no line counts any more, on the disk, before the file goes that says so."""
         lost = self.earlier.lost_path()
-        if os.path.lexists(lost):
+        if is_there(lost):
             self.task_log.entries = {name: entry._replace(key="") for name, entry in self.task_log.entries.items()}
             self.task_log.compact(self._write_log)
             self.run.durability.flush()
@@ -266,7 +266,7 @@ class FileTasksWork(TasksWork):
         if trial.folder in self.ready_folders and is_folder:
             _empty(trial.folder)
         else:
-            if not is_folder and os.path.lexists(trial.folder):
+            if not is_folder and is_there(trial.folder):
                 unlink(trial.folder)     # a task has put something in its place; what a link leads to is not ours
             super()._make_ready(trial, slot, offset, is_resume)
             if not self.stage.checkpoint:
@@ -378,9 +378,9 @@ class FileTasksWork(TasksWork):
     def _are_two_files(self, path: str, other: str) -> bool:
         """Tell whether two names that differ in case at most are two files here."""
         one, two = os.path.join(self.folder, path), os.path.join(self.folder, other)
-        if path == other or not os.path.lexists(one):
+        if path == other or not is_there(one):
             return False
-        return not os.path.lexists(two) or not os.path.samestat(os.lstat(one), os.lstat(two))
+        return not is_there(two) or not os.path.samestat(os.lstat(one), os.lstat(two))
 
     def _claim(self, task: str, name: str) -> None:
         """Let a task have *name*; what another that is to be done anew has made there is not its own any more, nor is it up to
@@ -530,7 +530,7 @@ class FileTasksWork(TasksWork):
                 changed += self._keep(entry, wrong)
                 continue
             for path, size, digest in entry.outputs:
-                if self._is_taken(path, name) or not os.path.lexists(os.path.join(self.folder, path)):
+                if self._is_taken(path, name) or not is_there(os.path.join(self.folder, path)):
                     continue
                 if not self._is_as_made(path, size, digest):
                     changed.append(path)
@@ -551,7 +551,7 @@ class FileTasksWork(TasksWork):
         """Tell whether an output is what its task made. Raises: OSError where a file cannot be read: then nobody knows, and
         nothing is entered."""
         full = os.path.join(self.folder, path)
-        if os.path.lexists(full) and (is_link(full) or stat.S_ISREG(os.lstat(full).st_mode)):
+        if is_there(full) and (is_link(full) or stat.S_ISREG(os.lstat(full).st_mode)):
             return file_digests.read_content(full) == (size, digest)
         return False
 

@@ -10,7 +10,7 @@ import file_digests
 import recorded_outputs
 import stage_outputs
 import state_store
-from primitives import as_here, composed, folded
+from primitives import as_here, composed, folded, is_there
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -95,9 +95,9 @@ class ForeignOutputs:
         """Tell whether two names that folded() takes for equal are one file here: what is there of *other* tells, else what this
         system is known for."""
         one, two = os.path.join(self.folder, name), os.path.join(self.folder, other)
-        if not os.path.lexists(two):
+        if not is_there(two):
             return as_here(name) == as_here(other)
-        return os.path.lexists(one) and os.path.samestat(os.lstat(one), os.lstat(two))
+        return is_there(one) and os.path.samestat(os.lstat(one), os.lstat(two))
 
     def problem(self, done: str, name: str) -> str:
         """Return why *name* may not be an output, as it is another stage's, or ""."""

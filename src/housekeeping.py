@@ -22,7 +22,7 @@ import task_files
 import task_log
 from file_digests import Digests, FileChanged, has_wildcard, path_matches
 from model import EXIT_OK, StageSpec, shown_names
-from primitives import BEFORE
+from primitives import BEFORE, is_there
 from recorded_outputs import link_on_the_way
 from spec_checks import name_problem, path_problem
 from stage_order import Folders, candidates, edges
@@ -108,7 +108,7 @@ def notes_on_former(spec: PipelineSpec) -> List[str]:
     notes = []
     for stage, readers in _possible_readers(spec, former):
         made = [*_paths_made(stage, store), *_leftovers(spec, _sound_record(store, stage.name))]
-        paths = [path for path in dict.fromkeys(made) if os.path.lexists(os.path.join(spec.root, path))]
+        paths = [path for path in dict.fromkeys(made) if is_there(os.path.join(spec.root, path))]
         reads = [reader.name for reader in readers if any(_is_read(reader, path) for path in paths)] if paths else []
         taken = {path for other in spec.stages if reads and _is_near(other, stage) for path in _paths_made(other, store)}
         left = [path for path in paths if path not in taken]
@@ -227,7 +227,7 @@ def look(spec: PipelineSpec, stage: StageSpec, store: StateStore) -> Cleaning:
     stranger = _stranger(spec, record)
     for output in _recorded(stage, store, record):
         path = "%s/%s" % (folder, output["path"])
-        if not os.path.lexists(os.path.join(spec.root, path)):
+        if not is_there(os.path.join(spec.root, path)):
             continue
         why = stranger or link_on_the_way(spec.root, path) or ("stage %s has recorded it, too" % owners[path] if path in owners else "")
         why = why or _change(digests, path, output)
@@ -344,7 +344,7 @@ def _clean(spec: PipelineSpec, stage: StageSpec, store: StateStore, ledger: RunL
     found = look(spec, stage, store)
     folders = _folders(spec, stage, None if _stranger(spec, found.record) else found.record)
     markers = [state_store.marker_path(spec.root, folder, stage.name) for folder in folders]
-    markers = [path for path in markers if os.path.lexists(path)]
+    markers = [path for path in markers if is_there(path)]
     if found.record is None or not (found.remove or markers or found.left or found.private):
         if found.record is not None and found.record.get("cleaned"):
             _remove_empty_folders(spec.root, stage, found.record, store)     # a kill came before
@@ -411,7 +411,7 @@ def forgotten(spec: PipelineSpec, stage: StageSpec, record: Optional[Json]) -> L
     folders = [name for name in ["state/" + task_files.progress_name(stage.name)] if is_folder(os.path.join(spec.root, name))] + folders    # of tasks
     # A stage may be named a, another one a.json: what is a file of the one is a folder of the other.
     def those_there(names: Sequence[str]) -> List[str]:
-        return [name for name in names if os.path.lexists(os.path.join(spec.root, name)) and not is_folder(os.path.join(spec.root, name))]
+        return [name for name in names if is_there(os.path.join(spec.root, name)) and not is_folder(os.path.join(spec.root, name))]
     return those_there(files) + folders + parts + those_there(
         ["state/" + pattern % stage.name for pattern in ("stage_%s.json", BEFORE % "stage_%s.json")])
 

@@ -20,7 +20,7 @@ import provenance
 from console import describe_os_error
 from ledger_format import entry_hash, entry_line, found_hash, head_text, without_torn_end
 from model import EXIT_OK, EXIT_STATE, UsageError, sha256
-from primitives import BEFORE, open_file
+from primitives import BEFORE, naming, open_file
 from provenance import NoStatement, fits, member_problem, record_problem, run_key
 from state_store import StateError, StateStore, record_json
 
@@ -210,11 +210,15 @@ def _parsed(data: Optional[bytes]) -> Any:
 
 def _with_makers(store: StateStore, ledger: List[Tuple[bytes, Json]],
                  own: List[Found]) -> Tuple[Dict[RunKey, Found], Dict[RunKey, StateError]]:
-    """Return the records of a run with those of the makers of what it skipped, and {maker: why its record is not there}."""
+    """Return the records of a run with those of the makers of what it skipped, and {maker: why its record is not there}. Raises:
+    UsageError while a maker has not ended."""
     found = {run_key(one.record): one for one in own}
     ends = {(entry["runId"], entry["invocation"]): (line, entry) for line, entry in ledger if entry["event"] == "end"}
     absent: Dict[RunKey, StateError] = {}
     for key in sorted({key for one in own for key in provenance.makers(one.record).values()} - set(found)):
+        if key not in ends and ledger[-1][1]["open"].get(key[0]) == key[1]:
+            raise UsageError("run %s (invocation %d), which made what this one skipped, has not ended: it is still running, or died and "
+                             "the next run closes it" % key)
         try:
             if key not in ends or ends[key][1].get("runHash") is None:
                 raise RecordMissing("the record of run %s (invocation %d) is missing: no entry of the ledger has it" % key)
@@ -300,7 +304,7 @@ class Box:
 
 def _digest_of(path: str) -> Tuple[int, str]:
     """Return (bytes, SHA-256) of a plain file. Raises: OSError."""
-    with open_file(path) as file:
+    with naming(path), open_file(path) as file:
         return _read_through(file)
 
 

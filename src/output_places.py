@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from model import StageSpec
 
 RANDOM_BYTES = 8
+TRIES = 10                  # to make a temporary file that is locked before anybody looks at it
 OWN_FOLDERS = ("state", "locks", "src", "bin")
 
 
@@ -118,7 +119,7 @@ def _told(error: OSError, path: str, temporary: str) -> OSError:
 
 def _create_locked(folder: str, name: str) -> Tuple[int, str]:
     """Open a new file that no other call takes for a dead one's; return its descriptor and path."""
-    while True:
+    for left in reversed(range(TRIES)):
         # Not by the number of the process: containers may have the same.
         path = os.path.join(folder, ".%s.%s.tmp" % (name, os.urandom(RANDOM_BYTES).hex()))
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o666)
@@ -127,9 +128,11 @@ def _create_locked(folder: str, name: str) -> Tuple[int, str]:
         except OSError:
             is_ours = True              # a file system without locks: nobody removes it
         os.lseek(descriptor, 0, os.SEEK_SET)
-        if is_ours and os.path.lexists(path):
-            return descriptor, path
+        if not left or is_ours and os.path.lexists(path):
+            break
         os.close(descriptor)            # somebody took it for a dead one's, before the lock
+        remove_quietly(path)
+    return descriptor, path             # locked or not, after so many turns: then it is only not known for a living one's
 
 
 def _remove_dead(folder: str, name: str, own: str) -> None:

@@ -29,13 +29,15 @@ class PlainWork(StageWork):
     """A stage without forEach and chunks."""
 
     is_attempting = False
+    checkpoint: Optional[Checkpoint] = None     # from which the next attempt resumes
 
     def do(self, decision: Decision) -> Flow:
         """Run attempts until one succeeds or none is left, then record how it ended; a flow that returns the StageResult."""
         self.reasons = list(decision.reasons)
         self._prepare(decision)
         trial = self._new_trial()
-        yield from self._try(trial, decision.line_offset, decision.action == "RESUME")
+        self.checkpoint = self.facts.checkpoint if decision.action == "RESUME" else None
+        yield from self._try(trial, decision.line_offset, self.checkpoint is not None)
         self.exit_code, failure = trial.exit_code, trial.failure
         outputs: List[Json] = []
         self.run.durability.flush_if_due()
@@ -58,8 +60,8 @@ class PlainWork(StageWork):
 
     def _make_ready(self, trial: Trial, slot: int, offset: int, is_resume: bool) -> None:
         self.attempts, self.is_attempting = trial.attempts, True
-        if is_resume:
-            self._cut_to_checkpoint()
+        if self.checkpoint is not None:
+            self._cut_to(self.checkpoint)
         self.console.event("RESUME" if is_resume else "START", trial.subject, " from line %d" % offset if is_resume else "", attempt=trial.attempts)
 
     def _write_inputs(self, trial: Trial, slot: int) -> str:
@@ -89,24 +91,23 @@ class PlainWork(StageWork):
 
     def _next_start(self, trial: Trial) -> Tuple[int, bool]:
         """Resume from the checkpoint of the failed attempt if it left one, else clear what it left."""
-        found = self._read_checkpoint("failed") if self.stage.checkpoint else None
-        if found is not None and found.resumable:
-            return found.line_offset, True
+        found = self._read_checkpoint() if self.stage.checkpoint else None
+        self.checkpoint = found if found is not None and found.resumable else None
+        if self.checkpoint is not None:
+            return self.checkpoint.line_offset, True
         if found is not None and found.problem:
             self._note("checkpoint not used: %s" % found.problem)
         checkpoints.set_aside(self.store, self.stage)
         self.earlier.clear_leftovers(self.baseline)
         return 0, False
 
-    def _read_checkpoint(self, status: str) -> Optional[Checkpoint]:
-        record = {"idempotencyKey": self.key, "bootId": self.run.boot, "lastStatus": status, "baseline": self.baseline}
+    def _read_checkpoint(self) -> Optional[Checkpoint]:
+        record = {"idempotencyKey": self.key, "bootId": self.run.boot, "lastStatus": "failed", "baseline": self.baseline}
         return checkpoints.read_checkpoint(self.store, self.stage, record, self.key, self.run.boot,
                                            lambda: recorded_outputs.outputs_of_others(self.run.root, self.stage.output_dir, {self.stage.name}))
 
-    def _cut_to_checkpoint(self) -> None:
-        found = self._read_checkpoint("running")
-        if found is None or found.problem:
-            return
+    def _cut_to(self, found: Checkpoint) -> None:
+        """Bring the outputs to the state for which a checkpoint stands: an attempt adds to them. Raises: OSError."""
         if not found.complete:
             stage_outputs.cut_to_checkpoint(self.folder, found.outputs)
         stage_outputs.remove_parts(self.folder, self.stage.name, set() if found.complete else set(found.outputs))

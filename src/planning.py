@@ -13,6 +13,7 @@ import stage_locks
 import state_store
 from file_digests import Digests, resolve
 from model import ALL_OF_LOG, EXIT_OK, Clock, Decision, Facts, Material, Options, PipelineSpec, StageSpec, UsageError
+from primitives import is_there
 from program_scan import check_offline
 from stage_keys import gather_material, output_problems
 from state_store import StateError, StateStore
@@ -46,12 +47,12 @@ def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: State
         return Facts(material, record, None, [], None, False)
     marker = state_store.read_marker(state_store.marker_path(spec.root, stage.output_dir, stage.name))
     problems = output_problems(digests, stage, record) if record is not None and record["lastStatus"] == "ok" else []
-    if marker is None and os.path.lexists(state_store.lost_path(spec.root, stage.output_dir, stage.name)):
+    if marker is None and is_there(state_store.lost_path(spec.root, stage.output_dir, stage.name)):
         problems.append("the outputs could not be brought to the disk")
     facts = Facts(material, record, marker, problems, None, False)
     if not reasons_to_run(stage, facts):
         return facts
-    if stage.checkpoint and os.path.lexists(store.path("progress_%s.json" % stage.name)):
+    if stage.checkpoint and is_there(store.path("progress_%s.json" % stage.name)):
         import checkpoints
         import recorded_outputs
         facts = facts._replace(checkpoint=checkpoints.read_checkpoint(

@@ -23,6 +23,7 @@ SHARING_ERRORS = (5, 32, 33)
 BATCH_ENDINGS = (".bat", ".cmd")     # of programs that Windows gives to cmd.exe
 LONGEST_FOLDER, LONGEST_PATH = 247, 259     # characters of a folder's path and of any, by the documentation of Windows (MAX_PATH)
 MOUNT_POINT = 0xA0000003    # st_reparse_tag of a junction of Windows (mklink /J), and of a volume that is mounted in a folder
+NOT_THERE = (2, 20, 22, 36, 40, 62, 63)     # ENOENT, ENOTDIR, EINVAL (Windows: no name), ENAMETOOLONG and ELOOP of Linux and of macOS
 EACCES = 13                 # which the C library makes of each of these, without the system's own number
 BLANKS = " \t\n\r"          # of JSON
 HOLE = "\0"                 # where a ready array goes; in JSON text this character is always escaped
@@ -38,10 +39,27 @@ def open_file(path: str, buffering: int = -1) -> Any:
             raise IsADirectoryError(21, "Is a directory", path)
         if kind != 0o100000:
             raise OSError(22, "it is a pipe or a device, no file", path)
-        return open(descriptor, "rb", buffering)
     except BaseException:
         os.close(descriptor)
         raise
+    # From here on it is the file's to close: a signal that is heeded when open() returns has dropped the file already.
+    return open(descriptor, "rb", buffering)
+
+
+class naming:
+    """A context in which an OSError that names no file names *path*: what works on an open file does not tell on which."""
+
+    __slots__ = ("path",)
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = self.path
 
 
 def patiently(act: Callable[[], Any], wait: Callable[[float], None] = time.sleep, windows: bool = sys.platform == "win32") -> Any:
@@ -149,6 +167,20 @@ def remove_quietly(path: str) -> None:
         unlink(path)
     except OSError:
         pass
+
+
+def is_there(path: str) -> bool:
+    """Tell whether there is something of that name, a link that leads nowhere, too. Raises: OSError where nobody knows: who
+    acts on what is not there must not act on a disk that does not answer, as os.path.lexists() would let him."""
+    try:
+        os.lstat(path)
+    except ValueError:                  # a name with a null character
+        return False
+    except OSError as error:
+        if error.errno in NOT_THERE:
+            return False
+        raise
+    return True
 
 
 def is_link(path: str) -> bool:

@@ -173,8 +173,9 @@ class _Quick:
     def run(self) -> int:
         import run_ledger
         import stage_locks
+        from primitives import is_there
         self.console.warnings(self.index.about["warnings"])
-        is_known = os.path.lexists(self.run_lock.path)
+        is_known = is_there(self.run_lock.path)
         self.run_lock.acquire(stage_locks.CHANGE_S, run_ledger.ID_IN_USE % self.run_id)
         try:
             self.ledger.prepare()

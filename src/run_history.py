@@ -17,7 +17,7 @@ import run_ledger
 import stage_locks
 import state_store
 from ledger_format import is_unwritten
-from primitives import is_integer, milliseconds, open_file
+from primitives import is_integer, milliseconds, naming, open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def _lines_from_end(path: str, problems: List[str]) -> Iterator[Tuple[bytes, boo
     except OSError as error:
         problems.append("state/%s cannot be read: %s" % (run_ledger.NAME, error.strerror))
         return
-    with file:
+    with naming(path), file:
         place = file.seek(0, os.SEEK_END)
         rest, is_whole = b"", False
         while place > 0:

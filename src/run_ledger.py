@@ -17,7 +17,8 @@ import os
 
 import state_store
 from ledger_format import ENTRY_SCHEMA, canonical_json, entry_hash, entry_line, head_text, is_unwritten, run_hash
-from primitives import close_quietly, is_integer, loads, milliseconds, open_descriptor, open_file, pretty_pieces, remove_quietly, replace
+from primitives import (
+    close_quietly, is_integer, is_there, loads, milliseconds, naming, open_descriptor, open_file, pretty_pieces, remove_quietly, replace)
 from state_store import StateError, utc_text
 
 TYPE_CHECKING = False
@@ -96,7 +97,7 @@ class RunLedger:
 
         Raises: StateError.
         """
-        if self.sealer is not None or os.path.lexists(self.store.path(PENDING)):
+        if self.sealer is not None or is_there(self.store.path(PENDING)):
             with Held(self) as held:
                 if self.sealer is not None:
                     self.sealer.prepare(held.last)
@@ -198,7 +199,7 @@ class Held:
     def _complete_rename(self) -> None:
         """Give the last entry's record its name, if a kill came between; without an entry the run counts as died."""
         path = self.store.path(PENDING)
-        if not os.path.lexists(path):
+        if not is_there(path):
             return
         try:
             with open(path, "rb") as file:
@@ -397,7 +398,7 @@ def _read_tail(path: str) -> Tuple[bytes, int, int]:
         file = open_file(path)
     except FileNotFoundError:
         return b"", 0, 0
-    with file:
+    with naming(path), file:
         size = file.seek(0, os.SEEK_END)
         block = BLOCK_BYTES
         while True:
@@ -437,7 +438,7 @@ def next_invocation(ledger: RunLedger, run_id: str, is_known: bool = True) -> in
         raise RunIdTaken("run id %s: state/%s belongs to run %s; choose another run id" % (run_id, name, record.get("runId")))
     if record is not None:
         kept = "run_%s.%d.json" % (run_id, record["invocation"])
-        if os.path.lexists(store.path(kept)):
+        if is_there(store.path(kept)):
             raise RunIdTaken("run id %s: state/%s is there already; choose another run id" % (run_id, kept))
     died = last["open"].get(run_id) if last is not None else None
     if died is None and record is not None and record.get("state") == "running":
@@ -448,7 +449,7 @@ def next_invocation(ledger: RunLedger, run_id: str, is_known: bool = True) -> in
     if record is None:
         # Also after a kill between keeping the old record and writing the new one.
         count = 1 + (_last_invocation(store, run_id) if is_known else 0)
-        while os.path.lexists(store.path("run_%s.%d.json" % (run_id, count))):
+        while is_there(store.path("run_%s.%d.json" % (run_id, count))):
             count += 1
         return count
     replace(store.path(name), store.path("run_%s.%d.json" % (run_id, record["invocation"])))
@@ -460,7 +461,7 @@ def _last_invocation(store: StateStore, run_id: str) -> int:
     """Return the highest invocation of a run that the ledger knows, 0 if none."""
     mark, found = b'"runId":' + canonical_json(run_id), 0
     try:
-        with open_file(store.path(NAME)) as file:
+        with naming(store.path(NAME)), open_file(store.path(NAME)) as file:
             for line in file:
                 if mark in line and line.endswith(b"\n"):
                     entry = loads(line.decode("utf-8"))

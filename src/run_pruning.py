@@ -19,7 +19,7 @@ import stage_locks
 import state_store
 from ledger_format import entry_hash, found_hash, without_torn_end
 from model import UsageError
-from primitives import is_integer, is_link, open_file
+from primitives import is_integer, is_link, naming, open_file
 from run_ledger import NAME
 from spec_checks import name_problem
 from state_store import StateError
@@ -79,7 +79,7 @@ def _lines(path: str) -> Iterator[Tuple[int, bytes]]:
         file = open_file(path)
     except FileNotFoundError:
         return
-    with file:
+    with naming(path), file:
         yield from enumerate(without_torn_end(line for line in file if line.endswith(b"\n")), 1)
 
 

@@ -16,7 +16,7 @@ import os
 
 import state_store
 from ledger_format import KEY_BYTES, end_mac, key_id, key_text, next_key, parse_key, seal_mac
-from primitives import loads, open_file, remove_quietly, replace
+from primitives import is_there, loads, open_file, remove_quietly, replace
 from state_store import StateError
 
 TYPE_CHECKING = False
@@ -96,7 +96,7 @@ class Sealer:
         self.store, self.path = store, os.path.abspath(path)
         self.mode, self.identity, self.index, self.key = "", "", 0, b""
         self.notes: List[str] = []
-        if not os.path.lexists(self._new_path()):       # else a replacement goes on, or is completed under the lock
+        if not is_there(self._new_path()):       # else a replacement goes on, or is completed under the lock
             self._load()
 
     def _load(self) -> None:
@@ -240,7 +240,7 @@ class Sealer:
     def _finish_evolution(self) -> None:
         """Complete a replacement, also one that a kill came into: the old key is overwritten in place, its name goes to the
         new."""
-        if not os.path.lexists(self._new_path()):
+        if not is_there(self._new_path()):
             return
         with open(self._new_path(), "rb") as file:
             is_whole = parse_key(file.read(MAX_KEY_FILE).decode("ascii", "replace")) is not None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections import namedtuple
 
-from primitives import folded, is_junction, is_link, refuse_too_long, truncate, unlink
+from primitives import folded, is_junction, is_link, is_there, refuse_too_long, truncate, unlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def undo_outputs(folder: str, outputs: List[str], before: Dict[str, Tuple[int, s
     done = []
     for path in outputs:
         full = os.path.join(folder, path)
-        if not os.path.lexists(full) or is_folder(full):
+        if not is_there(full) or is_folder(full):
             continue                    # a folder in its place was made by somebody else, and may hold what is theirs
         done += _bring_back(full, path, before.get(path), prefix_digest)
     return done
@@ -223,8 +223,8 @@ def cut_problem(folder: str, outputs: Dict[str, int], is_publishing: bool, final
 
 
 def cut_to_checkpoint(folder: str, outputs: Dict[str, int]) -> None:
-    """Cut each output to the bytes that the checkpoint vouches for: a kill may have left more."""
+    """Cut each output to the bytes that the checkpoint vouches for: a kill may have left more. Raises: OSError."""
     for path, size in outputs.items():
         full = os.path.join(folder, path)
-        if os.path.isfile(full) and os.path.getsize(full) > size:
+        if is_there(full) and os.path.getsize(full) > size:
             truncate(full, size)

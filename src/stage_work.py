@@ -460,7 +460,7 @@ class StageWork:
             self.more_of_record = dict(self.more_of_record, inOutputs=counts)
 
     def _succeed(self, outputs: List[Json]) -> StageResult:
-        self._complete_checkpoint()
+        self._finish_checkpoint()
         checkpoints.forget_published(self.store, self.stage)
         stage_outputs.remove_parts(self.folder, self.stage.name, set())
         self._write_record("ok", "", outputs=outputs)
@@ -485,8 +485,8 @@ class StageWork:
         text = full_disk_text(self.folder)
         return "; " + text if text else ""
 
-    def _complete_checkpoint(self) -> None:
-        checkpoints.complete(self.store, self.stage, self.key)
+    def _finish_checkpoint(self) -> None:
+        checkpoints.finish(self.store, self.stage, self.key)
 
     def _write_record(self, status: str, error: str, outputs: Optional[List[Json]] = None) -> None:
         record = self._record(status, error, self.earlier.outputs if outputs is None else outputs)

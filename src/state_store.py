@@ -13,8 +13,8 @@ import sys
 import time
 
 from primitives import (
-    BEFORE, GUESSED_BOOT, by_fields, compact, digest_of, is_integer, is_junction, is_link, leads_out, loads, open_descriptor,
-    open_file, pretty_bytes, pretty_pieces, refuse_too_long, remove_quietly, replace, rmtree, unlink)
+    BEFORE, GUESSED_BOOT, by_fields, compact, digest_of, is_integer, is_junction, is_link, is_there, leads_out, loads, naming,
+    open_descriptor, open_file, pretty_bytes, pretty_pieces, refuse_too_long, remove_quietly, replace, rmtree, unlink)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -303,15 +303,6 @@ def write_all(descriptor: int, data: Data) -> None:
             view = view[os.write(descriptor, view):]
 
 
-def naming(path: str, do: Callable[[], Any]) -> Any:
-    """Return what do() does. Raises: OSError that names *path*: what works on an open file, or below a folder, does not tell
-    where."""
-    try:
-        return do()
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, path) from error
-
-
 def remove_tree(path: str) -> None:
     """Remove a folder and all in it, folders that may not be written in, too.
 
@@ -324,7 +315,10 @@ def remove_tree(path: str) -> None:
         raise
     except PermissionError:
         _open_folders(path)
-        naming(path, lambda: rmtree(path))
+        try:
+            rmtree(path)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from error
 
 
 def _open_folders(path: str) -> None:
@@ -473,8 +467,9 @@ class StateStore:
         return record       # type: ignore[no-any-return]
 
     def _data(self, name: str) -> Optional[bytes]:
+        path = self.path(name)
         try:
-            with open_file(self.path(name)) as file:
+            with naming(path), open_file(path) as file:
                 data: bytes = file.read()
                 return data
         except FileNotFoundError:
@@ -486,7 +481,7 @@ class StateStore:
             return "a run would set it aside"
         aside = "%s.corrupt-%s" % (name, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self.now())))
         count = 1
-        while os.path.lexists(self.path(aside)):
+        while is_there(self.path(aside)):
             count += 1
             aside = "%s-%d" % (aside.rpartition("Z")[0] + "Z", count)
         replace(self.path(name), self.path(aside))
@@ -548,7 +543,7 @@ class StateStore:
         name = "stage_%s.json" % stage
         if is_of_earlier_boot:
             remove_quietly(self.path(BEFORE % name))
-        elif os.path.lexists(self.path(BEFORE % name)):
+        elif is_there(self.path(BEFORE % name)):
             self.commit.add_file(self.path(name))
 
     def stage_names(self) -> List[str]:
@@ -596,7 +591,7 @@ class StateStore:
         if guard is not None:
             guard.acquire(WAIT_S, "state/env.key is held by another run for %d s; run again" % WAIT_S)
         try:
-            if not os.path.lexists(path):       # of several runs at once, one makes it for all
+            if not is_there(path):      # of several runs at once, one makes it for all
                 # From birth: a kill may come before any chmod.
                 write_atomic(path, os.urandom(SECRET_BYTES), self.commit, mode=0o600)
         finally:
@@ -737,15 +732,17 @@ def mark_lost(root: str, output_dir: str, stage: str, is_of_tasks: bool) -> None
 
     Where a stage of tasks has no marker yet, an empty file says the same of the tasks that are done.
     """
+    marker, lost = marker_path(root, output_dir, stage), lost_path(root, output_dir, stage)
     try:
-        replace(marker_path(root, output_dir, stage), lost_path(root, output_dir, stage))
-    except OSError:
-        remove_quietly(marker_path(root, output_dir, stage))
-        if is_of_tasks:
+        replace(marker, lost)
+    except OSError as error:
+        is_refused = not isinstance(error, FileNotFoundError)      # a marker that is only removed counts as one that was not written yet
+        if is_of_tasks or is_refused:
             try:
-                write_new(lost_path(root, output_dir, stage), b"", durable=False)
+                write_new(lost, b"", durable=False)
             except OSError:
                 pass
+        remove_quietly(marker)
 
 
 def marker_path(root: str, output_dir: str, stage: str) -> str:

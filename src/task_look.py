@@ -18,7 +18,7 @@ import task_files
 import task_log
 from ledger_format import stage_key
 from model import Decision, Facts, sha256
-from primitives import is_link
+from primitives import is_link, is_there
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def observe_tasks(spec: PipelineSpec, stage: StageSpec, digests: Digests, store:
     tasks = Tasks(paths, names, packed, [], common.key, [], [], [], table, made, None, table is known, tuple(left), synced, False, unfit=unfit)
     if is_brief and (record is None or record["lastStatus"] != "ok" or record["idempotencyKey"] != material.key):
         return facts._replace(tasks=tasks._replace(certain=True))
-    is_lost = marker is None and os.path.lexists(state_store.lost_path(spec.root, stage.output_dir, stage.name))
+    is_lost = marker is None and is_there(state_store.lost_path(spec.root, stage.output_dir, stage.name))
     if is_lost:
         return _all_over(_look_at_each(spec, stage, store, facts, tasks, digests))
     is_of_log = len(tables) == 2 and made is tables[1] and about.get("log") == log_stamp(store, stage.name)

@@ -25,7 +25,7 @@ import state_store
 import task_files
 import task_log
 from model import SHOWN_NAMES, sha256
-from primitives import as_here, remove_quietly, unlink
+from primitives import as_here, is_there, naming, remove_quietly, unlink
 from scheduler import Next, Spawn, slots_for
 
 TYPE_CHECKING = False
@@ -146,7 +146,8 @@ class TasksWork(stage_work.StageWork):
         if self._evidence_file is None:
             state_store.make_folder(self.run.log_folder(), self.store.commit)
             self._evidence_file = open(self._evidence_path(), "wb")
-        state_store.naming(self._evidence_file.name, lambda: self._evidence_file.write(line))
+        with naming(self._evidence_file.name):
+            self._evidence_file.write(line)
         self._evidence_digest.update(line)
         self._evidence_bytes += len(line)
 
@@ -159,7 +160,8 @@ class TasksWork(stage_work.StageWork):
         self.task_log.close()
         if self._evidence_file is not None:
             path = self._evidence_path()
-            state_store.naming(path, self._evidence_file.close)
+            with naming(path):
+                self._evidence_file.close()
             self._note_log(path, self._evidence_bytes, self._evidence_digest.hexdigest())
 
     def _subject(self, task: str) -> str:
@@ -293,7 +295,7 @@ class TasksWork(stage_work.StageWork):
 
     def _clear(self, trial: TaskTrial) -> None:
         """Remove what there is of a task's folder and checkpoint."""
-        if os.path.lexists(trial.folder):
+        if is_there(trial.folder):
             state_store.remove_tree(trial.folder)
         if self.stage.checkpoint:
             path = trial.progress_path
@@ -366,7 +368,8 @@ class TasksWork(stage_work.StageWork):
 
     def _write_inputs(self, trial: TaskTrial, slot: int) -> str:
         path: str = self.store.path(task_files.inputs_name(self.stage.name, slot))
-        state_store.naming(path, lambda: _write(path, json.dumps(trial.inputs, ensure_ascii=False).encode("utf-8")))
+        with naming(path):
+            _write(path, json.dumps(trial.inputs, ensure_ascii=False).encode("utf-8"))
         return path
 
     def _note_argv(self, argv: List[str]) -> None:

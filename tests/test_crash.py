@@ -48,6 +48,18 @@ rm list.txt.tmp~
 """
 
 
+# Adds to its output and notes after the second line how far it is, without the kit.
+NOTES = """#!/bin/sh
+number=0
+while read -r line; do
+    number=$((number + 1))
+    [ $number -le "${PIPELINE_LINE_OFFSET:-0}" ] && continue
+    echo "seen $line" >> "$PIPELINE_OUTPUT_DIR/list.txt"
+    [ $number = 2 ] && echo '{"lineOffset": 2, "outputs": {"list.txt": 14}}' > "$PIPELINE_PROGRESS_FILE"
+    [ $number = 3 ] && [ -e data/input/.dies ] && exit 9
+done < "$1"
+exit 0
+"""
 # --- the projects that are broken ------------------------------------------------------------------------------------
 
 def script(project, name, text):
@@ -72,8 +84,16 @@ def appending(project):
     return []
 
 
+def noting(project):
+    """A checkpoint written by hand, after which the processor ends well."""
+    project.write("data/input/a.txt", "x\ny\nz\nu\n")
+    project.spec({"name": "one", "processor": script(project, "notes.sh", NOTES), "inputs": ["data/input/*.txt"], "outputDir": "data/one",
+                  "checkpoint": {"enabled": True}})
+    return []
+
+
 def changed(project):
-    """The same over an earlier success, after its input changed: what was there must be there once."""
+    """As appending() over an earlier success, after its input changed: what was there must be there once."""
     arguments = appending(project)
     project.ok("--run-id", "before")
     project.write("data/input/a.txt", "x\ny\nz\nanother\n")
@@ -276,7 +296,7 @@ NO_CLOCK = ["* state/.clock.tmp"]
 NO_WRITES = NO_CLOCK + ["write *.tmp", "fsync *.tmp"]
 
 
-@pytest.mark.parametrize("make, ignored, ordered", [(kit, NO_WRITES, True), (appending, NO_CLOCK, True), (changed, NO_WRITES, True), (forced, NO_WRITES, False), (unchanged, [], True)],
+@pytest.mark.parametrize("make, ignored, ordered", [(kit, NO_WRITES, True), (appending, NO_CLOCK, True), (noting, NO_WRITES, True), (changed, NO_WRITES, True), (forced, NO_WRITES, False), (unchanged, [], True)],
                          ids=lambda value: getattr(value, "__name__", ""))
 def test_killed_before_any_step_the_next_run_ends_as_an_undisturbed_one(make, ignored, ordered, tmp_path):
     case = Case(make, tmp_path)
@@ -323,7 +343,7 @@ def at_of(project):
     return int(project.root.name[1:])
 
 
-@pytest.mark.parametrize("make, action, ordered", [(appending, "late", True), (appending, "late", False), (changed, "early", True), (changed, "late", True)],
+@pytest.mark.parametrize("make, action, ordered", [(appending, "late", True), (appending, "late", False), (noting, "late", True), (changed, "early", True), (changed, "late", True)],
                          ids=lambda value: getattr(value, "__name__", value))
 def test_after_a_power_cut_nothing_is_believed_that_was_not_on_the_disk(make, action, ordered, tmp_path):
     case = Case(make, tmp_path)

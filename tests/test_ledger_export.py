@@ -233,7 +233,20 @@ def leave_open(project):
     ledger.write_bytes(ledger.read_bytes() + entry_line(begin))
 
 
+def reopen_maker(project):
+    """As if run a, which made what run b skipped, had not ended yet."""
+    ledger = project.path("state/ledger.jsonl")
+    entries = [one for one in entries_of(ledger) if one["event"] != "end" or one["runId"] != "a"]
+    before, data = None, b""
+    for number, entry in enumerate(entries, 1):
+        entry.update(seq=number, prevHash=before, open=dict(entry["open"], a=1))
+        entry["hash"] = before = entry_hash(entry)
+        data += entry_line(entry)
+    ledger.write_bytes(data)
+
+
 REFUSED = {
+    "a run of which the maker goes on": (reopen_maker, "b", 2, "run a (invocation 1), which made what this one skipped, has not ended"),
     "an unknown run": (lambda p: None, "nobody", 2, "run nobody is not in state/ledger.jsonl"),
     "a path": (lambda p: None, "../b", 2, "not in state/ledger.jsonl"),
     "a run that goes on": (leave_open, "b", 2, "run b has not ended (invocation 3)"),

@@ -140,7 +140,7 @@ def test_what_a_dead_call_has_left_goes_and_what_a_living_one_or_somebody_else_h
     assert target.read_bytes() == b"y" and hidden(tmp_path) == others
 
 
-def test_a_file_that_another_call_took_for_a_dead_ones_is_left_to_it(tmp_path, monkeypatch):
+def test_a_file_that_another_call_took_for_a_dead_ones_is_not_used(tmp_path, monkeypatch):
     real, seen = stage_locks.try_kernel_lock, []
 
     def lock(descriptor):
@@ -148,7 +148,19 @@ def test_a_file_that_another_call_took_for_a_dead_ones_is_left_to_it(tmp_path, m
         return real(descriptor) and len(seen) > 1
     monkeypatch.setattr(stage_locks, "try_kernel_lock", lock)
     output_places.write_whole(str(tmp_path / "r.html"), lambda file: file.write(b"whole"))
-    assert (tmp_path / "r.html").read_bytes() == b"whole" and len(seen[0]) == 1 and len(seen[1]) == 2 and set(seen[0]) < set(seen[1])
+    assert (tmp_path / "r.html").read_bytes() == b"whole" and len(seen[0]) == len(seen[1]) == 1 and seen[0] != seen[1] and hidden(tmp_path) == []
+
+
+def test_where_no_lock_is_ever_had_a_file_is_written_all_the_same_and_nothing_is_left_beside_it(tmp_path, monkeypatch):
+    asked = []
+
+    def lock(descriptor):
+        asked.append(descriptor)
+        assert len(asked) < 99
+        return False
+    monkeypatch.setattr(stage_locks, "try_kernel_lock", lock)
+    output_places.write_whole(str(tmp_path / "r.html"), lambda file: file.write(b"whole"))
+    assert (tmp_path / "r.html").read_bytes() == b"whole" and hidden(tmp_path) == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="an open file can be removed")

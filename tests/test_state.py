@@ -22,6 +22,7 @@ import environment
 import ledger_format
 import model
 import pipeline_runner
+import primitives
 import state_store
 from model import UsageError
 
@@ -722,8 +723,8 @@ def test_an_error_below_a_folder_or_of_an_open_file_names_the_path(tmp_path, mon
     with pytest.raises(PermissionError) as caught:
         state_store.remove_tree(str(tmp_path / "up" / ".up.tasks"))
     assert caught.value.filename == str(tmp_path / "up" / ".up.tasks")
-    with pytest.raises(OSError) as caught:
-        state_store.naming("state/x", lambda: os.close(999999))
+    with pytest.raises(OSError) as caught, primitives.naming("state/x"):
+        os.close(999999)
     assert caught.value.filename == "state/x" and caught.value.errno == errno.EBADF
 
 

@@ -6,7 +6,8 @@ SETTINGS.json: {"runner": path of pipeline_runner.py, "root": the project, "acti
 "hit": file that is made when step N was reached, "boot": boot id to pretend or null, "outputs": output folders,
 "startSynced": whether the outputs that are there at the start are on the disk,
 "ordered": whether the runner takes the file system for one that keeps the order of names (true), as it is broken here,
-"only": ["call path", ...] with * and ?: nothing else is a step; "ignore": likewise, these are none}
+"only": ["call path", ...] with * and ?: nothing else is a step; "ignore": likewise, these are none,
+"looks": whether stat and lstat are steps, too (false)}
 
     kill        SIGKILL before step N
     ENOSPC ...  OSError before step N, the errno of that name; with a "+" behind the name from step N on
@@ -136,7 +137,7 @@ def put(path, data):
 
 NAMES = ("replace", "rename", "mkdir", "unlink", "remove", "rmdir", "truncate", "ftruncate", "fsync", "write", "open", "close", "link", "symlink", "chmod", "utime")
 REAL = {name: getattr(os, name) for name in NAMES}
-REAL["open_file"] = builtins.open
+REAL.update(open_file=builtins.open, stat=os.stat, lstat=os.lstat)
 
 
 class Fault:
@@ -150,6 +151,7 @@ class Fault:
         self.paths = {}                     # descriptor -> path
         self.disk = None
         self.only, self.ignored = settings.get("only", ["*"]), settings.get("ignore", [])
+        self.are_looks_steps, self.is_stepping = settings.get("looks", False), False
         if self.action in ("early", "late"):
             self.disk = Disk(settings["root"], settings["outputs"], settings.get("startSynced", True))
 
@@ -171,7 +173,7 @@ class Fault:
         if self.disk is not None:
             self.cut()
         number = getattr(errno, self.action.rstrip("+"))
-        if lasting and call in ("unlink", "rmdir", "remove", "ftruncate", "truncate", "replace", "rename"):
+        if lasting and number == errno.ENOSPC and call in ("unlink", "rmdir", "remove", "ftruncate", "truncate", "replace", "rename"):
             return                          # a full disk lets things be removed and renamed
         raise OSError(number, os.strerror(number), *([path] if by_path else []))
 
@@ -191,6 +193,19 @@ class Fault:
         for name in ("fsync", "ftruncate", "write"):
             setattr(os, name, self.descriptor(name))
         os.open, os.close, builtins.open = self.os_open, self.os_close, self.open_file
+        if self.are_looks_steps:
+            os.stat, os.lstat = self.look("stat"), self.look("lstat")
+
+    def look(self, name):
+        def call(path, *more, **options):
+            if not self.is_stepping and isinstance(path, (str, os.PathLike)):
+                self.is_stepping = True         # to find out where a path leads takes looks, too
+                try:
+                    self.step(name, os.fspath(path), True)
+                finally:
+                    self.is_stepping = False
+            return REAL[name](path, *more, **options)
+        return call
 
     def two_paths(self, name):
         def call(source, target, **more):
