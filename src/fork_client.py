@@ -79,8 +79,8 @@ def why_not(env: Dict[str, str], platform: str = sys.platform) -> str:
 def code_of(digests: Digests, processor: str) -> Tuple[List[str], List[str], List[str]]:
     """Return (files of modules beside a Python processor that it imports, relative to the root; names of what they import; the
     kit, if it is one of the files, and unchanged). What the kit imports is not named then: what most tasks do not need of it is
-    left to those that do."""
-    modules = program_scan.local_modules(digests, processor)
+    left to those that do. Compiled modules are left to the tasks, too."""
+    modules = [path for path in program_scan.local_modules(digests, processor) if not path.endswith(program_scan.COMPILED)]
     path = os.path.join(os.path.dirname(processor), KIT_NAME).replace(os.sep, "/")
     kit = [path] if path in modules and digests.of(path)[0] == KIT_SHA256 else []
     names = {name for path in [processor] + modules if path not in kit for name in program_scan.scan_of(digests, path)["imports"]}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from model import StageSpec
 
 LONGEST_NAME = 1024         # characters: no longer text is taken for a path
+MODULE_ENDINGS = (".py", ".so", ".pyd")
 _UNEXPANDED = re.compile(r"~|.*\$(\{|[A-Za-z_])", re.DOTALL)
 
 
@@ -31,9 +32,11 @@ def find_gaps(root: str, stage: StageSpec) -> List[str]:
                 lines.append("%s names %s, which is not in the key: a change of it runs nothing; add it to watch, or to inputs" % (place, path))
     for word in stage.env.get("PYTHONPATH", "").split(os.pathsep):
         path = _below(root, word)
-        if path and any(not _is_known(stage, module) for module in file_digests.expand(root, path + "/**/*.py")):
-            lines.append("env.PYTHONPATH names %s, whose modules are not in the key: a change of them runs nothing; add %s/**/*.py to watch" % (
-                path, path))
+        patterns = [path + "/**/*" + ending for ending in MODULE_ENDINGS] if path else []
+        gaps = [pattern for pattern in patterns if any(not _is_known(stage, module) for module in file_digests.expand(root, pattern))]
+        if gaps:
+            lines.append("env.PYTHONPATH names %s, whose modules are not in the key: a change of them runs nothing; add %s to watch" % (
+                path, ", ".join(gaps)))
     return lines
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Json = Dict[str, Any]
 
 SCANNERS = ("import_scan.py", "scan_shell.py", "scan_windows.py")       # what they find is remembered until one of them changes
+COMPILED = (".so", ".pyd", ".pyc")      # endings of modules that are no source
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -45,17 +46,19 @@ def scan_of(digests: Digests, path: str) -> Json:
 
 
 def local_modules(digests: Digests, processor: str) -> List[str]:
-    """Return the files beside a Python processor that it imports, directly or through one another, sorted."""
+    """Return the files beside a Python processor that it imports, directly or through one another, sorted. What is compiled is
+    among them, but not looked into."""
     folder = script_folder(digests.root, processor)
     found: Set[str] = set()
+    compiled: Dict[str, Dict[str, List[str]]] = {}
     queue = [processor]
     while queue:
         current = queue.pop()
         for name in scan_of(digests, current)["imports"]:
-            for path in _module_files(digests, folder, os.path.dirname(current), name):
+            for path in _module_files(digests, compiled, folder, os.path.dirname(current), name):
                 if path not in found and path != processor:
                     found.add(path)
-                    queue.append(path)
+                    queue += [] if path.endswith(COMPILED) else [path]
     return sorted(found)
 
 
@@ -71,24 +74,45 @@ def script_folder(root: str, script: str, windows: bool = sys.platform == "win32
     return folder[len(top):].replace(os.sep, "/") if os.path.join(folder, "").startswith(top) else folder
 
 
-def _module_files(digests: Digests, folder: str, package: str, name: str) -> List[str]:
-    """Return the files that importing *name* may load: the module and the packages that it lies in."""
+def _module_files(digests: Digests, compiled: Dict[str, Dict[str, List[str]]], folder: str, package: str, name: str) -> List[str]:
+    """Return the files that importing *name* may load: the module and the packages that it lies in. compiled: what is known of
+    folders."""
     dots = len(name) - len(name.lstrip("."))
     base = folder if not dots else package
     for _ in range(dots - 1):
         base = os.path.dirname(base)
     files = []
     for part in name.split(".")[dots:]:
-        names = digests.names_in(base)
-        stem = base + "/" + part if base else part
-        if part + ".py" in names:
-            files.append(stem + ".py")
-        if part not in names:
+        files += _files_of(digests, compiled, base, part)
+        if part not in digests.names_in(base):
             break
-        if "__init__.py" in digests.names_in(stem):
-            files.append(stem + "/__init__.py")
-        base = stem
+        base = base + "/" + part if base else part
+        files += _files_of(digests, compiled, base, "__init__")
     return files
+
+
+def _files_of(digests: Digests, compiled: Dict[str, Dict[str, List[str]]], folder: str, part: str) -> List[str]:
+    """Return the files in *folder* that may be the module *part*: extension modules, which Python takes before the source; this;
+    bytecode only where this is not there."""
+    if folder not in compiled:
+        compiled[folder] = _compiled_in(digests, folder)
+    files = [part + ".py"] if part + ".py" in digests.names_in(folder) else []
+    files += [name for name in compiled[folder].get(part, ()) if not (files and name.endswith(".pyc"))]
+    return [folder + "/" + name if folder else name for name in files]
+
+
+def _compiled_in(digests: Digests, folder: str) -> Dict[str, List[str]]:
+    """Return {name of a module: its compiled files in *folder*}, for any Python: told by their form, of which an extension module's
+    may have a tag of its Python in the middle.
+
+    Source: PEP 3149; importlib.machinery.EXTENSION_SUFFIXES and BYTECODE_SUFFIXES.
+    """
+    found: Dict[str, List[str]] = {}
+    for name in digests.names_in(folder):
+        dots = name.count(".") if name.endswith(COMPILED) else 0
+        if (dots == 1 or dots == 2 and not name.endswith(".pyc")) and not os.path.isdir(os.path.join(digests.root, folder, name)):
+            found.setdefault(name.partition(".")[0], []).append(name)
+    return found
 
 
 def runner_folders() -> List[str]:

@@ -85,7 +85,8 @@ class StageCalls:
         """Return why the processor might be given an earlier text of a module, or "". Looked at once: a module that changes later
         fails the attempt."""
         if self.bytecode is None:
-            modules = [path for path, _ in self.material.parts["modules"]] + [path for path in self.material.watched if path.endswith(".py")]
+            used = [path for path, _ in self.material.parts["modules"]] + self.material.watched
+            modules = [path for path in used if path.endswith(".py")]
             import stale_bytecode
             self.bytecode = stale_bytecode.drop(self.run.root, modules, self.base_environment().get("PYTHONPYCACHEPREFIX", "")) if modules else ""
         return self.bytecode

@@ -623,6 +623,9 @@ def test_what_a_processor_imports_is_worked_out(project):
     modules, names, kit = fork_client.code_of(digests, "bin/x.py")
     assert modules == ["bin/helper.py"] and {"json", "helper", "decimal"} <= set(names) and not [name for name in names if name.startswith(".")]
     assert kit == []
+    for name in ("bin/helper.so", "bin/nothing.pyc"):       # nothing in them can be read ahead
+        project.write(name, b"\0")
+    assert fork_client.code_of(file_digests.Digests(str(project.root), ""), "bin/x.py") == (modules, names, kit)
 
 
 def test_only_the_kit_as_it_is_shipped_is_executed_ahead(project):

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import py_compile
 import shutil
 import subprocess
 import sys
@@ -123,6 +124,9 @@ CHANGES = [
     (write("bin/pack/sub/near.py", "WORD = 'z'\n"), "RUN module bin/pack/sub/near.py changed"),
     (write("bin/json.py", "from alpha import WORD\n"), "RUN module bin/json.py added"),
     (write("bin/alpha/__init__.py", "from beta import WORD\n"), "RUN module bin/alpha/__init__.py added"),
+    *((write(name, b"\x7fELF"), "RUN module %s added" % name) for name in (
+        "bin/alpha.so", "bin/alpha.abi3.so", "bin/alpha.cpython-311-x86_64-linux-gnu.so", "bin/alpha.pypy39-pp73-darwin.so", "bin/alpha.pyd",
+        "bin/alpha.cp311-win_amd64.pyd", "bin/json.pyc", "bin/pack/__init__.abi3.so", "bin/pack/sub.pyc", "bin/pack/sub/near.so")),
     (write("conf/x.ini", "[y]\n"), "RUN watched conf/x.ini changed"),
     (write("conf/y.ini", ""), "RUN watched conf/y.ini added"),
     (change_spec(args=["-v", "ä"]), 'RUN args ["-v"] -> ["-v", "ä"]'),
@@ -147,6 +151,8 @@ NO_CHANGES = [
     lambda project: None,
     touch("data/input/a.csv"), rewrite("data/input/a.csv"), touch("bin/beta.py"), rewrite("bin/alpha.py"), touch("conf/x.ini"),
     write("bin/other.py", "x = 1\n"), write("bin/pack/unused.py", ""), write("data/input/.hidden.csv", "1\n"), write("data/input/c.csv.part", "1\n"),
+    write("bin/alpha.pyc", ""), write("bin/pack/sub/__init__.pyc", ""), write("bin/json.cpython-311.pyc", ""), write("bin/alpha.1.2.so", ""), write("bin/other.so", ""),
+    write("bin/alphabet.so", ""), write("bin/alpha.so.txt", ""), write("bin/alpha.so/keep", ""), write("bin/__pycache__/json.cpython-311.pyc", ""),
     write("data/input/c.txt", ""), top_spec(version="2", description="other"), top_spec(**{"x-note": 1}),
     change_spec(retry={"attempts": 9}), change_spec(timeoutSec=9, graceSec=1), change_spec(lock={"waitSeconds": 0}), change_spec(resources={"nice": 1}),
     change_spec(checkpoint={"enabled": True, "lineInterval": 5}), change_spec(simulateFailAttempts=1), change_spec(**{"x-mine": 1}), change_spec(allowNoInputs=True),
@@ -165,6 +171,24 @@ def test_what_changes_the_key(done, change, expected):
 def test_what_does_not_change_the_key(done, change):
     change(done)
     assert planned(done).startswith("SKIP up to date: key "), planned(done)
+
+
+def compile_without_source(project, name, text):
+    source = project.write("module.py", text)
+    py_compile.compile(str(source), str(project.path(name)), doraise=True)
+    source.unlink()
+
+
+@pytest.mark.parametrize("name", ["bin/only.pyc", "bin/only/__init__.pyc"])
+def test_a_module_of_which_only_bytecode_is_there_counts(project, name):
+    compile_without_source(project, name, "V = 'one'\n")
+    project.spec({"processor": project.processor("p", "import only\nopen(out + '/o', 'w').write(only.V)\n")})
+    project.ok()
+    assert "[SKIP] s1" in project.ok().out
+    compile_without_source(project, name, "V = 'two'\n")
+    done = project.ok()
+    assert project.read("data/s1/o") == "two", done
+    assert "[WARNING] %s:1: not a script" % name in project.ok("scan").out
 
 
 def test_the_processors_time_does_not_count_with_content(project):

@@ -41,6 +41,7 @@ def build(project, *stages, own_runner=False, **top):
     if own_runner:
         shutil.copytree(ROOT / "src", project.path("runner"), ignore=shutil.ignore_patterns("__pycache__"))
     project.write("bin/helper.py", "WORD = 'x'\n")
+    project.write("bin/helper.none-1.so", b"one")       # of another Python
     project.processor("work", "import helper\n[open(os.path.join(out, os.path.basename(one)), 'w').write(open(one).read() + helper.WORD) for one in inputs]\n")
     project.spec(*(stages or ({"processor": "bin/work.py", "inputs": ["data/*.txt"], "watch": ["src_here/keep.txt"], "passEnv": ["MINE_*"]},
                               {"processor": "bin/work.py", "inputs": ["data/s1/a.txt"]})), **top)
@@ -261,6 +262,7 @@ CHANGES = {
     "edit the processor": lambda p: p.write("bin/work.py", p.read("bin/work.py") + "# more\n"),
     "edit a module": lambda p: p.write("bin/helper.py", "WORD = 'y'\n"),
     "a module that shadows an import": lambda p: p.write("bin/json.py", "import sys\nfrom os import *\nload = dumps = loads = lambda *a, **k: []\n"),
+    "edit an extension module": lambda p: p.write("bin/helper.none-1.so", b"two"),
     "a program for the scan": lambda p: p.write("bin/deep/more.py", "import os\n"),
     "a program that the scan refuses": lambda p: p.write("bin/more.py", "import " + "soc" + "ket\n"),
     "the runner": lambda p: p.write("runner/reasons.py", p.read("runner/reasons.py") + "# more\n"),

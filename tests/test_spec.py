@@ -659,6 +659,15 @@ def test_files_that_a_stage_names_and_its_key_does_not_know(project, stage, told
                              "whose modules are not in the key: a change of them runs nothing; add lib/**/*.py to watch"), line
 
 
+def test_the_note_on_a_path_of_python_names_the_kinds_of_modules_that_are_there(project):
+    for path in ("lib/a.py", "lib/deep/b.so", "lib/c.txt"):
+        project.write(path, "")
+    told = gaps_of(project, {"env": {"PYTHONPATH": "lib"}, "watch": ["lib/*.py"]})
+    assert len(told) == 1 and told[0].endswith("; add lib/**/*.so to watch"), told
+    project.write("lib/d.cp311-win_amd64.pyd", "")
+    assert gaps_of(project, {"env": {"PYTHONPATH": "lib"}})[0].endswith("; add lib/**/*.py, lib/**/*.so, lib/**/*.pyd to watch")
+
+
 def test_what_a_note_of_validate_asks_for_puts_the_file_into_the_key(project):
     project.write("lib/mod.py", "WORD = 'one'\n")
     project.write("conf/a.txt", "one")
