@@ -51,6 +51,36 @@ def test_a_folder_that_a_failed_attempt_made_is_not_in_the_way_of_the_next(root,
     assert root.path("data/s1/mine").is_dir() and root.path("data/s1/part/deep").is_dir()
 
 
+READ_ONLY = ("os.makedirs(out + '/tree/sub/deep')\nfor name in ('tree/x', 'tree/sub/y', 'tree/sub/deep/z'):\n    open(out + '/' + name, 'w').close()\n"
+             "for name in ('tree/sub/deep', 'tree/sub', 'tree'):\n    os.chmod(out + '/' + name, 0o555)\nif not os.path.exists('data/ready'):\n    sys.exit(9)\n")
+
+
+@posix_only
+@pytest.mark.parametrize("how", ["next run", "reset"])
+def test_folders_that_may_only_be_read_are_cleared_if_the_attempt_made_them(root, how):
+    root.spec(dict({"name": "s1", "processor": root.processor("p", READ_ONLY), "outputDir": "data/s1"}, **STAGES["stage"]))
+    assert run_without_might(root).returncode == 1
+    if how == "reset":
+        done = run_without_might(root, "reset", "s1", "--yes")
+        assert done.returncode == 0 and "removed tree/sub/deep/" in done.stdout and not root.exists("data/s1/tree"), done
+    root.write("data/ready", "")
+    done = run_without_might(root)
+    assert done.returncode == 0 and ("removed tree/sub/deep/" in done.stdout) == (how == "next run"), done
+    assert root.exists("data/s1/tree/sub/deep/z")
+
+
+@posix_only
+def test_a_folder_that_was_there_before_is_given_no_rights_to_clear_it(root):
+    body = "os.chmod(out + '/mine', 0o755)\nopen(out + '/mine/x', 'w').close()\nos.chmod(out + '/mine', 0o555)\nsys.exit(9)\n"
+    root.spec(dict({"name": "s1", "processor": root.processor("p", body), "outputDir": "data/s1"}, **STAGES["stage"]))
+    root.path("data/s1/mine").mkdir(parents=True)
+    root.path("data/s1/mine").chmod(0o555)
+    assert run_without_might(root).returncode == 1
+    done = run_without_might(root)
+    assert done.returncode == 5 and "data/s1/mine/x: Permission denied" in done.stdout, done
+    assert root.path("data/s1/mine").stat().st_mode & 0o777 == 0o555 and root.exists("data/s1/mine/x")
+
+
 def test_an_empty_folder_that_came_after_the_failure_is_somebody_elses(root):
     root.spec(dict({"name": "s1", "processor": root.processor("p", "if not os.path.exists('data/ready'):\n    os.mkdir(out + '/part')\n    sys.exit(9)\n"
                                                               "os.mkdir(out + '/part')\n"), "outputDir": "data/s1"}, **STAGES["stage"]))
