@@ -64,6 +64,16 @@ def is_settled(found: Signature) -> bool:
     return time.time_ns() - max(found[0], found[3]) > RACY_NS
 
 
+def judge_as_usual() -> None:
+    """Let the interpreter forget the filters of a catch of warnings: it keeps those by which it judged last, and judges by them
+    when it ends."""
+    with warnings.catch_warnings(record=True):
+        try:
+            warnings.warn_explicit("", UserWarning, "", 0)
+        except UserWarning:
+            pass                        # judged all the same
+
+
 # --- code ------------------------------------------------------------------------------------------------------------
 
 class CodeReader(SourceFileLoader):
@@ -121,6 +131,8 @@ class Codes:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             made = make()
+        if caught:
+            judge_as_usual()
         return None if caught else made
 
     def _keep(self, path: str, now: Signature, code: Any, source: bytes) -> None:
@@ -181,6 +193,7 @@ class Modules:
                 except Exception:
                     caught.append(None)     # type: ignore[arg-type]
             if caught:                  # it is the task that is to warn, or to fail
+                judge_as_usual()
                 for added in set(sys.modules) - before:
                     del sys.modules[added]
 

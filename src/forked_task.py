@@ -14,6 +14,7 @@ import io
 import os
 import signal
 import sys
+import types
 import weakref
 from collections import namedtuple
 
@@ -26,6 +27,9 @@ PR_SET_PDEATHSIG = 1            # linux/prctl.h
 IGNORED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 HOOK_EVENT = "pipeline.attempt"     # python_hook/sitecustomize.py listens for it: the attempt's own file
 EXIT_NOT_RESTORED = 70          # a child that could not be made like a fresh process
+HAS_COLLECTOR = 1 << 14         # of a class: Py_TPFLAGS_HAVE_GC
+# Of what is suspended, how the names of its frame, None when it has come to its end, and of its code begin.
+SUSPENDED = {types.GeneratorType: "gi", types.CoroutineType: "cr", types.AsyncGeneratorType: "ag"}
 OWN_MODULES = ("forked_task", "process_tree")
 
 
@@ -253,6 +257,8 @@ def _end_quickly(status: int, before: Before) -> None:
         _flush(sys.stdout, sys.stderr)
     except BaseException:               # printed by whoever raised it, or by the second try
         return
+    if _may_see_the_end(before.library):
+        return
     _drop_modules(before)
     try:
         _flush(sys.stdout, sys.stderr)
@@ -261,6 +267,42 @@ def _end_quickly(status: int, before: Before) -> None:
     if before.libc is not None:
         before.libc.exit(status)        # with what C code has registered
     os._exit(status)
+
+
+def _may_see_the_end(library: Tuple[str, ...]) -> bool:
+    """Tell whether code of the script or of its modules may be run by the end itself: of a generator that is suspended, of an
+    object with __del__.
+
+    The interpreter runs it when modules and builtins are partly gone; what fails there must not succeed here.
+    """
+    try:
+        found = gc.get_objects()        # but the server's
+        kinds = {type(one) for one in found}
+        if any([_is_own(kind, library) for kind in kinds]):
+            return True
+        telling = {kind for kind in kinds if kind in SUSPENDED or issubclass(kind, type)}
+        for one in [one for one in found if type(one) in telling]:
+            name = SUSPENDED.get(type(one))
+            if name is None:            # objects that the collector does not know: their class must do
+                if not one.__flags__ & HAS_COLLECTOR and _is_own(one, library):
+                    return True
+            elif getattr(one, name + "_frame") and not in_library(getattr(one, name + "_code").co_filename, library):
+                return True
+        return False
+    except Exception:                   # a class that is like no other
+        return True
+
+
+def _is_own(kind: type, library: Tuple[str, ...]) -> bool:
+    """Tell whether something of the script's or of its modules' is called at the end of objects of this class; C code may call
+    what the class has made its own."""
+    end = [vars(base)["__del__"] for base in kind.__mro__ if "__del__" in vars(base)]
+    if not end:
+        return False
+    code = getattr(end[0], "__code__", None)
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    return code is not None and not in_library(code.co_filename, library) or kind.__module__ == "__main__" or (
+        isinstance(file, str) and not in_library(file, library))
 
 
 def _flush(*streams: Any) -> None:

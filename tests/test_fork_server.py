@@ -9,6 +9,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -253,6 +254,16 @@ ENDS = {
     "finaliser": "class One:\n    def __del__(self):\n        print('gone', sys is not None, other)\nother = 1\none = One()",
     "finaliser in a cycle": "class One:\n    def __del__(self):\n        print('gone')\none = One()\none.self = one\ndel one",
     "generator": "def walk():\n    try:\n        yield 1\n    finally:\n        print('closed')\nwalking = walk()\nnext(walking)",
+    "generator that opens a file": "def walk():\n    try:\n        yield 1\n    finally:\n        open(os.environ['PIPELINE_OUT'], 'w').write('closed')\nwalking = walk()\nnext(walking)",
+    "coroutine that opens a file": "class Pause:\n    def __await__(self):\n        yield\nasync def walk():\n    try:\n        await Pause()\n    finally:\n"
+                                   "        open(os.environ['PIPELINE_OUT'], 'w').write('closed')\nwalking = walk()\nwalking.send(None)",
+    "finaliser that opens a file": "class One:\n    def __del__(self):\n        open(os.environ['PIPELINE_OUT'], 'w').write('gone')\none = One()",
+    "finaliser of what the collector does not know": "class One:\n    __slots__ = ()\n    def __del__(self):\n        open(os.environ['PIPELINE_OUT'], 'w').write('gone')\none = One()",
+    "finaliser by name": "def end(self):\n    open(os.environ['PIPELINE_OUT'], 'w').write('gone')\nclass One(__import__('tempfile').SpooledTemporaryFile):\n    __del__ = end\none = One()",
+    "finaliser of C that calls the script": "import io\nclass One(io.RawIOBase):\n    def close(self):\n        open(os.environ['PIPELINE_OUT'], 'w').write('gone')\none = One()",
+    "finaliser of a module's that opens a file": "import module_of_ends\nleft = module_of_ends.Writer()",
+    "finaliser held by the library": "import json\nclass One:\n    def __del__(self):\n        open(os.environ['PIPELINE_OUT'], 'w').write('gone')\njson.kept = [One()]",
+    "class like no other": "class Kind(type):\n    __module__ = property(lambda kind: [])\nclass One(metaclass=Kind):\n    def __del__(self):\n        print('gone')\none = One()",
     "weakref finalize": "import weakref\nclass One: pass\none = One()\nweakref.finalize(one, print, 'finalized')",
     "temporary folder": "import tempfile\nfolder = tempfile.TemporaryDirectory()\natexit.register(lambda: print(os.path.isdir(folder.name)))",
     "unwritable": "sys.stdout = open('/dev/full', 'w')\nprint('x')",
@@ -279,7 +290,8 @@ ENDS = {
     "limit": "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\nresource.setrlimit(resource.RLIMIT_CORE, (0, 0))",
     "source": "import inspect\nclass One:\n    pass\nprint(inspect.getsource(One))",
 }
-MODULE = "class Held:\n    def __del__(self):\n        print('held', __name__)\nheld = Held()\n"
+MODULE = "class Held:\n    def __del__(self):\n        print('held', __name__)\nheld = Held()\n" \
+         "class Writer:\n    def __del__(self):\n        open(__import__('os').environ['PIPELINE_OUT'], 'w').write('gone')\n"
 
 
 @pytest.fixture(scope="module")
@@ -300,12 +312,30 @@ def test_a_task_ends_as_a_fresh_process_does(scripts, tmp_path, name):
     assert results[1] == results[0] and results[2] == results[0]
 
 
-def test_every_end_that_nothing_forbids_is_the_quick_one(bench):
+# A callback that holds nothing of the script tells who has let go of the script's object.
+TELLS = """import atexit, io, json, sys, threading, weakref
+class Told:
+    pass
+space, told = {"sys": sys}, Told()
+exec("def tell(gone):\\n    print(sys._getframe(1).f_code.co_name, flush=True)", space)
+json.kept = weakref.ref(told, space["tell"])
+left = open(__file__)
+walked = (one for one in ())
+list(walked)
+"""
+
+
+@pytest.mark.parametrize("more, is_quick", [
+    ("", True), ("import processor_kit\n", True), ("import tempfile\nleft = tempfile.TemporaryFile(), tempfile.NamedTemporaryFile()\n", True),
+    ("made = type(sys)('made')\nmade.__file__ = 'made.so'\nsys.modules['made'] = made\n", False),        # an extension module from elsewhere
+    ("class End:\n    def __del__(self):\n        pass\n", True), ("class End:\n    def __del__(self):\n        pass\nend = End()\n", False),
+    ("walking = (one for one in 'ab')\nnext(walking)\n", False)])
+def test_every_end_that_nothing_forbids_is_the_quick_one(bench, more, is_quick):
     """Else the tests above compare the interpreter's own end with itself."""
-    script = bench.write("quick.py", "import atexit, sys, threading\nclass Told:\n    def __del__(self):\n        print(sys._getframe(1).f_code.co_name)\ntold = Told()\n")
-    assert bench.forked(script) == (0, "_drop_modules\n")
-    script = bench.write("slow.py", "import sys, os\nclass Told:\n    def __del__(self):\n        print(sys._getframe(0).f_back)\ntold = Told()\nmade = type(sys)('made')\nmade.__file__ = 'made.so'\nsys.modules['made'] = made\n")
-    assert bench.forked(script) == (0, "None\n")      # an extension module from elsewhere: the interpreter's own end
+    shutil.copy(str(ROOT / "bin" / "processor_kit.py"), str(bench.root / "bin"))
+    script = bench.write("quick.py", TELLS + more)
+    status, told = bench.forked(script)
+    assert status == 0 and (told == "_drop_modules\n") == is_quick, told
 
 
 # --- sources
@@ -934,6 +964,18 @@ def logs(project, run="r"):
 
 def outputs(project):
     return {path.name: path.read_bytes() for path in project.path("data/s1").glob("*.txt")}
+
+
+LATE = "def walk():\n    try:\n        yield 1\n    finally:\n        open(os.path.join(out, 'late.' + name), 'w').write('late')\nwalking = walk()\nnext(walking)\n"
+
+
+def test_what_the_end_of_python_does_is_the_same_in_all_tasks_of_a_run(project):
+    """The first are started fresh until the server is ready, all others are forked."""
+    tasks(project, MAKE + LATE, count=12)
+    project.ok("--run-id", "r", "--jobs", "2", env=UNMEASURED)
+    said, made = logs(project), outputs(project)
+    assert {one.partition(" ")[0] for one in said} == {"forked", "by"}, said
+    assert len([name for name in made if not name.startswith("late.")]) == 12 and len([name for name in made if name.startswith("late.")]) in (0, 12), sorted(made)
 
 
 @pytest.mark.parametrize("jobs", ["1", "3"])
