@@ -42,6 +42,7 @@ COPY_BYTES = 1 << 20
 MAX_RECORD_BYTES = 256 << 20
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)    # the earliest that the format knows
 UNIX, PLAIN_FILE = 3, 0o100644      # of a member: as if made on a system with permissions
+CHANGED = "the file has changed since"
 VERIFIER = ("primitives", "model", "ledger_format", "provenance")     # the modules that evidence_verify imports
 ENTRY = {"schema": int, "seq": int, "event": str, "runId": str, "invocation": int, "pipeline": str, "hash": str, "open": dict}
 
@@ -275,11 +276,11 @@ class Box:
         if one not in self.missing:
             self.missing.append(one)
 
-    def add_file(self, path: str, source: str, digest: str, edited: str, gone: str, file: str = "") -> None:
+    def add_file(self, path: str, source: str, digest: str, edited: str, gone: str, file: str = "", changed: str = CHANGED) -> None:
         """Add the file that records know as *source*, if it is still what they recorded.
 
         *edited* and *gone* are the kinds of finding that another content and no file are; "" for none. *file* is where
-        it is, if not at *source* below the root.
+        it is, if not at *source* below the root, *changed* what is said of another content.
         """
         problem = member_problem(path)
         if problem:
@@ -297,7 +298,7 @@ class Box:
             kind = gone if error.errno in (errno.ENOENT, errno.ENOTDIR) else "MALFORMED"
             return self.lack(path, source, digest, kind, "the file cannot be read: %s" % (error.strerror or error))
         if found != digest:
-            return self.lack(path, source, digest, edited, "the file has changed since")
+            return self.lack(path, source, digest, edited, changed)
         self.members[path] = Member(path, None, file, size, digest, source)
         return None
 
@@ -328,7 +329,8 @@ def _add_spec(box: Box, record: Json, spec_path: str) -> None:
         box.lack(path, source, record["specSha256"], "", "%s is that of pipeline %s; give the file of %s with --pipeline" % (
             os.path.basename(spec_path), name, record["pipeline"]))
     else:
-        box.add_file(path, source, record["specSha256"], "", "", os.path.abspath(spec_path))
+        box.add_file(path, source, record["specSha256"], "", "", os.path.abspath(spec_path),
+                     "%s is not what that run was given: it has changed since, or is another file (--pipeline)" % os.path.basename(spec_path))
 
 
 def _add_program(box: Box, path: str, digest: str) -> None:

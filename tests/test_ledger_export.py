@@ -1029,6 +1029,7 @@ def test_what_changed_for_good_reason_is_said_to_be_missing(history):
     history.path("state/logs/a/s1.1.log").unlink()
     done = history.ok("evidence", "b", "-o", str(history.root.parent / "evidence.zip"))
     assert "note: bin/stage_upper.py is not included: the file has changed since" in done.out and "state/logs/a/s1.1.log is not included" in done.out
+    assert "spec:test is not included: pipeline.json is not what that run was given: it has changed since, or is another file (--pipeline)" in done.out
     findings, notes = found_in(history.root.parent / "evidence.zip")
     assert findings == set()
     for source in ("bin/stage_upper.py", "spec:test", "state/logs/a/s1.1.log"):
