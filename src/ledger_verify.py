@@ -3,14 +3,18 @@
 
     python ledger_verify.py [RUN...] [--root DIR] [--anchor HEAD]... [--key FILE] [--outputs]
 
-Above history_files and ledger_chain; only task_log is imported late. Reads only. Of the runner's files another machine needs,
-beside this one, history_files.py, ledger_chain.py, ledger_format.py, model.py, primitives.py and task_log.py. From the outside in:
+Above verify_history and ledger_chain; only task_log is imported late. Reads only. From the outside in:
 
-    anchors, key  ->  ledger.jsonl (chain, seals, ledger.end)  ->  run records (runHash, prevRunHash)
-                  ->  stage records, metrics, logs, keys; with --outputs also the outputs
+    anchors, key  ->  ledger.jsonl (chain, seals, ledger.end)               ledger_chain, LedgerIndex of verify_history
+                  ->  run records (runHash, prevRunHash), metrics, logs
+                  ->  stage records and their keys, logs of tasks
+                  ->  with --outputs also the outputs
 
 The ledger is walked in the order of its numbers, so that one broken link is one finding. A record is known by its digest,
 not by its file name: that tells renamed from edited. What a crash may leave is a note and no finding.
+
+Of the runner's files another machine needs, beside this one, history_files.py, ledger_chain.py, ledger_format.py, model.py,
+primitives.py, task_log.py and verify_history.py.
 """
 from __future__ import annotations
 
@@ -25,12 +29,12 @@ if _HERE not in sys.path:
     sys.path.insert(0, _HERE)       # a copy carried elsewhere is run with -I, too
 
 from history_files import (  # noqa: E402
-    END_SHAPE, STAGE_SHAPE, Folder, Unreadable, count_text, decoder, digest_of, files_of, is_text, names_text, parse_object, read_regular,
-    run_record_problem, run_text, shape_problem, shown)
+    END_SHAPE, STAGE_SHAPE, Unreadable, count_text, digest_of, files_of, is_text, names_text, read_regular, run_record_problem, run_text, shape_problem, shown)
 from ledger_chain import END, LEDGER, Chain, Entry, Finding, KeyRing, Seals, check_anchors  # noqa: E402
-from ledger_format import head_text, key_id, parse_key, run_hash, stage_key  # noqa: E402
-from model import EXIT_OK, EXIT_STATE, EXIT_USAGE, UsageError, sha256  # noqa: E402
+from ledger_format import head_text, key_id, parse_key, run_hash  # noqa: E402
+from model import EXIT_OK, EXIT_STATE, EXIT_USAGE, UsageError  # noqa: E402
 from primitives import BEFORE, is_integer  # noqa: E402
+from verify_history import Book, LedgerIndex, Made, Owners, StageResults, is_key_of, is_log_of_tasks  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,29 +64,13 @@ class Report(namedtuple("Report", "findings notes entries runs head")):
     __slots__ = ()
 
 
-class Made(namedtuple("Made", "status key pipeline has_parts folder outputs end tasks_digest", defaults=("",))):
-    """What a run record says of a stage that the run worked on; end: number of the entry that ended the run.
-
-    tasks_digest: of the outputs of a stage with forEach, which its task log lists; of many it alone does.
-    """
-
-    __slots__ = ()
-
-
-# --- run records -----------------------------------------------------------------------------------------------------
-
 class Stray(namedtuple("Stray", "record digest problem")):
     """A run record that was read and is not the one expected under its name; record None: it is none at all."""
 
     __slots__ = ()
 
 
-def at_or_above(folder: str) -> Iterator[str]:
-    """Yield a relative folder and those that hold it."""
-    while folder:
-        yield folder
-        folder = folder.rpartition("/")[0]
-
+# --- one pass --------------------------------------------------------------------------------------------------------
 
 class Verification:
     """One pass over a root."""
@@ -90,78 +78,40 @@ class Verification:
     def __init__(self, root: str, run_ids: Iterable[str], outputs: bool, known: Optional[Dict[str, Any]] = None) -> None:
         """known: {path of an output: (its signature, (bytes, SHA-256))}, of an earlier look; filled."""
         self.known = known if known is not None else {}
-        self.folder = Folder(root)
-        self.state = os.path.join(self.folder.root, "state")
-        self.run_ids = frozenset(run_ids)
         self.with_outputs = outputs
-        self.findings: List[Finding] = []
-        self.notes: List[str] = []
+        self.book = Book(root, run_ids)
         self.chain = Chain()
-        self.exact, self.loose = decoder(floats=False), decoder(floats=True)
-        self.begins: Dict[RunKey, int] = {}
-        self.ends: Dict[RunKey, Entry] = {}
-        self.newest_call: Dict[str, int] = {}
-        self.spellings: Dict[str, Set[str]] = {}        # run ids that some file systems take for one
-        self.accepts: List[Entry] = []
-        self.open: Dict[RunKey, None] = {}
-        self.before: Dict[int, Optional[str]] = {}      # number of an end entry -> prevRunHash that its record must have
-        self.names: Set[str] = set()
+        self.index = LedgerIndex(self.chain, self.book)
+        self.results = StageResults(Owners(self.book.folder), outputs)
         self.strays: Dict[str, Stray] = {}              # files that are not what was expected under their names
         self.told: Set[str] = set()                     # those of them that need no further word
         self.placed: Dict[str, RunKey] = {}             # files that hold an intact record, and of which run
         self.homes: Dict[RunKey, str] = {}              # the same, looked at from the run
-        self.doubtful: Set[RunKey] = set()              # runs with a finding of their own: nothing is built on them
         self.followed: List[str] = []                   # digests of the records that intact ones say they were sealed after
-        self.stages: Dict[str, Json] = {}               # stage -> stage record
-        self.wanted: Set[Tuple[str, int, str]] = set()
-        self.made: Dict[Tuple[str, int, str], Made] = {}
-        # Stage -> (run, pipeline, what it made): a stage is one, however its pipeline is called.
-        self.newest: Dict[str, Tuple[RunKey, str, Made]] = {}
-        self.owned: Dict[str, Tuple[int, str]] = {}     # path of an output -> (end, stage) of the last run known to have made it
-        # (end, stage, output folder, log) of what tasks have made, not yet in `owned`.
-        self.task_lists: List[Tuple[int, str, str, Json]] = []
-        self.last_begin: Dict[str, Tuple[int, RunKey]] = {}
-        self.skips: Dict[Tuple[str, str, int, str, str], str] = {}
         self.missing_logs = 0
+        self.pruned_met = 0
         # Stage -> {run, as task logs name it: the sealed lines that it wrote}.
         self.task_logs: Dict[str, Dict[str, str]] = {}
+        self.stages: Dict[str, Json] = {}               # stage -> stage record
+        self.wrong_stages: Set[str] = set()             # those whose record is not as runs left it
         # Stage -> (outputs that its task log lists, their digest), None where that cannot be used.
         self.read_logs: Dict[str, Optional[Tuple[List[Tuple[str, int, str]], str]]] = {}
-        self.wrong_stages: Set[str] = set()             # those whose record is not as runs left it
-        self.looked: Dict[Tuple[str, int, str], int] = {}       # what was made -> entry with which the last run began that found it so
-        self.pruned: Dict[RunKey, str] = {}             # run -> digest of its record, which gc has removed
-        self.pruned_met = 0
-        self.cleaned: Dict[Tuple[RunKey, str], Any] = {}        # (run, stage) -> paths that clean has kept
         self.cleaned_met = 0
-        self.last_run = 0               # number of the entry with which a run began last
-        self.forgotten: Dict[str, int] = {}         # stage -> number of the entry by which reset forgot it last
-
-    def find(self, kind: str, name: str, detail: str, run: Optional[RunKey] = None) -> None:
-        """Report; with RUN operands only what concerns these runs (run None: the ledger, which concerns all)."""
-        if run is None or self.concerns(run):
-            self.findings.append(Finding(kind, name, detail))
-
-    def concerns(self, run: RunKey) -> bool:
-        return not self.run_ids or run[0] in self.run_ids
-
-    def load(self, name: str, parser: json.JSONDecoder) -> Json:
-        """Return a record of state/. Raises: FileNotFoundError, Unreadable."""
-        return parse_object(read_regular(os.path.join(self.state, name)), parser)
 
     def run(self, anchors: Sequence[str], key: Optional[Key]) -> None:
         """Check all there is. Raises: UsageError for a run that nothing here knows."""
         try:
-            self.names = set(os.listdir(self.state))
+            self.book.names = set(os.listdir(self.book.state))
         except FileNotFoundError:
             pass
         except OSError as error:
-            self.find("MALFORMED", "state", "cannot be read: %s" % (error.strerror or error))
-        records = sorted(name for name in self.names if name.startswith("run_") and name.endswith(".json"))
+            self.book.find("MALFORMED", "state", "cannot be read: %s" % (error.strerror or error))
+        records = sorted(name for name in self.book.names if name.startswith("run_") and name.endswith(".json"))
         if not self._read_ledger(records, anchors, key):
-            if not self.findings:
+            if not self.book.findings:
                 self._check_operands(records)
             return
-        self._index()
+        self.index.fill()
         self._check_operands(records)
         self._load_stages()
         self._check_runs(records)
@@ -170,49 +120,50 @@ class Verification:
         self._check_task_logs()
         if self.with_outputs:
             self._check_outputs()
-        for run in self.open:
-            if self.concerns(run):
-                self.notes.append("%s has begun and not ended: it is going on, or it died and the next run closes it" % run_text(run))
-        if self.pruned_met:
-            self.notes.append("%s pruned by gc, as the ledger says" % (
-                count_text(self.pruned_met, "run record") + (" was" if self.pruned_met == 1 else " were")))
-        if self.cleaned_met:
-            self.notes.append("%s removed by clean, as the ledger says" % (
-                count_text(self.cleaned_met, "output") + (" was" if self.cleaned_met == 1 else " were")))
-        if self.missing_logs:
-            self.notes.append("%s no longer there" % (count_text(self.missing_logs, "log") + (" is" if self.missing_logs == 1 else " are")))
+        self._note_what_is_open_or_gone()
 
-    # --- the ledger
+    def _note_what_is_open_or_gone(self) -> None:
+        """Note what there is no finding about: runs that have not ended, and what went as the ledger says or may go."""
+        notes = self.book.notes
+        for run in self.index.open:
+            if self.book.concerns(run):
+                notes.append("%s has begun and not ended: it is going on, or it died and the next run closes it" % run_text(run))
+        if self.pruned_met:
+            notes.append("%s pruned by gc, as the ledger says" % counted(self.pruned_met, "run record", "was", "were"))
+        if self.cleaned_met:
+            notes.append("%s removed by clean, as the ledger says" % counted(self.cleaned_met, "output", "was", "were"))
+        if self.missing_logs:
+            notes.append("%s no longer there" % counted(self.missing_logs, "log", "is", "are"))
 
     def _read_ledger(self, records: List[str], anchors: Sequence[str], key: Optional[Key]) -> bool:
         """Read and check the ledger; tell whether there is one to compare records with."""
         is_read = True
         try:
-            self.chain.read(os.path.join(self.state, LEDGER))
+            self.chain.read(os.path.join(self.book.state, LEDGER))
         except FileNotFoundError:
             is_read = False
             told = self._told_without_ledger(records, key)
             if told:
-                self.find("DELETED", "state/" + LEDGER, "there is none, but " + told)
+                self.book.find("DELETED", "state/" + LEDGER, "there is none, but " + told)
             else:
-                self.notes.append("nothing to verify: no run has left a record below %s" % self.folder.root)
+                self.book.notes.append("nothing to verify: no run has left a record below %s" % self.book.folder.root)
         except Unreadable as error:
             is_read = False
-            self.find("MALFORMED", "state/" + LEDGER, str(error))
-        self.findings += self.chain.findings
-        self.notes += self.chain.notes
+            self.book.find("MALFORMED", "state/" + LEDGER, str(error))
+        self.book.findings += self.chain.findings
+        self.book.notes += self.chain.notes
         if is_read:
             seals = Seals(self.chain, KeyRing(key) if key is not None else None, self._read_end())
-            seals.check(END in self.names)
-            self.findings += seals.findings
-            self.notes += seals.notes
-        self.findings += check_anchors(self.chain.entries, anchors) if is_read or anchors else []
+            seals.check(END in self.book.names)
+            self.book.findings += seals.findings
+            self.book.notes += seals.notes
+        self.book.findings += check_anchors(self.chain.entries, anchors) if is_read or anchors else []
         return is_read
 
     def _told_without_ledger(self, records: List[str], key: Optional[Key]) -> str:
         """Return what shows that there was a ledger, "" if nothing does: each run enters its begin before it touches a stage."""
-        stages = [name for name in self.names if name.startswith("stage_") and name.endswith(".json")]
-        if records or END in self.names:
+        stages = [name for name in self.book.names if name.startswith("stage_") and name.endswith(".json")]
+        if records or END in self.book.names:
             return count_text(len(records), "run record") if records else "a state/" + END
         if stages:
             return "%s of stages that runs have made" % count_text(len(stages), "record")
@@ -220,68 +171,24 @@ class Verification:
 
     def _read_end(self) -> Optional[Json]:
         try:
-            end = self.load(END, self.exact)
+            end = self.book.load(END, self.book.exact)
             name = shape_problem(end, END_SHAPE)
             if name:
                 raise Unreadable("its %s is not of the form that runs write" % name)
         except FileNotFoundError:
             return None
         except Unreadable as error:
-            self.find("MALFORMED", "state/" + END, str(error))
+            self.book.find("MALFORMED", "state/" + END, str(error))
             return None
         return end
 
-    def _index(self) -> None:
-        """Collect which runs began, ended, and are open."""
-        previous: Optional[Entry] = None
-        for entry in self.chain.entries:
-            if entry.event == "begin":
-                self.begins.setdefault(entry.run, entry.seq)
-                self.last_run = entry.seq
-            elif entry.event == "accept":
-                self.accepts.append(entry)
-            elif entry.event == "gc" and entry.sound:
-                self._take_pruned(entry)
-            elif entry.event == "clean" and entry.sound:
-                self.cleaned[entry.kept_house[:2]] = entry.seq, entry.kept_house[2]
-            elif entry.event == "reset" and entry.sound:
-                self.forgotten[entry.kept_house] = entry.seq
-            elif entry.event == "end":
-                if entry.run in self.ends and entry.sound:
-                    self.find("MALFORMED", "state/%s:%d" % (LEDGER, entry.line), "entry %d ends %s a second time; entry %d did" % (
-                        entry.seq, run_text(entry.run), self.ends[entry.run].seq))
-                else:
-                    self.ends[entry.run] = entry
-                    self.newest_call[entry.run_id] = max(entry.invocation, self.newest_call.get(entry.run_id, 0))
-                if previous is not None and previous.sound and previous.seq == entry.seq - 1 or previous is None and entry.seq == 1:
-                    self.before[entry.seq] = previous.last_run_hash if previous is not None else None
-            previous = entry
-        for run_id, _ in [*self.begins, *self.ends]:
-            self.spellings.setdefault(run_id.casefold(), set()).add(run_id)
-        if previous is not None:
-            self.open = {(run_id, number): None for run_id, number in sorted(previous.open.items())}
-        for run_id, number in self.open:
-            self.newest_call[run_id] = max(number, self.newest_call.get(run_id, 0))
-
-    def _take_pruned(self, entry: Entry) -> None:
-        """Take down which records gc has removed: those of runs that had ended, by the digest that their entries committed."""
-        for run, digest in entry.kept_house.items():
-            if run in self.ends and self.ends[run].run_hash == digest:
-                self.pruned[run] = digest
-            elif not self.chain.findings:
-                self.find("MALFORMED", "state/%s:%d" % (LEDGER, entry.line), "entry %d prunes a record of %s that no entry before it committed" % (
-                    entry.seq, run_text(run)))
-
     def _check_operands(self, records: List[str]) -> None:
-        known = {run[0] for run in self.ends} | {run[0] for run in self.begins} | {run[0] for run in self.open}
-        for run_id in sorted(self.run_ids - known):
+        for run_id in sorted(self.book.run_ids - self.index.run_ids()):
             if not any(name == "run_%s.json" % run_id for name in records):
                 raise UsageError("no run is named %s; the runs stand in state/%s" % (shown(run_id), LEDGER))
 
-    # --- run records: each file is read once; what is not in its place is looked for by its digest
-
     def _check_runs(self, records: List[str]) -> None:
-        unmet = [entry for entry in self.ends.values() if entry.run_hash is not None and not self._meet(entry)]
+        unmet = [entry for entry in self.index.ends.values() if entry.run_hash is not None and not self._meet(entry)]
         for name in records:
             if name not in self.placed:
                 self._stray(name)
@@ -294,21 +201,21 @@ class Verification:
             if name not in self.placed and name not in self.told:
                 self._report_stray(name, self.strays[name])
         for name, run in sorted(self.placed.items()):
-            newest = run[0], self.newest_call.get(run[0], 0)
+            newest = run[0], self.index.newest_call.get(run[0], 0)
             if name == "run_%s.json" % run[0] and newest != run and self.homes.get(newest, name) != name:
-                self.find("RENAMED", "state/" + name, "invocation %d stands in place of the newest, which is in state/%s" % (
+                self.book.find("RENAMED", "state/" + name, "invocation %d stands in place of the newest, which is in state/%s" % (
                     run[1], self.homes[newest]), run)
 
     def names_of(self, run: RunKey) -> List[str]:
         """Return the files that may hold a run's record, the likeliest first."""
         names = ["run_%s.json" % run[0], "run_%s.%d.json" % run]
-        return names if run[1] == self.newest_call.get(run[0]) else names[::-1]
+        return names if run[1] == self.index.newest_call.get(run[0]) else names[::-1]
 
     def _stray(self, name: str) -> Stray:
         """Return what a file holds; read on the first call."""
         if name not in self.strays:
             try:
-                record = self.load(name, self.exact)
+                record = self.book.load(name, self.book.exact)
                 self.strays[name] = Stray(record, run_hash(record), "")
             except FileNotFoundError:
                 self.strays[name] = Stray(None, "", "was there a moment ago")
@@ -320,7 +227,7 @@ class Verification:
 
     def _meet(self, entry: Entry) -> bool:
         for name in self.names_of(entry.run):
-            if name in self.names and name not in self.placed and self._stray(name).digest == entry.run_hash:
+            if name in self.book.names and name not in self.placed and self._stray(name).digest == entry.run_hash:
                 self._place(name, entry)
                 return True
         return False
@@ -333,12 +240,12 @@ class Verification:
 
     def _meet_pending(self, entry: Entry) -> bool:
         """A kill between the last entry and the rename leaves the record under its temporary name."""
-        if PENDING not in self.names or entry is not self.chain.entries[-1] or self._stray(PENDING).digest != entry.run_hash:
+        if PENDING not in self.book.names or entry is not self.chain.entries[-1] or self._stray(PENDING).digest != entry.run_hash:
             return False
         self._place(PENDING, entry)
         names = [name for name in self.names_of(entry.run) if name in self.strays]
         self.told.update(name for name in names if _is_running(self.strays[name], entry.run))
-        self.notes.append("state/%s is the record of %s: a kill came before it got its name, the next run gives it" % (
+        self.book.notes.append("state/%s is the record of %s: a kill came before it got its name, the next run gives it" % (
             PENDING, run_text(entry.run)))
         return True
 
@@ -346,18 +253,18 @@ class Verification:
         name = by_digest.get(entry.run_hash)
         if name is None or name in self.placed:
             return False
-        self.find("RENAMED", "state/" + name, "holds the record of %s, which belongs in state/%s" % (
+        self.book.find("RENAMED", "state/" + name, "holds the record of %s, which belongs in state/%s" % (
             run_text(entry.run), self.names_of(entry.run)[0]), entry.run)
         self._place(name, entry)
         return True
 
     def _report_unmet(self, entry: Entry) -> None:
         """Report a committed record that is nowhere: another content under its name, or nothing."""
-        if entry.run in self.pruned and not any(name in self.strays and name not in self.told and _run_of(self.strays[name].record) not in self.open
+        if entry.run in self.index.pruned and not any(name in self.strays and name not in self.told and _run_of(self.strays[name].record) not in self.index.open
                                                 for name in self.names_of(entry.run)):
-            self.pruned_met += self.concerns(entry.run)
+            self.pruned_met += self.book.concerns(entry.run)
             return
-        self.doubtful.add(entry.run)
+        self.book.doubtful.add(entry.run)
         copy = ""
         for name in self.names_of(entry.run):
             stray = self.strays.get(name)
@@ -365,17 +272,17 @@ class Verification:
                 copy = copy or self._copy_text(name)
                 continue
             content = _run_of(stray.record)
-            if content in self.open:
+            if content in self.index.open:
                 continue                    # of a later call under the same id, which goes on
             self.told.add(name)
-            if content in self.homes and run_hash(stray.record) == self.ends[content].run_hash:
+            if content in self.homes and run_hash(stray.record) == self.index.ends[content].run_hash:
                 copy = "; a copy of the record of %s stands in its place" % run_text(content)
                 continue
             if entry.sound:
-                self.find("MALFORMED" if stray.problem else "EDITED", "state/" + name, _edit_text(stray, entry), entry.run)
+                self.book.find("MALFORMED" if stray.problem else "EDITED", "state/" + name, _edit_text(stray, entry), entry.run)
             return
         if entry.sound:
-            self.find("DELETED", "state/" + self.names_of(entry.run)[0], "the record of %s that entry %d committed is gone%s" % (
+            self.book.find("DELETED", "state/" + self.names_of(entry.run)[0], "the record of %s that entry %d committed is gone%s" % (
                 run_text(entry.run), entry.seq, copy), entry.run)
 
     def _copy_text(self, name: str) -> str:
@@ -394,119 +301,89 @@ class Verification:
             if run in self.homes:
                 continue                    # a copy
             self.told.add(name)
-            self.doubtful.add(run)
+            self.book.doubtful.add(run)
             queue.append(record["prevRunHash"])
-            self.notes.append("state/%s: its own entry is missing from the ledger, later ones vouch for it" % name)
+            self.book.notes.append("state/%s: its own entry is missing from the ledger, later ones vouch for it" % name)
 
     def _report_stray(self, name: str, stray: Stray) -> None:
         """Report a file that nothing in the ledger asks for."""
         run = _run_of(stray.record)
         if stray.problem or run is None:
-            self.find("MALFORMED", "state/" + name, stray.problem or "is not the record of a run", ("", 0))
-        elif run in self.open and name in self.names_of(run) and _is_running(stray, run):
+            self.book.find("MALFORMED", "state/" + name, stray.problem or "is not the record of a run", ("", 0))
+        elif run in self.index.open and name in self.names_of(run) and _is_running(stray, run):
             return
-        elif run in self.homes and run_hash(stray.record) == self.ends[run].run_hash:
-            self.find("UNLISTED", "state/" + name, "a copy of state/%s" % self.homes[run], run)
+        elif run in self.homes and run_hash(stray.record) == self.index.ends[run].run_hash:
+            self.book.find("UNLISTED", "state/" + name, "a copy of state/%s" % self.homes[run], run)
         elif name == PENDING:
-            self.notes.append("state/%s is the record of %s, which a kill kept out of the ledger; the next run removes it" % (
+            self.book.notes.append("state/%s is the record of %s, which a kill kept out of the ledger; the next run removes it" % (
                 name, run_text(run)))
         else:
-            self.doubtful.add(run)
-            self.find("UNLISTED", "state/" + name, "no entry commits this record of %s" % run_text(run), run)
-
-    # --- what an intact record says
+            self.book.doubtful.add(run)
+            self.book.find("UNLISTED", "state/" + name, "no entry commits this record of %s" % run_text(run), run)
 
     def _take(self, record: Json, entry: Entry, name: str) -> None:
         problem = run_record_problem(record)
         if problem:
-            self.doubtful.add(entry.run)
-            self.find("MALFORMED", name, "its %s is not of the form that runs write" % problem, entry.run)
+            self.book.doubtful.add(entry.run)
+            self.book.find("MALFORMED", name, "its %s is not of the form that runs write" % problem, entry.run)
             return
         said = (record["runId"], record["invocation"])
         if entry.sound and (said, record["state"]) != (entry.run, entry.state):
-            self.find("EDITED", "state/%s:%d" % (LEDGER, entry.line), "entry %d says %s, %s; its record %s says %s, %s" % (
+            self.book.find("EDITED", "state/%s:%d" % (LEDGER, entry.line), "entry %d says %s, %s; its record %s says %s, %s" % (
                 entry.seq, run_text(entry.run), entry.state, name, run_text(said), record["state"]), entry.run)
         if entry.sound and record["prevRunHash"] is not None:
             self.followed.append(record["prevRunHash"])
         if record.get("runHash") != entry.run_hash:
-            self.find("EDITED", name, "its runHash is not the one that entry %d committed; the rest of it is" % entry.seq, entry.run)
-        if entry.sound and self.before.get(entry.seq, record["prevRunHash"]) != record["prevRunHash"]:
-            self.find("EDITED", name, "its prevRunHash is not the digest of the record that was sealed before it", entry.run)
-        if self.concerns(entry.run):
+            self.book.find("EDITED", name, "its runHash is not the one that entry %d committed; the rest of it is" % entry.seq, entry.run)
+        if entry.sound and self.index.before.get(entry.seq, record["prevRunHash"]) != record["prevRunHash"]:
+            self.book.find("EDITED", name, "its prevRunHash is not the digest of the record that was sealed before it", entry.run)
+        if self.book.concerns(entry.run):
             self._check_metrics(record, entry, name)
+        begin = self.index.begins.get(entry.run, entry.seq)
         for one in record["stages"]:
-            self._take_stage(one, entry, name)
-        if self.concerns(entry.run) and entry.sound and entry.closed_by is None:
+            if one["status"] != "skipped" and self.book.concerns(entry.run):
+                self._check_key(one, entry, name)
+                self._check_logs(one, entry.run, name)
+            self.results.take(one, entry, begin, name)
+        if self.book.concerns(entry.run) and entry.sound and entry.closed_by is None:
             self._check_unnamed_logs(record, entry, name)
 
     def _check_metrics(self, record: Json, entry: Entry, name: str) -> None:
         """The metrics of the newest call under a run id are still there; those of earlier calls were replaced."""
         metrics = record.get("metrics")
-        is_newest = entry.invocation == self.newest_call[entry.run_id] and entry.run_id not in {run[0] for run in self.open}
-        if metrics is None or not is_newest or entry.run in self.pruned or name != "state/run_%s.json" % entry.run_id and name != "state/" + PENDING:
+        is_newest = entry.invocation == self.index.newest_call[entry.run_id] and entry.run_id not in {run[0] for run in self.index.open}
+        if metrics is None or not is_newest or entry.run in self.index.pruned or name != "state/run_%s.json" % entry.run_id and name != "state/" + PENDING:
             return
         path = "state/metrics_%s.json" % entry.run_id
         try:
-            if digest_of(self.folder.path(path)) != (metrics["bytes"], metrics["sha256"]):
-                self.find("EDITED", path, "it is not the one that %s names" % name, entry.run)
+            if digest_of(self.book.folder.path(path)) != (metrics["bytes"], metrics["sha256"]):
+                self.book.find("EDITED", path, "it is not the one that %s names" % name, entry.run)
         except FileNotFoundError:
-            self.find("DELETED", path, "%s names it" % name, entry.run)
+            self.book.find("DELETED", path, "%s names it" % name, entry.run)
         except Unreadable as error:
-            self.find("MALFORMED", path, str(error), entry.run)
+            self.book.find("MALFORMED", path, str(error), entry.run)
 
-    def _take_stage(self, one: Json, entry: Entry, name: str) -> None:
-        stage, parts = one["stage"], one.get("keyParts")
-        if one["status"] == "skipped":
-            maker = one.get("madeBy")
-            if maker is not None:
-                self.skips.setdefault((stage, maker["runId"], maker["invocation"], one.get("key") or "", entry.pipeline), name)
-                mark = (maker["runId"], maker["invocation"], stage)
-                self.looked[mark] = max(self.looked.get(mark, 0), self.begins.get(entry.run, entry.seq))
-            return
-        mark = entry.run + (stage,)
-        folder = str(parts.get("outputDir", "")) if parts is not None else ""
-        made = Made(one["status"], one.get("key") or "", entry.pipeline, parts is not None, folder, None, entry.seq)
-        if self.concerns(entry.run):
-            if parts is not None and not _is_recorded_key(parts, made.key):
-                self.find("EDITED", name, "stage %s: its key is not that of its parts" % stage, entry.run)
-            self._check_logs(one, entry.run, name)
-        tasks = one.get("tasks")
-        if isinstance(tasks, dict) and is_text(tasks.get("outputsSha256")):
-            made = made._replace(tasks_digest=tasks["outputsSha256"])
-        if self.with_outputs or mark in self.wanted:
-            made = made._replace(outputs=files_of(one.get("outputs") or []))
-        self.made[mark] = made if mark in self.wanted else made._replace(outputs=None)
-        if parts is None:
-            return
-        begin = self.begins.get(entry.run, entry.seq)
-        self.last_begin[stage] = max(self.last_begin.get(stage, (0, entry.run)), (begin, entry.run))
-        if self.with_outputs and (stage not in self.newest or self.newest[stage][2].end < entry.seq):
-            self.newest[stage] = entry.run, entry.pipeline, made
-        if self.with_outputs:
-            self._own(folder, made.outputs if made.status == "ok" else (), entry.seq, stage)
-            self.task_lists += [(entry.seq, stage, folder, log) for log in one.get("logs") or [] if log["path"].endswith("/%s.tasks.jsonl" % stage)]
-
-    def _own(self, folder: str, outputs: Iterable[Any], seq: int, stage: str) -> None:
-        for output in outputs:
-            path = "%s/%s" % (folder, output[0])
-            self.owned[path] = max(self.owned.get(path, (0, "")), (seq, stage))
+    def _check_key(self, one: Json, entry: Entry, name: str) -> None:
+        parts = one.get("keyParts")
+        if parts is not None and not _is_recorded_key(parts, one.get("key") or ""):
+            self.book.find("EDITED", name, "stage %s: its key is not that of its parts" % one["stage"], entry.run)
 
     def _check_logs(self, one: Json, run: RunKey, name: str) -> None:
         for log in one.get("logs") or []:
             try:
-                path = self.folder.path(log["path"])
+                path = self.book.folder.path(log["path"])
             except Unreadable as error:
-                self.find("MALFORMED", name, "stage %s: its log %s %s" % (one["stage"], log["path"], error), run)
+                self.book.find("MALFORMED", name, "stage %s: its log %s %s" % (one["stage"], log["path"], error), run)
                 continue
             try:
                 if digest_of(path) != (log["bytes"], log["sha256"]):
-                    self.find("EDITED", log["path"], "the log is not the one that %s names" % name, run)
-                elif log["path"].endswith("/%s.tasks.jsonl" % one["stage"]):
+                    self.book.find("EDITED", log["path"], "the log is not the one that %s names" % name, run)
+                elif is_log_of_tasks(log["path"], one["stage"]):
                     self.task_logs.setdefault(one["stage"], {})["%s/%d" % run] = path
             except FileNotFoundError:
                 self.missing_logs += 1
             except Unreadable as error:
-                self.find("MALFORMED", log["path"], "the log %s" % error, run)
+                self.book.find("MALFORMED", log["path"], "the log %s" % error, run)
 
     def _check_unnamed_logs(self, record: Json, entry: Entry, name: str) -> None:
         """Report what lies among the logs of a run as one of a stage that ended well in it, and its record does not name.
@@ -516,12 +393,12 @@ class Verification:
         """
         named = {one["stage"]: {log["path"] for log in one["logs"]} for one in record["stages"]
                  if one["status"] == "ok" and isinstance(one.get("logs"), list) and not one.get("recovered") and not one["stage"].isdigit()}
-        if not named or len(self.spellings.get(entry.run_id.casefold(), ())) > 1:
+        if not named or len(self.index.spellings.get(entry.run_id.casefold(), ())) > 1:
             return
         folder = "state/logs/%s%s" % (entry.run_id, "/%d" % entry.invocation if entry.invocation > 1 else "")
         for stage, path in self._logs_in(folder, named):
             if path not in named[stage]:
-                self.find("UNLISTED", path, "the log is none of those of stage %s that %s names" % (stage, name), entry.run)
+                self.book.find("UNLISTED", path, "the log is none of those of stage %s that %s names" % (stage, name), entry.run)
 
     def _logs_in(self, folder: str, stages: Iterable[str]) -> List[Tuple[str, str]]:
         """Return (stage, path) of what is called like a log of one of these stages in the folder of a call, sorted."""
@@ -541,16 +418,29 @@ class Verification:
         """Return (name, whether it is a folder, bytes) of what is in a folder of logs; what of it cannot be read is told where a
         record names it."""
         try:
-            with os.scandir(self.folder.path(folder)) as entries:
+            with os.scandir(self.book.folder.path(folder)) as entries:
                 return [(one.name, one.is_dir(follow_symlinks=False), one.stat(follow_symlinks=False).st_size) for one in entries]
         except (OSError, Unreadable):
             return []
 
-    # --- stage records
+    def _check_skips(self) -> None:
+        """A skipped stage was made by a run that the ledger has, under the key of the skip."""
+        if self.chain.findings:
+            return                          # where entries are missing, so are makers
+        for (stage, run_id, invocation, key, _), (name, skipper) in sorted(self.results.skips.items()):
+            run = (run_id, invocation)
+            if run in self.book.doubtful or run in self.index.open:
+                continue
+            made = self.results.made.get(run + (stage,))
+            if run not in self.index.ends:
+                self.book.find("UNLISTED", name, "stage %s was skipped as made by %s, which no entry has" % (stage, run_text(run)), skipper)
+            elif made is not None and made.has_parts and key not in self.index.keys_after(run, made, stage):
+                self.book.find("EDITED", name, "stage %s was skipped under another key than that under which %s made it" % (
+                    stage, run_text(run)), skipper)
 
     def _load_stages(self) -> None:
         """Read the stage records, few, before the run records, many: so it is known what to keep of these."""
-        for name in sorted(self.names):
+        for name in sorted(self.book.names):
             if not (name.startswith("stage_") and name.endswith(".json")):
                 continue
             try:
@@ -561,39 +451,39 @@ class Verification:
             except FileNotFoundError:
                 continue
             except Unreadable as error:
-                self.find("MALFORMED", "state/" + name, str(error), ("", 0))
+                self.book.find("MALFORMED", "state/" + name, str(error), ("", 0))
                 continue
             if name != "stage_%s.json" % record["stage"]:
-                self.find("RENAMED", "state/" + name, "holds the record of stage %s" % record["stage"], _maker(record))
+                self.book.find("RENAMED", "state/" + name, "holds the record of stage %s" % record["stage"], _maker_of(record))
                 continue
             self.stages[record["stage"]] = record
-            self.wanted.add(_maker(record) + (record["stage"],))
+            self.results.wanted.add(_maker_of(record) + (record["stage"],))
 
     def _load_stage(self, name: str) -> Json:
         """Return a stage record; for one that a power cut took what was durable before it. Raises: FileNotFoundError,
         Unreadable."""
         kept = BEFORE % name
         try:
-            return self.load(name, self.loose)
+            return self.book.load(name, self.book.loose)
         except Unreadable:
-            if kept not in self.names:
+            if kept not in self.book.names:
                 raise
-            self.notes.append("state/%s had not come to the disk when the power went; what was recorded before it counts" % name)
-        return self.load(kept, self.loose)
+            self.book.notes.append("state/%s had not come to the disk when the power went; what was recorded before it counts" % name)
+        return self.book.load(kept, self.book.loose)
 
     def _check_stages(self) -> None:
         for stage, record in sorted(self.stages.items()):
-            run = _maker(record)
-            if run in self.doubtful or run in self.open:
+            run = _maker_of(record)
+            if run in self.book.doubtful or run in self.index.open:
                 continue
             wrong = self._stage_problem(stage, record, run)
             if wrong is not None:
                 self.wrong_stages.add(stage)
-                self.find(wrong[0], "state/stage_%s.json" % stage, wrong[1], run)
-        made = {mark[2] for mark, one in self.made.items() if one.has_parts and self.concerns(mark[:2])}
-        gone = sorted(stage for stage in made if "stage_%s.json" % stage not in self.names)
+                self.book.find(wrong[0], "state/stage_%s.json" % stage, wrong[1], run)
+        made = {mark[2] for mark, one in self.results.made.items() if one.has_parts and self.book.concerns(mark[:2])}
+        gone = sorted(stage for stage in made if "stage_%s.json" % stage not in self.book.names)
         if gone:
-            self.notes.append("no stage record of %s: reset, or removed; the run records tell all the same" % names_text(gone))
+            self.book.notes.append("no stage record of %s: reset, or removed; the run records tell all the same" % names_text(gone))
 
     def _check_task_logs(self) -> None:
         """A task log is whole, says of a task what the run that it names wrote, as far as that run's lines are still there, and lists
@@ -602,36 +492,36 @@ class Verification:
         task_log = self._reader_of_task_logs() if stages else None      # else this verifier needs no more than its other files
         if task_log is None:
             return
-        runs = {"%s/%d" % run: run for run in list(self.ends) + list(self.open)}
+        runs = {"%s/%d" % run: run for run in list(self.index.ends) + list(self.index.open)}
         for stage in stages:
-            before, committed = len(self.findings), self._committed(stage)
+            before, committed = len(self.book.findings), self._committed(stage)
             lines = self._read_task_log(stage, task_log, committed[0] if committed is not None else ("", 0))
             if lines and stage in self.task_logs:
                 try:
-                    strange = task_log.strange_lines(lines, self.task_logs[stage], lambda text, stage=stage: self._is_accepted_after(
+                    strange = task_log.strange_lines(lines, self.task_logs[stage], lambda text, stage=stage: self.index.is_accepted_after(
                         stage, runs.get(text)))
                     self._check_lines(stage, strange, runs)
                 except OSError:
                     pass                # what a run wrote went a moment ago
                 except task_log.Damaged as error:
-                    self.find("MALFORMED", "state/" + task_log.log_name(stage), str(error), ("", 0))
-            if committed is not None and len(self.findings) == before and not self._may_be_ahead(stage, *committed):
+                    self.book.find("MALFORMED", "state/" + task_log.log_name(stage), str(error), ("", 0))
+            if committed is not None and len(self.book.findings) == before and not self._may_be_ahead(stage, *committed):
                 self._check_listed(stage, *committed)
 
     def _check_lines(self, stage: str, strange: List[Tuple[str, str, bool]], runs: Dict[str, RunKey]) -> None:
         """Report lines of a task log that no run has written."""
         name = "state/tasks_%s.jsonl" % stage
         unlisted: Dict[str, List[str]] = {}
-        doubtful = {"%s/%d" % run for run in self.doubtful}
+        doubtful = {"%s/%d" % run for run in self.book.doubtful}
         for task, text, is_sealed in strange:
             if text in doubtful:
                 continue                # what is wrong there has been told
             if text not in runs:
                 unlisted.setdefault(text, []).append(task)
             elif is_sealed:
-                self.find("EDITED", name, "the line of task %s is not what run %s wrote" % (task, text), runs[text])
+                self.book.find("EDITED", name, "the line of task %s is not what run %s wrote" % (task, text), runs[text])
         for text, tasks in sorted(unlisted.items()):
-            self.find("UNLISTED", name, "%s of run %s, which is not in the ledger: %s" % (
+            self.book.find("UNLISTED", name, "%s of run %s, which is not in the ledger: %s" % (
                 "the line of 1 task is" if len(tasks) == 1 else "the lines of %d tasks are" % len(tasks), text, names_text(tasks)))
 
     def _committed(self, stage: str) -> Optional[Tuple[RunKey, Made]]:
@@ -639,29 +529,29 @@ class Verification:
         record = self.stages.get(stage)
         if record is None or record["lastStatus"] != "ok" or stage in self.wrong_stages:
             return None
-        run = _maker(record)
-        made = self.made.get(run + (stage,))
-        if made is None or made.status != "ok" or not made.tasks_digest or run in self.doubtful or self.forgotten.get(stage, 0) > made.end:
+        run = _maker_of(record)
+        made = self.results.made.get(run + (stage,))
+        if made is None or made.status != "ok" or not made.tasks_digest or run in self.book.doubtful or self.index.forgotten.get(stage, 0) > made.end:
             return None
         return run, made
 
     def _may_be_ahead(self, stage: str, run: RunKey, made: Made) -> bool:
         """Tell whether a later run may have written to a task log without recording it: one is at work, or has died since the
         stage was made, or found as it was made."""
-        looked = max(made.end, self.looked.get(run + (stage,), 0))
-        return bool(self.open) or any(entry.closed_by is not None and entry.seq > looked for entry in self.ends.values())
+        looked = max(made.end, self.results.looked.get(run + (stage,), 0))
+        return bool(self.index.open) or any(entry.closed_by is not None and entry.seq > looked for entry in self.index.ends.values())
 
     def _read_task_log(self, stage: str, task_log: Any, run: RunKey) -> List[bytes]:
         """Return the lines of a task log, none of one that is not there or cannot be used; what it lists is in read_logs then."""
         name, lines = "state/" + task_log.log_name(stage), []
         self.read_logs[stage] = None
         try:
-            lines = list(io.BytesIO(read_regular(self.folder.path(name))))
+            lines = list(io.BytesIO(read_regular(self.book.folder.path(name))))
             self.read_logs[stage] = task_log.listed(lines, stage)
         except FileNotFoundError:
             self.read_logs[stage] = task_log.listed([], stage)          # reset, or of a runner that chunked and tidied
         except (OSError, Unreadable, task_log.Damaged) as error:
-            self.find("MALFORMED", name, _fault_of_log(error), run)
+            self.book.find("MALFORMED", name, _fault_of_log(error), run)
             return []
         return lines
 
@@ -671,10 +561,10 @@ class Verification:
         if found is None or found[1] == made.tasks_digest:
             return
         finding = ("EDITED", name, "its outputs are not those that %s recorded of stage %s" % (run_text(run), stage))
-        if not found[0] and not os.path.lexists(os.path.join(self.folder.root, name)):
+        if not found[0] and not self.book.is_there(name):
             finding = ("DELETED", name, "it is gone; %s recorded that tasks of stage %s have made outputs" % (run_text(run), stage))
-        if Finding(*finding) not in self.findings:
-            self.find(*finding, run)
+        if Finding(*finding) not in self.book.findings:
+            self.book.find(*finding, run)
 
     def _reader_of_task_logs(self) -> Any:
         """Return the module that reads task logs, None where the verifier was carried without it, which is told once."""
@@ -682,21 +572,18 @@ class Verification:
             import task_log
         except ImportError:
             note = "task logs are not compared with what runs wrote, nor the outputs that only they list: task_log.py is not beside this program"
-            self.notes += [note] if note not in self.notes else []
+            self.book.notes += [note] if note not in self.book.notes else []
             return None
         return task_log
 
-    def _is_accepted_after(self, stage: str, run: Optional[RunKey]) -> bool:
-        return run in self.begins and any(entry.seq > self.begins[run] and entry.accept[0] == stage for entry in self.accepts)
-
     def _stage_problem(self, stage: str, record: Json, run: RunKey) -> Optional[Tuple[str, str]]:
         """Return (kind, what is wrong) with a stage record beside the records of the runs, None if nothing is."""
-        if run not in self.ends:
+        if run not in self.index.ends:
             return "UNLISTED", "it says that %s made it, which no entry has" % run_text(run)
-        if not _is_key_of(record["keyParts"], record["idempotencyKey"]):
+        if not is_key_of(record["keyParts"], record["idempotencyKey"]):
             return "EDITED", "keyParts: they are not those of its idempotencyKey"
-        made, status = self.made.get(run + (stage,)), record["lastStatus"]
-        if run in self.pruned and run not in self.homes:
+        made, status = self.results.made.get(run + (stage,)), record["lastStatus"]
+        if run in self.index.pruned and run not in self.homes:
             return "EDITED", "an older record was put back: gc has pruned the record of %s, and it prunes none that a stage record names" % run_text(
                 run)
         if made is None or not made.has_parts:
@@ -704,7 +591,7 @@ class Verification:
                 # The run died or failed before its record could tell; nothing is skipped for such a record.
                 return None
             if made is not None:
-                self.notes.append("state/stage_%s.json says ok, the record of %s says %s: nothing vouches for its outputs" % (
+                self.book.notes.append("state/stage_%s.json says ok, the record of %s says %s: nothing vouches for its outputs" % (
                     stage, run_text(run), made.status))
                 return None
             return "EDITED", "lastRunId: %s did not make this stage" % run_text(run)
@@ -712,44 +599,17 @@ class Verification:
             return "EDITED", "pipeline: %s ran %s" % (run_text(run), made.pipeline or "one that its record does not name")
         if status != made.status and (made.status == "ok" or status != "running"):
             return "EDITED", "lastStatus: it says %s, the record of %s says %s" % (status, run_text(run), made.status)
-        if record["idempotencyKey"] not in self._keys_after(run, made, stage):
+        if record["idempotencyKey"] not in self.index.keys_after(run, made, stage):
             return "EDITED", "idempotencyKey: the record of %s has another" % run_text(run)
         if made.status == "ok" and files_of(record["outputs"]) != made.outputs:
             return "EDITED", "outputs: the record of %s has others" % run_text(run)
         if made.status == "ok" and made.tasks_digest and str(record["tasks"].get("outputsSha256") if isinstance(record.get("tasks"), dict)
                                                              else "") != made.tasks_digest:
             return "EDITED", "tasks: by the record of %s they made other outputs" % run_text(run)
-        begin, later = self.last_begin[stage]
-        if begin > self.ends[run].seq:
+        begin, later = self.results.last_begin[stage]
+        if begin > self.index.ends[run].seq:
             return "EDITED", "an older record was put back: it is of %s, and %s made the stage later" % (run_text(run), run_text(later))
         return None
-
-    def _keys_after(self, run: RunKey, made: Made, stage: str) -> List[str]:
-        """Return the key of what a run made, and those that people have accepted for it since, perhaps before the run had
-        ended."""
-        keys, begin = [made.key], self.begins.get(run, made.end)
-        for entry in self.accepts:
-            if entry.seq > begin and entry.accept[0] == stage and entry.accept[1] in keys:
-                keys.append(entry.accept[2])
-        return keys
-
-    def _check_skips(self) -> None:
-        """A skipped stage was made by a run that the ledger has, under the key of the skip."""
-        if self.chain.findings:
-            return                          # where entries are missing, so are makers
-        for (stage, run_id, invocation, key, _), name in sorted(self.skips.items()):
-            run = (run_id, invocation)
-            if run in self.doubtful or run in self.open:
-                continue
-            made = self.made.get(run + (stage,))
-            skipper = self.placed[name[len("state/"):]]
-            if run not in self.ends:
-                self.find("UNLISTED", name, "stage %s was skipped as made by %s, which no entry has" % (stage, run_text(run)), skipper)
-            elif made is not None and made.has_parts and key not in self._keys_after(run, made, stage):
-                self.find("EDITED", name, "stage %s was skipped under another key than that under which %s made it" % (
-                    stage, run_text(run)), skipper)
-
-    # --- outputs
 
     def _check_outputs(self) -> None:
         """Read every output that the newest success of its stage left; of two stages that made one file the later one owns it,
@@ -759,9 +619,9 @@ class Verification:
         forgotten: List[str] = []
         known: Set[str] = set()                 # output folders of which all is known that runs have made
         open_folders: Set[str] = set()          # the others
-        for stage, (run, pipeline, made) in sorted(self.newest.items()):
+        for stage, (run, pipeline, made) in sorted(self.results.newest.items()):
             is_settled = made.status == "ok" and self._is_settled(pipeline, stage, run, made)
-            if not is_settled or self.forgotten.get(stage, 0) > made.end:
+            if not is_settled or self.index.forgotten.get(stage, 0) > made.end:
                 (forgotten if is_settled else skipped).append(stage)
                 open_folders.add(made.folder)
                 continue
@@ -770,19 +630,19 @@ class Verification:
                 full = made.folder + "/" + path
                 owners[full] = max(owners.get(full, (0, 0, "", run, "")), (made.end, size, digest, run, stage))
         for path, (end, size, digest, run, stage) in sorted(owners.items()):
-            seq, kept = self.cleaned.get((run, stage), (0, ()))
+            seq, kept = self.index.cleaned.get((run, stage), (0, ()))
             # What lies there since may be of a later run that has not ended well; else somebody has put it there.
-            if seq and path not in kept and (seq < self.last_run or not os.path.lexists(os.path.join(self.folder.root, path))):
-                self.cleaned_met += self.concerns(run)
-            elif self.concerns(run):
+            if seq and path not in kept and (seq < self.index.last_run or not self.book.is_there(path)):
+                self.cleaned_met += self.book.concerns(run)
+            elif self.book.concerns(run):
                 wrong = self._output_problem(path, (size, digest), run, stage)
                 if wrong is not None and not self._is_passed_on(path, end, stage):
-                    self.find(wrong[0], path, wrong[1], run)
+                    self.book.find(wrong[0], path, wrong[1], run)
         self._tell_of_strangers(known - open_folders, set(owners))
         if forgotten:
-            self.notes.append("outputs not compared, for reset has forgotten them, as the ledger says: %s" % names_text(forgotten))
+            self.book.notes.append("outputs not compared, for reset has forgotten them, as the ledger says: %s" % names_text(forgotten))
         if skipped:
-            self.notes.append("outputs not compared, for no later success is recorded of %s" % names_text(skipped))
+            self.book.notes.append("outputs not compared, for no later success is recorded of %s" % names_text(skipped))
 
     def _tell_of_strangers(self, folders: Set[str], made: Set[str]) -> None:
         """Name the files beside outputs that no stage's last success has made: a stage whose glob finds one reads it, too."""
@@ -790,14 +650,14 @@ class Verification:
         for folder in sorted({path.rpartition("/")[0] for path in made}):
             if not folders.isdisjoint(at_or_above(folder)):
                 found += [path for path in self._files_of(folder) if path not in made]
-        if found and not self.run_ids:
-            self.notes.append("%s beside outputs that no stage's last success has made: %s" % (
+        if found and not self.book.run_ids:
+            self.book.notes.append("%s beside outputs that no stage's last success has made: %s" % (
                 count_text(len(found), "file"), names_text([shown(path) for path in found])))
 
     def _files_of(self, folder: str) -> List[str]:
         """Return the files in a folder that a glob may find, sorted."""
         try:
-            with os.scandir(os.path.join(self.folder.root, folder)) as entries:
+            with os.scandir(os.path.join(self.book.folder.root, folder)) as entries:
                 names = sorted(entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")
                                and not entry.name.endswith(".part"))
         except OSError:
@@ -821,12 +681,12 @@ class Verification:
         A run that died may have, and so may one whose record cannot be trusted, or whose end the ledger does not have.
         """
         record = self.stages.get(stage)
-        if record is not None and _maker(record) not in self.ends:
+        if record is not None and _maker_of(record) not in self.index.ends:
             return False
-        if record is not None and record["pipeline"] == pipeline and _maker(record) not in self.doubtful:
-            return _maker(record) == run and record["lastStatus"] == "ok"
-        return not any(entry.pipeline == pipeline and entry.seq > made.end and (entry.closed_by is not None or entry.run in self.doubtful)
-                       for entry in self.ends.values())
+        if record is not None and record["pipeline"] == pipeline and _maker_of(record) not in self.book.doubtful:
+            return _maker_of(record) == run and record["lastStatus"] == "ok"
+        return not any(entry.pipeline == pipeline and entry.seq > made.end and (entry.closed_by is not None or entry.run in self.book.doubtful)
+                       for entry in self.index.ends.values())
 
     def _is_passed_on(self, path: str, end: int, stage: str) -> bool:
         """Tell whether another stage has made *path* after the entry *end*, with which *stage* made it: what became of it since
@@ -835,30 +695,17 @@ class Verification:
         So it is after a stage was renamed. With an output goes what was set aside beside it: nobody made that anew, it is only
         gone.
         """
-        while self.task_lists:
-            self._own_listed(*self.task_lists.pop())
         paths = [path]
-        if path.endswith(REJECTS) and not os.path.lexists(os.path.join(self.folder.root, path)):
+        if path.endswith(REJECTS) and not self.book.is_there(path):
             paths.append(path[:-len(REJECTS)])
-        return any(seq > end and other != stage for seq, other in [self.owned.get(one, (0, "")) for one in paths])
-
-    def _own_listed(self, seq: int, stage: str, folder: str, log: Json) -> None:
-        """Take down what tasks have made by the list of a run, if that is as its record has it; what is wrong with it was
-        told."""
-        try:
-            data = read_regular(self.folder.path(log["path"]))
-            if (len(data), sha256(data).hexdigest()) == (log["bytes"], log["sha256"]):
-                for line in data.splitlines():
-                    self._own(folder, json.loads(line.decode("utf-8"))["outputs"], seq, stage)
-        except (OSError, Unreadable, ValueError, LookupError, TypeError, RecursionError):
-            pass
+        return self.results.owners.has_another(paths, end, stage)
 
     def _output_problem(self, path: str, wanted: Tuple[int, str], run: RunKey, stage: str) -> Optional[Tuple[str, str]]:
         """Return (kind, what is wrong) with an output, None if it is as it was made."""
         try:
-            if self.folder.link(path) == wanted:
+            if self.book.folder.link(path) == wanted:
                 return None
-            full = self.folder.path(path)
+            full = self.book.folder.path(path)
         except Unreadable as error:
             return "OUTPUT-CHANGED" if "link" in str(error) else "MALFORMED", "an output of stage %s, %s: it %s" % (stage, run_text(run), error)
         try:
@@ -884,12 +731,12 @@ class Verification:
         entries = self.chain.entries
         sound = [entry for entry in entries if entry.sound]
         head = head_text({"seq": sound[-1].seq, "hash": sound[-1].hash}) if sound else ""
-        aside = sorted(name for name in self.names if name.startswith(LEDGER + ".corrupt-")) if self.findings else []
+        aside = sorted(name for name in self.book.names if name.startswith(LEDGER + ".corrupt-")) if self.book.findings else []
         notes = ["state/%s was set aside as damaged: the entries of earlier runs stand there" % name for name in aside]
-        return Report(self.findings, self.notes + notes, len(entries), len(self.ends), head)
+        return Report(self.book.findings, self.book.notes + notes, len(entries), len(self.index.ends), head)
 
 
-def _maker(record: Json) -> RunKey:
+def _maker_of(record: Json) -> RunKey:
     return record["lastRunId"], record["lastInvocation"]
 
 
@@ -925,14 +772,6 @@ def _is_number(texts: Iterable[str]) -> bool:
     return all(text.isascii() and text.isdigit() for text in texts)
 
 
-def _is_key_of(parts: Json, key: str) -> bool:
-    """Tell whether *key* is that of its parts as a stage record holds them."""
-    try:
-        return stage_key(parts) == key
-    except (ValueError, TypeError, RecursionError):
-        return False
-
-
 def _is_recorded_key(parts: Json, key: str) -> bool:
     """Tell whether *key* is that of its parts as a run record holds them.
 
@@ -945,9 +784,20 @@ def _is_recorded_key(parts: Json, key: str) -> bool:
         processor = dict(parts["processor"])
         if "mtimeNs" in processor:
             processor["mtimeNs"] = int(processor["mtimeNs"])
-        return _is_key_of(dict(parts, params=json.loads(parts["params"]), processor=processor), key)
+        return is_key_of(dict(parts, params=json.loads(parts["params"]), processor=processor), key)
     except (ValueError, TypeError, KeyError, RecursionError):
         return False
+
+
+def at_or_above(folder: str) -> Iterator[str]:
+    """Yield a relative folder and those that hold it."""
+    while folder:
+        yield folder
+        folder = folder.rpartition("/")[0]
+
+
+def counted(count: int, what: str, verb: str, verbs: str) -> str:
+    return "%s %s" % (count_text(count, what), verb if count == 1 else verbs)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -967,16 +817,16 @@ def verify(root: str, run_ids: Iterable[str] = (), anchors: Sequence[str] = (), 
         before = _stamp(root)
         check = Verification(root, names, outputs, known)
         check.run(anchors, parsed)
-        if not check.findings or _stamp(root) == before:
+        findings = check.book.findings
+        if not findings or _stamp(root) == before:
             return check.report()
-        found = set(map(str, check.findings))
+        found = set(map(str, findings))
         lasting = found if lasting is None else lasting & found
     # What was never found at rest counts if it was found each time: a run that writes makes another appearance each time.
-    all_found = len(check.findings)
-    check.findings = [one for one in check.findings if str(one) in (lasting or ())]
-    passed = all_found - len(check.findings)
+    check.book.findings = [one for one in findings if str(one) in (lasting or ())]
+    passed = len(findings) - len(check.book.findings)
     if passed:
-        check.notes.append("runs were writing all the while; %s that did not last %s left out: verify again when none is at work" % (
+        check.book.notes.append("runs were writing all the while; %s that did not last %s left out: verify again when none is at work" % (
             count_text(passed, "finding"), "was" if passed == 1 else "were"))
     return check.report()
 

@@ -767,7 +767,7 @@ def test_a_change_while_reading_makes_it_read_again(copied, monkeypatch):
     class Watched(ledger_verify.Verification):
         def run(self, *arguments):
             super().run(*arguments)
-            passes.append(len(self.findings))
+            passes.append(len(self.book.findings))
             (past.root / "state/aside").write_bytes(whole)
             os.replace(str(past.root / "state/aside"), str(past.root / "state/run_c.json"))
     monkeypatch.setattr(ledger_verify, "Verification", Watched)
@@ -1569,7 +1569,7 @@ def test_the_verifier_alone_tells_that_it_cannot_compare_task_logs(project, tmp_
 
 def test_the_files_that_the_verifier_names_are_all_that_it_needs(project, tmp_path):
     many_tasks_of(project)
-    assert len(VERIFIER) == 7
+    assert len(VERIFIER) == 8
     for name in VERIFIER:
         shutil.copy(str(ROOT / "src" / name), str(tmp_path / name))
     code, text = verify_alone(tmp_path, project, "--outputs")
@@ -1676,7 +1676,7 @@ def test_while_runs_write_only_what_lasts_is_reported(project, monkeypatch):
 
     def run_beside_runs(check, *arguments):
         run(check, *arguments)
-        check.find("OUTPUT-CHANGED", "o", "by run %d" % next(moments), ("r1", 1))
+        check.book.find("OUTPUT-CHANGED", "o", "by run %d" % next(moments), ("r1", 1))
     monkeypatch.setattr(ledger_verify.Verification, "run", run_beside_runs)
     monkeypatch.setattr(ledger_verify, "_stamp", lambda root: [next(moments)])
     report = ledger_verify.verify(str(project.root), outputs=True)
