@@ -3,10 +3,10 @@
 
     python ledger_verify.py [RUN...] [--root DIR] [--anchor HEAD]... [--key FILE] [--outputs]
 
-Above verify_history and ledger_chain; only task_log is imported late. Reads only. From the outside in:
+Above the verify_ modules and ledger_chain; only task_log is imported late. Reads only. From the outside in:
 
     anchors, key  ->  ledger.jsonl (chain, seals, ledger.end)               ledger_chain, LedgerIndex of verify_history
-                  ->  run records (runHash, prevRunHash), metrics, logs
+                  ->  run records (runHash, prevRunHash), metrics, logs     verify_runs
                   ->  stage records and their keys, logs of tasks
                   ->  with --outputs also the outputs
 
@@ -14,12 +14,11 @@ The ledger is walked in the order of its numbers, so that one broken link is one
 not by its file name: that tells renamed from edited. What a crash may leave is a note and no finding.
 
 Of the runner's files another machine needs, beside this one, history_files.py, ledger_chain.py, ledger_format.py, model.py,
-primitives.py, task_log.py and verify_history.py.
+primitives.py, task_log.py, verify_history.py and verify_runs.py.
 """
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
 from collections import namedtuple
@@ -29,12 +28,13 @@ if _HERE not in sys.path:
     sys.path.insert(0, _HERE)       # a copy carried elsewhere is run with -I, too
 
 from history_files import (  # noqa: E402
-    END_SHAPE, STAGE_SHAPE, Unreadable, count_text, digest_of, files_of, is_text, names_text, read_regular, run_record_problem, run_text, shape_problem, shown)
-from ledger_chain import END, LEDGER, Chain, Entry, Finding, KeyRing, Seals, check_anchors  # noqa: E402
-from ledger_format import head_text, key_id, parse_key, run_hash  # noqa: E402
+    END_SHAPE, STAGE_SHAPE, Unreadable, count_text, digest_of, files_of, names_text, read_regular, run_text, shape_problem, shown)
+from ledger_chain import END, LEDGER, Chain, Finding, KeyRing, Seals, check_anchors  # noqa: E402
+from ledger_format import head_text, key_id, parse_key  # noqa: E402
 from model import EXIT_OK, EXIT_STATE, EXIT_USAGE, UsageError  # noqa: E402
-from primitives import BEFORE, is_integer  # noqa: E402
-from verify_history import Book, LedgerIndex, Made, Owners, StageResults, is_key_of, is_log_of_tasks  # noqa: E402
+from primitives import BEFORE  # noqa: E402
+from verify_history import Book, LedgerIndex, Made, Owners, StageResults, is_key_of  # noqa: E402
+from verify_runs import RunContents, RunRecords  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     RunKey = Tuple[str, int]        # run id and invocation
     Key = Tuple[str, str, int, bytes]
 
-PENDING = ".run.json.tmp"
 TRIES = 4                       # a run may be writing while we read
 REJECTS = ".rejects.jsonl"      # what the processor kit sets aside beside an output; it goes when the output is made anew without
 
@@ -64,12 +63,6 @@ class Report(namedtuple("Report", "findings notes entries runs head")):
     __slots__ = ()
 
 
-class Stray(namedtuple("Stray", "record digest problem")):
-    """A run record that was read and is not the one expected under its name; record None: it is none at all."""
-
-    __slots__ = ()
-
-
 # --- one pass --------------------------------------------------------------------------------------------------------
 
 class Verification:
@@ -83,15 +76,8 @@ class Verification:
         self.chain = Chain()
         self.index = LedgerIndex(self.chain, self.book)
         self.results = StageResults(Owners(self.book.folder), outputs)
-        self.strays: Dict[str, Stray] = {}              # files that are not what was expected under their names
-        self.told: Set[str] = set()                     # those of them that need no further word
-        self.placed: Dict[str, RunKey] = {}             # files that hold an intact record, and of which run
-        self.homes: Dict[RunKey, str] = {}              # the same, looked at from the run
-        self.followed: List[str] = []                   # digests of the records that intact ones say they were sealed after
-        self.missing_logs = 0
-        self.pruned_met = 0
-        # Stage -> {run, as task logs name it: the sealed lines that it wrote}.
-        self.task_logs: Dict[str, Dict[str, str]] = {}
+        self.contents = RunContents(self.book, self.index, self.results)
+        self.runs = RunRecords(self.book, self.index, self.contents)
         self.stages: Dict[str, Json] = {}               # stage -> stage record
         self.wrong_stages: Set[str] = set()             # those whose record is not as runs left it
         # Stage -> (outputs that its task log lists, their digest), None where that cannot be used.
@@ -114,8 +100,8 @@ class Verification:
         self.index.fill()
         self._check_operands(records)
         self._load_stages()
-        self._check_runs(records)
-        self._check_skips()
+        self.runs.check(records)
+        self.contents.check_skips()
         self._check_stages()
         self._check_task_logs()
         if self.with_outputs:
@@ -128,12 +114,12 @@ class Verification:
         for run in self.index.open:
             if self.book.concerns(run):
                 notes.append("%s has begun and not ended: it is going on, or it died and the next run closes it" % run_text(run))
-        if self.pruned_met:
-            notes.append("%s pruned by gc, as the ledger says" % counted(self.pruned_met, "run record", "was", "were"))
+        if self.runs.pruned_met:
+            notes.append("%s pruned by gc, as the ledger says" % counted(self.runs.pruned_met, "run record", "was", "were"))
         if self.cleaned_met:
             notes.append("%s removed by clean, as the ledger says" % counted(self.cleaned_met, "output", "was", "were"))
-        if self.missing_logs:
-            notes.append("%s no longer there" % counted(self.missing_logs, "log", "is", "are"))
+        if self.contents.logs.missing:
+            notes.append("%s no longer there" % counted(self.contents.logs.missing, "log", "is", "are"))
 
     def _read_ledger(self, records: List[str], anchors: Sequence[str], key: Optional[Key]) -> bool:
         """Read and check the ledger; tell whether there is one to compare records with."""
@@ -187,257 +173,6 @@ class Verification:
             if not any(name == "run_%s.json" % run_id for name in records):
                 raise UsageError("no run is named %s; the runs stand in state/%s" % (shown(run_id), LEDGER))
 
-    def _check_runs(self, records: List[str]) -> None:
-        unmet = [entry for entry in self.index.ends.values() if entry.run_hash is not None and not self._meet(entry)]
-        for name in records:
-            if name not in self.placed:
-                self._stray(name)
-        by_digest = {self.strays[name].digest: name for name in sorted(self.strays, reverse=True) if self.strays[name].digest}
-        unmet = [entry for entry in unmet if not self._meet_pending(entry) and not self._meet_elsewhere(entry, by_digest)]
-        for entry in unmet:
-            self._report_unmet(entry)
-        self._vouch(by_digest)
-        for name in sorted(self.strays):
-            if name not in self.placed and name not in self.told:
-                self._report_stray(name, self.strays[name])
-        for name, run in sorted(self.placed.items()):
-            newest = run[0], self.index.newest_call.get(run[0], 0)
-            if name == "run_%s.json" % run[0] and newest != run and self.homes.get(newest, name) != name:
-                self.book.find("RENAMED", "state/" + name, "invocation %d stands in place of the newest, which is in state/%s" % (
-                    run[1], self.homes[newest]), run)
-
-    def names_of(self, run: RunKey) -> List[str]:
-        """Return the files that may hold a run's record, the likeliest first."""
-        names = ["run_%s.json" % run[0], "run_%s.%d.json" % run]
-        return names if run[1] == self.index.newest_call.get(run[0]) else names[::-1]
-
-    def _stray(self, name: str) -> Stray:
-        """Return what a file holds; read on the first call."""
-        if name not in self.strays:
-            try:
-                record = self.book.load(name, self.book.exact)
-                self.strays[name] = Stray(record, run_hash(record), "")
-            except FileNotFoundError:
-                self.strays[name] = Stray(None, "", "was there a moment ago")
-            except Unreadable as error:
-                self.strays[name] = Stray(None, "", str(error))
-            except (ValueError, RecursionError):
-                self.strays[name] = Stray(None, "", "is no record: it cannot be hashed")
-        return self.strays[name]
-
-    def _meet(self, entry: Entry) -> bool:
-        for name in self.names_of(entry.run):
-            if name in self.book.names and name not in self.placed and self._stray(name).digest == entry.run_hash:
-                self._place(name, entry)
-                return True
-        return False
-
-    def _place(self, name: str, entry: Entry) -> None:
-        record = self.strays.pop(name).record
-        self.placed[name] = entry.run
-        self.homes[entry.run] = name
-        self._take(record, entry, "state/" + name)
-
-    def _meet_pending(self, entry: Entry) -> bool:
-        """A kill between the last entry and the rename leaves the record under its temporary name."""
-        if PENDING not in self.book.names or entry is not self.chain.entries[-1] or self._stray(PENDING).digest != entry.run_hash:
-            return False
-        self._place(PENDING, entry)
-        names = [name for name in self.names_of(entry.run) if name in self.strays]
-        self.told.update(name for name in names if _is_running(self.strays[name], entry.run))
-        self.book.notes.append("state/%s is the record of %s: a kill came before it got its name, the next run gives it" % (
-            PENDING, run_text(entry.run)))
-        return True
-
-    def _meet_elsewhere(self, entry: Entry, by_digest: Dict[str, str]) -> bool:
-        name = by_digest.get(entry.run_hash)
-        if name is None or name in self.placed:
-            return False
-        self.book.find("RENAMED", "state/" + name, "holds the record of %s, which belongs in state/%s" % (
-            run_text(entry.run), self.names_of(entry.run)[0]), entry.run)
-        self._place(name, entry)
-        return True
-
-    def _report_unmet(self, entry: Entry) -> None:
-        """Report a committed record that is nowhere: another content under its name, or nothing."""
-        if entry.run in self.index.pruned and not any(name in self.strays and name not in self.told and _run_of(self.strays[name].record) not in self.index.open
-                                                for name in self.names_of(entry.run)):
-            self.pruned_met += self.book.concerns(entry.run)
-            return
-        self.book.doubtful.add(entry.run)
-        copy = ""
-        for name in self.names_of(entry.run):
-            stray = self.strays.get(name)
-            if stray is None or name in self.told:
-                copy = copy or self._copy_text(name)
-                continue
-            content = _run_of(stray.record)
-            if content in self.index.open:
-                continue                    # of a later call under the same id, which goes on
-            self.told.add(name)
-            if content in self.homes and run_hash(stray.record) == self.index.ends[content].run_hash:
-                copy = "; a copy of the record of %s stands in its place" % run_text(content)
-                continue
-            if entry.sound:
-                self.book.find("MALFORMED" if stray.problem else "EDITED", "state/" + name, _edit_text(stray, entry), entry.run)
-            return
-        if entry.sound:
-            self.book.find("DELETED", "state/" + self.names_of(entry.run)[0], "the record of %s that entry %d committed is gone%s" % (
-                run_text(entry.run), entry.seq, copy), entry.run)
-
-    def _copy_text(self, name: str) -> str:
-        run = self.placed.get(name)
-        return "; the record of %s stands in its place" % run_text(run) if run is not None else ""
-
-    def _vouch(self, by_digest: Dict[str, str]) -> None:
-        """Find the records whose own entry is missing while what comes later names their digest: an entry, or the record of a run."""
-        queue = [entry.last_run_hash for entry in self.chain.entries if entry.sound] + self.followed
-        for digest in queue:
-            name = by_digest.get(digest) if digest is not None else None
-            if name is None or name in self.placed or name in self.told or run_record_problem(self.strays[name].record):
-                continue
-            record = self.strays[name].record
-            run = (record["runId"], record["invocation"])
-            if run in self.homes:
-                continue                    # a copy
-            self.told.add(name)
-            self.book.doubtful.add(run)
-            queue.append(record["prevRunHash"])
-            self.book.notes.append("state/%s: its own entry is missing from the ledger, later ones vouch for it" % name)
-
-    def _report_stray(self, name: str, stray: Stray) -> None:
-        """Report a file that nothing in the ledger asks for."""
-        run = _run_of(stray.record)
-        if stray.problem or run is None:
-            self.book.find("MALFORMED", "state/" + name, stray.problem or "is not the record of a run", ("", 0))
-        elif run in self.index.open and name in self.names_of(run) and _is_running(stray, run):
-            return
-        elif run in self.homes and run_hash(stray.record) == self.index.ends[run].run_hash:
-            self.book.find("UNLISTED", "state/" + name, "a copy of state/%s" % self.homes[run], run)
-        elif name == PENDING:
-            self.book.notes.append("state/%s is the record of %s, which a kill kept out of the ledger; the next run removes it" % (
-                name, run_text(run)))
-        else:
-            self.book.doubtful.add(run)
-            self.book.find("UNLISTED", "state/" + name, "no entry commits this record of %s" % run_text(run), run)
-
-    def _take(self, record: Json, entry: Entry, name: str) -> None:
-        problem = run_record_problem(record)
-        if problem:
-            self.book.doubtful.add(entry.run)
-            self.book.find("MALFORMED", name, "its %s is not of the form that runs write" % problem, entry.run)
-            return
-        said = (record["runId"], record["invocation"])
-        if entry.sound and (said, record["state"]) != (entry.run, entry.state):
-            self.book.find("EDITED", "state/%s:%d" % (LEDGER, entry.line), "entry %d says %s, %s; its record %s says %s, %s" % (
-                entry.seq, run_text(entry.run), entry.state, name, run_text(said), record["state"]), entry.run)
-        if entry.sound and record["prevRunHash"] is not None:
-            self.followed.append(record["prevRunHash"])
-        if record.get("runHash") != entry.run_hash:
-            self.book.find("EDITED", name, "its runHash is not the one that entry %d committed; the rest of it is" % entry.seq, entry.run)
-        if entry.sound and self.index.before.get(entry.seq, record["prevRunHash"]) != record["prevRunHash"]:
-            self.book.find("EDITED", name, "its prevRunHash is not the digest of the record that was sealed before it", entry.run)
-        if self.book.concerns(entry.run):
-            self._check_metrics(record, entry, name)
-        begin = self.index.begins.get(entry.run, entry.seq)
-        for one in record["stages"]:
-            if one["status"] != "skipped" and self.book.concerns(entry.run):
-                self._check_key(one, entry, name)
-                self._check_logs(one, entry.run, name)
-            self.results.take(one, entry, begin, name)
-        if self.book.concerns(entry.run) and entry.sound and entry.closed_by is None:
-            self._check_unnamed_logs(record, entry, name)
-
-    def _check_metrics(self, record: Json, entry: Entry, name: str) -> None:
-        """The metrics of the newest call under a run id are still there; those of earlier calls were replaced."""
-        metrics = record.get("metrics")
-        is_newest = entry.invocation == self.index.newest_call[entry.run_id] and entry.run_id not in {run[0] for run in self.index.open}
-        if metrics is None or not is_newest or entry.run in self.index.pruned or name != "state/run_%s.json" % entry.run_id and name != "state/" + PENDING:
-            return
-        path = "state/metrics_%s.json" % entry.run_id
-        try:
-            if digest_of(self.book.folder.path(path)) != (metrics["bytes"], metrics["sha256"]):
-                self.book.find("EDITED", path, "it is not the one that %s names" % name, entry.run)
-        except FileNotFoundError:
-            self.book.find("DELETED", path, "%s names it" % name, entry.run)
-        except Unreadable as error:
-            self.book.find("MALFORMED", path, str(error), entry.run)
-
-    def _check_key(self, one: Json, entry: Entry, name: str) -> None:
-        parts = one.get("keyParts")
-        if parts is not None and not _is_recorded_key(parts, one.get("key") or ""):
-            self.book.find("EDITED", name, "stage %s: its key is not that of its parts" % one["stage"], entry.run)
-
-    def _check_logs(self, one: Json, run: RunKey, name: str) -> None:
-        for log in one.get("logs") or []:
-            try:
-                path = self.book.folder.path(log["path"])
-            except Unreadable as error:
-                self.book.find("MALFORMED", name, "stage %s: its log %s %s" % (one["stage"], log["path"], error), run)
-                continue
-            try:
-                if digest_of(path) != (log["bytes"], log["sha256"]):
-                    self.book.find("EDITED", log["path"], "the log is not the one that %s names" % name, run)
-                elif is_log_of_tasks(log["path"], one["stage"]):
-                    self.task_logs.setdefault(one["stage"], {})["%s/%d" % run] = path
-            except FileNotFoundError:
-                self.missing_logs += 1
-            except Unreadable as error:
-                self.book.find("MALFORMED", log["path"], "the log %s" % error, run)
-
-    def _check_unnamed_logs(self, record: Json, entry: Entry, name: str) -> None:
-        """Report what lies among the logs of a run as one of a stage that ended well in it, and its record does not name.
-
-        Of another stage an attempt may have ended without being noted. A stage that is called as a number shares its folder of
-        logs with a call.
-        """
-        named = {one["stage"]: {log["path"] for log in one["logs"]} for one in record["stages"]
-                 if one["status"] == "ok" and isinstance(one.get("logs"), list) and not one.get("recovered") and not one["stage"].isdigit()}
-        if not named or len(self.index.spellings.get(entry.run_id.casefold(), ())) > 1:
-            return
-        folder = "state/logs/%s%s" % (entry.run_id, "/%d" % entry.invocation if entry.invocation > 1 else "")
-        for stage, path in self._logs_in(folder, named):
-            if path not in named[stage]:
-                self.book.find("UNLISTED", path, "the log is none of those of stage %s that %s names" % (stage, name), entry.run)
-
-    def _logs_in(self, folder: str, stages: Iterable[str]) -> List[Tuple[str, str]]:
-        """Return (stage, path) of what is called like a log of one of these stages in the folder of a call, sorted."""
-        found: List[Tuple[str, str]] = []
-        for name, is_folder, _ in self._entries_of(folder):
-            stage, number = name[:-len(".log")].rpartition(".")[::2] if name.endswith(".log") else (name, "")
-            if is_folder and name in stages:        # of its tasks; one that is empty may be of a disk that was full
-                found += [(name, "%s/%s/%s" % (folder, name, log)) for log, _, size in self._entries_of("%s/%s" % (folder, name))
-                          if size and _is_number(log[:-len(".log")].partition(".")[::2]) and log.endswith(".log")]
-            elif stage in stages and not is_folder and _is_number([number]):
-                found.append((stage, "%s/%s" % (folder, name)))
-            elif name.endswith(".tasks.jsonl") and name[:-len(".tasks.jsonl")] in stages and not is_folder:
-                found.append((name[:-len(".tasks.jsonl")], "%s/%s" % (folder, name)))
-        return sorted(found)
-
-    def _entries_of(self, folder: str) -> List[Tuple[str, bool, int]]:
-        """Return (name, whether it is a folder, bytes) of what is in a folder of logs; what of it cannot be read is told where a
-        record names it."""
-        try:
-            with os.scandir(self.book.folder.path(folder)) as entries:
-                return [(one.name, one.is_dir(follow_symlinks=False), one.stat(follow_symlinks=False).st_size) for one in entries]
-        except (OSError, Unreadable):
-            return []
-
-    def _check_skips(self) -> None:
-        """A skipped stage was made by a run that the ledger has, under the key of the skip."""
-        if self.chain.findings:
-            return                          # where entries are missing, so are makers
-        for (stage, run_id, invocation, key, _), (name, skipper) in sorted(self.results.skips.items()):
-            run = (run_id, invocation)
-            if run in self.book.doubtful or run in self.index.open:
-                continue
-            made = self.results.made.get(run + (stage,))
-            if run not in self.index.ends:
-                self.book.find("UNLISTED", name, "stage %s was skipped as made by %s, which no entry has" % (stage, run_text(run)), skipper)
-            elif made is not None and made.has_parts and key not in self.index.keys_after(run, made, stage):
-                self.book.find("EDITED", name, "stage %s was skipped under another key than that under which %s made it" % (
-                    stage, run_text(run)), skipper)
-
     def _load_stages(self) -> None:
         """Read the stage records, few, before the run records, many: so it is known what to keep of these."""
         for name in sorted(self.book.names):
@@ -488,7 +223,7 @@ class Verification:
     def _check_task_logs(self) -> None:
         """A task log is whole, says of a task what the run that it names wrote, as far as that run's lines are still there, and lists
         the outputs to which the run that made the stage last has committed."""
-        stages = sorted(set(self.task_logs) | {stage for stage in self.stages if self._committed(stage) is not None})
+        stages = sorted(set(self.contents.logs.of_tasks) | {stage for stage in self.stages if self._committed(stage) is not None})
         task_log = self._reader_of_task_logs() if stages else None      # else this verifier needs no more than its other files
         if task_log is None:
             return
@@ -496,9 +231,9 @@ class Verification:
         for stage in stages:
             before, committed = len(self.book.findings), self._committed(stage)
             lines = self._read_task_log(stage, task_log, committed[0] if committed is not None else ("", 0))
-            if lines and stage in self.task_logs:
+            if lines and stage in self.contents.logs.of_tasks:
                 try:
-                    strange = task_log.strange_lines(lines, self.task_logs[stage], lambda text, stage=stage: self.index.is_accepted_after(
+                    strange = task_log.strange_lines(lines, self.contents.logs.of_tasks[stage], lambda text, stage=stage: self.index.is_accepted_after(
                         stage, runs.get(text)))
                     self._check_lines(stage, strange, runs)
                 except OSError:
@@ -583,11 +318,11 @@ class Verification:
         if not is_key_of(record["keyParts"], record["idempotencyKey"]):
             return "EDITED", "keyParts: they are not those of its idempotencyKey"
         made, status = self.results.made.get(run + (stage,)), record["lastStatus"]
-        if run in self.index.pruned and run not in self.homes:
+        if run in self.index.pruned and run not in self.runs.homes:
             return "EDITED", "an older record was put back: gc has pruned the record of %s, and it prunes none that a stage record names" % run_text(
                 run)
         if made is None or not made.has_parts:
-            if status != "ok" or run not in self.homes:
+            if status != "ok" or run not in self.runs.homes:
                 # The run died or failed before its record could tell; nothing is skipped for such a record.
                 return None
             if made is not None:
@@ -740,53 +475,11 @@ def _maker_of(record: Json) -> RunKey:
     return record["lastRunId"], record["lastInvocation"]
 
 
-def _run_of(record: Optional[Json]) -> Optional[RunKey]:
-    if record is None or not is_text(record.get("runId")) or not is_integer(record.get("invocation")):
-        return None
-    return record["runId"], record["invocation"]
-
-
-def _is_running(stray: Stray, run: RunKey) -> bool:
-    return stray.record is not None and stray.record.get("state") == "running" and _run_of(stray.record) == run
-
-
-def _edit_text(stray: Stray, entry: Entry) -> str:
-    if stray.problem.startswith("cannot be read"):
-        return "%s; whether it is what entry %d committed cannot be told" % (stray.problem, entry.seq)
-    if stray.problem:
-        return "%s; entry %d committed another record" % (stray.problem, entry.seq)
-    if stray.record.get("state") == "running":
-        return "it says running, but entry %d ended %s" % (entry.seq, run_text(entry.run))
-    text = "the record is not the one that entry %d committed" % entry.seq
-    return text + " (its runHash was made anew)" if stray.record.get("runHash") == stray.digest else text
-
-
 def _fault_of_log(error: Exception) -> str:
     """Return what is wrong with a task log that cannot be used."""
     if isinstance(error, OSError):
         return "it cannot be read: %s" % (error.strerror or error)
     return "it %s" % error if isinstance(error, Unreadable) else str(error)
-
-
-def _is_number(texts: Iterable[str]) -> bool:
-    return all(text.isascii() and text.isdigit() for text in texts)
-
-
-def _is_recorded_key(parts: Json, key: str) -> bool:
-    """Tell whether *key* is that of its parts as a run record holds them.
-
-    There params are JSON text and the processor's time is a text, for neither a fraction nor a number above 2^53 is
-    hashed. Variables are digests: with them nobody can tell, and True is returned.
-    """
-    if parts.get("env") != {}:
-        return True
-    try:
-        processor = dict(parts["processor"])
-        if "mtimeNs" in processor:
-            processor["mtimeNs"] = int(processor["mtimeNs"])
-        return is_key_of(dict(parts, params=json.loads(parts["params"]), processor=processor), key)
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return False
 
 
 def at_or_above(folder: str) -> Iterator[str]:
