@@ -3,22 +3,21 @@
 
     python ledger_verify.py [RUN...] [--root DIR] [--anchor HEAD]... [--key FILE] [--outputs]
 
-Above the verify_ modules and ledger_chain; only task_log is imported late. Reads only. From the outside in:
+Above the verify_ modules and ledger_chain. Reads only. From the outside in:
 
     anchors, key  ->  ledger.jsonl (chain, seals, ledger.end)               ledger_chain, LedgerIndex of verify_history
                   ->  run records (runHash, prevRunHash), metrics, logs     verify_runs
-                  ->  stage records and their keys, logs of tasks
+                  ->  stage records and their keys, logs of tasks           verify_stages
                   ->  with --outputs also the outputs
 
 The ledger is walked in the order of its numbers, so that one broken link is one finding. A record is known by its digest,
 not by its file name: that tells renamed from edited. What a crash may leave is a note and no finding.
 
 Of the runner's files another machine needs, beside this one, history_files.py, ledger_chain.py, ledger_format.py, model.py,
-primitives.py, task_log.py, verify_history.py and verify_runs.py.
+primitives.py, task_log.py, verify_history.py, verify_runs.py and verify_stages.py.
 """
 from __future__ import annotations
 
-import io
 import os
 import sys
 from collections import namedtuple
@@ -27,14 +26,13 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 if _HERE not in sys.path:
     sys.path.insert(0, _HERE)       # a copy carried elsewhere is run with -I, too
 
-from history_files import (  # noqa: E402
-    END_SHAPE, STAGE_SHAPE, Unreadable, count_text, digest_of, files_of, names_text, read_regular, run_text, shape_problem, shown)
-from ledger_chain import END, LEDGER, Chain, Finding, KeyRing, Seals, check_anchors  # noqa: E402
+from history_files import END_SHAPE, Unreadable, count_text, digest_of, names_text, run_text, shape_problem, shown  # noqa: E402
+from ledger_chain import END, LEDGER, Chain, KeyRing, Seals, check_anchors  # noqa: E402
 from ledger_format import head_text, key_id, parse_key  # noqa: E402
 from model import EXIT_OK, EXIT_STATE, EXIT_USAGE, UsageError  # noqa: E402
-from primitives import BEFORE  # noqa: E402
-from verify_history import Book, LedgerIndex, Made, Owners, StageResults, is_key_of  # noqa: E402
+from verify_history import Book, LedgerIndex, Made, Owners, StageResults  # noqa: E402
 from verify_runs import RunContents, RunRecords  # noqa: E402
+from verify_stages import StageRecords, TaskLogs, maker_of  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,10 +76,8 @@ class Verification:
         self.results = StageResults(Owners(self.book.folder), outputs)
         self.contents = RunContents(self.book, self.index, self.results)
         self.runs = RunRecords(self.book, self.index, self.contents)
-        self.stages: Dict[str, Json] = {}               # stage -> stage record
-        self.wrong_stages: Set[str] = set()             # those whose record is not as runs left it
-        # Stage -> (outputs that its task log lists, their digest), None where that cannot be used.
-        self.read_logs: Dict[str, Optional[Tuple[List[Tuple[str, int, str]], str]]] = {}
+        self.stages = StageRecords(self.book, self.index, self.results)
+        self.task_logs = TaskLogs(self.book, self.index, self.results, self.stages, self.contents.logs.of_tasks)
         self.cleaned_met = 0
 
     def run(self, anchors: Sequence[str], key: Optional[Key]) -> None:
@@ -99,11 +95,11 @@ class Verification:
             return
         self.index.fill()
         self._check_operands(records)
-        self._load_stages()
+        self.stages.load()
         self.runs.check(records)
         self.contents.check_skips()
-        self._check_stages()
-        self._check_task_logs()
+        self.stages.check(self.runs.homes)
+        self.task_logs.check()
         if self.with_outputs:
             self._check_outputs()
         self._note_what_is_open_or_gone()
@@ -173,179 +169,6 @@ class Verification:
             if not any(name == "run_%s.json" % run_id for name in records):
                 raise UsageError("no run is named %s; the runs stand in state/%s" % (shown(run_id), LEDGER))
 
-    def _load_stages(self) -> None:
-        """Read the stage records, few, before the run records, many: so it is known what to keep of these."""
-        for name in sorted(self.book.names):
-            if not (name.startswith("stage_") and name.endswith(".json")):
-                continue
-            try:
-                record = self._load_stage(name)
-                problem = shape_problem(record, STAGE_SHAPE)
-                if problem:
-                    raise Unreadable("its %s is not of the form that runs write" % problem)
-            except FileNotFoundError:
-                continue
-            except Unreadable as error:
-                self.book.find("MALFORMED", "state/" + name, str(error), ("", 0))
-                continue
-            if name != "stage_%s.json" % record["stage"]:
-                self.book.find("RENAMED", "state/" + name, "holds the record of stage %s" % record["stage"], _maker_of(record))
-                continue
-            self.stages[record["stage"]] = record
-            self.results.wanted.add(_maker_of(record) + (record["stage"],))
-
-    def _load_stage(self, name: str) -> Json:
-        """Return a stage record; for one that a power cut took what was durable before it. Raises: FileNotFoundError,
-        Unreadable."""
-        kept = BEFORE % name
-        try:
-            return self.book.load(name, self.book.loose)
-        except Unreadable:
-            if kept not in self.book.names:
-                raise
-            self.book.notes.append("state/%s had not come to the disk when the power went; what was recorded before it counts" % name)
-        return self.book.load(kept, self.book.loose)
-
-    def _check_stages(self) -> None:
-        for stage, record in sorted(self.stages.items()):
-            run = _maker_of(record)
-            if run in self.book.doubtful or run in self.index.open:
-                continue
-            wrong = self._stage_problem(stage, record, run)
-            if wrong is not None:
-                self.wrong_stages.add(stage)
-                self.book.find(wrong[0], "state/stage_%s.json" % stage, wrong[1], run)
-        made = {mark[2] for mark, one in self.results.made.items() if one.has_parts and self.book.concerns(mark[:2])}
-        gone = sorted(stage for stage in made if "stage_%s.json" % stage not in self.book.names)
-        if gone:
-            self.book.notes.append("no stage record of %s: reset, or removed; the run records tell all the same" % names_text(gone))
-
-    def _check_task_logs(self) -> None:
-        """A task log is whole, says of a task what the run that it names wrote, as far as that run's lines are still there, and lists
-        the outputs to which the run that made the stage last has committed."""
-        stages = sorted(set(self.contents.logs.of_tasks) | {stage for stage in self.stages if self._committed(stage) is not None})
-        task_log = self._reader_of_task_logs() if stages else None      # else this verifier needs no more than its other files
-        if task_log is None:
-            return
-        runs = {"%s/%d" % run: run for run in list(self.index.ends) + list(self.index.open)}
-        for stage in stages:
-            before, committed = len(self.book.findings), self._committed(stage)
-            lines = self._read_task_log(stage, task_log, committed[0] if committed is not None else ("", 0))
-            if lines and stage in self.contents.logs.of_tasks:
-                try:
-                    strange = task_log.strange_lines(lines, self.contents.logs.of_tasks[stage], lambda text, stage=stage: self.index.is_accepted_after(
-                        stage, runs.get(text)))
-                    self._check_lines(stage, strange, runs)
-                except OSError:
-                    pass                # what a run wrote went a moment ago
-                except task_log.Damaged as error:
-                    self.book.find("MALFORMED", "state/" + task_log.log_name(stage), str(error), ("", 0))
-            if committed is not None and len(self.book.findings) == before and not self._may_be_ahead(stage, *committed):
-                self._check_listed(stage, *committed)
-
-    def _check_lines(self, stage: str, strange: List[Tuple[str, str, bool]], runs: Dict[str, RunKey]) -> None:
-        """Report lines of a task log that no run has written."""
-        name = "state/tasks_%s.jsonl" % stage
-        unlisted: Dict[str, List[str]] = {}
-        doubtful = {"%s/%d" % run for run in self.book.doubtful}
-        for task, text, is_sealed in strange:
-            if text in doubtful:
-                continue                # what is wrong there has been told
-            if text not in runs:
-                unlisted.setdefault(text, []).append(task)
-            elif is_sealed:
-                self.book.find("EDITED", name, "the line of task %s is not what run %s wrote" % (task, text), runs[text])
-        for text, tasks in sorted(unlisted.items()):
-            self.book.find("UNLISTED", name, "%s of run %s, which is not in the ledger: %s" % (
-                "the line of 1 task is" if len(tasks) == 1 else "the lines of %d tasks are" % len(tasks), text, names_text(tasks)))
-
-    def _committed(self, stage: str) -> Optional[Tuple[RunKey, Made]]:
-        """Return (run, what it made) where a sound stage record names a run that has committed to the outputs in the task log."""
-        record = self.stages.get(stage)
-        if record is None or record["lastStatus"] != "ok" or stage in self.wrong_stages:
-            return None
-        run = _maker_of(record)
-        made = self.results.made.get(run + (stage,))
-        if made is None or made.status != "ok" or not made.tasks_digest or run in self.book.doubtful or self.index.forgotten.get(stage, 0) > made.end:
-            return None
-        return run, made
-
-    def _may_be_ahead(self, stage: str, run: RunKey, made: Made) -> bool:
-        """Tell whether a later run may have written to a task log without recording it: one is at work, or has died since the
-        stage was made, or found as it was made."""
-        looked = max(made.end, self.results.looked.get(run + (stage,), 0))
-        return bool(self.index.open) or any(entry.closed_by is not None and entry.seq > looked for entry in self.index.ends.values())
-
-    def _read_task_log(self, stage: str, task_log: Any, run: RunKey) -> List[bytes]:
-        """Return the lines of a task log, none of one that is not there or cannot be used; what it lists is in read_logs then."""
-        name, lines = "state/" + task_log.log_name(stage), []
-        self.read_logs[stage] = None
-        try:
-            lines = list(io.BytesIO(read_regular(self.book.folder.path(name))))
-            self.read_logs[stage] = task_log.listed(lines, stage)
-        except FileNotFoundError:
-            self.read_logs[stage] = task_log.listed([], stage)          # reset, or of a runner that chunked and tidied
-        except (OSError, Unreadable, task_log.Damaged) as error:
-            self.book.find("MALFORMED", name, _fault_of_log(error), run)
-            return []
-        return lines
-
-    def _check_listed(self, stage: str, run: RunKey, made: Made) -> None:
-        """Report a task log that lists other outputs than a run has committed to; once."""
-        name, found = "state/tasks_%s.jsonl" % stage, self.read_logs[stage]
-        if found is None or found[1] == made.tasks_digest:
-            return
-        finding = ("EDITED", name, "its outputs are not those that %s recorded of stage %s" % (run_text(run), stage))
-        if not found[0] and not self.book.is_there(name):
-            finding = ("DELETED", name, "it is gone; %s recorded that tasks of stage %s have made outputs" % (run_text(run), stage))
-        if Finding(*finding) not in self.book.findings:
-            self.book.find(*finding, run)
-
-    def _reader_of_task_logs(self) -> Any:
-        """Return the module that reads task logs, None where the verifier was carried without it, which is told once."""
-        try:
-            import task_log
-        except ImportError:
-            note = "task logs are not compared with what runs wrote, nor the outputs that only they list: task_log.py is not beside this program"
-            self.book.notes += [note] if note not in self.book.notes else []
-            return None
-        return task_log
-
-    def _stage_problem(self, stage: str, record: Json, run: RunKey) -> Optional[Tuple[str, str]]:
-        """Return (kind, what is wrong) with a stage record beside the records of the runs, None if nothing is."""
-        if run not in self.index.ends:
-            return "UNLISTED", "it says that %s made it, which no entry has" % run_text(run)
-        if not is_key_of(record["keyParts"], record["idempotencyKey"]):
-            return "EDITED", "keyParts: they are not those of its idempotencyKey"
-        made, status = self.results.made.get(run + (stage,)), record["lastStatus"]
-        if run in self.index.pruned and run not in self.runs.homes:
-            return "EDITED", "an older record was put back: gc has pruned the record of %s, and it prunes none that a stage record names" % run_text(
-                run)
-        if made is None or not made.has_parts:
-            if status != "ok" or run not in self.runs.homes:
-                # The run died or failed before its record could tell; nothing is skipped for such a record.
-                return None
-            if made is not None:
-                self.book.notes.append("state/stage_%s.json says ok, the record of %s says %s: nothing vouches for its outputs" % (
-                    stage, run_text(run), made.status))
-                return None
-            return "EDITED", "lastRunId: %s did not make this stage" % run_text(run)
-        if made.pipeline != record["pipeline"]:
-            return "EDITED", "pipeline: %s ran %s" % (run_text(run), made.pipeline or "one that its record does not name")
-        if status != made.status and (made.status == "ok" or status != "running"):
-            return "EDITED", "lastStatus: it says %s, the record of %s says %s" % (status, run_text(run), made.status)
-        if record["idempotencyKey"] not in self.index.keys_after(run, made, stage):
-            return "EDITED", "idempotencyKey: the record of %s has another" % run_text(run)
-        if made.status == "ok" and files_of(record["outputs"]) != made.outputs:
-            return "EDITED", "outputs: the record of %s has others" % run_text(run)
-        if made.status == "ok" and made.tasks_digest and str(record["tasks"].get("outputsSha256") if isinstance(record.get("tasks"), dict)
-                                                             else "") != made.tasks_digest:
-            return "EDITED", "tasks: by the record of %s they made other outputs" % run_text(run)
-        begin, later = self.results.last_begin[stage]
-        if begin > self.index.ends[run].seq:
-            return "EDITED", "an older record was put back: it is of %s, and %s made the stage later" % (run_text(run), run_text(later))
-        return None
-
     def _check_outputs(self) -> None:
         """Read every output that the newest success of its stage left; of two stages that made one file the later one owns it,
         though it makes it no more."""
@@ -361,7 +184,7 @@ class Verification:
                 open_folders.add(made.folder)
                 continue
             known.add(made.folder)
-            for path, size, digest in made.outputs or self._task_outputs(stage, run, made):
+            for path, size, digest in made.outputs or self.task_logs.outputs_of(stage, run, made):
                 full = made.folder + "/" + path
                 owners[full] = max(owners.get(full, (0, 0, "", run, "")), (made.end, size, digest, run, stage))
         for path, (end, size, digest, run, stage) in sorted(owners.items()):
@@ -399,27 +222,16 @@ class Verification:
             return []                   # what is missing there has been told
         return ["%s/%s" % (folder, name) for name in names]
 
-    def _task_outputs(self, stage: str, run: RunKey, made: Made) -> List[Tuple[str, int, str]]:
-        """Return the outputs that a stage's task log lists, if they are those that the run's record commits to."""
-        task_log = self._reader_of_task_logs() if made.tasks_digest else None
-        if task_log is None:
-            return []
-        if stage not in self.read_logs:
-            self._read_task_log(stage, task_log, run)
-        self._check_listed(stage, run, made)
-        found = self.read_logs[stage]
-        return found[0] if found is not None else []
-
     def _is_settled(self, pipeline: str, stage: str, run: RunKey, made: Made) -> bool:
         """Tell whether nothing that may have touched the outputs came after *run*.
 
         A run that died may have, and so may one whose record cannot be trusted, or whose end the ledger does not have.
         """
-        record = self.stages.get(stage)
-        if record is not None and _maker_of(record) not in self.index.ends:
+        record = self.stages.records.get(stage)
+        if record is not None and maker_of(record) not in self.index.ends:
             return False
-        if record is not None and record["pipeline"] == pipeline and _maker_of(record) not in self.book.doubtful:
-            return _maker_of(record) == run and record["lastStatus"] == "ok"
+        if record is not None and record["pipeline"] == pipeline and maker_of(record) not in self.book.doubtful:
+            return maker_of(record) == run and record["lastStatus"] == "ok"
         return not any(entry.pipeline == pipeline and entry.seq > made.end and (entry.closed_by is not None or entry.run in self.book.doubtful)
                        for entry in self.index.ends.values())
 
@@ -469,17 +281,6 @@ class Verification:
         aside = sorted(name for name in self.book.names if name.startswith(LEDGER + ".corrupt-")) if self.book.findings else []
         notes = ["state/%s was set aside as damaged: the entries of earlier runs stand there" % name for name in aside]
         return Report(self.book.findings, self.book.notes + notes, len(entries), len(self.index.ends), head)
-
-
-def _maker_of(record: Json) -> RunKey:
-    return record["lastRunId"], record["lastInvocation"]
-
-
-def _fault_of_log(error: Exception) -> str:
-    """Return what is wrong with a task log that cannot be used."""
-    if isinstance(error, OSError):
-        return "it cannot be read: %s" % (error.strerror or error)
-    return "it %s" % error if isinstance(error, Unreadable) else str(error)
 
 
 def at_or_above(folder: str) -> Iterator[str]:

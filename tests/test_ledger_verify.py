@@ -1569,7 +1569,7 @@ def test_the_verifier_alone_tells_that_it_cannot_compare_task_logs(project, tmp_
 
 def test_the_files_that_the_verifier_names_are_all_that_it_needs(project, tmp_path):
     many_tasks_of(project)
-    assert len(VERIFIER) == 9
+    assert len(VERIFIER) == 10
     for name in VERIFIER:
         shutil.copy(str(ROOT / "src" / name), str(tmp_path / name))
     code, text = verify_alone(tmp_path, project, "--outputs")
