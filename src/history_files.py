@@ -1,6 +1,6 @@
 """Files of a history that may have been tampered with: read as regular files, no further than the root, and parsed with suspicion.
 
-Above ledger_format, model and primitives; for ledger_chain and ledger_verify, which go with it to another machine.
+Above ledger_format, model and primitives; for ledger_chain, ledger_verify and what is between, which go to another machine, too.
 """
 from __future__ import annotations
 

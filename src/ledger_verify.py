@@ -8,13 +8,13 @@ Above the verify_ modules and ledger_chain. Reads only. From the outside in:
     anchors, key  ->  ledger.jsonl (chain, seals, ledger.end)               ledger_chain, LedgerIndex of verify_history
                   ->  run records (runHash, prevRunHash), metrics, logs     verify_runs
                   ->  stage records and their keys, logs of tasks           verify_stages
-                  ->  with --outputs also the outputs
+                  ->  with --outputs also the outputs                       verify_outputs
 
 The ledger is walked in the order of its numbers, so that one broken link is one finding. A record is known by its digest,
 not by its file name: that tells renamed from edited. What a crash may leave is a note and no finding.
 
 Of the runner's files another machine needs, beside this one, history_files.py, ledger_chain.py, ledger_format.py, model.py,
-primitives.py, task_log.py, verify_history.py, verify_runs.py and verify_stages.py.
+primitives.py, task_log.py, verify_history.py, verify_outputs.py, verify_runs.py and verify_stages.py.
 """
 from __future__ import annotations
 
@@ -26,23 +26,22 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 if _HERE not in sys.path:
     sys.path.insert(0, _HERE)       # a copy carried elsewhere is run with -I, too
 
-from history_files import END_SHAPE, Unreadable, count_text, digest_of, names_text, run_text, shape_problem, shown  # noqa: E402
+from history_files import END_SHAPE, Unreadable, count_text, run_text, shape_problem, shown  # noqa: E402
 from ledger_chain import END, LEDGER, Chain, KeyRing, Seals, check_anchors  # noqa: E402
 from ledger_format import head_text, key_id, parse_key  # noqa: E402
 from model import EXIT_OK, EXIT_STATE, EXIT_USAGE, UsageError  # noqa: E402
-from verify_history import Book, LedgerIndex, Made, Owners, StageResults  # noqa: E402
+from verify_history import Book, LedgerIndex, Owners, StageResults  # noqa: E402
+from verify_outputs import Outputs  # noqa: E402
 from verify_runs import RunContents, RunRecords  # noqa: E402
-from verify_stages import StageRecords, TaskLogs, maker_of  # noqa: E402
+from verify_stages import StageRecords, TaskLogs  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
+    from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Set, Tuple
     Json = Dict[str, Any]
-    RunKey = Tuple[str, int]        # run id and invocation
     Key = Tuple[str, str, int, bytes]
 
 TRIES = 4                       # a run may be writing while we read
-REJECTS = ".rejects.jsonl"      # what the processor kit sets aside beside an output; it goes when the output is made anew without
 
 USAGE = """\
 usage: ledger_verify.py [RUN...] [--root DIR] [--anchor HEAD]... [--key FILE] [--outputs]
@@ -64,21 +63,20 @@ class Report(namedtuple("Report", "findings notes entries runs head")):
 # --- one pass --------------------------------------------------------------------------------------------------------
 
 class Verification:
-    """One pass over a root."""
+    """One pass over a root: the ledger, and then in turn all that its entries vouch for."""
 
     def __init__(self, root: str, run_ids: Iterable[str], outputs: bool, known: Optional[Dict[str, Any]] = None) -> None:
-        """known: {path of an output: (its signature, (bytes, SHA-256))}, of an earlier look; filled."""
-        self.known = known if known is not None else {}
+        """outputs: whether to read these, too; known: of an earlier look at them."""
         self.with_outputs = outputs
         self.book = Book(root, run_ids)
         self.chain = Chain()
         self.index = LedgerIndex(self.chain, self.book)
-        self.results = StageResults(Owners(self.book.folder), outputs)
-        self.contents = RunContents(self.book, self.index, self.results)
+        results = StageResults(Owners(self.book.folder), outputs)
+        self.contents = RunContents(self.book, self.index, results)
         self.runs = RunRecords(self.book, self.index, self.contents)
-        self.stages = StageRecords(self.book, self.index, self.results)
-        self.task_logs = TaskLogs(self.book, self.index, self.results, self.stages, self.contents.logs.of_tasks)
-        self.cleaned_met = 0
+        self.stages = StageRecords(self.book, self.index, results)
+        self.task_logs = TaskLogs(self.book, self.index, results, self.stages, self.contents.logs.of_tasks)
+        self.outputs = Outputs(self.book, self.index, results, self.stages, self.task_logs, known)
 
     def run(self, anchors: Sequence[str], key: Optional[Key]) -> None:
         """Check all there is. Raises: UsageError for a run that nothing here knows."""
@@ -101,7 +99,7 @@ class Verification:
         self.stages.check(self.runs.homes)
         self.task_logs.check()
         if self.with_outputs:
-            self._check_outputs()
+            self.outputs.check()
         self._note_what_is_open_or_gone()
 
     def _note_what_is_open_or_gone(self) -> None:
@@ -112,8 +110,8 @@ class Verification:
                 notes.append("%s has begun and not ended: it is going on, or it died and the next run closes it" % run_text(run))
         if self.runs.pruned_met:
             notes.append("%s pruned by gc, as the ledger says" % counted(self.runs.pruned_met, "run record", "was", "were"))
-        if self.cleaned_met:
-            notes.append("%s removed by clean, as the ledger says" % counted(self.cleaned_met, "output", "was", "were"))
+        if self.outputs.cleaned_met:
+            notes.append("%s removed by clean, as the ledger says" % counted(self.outputs.cleaned_met, "output", "was", "were"))
         if self.contents.logs.missing:
             notes.append("%s no longer there" % counted(self.contents.logs.missing, "log", "is", "are"))
 
@@ -169,111 +167,6 @@ class Verification:
             if not any(name == "run_%s.json" % run_id for name in records):
                 raise UsageError("no run is named %s; the runs stand in state/%s" % (shown(run_id), LEDGER))
 
-    def _check_outputs(self) -> None:
-        """Read every output that the newest success of its stage left; of two stages that made one file the later one owns it,
-        though it makes it no more."""
-        owners: Dict[str, Tuple[int, int, str, RunKey, str]] = {}
-        skipped: List[str] = []
-        forgotten: List[str] = []
-        known: Set[str] = set()                 # output folders of which all is known that runs have made
-        open_folders: Set[str] = set()          # the others
-        for stage, (run, pipeline, made) in sorted(self.results.newest.items()):
-            is_settled = made.status == "ok" and self._is_settled(pipeline, stage, run, made)
-            if not is_settled or self.index.forgotten.get(stage, 0) > made.end:
-                (forgotten if is_settled else skipped).append(stage)
-                open_folders.add(made.folder)
-                continue
-            known.add(made.folder)
-            for path, size, digest in made.outputs or self.task_logs.outputs_of(stage, run, made):
-                full = made.folder + "/" + path
-                owners[full] = max(owners.get(full, (0, 0, "", run, "")), (made.end, size, digest, run, stage))
-        for path, (end, size, digest, run, stage) in sorted(owners.items()):
-            seq, kept = self.index.cleaned.get((run, stage), (0, ()))
-            # What lies there since may be of a later run that has not ended well; else somebody has put it there.
-            if seq and path not in kept and (seq < self.index.last_run or not self.book.is_there(path)):
-                self.cleaned_met += self.book.concerns(run)
-            elif self.book.concerns(run):
-                wrong = self._output_problem(path, (size, digest), run, stage)
-                if wrong is not None and not self._is_passed_on(path, end, stage):
-                    self.book.find(wrong[0], path, wrong[1], run)
-        self._tell_of_strangers(known - open_folders, set(owners))
-        if forgotten:
-            self.book.notes.append("outputs not compared, for reset has forgotten them, as the ledger says: %s" % names_text(forgotten))
-        if skipped:
-            self.book.notes.append("outputs not compared, for no later success is recorded of %s" % names_text(skipped))
-
-    def _tell_of_strangers(self, folders: Set[str], made: Set[str]) -> None:
-        """Name the files beside outputs that no stage's last success has made: a stage whose glob finds one reads it, too."""
-        found: List[str] = []
-        for folder in sorted({path.rpartition("/")[0] for path in made}):
-            if not folders.isdisjoint(at_or_above(folder)):
-                found += [path for path in self._files_of(folder) if path not in made]
-        if found and not self.book.run_ids:
-            self.book.notes.append("%s beside outputs that no stage's last success has made: %s" % (
-                count_text(len(found), "file"), names_text([shown(path) for path in found])))
-
-    def _files_of(self, folder: str) -> List[str]:
-        """Return the files in a folder that a glob may find, sorted."""
-        try:
-            with os.scandir(os.path.join(self.book.folder.root, folder)) as entries:
-                names = sorted(entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")
-                               and not entry.name.endswith(".part"))
-        except OSError:
-            return []                   # what is missing there has been told
-        return ["%s/%s" % (folder, name) for name in names]
-
-    def _is_settled(self, pipeline: str, stage: str, run: RunKey, made: Made) -> bool:
-        """Tell whether nothing that may have touched the outputs came after *run*.
-
-        A run that died may have, and so may one whose record cannot be trusted, or whose end the ledger does not have.
-        """
-        record = self.stages.records.get(stage)
-        if record is not None and maker_of(record) not in self.index.ends:
-            return False
-        if record is not None and record["pipeline"] == pipeline and maker_of(record) not in self.book.doubtful:
-            return maker_of(record) == run and record["lastStatus"] == "ok"
-        return not any(entry.pipeline == pipeline and entry.seq > made.end and (entry.closed_by is not None or entry.run in self.book.doubtful)
-                       for entry in self.index.ends.values())
-
-    def _is_passed_on(self, path: str, end: int, stage: str) -> bool:
-        """Tell whether another stage has made *path* after the entry *end*, with which *stage* made it: what became of it since
-        is not this stage's.
-
-        So it is after a stage was renamed. With an output goes what was set aside beside it: nobody made that anew, it is only
-        gone.
-        """
-        paths = [path]
-        if path.endswith(REJECTS) and not self.book.is_there(path):
-            paths.append(path[:-len(REJECTS)])
-        return self.results.owners.has_another(paths, end, stage)
-
-    def _output_problem(self, path: str, wanted: Tuple[int, str], run: RunKey, stage: str) -> Optional[Tuple[str, str]]:
-        """Return (kind, what is wrong) with an output, None if it is as it was made."""
-        try:
-            if self.book.folder.link(path) == wanted:
-                return None
-            full = self.book.folder.path(path)
-        except Unreadable as error:
-            return "OUTPUT-CHANGED" if "link" in str(error) else "MALFORMED", "an output of stage %s, %s: it %s" % (stage, run_text(run), error)
-        try:
-            if self._digest_of_output(full) == wanted:
-                return None
-            return "OUTPUT-CHANGED", "it is not what stage %s of %s made" % (stage, run_text(run))
-        except FileNotFoundError:
-            return "OUTPUT-CHANGED", "missing; stage %s of %s made it" % (stage, run_text(run))
-        except Unreadable as error:
-            return "OUTPUT-CHANGED", "it %s; stage %s of %s made it" % (error, stage, run_text(run))
-
-    def _digest_of_output(self, full: str) -> Tuple[int, str]:
-        try:
-            state = os.lstat(full)
-        except OSError:
-            return digest_of(full)      # which says what is wrong with it
-        stamp = (state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino, state.st_dev)
-        if self.known.get(full, ((), None))[0] != stamp:
-            self.known[full] = stamp, digest_of(full)
-        return self.known[full][1]      # type: ignore[no-any-return]
-
     def report(self) -> Report:
         entries = self.chain.entries
         sound = [entry for entry in entries if entry.sound]
@@ -281,13 +174,6 @@ class Verification:
         aside = sorted(name for name in self.book.names if name.startswith(LEDGER + ".corrupt-")) if self.book.findings else []
         notes = ["state/%s was set aside as damaged: the entries of earlier runs stand there" % name for name in aside]
         return Report(self.book.findings, self.book.notes + notes, len(entries), len(self.index.ends), head)
-
-
-def at_or_above(folder: str) -> Iterator[str]:
-    """Yield a relative folder and those that hold it."""
-    while folder:
-        yield folder
-        folder = folder.rpartition("/")[0]
 
 
 def counted(count: int, what: str, verb: str, verbs: str) -> str:

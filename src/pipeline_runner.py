@@ -42,7 +42,7 @@ may also import what is named before it.
                   task_work (several tasks)  file_tasks (of files)  chunk_work (of parts of files)  run_alarms (what is started after a run)
         audit     acceptance  provenance  key_gaps (files no key knows)  program_starts (can they start)  output_places (where what was asked
                   for may go)  history_files (read with suspicion)  ledger_chain  verify_history (what a pass knows)  verify_runs  verify_stages
-                  ledger_verify  evidence_verify  ledger_export  ledger_commands
+                  verify_outputs  ledger_verify  evidence_verify  ledger_export  ledger_commands
         users     starters (init, new-stage)  run_pruning (gc)  housekeeping (clean, reset)  stage_logs  stage_explanation
                   look_commands (status, history, logs, explain)
         monitors  prometheus_text  open_lineage

@@ -24,6 +24,7 @@ import history  # noqa: E402
 import ledger_format  # noqa: E402
 import ledger_verify  # noqa: E402
 import task_log  # noqa: E402
+import verify_outputs  # noqa: E402
 from ledger_format import entry_hash, entry_line, head_text, parse_key, run_hash  # noqa: E402
 from model import UsageError  # noqa: E402
 
@@ -1569,7 +1570,7 @@ def test_the_verifier_alone_tells_that_it_cannot_compare_task_logs(project, tmp_
 
 def test_the_files_that_the_verifier_names_are_all_that_it_needs(project, tmp_path):
     many_tasks_of(project)
-    assert len(VERIFIER) == 10
+    assert len(VERIFIER) == 11
     for name in VERIFIER:
         shutil.copy(str(ROOT / "src" / name), str(tmp_path / name))
     code, text = verify_alone(tmp_path, project, "--outputs")
@@ -1695,13 +1696,13 @@ def test_a_file_in_the_place_of_an_outputs_folder_is_told_in_a_line(project):
 
 def test_an_output_with_the_same_signature_is_read_once_however_often_verify_tries(project, monkeypatch):
     tasks_of(project)
-    check = ledger_verify.Verification(str(project.root), [], True)
+    outputs = ledger_verify.Verification(str(project.root), [], True).outputs
     path = str(project.path("data/s1/a.txt"))
-    assert check._digest_of_output(path)[0] == 1
-    monkeypatch.setattr(ledger_verify, "digest_of", lambda full: (0, "read again"))
-    assert check._digest_of_output(path)[0] == 1
+    assert outputs._digest_of(path)[0] == 1
+    monkeypatch.setattr(verify_outputs, "digest_of", lambda full: (0, "read again"))
+    assert outputs._digest_of(path)[0] == 1
     project.write("data/s1/a.txt", "more")
-    assert check._digest_of_output(path) == (0, "read again")
+    assert outputs._digest_of(path) == (0, "read again")
 
 
 def test_a_task_log_is_compared_with_the_run_that_left_it_whatever_the_pipeline_was_called_before(project):
