@@ -54,8 +54,8 @@ class Book:
         """Return a record of state/. Raises: FileNotFoundError, Unreadable."""
         return parse_object(read_regular(os.path.join(self.state, name)), parser)
 
-    def is_there(self, path: str) -> bool:
-        """Tell whether something, a broken link perhaps, has this name below the root."""
+    def lexists(self, path: str) -> bool:
+        """As os.path.lexists() of a path below the root: what cannot be looked at counts as gone, and is told as such."""
         return os.path.lexists(os.path.join(self.folder.root, path))
 
 

@@ -75,7 +75,7 @@ class Outputs:
     def _check_output(self, path: str, output: Output) -> None:
         seq, kept = self.index.cleaned.get((output.run, output.stage), (0, ()))
         # What lies there since may be of a later run that has not ended well; else somebody has put it there.
-        if seq and path not in kept and (seq < self.index.last_run or not self.book.is_there(path)):
+        if seq and path not in kept and (seq < self.index.last_run or not self.book.lexists(path)):
             self.cleaned_met += self.book.concerns(output.run)
         elif self.book.concerns(output.run):
             wrong = self._problem(path, output)
@@ -122,7 +122,7 @@ class Outputs:
         gone.
         """
         paths = [path]
-        if path.endswith(REJECTS) and not self.book.is_there(path):
+        if path.endswith(REJECTS) and not self.book.lexists(path):
             paths.append(path[:-len(REJECTS)])
         return self.owners.has_another(paths, output.end, output.stage)
 

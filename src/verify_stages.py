@@ -216,7 +216,7 @@ class TaskLogs:
         if found is None or found[1] == made.tasks_digest:
             return
         finding = ("EDITED", name, "its outputs are not those that %s recorded of stage %s" % (run_text(run), stage))
-        if not found[0] and not self.book.is_there(name):
+        if not found[0] and not self.book.lexists(name):
             finding = ("DELETED", name, "it is gone; %s recorded that tasks of stage %s have made outputs" % (run_text(run), stage))
         if Finding(*finding) not in self.book.findings:
             self.book.find(*finding, run)
