@@ -271,6 +271,7 @@ class Kit:
                 return original(loader, spec)
             self.module = None
             self.codes.instead[self.path] = nothing
+            kept._own_pid = os.getpid()         # it was executed in the server
             for name in ("__loader__", "__file__", "__cached__"):
                 vars(kept).pop(name, None)      # the import system sets them, each that this version of Python has
             return kept

@@ -69,6 +69,79 @@ def test_other_ways_to_leave_an_output_unfinished(root, body):
     assert root.read("data/s1/o.txt") == "of yesterday" or "nested" in body or "inner" in body
 
 
+ONE = "def one(*rest):\n    with open_output('o.txt') as file:\n        file.write('half')\n        %s\n"
+PROCESSES = "import multiprocessing\nprocesses = multiprocessing.get_context('fork')\n"
+LOST = {
+    "thread": ONE % "raise ValueError('no')" + "import threading\nthread = threading.Thread(target=one)\nthread.start()\nthread.join()\n",
+    "pool of threads": ONE % "fail('no')" + "from concurrent.futures import ThreadPoolExecutor\nwith ThreadPoolExecutor(1) as pool:\n    pool.submit(one)\n",
+    "child": ONE % "raise ValueError('no')" + PROCESSES + "child = processes.Process(target=one)\nchild.start()\nchild.join()\n",
+    "forked": ONE % "fail('no')" + "child = os.fork()\nif not child:\n    one()\nos.waitpid(child, 0)\n",
+    "lines in a child": PROCESSES + "child = processes.Process(target=lines, args=(int, 'o.txt'))\nchild.start()\nchild.join()\n",
+    "copy in a thread": "import threading\nthread = threading.Thread(target=copy_files)\nthread.start()\nthread.join()\n",
+}
+
+
+@posix_only
+@pytest.mark.parametrize("kind", STAGES)
+@pytest.mark.parametrize("how", LOST)
+def test_an_error_in_a_thread_or_a_child_that_nobody_asks_for_is_no_success(root, kind, how):
+    root.write("data/in/a.txt", "1\n")
+    failing = "import processor_kit\ndef refuse(*rest):\n    raise ValueError('no')\nreal, processor_kit._copy_rest = processor_kit._copy_rest, refuse\n" if "copy" in how else ""
+    kit(root, failing + LOST[how], retry={"attempts": 2, "baseDelayMs": 1}, timeoutSec=60, **STAGES[kind])
+    done = root.run()
+    assert done.code == 1 and "[DONE]" not in done.out and "an output that is not finished" in done.out, done
+    kit(root, "copy_files()\nwith open_output('o.txt') as file:\n    file.write('whole')\n", **STAGES[kind])
+    root.ok()
+    assert root.read("data/s1/o.txt") == "whole" and not list(root.path("data/s1").rglob("*.part"))
+
+
+@posix_only
+@pytest.mark.parametrize("how", ["threading.Thread", "processes.Process"])
+def test_an_output_that_failed_in_a_thread_or_a_child_may_be_made_anew(root, how):
+    kit(root, PROCESSES + "import threading\n" + ONE % "raise ValueError('no')" + "other = %s(target=one)\nother.start()\nother.join()\n"
+        "with open_output('o.txt') as file:\n    file.write('whole')\n" % how, **STAGES["stage"])
+    root.ok()
+    assert root.read("data/s1/o.txt") == "whole" and not list(root.path("data/s1").rglob("*.part"))
+
+
+POOL = """
+import multiprocessing, sys
+%s
+def no_such(number):
+    %s
+if __name__ == "__main__":
+    with multiprocessing.get_context(%r).Pool(2) as pool:
+        %s
+"""
+
+
+@pytest.mark.parametrize("start", [pytest.param("fork", marks=posix_only), "spawn"])
+@pytest.mark.parametrize("fails, said", [("fail('no number %d' % number)", "no number 7"), ("lines(str.upper, '../o.txt')", "output name '../o.txt' must be a path below the output directory"),
+                                         ("lines(fail, 'o.txt')", "first")])
+def test_a_failure_in_a_pool_of_processes_is_the_processors(root, start, fails, said):
+    """Pool answers a task with an Exception only: map() waited for ever."""
+    root.processor("p", "from processor_kit import *\n" + POOL % ("", fails, start, "pool.map(no_such, [7], 1)"))
+    root.spec({"processor": "bin/p.py", "forEach": "data/in/*.txt", "timeoutSec": 60})
+    done = root.run()
+    assert done.code == 1 and "exit code 1: " + said in done.out and "Traceback" not in done.out + done.err and done.err.count(said) == 1, done
+
+
+@posix_only
+def test_a_failure_in_a_pool_of_processes_may_be_caught_by_whoever_asks_for_it(root):
+    kit(root, POOL % ("bad = 0", "fail('this one')", "fork", "for one in [pool.apply_async(no_such, (number,)) for number in range(3)]:\n            try:\n                one.get()\n"
+                      "            except SystemExit as end:\n                bad += end.code\n    with open_output('o.txt') as file:\n        file.write(str(bad))\n"), timeoutSec=60, **STAGES["stage"])
+    root.ok()
+    assert root.read("data/s1/o.txt") == "3"
+
+
+@posix_only
+def test_a_child_process_that_fails_says_so_once_and_ends_with_1(root):
+    kit(root, PROCESSES + "child = processes.Process(target=fail, args=('no',))\nchild.start()\nchild.join()\nwith open_output('o.txt') as file:\n    file.write(str(child.exitcode))\n",
+        **STAGES["stage"])
+    done = root.ok()
+    assert root.read("data/s1/o.txt") == "1" and done.err.splitlines().count("no") + done.out.splitlines().count("no") <= 1 and "Traceback" not in done.out, done
+
+
 @posix_only
 def test_a_forked_child_leaves_the_output_and_the_counts_alone(root):
     kit(root, "def fork(line):\n    child = os.fork()\n    if not child:\n        count(read=7)\n        sys.exit(0)\n    assert os.waitpid(child, 0)[1] == 0\n    return line.upper()\n"

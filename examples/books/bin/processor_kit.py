@@ -84,6 +84,25 @@ class _Restart(Exception):
 
 # === 1. Messages =====================================================================================================
 
+_own_pid = os.getpid()          # the process that this was imported by; the fork server puts that of the task here
+
+
+def _is_worker() -> bool:
+    """Tell whether this is a child process of multiprocessing; who has not imported that is none."""
+    process: Any = sys.modules.get("multiprocessing.process")
+    return process is not None and process.parent_process() is not None
+
+
+def _is_child() -> bool:
+    return os.getpid() != _own_pid or _is_worker()
+
+
+def _is_aside() -> bool:
+    """Tell whether this is not the main thread of the main process: then nobody need ask how it ended."""
+    threading: Any = sys.modules.get("threading")
+    return _is_child() or threading is not None and threading.current_thread() is not threading.main_thread()
+
+
 def _tell(descriptor: int, text: str) -> None:
     # Straight to the descriptor: a reader that went away must neither stop the work nor change the exit code.
     try:
@@ -97,7 +116,11 @@ def _say(text: str) -> None:
 
 
 def fail(message: str) -> NoReturn:
-    """Print *message* as one line on stderr and exit with 1, from any thread."""
+    """Print *message* as one line on stderr and exit with 1, from any thread.
+
+    In a pool of threads or processes it ends the task, and the processor when that asks for the result; in a child process
+    it ends the child with 1. So ask for the results, and for the exitcode of a child.
+    """
     _tell(2, message)
     _exit(EXIT_ERROR)
 
@@ -106,11 +129,15 @@ class _Exit(SystemExit):
     """An end with an error. Who catches it, as a pool of threads does for whoever asks for the result, may go on."""
 
 
+class _WorkerExit(_Exit, Exception):
+    """The same in a child of multiprocessing: Pool answers a task with an Exception only; of another end its map() would never hear."""
+
+
 def _exit(code: int) -> NoReturn:
     threading: Any = sys.modules.get("threading")
     if threading is not None and threading.current_thread() is not threading.main_thread() and threading.excepthook is not _end_with_thread:
         threading.excepthook, _hooks[:] = _end_with_thread, [threading.excepthook]
-    raise _Exit(code)
+    raise (_WorkerExit if _is_worker() else _Exit)(code)
 
 
 _hooks: List[Any] = []          # what was called for threads before
@@ -625,8 +652,10 @@ class _Part:
                 raise _trouble("write", self.path, error) from error
 
     def discard(self) -> None:
+        """Remove it; in a thread or a child, where an error may be lost, it stays, and the runner finds what is not finished."""
         self.close()
-        _remove(self.path)
+        if not _is_aside():
+            _remove(self.path)
 
 
 def _remove_stale(attempt: _Attempt, finals: Tuple[str, ...], keep: Set[str]) -> None:
@@ -1224,7 +1253,7 @@ class _Work:
         self.parts = {}
 
     def close(self) -> None:
-        """Leave nothing under way; without a progress file nobody can resume the parts, so they go."""
+        """Leave nothing under way; without a progress file nobody can resume the parts, so they are discarded."""
         if os.getpid() != self.pid:
             return
         if self.saver.thread is not None:
@@ -1250,6 +1279,8 @@ class _Work:
 
     def blame_function(self, line: int, error: BaseException) -> NoReturn:
         """Name the place, then show the traceback: it is the processor's own code that failed."""
+        if isinstance(error, SystemExit):
+            raise error                         # a _WorkerExit, and said already
         import traceback
         _tell(2, str(self.blame(line, "the processor failed here: %s: %s" % (type(error).__name__, error))))
         _tell(2, "".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip())
