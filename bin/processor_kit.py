@@ -104,6 +104,12 @@ def _is_aside() -> bool:
 
 
 def _tell(descriptor: int, text: str) -> None:
+    # What was printed before comes before it, and the last line is the reason. Not of a forked child: its parent prints that, too.
+    for stream in (sys.stdout, sys.stderr) if os.getpid() == _own_pid or _is_worker() else ():
+        try:
+            stream.flush()
+        except Exception:
+            pass                        # closed, or none
     # Straight to the descriptor: a reader that went away must neither stop the work nor change the exit code.
     try:
         os.write(descriptor, (text + "\n").encode("utf-8", "backslashreplace"))

@@ -35,7 +35,7 @@ CLOSE_LIMIT_S = 10.0
 READ_BYTES = 1 << 16
 SHOWN_BYTES = 2000          # of what a server said before it died
 # bin/processor_kit.py as it is shipped: all that executing it does is to define things, so the server does it once for all tasks.
-KIT_NAME, KIT_SHA256 = "processor_kit.py", "e786da9411495cd1b3299d888c25bd9b679613023bb0fef0139ebfbd2352cb01"
+KIT_NAME, KIT_SHA256 = "processor_kit.py", "c77dc3b6f5425575d5c2e58a25ff91a6bd1e5ce6a9eeda7532da0b3d67ae8e5f"
 # Room for a task's words, and below for its token, in what the system shows of a process (forked_task.Title).
 PADDING = " " * 4000
 TOKEN_ROOM = 100

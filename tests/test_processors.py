@@ -1046,6 +1046,21 @@ def test_fail_prints_one_line_and_exits_with_one(stage):
     assert stage.run(stage.script(KIT + "fail('no such customer: 7')\n"), code=1).stderr == "no such customer: 7\n"
 
 
+@pytest.mark.parametrize("body", ["print('so far so good')\nfail('no such customer: 7')\n",
+                                  "def each(line):\n    print('so far so good')\n    fail('no such customer: 7')\nlines(each, 'o.txt')\n"], ids=["fail", "function"])
+def test_the_reason_of_a_failure_is_not_what_was_printed_before_it(project, body):
+    project.write("data/in.txt", "x\n")
+    project.spec({"processor": project.processor("p", "from processor_kit import *\n" + body), "forEach": "data/in.txt"})
+    done = project.run()
+    assert done.code == 1 and "so far so good" in done.err and "exit code 1: no such customer: 7\n" in done.out, done
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
+def test_a_forked_child_that_fails_does_not_print_again_what_its_parent_has(stage):
+    done = stage.run(stage.script("import os\n" + KIT + "print('once')\nif not os.fork():\n    try:\n        fail('no')\n    finally:\n        os._exit(1)\nos.wait()\n"))
+    assert (done.stdout, done.stderr) == ("once\n", "no\n")
+
+
 def by_hand(folder, script, *arguments):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PIPELINE_")}
     done = subprocess.run([sys.executable, str(script), *arguments], cwd=str(folder), env=environment,
