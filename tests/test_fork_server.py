@@ -618,6 +618,31 @@ def test_the_kit_is_executed_once_as_long_as_it_is_what_it_was(own):
     assert bench.forked(script)[1].startswith("False ")
 
 
+OWN_COUNTS = """from processor_kit import *
+count(read=1)
+lines(str.upper, "out.txt")
+try:
+    with open_output("other.txt") as file:
+        1 / 0
+except ZeroDivisionError:
+    pass
+"""
+
+
+def test_a_task_that_gets_the_kit_from_the_server_is_no_child_to_it(own):
+    bench = own(script="bin/x.py", modules=["bin/processor_kit.py"], imports=[], kit=["bin/processor_kit.py"], start=False)
+    bench.write("processor_kit.py", (ROOT / "bin" / "processor_kit.py").read_bytes())
+    script = bench.write("x.py", OWN_COUNTS)
+    bench.start()
+    (bench.root / "in.txt").write_bytes(b"one\n")
+    for number in range(3):                             # the first writes the bytecode
+        out, counted = bench.root / ("out%d" % number), bench.root / ("counts%d.json" % number)
+        out.mkdir()
+        status, told = bench.forked(script, "in.txt", PIPELINE_OUTPUT_DIR=str(out), PIPELINE_COUNTS_FILE=str(counted))
+        assert status == 0 and sorted(os.listdir(str(out))) == ["out.txt"], told
+        assert json.loads(counted.read_bytes()) == {"read": 2, "written": 1, "rejected": 0}
+
+
 OWN_PATH = """import os, sys
 sys.path.insert(0, os.path.join(os.environ["PIPELINE_ROOT"], "lib"))
 import processor_kit

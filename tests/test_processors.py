@@ -1148,6 +1148,75 @@ def test_rejects_of_an_earlier_call_for_the_same_output_go(stage):
     assert sorted(os.listdir(str(stage.out))) == ["o.txt"] and (stage.out / "o.txt").read_bytes() == b"A\n"
 
 
+# --- counts of threads and children
+
+# Each begins to count in another thread where count() is in the middle; it may have to wait there.
+REGISTERED = """
+import atexit, threading
+register, others = atexit.register, []
+def late(*rest):
+    atexit.register = register
+    others.append(threading.Thread(target=count, args=(1,)))
+    others[0].start()
+    others[0].join(1)
+    return register(*rest)
+atexit.register = late
+count(read=1)
+others[0].join()
+"""
+ADDED = """
+import threading
+others = []
+class Slow(int):
+    def __int__(self):
+        others.append(threading.Thread(target=count, args=(1,)))
+        others[0].start()
+        others[0].join(1)
+        return 1
+count()
+count(read=Slow(1))
+others[0].join()
+"""
+REPORTED = """
+import threading
+write, others = processor_kit._write_progress, []
+def late(path, record, durable=True):
+    if not others:
+        found = dict(record)
+        others.append(threading.Thread(target=lines, args=(str.upper, 'p.txt')))
+        others[0].start()
+        others[0].join(1)
+        record = found
+    write(path, record, durable)
+processor_kit._write_progress = late
+lines(str.upper, 'o.txt')
+others[0].join()
+"""
+
+
+@pytest.mark.parametrize("script", [REGISTERED, ADDED, REPORTED], ids=["first", "added", "reported"])
+def test_no_count_of_a_thread_is_lost_or_doubled(stage, script):
+    stage.write(b"a\n")
+    counted = stage.root / "counts.json"
+    stage.run(stage.script(KIT + script), checkpoint=False, PIPELINE_COUNTS_FILE=str(counted))
+    assert json.loads(counted.read_bytes())["read"] == 2
+
+
+CHILDREN = {"forked": "if not os.fork():\n    %s\n    sys.exit()\nos.wait()\n",
+            "fork": "import multiprocessing\ndef child():\n    %s\nif __name__ == '__main__':\n    other = multiprocessing.get_context('fork').Process(target=child)\n    other.start()\n    other.join()\n",
+            "spawn": "import multiprocessing\ndef child():\n    %s\nif __name__ == '__main__':\n    other = multiprocessing.get_context('spawn').Process(target=child)\n    other.start()\n    other.join()\n"}
+
+
+@pytest.mark.parametrize("act", ["count(read=7)", "lines(str.upper, 'p.txt')"])
+@pytest.mark.parametrize("how", [pytest.param("forked", marks=POSIX_ONLY), pytest.param("fork", marks=POSIX_ONLY), "spawn"])
+def test_what_a_child_counts_does_not_replace_what_its_parent_has_counted(stage, how, act):
+    stage.write(b"a\nb\n")
+    counted = stage.root / "counts.json"
+    first = "if __name__ == '__main__':\n    lines(str.upper, 'o.txt')\n    lines(str.lower, 'o.txt')\n"
+    stage.run(stage.script("import os\n" + KIT + first + CHILDREN[how] % act), checkpoint=False, PIPELINE_COUNTS_FILE=str(counted))
+    assert json.loads(counted.read_bytes())["read"] == 4 and (stage.out / "p.txt").exists() is ("lines" in act)
+
+
 # --- calls that cannot be meant ---------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("call, said", [

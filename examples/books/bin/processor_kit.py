@@ -103,6 +103,14 @@ def _is_aside() -> bool:
     return _is_child() or threading is not None and threading.current_thread() is not threading.main_thread()
 
 
+_locks: Dict[Tuple[int, str], Any] = {}
+
+
+def _lock(what: str) -> Any:
+    """Return this process's lock for *what*: a forked child must not wait for a thread that it does not have."""
+    return _locks.setdefault((os.getpid(), what), _thread.RLock())
+
+
 def _tell(descriptor: int, text: str) -> None:
     # What was printed before comes before it, and the last line is the reason. Not of a forked child: its parent prints that, too.
     for stream in (sys.stdout, sys.stderr) if os.getpid() == _own_pid or _is_worker() else ():
@@ -448,12 +456,9 @@ def _write_all(descriptor: int, data: bytes, path: str) -> None:
         raise _trouble("write", path, error) from error
 
 
-_writing: Dict[int, Any] = {}       # process -> the lock of its threads: a forked child must not wait for one that it does not have
-
-
 def _write_progress(path: str, record: Dict[str, Any], durable: bool = True) -> None:
     """Replace the progress file, or that of the counts: old or new as a whole; with *durable* on the disk on return."""
-    with _writing.setdefault(os.getpid(), _thread.allocate_lock()):
+    with _lock("progress"):
         _replace_progress(path, record, durable)
 
 
@@ -1696,11 +1701,14 @@ _reported: Dict[str, int] = {}      # what PIPELINE_COUNTS_FILE says so far: of 
 
 
 def _report_counts(path: Optional[str], counts: Dict[str, int]) -> None:
-    """Add *counts* to those that the runner finds when the processor has ended."""
-    for name in ("read", "written", "rejected"):
-        _reported[name] = _reported.get(name, 0) + counts.get(name, 0)
-    if path:
-        _write_progress(path, _reported, durable=False)         # after a power cut the attempt is made again
+    """Add *counts* to those that the runner finds when the processor has ended; those of a child would replace its parent's."""
+    if _is_child():
+        return
+    with _lock("counts"):
+        for name in ("read", "written", "rejected"):
+            _reported[name] = _reported.get(name, 0) + counts.get(name, 0)
+        if path:
+            _write_progress(path, _reported, durable=False)     # after a power cut the attempt is made again
 
 
 _counts: Dict[str, int] = {}        # of count(): a processor of its own kind has no other place for them
@@ -1710,21 +1718,20 @@ def count(read: int = 0, written: int = 0, rejected: int = 0) -> None:
     """Add to the record counts, for processors that use neither lines() nor blocks() (those count by themselves).
 
     They reach the runner when the processor ends, through PIPELINE_COUNTS_FILE; a checkpoint is left alone. A processor
-    that resumes by itself counts what it did before, too. What a forked child counts is not known to its parent.
+    that resumes by itself counts what it did before, too. What a child process counts is not known to its parent.
     """
     for name, more in (("read", read), ("written", written), ("rejected", rejected)):
         if not isinstance(more, int):
             fail("count(%s=%r): must be a whole number" % (name, more))
-    if not _counts:
-        import atexit
-        atexit.register(_save_counts, os.getpid())
-    for name, more in (("read", read), ("written", written), ("rejected", rejected)):
-        _counts[name] = _counts.get(name, 0) + int(more)
+    with _lock("counts"):
+        if not _counts:
+            import atexit
+            atexit.register(_save_counts)
+        for name, more in (("read", read), ("written", written), ("rejected", rejected)):
+            _counts[name] = _counts.get(name, 0) + int(more)
 
 
-def _save_counts(pid: int) -> None:
-    if os.getpid() != pid:
-        return                          # a forked child: it would overwrite what its parent counted
+def _save_counts() -> None:
     try:
         _report_counts(os.environ.get("PIPELINE_COUNTS_FILE"), _counts)
     except _Problem as problem:
