@@ -340,7 +340,12 @@ def output_name(pattern: str = "{name}") -> str:
         fail("output_name(%r): there is no input to name an output after" % pattern)
     name = os.path.basename(paths[0])
     stem, ext = os.path.splitext(name)
-    return pattern.replace("{name}", name).replace("{stem}", stem).replace("{ext}", ext)
+    known = {"name": name, "stem": stem, "ext": ext}
+    found, *pieces = pattern.split("{")         # once, from left to right: a file may be called "{ext}.csv"
+    for piece in pieces:
+        word, brace, rest = piece.partition("}")
+        found += known[word] + rest if brace and word in known else "{" + piece
+    return found
 
 
 def output_dir() -> str:
@@ -691,17 +696,14 @@ def _check_output_name(name: str, platform: str = sys.platform) -> str:
         raise _Problem("output name %r must be text" % (name,))
     is_windows = platform == "win32"
     pieces = (name.replace("\\", "/") if is_windows else name).split("/")
-    if not name or os.path.isabs(name) or is_windows and ":" in name or ".." in pieces or "" in pieces or pieces[-1] == "." or "\0" in name or not _is_encodable(name):
+    if not name or os.path.isabs(name) or is_windows and ":" in name or ".." in pieces or "" in pieces or pieces[-1] == "." or "\0" in name:
         raise _Problem("output name %r must be a path below the output directory" % name)
-    return "/".join(piece for piece in pieces if piece != ".")
-
-
-def _is_encodable(name: str) -> bool:
     try:
         os.fsencode(name)
     except UnicodeEncodeError:
-        return False
-    return True
+        raise _Problem("output name %r cannot be written in the file system's encoding, %s: name it otherwise, or run in a UTF-8 locale or with PYTHONUTF8=1"
+                       % (name, sys.getfilesystemencoding())) from None
+    return "/".join(piece for piece in pieces if piece != ".")
 
 
 # === 4. Reading ======================================================================================================

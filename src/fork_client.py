@@ -35,7 +35,7 @@ CLOSE_LIMIT_S = 10.0
 READ_BYTES = 1 << 16
 SHOWN_BYTES = 2000          # of what a server said before it died
 # bin/processor_kit.py as it is shipped: all that executing it does is to define things, so the server does it once for all tasks.
-KIT_NAME, KIT_SHA256 = "processor_kit.py", "19ba367929b14b6624814ad82f143e8519e218016590a16e92b6504a31849634"
+KIT_NAME, KIT_SHA256 = "processor_kit.py", "c6b87441cd68441725a7ded47fbe04e2da9f0db7402688ec27229bdacbc470fa"
 # Room for a task's words, and below for its token, in what the system shows of a process (forked_task.Title).
 PADDING = " " * 4000
 TOKEN_ROOM = 100

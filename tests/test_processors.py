@@ -1148,6 +1148,26 @@ def test_rejects_of_an_earlier_call_for_the_same_output_go(stage):
     assert sorted(os.listdir(str(stage.out))) == ["o.txt"] and (stage.out / "o.txt").read_bytes() == b"A\n"
 
 
+@pytest.mark.parametrize("name, pattern, found", [
+    ("{ext}.csv", "{name}", "{ext}.csv"), ("{stem}{name}.gz", "{stem}|{name}|{ext}", "{stem}{name}|{stem}{name}.gz|.gz"), ("a.csv", "{{name}}{no}{stem", "{a.csv}{no}{stem"), ("a.csv", "x", "x")])
+def test_an_output_is_named_after_the_input_as_it_is_called(stage, name, pattern, found):
+    (stage.root / name).write_bytes(b"")
+    stage.names.append(name)
+    assert stage.run(stage.script(KIT + "print(output_name(%r))\n" % pattern)).stdout.splitlines() == [found]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere that encoding is UTF-8 always")
+def test_a_name_that_the_file_systems_encoding_has_not_is_told_with_the_remedy(stage):
+    done = stage.run(stage.script(KIT + "with open_output('\u00e9') as file:\n    pass\n"), code=1, PYTHONUTF8="0", LC_ALL="C", PYTHONCOERCECLOCALE="0")
+    assert done.stderr.startswith("output name '\u00e9' cannot be written in the file system's encoding, ") and done.stderr.count("\n") == 1 and "UTF-8 locale" in done.stderr, done
+
+
+def test_replaced_bytes_are_question_marks_where_the_encoding_has_nothing_better(stage):
+    stage.write(b"a\x81\n")
+    stage.run(stage.script(KIT + "lines(str, 'result.txt', encoding='cp1252', errors='replace')\n"))
+    assert stage.result.read_bytes() == b"a?\n"
+
+
 # --- counts of threads and children
 
 # Each begins to count in another thread where count() is in the middle; it may have to wait there.
@@ -1224,7 +1244,7 @@ def test_what_a_child_counts_does_not_replace_what_its_parent_has_counted(stage,
     ("lines(str.upper, b'o.txt')", "output name b'o.txt' must be text"), ("lines(str.upper, None)", "output name None must be text"),
     ("open_output('.').__enter__()", "output name '.' must be a path below the output directory"),
     ("open_output('sub/.').__enter__()", "output name 'sub/.' must be a path below the output directory"),
-    ("open_output('\\ud800').__enter__()", r"output name '\ud800' must be a path below the output directory"),
+    ("open_output('\\ud800').__enter__()", r"output name '\ud800' cannot be written in the file system's encoding, utf-8: name it otherwise"),
     ("lines(str.upper, 'o.txt', encoding=None)", "encoding None, errors 'strict': "),
     ("lines(str.upper, 'o.txt', errors='xmlcharrefreplace')", "encoding 'utf-8', errors 'xmlcharrefreplace': "),
     ("count(read=2.5)", "count(read=2.5): must be a whole number"), ("count(written='3')", "count(written='3'): must be a whole number")])
