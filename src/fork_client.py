@@ -35,7 +35,7 @@ CLOSE_LIMIT_S = 10.0
 READ_BYTES = 1 << 16
 SHOWN_BYTES = 2000          # of what a server said before it died
 # bin/processor_kit.py as it is shipped: all that executing it does is to define things, so the server does it once for all tasks.
-KIT_NAME, KIT_SHA256 = "processor_kit.py", "c6b87441cd68441725a7ded47fbe04e2da9f0db7402688ec27229bdacbc470fa"
+KIT_NAME, KIT_SHA256 = "processor_kit.py", "33d4a87347c575ff2b9d74e2d5049a8de28e93fbba3570853f3b2b4f2a09e0e4"
 # Room for a task's words, and below for its token, in what the system shows of a process (forked_task.Title).
 PADDING = " " * 4000
 TOKEN_ROOM = 100

@@ -1142,6 +1142,18 @@ def test_a_file_of_rejects_of_the_processors_own_stays(stage):
     assert (stage.out / "o.txt.rejects.jsonl").read_bytes() == b"own" and not (stage.out / "sub" / "o.txt.rejects.jsonl").exists()
 
 
+@pytest.mark.parametrize("before", [None, b"of an earlier run"])
+@pytest.mark.parametrize("call", ["lines", "blocks"])
+def test_rejects_that_the_function_itself_writes_stay(stage, call, before):
+    stage.write(b"a\n")
+    stage.out.mkdir()
+    if before is not None:
+        (stage.out / "o.txt.rejects.jsonl").write_bytes(before)
+    stage.run(stage.script("import os\n" + KIT + "def each(text):\n    with open(os.path.join(output_dir(), 'o.txt.rejects.jsonl'), 'w') as file:\n        file.write('own')\n    return text\n"
+                           "%s(each, 'o.txt')\n" % call), checkpoint=False)
+    assert (stage.out / "o.txt.rejects.jsonl").read_bytes() == b"own"
+
+
 def test_rejects_of_an_earlier_call_for_the_same_output_go(stage):
     stage.write(b"a\n")
     stage.run(stage.script(KIT + "from processor_kit import Reject\ndef refuse(line):\n    raise Reject('no')\nlines(refuse, 'o.txt')\nlines(str.upper, 'o.txt')\n"), checkpoint=False)

@@ -1069,13 +1069,24 @@ def _rejects_name(output: str) -> str:
     return output + ".rejects.jsonl"
 
 
-def _publish(folder: str, publish: Dict[str, str], output: str, is_begun: bool = False) -> None:
-    """Rename the parts, remove rejects of an earlier run, and make that durable. is_begun: some may have been renamed already."""
+def _identity(path: str) -> Optional[Tuple[int, int, int]]:
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None                     # not there, or with a name that is too long for it
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _publish(folder: str, publish: Dict[str, str], output: str, before: Any, is_begun: bool = False) -> None:
+    """Rename the parts, remove rejects of an earlier run, and make that durable.
+
+    before: what _identity() said of the rejects when the work began. is_begun: some parts may have been renamed already.
+    """
     for name, final in publish.items():
         if not is_begun or os.path.lexists(os.path.join(folder, name)):
             _replace(os.path.join(folder, name), os.path.join(folder, final))
     rejects = os.path.join(folder, _rejects_name(output))
-    if _rejects_name(output) not in (*publish.values(), *_made) and os.path.lexists(rejects):      # with a name that is too long there are none
+    if _rejects_name(output) not in (*publish.values(), *_made) and before is not None and _identity(rejects) == before:
         _remove(rejects)
     _sync_folder(os.path.dirname(os.path.join(folder, output)))
 
@@ -1093,6 +1104,7 @@ class _Work:
         self.attempt = _Attempt()
         self.output = _check_output_name(output)
         self.finals = (self.output, _rejects_name(self.output))
+        self.rejects_before = _identity(os.path.join(self.attempt.folder, self.finals[1]))
         self.call = next(_calls.setdefault(self.output, itertools.count()))
         self.source = _Source(_own_inputs(), limit)
         self.saver = _Saver(self.attempt)
@@ -1167,7 +1179,7 @@ class _Work:
             _say("already complete")
             return
         _remove_stale(self.attempt, self.finals, set(record["publish"]))
-        _publish(self.attempt.folder, record["publish"], self.output, is_begun=True)
+        _publish(self.attempt.folder, record["publish"], self.output, self.rejects_before, is_begun=True)
         record.update(publishing=False, complete=True)
         self.saver.save(record, [])
         _report_counts(self.attempt.counts, record["counts"])
@@ -1259,7 +1271,7 @@ class _Work:
         for final, part in self.parts.items():
             _vouch_whole(final, part.path)
         _made.add(self.output)              # not its rejects: those go when it is made anew
-        _publish(self.attempt.folder, {part.name: part.final for part in self.parts.values()}, self.output)
+        _publish(self.attempt.folder, {part.name: part.final for part in self.parts.values()}, self.output, self.rejects_before)
         last = self.record(complete=True)
         self.saver.save(last, [])
         _report_counts(self.attempt.counts, last["counts"])     # of the whole, whatever was resumed
