@@ -293,13 +293,13 @@ def test_a_copy_that_a_signal_cuts_short_is_not_published(desk, monkeypatch):
 
 def test_the_thread_that_writes_a_part_has_ended_before_the_parts_descriptor_is_free(tmp_path):
     """Else what it still has to write goes into whatever file gets that number next."""
-    for end in ("close", "discard"):
+    for end in ("leave", "discard"):
         part = kit._Part(str(tmp_path), "x.part", "x")
         part.write(b"x" * (1 << 20))
         thread = part.writer.thread
         getattr(part, end)()
         assert not thread.is_alive()
-        assert (tmp_path / "x.part").exists() == (end == "close")
+        assert (tmp_path / "x.part").exists() == (end == "leave")
         (tmp_path / "x.part").exists() and (tmp_path / "x.part").unlink()
 
 

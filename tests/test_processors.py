@@ -1180,6 +1180,90 @@ def test_replaced_bytes_are_question_marks_where_the_encoding_has_nothing_better
     assert stage.result.read_bytes() == b"a?\n"
 
 
+# --- outputs that are under way ---------------------------------------------------------------------------------------
+
+TWICE = {
+    "two open_output": ("with open_output('o.txt') as file:\n    with open_output('./o.txt') as other:\n        pass\n", "o.txt"),
+    "lines in open_output": ("with open_output('o.txt') as file:\n    lines(str.upper, 'o.txt')\n", "o.txt"),
+    "open_output in lines": ("def each(line):\n    with open_output('o.txt') as file:\n        pass\nlines(each, 'o.txt')\n", "o.txt"),
+    "lines in lines": ("def each(line):\n    lines(str.upper, 'o.txt')\nlines(each, 'o.txt')\n", "o.txt"),
+    "a copy": ("with open_output('in0.txt') as file:\n    copy_files()\n", "in0.txt"),
+    "rejects": ("def each(line):\n    raise Reject('no')\nwith open_output('o.txt.rejects.jsonl') as file:\n    lines(each, 'o.txt')\n", "o.txt.rejects.jsonl"),
+    "in a thread": ("from concurrent.futures import ThreadPoolExecutor\ndef one():\n    with open_output('o.txt') as file:\n        pass\nwith open_output('o.txt') as file:\n"
+                    "    with ThreadPoolExecutor(1) as pool:\n        pool.submit(one).result()\n", "o.txt"),
+}
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("how", sorted(TWICE))
+def test_an_output_that_is_under_way_is_not_opened_again(stage, how, checkpoint):
+    body, name = TWICE[how]
+    stage.write(b"a\n")
+    done = stage.run(stage.script(KIT + "from processor_kit import Reject\n" + body), code=1, checkpoint=checkpoint)
+    assert done.stderr == "%s is being written already by this processor: name another output\n" % name
+    assert [one for one in os.listdir(str(stage.out)) if not one.endswith(".part")] == [] and (checkpoint or os.listdir(str(stage.out)) == [])
+
+
+@POSIX_ONLY
+def test_a_forked_child_does_not_open_what_its_parent_has_under_way(stage):
+    body = ("import os\ndef one():\n    with open_output('o.txt') as file:\n        file.write('of a child')\nwith open_output('o.txt') as file:\n    file.write('of the parent')\n"
+            "    if not os.fork():\n        try:\n            one()\n        finally:\n            os._exit(0)\n    os.wait()\nif not os.fork():\n    one()\n    os._exit(0)\n"
+            "print(open(os.path.join(output_dir(), 'o.txt')).read())\nos.wait()\n")
+    done = stage.run(stage.script(KIT + body), checkpoint=False)
+    assert done.stderr == "o.txt is being written already by this processor: name another output\n" and done.stdout == "of the parent\n"
+    assert (stage.out / "o.txt").read_bytes() == b"of a child" and os.listdir(str(stage.out)) == ["o.txt"]
+
+
+@pytest.mark.parametrize("call", ["blocks(str.upper, 'o.txt')", "lines(str.upper, 'o.txt')"])
+def test_rejects_that_the_processor_holds_open_around_the_call_are_its_own(stage, call):
+    stage.write(b"a\n")
+    stage.out.mkdir()
+    (stage.out / "o.txt.rejects.jsonl").write_bytes(b"of an earlier run")
+    stage.run(stage.script(KIT + "with open_output('o.txt.rejects.jsonl') as file:\n    file.write('own')\n    %s\n" % call), checkpoint=False)
+    assert (stage.out / "o.txt.rejects.jsonl").read_bytes() == b"own" and (stage.out / "o.txt").read_bytes() == b"A\n" and len(os.listdir(str(stage.out))) == 2
+
+
+def test_a_folder_is_listed_once_however_many_outputs_it_gets(stage):
+    (stage.out / "sub").mkdir(parents=True)
+    for name in ("7~demo~aa.part", "7~other~aa.part", "sub/7~demo~aa.part", "x~demo~aa.part"):
+        (stage.out / name).write_bytes(b"stale")
+    body = """
+import os
+listed, real = [], os.listdir
+def note(path):
+    listed.append(path)
+    return real(path)
+os.listdir = note
+for folder in ("", "sub/"):
+    for number in range(20):
+        with open_output("%s%d" % (folder, number)) as file:
+            file.write("x")
+print(len(listed))
+"""
+    assert stage.run(stage.script(KIT + body), checkpoint=False).stdout == "2\n"
+    assert sorted(one for one in os.listdir(str(stage.out)) if "~" in one) == ["7~other~aa.part", "x~demo~aa.part"] and len(os.listdir(str(stage.out / "sub"))) == 20
+
+
+@pytest.mark.parametrize("how", ["generator", "thread", pytest.param("child", marks=POSIX_ONLY)])
+def test_a_part_that_the_processor_has_left_itself_goes_when_its_output_is_made_anew(stage, how):
+    body = """
+import os, threading
+def one(*rest):
+    with open_output("o.txt") as file:
+        yield from rest
+        raise ValueError("no")
+def all(*rest):
+    list(one(*rest))
+with open_output("other.txt") as file:
+    file.write("the folder has been listed")
+"""
+    body += {"generator": "half = one(1)\nnext(half)\nhalf.close()\n", "thread": "threading.excepthook = lambda args: None\nother = threading.Thread(target=all)\nother.start()\nother.join()\n",
+             "child": "if not os.fork():\n    try:\n        all()\n    finally:\n        os._exit(0)\nos.wait()\n"}[how]
+    body += "assert [name for name in os.listdir(output_dir()) if name.endswith('.part')]\nwith open_output('o.txt') as file:\n    file.write('whole')\n"
+    stage.run(stage.script(KIT + body), checkpoint=False)
+    assert sorted(os.listdir(str(stage.out))) == ["o.txt", "other.txt"] and (stage.out / "o.txt").read_bytes() == b"whole"
+
+
 # --- counts of threads and children
 
 # Each begins to count in another thread where count() is in the middle; it may have to wait there.

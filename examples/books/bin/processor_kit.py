@@ -605,8 +605,43 @@ def _vouch_whole(name: str, part: str) -> None:
         pass
 
 
+_under_way: Dict[str, Tuple[int, str]] = {}     # output -> (process, part) of each that is being written
+_known: Dict[str, Dict[str, Set[str]]] = {}     # folder -> how the names of part files begin -> those that were there when it was listed, or were made since
+
+
+def _is_under_way(target: str) -> bool:
+    """Tell whether this process is writing *target*, or one that has forked it still does."""
+    pid, path = _under_way.get(target, (0, ""))
+    return pid == os.getpid() or bool(pid) and os.path.lexists(path)
+
+
+def _refuse_second(target: str, name: str) -> None:
+    if _is_under_way(target):
+        raise _Problem("%s is being written already by this processor: name another output" % name)
+
+
+def _parts_in(folder: str) -> Dict[str, Set[str]]:
+    """Return {how they begin: names} of the part files in *folder*, which is listed once: there may be thousands of outputs."""
+    if folder not in _known:
+        found: Dict[str, Set[str]] = {}
+        try:
+            names = os.listdir(folder)
+        except FileNotFoundError:
+            names = []
+        except OSError as error:
+            raise _trouble("list", folder, error) from error
+        for name in names:
+            if name.endswith(".part"):
+                found.setdefault(name[:name.rfind("~") + 1], set()).add(name)
+        _known[folder] = found
+    return _known[folder]
+
+
 class _Part:
-    """A part file, open for appending. *size* is what it has once flush() returned, synced or not; *digest* is of that, where checkpoints want it."""
+    """A part file, open for appending. *size* is what it has once flush() returned, synced or not; *digest* is of that, where checkpoints want it.
+
+    Its output is under way, so that nobody else here writes it, until let_go().
+    """
 
     def __init__(self, folder: str, name: str, final: str, vouched: Optional[int] = None, digest: Any = None) -> None:
         self.name, self.final, self.digest = name, final, digest
@@ -616,17 +651,34 @@ class _Part:
         self.waiting: List[bytes] = []
         self.waiting_bytes = 0
         self.writer: Optional[_Writer] = None       # only for outputs above GROUP_BYTES
-        doing = "create" if vouched is None else "go on in"
+        own = os.path.basename(name)
+        with _lock("parts"):
+            _refuse_second(self.target, final)
+            _under_way[self.target] = (os.getpid(), self.path)
+            _known.get(os.path.dirname(self.path), {}).setdefault(own[:own.rfind("~") + 1], set()).add(own)
+        try:
+            self.descriptor = self._opened("create" if vouched is None else "go on in", vouched)
+        except _Problem:
+            self.let_go()
+            raise
+
+    def _opened(self, doing: str, vouched: Optional[int]) -> int:
         try:
             if vouched is None:
                 os.makedirs(os.path.dirname(self.path), exist_ok=True)
             create = os.O_CREAT | os.O_EXCL if vouched is None else 0
-            self.descriptor = _patiently(doing, self.path, lambda: os.open(self.path, os.O_WRONLY | create | OPEN_FLAGS, 0o666))
+            descriptor: int = _patiently(doing, self.path, lambda: os.open(self.path, os.O_WRONLY | create | OPEN_FLAGS, 0o666))
             if vouched is not None:
-                os.ftruncate(self.descriptor, vouched)
-                os.lseek(self.descriptor, vouched, os.SEEK_SET)
+                os.ftruncate(descriptor, vouched)
+                os.lseek(descriptor, vouched, os.SEEK_SET)
+            return descriptor
         except OSError as error:
             raise _trouble(doing, self.path, error) from error
+
+    def let_go(self) -> None:
+        """Its output may be written anew: it is published, or will not be."""
+        with _lock("parts"):
+            _under_way.pop(self.target, None)
 
     def write(self, data: bytes) -> None:
         """Take *data*; it is in the file after flush(), whose errors may come up here too."""
@@ -669,25 +721,37 @@ class _Part:
 
     def discard(self) -> None:
         """Remove it; in a thread or a child, where an error may be lost, it stays, and the runner finds what is not finished."""
-        self.close()
-        if not _is_aside():
-            _remove(self.path)
+        try:
+            self.close()
+            if not _is_aside():
+                _remove(self.path)
+        finally:
+            self.let_go()
+
+    def leave(self) -> None:
+        """Close it where it is: a resume goes on in it, or the runner finds that it is not finished."""
+        try:
+            self.close()
+        finally:
+            self.let_go()
 
 
 def _remove_stale(attempt: _Attempt, finals: Tuple[str, ...], keep: Set[str]) -> None:
-    """Remove the part files that earlier attempts of this stage left for *finals*, but those named in *keep*."""
-    starts = {attempt.start_of_parts(final) for final in finals}
-    for folder in {os.path.dirname(final) for final in finals}:
-        try:
-            names = os.listdir(os.path.join(attempt.folder, folder))
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise _trouble("list", os.path.join(attempt.folder, folder), error) from error
-        for name in names:
-            full = folder + "/" + name if folder else name
-            if name.endswith(".part") and full not in keep and full[:full.rfind("~") + 1] in starts:
-                _remove(os.path.join(attempt.folder, full))
+    """Remove the part files that earlier attempts of this stage left for *finals*, but those named in *keep* and what is under way."""
+    kept = {os.path.join(attempt.folder, name) for name in keep}
+    for final in finals:
+        folder, own = os.path.split(os.path.join(attempt.folder, attempt.part_name(final)))
+        with _lock("parts"):
+            if _is_under_way(os.path.join(attempt.folder, final)):
+                continue
+            names = _parts_in(folder).get(own[:own.rfind("~") + 1], set())
+            if os.path.lexists(os.path.join(folder, own)):
+                names.add(own)                      # of a child process, which the listing may not know
+            for name in sorted(names):
+                path = os.path.join(folder, name)
+                if path not in kept:
+                    _remove(path)
+                    names.discard(name)
 
 
 def _check_output_name(name: str, platform: str = sys.platform) -> str:
@@ -1118,6 +1182,7 @@ class _Work:
 
     def open(self) -> bool:
         """Resume or start from zero; False when nothing is left to do."""
+        _refuse_second(os.path.join(self.attempt.folder, self.output), self.output)
         for path in self.source.paths:
             if any(_is_same_file(path, os.path.join(self.attempt.folder, final)) for final in self.finals):
                 raise _Problem("%s is both input and output of this stage: name another output" % path)
@@ -1275,6 +1340,8 @@ class _Work:
         last = self.record(complete=True)
         self.saver.save(last, [])
         _report_counts(self.attempt.counts, last["counts"])     # of the whole, whatever was resumed
+        for part in self.parts.values():
+            part.let_go()
         self.parts = {}
 
     def close(self) -> None:
@@ -1288,7 +1355,7 @@ class _Work:
                 if self.saver.path is None:
                     part.discard()
                 else:
-                    part.close()
+                    part.leave()
             except (_Problem, OSError):
                 pass                            # the next start removes it; what ended this one must be heard instead
 
@@ -1619,6 +1686,7 @@ def _copy_file(attempt: _Attempt, path: str, spans: List[Tuple[str, int, int]], 
         _made.add(name)
         _vouch_whole(name, part.path)
         _replace(part.path, part.target)
+        part.let_go()
     except BaseException:
         part.discard()
         raise
@@ -1682,7 +1750,7 @@ class open_output:
         except OSError:
             pass
         if kind is GeneratorExit:
-            self.part.close()
+            self.part.leave()
             return                              # nobody wanted the rest: the part stays, and the runner finds what is not finished
         self._discard()
         if kind is SystemExit and not error.code:
@@ -1705,6 +1773,7 @@ class open_output:
             _made.add(self.part.final)
             _vouch_whole(self.part.final, self.part.path)
             _replace(self.part.path, self.part.target)
+            self.part.let_go()
         except _Problem:
             self._discard()
             raise
