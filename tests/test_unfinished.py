@@ -312,7 +312,8 @@ def test_a_resume_goes_on_whatever_the_kit_has_published_in_one_piece(root, kind
 def test_what_another_stage_has_made_in_the_folder_stands_in_no_resumes_way(root):
     root.write("data/in/a.txt", "1\n2\n3\n4\n")
     seen = str(root.path("seen"))
-    kit(root, "def each(line):\n    if line == '3\\n' and not os.path.exists(%r):\n        open(%r, 'w').close()\n        os.kill(os.getppid(), 9)\n        time.sleep(60)\n    time.sleep(0.01)\n    return line\n"
+    kit(root, "def each(line):\n    if line == '3\\n' and not os.path.exists(%r):\n        while not os.path.exists(os.environ['PIPELINE_PROGRESS_FILE']):\n            time.sleep(0.01)\n"
+              "        open(%r, 'w').close()\n        os.kill(os.getppid(), 9)\n        time.sleep(60)\n    time.sleep(0.01)\n    return line\n"
               "lines(each, 'o.txt')\n" % (seen, seen), checkpoint=CHECKPOINT, **STAGES["stage"])
     spec = root.json("pipeline.json")
     spec["stages"].append({"name": "b", "processor": root.processor("b", "open(out + '/b.txt', 'w').write('b')\n"), "outputDir": "data/s1"})
