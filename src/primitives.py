@@ -23,7 +23,10 @@ SHARING_ERRORS = (5, 32, 33)
 BATCH_ENDINGS = (".bat", ".cmd")     # of programs that Windows gives to cmd.exe
 LONGEST_FOLDER, LONGEST_PATH = 247, 259     # characters of a folder's path and of any, by the documentation of Windows (MAX_PATH)
 MOUNT_POINT = 0xA0000003    # st_reparse_tag of a junction of Windows (mklink /J), and of a volume that is mounted in a folder
-NOT_THERE = (2, 20, 22, 36, 40, 62, 63)     # ENOENT, ENOTDIR, EINVAL (Windows: no name), ENAMETOOLONG and ELOOP of Linux and of macOS
+NOT_THERE = (2, 20, 36, 40, 62, 63)     # ENOENT, ENOTDIR, and ENAMETOOLONG and ELOOP of Linux and of macOS
+# The system's own numbers, for the C library makes the same of a network that does not answer: ERROR_FILE_NOT_FOUND, PATH_NOT_FOUND,
+# INVALID_NAME, BAD_PATHNAME, FILENAME_EXCED_RANGE, DIRECTORY (a file on the way) and CANT_RESOLVE_FILENAME (links in a circle).
+NOT_THERE_ON_WINDOWS = (2, 3, 123, 161, 206, 267, 1921)
 EACCES = 13                 # which the C library makes of each of these, without the system's own number
 BLANKS = " \t\n\r"          # of JSON
 HOLE = "\0"                 # where a ready array goes; in JSON text this character is always escaped
@@ -177,7 +180,8 @@ def is_there(path: str) -> bool:
     except ValueError:                  # a name with a null character
         return False
     except OSError as error:
-        if error.errno in NOT_THERE:
+        number = getattr(error, "winerror", None)
+        if number in NOT_THERE_ON_WINDOWS if number is not None else error.errno in NOT_THERE:
             return False
         raise
     return True

@@ -5,9 +5,11 @@ Broken at every look of the real program at what its stages make and remember, o
 from __future__ import annotations
 
 import builtins
+import errno
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import primitives
 import pytest
@@ -86,6 +88,22 @@ def test_a_success_whose_sync_failed_is_not_believed_though_its_marker_could_not
     assert where.startswith("fsync ") and done.code == 5, (where, done)
     again = project.ok("--run-id", "again")
     assert "[START] one" in again.out and outputs(project) == outputs(case.expected), again
+
+
+@pytest.mark.parametrize("number, of_windows, is_known", [
+    (errno.ENOENT, None, True), (errno.ENOTDIR, None, True), (errno.ENAMETOOLONG, None, True), (errno.ELOOP, None, True), (errno.EIO, None, False), (errno.EACCES, None, False),
+    (errno.ENOENT, 2, True), (errno.ENOENT, 3, True), (errno.EINVAL, 123, True), (errno.ENOENT, 206, True), (errno.ENOENT, 53, False), (errno.EINVAL, 23, False), (errno.EINVAL, 64, False)])
+def test_which_errors_tell_that_nothing_is_there(monkeypatch, number, of_windows, is_known):
+    """On Windows a bad sector and a network that is gone (23, 53, 64) have the same errno as names that nothing can have."""
+    error = OSError(number, os.strerror(number), "x")
+    if of_windows is not None:
+        error.winerror = of_windows
+    monkeypatch.setattr(os, "lstat", mock.Mock(side_effect=error))
+    if is_known:
+        assert primitives.is_there("x") is False
+    else:
+        with pytest.raises(OSError):
+            primitives.is_there("x")
 
 
 # --- what is told
