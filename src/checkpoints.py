@@ -11,7 +11,7 @@ import posixpath
 import spec_checks
 import stage_outputs
 import state_store
-from file_digests import path_matches
+from file_digests import Patterns
 from model import Checkpoint
 from primitives import is_integer, is_there, open_file, remove_quietly, replace
 
@@ -153,7 +153,7 @@ def _unvouched(folder: str, progress: Json, record: Json, declared: Optional[Seq
     if isinstance(left, list):
         changed = [path for path in changed if path in left]        # anything else somebody has put there since
     if declared is not None:
-        changed = [path for path in changed if any(path_matches(path, pattern) for pattern in declared)]
+        changed = list(filter(Patterns(declared).matches, changed))
     known = {posixpath.normpath(path) for path in (*progress.get("outputs", {}), *progress.get("publish", {}).values(), *progress.get("whole", ()))}
     # What is held open beside the lines of a checkpoint gets its text from those same lines; after the last line it is begun
     # anew.

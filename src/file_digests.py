@@ -21,7 +21,7 @@ from primitives import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
+    from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
 SCHEMA_VERSION = 1
 HASH_BLOCK_BYTES = 1 << 20
@@ -151,14 +151,65 @@ def segment_matcher(segment: str) -> Callable[[str], bool]:
 
 
 def path_matches(path: str, pattern: str) -> bool:
-    """Tell whether a relative path matches a glob, part by part, `**` for any number of parts."""
-    def match(parts: List[str], segments: List[str]) -> bool:
-        if not segments:
-            return not parts
-        if segments[0] == "**":
-            return any(match(parts[skip:], segments[1:] or ["*"]) for skip in range(len(parts)))
-        return bool(parts) and (parts[0] == segments[0] or segment_matcher(segments[0])(parts[0])) and match(parts[1:], segments[1:])
-    return match(composed(path).split("/"), composed(pattern).split("/"))
+    """Tell whether a relative path matches a glob, part by part, `**` for any number of parts. Many of them: see Patterns."""
+    return _match(composed(path).split("/"), composed(pattern).split("/"), {})
+
+
+def _match(parts: List[str], segments: List[str], matchers: Dict[str, Callable[[str], bool]]) -> bool:
+    """*matchers* keeps what segment_matcher() has made of the glob parts that were asked for."""
+    if not segments:
+        return not parts
+    first = segments[0]
+    if first == "**":
+        return any(_match(parts[skip:], segments[1:] or ["*"], matchers) for skip in range(len(parts)))
+    if not parts:
+        return False
+    if parts[0] != first:
+        if not has_wildcard(first):
+            return False
+        if first not in matchers:
+            matchers[first] = segment_matcher(first)
+        if not matchers[first](parts[0]):
+            return False
+    return _match(parts[1:], segments[1:], matchers)
+
+
+def fixed_part(pattern: str) -> str:
+    """Return what stands before the first wildcard."""
+    return pattern.split("*")[0].split("?")[0].split("[")[0]
+
+
+class Patterns:
+    """Relative paths and globs that many paths are to be compared with, as path_matches() does: each is made ready once, and of
+    the globs only those are tried that begin as the path does."""
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        self.patterns = patterns
+        self._names = set(map(composed, patterns))      # a file whose name is the pattern itself is meant, wildcard and all
+        self._globs: Dict[str, List[Tuple[str, List[str]]]] = {}     # fixed part -> [(glob, its parts)]
+        for pattern in filter(has_wildcard, self._names):
+            self._globs.setdefault(fixed_part(pattern), []).append((pattern, pattern.split("/")))
+        self._lengths = sorted(set(map(len, self._globs)))
+        self._matchers: Dict[str, Callable[[str], bool]] = {}
+
+    def matches(self, path: str) -> bool:
+        """Tell whether one of the patterns, at least, matches a path."""
+        path = composed(path)
+        return path in self._names or bool(self._globs) and any(
+            _match(path.split("/"), segments, self._matchers) for _, segments in self._near(path))
+
+    def unmatched(self, paths: Iterable[str]) -> List[str]:
+        """Return the patterns that match none of the paths, in their order."""
+        left = set(self._names)
+        for path in map(composed, paths):
+            left.discard(path)
+            left.difference_update([glob for glob, segments in self._near(path) if glob in left and _match(path.split("/"), segments, self._matchers)])
+        return [pattern for pattern in self.patterns if composed(pattern) in left]
+
+    def _near(self, path: str) -> Iterator[Tuple[str, List[str]]]:
+        """Yield (glob, its parts) for those that begin as the path does."""
+        for length in self._lengths:
+            yield from self._globs.get(path[:length], ())
 
 
 def _encoding_hint(pattern: str) -> str:

@@ -52,8 +52,9 @@ class ForeignOutputs:
             theirs = (state_store.made_elsewhere(record, other.output_dir) or other.output_dir) + "/"
             found = [theirs + path for path in recorded_outputs.believed_paths(store, record)]
             if other.name in self.beside:
+                declared = file_digests.Patterns(other.outputs or ())
                 found += ["%s/%s" % (other.output_dir, path) for path in stage_outputs.list_folder(os.path.join(self.run.root, other.output_dir)).files
-                          if any(file_digests.path_matches(path, pattern) for pattern in other.outputs or ())]
+                          if declared.matches(path)]
             owners.update({path[len(ours):]: other.name for path in found if path.startswith(ours)})
         return owners
 
@@ -70,8 +71,8 @@ class ForeignOutputs:
         """Return what is none of our declared outputs, if others may be at work in the folder beside us: it may be theirs."""
         if not self.run.places.may_be_beside(self.stage):
             return set()
-        return {path for path in stage_outputs.list_folder(self.folder).files
-                if not any(file_digests.path_matches(path, pattern) for pattern in self.stage.outputs or ())}
+        declared = file_digests.Patterns(self.stage.outputs or ())
+        return {path for path in stage_outputs.list_folder(self.folder).files if not declared.matches(path)}
 
     def text(self, done: str, path: str, owner: str, but: str = "") -> str:
         """Return why what was done with another stage's output is a failure, and what to do."""

@@ -16,7 +16,7 @@ from primitives import is_link
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import AbstractSet, Any, Dict, Iterable, Iterator, List, Optional, Set, Tuple
+    from typing import AbstractSet, Any, Dict, Iterator, List, Optional, Set, Tuple
 
     from model import PipelineSpec
     from state_store import StateStore
@@ -103,17 +103,14 @@ def declared_beside(spec: PipelineSpec, record: Json) -> Set[str]:
     if spec.order != "graph" or stage is None or stage.outputs is None or state_store.made_elsewhere(record, stage.output_dir):
         return set()
     ours, found = stage.output_dir + "/", set()
-    others = [(one.output_dir + "/", one.outputs) for one in spec.stages if one.outputs and one.name != stage.name]
-    others = [(theirs, globs) for theirs, globs in others if ours.startswith(theirs) or theirs.startswith(ours)]
+    folders = [(one.output_dir + "/", one.outputs) for one in spec.stages if one.outputs and one.name != stage.name]
+    others = [(theirs, file_digests.Patterns(globs)) for theirs, globs in folders if ours.startswith(theirs) or theirs.startswith(ours)]
+    own = file_digests.Patterns(stage.outputs)
     for path in stage_outputs.list_folder(os.path.join(spec.root, stage.output_dir)).files if others else ():
         full = ours + path
-        if not _is_one_of(path, stage.outputs) and any(full.startswith(theirs) and _is_one_of(full[len(theirs):], globs) for theirs, globs in others):
+        if not own.matches(path) and any(full.startswith(theirs) and globs.matches(full[len(theirs):]) for theirs, globs in others):
             found.add(path)
     return found
-
-
-def _is_one_of(path: str, globs: Iterable[str]) -> bool:
-    return any(file_digests.path_matches(path, glob) for glob in globs)
 
 
 def leftovers(root: str, record: Optional[Json], spared: AbstractSet[str] = frozenset()) -> List[str]:

@@ -161,12 +161,8 @@ def candidates(folders: Folders, pattern: str) -> Set[int]:
     below it."""
     if not file_digests.has_wildcard(pattern):
         return set(folders.at_or_above(pattern.rpartition("/")[0]))
-    fixed = _fixed_part(pattern)
+    fixed = file_digests.fixed_part(pattern)
     return set(folders.at_or_above(fixed.rpartition("/")[0])) | set(folders.below(fixed))
-
-
-def _fixed_part(pattern: str) -> str:
-    return pattern.split("*")[0].split("?")[0].split("[")[0]
 
 
 def _makes(maker: StageSpec, pattern: str, is_earlier: bool) -> bool:
@@ -206,7 +202,7 @@ def _ends_may_meet(one: str, other: str) -> bool:
 def _fixed_ends(segment: str) -> Tuple[str, str]:
     """Return what each name that a glob part matches begins and ends with."""
     end = max(segment.rfind(sign) for sign in "*?[]")
-    return _fixed_part(segment), segment[end + 1:] if segment.count("[") <= segment.count("]") else ""
+    return file_digests.fixed_part(segment), segment[end + 1:] if segment.count("[") <= segment.count("]") else ""
 
 
 def may_make_same(one: StageSpec, other: StageSpec) -> bool:

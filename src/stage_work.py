@@ -34,7 +34,7 @@ from state_store import utc_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
+    from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
     from engine import Run
     from model import Decision, Facts, Retry, StageSpec
@@ -155,6 +155,7 @@ class StageWork:
         self.store, self.console = run.store, run.console
         self.folder = os.path.join(run.root, stage.output_dir)
         self.marker = state_store.marker_path(run.root, stage.output_dir, stage.name)
+        self.declared = None if stage.outputs is None else file_digests.Patterns(stage.outputs)
         self.others = foreign_outputs.ForeignOutputs(run, stage, self.folder)
         self.key = facts.material.key
         self.earlier = earlier_outputs.EarlierOutputs(run, stage, self.folder, facts.record, self.others)
@@ -381,40 +382,37 @@ class StageWork:
         if unfinished:
             return unfinished, []
         now, before = there.files, self.found.files
-        changed = stage_outputs.changed_since(self.baseline, now)
+        changed = set(stage_outputs.changed_since(self.baseline, now))
         foreign = self.others.owners()
         for path in sorted(set(now) | set(before)):
             if path in foreign and foreign[path] not in self.others.beside and now.get(path) != before.get(path):
                 return self.others.text("changed" if path in now else "removed", path, foreign[path]), []
-        names = set(changed)
-        if self.stage.outputs is not None:
-            names = {path for path in now if any(file_digests.path_matches(path, pattern) for pattern in self.stage.outputs)}
-            problem = next((why for why in (self._not_made(pattern, names - set(foreign), changed) for pattern in self.stage.outputs) if why), "")
+        names = changed
+        if self.declared is not None:
+            names = set(filter(self.declared.matches, now))
+            problem = self._not_made(self.declared, names - set(foreign), changed)
             if problem:
                 return problem, []
         kept = sorted(one["path"] for one in self.earlier.outputs if one["path"] in now and one["path"] not in changed and one["path"] not in foreign)
         if kept and (self.attempts or self.stage.chunks is not None):      # kept chunks are joined anew without an attempt
             self._note("not remade by this run, still recorded: %s" % shown_names(kept))
         self._tell_of_no_outputs(stage_outputs.no_outputs(self.found, there), "they are neither recorded nor undone after a kill")
-        names.update(kept)
-        return self._hash_outputs(sorted(names - set(foreign)))
+        return self._hash_outputs(sorted(names.union(kept) - set(foreign)))
 
-    def _not_made(self, pattern: str, names: Set[str], changed: Iterable[str]) -> str:
-        """Return why a declared output does not count as made, or ""; *names* are there, *changed* was made since the work on
-        this key began."""
-        def is_among(paths: Iterable[str]) -> bool:
-            return any(file_digests.path_matches(path, pattern) for path in paths)
-
-        if is_among(path for path in changed if path in names):
-            return ""
-        if not is_among(names):
-            return "declared output %s/%s was not made" % (self.stage.output_dir, pattern)
+    def _not_made(self, declared: file_digests.Patterns, names: Set[str], changed: Set[str]) -> str:
+        """Return why the first declared output that does not count as made does not, or ""; *names* are there, *changed* was made
+        since the work on this key began."""
+        not_now = declared.unmatched(names & changed)
+        not_there = set(declared.unmatched(names)) if not_now else set()
         # There a file that was written anew may look as it did before.
         is_unsure = sys.platform == "win32" or self.stage.launcher
-        if not self.attempts or is_unsure:
-            return ""
-        return "declared output %s/%s was not made: what is there is older than this run; remove it, let the processor write it each time, or do not declare it" % (
-            self.stage.output_dir, pattern)
+        for pattern in not_now:
+            if pattern in not_there:
+                return "declared output %s/%s was not made" % (self.stage.output_dir, pattern)
+            if self.attempts and not is_unsure:
+                return "declared output %s/%s was not made: what is there is older than this run; remove it, let the processor write it each time, or do not declare it" % (
+                    self.stage.output_dir, pattern)
+        return ""
 
     def _tell_of_no_outputs(self, names: List[str], what_becomes: str) -> None:
         if names:

@@ -412,11 +412,10 @@ class TasksWork(stage_work.StageWork):
             trial.failure = trial.failure or "its folder for outputs is not there any more, or is a link"
             return []
         names = self._list_made(trial)
-        if self.stage.outputs is not None:
-            for pattern in self.stage.outputs:
-                if not any(file_digests.path_matches(name, pattern) for name in names):
-                    trial.failure = trial.failure or "declared output %s was not made" % pattern
-            names = [name for name in names if any(file_digests.path_matches(name, pattern) for pattern in self.stage.outputs)]
+        if self.declared is not None:
+            for pattern in self.declared.unmatched(names)[:1]:
+                trial.failure = trial.failure or "declared output %s was not made" % pattern
+            names = list(filter(self.declared.matches, names))
         for name in names:
             if not file_digests.is_unicode(name):
                 trial.failure = stage_work.NOT_UTF_8 % ascii(name)

@@ -3,10 +3,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fnmatch
 import io
 import json
 import os
 import py_compile
+import random
 import shutil
 import subprocess
 import sys
@@ -589,6 +591,52 @@ def test_each_pattern_that_finds_nothing_is_named(tree):
 ])
 def test_path_matches(path, pattern, expected):
     assert file_digests.path_matches(path, pattern) is expected
+
+
+def plainly_matches(parts, segments):
+    """What path_matches() is to say, part by part, for names of ASCII."""
+    if not parts or not segments:
+        return not parts and not segments
+    if segments[0] == "**":
+        return any(plainly_matches(parts[skip:], segments[1:] or ["*"]) for skip in range(len(parts)))
+    spelled = parts[0] == segments[0] or fnmatch.fnmatchcase(parts[0], segments[0]) and (
+        segments[0].startswith(".") or not parts[0].startswith(".")) and (segments[0].endswith(".part") or not parts[0].endswith(".part"))
+    return spelled and plainly_matches(parts[1:], segments[1:])
+
+
+def random_names(random, pieces, most):
+    return ["/".join("".join(random.choice(pieces) for _ in range(random.randint(1, 3))) for _ in range(random.randint(1, 3))) for _ in range(random.randint(0, most))]
+
+
+def test_many_patterns_at_once_match_what_each_of_them_matches():
+    chance = random.Random(29)
+    for _ in range(3000):
+        patterns = random_names(chance, ["a", "b", ".", "*", "**", "?", "[ab]", "[", "]", ".part"], 5)
+        paths = random_names(chance, ["a", "b", ".", ".part"], 5) + chance.sample(patterns, min(1, len(patterns)))
+        made = file_digests.Patterns(patterns)
+        pairs = {(path, pattern): plainly_matches(path.split("/"), pattern.split("/")) for path in paths for pattern in patterns}
+        assert {(path, pattern): file_digests.path_matches(path, pattern) for path, pattern in pairs} == pairs
+        assert [path for path in paths if made.matches(path)] == [path for path in paths if any(pairs[path, one] for one in patterns)], (patterns, paths)
+        assert made.unmatched(paths) == [one for one in patterns if not any(pairs[path, one] for path in paths)], (patterns, paths)
+
+
+def test_many_patterns_match_however_macos_writes_their_accents(on_macos):
+    made = file_digests.Patterns([TOGETHER, APART + ".txt", "x/d?j?", APART + "*.csv", TOGETHER + "/**", "deja"])
+    paths = [APART, TOGETHER + ".txt", "x/" + APART, TOGETHER + "1.csv", APART + "/a/b"]
+    assert all(map(made.matches, paths)) and made.unmatched(paths) == ["deja"] and not made.matches("dej\u00e0")
+    assert made.unmatched(["deja"]) == [TOGETHER, APART + ".txt", "x/d?j?", APART + "*.csv", TOGETHER + "/**"]
+
+
+def test_a_glob_is_made_ready_once_and_a_name_never(monkeypatch):
+    asked = []
+    real = file_digests.segment_matcher
+    monkeypatch.setattr(file_digests, "segment_matcher", lambda segment: asked.append(segment) or real(segment))
+    names, globs = ["out/%d.txt" % number for number in range(50)], ["*%d.csv" % number for number in range(50)]
+    paths = [*names, *("x%d.csv" % number for number in range(50)), "none"]
+    made = file_digests.Patterns(names + globs)
+    assert [path for path in paths if not made.matches(path)] == ["none"] and made.unmatched(paths) == []
+    assert sorted(asked) == sorted(globs)
+    assert not file_digests.path_matches("out/1.txt", "out/2.txt") and not file_digests.path_matches("a/1.txt", "b/*.txt") and len(asked) == len(globs)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has such names")

@@ -4,10 +4,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, Project
+from conftest import ROOT, RUNNER, Project
 
 import planning
 import processor_call
@@ -704,6 +705,47 @@ def test_declared_outputs_that_are_missing_fail(project, declared, made, missing
     done = project.run()
     assert done.code == 1 and "[FAIL] s1: declared output data/s1/%s was not made\n" % missing in done.out, done
     assert not project.exists("data/s1/.s1.done")
+
+
+COUNTED = """
+import fnmatch, os, runpy, sys
+sys.path.insert(0, %r)
+real = fnmatch.translate
+def translate(glob):
+    os.write(2, b"made ready\\n")
+    return real(glob)
+fnmatch.translate = translate
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("form", ["one piece", "tasks", "beside another", "after a kill"])
+def test_declared_outputs_are_not_made_ready_for_each_file_anew(project, form):
+    """With many of both that took minutes, in which no signal was heard."""
+    count = 40
+    body = ("for number in range(%d):\n    for name in ('a%%02d.txt', 'b%%02d.csv'):\n        open(os.path.join(out, name %% number), 'w').write('x')\n" % count)
+    end = "if not os.path.exists('good'):\n    sys.exit(3)\n" if form == "after a kill" else ""
+    declared = ["a%02d.txt" % number for number in range(count)] + ["*%02d.csv" % number for number in range(count)]
+    stage = {"processor": project.processor("make", body + end), "inputs": ["in.txt"], "outputs": declared, "outputDir": "data/all",
+             "checkpoint": {"enabled": form == "after a kill"}}
+    project.write("in.txt", "x")
+    stages, top = [stage], {}
+    if form == "tasks":
+        del stage["inputs"]
+        stage["forEach"] = ["in.txt"]
+    elif form != "one piece":
+        top["order"] = "graph"
+        stages.append({"processor": project.processor("other", "open(out + '/other.log', 'w').write('x')\n"), "outputs": ["other.log"], "outputDir": "data/all"})
+    project.spec(*stages, **top)
+    argv = [sys.executable, "-c", COUNTED % str(RUNNER.parent), str(RUNNER), "--pipeline", str(project.path("pipeline.json")), "--jobs", "2"]
+    for code in (1, 0) if end else (0,):
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=project.environment(), timeout=120)
+        assert done.returncode == code, done
+        # Each question has its own, and few are asked.
+        assert done.stderr.count(b"made ready") <= 8 * count, done.stderr.count(b"made ready")
+        project.write("good", "")
+    assert len(project.json("state/stage_s1.json")["outputs"]) == 2 * count or form == "tasks"
 
 
 def test_declared_outputs_alone_are_recorded(project):
