@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import deque
 
 from primitives import BATCH_ENDINGS, is_integer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Container, Dict, List, Optional, Sequence, Tuple
+    from typing import Any, Callable, Container, Dict, List, Optional, Sequence, Set, Tuple
     Json = Dict[str, Any]
     Path = Tuple[Any, ...]
 
@@ -447,7 +448,12 @@ def _check_names(stages: List[Tuple[int, Json]], problems: Problems) -> None:
 
 def _check_needs(stages: List[Tuple[int, Json]], problems: Problems, is_graph: bool) -> None:
     order: Dict[str, int] = {merged.get("name") or "": index for index, merged in stages}
-    needs: Dict[str, List[str]] = {merged.get("name") or "": [one for one in merged["needs"] or [] if one in order] for _, merged in stages}
+    needs: Dict[str, List[str]] = {}
+    every: Dict[str, List[str]] = {}        # with what is needed by others of the same name, which is a problem of its own
+    for _, merged in stages:
+        needs[merged.get("name") or ""] = known = [one for one in merged["needs"] or [] if one in order]
+        every.setdefault(merged.get("name") or "", []).extend(known)
+    circling = in_cycles(every)
     for index, merged in stages:
         for place, needed in enumerate(merged["needs"] or []):
             path = ("stages", index, "needs", place)
@@ -458,7 +464,7 @@ def _check_needs(stages: List[Tuple[int, Json]], problems: Problems, is_graph: b
                 problems.add(path, "no stage is named %s%s" % (shown_value(needed), "; did you mean \"%s\"?" % near if near else ""))
             elif order[needed] >= index:
                 name = merged.get("name") or ""
-                cycle = find_path(needs, needed, name) if name else []
+                cycle = find_path(needs, needed, name) if name and name in circling and needed in circling else []
                 if cycle:
                     problems.add(path, "makes a cycle: %s" % " -> ".join(shown_cycle([name] + cycle)))
                 elif not is_graph:
@@ -474,17 +480,47 @@ def shown_cycle(names: Sequence[str]) -> List[str]:
 
 def find_path(edges: Dict[str, List[str]], start: str, goal: str) -> List[str]:
     """Return the names from *start* to *goal* along *edges*, or [] if there is no way."""
-    ways = [[start]]
-    seen = {start}
-    while ways:
-        way = ways.pop(0)
-        if way[-1] == goal:
-            return way
-        for after in edges.get(way[-1], []):
-            if after not in seen:
-                seen.add(after)
-                ways.append(way + [after])
+    before = {start: start}
+    queue = deque([start])
+    while queue:
+        name = queue.popleft()
+        if name == goal:
+            way = [name]
+            while way[-1] != start:
+                way.append(before[way[-1]])
+            return way[::-1]
+        for after in edges.get(name, []):
+            if after not in before:
+                before[after] = name
+                queue.append(after)
     return []
+
+
+def in_cycles(edges: Dict[str, List[str]]) -> Set[str]:
+    """Return the names that are in a cycle along *edges*, and those between two cycles; all that is named is a key of *edges*."""
+    left = _not_before_an_end(edges)
+    back: Dict[str, List[str]] = {name: [] for name in left}
+    for name in left:
+        for after in edges[name]:
+            if after in left:
+                back[after].append(name)
+    return _not_before_an_end(back)
+
+
+def _not_before_an_end(edges: Dict[str, List[str]]) -> Set[str]:
+    """Return the names from which a way along *edges* goes on for ever."""
+    before: Dict[str, List[str]] = {}
+    for name, others in edges.items():
+        for after in others:
+            before.setdefault(after, []).append(name)
+    ways = {name: len(others) for name, others in edges.items()}
+    ended = [name for name, count in ways.items() if not count]
+    for name in ended:                  # grows as it is read
+        for one in before.get(name, ()):
+            ways[one] -= 1
+            if not ways[one]:
+                ended.append(one)
+    return set(edges).difference(ended)
 
 
 def _check_processors(stages: List[Tuple[int, Json]], root: Optional[str], problems: Problems) -> None:

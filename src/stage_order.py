@@ -9,7 +9,7 @@ import heapq
 
 import file_digests
 from model import Decision, shown_names
-from spec_checks import find_path
+from spec_checks import find_path, in_cycles
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -222,22 +222,10 @@ def may_share(one: StageSpec, other: StageSpec) -> bool:
 
 def find_cycle(needs: Dict[str, List[str]]) -> List[str]:
     """Return the names along a cycle, the first one again at the end, or [] if there is none."""
-    left = {name: set(before) for name, before in needs.items()}
-    after: Dict[str, List[str]] = {}
-    for name, before in needs.items():
+    left = in_cycles(needs)
+    inside = {name: [one for one in before if one in left] for name, before in needs.items() if name in left}
+    for name, before in inside.items():
         for one in before:
-            after.setdefault(one, []).append(name)
-    free = [name for name, before in left.items() if not before]
-    while free:
-        done = free.pop()
-        left.pop(done)
-        for name in after.get(done, ()):
-            left[name].discard(done)
-            if not left[name]:
-                free.append(name)
-    for name in left:
-        inside = {one: [before for before in needs[one] if before in left] for one in left}
-        for one in inside[name]:
             way = find_path(inside, one, name)
             if way:
                 return [name] + way
@@ -267,6 +255,7 @@ class Order:
         self.fresh: Set[int] = set()                # of a graph, the waiting ones that take_fresh() has not returned
         self.left: Dict[str, int] = {}
         self.needs = needs
+        self.after: Optional[Dict[str, List[str]]] = None   # see _followers()
         self.blocked: Dict[str, str] = {}           # stage -> the one before it that did not end well
         if is_graph:
             self._wait_for_others()
@@ -277,10 +266,15 @@ class Order:
         if self.left:
             self.waiting = [place for place, name in enumerate(self.names) if name not in self.left]
         self.fresh = set(self.waiting)
-        self.after: Dict[str, List[str]] = {}
-        for name in self.left:
-            for before in needs[name]:
-                self.after.setdefault(before, []).append(name)
+
+    def _followers(self) -> Dict[str, List[str]]:
+        """Return {stage: those that need it}."""
+        if self.after is None:
+            self.after = {}
+            for name, needed in self._edges().items():
+                for before in needed:
+                    self.after.setdefault(before, []).append(name)
+        return self.after
 
     def _edges(self) -> Dict[str, List[str]]:
         if self.needs is None:
@@ -349,22 +343,20 @@ class Order:
             self._let_follow(name)
 
     def _let_follow(self, name: str) -> None:
-        for later in self.after.get(name, ()):
+        for later in self._followers().get(name, ()):
             self.left[later] -= 1
             if not self.left[later]:
                 heapq.heappush(self.waiting, self.place[later])
                 self.fresh.add(self.place[later])
 
     def _block_after(self, name: str) -> None:
-        needs = self._edges()
-        bad = {name} | set(self.blocked)
-        grown = True
-        while grown:
-            more = {one: next(before for before in needed if before in bad) for one, needed in needs.items() if one not in bad
-                    and any(before in bad for before in needed)}
+        needs, after = self._edges(), self._followers()
+        newly = [name]
+        while newly:
+            more = {later: next(before for before in needs[later] if before == name or before in self.blocked)
+                    for later in dict.fromkeys(later for one in newly for later in after.get(one, ())) if later != name and later not in self.blocked}
             self.blocked.update(more)
-            bad |= set(more)
-            grown = bool(more)
+            newly = list(more)
 
 
 # --- the plan --------------------------------------------------------------------------------------------------------
@@ -394,14 +386,16 @@ def planned(every: Sequence[StageSpec], chosen: Sequence[StageSpec], look: Calla
 
 def in_order(stages: Sequence[StageSpec], needs: Dict[str, List[str]]) -> List[StageSpec]:
     """Return the stages so that none stands before one that it needs, else in the order listed."""
-    done: Dict[str, StageSpec] = {}
-    known = {stage.name: stage for stage in stages}
-    stack = list(reversed(stages))
-    while stack:
-        stage = stack[-1]
-        before = [known[name] for name in needs[stage.name] if name in known and name not in done]
-        if before:
-            stack += reversed(before)
-        else:
-            done.setdefault(stack.pop().name, stage)
-    return list(done.values())
+    found: List[StageSpec] = []
+    unseen = {stage.name: stage for stage in stages}
+    for first in stages:
+        way = [(first, iter(needs[first.name]))] if unseen.pop(first.name, None) else []     # each on it is needed by the one before it
+        while way:
+            stage, left = way[-1]
+            needed = next((name for name in left if name in unseen), None)
+            if needed is None:
+                found.append(stage)
+                way.pop()
+            else:
+                way.append((unseen.pop(needed), iter(needs[needed])))
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 import collections
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from conftest import RUNNER, wait_until
 
 import run_signals
 import scheduler
+import spec_checks
 import stage_order
 from model import SpecError, StageSpec
 
@@ -84,6 +86,100 @@ def test_ten_thousand_stages_are_no_hundred_million_pairs():
 def test_a_cycle_is_found_and_named(needs, expected):
     found = stage_order.find_cycle(needs)
     assert found == expected or found and set(found) == set(expected) and found[0] == found[-1]
+
+
+class Counted(list):
+    """A list that tells how many of its items have been looked at, of all such lists together."""
+
+    looked_at = 0
+
+    def __iter__(self):
+        for one in list.__iter__(self):
+            Counted.looked_at += 1
+            yield one
+
+
+def random_needs(chance, is_acyclic):
+    """Return {stage: those that it needs}, a few of each, as edges() does, in a random order of the list."""
+    names = "abcdefg"[:chance.randint(1, 7)]
+    share = chance.choice([0.1, 0.3, 0.6])
+    needs = {name: [other for other in names if (other < name if is_acyclic else other != name or share > 0.5) and chance.random() < share] for name in names}
+    return {name: chance.sample(needs[name], len(needs[name])) for name in chance.sample(names, len(names))}
+
+
+def plain_reach(needs):
+    """Return {stage: all that it needs, directly or not}."""
+    reach = {name: set(before) for name, before in needs.items()}
+    for _ in reach:
+        reach = {name: found.union(*(reach[one] for one in found)) for name, found in reach.items()}
+    return reach
+
+
+def test_cycles_and_ways_are_found_where_there_are_some():
+    chance = random.Random(1)
+    for _ in range(3000):
+        needs = random_needs(chance, False)
+        reach = plain_reach(needs)
+        circling = [name for name in needs if name in reach[name]]
+        found = stage_order.find_cycle(needs)
+        assert found[:1] == circling[:1] and all(one in needs[name] for name, one in zip(found, found[1:])) and (not found or found[-1] == found[0]), needs
+        between = {name for name in needs if any(one in reach[name] | {name} for one in circling) and any(name in reach[one] | {one} for one in circling)}
+        assert spec_checks.in_cycles(needs) == between, needs
+        start, goal = chance.choice(list(needs)), chance.choice(list(needs))
+        way, steps, level = spec_checks.find_path(needs, start, goal), 0, {start}
+        while level and goal not in level and steps <= len(needs):
+            level, steps = {one for name in level for one in needs[name]}, steps + 1
+        if goal in level:
+            assert way[0] == start and way[-1] == goal and len(way) == steps + 1 and all(one in needs[name] for name, one in zip(way, way[1:]))
+        else:
+            assert way == []
+
+
+def test_the_planned_order_is_that_of_the_list_with_what_is_needed_first():
+    chance = random.Random(2)
+
+    def plainly(name, chosen, needs, done):
+        for one in needs[name]:
+            if one in chosen and one not in done:
+                plainly(one, chosen, needs, done)
+        if name not in done:
+            done.append(name)
+        return done
+    for _ in range(2000):
+        needs = random_needs(chance, True)
+        chosen = [name for name in needs if chance.random() < 0.8]
+        expected = []
+        for name in chosen:
+            plainly(name, chosen, needs, expected)
+        assert [one.name for one in stage_order.in_order([stage(name) for name in chosen], needs)] == expected, needs
+
+
+def test_what_is_blocked_is_told_with_the_one_before_it_that_did_not_end_well():
+    chance = random.Random(3)
+    for _ in range(2000):
+        needs = random_needs(chance, True)
+        bad = [name for name in needs if chance.random() < 0.3]
+        known = dict(needs) if chance.random() < 0.5 else {name: before for name, before in needs.items() if before}
+        started, blocked = run_order([stage(name) for name in needs], bad=bad, known=known)
+        reach = plain_reach(needs)
+        assert set(blocked) == {name for name in needs if reach[name] & set(bad)} and sorted(started) == sorted(set(needs) - set(blocked))
+        assert all(one in needs[name] and (one in blocked or one in bad) for name, one in blocked.items()), (needs, bad, blocked)
+
+
+def test_each_that_is_needed_is_looked_at_a_few_times_however_many_there_are():
+    count = 60
+    needs = {"s%d" % number: Counted("s%d" % one for one in range(number + 1, count)) for number in range(count)}
+    in_all = sum(map(len, needs.values()))
+    stages = [stage(name) for name in needs]
+    circle = dict({name: Counted([*before, "x"]) for name, before in needs.items()}, x=Counted("y"), y=Counted("x"))
+    for ask in (lambda: stage_order.in_order(stages, needs), lambda: stage_order.find_cycle(needs), lambda: stage_order.find_cycle(circle),
+                lambda: run_order(stages, bad=["s59"], known=needs)):
+        Counted.looked_at = 0
+        ask()
+        assert 0 < Counted.looked_at <= 6 * in_all
+    chain = {"s%d" % number: Counted(["s%d" % (number + 1)] if number + 1 < count else []) for number in range(count)}
+    Counted.looked_at = 0
+    assert len(run_order([stage(name) for name in chain], bad=["s59"], known=chain)[1]) == count - 1 and Counted.looked_at <= 6 * count
 
 
 def run_order(stages, is_graph=True, bad=(), share=lambda one, other: True, at_once=1, known=None):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import sys
 import zipfile
 
@@ -341,6 +342,43 @@ RELATIONS = [
     (stages('"name": "a", "outputDir": "d", "outputs": ["e/x"]', '"name": "b", "outputDir": "d/e", "outputs": [§"x"]'), "is an output of stages[0] already"),
 ]
 TABLE = SYNTAX + TOP + STAGE + NAMES + PATHS + RELATIONS
+
+
+def test_no_way_is_looked_for_where_there_is_no_cycle(root, monkeypatch, capsys):
+    """With thousands of stages listed after those that need them, that took longer than all else."""
+    asked, real = [], spec_checks.find_path
+    monkeypatch.setattr(spec_checks, "find_path", lambda edges, start, goal: asked.append((start, goal)) or real(edges, start, goal))
+    plain = '"name": "s%d", "processor": "bin/ok.py", "outputDir": "data/%d", "needs": ["s%d"]'
+    chain = [plain % (number, number, number + 1) for number in range(40)]
+    path = root / "chain.json"
+    for last, code in (('"name": "s40", "processor": "bin/ok.py", "outputDir": "data/40"', 0), (plain % (40, 40, 39), 2)):
+        path.write_text('{"name": "t", "order": "graph", "stages": [{%s}]}' % "}, {".join([*chain, last]), encoding="utf-8")
+        assert pipeline_runner.main(["validate", "--pipeline", str(path)]) == code
+    path.unlink()
+    assert asked == [("s40", "s39")] and "makes a cycle: s39 -> s40 -> s39" in capsys.readouterr().err
+
+
+def test_what_is_said_of_needs_is_what_each_pair_alone_would_tell():
+    chance = random.Random(4)
+    for _ in range(2000):
+        names = [chance.choice(["", "a", "b", "c", "d", "e"]) for _ in range(chance.randint(1, 6))]
+        stages = [(index, {"name": name or None, "needs": [chance.choice(["a", "b", "c", "d", "e", "none"]) for _ in range(chance.choice([0, 1, 1, 3]))]})
+                  for index, name in enumerate(names)]
+        needs = {merged["name"]: [one for one in merged["needs"] if one in names] for _, merged in stages}
+        for is_graph in (True, False):
+            problems = spec_checks.Problems()
+            spec_checks._check_needs(stages, problems, is_graph)
+            cycles = {path: text for path, text in problems.found if text.startswith("makes a cycle: ")}
+            for index, merged in stages:
+                for place, needed in enumerate(merged["needs"]):
+                    is_later = needed in names and len(names) - 1 - names[::-1].index(needed) >= index
+                    way = spec_checks.find_path(needs, needed, merged["name"]) if merged["name"] and is_later else []
+                    told = [text for path, text in problems.found if path == ("stages", index, "needs", place)]
+                    assert (("stages", index, "needs", place) in cycles) is bool(way), stages
+                    if way:
+                        assert told == ["makes a cycle: %s" % " -> ".join([merged["name"], *way])]
+                    else:
+                        assert len(told) == (needed not in names or is_later and not is_graph)
 
 
 def test_the_table_is_large():
