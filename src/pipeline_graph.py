@@ -26,14 +26,12 @@ def graph_of(spec: PipelineSpec) -> Tuple[List[Node], List[Edge]]:
              for stage in spec.stages}
     files: Dict[str, Node] = {}
     edges: Dict[Edge, None] = {}
-    before = stage_order.edges(spec.stages)
+    folders = stage_order.Folders(spec.stages)
     for place, stage in enumerate(spec.stages):
-        near = set(before[stage.name])
-        earlier, later = ([one for one in part if one.name in near] for part in (spec.stages[:place], spec.stages[place + 1:]))
         fed = set()
+        of_program = {maker for program in stage_order.program_of(stage) for maker in stage_order.makers(folders, place, program)}
         for pattern in dict.fromkeys(stage.inputs + stage.for_each + stage.watch):
-            alone = stage._replace(inputs=(pattern,), watch=(), needs=(), for_each=())
-            makers = stage_order.edges(earlier + [alone] + later)[stage.name]
+            makers = [spec.stages[maker].name for maker in sorted(of_program | stage_order.makers(folders, place, pattern))]
             node = files.setdefault(pattern, Node("files:" + pattern, "files", pattern, "files " + pattern, ""))
             for name in makers:
                 edges[Edge(nodes[name].name, node.name, "files")] = None

@@ -13,7 +13,7 @@ from spec_checks import find_path, in_cycles
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
+    from typing import AbstractSet, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
     from model import Facts, StageSpec
 
@@ -96,14 +96,23 @@ def edges(stages: Sequence[StageSpec]) -> Dict[str, List[str]]:
     place_of = {stage.name: place for place, stage in enumerate(stages)}
     found: Dict[str, List[str]] = {}
     for place, stage in enumerate(stages):
-        makers = {place_of[name] for name in stage.needs if name in place_of} - {place}
-        made = () if stage.processor.startswith("bin/") else (stage.processor,)     # in bin/ no stage makes anything
-        for pattern in stage.inputs + stage.watch + stage.for_each + made:
-            for maker in candidates(folders, pattern):
-                if maker not in makers and maker != place and _makes(stages[maker], pattern, maker < place):
-                    makers.add(maker)
-        found[stage.name] = [stages[maker].name for maker in sorted(makers)]
+        before = {place_of[name] for name in stage.needs if name in place_of} - {place}
+        for pattern in stage.inputs + stage.watch + stage.for_each + program_of(stage):
+            before |= makers(folders, place, pattern, before)
+        found[stage.name] = [stages[maker].name for maker in sorted(before)]
     return found
+
+
+def program_of(stage: StageSpec) -> Tuple[str, ...]:
+    """Return the processor of a stage, if another stage may make it: in bin/ none makes anything."""
+    return () if stage.processor.startswith("bin/") else (stage.processor,)
+
+
+def makers(folders: Folders, place: int, pattern: str, known: AbstractSet[int] = frozenset()) -> Set[int]:
+    """Return the places of the stages that may make what *pattern* names for the stage at *place*; of those *known* nothing is
+    asked."""
+    return {maker for maker in candidates(folders, pattern) if maker not in known and maker != place
+            and _makes(folders.stages[maker], pattern, maker < place)}
 
 
 def between(stages: Sequence[StageSpec], first: str, last: str) -> Set[str]:

@@ -5,11 +5,13 @@ import calendar
 import html.parser
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, wait_until
@@ -19,7 +21,9 @@ import pipeline_graph  # noqa: E402
 import report_html  # noqa: E402
 import run_history  # noqa: E402
 import run_report  # noqa: E402
+import stage_order  # noqa: E402
 import svg_shapes  # noqa: E402
+from model import StageSpec  # noqa: E402
 from svg_shapes import Edge, Node  # noqa: E402
 
 from src import pipeline_runner  # noqa: E402
@@ -361,6 +365,48 @@ def test_the_edges_are_those_of_needs_and_files(project):
     assert project.ok("graph").out.startswith("flowchart LR\n")
     project.ok("graph", "--format", "svg", "-o", str(project.path("g.svg")))
     assert "xmlns=\"http://www.w3.org/2000/svg\"" in project.read("g.svg") and Page(project.read("g.svg")).tags[0] == "svg"
+
+
+def random_stage(chance, number):
+    fields = dict.fromkeys(StageSpec._fields)
+    paths = ["d/%d/a.txt" % chance.randint(0, 5), "d/*/a.txt", "d/0/**", "d/0/x/*.txt", "in.txt", "d/0/tool"]
+    inputs, watch, for_each = (tuple(chance.sample(paths, chance.choice([0, 0, 1, 2]))) for _ in range(3))
+    fields.update(name="s%d" % number, processor=chance.choice(["bin/p.py", "bin/p.py", "d/0/tool"]), output_dir=chance.choice(["d/%d" % number, "d/0", "d/0/x"]),
+                  outputs=chance.choice([None, ("a.txt",), ("*.txt", "tool")]), inputs=inputs, watch=watch, for_each=for_each,
+                  needs=tuple("s%d" % other for other in range(6) if other != number and chance.random() < 0.1))
+    return StageSpec(**fields)
+
+
+def test_a_file_of_the_graph_comes_from_those_that_its_reader_would_wait_for_if_it_read_no_other():
+    chance = random.Random(5)
+    for _ in range(500):
+        stages = [random_stage(chance, number) for number in range(6)]
+        expected = {}
+        for place, stage in enumerate(stages):
+            fed = set()
+            for pattern in stage.inputs + stage.for_each + stage.watch:
+                alone = stage._replace(inputs=(pattern,), watch=(), for_each=(), needs=())
+                makers = stage_order.edges([*stages[:place], alone, *stages[place + 1:]])[stage.name]
+                fed.update(makers)
+                expected.update({Edge("stage:" + maker, "files:" + pattern, "files"): None for maker in makers})
+                expected[Edge("files:" + pattern, "stage:" + stage.name, "files")] = None
+            expected.update({Edge("stage:" + name, "stage:" + stage.name, "needs"): None for name in stage.needs if name not in fed})
+        _, edges = pipeline_graph.graph_of(SimpleNamespace(stages=stages))
+        ends = edges[len(expected):]            # what nobody reads
+        assert edges[:len(expected)] == list(expected) and not {edge.start for edge in ends} & {edge.start for edge in expected}, stages
+
+
+def test_a_graph_asks_once_for_each_file_who_makes_it(project, monkeypatch):
+    """With stages that read of many others it took time by the third power of their number."""
+    count = 12
+    project.write("bin/p.py", "")
+    project.spec(*[{"processor": "bin/p.py", "inputs": ["data/s%d/x.txt" % other for other in range(1, number)]} for number in range(1, count + 1)])
+    spec = pipeline_runner.load_pipeline(str(project.path("pipeline.json")))
+    asked, real = [], stage_order.candidates
+    monkeypatch.setattr(stage_order, "candidates", lambda folders, pattern: asked.append(pattern) or real(folders, pattern))
+    _, edges = pipeline_graph.graph_of(spec)
+    pairs = count * (count - 1) // 2
+    assert len(asked) == pairs and len(edges) == (count - 1) + pairs + 1
 
 
 def test_the_forms_of_a_graph_escape_what_they_must(project):
