@@ -387,7 +387,7 @@ class StageWork:
         for path in sorted(set(now) | set(before)):
             if path in foreign and foreign[path] not in self.others.beside and now.get(path) != before.get(path):
                 return self.others.text("changed" if path in now else "removed", path, foreign[path]), []
-        names = changed
+        names = set(changed)
         if self.declared is not None:
             names = set(filter(self.declared.matches, now))
             problem = self._not_made(self.declared, names - set(foreign), changed)
