@@ -107,18 +107,18 @@ COMMANDS = {"run": (0, 0, ""), "plan": (0, 0, ""), "validate": (0, 0, ""), "unlo
 ONLY_WITH = {"--anchor": ("verify",), "--outputs": ("verify",), "--format": ("export", "graph"), "--output": ("export", "evidence", "report", "graph"),
              "--reason": ("accept",), "--forward": ("new-key",), "--json": ("status", "history", "logs", "explain"), "--run": ("logs",),
              "--last": ("status", "history"),
-             "--run-id": ("run", "plan", "validate", "scan", "status", "history", "explain", "verify", "unlock"),
+             "--run-id": ("run", "plan", "validate"),
              "--dry-run": ("run", "plan"), "--verbose": ("run", "plan"), "--only": ("run", "plan", "validate", "status", "clean"),
              "--from": ("run", "plan", "validate", "status", "clean"),
              "--until": ("run", "plan", "validate", "status", "clean"), "--force": ("run", "plan", "validate", "status", "explain"),
              "--follow": ("logs",), "--yes": ("clean", "gc", "reset"), "--keep-runs": ("gc",), "--keep-days": ("gc",), "--kind": ("new-stage",),
              **{name: ("run",) for name in ("--jobs", "--max-memory", "--keep-going", "--stop-by", "--stop-after", "--quiet", "--log-format",
                                             "--openlineage")}}
-# taken everywhere, as a script may give all commands the same options; these are the commands for which they change something
-OF_USE_WITH = {"--set": tuple(name for name in COMMANDS if name not in ("verify", "export", "evidence", "new-key", "init", "new-stage")),
+# taken by more, some everywhere, as a script may give all commands the same options; these are the commands for which they change something
+OF_USE_WITH = {"--run-id": ("run",), "--verbose": ("run",), "--set": tuple(name for name in COMMANDS if name not in ("verify", "export", "evidence", "new-key", "init", "new-stage")),
                "--rehash": ("run", "plan", "status", "explain"), "--key": ("run", "verify", "accept", "clean", "gc", "reset"),
                **{name: tuple(one for one in COMMANDS if one not in ("init", "new-key")) for name in ("--pipeline", "--root")}}
-INSTEAD = {("--run-id", "logs"): "; of which run is said by --run", ("--run-id", "report"): "; the run is named by a word: report ID",
+INSTEAD = {("--run-id", "verify"): "; the runs are named by words: verify ID", ("--run-id", "logs"): "; of which run is said by --run", ("--run-id", "report"): "; the run is named by a word: report ID",
            ("--dry-run", "clean"): "; without --yes it removes nothing", ("--dry-run", "gc"): "; without --yes it removes nothing",
            ("--dry-run", "reset"): "; without --yes it removes nothing"}
 FORMATS = {"export": ("in-toto",), "graph": ("mermaid", "dot", "svg", "json")}     # command -> its formats, the default first
@@ -129,7 +129,7 @@ KINDS = ("lines", "blocks", "files", "shell")
 def usage_of(command: str) -> str:
     """Return the part of the usage that is about one command; all of it where there is none of that name."""
     head, _, rest = USAGE.partition("\noptions\n")
-    owners = {**OF_USE_WITH, **ONLY_WITH}
+    owners = {**ONLY_WITH, **OF_USE_WITH}
     about = next((line for line in head.split("\n") if line.startswith("  ") and command in line[2:24].replace(",", "").split()), "")
     if not about or command not in COMMANDS:
         return USAGE

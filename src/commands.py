@@ -135,6 +135,9 @@ def _validate(spec: PipelineSpec, options: Options, console: Console) -> int:
     notes = _check_starts(spec, options)
     check_offline(spec, Digests(spec.root, state_store.boot_id(), keep=False), console)
     planning.select_stages(spec, options)
+    if spec.seal_key:
+        import seal_keys
+        seal_keys.check_place(spec.seal_key, spec.root)
     for note in notes:
         console.line("[NOTE] " + note)
     _tell_of_gaps(spec, console)

@@ -70,7 +70,9 @@ def _judge_launcher(root: str, stage: StageSpec, path: str, seen: Set[Tuple[str,
     word = launch_helper.launcher_words(stage.launcher[:1], stage.resources)[0]
     full = os.path.join(root, word)
     data = _read(full, FIRST_BYTES) if "/" in word else None
-    if data is not None and not os.access(full, os.X_OK):
+    if "/" in word and not os.path.lexists(full):
+        yield not os.path.isabs(word), "there is no file %s" % word     # of another path it may be there where the runs are
+    elif data is not None and not os.access(full, os.X_OK):
         yield True, "%s is not executable; chmod +x it" % word
     elif data is not None:
         yield from _in_words(word, _judge_file(data, root, path))

@@ -70,7 +70,7 @@ def test_every_command_has_its_own_help():
     told = {name: command_line.usage_of(name) for name in command_line.COMMANDS}
     assert len(set(told.values())) == len(told) and command_line.USAGE not in told.values()
     for name, owners in command_line.ONLY_WITH.items():
-        assert {one for one in told if "\n  %s " % name in told[one]} == set(owners), name
+        assert {one for one in told if "\n  %s " % name in told[one]} == set(command_line.OF_USE_WITH.get(name, owners)), name
 
 
 def test_version(tmp_path):
@@ -112,7 +112,8 @@ def test_version(tmp_path):
     (["clean", "--only", ",", "--yes"], "--only ,: names no stage"),
     (["clean", "--dry-run", "--yes"], "--dry-run goes with run and plan; without --yes it removes nothing"), (["init", "x", "--dry-run"], "--dry-run goes with run and plan"),
     (["reset", "a", "--only", "b"], "--only goes with run and plan and validate and status and clean"), (["logs", "a", "--run-id", "r"], "; of which run is said by --run"),
-    (["report", "--run-id", "r"], "; the run is named by a word: report ID"), (["gc", "--verbose"], "--verbose goes with run and plan"),
+    (["report", "--run-id", "r"], "; the run is named by a word: report ID"), (["verify", "--run-id", "r"], "; the runs are named by words: verify ID"),
+    (["status", "--run-id", "r"], "--run-id goes with run and plan and validate"), (["gc", "--verbose"], "--verbose goes with run and plan"),
     (["plan", "--jobs", "2"], "--jobs goes with run"),
     (["gc", "--keep-runs", "1000000000"], '--keep-runs "1000000000": must be a whole number from 0 to 999999999'),
     (["gc", "--keep-days", "0.5"], '--keep-days "0.5": must be a whole number from 0 to 999999999'), (["--jobs", "0"], '--jobs "0": must be a whole number from 1 to'),

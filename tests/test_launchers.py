@@ -729,6 +729,15 @@ def test_a_launcher_that_is_not_executable_is_told_what_to_do(project):
     assert done.code == 1 and "[FAIL] s1: cannot start the launcher ./launch.sh: Permission denied; chmod +x it\n" in done.out, done
 
 
+def test_a_launcher_that_is_not_there_is_refused_by_validate_where_the_root_says_so(project):
+    """Elsewhere it may be there on the machine of the runs. What a stage makes comes in time."""
+    project.spec({"processor": project.processor("p", "")}, {"processor": "bin/p.py", "launcher": ["bin/none"]}, {"processor": "bin/p.py", "launcher": ["data/s1/made"]})
+    done = project.run("validate")
+    assert done.code == 2 and done.err.endswith(": stages[1].launcher[0]: there is no file bin/none\n") and done.err.count("\n") == 1, done
+    project.spec({"processor": "bin/p.py", "launcher": ["/no/such/launcher"]})
+    assert "[NOTE] s1: there is no file /no/such/launcher\n" in project.ok("validate").out
+
+
 def test_a_launcher_found_on_the_path_that_cannot_be_started_is_explained(project):
     """Which one of that name another machine has, validate does not know."""
     project.write("tools/submit", "#!/no/such/shell\n", executable=True)

@@ -451,6 +451,13 @@ def test_a_full_disk_under_the_key_file_is_named(project, tmp_path):
     assert ": ok" in project.ok("verify", "--key", str(first)).out
 
 
+def test_a_seal_that_no_run_takes_is_refused_by_validate(project):
+    project.spec({"processor": "bin/stage_copy.py", "allowNoInputs": True}, seal={"keyFile": "keys/key"})
+    for words in (["validate"], []):
+        done = project.run(*words)
+        assert done.code == 2 and done.err.count("\n") == 1 and "the key lies below the root, and a copy of the folder would carry it; keep it elsewhere" in done.err, done
+
+
 def test_a_key_below_the_root_is_not_made(project, tmp_path):
     project.spec({"processor": "bin/stage_copy.py"})
     before = project.snapshot()
