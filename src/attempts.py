@@ -88,6 +88,7 @@ class Attempt:
     """An attempt of a processor that is a child of this process; `result` is there when its last process is gone."""
 
     server: Any = None                      # the fork server that has started it
+    is_guarded = True                       # the guardian knows of it, and it is the head of a tree of processes
 
     def __init__(self, launch: Launch, network: Any, log: attempt_output.AttemptLog, traits: Any) -> None:
         self.launch, self.network, self.log, self.traits = launch, network, log, traits
@@ -245,6 +246,8 @@ class LaunchedAttempt(Attempt):
     """An attempt of a launcher, which starts the processor elsewhere. The guardian is not told: it kills, and a launcher must be
     asked. The limits are the launcher's business."""
 
+    is_guarded = False
+
     def start(self, processes: Any) -> None:
         """Start the launcher. Raises: OSError."""
         self.process = self.tree = self.launch.launcher()
@@ -357,24 +360,22 @@ class Pool:
         if launch.launcher is not None:
             return self._begin(LaunchedAttempt(*given))
         self.guardian.watch(traits)         # before the start: the runner may die at any moment after it
-        forked = ForkedAttempt(*given)
-        if self._has_forked(forked):
-            self._watch(forked)
-            return forked
-        return self._begin(ThreadedAttempt(*given) if self.threads else Attempt(*given))
+        return self._forked(given) or self._begin(ThreadedAttempt(*given) if self.threads else Attempt(*given))
 
-    def _has_forked(self, attempt: ForkedAttempt) -> bool:
-        """Let the stage's fork server start it, if there is one, it is ready and does not decline."""
-        server = attempt.launch.server
+    def _forked(self, given: Any) -> Optional[Attempt]:
+        """Let the stage's fork server start an attempt, if there is one, it is ready and does not decline; None if not."""
+        server = given[0].server
         if server is None or server.is_dead:
-            return False
+            return None
+        attempt = ForkedAttempt(*given)
         try:
             if not server.is_ready():
-                return False            # not yet: what would wait for it is started in the usual way
+                return None             # not yet: what would wait for it is started in the usual way
             attempt.start(self.processes)
         except (server.Declined, server.ServerDied):
-            return False
-        return True
+            return None
+        self._watch(attempt)
+        return attempt
 
     def _begin(self, attempt: Attempt) -> Attempt:
         """Start and watch an attempt, or say why it cannot be started."""
@@ -384,14 +385,14 @@ class Pool:
             if attempt.launch.feeder is not None:
                 attempt.launch.feeder.close()
             attempt.finish(process_start.not_started_text(attempt.launch, error), [])
-            self.guardian.release(attempt.traits)
+            self._release(attempt)
             self.ended.append(attempt)
         else:
             self._watch(attempt)
         return attempt
 
     def _watch(self, attempt: Attempt) -> None:
-        if attempt.tree is None:
+        if attempt.is_guarded:
             self._guard(attempt)
         attempt.ending = Ending(attempt.launch, attempt.tree, self.signals)
         self.running.append(attempt)
@@ -408,6 +409,11 @@ class Pool:
         attempt.tree.is_child = attempt.server is None
         attempt.cores = self._free_cores(launch.resources)
         attempt.notes += process_limits.apply_resources(attempt.pid, launch.resources, attempt.cores)
+
+    def _release(self, attempt: Attempt) -> None:
+        """The guardian has nothing to do with it any more."""
+        if attempt.is_guarded:
+            self.guardian.release(attempt.traits)
 
     def _free_cores(self, resources: Dict[str, int]) -> List[int]:
         """Return on which processor cores an attempt may run."""
@@ -541,7 +547,7 @@ class Pool:
     def _close(self, attempt: Attempt, survivors: List[int]) -> None:
         attempt.close()
         if not survivors:
-            self.guardian.release(attempt.traits)
+            self._release(attempt)
         attempt.finish(exit_text(attempt.exit_code), survivors)
         self.ended.append(attempt)
 

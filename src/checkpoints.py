@@ -101,8 +101,17 @@ def finish(store: StateStore, stage: StageSpec, key: str) -> None:
     not the processor's own "complete", after which there is nothing left to be done.
     """
     progress = progress_of(store, stage)
-    if progress and progress.get("complete") is not True and progress.get("finished") is not True:
-        progress.update(finished=True, key=key)
+    if progress and progress.get("complete") is not True:
+        progress.update(complete=True, finished=True, key=key)      # complete for earlier versions, too
+        state_store.write_atomic(progress_path(store, stage.name), state_store.record_json(progress), store.commit)
+
+
+def take_up(store: StateStore, stage: StageSpec) -> None:
+    """Take the mark of finish() off a checkpoint that is resumed from, as the run that had set it died before the record: the
+    processor may read it."""
+    progress = progress_of(store, stage)
+    if progress.pop("finished", None) is True:
+        del progress["complete"]
         state_store.write_atomic(progress_path(store, stage.name), state_store.record_json(progress), store.commit)
 
 
@@ -124,8 +133,8 @@ def forget_published(store: StateStore, stage: StageSpec) -> None:
 
 def _is_complete(progress: Json, record: Optional[Json]) -> bool:
     """Tell whether nothing is left to be done behind a checkpoint: by its processor's word, or by the runner's, see finish()."""
-    is_finished = progress.get("finished") is True and record is not None and record.get("lastStatus") == "ok"
-    return progress.get("complete") is True or is_finished
+    is_believed = progress.get("finished") is not True or record is not None and record.get("lastStatus") == "ok"
+    return progress.get("complete") is True and is_believed
 
 
 def _binding_problem(progress: Json, record: Optional[Json], key: str, boot: str) -> str:

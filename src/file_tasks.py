@@ -231,7 +231,7 @@ class FileTasksWork(TasksWork):
         if record is None or _is_of_files(record):
             return
         mine = {path for path, _, _ in self._outputs()}
-        left = [one["path"] for one in self.earlier.outputs if one["path"] not in mine and is_there(os.path.join(self.folder, one["path"]))]
+        left = [one["path"] for one in self.earlier.outputs if one["path"] not in mine and os.path.lexists(os.path.join(self.folder, one["path"]))]
         if left:
             self._note("made before the stage had tasks, and recorded no more: %s" % task_look.shown(sorted(left)))
 

@@ -108,7 +108,7 @@ def notes_on_former(spec: PipelineSpec) -> List[str]:
     notes = []
     for stage, readers in _possible_readers(spec, former):
         made = [*_paths_made(stage, store), *_leftovers(spec, _sound_record(store, stage.name))]
-        paths = [path for path in dict.fromkeys(made) if is_there(os.path.join(spec.root, path))]
+        paths = [path for path in dict.fromkeys(made) if os.path.lexists(os.path.join(spec.root, path))]
         reads = [reader.name for reader in readers if any(_is_read(reader, path) for path in paths)] if paths else []
         taken = {path for other in spec.stages if reads and _is_near(other, stage) for path in _paths_made(other, store)}
         left = [path for path in paths if path not in taken]

@@ -431,7 +431,8 @@ def _checkpoint_json(spec: PipelineSpec, stage: StageSpec, facts: Optional[Facts
     judged = facts.checkpoint if facts is not None else None
     if seen is None:
         return {"lineOffset": None, "complete": False, "percent": None, "counts": {}, "usable": False, "problem": "it cannot be read"}
-    return {"lineOffset": seen.lines, "complete": seen.is_complete, "percent": stage_progress.percent(seen.done_bytes, seen.total_bytes), "counts": seen.counts,
+    is_complete = judged.complete if judged is not None else seen.is_complete       # of a run that died, not all marks count
+    return {"lineOffset": seen.lines, "complete": is_complete, "percent": stage_progress.percent(seen.done_bytes, seen.total_bytes), "counts": seen.counts,
             "usable": judged.resumable if judged is not None else False, "problem": (judged.problem or None) if judged is not None else None}
 
 

@@ -108,6 +108,7 @@ class PlainWork(StageWork):
 
     def _cut_to(self, found: Checkpoint) -> None:
         """Bring the outputs to the state for which a checkpoint stands: an attempt adds to them. Raises: OSError."""
+        checkpoints.take_up(self.store, self.stage)
         if not found.complete:
             stage_outputs.cut_to_checkpoint(self.folder, found.outputs)
         stage_outputs.remove_parts(self.folder, self.stage.name, set() if found.complete else set(found.outputs))

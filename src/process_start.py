@@ -21,7 +21,7 @@ CREATE_NEW_PROCESS_GROUP = 0x200    # Windows: so that CTRL_BREAK reaches the pr
 
 def start(launch: Any, processes: Any) -> Tuple[Any, int, Any]:
     """Start the processor in a session (Windows: job) of its own; return it, the end of its output, and the job."""
-    import subprocess       # here, because a run in which nothing must be started needs only Signals of this module
+    import subprocess       # here, as it takes its time to load
     reader, writer = os.pipe()
     job, process, output = None, None, -1
     options: Dict[str, Any] = {}

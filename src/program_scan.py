@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     Json = Dict[str, Any]
 
 SCANNERS = ("import_scan.py", "scan_shell.py", "scan_windows.py")       # what they find is remembered until one of them changes
-COMPILED = (".so", ".pyd", ".pyc")      # endings of modules that are no source
+COMPILED = (".so", ".pyd", ".pyc")      # endings of modules that are no source ...
+BINARY_BYTES = 256          # ... and of which no more is looked at
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -38,7 +39,7 @@ def scan_of(digests: Digests, path: str) -> Json:
     if not isinstance(known, dict) or (known.get("guard"), known.get("ending")) != (guard, ending) or not known.keys() >= wanted:
         import import_scan
         with open(os.path.join(digests.root, path), "rb") as file:
-            source = file.read()
+            source = file.read(BINARY_BYTES if ending in COMPILED else -1)
         known = dict(import_scan.scan_program(source, path).to_json(), guard=guard, ending=ending)
         digests.scans[digest] = known
         digests.changed = True
@@ -110,7 +111,7 @@ def _compiled_in(digests: Digests, folder: str) -> Dict[str, List[str]]:
     found: Dict[str, List[str]] = {}
     for name in digests.names_in(folder):
         dots = name.count(".") if name.endswith(COMPILED) else 0
-        if (dots == 1 or dots == 2 and not name.endswith(".pyc")) and not os.path.isdir(os.path.join(digests.root, folder, name)):
+        if (dots == 1 or dots == 2 and not name.endswith(".pyc")) and os.path.isfile(os.path.join(digests.root, folder, name)):
             found.setdefault(name.partition(".")[0], []).append(name)
     return found
 

@@ -96,7 +96,7 @@ class Sealer:
         self.store, self.path = store, os.path.abspath(path)
         self.mode, self.identity, self.index, self.key = "", "", 0, b""
         self.notes: List[str] = []
-        if not is_there(self._new_path()):       # else a replacement goes on, or is completed under the lock
+        if not os.path.lexists(self._new_path()):       # else a replacement goes on, or is completed under the lock
             self._load()
 
     def _load(self) -> None:

@@ -143,7 +143,7 @@ def clear_leftovers(folder: str, baseline: Listing, recorded: Dict[str, Tuple[in
     """Undo what an attempt that did not finish has done to *folder*; return what was done, a text for each file.
 
     New files are removed, and new folders that are empty then: a processor that makes its folders must be able to make
-    them again. Such a folder that may only be read is given the right to write. A changed file is cut back to what the stage
+    them again. A folder of the stage's own that may only be read is written to all the same. A changed file is cut back to what the stage
     record says when its beginning still is that (an appending processor), otherwise removed if it is the stage's own; files of
     *foreign* stages are left alone, and what was there before and is nobody's is only named.
     recorded: {path: (bytes, SHA-256)} of the last success. others: the output folders of other stages, below this one or it
@@ -151,34 +151,36 @@ def clear_leftovers(folder: str, baseline: Listing, recorded: Dict[str, Tuple[in
     """
     done = []
     there = list_folder(folder)
-    made = [path for path in there.folders if ITSELF in baseline and path not in baseline
-            and not any(path.startswith(one) or one.startswith(path) for one in others)]
+    ours = [path for path in there.folders if not any(path.startswith(one) or one.startswith(path) for one in others)]
     for path in leftovers(baseline, recorded, foreign, there):
-        full = os.path.join(folder, path)
-        done += _with_rights(folder, path, made, lambda: _bring_back(full, path, recorded.get(path), prefix_digest))    # noqa: B023
-    for path in reversed(made):
-        if _remove_empty(folder, path, made):
+        done += _with_rights(folder, path, ours, _bring_back, os.path.join(folder, path), path, recorded.get(path), prefix_digest)
+    for path in reversed(ours if ITSELF in baseline else []):
+        if path not in baseline and _remove_empty(folder, path, ours):
             done.append("removed %s" % path)
     return done + ["%s, which was there before and is of no stage, may be half written, and stays" % path
                    for path in changed_since(baseline, there.files) if path in baseline and path not in recorded and path not in foreign]
 
 
-def _with_rights(folder: str, path: str, made: List[str], act: Callable[[], Any]) -> Any:
-    """Do what is done to *path*; where its folder refuses that, and is one of those *made* by the attempt, with more rights on it."""
+def _with_rights(folder: str, path: str, ours: List[str], act: Callable[..., Any], *given: Any) -> Any:
+    """Do act(*given) to *path*; where its folder refuses that, and is one of *ours*, with more rights on it meanwhile."""
     try:
-        return act()
+        return act(*given)
     except PermissionError:
         parent = path.rstrip("/").rpartition("/")[0] + "/"
-        if parent not in made:
+        if parent not in ours:
             raise
-        full = os.path.join(folder, parent)
-        os.chmod(full, os.stat(full).st_mode & 0o7777 | 0o700)
-        return act()
-
-
-def _remove_empty(folder: str, path: str, made: List[str]) -> bool:
+    full = os.path.join(folder, parent)
+    mode = os.stat(full).st_mode & 0o7777
+    os.chmod(full, mode | 0o700)
     try:
-        _with_rights(folder, path, made, lambda: os.rmdir(os.path.join(folder, path)))
+        return act(*given)
+    finally:
+        os.chmod(full, mode)
+
+
+def _remove_empty(folder: str, path: str, ours: List[str]) -> bool:
+    try:
+        _with_rights(folder, path, ours, os.rmdir, os.path.join(folder, path))
     except OSError:
         return False
     return True

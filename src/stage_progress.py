@@ -46,7 +46,7 @@ def progress_of(found: Any) -> Optional[Progress]:
     if total is not None and done is not None:
         done = min(done, total)
     counts = found.get("counts")
-    return Progress(done, total, _number(found, "lineOffset"), found.get("complete") is True or found.get("finished") is True, counts if isinstance(counts, dict) else {})
+    return Progress(done, total, _number(found, "lineOffset"), found.get("complete") is True, counts if isinstance(counts, dict) else {})
 
 
 def _number(found: Json, name: str) -> Optional[int]:

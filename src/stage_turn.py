@@ -114,8 +114,8 @@ class StageTurn:
 
     def _is_unlocked(self) -> bool:
         """Tell whether nobody holds the stage's lock, nor has died with it."""
-        is_there = os.path.isdir(os.path.join(self.run.root, "locks", self.stage.name + ".lock"))
-        return not is_there or bool(self.run.places.new_lock(self.stage).is_free())
+        has_folder = os.path.isdir(os.path.join(self.run.root, "locks", self.stage.name + ".lock"))
+        return not has_folder or bool(self.run.places.new_lock(self.stage).is_free())
 
     def _new_work(self, lock: stage_locks.StageLock, facts: Facts) -> StageWork:
         if self.stage.for_each:

@@ -149,7 +149,7 @@ class StageWork:
     """
 
     def __init__(self, run: Run, stage: StageSpec, lock: StageLock, facts: Facts) -> None:
-        """*run* is the runner's Run: spec, options, root, store, digests, console, clock, signals, guardian, boot."""
+        """*run*: the engine's Run."""
         self.run, self.stage, self.lock, self.facts = run, stage, lock, facts
         self.reasons: List[str] = []
         self.store, self.console = run.store, run.console

@@ -712,3 +712,10 @@ def test_what_was_found_is_found_anew_when_a_part_of_the_scan_has_changed(tmp_pa
     with open(str(here / name), "ab") as file:
         file.write(b"# another rule\n")
     assert scan({file_digests.hash_file(str(tmp_path / "p.sh"))[0]: first}) is not first
+
+
+def test_of_a_compiled_module_no_more_is_read_than_is_looked_at(tmp_path, monkeypatch):
+    (tmp_path / "large.so").write_bytes(b"\x7fELF" + bytes(1 << 20))
+    digests, seen, real = file_digests.Digests(str(tmp_path), "boot", keep=False), [], import_scan.scan_program
+    monkeypatch.setattr(import_scan, "scan_program", lambda source, path: seen.append(len(source)) or real(source, path))
+    assert program_scan.scan_of(digests, "large.so")["warned"] and seen == [program_scan.BINARY_BYTES]

@@ -70,15 +70,31 @@ def test_folders_that_may_only_be_read_are_cleared_if_the_attempt_made_them(root
 
 
 @posix_only
-def test_a_folder_that_was_there_before_is_given_no_rights_to_clear_it(root):
+def test_a_folder_that_was_there_before_has_its_rights_again_when_it_is_cleared(root):
     body = "os.chmod(out + '/mine', 0o755)\nopen(out + '/mine/x', 'w').close()\nos.chmod(out + '/mine', 0o555)\nsys.exit(9)\n"
     root.spec(dict({"name": "s1", "processor": root.processor("p", body), "outputDir": "data/s1"}, **STAGES["stage"]))
     root.path("data/s1/mine").mkdir(parents=True)
     root.path("data/s1/mine").chmod(0o555)
     assert run_without_might(root).returncode == 1
-    done = run_without_might(root)
-    assert done.returncode == 5 and "data/s1/mine/x: Permission denied" in done.stdout, done
-    assert root.path("data/s1/mine").stat().st_mode & 0o777 == 0o555 and root.exists("data/s1/mine/x")
+    done = run_without_might(root, "reset", "s1", "--yes")
+    assert done.returncode == 0 and "removed mine/x" in done.stdout, done
+    assert root.path("data/s1/mine").stat().st_mode & 0o777 == 0o555 and os.listdir(str(root.path("data/s1/mine"))) == []
+
+
+@posix_only
+@pytest.mark.parametrize("how", ["next run", "next attempt", "reset"])
+def test_a_folder_that_may_only_be_read_of_an_earlier_success_is_cleared(root, how):
+    body = ("os.makedirs(out + '/a', exist_ok=True)\nos.chmod(out + '/a', 0o755)\nopen(out + '/a/f', 'w').write(str(os.path.exists('data/bad')))\nos.chmod(out + '/a', 0o555)\n"
+            "if os.path.exists('data/bad') and os.environ['PIPELINE_ATTEMPT'] == '1':\n    sys.exit(9)\n")
+    root.spec(dict({"name": "s1", "processor": root.processor("p", body), "outputDir": "data/s1", "retry": {"attempts": 2 if how == "next attempt" else 1, "baseDelayMs": 0}}, **STAGES["stage"]))
+    assert run_without_might(root).returncode == 0
+    root.write("data/bad", "")
+    done = run_without_might(root, "--force", "s1")
+    assert done.returncode == (0 if how == "next attempt" else 1), done
+    if how == "reset":
+        assert run_without_might(root, "reset", "s1", "--yes").returncode == 0 and not root.exists("data/s1/a/f")
+    root.path("data/bad").unlink()
+    assert run_without_might(root).returncode == 0 and root.exists("data/s1/a/f") and root.path("data/s1/a").stat().st_mode & 0o777 == 0o555
 
 
 def test_an_empty_folder_that_came_after_the_failure_is_somebody_elses(root):

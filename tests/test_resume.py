@@ -496,7 +496,7 @@ def test_a_finished_stage_is_not_resumed_from_its_checkpoint(project):
     checkpointed(project)
     after(project)
     progress = project.json("state/progress_s1.json")
-    assert progress["finished"] is True and progress["lineOffset"] == 6
+    assert progress["complete"] is progress["finished"] is True and progress["lineOffset"] == 6
     project.path("data/s1/.s1.done").unlink()
     assert "[START] s1\n" in project.ok().out and project.read("data/s1/list.txt") == SEVEN
 

@@ -11,10 +11,13 @@ import subprocess
 import sys
 from unittest import mock
 
+import checkpoints
 import primitives
 import pytest
+import spec_loading
+import state_store
 
-from conftest import RUNNER
+from conftest import RUNNER, Project, run_without_might
 from test_crash import Case, appending, break_at, no_warm_one_stays, noting, results, script, sweep  # noqa: F401
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="breaks the runner by signals and compares inodes")
@@ -104,6 +107,45 @@ def test_which_errors_tell_that_nothing_is_there(monkeypatch, number, of_windows
     else:
         with pytest.raises(OSError):
             primitives.is_there("x")
+
+
+def test_the_mark_of_a_stages_end_counts_only_with_its_record(tmp_path):
+    """explain tells what the next run does, and its attempt finds the checkpoint as the processor has left it."""
+    project = Case(noting, tmp_path).fresh("broken", Project)
+    where, done = break_at(project, "kill", 2, [], only=["open state/.stage_one.json.tmp"])
+    progress = project.json("state/progress_one.json")
+    assert done.code == -9 and progress.pop("complete") is progress.pop("finished") is True, (where, done)
+    told = project.ok("explain", "one").out
+    assert "checkpoint: line 2\n" in told and "would resume from line 2: " in told, told
+    spec = spec_loading.load_pipeline(str(project.path("pipeline.json")))
+    checkpoints.take_up(state_store.StateStore(str(project.root)), spec.stages[0])
+    assert project.json("state/progress_one.json") == progress
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="rights")
+def test_where_only_a_note_is_at_stake_what_cannot_be_looked_at_ends_no_run(project):
+    reader = {"name": "n", "processor": project.processor("c", "open(out + '/z', 'w').close()\n"), "inputs": ["data/old/*.txt"]}
+    project.spec({"name": "old", "processor": project.processor("m", "os.mkdir(out + '/a')\nfor name in ('a/f', 'g.txt'):\n    open(out + '/' + name, 'w').close()\n"), "outputDir": "data/old"},
+                 reader)
+    project.ok()
+    project.spec(reader)
+    project.path("data/old/a").chmod(0)
+    try:
+        for words in ([], ["validate"]):
+            done = run_without_might(project, *words)
+            assert done.returncode == 0 and "stage old is not in the pipeline file any more" in done.stdout, done
+    finally:
+        project.path("data/old/a").chmod(0o755)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="rights")
+def test_a_key_that_may_not_be_looked_at_is_the_one_that_is_named(project, tmp_path):
+    project.spec({"processor": "bin/stage_copy.py", "allowNoInputs": True})
+    folder = tmp_path / "keys"
+    folder.mkdir(mode=0)
+    done = run_without_might(project, "--key", str(folder / "key"))
+    folder.chmod(0o755)
+    assert done.returncode == 2 and "%s: cannot read the key file: Permission denied" % (folder / "key") in done.stdout, done
 
 
 # --- what is told
