@@ -50,6 +50,7 @@ rm list.txt.tmp~
 
 # Adds to its output and notes after the second line how far it is, without the kit.
 NOTES = """#!/bin/sh
+[ -e "$PIPELINE_PROGRESS_FILE" ] && cp "$PIPELINE_PROGRESS_FILE" found.json
 number=0
 while read -r line; do
     number=$((number + 1))

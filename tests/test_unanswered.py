@@ -11,11 +11,8 @@ import subprocess
 import sys
 from unittest import mock
 
-import checkpoints
 import primitives
 import pytest
-import spec_loading
-import state_store
 
 from conftest import RUNNER, Project, run_without_might
 from test_crash import Case, appending, break_at, no_warm_one_stays, noting, results, script, sweep  # noqa: F401
@@ -117,9 +114,7 @@ def test_the_mark_of_a_stages_end_counts_only_with_its_record(tmp_path):
     assert done.code == -9 and progress.pop("complete") is progress.pop("finished") is True, (where, done)
     told = project.ok("explain", "one").out
     assert "checkpoint: line 2\n" in told and "would resume from line 2: " in told, told
-    spec = spec_loading.load_pipeline(str(project.path("pipeline.json")))
-    checkpoints.take_up(state_store.StateStore(str(project.root)), spec.stages[0])
-    assert project.json("state/progress_one.json") == progress
+    assert "[RESUME] one from line 2\n" in project.ok("--run-id", "again").out and project.json("found.json") == progress
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="rights")
