@@ -119,7 +119,7 @@ def _told(error: OSError, path: str, temporary: str) -> OSError:
 
 def _create_locked(folder: str, name: str) -> Tuple[int, str]:
     """Open a new file that no other call takes for a dead one's; return its descriptor and path."""
-    for left in reversed(range(TRIES)):
+    for count in range(1, TRIES + 1):
         # Not by the number of the process: containers may have the same.
         path = os.path.join(folder, ".%s.%s.tmp" % (name, os.urandom(RANDOM_BYTES).hex()))
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o666)
@@ -128,11 +128,11 @@ def _create_locked(folder: str, name: str) -> Tuple[int, str]:
         except OSError:
             is_ours = True              # a file system without locks: nobody removes it
         os.lseek(descriptor, 0, os.SEEK_SET)
-        if not left or is_ours and os.path.lexists(path):
-            break
+        if count == TRIES or is_ours and os.path.lexists(path):
+            break                       # locked or not, after so many turns: then it is only not known for a living one's
         os.close(descriptor)            # somebody took it for a dead one's, before the lock
         remove_quietly(path)
-    return descriptor, path             # locked or not, after so many turns: then it is only not known for a living one's
+    return descriptor, path
 
 
 def _remove_dead(folder: str, name: str, own: str) -> None:
