@@ -33,8 +33,8 @@ sys.path[:0] = [os.path.join(ROOT, "src"), os.path.join(ROOT, "bench")]
 from bench_throughput import make_text  # noqa: E402
 
 import chunk_files  # noqa: E402
+import durable_files  # noqa: E402
 import file_digests  # noqa: E402
-import state_store  # noqa: E402
 from environment import usable_cpus  # noqa: E402
 
 PROGRAMS = {"awk": ["awk", "{print toupper($0)}"], "mawk": ["mawk", "{print toupper($0)}"], "gawk": ["gawk", "{print toupper($0)}"], "tr": ["tr", "a-z", "A-Z"]}
@@ -52,7 +52,7 @@ def drive(program: list, source: str, folder: str, jobs: int, block_bytes: int, 
         hashing.join()
     marks.append(time.perf_counter())
     found = chunk_files.cut(source, block_bytes)
-    joiner = chunk_files.Joiner(folder, "bench", "token", len(found.chunks), state_store)
+    joiner = chunk_files.Joiner(folder, "bench", "token", len(found.chunks))
     _run_all(program, source, folder, found, jobs, joiner, sync_chunks, name)
     marks.append(time.perf_counter())
     hashing.join()
@@ -99,7 +99,7 @@ def _run_all(program: list, source: str, folder: str, found: chunk_files.Cut, jo
                 del running[number]
                 path = os.path.join(folder, "chunk%d" % number)
                 if sync:
-                    state_store._sync_path(path)
+                    durable_files._sync_path(path)
                 joiner.add(number, {name: path})
     signal.set_wakeup_fd(-1)
     os.close(wake)

@@ -9,8 +9,10 @@ hidden.
 from __future__ import annotations
 
 import arrivals
+import durable_files
 import reasons
-import state_store
+import stage_markers
+import stage_records
 import task_look
 from ledger_format import stage_key
 from model import UsageError
@@ -48,9 +50,9 @@ def accept(ledger: RunLedger, stage: StageSpec, spec: PipelineSpec, facts: Facts
         keys = dict(zip(facts.tasks.paths, facts.tasks.keys))
         log = facts.tasks.log
         log.entries = {name: one._replace(key=keys.get(name, one.key)) for name, one in log.entries.items()}
-        log.compact(lambda path, data: state_store.write_atomic(path, data, store.commit))
-    marker = state_store.marker_bytes(stage.name, key, record.get("lastRunId"), clock.time())
-    state_store.write_atomic(state_store.marker_path(spec.root, stage.output_dir, stage.name), marker, store.commit)
+        log.compact(lambda path, data: durable_files.write_atomic(path, data, store.commit))
+    marker = stage_markers.marker_bytes(stage.name, key, record.get("lastRunId"), clock.time())
+    durable_files.write_atomic(stage_markers.marker_path(spec.root, stage.output_dir, stage.name), marker, store.commit)
     # A marker of today's key can be accepted again, one of the old key beside today's record could not.
     store.commit.flush()
     store.write("stage_%s.json" % stage.name, {**record, "idempotencyKey": key, "keyParts": facts.material.parts})
@@ -69,7 +71,7 @@ def _problem(facts: Facts) -> str:
         return "some of its tasks failed, and were allowed to; run it"
     if facts.marker_key is None or facts.marker_key not in (record["idempotencyKey"], facts.material.key):
         return "its marker is missing or of another key; run it"
-    if facts.tasks is None and state_store.outputs_are_logged(record):
+    if facts.tasks is None and stage_records.outputs_are_logged(record):
         return "it had forEach when its outputs were made, and they are recorded of its tasks only; run it"
     if facts.output_problems:
         return "%s; run it" % "; ".join(facts.output_problems)

@@ -8,6 +8,7 @@ import json
 import os
 import posixpath
 
+import durable_files
 import spec_checks
 import stage_outputs
 import state_store
@@ -103,7 +104,7 @@ def finish(store: StateStore, stage: StageSpec, key: str) -> None:
     progress = progress_of(store, stage)
     if progress and progress.get("complete") is not True:
         progress.update(complete=True, finished=True, key=key)      # complete for earlier versions, too
-        state_store.write_atomic(progress_path(store, stage.name), state_store.record_json(progress), store.commit)
+        durable_files.write_atomic(progress_path(store, stage.name), state_store.record_json(progress), store.commit)
 
 
 def take_up(store: StateStore, stage: StageSpec) -> None:
@@ -112,7 +113,7 @@ def take_up(store: StateStore, stage: StageSpec) -> None:
     progress = progress_of(store, stage)
     if progress.pop("finished", None) is True:
         del progress["complete"]
-        state_store.write_atomic(progress_path(store, stage.name), state_store.record_json(progress), store.commit)
+        durable_files.write_atomic(progress_path(store, stage.name), state_store.record_json(progress), store.commit)
 
 
 def set_aside(store: StateStore, stage: StageSpec) -> None:

@@ -19,6 +19,7 @@ import sys
 import time
 from collections import namedtuple
 
+import durable_files
 from environment import usable_cpus
 from model import sha256
 from primitives import go_on, open_descriptor, remove_quietly, replace
@@ -352,14 +353,13 @@ class Joiner:
     headers: what each chunk was given as header (headers()), or () for none. Of each name one header stays: the first whole
     one, without any the longest; the others lose as many lines as they were given. NAME.rejects.jsonl has no header,
     unless it is one of with_header: of outputs that are called so because their input is.
-    store: the module state_store, for what is durable.
     """
 
-    def __init__(self, folder: str, stage: str, token: str, total: int, store: Any, headers: Sequence[Header] = (),
+    def __init__(self, folder: str, stage: str, token: str, total: int, headers: Sequence[Header] = (),
                  with_header: Container[str] = ()) -> None:
         import queue
         import threading
-        self.folder, self.stage, self.token, self.total, self.store = folder, stage, token, total, store
+        self.folder, self.stage, self.token, self.total = folder, stage, token, total
         self.headers, self.with_header = headers, with_header
         self.joined: Dict[str, List[Any]] = {}          # name -> [SHA-256 object, bytes]
         self.kept: Set[str] = set()                     # names that have their header
@@ -408,7 +408,7 @@ class Joiner:
                 raise OSError(error.errno, error.strerror, target) from error
         self.is_published = True
         for folder in {os.path.dirname(os.path.join(self.folder, name)) for name in self.joined}:
-            self.store.sync_folder(folder)
+            durable_files.sync_folder(folder)
 
     def stop(self) -> None:
         """Give up: end the thread and remove the parts."""
@@ -487,14 +487,14 @@ class Joiner:
                 joined[0].update(view[:count])
                 joined[1] += count
                 name = part
-                self.store.write_all(target, view[:count])
+                durable_files.write_all(target, view[:count])
         except OSError as error:
             raise OSError(error.errno, error.strerror, name) from error
 
     def _sync(self, part: str) -> None:
         descriptor = open_descriptor(part, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
         try:
-            self.store.sync_file(descriptor)
+            durable_files.sync_file(descriptor)
         except OSError as error:
             raise OSError(error.errno, error.strerror, part) from error
         finally:

@@ -16,6 +16,7 @@ import stat
 
 import attempts
 import chunk_files
+import durable_files
 import file_digests
 import program_scan
 import stage_outputs
@@ -49,7 +50,7 @@ def tidy(root: str, stage: StageSpec, store: state_store.StateStore) -> None:
     # First: as long as the folder is there, the next run comes here again.
     remove_quietly(store.path(task_log.log_name(stage.name)))
     try:
-        state_store.remove_tree(task_work.staging_root(os.path.join(root, stage.output_dir), stage.name))
+        durable_files.remove_tree(task_work.staging_root(os.path.join(root, stage.output_dir), stage.name))
     except OSError:
         pass                            # the next run tries again
 
@@ -95,7 +96,7 @@ class ChunkTasksWork(task_work.TasksWork):
             todo, done = self._open_tasks(tasks)
             self.console.event("START", self.stage.name, " (%d chunk%s: %d to do, %d done)" % (
                 self.total, "" if self.total == 1 else "s", len(todo), self.up_to_date))
-            self.joiner = chunk_files.Joiner(self.folder, self.stage.name, self.lock.token, self.total, state_store,
+            self.joiner = chunk_files.Joiner(self.folder, self.stage.name, self.lock.token, self.total,
                                              chunk_files.headers(cuts, self.chunks.header_lines) if self.chunks.header_lines else (),
                                              {self._filter_output(path) if self.chunks.is_filter else os.path.basename(path)
                                               for path in self.facts.material.inputs})
@@ -325,7 +326,7 @@ class ChunkTasksWork(task_work.TasksWork):
         for path in sorted(names.intersection(one["path"] for one in self.earlier.outputs)):
             is_another = self.others.place_of(path) or self._input_problem(path) or stage_outputs.is_folder(os.path.join(self.folder, path))
             if not is_another and not stage_outputs.is_among(self.folder, path, list(joined)):
-                state_store.remove_durably(os.path.join(self.folder, path), self.store.commit)
+                durable_files.remove_durably(os.path.join(self.folder, path), self.store.commit)
         if self.store.commit.removed:
             self.run.durability.flush()            # before a record says that they are none of its outputs
 

@@ -8,6 +8,7 @@ import command_line
 import planning
 import spec_checks
 import stage_locks
+import stage_records
 import state_store
 import stop_requests
 from console import Console, describe_os_error, silence_closed_streams
@@ -213,7 +214,7 @@ def _accept(spec: PipelineSpec, options: Options, console: Console, clock: Clock
     check_offline(spec, digests, console)
     store.prepare()
     lock = stage_locks.StageLock(spec.root, name, "accept", boot, clock, process_tree)
-    lock.acquire(stage.lock_wait_s, state_store.dead_token(store.stage(name)))
+    lock.acquire(stage.lock_wait_s, stage_records.dead_token(store.stage(name)))
     try:
         decision, facts = planning.look_at(spec, stage, digests, store, boot, False, lambda device: int(clock.time() * 1e9))
         ledger.prepare()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 
-import state_store
+import durable_files
+import stage_markers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,10 +78,10 @@ class Durability:
         """Say that a stage is finished, or, after a failed sync, that it is not to be believed."""
         run = self.run
         if self.is_unsound:
-            state_store.mark_lost(run.root, stage.output_dir, stage.name, True)
+            stage_markers.mark_lost(run.root, stage.output_dir, stage.name, True)
             return
-        path = state_store.marker_path(run.root, stage.output_dir, stage.name)
-        state_store.write_atomic(path, state_store.marker_bytes(stage.name, key, run.options.run_id, run.clock.time()), durable=False)
+        path = stage_markers.marker_path(run.root, stage.output_dir, stage.name)
+        durable_files.write_atomic(path, stage_markers.marker_bytes(stage.name, key, run.options.run_id, run.clock.time()), durable=False)
         self.commit.add_file(path)      # synced with the group: one that a power cut took counts as none
 
     def _lose_faith(self, held: Container[str]) -> None:
@@ -89,7 +90,7 @@ class Durability:
         self.is_unsound = True
         for stage, result in zip(run.selected, run.result_at):
             if stage.name in run.works or result is not None and (result.status == "ok" or self._is_among(held, stage, result)):
-                state_store.mark_lost(run.root, stage.output_dir, stage.name, bool(stage.for_each))
+                stage_markers.mark_lost(run.root, stage.output_dir, stage.name, bool(stage.for_each))
 
     def _is_among(self, paths: Container[str], stage: StageSpec, result: StageResult) -> bool:
         """Tell whether an output of a stage that was skipped is among *paths*: whoever made it has not lived to sync it."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 
 import checkpoints
+import durable_files
 import file_digests
 import recorded_outputs
 import spec_checks
+import stage_markers
 import stage_outputs
-import state_store
+import stage_records
 from console import describe_os_error
 from model import shown_names
 from primitives import is_link, is_there
@@ -36,7 +38,7 @@ class EarlierOutputs:
 
     def __init__(self, run: Run, stage: StageSpec, folder: str, record: Optional[Json], others: ForeignOutputs) -> None:
         self.run, self.stage, self.folder, self.record, self.others = run, stage, folder, record, others
-        self.moved_from = state_store.made_elsewhere(record, stage.output_dir)
+        self.moved_from = stage_records.made_elsewhere(record, stage.output_dir)
         self.outputs = self._vouched(record) if record is not None and not self.moved_from else []
         self.has_cleared = False
 
@@ -85,7 +87,7 @@ class EarlierOutputs:
 
     def lost_path(self) -> str:
         """Return the path of the file that says that a sync failed after the success, so that it is not believed."""
-        return state_store.lost_path(self.run.root, self.stage.output_dir, self.stage.name)
+        return stage_markers.lost_path(self.run.root, self.stage.output_dir, self.stage.name)
 
     def is_as_recorded(self, output: Json) -> bool:
         """Tell whether an output is there, with the size and the content recorded."""
@@ -160,7 +162,7 @@ class EarlierOutputs:
             return
         self.has_cleared = True
         try:
-            state_store.remove_tree(full)
+            durable_files.remove_tree(full)
         except OSError as error:
             self._note("%s is of no use any more, and cannot be removed; remove it: %s" % (path, describe_os_error(error)))
         else:

@@ -15,11 +15,11 @@ import shutil
 import stat
 
 import control_totals
+import durable_files
 import file_digests
 import foreign_outputs
 import stage_outputs
 import stage_work
-import state_store
 import task_files
 import task_log
 import task_look
@@ -68,7 +68,7 @@ def _empty(folder: str) -> None:
     with os.scandir(folder) as entries:
         for entry in entries:
             is_folder = entry.is_dir(follow_symlinks=False) and not is_junction(entry)
-            state_store.remove_tree(entry.path) if is_folder else unlink(entry.path)
+            durable_files.remove_tree(entry.path) if is_folder else unlink(entry.path)
 
 
 def _is_of_files(record: Json) -> bool:
@@ -107,8 +107,8 @@ class FileTasksWork(TasksWork):
 
     def _begin(self, facts: task_look.Tasks, places: List[int]) -> None:
         """Marker away, "running" recorded, what dead tasks left cleared; in this order."""
-        state_store.make_folder(self.folder, self.store.commit)
-        state_store.remove_durably(self.marker, self.store.commit)
+        durable_files.make_folder(self.folder, self.store.commit)
+        durable_files.remove_durably(self.marker, self.store.commit)
         self.task_log = facts.log if facts.log is not None else task_look.load_log_of_files(self.store, self.stage.name, self.facts.record)
         self.keys = facts.keys or [task_look.task_key(facts.common, path, digest) for path, digest in zip(facts.paths, facts.digests)]
         self.total, self.up_to_date, self.vanished = len(facts.paths), len(facts.paths) - len(places), len(facts.gone)
@@ -242,7 +242,7 @@ class FileTasksWork(TasksWork):
             self.task_log.entries = {name: entry._replace(key="") for name, entry in self.task_log.entries.items()}
             self.task_log.compact(self._write_log)
             self.run.durability.flush()
-            state_store.remove_durably(lost, self.store.commit)
+            durable_files.remove_durably(lost, self.store.commit)
 
     def _clear_staging(self, facts: task_look.Tasks) -> None:
         """Remove the private folders that no task of now can go on in."""
@@ -399,7 +399,7 @@ class FileTasksWork(TasksWork):
         source, target = os.path.join(folder, name), os.path.join(self.folder, name)
         parent = os.path.dirname(target)
         if parent not in self.run.made_folders:
-            state_store.make_folder(parent, self.store.commit)
+            durable_files.make_folder(parent, self.store.commit)
             self.run.made_folders.add(parent)
         replace(source, target)
         self.store.commit.add_file(target)
@@ -411,7 +411,7 @@ class FileTasksWork(TasksWork):
         return [*self.facts.tasks.paths, *super()._all_inputs()]
 
     def _remove_output(self, path: str) -> None:
-        state_store.remove_durably(os.path.join(self.folder, path), self.store.commit)
+        durable_files.remove_durably(os.path.join(self.folder, path), self.store.commit)
 
     # --- the end
 

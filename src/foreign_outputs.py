@@ -9,7 +9,7 @@ import os
 import file_digests
 import recorded_outputs
 import stage_outputs
-import state_store
+import stage_records
 from primitives import as_here, composed, folded, is_there
 
 TYPE_CHECKING = False
@@ -49,7 +49,7 @@ class ForeignOutputs:
         ours, store = self.stage.output_dir + "/", self.run.store
         for other in self.run.places.neighbours(self.stage):
             record = store.stage(other.name)
-            theirs = (state_store.made_elsewhere(record, other.output_dir) or other.output_dir) + "/"
+            theirs = (stage_records.made_elsewhere(record, other.output_dir) or other.output_dir) + "/"
             found = [theirs + path for path in recorded_outputs.believed_paths(store, record)]
             if other.name in self.beside:
                 declared = file_digests.Patterns(other.outputs or ())

@@ -13,10 +13,13 @@ import contextlib
 import os
 from collections import namedtuple
 
+import durable_files
 import process_tree
 import recorded_outputs
 import run_ledger
 import stage_locks
+import stage_markers
+import stage_records
 import state_store
 import task_files
 import task_log
@@ -210,8 +213,8 @@ def _check_nobody_is_at_work(spec: PipelineSpec, clock: Clock) -> None:
 
 
 def _dead_token(store: StateStore, name: str) -> str:
-    """As state_store.dead_token(); "" for a record that is damaged."""
-    return state_store.dead_token(_sound_record(store, name))
+    """As stage_records.dead_token(); "" for a record that is damaged."""
+    return stage_records.dead_token(_sound_record(store, name))
 
 
 # --- clean -----------------------------------------------------------------------------------------------------------
@@ -245,7 +248,7 @@ def look(spec: PipelineSpec, stage: StageSpec, store: StateStore) -> Cleaning:
 
 def _worked_in(stage: StageSpec, record: Optional[Json]) -> str:
     """Return the output folder that the record of a stage tells of; the spec may have given it another since."""
-    return state_store.made_elsewhere(record, stage.output_dir) or stage.output_dir
+    return stage_records.made_elsewhere(record, stage.output_dir) or stage.output_dir
 
 
 def _stranger(spec: PipelineSpec, record: Optional[Json]) -> str:
@@ -255,7 +258,7 @@ def _stranger(spec: PipelineSpec, record: Optional[Json]) -> str:
 
 def _recorded(stage: StageSpec, store: StateStore, record: Optional[Json]) -> List[Json]:
     """Return the outputs that are recorded: in the stage record, of very many tasks in their log."""
-    if record is None or not state_store.outputs_are_logged(record):
+    if record is None or not stage_records.outputs_are_logged(record):
         return list(record["outputs"]) if record is not None else []
     import task_look
     return task_look.logged_outputs(store, stage.name)
@@ -292,7 +295,7 @@ def _change(digests: Digests, path: str, output: Json) -> str:
 
 def _leftovers(spec: PipelineSpec, record: Optional[Json]) -> List[str]:
     """Return what an attempt has left that did not finish, paths below the root; nothing behind links."""
-    folder = state_store.made_elsewhere(record, "")
+    folder = stage_records.made_elsewhere(record, "")
     if record is None or link_on_the_way(spec.root, folder + "/x"):
         return []
     return recorded_outputs.leftovers(spec.root, record, recorded_outputs.declared_beside(spec, record))
@@ -319,7 +322,7 @@ def _clear_left(spec: PipelineSpec, record: Json, console: Console) -> None:
 
 def _alone_where(left: List[str], spec: PipelineSpec, record: Optional[Json]) -> Any:
     """Hold the folder in which something is *left*."""
-    return recorded_outputs.alone_in(spec.root, state_store.made_elsewhere(record, "")) if left else contextlib.nullcontext()
+    return recorded_outputs.alone_in(spec.root, stage_records.made_elsewhere(record, "")) if left else contextlib.nullcontext()
 
 
 def _show(found: Cleaning, word: str, console: Console) -> None:
@@ -343,7 +346,7 @@ def _clean(spec: PipelineSpec, stage: StageSpec, store: StateStore, ledger: RunL
     """Remove the outputs of one stage; tell whether there was anything to do. The caller holds its lock."""
     found = look(spec, stage, store)
     folders = _folders(spec, stage, None if _stranger(spec, found.record) else found.record)
-    markers = [state_store.marker_path(spec.root, folder, stage.name) for folder in folders]
+    markers = [stage_markers.marker_path(spec.root, folder, stage.name) for folder in folders]
     markers = [path for path in markers if is_there(path)]
     if found.record is None or not (found.remove or markers or found.left or found.private):
         if found.record is not None and found.record.get("cleaned"):
@@ -363,11 +366,11 @@ def _do_clean(spec: PipelineSpec, found: Cleaning, markers: List[str], store: St
     store.write("stage_%s.json" % stage.name, dict(found.record, cleaned=dict(run_ledger.who(), at=at)))
     store.commit.flush()
     for marker in markers:
-        state_store.remove_durably(marker, store.commit)
+        durable_files.remove_durably(marker, store.commit)
     if found.left:
         _clear_left(spec, found.record, console)
     for path, _ in found.remove:
-        state_store.remove_durably(os.path.join(spec.root, path), store.commit)
+        durable_files.remove_durably(os.path.join(spec.root, path), store.commit)
     for path in found.private:
         _remove(os.path.join(spec.root, path), store)
     _remove_empty_folders(spec.root, stage, found.record, store)
@@ -385,7 +388,7 @@ def _remove_empty_folders(root: str, stage: StageSpec, record: Optional[Json], s
     for folder in sorted(folders, key=lambda one: -one.count("/")):
         if link_on_the_way(root, "%s/%s/x" % (output_dir, folder)):
             continue
-        state_store.remove_empty_folder(os.path.join(root, output_dir, folder), store.commit)
+        durable_files.remove_empty_folder(os.path.join(root, output_dir, folder), store.commit)
 
 
 # --- reset -----------------------------------------------------------------------------------------------------------
@@ -450,7 +453,7 @@ def _forget(spec: PipelineSpec, names: Sequence[str], store: StateStore, console
 def _remove(full: str, store: StateStore) -> None:
     """Remove a file, or a folder with all that is in it: the checkpoints and the private folders of tasks."""
     if is_folder(full):
-        state_store.remove_tree(full)
+        durable_files.remove_tree(full)
         store.commit.folders[os.path.dirname(full)] = None
     else:
-        state_store.remove_durably(full, store.commit)
+        durable_files.remove_durably(full, store.commit)

@@ -14,6 +14,7 @@ import zlib
 from array import array
 from itertools import accumulate
 
+import durable_files
 import file_digests
 import file_systems
 import known_stages
@@ -21,7 +22,6 @@ import path_signs
 import program_scan
 import quick_index
 import quick_run
-import state_store
 from console import printable
 from primitives import compact, is_link, pretty
 
@@ -129,7 +129,7 @@ def _save(run: Run, record: Json, entry_of: EntryOf, metrics_entry_of: EntryOf) 
         return
     try:
         path = quick_index.index_path(run.root, run.spec.path)
-        state_store.write_atomic(path, quick_index.to_bytes(index), durable=False)
+        durable_files.write_atomic(path, quick_index.to_bytes(index), durable=False)
     finally:
         lock.release()
 
@@ -308,7 +308,7 @@ def _save_spec(run: Run) -> List[int]:
     needs = {name: before for name, before in (run.order.needs or {}).items() if before} if run.spec.order == "graph" else None
     try:
         data = marshal.dumps((known_stages.spec_to_plain(run.spec), needs))
-        state_store.write_atomic(known_stages.spec_path(run.root, run.spec.path), data, durable=False)
+        durable_files.write_atomic(known_stages.spec_path(run.root, run.spec.path), data, durable=False)
         return [len(data), zlib.crc32(data)]
     except (OSError, ValueError):
         return []

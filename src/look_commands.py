@@ -16,8 +16,10 @@ import run_history
 import stage_explanation
 import stage_locks
 import stage_logs
+import stage_markers
 import stage_order
 import stage_progress
+import stage_records
 import state_store
 from console import printable
 from model import EXIT_OK, Decision, UsageError
@@ -383,8 +385,8 @@ def explain_stage(spec: PipelineSpec, stage: StageSpec, look: Look, clock: Clock
 
 
 def _marker_json(spec: PipelineSpec, stage: StageSpec, record: Optional[Json]) -> Json:
-    path = state_store.marker_path(spec.root, stage.output_dir, stage.name)
-    key = state_store.read_marker(path)
+    path = stage_markers.marker_path(spec.root, stage.output_dir, stage.name)
+    key = stage_markers.read_marker(path)
     if key is None:
         state = "missing"
     elif record is not None and key == record["idempotencyKey"]:
@@ -397,7 +399,7 @@ def _marker_json(spec: PipelineSpec, stage: StageSpec, record: Optional[Json]) -
 def _recorded_outputs(root: str, record: Json) -> List[Tuple[str, int, str]]:
     """Return (path, bytes, SHA-256) of the recorded outputs; of a stage with many tasks from its task log, none if that cannot be
     read."""
-    if state_store.outputs_are_logged(record):
+    if stage_records.outputs_are_logged(record):
         import task_log
         try:
             return sorted(task_log.find_outputs(os.path.join(root, "state"), record["stage"]) or [])

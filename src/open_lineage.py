@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 
-import state_store
+import durable_files
 from model import sha256
 
 TYPE_CHECKING = False
@@ -60,7 +60,7 @@ def append(path: str, found: List[Json]) -> None:
             if os.read(descriptor, 1) != b"\n":
                 data = b"\n" + data
         try:
-            state_store.write_all(descriptor, data)
+            durable_files.write_all(descriptor, data)
         except OSError:
             if os.fstat(descriptor).st_size < size + len(data):
                 os.ftruncate(descriptor, size)

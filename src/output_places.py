@@ -11,9 +11,9 @@ import sys
 
 import file_digests
 import stage_locks
+from durable_files import sync_file, sync_folder
 from model import UsageError
 from primitives import as_here, close_quietly, remove_quietly, replace
-from state_store import sync_file, sync_folder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

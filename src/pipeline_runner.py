@@ -19,13 +19,14 @@ may also import what is named before it.
 
     leaves
         spec      spec_checks  spec_source  starter_texts
-        disk      file_systems  path_signs  state_store  stage_locks  stage_outputs  task_log  task_files  ledger_format  control_totals  arrivals
+        disk      file_systems  path_signs  durable_files  stage_locks  stage_outputs  stage_records  task_log  task_files  ledger_format
+                  control_totals  arrivals
         process   process_tree  process_start  process_limits  attempt_output  run_signals  environment  stale_bytecode  stop_times
                   stop_requests (Ctrl-C and the like, where no attempt is under way)  forked_task (what makes a forked process like a fresh one)
         network   scan_shell  hook_log  node_report
         shown     log_events  text_table  stage_progress  svg_shapes
     on them
-        files     file_digests  chunk_files
+        files     state_store (the records under state/)  stage_markers  file_digests  chunk_files
         network   scan_windows  import_scan
         process   attempts (processors at work)  launch_lease (may a launched task run, and does it)  node_exec (such a task on its machine)
                   offline_guard  launch_helper (starts launchers)

@@ -9,9 +9,9 @@ import os
 
 import checkpoints
 import control_totals
+import durable_files
 import recorded_outputs
 import stage_outputs
-import state_store
 from primitives import remove_quietly
 from stage_work import StageWork, Trial
 
@@ -67,7 +67,7 @@ class PlainWork(StageWork):
     def _write_inputs(self, trial: Trial, slot: int) -> str:
         path: str = self.store.path("inputs_%s.json" % self.stage.name)
         # Its reader is not there yet.
-        state_store.write_new(path, json.dumps(trial.inputs, ensure_ascii=False).encode("utf-8"), durable=False)
+        durable_files.write_new(path, json.dumps(trial.inputs, ensure_ascii=False).encode("utf-8"), durable=False)
         return path
 
     def _note_attempt(self, trial: Trial, result: AttemptResult) -> AttemptResult:

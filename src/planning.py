@@ -10,6 +10,8 @@ import os
 import command_line
 import spec_checks
 import stage_locks
+import stage_markers
+import stage_records
 import state_store
 from file_digests import Digests, resolve
 from model import ALL_OF_LOG, EXIT_OK, Clock, Decision, Facts, Material, Options, PipelineSpec, StageSpec, UsageError
@@ -45,9 +47,9 @@ def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: State
     record = store.stage(stage.name)
     if material.missing:
         return Facts(material, record, None, [], None, False)
-    marker = state_store.read_marker(state_store.marker_path(spec.root, stage.output_dir, stage.name))
+    marker = stage_markers.read_marker(stage_markers.marker_path(spec.root, stage.output_dir, stage.name))
     problems = output_problems(digests, stage, record) if record is not None and record["lastStatus"] == "ok" else []
-    if marker is None and is_there(state_store.lost_path(spec.root, stage.output_dir, stage.name)):
+    if marker is None and is_there(stage_markers.lost_path(spec.root, stage.output_dir, stage.name)):
         problems.append("the outputs could not be brought to the disk")
     facts = Facts(material, record, marker, problems, None, False)
     if not reasons_to_run(stage, facts):
@@ -84,7 +86,7 @@ def with_all_outputs(makers: Sequence[Tuple[str, str, Json]], store: StateStore)
     """Return makers whose records list all outputs: of very many only the task log tells. Raises: StateError, OSError."""
     found, looking = [], state_store.StateStore(store.root, writable=False)     # under the locks of these stages others may write
     for name, folder, record in makers:
-        if state_store.outputs_are_logged(record) or record.get("refused") == ALL_OF_LOG:
+        if stage_records.outputs_are_logged(record) or record.get("refused") == ALL_OF_LOG:
             import task_look
             record = dict(record, outputs=task_look.logged_outputs(looking, name))
         found.append((name, folder, record))
@@ -215,9 +217,9 @@ def reasons_to_run(stage: StageSpec, facts: Facts) -> List[str]:
         more = len(changes) - SHOWN_CHANGES
         return changes[:SHOWN_CHANGES] + (["and %d more changes" % more] if more > 0 else [])
     if record["lastStatus"] != "ok":
-        return [state_store.last_run_text(record)]
+        return [stage_records.last_run_text(record)]
     if record.get("cleaned"):
-        return [state_store.CLEANED]
+        return [stage_records.CLEANED]
     if not stage.idempotent:
         return ["idempotency is disabled"]
     found = list(facts.output_problems)
@@ -291,7 +293,7 @@ def _unfinished(root: str, stage: StageSpec) -> str:
     if record is None:
         return "has not been run"
     if record["lastStatus"] == "ok":
-        return "" if state_store.read_marker(state_store.marker_path(root, stage.output_dir, stage.name)) else "has no marker any more"
+        return "" if stage_markers.read_marker(stage_markers.marker_path(root, stage.output_dir, stage.name)) else "has no marker any more"
     return {"running": "was not finished", "interrupted": "was interrupted"}.get(str(record["lastStatus"]), "failed")
 
 

@@ -10,7 +10,7 @@ Source: Prometheus, exposition formats, text format 0.0.4; metric and label nami
 """
 from __future__ import annotations
 
-import state_store
+import durable_files
 from primitives import open_file
 
 TYPE_CHECKING = False
@@ -58,7 +58,7 @@ def emit(store: Any, record: Json, metrics: Json, spec: Any, console: Any) -> No
     try:
         stages = None if spec is None else {stage.name for stage in spec.stages}
         data = text(record, metrics, _read(store.path(NAME)), stages).encode("utf-8", "backslashreplace")
-        state_store.write_atomic(store.path(NAME), data, durable=False)
+        durable_files.write_atomic(store.path(NAME), data, durable=False)
     except Exception as error:      # a report about the run must not change its outcome
         console.line("[NOTE] state/%s was not written: %s" % (NAME, getattr(error, "strerror", None) or error))
 
@@ -113,7 +113,7 @@ def _rewrite(store: Any, content: Callable[[bytes], List[Piece]]) -> bool:
         with open_file(store.path(NAME)) as file:
             pieces = content(file.read())
         if pieces:
-            state_store.write_atomic(store.path(NAME), pieces, durable=False)
+            durable_files.write_atomic(store.path(NAME), pieces, durable=False)
         return bool(pieces)
     except Exception:
         return False

@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 
+import durable_files
 import file_digests
 import stage_locks
 import stage_outputs
+import stage_records
 import state_store
 from primitives import is_link
 
@@ -29,7 +31,7 @@ def recorded_paths(store: StateStore, record: Optional[Json]) -> List[str]:
     """Return the outputs of a stage as its record has them, or, where that leaves them to it, its task log."""
     if record is None:
         return []
-    if not state_store.outputs_are_logged(record):
+    if not stage_records.outputs_are_logged(record):
         return [output["path"] for output in record["outputs"]]
     import task_log
     return [path for path, _, _ in task_log.find_outputs(store.folder, record["stage"]) or []]
@@ -38,7 +40,7 @@ def recorded_paths(store: StateStore, record: Optional[Json]) -> List[str]:
 def believed_paths(store: StateStore, record: Optional[Json]) -> List[str]:
     """As recorded_paths(), but nothing of a damaged task log: it vouches for nothing, and its own stage sets it aside when its
     turn comes."""
-    if record is None or not state_store.outputs_are_logged(record):
+    if record is None or not stage_records.outputs_are_logged(record):
         return recorded_paths(store, record)
     import task_log
     try:
@@ -75,7 +77,7 @@ def _made_by_others(root: str, besides: Set[str]) -> Iterator[Tuple[str, List[st
             paths = recorded_paths(store, record)
         except (state_store.StateError, task_log.Damaged, OSError, ValueError):
             continue                # damaged: it vouches for nothing
-        yield state_store.made_elsewhere(record, ""), paths
+        yield stage_records.made_elsewhere(record, ""), paths
 
 
 # --- of an attempt that did not finish -------------------------------------------------------------------------------
@@ -100,7 +102,7 @@ def declared_beside(spec: PipelineSpec, record: Json) -> Set[str]:
     A run that was killed may have had them at work at once, and no record knows: what they have made for a checkpoint is theirs.
     """
     stage = next((one for one in spec.stages if one.name == record["stage"]), None)
-    if spec.order != "graph" or stage is None or stage.outputs is None or state_store.made_elsewhere(record, stage.output_dir):
+    if spec.order != "graph" or stage is None or stage.outputs is None or stage_records.made_elsewhere(record, stage.output_dir):
         return set()
     ours, found = stage.output_dir + "/", set()
     folders = [(one.output_dir + "/", one.outputs) for one in spec.stages if one.outputs and one.name != stage.name]
@@ -119,7 +121,7 @@ def leftovers(root: str, record: Optional[Json], spared: AbstractSet[str] = froz
 
     spared: paths below the output folder that are left alone.
     """
-    output_dir = state_store.made_elsewhere(record, "")
+    output_dir = stage_records.made_elsewhere(record, "")
     folder = os.path.join(root, output_dir)
     baseline = unfinished_baseline(record, folder) if output_dir else None
     if baseline is None or record is None:
@@ -134,7 +136,7 @@ def clear_leftovers(spec: PipelineSpec, record: Json) -> List[str]:
 
     The caller holds the stage, and is alone_in() its folder. Raises: OSError.
     """
-    output_dir = state_store.made_elsewhere(record, "")
+    output_dir = stage_records.made_elsewhere(record, "")
     folder = os.path.join(spec.root, output_dir)
     baseline = unfinished_baseline(record, folder)
     if baseline is None:
@@ -176,4 +178,4 @@ def sync_below(folder: str) -> None:
     """What was cleared must not come back with a power cut, beside a record of success: btrfs brings a removal to the disk with
     its folder only."""
     for one, _, _ in os.walk(folder):
-        state_store.sync_folder(one)
+        durable_files.sync_folder(one)

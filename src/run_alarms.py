@@ -10,6 +10,7 @@ import os
 from collections import namedtuple
 
 import attempts
+import durable_files
 import environment
 import process_tree
 import processor_call
@@ -54,7 +55,7 @@ def _run_command(run: Run, command: Command, code: int) -> str:
     """Return why the command failed, or ""."""
     record = run.records.final or run.records.of_state(run.state_of(code))
     folder = run.log_folder()
-    state_store.make_folder(folder, run.store.commit)
+    durable_files.make_folder(folder, run.store.commit)
     log_path = os.path.join(folder, command.name + ".log")
     token = stage_locks.new_token()
     network = run.guards.network.attempt(command.name, os.path.join(folder, command.name + ".network"), run.console)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 
+import durable_files
 import state_store
 from ledger_format import ENTRY_SCHEMA, canonical_json, entry_hash, entry_line, head_text, is_unwritten, run_hash
 from primitives import (
@@ -233,7 +234,7 @@ class Held:
             _refuse_unsealed(last)
         if event != "end":              # there it is done with all that the entry vouches for
             # The name of the last run's record: only where its entry is the last one can it be given again.
-            state_store.sync_folder(self.store.folder)
+            durable_files.sync_folder(self.store.folder)
         line = entry_line(entry)
         self._append_line(line)
         self.last, self.size, self.torn = entry, self.size + len(line), 0
@@ -249,8 +250,8 @@ class Held:
                 if self.torn:
                     os.ftruncate(descriptor, self.size)
                 try:
-                    state_store.write_all(descriptor, line)
-                    state_store.sync_file(descriptor)
+                    durable_files.write_all(descriptor, line)
+                    durable_files.sync_file(descriptor)
                 except OSError:
                     self.is_uncertain = True
                     os.ftruncate(descriptor, self.size)     # half a line, or one of which nobody knows whether it lasts
@@ -261,7 +262,7 @@ class Held:
         except OSError as error:
             raise OSError(error.errno, error.strerror, path) from error
         if not self.size:
-            state_store.sync_folder(self.store.folder)
+            durable_files.sync_folder(self.store.folder)
 
     def end(self, record: Json, **more: Any) -> None:
         """Seal a run record, enter it, give it its name."""
@@ -270,7 +271,7 @@ class Held:
         record["runHash"] = run_hash(record)
         pending, before = self.store.path(PENDING), self.last
         try:
-            state_store.write_new(pending, pretty_pieces(record))
+            durable_files.write_new(pending, pretty_pieces(record))
             self.store.commit.folders[self.store.folder] = None
             self.store.commit.flush()       # what the entry vouches for is on the disk before it
             self.open.pop(record["runId"], None)

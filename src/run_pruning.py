@@ -15,6 +15,7 @@ import stat
 import time
 from collections import namedtuple
 
+import durable_files
 import stage_locks
 import state_store
 from ledger_format import entry_hash, found_hash, without_torn_end
@@ -304,13 +305,13 @@ def _remove_files(store: StateStore, run: RunKey, history: History) -> int:
     """Remove the record of a run, then what it has beside it, and its empty log folders; return how many files."""
     name = find_record(store, run, history.ends[run])
     folders = _log_folders(store, run, history)[1:]
-    count = int(bool(name) and state_store.remove_durably(store.path(name), store.commit))
+    count = int(bool(name) and durable_files.remove_durably(store.path(name), store.commit))
     for name in files_of(store, run, history):
-        count += state_store.remove_durably(store.path(name), store.commit)
+        count += durable_files.remove_durably(store.path(name), store.commit)
     for folder in folders:
-        state_store.remove_empty_folder(store.path(folder), store.commit)
+        durable_files.remove_empty_folder(store.path(folder), store.commit)
     for folder in reversed(_with_parents(_log_folder(run))[1:]):
-        if not state_store.remove_empty_folder(store.path(folder), store.commit):
+        if not durable_files.remove_empty_folder(store.path(folder), store.commit):
             break                           # not there, or another call under the same id has logs in it
     return count
 

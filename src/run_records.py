@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 
+import durable_files
 import known_stages
 import run_ledger
 import state_store
@@ -19,8 +20,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, Optional
 
+    from durable_files import Commit
     from engine import Run
-    from state_store import Commit
     Json = Dict[str, Any]
 
 RECORD_S = 1.0              # a running run's record is written at most so often: it may name thousands of stages
@@ -157,7 +158,7 @@ class RunRecords:
     def _write_cache(self, path: str, data: bytes, commit: Optional[Commit] = None) -> None:
         """Write what only saves work: what goes wrong is a note. Durable with *commit*, once that is flushed."""
         try:
-            state_store.write_atomic(path, data, commit, durable=commit is not None)
+            durable_files.write_atomic(path, data, commit, durable=commit is not None)
         except OSError as error:
             self.run.console.line("[NOTE] a cache is not written: " + describe_os_error(error))
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 
+import durable_files
 import state_store
 from ledger_format import KEY_BYTES, end_mac, key_id, key_text, next_key, parse_key, seal_mac
 from primitives import is_there, loads, open_file, remove_quietly, replace
@@ -23,7 +24,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, List, Optional, Tuple
 
-    from state_store import Commit, StateStore
+    from durable_files import Commit
+    from state_store import StateStore
     Json = Dict[str, Any]
 
 END_NAME = "ledger.end"
@@ -50,14 +52,14 @@ def make_key_file(path: str, mode: str) -> str:
                                                     else "; a key is never overwritten")) from None
     try:
         try:
-            state_store.write_all(descriptor, key_text(mode, identity, 0, key).encode("ascii"))
-            state_store.sync_file(descriptor)
+            durable_files.write_all(descriptor, key_text(mode, identity, 0, key).encode("ascii"))
+            durable_files.sync_file(descriptor)
         finally:
             os.close(descriptor)        # Windows removes no open file
     except OSError as error:
         remove_quietly(path)    # it is ours: half a key would be in the way of a whole one
         raise OSError(error.errno, error.strerror, path) from error
-    state_store.sync_folder(os.path.dirname(os.path.abspath(path)))
+    durable_files.sync_folder(os.path.dirname(os.path.abspath(path)))
     return identity
 
 
@@ -218,7 +220,7 @@ class Sealer:
     def _write_end(self, entry: Json, commit: Optional[Commit]) -> None:
         end = {"schema": 1, "seq": entry["seq"], "hash": entry["hash"], "keyId": self.identity, "mode": self.mode,
                "mac": end_mac(self.key, entry["seq"], entry["hash"])}
-        state_store.write_atomic(self.store.path(END_NAME), state_store.record_json(end), commit)
+        durable_files.write_atomic(self.store.path(END_NAME), state_store.record_json(end), commit)
 
     # --- the evolution of a forward key
 
@@ -233,8 +235,8 @@ class Sealer:
         """Replace the key by the next one, or by one that comes later."""
         for _ in range(steps):
             self.key, self.index = next_key(self.key), self.index + 1
-        state_store.write_new(self._new_path(), key_text(self.mode, self.identity, self.index, self.key).encode("ascii"), mode=0o600)
-        state_store.sync_folder(os.path.dirname(self.path))
+        durable_files.write_new(self._new_path(), key_text(self.mode, self.identity, self.index, self.key).encode("ascii"), mode=0o600)
+        durable_files.sync_folder(os.path.dirname(self.path))
         self._finish_evolution()
 
     def _finish_evolution(self) -> None:
@@ -247,9 +249,9 @@ class Sealer:
         if is_whole:
             with open(self.path, "r+b", buffering=0) as file:
                 file.write(b"0" * os.fstat(file.fileno()).st_size)
-                state_store.sync_file(file.fileno())
+                durable_files.sync_file(file.fileno())
             replace(self._new_path(), self.path)
-            state_store.sync_folder(os.path.dirname(self.path))
+            durable_files.sync_folder(os.path.dirname(self.path))
         else:
             remove_quietly(self._new_path())
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 
+import durable_files
 import planning
 import run_ledger
 import stage_locks
-import state_store
+import stage_records
 from file_digests import ReadingStopped
 from model import StageResult
 
@@ -53,7 +54,7 @@ class StageTurn:
             return self._not_begun(NOT_BEGUN[decision.action], "; ".join(decision.reasons))
         if decision.action == "SKIP" and not self._needs_tidying() and self._is_unlocked():
             return self._skipped(decision, facts)
-        token = state_store.dead_token(facts.record)
+        token = stage_records.dead_token(facts.record)
         del decision, facts                     # of very many tasks: before they are looked at again
         run.open()
         lock = run.places.new_lock(stage)
@@ -77,7 +78,7 @@ class StageTurn:
                 return self._not_begun(NOT_BEGUN[decision.action], "; ".join(decision.reasons))
             if decision.action == "SEAL":
                 # It may have had no outputs.
-                state_store.make_folder(os.path.join(run.root, stage.output_dir), run.store.commit)
+                durable_files.make_folder(os.path.join(run.root, stage.output_dir), run.store.commit)
                 run.durability.write_marker(stage, facts.material.key)
             if decision.action in ("SKIP", "SEAL"):
                 self._tidy()

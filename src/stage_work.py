@@ -16,6 +16,7 @@ import sys
 import attempts
 import checkpoints
 import control_totals
+import durable_files
 import earlier_outputs
 import file_digests
 import foreign_outputs
@@ -23,8 +24,8 @@ import processor_call
 import run_ledger
 import run_signals
 import stage_calls
+import stage_markers
 import stage_outputs
-import state_store
 import task_files
 from console import describe_os_error, full_disk_text
 from model import StageResult, sha256, shown_names
@@ -154,7 +155,7 @@ class StageWork:
         self.reasons: List[str] = []
         self.store, self.console = run.store, run.console
         self.folder = os.path.join(run.root, stage.output_dir)
-        self.marker = state_store.marker_path(run.root, stage.output_dir, stage.name)
+        self.marker = stage_markers.marker_path(run.root, stage.output_dir, stage.name)
         self.declared = None if stage.outputs is None else file_digests.Patterns(stage.outputs)
         self.others = foreign_outputs.ForeignOutputs(run, stage, self.folder)
         self.key = facts.material.key
@@ -189,8 +190,8 @@ class StageWork:
 
     def _prepare(self, decision: Decision) -> None:
         """Marker away, other work's checkpoint aside, leftovers cleared, "running" recorded; in this order."""
-        state_store.make_folder(self.folder, self.store.commit)
-        state_store.remove_durably(self.marker, self.store.commit)
+        durable_files.make_folder(self.folder, self.store.commit)
+        durable_files.remove_durably(self.marker, self.store.commit)
         unfinished = self.earlier.unfinished()
         if decision.action == "RUN":
             if decision.discard:
@@ -203,7 +204,7 @@ class StageWork:
             if self.facts.output_problems and is_of_success or not all(map(self.earlier.is_as_recorded, unseen)):
                 self.earlier.undo_success()
             # Of an attempt: cleared already, and what was there before it has nothing to do with a sync that failed since.
-            state_store.remove_durably(self.earlier.lost_path(), self.store.commit)
+            durable_files.remove_durably(self.earlier.lost_path(), self.store.commit)
             self.earlier.tell_of_move()
         if self.earlier.has_cleared:
             self._stamp_anew()
@@ -289,7 +290,7 @@ class StageWork:
 
     def _make_log_folder(self, folder: str) -> None:
         if folder not in self.run.made_folders or not os.path.isdir(folder):    # somebody may tidy up there meanwhile
-            state_store.make_folder(folder, self.store.commit)
+            durable_files.make_folder(folder, self.store.commit)
             self.run.made_folders.add(folder)
 
     def _environment(self, trial: AnyTrial, slot: int, offset: int, is_resume: bool) -> Dict[str, str]:

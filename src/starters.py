@@ -15,11 +15,11 @@ import os
 import sys
 from collections import namedtuple
 
+import durable_files
 import spec_checks
 import spec_source
 import stage_locks
 import starter_texts
-import state_store
 from model import EXIT_OK, Clock, UsageError, shown_names
 from primitives import patiently, remove_quietly
 from program_scan import runner_files
@@ -128,7 +128,7 @@ def _make_beside(target: str, files: Files) -> None:
     except BaseException:                       # Ctrl-C, too
         _remove_tree(temporary)
         raise
-    state_store.sync_folder(os.path.dirname(target))
+    durable_files.sync_folder(os.path.dirname(target))
 
 
 def _move_into(target: str, files: Files) -> None:
@@ -145,16 +145,16 @@ def _move_into(target: str, files: Files) -> None:
         for path in [temporary] + [os.path.join(target, name) for name in moved]:
             _remove_tree(path)
         raise
-    state_store.sync_folder(target)
+    durable_files.sync_folder(target)
 
 
 def _write_all(folder: str, files: Files) -> None:
-    made = state_store.Commit()
+    made = durable_files.Commit()
     os.mkdir(folder)
     for path, (data, mode) in files.items():
         full = os.path.join(folder, *path.split("/"))
-        state_store.make_folder(os.path.dirname(full), made)
-        state_store.write_new(full, data, mode=mode)
+        durable_files.make_folder(os.path.dirname(full), made)
+        durable_files.write_new(full, data, mode=mode)
         made.folders[os.path.dirname(full)] = None
     made.flush()
 
@@ -288,10 +288,10 @@ def _is_written(root: str, path: str, data: bytes) -> bool:
 
 def _write_file(root: str, path: str, data: bytes, mode: int) -> None:
     full = os.path.join(root, *path.split("/"))
-    made = state_store.Commit()
-    state_store.make_folder(os.path.dirname(full), made)
+    made = durable_files.Commit()
+    durable_files.make_folder(os.path.dirname(full), made)
     made.flush()
-    state_store.write_atomic(full, data, mode=mode)
+    durable_files.write_atomic(full, data, mode=mode)
 
 
 def _inputs_after(spec: PipelineSpec) -> List[str]:
@@ -375,7 +375,7 @@ def _replace_spec(path: str, before: bytes, after: str) -> None:
         if file.read() != before:
             raise UsageError("new-stage: %s was changed meanwhile; the processor and its test are written: run the command again" % path)
     mode = os.stat(path).st_mode & 0o7777
-    state_store.write_atomic(path, after.encode("utf-8"), mode=mode)
+    durable_files.write_atomic(path, after.encode("utf-8"), mode=mode)
     if os.stat(path).st_mode & 0o7777 != mode:
         os.chmod(path, mode)                    # the umask took something away
 

@@ -11,8 +11,11 @@ from __future__ import annotations
 import os
 from collections import namedtuple
 
+import durable_files
 import file_digests
 import stage_keys
+import stage_markers
+import stage_records
 import state_store
 import task_files
 import task_log
@@ -81,7 +84,7 @@ def observe_tasks(spec: PipelineSpec, stage: StageSpec, digests: Digests, store:
         table, names = known, known.digests
     else:
         table, names = _hash_changed(spec.root, paths, packed, known, digests, unfit)
-    marker = state_store.read_marker(state_store.marker_path(spec.root, stage.output_dir, stage.name))
+    marker = stage_markers.read_marker(stage_markers.marker_path(spec.root, stage.output_dir, stage.name))
     key_of_all = about["tasks"] if table is known and "tasks" in about else _key_of_all(paths, names)
     parts = dict(common.parts, tasks={"forEach": list(stage.for_each), "count": len(paths), "sha256": key_of_all})
     sizes = packed[::task_files.FIELDS]
@@ -93,7 +96,7 @@ def observe_tasks(spec: PipelineSpec, stage: StageSpec, digests: Digests, store:
     tasks = Tasks(paths, names, packed, [], common.key, [], [], [], table, made, None, table is known, tuple(left), synced, False, unfit=unfit)
     if is_brief and (record is None or record["lastStatus"] != "ok" or record["idempotencyKey"] != material.key):
         return facts._replace(tasks=tasks._replace(certain=True))
-    is_lost = marker is None and is_there(state_store.lost_path(spec.root, stage.output_dir, stage.name))
+    is_lost = marker is None and is_there(stage_markers.lost_path(spec.root, stage.output_dir, stage.name))
     if is_lost:
         return _all_over(_look_at_each(spec, stage, store, facts, tasks, digests))
     is_of_log = len(tables) == 2 and made is tables[1] and about.get("log") == log_stamp(store, stage.name)
@@ -166,7 +169,7 @@ def _look_at_each(spec: PipelineSpec, stage: StageSpec, store: StateStore, facts
     lost = LINES_LOST if len(outputs) < _stated_outputs(facts.record) else ANOTHER if _is_other_than_recorded(outputs, facts.record) else ""
     if not lost and facts.record is not None and facts.record.get("logLost"):
         lost = LINES_LOST               # a run that saw it did not live to see to what no task makes any more
-    if lost == ANOTHER or state_store.made_elsewhere(facts.record, stage.output_dir):
+    if lost == ANOTHER or stage_records.made_elsewhere(facts.record, stage.output_dir):
         forget_outputs(log)             # what they tell of is not in this folder, or nobody vouches for
         outputs = []
     folder = os.path.join(spec.root, stage.output_dir)
@@ -273,7 +276,7 @@ def load_log(store: StateStore, stage: str) -> task_log.TaskLog:
         whole = task_log.salvaged(log.path, stage) if store.writable else None
         text = "state/%s is damaged (%s); %s" % (name, problem, store.set_aside(name))
         if whole is not None:
-            whole.compact(lambda path, data: state_store.write_atomic(path, data))
+            whole.compact(lambda path, data: durable_files.write_atomic(path, data))
             text += ", but for the %d tasks whose lines are whole" % len(whole.entries)
         raise state_store.StateError(text) from None
     return log
@@ -296,7 +299,7 @@ def logged_outputs(store: StateStore, stage: str) -> List[Json]:
 def vouched_outputs(store: StateStore, record: Json) -> List[Json]:
     """Return what a stage's task log says that its tasks have made, if it is the log that *record* vouches for; else nothing.
     Raises: as load_log()."""
-    if state_store.is_of_unfinished_tasks(record) and not record.get("logLost"):
+    if stage_records.is_of_unfinished_tasks(record) and not record.get("logLost"):
         return logged_outputs(store, record["stage"])
     if _stated_outputs(record) <= 0:
         return []
@@ -363,10 +366,10 @@ def reasons_of(stage: StageSpec, facts: Facts) -> List[str]:
     import reasons
     changes = reasons.key_changes(record["keyParts"], facts.material.parts) if record["idempotencyKey"] != facts.material.key else []
     if record.get("cleaned") and not changes:
-        return [state_store.CLEANED]
+        return [stage_records.CLEANED]
     found: List[str] = changes[:SHOWN_TASKS] + tasks.why
     if not found and record["lastStatus"] != "ok":
-        return [state_store.last_run_text(record)]
+        return [stage_records.last_run_text(record)]
     if not found and not stage.idempotent:
         return ["idempotency is disabled"]
     if not found and tasks.left and record["idempotencyKey"] != facts.material.key:

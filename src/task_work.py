@@ -17,11 +17,11 @@ from collections import namedtuple
 import attempts
 import checkpoints
 import control_totals
+import durable_files
 import file_digests
 import spec_checks
 import stage_outputs
 import stage_work
-import state_store
 import task_files
 import task_log
 from model import SHOWN_NAMES, sha256
@@ -101,7 +101,7 @@ def _write(path: str, data: bytes) -> None:
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
     try:
-        state_store.write_all(descriptor, data)
+        durable_files.write_all(descriptor, data)
         os.ftruncate(descriptor, len(data))
     finally:
         os.close(descriptor)
@@ -137,14 +137,14 @@ class TasksWork(stage_work.StageWork):
         self.task_log.open(self._write_log)
 
     def _write_log(self, path: str, data: bytes) -> None:
-        state_store.write_atomic(path, data, self.store.commit)
+        durable_files.write_atomic(path, data, self.store.commit)
 
     def _enter(self, entry: task_log.Entry) -> None:
         """Write a task's line to the log, and to the evidence of this run."""
         line = self.task_log.append(entry)
         self.store.commit.files[self.task_log.path] = None
         if self._evidence_file is None:
-            state_store.make_folder(self.run.log_folder(), self.store.commit)
+            durable_files.make_folder(self.run.log_folder(), self.store.commit)
             self._evidence_file = open(self._evidence_path(), "wb")
         with naming(self._evidence_file.name):
             self._evidence_file.write(line)
@@ -296,7 +296,7 @@ class TasksWork(stage_work.StageWork):
     def _clear(self, trial: TaskTrial) -> None:
         """Remove what there is of a task's folder and checkpoint."""
         if is_there(trial.folder):
-            state_store.remove_tree(trial.folder)
+            durable_files.remove_tree(trial.folder)
         if self.stage.checkpoint:
             path = trial.progress_path
             remove_quietly(path)
@@ -313,7 +313,7 @@ class TasksWork(stage_work.StageWork):
                 if name.split(".")[0] not in kept:
                     self.earlier.has_cleared = True
                     full = os.path.join(top, name)
-                    state_store.remove_tree(full) if stage_outputs.is_folder(full) else unlink(full)
+                    durable_files.remove_tree(full) if stage_outputs.is_folder(full) else unlink(full)
 
     def _how(self, trial: TaskTrial, launch: attempts.Launch) -> attempts.Launch:
         """As of all stages, with the stage's fork server, for Python."""

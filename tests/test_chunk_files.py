@@ -14,7 +14,7 @@ import threading
 import pytest
 
 import chunk_files
-import state_store
+import durable_files
 from chunk_files import ChunkError, Cut, Feeder, Header, Joiner, cut, hash_ranges, headers, pump_all, side_by_side
 
 POSIX_ONLY = pytest.mark.skipif(sys.platform == "win32", reason="pipes that can be waited for")
@@ -240,8 +240,8 @@ class Chunks:
         path.write_bytes(data)
         return str(path)
 
-    def joiner(self, total, headers=(), store=state_store, **more):
-        return Joiner(str(self.folder / "out"), "stage", "token", total, store, headers, **more)
+    def joiner(self, total, headers=(), **more):
+        return Joiner(str(self.folder / "out"), "stage", "token", total, headers, **more)
 
     def join(self, outputs, headers=(), order=None, name="all.txt"):
         joiner = self.joiner(len(outputs), headers)
@@ -306,7 +306,7 @@ def test_an_older_file_stays_whole_until_the_new_one_is(chunks):
 
 def test_the_parts_are_synced_before_they_are_renamed_and_the_folder_after(chunks, monkeypatch):
     calls = []
-    for module, name in ((os, "replace"), (state_store, "sync_file"), (state_store, "sync_folder")):
+    for module, name in ((os, "replace"), (durable_files, "sync_file"), (durable_files, "sync_folder")):
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *rest, name=name, real=real: (calls.append(name), real(*rest))[1])
     chunks.join([b"a", b"b"])
@@ -376,24 +376,17 @@ def test_the_headers_of_all_chunks(file, texts, lines, expected):
     assert headers([cut(file(text), 2, lines) for text in texts], lines) == expected
 
 
-class Full:
-    """A store whose disk is full after some bytes."""
+def test_a_full_disk_names_the_part_and_leaves_none(chunks, monkeypatch):
+    room, write_all = [5], durable_files.write_all
 
-    def __init__(self, room):
-        self.room = room
-
-    def write_all(self, descriptor, data):
-        self.room -= len(data)
-        if self.room < 0:
+    def fill(descriptor, data):
+        room[0] -= len(data)
+        if room[0] < 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        state_store.write_all(descriptor, data)
+        write_all(descriptor, data)
 
-    def __getattr__(self, name):
-        return getattr(state_store, name)
-
-
-def test_a_full_disk_names_the_part_and_leaves_none(chunks):
-    joiner = chunks.joiner(2, store=Full(5))
+    monkeypatch.setattr(durable_files, "write_all", fill)
+    joiner = chunks.joiner(2)
     joiner.add(0, {"all.txt": chunks.file(b"1234")})
     joiner.add(1, {"all.txt": chunks.file(b"5678")})
     with pytest.raises(OSError) as caught:

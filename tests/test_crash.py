@@ -19,9 +19,9 @@ import sys
 import threading
 from pathlib import Path
 
-import pytest
+import durable_files
 import ledger_format
-import state_store
+import pytest
 
 from conftest import ROOT, RUNNER, Done, Project, settle
 
@@ -527,10 +527,10 @@ def test_of_ten_runs_at_once_each_stage_is_run_by_one(wait_s, allowed, project):
 TOLD = """
 import os, runpy, sys
 sys.path.insert(0, %r)
-import file_systems, run_records, state_store
+import durable_files, file_systems, run_records, state_store
 file_systems.keeps_order = lambda device: True
 run_records.RECORD_S = run_records.RECORD_SHARE = 0     # after each stage, however slow the disk is
-real_write, real_stage, real_sync = state_store.StateStore.write, state_store.StateStore.write_stage, state_store.sync_folder
+real_write, real_stage, real_sync = state_store.StateStore.write, state_store.StateStore.write_stage, durable_files.sync_folder
 def write(self, name, record):
     waiting = [os.path.relpath(path, self.root) for path in [*self.commit.files, *self.commit.removed]]
     print("write", name, [one["status"] for one in record.get("stages", [])], waiting, flush=True)
@@ -541,7 +541,7 @@ def write_stage(self, stage, record):
 def sync_folder(path):
     print("sync", os.path.basename(path), flush=True)
     return real_sync(path)
-state_store.StateStore.write, state_store.StateStore.write_stage, state_store.sync_folder = write, write_stage, sync_folder
+state_store.StateStore.write, state_store.StateStore.write_stage, durable_files.sync_folder = write, write_stage, sync_folder
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -579,7 +579,7 @@ def test_clean_says_so_on_the_disk_before_it_removes_and_all_is_gone_from_there_
 
 def test_what_is_done_is_on_the_disk_in_good_time_and_with_the_folders_that_name_it(project, monkeypatch):
     """A run may take days, and a power cut comes without notice."""
-    monkeypatch.setitem(globals(), "TOLD", TOLD.replace("run_records.RECORD_S = run_records.RECORD_SHARE = 0", "state_store.FLUSH_S = 0"))
+    monkeypatch.setitem(globals(), "TOLD", TOLD.replace("run_records.RECORD_S = run_records.RECORD_SHARE = 0", "durable_files.FLUSH_S = 0"))
     project.spec(*[{"processor": project.processor("make", "print('said')\nos.makedirs(out + '/sub', exist_ok=True)\nopen(out + '/sub/o', 'w').close()\n")}] * 2)
     lines = told(project, "--run-id", "r")
     first, running, done = (lines.index("write %s" % text) for text in ("s1 ok", "s2 running", "s2 ok"))
@@ -615,13 +615,13 @@ def test_what_reset_clears_is_gone_from_the_disk_before_the_record_that_told_of_
 
 
 def test_removals_are_on_the_disk_before_the_files_that_tell_of_them(tmp_path, monkeypatch):
-    commit, done = state_store.Commit(), []
+    commit, done = durable_files.Commit(), []
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "gone").write_text("x")
     (tmp_path / "log").write_text("it is gone")
-    assert state_store.remove_durably(str(tmp_path / "out" / "gone"), commit)
+    assert durable_files.remove_durably(str(tmp_path / "out" / "gone"), commit)
     commit.files[str(tmp_path / "log")] = commit.folders[str(tmp_path)] = None
-    monkeypatch.setattr(state_store, "sync_folder", lambda path: done.append(os.path.basename(path)))
-    monkeypatch.setattr(state_store, "_sync_path", lambda path: done.append(os.path.basename(path)))
+    monkeypatch.setattr(durable_files, "sync_folder", lambda path: done.append(os.path.basename(path)))
+    monkeypatch.setattr(durable_files, "_sync_path", lambda path: done.append(os.path.basename(path)))
     commit.flush()
     assert done == ["out", "log", tmp_path.name] and not (commit.files or commit.folders or commit.removed)

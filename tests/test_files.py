@@ -14,13 +14,17 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "bin")]
 
 import console  # noqa: E402
+import durable_files  # noqa: E402
 import primitives  # noqa: E402
 import process_start  # noqa: E402
 import processor_call  # noqa: E402
 import processor_kit  # noqa: E402
 import spec_loading  # noqa: E402
+import stage_markers  # noqa: E402
+import stage_records  # noqa: E402
 import state_store  # noqa: E402
-from state_store import Commit, StateError, StateStore, write_atomic  # noqa: E402
+from durable_files import Commit, write_atomic# noqa: E402
+from state_store import StateError, StateStore  # noqa: E402
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="POSIX calls")
 
@@ -143,7 +147,7 @@ def test_the_temporary_file_of_a_dead_writer_is_replaced(tmp_path):
 KILLED_AT_EACH_CALL = """
 import os, sys
 sys.path.insert(0, {src!r})
-import model, stage_locks, state_store
+import durable_files, model, stage_locks, state_store
 left = [0]
 
 def deadly(module, name):
@@ -206,10 +210,10 @@ def test_a_kill_at_any_call_leaves_the_old_or_the_new_whole(tmp_path):
     (tmp_path / "a").write_bytes(b"0" * 4000)
     kills = kill_at_each_call(
         tmp_path,
-        "state_store.write_atomic('a', b'%d' % (point % 10) * 4000)",
+        "durable_files.write_atomic('a', b'%d' % (point % 10) * 4000)",
         "data = open('a', 'rb').read()\n"
         "assert len(data) == 4000 and len(set(data)) == 1 and data[:1] in (b'0', b'%d' % (point % 10)), data\n"
-        "state_store.write_atomic('a', b'0' * 4000)\n"
+        "durable_files.write_atomic('a', b'0' * 4000)\n"
         "assert sorted(os.listdir('.')) == ['a'], os.listdir('.')")
     assert kills >= 10      # open, write, fsync, replace, open and fsync of the folder: before and after each
 
@@ -300,12 +304,12 @@ def test_what_may_only_be_read_is_replaced_and_removed_on_windows_too(tmp_path, 
     (tmp_path / "made").write_bytes(b"made")
     os.chmod(str(tmp_path / "made"), 0o444)
     asked = []
-    monkeypatch.setattr(state_store, "open_descriptor", lambda path, flags: asked.append((flags & os.O_RDWR, os.stat(path).st_mode & 0o200)))
-    state_store._open_to_sync(str(tmp_path / "made"), windows=True)
+    monkeypatch.setattr(durable_files, "open_descriptor", lambda path, flags: asked.append((flags & os.O_RDWR, os.stat(path).st_mode & 0o200)))
+    durable_files._open_to_sync(str(tmp_path / "made"), windows=True)
     junctions.make(tmp_path, tmp_path / "to" / "j")
     with pytest.raises(OSError) as error:
-        state_store._open_to_sync(str(tmp_path / "to" / "j"), windows=True)
-    assert error.value.errno in state_store.NO_CONTENT          # what it leads to is none of ours
+        durable_files._open_to_sync(str(tmp_path / "to" / "j"), windows=True)
+    assert error.value.errno in durable_files.NO_CONTENT          # what it leads to is none of ours
     assert asked == [(os.O_RDWR, 0o200)] and os.stat(str(tmp_path / "made")).st_mode & 0o777 == 0o444
 
 
@@ -383,14 +387,14 @@ def test_what_windows_redirects_is_utf_8(is_terminal, environ, windows, encoding
 def test_a_commit_is_due_by_number_or_by_age():
     now = [100.0]
     commit = Commit(lambda: now[0])
-    for number in range(state_store.GROUP_FILES - 1):
+    for number in range(durable_files.GROUP_FILES - 1):
         commit.files["f%d" % number] = None
     assert not commit.is_due()
     commit.folders["d"] = None
     assert commit.is_due()
     young = Commit(lambda: now[0])
     assert not young.is_due()
-    now[0] += state_store.FLUSH_S
+    now[0] += durable_files.FLUSH_S
     assert young.is_due()
     young.flush()
     assert not young.is_due()
@@ -427,12 +431,12 @@ def test_files_are_synced_before_folders_and_vanished_files_are_passed_over(tmp_
 @posix_only
 def test_very_many_files_are_synced_by_one_call(tmp_path, monkeypatch):
     commit = Commit()
-    for number in range(state_store.MANY_FILES + 1):
+    for number in range(durable_files.MANY_FILES + 1):
         path = tmp_path / ("f%d" % number)
         path.write_bytes(b"")
         commit.files[str(path)] = None
     syncs = []
-    monkeypatch.setattr(state_store, "sync_file_systems", lambda folders: syncs.append(sorted(folders)) or True)
+    monkeypatch.setattr(durable_files, "sync_file_systems", lambda folders: syncs.append(sorted(folders)) or True)
     seen = noting(monkeypatch, "fsync")
     commit.flush()
     assert syncs == [[str(tmp_path)]] and seen == [] and not commit.files
@@ -441,53 +445,53 @@ def test_very_many_files_are_synced_by_one_call(tmp_path, monkeypatch):
 @posix_only
 def test_where_there_is_no_such_call_each_is_synced(tmp_path, monkeypatch):
     commit = Commit()
-    for number in range(state_store.MANY_FILES + 1):
+    for number in range(durable_files.MANY_FILES + 1):
         commit.files[str(tmp_path / str(number))] = None
         (tmp_path / str(number)).write_bytes(b"")
-    monkeypatch.setattr(state_store, "sync_file_systems", lambda folders: False)
+    monkeypatch.setattr(durable_files, "sync_file_systems", lambda folders: False)
     seen = noting(monkeypatch, "fsync")
     commit.flush()
-    assert len(seen) == state_store.MANY_FILES + 1 and not commit.files
+    assert len(seen) == durable_files.MANY_FILES + 1 and not commit.files
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a call of Linux")
 def test_the_call_for_a_whole_file_system_is_there_and_passes_over_what_is_gone(tmp_path):
-    assert state_store.sync_file_systems([str(tmp_path), str(tmp_path / "gone")]) is True
+    assert durable_files.sync_file_systems([str(tmp_path), str(tmp_path / "gone")]) is True
 
 
 @posix_only
 def test_a_file_system_that_cannot_sync_folders_is_accepted_other_faults_are_not(tmp_path, monkeypatch):
     for number in (errno.EINVAL, errno.ENOTSUP):
         failing(monkeypatch, "fsync", number)
-        state_store.sync_folder(str(tmp_path))
+        durable_files.sync_folder(str(tmp_path))
     failing(monkeypatch, "fsync", errno.EIO)
     with pytest.raises(OSError) as caught:
-        state_store.sync_folder(str(tmp_path))
+        durable_files.sync_folder(str(tmp_path))
     assert caught.value.filename == str(tmp_path)
 
 
 def test_make_folder_notes_each_parent_that_got_a_name(tmp_path):
     commit = Commit()
-    state_store.make_folder(str(tmp_path / "a" / "b"), commit)
+    durable_files.make_folder(str(tmp_path / "a" / "b"), commit)
     assert (tmp_path / "a" / "b").is_dir()
     assert set(commit.folders) == {str(tmp_path), str(tmp_path / "a")}
     again = Commit()
-    state_store.make_folder(str(tmp_path / "a" / "b"), again)
+    durable_files.make_folder(str(tmp_path / "a" / "b"), again)
     assert not again.folders
 
 
 def test_make_folder_says_what_is_in_the_way(tmp_path):
     (tmp_path / "a").write_bytes(b"")
     with pytest.raises(NotADirectoryError) as caught:
-        state_store.make_folder(str(tmp_path / "a"), Commit())
+        durable_files.make_folder(str(tmp_path / "a"), Commit())
     assert caught.value.filename == str(tmp_path / "a")
 
 
 def test_remove_durably_tells_whether_there_was_something(tmp_path):
     commit = Commit()
-    assert not state_store.remove_durably(str(tmp_path / "a"), commit) and not commit.removed
+    assert not durable_files.remove_durably(str(tmp_path / "a"), commit) and not commit.removed
     (tmp_path / "a").write_bytes(b"")
-    assert state_store.remove_durably(str(tmp_path / "a"), commit)
+    assert durable_files.remove_durably(str(tmp_path / "a"), commit)
     assert list(commit.removed) == [str(tmp_path)] and names(tmp_path) == []
 
 
@@ -586,13 +590,13 @@ def test_macos_asks_the_drive_and_falls_back_to_fsync(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "fcntl", lambda descriptor, command: asked.append(command))
     seen = []
     monkeypatch.setattr(os, "fsync", seen.append)
-    state_store.sync_file(7)
+    durable_files.sync_file(7)
     assert (asked, seen) == ([51], [])
 
     def refuse(descriptor, command):
         raise OSError(errno.ENOTTY, "not here")
     monkeypatch.setattr(fcntl, "fcntl", refuse)
-    state_store.sync_file(7)
+    durable_files.sync_file(7)
     assert seen == [7]
 
 
@@ -611,7 +615,7 @@ def test_macos_asks_the_drive_for_names_too_as_far_as_a_folder_can_be_synced(num
     monkeypatch.setattr(fcntl, "fcntl", full)
     failing(monkeypatch, "fsync", errno.ENOTSUP)
     monkeypatch.setenv("PIPELINE_SYNC", "")
-    for sync in (state_store.sync_folder, processor_kit._sync_folder):
+    for sync in (durable_files.sync_folder, processor_kit._sync_folder):
         sync(str(tmp_path))
     assert asked == [(51, os.stat(str(tmp_path)).st_ino)] * 2
 
@@ -690,8 +694,8 @@ def test_a_folder_that_is_something_else_by_now_is_no_reason_not_to_sync_the_oth
     other.mkdir()
     folder.write_bytes(b"") if by == "file" else os.mkfifo(str(folder))
     end = os.open(str(folder), os.O_RDWR)
-    for many in (1, state_store.MANY_FILES):
-        monkeypatch.setattr(state_store, "MANY_FILES", many)
+    for many in (1, durable_files.MANY_FILES):
+        monkeypatch.setattr(durable_files, "MANY_FILES", many)
         commit = Commit()
         for path in (folder / "x", folder, other):
             commit.folders[str(path)] = commit.removed[str(path)] = None
@@ -784,9 +788,9 @@ def test_a_stage_record_leads_nowhere_out_of_its_folder(monkeypatch, path, elsew
     for platform, is_refused in (("linux", elsewhere), ("darwin", elsewhere), ("win32", windows)):
         monkeypatch.setattr(sys, "platform", platform)
         outputs = [{"path": path, "bytes": 1, "sha256": "0"}]
-        assert bool(state_store.stage_record_problem(dict(GOOD, outputs=outputs), "s")) == is_refused
-        assert bool(state_store.stage_record_problem(dict(GOOD, previous=outputs), "s")) == is_refused
-        assert bool(state_store.stage_record_problem(dict(GOOD, keyParts={"outputDir": path}), "s")) == is_refused
+        assert bool(stage_records.record_problem(dict(GOOD, outputs=outputs), "s")) == is_refused
+        assert bool(stage_records.record_problem(dict(GOOD, previous=outputs), "s")) == is_refused
+        assert bool(stage_records.record_problem(dict(GOOD, keyParts={"outputDir": path}), "s")) == is_refused
 
 
 def test_a_good_stage_record_is_returned(store):
@@ -836,16 +840,16 @@ def test_read_marker(tmp_path, data, key):
     path = tmp_path / ".s.done"
     if data is not None:
         path.write_bytes(data)
-    assert state_store.read_marker(str(path)) == key
+    assert stage_markers.read_marker(str(path)) == key
 
 
 def test_a_folder_in_a_markers_place_is_not_a_marker(tmp_path):
     (tmp_path / ".s.done").mkdir()
-    assert state_store.read_marker(str(tmp_path / ".s.done")) == ""
+    assert stage_markers.read_marker(str(tmp_path / ".s.done")) == ""
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a call of Linux")
 @pytest.mark.parametrize("release, used", [("5.7.19-generic", False), ("4.18.0-553.el8", False), ("5.8.0", True), ("6.1.0-13-amd64", True), ("odd", False)])
 def test_all_is_synced_at_once_only_where_the_kernel_tells_of_errors(tmp_path, monkeypatch, release, used):
     monkeypatch.setattr(os, "uname", lambda: type("Names", (), {"release": release}))
-    assert state_store.sync_file_systems([str(tmp_path)]) is used
+    assert durable_files.sync_file_systems([str(tmp_path)]) is used

@@ -680,8 +680,8 @@ watched = sys.argv[1]
 sys.addaudithook(lambda event, args: reads.append(traceback.extract_stack()) if event == "open" and isinstance(args[0], str) and args[0].endswith(watched) else None)
 sys.argv = sys.argv[2:]
 sys.path.insert(0, os.path.dirname(sys.argv[0]))
-import state_store
-state_store.FLUSH_S = float(os.environ.get("FLUSH_S", state_store.FLUSH_S))
+import durable_files
+durable_files.FLUSH_S = float(os.environ.get("FLUSH_S", durable_files.FLUSH_S))
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 finally:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import chunk_files
-import state_store
+import durable_files
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bin"))
 
@@ -29,7 +29,7 @@ class Desk:
         monkeypatch.setattr(sys, "argv", ["processor.py", "in.txt"])
         monkeypatch.setenv("PIPELINE_STAGE_NAME", "demo")
         monkeypatch.setenv("PIPELINE_LINE_INTERVAL", "100")
-        for module, name in ((kit, "_sync"), (kit, "_sync_folder"), (state_store, "sync_file"), (state_store, "sync_folder")):
+        for module, name in ((kit, "_sync"), (kit, "_sync_folder"), (durable_files, "sync_file"), (durable_files, "sync_folder")):
             monkeypatch.setattr(module, name, lambda *rest: None)       # thousands of calls, and nobody pulls the plug
         monkeypatch.chdir(folder)
 
@@ -63,7 +63,7 @@ class Desk:
 
     def join(self, found, outs, name, header_lines=0):
         target = self.folder / ("joined%d" % self.made)
-        joiner = chunk_files.Joiner(str(target), "demo", "token", len(outs), state_store, chunk_files.headers([found], header_lines))
+        joiner = chunk_files.Joiner(str(target), "demo", "token", len(outs), chunk_files.headers([found], header_lines))
         for index, out in enumerate(outs):
             joiner.add(index, {name: str(out / name)} if (out / name).exists() else {})
         joiner.finish()

@@ -17,13 +17,13 @@ import pytest
 import stage_outputs
 from conftest import DROP, ROOT, RUNNER, opened_by, run_without_might, wait_until
 
+import durable_files
 import file_digests
 import file_tasks
 import model
 import program_scan
 import spec_checks
 import stage_work
-import state_store
 from chunk_work import ChunkTasksWork
 from scheduler import Next, Spawn
 from task_work import TasksWork
@@ -403,10 +403,10 @@ def test_a_tree_is_removed_though_a_file_takes_another_with_it(tmp_path, monkeyp
             unlink(os.path.join(folder, "._" + name), **options)
     monkeypatch.setattr(os, "unlink", with_attributes)
     monkeypatch.setattr(os, "scandir", lambda folder: contextlib.nullcontext(sorted(scandir(folder), key=lambda entry: entry.name, reverse=True)))
-    state_store.remove_tree(str(tmp_path / "top"))
+    durable_files.remove_tree(str(tmp_path / "top"))
     assert os.listdir(str(tmp_path)) == []
     with pytest.raises(FileNotFoundError):
-        state_store.remove_tree(str(tmp_path / "top"))
+        durable_files.remove_tree(str(tmp_path / "top"))
 
 
 @posix_only
@@ -415,7 +415,7 @@ def test_a_tree_whose_folders_give_no_rights_is_removed(tmp_path):
     (tmp_path / "top" / "in" / "file").write_text("x")
     os.chmod(str(tmp_path / "top" / "in"), 0o000)
     os.chmod(str(tmp_path / "top"), 0o500)
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import state_store; state_store.remove_tree(sys.argv[2])"
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import durable_files; durable_files.remove_tree(sys.argv[2])"
     words = ["-c", code, str(ROOT / "src"), str(tmp_path / "top")]
     subprocess.run([sys.executable] + (["-c", DROP] if sys.platform.startswith("linux") else []) + words, check=True, timeout=60)
     assert not (tmp_path / "top").exists()
@@ -555,8 +555,8 @@ def test_the_folder_of_a_task_is_emptied_through_no_junction(tmp_path, junctions
     (tmp_path / "theirs" / "x.txt").write_bytes(b"theirs")
     (tmp_path / "out" / "deep").mkdir(parents=True)
     junctions.make(tmp_path / "theirs", tmp_path / "out" / "j")
-    removed, remove_tree = [], state_store.remove_tree
-    monkeypatch.setattr(state_store, "remove_tree", lambda path: (removed.append(os.path.basename(path)), remove_tree(path)))
+    removed, remove_tree = [], durable_files.remove_tree
+    monkeypatch.setattr(durable_files, "remove_tree", lambda path: (removed.append(os.path.basename(path)), remove_tree(path)))
     file_tasks._empty(str(tmp_path / "out"))
     assert removed == ["deep"] and os.listdir(str(tmp_path / "out")) == [] and (tmp_path / "theirs" / "x.txt").exists()
 
@@ -567,7 +567,7 @@ def test_nothing_behind_a_junction_is_given_other_rights(tmp_path, junctions, mo
     junctions.make(tmp_path / "theirs", tmp_path / "out" / "j")
     changed = []
     monkeypatch.setattr(os, "chmod", lambda path, mode: changed.append(os.path.basename(path)))
-    state_store._open_folders(str(tmp_path / "out"))
+    durable_files._open_folders(str(tmp_path / "out"))
     assert changed == ["out", "deep"]
 
 
@@ -633,7 +633,7 @@ def test_a_folder_that_cannot_be_removed_as_a_path_in_it_is_too_long_for_windows
     monkeypatch.setattr(shutil, "rmtree", rmtree)
     for filename, told in ((str(too_deep), "Windows takes no more than 247"), (str(tmp_path / "gone"), "cannot find the path")):
         with pytest.raises(OSError, match=told) as error:
-            state_store.remove_tree(str(tmp_path))
+            durable_files.remove_tree(str(tmp_path))
         assert error.value.filename == filename
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import attempts
 import durability
+import durable_files
 import ledger_export
 import pytest
 import state_store
@@ -29,10 +30,10 @@ KEPT = "state/.stage_%s.json.before"
 SYNCS = """
 import os, runpy, sys
 sys.path.insert(0, %r)
-import file_systems, run_records, state_store
+import durable_files, file_systems, run_records, state_store
 file_systems.keeps_order = lambda device: %s
-state_store.FLUSH_S = run_records.RECORD_S = 1e9        # only when many files wait, and at the end
-real = state_store._flush, state_store.sync_file_systems, state_store.StateStore.write_stage
+durable_files.FLUSH_S = run_records.RECORD_S = 1e9        # only when many files wait, and at the end
+real = durable_files._flush, durable_files.sync_file_systems, state_store.StateStore.write_stage
 def flush(descriptor):
     print("sync", flush=True)
     return real[0](descriptor)
@@ -44,7 +45,7 @@ def flush_all(folders):
 def write_stage(self, stage, record):
     print("write", record["lastStatus"], flush=True)
     return real[2](self, stage, record)
-state_store._flush, state_store.sync_file_systems, state_store.StateStore.write_stage = flush, flush_all, write_stage
+durable_files._flush, durable_files.sync_file_systems, state_store.StateStore.write_stage = flush, flush_all, write_stage
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -72,7 +73,7 @@ def test_how_often_a_tiny_stage_waits_for_the_device(project, is_first, is_order
 @pytest.mark.parametrize("is_elsewhere", [True, False])
 def test_on_another_file_system_the_record_of_a_begin_is_there_with_its_name_before_the_first_attempt(project, is_elsewhere, monkeypatch):
     """No two file systems keep the order of what is done on both: outputs might be there, and nothing that tells of an attempt."""
-    monkeypatch.setattr("test_crash.TOLD", TOLD.replace("run_records.RECORD_S", "state_store.FLUSH_S = 1e9\nrun_records.RECORD_S", 1))    # nothing is synced because it took long
+    monkeypatch.setattr("test_crash.TOLD", TOLD.replace("run_records.RECORD_S", "durable_files.FLUSH_S = 1e9\nrun_records.RECORD_S", 1))    # nothing is synced because it took long
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         assert os.stat(folder).st_dev != os.stat(str(project.root)).st_dev
         if is_elsewhere:
@@ -87,7 +88,7 @@ def test_on_another_file_system_the_record_of_a_begin_is_there_with_its_name_bef
 @pytest.mark.parametrize("order", ["listed", "graph"])
 def test_what_is_done_is_on_the_disk_while_the_next_stage_is_at_work(project, order, monkeypatch):
     """However late the second begins: what is kept of the first goes with nothing but a look while processors are at work."""
-    monkeypatch.setattr("test_crash.TOLD", TOLD.replace("run_records.RECORD_S = run_records.RECORD_SHARE = 0", "run_records.RECORD_S = 1e9\nstate_store.Commit.is_due = lambda self: False"))
+    monkeypatch.setattr("test_crash.TOLD", TOLD.replace("run_records.RECORD_S = run_records.RECORD_SHARE = 0", "run_records.RECORD_S = 1e9\ndurable_files.Commit.is_due = lambda self: False"))
     body = "kept, end = %r, time.monotonic() + 60\nwhile os.path.exists(kept):\n    time.sleep(0.01)\n    assert time.monotonic() < end\n"
     project.spec({"processor": project.processor("make", MAKE)}, {"processor": project.processor("waits", body % str(project.path(KEPT % "s1")) + MAKE), "needs": ["s1"]}, order=order)
     lines = told(project)
@@ -97,10 +98,10 @@ def test_what_is_done_is_on_the_disk_while_the_next_stage_is_at_work(project, or
 
 def test_a_long_stages_begin_has_its_name_on_the_disk_while_it_is_at_work(project):
     project.spec({"processor": project.processor("long", "end = time.monotonic() + 60\nwhile not os.path.exists('synced'):\n    time.sleep(0.01)\n    assert time.monotonic() < end\n" + MAKE)})
-    code = ("import runpy, sys\nsys.path.insert(0, %r)\nimport state_store\nreal, begun = state_store.sync_folder, []\n"
+    code = ("import runpy, sys\nsys.path.insert(0, %r)\nimport durable_files, state_store\nreal, begun = durable_files.sync_folder, []\n"
             "def sync(path):\n    real(path)\n    if begun and path.endswith('state'):\n        open('synced', 'w').close()\n"
             "write = state_store.StateStore.write_stage\ndef write_stage(self, stage, record):\n    write(self, stage, record)\n    begun.append(stage)\n"
-            "state_store.sync_folder, state_store.StateStore.write_stage = sync, write_stage\nsys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n" % str(RUNNER.parent))
+            "durable_files.sync_folder, state_store.StateStore.write_stage = sync, write_stage\nsys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n" % str(RUNNER.parent))
     done = subprocess.run([sys.executable, "-c", code, str(RUNNER), "--pipeline", str(project.path("pipeline.json"))], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, env=project.environment(), cwd=str(project.root), timeout=120)
     assert done.returncode == 0, done.stdout
@@ -161,7 +162,7 @@ def test_what_a_run_skips_that_a_living_one_has_not_synced_is_on_the_disk_at_its
     project.path("go").unlink()
     settings = {"runner": str(RUNNER), "root": str(project.root), "action": "none", "at": 0, "hit": str(tmp_path / "none"), "boot": None, "outputs": []}
     (tmp_path / "fault.json").write_text(json.dumps(settings), encoding="utf-8")
-    driver = ("import sys\nsys.path[:0] = %r\nimport state_store\nstate_store.FLUSH_S = 1e9\nimport fault\nfault.main()\n" % [str(RUNNER.parent), str(RUNNER.parent.parent / "tests" / "drivers")])
+    driver = ("import sys\nsys.path[:0] = %r\nimport durable_files\ndurable_files.FLUSH_S = 1e9\nimport fault\nfault.main()\n" % [str(RUNNER.parent), str(RUNNER.parent.parent / "tests" / "drivers")])
     living = subprocess.Popen([sys.executable, "-c", driver, str(tmp_path / "fault.json"), "--pipeline", str(project.path("pipeline.json"))], stdin=subprocess.DEVNULL,
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=project.environment(), cwd=str(project.root))
     try:
@@ -390,7 +391,7 @@ def test_where_nothing_can_be_kept_an_outcome_is_durable_at_once(tmp_path, monke
         monkeypatch.setattr(os, "link", refuse)
     else:
         store.in_groups = False         # names may come to the disk in any order
-    monkeypatch.setattr(state_store, "sync_file", synced.append)
+    monkeypatch.setattr(durable_files, "sync_file", synced.append)
     store.write_stage("s", flat("ok"))
     assert len(synced) == 1 and not (tmp_path / (KEPT % "s")).exists() and str(tmp_path / "state" / "stage_s.json") not in store.commit.files
 
@@ -402,7 +403,7 @@ def test_after_a_failed_sync_what_was_kept_stays(tmp_path, monkeypatch):
     def refuse(path):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
     with monkeypatch.context() as patch:
-        patch.setattr(state_store, "_sync_path", refuse)
+        patch.setattr(durable_files, "_sync_path", refuse)
         with pytest.raises(OSError):
             store.commit.flush()
     store.commit.files.clear()
@@ -412,7 +413,7 @@ def test_after_a_failed_sync_what_was_kept_stays(tmp_path, monkeypatch):
     store.commit.flush()
     assert (tmp_path / (KEPT % "s")).exists()           # a second sync tells nothing
     synced = []
-    monkeypatch.setattr(state_store, "sync_file", synced.append)
+    monkeypatch.setattr(durable_files, "sync_file", synced.append)
     store.write_stage("s", flat("failed"))
     assert len(synced) == 1 and not (tmp_path / (KEPT % "s")).exists()
 
@@ -433,7 +434,7 @@ def test_what_another_run_keeps_since_is_not_removed(tmp_path):
 def test_what_is_written_is_due_a_second_after_the_last_flush(tmp_path):
     now = [100.0]
     store = store_in(tmp_path)
-    store.commit = state_store.Commit(lambda: now[0])
+    store.commit = durable_files.Commit(lambda: now[0])
     store.commit.files["gone"] = None
     assert store.commit.seconds_left() is None          # outputs wait for the end of a stage, or of a run
     for begin in (100.0, 107.0):
@@ -451,7 +452,7 @@ def test_content_and_name_of_an_outcome_come_to_the_disk_before_what_was_kept_go
     store, steps = store_in(tmp_path), []
     store.write_stage("s", flat("ok"))
     for word, name in (("content", "_sync_path"), ("names", "sync_folder"), ("gone", "remove_quietly")):
-        monkeypatch.setattr(state_store, name, lambda path, word=word: steps.append("%s %s" % (word, os.path.basename(path))))
+        monkeypatch.setattr(durable_files, name, lambda path, word=word: steps.append("%s %s" % (word, os.path.basename(path))))
     store.commit.flush()
     assert steps == ["content stage_s.json", "names state", "gone .stage_s.json.before"]
 

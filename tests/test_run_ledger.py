@@ -16,6 +16,7 @@ from test_files import kill_at_each_call, names
 
 sys.path.insert(0, str(ROOT / "src"))
 
+import durable_files  # noqa: E402
 import ledger_format  # noqa: E402
 import model  # noqa: E402
 import run_ledger  # noqa: E402
@@ -649,7 +650,7 @@ def test_a_key_below_the_root_is_refused(store):
 def test_a_key_that_cannot_be_written_leaves_no_half_of_it(tmp_path, monkeypatch):
     path = str(tmp_path / "k")
     with monkeypatch.context() as patch:
-        patch.setattr(state_store, "sync_file", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patch.setattr(durable_files, "sync_file", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         with pytest.raises(OSError) as caught:
             seal_keys.make_key_file(path, "hmac")
     assert caught.value.filename == path and names(tmp_path) == []

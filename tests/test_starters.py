@@ -10,11 +10,11 @@ import sys
 import pytest
 from conftest import ROOT, RUNNER, Done
 
+import durable_files
 import pipeline_runner
 import spec_checks
 import starter_texts
 import starters
-import state_store
 from console import Console
 from model import Options, UsageError
 
@@ -137,7 +137,7 @@ def test_an_init_that_fails_leaves_nothing(tmp_path, capsys, monkeypatch, is_the
     target = tmp_path / "mine"
     if is_there:
         target.mkdir()
-    write, count = state_store.write_new, [0]
+    write, count = durable_files.write_new, [0]
 
     def full_disk(path, data, durable=True, mode=0o666):
         count[0] += 1
@@ -145,7 +145,7 @@ def test_an_init_that_fails_leaves_nothing(tmp_path, capsys, monkeypatch, is_the
             raise OSError(28, "No space left on device", path)
         write(path, data, durable, mode)
 
-    monkeypatch.setattr(state_store, "write_new", full_disk)
+    monkeypatch.setattr(durable_files, "write_new", full_disk)
     assert pipeline_runner.main(["init", str(target)]) == 5
     assert "No space left on device" in capsys.readouterr().err
     assert [str(path) for path in tmp_path.rglob("*")] == ([str(target)] if is_there else [])
@@ -298,7 +298,7 @@ def test_a_stage_never_hides_a_module_of_the_library(tmp_path, capsys):
 
 def test_the_spec_is_written_last_and_a_killed_command_goes_on(tmp_path, capsys, monkeypatch):
     root = a_spec(tmp_path, TEXTS["tabs"][0])
-    before, write, order = (root / "pipeline.json").read_bytes(), state_store.write_atomic, []
+    before, write, order = (root / "pipeline.json").read_bytes(), durable_files.write_atomic, []
 
     def until_the_spec(path, data, *more, **named):
         order.append(os.path.basename(path))
@@ -306,7 +306,7 @@ def test_the_spec_is_written_last_and_a_killed_command_goes_on(tmp_path, capsys,
             raise OSError(28, "No space left on device", path)
         write(path, data, *more, **named)
 
-    monkeypatch.setattr(state_store, "write_atomic", until_the_spec)
+    monkeypatch.setattr(durable_files, "write_atomic", until_the_spec)
     assert new_stage(root, "b") == 5
     assert order == ["stage_b.py", "test_stage_b.py", "__init__.py", "processor_kit.py", "pipeline.json"]
     assert (root / "pipeline.json").read_bytes() == before and pipeline_runner.main(["validate", "--pipeline", str(root / "pipeline.json")]) == 0

@@ -18,6 +18,7 @@ import pytest
 from conftest import ROOT, RUNNER, Project, wait_until
 
 import console
+import durable_files
 import environment
 import ledger_format
 import model
@@ -457,12 +458,12 @@ def test_save_refuses_names_that_are_no_file_names(tmp_path, name):
 def test_write_atomic_leaves_the_old_whole_when_it_fails(tmp_path):
     path = tmp_path / "record"
     path.write_text("old")
-    state_store.write_atomic(str(path), b"new")
+    durable_files.write_atomic(str(path), b"new")
     assert path.read_bytes() == b"new" and os.listdir(str(tmp_path)) == ["record"]
     target = tmp_path / "folder"
     target.mkdir()
     with pytest.raises(OSError) as caught:
-        state_store.write_atomic(str(target), b"x")
+        durable_files.write_atomic(str(target), b"x")
     assert caught.value.filename == str(target)
     assert sorted(os.listdir(str(tmp_path))) == ["folder", "record"]
 
@@ -471,7 +472,7 @@ def test_write_atomic_leaves_the_old_whole_when_it_fails(tmp_path):
 def test_write_atomic_does_not_follow_what_was_planted_under_its_temporary_name(tmp_path):
     (tmp_path / "victim").write_text("untouched")
     (tmp_path / ".record.tmp").symlink_to("victim")
-    state_store.write_atomic(str(tmp_path / "record"), b"new")
+    durable_files.write_atomic(str(tmp_path / "record"), b"new")
     assert (tmp_path / "victim").read_text() == "untouched" and (tmp_path / "record").read_bytes() == b"new"
 
 
@@ -684,7 +685,7 @@ def test_what_the_system_takes_in_small_parts_is_written_whole(tmp_path, monkeyp
     write, path = os.write, str(tmp_path / "file")
     monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, bytes(data[:3])))
     for data in (b"0123456789", memoryview(b"0123456789"), [b"01234", b"", memoryview(b"56789")]):
-        state_store.write_atomic(path, data)
+        durable_files.write_atomic(path, data)
         with open(path, "rb") as file:
             assert file.read() == b"0123456789"
         os.unlink(path)
@@ -721,7 +722,7 @@ def test_an_error_below_a_folder_or_of_an_open_file_names_the_path(tmp_path, mon
         raise PermissionError(13, "Permission denied", "1.txt")
     monkeypatch.setattr(shutil, "rmtree", refuse)
     with pytest.raises(PermissionError) as caught:
-        state_store.remove_tree(str(tmp_path / "up" / ".up.tasks"))
+        durable_files.remove_tree(str(tmp_path / "up" / ".up.tasks"))
     assert caught.value.filename == str(tmp_path / "up" / ".up.tasks")
     with pytest.raises(OSError) as caught, primitives.naming("state/x"):
         os.close(999999)
@@ -752,6 +753,6 @@ def test_a_mount_that_does_not_answer_is_told_as_that_and_not_as_a_file(tmp_path
     real = os.stat
     monkeypatch.setattr(os, "stat", lambda path, *more, **options: (gone if str(path).endswith("state") else real)(path, *more, **options))
     with pytest.raises(OSError) as raised:
-        state_store.make_folder(str(tmp_path / "state"), state_store.Commit())
+        durable_files.make_folder(str(tmp_path / "state"), durable_files.Commit())
     monkeypatch.undo()
     assert raised.value.errno == errno.ENOTCONN and model.remedy_of(raised.value) == "; what is mounted there does not answer any more: mount it again"

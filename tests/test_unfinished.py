@@ -5,8 +5,8 @@ import json
 import os
 
 import checkpoints
+import durable_files
 import pytest
-import state_store
 
 posix_only = pytest.mark.skipif(os.name == "nt", reason="POSIX signals, fork and pipes")
 STAGES = {"stage": {"inputs": ["data/in/*.txt"]}, "tasks": {"forEach": "data/in/*.txt"}}
@@ -431,7 +431,7 @@ def test_a_module_that_an_earlier_stage_has_just_made_is_seen(root):
 
 
 def test_a_folder_that_is_gone_has_no_names_to_sync(tmp_path):
-    commit = state_store.Commit()
+    commit = durable_files.Commit()
     commit.folders.update(dict.fromkeys([str(tmp_path / "gone"), str(tmp_path)]))
     commit.flush()
     assert not commit.folders

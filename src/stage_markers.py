@@ -1,0 +1,66 @@
+"""The marker of a finished stage, in its output folder: `.STAGE.done`, or `.STAGE.lost` where what it made may not be on the disk.
+
+On durable_files and state_store. A marker says of which key the outputs are; whether it is believed, the stage's record decides.
+"""
+from __future__ import annotations
+
+import os
+
+import durable_files
+from primitives import loads, open_file, remove_quietly, replace
+from state_store import SCHEMA_VERSION, record_json, utc_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
+
+
+
+def marker_bytes(stage: str, key: str, run_id: Optional[str], now: float) -> bytes:
+    """Return what a stage's marker holds."""
+    return record_json({"schema": SCHEMA_VERSION, "stage": stage, "key": key, "runId": run_id, "at": utc_text(now)})
+
+
+def read_marker(path: str) -> Optional[str]:
+    """Return the key in a stage's marker, "" for a marker that is not ours, None without one.
+
+    One whose content did not reach the disk whole, as only a power cut leaves it, is none.
+    """
+    try:
+        with open_file(path) as file:
+            data = file.read(1 << 16)
+        marker = loads(data.decode("utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+    except OSError:
+        return ""
+    key = marker.get("key") if isinstance(marker, dict) else None
+    return key if isinstance(key, str) else ""
+
+
+def lost_path(root: str, output_dir: str, stage: str) -> str:
+    """Return where the marker goes of a stage whose outputs could not be synced."""
+    return os.path.join(root, output_dir, ".%s.lost" % stage)
+
+
+def mark_lost(root: str, output_dir: str, stage: str, is_of_tasks: bool) -> None:
+    """Take a finished stage's marker away, as far as the file system still lets us; a rename needs no space.
+
+    Where a stage of tasks has no marker yet, an empty file says the same of the tasks that are done.
+    """
+    marker, lost = marker_path(root, output_dir, stage), lost_path(root, output_dir, stage)
+    try:
+        replace(marker, lost)
+    except OSError as error:
+        is_refused = not isinstance(error, FileNotFoundError)      # a marker that is only removed counts as one that was not written yet
+        if is_of_tasks or is_refused:
+            try:
+                durable_files.write_new(lost, b"", durable=False)
+            except OSError:
+                pass
+        remove_quietly(marker)
+
+
+def marker_path(root: str, output_dir: str, stage: str) -> str:
+    """Return where the marker of a finished stage stands."""
+    return os.path.join(root, output_dir, ".%s.done" % stage)

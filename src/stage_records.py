@@ -1,0 +1,76 @@
+"""What the record of a stage says (state/stage_NAME.json), and whether it can be worked with.
+
+A leaf: the record is a dict, as state_store reads it.
+"""
+from __future__ import annotations
+
+from primitives import compact, is_integer, leads_out
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, Optional
+
+    Json = Dict[str, Any]
+CLEANED = "its outputs were removed by clean"      # why a stage must run whose record says so
+
+
+def made_elsewhere(record: Optional[Json], output_dir: str) -> str:
+    """Return the folder in which are the outputs that a stage record tells of, if that is not *output_dir*, the stage's of now;
+    else ""."""
+    folder = record["keyParts"].get("outputDir") if record is not None else None
+    return folder if isinstance(folder, str) and folder != output_dir else ""
+
+
+def last_run_text(record: Json) -> str:
+    """Return how the last run of a stage that is not done came to its end, as a reason to run it."""
+    return "last run %s" % {"running": "died", "interrupted": "was interrupted"}.get(record["lastStatus"], "failed: %s" % record.get("lastError"))
+
+
+def outputs_are_logged(record: Json) -> bool:
+    """Tell whether a stage record leaves its outputs to the task log: they are too many for it, or of tasks of a run that has not
+    ended well."""
+    return not record["outputs"] and bool((record.get("tasks") or {}).get("outputs") or is_of_unfinished_tasks(record))
+
+
+def is_of_unfinished_tasks(record: Json) -> bool:
+    """Tell whether a stage record is of forEach and of a run that has not ended well: what was made, the task log alone tells."""
+    return record["lastStatus"] != "ok" and "tasks" in record["keyParts"]
+
+
+def dead_token(record: Optional[Json]) -> str:
+    """Return the token of the attempt that a stage record calls running: under the stage's lock its runner is dead."""
+    return str(record.get("token", "")) if record is not None and record["lastStatus"] == "running" else ""
+
+
+def record_problem(record: Json, stage: str) -> str:
+    """Return what in a stage record cannot be worked with, or ""."""
+    if record.get("stage") != stage:
+        return "it names the stage %s" % compact(record.get("stage"))
+    if record.get("lastStatus") not in ("running", "ok", "failed", "interrupted"):
+        return "lastStatus is %s" % compact(record.get("lastStatus"))
+    if not isinstance(record.get("idempotencyKey"), str) or not isinstance(record.get("keyParts"), dict):
+        return "its key is missing"
+    if not _are_key_parts(record["keyParts"]):
+        return "the parts of its key are of another form"
+    if not _is_output_list(record.get("outputs")) or not _is_output_list(record.get("previous", [])):
+        return "its outputs are not a list of path, bytes, sha256"
+    return ""
+
+
+def _are_key_parts(parts: Json) -> bool:
+    """Tell whether the parts of a key can be compared with others; what is missing may be missing."""
+    for part in ("modules", "inputs", "watch"):
+        files = parts.get(part) or []
+        if not isinstance(files, list) or not all(isinstance(one, list) and len(one) == 2 and all(isinstance(text, str) for text in one)
+                                                  for one in files):
+            return False
+    folder = parts.get("outputDir")
+    if isinstance(folder, str) and leads_out(folder):
+        return False
+    return all(isinstance(parts.get(part) or {}, dict) for part in ("processor", "params", "env", "passEnv"))
+
+
+def _is_output_list(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(one, dict) and isinstance(one.get("path"), str) and is_integer(one.get("bytes")) and isinstance(one.get("sha256"), str)
+        and not leads_out(one["path"]) for one in value)
