@@ -27,7 +27,7 @@ may also import what is named before it.
         shown     log_events  text_table  stage_progress  svg_shapes
     on them
         files     state_store (the records under state/)  stage_markers  file_digests  chunk_files
-        network   scan_windows  import_scan
+        network   scan_windows  source_folding (what an expression stands for)  import_scan
         process   attempts (processors at work)  launch_lease (may a launched task run, and does it)  node_exec (such a task on its machine)
                   offline_guard  launch_helper (starts launchers)
         shown     live_view (lines of the running stages)  console (what the user sees)

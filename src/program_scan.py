@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from model import PipelineSpec
     Json = Dict[str, Any]
 
-SCANNERS = ("import_scan.py", "scan_shell.py", "scan_windows.py")       # what they find is remembered until one of them changes
+SCANNERS = ("import_scan.py", "scan_shell.py", "scan_windows.py", "source_folding.py")       # what they find is remembered until one of them changes
 COMPILED = (".so", ".pyd", ".pyc")      # endings of modules that are no source ...
 BINARY_BYTES = 256          # ... and of which no more is looked at
 _HERE = os.path.dirname(os.path.abspath(__file__))

@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT / "src"))
 import file_digests  # noqa: E402
 import import_scan  # noqa: E402
 import program_scan  # noqa: E402
+import scan_shell  # noqa: E402
 
 Finding = import_scan.Finding
 HOLE = import_scan.HOLE
@@ -434,7 +435,7 @@ def test_findings_stand_once_and_in_the_order_of_lines():
     ("a \"`b c` d\"", [["a", HOLE + " d"], ["b", "c"]]), ("a)b`", [["a"], ["b" + HOLE]]),
     ("a $(b (c; d) e) f", [["a", HOLE, "f"], ["b"], ["c"], ["d"], ["e"]]), ("$((1+2)) a", [[HOLE, "a"]])])
 def test_shell_text_is_split_into_commands(text, commands):
-    assert import_scan.shell_commands(text) == commands
+    assert scan_shell.shell_commands(text) == commands
 
 
 # === Other programs: a file's name, its text, and (line, module) of all that is refused ===
@@ -690,10 +691,10 @@ print(sorted(name for name in new if (getattr(sys.modules[name], "__file__", Non
 """
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code, str(ROOT / "src")],
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert (done.stdout.decode().split(), done.stderr) == (["[]", "['import_scan',", "'scan_shell',", "'scan_windows']"], b"")
+    assert (done.stdout.decode().split(), done.stderr) == (["[]", "['import_scan',", "'scan_shell',", "'scan_windows',", "'source_folding']"], b"")
 
 
-@pytest.mark.parametrize("name", ["import_scan.py", "scan_shell.py", "scan_windows.py"])
+@pytest.mark.parametrize("name", ["import_scan.py", "scan_shell.py", "scan_windows.py", "source_folding.py"])
 def test_what_was_found_is_found_anew_when_a_part_of_the_scan_has_changed(tmp_path, monkeypatch, name):
     here = tmp_path / "src"
     shutil.copytree(str(ROOT / "src"), str(here), ignore=shutil.ignore_patterns("__pycache__"))
