@@ -9,7 +9,7 @@ import os
 import posixpath
 
 import durable_files
-import spec_checks
+import spec_values
 import stage_outputs
 import state_store
 from file_digests import Patterns
@@ -201,17 +201,17 @@ def _problem(progress: Any) -> str:
         return "it is not an object"
     offset: Any = progress.get("lineOffset")
     if not is_integer(offset) or offset < 0:
-        return "its lineOffset is %s" % spec_checks.shown_value(offset)
+        return "its lineOffset is %s" % spec_values.shown_value(offset)
     outputs, finals, counts = progress.get("outputs", {}), progress.get("publish", {}), progress.get("counts", {})
     whole = progress.get("whole", [])
     if not isinstance(whole, list) or not all(isinstance(path, str) for path in whole):
         return "its whole outputs are not paths"
     for files in (outputs, finals):
-        if not isinstance(files, dict) or any(spec_checks.path_problem(path) for path in files):
+        if not isinstance(files, dict) or any(spec_values.path_problem(path) for path in files):
             return "its outputs are not paths below the output folder"
     if not all(is_integer(size) and size >= 0 for size in outputs.values()):
         return "its outputs are not numbers of bytes"
-    if not all(isinstance(final, str) and not spec_checks.path_problem(final) for final in finals.values()):
+    if not all(isinstance(final, str) and not spec_values.path_problem(final) for final in finals.values()):
         return "its outputs are not paths below the output folder"
     if not isinstance(counts, dict) or not all(is_integer(count) and count >= 0 for count in counts.values()):
         return "its counts are not numbers"

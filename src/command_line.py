@@ -5,7 +5,7 @@ Not argparse: importing and building it shows in the time of a run in which noth
 from __future__ import annotations
 
 from model import Options, UsageError
-from spec_checks import name_problem, shown_value, strict_json
+from spec_values import name_problem, shown_value, strict_json
 from state_store import new_run_id
 
 TYPE_CHECKING = False

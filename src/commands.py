@@ -6,7 +6,7 @@ import sys
 
 import command_line
 import planning
-import spec_checks
+import spec_values
 import stage_locks
 import stage_records
 import state_store
@@ -149,7 +149,7 @@ def _validate(spec: PipelineSpec, options: Options, console: Console) -> int:
 def _check_starts(spec: PipelineSpec, options: Options) -> List[str]:
     """Return notes on programs that may not start. Raises: SpecError with those that certainly cannot."""
     import program_starts
-    problems, notes = spec_checks.Problems(), []
+    problems, notes = spec_values.Problems(), []
     for place, is_certain, words in program_starts.find_problems(spec):
         if is_certain:
             problems.add(place, words)

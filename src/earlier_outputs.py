@@ -11,7 +11,7 @@ import checkpoints
 import durable_files
 import file_digests
 import recorded_outputs
-import spec_checks
+import spec_values
 import stage_markers
 import stage_outputs
 import stage_records
@@ -158,7 +158,7 @@ class EarlierOutputs:
         """
         path = "%s/.%s.tasks" % (self.moved_from, self.stage.name)
         full = os.path.join(self.run.root, *path.split("/"))
-        if spec_checks.path_problem(path) or recorded_outputs.link_on_the_way(self.run.root, path + "/x") or not os.path.isdir(full):
+        if spec_values.path_problem(path) or recorded_outputs.link_on_the_way(self.run.root, path + "/x") or not os.path.isdir(full):
             return
         self.has_cleared = True
         try:

@@ -27,7 +27,7 @@ from file_digests import Digests, FileChanged, has_wildcard, path_matches
 from model import EXIT_OK, StageSpec, shown_names
 from primitives import BEFORE, is_there
 from recorded_outputs import link_on_the_way
-from spec_checks import name_problem, path_problem
+from spec_values import name_problem, path_problem
 from stage_order import Folders, candidates, edges
 from stage_outputs import is_folder, list_folder, own_parts
 from state_store import StateError, StateStore, utc_text

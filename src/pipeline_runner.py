@@ -18,7 +18,7 @@ modules beside it are cached as bytecode: so nothing stands here that a run in w
 may also import what is named before it.
 
     leaves
-        spec      spec_checks  spec_source  starter_texts
+        spec      spec_values  stage_cycles  spec_source  starter_texts
         disk      file_systems  path_signs  durable_files  stage_locks  stage_outputs  stage_records  task_log  task_files  ledger_format
                   control_totals  arrivals
         process   process_tree  process_start  process_limits  attempt_output  run_signals  environment  stale_bytecode  stop_times
@@ -26,6 +26,7 @@ may also import what is named before it.
         network   scan_shell  hook_log  node_report
         shown     log_events  text_table  stage_progress  svg_shapes
     on them
+        spec      spec_checks (what a valid pipeline file is)
         files     state_store (the records under state/)  stage_markers  file_digests  chunk_files
         network   scan_windows  source_folding (what an expression stands for)  import_scan
         process   attempts (processors at work)  launch_lease (may a launched task run, and does it)  node_exec (such a task on its machine)
@@ -137,7 +138,7 @@ if __name__ == "__main__":
 
 # === 2. Functions for those who import it ============================================================================
 
-import spec_checks  # noqa: E402
+import spec_values  # noqa: E402
 from model import VERSION, UsageError  # noqa: E402, F401
 from spec_loading import load_pipeline  # noqa: E402, F401
 from stage_keys import compute_idempotency_key  # noqa: E402, F401
@@ -158,9 +159,9 @@ def save_run_state(run_id, record, root="."):
 
 def _save_record(pattern, name, record, root):
     # type: (str, str, Json, str) -> None
-    problem = spec_checks.name_problem(name)
+    problem = spec_values.name_problem(name)
     if problem:
-        raise UsageError("%s %s" % (spec_checks.shown_value(name), problem))
+        raise UsageError("%s %s" % (spec_values.shown_value(name), problem))
     store = StateStore(os.path.abspath(root))
     store.prepare()
     store.write(pattern % name, record)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 import command_line
-import spec_checks
+import spec_values
 import stage_locks
 import stage_markers
 import stage_records
@@ -239,7 +239,7 @@ def select_stages(spec: PipelineSpec, options: Options) -> List[StageSpec]:
     for name in sorted(options.force | options.only) + [one for one in (options.first, options.last) if one]:
         if name not in names:
             near = command_line.nearest(name, names)
-            raise UsageError("no stage is named %s%s" % (spec_checks.shown_value(name), "; did you mean %s?" % near if near
+            raise UsageError("no stage is named %s%s" % (spec_values.shown_value(name), "; did you mean %s?" % near if near
                                                          else "; there are: %s" % ", ".join(names)))
     if not (options.only or options.first or options.last):
         return list(spec.stages)

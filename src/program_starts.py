@@ -14,7 +14,8 @@ import warnings
 
 from model import FOR_WINDOWS
 from primitives import open_file
-from spec_checks import program_kind, shown_value
+from spec_checks import program_kind
+from spec_values import shown_value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ Above the leaves and below the runner, which imports it when something did chang
 """
 from __future__ import annotations
 
-from spec_checks import shown_value
 from ledger_format import canonical_json
+from spec_values import shown_value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import output_places
 import run_ledger
 import stage_locks
 from model import EXIT_OK, UsageError
-from spec_checks import name_problem, shown_value
+from spec_values import name_problem, shown_value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from ledger_format import entry_hash, found_hash, without_torn_end
 from model import UsageError
 from primitives import is_integer, is_link, naming, open_file
 from run_ledger import NAME
-from spec_checks import name_problem
+from spec_values import name_problem
 from state_store import StateError
 
 TYPE_CHECKING = False

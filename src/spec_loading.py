@@ -10,6 +10,8 @@ import os
 
 import command_line
 import spec_checks
+import spec_values
+import stage_cycles
 from file_digests import is_unicode
 from model import Chunks, Offline, PipelineSpec, Retry, SpecError, StageSpec, UsageError, sha256
 
@@ -50,7 +52,7 @@ def load_pipeline(path: str, root: Optional[str] = None, needs_programs: bool = 
         raise UsageError("--root %s: there is no such folder" % root)
     text = _decode_spec(data, shown)
     value, document = _parse_spec(text)
-    problems = spec_checks.Problems()
+    problems = spec_values.Problems()
     checked = None
     if document is None or document.complete:
         checked = spec_checks.check_pipeline(value, root if needs_programs else None, command_line.nearest, problems)
@@ -68,7 +70,7 @@ def load_pipeline(path: str, root: Optional[str] = None, needs_programs: bool = 
         order=checked["order"], on_failure=tuple(checked["onFailure"]), on_success=tuple(checked["onSuccess"]))
 
 
-def refuse(path: str, problems: spec_checks.Problems) -> None:
+def refuse(path: str, problems: spec_values.Problems) -> None:
     """Refuse a pipeline file that was read without complaint, for problems found since. Raises: SpecError; OSError when it is
     gone by now."""
     with open(path, "rb") as file:
@@ -76,13 +78,13 @@ def refuse(path: str, problems: spec_checks.Problems) -> None:
     raise SpecError("\n".join(_problem_lines(os.fspath(path), text, None, problems)))
 
 
-def _check_cycles(stages: Sequence[StageSpec], problems: spec_checks.Problems) -> None:
+def _check_cycles(stages: Sequence[StageSpec], problems: spec_values.Problems) -> None:
     """Report a cycle of stages that need one another, by `needs` or by files."""
     import stage_order
     cycle = stage_order.find_cycle(stage_order.edges(stages))
     if cycle:
         place = next(place for place, stage in enumerate(stages) if stage.name == cycle[0])
-        problems.add(("stages", place), "needs itself by what it reads or needs: %s" % " <- ".join(spec_checks.shown_cycle(cycle)))
+        problems.add(("stages", place), "needs itself by what it reads or needs: %s" % " <- ".join(stage_cycles.shown_cycle(cycle)))
 
 
 def _decode_spec(data: bytes, shown: str) -> str:
@@ -99,7 +101,7 @@ def _decode_spec(data: bytes, shown: str) -> str:
 def _parse_spec(text: str) -> Tuple[Any, Any]:
     """Return (value, None) for flawless JSON, else (value, Document) from the parser that knows positions."""
     try:
-        return spec_checks.strict_json(text), None
+        return spec_values.strict_json(text), None
     except (ValueError, RecursionError, MemoryError):
         pass
     import spec_source
@@ -107,7 +109,7 @@ def _parse_spec(text: str) -> Tuple[Any, Any]:
     return document.value, document if document.problems else None
 
 
-def _problem_lines(shown: str, text: str, document: Any, problems: spec_checks.Problems) -> List[str]:
+def _problem_lines(shown: str, text: str, document: Any, problems: spec_values.Problems) -> List[str]:
     import spec_source
     document = document or spec_source.parse(text)
     lines = [(line, column, path, message) for line, column, path, message in document.problems]

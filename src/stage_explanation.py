@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections import namedtuple
 
 from ledger_format import canonical_json
-from spec_checks import shown_value
+from spec_values import shown_value
 from state_store import utc_text
 
 TYPE_CHECKING = False

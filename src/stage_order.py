@@ -9,7 +9,7 @@ import heapq
 
 import file_digests
 from model import Decision, shown_names
-from spec_checks import find_path, in_cycles
+from stage_cycles import find_path, in_cycles
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ import sys
 from collections import namedtuple
 
 import durable_files
-import spec_checks
 import spec_source
+import spec_values
 import stage_locks
 import starter_texts
 from model import EXIT_OK, Clock, UsageError, shown_names
@@ -83,8 +83,8 @@ def _check_folder(folder: str, target: str) -> None:
 
 def _pipeline_name(target: str) -> str:
     """Return the folder's name, made a name for a pipeline."""
-    kept = "".join(c if c in spec_checks.NAME_CHARACTERS else "_" for c in os.path.basename(target)).strip("._-")[:64].rstrip(".")
-    return "pipeline" if spec_checks.name_problem(kept) else kept
+    kept = "".join(c if c in spec_values.NAME_CHARACTERS else "_" for c in os.path.basename(target)).strip("._-")[:64].rstrip(".")
+    return "pipeline" if spec_values.name_problem(kept) else kept
 
 
 def _project_files(name: str) -> Files:
@@ -211,9 +211,9 @@ def _new_stage(options: Options, console: Console, load: Callable[..., PipelineS
 def _planned_stage(options: Options, load: Callable[..., PipelineSpec]) -> _NewStage:
     """Raises: UsageError, SpecError; OSError."""
     name, kind = options.operands[0], options.kind
-    problem = spec_checks.name_problem(name)
+    problem = spec_values.name_problem(name)
     if problem:
-        raise UsageError("new-stage %s: the name %s" % (spec_checks.shown_value(name), problem))
+        raise UsageError("new-stage %s: the name %s" % (spec_values.shown_value(name), problem))
     spec = load(options.pipeline, options.root)
     _check_is_new(name, spec)
     path = os.path.realpath(options.pipeline)

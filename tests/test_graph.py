@@ -15,7 +15,7 @@ from conftest import RUNNER, wait_until
 
 import run_signals
 import scheduler
-import spec_checks
+import stage_cycles
 import stage_order
 from model import SpecError, StageSpec
 
@@ -124,9 +124,9 @@ def test_cycles_and_ways_are_found_where_there_are_some():
         found = stage_order.find_cycle(needs)
         assert found[:1] == circling[:1] and all(one in needs[name] for name, one in zip(found, found[1:])) and (not found or found[-1] == found[0]), needs
         between = {name for name in needs if any(one in reach[name] | {name} for one in circling) and any(name in reach[one] | {one} for one in circling)}
-        assert spec_checks.in_cycles(needs) == between, needs
+        assert stage_cycles.in_cycles(needs) == between, needs
         start, goal = chance.choice(list(needs)), chance.choice(list(needs))
-        way, steps, level = spec_checks.find_path(needs, start, goal), 0, {start}
+        way, steps, level = stage_cycles.find_path(needs, start, goal), 0, {start}
         while level and goal not in level and steps <= len(needs):
             level, steps = {one for name in level for one in needs[name]}, steps + 1
         if goal in level:

@@ -22,7 +22,7 @@ import file_digests
 import file_tasks
 import model
 import program_scan
-import spec_checks
+import stage_cycles
 import stage_work
 from chunk_work import ChunkTasksWork
 from scheduler import Next, Spawn
@@ -441,7 +441,7 @@ def test_a_chunk_is_compared_with_its_own_input_alone():
 @pytest.mark.parametrize("count", [10, 11, 2000])
 def test_long_lists_of_stages_are_cut_short_in_texts(count):
     names = ["s%d" % number for number in range(count)]
-    shown = spec_checks.shown_cycle(names)
+    shown = stage_cycles.shown_cycle(names)
     assert shown == names if count == 10 else shown == names[:7] + ["(%d more)" % (count - 9)] + names[-2:]
     assert model.shown_names(names) == "s0, s1, s2, s3, s4 and %d more" % (count - 5) and model.shown_names(names[:5]) == "s0, s1, s2, s3, s4"
 

@@ -15,6 +15,7 @@ from conftest import ROOT
 
 import pipeline_runner
 import spec_checks
+import spec_values
 import starters
 
 SCHEMA = json.loads((ROOT / "pipeline.schema.json").read_bytes().decode("utf-8"))
@@ -176,7 +177,7 @@ def test_editors_have_something_to_say_about_every_key():
 # --- both, on the same cases
 
 def problems_of(value, root):
-    found = spec_checks.Problems()
+    found = spec_values.Problems()
     spec_checks.check_pipeline(value, str(root), lambda word, known: None, found)
     return ["%s: %s" % (path[-1] if path else "", message) for path, message in found.found]
 
@@ -203,7 +204,7 @@ def readable(table):
     """Return the specs of a table of test_spec that are JSON at all: the rest no schema ever sees."""
     for marked, _ in table:
         try:
-            yield spec_checks.strict_json(test_spec.without_marks(marked)[0])
+            yield spec_values.strict_json(test_spec.without_marks(marked)[0])
         except (ValueError, RecursionError):
             pass
 

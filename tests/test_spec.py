@@ -17,6 +17,8 @@ import pipeline_runner
 import program_starts
 import spec_checks
 import spec_loading
+import spec_values
+import stage_cycles
 from model import SpecError, UsageError
 
 # --- how the tables work
@@ -346,7 +348,7 @@ TABLE = SYNTAX + TOP + STAGE + NAMES + PATHS + RELATIONS
 
 def test_no_way_is_looked_for_where_there_is_no_cycle(root, monkeypatch, capsys):
     """With thousands of stages listed after those that need them, that took longer than all else."""
-    asked, real = [], spec_checks.find_path
+    asked, real = [], stage_cycles.find_path
     monkeypatch.setattr(spec_checks, "find_path", lambda edges, start, goal: asked.append((start, goal)) or real(edges, start, goal))
     plain = '"name": "s%d", "processor": "bin/ok.py", "outputDir": "data/%d", "needs": ["s%d"]'
     chain = [plain % (number, number, number + 1) for number in range(40)]
@@ -366,13 +368,13 @@ def test_what_is_said_of_needs_is_what_each_pair_alone_would_tell():
                   for index, name in enumerate(names)]
         needs = {merged["name"]: [one for one in merged["needs"] if one in names] for _, merged in stages}
         for is_graph in (True, False):
-            problems = spec_checks.Problems()
+            problems = spec_values.Problems()
             spec_checks._check_needs(stages, problems, is_graph)
             cycles = {path: text for path, text in problems.found if text.startswith("makes a cycle: ")}
             for index, merged in stages:
                 for place, needed in enumerate(merged["needs"]):
                     is_later = needed in names and len(names) - 1 - names[::-1].index(needed) >= index
-                    way = spec_checks.find_path(needs, needed, merged["name"]) if merged["name"] and is_later else []
+                    way = stage_cycles.find_path(needs, needed, merged["name"]) if merged["name"] and is_later else []
                     told = [text for path, text in problems.found if path == ("stages", index, "needs", place)]
                     assert (("stages", index, "needs", place) in cycles) is bool(way), stages
                     if way:
@@ -406,7 +408,7 @@ def test_what_is_read_elsewhere_or_spelled_as_where_it_is_made_is_no_fault_of_ca
 def test_what_ten_thousand_stages_read_is_not_compared_with_each_of_their_folders():
     value = {"name": "p", "stages": [{"name": "s%d" % number, "processor": "bin/ok.py", "outputDir": "data/s%d" % number, "inputs": ["data/s%d/*" % (number - 1)]} for number in range(10000)]}
     value["stages"][-1]["inputs"] = ["data/S7/*"]
-    problems = spec_checks.Problems()
+    problems = spec_values.Problems()
     assert spec_checks.check_pipeline(value, None, lambda word, known: None, problems) is None
     assert [(path, message[:19]) for path, message in problems.found] == [(("stages", 9999, "inputs", 0), '"data/S7" and "data')]
 
@@ -806,10 +808,10 @@ def test_what_is_no_program_of_windows_is_refused_there(project, name, data, can
 
 
 def test_signs_that_windows_does_not_allow_in_names_are_refused_there_only(monkeypatch):
-    assert spec_checks.path_problem("data/12:30.csv") == ""
+    assert spec_values.path_problem("data/12:30.csv") == ""
     monkeypatch.setattr(sys, "platform", "win32")
-    assert spec_checks.path_problem("data/12:30.csv") == 'has one of the signs : " < > |, which Windows does not allow in names'
-    assert spec_checks.path_problem("data/[a-c]*?.csv") == ""
+    assert spec_values.path_problem("data/12:30.csv") == 'has one of the signs : " < > |, which Windows does not allow in names'
+    assert spec_values.path_problem("data/[a-c]*?.csv") == ""
 
 
 def test_a_batch_file_gets_no_argument_that_cmd_exe_would_run_or_replace(monkeypatch, project):

@@ -12,7 +12,7 @@ from conftest import ROOT, RUNNER, Done
 
 import durable_files
 import pipeline_runner
-import spec_checks
+import spec_values
 import starter_texts
 import starters
 from console import Console
@@ -86,7 +86,7 @@ def test_init_writes_the_runner_whole_and_the_folders_that_git_would_forget(tmp_
                                             ("a" * 63 + ".b", "a" * 63)])
 def test_the_pipeline_has_the_folders_name_where_that_is_a_name(name, expected):
     found = starters._pipeline_name("/somewhere/" + name)
-    assert found == expected and not spec_checks.name_problem(found)
+    assert found == expected and not spec_values.name_problem(found)
 
 
 @pytest.mark.parametrize("names, message", [
