@@ -54,37 +54,45 @@ class Run:
     def __init__(self, spec: PipelineSpec, options: Options, console: Console, clock: Clock, process_began: float, known: Any = None) -> None:
         """process_began: by time.monotonic(). *known* is a known_stages.KnownStages: the stages that the index answers for; None
         if it says nothing."""
-        self.spec, self.options, self.console, self.clock = spec, options, console, clock
-        self.process_began = process_began
+        self.spec, self.options, self.console, self.clock, self.known = spec, options, console, clock, known
         self.root = spec.root
         self.selected = planning.select_stages(spec, options)
+        self.order = stage_order.Order(self.selected, spec.order == "graph", stage_order.may_share, None if known is None else known.needs)
+        # What it stands on.
         self.boot = state_store.boot_id()
         self.store = StateStore(spec.root, now=clock.time)
         self.digests = Digests(spec.root, self.boot, rehash=options.rehash)
         self.digests.heed = self._attend
         self.ledger = new_ledger(spec, options, self.store, clock)
-        self.order = stage_order.Order(self.selected, spec.order == "graph", stage_order.may_share, None if known is None else known.needs)
-        # Of each stage selected, once it has ended.
-        self.result_at: List[Optional[StageResult]] = [None] * len(self.selected)
-        self.stop_time: Optional[stop_times.StopTime] = None
-        self.invocation = 1
-        self.is_open = False
-        self.signals: run_signals.Signals = LATER
-        self.guards: run_guards.RunGuards = LATER   # once something may be started
-        self.known = known
+        self.run_lock = stage_locks.FileLock(spec.root, options.run_id + ".run", clock)
         self.records = run_records.RunRecords(self)
         self.durability = durability.Durability(self)
-        self.looked: Dict[str, List[str]] = {}      # of skipped stages, the files that the decision was made of
-        self.pool: attempts.Pool = LATER       # the attempts under way
-        self.scheduler: scheduler.Scheduler = LATER    # once an attempt must be started
-        self.works: Dict[str, stage_work.StageWork] = {}    # stages at work
-        self.made_folders: Set[str] = set()     # that need not be looked for again
+        self.places = work_places.WorkPlaces(self)
+        # What its records say of it.
+        self.process_began = process_began
+        self.started = self.started_utc = 0.0       # by the clock that only goes forward, and by the other
+        self.begun: Tuple[int, int, int] = LATER    # as process_begin(), before anything was looked at
+        self.invocation = 1
+        self.about: Json = LATER                    # host, user, the runner's digest
+        self.isolation: Json = {}                   # how the network is closed
+        self.idle_isolation: Json = {}              # the same of a run that starts nothing
+        # What is there only once something must be started.
+        self.is_open = False
+        self.signals: run_signals.Signals = LATER
+        self.guards: run_guards.RunGuards = LATER
+        self.pool: attempts.Pool = LATER            # the attempts under way
+        self.scheduler: scheduler.Scheduler = LATER
         self.inherited: Dict[Any, Dict[str, str]] = {}      # passEnv -> what processors get of the own environment
         self.expected: Optional[Dict[str, float]] = None    # how long each stage took before, once the live view has asked
-        self.places = work_places.WorkPlaces(self)
-        self.held: Set[str] = set()     # stages that another run has, and this one goes on without
-        self.names: Optional[Set[str]] = None   # of all stages of the spec, once somebody has asked
-        self.unfit = ""                 # the stage from which the runner could not go on
+        self.names: Optional[Set[str]] = None       # of all stages of the spec, once somebody has asked
+        self.made_folders: Set[str] = set()         # that need not be looked for again
+        # How far it has come.
+        self.works: Dict[str, stage_work.StageWork] = {}    # stages at work
+        self.result_at: List[Optional[StageResult]] = [None] * len(self.selected)   # of each stage selected, once it has ended
+        self.looked: Dict[str, List[str]] = {}      # of skipped stages, the files that the decision was made of
+        self.held: Set[str] = set()                 # stages that another run has, and this one goes on without
+        self.unfit = ""                             # the stage from which the runner could not go on
+        self.stop_time: Optional[stop_times.StopTime] = None
 
     @property
     def results(self) -> List[StageResult]:
@@ -116,13 +124,13 @@ class Run:
             import stop_times
             self.stop_time = stop_times.of_options(self.options, self.clock)
         nothing = {"method": "none", "why": "no processor was started"}
-        self.isolation: Json = {"scan": self._scan(), "kernel": nothing, "hook": "none"}
+        self.isolation = {"scan": self._scan(), "kernel": nothing, "hook": "none"}
         self.idle_isolation = dict(self.isolation)
         if self.spec.offline.require == "kernel":
             self.guarded().close_network()      # fails before anything is written
         self.store.prepare()
         self.begun = self.process_begin()
-        lock = self.run_lock = stage_locks.FileLock(self.root, self.options.run_id + ".run", self.clock)
+        lock = self.run_lock
         is_known = is_there(lock.path)       # nobody removes it: the id has been used
         lock.acquire(stage_locks.CHANGE_S, run_ledger.ID_IN_USE % self.options.run_id)
         code = EXIT_FAILED

@@ -169,6 +169,7 @@ class _Quick:
         self.run_lock = stage_locks.FileLock(found.root, self.run_id + ".run", Clock)
         self.store.lock = lambda name: stage_locks.FileLock(found.root, name, Clock)
         self.ledger = run_ledger.RunLedger(self.store, self.store.lock)
+        self.metrics: Json = {}             # once they are written
 
     def run(self) -> int:
         import run_ledger
