@@ -9,6 +9,7 @@ A whole run is dealt out to several pytest processes side by side; their coverag
     .venv/run_tests.stamp      the interpreter and the requirements' text that were installed, compared as content
     .venv/run_tests.unfinished stands while .venv is being made: a run that finds it starts over
     .venv/side_by_side         of the last whole run: what each pytest process printed, and its coverage
+    .venv/**/a0_spared.pth     which processes coverage leaves alone
     .venv.old                  a discarded .venv on its way out
 """
 from __future__ import annotations
@@ -19,6 +20,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 
 TYPE_CHECKING = False
@@ -61,6 +63,12 @@ IDENTITY_CODE = (
     "import os, platform, sys; print(ascii(' '.join((platform.python_implementation(), platform.python_version(),"
     " platform.machine(), os.path.normcase(os.path.realpath(sys.base_prefix)))))[1:-1])"
 )
+
+# Read by each Python process in .venv when it starts, before coverage's own line. Tests start thousands of processors; coverage takes
+# four times as long to load as all else that one does, and what it would measure there, the kit, is measured in the tests' own processes.
+UNMEASURED = (
+    "import os, sys; os.path.basename(os.path.dirname(next((word for word in getattr(sys, 'orig_argv', ()) if word.endswith('.py')), '')))"
+    " == 'bin' and os.environ.pop('COVERAGE_PROCESS_CONFIG', None)\n")
 
 
 class CannotStart(Exception):
@@ -178,6 +186,15 @@ def install(stamp: str) -> None:
     os.unlink(UNFINISHED)
 
 
+def leave_processors_unmeasured() -> None:
+    """Let coverage measure no processor: no script in a folder bin/ (from Python 3.10 on; before it, all are)."""
+    folder = sysconfig.get_path("purelib", "nt" if sys.platform == "win32" else "posix_prefix", {"base": VENV})
+    path = os.path.join(folder, "a0_spared.pth")
+    if read_text(path) != UNMEASURED:
+        with open(path, "w", encoding="utf-8", newline="\n") as file:
+            file.write(UNMEASURED)
+
+
 def prepare() -> None:
     """Leave a .venv of the running interpreter with the requirements installed.
 
@@ -197,6 +214,7 @@ def prepare() -> None:
     if read_text(STAMP) != stamp:
         say("installing requirements-dev.txt")
         install(stamp)
+    leave_processors_unmeasured()
 
 
 # === 3. Running the tests ===

@@ -125,6 +125,17 @@ def test_first_run_makes_the_environment_and_runs_everything_with_coverage(made)
     assert "--cov-branch" in made.first.stdout
 
 
+@pytest.mark.skipif(sys.version_info < (3, 10), reason="a process does not know its own command line while it starts")
+@pytest.mark.parametrize("script, is_measured", [("src/runner.py", True), ("bin/stage.py", False), ("src/bin.py", True)])
+def test_coverage_measures_no_processor(made, script, is_measured):
+    path = made.elsewhere / script
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("import os\nprint(os.environ.get('COVERAGE_PROCESS_CONFIG'))\n", encoding="utf-8")
+    python = made.root / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    done = run([python, "-B", path, "bin/x.py"], made.elsewhere, COVERAGE_PROCESS_CONFIG="settings")
+    assert done.stdout == ("settings\n" if is_measured else "None\n")
+
+
 @pytest.mark.parametrize("code", [0, 1, 5])
 def test_later_runs_install_nothing_and_pass_the_exit_code_on(made, code):
     done = made.tests(STAND_IN_EXIT=str(code), PIP_FIND_LINKS=str(made.elsewhere / "no such folder"))
