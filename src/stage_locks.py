@@ -123,12 +123,22 @@ def read_owner_file(path: str) -> Json:
 def owner_text(owner: Json) -> str:
     if not owner:
         return "an owner that has not said who it is"
-    return "pid %s on %s (run %s, since %s)" % (owner.get("pid"), owner.get("host"), owner.get("runId"), owner.get("since"))
+    elsewhere = owner.get("host") == host_name() and not _is_from_here(owner)
+    return "pid %s%s on %s (run %s, since %s)" % (owner.get("pid"), " of another container or pid namespace" if elsewhere else "", owner.get("host"),
+                                                  owner.get("runId"), owner.get("since"))
+
+
+def _is_from_here(owner: Json) -> bool:
+    """Tell whether an owner's pid means here what it means to the owner: a container has its own, though it may share host name and folder.
+
+    One that has not said where its pid comes from is taken to be of here, if its host is.
+    """
+    return owner.get("host") == host_name() and (not owner.get("pidNamespace") or owner["pidNamespace"] == pid_namespace())
 
 
 def owner_is_dead(owner: Json, boot: str, processes: Any) -> bool:
-    """Tell whether the owner that *owner* names is certainly gone; on another host nothing is certain."""
-    if not owner or owner.get("host") != host_name():
+    """Tell whether the owner that *owner* names is certainly gone; on another host, or in another container, nothing is certain."""
+    if not owner or not _is_from_here(owner):
         return False
     if owner.get("bootId") != boot and not (boot.startswith(GUESSED_BOOT) and owner["bootId"].startswith(GUESSED_BOOT)):
         # Where boots are guessed, a process is started at a time of day, and by that alone it is told.
@@ -141,23 +151,25 @@ def lives_here(owner: Json, boot: str, processes: Any) -> bool:
 
     It works by another path to the folder that does not share locks, such as a second mount by a file system in user space.
     """
-    return bool(owner and owner.get("processStart") and owner.get("host") == host_name() and owner["bootId"] == boot
+    return bool(owner and owner.get("processStart") and _is_from_here(owner) and owner["bootId"] == boot
                 and owner["pid"] != os.getpid() and processes.is_alive(owner["pid"], owner["processStart"], if_untold=False))
 
 
 def owner_now(token: str, run_id: str, boot: str, clock: Any, processes: Any) -> Json:
     """Return what this process says of itself as an owner."""
-    return {"schema": 1, "pid": os.getpid(), "processStart": processes.start_time(os.getpid()), "host": host_name(), "bootId": boot, "runId": run_id,
-            "token": token, "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(clock.time()))}
+    return {"schema": 1, "pid": os.getpid(), "processStart": processes.start_time(os.getpid()), "host": host_name(),
+            "pidNamespace": pid_namespace(), "bootId": boot, "runId": run_id, "token": token,
+            "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(clock.time()))}
 
 
 def was_left_by_another_host(root: str, stage: str, owner: Json) -> bool:
-    """Tell whether an owner on another host is gone all the same: the guard file names its lock folder, and nobody holds it.
+    """Tell whether an owner on another host, or in another container, is gone all the same: the guard file names its lock folder, and
+    nobody holds it.
 
     Whoever takes the stage goes by that, too. The guard is locked, shared, for a moment; acquire() lets moments pass. On Windows:
     False.
     """
-    if sys.platform == "win32" or owner.get("host") == host_name():
+    if sys.platform == "win32" or _is_from_here(owner):
         return False
     import fcntl
     try:
@@ -170,6 +182,15 @@ def was_left_by_another_host(root: str, stage: str, owner: Json) -> bool:
 
 def host_name() -> str:
     return os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
+
+
+def pid_namespace() -> str:
+    """Return what tells in which of the numberings of processes our pid is ours (Linux: each container has one), "" where there is but
+    one, or nobody tells."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
 
 
 def new_token() -> str:

@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 import model  # noqa: E402
 import process_tree  # noqa: E402
+import run_history  # noqa: E402
 import stage_locks  # noqa: E402
 import state_store  # noqa: E402
 from stage_locks import FileLock, LockHeld, StageLock  # noqa: E402
@@ -95,7 +96,7 @@ def test_while_held_the_folder_names_the_owner_and_afterwards_it_is_gone(root):
     lock.acquire(0)
     owner = json.loads((root / "locks" / "s1.lock" / "owner.json").read_text())
     assert owner == {"schema": 1, "pid": os.getpid(), "processStart": process_tree.start_time(os.getpid()), "host": stage_locks.host_name(),
-                     "bootId": BOOT, "runId": "r1", "token": lock.token, "since": "1970-01-01T00:00:00Z"}
+                     "pidNamespace": stage_locks.pid_namespace(), "bootId": BOOT, "runId": "r1", "token": lock.token, "since": "1970-01-01T00:00:00Z"}
     assert len(lock.token) == 16 and (root / "locks" / ".s1.guard").read_text() == lock.token
     assert listing(root / "locks" / "s1.lock") == ["owner.json"]
     lock.release()
@@ -294,6 +295,8 @@ def test_owner_text():
     assert stage_locks.owner_text({}) == "an owner that has not said who it is"
     owner = {"pid": 12, "host": "h", "runId": "r", "since": "then"}
     assert stage_locks.owner_text(owner) == "pid 12 on h (run r, since then)"
+    owner.update(host=stage_locks.host_name(), pidNamespace="pid:[1]")
+    assert stage_locks.owner_text(owner) == "pid 12 of another container or pid namespace on %s (run r, since then)" % owner["host"]
 
 
 def test_who_is_certainly_dead():
@@ -307,6 +310,34 @@ def test_who_is_certainly_dead():
     guessed = dict(alive, bootId="start-28333333")      # by a clock that was slewed since
     assert not stage_locks.owner_is_dead(guessed, "start-28333334", process_tree) and stage_locks.owner_is_dead(guessed, BOOT, process_tree)
     assert stage_locks.owner_is_dead(dict(guessed, processStart="another"), "start-28333334", process_tree)
+
+
+@pytest.mark.parametrize("ours, theirs, is_here", [
+    ("pid:[1]", "pid:[1]", True), ("pid:[1]", "pid:[2]", False), ("", "pid:[2]", False), ("pid:[1]", "", True), ("pid:[1]", None, True), ("", None, True)])
+def test_an_owner_in_another_pid_namespace_is_judged_like_one_on_another_host(root, monkeypatch, ours, theirs, is_here):
+    """Its pid is a stranger's here, or nobody's."""
+    drive(root, "stage_lock().acquire(0); os._exit(0)")
+    monkeypatch.setattr(stage_locks, "pid_namespace", lambda: ours)
+    path, lock = root / "locks" / "s1.lock" / "owner.json", stage_lock(root)
+    owner = dict(json.loads(path.read_text()), pidNamespace=theirs)
+    if theirs is None:
+        del owner["pidNamespace"]
+    path.write_text(json.dumps(owner))
+    assert stage_locks.owner_is_dead(owner, BOOT, process_tree) is is_here
+    assert stage_locks.owner_is_dead(dict(owner, bootId="another"), BOOT, process_tree) is is_here
+    living = dict(owner, pid=os.getppid(), processStart=process_tree.start_time(os.getppid()))
+    assert stage_locks.lives_here(living, BOOT, process_tree) is is_here
+    # Where pids tell nothing the kernel lock does.
+    assert stage_locks.was_left_by_another_host(str(root), "s1", owner) is not is_here
+    assert lock.holder() is None and run_history.holders(str(root)) == {}
+    held = stage_locks.open_guard(lock.guard)
+    assert stage_locks.try_kernel_lock(held)
+    assert not stage_locks.was_left_by_another_host(str(root), "s1", owner)
+    assert (lock.holder() is None) is is_here and (run_history.living_runs(str(root)) == []) is is_here
+    os.close(held)
+    lock.acquire(0)
+    lock.release()
+    assert listing(root / "locks") == [".s1.guard"]
 
 
 # --- the dead --------------------------------------------------------------------------------------------------------
@@ -917,6 +948,67 @@ def test_a_run_by_a_path_that_does_not_share_locks_is_refused_while_another_live
     code, out, err = finish(first)
     assert code == 0 and "1 ok" in out, (out, err)
     assert project.ok("verify").code == 0
+
+
+def in_namespace():
+    """Return the words that start a program in a pid namespace of its own, as a container does; [] where that may not be."""
+    for words in (["unshare", "-p", "-f", "--mount-proc"], ["unshare", "-r", "-p", "-f", "--mount-proc"]):
+        if shutil.which("unshare") and subprocess.run([*words, "true"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0:
+            return words
+    return []
+
+
+@linux_only
+@pytest.mark.parametrize("is_first_inside", [True, False], ids=["first inside", "first outside"])
+def test_a_run_in_a_container_and_one_outside_leave_each_other_alone(project, is_first_inside):
+    """They share folder and host name, and neither can tell by the other's pid whether it lives."""
+    words = in_namespace() or pytest.skip("no pid namespace may be made here")
+    waiting_project(project)
+    inside, outside = words, []
+    ours, theirs = (inside, outside) if is_first_inside else (outside, inside)
+
+    def argv(before, *arguments):
+        return [*before, *project.argv(*arguments)]
+
+    def run(before, *arguments):
+        return subprocess.run(argv(before, *arguments), cwd=str(project.root), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              env=project.environment(), timeout=PATIENCE_S)
+    with subprocess.Popen(argv(ours, "--run-id", "one"), cwd=str(project.root), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          env=project.environment()) as first:
+        wait_until(lambda: project.exists("data/s1/pid") or first.poll() is not None, "the processor's start")
+        try:
+            held = b"held by pid %d of another container or pid namespace on " % project.json("locks/s1.lock/owner.json")["pid"]
+            status, second = run(theirs, "status", "--json"), run(theirs, "--run-id", "two")
+            unlock, clean = run(theirs, "unlock", "s1"), run(theirs, "clean", "--yes")
+            report = run(theirs, "report", "one", "-o", str(project.path("report.html")))
+        finally:
+            project.write("go", "")
+        out = first.communicate(timeout=PATIENCE_S)[0]
+    assert first.returncode == 0 and b"1 ok" in out, out
+    shown = json.loads(status.stdout)
+    assert shown["stages"][0]["status"] == shown["runs"][0]["state"] == "running", shown
+    assert second.returncode == unlock.returncode == clean.returncode == 4 and all(held in one.stdout for one in (second, unlock, clean)), (second, unlock, clean)
+    assert b"run one, running" in report.stdout, report
+    project.ok("verify", "--outputs")
+
+
+@linux_only
+def test_what_a_dead_container_held_is_taken_over(project):
+    words = in_namespace() or pytest.skip("no pid namespace may be made here")
+    waiting_project(project)
+    with subprocess.Popen([*words, "--kill-child", *project.argv("--run-id", "one")], cwd=str(project.root), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                          env=project.environment()) as first:
+        wait_until(lambda: project.exists("data/s1/pid") or first.poll() is not None, "the processor's start")
+        first.kill()
+    guard = stage_locks.open_guard(str(project.path("locks/.s1.guard")))
+    wait_until(lambda: stage_locks.try_kernel_lock(guard), "the end of the container")
+    os.close(guard)
+    assert project.exists("locks/s1.lock/owner.json")
+    shown = json.loads(project.ok("status", "--json").out)
+    assert (shown["stages"][0]["status"], shown["runs"][0]["state"]) == ("died", "open"), shown
+    project.write("go", "")
+    project.ok("--run-id", "two", cwd=str(project.root))
+    assert not project.exists("locks/s1.lock")
 
 
 def test_ctrl_c_ends_the_wait_for_a_lock(project):
