@@ -72,11 +72,12 @@ def read_stat(pid: int) -> Optional[Tuple[str, int, int, str]]:
 def start_time(pid: int) -> Optional[str]:
     """Return a text that, with *pid*, names one process of this boot; None when no such process lives (zombies do not).
 
-    UNTOLD for one of another account on Windows and macOS, which may keep us from asking, and where there is nobody to ask.
+    UNTOLD for one of another account on Windows and macOS, and on Linux where /proc hides those (hidepid), and where there is nobody to
+    ask.
     """
     if LINUX or _mac() is not None:
         stat = read_stat(pid)
-        if stat is None and not LINUX and _is_there(pid, if_ours=False):
+        if stat is None and _is_there(pid, if_ours=False):
             return UNTOLD
         return None if stat is None or stat[0] in "ZX" else stat[3]
     if WINDOWS:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -258,6 +259,46 @@ def run_without_might(project, *arguments):
     argv = [sys.executable, "-c", DROP] if sys.platform.startswith("linux") else [sys.executable]
     return subprocess.run(argv + project.argv(*arguments)[1:], env=project.environment(), cwd=str(project.root), stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, universal_newlines=True, encoding="utf-8", timeout=60)
+
+
+# Of no account, and in no group, that a machine has. They may read everything, as src/ and Python may lie in somebody's home, but write only what is theirs.
+USERS, GROUP = (54321, 54322), 54320
+
+
+def as_user(number):
+    """Return the words that start a program as one of USERS, in GROUP; the test is skipped where this is not root, or setpriv is not there."""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0 or not shutil.which("setpriv"):
+        pytest.skip("only root may become somebody else, by setpriv")
+    may_read = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    return ["setpriv", "--reuid=%d" % USERS[number], "--regid=%d" % GROUP, "--clear-groups", *may_read]
+
+
+def run_as(number, project, *arguments, umask=0o022):
+    """Run the program to its end as one of USERS, or as root for None."""
+    argv = [*(as_user(number) if number is not None else []), *project.argv(*arguments)]
+    done = subprocess.run(argv, cwd=str(project.root), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          env=project.environment(), timeout=120, preexec_fn=lambda: os.umask(umask))
+    result = Done(argv, done.returncode, text_of(done.stdout), text_of(done.stderr))
+    assert "Traceback" not in result.err, result
+    return result
+
+
+def hand_over(project, number=0):
+    """Give all of a project to one of USERS."""
+    project.remember_scans()
+    for path in [project.root, *project.root.rglob("*")]:
+        os.chown(str(path), USERS[number], GROUP)
+
+
+@pytest.fixture
+def shared():
+    """A project in a folder that all may enter; what the test has made is root's until hand_over()."""
+    as_user(0)
+    folder = tempfile.mkdtemp(prefix="shared")
+    os.chmod(folder, 0o755)
+    project = Project(Path(folder) / "p")
+    yield project
+    shutil.rmtree(folder)
 
 
 def opened_by(pid):

@@ -5,6 +5,7 @@ import ctypes
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import types
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE_S, wait_until
+from conftest import PATIENCE_S, as_user, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNNER = ROOT / "src" / "pipeline_runner.py"
@@ -736,6 +737,42 @@ os._exit(0)
 
 
 # --- who is who ------------------------------------------------------------------------------------------------------
+
+HIDDEN = """
+import sys
+sys.path.insert(0, %r)
+import process_tree, stage_locks
+other, gone = map(int, sys.argv[1:])
+assert process_tree.read_stat(other) is None and process_tree.start_time(other) == process_tree.UNTOLD
+assert process_tree.start_time(gone) is None and process_tree.start_time(process_tree.os.getpid()) not in (None, process_tree.UNTOLD)
+for pid, is_there in ((other, True), (gone, False)):
+    owner = {"pid": pid, "processStart": "1", "token": "t", "bootId": "b", "host": stage_locks.host_name()}
+    assert stage_locks.owner_is_dead(owner, "b", process_tree) is not is_there and not stage_locks.lives_here(owner, "b", process_tree)
+print("told")
+""" % str(ROOT / "src")
+
+
+@linux_only
+def test_another_accounts_process_that_proc_hides_is_there_and_untold():
+    """hidepid=2: nothing of it is seen, and a living owner must not be taken for a dead one."""
+    hide = ["unshare", "-m", "sh", "-c", "mount -t proc -o hidepid=2 proc /proc && exec \"$@\"", "sh"]
+    words = as_user(0)
+    if not shutil.which("unshare") or subprocess.run([*hide, "true"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("nothing may be mounted here")
+    done = subprocess.run([*hide, *words, sys.executable, "-c", HIDDEN, str(os.getpid()), str(GONE)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+    assert done.stdout == b"told\n", done
+
+
+@linux_only
+def test_what_signals_tell_of_a_process_that_proc_does_not_show(monkeypatch):
+    monkeypatch.setattr(process_tree, "read_stat", lambda pid: None)
+    for error, told in ((PermissionError(1, "no"), process_tree.UNTOLD), (ProcessLookupError(3, "no"), None), (None, None)):
+        def kill(pid, number, error=error):
+            if error is not None:
+                raise error
+        monkeypatch.setattr(os, "kill", kill)
+        assert process_tree.start_time(4711) == told
+
 
 @linux_only
 def test_processes_are_told_by_pid_and_start(tmp_path):
