@@ -98,9 +98,31 @@ def guard_path(root: str, stage: str) -> str:
 
 
 def open_guard(path: str) -> int:
-    """Open a guard file, creating it where it is missing; it is never removed. Raises: OSError."""
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    return open_descriptor(path, flags, 0o600)
+    """Open a guard file, creating it where it is missing; it is never removed. Raises: OSError.
+
+    A new one that root makes is the folder owner's, who is to work with it afterwards. Nobody else may open it: who may, may hold it.
+    """
+    flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        return open_descriptor(path, flags)
+    except FileNotFoundError:
+        pass
+    try:
+        descriptor = open_descriptor(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return open_descriptor(path, flags)     # another one was quicker
+    if sys.platform != "win32":
+        try:
+            _hand_over(descriptor, os.stat(os.path.dirname(path)))
+        except OSError:
+            pass                        # a file system without owners, or one that is root's elsewhere: it stays ours
+    return descriptor
+
+
+def _hand_over(descriptor: int, folder: os.stat_result) -> None:
+    """Give a new file, where root has made it, to whom its folder belongs. Not one that was there: it may be a link to anything."""
+    if os.geteuid() == 0:
+        os.fchown(descriptor, folder.st_uid, folder.st_gid)
 
 
 def read_owner(folder: str) -> Json:

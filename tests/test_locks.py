@@ -13,7 +13,7 @@ import types
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE_S, wait_until
+from conftest import PATIENCE_S, USERS, hand_over, run_as, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
@@ -199,6 +199,43 @@ third.acquire(0)
 third.release()
 assert os.listdir("locks") == [".s1.guard"], os.listdir("locks")
 """)
+
+
+@pytest.mark.parametrize("is_root", [True, False])
+def test_a_lock_file_that_root_makes_belongs_to_the_owner_of_the_folder(root, monkeypatch, is_root):
+    given = []
+    monkeypatch.setattr(os, "geteuid", lambda: 0 if is_root else 1000)
+    monkeypatch.setattr(os, "fchown", lambda descriptor, user, group: given.append((os.fstat(descriptor).st_ino, user, group)))
+    (root / "locks" / ".there.guard").touch()
+    for name in ("there", "new", "new"):
+        os.close(stage_locks.open_guard(str(root / "locks" / (".%s.guard" % name))))
+    folder, new = (root / "locks").stat(), (root / "locks" / ".new.guard").stat()
+    assert given == ([(new.st_ino, folder.st_uid, folder.st_gid)] if is_root else []) and new.st_mode & 0o777 == 0o600
+
+
+def test_a_lock_file_that_cannot_be_given_away_is_used_all_the_same(root, monkeypatch):
+    def refuse(*about):
+        raise PermissionError(1, "Operation not permitted")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "fchown", refuse)
+    lock = stage_lock(root)
+    lock.acquire(0)
+    lock.release()
+
+
+@linux_only
+def test_after_one_run_by_root_the_folders_owner_can_go_on_and_tidy_up(shared):
+    shared.write("in.txt", "x")
+    shared.spec({"processor": "bin/stage_copy.py", "inputs": ["in.txt"]})
+    hand_over(shared)
+    assert run_as(0, shared, "--run-id", "a").code == 0
+    shared.write("in.txt", "y")
+    assert run_as(None, shared, "--run-id", "byroot").code == 0
+    assert {path.name: path.stat().st_uid for path in shared.path("locks").iterdir() if path.stat().st_uid != USERS[0]} == {}
+    shared.write("in.txt", "z")
+    assert run_as(0, shared, "--run-id", "b").code == 0 and run_as(0, shared, "--run-id", "byroot").code == 0
+    cleaned = run_as(0, shared, "clean", "--yes")
+    assert cleaned.code == 0 and "removed" in cleaned.out, cleaned
 
 
 def test_a_planted_guard_link_is_refused(root):
