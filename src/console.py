@@ -41,12 +41,22 @@ def describe_os_error(error: OSError) -> str:
     if remedy:
         return line + remedy
     from model import OPEN_ELSEWHERE, remedy_of
-    remedy = remedy_of(error)
+    remedy = remedy_of(error) or (_whose(path) if error.errno in (errno.EACCES, errno.EPERM) and error.strerror == os.strerror(error.errno) else "")
     if not remedy and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         remedy = "; the runner must be able to write state/, locks/ and the output folders below the root%s%s" % (
             "" if error.errno == errno.EROFS else ", and to read all else there",
             ". Or " + OPEN_ELSEWHERE if sys.platform == "win32" else "")       # open() says the same there for both
     return line + remedy
+
+
+def _whose(path: str) -> str:
+    """Return to whom a file of locks/ or state/ that may not be written belongs, or its folder, and what to do; else ""."""
+    from primitives import whose_text
+    if not {"locks", "state"} & set(os.path.abspath(path).split(os.sep)[-6:]):
+        return ""
+    its = whose_text(path)
+    of_folder = "" if its else whose_text(os.path.dirname(path))
+    return "; it " + its if its else "; its folder " + of_folder if of_folder else ""
 
 
 def _has_current_folder() -> bool:

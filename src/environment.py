@@ -8,6 +8,8 @@ import os
 import posixpath
 import sys
 
+from primitives import account_name
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence
@@ -56,13 +58,7 @@ def _text_of(path: str) -> str:
 
 def user_name() -> str:
     """Return the name of the account that this process runs under, or its number where it has none."""
-    if os.name != "posix":
-        return os.environ.get("USERNAME", "")
-    import pwd
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())
+    return account_name(os.geteuid()) if os.name == "posix" else os.environ.get("USERNAME", "")
 
 
 def usable_cpus() -> int:

@@ -216,6 +216,33 @@ def close_quietly(descriptor: int) -> None:
         pass
 
 
+def account_name(number: int) -> str:
+    """Return the name of the account of that number (POSIX), the number where it has none."""
+    import pwd
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
+
+
+def whose_text(path: str) -> str:
+    """Return "belongs to NAME", and what to do, for a file or folder of another account that keeps this one out, "" where that is not
+    so, or nobody can tell."""
+    if os.name != "posix" or not os.geteuid():
+        return ""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return ""
+    is_folder = found.st_mode & 0o170000 == 0o040000
+    if found.st_uid == os.geteuid() or os.access(path, os.R_OK | os.W_OK | (os.X_OK if is_folder else 0)):
+        return ""
+    import shlex
+    owner = account_name(found.st_uid)
+    return "belongs to %s; %sas root: chown %s%s %s" % (owner, "run as %s, or, " % owner if found.st_uid else "", "-R " if is_folder else "",
+                                                        account_name(os.geteuid()), shlex.quote(os.path.abspath(path)))
+
+
 def go_on() -> None:
     """In place of whoever may ask, between two blocks of a long file, to stop; he would raise something."""
 

@@ -19,7 +19,8 @@ import durable_files
 import state_store
 from ledger_format import ENTRY_SCHEMA, canonical_json, entry_hash, entry_line, head_text, is_unwritten, run_hash
 from primitives import (
-    close_quietly, is_integer, is_there, loads, milliseconds, naming, open_descriptor, open_file, pretty_pieces, remove_quietly, replace)
+    close_quietly, is_integer, is_there, loads, milliseconds, naming, open_descriptor, open_file, pretty_pieces, remove_quietly, replace,
+    whose_text)
 from state_store import StateError, utc_text
 
 TYPE_CHECKING = False
@@ -283,11 +284,16 @@ class Held:
         self._name_record(record["runId"])      # not synced: after a power cut the next run names it again
 
     def close_ended(self, own_id: str) -> None:
-        """Close the runs that have begun and died."""
+        """Close the runs that have begun and died. One whose lock is another account's may live: it is left as it is."""
         for run_id in sorted(self.open):
             lock = self.ledger.lock(run_id + ".run")
-            if run_id == own_id or not lock.try_acquire():
-                continue                    # it lives
+            try:
+                if run_id == own_id or not lock.try_acquire():
+                    continue                # it lives
+            except PermissionError:
+                self.ledger.found("run %s is not closed, for nobody can tell whether it lives: locks/.%s.run %s" % (
+                    run_id, run_id, whose_text(lock.path) or "may not be opened"))
+                continue
             try:
                 self.close(run_id, self.open[run_id], own_id)
             finally:

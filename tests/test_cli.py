@@ -19,6 +19,7 @@ import command_line
 import commands
 import console
 import pipeline_runner
+import primitives
 import process_start
 from model import UsageError
 
@@ -554,6 +555,27 @@ def test_errors_of_the_system_are_said_with_a_remedy():
     assert process_start.not_started_text(launch, refused) == (
         "cannot start prog: %1 is not a valid Win32 application; Windows starts no such file: name an .exe, .bat, .cmd, .py or .ps1 file, "
         "or the interpreter by its absolute path with the script as its first argument")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no owners by number")
+@pytest.mark.parametrize("name, mode, owner, told", [
+    ("locks/.r.run", 0o600, 0, "it belongs to {root}; as root: chown {me} {path}"), ("state/a b.json", 0o600, 0, "it belongs to {root}; as root: chown {me} '{path}'"),
+    ("locks/s.lock/", 0o755, 0, "it belongs to {root}; as root: chown -R {me} {path}"), ("state/logs/r/2/x", None, 0, "its folder belongs to {root}; as root: chown -R {me} {folder}"),
+    ("locks/.r.run", 0o600, 54321, "it belongs to 54321; run as 54321, or, as root: chown {me} {path}"), ("locks/.r.run", 0o600, 1234567, RIGHTS), ("data/in.txt", 0o600, 0, RIGHTS)])
+def test_of_a_file_of_the_runner_that_belongs_to_somebody_else_the_owner_is_named(tmp_path, monkeypatch, name, mode, owner, told):
+    """As root leaves them, or another operator."""
+    me, path = 1234567, tmp_path / name
+    path.parent.mkdir(parents=True)
+    if mode is not None and name.endswith("/"):
+        path.mkdir()
+    elif mode is not None:
+        path.touch()
+    theirs, look = str(path if mode is not None else path.parent), os.lstat
+    monkeypatch.setattr(os, "geteuid", lambda: me)
+    monkeypatch.setattr(os, "access", lambda there, wanted: str(there) != theirs)
+    monkeypatch.setattr(os, "lstat", lambda there: os.stat_result([look(there).st_mode, 0, 0, 0, owner if str(there) == theirs else me, 0, 0, 0, 0, 0]))
+    said = console.describe_os_error(PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path)))
+    assert said == "%s: Permission denied; %s" % (path, told.format(root=primitives.account_name(0), me=me, path=path, folder=path.parent))
 
 
 @pytest.mark.parametrize("code, remedy", [(32, OPEN), (33, OPEN), (5, RIGHTS + ". Or " + OPEN), (None, RIGHTS + ". Or " + OPEN)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import errno
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,12 +14,13 @@ import types
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE_S, USERS, hand_over, run_as, wait_until
+from conftest import GROUP, PATIENCE_S, USERS, hand_over, run_as, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
 import model  # noqa: E402
+import primitives  # noqa: E402
 import process_tree  # noqa: E402
 import run_history  # noqa: E402
 import stage_locks  # noqa: E402
@@ -236,6 +238,38 @@ def test_after_one_run_by_root_the_folders_owner_can_go_on_and_tidy_up(shared):
     assert run_as(0, shared, "--run-id", "b").code == 0 and run_as(0, shared, "--run-id", "byroot").code == 0
     cleaned = run_as(0, shared, "clean", "--yes")
     assert cleaned.code == 0 and "removed" in cleaned.out, cleaned
+
+
+def killed_run_of_root(project, run_id):
+    """Let root begin a run at which its only stage is at work, and kill it with all that it has started."""
+    with project.start("--run-id", run_id, cwd=str(project.root)) as process:
+        wait_until(lambda: project.exists("data/s1/pid") or process.poll() is not None, "the processor's start")
+        pid = int(project.read("data/s1/pid"))
+        process.kill()
+        process.communicate()
+    wait_until(lambda: is_gone(pid), "the end of the processor")
+
+
+@linux_only
+def test_a_dead_run_whose_lock_is_another_accounts_is_left_open_and_told_of(shared):
+    """As an earlier version, or a file system that knows no other owner, leaves it: only root may open it."""
+    waiting_project(shared)
+    shared.spec(*(stage for stage in shared.json("pipeline.json")["stages"]), {"name": "other", "processor": "bin/stage_copy.py", "inputs": ["in.txt"]})
+    hand_over(shared)
+    assert run_as(0, shared, "--run-id", "first", "--only", "other").code == 0
+    killed_run_of_root(shared, "night")
+    os.chown(str(shared.path("locks/.night.run")), 0, 0)
+    remedy = "belongs to %s; as root: chown %d %s" % (primitives.account_name(0), USERS[0], shlex.quote(str(shared.path("locks/.night.run"))))
+    shared.write("in.txt", "y")
+    done = run_as(0, shared, "--run-id", "next", "--only", "other")
+    note = "[LEDGER] run night is not closed, for nobody can tell whether it lives: locks/.night.run " + remedy
+    assert done.code == 0 and done.out.splitlines().count(note) == 1 and "[DONE] other" in done.out, done
+    for words in (["--run-id", "night", "--only", "other"], ["clean", "other", "--yes"]):
+        done = run_as(0, shared, *words)
+        assert done.code == 5 and done.err == "error: %s: Permission denied; it %s\n" % (shared.path("locks/.night.run"), remedy), done
+    os.chown(str(shared.path("locks/.night.run")), USERS[0], GROUP)
+    assert run_as(0, shared, "--run-id", "last", "--only", "other", "--force", "other").code == 0
+    assert shared.json("state/run_night.json")["state"] == "interrupted"
 
 
 def test_a_planted_guard_link_is_refused(root):
