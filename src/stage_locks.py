@@ -15,7 +15,7 @@ import os
 import sys
 import time
 
-from primitives import GUESSED_BOOT, folded, loads, open_descriptor, open_file, patiently, pretty, remove_quietly, replace, rmtree, sha256, unlink
+from primitives import GUESSED_BOOT, folded, loads, open_descriptor, open_file, patiently, pretty, remove_quietly, replace, rmtree, sha256, unlink, whose_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -271,8 +271,8 @@ class StageLock:
                     owner = read_owner(self.folder)
                     if lives_here(owner, self.boot, self.processes):
                         raise LockHeld("stage %s is held by %s" % (self.stage, owner_text(owner)) + UNSHARED)
-                    raise LockHeld("stage %s: the folder locks/%s.lock was made by something else than this runner; if nothing "
-                                   "uses it, remove it with: unlock %s" % (self.stage, self.stage, self.stage))
+                    raise LockHeld(_not_ours_text("stage %s: %s" % (self.stage, self.folder), owner, self.folder) or "stage %s: the folder locks/%s.lock was made by something else than this "
+                                   "runner; if nothing uses it, remove it with: unlock %s" % (self.stage, self.stage, self.stage))
                 self._wait()
             self._make_folder()
         except BaseException as error:
@@ -383,6 +383,12 @@ class StageLock:
             os.write(self.descriptor, nonce.encode("ascii"))
         else:
             os.ftruncate(self.descriptor, 0)
+
+
+def _not_ours_text(what: str, owner: Json, folder: str) -> str:
+    """Return who left a lock folder that another account keeps us from removing, and what to do, "" where that is not so."""
+    whose = whose_text(folder)
+    return "%s was left by %s, and %s" % (what, owner_text(owner), whose) if whose else ""
 
 
 def _is_removed(folder: str) -> bool:
@@ -557,7 +563,12 @@ def unlock(root: str, stage: str, boot: str, clock: Any, processes: Any) -> str:
         if os.path.islink(lock.folder) or not os.path.isdir(lock.folder):
             unlink(lock.folder)
         else:
-            rmtree(lock.folder)
+            try:
+                rmtree(lock.folder)
+            except PermissionError as error:
+                told = OSError(error.errno, error.strerror, lock.folder)    # which names the last name on the way only
+                told.remedy = _not_ours_text("; it", owner, lock.folder)    # type: ignore[attr-defined]
+                raise told from error
         lock._write_nonce("")
         return "removed locks/%s.lock%s" % (stage, ", left by " + owner_text(owner) if owner else "")
     finally:

@@ -272,6 +272,31 @@ def test_a_dead_run_whose_lock_is_another_accounts_is_left_open_and_told_of(shar
     assert shared.json("state/run_night.json")["state"] == "interrupted"
 
 
+@linux_only
+@pytest.mark.parametrize("mode", [0o755, 0o700])
+def test_a_lock_folder_that_a_dead_run_of_another_account_left_is_named_with_owner_and_remedy(shared, mode):
+    waiting_project(shared)
+    hand_over(shared)
+    os.mkdir(str(shared.path("locks")))
+    os.chown(str(shared.path("locks")), USERS[0], GROUP)
+    killed_run_of_root(shared, "night")
+    subprocess.run(["chown", "-R", "%d:%d" % (USERS[0], GROUP), str(shared.root)], check=True)
+    folder, owner = shared.path("locks/s1.lock"), shared.json("locks/s1.lock/owner.json")
+    for path in (folder, folder / "owner.json"):
+        os.chown(str(path), 0, 0)
+    os.chmod(str(folder), mode)
+    left = "was left by %s, and belongs to %s; as root: chown -R %d %s" % (stage_locks.owner_text(owner), primitives.account_name(0), USERS[0], shlex.quote(str(folder)))
+    for run_id in ("night", "next"):
+        done = run_as(0, shared, "--run-id", run_id)
+        assert done.code == 4 and "error: stage s1: %s %s\n" % (folder, left) in done.err, done
+    unlock = run_as(0, shared, "unlock", "s1")
+    assert unlock.code == 5 and unlock.err == "error: %s: Permission denied; it %s\n" % (folder, left), unlock
+    os.chown(str(folder), USERS[0], GROUP)
+    shared.write("go", "")
+    done = run_as(0, shared, "--run-id", "last")
+    assert done.code == 0 and not folder.exists(), done
+
+
 def test_a_planted_guard_link_is_refused(root):
     victim = root / "victim"
     victim.write_text("precious")
