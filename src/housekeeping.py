@@ -61,8 +61,7 @@ def do(spec: PipelineSpec, stages: List[StageSpec], options: Options, console: C
     """
     if options.command == "gc":
         import run_pruning
-        run_pruning.gc(spec, options, console, clock, new_ledger)
-        return EXIT_OK
+        return run_pruning.gc(spec, options, console, clock, new_ledger)
     if options.yes:
         _do_locked(spec, stages, options, console, clock, new_ledger)
         return EXIT_OK

@@ -19,8 +19,8 @@ import durable_files
 import stage_locks
 import state_store
 from ledger_format import entry_hash, found_hash, without_torn_end
-from model import UsageError
-from primitives import is_integer, is_link, naming, open_file
+from model import EXIT_OK, EXIT_STATE, UsageError
+from primitives import is_integer, is_link, naming, open_file, whose_text
 from run_ledger import NAME
 from spec_values import name_problem
 from state_store import StateError
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 BATCH_RUNS = 500            # entered and removed together: an entry of some 50 KB, which every later run reads
 DAY_S = 86400
 SHOWN_RUNS = 20
+NOT_OURS = "may not be written by this user"
 
 
 class History(namedtuple("History", "ends open pruned newest")):
@@ -213,15 +214,18 @@ def _with_parents(folder: str) -> List[str]:
 
 # --- the command -----------------------------------------------------------------------------------------------------
 
-def gc(spec: PipelineSpec, options: Options, console: Console, clock: Clock, new_ledger: Callable[..., RunLedger]) -> None:
-    """List what may go, with --yes remove it. Raises: UsageError without a limit; StateError, OSError."""
+def gc(spec: PipelineSpec, options: Options, console: Console, clock: Clock, new_ledger: Callable[..., RunLedger]) -> int:
+    """List what may go, with --yes remove it; return the exit code, EXIT_STATE where a run is kept as its files are another account's.
+
+    Raises: UsageError without a limit; StateError, OSError.
+    """
     if options.keep_runs is None and options.keep_days is None:
         raise UsageError("gc needs --keep-runs N or --keep-days D, or both: a run is kept if one of them keeps it")
     store = state_store.StateStore(spec.root, writable=options.yes, now=clock.time)
     history = read_history(store)
     if not history.ends:
         console.line("gc: no run has ended here; nothing to prune")
-        return
+        return EXIT_OK
     needed = needed_runs(store)
     old = choose(history, needed, options.keep_runs, options.keep_days, clock.time())
     kept = history.ends.keys() - set(old) - history.pruned.keys()
@@ -231,11 +235,12 @@ def gc(spec: PipelineSpec, options: Options, console: Console, clock: Clock, new
     for run in chosen:
         if run not in ready:
             console.line("kept %s: no file holds the record that the ledger committed; `verify` tells more" % _run_text(run))
-    left = {run: None for run in sorted(history.pruned) if files_of(store, run, history) or find_record(store, run, history.ends[run])}
+    left = [run for run in sorted(history.pruned) if _shut_folder(store, run, history) or files_of(store, run, history)
+            or find_record(store, run, history.ends[run])]
     if options.yes:
-        _remove(spec, options, store, list(ready), clock, new_ledger, console)
-    else:
-        _list(list(ready), list(left), store, history, console)
+        return _remove(spec, options, store, left, list(ready), clock, new_ledger, console)
+    _list(list(ready), left, store, history, console)
+    return EXIT_OK
 
 
 def _list(runs: List[RunKey], left: List[RunKey], store: StateStore, history: History, console: Console) -> None:
@@ -257,19 +262,23 @@ def _counted(count: int, what: str) -> str:
     return "%d %s%s" % (count, what, "" if count == 1 else "s")
 
 
-def _remove(spec: PipelineSpec, options: Options, store: StateStore, runs: List[RunKey], clock: Clock, new_ledger: Callable[..., RunLedger],
-            console: Console) -> None:
+def _remove(spec: PipelineSpec, options: Options, store: StateStore, left: List[RunKey], runs: List[RunKey], clock: Clock,
+            new_ledger: Callable[..., RunLedger], console: Console) -> int:
+    """As gc(). left: as in _list(), these come first, and are not entered again."""
     store.prepare()
     ledger = new_ledger(spec, options, store, clock)
     ledger.prepare()
     facts = {"keepRuns": options.keep_runs, "keepDays": options.keep_days}
     gone = files = 0
-    # What a kill left of an earlier gc comes first, and is not entered again.
-    queue = sorted(read_history(store).pruned) + runs
+    code, queue = EXIT_OK, left + runs
     for start in range(0, len(queue), BATCH_RUNS):
-        with _Locked(spec.root, queue[start:start + BATCH_RUNS], clock, console) as batch:
+        locked = _Locked(spec.root, queue[start:start + BATCH_RUNS], clock, console)
+        with locked as batch:
             history = read_history(store)       # once more: a call under one of the ids may have ended since
             batch = [run for run in batch if run[0] not in history.open]
+            shut = [run for run in batch if _is_shut(store, run, history, console)]
+            batch = [run for run in batch if run not in shut]
+            code = EXIT_STATE if shut or locked.refused else code
             found = [run for run in batch if run not in history.pruned and find_record(store, run, history.ends[run])]
             if found:
                 ledger.note("gc", spec.name, dict(facts, removed=[[run[0], run[1], history.ends[run]["runHash"]] for run in found]))
@@ -281,19 +290,45 @@ def _remove(spec: PipelineSpec, options: Options, store: StateStore, runs: List[
     ledger.tell(console.line)
     console.line("gc: %s pruned, %s removed; what the ledger says of them stays" % (_counted(gone, "run"), _counted(files, "file")))
     ledger.tell(console.line, with_head=gone > 0)
+    return code
+
+
+def _is_shut(store: StateStore, run: RunKey, history: History, console: Console) -> bool:
+    """Tell whether a run must be kept, and say so, as this user may not remove its logs."""
+    folder = _shut_folder(store, run, history)
+    if folder:
+        console.line("kept %s: state/%s %s" % (_run_text(run), folder, whose_text(store.path(folder)) or NOT_OURS))
+    return bool(folder)
+
+
+def _shut_folder(store: StateStore, run: RunKey, history: History) -> str:
+    """Return the folder of a run's logs out of which this user may remove nothing, "" if there is none."""
+    try:
+        folders = [folder for folder in _log_folders(store, run, history) if os.path.isdir(store.path(folder))]
+    except PermissionError:
+        return _log_folder(run)
+    return next((folder for folder in folders if not os.access(store.path(folder), os.R_OK | os.W_OK | os.X_OK)), "")
 
 
 class _Locked:
-    """The run ids of a batch, held: nobody begins a call under one of them meanwhile. Yields the runs that could be held."""
+    """The run ids of a batch, held: nobody begins a call under one of them meanwhile. Yields the runs that could be held; refused:
+    whether this user may not hold one."""
 
     def __init__(self, root: str, batch: List[RunKey], clock: Clock, console: Console) -> None:
-        self.batch, self.console = batch, console
+        self.batch, self.console, self.refused = batch, console, False
         self.locks = {run_id: stage_locks.FileLock(root, run_id + ".run", clock) for run_id in sorted({run[0] for run in batch})}
 
     def __enter__(self) -> List[RunKey]:
-        free = {run_id for run_id, lock in self.locks.items() if lock.try_acquire()}
-        for run_id in sorted(set(self.locks) - free):
-            self.console.line("kept run %s: its id is in use" % run_id)
+        free = set()
+        for run_id, lock in self.locks.items():
+            try:
+                if lock.try_acquire():
+                    free.add(run_id)
+                else:
+                    self.console.line("kept run %s: its id is in use" % run_id)
+            except PermissionError:
+                self.refused = True
+                self.console.line("kept run %s: locks/.%s.run %s" % (run_id, run_id, whose_text(lock.path) or NOT_OURS))
         return [run for run in self.batch if run[0] in free]
 
     def __exit__(self, *_: Any) -> None:

@@ -15,7 +15,8 @@ import ledger_verify
 import pytest
 import pipeline_runner
 import run_pruning
-from conftest import ROOT, RUNNER, Done, run_without_might, wait_until
+from conftest import GROUP, ROOT, RUNNER, USERS, Done, hand_over, run_as, run_without_might, wait_until
+from primitives import account_name
 
 FAULT = ROOT / "tests" / "drivers" / "fault.py"
 MAKER = """os.makedirs(out + '/sub/deep', exist_ok=True)
@@ -918,6 +919,35 @@ def test_gc_removes_nothing_while_a_record_cannot_be_read(project):
     assert done.returncode == 5 and "state/run_skips.json: Permission denied; nothing more is pruned" in done.stdout and left(project) == before, done
     os.chmod(str(project.path("state/run_skips.json")), 0o644)
     assert "0 runs pruned" in project.ok("gc", "--keep-runs", "2", "--yes").out
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="becomes other users")
+@pytest.mark.parametrize("mode", [0o755, 0o700])
+def test_gc_keeps_the_runs_whose_lock_or_logs_are_another_accounts_and_prunes_the_others(shared, mode):
+    """As a run by sudo leaves them; an earlier version left its lock file so, too."""
+    shared.write("data/in.txt", "0")
+    shared.spec({"name": "s", "processor": shared.processor("p", "print('logged')\n"), "inputs": ["data/in.txt"], "outputDir": "data/s"})
+    hand_over(shared)
+    for number, run_id in enumerate(("r1", "lock", "logs", "r2", "r3", "r4")):
+        shared.write("data/in.txt", str(number))
+        assert run_as(0, shared, "--run-id", run_id).code == 0
+    lock, logs = shared.path("locks/.lock.run"), shared.path("state/logs/logs")
+    for path in (lock, logs):
+        os.chown(str(path), 0, 0)
+    os.chmod(str(logs), mode)
+    assert run_as(0, shared, "gc", "--keep-runs", "1").code == 0
+    done = run_as(0, shared, "gc", "--keep-runs", "1", "--yes")
+    remedy = "belongs to %s; as root: chown %s%d %s"
+    told = ["kept run lock: locks/.lock.run " + remedy % (account_name(0), "", USERS[0], lock), "kept run logs: state/logs/logs " + remedy % (account_name(0), "-R ", USERS[0], logs)]
+    assert done.code == 5 and done.out.splitlines()[:2] == told and "gc: 3 runs pruned" in done.out and done.err == "", done
+    assert sorted(path.name for path in shared.path("state").glob("run_*")) == ["run_lock.json", "run_logs.json", "run_r4.json"]
+    assert run_as(0, shared, "verify").code == 0
+    for path in (lock, logs):
+        os.chown(str(path), USERS[0], GROUP)
+    done = run_as(0, shared, "gc", "--keep-runs", "1", "--yes")
+    assert done.code == 0 and "gc: 2 runs pruned" in done.out, done
+    os.chown(str(lock), 0, 0)               # of a run of which nothing is left
+    assert run_as(0, shared, "gc", "--keep-runs", "1", "--yes").code == 0
 
 
 # --- stages of several tasks -----------------------------------------------------------------------------------------
