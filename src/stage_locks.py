@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 LOCK_POLL_S = 0.02
 CHANGE_S = 1.0              # how long a change of owners may take; waited for even by those who do not wait for an owner
 LOCK_BYTE = 1 << 30         # Windows locks bytes, mandatorily: one far behind the guard file's content
+SHARED = 0o2020             # of a folder's mode: its group may write into it, and gets what is made there
 FOLDERS_NAME = ".folders"   # in locks/: the file whose bytes stand for output folders
 FOLDER_BYTES = 64           # of each folder: so many runs may be at work below it at once
 # What Finder and Explorer leave in a folder that somebody looks into, macOS on file systems of others, and NFS for a file that is still open.
@@ -100,29 +101,36 @@ def guard_path(root: str, stage: str) -> str:
 def open_guard(path: str) -> int:
     """Open a guard file, creating it where it is missing; it is never removed. Raises: OSError.
 
-    A new one that root makes is the folder owner's, who is to work with it afterwards. Nobody else may open it: who may, may hold it.
+    A new one that root makes is the folder owner's, who is to work with it afterwards; where the folder's group may write into that, it
+    may open the file, too. Nobody else may: who may open it, may hold it.
     """
     flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     try:
         return open_descriptor(path, flags)
     except FileNotFoundError:
         pass
+    folder = os.stat(os.path.dirname(path))
     try:
-        descriptor = open_descriptor(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+        # From birth, where the file gets the folder's group by itself (setgid): a kill may come before any chmod.
+        descriptor = open_descriptor(path, flags | os.O_CREAT | os.O_EXCL, 0o660 if folder.st_mode & SHARED == SHARED else 0o600)
     except FileExistsError:
         return open_descriptor(path, flags)     # another one was quicker
     if sys.platform != "win32":
         try:
-            _hand_over(descriptor, os.stat(os.path.dirname(path)))
+            _hand_over(descriptor, folder)
         except OSError:
             pass                        # a file system without owners, or one that is root's elsewhere: it stays ours
     return descriptor
 
 
 def _hand_over(descriptor: int, folder: os.stat_result) -> None:
-    """Give a new file, where root has made it, to whom its folder belongs. Not one that was there: it may be a link to anything."""
+    """Give a new file to those to whom its folder belongs. Not one that was there: it may be a link to anything."""
     if os.geteuid() == 0:
         os.fchown(descriptor, folder.st_uid, folder.st_gid)
+    if folder.st_mode & 0o020:
+        if os.fstat(descriptor).st_gid != folder.st_gid:
+            os.fchown(descriptor, -1, folder.st_gid)
+        os.fchmod(descriptor, 0o660)    # whatever the umask
 
 
 def read_owner(folder: str) -> Json:

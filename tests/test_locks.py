@@ -14,7 +14,7 @@ import types
 from pathlib import Path
 
 import pytest
-from conftest import GROUP, PATIENCE_S, USERS, hand_over, run_as, wait_until
+from conftest import GROUP, PATIENCE_S, USERS, as_user, hand_over, run_as, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
@@ -213,6 +213,77 @@ def test_a_lock_file_that_root_makes_belongs_to_the_owner_of_the_folder(root, mo
         os.close(stage_locks.open_guard(str(root / "locks" / (".%s.guard" % name))))
     folder, new = (root / "locks").stat(), (root / "locks" / ".new.guard").stat()
     assert given == ([(new.st_ino, folder.st_uid, folder.st_gid)] if is_root else []) and new.st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+@pytest.mark.parametrize("folder, mode", [(0o755, 0o600), (0o700, 0o600), (0o2755, 0o600), (0o775, 0o660), (0o2775, 0o660), (0o770, 0o660)])
+def test_a_lock_file_is_the_groups_only_where_the_folder_is(root, folder, mode, umask):
+    os.chmod(str(root / "locks"), folder)
+    before = os.umask(umask)
+    try:
+        lock, byte_locks = stage_lock(root), stage_locks.FolderLocks(str(root))
+        lock.acquire(0)
+        assert FileLock(str(root), "r.run", FakeClock()).try_acquire() and byte_locks.try_acquire("data/a")
+    finally:
+        os.umask(before)
+    lock.release()
+    byte_locks.close()
+    files = {path.name: path.stat().st_mode & 0o777 for path in (root / "locks").iterdir()}
+    assert files == {name: mode for name in (".s1.guard", ".r.run", ".folders")}
+    os.chmod(str(root / "locks" / ".s1.guard"), 0o640)       # what was there stays as somebody has set it
+    os.close(stage_locks.open_guard(lock.guard))
+    assert (root / "locks" / ".s1.guard").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_lock_file_of_another_group_than_the_folders_is_opened_for_nobody_else(root, monkeypatch):
+    def refuse(descriptor, user, group):
+        raise PermissionError(1, "Operation not permitted")
+    os.chmod(str(root / "locks"), 0o775)
+    real = os.stat
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "fchown", refuse)
+    monkeypatch.setattr(os, "stat", lambda path: os.stat_result([*real(path)[:5], real(path).st_gid + 1, *real(path)[6:]]))
+    os.close(stage_locks.open_guard(str(root / "locks" / ".s1.guard")))
+    monkeypatch.undo()
+    assert (root / "locks" / ".s1.guard").stat().st_mode & 0o777 == 0o600
+
+
+@linux_only
+def test_operators_of_one_group_take_turns(shared):
+    """In folders that are the group's, with a umask that leaves them to it, as docs/operating.md has it; each may be killed at work."""
+    waiting_project(shared)
+    shared.spec({"name": "s1", "processor": "bin/p.py", "inputs": ["in.txt"], "passEnv": ["LANG"]},
+                {"name": "many", "processor": "bin/stage_copy.py", "forEach": ["data/many/*.txt"], "outputDir": "data/s2"})
+    for number in range(3):
+        shared.write("data/many/%d.txt" % number, "x")
+    shared.write("go", "")
+    hand_over(shared)
+    for path in [shared.root, *shared.root.rglob("*")]:
+        os.chmod(str(path), 0o2775 if path.is_dir() else 0o664)
+    assert run_as(0, shared, "--run-id", "a", umask=0o002).code == 0
+    assert shared.path("state/env.key").stat().st_mode & 0o777 == 0o600
+    shared.path("state/env.key").chmod(0o640)
+    for number, run_id in enumerate(("b", "c", "a"), 1):
+        shared.write("in.txt", run_id)
+        shared.write("data/many/%d.txt" % number, "changed by %s" % run_id)
+        done = run_as(number % 2, shared, "--run-id", run_id, umask=0o002)
+        assert done.code == 0 and "2 ok" in done.out, done
+    shared.path("go").unlink()
+    shared.path("data/s1/pid").unlink()
+    shared.write("in.txt", "to be killed")
+    argv = [*as_user(0), *shared.argv("--run-id", "killed")]
+    with subprocess.Popen(argv, cwd=str(shared.root), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=shared.environment(),
+                          preexec_fn=lambda: os.umask(0o002)) as process:
+        wait_until(lambda: shared.exists("data/s1/pid") or process.poll() is not None, "the processor's start")
+        pid = int(shared.read("data/s1/pid"))
+        process.kill()
+    wait_until(lambda: is_gone(pid), "the end of the processor")
+    shared.write("go", "")
+    done = run_as(1, shared, "--run-id", "after", umask=0o002)
+    assert done.code == 0 and "[DONE] s1" in done.out and shared.json("state/run_killed.json")["state"] == "interrupted", done
+    assert run_as(0, shared, "clean", "--yes", umask=0o002).code == run_as(1, shared, "gc", "--keep-runs", "1", "--yes", umask=0o002).code == 0
+    assert run_as(0, shared, "verify", umask=0o002).code == 0
+    assert {path.name for path in shared.path("locks").iterdir() if path.stat().st_mode & 0o777 != 0o660 or path.stat().st_gid != GROUP} == set()
 
 
 def test_a_lock_file_that_cannot_be_given_away_is_used_all_the_same(root, monkeypatch):
