@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 
 import output_places
+import run_history
 import run_ledger
 import stage_locks
 from model import EXIT_OK, UsageError
@@ -14,7 +15,7 @@ from spec_values import name_problem, shown_value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Optional
 
     from console import Console
     from model import Clock, Options, PipelineSpec
@@ -64,9 +65,11 @@ def _write(spec: PipelineSpec, path: str, text: str) -> None:
     output_places.write_whole(output_places.checked(path, "-o", spec.root, spec.path, spec.stages), lambda file: file.write(data))
 
 
-def is_alive(root: str, run_id: str, clock: Any) -> bool:
-    """Tell whether the runner of a run lives: it holds the lock of its run id, or does so by another path. True where that cannot
-    be known."""
+def is_alive(root: str, run_id: str, clock: Any) -> Optional[bool]:
+    """Tell whether the runner of a run lives: it holds the lock of its run id, or does so by another path.
+
+    Who may not open that lock is told what `status` goes by: True while a stage is held, None where nothing of the run is seen.
+    """
     lock = stage_locks.FileLock(root, run_id + ".run", clock)
     if not os.path.lexists(lock.path):
         return False
@@ -74,6 +77,6 @@ def is_alive(root: str, run_id: str, clock: Any) -> bool:
         if not lock.try_acquire():
             return True
     except OSError:
-        return True
+        return True if run_id in run_history.living_runs(root) or run_ledger.works_unseen(root, run_id) is not None else None
     lock.release()
     return run_ledger.works_unseen(root, run_id) is not None

@@ -152,9 +152,9 @@ def _unread_text(folder: str) -> str:
 
 # --- gathering -------------------------------------------------------------------------------------------------------
 
-def gather(spec: PipelineSpec, run_id: Optional[str], now: float, is_alive: Callable[[str], bool] = lambda run_id: True) -> Report:
-    """Return all that is known of a run, of the last one for None. is_alive: tells whether a run's runner lives. Raises:
-    UsageError where nothing is."""
+def gather(spec: PipelineSpec, run_id: Optional[str], now: float, is_alive: Callable[[str], Optional[bool]] = lambda run_id: True) -> Report:
+    """Return all that is known of a run, of the last one for None. is_alive: tells whether a run's runner lives, None where nobody
+    knows. Raises: UsageError where nothing is."""
     folder = os.path.join(spec.root, "state")
     run_id, found, problem = find_run(folder, spec.name, run_id)
     notes = [problem] if problem else []
@@ -180,10 +180,12 @@ def gather(spec: PipelineSpec, run_id: Optional[str], now: float, is_alive: Call
     nodes, edges = pipeline_graph.graph_of(spec)
     state = text_of(record.get("state")) or "unknown"
     made = now
-    if state == "running" and not is_alive(run_id):
-        state, now = "died", min(now, _last_sign(folder, run_id, invocation))
-        notes.append(
-            "the runner of this run has died; the next run closes it, and resumes what can be resumed. Times are those of its last sign of life")
+    lives = state != "running" or is_alive(run_id)
+    if not lives:
+        state, now = "open" if lives is None else "died", min(now, _last_sign(folder, run_id, invocation))
+        notes.append("no process of this run is found: most likely its runner has died, or it is between two stages" if lives is None else
+                     "the runner of this run has died; the next run closes it, and resumes what can be resumed")
+        notes[-1] += ". Times are those of its last sign of life"
     stages = _stages(folder, spec, run_id, invocation, record, entries, measured, history, started, now)
     ended = epoch(record.get("endedAt"))
     duration_s = _duration_s(record, started, ended, now)

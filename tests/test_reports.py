@@ -14,7 +14,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, wait_until
+from conftest import ROOT, run_without_might, wait_until
 
 sys.path.insert(0, str(ROOT / "src"))
 import pipeline_graph  # noqa: E402
@@ -172,6 +172,30 @@ def test_a_report_of_records_that_are_damaged_gone_or_edited(project):
     shutil.rmtree(str(project.path("state/logs")))
     done = project.run("report", "r1")
     assert done.code == 2 and "no record of run r1 is in" in done.err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="rights")
+def test_who_may_not_open_the_lock_of_a_run_is_told_what_status_tells(project):
+    """A reader without rights, or on a read-only mount: a dead run is not called running for ever."""
+    project.spec({"name": "slow", "processor": project.processor("slow", "open(out + '/begun', 'w').close()\ntime.sleep(60)\n")})
+
+    def told():
+        done = run_without_might(project, "report", "r1", "-o", str(project.path("r.html")))
+        state = json.loads(project.ok("status", "--json").out)["runs"][0]["state"]
+        assert done.returncode == 0 and ("run r1, %s\n" % state) in done.stdout, (state, done)
+        return state, done.stdout
+    running = project.start("--run-id", "r1")
+    try:
+        wait_until(lambda: project.exists("data/s1/begun"))
+        project.path("locks/.r1.run").chmod(0)
+        assert told() == ("running", "%s: run r1, running\n" % project.path("r.html"))
+    finally:
+        running.kill()
+        running.communicate()
+    state, text = told()
+    assert state == "open" and "[NOTE] no process of this run is found: most likely its runner has died" in text, text
+    project.path("locks/.r1.run").chmod(0o600)
+    assert "run r1, died" in run_without_might(project, "report", "r1").stdout
 
 
 def test_a_report_of_a_run_that_runs_and_of_one_whose_runner_died(project):
