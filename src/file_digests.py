@@ -55,7 +55,7 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.endswith(".part")
 
 
-def expand(root: str, pattern: str, seen: Optional[Set[str]] = None) -> List[str]:
+def expand(root: str, pattern: str, seen: Optional[Set[str]] = None, skipped: str = "") -> List[str]:
     """Return the files below *root* that a path or glob names, relative, sorted by code point.
 
     *seen* gets what else the answer depends on: the folders that were listed, the links in them, what was not there.
@@ -63,7 +63,7 @@ def expand(root: str, pattern: str, seen: Optional[Set[str]] = None) -> List[str
     `*`, `?` and `[]` stay within a folder, `**` spans folders (not through links); hidden names match only where
     the pattern spells them. A file whose name is the pattern itself ("[x].txt") is meant, too, never alone: the file "*.txt" that
     a shell makes by mistake must not hide all others. Raises: OSError where it cannot be told what is there: a file that cannot
-    be looked at must not pass for gone.
+    be looked at must not pass for gone; but folders of the name *skipped*, which are left out where we may not list them.
     """
     found = {pattern} if stat.S_ISREG(_mode(os.path.join(root, pattern))) else set()
     if not found and not has_wildcard(pattern):
@@ -71,20 +71,20 @@ def expand(root: str, pattern: str, seen: Optional[Set[str]] = None) -> List[str
     if seen is not None and not found and (not has_wildcard(pattern) or "[" in pattern):
         seen.add(pattern)
     if has_wildcard(pattern):
-        _walk(root, "", pattern.split("/"), found, seen)
+        _walk(root, "", pattern.split("/"), found, seen, skipped)
     return sorted(found)
 
 
-def _walk(folder: str, prefix: str, segments: List[str], found: Set[str], seen: Optional[Set[str]]) -> None:
+def _walk(folder: str, prefix: str, segments: List[str], found: Set[str], seen: Optional[Set[str]], skipped: str) -> None:
     first, rest = segments[0], segments[1:]
     if first == "**" and rest:
-        _walk(folder, prefix, rest, found, seen)
+        _walk(folder, prefix, rest, found, seen, skipped)
     elif not has_wildcard(first):
         full = os.path.join(folder, first)
         mode = _mode(full)
         if not mode:
             refuse_too_long(full, LONGEST_PATH)
-        _step(full, prefix + first, rest, stat.S_ISDIR(mode), stat.S_ISREG(mode), found, seen)
+        _step(full, prefix + first, rest, stat.S_ISDIR(mode), stat.S_ISREG(mode), found, seen, skipped)
         return
     if seen is not None:
         seen.add(prefix[:-1] or ".")
@@ -97,21 +97,26 @@ def _walk(folder: str, prefix: str, segments: List[str], found: Set[str], seen: 
         return
     except NotADirectoryError:
         return
+    except PermissionError:
+        if os.path.basename(folder) != skipped:
+            raise
+        return
     for name, is_folder, is_file, is_linked in map(_kind, found_there):
         if is_linked and seen is not None:
             seen.add(prefix + name)
         if first == "**":
             if is_folder and not is_linked and not is_hidden(name):
-                _walk(os.path.join(folder, name), prefix + name + "/", segments, found, seen)
+                _walk(os.path.join(folder, name), prefix + name + "/", segments, found, seen, skipped)
             elif not rest and is_file and not is_hidden(name):
                 found.add(prefix + name)
         elif matches(name):
-            _step(os.path.join(folder, name), prefix + name, rest, is_folder, is_file, found, seen)
+            _step(os.path.join(folder, name), prefix + name, rest, is_folder, is_file, found, seen, skipped)
 
 
-def _step(full: str, relative: str, rest: List[str], is_folder: bool, is_file: bool, found: Set[str], seen: Optional[Set[str]]) -> None:
+def _step(full: str, relative: str, rest: List[str], is_folder: bool, is_file: bool, found: Set[str], seen: Optional[Set[str]],
+          skipped: str) -> None:
     if rest and is_folder:
-        _walk(full, relative + "/", rest, found, seen)
+        _walk(full, relative + "/", rest, found, seen, skipped)
     elif not rest and is_file:
         found.add(relative)
     elif seen is not None:

@@ -158,7 +158,7 @@ def _common_signed(run: Run, begin: Begin) -> Optional[_Signed]:
     in."""
     seen: Set[str] = set()
     paths = [run.spec.path] + program_scan.runner_files() + program_scan.runner_folders()
-    paths += file_digests.expand(run.root, "bin/**/*.py", seen)
+    paths += program_scan.files_in_bin(run.root, seen)
     for processor in dict.fromkeys(stage.processor for stage in run.spec.stages):
         paths += [processor] + program_scan.local_modules(run.digests, processor)
     if any(stage.pass_env is not None for stage in run.spec.stages):

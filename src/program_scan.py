@@ -15,7 +15,7 @@ from model import EXIT_OFFLINE, EXIT_OK, OfflineError, UsageError, sha256, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Sequence, Set, Tuple
+    from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
     from console import Console
     from import_scan import Finding
@@ -135,7 +135,13 @@ def runner_digest(digests: Digests) -> str:
 def scan_files(spec: PipelineSpec, digests: Digests) -> List[str]:
     """Return what the scan looks at: the runner, bin/, every processor (and what is run after the run), the modules beside
     these."""
-    return list(dict.fromkeys(runner_files() + file_digests.expand(spec.root, "bin/**/*.py") + _used_files(spec, digests)))
+    return list(dict.fromkeys(runner_files() + files_in_bin(spec.root) + _used_files(spec, digests)))
+
+
+def files_in_bin(root: str, seen: Optional[Set[str]] = None) -> List[str]:
+    """Return the Python files below bin/; *seen* as in file_digests.expand(). A folder of bytecode that we may not read, somebody
+    else's, is left out: a Python that may not read it takes nothing from it. Raises: OSError."""
+    return file_digests.expand(root, "bin/**/*.py", seen, skipped="__pycache__")
 
 
 def _used_files(spec: PipelineSpec, digests: Digests) -> List[str]:

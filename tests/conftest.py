@@ -38,7 +38,7 @@ def scans_of_runner() -> str:
     import file_digests
     import program_scan
     digests = file_digests.Digests(str(ROOT), "", keep=False)
-    for path in program_scan.runner_files() + file_digests.expand(str(ROOT), "bin/**/*.py"):
+    for path in program_scan.runner_files() + program_scan.files_in_bin(str(ROOT)):
         program_scan.scan_of(digests, path)
     return json.dumps({"schema": file_digests.SCHEMA_VERSION, "files": {}, "scans": digests.scans})
 

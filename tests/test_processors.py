@@ -1427,6 +1427,25 @@ def test_bytecode_that_may_not_be_read_is_not_used_by_python_either(project):
         os.chmod(str(cached.parent), 0o755)
 
 
+@POSIX_ONLY
+@pytest.mark.parametrize("name, code", [("__pycache__", 0), ("mine", 5)])
+def test_a_folder_of_bytecode_that_may_not_be_read_stops_nothing_unlike_any_other(project, name, code):
+    """Of somebody else who ran a processor with umask 077."""
+    project.write("data/in.txt", "x\n")
+    project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"]})
+    project.ok()
+    project.path("bin/" + name).mkdir()
+    project.path("bin/" + name).chmod(0)
+    settle(project.path("bin/" + name))
+    try:
+        for words in (["--run-id", "looked"], ["plan"], ["validate"], ["scan"]):
+            done = run_without_might(project, *words)
+            assert done.returncode == code and ("Permission denied" in done.stdout) == bool(code), done.stdout
+        assert project.exists("state/index_pipeline.json") == (not code)      # the run has skipped the stage, and would be quick now
+    finally:
+        project.path("bin/" + name).chmod(0o755)
+
+
 def test_cached_bytecode_that_is_newer_than_the_module_stays(project):
     cached = with_rates(project)
     before = os.stat(str(cached))
