@@ -341,10 +341,10 @@ def remove_durably(path: str, commit: Commit) -> bool:
     return True
 
 
-def remove_empty_folder(path: str, commit: Commit) -> bool:
-    """Remove a folder if nothing is in it; tell whether it is gone."""
+def remove_empty_folder(path: str, commit: Commit, remove: Optional[Callable[[str], Any]] = None) -> bool:
+    """Remove a folder if nothing is in it; tell whether it is gone. remove: in place of os.rmdir()."""
     try:
-        os.rmdir(path)
+        (remove or os.rmdir)(path)
     except OSError:
         return False
     commit.folders.pop(path, None)          # what was to be synced there is gone with it

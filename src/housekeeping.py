@@ -10,6 +10,7 @@ change that nobody owns up to. Doing it again finishes it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections import namedtuple
 
@@ -29,7 +30,7 @@ from primitives import BEFORE, is_there
 from recorded_outputs import link_on_the_way
 from spec_values import name_problem, path_problem
 from stage_order import Folders, candidates, edges
-from stage_outputs import is_folder, list_folder, own_parts
+from stage_outputs import is_folder, list_folder, own_folders, own_parts, with_rights
 from state_store import StateError, StateStore, utc_text
 
 TYPE_CHECKING = False
@@ -349,7 +350,7 @@ def _clean(spec: PipelineSpec, stage: StageSpec, store: StateStore, ledger: RunL
     markers = [path for path in markers if is_there(path)]
     if found.record is None or not (found.remove or markers or found.left or found.private):
         if found.record is not None and found.record.get("cleaned"):
-            _remove_empty_folders(spec.root, stage, found.record, store)     # a kill came before
+            _remove_empty_folders(spec, stage, found.record, store)     # a kill came before
         _show(found, "removed", console)
         return False
     with _alone_where(found.left, spec, found.record):
@@ -368,26 +369,39 @@ def _do_clean(spec: PipelineSpec, found: Cleaning, markers: List[str], store: St
         durable_files.remove_durably(marker, store.commit)
     if found.left:
         _clear_left(spec, found.record, console)
+    output_dir, ours = _worked_in(stage, found.record), _own_folders(spec, stage, found.record, store)
     for path, _ in found.remove:
-        durable_files.remove_durably(os.path.join(spec.root, path), store.commit)
+        with_rights(os.path.join(spec.root, output_dir), path[len(output_dir) + 1:], ours, durable_files.remove_durably, os.path.join(spec.root, path),
+                    store.commit)
     for path in found.private:
         _remove(os.path.join(spec.root, path), store)
-    _remove_empty_folders(spec.root, stage, found.record, store)
+    _remove_empty_folders(spec, stage, found.record, store)
     _show(found, "removed", console)
 
 
-def _remove_empty_folders(root: str, stage: StageSpec, record: Optional[Json], store: StateStore) -> None:
-    """Remove the folders below the output folder that held recorded outputs and hold nothing now; the output folder itself
-    stays."""
-    output_dir = _worked_in(stage, record)
+def _own_folders(spec: PipelineSpec, stage: StageSpec, record: Optional[Json], store: StateStore) -> List[str]:
+    """Return the folders of recorded outputs, see _made_folders(), whose rights may be changed for what is to be removed there."""
+    return own_folders(_made_folders(stage, record, store), recorded_outputs.folders_of_others(spec, stage.name, _worked_in(stage, record)))
+
+
+def _made_folders(stage: StageSpec, record: Optional[Json], store: StateStore) -> List[str]:
+    """Return the folders below the output folder that hold recorded outputs, each as "PATH/", before those that they lie in."""
     folders: Set[str] = set()
     for output in _recorded(stage, store, record):
         parts = output["path"].split("/")
-        folders.update("/".join(parts[:count]) for count in range(1, len(parts)))
-    for folder in sorted(folders, key=lambda one: -one.count("/")):
-        if link_on_the_way(root, "%s/%s/x" % (output_dir, folder)):
+        folders.update("/".join(parts[:count]) + "/" for count in range(1, len(parts)))
+    return sorted(folders, key=lambda one: -one.count("/"))
+
+
+def _remove_empty_folders(spec: PipelineSpec, stage: StageSpec, record: Optional[Json], store: StateStore) -> None:
+    """Remove the folders below the output folder that held recorded outputs and hold nothing now; the output folder itself
+    stays."""
+    output_dir, ours = _worked_in(stage, record), _own_folders(spec, stage, record, store)
+    full = os.path.join(spec.root, output_dir)
+    for folder in [one[:-1] for one in _made_folders(stage, record, store)]:
+        if link_on_the_way(spec.root, "%s/%s/x" % (output_dir, folder)):
             continue
-        durable_files.remove_empty_folder(os.path.join(root, output_dir, folder), store.commit)
+        durable_files.remove_empty_folder(os.path.join(full, folder), store.commit, functools.partial(with_rights, full, folder, ours, os.rmdir))
 
 
 # --- reset -----------------------------------------------------------------------------------------------------------

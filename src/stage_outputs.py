@@ -14,7 +14,7 @@ from primitives import folded, is_junction, is_link, is_there, refuse_too_long, 
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Container, Dict, List, Optional, Set, Tuple
+    from typing import Any, Callable, Container, Dict, Iterable, List, Optional, Set, Tuple
     Listing = Dict[str, List[int]]
 
 # Of the hidden names that are the runner's: markers, private folders of tasks.
@@ -151,9 +151,9 @@ def clear_leftovers(folder: str, baseline: Listing, recorded: Dict[str, Tuple[in
     """
     done = []
     there = list_folder(folder)
-    ours = [path for path in there.folders if not any(path.startswith(one) or one.startswith(path) for one in others)]
+    ours = own_folders(there.folders, others)
     for path in leftovers(baseline, recorded, foreign, there):
-        done += _with_rights(folder, path, ours, _bring_back, os.path.join(folder, path), path, recorded.get(path), prefix_digest)
+        done += with_rights(folder, path, ours, _bring_back, os.path.join(folder, path), path, recorded.get(path), prefix_digest)
     for path in reversed(ours if ITSELF in baseline else []):
         if path not in baseline and _remove_empty(folder, path, ours):
             done.append("removed %s" % path)
@@ -161,8 +161,15 @@ def clear_leftovers(folder: str, baseline: Listing, recorded: Dict[str, Tuple[in
                    for path in changed_since(baseline, there.files) if path in baseline and path not in recorded and path not in foreign]
 
 
-def _with_rights(folder: str, path: str, ours: List[str], act: Callable[..., Any], *given: Any) -> Any:
-    """Do act(*given) to *path*; where its folder refuses that, and is one of *ours*, with more rights on it meanwhile."""
+def own_folders(folders: Iterable[str], others: Set[str]) -> List[str]:
+    """Return those *folders*, each as "PATH/", that neither are, nor hold, nor lie in an output folder of *others*, see
+    clear_leftovers()."""
+    return [path for path in folders if not any(path.startswith(one) or one.startswith(path) for one in others)]
+
+
+def with_rights(folder: str, path: str, ours: List[str], act: Callable[..., Any], *given: Any) -> Any:
+    """Do act(*given) to *path* below *folder*; where the folder that it is in refuses that, and is one of *ours*, with more rights
+    on it meanwhile."""
     try:
         return act(*given)
     except PermissionError:
@@ -180,7 +187,7 @@ def _with_rights(folder: str, path: str, ours: List[str], act: Callable[..., Any
 
 def _remove_empty(folder: str, path: str, ours: List[str]) -> bool:
     try:
-        _with_rights(folder, path, ours, os.rmdir, os.path.join(folder, path))
+        with_rights(folder, path, ours, os.rmdir, os.path.join(folder, path))
     except OSError:
         return False
     return True

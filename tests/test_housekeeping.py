@@ -95,6 +95,30 @@ def test_clean_removes_what_the_records_say_and_the_next_run_makes_it_again(proj
     assert findings(project) == [] and "nothing was removed" not in project.ok("clean", "--yes").out
 
 
+READ_ONLY = """for folder in ('a/deep', 'b'):
+    os.makedirs(out + '/' + folder, exist_ok=True)
+    open(out + '/' + folder + '/f', 'w').close()
+for folder in ('a/deep', 'a', 'b'):
+    os.chmod(out + '/' + folder, 0o555)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="rights")
+@pytest.mark.parametrize("of_another", [False, True])
+def test_clean_removes_what_lies_in_folders_that_the_stage_has_made_for_reading_only(project, of_another):
+    project.spec({"name": "one", "processor": project.processor("make", READ_ONLY), "outputDir": "data/one"},
+                 {"name": "two", "processor": project.processor("none", ""), "outputDir": "data/one/b" if of_another else "data/two"})
+    assert run_without_might(project, "--only", "one").returncode == 0
+    done = run_without_might(project, "clean", "one", "--yes")
+    assert not project.exists("data/one/a/deep/f"), done
+    if of_another:              # the rights on that folder are not this stage's to change
+        assert done.returncode == 5 and "data/one/b/f: Permission denied" in done.stdout and project.path("data/one/b").stat().st_mode & 0o777 == 0o555, done
+        project.path("data/one/b").chmod(0o755)
+        done = run_without_might(project, "clean", "one", "--yes")
+    assert done.returncode == 0 and "removed data/one/b/f (0 bytes)" in done.stdout and not project.exists("data/one/b"), done
+    assert not project.exists("data/one/a") and findings(project) == [] and run_without_might(project, "clean", "one", "--yes").returncode == 0
+
+
 def test_clean_keeps_and_names_what_was_changed_since(project):
     copying(project)
     project.ok()
