@@ -17,7 +17,7 @@ Who ends what:
     Windows itself    when the last handle of a job closes        Job; the runner is in one too (Guardian), so that no processor is ever in none
 
 Linux reads /proc, macOS has calls of its own (Mac), Windows Job Objects; elsewhere ps is asked. What a system cannot tell is not
-guessed.
+guessed; there the group that the processor leads is ended.
 """
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ LINUX = sys.platform.startswith("linux")
 MACOS = sys.platform == "darwin"
 WINDOWS = sys.platform == "win32"
 PR_SET_CHILD_SUBREAPER = 36     # linux/prctl.h
+MOST_DESCRIPTORS = 1 << 16      # are looked at where the system does not tell how many are open
 SWEEP_LIMIT_S = 10.0            # a tree that forks faster than it is killed is given up, and said, after this
 SWEEP_PAUSE_S = 0.005           # between two looks: a killed process needs a moment to go
 
@@ -193,11 +194,24 @@ def members(traits: Iterable[Traits]) -> List[int]:
 
 def _process_table() -> Dict[int, Tuple[str, int, int, str]]:
     mac, table = _mac(), {}
-    for pid in mac.pids() if mac is not None else [int(name) for name in os.listdir("/proc") if name.isdigit()]:
+    for pid in mac.pids() if mac is not None else _numbers():
         stat = read_stat(pid)
         if stat is not None and stat[0] not in "ZX":
             table[pid] = stat
     return table
+
+
+def _numbers() -> List[int]:
+    """Return the numbers of all processes (Linux); none where /proc is not mounted."""
+    try:
+        return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    except FileNotFoundError:
+        return []
+
+
+def _tells_all() -> bool:
+    """Tell whether the system lists all processes, with their parents: Linux, where /proc is mounted."""
+    return LINUX and os.path.exists("/proc/self/stat")
 
 
 def _carries(pid: int, stat: Tuple[str, int, int, str], traits: Traits) -> bool:
@@ -325,7 +339,7 @@ def own_children() -> List[int]:
         return children
     except OSError:
         me = os.getpid()
-        stats = ((int(name), read_stat(int(name))) for name in os.listdir("/proc") if name.isdigit())
+        stats = ((pid, read_stat(pid)) for pid in _numbers())
         return [pid for pid, stat in stats if stat is not None and stat[1] == me]
 
 
@@ -396,9 +410,9 @@ class Tree:
         return end_all(self.living, not_reaped=self.pid)
 
     def _group(self) -> List[int]:
-        """Return, for kill(2), the group that the processor leads. Until that is reaped it is ours, whatever the system tells; on
-        Linux it tells all."""
-        return [] if LINUX or WINDOWS or self.leader_is_gone or not self.is_child else [-self.pid]
+        """Return, for kill(2), the group that the processor leads, where the system may not tell of all. Until the leader is reaped
+        it is ours."""
+        return [] if WINDOWS or self.leader_is_gone or not self.is_child or _tells_all() else [-self.pid]
 
 
 # --- the guardian ----------------------------------------------------------------------------------------------------
@@ -475,15 +489,26 @@ def _be_guardian(read_end: int) -> None:
     # Every other descriptor must go: a lock's would keep the stage held, a pipe's would keep its reader waiting.
     os.closerange(3, read_end)
     os.closerange(read_end + 1, highest_descriptor() + 1)
-    guard_loop(read_end, lambda traits: end_all(lambda: members(traits)))
+    guard_loop(read_end, _end_of_dead_runner)
+
+
+def _end_of_dead_runner(traits: List[Traits]) -> None:
+    """End the attempts of a runner that has died this moment; where the system may not tell of all processes, the groups that the
+    processors lead first."""
+    if not _tells_all():
+        send([-one.session for one in traits if one.session], signal.SIGKILL)
+    end_all(lambda: members(traits))
 
 
 def highest_descriptor() -> int:
-    """Return a number that no open descriptor of this process is above."""
+    """Return a number that no open descriptor of this process is above, as far as it can be told."""
     if not LINUX and not MACOS:
         return max(256, int(os.sysconf("SC_OPEN_MAX")))
     # Not by the limit on macOS: that may be none, which is 2^63 - 1, and no number of a descriptor.
-    return max([int(name) for name in os.listdir("/proc/self/fd" if LINUX else "/dev/fd") if name.isdigit()] + [256])
+    try:
+        return max([int(name) for name in os.listdir("/proc/self/fd" if LINUX else "/dev/fd") if name.isdigit()] + [256])
+    except FileNotFoundError:           # Linux without /proc
+        return MOST_DESCRIPTORS
 
 
 def guard_loop(read_end: int, end: Callable[[List[Traits]], Any]) -> None:

@@ -1118,6 +1118,50 @@ def test_on_macos_what_a_killed_runner_leaves_is_ended_and_a_living_one_is_not_c
     assert last.returncode == 0, last
 
 
+# The runner as in a folder that it was put into by chroot(2), where nobody has mounted /proc: that is not there, or empty.
+WITHOUT_PROC = """
+import builtins, os, runpy, sys
+def refusing(call):
+    def refuse(path, *rest, **options):
+        if isinstance(path, str) and (path + "/").startswith("/proc/" if is_missing else "/proc/s"):
+            raise FileNotFoundError(2, "No such file or directory", path)
+        return [] if path == "/proc" else call(path, *rest, **options)
+    return refuse
+is_missing = sys.argv[1] == "missing"
+for module, name in ((builtins, "open"), (os, "open"), (os, "listdir"), (os, "stat"), (os, "readlink")):
+    setattr(module, name, refusing(getattr(module, name)))
+sys.argv[:2] = []
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def without_proc(project, how, *arguments):
+    project.write("without_proc.py", WITHOUT_PROC)
+    argv = project.argv(*arguments)
+    argv[argv.index(str(RUNNER)):argv.index(str(RUNNER))] = [str(project.path("without_proc.py")), how]
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+
+
+@linux_only
+@pytest.mark.parametrize("how", ["missing", "empty"])
+@pytest.mark.parametrize("end", ["killed", "timeout"])
+def test_without_proc_the_processor_ends_with_its_group_too(project, how, end):
+    body = TOOLS + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nsubprocess.Popen(['sleep', '600'])\nprint('up', flush=True)\nforever()\n"
+    spec_of(project, body, **({"timeoutSec": 1.5, "graceSec": 0.2} if end == "timeout" else {}))
+    process = without_proc(project, how, "--verbose")
+    try:
+        if end == "killed":             # once it has shown that, the runner has told the guardian of the group
+            assert b"s1 | up\n" in process.stdout
+            process.kill()
+        out, err = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == (1 if end == "timeout" else -signal.SIGKILL) and (b"[FAIL] s1: timeout after 1.5 s" in out) == (end == "timeout"), (out, err)
+        wait_until(lambda: not processes_of(project), "the end of all")
+    finally:
+        process.kill()
+        process_tree.send(processes_of(project), signal.SIGKILL)
+
+
 class FakeWindows:
     """The calls of kernel32 and ntdll that a job needs; each is noted, and succeeds unless told otherwise."""
 
