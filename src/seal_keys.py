@@ -12,6 +12,7 @@ best effort.
 """
 from __future__ import annotations
 
+import errno
 import os
 
 import durable_files
@@ -50,6 +51,10 @@ def make_key_file(path: str, mode: str) -> str:
         is_empty = os.path.isfile(path) and not os.path.getsize(path)
         raise KeyProblem("%s is there already%s" % (path, ", and empty: a new-key that was killed may have left it; remove it and run again" if is_empty
                                                     else "; a key is never overwritten")) from None
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            error.remedy = "; choose another place for the key"     # type: ignore[attr-defined]
+        raise
     try:
         try:
             durable_files.write_all(descriptor, key_text(mode, identity, 0, key).encode("ascii"))
@@ -81,7 +86,9 @@ def read_key_file(path: str, root: str = "", posix: bool = os.name == "posix") -
             found = os.fstat(file.fileno())
             text = file.read(MAX_KEY_FILE).decode("ascii", "replace")
     except OSError as error:
-        raise KeyProblem("%s: cannot read the key file: %s; new-key FILE makes one" % (path, error.strerror)) from None
+        remedy = {errno.ENOENT: "; new-key FILE makes one",
+                  errno.EACCES: "; it must belong to the user who runs this, with mode 600" if posix else ""}.get(error.errno or 0, "")
+        raise KeyProblem("%s: cannot read the key file: %s%s" % (path, error.strerror, remedy)) from None
     if posix and found.st_mode & 0o077:
         raise KeyProblem("%s: others may read or write the key file (mode %03o); chmod 600 it" % (path, found.st_mode & 0o777))
     parsed = parse_key(text)

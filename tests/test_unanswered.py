@@ -143,6 +143,26 @@ def test_a_key_that_may_not_be_looked_at_is_the_one_that_is_named(project, tmp_p
     assert done.returncode == 2 and "%s: cannot read the key file: Permission denied" % (folder / "key") in done.stdout, done
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="rights")
+def test_a_key_file_that_may_not_be_read_is_not_to_be_made_anew(project, tmp_path):
+    project.spec({"processor": "bin/stage_copy.py", "allowNoInputs": True})
+    key = tmp_path / "key"
+    for is_there, told in ((False, "No such file or directory; new-key FILE makes one"), (True, "Permission denied; it must belong to the user who runs this, with mode 600")):
+        if is_there:
+            project.ok("new-key", str(key))
+            key.chmod(0)
+        done = run_without_might(project, "--key", str(key))
+        assert done.returncode == 2 and done.stdout == "error: %s: cannot read the key file: %s\n" % (key, told), done
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="rights")
+def test_a_key_in_a_folder_that_may_not_be_written_to_is_to_be_made_in_another(project, tmp_path):
+    folder = tmp_path / "keys"
+    folder.mkdir(mode=0o555)
+    done = run_without_might(project, "new-key", str(folder / "key"))
+    assert done.returncode == 5 and done.stdout == "error: %s: Permission denied; choose another place for the key\n" % (folder / "key"), done
+
+
 # --- what is told
 
 UNREAD = """
