@@ -30,11 +30,13 @@ def printable(text: str) -> str:
 def describe_os_error(error: OSError) -> str:
     """Return one line: path, cause, and for a full disk the free bytes."""
     import errno
-    # Python names some files by descriptor.
-    path = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""
+    # Of a renaming the place, if what is to be renamed is there. Python names some files by descriptor.
+    name = error.filename2 if error.filename2 is not None and error.errno != errno.ENOENT else error.filename
+    path = os.fsdecode(name) if isinstance(name, (str, bytes)) else ""
     if not path and error.errno == errno.ENOENT and not _has_current_folder():
         return "the current folder is not there any more; go to another one (cd) and run again"
-    line = "%s: %s" % (path or "the runner's own files, or the standard output", error.strerror or error)
+    unnamed = "no process could be started" if error.errno == errno.EAGAIN else "the runner's own files, or the standard output"
+    line = "%s: %s" % (path or unnamed, error.strerror or error)
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", -1)):
         return "%s%s; free some space and run again" % (line, " (%s)" % free_space_text(path) if path else "")
     remedy: str = getattr(error, "remedy", "")      # of whoever raised it

@@ -26,7 +26,7 @@ import time
 import launch_lease
 import process_tree
 import stage_locks
-from model import UsageError
+from model import EXIT_STATE, RunnerError, UsageError
 from primitives import remove_quietly
 
 TYPE_CHECKING = False
@@ -87,18 +87,28 @@ def task_plan(stage: Any, launch: Any, root: str, offline: Any, report: str) -> 
 
 # --- in the runner ---------------------------------------------------------------------------------------------------
 
+class NoTemporaryFolder(RunnerError):
+    """There is no place for the named pipes; str() says what to do."""
+
+    exit_code = EXIT_STATE
+
+
 class LaunchHelper:
     """The helper, seen from the runner. Make it before the network is closed; several launches may be under way at once.
 
     descriptor: becomes readable when a launch has ended; then any Launched.take_end() takes the answers of all.
-    Raises: OSError; UsageError on Windows.
+    Raises: OSError; NoTemporaryFolder; UsageError on Windows.
     """
 
     def __init__(self) -> None:
         if sys.platform == "win32":
             raise UsageError("\"launcher\" needs fork(2), which Windows does not have; run on the cluster's own system, or leave it out")
         import tempfile
-        remove_abandoned(tempfile.gettempdir())
+        try:
+            temporary = tempfile.gettempdir()
+        except FileNotFoundError as error:
+            raise NoTemporaryFolder("launcher: %s; set TMPDIR to a folder that this user may write to, on this machine" % error.strerror) from None
+        remove_abandoned(temporary)
         self.folder = tempfile.mkdtemp(prefix=FOLDER_PREFIX)            # for the named pipes; on this machine
         self.hold = os.open(self.folder, os.O_RDONLY)                   # locked as long as this process lives
         try:

@@ -536,6 +536,31 @@ def test_what_is_in_the_place_of_a_file_of_the_runner_is_said_with_a_remedy(good
     assert done.code == 5 and done.err.count("\n") == 1 and done.err.endswith(told + "\n"), done
 
 
+# With something of the system as it is not here.
+PRETEND = "import os, runpy, sys\n%s\ndel sys.argv[0]\nsys.path.insert(0, os.path.dirname(sys.argv[0]))\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
+
+
+def pretending(project, what):
+    argv = project.argv()
+    return subprocess.run([argv[0], "-c", PRETEND % what, *argv[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          universal_newlines=True, encoding="utf-8", timeout=60)
+
+
+@pytest.mark.skipif(not POSIX, reason="fork, and launchers")
+@pytest.mark.parametrize("stage, what, told", [
+    ({}, "def fork():\n    raise BlockingIOError(%d, os.strerror(%d))\nos.fork = fork" % (errno.EAGAIN, errno.EAGAIN),
+     "no process could be started: %s; allow this user more processes (ulimit -u), or run with fewer --jobs" % os.strerror(errno.EAGAIN)),
+    ({"launcher": ["nice"]}, "import tempfile\ntempfile._candidate_tempdir_list = lambda: ['/not there', '/nor there']",
+     "launcher: No usable temporary directory found in ['/not there', '/nor there']; set TMPDIR to a folder that this user may write to, on this machine")],
+    ids=["no process", "no temporary folder"])
+def test_what_the_system_does_not_give_is_named(good, stage, what, told):
+    spec = good.json("pipeline.json")
+    spec["stages"][0].update(stage)
+    good.write("pipeline.json", json.dumps(spec))
+    done = pretending(good, what)
+    assert done.returncode == 5 and done.stderr == "error: %s\n" % told and "[START]" not in done.stdout, done
+
+
 RIGHTS = "the runner must be able to write state/, locks/ and the output folders below the root, and to read all else there"
 OPEN = "another program (backup, virus scanner, editor) may have it open: close it and run again"
 

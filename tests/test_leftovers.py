@@ -97,6 +97,19 @@ def test_a_folder_that_may_only_be_read_of_an_earlier_success_is_cleared(root, h
     assert run_without_might(root).returncode == 0 and root.exists("data/s1/a/f") and root.path("data/s1/a").stat().st_mode & 0o777 == 0o555
 
 
+@posix_only
+def test_an_output_that_cannot_be_put_into_its_place_is_named_by_that_place(root):
+    """Not by where the task has made it; as also with a target that is immutable."""
+    body = "os.mkdir(out + '/sub')\nopen(out + '/sub/o', 'w').close()\n"
+    root.spec(dict({"name": "s1", "processor": root.processor("p", body), "outputDir": "data/s1"}, **STAGES["tasks"]))
+    root.path("data/s1/sub").mkdir(parents=True)
+    root.path("data/s1/sub").chmod(0o555)
+    done = run_without_might(root)
+    assert done.returncode == 5 and "error: %s: Permission denied; the runner must be able to write" % root.path("data/s1/sub/o") in done.stdout, done
+    root.path("data/s1/sub").chmod(0o755)
+    root.ok()
+
+
 def test_an_empty_folder_that_came_after_the_failure_is_somebody_elses(root):
     root.spec(dict({"name": "s1", "processor": root.processor("p", "if not os.path.exists('data/ready'):\n    os.mkdir(out + '/part')\n    sys.exit(9)\n"
                                                               "os.mkdir(out + '/part')\n"), "outputDir": "data/s1"}, **STAGES["stage"]))
