@@ -102,7 +102,11 @@ def notes_on_former(spec: PipelineSpec) -> List[str]:
     still there for one to read."""
     store, mine = StateStore(spec.root, writable=False), {stage.name for stage in spec.stages}
     former: List[StageSpec] = []
-    for name in store.stage_names():
+    try:
+        names = store.stage_names()
+    except PermissionError:
+        names = []
+    for name in names:
         try:
             stage = None if name in mine else _former(spec, store, name)
         except (StateError, OSError):

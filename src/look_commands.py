@@ -42,6 +42,7 @@ READ_RUNS = 100             # looked at for the series of stages
 SHOWN_REASONS = 3           # of a stage, in the table
 RUNNING_NOW = "running now"
 WORDS = {"neverRun": "never run", "notRun": "not run"}
+OUTPUT_STATES = {"missing": "output %s missing", "changed": "output %s changed", "unreadable": "output %s cannot be read"}     # as problems tell them
 NEXT = {"RUN": "would run", "SKIP": "up to date", "SEAL": "up to date", "FAIL": "would fail", "PENDING": "waits"}
 
 
@@ -194,7 +195,7 @@ def status_lines(found: Json, now: float, width: Optional[int]) -> List[str]:
     lines = [table[0]]
     for line, one in zip(table[1:], found["stages"]):
         lines += [line] + ["    " + text for text in [_next_text(one)] if text]
-    return lines + [""] + run_lines(found["runs"], found["pipeline"], width) + _problem_lines(found["problems"])
+    return lines + [""] + run_lines(found, width) + _problem_lines(found["problems"])
 
 
 def _done_text(one: Json) -> str:
@@ -241,10 +242,11 @@ def _run_json(run: run_history.PastRun) -> Json:
             "problem": run.problem or None}
 
 
-def run_lines(runs: List[Json], pipeline: str, width: Optional[int]) -> List[str]:
-    """Return the table of runs, in the order given; those of other pipelines below the same root are named."""
+def run_lines(found: Json, width: Optional[int]) -> List[str]:
+    """Return the table of the runs of a document, in their order; those of other pipelines below the same root are named."""
+    runs, pipeline = found["runs"], found["pipeline"]
     if not runs:
-        return ["no runs yet"]
+        return [] if found["problems"] else ["no runs yet"]     # there may be some, where not all can be read
     rows = [["RUN", "STATE", "STARTED", "TOOK", "OK", "SKIPPED", "FAILED", "PIPELINE", ""]]
     for run in runs:
         name = run["runId"] + (" (call %d)" % run["invocation"] if run["invocation"] > 1 else "")
@@ -285,12 +287,12 @@ def _entry_json(run: run_history.PastRun, entry: Json) -> Json:
 def history_lines(found: Json, width: Optional[int]) -> List[str]:
     """Return the text of `history`."""
     if "entries" not in found:
-        lines = run_lines(found["runs"], found["pipeline"], width)
+        lines = run_lines(found, width)
     elif not found["entries"]:
         text, count = "no run has worked on stage %s", found["examined"]
         if count >= READ_RUNS:          # there may be older ones
             text = "none of the %d newest runs has worked on stage %%s; --last %d looks at more" % (count, 10 * count)
-        lines = [text % found["stage"]]
+        lines = [text % found["stage"]] if found["examined"] or not found["problems"] else []
     else:
         lines = _entry_lines(found["entries"], width)
         if found["successes"]:
@@ -379,20 +381,20 @@ def explain_stage(spec: PipelineSpec, stage: StageSpec, look: Look, clock: Clock
         "holder": stage_locks.owner_text(owner) if owner is not None else None, "problem": problem or None,
         "recordedKey": record["idempotencyKey"] if record is not None else None, "key": (facts.material.key or None) if facts is not None else None,
         "parts": [part._asdict() for part in stage_explanation.compare(old, new)],
-        "marker": _marker_json(spec, stage, record), "outputs": _outputs_json(spec.root, record, facts),
+        "marker": _marker_json(spec, stage, record, problem), "outputs": _outputs_json(spec.root, record, facts),
         "checkpoint": _checkpoint_json(spec, stage, facts),
         **{name: value for name, value in _work_json(spec.root, stage, record, owner, clock.time()).items() if name != "outputs"}}
 
 
-def _marker_json(spec: PipelineSpec, stage: StageSpec, record: Optional[Json]) -> Json:
+def _marker_json(spec: PipelineSpec, stage: StageSpec, record: Optional[Json], problem: str) -> Json:
     path = stage_markers.marker_path(spec.root, stage.output_dir, stage.name)
     key = stage_markers.read_marker(path)
-    if key is None:
-        state = "missing"
-    elif record is not None and key == record["idempotencyKey"]:
-        state = "stands"
+    if key in (None, stage_markers.UNREADABLE, stage_markers.BARRED):
+        state = "missing" if key is None else "unreadable"
+    elif problem:
+        state = "notCompared"           # the record cannot be read
     else:
-        state = "otherKey"
+        state = "stands" if record is not None and key == record["idempotencyKey"] else "otherKey"
     return {"path": os.path.relpath(path, spec.root).replace(os.sep, "/"), "state": state}
 
 
@@ -409,17 +411,17 @@ def _recorded_outputs(root: str, record: Json) -> List[Tuple[str, int, str]]:
 
 
 def _outputs_json(root: str, record: Optional[Json], facts: Optional[Facts]) -> List[Json]:
-    """Return the recorded outputs; state: same, missing, changed, or notVerified where the last run was no success."""
+    """Return the recorded outputs; state: same, one of OUTPUT_STATES, or notVerified where the last run was no success."""
     if record is None:
         return []
     is_verified = facts is not None and record["lastStatus"] == "ok" and not facts.material.missing
     # Of tasks, only the first problems are named.
     is_looked_at = facts is None or (bool(record["outputs"]) if facts.tasks is None else not facts.output_problems)
     unsure = "same" if is_looked_at else "notVerified"
-    problems = {problem: problem.rpartition(" ")[2] for problem in facts.output_problems} if facts is not None else {}
+    problems = set(facts.output_problems) if facts is not None else set()
     found = []
     for path, size, digest in _recorded_outputs(root, record):
-        state = next((problems[text] for text in ("output %s missing" % path, "output %s changed" % path) if text in problems), unsure)
+        state = next((state for state, text in OUTPUT_STATES.items() if text % path in problems), unsure)
         found.append({"path": path, "bytes": size, "sha256": digest, "state": state if is_verified else "notVerified"})
     return found
 
@@ -454,8 +456,8 @@ def explain_lines(found: Json, now: float) -> List[str]:
         lines.append("[PROBLEM] " + found["problem"])
     lines.append("key: %s recorded, %s today" % (_short(found["recordedKey"]), _short(found["key"])))
     lines += stage_explanation.lines([stage_explanation.Part(**part) for part in found["parts"]])
-    lines.append("marker: " + {"stands": "stands", "missing": "missing",
-                               "otherKey": "of another key"}[found["marker"]["state"]] + " (%s)" % found["marker"]["path"])
+    words = {"otherKey": "of another key", "unreadable": "cannot be read", "notCompared": "not compared"}
+    lines.append("marker: %s (%s)" % (words.get(found["marker"]["state"], found["marker"]["state"]), found["marker"]["path"]))
     lines += _output_lines(found["outputs"], found["status"]) + _checkpoint_lines(found["checkpoint"])
     why = "; ".join(found["reasons"])
     if found["waitsFor"]:
@@ -473,8 +475,8 @@ def _short(key: Optional[str]) -> str:
 
 def _output_lines(outputs: List[Json], status: str) -> List[str]:
     if not outputs:
-        return ["outputs: none recorded"]
-    wrong = [one for one in outputs if one["state"] in ("missing", "changed")]
+        return ["outputs: not known" if status == "damaged" else "outputs: none recorded"]
+    wrong = [one for one in outputs if one["state"] in OUTPUT_STATES]
     if outputs[0]["state"] == "notVerified":
         why = "not all are as recorded, or not looked at, see below" if status == "stale" else "the last run was no success"
         return ["outputs: %d recorded, not verified: %s" % (len(outputs), why)]

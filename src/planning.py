@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     Json = Dict[str, Any]
 
 SHOWN_CHANGES = 5           # of the reasons why a stage runs, on one line
-NO_MARKER = "marker missing"
 
 
 # --- what is observed
@@ -52,7 +51,7 @@ def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: State
     if marker is None and is_there(stage_markers.lost_path(spec.root, stage.output_dir, stage.name)):
         problems.append("the outputs could not be brought to the disk")
     facts = Facts(material, record, marker, problems, None, False)
-    if not reasons_to_run(stage, facts):
+    if marker == stage_markers.BARRED or not reasons_to_run(stage, facts):
         return facts
     if stage.checkpoint and is_there(store.path("progress_%s.json" % stage.name)):
         import checkpoints
@@ -184,6 +183,8 @@ def decide(stage: StageSpec, facts: Facts, forced: bool) -> Decision:
     """Decide what to do with a stage from what was observed; the reasons are for people."""
     if facts.material.missing:
         return Decision("FAIL", facts.material.missing, 0, "")
+    if facts.marker_key == stage_markers.BARRED:
+        return Decision("FAIL", ["cannot look into its output folder %s: the rights for that are missing" % stage.output_dir], 0, "")
     if facts.tasks is not None:
         import task_look
         return task_look.decide_tasks(stage, facts, forced)
@@ -194,7 +195,7 @@ def decide(stage: StageSpec, facts: Facts, forced: bool) -> Decision:
     if not reasons:
         return Decision("SKIP", ["up to date: key %s unchanged, %d output%s verified" % (
             facts.material.key[:12], len(facts.record["outputs"]), "" if len(facts.record["outputs"]) == 1 else "s")], 0, "")
-    if facts.sealable and reasons == [NO_MARKER]:
+    if facts.sealable and reasons == [stage_markers.NO_MARKER]:
         return Decision(
             "SEAL", ["up to date: finished by run %s, which died before it wrote the marker; marker restored" % facts.record.get("lastRunId")], 0, "")
     if found is None:
@@ -223,10 +224,8 @@ def reasons_to_run(stage: StageSpec, facts: Facts) -> List[str]:
     if not stage.idempotent:
         return ["idempotency is disabled"]
     found = list(facts.output_problems)
-    if facts.marker_key is None:
-        found.append(NO_MARKER)
-    elif facts.marker_key != facts.material.key:
-        found.append("the marker is of another key")
+    if facts.marker_key != facts.material.key:
+        found.append(stage_markers.problem_text(facts.marker_key))
     return found
 
 
@@ -293,7 +292,10 @@ def _unfinished(root: str, stage: StageSpec) -> str:
     if record is None:
         return "has not been run"
     if record["lastStatus"] == "ok":
-        return "" if stage_markers.read_marker(stage_markers.marker_path(root, stage.output_dir, stage.name)) else "has no marker any more"
+        marker = stage_markers.read_marker(stage_markers.marker_path(root, stage.output_dir, stage.name))
+        if marker in (stage_markers.UNREADABLE, stage_markers.BARRED):
+            return "has a marker that cannot be read"
+        return "" if marker else "has no marker any more"
     return {"running": "was not finished", "interrupted": "was interrupted"}.get(str(record["lastStatus"]), "failed")
 
 

@@ -81,8 +81,9 @@ def output_problems(digests: Digests, stage: StageSpec, record: Json) -> List[st
         path = "%s/%s" % (stage.output_dir, output["path"])
         try:
             size, digest = digests.of_output(path)
-        except (OSError, file_digests.FileChanged):
-            problems.append("output %s missing" % output["path"])
+        except (OSError, file_digests.FileChanged) as error:
+            is_kept_back = isinstance(error, PermissionError) and not os.path.isdir(os.path.join(digests.root, path))
+            problems.append("output %s %s" % (output["path"], "cannot be read" if is_kept_back else "missing"))
             continue
         if (size, digest) != (output["bytes"], output["sha256"]):
             problems.append("output %s changed" % output["path"])

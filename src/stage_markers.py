@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from typing import Optional
 
 
+NO_MARKER = "marker missing"
+# In place of the key of a marker: it is there and cannot be read; we may not look into its folder, so nobody knows.
+UNREADABLE, BARRED = "?", "-"
+
 
 def marker_bytes(stage: str, key: str, run_id: Optional[str], now: float) -> bytes:
     """Return what a stage's marker holds."""
@@ -22,7 +26,7 @@ def marker_bytes(stage: str, key: str, run_id: Optional[str], now: float) -> byt
 
 
 def read_marker(path: str) -> Optional[str]:
-    """Return the key in a stage's marker, "" for a marker that is not ours, None without one.
+    """Return the key in a stage's marker, "" for a marker that is not ours, UNREADABLE, BARRED, None without one.
 
     One whose content did not reach the disk whole, as only a power cut leaves it, is none.
     """
@@ -32,10 +36,18 @@ def read_marker(path: str) -> Optional[str]:
         marker = loads(data.decode("utf-8"))
     except (FileNotFoundError, ValueError, RecursionError):
         return None
-    except OSError:
-        return ""
+    except OSError as error:
+        if isinstance(error, PermissionError) and not os.path.lexists(path):
+            return BARRED
+        return "" if os.path.isdir(path) else UNREADABLE
     key = marker.get("key") if isinstance(marker, dict) else None
     return key if isinstance(key, str) else ""
+
+
+def problem_text(key: Optional[str]) -> str:
+    """Return what is wrong with a marker that has not the key of now, as a reason to run the stage. key: as read_marker() has
+    it."""
+    return {None: NO_MARKER, UNREADABLE: "the marker cannot be read"}.get(key, "the marker is of another key")
 
 
 def lost_path(root: str, output_dir: str, stage: str) -> str:

@@ -92,6 +92,8 @@ def observe_tasks(spec: PipelineSpec, stage: StageSpec, digests: Digests, store:
     material = common._replace(key=stage_key(parts), parts=parts, input_bytes=input_bytes)
     made = tables[1] if len(tables) == 2 and about.get("bootOut") in ("", boot) and digests.trusts_stored else task_files.FileTable()
     facts = Facts(material, record, marker, [], None, False)
+    if marker == stage_markers.BARRED:
+        return facts._replace(output_problems=stage_keys.output_problems(digests, stage, record) if record is not None else [])
     synced = made if about.get("bootOut") == "" else task_files.FileTable()
     tasks = Tasks(paths, names, packed, [], common.key, [], [], [], table, made, None, table is known, tuple(left), synced, False, unfit=unfit)
     if is_brief and (record is None or record["lastStatus"] != "ok" or record["idempotencyKey"] != material.key):
@@ -375,8 +377,7 @@ def reasons_of(stage: StageSpec, facts: Facts) -> List[str]:
     if not found and tasks.left and record["idempotencyKey"] != facts.material.key:
         return [left_count_text(tasks)]         # done earlier, and arriving again: the key is of fewer files
     if not found:
-        found = ["marker missing" if facts.marker_key is None else "the marker is of another key" if facts.marker_key != facts.material.key
-                 else "outputs verified anew"]
+        found = [stage_markers.problem_text(facts.marker_key) if facts.marker_key != facts.material.key else "outputs verified anew"]
     return found
 
 

@@ -13,7 +13,7 @@ import sys
 import time
 
 import pytest
-from conftest import RUNNER
+from conftest import RUNNER, run_without_might
 
 import look_commands
 import model
@@ -271,6 +271,67 @@ def test_on_a_folder_that_cannot_be_written(pipeline):
     finally:
         for path in folders:
             path.chmod(0o755)
+
+
+@contextlib.contextmanager
+def shut(path):
+    """As what another user keeps for himself."""
+    mode = path.stat().st_mode & 0o7777
+    path.chmod(0)
+    try:
+        yield
+    finally:
+        path.chmod(mode)
+
+
+@pytest.mark.skipif(not POSIX, reason="rights")
+@pytest.mark.parametrize("path, reason, marker, output", [
+    ("data/s1/.s1.done", "the marker cannot be read", "cannot be read", "all verified"), ("data/s1/in.txt", "output in.txt cannot be read", "stands", "1 not as recorded\n  unreadable in.txt")])
+def test_what_may_not_be_read_is_not_called_missing_or_of_another_key_and_a_run_makes_it_anew(project, path, reason, marker, output):
+    project.write("data/in.txt", "x\n")
+    project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"]})
+    project.ok()
+    with shut(project.path(path)):
+        told = run_without_might(project, "plan").stdout
+        assert told == "RUN     s1 (%s)\n" % reason, told
+        told = run_without_might(project, "explain", "s1").stdout
+        assert "marker: %s (data/s1/.s1.done)\noutputs: 1 recorded, %s\n" % (marker, output) in told and told.endswith("would run: %s\n" % reason), told
+        done = run_without_might(project)
+        assert done.returncode == 0 and "[DONE] s1" in done.stdout, done
+    assert "[SKIP] s1" in project.ok().out
+
+
+@pytest.mark.skipif(not POSIX, reason="rights")
+@pytest.mark.parametrize("how", [{"inputs": ["data/in.txt"]}, {"forEach": "data/in.txt"}])
+def test_an_output_folder_that_may_not_be_looked_into_is_named_and_fails_the_stage_only(project, how):
+    project.write("data/in.txt", "x\n")
+    project.spec(dict({"processor": "bin/stage_copy.py"}, **how), {"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"]})
+    project.ok()
+    why = "cannot look into its output folder data/s1: the rights for that are missing"
+    with shut(project.path("data/s1")):
+        assert "FAIL    s1 (%s)\n" % why in run_without_might(project, "plan").stdout
+        done = run_without_might(project, "--keep-going")
+        assert done.returncode == 1 and "[FAIL] s1: %s\n" % why in done.stdout and "[SKIP] s2" in done.stdout, done
+        told = run_without_might(project, "explain", "s1").stdout
+        assert "marker: cannot be read (data/s1/.s1.done)\noutputs: 1 recorded, 1 not as recorded\n  unreadable in.txt\n" in told, told
+        assert told.endswith("would fail: %s\n" % why) and " removed " not in told, told
+        assert run_without_might(project, "--only", "s2").returncode == 0
+
+
+@pytest.mark.skipif(not POSIX, reason="rights")
+def test_where_the_records_may_not_be_read_nothing_is_said_to_be_absent(project):
+    project.write("data/in.txt", "x\n")
+    project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"]})
+    project.ok()
+    problem = "[PROBLEM] state/ledger.jsonl cannot be read: Permission denied\n"
+    with shut(project.path("state")):
+        told = run_without_might(project, "explain", "s1").stdout
+        assert "marker: not compared (data/s1/.s1.done)\noutputs: not known\n" in told and "[PROBLEM] state/stage_s1.json: Permission denied\n" in told, told
+        assert [run_without_might(project, *words).stdout for words in (["history"], ["history", "s1"])] == [problem] * 2
+        told = run_without_might(project, "status").stdout
+        assert "no runs" not in told and told.endswith(problem), told
+        done = run_without_might(project, "validate")
+        assert done.returncode == 0 and done.stdout.endswith("pipeline.json: ok (1 stage)\n"), done
 
 
 def test_what_cannot_be_looked_at(pipeline):

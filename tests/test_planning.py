@@ -10,8 +10,8 @@ import sys
 import pytest
 from conftest import ROOT, RUNNER, Project
 
-import planning
 import processor_call
+import stage_markers
 import stage_order
 from model import Checkpoint, Facts, Material, Options, PipelineSpec, StageSpec, UsageError
 from planning import decide, override_params, select_stages
@@ -806,7 +806,7 @@ def test_the_runner_module_plans_purely():
     """decide() takes values only: the same facts give the same decision, with no file anywhere."""
     facts = Facts(material(), record(), KEY, [], None, False)
     assert decide(stage(), facts, False) == decide(stage(), facts, False)
-    assert planning.NO_MARKER == "marker missing"
+    assert stage_markers.NO_MARKER == "marker missing"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names that are not UTF-8")
