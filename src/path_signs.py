@@ -143,7 +143,10 @@ def _may_fork() -> bool:
     if not sys.platform.startswith("linux"):
         return False
     from _signal import SIG_IGN, SIGCHLD, getsignal  # type: ignore[import-not-found]
-    return getsignal(SIGCHLD) != SIG_IGN and len(os.sched_getaffinity(0)) > 1 and len(os.listdir("/proc/self/task")) == 1
+    try:
+        return getsignal(SIGCHLD) != SIG_IGN and len(os.sched_getaffinity(0)) > 1 and len(os.listdir("/proc/self/task")) == 1
+    except OSError:
+        return False                    # /proc is not mounted
 
 
 def _answer(writer: int, paths: Paths, signs: Numbers, root: str, first: int, last: int) -> Any:

@@ -15,7 +15,7 @@ import types
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE_S, as_user, wait_until
+from conftest import PATIENCE_S, as_user, settle, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNNER = ROOT / "src" / "pipeline_runner.py"
@@ -26,6 +26,7 @@ import attempts  # noqa: E402
 import chunk_files  # noqa: E402
 import environment  # noqa: E402
 import model  # noqa: E402
+import path_signs  # noqa: E402
 import process_limits  # noqa: E402
 import process_start  # noqa: E402
 import process_tree  # noqa: E402
@@ -1160,6 +1161,20 @@ def test_without_proc_the_processor_ends_with_its_group_too(project, how, end):
     finally:
         process.kill()
         process_tree.send(processes_of(project), signal.SIGKILL)
+
+
+@linux_only
+def test_without_proc_many_paths_are_looked_at_too(project):
+    for number in range(path_signs.SHARE_FROM):
+        project.write("data/in/%d" % number, "")
+    project.spec({"processor": project.processor("p", "open(out + '/o', 'w').close()\n"), "inputs": ["data/in/*"]})
+    project.ok()
+    settle(project.write("younger", ""))
+    project.ok()
+    assert project.exists("state/index_pipeline.json")
+    process = without_proc(project, "missing")
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0 and b"[SKIP] s1" in out, (out, err)
 
 
 class FakeWindows:
