@@ -83,6 +83,8 @@ class Run:
         self.pool: attempts.Pool = LATER            # the attempts under way
         self.scheduler: scheduler.Scheduler = LATER
         self.inherited: Dict[Any, Dict[str, str]] = {}      # passEnv -> what processors get of the own environment
+        # (PYTHONPYCACHEPREFIX, module) -> digest of the text that the bytecode cached of it is of.
+        self.bytecode: Dict[Tuple[str, str], str] = {}
         self.expected: Optional[Dict[str, float]] = None    # how long each stage took before, once the live view has asked
         self.names: Optional[Set[str]] = None       # of all stages of the spec, once somebody has asked
         self.made_folders: Set[str] = set()         # that need not be looked for again

@@ -11,6 +11,7 @@ import sys
 import attempts
 import environment
 import processor_call
+import stage_records
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,10 +36,11 @@ def _is_short_of_space(folder: str) -> bool:
 
 
 class StageCalls:
-    """How the processor of one stage is called. *folder*: its outputs'; *material*: what its key is made of."""
+    """How the processor of one stage is called. *folder*: its outputs'; *material*: what its key is made of; *record*: the stage's,
+    of its last run."""
 
-    def __init__(self, run: Run, stage: StageSpec, folder: str, material: Material) -> None:
-        self.run, self.stage, self.folder, self.material = run, stage, folder, material
+    def __init__(self, run: Run, stage: StageSpec, folder: str, material: Material, record: Optional[Json]) -> None:
+        self.run, self.stage, self.folder, self.material, self.record = run, stage, folder, material, record
         self.nodes: Dict[str, Json] = {}        # where attempts ran that a launcher started, and how the network was closed there
         # Why what Python has cached of the modules cannot be used; None: not looked at yet.
         self.bytecode: Optional[str] = None
@@ -85,11 +87,30 @@ class StageCalls:
         """Return why the processor might be given an earlier text of a module, or "". Looked at once: a module that changes later
         fails the attempt."""
         if self.bytecode is None:
-            used = [path for path, _ in self.material.parts["modules"]] + self.material.watched
-            modules = [path for path in used if path.endswith(".py")]
-            import stale_bytecode
-            self.bytecode = stale_bytecode.drop(self.run.root, modules, self.base_environment().get("PYTHONPYCACHEPREFIX", "")) if modules else ""
+            modules = self._modules()
+            self.bytecode = self._drop_bytecode(modules) if modules else ""
         return self.bytecode
+
+    def _modules(self) -> Dict[str, str]:
+        """Return {path: digest} of what bytecode may be cached of."""
+        parts = self.material.parts
+        return {path: digest for path, digest in [*parts["modules"], *parts["watch"]] if path.endswith(".py")}
+
+    def _drop_bytecode(self, modules: Dict[str, str]) -> str:
+        """Remove what is cached of modules that may be another text's: by its times, or as neither the stage's last run nor another
+        stage in this one had the text of now. Return why that cannot be, or ""."""
+        import stale_bytecode
+        prefix = self.base_environment().get("PYTHONPYCACHEPREFIX", "")
+        before, looked = stage_records.last_code(self.record), self.run.bytecode
+        doubted = {path for path, digest in modules.items() if digest not in (before.get(path), looked.get((prefix, path)))}
+        problem = stale_bytecode.drop(self.run.root, modules, prefix, doubted)
+        if not problem:
+            looked.update({(prefix, path): digest for path, digest in modules.items()})
+        return problem
+
+    def bytecode_facts(self) -> Json:
+        """Return what the record of a stage that has ended well says of its modules' bytecode."""
+        return {"bytecodeKey": self.material.key} if self._modules() and not self._bytecode_problem() else {}
 
     def _space_problem(self) -> str:
         wanted = self.stage.resources.get("minFreeDiskMB", 0)

@@ -37,6 +37,15 @@ def is_of_unfinished_tasks(record: Json) -> bool:
     return record["lastStatus"] != "ok" and "tasks" in record["keyParts"]
 
 
+def last_code(record: Optional[Json]) -> Json:
+    """Return {path: SHA-256} of the modules and watched files that a stage's last success was made with and whose cached bytecode was
+    looked at then; {} where that is not certain, as after an accepted change."""
+    if record is None or record["lastStatus"] != "ok" or record.get("bytecodeKey") != record["idempotencyKey"]:
+        return {}
+    parts = record["keyParts"]
+    return dict([*(parts.get("modules") or []), *(parts.get("watch") or [])])
+
+
 def dead_token(record: Optional[Json]) -> str:
     """Return the token of the attempt that a stage record calls running: under the stage's lock its runner is dead."""
     return str(record.get("token", "")) if record is not None and record["lastStatus"] == "running" else ""

@@ -160,7 +160,7 @@ class StageWork:
         self.others = foreign_outputs.ForeignOutputs(run, stage, self.folder)
         self.key = facts.material.key
         self.earlier = earlier_outputs.EarlierOutputs(run, stage, self.folder, facts.record, self.others)
-        self.calls = stage_calls.StageCalls(run, stage, self.folder, facts.material)
+        self.calls = stage_calls.StageCalls(run, stage, self.folder, facts.material, facts.record)
         self.baseline: Json = {}        # from before this key's first attempt: what changed since is ours
         self.found = stage_outputs.NOTHING  # in the folder before this run's attempts: what others own must still be that
         self.survivors: List[int] = []
@@ -512,7 +512,7 @@ class StageWork:
             "lastDurationSec": round(self._duration_s(), 6), "lastError": error or None, "lastRunId": self.run.options.run_id,
             "lastInvocation": self.run.invocation, "startedAt": self.started_utc, "endedAt": None if status == "running"
             else utc_text(self.run.clock.time()),
-            "bootId": self.run.boot}
+            "bootId": self.run.boot, **(self.calls.bytecode_facts() if status == "ok" else {})}
 
     def _duration_s(self) -> float:
         """Return how long the stage has been at work, or was: all who tell tell the same."""

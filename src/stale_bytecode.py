@@ -2,45 +2,67 @@
 
 A leaf. Python takes a cached file for that of a module whose size and modification time, in whole seconds, it bears (PEP 3147,
 `importlib`). Two edits of one length within a second, and archives with fixed times, deceive it: a stage would run because its
-key knows the text, and would use the old one.
+key knows the text, and would use the old one. Times alone do not tell: the clock may have been wrong for a while, and a folder that
+is put in another's place brings its files with theirs. So who calls says of which modules the text is another than before.
 """
 from __future__ import annotations
 
 import os
 import sys
+import time
 
 from primitives import open_file, unlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, Iterable, List
+    from typing import Container, Dict, Iterable, List
 
 CODE_AT = 16                # in a cached file: behind magic number, flags, time and size
 
 
-def drop(root: str, modules: Iterable[str], prefix: str = "") -> str:
+def drop(root: str, modules: Iterable[str], prefix: str = "", doubted: Container[str] = ()) -> str:
     """Remove the cached bytecode that may be older than its module; return why a module cannot be relied on, or "".
 
-    modules: paths below *root*. prefix: PYTHONPYCACHEPREFIX of who imports them, "" without one. What was cached after the last
-    change of the module stays; Windows does not tell when that was, so there the text is compiled and compared. What cannot be
-    removed stays, too, if it is what compiling the module gives, or cannot be read.
+    modules: paths below *root*. prefix: PYTHONPYCACHEPREFIX of who imports them, "" without one. doubted: modules of which all
+    goes. Of the others stays what was cached after the last change of the module, and not in the future; Windows does not tell
+    when that was, so there the text is compiled and compared. What cannot be removed stays, too, if it is what compiling the
+    module gives, or cannot be read.
     """
     listed: Dict[str, List[str]] = {}
+    moved: Dict[str, int] = {}
     for path in modules:
         full = os.path.join(root, path)
         try:
-            changed_ns = _changed_ns(full)
+            changed_ns = max(_changed_ns(full), _moved_ns(root, os.path.dirname(path), moved) if prefix else 0)
         except OSError:
             continue                    # it is not there any more; the attempt says so
         for cached in _cached(full, os.path.join(root, prefix) if prefix else "", listed):
             try:
-                if os.stat(cached).st_mtime_ns <= changed_ns or sys.platform == "win32" and _is_of_other_text(cached, full):
+                if path in doubted or _is_untimely(cached, changed_ns) or sys.platform == "win32" and _is_of_other_text(cached, full):
                     unlink(cached)
             except OSError as error:
                 if _is_of_other_text(cached, full):
                     return "Python would take %s for %s, but it is of an earlier text of it, and cannot be removed (%s): remove it" % (
                         os.path.relpath(cached, root).replace(os.sep, "/"), path, error.strerror)
     return ""
+
+
+def _is_untimely(cached: str, changed_ns: int) -> bool:
+    """Tell whether a cached file was not made after its module's change, or by a clock that has been put back since. Raises: OSError."""
+    found = os.stat(cached)
+    return found.st_mtime_ns <= changed_ns or max(found.st_mtime_ns, found.st_ctime_ns) > time.time_ns()
+
+
+def _moved_ns(root: str, folder: str, known: Dict[str, int]) -> int:
+    """Return when a folder, or one between it and *root*, was changed or put there: what is cached elsewhere does not move with it.
+    Raises: OSError."""
+    if not folder:
+        return 0
+    if folder not in known:
+        full = os.path.join(root, folder)
+        above = "" if os.path.isabs(folder) else os.path.dirname(folder)
+        known[folder] = max(os.stat(full).st_ctime_ns, os.lstat(full).st_ctime_ns, _moved_ns(root, above, known))
+    return known[folder]
 
 
 def _changed_ns(path: str) -> int:

@@ -8,6 +8,7 @@ import marshal
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -1401,6 +1402,95 @@ def test_a_module_of_the_same_size_and_time_is_not_taken_from_the_cache_of_the_o
     assert project.read("data/s1/rate") == "0.15"
 
 
+def looks_newer(cached, module):
+    """Let bytecode be of a moment after its module's last change: as made by a clock that was ahead, after which the time has come."""
+    settle(module)
+    os.utime(str(cached))
+
+
+OF_TASKS = {"inputs": [], "forEach": "data/in.txt"}
+
+
+@pytest.mark.parametrize("stage", [{}, OF_TASKS, {"forkServer": False, **OF_TASKS}])
+def test_bytecode_that_a_wrong_clock_makes_newer_than_another_text_is_not_used(project, stage):
+    cached = with_rates(project, **stage)
+    rated(project, "0.15")
+    looks_newer(cached, project.path("bin/rates.py"))
+    project.ok(env=CACHING)
+    assert project.read("data/s1/rate") == "0.15"
+
+
+def test_a_new_stage_does_not_use_bytecode_of_which_nothing_tells_the_text(project):
+    cached = with_rates(project)
+    rated(project, "0.15")
+    looks_newer(cached, project.path("bin/rates.py"))
+    project.spec({"name": "other", "processor": "bin/rate.py", "inputs": ["data/in.txt"]})
+    project.ok(env=CACHING)
+    assert project.read("data/s1/rate") == "0.15"
+
+
+def test_bytecode_of_a_text_that_was_accepted_is_not_taken_for_that_of_a_run(project):
+    cached = with_rates(project)
+    rated(project, "0.15")
+    looks_newer(cached, project.path("bin/rates.py"))
+    project.ok("accept", "s1", "--reason", "as I say")
+    project.write("data/in.txt", "y\n")
+    project.ok(env=CACHING)
+    assert project.read("data/s1/rate") == "0.15"
+
+
+def test_bytecode_is_looked_at_where_a_success_had_no_attempt(project):
+    rated(project, "0.10")
+    project.write("data/in/a.txt", "x\n")
+    project.spec({"processor": project.processor("rate", "import rates\nopen(out + '/rate', 'w').write(rates.RATE)\n"), "forEach": "data/in/*.txt",
+                  "allowNoInputs": True})
+    project.ok(env=CACHING)
+    (cached,) = project.path("bin/__pycache__").glob("rates.*.pyc")
+    project.path("data/in/a.txt").unlink()
+    rated(project, "0.15")
+    looks_newer(cached, project.path("bin/rates.py"))
+    project.ok(env=CACHING)
+    project.write("data/in/a.txt", "y\n")
+    project.ok(env=CACHING)
+    assert project.read("data/s1/rate") == "0.15"
+
+
+def test_a_folder_of_the_same_times_that_takes_anothers_place_is_not_run_with_the_bytecode_of_that(project):
+    """And is put back: the stage that did not run meanwhile knows the text."""
+    caching = dict(CACHING, PYTHONPYCACHEPREFIX=str(project.path("kept")))
+    project.write("data/in.txt", "x\n")
+    body = "import rates\nopen(out + '/rate', 'w').write(rates.RATE)\n"
+    project.spec({"processor": project.processor("rate", body), "inputs": ["data/in.txt"]}, {"processor": "bin/rate.py"})
+    rated(project, "0.10")
+    shutil.copytree(str(project.path("bin")), str(project.path("bin.new")))
+    project.write("bin.new/rates.py", "RATE = '0.15'\n")
+    os.utime(str(project.path("bin.new/rates.py")), (FIXED, FIXED))
+    project.ok(env=caching)
+    swap(project)
+    project.ok("--only", "s2", env=caching)
+    assert (project.read("data/s1/rate"), project.read("data/s2/rate")) == ("0.10", "0.15")
+    swap(project)
+    project.write("data/in.txt", "y\n")
+    project.ok("--only", "s1", env=caching)
+    assert project.read("data/s1/rate") == "0.10"
+
+
+def swap(project):
+    """Let bin and bin.new change places, once the bytecode is settled."""
+    (cached,) = project.path("kept").rglob("rates.*.pyc")
+    settle(cached)
+    for old, new in (("bin", "bin.old"), ("bin.new", "bin"), ("bin.old", "bin.new")):
+        project.path(old).rename(project.path(new))
+
+
+def test_what_one_stage_of_a_run_has_cached_the_next_one_uses(project):
+    rated(project, "0.10")
+    body = "import importlib.util as u, os\nspec = u.find_spec('rates')\nopen(out + '/had', 'w').write(str(os.path.exists(spec.cached)))\nimport rates\n"
+    project.spec({"processor": project.processor("one", body)}, {"processor": project.processor("two", body)})
+    project.ok(env=CACHING)
+    assert (project.read("data/s1/had"), project.read("data/s2/had")) == ("False", "True")
+
+
 @pytest.mark.parametrize("stage, cache", [
     ({"env": {"PYTHONPATH": "lib"}, "watch": ["lib/*.py"]}, None), ({"env": {"PYTHONPATH": "lib", "PYTHONPYCACHEPREFIX": "kept"}, "watch": ["lib/*.py"]}, None),
     ({"env": {"PYTHONPATH": "lib"}, "watch": ["lib/*.py"]}, "kept")])
@@ -1492,11 +1582,12 @@ def test_what_python_would_not_use_or_refuses_itself_is_no_problem(tmp_path, mon
     assert stale_bytecode.drop(str(tmp_path), ["m.py", "gone.py"]) == "" and list(folder.iterdir()) == []
 
 
-def test_bytecode_of_the_very_moment_of_a_change_goes_and_later_one_stays(tmp_path):
+def test_bytecode_of_the_very_moment_of_a_change_or_of_the_future_goes_and_later_one_stays(tmp_path):
     (tmp_path / "m.py").write_text("x = 1\n")
     (tmp_path / "__pycache__").mkdir()
     cached, changed = tmp_path / "__pycache__" / "m.cpython-27.pyc", stale_bytecode._changed_ns(str(tmp_path / "m.py"))
-    for moment, stays in ((changed + 100, True), (changed, False)):         # Windows has steps of 100 ns
+    settle(tmp_path / "m.py")
+    for moment, stays in ((changed + 100, True), (changed, False), (changed + 3600 * 10 ** 9, False)):      # Windows has steps of 100 ns
         cached.write_bytes(b"x")
         os.utime(str(cached), ns=(moment, moment))
         assert stale_bytecode.drop(str(tmp_path), ["m.py"]) == "" and cached.exists() is stays
@@ -1510,8 +1601,8 @@ def test_on_windows_which_does_not_tell_when_a_module_was_changed_its_text_decid
     os.makedirs(os.path.dirname(cached))
     with open(cached, "wb") as file:
         file.write(importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(compile(source, str(module), "exec", dont_inherit=True)))
-    after = stale_bytecode._changed_ns(str(module)) + 10 ** 9
-    os.utime(cached, ns=(after, after))
+    settle(module)
+    os.utime(cached)
     monkeypatch.setattr(sys, "platform", "win32")
     assert stale_bytecode.drop(str(tmp_path), ["m.py"]) == "" and os.path.exists(cached) is stays
 
