@@ -90,22 +90,37 @@ def _lines(path: str) -> Iterator[Tuple[int, bytes]]:
 def choose(history: History, needed: Set[RunKey], keep_runs: Optional[int], keep_days: Optional[int], now: float) -> List[RunKey]:
     """Return the runs whose records may go, oldest first.
 
-    Kept are the newest *keep_runs*, those that ended in the last *keep_days* days, those that are *needed*, and all calls under
+    Kept are the newest *keep_runs*, those that ended in the last *keep_days* days (see _end_times), those that are *needed*, and all calls under
     the id of a run that is still open. Of a limit that is None nothing is kept for its sake.
     """
     runs = list(history.ends)
     newest = set(runs[-keep_runs:] if keep_runs else ())     # all, where there are fewer
+    ended = _end_times(history.ends, now)
     chosen = []
     for run in runs:
-        is_young = keep_days is not None and _seconds(history.ends[run].get("at")) > now - keep_days * DAY_S
+        is_young = keep_days is not None and ended[run] > now - keep_days * DAY_S
         is_done = history.pruned.get(run) == history.ends[run].get("runHash")
         if not (run in newest or is_young or run in needed or run[0] in history.open or is_done):
             chosen.append(run)
     return chosen
 
 
+def _end_times(ends: Dict[RunKey, Json], now: float) -> Dict[RunKey, float]:
+    """Return {run: when it ended}, with a run never before one that ended earlier by the ledger: the clock may have been wrong.
+
+    A time to come tells nothing: such a run counts as ended with the one before it; before all others, with the one after it.
+    """
+    seen, times = float("-inf"), []
+    for end in ends.values():
+        at = _seconds(end.get("at"))
+        seen = max(seen, at) if at <= now else seen
+        times.append(seen)
+    first = next((one for one in times if one > float("-inf")), float("inf"))
+    return {run: max(first, one) for run, one in zip(ends, times)}
+
+
 def _seconds(text: Any) -> float:
-    """Return the time of an entry as seconds since the epoch; one that cannot be read counts as now."""
+    """Return the time of an entry as seconds since the epoch; one that cannot be read is in the future."""
     try:
         return float(calendar.timegm(time.strptime(str(text)[:19], "%Y-%m-%dT%H:%M:%S")))
     except ValueError:

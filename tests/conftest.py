@@ -169,6 +169,28 @@ class Project:
         return {path.relative_to(self.root).as_posix(): path.read_bytes() for path in sorted(self.root.rglob("*")) if path.is_file() and not path.is_symlink()}
 
 
+SET_CLOCK = "import time\nreal = time.time\ndef shifted():\n    with open(%r) as file:\n        return real() + float(file.read())\ntime.time = shifted\n"
+
+
+class SetClock:
+    """A clock that is off by as many seconds as the file says, for the programs that run with *env*: not those that they start."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.file = folder / "shift"
+        (folder / "sitecustomize.py").write_text(SET_CLOCK % str(self.file))
+        self.env = {"PYTHONPATH": str(folder)}
+        self.set(0)
+
+    def set(self, seconds) -> None:
+        self.file.write_text(str(seconds))
+
+
+@pytest.fixture
+def set_clock(tmp_path) -> SetClock:
+    return SetClock(tmp_path / "clock")
+
+
 @pytest.fixture
 def project(tmp_path) -> Project:
     # The name has what paths of real users have.

@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -605,6 +606,31 @@ def test_gc_by_age_and_what_both_limits_keep():
     assert [gone(number, None) for number in (9, 10, 11, 14, 19, 1000)] == [[]] * 6
     assert gone(0, 0, [("r9", 1)]) == ["r3", "r4", "r5", "r6", "r7", "r8", "r10"]
     assert run_pruning._seconds("nonsense") > now
+
+
+YEAR_S = 365 * 86400
+
+
+def test_gc_by_age_goes_by_the_order_of_the_ledger_where_the_clock_was_wrong(project, set_clock):
+    project.spec({"processor": project.processor("fail", "sys.exit(1)\n")})
+    for run, shift in (("monday", 0), ("tuesday", -20 * YEAR_S), ("thursday", 20 * YEAR_S), ("friday", 0)):
+        set_clock.set(shift)
+        assert project.run("--run-id", run, env=set_clock.env).code == 1
+    assert "gc: 0 of 4 runs may go" in project.ok("gc", "--keep-days", "30").out
+    set_clock.set(40 * 86400)
+    done = project.ok("gc", "--keep-days", "30", env=set_clock.env)
+    # The last one is the maker of the stage's record.
+    assert re.findall("would remove run ([a-z]+)", done.out) == ["monday", "tuesday", "thursday"], done
+
+
+@pytest.mark.parametrize("days, gone", [
+    ((5, 1, 9), "ab"), ((30, 5, 9), "ab"), ((5, 30, 30), "abc"), ((1, 9, 5), "a"), ((30, 9, 1), ""), ((9, 30, 1), ""), ((30, 30, 30), ""), ((1, 9, 30), "a")])
+def test_a_run_is_as_old_as_the_ledger_lets_it_be(days, gone):
+    """days: of May; it is the tenth, and three days are kept."""
+    ends = {(run, 1): {"at": "2026-05-%02dT12:00:00.000Z" % day, "runHash": run} for run, day in zip("abc", days)}
+    history = run_pruning.History(ends, frozenset(), {}, {})
+    chosen = run_pruning.choose(history, set(), None, 3, run_pruning._seconds("2026-05-10T12:00:00Z"))
+    assert "".join(run for run, _ in chosen) == gone
 
 
 def test_gc_that_is_to_keep_more_runs_than_there_are_keeps_them_all(project):
