@@ -40,7 +40,7 @@ try:
     from model import sha256  # noqa: E402
     from primitives import open_file  # noqa: E402
     from provenance import (  # noqa: E402
-        DIGEST, LOG_FOLDER, NoStatement, earlier_form, files_used, fits, involved, makers, member_problem, parse_strictly, pruned_runs, record_problem,
+        DIGEST, LOG_FOLDER, NoStatement, earlier_forms, files_used, fits, involved, makers, member_problem, parse_strictly, pruned_runs, record_problem,
         run_key, skips_without_ground, stage_record_problem, statement, statement_text)
 except Exception as _error:         # edited so that it cannot even be loaded
     if __name__ != "__main__":
@@ -632,11 +632,10 @@ def _check_statement(check: Check) -> None:
         return
     if data is not None and statement_text(wanted) == data:
         return
-    earlier = earlier_form(wanted)
-    if earlier != wanted and data == (None if earlier is None else statement_text(earlier)):
-        check.notes.append("%s, as runners made it at first: it does not name the files of many tasks; the records do" % (
-            "no " + STATEMENT if data is None else STATEMENT))
-        return
+    for difference, earlier in earlier_forms(wanted, check.records[latest]):
+        if earlier != wanted and data == (None if earlier is None else statement_text(earlier)):
+            check.notes.append("%s, %s" % ("no " + STATEMENT if data is None else STATEMENT, difference))
+            return
     if data is None:
         return check.find("DELETED", STATEMENT, "is not there, and the records make one")
     told = check.parse(STATEMENT, data)

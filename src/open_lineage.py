@@ -16,6 +16,7 @@ import os
 
 import durable_files
 from model import sha256
+from provenance import finished_at, later
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def append(path: str, found: List[Json]) -> None:
 def events(record: Json, ended: str, root: str, namespace: str) -> List[Json]:
     """Return the events of a run in the order of their times: the run's start, each stage's start and end, the run's end. Pure.
 
-    record: a run record; ended: when it ended, for records of runs whose end nobody saw.
+    record: a run record; ended: when it ended, for records of runs whose end nobody saw. A stage that began outside of the run, for
+    the clock was set meanwhile, stands after the one before it.
     """
     producer = PRODUCER + str(record.get("runner") or "0")
     run_id = run_uuid(namespace, root, record["runId"], record["invocation"], "")
@@ -80,7 +82,8 @@ def events(record: Json, ended: str, root: str, namespace: str) -> List[Json]:
     engine = {"processing_engine": _facet("processing_engine", producer, version=str(record.get("runner") or "0"),
                                           name="offline-pipeline-runner")}
     error = "; ".join("%s: %s" % (one["stage"], one["reason"]) for one in record["stages"] if one["status"] in ("failed", "interrupted"))
-    whole = _pair(record["state"], record["startedAt"], record.get("endedAt") or ended, run_id, engine,
+    ended = finished_at(record) or ended
+    whole = _pair(record["state"], record["startedAt"], ended, run_id, engine,
                   _job(namespace, name, "DAG", producer), [], [], error, producer)
     inside: List[Json] = []
     parent = _facet("parent", producer, run={"runId": run_id}, job={"namespace": namespace, "name": name})
@@ -89,7 +92,8 @@ def events(record: Json, ended: str, root: str, namespace: str) -> List[Json]:
         if one["status"] not in ("ok", "failed", "interrupted") or "keyParts" not in one:
             continue
         start = one.get("startedAt") or clock
-        clock = one.get("endedAt") or later(start, one.get("durationMs") or 0)
+        start = start if record["startedAt"] <= start <= ended else clock
+        clock = later(start, one.get("durationMs") or 0)
         made = (one.get("outputs") or []) if one["status"] == "ok" else []
         folder = "%s/%s" % (root, one["keyParts"]["outputDir"])
         inside += _pair(one["status"], start, clock, run_uuid(namespace, root, record["runId"], record["invocation"], one["stage"]),
@@ -145,12 +149,3 @@ def run_uuid(namespace: str, root: str, run_id: str, invocation: int, stage: str
     digest[8] = digest[8] & 0x3F | 0x80
     text = digest.hex()
     return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
-
-
-def later(utc: str, milliseconds: int) -> str:
-    """Return a time as records have it, some milliseconds later."""
-    import datetime
-    start = datetime.datetime.strptime(utc[:19], "%Y-%m-%dT%H:%M:%S")
-    fraction = int((utc[20:23] or "0").rstrip("Z") or 0)
-    moment = start + datetime.timedelta(milliseconds=fraction + milliseconds)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + "%03dZ" % (moment.microsecond // 1000)

@@ -31,6 +31,7 @@ LOG_FOLDER = "state/logs/"
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 DRIVE = re.compile(r"[A-Za-z]:")
+SLEWED_S, SLEPT_S = 60, 86400       # a clock is put right by so much in small steps; so much of its time a run may have slept with its machine
 
 
 class NoStatement(Exception):
@@ -128,6 +129,35 @@ def member_problem(name: str) -> str:
 def run_key(record: Json) -> RunKey:
     """Return what names a record: (run id, invocation)."""
     return record["runId"], record["invocation"]
+
+
+def finished_at(record: Json) -> Optional[str]:
+    """Return when a run ended. Where its times show that the clock was set meanwhile, that is so long after the start as it took."""
+    started, took = record.get("startedAt"), record.get("durationMs")
+    ended: Optional[str] = record.get("endedAt")
+    if not (started and ended and isinstance(took, int)):
+        return ended
+    try:
+        told = later(started, took)
+        begin, end, expected = map(_moment, (started, ended, told))
+    except (ValueError, OverflowError):
+        return ended                    # no time of this calendar
+    off_s = (end - expected).total_seconds()
+    return ended if begin <= end and -SLEWED_S <= off_s <= SLEPT_S else told
+
+
+def later(utc: str, milliseconds: int) -> str:
+    """Return a time as records have it, some milliseconds later. Raises: ValueError, OverflowError."""
+    import datetime
+    moment = _moment(utc) + datetime.timedelta(milliseconds=milliseconds)
+    return "%s.%03dZ" % (moment.isoformat()[:19], moment.microsecond // 1000)
+
+
+def _moment(utc: str) -> Any:
+    """Return a time as records have it, to the millisecond. Raises: ValueError."""
+    import datetime
+    whole, _, fraction = utc.rstrip("Z").partition(".")
+    return datetime.datetime.strptime(whole, "%Y-%m-%dT%H:%M:%S").replace(microsecond=1000 * int((fraction + "000")[:3]))
 
 
 def pruned_runs(entries: Iterable[Json]) -> Dict[RunKey, int]:
@@ -239,19 +269,25 @@ def statement(record: Json, records: Dict[RunKey, Json], file_digests: Dict[RunK
                           "runDetails": _details(record, work, file_digests, entry, entry_digest)}}
 
 
-def earlier_form(value: Json) -> Optional[Json]:
-    """Return a statement as runners made it that did not yet name the files of many tasks by digest; None: they made none of such a run.
+def earlier_forms(value: Json, record: Json) -> List[Tuple[str, Optional[Json]]]:
+    """Return [(how it differs, the statement)] as earlier runners made it of *record*, the newest form first; None: they made none.
 
     Whoever verifies a bundle that was put away long ago has today's verifier, perhaps.
     """
     def is_of_tasks(one: Json) -> bool:
         return bool(one["name"].startswith(("inputs:", "outputs:")))
 
+    details = value["predicate"]["runDetails"]
+    if "finishedOn" in details["metadata"]:
+        details = dict(details, metadata=dict(details["metadata"], finishedOn=record["endedAt"]))
+    by_clock = dict(value, predicate=dict(value["predicate"], runDetails=details))
     subject = [one for one in value["subject"] if not is_of_tasks(one)]
     definition = value["predicate"]["buildDefinition"]
     dependencies = [one for one in definition["resolvedDependencies"] if not is_of_tasks(one)]
-    definition = dict(definition, resolvedDependencies=dependencies)
-    return dict(value, subject=subject, predicate=dict(value["predicate"], buildDefinition=definition)) if subject else None
+    predicate = dict(by_clock["predicate"], buildDefinition=dict(definition, resolvedDependencies=dependencies))
+    return [("as runners made it before: it ends when the clock said, which was set meanwhile", by_clock),
+            ("as runners made it at first: it does not name the files of many tasks; the records do",
+             dict(by_clock, subject=subject, predicate=predicate) if subject else None)]
 
 
 def statement_text(value: Json) -> bytes:
@@ -323,9 +359,9 @@ def _details(record: Json, work: List[Tuple[Json, Json]], file_digests: Dict[Run
     if record.get("runnerSha256"):
         builder["builderDependencies"] = [_resource("runner", record["runnerSha256"], use=use)]
     metadata = {"invocationId": "%s/%d/%s" % (record["runId"], record["invocation"], record["runHash"])}
-    for theirs, ours in (("startedOn", "startedAt"), ("finishedOn", "endedAt")):
-        if record.get(ours):
-            metadata[theirs] = record[ours]
+    for name, moment in (("startedOn", record.get("startedAt")), ("finishedOn", finished_at(record))):
+        if moment:
+            metadata[name] = moment
     logs = {one["path"]: one["sha256"] for maker, stage in work for one in stage.get("logs") or []}
     byproducts = [_resource(path, logs[path], "text/plain", {"roles": ["log"]}) for path in sorted(logs)]
     told = {run_key(maker): maker for maker, _ in work + [(record, record)]}

@@ -32,6 +32,7 @@ TAIL_BYTES, TAIL_LINES = 16 << 10, 40
 SHOWN_TASKS = 20            # failed tasks that are listed for a stage
 LOGGED_TASKS, TASK_LINES = 10, 10       # of so many of them the log is shown, with so many lines
 LISTED_RECORDS = 2000       # newest run records that are looked through for the last run, and for the history
+LAG_S = 1.0                 # times of files, the last signs of life of a run that died, may be so much behind
 WORKED = ("ok", "failed", "interrupted", "running")
 
 
@@ -186,9 +187,9 @@ def gather(spec: PipelineSpec, run_id: Optional[str], now: float, is_alive: Call
         notes.append("no process of this run is found: most likely its runner has died, or it is between two stages" if lives is None else
                      "the runner of this run has died; the next run closes it, and resumes what can be resumed")
         notes[-1] += ". Times are those of its last sign of life"
-    stages = _stages(folder, spec, run_id, invocation, record, entries, measured, history, started, now)
     ended = epoch(record.get("endedAt"))
     duration_s = _duration_s(record, started, ended, now)
+    stages = _stages(folder, spec, run_id, invocation, record, entries, measured, history, _Times(started, duration_s), now)
     status = {stage.name: stage.status for stage in stages}
     nodes = [node._replace(status=status.get(node.label, "unused") if node.kind == "stage" else "") for node in nodes]
     return Report(pipeline, spec.description, run_id, invocation, state, started, ended, duration_s,
@@ -290,7 +291,7 @@ def _ledger(folder: str, run_id: str, invocation: int, record: Json, notes: List
 # --- stages ----------------------------------------------------------------------------------------------------------
 
 def _stages(folder: str, spec: PipelineSpec, run_id: str, invocation: int, record: Json, entries: List[Json], measured: Dict[str, Json],
-            history: List[Any], started: Optional[float], now: float) -> List[Stage]:
+            history: List[Any], times: _Times, now: float) -> List[Stage]:
     found, clock = [], 0.0
     known = {text_of(one.get("stage")) for one in entries}
     if record.get("state") in ("running", None, "interrupted"):
@@ -299,7 +300,7 @@ def _stages(folder: str, spec: PipelineSpec, run_id: str, invocation: int, recor
         entries = entries + [others[name] for name in sorted(others, key=lambda name: (place.get(name, len(place)), name))]
     for one in entries:
         name, duration_s = text_of(one.get("stage")) or "?", number_of(one.get("durationMs")) / 1000
-        spans = _spans(one, started, clock, now if one.get("status") == "running" else None)
+        spans = _spans(one, times, clock, now if one.get("status") == "running" else None)
         clock = max([clock] + [span[1] for span in spans])
         numbers, tasks = measured.get(name, {}), numbers_of(one.get("tasks"))
         status = text_of(one.get("status")) or "unknown"
@@ -328,20 +329,32 @@ def _kept_counts(folder: str, run_id: str, invocation: int, entry: Json) -> Tupl
     return numbers_of(record["inOutputs"]) if "inOutputs" in record else counts, True
 
 
-def _spans(entry: Json, started: Optional[float], clock: float, now: Optional[float]) -> List[Tuple[float, float, str, str]]:
+class _Times(namedtuple("_Times", "started duration_s")):
+    """When a run began, in seconds since the epoch, and how long it took or takes; None each where the record does not tell."""
+
+    __slots__ = ()
+
+    def place(self, value: Any, after: float) -> float:
+        """Return where on the run's time line a time in its record is; *after*, the end of what was before it, where it does not tell:
+        it is none, or lies outside of the run, for the clock was set meanwhile."""
+        moment = epoch(value)
+        at = moment - self.started if moment is not None and self.started is not None else -1.0
+        return after if at < 0 or self.duration_s is not None and at > self.duration_s + LAG_S else at
+
+
+def _spans(entry: Json, times: _Times, clock: float, now: Optional[float]) -> List[Tuple[float, float, str, str]]:
     """Return the attempts of a stage in time; where the record does not tell when they began, one after the other."""
     if entry.get("status") not in WORKED:
         return []
-    begin = epoch(entry.get("startedAt"))
-    start = max(0.0, begin - started) if begin is not None and started is not None else clock
+    start = times.place(entry.get("startedAt"), clock)
     name = text_of(entry.get("stage"))
     if now is not None:
-        return [(start, max(start, now - (started or now)), "running", "%s: running" % name)]
+        return [(start, max(start, now - (times.started or now)), "running", "%s: running" % name)]
     tries = objects_of(entry.get("tries"))
     spans: List[Tuple[float, float, str, str]] = []
     for number, one in enumerate(tries, 1):
-        began, long_s = epoch(one.get("startedAt")), number_of(one.get("durationMs")) / 1000
-        at = max(0.0, began - started) if began is not None and started is not None else (spans[-1][1] if spans else start)
+        long_s = number_of(one.get("durationMs")) / 1000
+        at = times.place(one.get("startedAt"), spans[-1][1] if spans else start)
         is_ok = number == len(tries) and entry.get("status") == "ok"
         spans.append((at, at + long_s, "ok" if is_ok else "failed",
                       "%s, attempt %d of %d: %.3f s, exit code %s" % (name, number, len(tries), long_s, one.get("exitCode"))))

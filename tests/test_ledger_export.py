@@ -363,6 +363,38 @@ def in_early_form(data):
     return (json.dumps(value, indent=2, ensure_ascii=True) + "\n").encode("ascii") if value["subject"] else None
 
 
+@pytest.mark.parametrize("before_s", [-20 * 365 * 86400, 36000], ids=["forward", "back"])
+def test_a_run_ends_in_its_statement_as_long_after_its_start_as_it_took_where_the_clock_was_set(project, set_clock, tmp_path, before_s):
+    set_clock.set(before_s)
+    project.spec({"processor": project.processor("tick", "open(%r, 'w').write('0')\nopen(out + '/o', 'w').close()\n" % str(set_clock.file))})
+    project.ok("--run-id", "r", env=set_clock.env)
+    record, metadata = project.json("state/run_r.json"), statement_of(project, "r")["predicate"]["runDetails"]["metadata"]
+    assert (metadata["startedOn"], metadata["finishedOn"]) == (record["startedAt"], provenance.later(record["startedAt"], record["durationMs"]))
+    assert record["endedAt"] != metadata["finishedOn"] and ledger_verify.verify(str(project.root)).findings == []
+    whole = make_zip(project, "r")
+    assert found_in(whole)[0] == set()
+
+    def as_made_before(name, data):
+        return data.replace(metadata["finishedOn"].encode(), record["endedAt"].encode()) if name == "in-toto.json" else data
+
+    with zipfile.ZipFile(repacked(whole, tmp_path / "early.zip", as_made_before)) as archive:
+        archive.extractall(str(tmp_path / "early"))
+    relist(tmp_path / "early")
+    findings, notes = found_in(tmp_path / "early")
+    assert findings == set() and "in-toto.json, as runners made it before: it ends when the clock said" in notes, (findings, notes)
+
+
+@pytest.mark.parametrize("ended, took, found", [
+    ("2026-01-01T10:00:05.000Z", 5000, "2026-01-01T10:00:05.000Z"), ("2026-01-01T09:59:59.000Z", 5000, "2026-01-01T10:00:05.000Z"),
+    ("2026-01-01T10:59:30.000Z", 3600000, "2026-01-01T10:59:30.000Z"),      # set right in small steps
+    ("2026-01-01T10:50:00.000Z", 3600000, "2026-01-01T11:00:00.000Z"),
+    ("2026-01-01T18:00:00.000Z", 5000, "2026-01-01T18:00:00.000Z"),         # the machine slept
+    ("2026-01-03T10:00:00.000Z", 5000, "2026-01-01T10:00:05.000Z"), (None, 5000, None), ("2026-01-03T10:00:00.000Z", None, "2026-01-03T10:00:00.000Z"),
+    ("2026-99-01T10:00:00.000Z", 5000, "2026-99-01T10:00:00.000Z"), ("2026-01-03T10:00:00.000Z", 10 ** 30, "2026-01-03T10:00:00.000Z")])
+def test_when_a_run_ended(ended, took, found):
+    assert provenance.finished_at({"startedAt": "2026-01-01T10:00:00.000Z", "endedAt": ended, "durationMs": took}) == found
+
+
 # --- the zip
 
 MEMBERS = """README.txt evidence.json in-toto.json ledger/ledger.jsonl logs/a/s1.1.log logs/a/s2.1.log logs/b/2/s2.1.log

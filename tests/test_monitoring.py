@@ -294,7 +294,22 @@ def test_ids_are_the_same_for_the_same_and_times_are_in_order():
     assert len(ids) == 5
 
 
+@pytest.mark.parametrize("before_s", [-20 * 365 * 86400, 36000], ids=["forward", "back"])
+def test_the_events_are_in_order_though_the_clock_was_set_meanwhile(project, set_clock, before_s):
+    set_clock.set(before_s)
+    project.spec({"processor": project.processor("tick", "open(%r, 'w').write('0')\nopen(out + '/o', 'w').close()\n" % str(set_clock.file))}, {"processor": "bin/tick.py"})
+    project.ok("--run-id", "r", "--openlineage", str(project.path("events.jsonl")), env=set_clock.env)
+    events = [json.loads(line) for line in project.read("events.jsonl").splitlines()]
+    assert check_pairs(events)
+    record = project.json("state/run_r.json")
+    assert [(one["eventType"], one["job"]["name"]) for one in events] == [
+        ("START", "test"), ("START", "test.s1"), ("COMPLETE", "test.s1"), ("START", "test.s2"), ("COMPLETE", "test.s2"), ("COMPLETE", "test")]
+    assert (events[0]["eventTime"], events[-1]["eventTime"]) == (record["startedAt"], open_lineage.later(record["startedAt"], record["durationMs"]))
+    assert [one["eventTime"] for one in events] == sorted(one["eventTime"] for one in events)
+
+
 def test_a_time_some_milliseconds_later():
+    assert open_lineage.later("2026-02-28T23:59:59Z", 1000) == "2026-03-01T00:00:00.000Z"
     assert open_lineage.later("2026-02-28T23:59:59.990Z", 15) == "2026-03-01T00:00:00.005Z"
     assert datetime.timezone.utc        # the module is there in the oldest Python
 

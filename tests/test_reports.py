@@ -22,6 +22,7 @@ import report_html  # noqa: E402
 import run_history  # noqa: E402
 import run_report  # noqa: E402
 import stage_order  # noqa: E402
+import state_store  # noqa: E402
 import svg_shapes  # noqa: E402
 from model import StageSpec  # noqa: E402
 from svg_shapes import Edge, Node  # noqa: E402
@@ -464,6 +465,31 @@ def test_a_run_whose_record_cannot_be_read_is_not_told_to_be_none(project):
     project.write("state/run_r.json", "{")
     done = project.run("report")
     assert done.code == 2 and "; 1 run record cannot be read (run_r.json is damaged" in done.err and "run it first" not in done.err, done
+
+
+# --- a clock that is set while a run is under way
+
+@pytest.mark.parametrize("before_s", [-20 * 365 * 86400, 36000], ids=["forward", "back"])
+def test_the_timeline_is_in_order_though_the_clock_was_set_meanwhile(project, set_clock, before_s):
+    set_clock.set(before_s)
+    project.spec({"name": "one", "processor": project.processor("tick", "open(%r, 'w').write('0')\nopen(out + '/o', 'w').close()\n" % str(set_clock.file)), "outputDir": "data/one"},
+                 {"name": "two", "processor": "bin/tick.py", "outputDir": "data/two"})
+    project.ok("--run-id", "r", env=set_clock.env)
+    found = run_report.gather(pipeline_runner.load_pipeline(str(project.path("pipeline.json"))), "r", time.time())
+    (first,), (second,) = [one.spans for one in found.stages]
+    assert 0 <= first[0] <= first[1] <= second[0] <= second[1] <= found.duration_s + 1, (found.duration_s, first, second)
+    report(project)
+    assert re.search(r"Timeline of the attempts of 2 stages over [0-9.]+ s\"", project.read("out.html"))
+
+
+@pytest.mark.parametrize("shifts, placed", [((1, 4), (1, 4)), ((-5, 4), (0, 4)), ((1, -5), (1, 3)), ((1, 99), (1, 3)), ((10.5, 4), (10.5, 4))])
+def test_what_lies_outside_of_a_run_stands_after_what_was_before_it(shifts, placed):
+    times, clock, found = run_report._Times(run_report.epoch("2026-01-01T00:00:00.000Z"), 10.0), 0.0, []
+    for shift in shifts:
+        entry = {"stage": "s", "status": "ok", "durationMs": 2000, "startedAt": state_store.utc_text(times.started + shift)}
+        ((start, clock, _, _),) = run_report._spans(entry, times, clock, None)
+        found.append(start)
+    assert found == list(placed)
 
 
 # --- a run under way, and one that died ------------------------------------------------------------------------------
