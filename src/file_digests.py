@@ -23,6 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
+LINUX = sys.platform.startswith("linux")
 SCHEMA_VERSION = 1
 HASH_BLOCK_BYTES = 1 << 20
 FRESH_NS = 20_000_000       # two writes closer than this may carry one time stamp (kernel ticks are 1 to 10 ms)
@@ -439,7 +440,7 @@ class Digests:
         """Take the digest of a file that was hashed while it was written, unless a later write could have the same time stamp."""
         stamp = signature(os.stat(os.path.join(self.root, path)))
         now, device = self.file_system_time()
-        # The change time is that of its renaming.
+        # The change time is that of its renaming: that of the contents stands in for it.
         if is_settled([stamp[0], stamp[1], stamp[1], stamp[3], stamp[4]], now, device):
             self.files[path] = stamp + [digest, self.boot]
             self.changed = True
@@ -483,9 +484,10 @@ class Digests:
 
     def _wait_until_settled(self, stamp: List[int]) -> bool:
         """Wait some ticks of the file system's clock, which is cheaper than to read a large file again next time."""
-        if max(stamp[1], stamp[2]) > self.file_system_time()[0] + COARSE_NS:
+        doubt = file_systems.doubt_of(stamp[4])
+        if newest_time(doubt, stamp[1], stamp[2]) > self.file_system_time()[0] + COARSE_NS:
             return False                            # a time stamp of the future: waiting does not help
-        if is_untold(file_systems.doubt_of(stamp[4]), stamp[1], stamp[2]):
+        if is_untold(doubt, stamp[1], stamp[2]):
             return False
         for _ in range(SETTLE_WAITS):
             time.sleep(1.5 * FRESH_NS / 1e9)        # half as long again, for the clock moves in ticks
@@ -562,14 +564,30 @@ def is_untold(doubt: str, mtime_ns: int, ctime_ns: int) -> bool:
     return doubt == file_systems.UNTOLD or doubt == file_systems.BY_ITS_TIMES and mtime_ns == ctime_ns
 
 
+def newest_time(doubt: str, mtime_ns: int, ctime_ns: int) -> int:
+    """Return the time that a later write must get another than, so that it shows.
+
+    Where Linux has no doubt about a file system, that is ctime: each write sets it, and no program can set it to another time. A
+    modification time, which may be of the future for years, does not matter beside it. Elsewhere ctime may be another thing (on Windows
+    the time of the creation), or another machine's: there both count.
+    """
+    return ctime_ns if LINUX and not doubt else max(mtime_ns, ctime_ns)
+
+
+def may_be_coarse(mtime_ns: int, ctime_ns: int) -> bool:
+    """Tell whether the times of a file may be those of a file system that keeps whole seconds."""
+    return mtime_ns % 1_000_000_000 == 0 or ctime_ns % 1_000_000_000 == 0
+
+
 def is_settled(stamp: List[int], now: int, device: int) -> bool:
     """Tell whether a write after *now*, a time of the file system on *device*, must get another time stamp than *stamp* has."""
-    newest, doubt = max(stamp[1], stamp[2]), file_systems.doubt_of(stamp[4])
+    doubt = file_systems.doubt_of(stamp[4])
+    newest = newest_time(doubt, stamp[1], stamp[2])
     if doubt and is_untold(doubt, stamp[1], stamp[2]):
         return False
     if device != stamp[4]:
         return newest < time.time_ns() - (APART_NS if doubt else COARSE_NS)
-    return newest < now - (COARSE_NS if stamp[1] % 1_000_000_000 == 0 else FRESH_NS)
+    return newest < now - (COARSE_NS if may_be_coarse(stamp[1], stamp[2]) else FRESH_NS)
 
 
 def output_content(full: str, heed: Callable[[], None] = go_on) -> Tuple[int, str]:

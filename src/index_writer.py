@@ -59,9 +59,10 @@ class Begin:
             if doubt and file_digests.is_untold(doubt, mtime, ctime):
                 return False
             is_ours = device == self.device
-            is_coarse = not is_ours or mtime % 1_000_000_000 == 0
+            is_coarse = not is_ours or file_digests.may_be_coarse(mtime, ctime)
             margin = file_digests.APART_NS if doubt and not is_ours else file_digests.COARSE_NS if is_coarse else file_digests.FRESH_NS
-            if sign != path_signs.ABSENT and max(mtime, ctime) >= (self.by_file_system if is_ours else self.by_clock) - margin:
+            newest = file_digests.newest_time(doubt, mtime, ctime)
+            if sign != path_signs.ABSENT and newest >= (self.by_file_system if is_ours else self.by_clock) - margin:
                 return False
         return True
 

@@ -15,7 +15,7 @@ import sys
 import time
 
 import pytest
-from conftest import RUNNER, Project
+from conftest import RUNNER, Project, wait_until
 
 import file_digests
 import file_systems
@@ -26,6 +26,7 @@ from file_digests import Digests
 from reasons import key_changes
 
 POSIX = sys.platform != "win32"
+OLD, S = 10**18, 10**9      # ns: a moment long ago, a second; a moment of a whole second would be taken for a coarse clock
 STAGE = {"name": "one", "processor": "bin/work.py", "args": ["-v"], "inputs": ["data/input/*.csv", "data/extra.txt"], "outputDir": "data/out",
          "params": {"limit": 10, "nested": {"a": [1], "b": None}}, "env": {"MODE": "fast"}, "passEnv": ["DEMO_*"], "watch": ["conf/*.ini"]}
 DEMO = {"DEMO_LEVEL": "7", "DEMO_PIN": "geheim-4711"}
@@ -845,7 +846,8 @@ def test_outputs_are_vouched_for_after_they_were_synced_inputs_are_not(project):
     (10 ** 9, True, False), (2 * 10 ** 9 + 100, True, True), (-10 ** 9, False, False),
 ])
 def test_entries_too_fresh_to_tell_two_writes_apart_are_not_kept(tmp_path, monkeypatch, age_ns, whole_seconds, kept):
-    """git's rule, by the file system's own clock, here injected: a second write could hide behind the same time stamp."""
+    """git's rule, by the file system's own clock, here injected: a second write could hide behind the same time stamp. Both times count."""
+    monkeypatch.setattr(file_systems, "doubt_of", lambda device: file_systems.REMOTE)
     path = tmp_path / "f"
     path.write_text("abcd")
     future = (time.time_ns() // 10 ** 9 + 100) * 10 ** 9 + (0 if whole_seconds else 100)       # so that mtime is newer than ctime; NTFS counts in 100 ns
@@ -961,11 +963,68 @@ def test_a_large_file_waits_for_a_clock_that_is_late_but_not_for_ever(tmp_path, 
 def test_no_wait_for_a_time_stamp_of_the_future(tmp_path, monkeypatch):
     path = tmp_path / "f"
     path.write_bytes(b"x" * file_digests.SETTLE_BYTES)
-    os.utime(str(path), (time.time() + 3600,) * 2)
-    digests = cached(tmp_path)
+    digests, written = cached(tmp_path), path.stat()
+    monkeypatch.setattr(Digests, "file_system_time", lambda self: (written.st_ctime_ns - 3600 * 10 ** 9, written.st_dev))    # a clock that was put back
     monkeypatch.setattr(file_digests.time, "sleep", lambda _: pytest.fail("it waits"))
     digests.of("f")
     assert "f" not in digests.files
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the modification time counts, too")
+@pytest.mark.parametrize("size", [4, file_digests.SETTLE_BYTES])
+def test_a_file_whose_modification_time_is_of_the_future_is_read_once_and_again_when_it_has_changed(project, size):
+    path = project.write("data/in.txt", "x" * size)
+    later = (time.time_ns() // 10 ** 9 + 10 ** 8) * 10 ** 9 + 7
+    project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"]})
+    project.ok()
+    os.utime(str(path), ns=(later, later))
+    settle_change(path)
+    assert [reads_of(project, "data/in.txt") for _ in range(3)] == [1, 0, 0]
+    path.write_bytes(b"y" * size)
+    os.utime(str(path), ns=(later, later))
+    assert "[DONE] s1" in project.ok().out and path.stat().st_mtime_ns == later
+
+
+def settle_change(path):
+    """As conftest's settle(), by the time of the last change of status alone."""
+    changed, probe = path.stat().st_ctime_ns, path.parent / ".probe"
+    wait_until(lambda: probe.write_bytes(b"") == 0 and probe.stat().st_ctime_ns > changed + 50_000_000)
+    probe.unlink()
+
+
+@pytest.mark.parametrize("platform, doubt, mtime_s, ctime_s, settled", [
+    ("linux", "", 10 ** 6, -1, True), ("linux", "", -9, 10 ** 6, False), ("linux", file_systems.REMOTE, 10 ** 6, -1, False), ("linux", file_systems.BY_ITS_TIMES, 10 ** 6, -1, False),
+    ("win32", "", 10 ** 6, -1, False), ("darwin", "", 10 ** 6, -1, False), ("darwin", "", -9, -1, True)])
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_modification_time_of_the_future_matters_only_where_that_of_the_change_cannot_be_relied_on(monkeypatch, platform, doubt, mtime_s, ctime_s, settled, ours):
+    now = time.time_ns() // S * S + 77
+    mtime, ctime = now + mtime_s * S, now + ctime_s * S
+    monkeypatch.setattr(file_digests, "LINUX", platform == "linux")
+    monkeypatch.setattr(file_systems, "doubt_of", lambda device: doubt)
+    if not ours:
+        mtime, ctime = mtime - 1000 * S, ctime - (1000 * S if ctime_s < 0 else 0)
+    assert file_digests.is_settled([1, mtime, ctime, 9, 5], now, 5 if ours else 6) == settled
+    assert index_writer.Begin([(now, now, 5 if ours else 6)]).is_settled([mtime, ctime, 1, 9, 5]) == settled
+
+
+@pytest.mark.parametrize("mtime, ctime, settled", [(7, 7, True), (0, 7, False), (7, 0, False), (0, 0, False)])
+def test_times_of_whole_seconds_may_be_those_of_a_coarse_clock(monkeypatch, mtime, ctime, settled):
+    monkeypatch.setattr(file_systems, "doubt_of", lambda device: "")
+    now = OLD + S
+    assert file_digests.is_settled([1, OLD + mtime, OLD + ctime, 9, 5], now, 5) == settled
+    assert index_writer.Begin([(now, now, 5)]).is_settled([OLD + mtime, OLD + ctime, 1, 9, 5]) == settled
+
+
+def test_what_was_hashed_while_it_was_written_is_known_by_the_time_of_its_contents(tmp_path, monkeypatch):
+    """The other time is that of its renaming, and fresh."""
+    path = tmp_path / "f"
+    path.write_text("abcd")
+    digests = cached(tmp_path)
+    for mtime_s, is_known in ((3600, False), (-3600, True)):
+        moment = path.stat().st_ctime_ns // S * S + mtime_s * S + 7
+        os.utime(str(path), ns=(moment, moment))
+        digests.know("f", true_digest(path))
+        assert ("f" in digests.files) is is_known
 
 
 def test_a_missing_name_is_told_with_the_encoding_where_that_may_be_why(tmp_path, monkeypatch):
@@ -1086,9 +1145,6 @@ def test_a_mount_whose_name_is_not_utf_8_is_no_problem(tmp_path, monkeypatch):
     monkeypatch.setattr(file_systems, "_known", {})
     monkeypatch.setattr(file_systems, "open", lambda path, **how: io.open(str(listed) if path == "/proc/self/mountinfo" else path, **how), raising=False)
     assert file_systems.doubt_of(os.makedev(8, 17)) == file_systems.UNTOLD and file_systems.doubt_of(os.makedev(0, 44)) == file_systems.REMOTE
-
-
-OLD, S = 10**18, 10**9      # ns: a moment long ago, a second; a moment of a whole second would be taken for a coarse clock
 
 
 @pytest.mark.parametrize("doubt, mtime, ctime, ours, settled", [
