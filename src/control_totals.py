@@ -39,7 +39,10 @@ def read_counts(path: str) -> Tuple[Optional[Json], str]:
     """Return (what a processor wrote to PIPELINE_COUNTS_FILE, None without such a file; why it cannot be used, or "")."""
     try:
         with open_file(path) as file:
-            counts = json.loads(file.read(MAX_FILE_BYTES).decode("utf-8"))
+            data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            return None, "it is larger than %d bytes" % MAX_FILE_BYTES
+        counts = json.loads(data.decode("utf-8"))
     except FileNotFoundError:
         return None, ""
     except OSError as error:
@@ -73,9 +76,13 @@ def missing_counts(stage: StageSpec, counts: Json) -> List[str]:
     return [name for name in wanted if name not in counts] if is_judged(stage) else []
 
 
-def missing_text(stage: StageSpec, missing: Sequence[str]) -> str:
-    """Return what is wrong with a stage that reports no counts, or not those that are needed."""
+def missing_text(stage: StageSpec, missing: Sequence[str], problem: str = "") -> str:
+    """Return what is wrong with a stage that reports no counts, or not those that are needed; *problem*: with the file in which it
+    did so, see read_counts()."""
     setting = "reconcile" if stage.reconcile else "maxRejects"
+    if problem:
+        return "%s needs the counts of the processor, and the file in which it reported them cannot be used: %s; use the processor kit, or write an object of whole numbers to PIPELINE_COUNTS_FILE" % (
+            setting, problem)
     return "%s needs the counts of the processor, and it reported no %s: use the processor kit (its count() with zeros where there is nothing), or write them to PIPELINE_COUNTS_FILE" % (
         setting, " and no ".join(missing))
 

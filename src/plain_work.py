@@ -117,8 +117,8 @@ class PlainWork(StageWork):
 
     def _take_reported(self, trial: Trial) -> None:
         """Take the counts that the processor reported: in the file of counts, else with its checkpoint."""
-        counts, problem = control_totals.read_counts(trial.counts_path)
+        counts, self.counts_problem = control_totals.read_counts(trial.counts_path)
         self.counts = counts if counts is not None else checkpoints.progress_of(self.store, self.stage).get("counts", {})
         remove_quietly(trial.counts_path)
-        if problem:
-            self._note("the counts that it reported are not used: %s" % problem)
+        if self.counts_problem:
+            self._note("the counts that it reported are not used: %s" % self.counts_problem)

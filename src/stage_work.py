@@ -173,6 +173,7 @@ class StageWork:
         self.is_offline_fault = False
         self.argv: List[str] = []
         self.counts: Json = {}          # what the processor reported
+        self.counts_problem = ""        # why the file in which it did so cannot be used
         self.refused: Any = []          # outputs that the control totals did not accept
         self.more_of_record: Json = {}
         self.rank = 0                   # the stage's place: the lower, the earlier its attempts are started
@@ -443,8 +444,7 @@ class StageWork:
         if why and not missing and not refused:
             self._note("what it read is not compared with what was written before: %s" % why)
         paths = ["%s/%s" % (self.stage.output_dir, one["path"]) for one in outputs]
-        failure = control_totals.missing_text(self.stage,
-                                              missing) if missing else refused or control_totals.judge(self.stage, self.counts, expected, paths)
+        failure = control_totals.missing_text(self.stage, missing, self.counts_problem) if missing else refused or control_totals.judge(self.stage, self.counts, expected, paths)
         self.refused = outputs if failure else []
         return failure
 

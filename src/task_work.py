@@ -440,12 +440,13 @@ class TasksWork(stage_work.StageWork):
     def _take_counts(self, trial: TaskTrial) -> None:
         """Take the counts that the processor reported: in the file of counts, else with its checkpoint. None where they are
         needed: a failure."""
-        self._read_counts(trial)
+        problem = self._read_counts(trial)
         missing = control_totals.missing_counts(self.stage, trial.counts)
         if missing and trial.task.bytes_in and not trial.failure:      # in an empty file there is nothing to count
-            trial.failure = control_totals.missing_text(self.stage, missing)
+            trial.failure = control_totals.missing_text(self.stage, missing, problem)
 
-    def _read_counts(self, trial: TaskTrial) -> None:
+    def _read_counts(self, trial: TaskTrial) -> str:
+        """Take what was reported as the trial's; return why the file in which the processor did so cannot be used, or ""."""
         path = trial.counts_path
         counts, problem = control_totals.read_counts(path)
         if problem:
@@ -454,10 +455,11 @@ class TasksWork(stage_work.StageWork):
             remove_quietly(path)
         if counts is not None or not self.stage.checkpoint:
             trial.counts = counts or {}
-            return
+            return problem
         progress, _ = checkpoints.read_progress(trial.progress_path)
         if progress is not None:
             trial.counts = progress.get("counts", {})
+        return problem
 
     # --- the end
 

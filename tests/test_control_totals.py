@@ -250,13 +250,32 @@ def test_a_processor_without_counts_is_told_so_and_counts_that_are_asked_for_lat
     assert "reconcile needs the counts of the processor, and it reported no read and no written and no rejected: use the processor kit" in done.out
 
 
-@pytest.mark.parametrize("counts, why", [("'[1]'", "it is not an object"), ("'{'", "it is not JSON"), ("'[' * 200000", "it is not JSON")], ids=["list", "cut", "deep"])
+@pytest.mark.parametrize("counts, why", [
+    ("'[1]'", "it is not an object"), ("'{'", "it is not JSON"), ("'[' * 200000", "it is not JSON"),
+    ("'{\"rejected\": 0%s}' % (' ' * (1 << 20))", "it is larger than 1048576 bytes")], ids=["list", "cut", "deep", "long"])
 def test_counts_of_another_form_are_a_note_and_no_reason_to_fail(project, counts, why):
     body = "open(out + '/o', 'w').close()\nopen(os.environ['PIPELINE_COUNTS_FILE'], 'w').write(%s)\n" % counts
     project.spec({"name": "x", "processor": project.processor("x", body)})
     assert "[NOTE] x: the counts that it reported are not used: " + why in project.ok().out
     project.spec({"name": "x", "processor": project.processor("x", body + "# anew\n"), "maxRejects": 3})
-    assert "maxRejects needs the counts" in project.run().out
+    done = project.run()
+    said = "x: maxRejects needs the counts of the processor, and the file in which it reported them cannot be used: %s; use the processor kit, or write " % why
+    assert done.code == 1 and "[FAIL] " + said in done.out and "reported no" not in done.out, done
+
+
+def test_a_file_of_counts_may_be_as_long_as_is_said(tmp_path):
+    path = tmp_path / "counts.json"
+    text = '{"read": 1%s}'
+    path.write_text(text % (" " * ((1 << 20) - len(text) + 2)), encoding="ascii")
+    assert path.stat().st_size == 1 << 20 and control_totals.read_counts(str(path)) == ({"read": 1}, "")
+
+
+def test_a_task_whose_file_of_counts_cannot_be_used_is_told_why(project):
+    project.write("in/a.txt", "a\n")
+    body = "open(out + '/o', 'w').close()\nopen(os.environ['PIPELINE_COUNTS_FILE'], 'w').write('{\"read\": 1' + ' ' * (1 << 20) + '}')\n"
+    project.spec({"name": "x", "processor": project.processor("x", body), "forEach": "in/*.txt", "reconcile": True})
+    done = project.run()
+    assert done.code == 1 and "reconcile needs the counts of the processor, and the file in which it reported them cannot be used: it is larger than 1048576 bytes" in done.out, done
 
 
 @pytest.mark.parametrize("stage", [{}, {"forEach": "data/in/*.txt"}], ids=["stage", "task"])
