@@ -48,7 +48,7 @@ class ForeignOutputs:
         owners: Dict[str, str] = {}
         ours, store = self.stage.output_dir + "/", self.run.store
         for other in self.run.places.neighbours(self.stage):
-            record = store.stage(other.name)
+            record = store.maker(other.name)
             theirs = (stage_records.made_elsewhere(record, other.output_dir) or other.output_dir) + "/"
             found = [theirs + path for path in recorded_outputs.believed_paths(store, record)]
             if other.name in self.beside:

@@ -72,10 +72,11 @@ def folders_of(spec: PipelineSpec, store: StateStore) -> Any:
 
 
 def makers_of(spec: PipelineSpec, stage: StageSpec, inputs: Sequence[str], store: StateStore) -> List[Tuple[str, str, Json]]:
-    """Return (name, output folder, record) of the other stages in whose folders *inputs* lie. Raises: StateError."""
+    """Return (name, output folder, what is asked of its record) of the other stages in whose folders *inputs* lie. Raises:
+    StateError."""
     found = []
     for other in folders_of(spec, store).holders({path.rpartition("/")[0] for path in inputs}):
-        record = store.stage(other.name) if other.name != stage.name else None
+        record = store.maker(other.name) if other.name != stage.name else None
         if record is not None:
             found.append((other.name, other.output_dir, record))
     return found

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     Json = Dict[str, Any]
 CLEANED = "its outputs were removed by clean"      # why a stage must run whose record says so
+# What others ask of the record of a stage: who reads what it made, or writes to the same folder.
+OF_MAKER = ("stage", "lastStatus", "lastError", "outputs", "refused", "counts", "inOutputs", "tasks")
 
 
 def made_elsewhere(record: Optional[Json], output_dir: str) -> str:
@@ -19,6 +21,14 @@ def made_elsewhere(record: Optional[Json], output_dir: str) -> str:
     else ""."""
     folder = record["keyParts"].get("outputDir") if record is not None else None
     return folder if isinstance(folder, str) and folder != output_dir else ""
+
+
+def as_maker(record: Json) -> Json:
+    """Return of a stage record what others ask of it, without what is long in most: the parts of the key, and how the folder looked
+    before."""
+    parts = record["keyParts"]
+    return {**{key: record[key] for key in OF_MAKER if key in record},
+            "keyParts": {key: parts[key] for key in ("outputDir", "tasks") if key in parts}}
 
 
 def last_run_text(record: Json) -> str:

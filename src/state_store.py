@@ -211,17 +211,38 @@ class StateStore:
 
         Raises: StateError, as read() does.
         """
-        name = "stage_%s.json" % stage
-        data = self._data(name)
+        data = self._data("stage_%s.json" % stage)
+        return None if data is None else self._stage_of(stage, data)[0]
+
+    def maker(self, stage: str) -> Optional[Json]:
+        """Return what others ask of a stage's record (stage_records.as_maker()), None if there is none; it is not to be
+        changed. Raises: StateError, as stage() does.
+
+        All that read what the stage makes ask, and again under their locks. Another run may write the record at any time, and then
+        its stamp may be what it was: so its bytes are read each time, and parsed only if they are others than the last time.
+        """
+        data = self._data("stage_%s.json" % stage)
         if data is None:
             return None
+        known = self.memo.setdefault("makers", {})      # stage -> its record's bytes, what they say
+        if stage in known and known[stage][0] == data:
+            return known[stage][1]      # type: ignore[no-any-return]
+        record, is_kept = self._stage_of(stage, data)
+        found = stage_records.as_maker(record)
+        if not is_kept:                 # that is another file's to say
+            known[stage] = data, found
+        return found
+
+    def _stage_of(self, stage: str, data: bytes) -> Tuple[Json, bool]:
+        """Return (a stage's record, *data* being the bytes of its file; whether it is what was kept beside that)."""
+        name = "stage_%s.json" % stage
         found, problem = _parsed(data)
         kept = self._data(BEFORE % name) if found is None else None
         record = self._checked(name, *((found, problem) if kept is None else _parsed(kept)))
         problem = stage_records.record_problem(record, stage)
         if problem:
             raise StateError("state/%s is damaged (%s); %s" % (name, problem, self.set_aside(name)))
-        return record
+        return record, kept is not None
 
     def secret(self) -> bytes:
         """Return the random key for digests of variables' values, made on first use (state/env.key, mode 0600)."""

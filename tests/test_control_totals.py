@@ -153,6 +153,23 @@ def test_a_dropped_line_fails_a_stage_that_reconciles_and_what_it_left_is_not_ac
     project.ok("verify")
 
 
+def test_what_another_run_refuses_meanwhile_is_not_accepted_by_the_stages_that_follow(project):
+    """This run has looked at the maker's record already, for the stage before."""
+    project.write("data/in.txt", "a\nbad\n")
+    one = kit_stage(project, "one", inputs=["data/in.txt"])
+    project.write("data/one/more.txt", "of nobody\n")
+    stages = [{"name": name, "processor": "bin/stage_copy.py", "inputs": ["data/one/" + read], "outputDir": "data/" + name} for name, read in (("two", "more.txt"), ("three", "one.txt"))]
+    project.spec(dict(one, maxRejects=0))
+    other = project.argv("--force", "one", "--run-id", "other")
+    strict = project.path("strict.json")
+    other[other.index("--pipeline") + 1] = str(strict)
+    strict.write_bytes(project.path("pipeline.json").read_bytes())
+    stages[0]["processor"] = project.processor("two", "import subprocess\nassert subprocess.run(%r, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL).returncode == 1\n" % other)
+    project.spec(one, *stages)
+    done = project.run("--run-id", "r")
+    assert done.code == 1 and "[DONE] two" in done.out and "[FAIL] three: input data/one/one.txt is not accepted: stage one failed: 1 record rejected" in done.out, done
+
+
 def test_a_stage_that_reads_another_number_than_was_written_before_it_fails(project):
     # It reads its first line only, and says so.
     short = "from processor_kit import count, inputs, open_output\nwith open_output('o.txt') as f:\n    f.write(open(inputs()[0]).readline())\ncount(read=1, written=1)\ncount(rejected=0)\n"

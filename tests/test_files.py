@@ -798,6 +798,38 @@ def test_a_good_stage_record_is_returned(store):
     assert store.stage("s") == dict(GOOD, schema=1) and store.stage("t") is None
 
 
+OF_GOOD = {name: value for name, value in GOOD.items() if name != "idempotencyKey"}
+
+
+def test_what_others_ask_of_a_stage_record_is_as_its_file_says_now_whatever_the_stamp(store):
+    path = os.path.join(store.folder, "stage_s.json")
+    store.write_stage("s", dict(GOOD, keyParts={"outputDir": "d", "inputs": [["a", "0"]]}, baseline={"b": [1]}))
+    stamp = os.stat(path)
+    assert store.maker("t") is None
+    assert store.maker("s") == store.maker("s") == dict(OF_GOOD, keyParts={"outputDir": "d"})
+    with open(path, "r+b") as file:     # in place, as long as before, and as old
+        data = file.read()
+        file.seek(0)
+        file.write(data.replace(b'"00"', b'"11"'))
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    now = os.stat(path)
+    assert (now.st_size, now.st_mtime_ns, now.st_ino) == (stamp.st_size, stamp.st_mtime_ns, stamp.st_ino)
+    assert store.maker("s")["outputs"][0]["sha256"] == "11"
+
+
+def test_what_others_ask_of_a_record_that_the_power_took_is_what_was_kept_now(store):
+    path = os.path.join(store.folder, "stage_s.json")
+    for status in ("running", "failed"):
+        store.write_stage("s", dict(GOOD, lastStatus=status))
+        os.replace(path, os.path.join(store.folder, ".stage_s.json.before"))
+        with open(path, "wb") as file:
+            file.write(bytes(9))
+        assert store.maker("s") == dict(OF_GOOD, lastStatus=status) and store.stage("s")["lastStatus"] == status
+    os.remove(os.path.join(store.folder, ".stage_s.json.before"))
+    with pytest.raises(StateError, match="not JSON"):
+        store.maker("s")
+
+
 def test_the_secret_is_made_once(store):
     secret = store.secret()
     assert len(secret) == 32 and store.secret() == secret and StateStore(store.root, writable=False).secret() == secret

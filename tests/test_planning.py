@@ -17,6 +17,19 @@ from model import Checkpoint, Facts, Material, Options, PipelineSpec, StageSpec,
 from planning import decide, override_params, select_stages
 
 KEY = "k" * 64
+PARSED = """
+import runpy, sys
+sys.path.insert(0, %r)
+import state_store
+real = state_store._parsed
+def parsed(data):
+    found = real(data)
+    print("parsed", *[found[0].get(name) for name in ("stage", "lastStatus")], flush=True)
+    return found
+state_store._parsed = parsed
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 PARTS = {"keyVersion": 1, "pipeline": "p", "stage": "s", "outputDir": "d", "outputs": None, "args": [], "params": {}, "env": {}, "passEnv": None,
          "processor": {"path": "bin/x.py", "sha256": "0"}, "modules": [], "inputs": [], "watch": []}
 
@@ -867,3 +880,23 @@ def test_what_fits_a_command_line_is_half_of_what_the_system_allows(monkeypatch,
     assert "11 inputs are too many" in processor_call.overflow_problem(str(tmp_path), "p", ["-v"], ["none"], too_many)
     for args, others in ((["m"], []), ([], ["m"]), (["-c", "cat $PIPELINE_INPUTS_FILE"], [])):
         assert processor_call.overflow_problem(str(tmp_path), "p", args, others, too_many) == ""
+
+
+# --- how much is read of the stages whose outputs a stage reads
+
+@pytest.mark.parametrize("more", [{}, {"outputDir": "data/all"}, {"reconcile": True}, {"settleSec": 0.001}], ids=["plain", "one folder", "reconcile", "settleSec"])
+def test_a_record_is_parsed_once_for_all_that_read_what_its_stage_makes(project, more):
+    """Each reads what all before it have made: parsed for each of them, and again under their locks, that grew by the cube."""
+    count = 12
+    make = project.processor("make", "open(os.path.join(out, sys.argv[1]), 'w').close()\n"
+                                     "with open(os.environ['PIPELINE_COUNTS_FILE'], 'w') as file:\n    file.write('{\"read\": 0, \"written\": 0, \"rejected\": 0}')\n")
+    names = ["s%d.o" % number for number in range(1, count + 1)]
+    made = ["%s/%s" % (more.get("outputDir", "data/" + name[:-2]), name) for name in names]
+    project.spec(*[dict({"processor": make, "args": [name], "inputs": made[:place], "outputs": [name]}, **more) for place, name in enumerate(names)])
+    argv = project.argv("--run-id", "r")
+    done = subprocess.run([argv[0], "-c", PARSED % str(ROOT / "src"), *argv[1:]], env=project.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, timeout=120)
+    said = done.stdout.decode("utf-8").splitlines()
+    assert done.returncode == 0, said
+    seen = {number: said.count("parsed s%d ok" % number) for number in range(1, count + 1)}
+    assert set(seen.values()) <= {0, 1} and sum(seen.values()) >= count - 1, seen
