@@ -15,7 +15,7 @@ from spec_values import (
     Problems, check_boolean, check_command, check_exit_codes, check_launcher, check_max_rejects, check_name,
     check_object, check_output_folder, check_output_globs, check_path_or_paths, check_paths, check_processor, check_text,
     check_texts, check_variables, launcher_names, number_from_zero, one_of, shown_value, whole_number)
-from stage_cycles import find_path, in_cycles, shown_cycle
+from stage_cycles import components, find_path, shown_cycle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Path = Tuple[Any, ...]
 
 MOST_SEARCHED = 50          # problems, after which files that were meant are not looked for any more: each search takes a while
+MOST_CYCLES = 200           # that are looked for: in a long cycle each `needs` makes one, and is a search through all of it
 CMD_TAKES = frozenset("&|<>^%!\"()\r\n")
 RETRY_DEFAULTS = {"attempts": 1, "baseDelayMs": 100, "maxDelayMs": 30000, "jitterMs": 0, "exitCodes": None}
 STAGE_DEFAULTS: Json = {
@@ -178,7 +179,7 @@ def _check_needs(stages: List[Tuple[int, Json]], problems: Problems, is_graph: b
     for _, merged in stages:
         needs[merged.get("name") or ""] = known = [one for one in merged["needs"] or [] if one in order]
         every.setdefault(merged.get("name") or "", []).extend(known)
-    circling = in_cycles(every)
+    component, searches = components(every), 0
     for index, merged in stages:
         for place, needed in enumerate(merged["needs"] or []):
             path = ("stages", index, "needs", place)
@@ -188,8 +189,14 @@ def _check_needs(stages: List[Tuple[int, Json]], problems: Problems, is_graph: b
                 near = problems.nearest(needed, [name for name in order if name])
                 problems.add(path, "no stage is named %s%s" % (shown_value(needed), "; did you mean \"%s\"?" % near if near else ""))
             elif order[needed] >= index:
-                name = merged.get("name") or ""
-                cycle = find_path(needs, needed, name) if name and name in circling and needed in circling else []
+                name, cycle = merged.get("name") or "", []
+                if name and component[needed] == component[name]:
+                    searches += 1
+                    if searches > MOST_CYCLES:
+                        if searches == MOST_CYCLES + 1:
+                            problems.add(path, "and more; only the first %d cycles are looked for" % MOST_CYCLES)
+                        continue
+                    cycle = find_path(needs, needed, name)
                 if cycle:
                     problems.add(path, "makes a cycle: %s" % " -> ".join(shown_cycle([name] + cycle)))
                 elif not is_graph:

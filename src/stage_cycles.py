@@ -8,8 +8,7 @@ from collections import deque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, List, Sequence, Set
-
+    from typing import Dict, List, Sequence
 
 
 def shown_cycle(names: Sequence[str]) -> List[str]:
@@ -36,28 +35,33 @@ def find_path(edges: Dict[str, List[str]], start: str, goal: str) -> List[str]:
     return []
 
 
-def in_cycles(edges: Dict[str, List[str]]) -> Set[str]:
-    """Return the names that are in a cycle along *edges*, and those between two cycles; all that is named is a key of *edges*."""
-    left = _not_before_an_end(edges)
-    back: Dict[str, List[str]] = {name: [] for name in left}
-    for name in left:
-        for after in edges[name]:
-            if after in left:
-                back[after].append(name)
-    return _not_before_an_end(back)
+def components(edges: Dict[str, List[str]]) -> Dict[str, int]:
+    """Return {a name: the number of its component}; two names have the same one if along *edges* there is a way from each to the
+    other. All that is named is a key of *edges*.
 
-
-def _not_before_an_end(edges: Dict[str, List[str]]) -> Set[str]:
-    """Return the names from which a way along *edges* goes on for ever."""
-    before: Dict[str, List[str]] = {}
-    for name, others in edges.items():
-        for after in others:
-            before.setdefault(after, []).append(name)
-    ways = {name: len(others) for name, others in edges.items()}
-    ended = [name for name, count in ways.items() if not count]
-    for name in ended:                  # grows as it is read
-        for one in before.get(name, ()):
-            ways[one] -= 1
-            if not ways[one]:
-                ended.append(one)
-    return set(edges).difference(ended)
+    Source: R. Tarjan, "Depth-first search and linear graph algorithms", SIAM J. Comput. 1 (1972), without recursion.
+    """
+    number: Dict[str, int] = {}         # in the order in which they are come to
+    lowest: Dict[str, int] = {}         # of those that are known to be on a circle with this one
+    found: Dict[str, int] = {}
+    open_names: List[str] = []          # come to, and not yet of a component
+    for first in edges:
+        way = [] if first in number else [(first, iter(edges[first]))]
+        while way:
+            name, left = way[-1]
+            if name not in number:
+                number[name] = lowest[name] = len(number)
+                open_names.append(name)
+            for after in left:
+                if after not in number:
+                    way.append((after, iter(edges[after])))
+                    break
+                if after not in found:
+                    lowest[name] = min(lowest[name], number[after])
+            else:
+                way.pop()
+                if way:
+                    lowest[way[-1][0]] = min(lowest[way[-1][0]], lowest[name])
+                while lowest[name] == number[name] and name not in found:
+                    found[open_names.pop()] = number[name]
+    return found

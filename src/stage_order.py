@@ -9,7 +9,7 @@ import heapq
 
 import file_digests
 from model import Decision, shown_names
-from stage_cycles import find_path, in_cycles
+from stage_cycles import components, find_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -231,13 +231,11 @@ def may_share(one: StageSpec, other: StageSpec) -> bool:
 
 def find_cycle(needs: Dict[str, List[str]]) -> List[str]:
     """Return the names along a cycle, the first one again at the end, or [] if there is none."""
-    left = in_cycles(needs)
-    inside = {name: [one for one in before if one in left] for name, before in needs.items() if name in left}
-    for name, before in inside.items():
+    component = components(needs)
+    for name, before in needs.items():
         for one in before:
-            way = find_path(inside, one, name)
-            if way:
-                return [name] + way
+            if component[one] == component[name]:
+                return [name] + find_path(needs, one, name)
     return []
 
 

@@ -123,8 +123,9 @@ def test_cycles_and_ways_are_found_where_there_are_some():
         circling = [name for name in needs if name in reach[name]]
         found = stage_order.find_cycle(needs)
         assert found[:1] == circling[:1] and all(one in needs[name] for name, one in zip(found, found[1:])) and (not found or found[-1] == found[0]), needs
-        between = {name for name in needs if any(one in reach[name] | {name} for one in circling) and any(name in reach[one] | {one} for one in circling)}
-        assert stage_cycles.in_cycles(needs) == between, needs
+        component = stage_cycles.components(needs)
+        assert set(component) == set(needs) and all((component[one] == component[other]) == (one == other or one in reach[other] and other in reach[one])
+                                                    for one in needs for other in needs), needs
         start, goal = chance.choice(list(needs)), chance.choice(list(needs))
         way, steps, level = stage_cycles.find_path(needs, start, goal), 0, {start}
         while level and goal not in level and steps <= len(needs):

@@ -360,6 +360,30 @@ def test_no_way_is_looked_for_where_there_is_no_cycle(root, monkeypatch, capsys)
     assert asked == [("s40", "s39")] and "makes a cycle: s39 -> s40 -> s39" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("shape, searches", [("ring", 200), ("chain between two", 3)])
+@pytest.mark.parametrize("order", ["graph", "listed"])
+def test_of_a_long_cycle_the_first_ways_are_looked_for_and_of_a_chain_between_two_none(root, monkeypatch, capsys, shape, searches, order):
+    """Each is a search through all of it: of thousands of stages that took minutes."""
+    asked, real, count = [], stage_cycles.find_path, 300
+    monkeypatch.setattr(spec_checks, "find_path", lambda edges, start, goal: asked.append((start, goal)) or real(edges, start, goal))
+    needs = [[(number + 1) % count] for number in range(count)]
+    if shape != "ring":
+        needs[0], needs[1], needs[-1] = [1, 1], [0, 2], [count - 2]
+    path = root / "cycles.json"
+    path.write_text(json.dumps({"name": "t", "order": order, "stages": [
+        {"name": "s%d" % number, "processor": "bin/ok.py", "outputDir": "data/%d" % number, "needs": ["s%d" % one for one in needed]}
+        for number, needed in enumerate(needs)]}, indent=0), encoding="utf-8")
+    assert pipeline_runner.main(["validate", "--pipeline", str(path)]) == 2
+    path.unlink()
+    said = capsys.readouterr().err
+    assert len(asked) == searches == said.count("makes a cycle: ")
+    if shape == "ring":
+        assert said.endswith("stages[200].needs[0]: and more; only the first 200 cycles are looked for\n") and said.count("\n") == 201, said
+    else:
+        assert "makes a cycle: s0 -> s1 -> s0\n" in said and "makes a cycle: s298 -> s299 -> s298\n" in said
+        assert ("stages[150].needs[0]: \"s151\" is listed later" in said) is (order == "listed"), said
+
+
 def test_what_is_said_of_needs_is_what_each_pair_alone_would_tell():
     chance = random.Random(4)
     for _ in range(2000):
