@@ -40,15 +40,21 @@ def run_leased(lease: str, guard: Any) -> int:
     status, listener = guard.Status("none", False, False, False, "left out by offline.layers"), None
     if plan["close"] != "no":
         status, listener = guard.close_network(plan["strict"])
+
+    def leave_report(why: str = "", **more: Any) -> None:
+        problem = report.end(_host(), status.to_json(), why, **more)
+        if problem:
+            guard.say(problem)
+
     if status.method == "none" and plan["close"] == "must":
         guard.say("the network cannot be closed here: %s; nothing was started" % status.why)
-        report.end(_host(), status.to_json(), "the network cannot be closed on %s: %s" % (_host(), status.why), is_unclosed=True)
+        leave_report("the network cannot be closed on %s: %s" % (_host(), status.why), is_unclosed=True)
         return EXIT_REFUSED
     folder = str(plan["environment"].get("PIPELINE_OUTPUT_DIR", ""))
     if not os.path.isdir(os.path.join(plan["root"], folder)):
         why = "cannot start %s: the output folder %s is not there on %s: all machines must see the same files" % (command[0], folder, _host())
         guard.say(why + "; nothing was started")
-        report.end(_host(), status.to_json(), why)
+        leave_report(why)
         return EXIT_NOT_STARTED
     process_tree.become_subreaper()
     import subprocess
@@ -61,7 +67,7 @@ def run_leased(lease: str, guard: Any) -> int:
     except OSError as error:
         why = "cannot start %s on %s: %s" % (command[0], _host(), error.strerror or error)
         guard.say(why)
-        report.end(_host(), status.to_json(), why)
+        leave_report(why)
         return 127 if isinstance(error, FileNotFoundError) else 126
     task = Task(held, process, report, guard)
     code = guard.wait_for(process, listener, noted, alarm, task, task.look, LOOK_MS)
@@ -73,7 +79,7 @@ def run_leased(lease: str, guard: Any) -> int:
     exit_code = int(128 - code if code < 0 else code)
     if not left:                        # else no last word: there is somebody who could still do something
         cpu_us, max_rss_bytes = _cost()
-        report.end(_host(), status.to_json(), "", cpu_us, max_rss_bytes, exit_code=exit_code, stopped_by=task.stopped_by)
+        leave_report(cpu_us=cpu_us, max_rss_bytes=max_rss_bytes, exit_code=exit_code, stopped_by=task.stopped_by)
     return exit_code
 
 

@@ -10,7 +10,7 @@ import json
 import os
 from collections import namedtuple
 
-from primitives import read_hostile, replace
+from primitives import read_hostile, remove_quietly, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Told(namedtuple("Told", "is_whole token host kernel why is_unclosed cpu_s 
 
 class NodeReport:
     """A report that is being written. A report that cannot be written is a report that is missing: whoever reads it draws the
-    conclusion."""
+    conclusion, and whoever writes it says why."""
 
     def __init__(self, path: str, token: str) -> None:
         self.path, self.token = path, token
@@ -60,8 +60,8 @@ class NodeReport:
         return bool(known["count"] == 1)
 
     def end(self, host: str, kernel: Json, why: str = "", cpu_us: int = 0, max_rss_bytes: int = 0, is_unclosed: bool = False, exit_code: int = 0,
-            stopped_by: int = 0) -> None:
-        """Write the whole report in the place of what was added."""
+            stopped_by: int = 0) -> str:
+        """Write the whole report in the place of what was added; return why it could not be written, or ""."""
         temporary = self.path + ".tmp"
         value = {"token": self.token, "host": host, "kernel": kernel, "why": why, "isUnclosed": is_unclosed, "cpuUs": cpu_us, "maxRssBytes": max_rss_bytes,
                  "exitCode": exit_code, "stoppedBy": stopped_by, "refusals": list(self.refusals.values())}
@@ -70,14 +70,16 @@ class NodeReport:
                 os.unlink(temporary)
             _write(temporary, os.O_EXCL, {"end": value})
             replace(temporary, self.path)
-        except OSError:
-            pass
+        except OSError as error:
+            remove_quietly(temporary)
+            return "cannot write the report %s: %s" % (self.path, error.strerror or error)
+        return ""
 
     def _append(self, value: Json) -> None:
         try:
             _write(self.path, os.O_APPEND, value)
         except OSError:
-            pass
+            pass                        # at the end the whole is written, or it is said why not
 
 
 def _write(path: str, flags: int, value: Json) -> None:

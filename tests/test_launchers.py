@@ -858,6 +858,16 @@ def test_a_report_has_the_last_word(tmp_path):
     assert (told.is_whole, told.token, told.host, told.cpu_s) == (True, "tok", "n1", 1.5) and [(one["kind"], one["count"]) for one in told.refusals] == [("IPv4 TCP", 2)]
 
 
+def test_why_a_report_cannot_be_written_is_in_the_log_of_the_attempt(project):
+    """Here for a folder in its place, else for a full disk. Of what was written before nothing stays."""
+    project.write("launch.sh", '#!/bin/sh\nmkdir state/logs/r/s1.1.node\nexec "$@"\n', executable=True)
+    project.spec({"processor": project.processor("p", ""), "launcher": ["./launch.sh"]})
+    done = project.run("--run-id", "r")
+    assert done.code == 1 and "the task left no report state/logs/r/s1.1.node" in done.out, done
+    assert project.read("state/logs/r/s1.1.log") == "[OFFLINE] cannot write the report %s: Is a directory\n" % project.path("state/logs/r/s1.1.node")
+    assert [path.name for path in project.path("state/logs/r").glob("s1.1.node*")] == ["s1.1.node"]
+
+
 def test_many_kinds_of_refusals_are_one_entry_at_last(tmp_path):
     report = node_report.NodeReport(str(tmp_path / "r"), "tok")
     for number in range(node_report.MAX_REFUSALS + 50):
