@@ -58,8 +58,8 @@ def run_leased(lease: str, guard: Any) -> int:
         return EXIT_NOT_STARTED
     process_tree.become_subreaper()
     import subprocess
-    noted, alarm = guard.note_signals()
     try:
+        noted, alarm = guard.note_signals()
         # Engines that end a job by its process group shall reach the processor. Elsewhere than on Linux its session marks its
         # tree.
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=plan["root"], env=_environment(plan, status.method != "none"),

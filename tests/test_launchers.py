@@ -566,6 +566,28 @@ raise SystemExit(node_exec.run_leased(sys.argv[1], offline_guard))
 """
 
 
+# A machine on which no more files can be opened, from the last step before the signals on.
+WITHOUT_DESCRIPTORS = """
+import os, resource, subprocess, sys
+sys.path.insert(0, %r)
+import node_exec, offline_guard, process_tree
+def use_up():
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+process_tree.become_subreaper = use_up
+raise SystemExit(node_exec.run_leased(sys.argv[1], offline_guard))
+"""
+
+
+def test_a_task_that_finds_no_descriptor_says_that_it_cannot_start(tmp_path):
+    path = lease_for(tmp_path, "no", "touch", str(tmp_path / "started"))
+    done = subprocess.run([sys.executable, "-c", WITHOUT_DESCRIPTORS % str(ROOT / "src"), path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+    first, second = done.stderr.decode().splitlines()
+    assert done.returncode == 126 and first == "[OFFLINE] cannot start touch on %s: Too many open files" % os.uname().nodename, done
+    assert second == "[OFFLINE] cannot write the report %s: Too many open files" % (tmp_path / "report") and not (tmp_path / "started").exists()
+
+
 def run_patiently(path, seconds):
     """In a process of its own, which is the guard."""
     return subprocess.run([sys.executable, "-c", PATIENT % str(ROOT / "src"), path, seconds], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
