@@ -27,7 +27,7 @@ import launch_lease
 import process_tree
 import stage_locks
 from model import EXIT_STATE, RunnerError, UsageError
-from primitives import remove_quietly
+from primitives import naming, remove_quietly
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ ASK, FORCE = signal.SIGTERM, getattr(signal, "SIGUSR1", 0)      # what the helpe
 ISOLATION = ("launchers are started outside the kernel layer, by a process forked before it; where the task runs, offline_guard exec "
              "closes the network and reports it: see launcher.nodes of the stages")
 SETTLE_POLL_S = 0.05
+DEAD = "the helper that starts launchers has died; run again: a new one must be started before the network is closed"
+UNSTARTED = "what watched the launcher ended before it had started; run again"
 FOLDER_PREFIX = "pipeline-launch-"
 NEW_FOLDER_S = 60.0
 TASK = "the task on its machine"    # among the survivors of an attempt
@@ -168,7 +170,7 @@ class LaunchHelper:
             while data:
                 data = data[os.write(self.commands, data):]
         except BrokenPipeError:
-            raise OSError("the helper that starts launchers has died; run again") from None
+            raise OSError(DEAD) from None
 
     def take_answers(self) -> None:
         """Read what the minders have said and give it to the launches that it is about."""
@@ -181,7 +183,7 @@ class LaunchHelper:
             for launched in lost:
                 launch_lease.ask_to_stop(launched.lease)        # all, before one is waited for
             for launched in lost:
-                launched.hear({"lost": True})
+                launched.lose(DEAD)
         *lines, self.pending = (self.pending + data).split(b"\n")
         for line in lines:
             answer = json.loads(line.decode("ascii"))
@@ -261,15 +263,22 @@ class Launched:
             return
         self.helper.launched.pop(self.number, None)
         if "error" in answer:
-            self.error = OSError(answer["errno"], answer["error"])
-        elif "code" in answer:
+            self.error = OSError(answer["errno"], answer["error"], answer["path"])
+        elif "code" in answer and self.pid:
             self.code, self.cpu_s, self.max_rss_bytes = answer["code"], answer["cpuUs"] / 1e6, answer["maxRssBytes"]
             self.survivors, self.held = answer["survivors"], answer["held"]
             self.is_begun, self.was_cut = answer.get("begun", True), answer.get("cut", False)
-        elif self.pid == 0:
-            self.error = OSError("the helper that starts launchers has died; run again")
-        else:                           # whoever watched it was killed: end() does what that would have done
+        else:
+            self.lose(UNSTARTED)
+
+    def lose(self, why: str) -> None:
+        """Whoever watched it was killed: it cannot be started, for the reason *why*; if it has been, end() does what that would
+        have done."""
+        self.helper.launched.pop(self.number, None)
+        if self.pid:
             self.code, self.held, self.is_lost = -signal.SIGKILL, True, True
+        else:
+            self.error = OSError(why)
 
     def take_end(self) -> Optional[int]:
         """Return the exit code if the launcher and its tree have ended, else None; waits for nothing."""
@@ -341,7 +350,11 @@ class Helper:
 
     def _do(self, command: Json) -> None:
         if command["what"] == "start":
-            pid = os.fork()
+            try:
+                pid = os.fork()
+            except OSError as error:    # too many processes, for a moment perhaps
+                decline(self.answers, command, error)
+                return
             if pid == 0:                # in the child
                 try:
                     Minder(command, self.commands, self.answers).mind()
@@ -368,7 +381,11 @@ class Helper:
 
     def _clean_up(self, command: Json) -> None:
         """In a child, for it may take a while: end what a killed minder watched."""
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            answer(self.answers, command["number"], lost=True)      # the runner does it itself
+            return
         if pid:
             self.minders[pid] = dict(command, what="clean up")
             return
@@ -388,14 +405,7 @@ class Minder:
         self.is_asked = self.is_forced = False
         self.was_cut = False                # the launcher did not end in time, and was killed
         self.kill_at: Optional[float] = None
-        self.alarm = take_signals((signal.SIGCHLD,))
-        signal.signal(ASK, self._note)
-        signal.signal(FORCE, self._note)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (ASK, FORCE))
-        process_tree.become_subreaper()
-        # Until this process is gone, so is not the launcher: the next run looks at this lock before it starts the stage anew.
-        self.here = stage_locks.open_guard(launch_lease.here_path(self.lease))
-        stage_locks.try_kernel_lock(self.here)
+        self.alarm = self.here = -1
 
     def _note(self, number: int, frame: Any) -> None:
         self.is_asked = True
@@ -404,10 +414,10 @@ class Minder:
     def mind(self) -> None:
         """See the launch through."""
         try:
+            self._get_ready()
             process = self._start()
         except OSError as error:
-            self._say(error=error.strerror or str(error), errno=error.errno or 0)
-            remove_quietly(launch_lease.here_path(self.lease))
+            decline(self.answers, self.command, error)
             os._exit(0)
         self._say(pid=process.pid)
         tree = process_tree.Tree(process.pid, self.command["token"])
@@ -422,6 +432,18 @@ class Minder:
         self._say(code=code, cpuUs=int((usage.ru_utime + usage.ru_stime) * 1e6), survivors=survivors[:20], held=held, begun=is_begun, cut=self.was_cut,
                   maxRssBytes=usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
         os._exit(0)
+
+    def _get_ready(self) -> None:
+        self.alarm = take_signals((signal.SIGCHLD,))
+        signal.signal(ASK, self._note)
+        signal.signal(FORCE, self._note)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (ASK, FORCE))
+        process_tree.become_subreaper()
+        # Until this process is gone, so is not the launcher: the next run looks at this lock before it starts the stage anew.
+        path = launch_lease.here_path(self.lease)
+        with naming(path):
+            self.here = stage_locks.open_guard(path)
+            stage_locks.try_kernel_lock(self.here)
 
     def _settle(self, tree: Any) -> None:
         """A launcher was killed: what it left behind may be there to cancel its job, as srun's second process is; give it time
@@ -492,6 +514,13 @@ def answer(descriptor: int, number: int, **what: Any) -> None:
         os.write(descriptor, json.dumps(dict(what, number=number)).encode("ascii") + b"\n")
     except OSError:
         pass
+
+
+def decline(descriptor: int, command: Json, error: OSError) -> None:
+    """Tell the runner why a launcher cannot be started; a path is named where it is not the launcher's."""
+    here = launch_lease.here_path(command["lease"])
+    remove_quietly(here)
+    answer(descriptor, command["number"], error=error.strerror or str(error), errno=error.errno or 0, path=here if error.filename == here else None)
 
 
 def end_unwatched(token: str, lease: str) -> Tuple[List[int], bool]:

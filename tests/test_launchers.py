@@ -1039,6 +1039,54 @@ def test_a_task_that_outlives_its_launcher_is_a_survivor(tmp_path):
     assert sorted(leases_in(tmp_path)) == ["s~t.1.here", "s~t.1.lease"]
 
 
+# Something happens to the helper or the minder of the first launch; the second goes well.
+DISTURBED = """
+import errno, os, signal, sys
+sys.path.insert(0, %r)
+import launch_helper, launch_lease
+launch_helper.START_S = 600.0
+root, forks, fork = sys.argv[1], [], os.fork
+def fork_but_once():
+    forks.append(1)
+    if len(forks) == 3:                         # the runner's, the helper's from its family, the minder's
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return fork()
+if sys.argv[2] == "no process":
+    os.fork = fork_but_once
+start = launch_helper.Minder._start
+def start_but_once(minder):
+    if sys.argv[2] == "killed" and minder.command["number"] == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return start(minder)
+launch_helper.Minder._start = start_but_once
+helper = launch_helper.LaunchHelper()
+for number in (1, 2):
+    lease = launch_lease.lease_path(root, "s", "t.%%d" %% number)
+    launch_lease.create(lease, {})
+    here = launch_lease.here_path(lease)
+    if sys.argv[2] == "no lock" and number == 1:
+        os.unlink(here)
+        os.mkdir(here)                          # nobody opens that, not even root
+    try:
+        one = helper.start(["sh", "-c", "exit 7"], dict(os.environ), root, "t.%%d" %% number, lease)
+    except OSError as error:
+        print(error.filename == here, error.strerror or error)
+        if os.path.isdir(here):
+            os.rmdir(here)
+        continue
+    while one.take_end() is None:
+        helper._wait(60)
+    print(one.code)
+"""
+
+
+@pytest.mark.parametrize("what, said", [
+    ("no process", "False Resource temporarily unavailable"), ("killed", "False what watched the launcher ended before it had started; run again"), ("no lock", "True Is a directory")])
+def test_a_launcher_that_nobody_can_watch_is_not_started_and_the_next_one_is(tmp_path, what, said):
+    done = subprocess.run([sys.executable, "-c", DISTURBED % str(ROOT / "src"), str(tmp_path), what], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+    assert done.stdout.decode() == said + "\n7\n" and leases_in(tmp_path) == [], done
+
+
 def test_a_launcher_that_was_killed_leaves_no_task(project, cluster):
     project.spec({"processor": project.processor("p", SLEEP), "graceSec": 1, "launcher": cluster.words()})
     with project.start("--run-id", "r") as process:
