@@ -253,6 +253,10 @@ class LaunchedAttempt(Attempt):
         self.process = self.tree = self.launch.launcher()
         self.reader, self.is_open = self.process.output, True
 
+    @property
+    def has_news(self) -> bool:
+        return self.process.code is not None    # its end came with that of another, or while it was told to stop
+
     def descriptors(self) -> List[int]:
         return [*super().descriptors(), self.process.descriptor]
 

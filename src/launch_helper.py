@@ -6,9 +6,10 @@ from a process that was forked before:
     runner --commands--> helper --fork--> a minder for each launch --> launcher (its own session) ~~> offline_guard exec (node_exec)
        ^------------------answers-----------'      '--output through a named pipe--> runner
 
-The helper and its minders are nobody's children and hold nothing of the runner but the two pipes. A minder does what the runner
-does for processors: it ends the launcher's whole tree, whatever the exit. It also sees the commands' pipe close when the runner
-dies, however it dies, and then ends its launcher by itself.
+The helper and its minders are nobody's children and hold nothing of the runner but their ends of pipes. A minder does what the
+runner does for processors: it ends the launcher's whole tree, whatever the exit. Through two more pipes nothing is sent; they tell
+by closing who has died, however it dies: the runner, upon which each minder ends its launcher by itself; and the helper, after
+whose death nothing more can be started. What is under way does not need it: minders are told by signals to end their launchers.
 
 A launcher is never killed at first sight: killed with -9, srun leaves its job in the queue. It is asked with SIGTERM, upon which
 it cancels the job, and killed only when it has not gone after process_tree.LAUNCHER_S. To let the processor itself end in order
@@ -31,13 +32,13 @@ from primitives import naming, remove_quietly
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, NoReturn, Optional, Sequence, Tuple
+    from typing import Any, Dict, List, NoReturn, Optional, Sequence, Set, Tuple
     Json = Dict[str, Any]
 
 TASK_S = 15.0               # how long a task may live on after its launcher
 START_S = 30.0              # how long the helper may take to start a launcher
 START_LOOK_S = 1.0          # between two looks whether it has
-ASK, FORCE = signal.SIGTERM, getattr(signal, "SIGUSR1", 0)      # what the helper tells a minder
+ASK, FORCE = signal.SIGTERM, getattr(signal, "SIGUSR1", 0)      # what the runner tells a minder
 ISOLATION = ("launchers are started outside the kernel layer, by a process forked before it; where the task runs, offline_guard exec "
              "closes the network and reports it: see launcher.nodes of the stages")
 SETTLE_POLL_S = 0.05
@@ -98,7 +99,8 @@ class NoTemporaryFolder(RunnerError):
 class LaunchHelper:
     """The helper, seen from the runner. Make it before the network is closed; several launches may be under way at once.
 
-    descriptor: becomes readable when a launch has ended; then any Launched.take_end() takes the answers of all.
+    descriptor: becomes readable when a launch has ended; then any Launched.take_end() takes the answers of all. alive: closes with
+    this process. vital: readable when the helper is dead.
     Raises: OSError; NoTemporaryFolder; UsageError on Windows.
     """
 
@@ -119,7 +121,10 @@ class LaunchHelper:
             pass                        # a file system without locks: then nobody removes it for us either
         commands, self.commands = os.pipe()
         self.descriptor, answers = os.pipe()
-        os.set_blocking(self.descriptor, False)
+        runner, self.alive = os.pipe()
+        self.vital, vital = os.pipe()
+        for descriptor in (self.descriptor, self.vital):
+            os.set_blocking(descriptor, False)
         self.launched: Dict[int, Launched] = {}
         self.count = 0
         self.pending = b""
@@ -128,27 +133,42 @@ class LaunchHelper:
             try:
                 os.setsid()
                 if os.fork() == 0:
-                    Helper(commands, answers, self.folder).serve()
+                    Helper(commands, answers, runner, vital, self.folder).serve()
             finally:
                 os._exit(0)
-        os.close(commands)
-        os.close(answers)
+        for descriptor in (commands, answers, runner, vital):
+            os.close(descriptor)
         os.waitpid(pid, 0)
 
     def start(self, argv: Sequence[str], env: Dict[str, str], folder: str, token: str, lease: str) -> Launched:
-        """Start a launcher; its lease must be there. Raises: OSError when it cannot be started; the lease is gone then."""
+        """Start a launcher; its lease must be there. Raises: OSError when it cannot be started; the lease is gone then, unless
+        somebody holds it."""
+        try:
+            return self._start(argv, env, folder, token, lease)
+        except OSError:
+            try:
+                if launch_lease.take_back(lease, 0):
+                    launch_lease.take_back(launch_lease.here_path(lease), 0)
+            except OSError:
+                pass                    # the first cause says more
+            raise
+
+    def _start(self, argv: Sequence[str], env: Dict[str, str], folder: str, token: str, lease: str) -> Launched:
         self.count += 1
         path = os.path.join(self.folder, "%d.output" % self.count)
         os.mkfifo(path, 0o600)
         launched = Launched(self, self.count, os.open(path, os.O_RDONLY | os.O_NONBLOCK), token, lease)
         self.launched[self.count] = launched
         try:
-            self.tell("start", self.count, argv=list(argv), env=env, folder=folder, token=token, lease=lease, output=path)
+            self._tell(number=self.count, argv=list(argv), env=env, folder=folder, token=token, lease=lease, output=path)
             left_s = START_S
             while not launched.is_answered:
                 began = time.monotonic()
                 self._wait(min(left_s, START_LOOK_S))
+                is_dead = self.is_dead()        # before the answers are read: later it gives none
                 self.take_answers()
+                if is_dead and not launched.is_answered:
+                    launched.lose(DEAD)
                 # For longer it was this process that stood still, or the machine.
                 left_s -= min(time.monotonic() - began, START_LOOK_S)
                 if left_s <= 0 and not launched.is_answered:
@@ -159,13 +179,19 @@ class LaunchHelper:
                 self.launched.pop(launched.number, None)
                 os.close(launched.output)
         if launched.error is not None:
-            launch_lease.take_back(lease, 0)
             raise launched.error
         return launched
 
-    def tell(self, what: str, number: int, **more: Any) -> None:
-        """Send a command. Raises: OSError when the helper is dead."""
-        data = json.dumps(dict(more, what=what, number=number)).encode("ascii") + b"\n"
+    def is_dead(self) -> bool:
+        """Tell whether the helper is gone; its minders live on."""
+        try:
+            return not os.read(self.vital, 1)
+        except BlockingIOError:
+            return False
+
+    def _tell(self, **command: Any) -> None:
+        """Have a launcher started. Raises: OSError when the helper is dead."""
+        data = json.dumps(command).encode("ascii") + b"\n"
         try:
             while data:
                 data = data[os.write(self.commands, data):]
@@ -193,15 +219,20 @@ class LaunchHelper:
     def _wait(self, seconds: float) -> None:
         import select
         poll = select.poll()
-        poll.register(self.descriptor, select.POLLIN)
+        for descriptor in (self.descriptor, self.vital):
+            poll.register(descriptor, select.POLLIN)
         poll.poll(max(1, int(seconds * 1000)))
 
     def close(self) -> None:
         """Let the helper go; what still runs is ended by the minders, which is not waited for."""
-        for descriptor in (self.commands, self.descriptor, self.hold):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self.commands = self.descriptor = self.hold = -1
+        if self.commands < 0:
+            return
+        if self.is_dead():              # else it removes its folder itself
+            import shutil
+            shutil.rmtree(self.folder, ignore_errors=True)
+        for descriptor in (self.commands, self.descriptor, self.alive, self.vital, self.hold):
+            os.close(descriptor)
+        self.commands = self.descriptor = self.alive = self.vital = self.hold = -1
 
 
 def remove_abandoned(parent: str) -> None:
@@ -240,6 +271,7 @@ class Launched:
         self.token, self.lease = token, lease
         self.descriptor = helper.descriptor
         self.pid = 0
+        self.minder, self.minder_started = 0, ""
         self.error: Optional[OSError] = None
         self.code: Optional[int] = None
         self.cpu_s, self.max_rss_bytes = 0.0, 0
@@ -259,7 +291,7 @@ class Launched:
     def hear(self, answer: Json) -> None:
         """Take in what the minder says."""
         if "pid" in answer:
-            self.pid = answer["pid"]
+            self.pid, self.minder, self.minder_started = answer["pid"], answer["minder"], answer["started"]
             return
         self.helper.launched.pop(self.number, None)
         if "error" in answer:
@@ -288,7 +320,7 @@ class Launched:
 
     def ask_to_stop(self) -> None:
         """Let the task end in order; a launcher whose task has not begun cancels it."""
-        self._tell("ask")
+        self._tell(ASK)
 
     def end(self) -> List[Any]:
         """Have it end: the launcher cancels, and is killed if it does not. The end is yet to come, or has come: survivors.
@@ -297,28 +329,38 @@ class Launched:
         live on.
         """
         if self.code is None:
-            self._tell("force")
+            self._tell(FORCE)
         elif self.is_lost:
             self.is_lost = False
             self.survivors, self.held = end_unwatched(self.token, self.lease)
         return self.survivors + ([TASK] if self.held else [])
 
-    def _tell(self, what: str) -> None:
-        try:
-            self.helper.tell(what, self.number)
-        except OSError:
-            pass                        # the minder lives on, or take_answers() finds that it does not
+    def _tell(self, number: int) -> None:
+        """Signal the minder. Where that was killed the helper sees to the rest, or if it is dead, too, end() does."""
+        is_alive, is_dead = process_tree.is_alive(self.minder, self.minder_started), self.helper.is_dead()
+        self.helper.take_answers()      # it may have told of the end before it went
+        if self.code is not None:
+            return
+        if is_alive:
+            process_tree.send([self.minder], number)
+        elif is_dead:
+            launch_lease.ask_to_stop(self.lease)
+            self.lose(DEAD)
 
 
 # --- in the helper ---------------------------------------------------------------------------------------------------
 
 class Helper:
-    """Starts a minder for each launch, and hands on what they are to be told."""
+    """Starts a minder for each launch, and cleans up after one that was killed.
 
-    def __init__(self, commands: int, answers: int, folder: str) -> None:
-        self.commands, self.answers, self.folder = commands, answers, folder
+    commands, answers: pipes; runner: a pipe that closes with the runner; vital: one that closes with this process.
+    """
+
+    def __init__(self, commands: int, answers: int, runner: int, vital: int, folder: str) -> None:
+        self.commands, self.answers, self.runner, self.vital, self.folder = commands, answers, runner, vital, folder
         self.minders: Dict[int, Json] = {}                  # pid -> the command that it sees through
-        let_go(commands, answers)
+        self.cleaners: Set[int] = set()                     # those that clean up
+        let_go(commands, answers, runner, vital)
         self.alarm = take_signals((signal.SIGCHLD,))
         # Blocked here and let in by the minder when it is ready: one that came before would kill it.
         signal.pthread_sigmask(signal.SIG_BLOCK, (ASK, FORCE))
@@ -331,7 +373,7 @@ class Helper:
         poll = select.poll()
         poll.register(self.alarm, select.POLLIN)
         poll.register(self.commands, select.POLLIN)
-        while is_open or self.minders:
+        while is_open or self.minders or self.cleaners:
             ready = [descriptor for descriptor, _ in poll.poll()]
             if self.commands in ready:
                 data = os.read(self.commands, 1 << 16)
@@ -348,23 +390,27 @@ class Helper:
         shutil.rmtree(self.folder, ignore_errors=True)
         os._exit(0)
 
+    def _fork(self) -> int:
+        """As os.fork(). The child lets go of what only the helper may hold: else nobody would see that the helper is dead, and the
+        runner would wait for ever for a pipe to be read."""
+        pid = os.fork()
+        if pid == 0:
+            os.close(self.commands)
+            os.close(self.vital)
+        return pid
+
     def _do(self, command: Json) -> None:
-        if command["what"] == "start":
-            try:
-                pid = os.fork()
-            except OSError as error:    # too many processes, for a moment perhaps
-                decline(self.answers, command, error)
-                return
-            if pid == 0:                # in the child
-                try:
-                    Minder(command, self.commands, self.answers).mind()
-                finally:
-                    os._exit(1)
-            self.minders[pid] = command
+        try:
+            pid = self._fork()
+        except OSError as error:        # too many processes, for a moment perhaps
+            decline(self.answers, command, error)
             return
-        for pid, minded in self.minders.items():
-            if minded["number"] == command["number"]:
-                process_tree.send([pid], ASK if command["what"] == "ask" else FORCE)
+        if pid == 0:                    # in the child
+            try:
+                Minder(command, self.answers, self.runner).mind()
+            finally:
+                os._exit(1)
+        self.minders[pid] = command
 
     def _reap(self) -> None:
         """Take the exit status of minders that have ended, and clean up after one that was killed."""
@@ -375,19 +421,20 @@ class Helper:
                 return
             if pid == 0:
                 return
+            self.cleaners.discard(pid)
             command = self.minders.pop(pid, None)
-            if command is not None and command["what"] == "start" and status:
+            if command is not None and status:
                 self._clean_up(command)
 
     def _clean_up(self, command: Json) -> None:
         """In a child, for it may take a while: end what a killed minder watched."""
         try:
-            pid = os.fork()
+            pid = self._fork()
         except OSError:
             answer(self.answers, command["number"], lost=True)      # the runner does it itself
             return
         if pid:
-            self.minders[pid] = dict(command, what="clean up")
+            self.cleaners.add(pid)
             return
         try:                            # in the child
             left, held = end_unwatched(command["token"], command["lease"])
@@ -399,8 +446,8 @@ class Helper:
 class Minder:
     """Starts one launcher, ends it when told so or when the runner is gone, and says how it ended."""
 
-    def __init__(self, command: Json, commands: int, answers: int) -> None:
-        self.command, self.commands, self.answers = command, commands, answers
+    def __init__(self, command: Json, answers: int, runner: int) -> None:
+        self.command, self.answers, self.runner = command, answers, runner
         self.lease: str = command["lease"]
         self.is_asked = self.is_forced = False
         self.was_cut = False                # the launcher did not end in time, and was killed
@@ -419,7 +466,7 @@ class Minder:
         except OSError as error:
             decline(self.answers, self.command, error)
             os._exit(0)
-        self._say(pid=process.pid)
+        self._say(pid=process.pid, minder=os.getpid(), started=process_tree.start_time(os.getpid()))
         tree = process_tree.Tree(process.pid, self.command["token"])
         code, usage = self._wait(process.pid, tree)
         if code < 0 and not self.is_forced:
@@ -470,7 +517,7 @@ class Minder:
         import select
         poll = select.poll()
         poll.register(self.alarm, select.POLLIN)
-        poll.register(self.commands, 0)             # nothing is read here: only that nobody can write any more
+        poll.register(self.runner, select.POLLIN)       # there is never anything to read: only that nobody can write any more
         was_asked = False
         while True:
             done, status, usage = os.wait4(pid, os.WNOHANG)
@@ -485,8 +532,8 @@ class Minder:
             ready = [descriptor for descriptor, _ in poll.poll(left)]
             if self.alarm in ready:
                 empty(self.alarm)
-            if self.commands in ready:
-                poll.unregister(self.commands)
+            if self.runner in ready:
+                poll.unregister(self.runner)
                 self.is_forced = True
 
     def _ask(self, pid: int) -> None:

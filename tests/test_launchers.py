@@ -441,10 +441,110 @@ def test_with_the_helper_killed_what_runs_goes_on_and_nothing_more_is_started(pr
         finally:
             project.write("gate", "")
         out, _ = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == 1 and b"the helper that starts launchers has died; run again" in out and b"[RETRY]" not in out, out
+    assert process.returncode == 1 and b"the helper that starts launchers has died; run again: a new one must be started before" in out and b"[RETRY]" not in out, out
     assert project.exists("data/s1/1.txt") and not project.exists("data/s1/2.txt")
     project.ok("--run-id", "again")
     assert project.exists("data/s1/2.txt") and leases(project) == []
+
+
+def kill_helper(cluster):
+    """Kill the process that starts launchers; those that watch the launchers live on."""
+    os.kill(family_of(cluster.launches()[0]["pid"])[2], signal.SIGKILL)
+
+
+def end_of(process):
+    """What a run says until it ends; one that does not is killed."""
+    try:
+        return process.communicate(timeout=LIMIT_S)[0]
+    finally:
+        process.kill()
+
+
+IN_ORDER = "import signal\nsignal.signal(signal.SIGTERM, lambda *_: (print('ended in order'), sys.exit(0)))\n" + SLEEP
+
+
+@linux_only
+@pytest.mark.parametrize("how, code, said", [("time limit", 1, b"[FAIL] s1: timeout after 3 s"), ("ctrl-c", 130, b"[STOP] s1: interrupted")])
+def test_with_the_helper_killed_time_limits_and_signals_reach_the_task(project, cluster, how, code, said):
+    """It ends in order and with exit code 0, and is no success for that."""
+    project.spec(dict({"processor": project.processor("p", IN_ORDER), "graceSec": 50, "launcher": cluster.words()}, **{"timeoutSec": 3} if how == "time limit" else {}))
+    project.write("tmp/own", "")
+    with project.start("--run-id", "r", env={"TMPDIR": str(project.path("tmp"))}) as process:
+        wait_for(lambda: project.exists("data/s1/started"))
+        kill_helper(cluster)
+        if how == "ctrl-c":
+            process.send_signal(signal.SIGINT)
+        out = end_of(process)
+    assert process.returncode == code and said in out and "ended in order" in project.read("state/logs/r/s1.1.log"), out
+    assert cluster.queue() == [] and leases(project) == [] and os.listdir(str(project.path("tmp"))) == ["own"]
+
+
+@linux_only
+def test_with_the_helper_killed_a_job_that_waits_in_the_queue_is_cancelled(project, cluster):
+    (cluster.folder / "hold").touch()
+    project.spec({"processor": project.processor("p", SLEEP), "graceSec": 60, "launcher": cluster.words()})
+    with project.start("--run-id", "r") as process:
+        wait_for(cluster.queue)
+        kill_helper(cluster)
+        process.send_signal(signal.SIGINT)
+        end_of(process)
+    assert process.returncode == 130 and cluster.queue() == [] and leases(project) == []
+
+
+@linux_only
+def test_with_the_helper_killed_a_task_that_does_not_heed_is_ended_by_force(project, cluster):
+    body = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + SLEEP
+    project.spec({"processor": project.processor("p", body), "timeoutSec": 3, "graceSec": 0.1, "launcher": cluster.words()})
+    with project.start("--run-id", "r") as process:
+        wait_for(lambda: project.exists("data/s1/started"))
+        kill_helper(cluster)
+        out = end_of(process)
+    assert process.returncode == 1 and b"[FAIL] s1: timeout after 3 s" in out and cluster.queue() == [] and leases(project) == [], out
+
+
+GATED = ("name = os.path.basename(inputs[0])\nopen('started.' + name, 'w').close()\nwhile not os.path.exists('gate.' + name):\n    time.sleep(0.01)\n"
+         "open(os.path.join(out, name), 'w').close()\n")
+
+
+@linux_only
+def test_with_the_helper_killed_a_start_fails_at_once_while_another_task_is_at_work(project, cluster):
+    """Which is not kept waiting, and is done well."""
+    for name in "abc":
+        project.write("in/" + name, name)
+    project.spec({"processor": project.processor("p", GATED), "forEach": "in/*", "launcher": cluster.words()})
+    with project.start("--run-id", "r", "--jobs", "2") as process:
+        try:
+            wait_for(lambda: project.exists("started.a") and project.exists("started.b"))
+            kill_helper(cluster)
+            project.write("gate.a", "")
+            lines = []
+            while not any("[FAIL]" in line for line in lines):
+                lines.append(process.stdout.readline().decode())
+                assert lines[-1], lines
+        finally:
+            project.write("gate.b", "")
+        end_of(process)
+    assert process.returncode == 1 and not project.exists("started.c") and project.exists("data/s1/b")
+    assert lines[-1].startswith("[FAIL] s1 in/c: cannot start the launcher %s: the helper that starts launchers has died; run again: a new one must" % sys.executable)
+    assert leases(project) == []
+    project.write("gate.c", "")
+    project.ok("--run-id", "again")
+
+
+@linux_only
+def test_with_the_helper_and_one_of_two_minders_killed_each_task_ends_in_order(project, cluster):
+    for name in "ab":
+        project.write("in/" + name, name)
+    body = "import signal\nname = os.path.basename(inputs[0])\nsignal.signal(signal.SIGTERM, lambda *_: (open('asked.' + name, 'w').close(), sys.exit(3)))\nopen('started.' + name, 'w').close()\ntime.sleep(60)\n"
+    project.spec({"processor": project.processor("p", body), "forEach": "in/*", "graceSec": 50, "launcher": cluster.words()})
+    with project.start("--run-id", "r", "--jobs", "2") as process:
+        wait_for(lambda: project.exists("started.a") and project.exists("started.b"))
+        for pid in reversed(family_of(cluster.launches()[0]["pid"])[1:]):
+            os.kill(pid, signal.SIGKILL)
+        process.send_signal(signal.SIGINT)
+        out = end_of(process)
+    assert process.returncode == 130 and b"would not end" not in out, out
+    assert project.exists("asked.a") and project.exists("asked.b") and cluster.queue() == [] and leases(project) == []
 
 
 @linux_only
