@@ -27,7 +27,7 @@ from state_store import StateError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple
+    from typing import Any, BinaryIO, Callable, Dict, Iterable, List, Optional, Set, Tuple
 
     from console import Console
     from model import Clock, Options, PipelineSpec
@@ -52,37 +52,60 @@ class History(namedtuple("History", "ends open pruned newest")):
     __slots__ = ()
 
 
-def read_history(store: StateStore) -> History:
-    """Read the ledger. Raises: StateError where `verify` would find its chain broken."""
-    ends: Dict[RunKey, Json] = {}
-    pruned: Dict[RunKey, str] = {}
-    newest: Dict[str, int] = {}
-    last: Json = {"seq": 0, "hash": None, "open": {}}
-    for number, line in _lines(store.path(NAME)):
+class LedgerReader:
+    """Reads the ledger, and later on from where it stopped: while gc is at work, it and others append to it."""
+
+    def __init__(self, store: StateStore) -> None:
+        self.path = store.path(NAME)
+        self.file: Any = None           # which file has been read
+        self._begin()
+
+    def _begin(self) -> None:
+        self.offset = self.number = 0
+        self.last: Json = {"seq": 0, "hash": None, "open": {}}
+        self.ends: Dict[RunKey, Json] = {}
+        self.pruned: Dict[RunKey, str] = {}
+        self.newest: Dict[str, int] = {}
+
+    def read(self) -> History:
+        """Return what the ledger says now. Raises: StateError where `verify` would find its chain broken; OSError."""
         try:
-            entry = json.loads(line.decode("utf-8"))
+            file = open_file(self.path)
+        except FileNotFoundError:
+            self._begin()
+        else:
+            with naming(self.path), file:
+                self._read(file)
+        pruned = {run: digest for run, digest in self.pruned.items() if run in self.ends}
+        return History(self.ends, frozenset(self.last["open"]), pruned, self.newest)
+
+    def _read(self, file: BinaryIO) -> None:
+        found = os.fstat(file.fileno())
+        if self.file != (found.st_dev, found.st_ino) or found.st_size < self.offset:
+            self._begin()               # somebody has put another one there
+            self.file = (found.st_dev, found.st_ino)
+        file.seek(self.offset)
+        for line in without_torn_end(line for line in file if line.endswith(b"\n")):
+            self.number += 1
+            self._take(line)
+            self.offset += len(line)
+
+    def _take(self, line: bytes) -> None:
+        try:
+            entry, last = json.loads(line.decode("utf-8")), self.last
             if entry["hash"] != entry_hash(entry) or (entry["seq"], entry["prevHash"]) != (last["seq"] + 1, last["hash"]):
                 raise ValueError("it follows another one")
             run = (entry["runId"], entry["invocation"])
             if entry["event"] == "end" and not name_problem(run[0]) and is_integer(run[1]):
-                ends[run] = entry
+                self.ends[run] = entry
             elif entry["event"] == "gc":
-                pruned.update({(one[0], one[1]): one[2] for one in entry["removed"]})
+                self.pruned.update({(one[0], one[1]): one[2] for one in entry["removed"]})
             if entry["event"] in ("begin", "end"):
-                newest[run[0]] = max(run[1], newest.get(run[0], 0))
-            last = dict(entry, open=dict(entry["open"]))
+                self.newest[run[0]] = max(run[1], self.newest.get(run[0], 0))
+            self.last = dict(entry, open=dict(entry["open"]))
         except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError):
-            raise StateError("state/%s:%d: the entry is not the one that follows; nothing is pruned: `verify` tells more" % (NAME, number)) from None
-    return History(ends, frozenset(last["open"]), {run: digest for run, digest in pruned.items() if run in ends}, newest)
-
-
-def _lines(path: str) -> Iterator[Tuple[int, bytes]]:
-    try:
-        file = open_file(path)
-    except FileNotFoundError:
-        return
-    with naming(path), file:
-        yield from enumerate(without_torn_end(line for line in file if line.endswith(b"\n")), 1)
+            raise StateError("state/%s:%d: the entry is not the one that follows; nothing is pruned: `verify` tells more" % (
+                NAME, self.number)) from None
 
 
 # --- what is kept (pure, but for the reading of records) -------------------------------------------------------------
@@ -237,7 +260,8 @@ def gc(spec: PipelineSpec, options: Options, console: Console, clock: Clock, new
     if options.keep_runs is None and options.keep_days is None:
         raise UsageError("gc needs --keep-runs N or --keep-days D, or both: a run is kept if one of them keeps it")
     store = state_store.StateStore(spec.root, writable=options.yes, now=clock.time)
-    history = read_history(store)
+    reader = LedgerReader(store)
+    history = reader.read()
     if not history.ends:
         console.line("gc: no run has ended here; nothing to prune")
         return EXIT_OK
@@ -253,7 +277,7 @@ def gc(spec: PipelineSpec, options: Options, console: Console, clock: Clock, new
     left = [run for run in sorted(history.pruned) if _shut_folder(store, run, history) or files_of(store, run, history)
             or find_record(store, run, history.ends[run])]
     if options.yes:
-        return _remove(spec, options, store, left, list(ready), clock, new_ledger, console)
+        return _remove(spec, options, store, reader, left + list(ready), clock, new_ledger, console)
     _list(list(ready), left, store, history, console)
     return EXIT_OK
 
@@ -277,19 +301,19 @@ def _counted(count: int, what: str) -> str:
     return "%d %s%s" % (count, what, "" if count == 1 else "s")
 
 
-def _remove(spec: PipelineSpec, options: Options, store: StateStore, left: List[RunKey], runs: List[RunKey], clock: Clock,
+def _remove(spec: PipelineSpec, options: Options, store: StateStore, reader: LedgerReader, queue: List[RunKey], clock: Clock,
             new_ledger: Callable[..., RunLedger], console: Console) -> int:
-    """As gc(). left: as in _list(), these come first, and are not entered again."""
+    """As gc(). queue: first what an earlier gc has left, which is not entered again."""
     store.prepare()
     ledger = new_ledger(spec, options, store, clock)
     ledger.prepare()
     facts = {"keepRuns": options.keep_runs, "keepDays": options.keep_days}
     gone = files = 0
-    code, queue = EXIT_OK, left + runs
+    code = EXIT_OK
     for start in range(0, len(queue), BATCH_RUNS):
         locked = _Locked(spec.root, queue[start:start + BATCH_RUNS], clock, console)
         with locked as batch:
-            history = read_history(store)       # once more: a call under one of the ids may have ended since
+            history = reader.read()     # once more: a call under one of the ids may have ended since
             batch = [run for run in batch if run[0] not in history.open]
             shut = [run for run in batch if _is_shut(store, run, history, console)]
             batch = [run for run in batch if run not in shut]

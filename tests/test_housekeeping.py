@@ -663,6 +663,21 @@ def test_gc_reads_each_record_once_however_many_runs_there_are(project, monkeypa
     assert max(map(reads.count, reads)) == 1
 
 
+def test_gc_reads_each_entry_of_the_ledger_once_however_many_batches_there_are(project, monkeypatch, capsys):
+    project.write("data/in.txt", "x")
+    project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"]})
+    for number in range(7):
+        project.ok("--run-id", "n%d" % number)
+    read, entry_hash = [], run_pruning.entry_hash
+    monkeypatch.setattr(run_pruning, "entry_hash", lambda entry: read.append(entry["seq"]) or entry_hash(entry))
+    monkeypatch.setattr(run_pruning, "BATCH_RUNS", 1)
+    assert pipeline_runner.main(["gc", "--keep-runs", "1", "--yes", "--pipeline", str(project.path("pipeline.json"))]) == 0
+    assert "gc: 5 runs pruned" in capsys.readouterr().out
+    entries = [json.loads(line) for line in project.path("state/ledger.jsonl").read_bytes().splitlines()]
+    assert [entry["event"] for entry in entries].count("gc") == 5
+    assert read == [entry["seq"] for entry in entries[:-1]]      # the last is entered after the last look
+
+
 def test_gc_keeps_a_record_that_has_no_canonical_form(project):
     make_runs(project)
     project.write("state/run_r2.json", '{"a": 1e999}')
