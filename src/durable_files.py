@@ -80,7 +80,7 @@ class Commit:
 
     def keep(self, path: str) -> None:
         """Let a file go once all this is durable."""
-        self.kept[path] = _stamp_of(path)
+        self.kept[path] = stamp_of(path)
 
     def is_due(self) -> bool:
         return len(self.folders) + len(self.removed) + len(self.files) >= GROUP_FILES or self.clock() - self.since >= FLUSH_S
@@ -99,7 +99,7 @@ class Commit:
         kept, self.kept = self.kept, {}
         self._sync()
         for path, stamp in kept.items():
-            if _stamp_of(path) == stamp:        # another run may have kept its own there since
+            if stamp_of(path) == stamp:        # another run may have kept its own there since
                 remove_quietly(path)
         self.since, self.is_timed = self.clock(), False
 
@@ -370,7 +370,7 @@ def make_folder(path: str, commit: Commit) -> None:
     commit.folders[parent or "."] = None
 
 
-def _stamp_of(path: str) -> Any:
+def stamp_of(path: str) -> Any:
     """Return what tells a file from another one of its name, None where there is none."""
     try:
         found = os.lstat(path)

@@ -46,6 +46,7 @@ class RunRecords:
         self.recovered: Optional[Json] = None
         self.pause_s = RECORD_S
         self.written = 0.0              # when the run record was last written
+        self.stamp: Any = None          # and what it looked like then
 
     def of_state(self, state: str, stages: Optional[List[Json]] = None) -> Json:
         """Return the run record as it would be written now. stages: their entries, if not those of all that have ended."""
@@ -83,7 +84,11 @@ class RunRecords:
             run.durability.flush()                 # markers and logs that it speaks of are on the disk before it
         began = run.clock.monotonic()
         stages = [stage_entry(result) for result in run.results if result is not known_stages.KNOWN] if is_brief else None
-        run.store.write("run_%s.json" % run.options.run_id, self.of_state("running", stages))
+        name = "run_%s.json" % run.options.run_id
+        if self.stamp is not None and durable_files.stamp_of(run.store.path(name)) not in (self.stamp, None):
+            return                                  # another run has closed this one as dead, which the ledger has; seal() will say so
+        run.store.write(name, self.of_state("running", stages))
+        self.stamp = durable_files.stamp_of(run.store.path(name))
         self.written = run.clock.monotonic()
         self.pause_s = max(RECORD_S, RECORD_SHARE * (self.written - began))     # it grows with the number of stages
 

@@ -14,7 +14,7 @@ import types
 from pathlib import Path
 
 import pytest
-from conftest import GROUP, PATIENCE_S, USERS, as_user, hand_over, run_as, wait_until
+from conftest import GROUP, PATIENCE_S, RUNNER, USERS, as_user, hand_over, run_as, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
@@ -1314,11 +1314,15 @@ def test_a_dead_runners_processor_is_ended_also_when_somebody_removed_the_lock_f
     assert code == 0 and project.read("data/s1/o") == "whole", (out, err)
 
 
-def test_a_run_that_another_has_closed_as_dead_does_not_end_a_second_time(project):
+@pytest.mark.parametrize("pause_s", ["1e9", "0"])     # between two records of a run that goes on
+def test_a_run_that_another_has_closed_as_dead_does_not_end_a_second_time(project, pause_s):
     """Whoever removes locks/ makes that happen; `verify` must not accuse anybody of editing afterwards."""
+    code = ("import runpy, sys\nsys.path.insert(0, %r)\nimport run_records\nrun_records.RECORD_S = run_records.RECORD_SHARE = %s\n"
+            "sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n" % (str(RUNNER.parent), pause_s))
     project.spec({"name": "s", "processor": project.processor("slow", "open('begun', 'w').close()\nwhile not os.path.exists('go'): time.sleep(0.01)\n"), "outputDir": "data/out"},
                  {"name": "t", "processor": project.processor("quick", ""), "outputDir": "data/t"})
-    with project.start("--run-id", "r1") as process:
+    with subprocess.Popen([sys.executable, "-c", code, *project.argv("--run-id", "r1")[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, env=project.environment()) as process:
         wait_until(lambda: project.exists("begun"))
         shutil.rmtree(str(project.path("locks")))
         project.ok("--only", "t", "--run-id", "r2")
