@@ -31,6 +31,7 @@ AWAY_S = 0.2                # a runner that was away for longer gives the time b
 TIMEOUT = "timeout after %g s"
 FORCE_S = 2.0               # what a killed process may take to be gone
 TICK_S = 0.25               # between two looks of whoever shows the progress
+NOBODY = -1                 # no process has this number
 
 
 class Launch(namedtuple("Launch", "argv env folder log_path token lock_descriptor guard_path timeout_s grace_s resources echo is_log_lazy "
@@ -223,10 +224,14 @@ class ForkedAttempt(Attempt):
     is_over = False                         # its end was told
 
     def start(self, processes: Any) -> None:
-        """Let the server start it. Raises: Declined and ServerDied of the server."""
-        server = self.launch.server
+        """Let the server start it. Raises: Declined, ServerDied and NoAnswer of the server."""
+        server = self.server = self.launch.server
+        self.reader, self.is_open = server.readers[self.launch.slot], True
         self.pid = server.launch(self.launch.slot, self.launch.argv, self.launch.env, self.launch.folder)
-        self.server, self.reader, self.is_open = server, server.readers[self.launch.slot], True
+
+    def note_death(self) -> None:
+        """Its server has died, and with it, by the system, the processor; worth another attempt, as any other kill."""
+        self.problem, self.exit_code, self.is_over = self.server.reason, -signal.SIGKILL, True
 
     @property
     def has_news(self) -> bool:
@@ -376,6 +381,8 @@ class Pool:
             if not server.is_ready():
                 return None             # not yet: what would wait for it is started in the usual way
             attempt.start(self.processes)
+        except server.NoAnswer:
+            attempt.note_death()        # it may have been forked: only what is ended like any other may be done again
         except (server.Declined, server.ServerDied):
             return None
         self._watch(attempt)
@@ -403,14 +410,18 @@ class Pool:
         attempt.begin_reading()
 
     def _guard(self, attempt: Attempt) -> None:
-        """Note a processor that has just been started as the head of a tree of processes, and limit it."""
+        """Note a processor that has just been started as the head of a tree of processes, and limit it; of one that nobody can
+        name, what it has left counts as its tree."""
         launch = attempt.launch
         self.guardian.watch(attempt.traits._replace(session=attempt.pid))
         if attempt.network is not None:
-            attempt.network.began(attempt.pid, launch.token)
+            attempt.network.began(attempt.pid or NOBODY, launch.token)
         attempt.tree = self.processes.Tree(attempt.pid, launch.token, attempt.job, self.others,
-                                           lambda: [(one.pid, one.launch.token) for one in self.running if one is not attempt and one.pid])
+                                           lambda: [(one.pid, one.launch.token) for one in self.running if one is not attempt and one.is_guarded])
         attempt.tree.is_child = attempt.server is None
+        attempt.tree.leader_is_gone = not attempt.pid
+        if not attempt.pid:
+            return
         attempt.cores = self._free_cores(launch.resources)
         attempt.notes += process_limits.apply_resources(attempt.pid, launch.resources, attempt.cores)
 
@@ -528,8 +539,7 @@ class Pool:
         if server.is_dead:
             for attempt in of.values():
                 if not attempt.is_over:
-                    # The system kills them with the server; worth another attempt, as any other kill.
-                    attempt.problem, attempt.exit_code, attempt.is_over = server.reason, -signal.SIGKILL, True
+                    attempt.note_death()
 
     def _end(self, attempt: Attempt) -> None:
         """The processor has ended: so must all that it started."""

@@ -56,6 +56,10 @@ class ServerDied(Exception):
     """The server is gone and so are its tasks, or will be; str() says what is known."""
 
 
+class NoAnswer(ServerDied):
+    """Likewise, after it was asked for a task: that may have been forked, and may have worked. What there is of it is not known."""
+
+
 class End(namedtuple("End", "pid status cpu_s max_rss_bytes")):
     """The end of a task's process; status as wait4() has it."""
 
@@ -94,7 +98,7 @@ class ForkServer:
     end of its pipe, not blocking. pid: the server's, a child of the runner that belongs to no task.
     """
 
-    Declined, ServerDied = Declined, ServerDied     # for a pool that knows servers only by what they do
+    Declined, ServerDied, NoAnswer = Declined, ServerDied, NoAnswer     # for a pool that knows servers only by what they do
 
     def __init__(self, root: str, script: str, modules: Sequence[str], imports: Sequence[str], kit: Sequence[str] = ()) -> None:
         """*script* absolute as in the tasks' command lines; *modules*, *imports* and *kit* as code_of() returns them."""
@@ -165,7 +169,8 @@ class ForkServer:
     def launch(self, slot: int, argv: Sequence[str], env: Dict[str, str], folder: str) -> int:
         """Fork a task and return its pid; it leads a session of its own, as soon as it runs.
 
-        argv: interpreter, script, arguments. Ends may have come meanwhile: see has_news. Raises: Declined; ServerDied.
+        argv: interpreter, script, arguments. Ends may have come meanwhile: see has_news. Raises: Declined and
+        ServerDied, of which nothing was forked; NoAnswer.
         """
         self._check()
         if self.state == "unusable":
@@ -174,14 +179,15 @@ class ForkServer:
             raise Declined("its environment or interpreter is not the stage's")
         own: Dict[str, Optional[str]] = {name: value for name, value in env.items() if self.common.get(name) != value}
         own.update((name, None) for name in self.common if name not in env)
-        self._send([slot, list(argv), own, folder])
+        self._send([slot, list(argv), own, folder])     # a request that is cut short is none
         deadline = time.monotonic() + ANSWER_LIMIT_S
-        while not self.answers:
-            self._wait(deadline)
-            self._receive()
-            if self.state == "unusable":
-                raise Declined(self.reason)
-            self._check()
+        try:
+            while not self.answers:
+                self._wait(deadline)
+                self._receive()
+                self._check()
+        except ServerDied as died:
+            raise NoAnswer(str(died)) from None
         word, value = self.answers.pop(0)
         if word == "declined":
             raise Declined(value)

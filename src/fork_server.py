@@ -290,6 +290,8 @@ class Kit:
 class Server:
     """The loop; serve() returns in a child only, with its task."""
 
+    refusal = ""                    # why no task may be forked, whatever is asked
+
     def __init__(self, requests: int, replies: int, setup: Json) -> None:
         self.requests, self.replies = requests, replies
         self.slots: List[int] = setup["slots"]
@@ -365,7 +367,7 @@ class Server:
 
     def _prepare(self, argv: List[str], env: Dict[str, Optional[str]], folder: str, slot: int) -> forked_task.Task:
         """Return the task. Raises: Declined, OSError."""
-        problem = self.modules.problem()
+        problem = self.refusal or self.modules.problem()
         if problem:
             raise Declined(problem)
         if os.path.dirname(os.path.realpath(argv[1])) != self.modules.folders[0]:
@@ -428,7 +430,7 @@ def main(requests: int, replies: int) -> None:
     """Be the server; or, in a child, be a fresh process and run its script."""
     gc.disable()
     server = Server(requests, replies, _read_setup(requests))
-    problem = server.unusable()
+    problem = server.refusal = server.unusable()
     server.tell(*(("unusable", problem) if problem else ("ready",)))
     task = None
     try:

@@ -925,6 +925,19 @@ def test_a_fork_that_fails_is_a_task_declined(tmp_path, monkeypatch):
     os.close(server.replies)
 
 
+def test_a_server_that_is_not_to_be_used_forks_nothing_whoever_asks(own):
+    bench = own(own={"PYTHONPATH": "lib"}, start=False)
+    (bench.root / "lib").mkdir()
+    (bench.root / "lib" / "sitecustomize.py").write_bytes(b"import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n")
+    script = bench.write("x.py", "")
+    bench.start()
+    bench.server._send([0, bench.argv(script), {"PIPELINE_ATTEMPT_TOKEN": "lock.token.1"}, str(bench.root)])
+    until(lambda: bench.server._receive() or bench.server.answers)
+    assert bench.server.state == "unusable" and bench.server.answers == [["declined", "the interpreter starts with 2 threads"]]
+    with pytest.raises(fork_client.Declined, match="starts with 2 threads"):
+        bench.forked(script)
+
+
 def test_a_script_in_another_folder_is_declined(bench):
     bench.write("sub/x.py", "")
     with pytest.raises(fork_client.Declined, match="another folder"):
@@ -1201,3 +1214,75 @@ def test_a_server_that_its_task_has_stopped_is_killed(project, how):
         run.kill()
     assert run.returncode == (1 if how == "time limit" else 143), out
     assert how != "time limit" or "timeout after 2 s" in str(out), out
+
+
+# A fork server of which one thing is otherwise. FLAG is a file below the root that says that it has been so once.
+OTHER_SERVER = """import os, resource, signal, sys, time
+sys.path.insert(0, %r)
+import fork_server
+FLAG = %r
+def is_first():
+    try:
+        os.close(os.open(FLAG, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+%s
+fork_server.main(int(sys.argv[1]), int(sys.argv[2]))
+"""
+WITH_OTHER_SERVER = """import runpy, sys
+sys.path.insert(0, %r)
+import fork_client
+fork_client.PROGRAM, fork_client.ANSWER_LIMIT_S = %r, 3.0
+sys.argv = sys.argv[1:]
+sys.path.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_with_other_server(project, change, *arguments):
+    """Run the program to its end with a fork server of which *change* (source) makes something otherwise."""
+    program = project.write("other/fork_server.py", OTHER_SERVER % (str(ROOT / "src"), str(project.path("other/flag")), change))
+    driver = project.write("other/driver.py", WITH_OTHER_SERVER % (str(ROOT / "src"), str(program)))
+    python, *words = project.argv(*arguments)
+    done = subprocess.run([python, str(driver), *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True,
+                          encoding="utf-8", timeout=PATIENCE_S, env=project.environment(**UNMEASURED))
+    assert "Traceback" not in done.stdout, done
+    return done
+
+
+# Of the first task it does not say that it was started: when that has done its work, it ends, or does nothing any more.
+ANSWERS_LATE = """
+real = fork_server.Server.tell
+def tell(server, *words):
+    if words[0] == "started" and is_first():
+        while not os.path.exists(FLAG + ".worked"):
+            time.sleep(0.005)
+        %s
+    real(server, *words)
+fork_server.Server.tell = tell
+"""
+# What a task starts outlives it, and goes on with the file; the task itself may do so, too.
+APPENDS = """
+with open(os.path.join(out, name), "a") as file:
+    file.write("one line of " + name)
+if forked and not os.path.exists("other/flag.worked"):
+    import subprocess
+    subprocess.Popen([sys.executable, "-c", "import sys, time\\nwhile True:\\n    open(sys.argv[1], 'a').write('more')\\n    time.sleep(0.01)",
+                      os.path.join(out, name)], start_new_session=True)
+    open("other/flag.worked", "w").close()
+    while IS_LIVING:
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("then, is_living, jobs, reason", [
+    ("os.kill(os.getpid(), signal.SIGKILL)", False, "1", "ended by signal 9"), ("os._exit(3)", True, "3", "exit code 3"),
+    ("time.sleep(600)", False, "3", "it does not answer"), ("time.sleep(600)", True, "1", "it does not answer")])
+def test_a_task_that_may_have_been_forked_is_not_done_again_beside_itself(project, then, is_living, jobs, reason):
+    """The server ends, or stalls, between the fork and its answer: the task may have worked, and may still do."""
+    tasks(project, "IS_LIVING = %r\n" % is_living + APPENDS, count=12, retry={"attempts": 2, "baseDelayMs": 1, "maxDelayMs": 1, "jitterMs": 0})
+    done = run_with_other_server(project, ANSWERS_LATE % then, "--run-id", "r", "--jobs", jobs)
+    assert outputs(project) == {"%d.txt" % number: b"one line of %d.txt" % number for number in range(12)}
+    assert done.returncode == 0 and "attempt 1/2: the fork server died: " + reason in done.stdout, done
+    assert len(logs(project)) == 13 and not left_of(project), (logs(project), left_of(project))
