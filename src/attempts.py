@@ -54,8 +54,8 @@ class AttemptResult(namedtuple("AttemptResult", "exit_code failure stopped durat
     exit_code: the processor's, negative for a signal, None if it never started. failure: why it failed, "" if it did not.
     stopped: True if a signal to the runner ended it. tail: the last bytes of its output. notes: what to tell the user.
     survivors: processes that would not go. log: (bytes, SHA-256) of the log file, None if there is none.
-    is_machines: it is known to be no fault of the files at work: the program could not be started, or the machine far away or its
-    launcher failed. is_timeout: its time was over.
+    is_machines: it is known to be no fault of the files at work: the program could not be started, its fork server died, or the
+    machine far away or its launcher failed. is_timeout: its time was over.
     """
 
     __slots__ = ()
@@ -102,6 +102,7 @@ class Attempt:
         self.cores: List[int] = []          # those that it may use, where it declares how many
         self.notes: List[str] = []
         self.problem = ""                   # why it fails, whatever its exit code
+        self.is_machines = False            # that problem is known to be no fault of the files at work
         self.exit_code: Optional[int] = None    # once the processor has ended: negative for a signal
         self.cpu_s, self.max_rss_bytes = 0.0, 0
         self.started = time.monotonic()
@@ -171,7 +172,7 @@ class Attempt:
         failure = reason or failure
         self.result = AttemptResult(self.exit_code, failure, reason == run_signals.INTERRUPTED, time.monotonic() - self.started, self.cpu_s, self.max_rss_bytes,
                                     self.log.last, self.notes, survivors, (self.log.size, self.log.digest.hexdigest()),
-                                    failure.startswith(process_start.NOT_STARTED),
+                                    failure.startswith(process_start.NOT_STARTED) or self.is_machines and failure == self.problem,
                                     self.ending is not None and self.ending.is_timeout)
 
 
@@ -232,6 +233,14 @@ class ForkedAttempt(Attempt):
     def note_death(self) -> None:
         """Its server has died, and with it, by the system, the processor; worth another attempt, as any other kill."""
         self.problem, self.exit_code, self.is_over = self.server.reason, -signal.SIGKILL, True
+        self.is_machines = True
+
+    def note_told_end(self, end: Any) -> None:
+        """Take what the server tells of the end (fork_client.End)."""
+        self.note_end(end.status, end.cpu_s, end.max_rss_bytes)
+        if end.problem is not None:
+            self.problem, self.exit_code = process_start.not_prepared_text(self.launch, end.problem), None
+        self.is_over = True
 
     @property
     def has_news(self) -> bool:
@@ -534,8 +543,7 @@ class Pool:
         of = {one.pid: one for one in self.running if isinstance(one, ForkedAttempt) and one.server is server}
         for end in server.ends():
             if end.pid in of:
-                of[end.pid].note_end(end.status, end.cpu_s, end.max_rss_bytes)
-                of[end.pid].is_over = True
+                of[end.pid].note_told_end(end)
         if server.is_dead:
             for attempt in of.values():
                 if not attempt.is_over:

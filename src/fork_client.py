@@ -60,8 +60,8 @@ class NoAnswer(ServerDied):
     """Likewise, after it was asked for a task: that may have been forked, and may have worked. What there is of it is not known."""
 
 
-class End(namedtuple("End", "pid status cpu_s max_rss_bytes")):
-    """The end of a task's process; status as wait4() has it."""
+class End(namedtuple("End", "pid status cpu_s max_rss_bytes problem", defaults=(None,))):
+    """The end of a task's process; status as wait4() has it. problem: the OSError for which the script was never begun, or None."""
 
     __slots__ = ()
 
@@ -124,6 +124,7 @@ class ForkServer:
         self.reason = ""
         self.answers: List[List[Any]] = []
         self.ended: List[End] = []
+        self.unprepared: Dict[int, OSError] = {}    # by pid, until their ends are told
 
     def start(self, env: Dict[str, str], token: str, lock_descriptor: int, slots: int) -> None:
         """Start it and return at once. *env*: that of any task of the stage; *token*: the stage lock's. Raises: ServerDied."""
@@ -255,7 +256,9 @@ class ForkServer:
         if words[0] in ("ready", "unusable"):
             self.state, self.reason = words[0], words[-1]
         elif words[0] == "ended":
-            self.ended.append(End(*words[1:]))
+            self.ended.append(End(*words[1:])._replace(problem=self.unprepared.pop(words[1], None)))
+        elif words[0] == "unprepared":
+            self.unprepared[words[1]] = OSError(*words[2:])
         else:
             self.answers.append(words)
 

@@ -4,7 +4,7 @@
 
     setup line -> modules loaded -> "ready" | "unusable"
     request line -> checks -> fork -> "started PID" | "declined WHY"        (what is declined is started as a process of its own)
-    a child's end -> "ended PID ..."
+    a child's end -> "ended PID ..."; before that, by the child, if it could not be made like a fresh process: "unprepared PID ..."
     end of the requests: the runner is gone or has closed it -> children killed, end
 
 Started fresh, not forked from the runner: nothing of the runner's memory (the ledger's keys) is in it. Single-threaded, so that
@@ -305,8 +305,8 @@ class Server:
             os.set_blocking(descriptor, False)
         libc, title = _system()
         handlers = {number: signal.getsignal(number) for number in forked_task.IGNORED + (signal.SIGCHLD,)}
-        self.before = forked_task.Before(handlers, signal.pthread_sigmask(signal.SIG_BLOCK, []), [requests, replies, self.alarm, ring] + self.slots, os.getpid(), frozenset(),
-                                         self.modules.library, libc, title)
+        self.before = forked_task.Before(handlers, signal.pthread_sigmask(signal.SIG_BLOCK, []), [requests, self.alarm, ring] + self.slots, replies, os.getpid(),
+                                         frozenset(), self.modules.library, libc, title)
         for number in forked_task.IGNORED:
             signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
@@ -445,7 +445,7 @@ def main(requests: int, replies: int) -> None:
     try:
         forked_task.restore(task, before)
     except BaseException as error:
-        forked_task.not_restored(error)
+        forked_task.not_restored(error, before)
     forked_task.run(task, before)
 
 

@@ -27,6 +27,7 @@ PR_SET_PDEATHSIG = 1            # linux/prctl.h
 IGNORED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 HOOK_EVENT = "pipeline.attempt"     # python_hook/sitecustomize.py listens for it: the attempt's own file
 EXIT_NOT_RESTORED = 70          # a child that could not be made like a fresh process
+SHOWN_CHARACTERS = 200          # of the reason: a reply must fit into what a pipe takes at once, as others write to it, too
 HAS_COLLECTOR = 1 << 14         # of a class: Py_TPFLAGS_HAVE_GC
 # Of what is suspended, how the names of its frame, None when it has come to its end, and of its code begin.
 SUSPENDED = {types.GeneratorType: "gi", types.CoroutineType: "cr", types.AsyncGeneratorType: "ag"}
@@ -43,9 +44,9 @@ class Task(namedtuple("Task", "argv env folder slot code source")):
     __slots__ = ()
 
 
-class Before(namedtuple("Before", "handlers mask descriptors server_pid modules library libc title")):
-    """What the server knew at its own start: handlers {signal: handler} and mask to be put back, descriptors to close, its pid,
-    names of the modules that it has loaded, folders of the standard library, libc or None, Title or None."""
+class Before(namedtuple("Before", "handlers mask descriptors replies server_pid modules library libc title")):
+    """What the server knew at its own start: handlers {signal: handler} and mask to be put back, descriptors to close, that of the
+    replies, its pid, names of the modules that it has loaded, folders of the standard library, libc or None, Title or None."""
 
     __slots__ = ()
 
@@ -126,6 +127,7 @@ def restore(task: Task, before: Before) -> None:
         sys.modules.pop(name, None)
     _renew_modules()
     gc.enable()
+    os.close(before.replies)        # last: what fails until here is told
     signal.pthread_sigmask(signal.SIG_SETMASK, before.mask)
 
 
@@ -142,7 +144,7 @@ def _leave_the_server(before: Before) -> None:
 
 
 def _open_streams(task: Task, descriptors: Iterable[int]) -> None:
-    """Put the task's output to 1 and 2, the null device to 0, and close all that is the server's.
+    """Put the task's output to 1 and 2, the null device to 0, and close all that is the server's but the replies.
 
     Opened anew where the system can: the flags of a description (O_NONBLOCK) would be shared with the tasks to come.
     """
@@ -350,9 +352,12 @@ def _clear(space: Dict[str, Any]) -> None:
         space[name] = None
 
 
-def not_restored(error: BaseException) -> NoReturn:
-    """End a child that could not be made like a fresh process; say why where the attempt's output goes."""
+def not_restored(error: BaseException, before: Before) -> NoReturn:
+    """End a child that could not be made like a fresh process; tell the runner why. The exit code says nothing: a script may have
+    the same."""
     try:
-        os.write(2, ("fork server: cannot prepare the process: %s\n" % error).encode("utf-8", "backslashreplace"))
+        import json
+        why = str(getattr(error, "strerror", None) or error or type(error).__name__)[:SHOWN_CHARACTERS]
+        os.write(before.replies, json.dumps(["unprepared", os.getpid(), getattr(error, "errno", None) or 0, why]).encode("ascii") + b"\n")
     finally:
         os._exit(EXIT_NOT_RESTORED)

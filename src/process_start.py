@@ -97,6 +97,11 @@ def not_started_text(launch: Any, error: OSError) -> str:
     return "%s %s%s: %s%s" % (NOT_STARTED, name, where, error.strerror or str(error), hint or remedy_of(error))
 
 
+def not_prepared_text(launch: Any, error: OSError) -> str:
+    """Return why a script was not begun in the process that was forked for it, and what to do about it."""
+    return "%s %s: its process cannot be prepared: %s%s" % (NOT_STARTED, launch.argv[1], error.strerror, remedy_of(error))
+
+
 def _launcher_path(launch: Any) -> str:
     """Return the file that a launcher's first word means, "" if there is none on its PATH."""
     import shutil

@@ -907,7 +907,7 @@ def test_a_fork_that_fails_is_a_task_declined(tmp_path, monkeypatch):
     server.codes, server.modules, server.slots, server.living = fork_server.Codes([]), fork_server.Modules(script), [1], set()
     server.modules.folders = server.modules.folders[:1]
     server.kit = fork_server.Kit(server.codes, [], ())
-    server.before = forked_task.Before({signal.SIGUSR1: signal.SIG_DFL}, set(), [], os.getpid(), frozenset(), (), None, None)
+    server.before = forked_task.Before({signal.SIGUSR1: signal.SIG_DFL}, set(), [], -1, os.getpid(), frozenset(), (), None, None)
     here, mask = os.getcwd(), signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
     def fail():
@@ -1153,6 +1153,8 @@ STOPS_SERVER = """
 if forked and not os.path.exists('data/stopped'):
     import signal
     signal.signal(signal.SIGTERM, lambda number, frame: open('data/asked', 'w').close())
+    while open('/proc/%d/stat' % os.getppid()).read().rpartition(')')[2].split()[0] != 'S':
+        time.sleep(0.005)       # it has not answered yet that this task was started
     open('data/stopped', 'w').close()
     os.kill(os.getppid(), signal.SIGSTOP)
     while True:
@@ -1286,3 +1288,49 @@ def test_a_task_that_may_have_been_forked_is_not_done_again_beside_itself(projec
     assert outputs(project) == {"%d.txt" % number: b"one line of %d.txt" % number for number in range(12)}
     assert done.returncode == 0 and "attempt 1/2: the fork server died: " + reason in done.stdout, done
     assert len(logs(project)) == 13 and not left_of(project), (logs(project), left_of(project))
+
+
+ALLOWED = {"maxFailedTasks": 99}
+NOT_ALLOWED = "failed for what maxFailedTasks does not allow, as it is not the fault of their files"
+CANNOT_OPEN = """
+real = os.fork
+def fork():
+    pid = real()
+    if not pid and is_first():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+    return pid
+os.fork = fork
+"""
+
+
+def test_tasks_that_die_with_their_server_are_not_allowed_as_those_of_bad_files(project):
+    tasks(project, MAKE + "if forked and not os.path.exists('killed'):\n    open('killed', 'w').close()\n    os.kill(os.getppid(), 9)\n    time.sleep(60)\n", count=12, **ALLOWED)
+    done = project.run("--jobs", "1", env=UNMEASURED)
+    assert done.code == 1 and NOT_ALLOWED in done.out + done.err and "the fork server died: ended by signal 9" in done.out, done
+
+
+def test_nor_is_one_that_may_have_been_forked(project):
+    tasks(project, "IS_LIVING = False\n" + APPENDS, count=12, **ALLOWED)
+    done = run_with_other_server(project, ANSWERS_LATE % "os._exit(3)", "--jobs", "1")
+    assert done.returncode == 1 and NOT_ALLOWED in done.stdout and len(outputs(project)) == 11, done
+
+
+def test_nor_is_one_whose_process_cannot_be_prepared(project):
+    tasks(project, MAKE, count=12, retry={"attempts": 2, "baseDelayMs": 1, "maxDelayMs": 1, "jitterMs": 0}, **ALLOWED)
+    done = run_with_other_server(project, CANNOT_OPEN, "--jobs", "1")
+    assert done.returncode == 1 and NOT_ALLOWED in done.stdout and len(outputs(project)) == 11, done
+    line, = {one.partition(": ")[2] for one in done.stdout.splitlines() if one.startswith("[FAIL] s1 data/in/")}
+    assert re.fullmatch("cannot start .*work.py: its process cannot be prepared: Too many open files; allow this user more open files .*", line), line
+
+
+def test_a_task_that_ends_with_the_same_code_by_itself_is_allowed(project):
+    tasks(project, MAKE + "if forked and number == 9:\n    os.write(2, b'fork server: cannot prepare the process')\n    os._exit(%d)\n" % forked_task.EXIT_NOT_RESTORED,
+          count=12, **ALLOWED)
+    done = project.ok("--run-id", "r", "--jobs", "1", env=UNMEASURED)
+    assert "exit code 70" in done.out and "forked 9" in logs(project) and len(outputs(project)) == 11
+
+
+def test_a_task_whose_time_was_over_when_its_server_was_killed_for_it_is_allowed(project):
+    tasks(project, STOPS_SERVER + MAKE, graceSec=1, timeoutSec=2, **ALLOWED)
+    done = project.ok("--jobs", "1", env=UNMEASURED)
+    assert "timeout after 2 s" in done.out and len(outputs(project)) == 4, done
