@@ -398,7 +398,7 @@ class Server:
         process_tree.send(self.living, signal.SIGKILL)
         traits = [process_tree.Traits("", pid, "", 0) for pid in self.living]
         if traits:
-            process_tree.end_all(lambda: process_tree.members(traits))
+            process_tree.end_members(traits)
 
 
 def _system() -> Tuple[Any, Any]:

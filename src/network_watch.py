@@ -77,8 +77,12 @@ class NetworkWatch:
                 return current
             current = stat[1]
             stat = process_tree.read_stat(current)
-        return session if session in leaders else next((leader for leader, token in leaders.items() if token and process_tree.has_token(pid, token)),
-                                                       0)
+        if session in leaders:
+            return session
+        try:
+            return next((leader for leader, token in leaders.items() if token and process_tree.has_token(pid, token)), 0)
+        except OSError:
+            return 0                    # the system cannot tell now
 
     def attempt(self, stage: str, log_path: str, console: Any) -> AttemptNetwork:
         """Return the watch over one attempt; *log_path* is where the hook may write."""

@@ -21,6 +21,7 @@ guessed; there the group that the processor leads is ended.
 """
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import struct
@@ -30,7 +31,7 @@ from collections import namedtuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
+    from typing import AbstractSet, Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
 
 TOKEN_VARIABLE = "PIPELINE_ATTEMPT_TOKEN"
 LAUNCHER_VARIABLE = "PIPELINE_LAUNCHER"     # of a launcher (launch_helper)
@@ -43,6 +44,7 @@ PR_SET_CHILD_SUBREAPER = 36     # linux/prctl.h
 MOST_DESCRIPTORS = 1 << 16      # are looked at where the system does not tell how many are open
 SWEEP_LIMIT_S = 10.0            # a tree that forks faster than it is killed is given up, and said, after this
 SWEEP_PAUSE_S = 0.005           # between two looks: a killed process needs a moment to go
+SHOWN_UNSURE = 20               # without the means to look it may be every process of the system
 
 
 class Traits(namedtuple("Traits", "token session lock_path lock_pid")):
@@ -51,10 +53,17 @@ class Traits(namedtuple("Traits", "token session lock_path lock_pid")):
     __slots__ = ()
 
 
+# What else may not be there: the means to look. It says nothing of the process, so it is looked at again.
+SHORT = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
+GONE = frozenset((errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM))    # or not ours
+UNREAD = ("?", 0, 0, UNTOLD)    # of a process of which nothing more can be read now
+
+
 # --- who lives -------------------------------------------------------------------------------------------------------
 
 def read_stat(pid: int) -> Optional[Tuple[str, int, int, str]]:
-    """Return (state, parent, session, start time in ticks since boot) of *pid* from /proc, or None when it is gone.
+    """Return (state, parent, session, start time in ticks since boot) of *pid* from /proc, None when it is gone, UNREAD if the
+    system cannot tell now.
 
     On macOS the group stands for the session, and the time is of the day.
     """
@@ -65,8 +74,8 @@ def read_stat(pid: int) -> Optional[Tuple[str, int, int, str]]:
         with open("/proc/%d/stat" % pid, "rb") as file:
             # The command name may hold blanks and brackets: everything before the last ")" is skipped.
             fields = file.read().rpartition(b")")[2].split()
-    except OSError:
-        return None
+    except OSError as error:
+        return None if error.errno in GONE else UNREAD
     return fields[0].decode(), int(fields[1]), int(fields[3]), fields[19].decode()
 
 
@@ -131,34 +140,46 @@ def _ps_start_time(pid: int, ps: Callable[[List[str]], str]) -> Optional[str]:
 # --- who belongs to an attempt ---------------------------------------------------------------------------------------
 
 def has_token(pid: int, token: str) -> bool:
-    """Tell whether *pid* was started with a token that begins with *token* (Linux and macOS; other users' processes: False)."""
+    """Tell whether *pid* was started with a token that begins with *token* (Linux and macOS; other users' processes: False).
+
+    Raises: OSError if the system cannot tell now.
+    """
     return has_variable(pid, "%s=%s" % (TOKEN_VARIABLE, token))
 
 
 def has_variable(pid: int, text: str) -> bool:
     """Tell whether a variable that *pid* was started with begins with *text*, "NAME=..." (Linux; macOS, but for programs of its
-    own)."""
+    own). Raises: OSError if the system cannot tell now."""
     mac = _mac()
     if mac is not None:
         return b"\0" + text.encode() in mac.strings(pid)
     try:
         with open("/proc/%d/environ" % pid, "rb") as file:
             environ = b"\0" + file.read()
-    except OSError:
-        return False
+    except OSError as error:
+        return _no(error)
     return b"\0" + text.encode() in environ
+
+
+def _no(error: OSError) -> bool:
+    """Take an error of a look at a process for "no": it is gone, or not ours. Raises: the error, if all that it says is that the means
+    are missing. No other: with a stranger's process it might be there for ever."""
+    if error.errno in SHORT:
+        raise error
+    return False
 
 
 def holds_lock(pid: int, lock_path: str, lock_pid: int) -> bool:
     """Tell whether *pid* holds, by an inherited descriptor, the lock that *lock_pid* took on *lock_path* (Linux).
 
     A contender has the file open too, but holds nothing; a new owner holds a lock that it took itself: neither counts.
+    Raises: OSError if the system cannot tell now.
     """
     try:
         guard = os.stat(lock_path)
         names = os.listdir("/proc/%d/fd" % pid) if pid != lock_pid else []
-    except OSError:
-        return False
+    except OSError as error:
+        return _no(error)
     return any(_shows_lock(pid, name, os.path.basename(lock_path), guard, lock_pid) for name in names)
 
 
@@ -176,20 +197,49 @@ def _shows_lock(pid: int, name: str, lock_name: str, guard: os.stat_result, lock
             return False
         with open("/proc/%d/fdinfo/%s" % (pid, name), encoding="ascii") as file:
             return any(line.startswith("lock:") and "FLOCK" in line and str(lock_pid) in line.split() for line in file)
-    except (OSError, ValueError):
+    except OSError as error:
+        return _no(error)
+    except ValueError:
         return False
 
 
-def members(traits: Iterable[Traits]) -> List[int]:
-    """Return the living processes that carry one of *traits*, and all their descendants; never this process itself."""
+def members(traits: Iterable[Traits], unsure: Optional[Set[int]] = None) -> List[int]:
+    """Return the living processes that carry one of *traits*, and all their descendants; never this process itself.
+
+    Those of which the system cannot tell now are put into *unsure*, and none else.
+    """
     wanted = list(traits)
+    doubts: Set[int] = set() if unsure is None else unsure
+    doubts.clear()
     if WINDOWS:
         return []
     table = _process_table() if LINUX or _mac() is not None else {}
     if not table:
         return _ps_members(wanted, _run_ps)
-    found = {pid for pid, stat in table.items() if any(_carries(pid, stat, one) for one in wanted)}
-    return sorted(_with_descendants(found, table) - {os.getpid()})
+    found = set()
+    for pid, stat in table.items():
+        told = _carries(pid, stat, wanted)
+        if told is None:
+            doubts.add(pid)
+        elif told:
+            found.add(pid)
+    found = _with_descendants(found, table) - {os.getpid()}
+    doubts -= found | {os.getpid()}
+    return sorted(found)
+
+
+def _told(look: Callable[[], Any]) -> Any:
+    """Return what a look at all of them tells; while only the means for it are missing, look again. Raises: OSError."""
+    deadline = 0.0
+    while True:
+        try:
+            return look()
+        except OSError as error:
+            now = time.monotonic()
+            deadline = deadline or now + SWEEP_LIMIT_S
+            if error.errno not in SHORT or now > deadline:
+                raise
+        time.sleep(SWEEP_PAUSE_S)
 
 
 def _process_table() -> Dict[int, Tuple[str, int, int, str]]:
@@ -204,7 +254,7 @@ def _process_table() -> Dict[int, Tuple[str, int, int, str]]:
 def _numbers() -> List[int]:
     """Return the numbers of all processes (Linux); none where /proc is not mounted."""
     try:
-        return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        return [int(name) for name in _told(lambda: os.listdir("/proc")) if name.isdigit()]
     except FileNotFoundError:
         return []
 
@@ -214,12 +264,19 @@ def _tells_all() -> bool:
     return LINUX and os.path.exists("/proc/self/stat")
 
 
-def _carries(pid: int, stat: Tuple[str, int, int, str], traits: Traits) -> bool:
-    if traits.session and stat[2] == traits.session:
-        return True
-    if traits.token and has_token(pid, traits.token):
-        return True
-    return bool(traits.lock_path) and holds_lock(pid, traits.lock_path, traits.lock_pid)
+def _carries(pid: int, stat: Tuple[str, int, int, str], wanted: Iterable[Traits]) -> Optional[bool]:
+    """Tell whether a process carries one of these traits; None if the system cannot tell now."""
+    is_untold = False
+    for one in wanted:
+        if one.session and stat[2] == one.session:
+            return True
+        is_untold = is_untold or bool(one.session) and stat == UNREAD
+        try:
+            if one.token and has_token(pid, one.token) or one.lock_path and holds_lock(pid, one.lock_path, one.lock_pid):
+                return True
+        except OSError:
+            is_untold = True
+    return None if is_untold else False
 
 
 def _with_descendants(found: Set[int], table: Dict[int, Tuple[str, int, int, str]]) -> Set[int]:
@@ -257,21 +314,30 @@ def send(pids: Iterable[int], number: int) -> None:
             pass
 
 
-def end_all(find: Callable[[], List[int]], limit_s: float = SWEEP_LIMIT_S, not_reaped: int = 0) -> List[int]:
+def end_all(find: Callable[[], List[int]], limit_s: float = SWEEP_LIMIT_S, not_reaped: int = 0, unsure: AbstractSet[int] = frozenset()) -> List[int]:
     """Kill what *find* returns until it returns nothing; return those that would not go within *limit_s* seconds.
 
     They are killed once at least, however long it took to find them. The exit status of *not_reaped* is left for whoever waits
-    for it.
+    for it. unsure: of whom *find* could not tell, as of its last look; they are not killed but looked at again, and count as left
+    if that does not help.
     """
     deadline, is_tried = time.monotonic() + limit_s, False
     while True:
         left = find()
-        if not left or is_tried and time.monotonic() > deadline:
-            return left
+        if not (left or unsure) or is_tried and time.monotonic() > deadline:
+            return sorted({*left, *unsure})
         send(left, signal.SIGTERM if WINDOWS else signal.SIGKILL)
         is_tried = True
         reap(pid for pid in left if pid != not_reaped)
         time.sleep(SWEEP_PAUSE_S)
+
+
+def end_members(traits: Iterable[Traits]) -> List[int]:
+    """Kill all members(); return those that would not go, and a few of those of whom the system could not tell for so long."""
+    wanted = list(traits)
+    unsure: Set[int] = set()
+    left = end_all(lambda: members(wanted, unsure), unsure=unsure)
+    return [pid for pid in left if pid not in unsure] + sorted(unsure)[:SHOWN_UNSURE]
 
 
 def ask_launchers(traits: Iterable[Traits], limit_s: float) -> None:
@@ -280,13 +346,26 @@ def ask_launchers(traits: Iterable[Traits], limit_s: float) -> None:
     A launcher that is killed at once leaves what it started to run on, somewhere else (Linux; elsewhere nobody is found).
     """
     wanted = list(traits)
-    asked = [pid for pid in members(wanted) if has_variable(pid, LAUNCHER_VARIABLE + "=")]
+    deadline = time.monotonic() + limit_s
+    unsure: Set[int] = set()
+    found = members(wanted, unsure)
+    while unsure and time.monotonic() < deadline:
+        time.sleep(SWEEP_PAUSE_S)
+        found = members(wanted, unsure)
+    asked = [pid for pid in found if _may_be_launcher(pid)]
     send(asked, signal.SIGTERM)
     deadline = time.monotonic() + limit_s
     while asked and time.monotonic() < deadline:
         time.sleep(SWEEP_PAUSE_S)
         reap(asked)
         asked = [pid for pid in asked if start_time(pid) is not None]
+
+
+def _may_be_launcher(pid: int) -> bool:
+    try:
+        return has_variable(pid, LAUNCHER_VARIABLE + "=")
+    except OSError:
+        return True         # who is asked in vain is killed a moment later
 
 
 def end_of_dead_owner(token: str, lock_path: str, lock_pid: int) -> List[int]:
@@ -298,7 +377,7 @@ def end_of_dead_owner(token: str, lock_path: str, lock_pid: int) -> List[int]:
         return []               # the job object has done it when the runner's last handle closed
     traits = Traits(token, 0, lock_path, lock_pid)
     ask_launchers([traits], LAUNCHER_S)
-    return end_all(lambda: members([traits]))
+    return end_members([traits])
 
 
 def reap(pids: Iterable[int]) -> None:
@@ -329,18 +408,32 @@ def own_children() -> List[int]:
     """Return the pids of this process's children, zombies included (Linux).
 
     The kernel's list is used where it exists; it is complete for children that do not exit meanwhile, and a
-    child that exits needs no ending.
+    child that exits needs no ending. Raises: OSError if the system cannot tell for long.
     """
-    children: List[int] = []
     try:
-        for task in os.listdir("/proc/self/task"):
-            with open("/proc/self/task/%s/children" % task, encoding="ascii") as file:
-                children += [int(pid) for pid in file.read().split()]
-        return children
-    except OSError:
+        found: List[int] = _told(_listed_children)
+        return found
+    except OSError as error:
+        _no(error)
         me = os.getpid()
-        stats = ((pid, read_stat(pid)) for pid in _numbers())
-        return [pid for pid, stat in stats if stat is not None and stat[1] == me]
+        stats = [(pid, read_stat(pid)) for pid in _numbers()]
+        return [pid for pid, stat in stats if stat is not None and (_is_child(pid) if stat == UNREAD else stat[1] == me)]
+
+
+def _listed_children() -> List[int]:
+    children: List[int] = []
+    for task in os.listdir("/proc/self/task"):
+        with open("/proc/self/task/%s/children" % task, encoding="ascii") as file:
+            children += [int(pid) for pid in file.read().split()]
+    return children
+
+
+def _is_child(pid: int) -> bool:
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except OSError:
+        return False
+    return True
 
 
 class Tree:
@@ -360,6 +453,7 @@ class Tree:
         self.leader_is_gone = False
         self.is_child = True            # the leader is our child; False: that of a fork server
         self.unclear: List[int] = []    # orphans that may be a sibling's as well as ours, as of the last look
+        self.unsure: Set[int] = set()   # likewise; of these the system could not tell
 
     def living(self) -> List[int]:
         """Return the living processes of the attempt; the quick answer of the usual case is: no children at all."""
@@ -369,6 +463,7 @@ class Tree:
             return members([self.traits])
         seen: Set[int] = set()
         self.unclear = []
+        self.unsure.clear()
         while True:
             siblings = self.siblings()
             strays = {pid for pid in own_children() if pid not in self.others} - {pid for pid, _ in siblings}
@@ -388,11 +483,15 @@ class Tree:
             seen |= strays
 
     def _ours(self, roots: Set[int], table: Dict[int, Tuple[str, int, int, str]], siblings: List[Tuple[int, str]]) -> Set[int]:
-        """Return those of the orphans that carry a trait of ours, and note those that carry nobody's."""
+        """Return those of the orphans that carry a trait of ours, and note those that carry nobody's, or of which that cannot be
+        told now."""
         theirs = [Traits(token, pid, "", 0) for pid, token in siblings]
-        ours = {pid for pid in roots if pid == self.pid or _carries(pid, table[pid], self.traits)}
-        self.unclear = sorted(pid for pid in roots - ours if not any(_carries(pid, table[pid], one) for one in theirs))
-        return ours
+        told = {pid: pid == self.pid or _carries(pid, table[pid], [self.traits]) for pid in roots}
+        others = {pid: _carries(pid, table[pid], theirs) for pid, is_ours in told.items() if not is_ours}
+        self.unclear = sorted(pid for pid, is_theirs in others.items() if is_theirs is False and told[pid] is False)
+        self.unsure.clear()
+        self.unsure.update(pid for pid, is_theirs in others.items() if not is_theirs and (is_theirs is None or told[pid] is None))
+        return {pid for pid, is_ours in told.items() if is_ours}
 
     def ask_to_stop(self) -> None:
         """Send SIGTERM to every process of the attempt (Windows: CTRL_BREAK to its group)."""
@@ -407,7 +506,9 @@ class Tree:
             self.job.terminate()
             return []
         send(self._group(), signal.SIGKILL)
-        return end_all(self.living, not_reaped=self.pid)
+        left = end_all(self.living, not_reaped=self.pid, unsure=self.unsure)
+        self.unclear = sorted({*self.unclear, *self.unsure})
+        return [pid for pid in left if pid not in self.unsure]
 
     def _group(self) -> List[int]:
         """Return, for kill(2), the group that the processor leads, where the system may not tell of all. Until the leader is reaped
@@ -497,7 +598,7 @@ def _end_of_dead_runner(traits: List[Traits]) -> None:
     processors lead first."""
     if not _tells_all():
         send([-one.session for one in traits if one.session], signal.SIGKILL)
-    end_all(lambda: members(traits))
+    end_members(traits)
 
 
 def highest_descriptor() -> int:

@@ -737,6 +737,173 @@ os._exit(0)
     wait_until(lambda: is_gone(pid) and is_gone(left), "the end of the guardian and of what it had to end")
 
 
+# --- a moment without the means to look ------------------------------------------------------------------------------
+
+# The first look of each process at the one that `left` tells of finds that the system has no file to give.
+RUNNER_IN_SHORT = """
+import builtins, errno, os, runpy, sys
+sys.path.insert(0, %r)
+import process_tree
+failed = []
+def short(path, *more, **options):
+    if not failed and os.path.exists("left") and path == "/proc/%%s/stat" %% builtins.open("left").read():
+        failed.append(path)
+        raise OSError(errno.ENFILE, os.strerror(errno.ENFILE), path)
+    return builtins.open(path, *more, **options)
+process_tree.open = short
+sys.argv = sys.argv[1:]
+sys.path.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
+""" % str(ROOT / "src")
+LEAVES = TOOLS + """
+def leave(pid):
+    with open("left.part", "w") as file:
+        file.write(str(pid))
+    os.rename("left.part", "left")
+"""
+
+
+def started_in_short(project):
+    driver = project.write("driver.py", RUNNER_IN_SHORT)
+    python, *words = project.argv("--run-id", "r")
+    return subprocess.Popen([python, str(driver), *words], cwd=str(project.root), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@linux_only
+def test_what_cannot_be_looked_at_for_a_moment_is_ended_with_its_attempt(project):
+    spec_of(project, LEAVES + "say('o')\nleave(subprocess.Popen(['sleep', '600'], start_new_session=True, env={}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).pid)\n")
+    assert finish(started_in_short(project))[0] == 0
+    try:
+        assert is_gone(project.read("left"))
+    finally:
+        process_tree.send([int(project.read("left"))], signal.SIGKILL)
+
+
+@linux_only
+def test_what_cannot_be_looked_at_for_a_moment_is_ended_by_the_guardian(project):
+    spec_of(project, LEAVES + "leave(os.getpid())\nforever()\n")
+    runner = started_in_short(project)
+    wait_until(lambda: project.exists("left"), "the processor's start")
+    runner.kill()
+    runner.communicate(timeout=PATIENCE_S)
+    wait_until(lambda: is_gone(project.read("left")), "the processor's end")
+
+
+class Failing:
+    """Let looks at one process fail, so many times, -1: always. *looks*: words of a call and of what is below /proc/PID."""
+
+    def __init__(self, monkeypatch, looks, error, times):
+        self.pid, self.looks, self.error, self.times, self.lists = 0, looks, error, times, 0
+        for name in ("listdir", "readlink", "stat"):
+            monkeypatch.setattr(os, name, self.failing(name, getattr(os, name)))
+        monkeypatch.setattr(process_tree, "open", self.failing("open", open), raising=False)
+
+    def failing(self, name, call):
+        def instead(path, *more, **options):
+            self.lists += path == "/proc"
+            start = "/proc/%d/" % self.pid
+            if self.times and str(path).startswith(start) and "%s %s" % (name, str(path)[len(start):].split("/")[0]) in self.looks:
+                self.times -= 1
+                raise OSError(self.error, os.strerror(self.error), path)
+            return call(path, *more, **options)
+        return instead
+
+
+@pytest.fixture
+def left(tmp_path):
+    """A process that carries a token only, one that holds a lock only, and one that does nothing of it: (process, Traits) each."""
+    guard = str(tmp_path / "guard")
+    descriptor = stage_locks.open_guard(guard)
+    assert stage_locks.try_kernel_lock(descriptor)
+    waits = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    env = {name: value for name, value in os.environ.items() if name != "PIPELINE_ATTEMPT_TOKEN"}
+    made = [subprocess.Popen(waits, stdin=subprocess.PIPE, env=dict(env, PIPELINE_ATTEMPT_TOKEN="short.1")),
+            subprocess.Popen(waits, stdin=subprocess.PIPE, env=env, pass_fds=(descriptor,)), subprocess.Popen(waits, stdin=subprocess.PIPE, env=env)]
+    os.close(descriptor)
+    yield list(zip(made, [("short", "", 0), ("", guard, os.getpid()), ("short", guard, os.getpid())]))
+    for one in made:
+        one.kill()
+        one.communicate()
+
+
+@linux_only
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.ENOMEM], ids=errno.errorcode.get)
+@pytest.mark.parametrize("which, look", [(0, "open stat"), (0, "open environ"), (1, "open stat"), (1, "open environ"), (1, "listdir fd"), (1, "readlink fd"),
+                                         (1, "stat fd"), (1, "open fdinfo")])
+def test_a_dead_owners_process_is_ended_though_it_cannot_be_looked_at_for_a_moment(monkeypatch, left, which, look, error):
+    failing = Failing(monkeypatch, [look], error, times=8)
+    process, given = left[which]
+    failing.pid = process.pid
+    assert process_tree.end_of_dead_owner(*given) == [] and failing.times < 8
+    failing.times = 0
+    assert is_gone(process.pid)
+
+
+@linux_only
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EIO], ids=errno.errorcode.get)
+def test_a_strangers_process_that_lets_nobody_look_holds_nobody_up(monkeypatch, left, error):
+    failing = Failing(monkeypatch, ["open environ", "listdir fd", "readlink fd"], error, times=-1)
+    process, given = left[2]
+    failing.pid = process.pid
+    assert process_tree.end_of_dead_owner("nobody's", "", 0) == [] and failing.lists == 2      # for launchers, and for all
+    assert process_tree.end_of_dead_owner(*given) == [] and [one.poll() is None for one, _ in left] == [False, False, True]
+
+
+@linux_only
+def test_who_cannot_be_looked_at_for_long_is_left_alone_and_told(monkeypatch, left):
+    failing = Failing(monkeypatch, ["open environ"], errno.ENFILE, times=-1)
+    process, unsure = left[0][0], set()
+    failing.pid = process.pid
+    wanted = [Traits("short", 0, "", 0)]
+    assert process_tree.end_all(lambda: process_tree.members(wanted, unsure), limit_s=0.05, unsure=unsure) == [process.pid] and process.poll() is None
+    failing.times = 0
+    assert process_tree.members(wanted, unsure) == [process.pid] and unsure == set()
+
+
+@linux_only
+def test_an_orphan_of_which_nobody_can_tell_whose_it_is_may_be_a_siblings(monkeypatch, left):
+    process, stranger = left[0][0], left[2][0]
+    failing = Failing(monkeypatch, ["open environ"], errno.ENFILE, times=3)
+    failing.pid = process.pid
+    others = set(process_tree.own_children()) - {process.pid, stranger.pid}
+    tree = process_tree.Tree(GONE, "short.2", None, others, lambda: [(GONE + 1, "short.1")])
+    tree.leader_is_gone = True
+    assert tree.end() == [] and tree.unclear == [stranger.pid] and process.poll() is None
+    monkeypatch.setattr(process_tree.end_all, "__defaults__", (0.05, 0, frozenset()))
+    failing.times = -1
+    assert tree.end() == [] and tree.unclear == sorted([process.pid, stranger.pid]) and process.poll() is None
+
+
+@linux_only
+def test_children_are_told_though_their_list_or_they_cannot_be_read_for_a_moment(tmp_path):
+    assert drive(tmp_path, """
+import builtins, errno
+child = subprocess.Popen(["sleep", "600"])
+real, left = os.listdir, {"list": 0, "stat": 0}
+def fail(kind, number):
+    if left[kind]:
+        left[kind] -= 1
+        raise OSError(number, os.strerror(number))
+def listdir(path):
+    if path.startswith("/proc/self/task"):
+        fail("list", errno.EMFILE)
+        if is_old:
+            raise FileNotFoundError(errno.ENOENT, "old kernel", path)
+    return real(path)
+def opened(path, *more, **options):
+    if path == "/proc/%d/stat" % child.pid:
+        fail("stat", errno.ENFILE)
+    return builtins.open(path, *more, **options)
+os.listdir, process_tree.open = listdir, opened
+for is_old in (False, True):
+    left.update(list=2, stat=1)
+    assert process_tree.own_children() == [child.pid], is_old
+assert left == {"list": 0, "stat": 0}
+child.kill()
+print("ok")
+""") == "ok\n"
+
+
 # --- who is who ------------------------------------------------------------------------------------------------------
 
 HIDDEN = """
