@@ -11,8 +11,10 @@ its own, sorted names, stored without compression (what a compressor makes depen
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import stat
+import sys
 from collections import namedtuple
 
 import output_places
@@ -26,7 +28,7 @@ from state_store import StateError, StateStore, record_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional, Sequence, Tuple
+    from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
     from console import Console
     from model import StageSpec
@@ -68,6 +70,18 @@ digests are, in records/; of a stage with tasks of many files one digest over al
 """
 
 
+class Line(namedtuple("Line", "seq event run_id invocation data")):
+    """A line of the ledger (data), and what is looked for in all of them: as values, all entries would take several times as much
+    memory."""
+
+    __slots__ = ()
+
+    @property
+    def entry(self) -> Json:
+        """Return the entry, parsed anew."""
+        return provenance.parse_strictly(self.data)     # type: ignore[no-any-return]
+
+
 class Found(namedtuple("Found", "name data record entry line")):
     """A sealed run record: the name under which it is exported, its bytes, its value, its end entry and that entry's line."""
 
@@ -96,18 +110,18 @@ class RecordPruned(RecordMissing):
 
 # --- the ledger and the records --------------------------------------------------------------------------------------
 
-def read_ledger(root: str) -> List[Tuple[bytes, Json]]:
-    """Return [(line, entry)] of a ledger whose chain holds; a torn last line is left out. Raises: StateError, OSError."""
+def read_ledger(root: str) -> List[Line]:
+    """Return the lines of a ledger whose chain holds; a torn last line is left out. Raises: StateError, OSError."""
+    found: List[Line] = []
+    last: Json = {"seq": 0, "hash": None}
     try:
         with open(os.path.join(root, "state", LEDGER), "rb") as file:
-            data = file.read()
+            whole = itertools.takewhile(lambda line: line.endswith(b"\n"), file)       # a run may go on with the last one meanwhile
+            for number, line in enumerate(without_torn_end(line[:-1] for line in whole), 1):
+                last = _linked_entry(line + b"\n", last, number)
+                found.append(Line(last["seq"], sys.intern(last["event"]), sys.intern(last["runId"]), last["invocation"], line + b"\n"))
     except FileNotFoundError:
         raise StateError("state/%s is not there: no run has ended yet, or it was removed; nothing can be proved without it" % LEDGER) from None
-    found: List[Tuple[bytes, Json]] = []
-    last: Json = {"seq": 0, "hash": None}
-    for number, line in enumerate(without_torn_end(data.split(b"\n")[:-1]), 1):
-        last = _linked_entry(line + b"\n", last, number)
-        found.append((line + b"\n", last))
     if not found:
         raise StateError("state/%s has no entry: nothing to export" % LEDGER)
     return found
@@ -131,28 +145,33 @@ def _linked_entry(line: bytes, last: Json, number: int) -> Json:
     raise StateError("state/%s:%d: the entry %s%s" % (LEDGER, number, problem, NOTHING))
 
 
-def find_sealed(store: StateStore, ledger: List[Tuple[bytes, Json]], run_id: str) -> List[Found]:
+def _entries(ledger: List[Line], event: str) -> Iterator[Json]:
+    """Yield the entries of one event."""
+    return (line.entry for line in ledger if line.event == event)
+
+
+def find_sealed(store: StateStore, ledger: List[Line], run_id: str) -> List[Found]:
     """Return the sealed records of all calls under a run id, the latest last, the dead that left none omitted, and those that gc
     has pruned.
 
     Raises: UsageError for a run that is unknown or has not ended; StateError for a record that is not the one that
     its entry committed, or is not there; OSError.
     """
-    ends = [(line, entry) for line, entry in ledger if entry["event"] == "end" and entry["runId"] == run_id]
-    ends.sort(key=lambda one: int(one[1]["invocation"]))
-    if run_id in ledger[-1][1]["open"]:
+    ends = sorted([line for line in ledger if line.event == "end" and line.run_id == run_id], key=lambda line: int(line.invocation))
+    still_open = ledger[-1].entry["open"]
+    if run_id in still_open:
         raise UsageError("run %s has not ended (invocation %s): it is still running, or died and the next run closes it" % (
-            run_id, ledger[-1][1]["open"][run_id]))
+            run_id, still_open[run_id]))
     if not ends:
         raise UsageError("run %s is not in state/%s: no run of that id has ended below %s" % (run_id, LEDGER, store.root))
-    if len({entry["invocation"] for _, entry in ends}) < len(ends):
+    if len({line.invocation for line in ends}) < len(ends):
         raise StateError("state/%s: run %s has ended twice under one number%s" % (LEDGER, run_id, NOTHING))
     found: List[Found] = []
     pruned = None
-    for line, entry in ends:
+    for line in ends:
         try:
-            if entry.get("runHash") is not None:
-                found.append(_found(store, ledger, line, entry))
+            if line.entry.get("runHash") is not None:
+                found.append(_found(store, ledger, line))
                 pruned = None
         except RecordPruned as error:
             pruned = error
@@ -163,10 +182,10 @@ def find_sealed(store: StateStore, ledger: List[Tuple[bytes, Json]], run_id: str
     return found
 
 
-def _found(store: StateStore, ledger: List[Tuple[bytes, Json]], line: bytes, entry: Json) -> Found:
+def _found(store: StateStore, ledger: List[Line], line: Line) -> Found:
     """Read the record that an end entry committed, whatever name it has by now; its own is that which it has after the last
     entry."""
-    run_id, invocation = entry["runId"], entry["invocation"]
+    entry, run_id, invocation = line.entry, line.run_id, line.invocation
     plain, kept = "run_%s.json" % run_id, "run_%s.%d.json" % (run_id, invocation)
     seen = ""
     for name in (plain, kept, PENDING):
@@ -178,13 +197,13 @@ def _found(store: StateStore, ledger: List[Tuple[bytes, Json]], line: bytes, ent
         if found_hash(record) == entry["runHash"] == record.get("runHash"):
             if record_problem(record) or run_key(record) != (run_id, invocation):
                 raise StateError("state/%s: the record %s" % (name, record_problem(record) or "is that of another run"))
-            is_latest = not any(other["event"] == "end" and other["runId"] == run_id and other["invocation"] > invocation for _, other in ledger)
-            return Found(plain if is_latest else kept, data, record, entry, line)
+            is_latest = not any(other.event == "end" and other.run_id == run_id and other.invocation > invocation for other in ledger)
+            return Found(plain if is_latest else kept, data, record, entry, line.data)
         if (record.get("runId"), record.get("invocation")) == (run_id, invocation) and name != PENDING:
             seen = name
     if seen:
         raise StateError("state/%s: the record is not the one that entry %d of the ledger committed%s" % (seen, entry["seq"], NOTHING))
-    seq = provenance.pruned_runs(other for _, other in ledger).get((run_id, invocation))
+    seq = provenance.pruned_runs(_entries(ledger, "gc")).get((run_id, invocation))
     if seq is not None:
         raise RecordPruned("the record of run %s (invocation %d) was pruned by gc, as entry %d of the ledger says: nothing can be exported of it" % (
             run_id, invocation, seq))
@@ -209,21 +228,21 @@ def _parsed(data: Optional[bytes]) -> Any:
         return None
 
 
-def _with_makers(store: StateStore, ledger: List[Tuple[bytes, Json]],
-                 own: List[Found]) -> Tuple[Dict[RunKey, Found], Dict[RunKey, StateError]]:
+def _with_makers(store: StateStore, ledger: List[Line], own: List[Found]) -> Tuple[Dict[RunKey, Found], Dict[RunKey, StateError]]:
     """Return the records of a run with those of the makers of what it skipped, and {maker: why its record is not there}. Raises:
     UsageError while a maker has not ended."""
     found = {run_key(one.record): one for one in own}
-    ends = {(entry["runId"], entry["invocation"]): (line, entry) for line, entry in ledger if entry["event"] == "end"}
+    makers = {key for one in own for key in provenance.makers(one.record).values()} - set(found)
+    ends = {(line.run_id, line.invocation): line for line in ledger if line.event == "end" and (line.run_id, line.invocation) in makers}
     absent: Dict[RunKey, StateError] = {}
-    for key in sorted({key for one in own for key in provenance.makers(one.record).values()} - set(found)):
-        if key not in ends and ledger[-1][1]["open"].get(key[0]) == key[1]:
+    for key in sorted(makers):
+        if key not in ends and ledger[-1].entry["open"].get(key[0]) == key[1]:
             raise UsageError("run %s (invocation %d), which made what this one skipped, has not ended: it is still running, or died and "
                              "the next run closes it" % key)
         try:
-            if key not in ends or ends[key][1].get("runHash") is None:
+            if key not in ends or ends[key].entry.get("runHash") is None:
                 raise RecordMissing("the record of run %s (invocation %d) is missing: no entry of the ledger has it" % key)
-            found[key] = _found(store, ledger, *ends[key])
+            found[key] = _found(store, ledger, ends[key])
         except StateError as error:
             absent[key] = error
     return found, absent
@@ -240,7 +259,7 @@ def export_text(store: StateStore, run_id: str) -> bytes:
     return provenance.statement_text(_statement(store, ledger, find_sealed(store, ledger, run_id)[-1]))
 
 
-def _statement(store: StateStore, ledger: List[Tuple[bytes, Json]], one: Found) -> Json:
+def _statement(store: StateStore, ledger: List[Line], one: Found) -> Json:
     found, absent = _with_makers(store, ledger, [one])
     if absent:
         raise absent[min(absent)]
@@ -396,15 +415,15 @@ def _add_stages(box: Box, stages: Dict[str, bytes], own: List[Found], found: Dic
             box.add("records/" + name, data)
 
 
-def _add_ledger(box: Box, ledger: List[Tuple[bytes, Json]], end: Optional[bytes], keys: List[RunKey]) -> int:
+def _add_ledger(box: Box, ledger: List[Line], end: Optional[bytes], keys: Set[RunKey]) -> int:
     """Put in the ledger from the first entry that concerns the included runs; return that entry's number."""
-    first = min(entry["seq"] for _, entry in ledger if (entry["runId"], entry["invocation"]) in keys)
+    first = min(line.seq for line in ledger if (line.run_id, line.invocation) in keys)
     told = _parsed(end)
     if end is not None:
         if fits(told, {"seq": int}) and 0 < told["seq"] < first:
             first = told["seq"]         # a kill may have left it behind; the entry that it names must be there to be checked
         box.add("ledger/" + LEDGER_END, end)
-    box.add("ledger/" + LEDGER, b"".join(line for line, entry in ledger if entry["seq"] >= first))
+    box.add("ledger/" + LEDGER, b"".join(line.data for line in ledger if line.seq >= first))
     return int(first)
 
 
@@ -416,24 +435,22 @@ def gather(store: StateStore, run_id: str, spec_path: str) -> Tuple[Box, Json]:
     # Before the ledger: what is read later could be ahead of it.
     end, stages = _read_small(store.path(LEDGER_END)), _stage_records(store)
     ledger = read_ledger(store.root)
-    entries = [entry for _, entry in ledger]
     own = find_sealed(store, ledger, run_id)
     found, absent = _with_makers(store, ledger, own)
     box = Box(store.root)
     for key in sorted(absent):
         kind = "" if isinstance(absent[key], RecordPruned) else "DELETED" if isinstance(absent[key], RecordMissing) else "EDITED"
         box.lack("", "run %s (invocation %d)" % key, "", kind, str(absent[key]))
-    for key in sorted(key for key in provenance.pruned_runs(entries).keys() - found.keys() if key[0] == run_id):
+    for key in sorted(key for key in provenance.pruned_runs(_entries(ledger, "gc")).keys() - found.keys() if key[0] == run_id):
         box.lack("", "run %s (invocation %d)" % key, "", "", "its record was pruned by gc, as the ledger says")
     _fill(box, own, found, spec_path)
-    _add_stages(box, stages, own, found, entries)
-    keys = list(found) + [(entry["runId"], entry["invocation"]) for entry in entries if entry["runId"] == run_id]
-    first = _add_ledger(box, ledger, end, keys)
+    _add_stages(box, stages, own, found, list(_entries(ledger, "accept")))
+    first = _add_ledger(box, ledger, end, set(found).union((line.run_id, line.invocation) for line in ledger if line.run_id == run_id))
     try:
         box.add("in-toto.json", provenance.statement_text(_statement_of(own[-1], found)))
     except NoStatement as error:
         box.lack("in-toto.json", "", "", "", str(error))
-    head, latest = entries[-1], own[-1].record
+    head, latest = ledger[-1].entry, own[-1].record
     runs = [{"runId": key[0], "invocation": key[1], "record": "records/" + found[key].name, "seq": found[key].entry["seq"]}
             for key in sorted(found)]
     facts = {"schema": EVIDENCE_SCHEMA, "runId": run_id, "invocation": latest["invocation"], "pipeline": latest["pipeline"],

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 
 import pytest
@@ -22,6 +23,10 @@ import provenance
 from console import Console
 from ledger_format import end_mac, entry_hash, entry_line, head_text, run_hash, seal_mac
 from state_store import StateStore
+
+sys.path.insert(0, str(ROOT / "tests" / "drivers"))
+
+import history as long_history  # noqa: E402
 
 STAGES = ({"processor": "bin/stage_copy.py", "inputs": ["data/in/*.txt"], "args": ["--x", "ä b"], "params": {"rate": 1.5, "words": ["größer"]}},
           {"processor": "bin/stage_upper.py", "inputs": ["data/s1/*.txt"], "watch": ["data/watched.csv"]})
@@ -1331,3 +1336,25 @@ def test_evidence_that_lacks_what_is_there_is_no_success_and_accuses_nobody(hist
         os.mkfifo(str(path))
     done = run_without_might(history, "evidence", "a", "-o", str(history.path("out.zip")))
     assert done.returncode == 5 and "[MALFORMED] %s: not included: the file cannot be read: " % name in done.stdout and "[DELETED]" not in done.stdout, done
+
+
+# --- a long history
+
+@pytest.mark.parametrize("what", ["export", "evidence"])
+def test_of_a_long_ledger_little_more_is_held_than_its_lines(tmp_path, what):
+    """All entries as values take eight times as much: of a hundred thousand runs, more than a small machine has."""
+    long_history.make(tmp_path, 500)
+    size = (tmp_path / "state/ledger.jsonl").stat().st_size
+
+    def work():
+        if what == "export":
+            return ledger_export.export_text(StateStore(str(tmp_path), writable=False), "r000499")
+        return ledger_export.write_evidence(str(tmp_path), "r000499", str(tmp_path / "e.zip"), str(tmp_path / "pipeline.json"))
+    work()                  # what it loads is loaded
+    tracemalloc.start()
+    try:
+        work()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 6 * size, (peak, size)
