@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from typing import AbstractSet, Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
 
 TOKEN_VARIABLE = "PIPELINE_ATTEMPT_TOKEN"
+ROOT_VARIABLE = "PIPELINE_ROOT"
 LAUNCHER_VARIABLE = "PIPELINE_LAUNCHER"     # of a launcher (launch_helper)
 LAUNCHER_S = 10.0               # how long a launcher may take to cancel what it started
 UNTOLD = "untold"
@@ -47,8 +48,11 @@ SWEEP_PAUSE_S = 0.005           # between two looks: a killed process needs a mo
 SHOWN_UNSURE = 20               # without the means to look it may be every process of the system
 
 
-class Traits(namedtuple("Traits", "token session lock_path lock_pid")):
-    """What marks an attempt's processes: token prefix, session id (0: unknown), guard file, pid that took its lock."""
+class Traits(namedtuple("Traits", "token session lock_path lock_pid root", defaults=("",))):
+    """What marks an attempt's processes: token prefix, session id (0: unknown), guard file, pid that took its lock.
+
+    root: the folder that the token is of, where it was read in a record: a copy of the folder has the same records. "": any.
+    """
 
     __slots__ = ()
 
@@ -150,15 +154,35 @@ def has_token(pid: int, token: str) -> bool:
 def has_variable(pid: int, text: str) -> bool:
     """Tell whether a variable that *pid* was started with begins with *text*, "NAME=..." (Linux; macOS, but for programs of its
     own). Raises: OSError if the system cannot tell now."""
+    return b"\0" + text.encode() in _variables(pid)
+
+
+def _variables(pid: int) -> bytes:
+    """Return the variables that *pid* was started with, a zero byte before each; b"" for a stranger. Raises: as has_variable()."""
     mac = _mac()
     if mac is not None:
-        return b"\0" + text.encode() in mac.strings(pid)
+        return mac.strings(pid)
     try:
         with open("/proc/%d/environ" % pid, "rb") as file:
-            environ = b"\0" + file.read()
+            return b"\0" + file.read()
     except OSError as error:
-        return _no(error)
-    return b"\0" + text.encode() in environ
+        _no(error)
+        return b""
+
+
+def _is_of_another_root(pid: int, root: str) -> bool:
+    """Tell whether a process works in another folder than *root*; one whose folder is gone may be of ours, which was moved."""
+    if not root:
+        return False
+    theirs = _variables(pid).partition(b"\0" + ROOT_VARIABLE.encode() + b"=")[2].partition(b"\0")[0]
+    for seen_from in (b"/proc/%d/root" % pid, b"") if LINUX else (b"",):       # as it sees it: it may be in a container
+        try:
+            return bool(theirs) and not os.path.samestat(os.stat(seen_from + theirs), os.stat(root))
+        except PermissionError:
+            continue
+        except OSError:
+            break
+    return False
 
 
 def _no(error: OSError) -> bool:
@@ -272,7 +296,9 @@ def _carries(pid: int, stat: Tuple[str, int, int, str], wanted: Iterable[Traits]
             return True
         is_untold = is_untold or bool(one.session) and stat == UNREAD
         try:
-            if one.token and has_token(pid, one.token) or one.lock_path and holds_lock(pid, one.lock_path, one.lock_pid):
+            if one.token and has_token(pid, one.token) and not _is_of_another_root(pid, one.root):
+                return True
+            if one.lock_path and holds_lock(pid, one.lock_path, one.lock_pid):
                 return True
         except OSError:
             is_untold = True
@@ -368,14 +394,14 @@ def _may_be_launcher(pid: int) -> bool:
         return True         # who is asked in vain is killed a moment later
 
 
-def end_of_dead_owner(token: str, lock_path: str, lock_pid: int) -> List[int]:
-    """End what a dead runner left behind; return the processes that would not go.
+def end_of_dead_owner(token: str, lock_path: str, lock_pid: int, root: str = "") -> List[int]:
+    """End what a dead runner left behind; return the processes that would not go. root: as in Traits.
 
     Sessions are not asked: after the leader's death a session id may have been given to a stranger.
     """
     if WINDOWS:
         return []               # the job object has done it when the runner's last handle closed
-    traits = Traits(token, 0, lock_path, lock_pid)
+    traits = Traits(token, 0, lock_path, lock_pid, root)
     ask_launchers([traits], LAUNCHER_S)
     return end_members([traits])
 

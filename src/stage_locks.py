@@ -294,7 +294,7 @@ class StageLock:
         owner = read_owner(self.folder)
         dead = owner_is_dead(owner, self.boot, self.processes)
         if dead and owner.get("bootId") == self.boot:
-            self.processes.end_of_dead_owner(owner.get("token", ""), self.guard, owner["pid"])
+            self.processes.end_of_dead_owner(owner.get("token", ""), self.guard, owner["pid"], self.root)
         # Whoever has not said who it is has taken the lock a moment ago, or looks whether it is free; the dead leave it.
         patience = CHANGE_S if dead or not owner else 0.0
         if self.clock.monotonic() >= max(deadline, self.since + patience):
@@ -331,7 +331,7 @@ class StageLock:
         return self._remove_folder()
 
     def _end_left_behind(self, token: str, pid: int) -> None:
-        left = self.processes.end_of_dead_owner(token, self.guard if pid else "", pid)
+        left = self.processes.end_of_dead_owner(token, self.guard if pid else "", pid, self.root)
         if left:
             raise LockHeld("stage %s: processes of a dead run would not end: %s; end them, then run again" % (self.stage, left))
 

@@ -1411,3 +1411,23 @@ def test_a_stage_that_is_up_to_date_and_whose_dead_owners_processes_do_not_end_f
                            "--pipeline", str(project.path("pipeline.json")), "--keep-going"],
                           cwd=str(project.root), env=project.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=PATIENCE_S)
     assert done.returncode == 4 and b"[FAIL] s1: stage s1: processes of a dead run would not end: [123]" in done.stdout and b"[SKIP] s2" in done.stdout, done
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no process is looked for by its token there")
+def test_a_run_on_a_copy_of_the_folder_ends_no_process_of_the_original(project, tmp_path):
+    """A copy taken during a run says that this very attempt is under way."""
+    body = ("root = os.environ['PIPELINE_ROOT']\nopen(root + '/begun', 'w').close()\nend = time.monotonic() + %d\n"
+            "while not os.path.exists(root + '/go'):\n    time.sleep(0.01)\n    assert time.monotonic() < end\n"
+            "open(out + '/o', 'w').close()\n" % PATIENCE_S)
+    project.spec({"processor": project.processor("waits", body)})
+    run = project.start("--run-id", "night")
+    wait_until(project.path("begun").exists)
+    copy = tmp_path / "copy"
+    shutil.copytree(str(project.root), str(copy), ignore=shutil.ignore_patterns("locks"))
+    (copy / "go").touch()
+    done = subprocess.run([sys.executable, str(RUNNER), "--pipeline", str(copy / "pipeline.json")], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, timeout=PATIENCE_S)
+    project.path("go").touch()
+    out = run.communicate(timeout=PATIENCE_S)[0]
+    assert (done.returncode, run.returncode) == (0, 0), (done.stdout, out)
+    assert b"[DONE] s1" in done.stdout and b"[DONE] s1" in out and (copy / "data/s1/o").exists() and project.path("data/s1/o").exists()

@@ -965,6 +965,20 @@ def test_a_command_name_with_brackets_and_blanks_is_read(tmp_path):
 
 
 @linux_only
+@pytest.mark.parametrize("root, is_ours", [("here", True), ("link", True), ("gone", True), ("", True), ("copy", False)])
+def test_the_token_of_an_attempt_in_another_folder_is_that_of_a_copy(tmp_path, root, is_ours):
+    for name in ("here", "copy"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("here")
+    env = dict(os.environ, PIPELINE_ATTEMPT_TOKEN="tok1.1", PIPELINE_ROOT=str(tmp_path / root) if root else "")
+    with subprocess.Popen([sys.executable, "-c", "print(1, flush=True); input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env) as process:
+        process.stdout.readline()
+        assert process_tree.members([Traits("tok1", 0, "", 0, str(tmp_path / "here"))]) == ([process.pid] if is_ours else [])
+        assert process_tree.members([Traits("tok1", 0, "", 0)]) == [process.pid]
+        process.communicate(b"\n")
+
+
+@linux_only
 def test_members_are_found_by_token_session_and_descent(tmp_path):
     waits = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import sys; sys.stdin.read()'], env={%s}); print(p.pid, flush=True); p.wait()"
     def start(own, childs, **options):
