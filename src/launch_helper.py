@@ -271,7 +271,7 @@ class Launched:
         self.token, self.lease = token, lease
         self.descriptor = helper.descriptor
         self.pid = 0
-        self.minder, self.minder_started = 0, ""
+        self.minder, self.minder_started = 0, None
         self.error: Optional[OSError] = None
         self.code: Optional[int] = None
         self.cpu_s, self.max_rss_bytes = 0.0, 0
@@ -337,15 +337,24 @@ class Launched:
 
     def _tell(self, number: int) -> None:
         """Signal the minder. Where that was killed the helper sees to the rest, or if it is dead, too, end() does."""
-        is_alive, is_dead = process_tree.is_alive(self.minder, self.minder_started), self.helper.is_dead()
-        self.helper.take_answers()      # it may have told of the end before it went
-        if self.code is not None:
+        self.helper.take_answers()
+        is_dead = self.helper.is_dead()
+        if self.code is not None or self._signal(number):
             return
-        if is_alive:
-            process_tree.send([self.minder], number)
-        elif is_dead:
+        self.helper.take_answers()      # it may have told of the end before it went
+        if self.code is None and is_dead:
             launch_lease.ask_to_stop(self.lease)
             self.lose(DEAD)
+
+    def _signal(self, number: int) -> bool:
+        """Signal the minder; False if it is gone. Without /proc it did not know when it was started: then its number must do."""
+        if self.minder_started is not None and not process_tree.is_alive(self.minder, self.minder_started):
+            return False
+        try:
+            os.kill(self.minder, number)
+        except OSError:
+            return False
+        return True
 
 
 # --- in the helper ---------------------------------------------------------------------------------------------------

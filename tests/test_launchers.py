@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from test_processes import without_proc
 
 import launch_helper
 import launch_lease
@@ -500,6 +501,15 @@ def test_with_the_helper_killed_a_task_that_does_not_heed_is_ended_by_force(proj
         kill_helper(cluster)
         out = end_of(process)
     assert process.returncode == 1 and b"[FAIL] s1: timeout after 3 s" in out and cluster.queue() == [] and leases(project) == [], out
+
+
+@linux_only
+def test_without_proc_a_time_limit_reaches_the_task(project):
+    project.spec({"processor": project.processor("p", IN_ORDER), "graceSec": 50, "timeoutSec": 3, "launcher": ["/usr/bin/env"]})
+    with without_proc(project, "missing", "--run-id", "r") as process:
+        out = end_of(process)
+    assert process.returncode == 1 and b"[FAIL] s1: timeout after 3 s" in out and "ended in order" in project.read("state/logs/r/s1.1.log"), out
+    assert leases(project) == []
 
 
 GATED = ("name = os.path.basename(inputs[0])\nopen('started.' + name, 'w').close()\nwhile not os.path.exists('gate.' + name):\n    time.sleep(0.01)\n"
