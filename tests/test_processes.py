@@ -822,7 +822,8 @@ def left(tmp_path):
     os.close(descriptor)
     yield list(zip(made, [("short", "", 0), ("", guard, os.getpid()), ("short", guard, os.getpid())]))
     for one in made:
-        one.kill()
+        if one.poll() is None:
+            one.kill()
         one.communicate()
 
 
