@@ -171,7 +171,8 @@ def _variables(pid: int) -> bytes:
 
 
 def _is_of_another_root(pid: int, root: str) -> bool:
-    """Tell whether a process works in another folder than *root*; one whose folder is gone may be of ours, which was moved."""
+    """Tell whether a process works in another folder than *root*; one whose folder is gone may be of ours, which was moved. Raises: as
+    has_variable()."""
     if not root:
         return False
     theirs = _variables(pid).partition(b"\0" + ROOT_VARIABLE.encode() + b"=")[2].partition(b"\0")[0]
@@ -180,8 +181,8 @@ def _is_of_another_root(pid: int, root: str) -> bool:
             return bool(theirs) and not os.path.samestat(os.stat(seen_from + theirs), os.stat(root))
         except PermissionError:
             continue
-        except OSError:
-            break
+        except OSError as error:
+            return _no(error)
     return False
 
 
