@@ -22,6 +22,7 @@ import program_scan
 import stage_outputs
 import stage_work
 import state_store
+import task_files
 import task_log
 import task_look
 import task_work
@@ -49,6 +50,7 @@ def tidy(root: str, stage: StageSpec, store: state_store.StateStore) -> None:
     """Remove the chunks of a finished stage; under its lock."""
     # First: as long as the folder is there, the next run comes here again.
     remove_quietly(store.path(task_log.log_name(stage.name)))
+    shutil.rmtree(store.path(task_files.progress_name(stage.name)), ignore_errors=True)
     try:
         durable_files.remove_tree(task_work.staging_root(os.path.join(root, stage.output_dir), stage.name))
     except OSError:

@@ -119,6 +119,8 @@ class FileTasksWork(TasksWork):
         if facts.lost and not self.earlier.moved_from:
             # For the next run, if this one does not come to its end.
             self.more_of_record = dict(self.more_of_record, logLost=True)
+        if len(places) > len(facts.todo) and self.task_log.entries:
+            self._forget_keys()         # done once more, without need: what this run does not come to is for the next one
         self.others.look()
         self.earlier.leave_out(self.others.seen)
         self._write_record("running", "")
@@ -130,6 +132,7 @@ class FileTasksWork(TasksWork):
             digests = {facts.paths[place]: facts.digests[place] for place in places}
             self.restamped = stage_work.restamped(self.run.root, stamps, digests, self.run.digests.heed)
         self._open_log()
+        self._drop_spoilt(facts)
         alive = set(facts.paths) | {path for path, _ in facts.left}
         for name, entry in self.task_log.entries.items():
             if name in alive:
@@ -152,6 +155,18 @@ class FileTasksWork(TasksWork):
                 self._enter(entry._replace(key="", outputs=tuple(output for output in entry.outputs if output[0] not in self.others.seen)))
         if left:
             self.earlier.tell_of_taken(sorted(left), self.others.seen)
+
+    def _drop_spoilt(self, facts: task_look.Tasks) -> None:
+        """What was made of files that are left for a later run, and is not as recorded, goes: it is made again with its file."""
+        removed: List[str] = []
+        for name in task_look.spoilt_of_left(facts):
+            entry = self.task_log.entries[name]
+            removed += [path for path, _, _ in entry.outputs if path not in self.others.seen]
+            self._enter(entry._replace(key="", outputs=()))
+        for path in removed:
+            self._remove_output(path)
+        if removed:
+            self._note("not what was recorded, removed, and made again when the files left for a later run have settled: %s" % task_look.shown(removed))
 
     def _welcome_back(self, paths: Sequence[str]) -> None:
         """What was kept of a file that was gone is its task's again, where the file is back, as it was."""
@@ -228,7 +243,7 @@ class FileTasksWork(TasksWork):
     def _tell_of_former(self) -> None:
         """Name what the stage made when it was not yet one of tasks, and these do not make: nothing looks after it any more."""
         record = self.facts.record
-        if record is None or _is_of_files(record):
+        if record is None or _is_of_files(record) and record["lastStatus"] == "ok":
             return
         mine = {path for path, _, _ in self._outputs()}
         left = [one["path"] for one in self.earlier.outputs if one["path"] not in mine and os.path.lexists(os.path.join(self.folder, one["path"]))]
@@ -239,10 +254,14 @@ class FileTasksWork(TasksWork):
         """After a sync that failed: no line counts any more, on the disk, before the file goes that says so."""
         lost = self.earlier.lost_path()
         if is_there(lost):
-            self.task_log.entries = {name: entry._replace(key="") for name, entry in self.task_log.entries.items()}
-            self.task_log.compact(self._write_log)
-            self.run.durability.flush()
+            self._forget_keys()
             durable_files.remove_durably(lost, self.store.commit)
+
+    def _forget_keys(self) -> None:
+        """Let no task count as done, on the disk, too."""
+        self.task_log.entries = {name: entry._replace(key="") for name, entry in self.task_log.entries.items()}
+        self.task_log.compact(self._write_log)
+        self.run.durability.flush()
 
     def _clear_staging(self, facts: task_look.Tasks) -> None:
         """Remove the private folders that no task of now can go on in."""

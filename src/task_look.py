@@ -102,7 +102,7 @@ def observe_tasks(spec: PipelineSpec, stage: StageSpec, digests: Digests, store:
     if is_lost:
         return _all_over(_look_at_each(spec, stage, store, facts, tasks, digests))
     is_of_log = len(tables) == 2 and made is tables[1] and about.get("log") == log_stamp(store, stage.name)
-    if is_of_log and _is_all_done(facts, about, made, spec.root, stage):
+    if is_of_log and _is_all_done(facts, about, made, spec.root, stage, left):
         return facts._replace(tasks=tasks)
     return _look_at_each(spec, stage, store, facts, tasks, digests)
 
@@ -152,11 +152,13 @@ def task_key(common: str, path: str, digest: str) -> str:
     return sha256(("task\0%s\0%s\0%s" % (common, path, digest)).encode("utf-8")).hexdigest()
 
 
-def _is_all_done(facts: Facts, about: Json, made: task_files.FileTable, root: str, stage: StageSpec) -> bool:
+def _is_all_done(facts: Facts, about: Json, made: task_files.FileTable, root: str, stage: StageSpec, left: Sequence[Tuple[str, str]]) -> bool:
     """Tell whether the stage is recorded as done under this very key and every output has its known signature."""
     record, key = facts.record, facts.material.key
     if record is None or record["lastStatus"] != "ok" or record["idempotencyKey"] != key or facts.marker_key != key or not stage.idempotent:
         return False
+    if about.get("left", []) != sorted(path for path, _ in left):
+        return False        # what was left may be gone by now, and with the same key
     tasks = record.get("tasks") or {}
     if len(made.paths) != tasks.get("outputs"):
         return False
@@ -189,9 +191,18 @@ def _look_at_each(spec: PipelineSpec, stage: StageSpec, store: StateStore, facts
     problems = ["output %s %s" % one for one in list(wrong.items())[:SHOWN_TASKS]]
     facts = facts._replace(output_problems=problems, tasks=tasks._replace(keys=keys, todo=todo, gone=gone, why=why, outputs=table, log=log,
                                                                           is_cached=False, wrong=frozenset(wrong), lost=lost))
+    spoilt = spoilt_of_left(facts.tasks)
+    if spoilt:
+        why.append("outputs of %d file%s left for a later run are not what was recorded" % (len(spoilt), "" if len(spoilt) == 1 else "s"))
     if _is_recorded(stage, facts) and facts.marker_key is None:
         facts = facts._replace(sealable=state_store.died_before_marker(store, stage.name, facts.record))
     return facts
+
+
+def spoilt_of_left(tasks: Tasks) -> List[str]:
+    """Return the files left for a later run of which what was made is not as the log says."""
+    entries = tasks.log.entries if tasks.log is not None else {}
+    return [path for path, _ in tasks.left if path in entries and any(output[0] in tasks.wrong for output in entries[path].outputs)]
 
 
 def _todo(tasks: Tasks, keys: List[str], log: task_log.TaskLog, wrong: Dict[str, str]) -> Tuple[List[int], List[str]]:
@@ -253,7 +264,7 @@ def _is_recorded(stage: StageSpec, facts: Facts) -> bool:
     record, tasks = facts.record, facts.tasks
     if record is None or record["lastStatus"] != "ok" or record["idempotencyKey"] != facts.material.key or not stage.idempotent:
         return False
-    return not tasks.todo and not tasks.gone
+    return not tasks.todo and not tasks.gone and not tasks.wrong
 
 
 def log_stamp(store: StateStore, stage: str) -> List[int]:
@@ -397,7 +408,8 @@ def cache_of(store: StateStore, stage: StageSpec, facts: Facts, outputs_digest: 
     if tasks.is_cached:
         return {}
     about = {"log": log_stamp(store, stage.name), "bootIn": boot, "bootOut": outputs_boot, "tasks": facts.material.parts["tasks"]["sha256"],
-             "outputs": outputs_digest, "prune": is_pruned}
+             "outputs": outputs_digest, "prune": is_pruned,
+             **({"left": sorted(path for path, _ in tasks.left)} if tasks.left else {})}
     return {cache_path(store, stage.name): task_files.save([tasks.table, tasks.outputs], about)}
 
 

@@ -148,6 +148,44 @@ def test_of_the_files_of_foreach_the_settled_ones_are_taken(project):
     assert done.code == 7 and "inputs not settled: in/a.txt changed 0 s ago" in done.out, done
 
 
+@pytest.mark.parametrize("is_left_already", [False, True])
+@pytest.mark.parametrize("spoil", [lambda path: path.write_text("tampered"), lambda path: path.unlink()], ids=["changed", "gone"])
+def test_what_was_made_of_a_file_that_is_left_for_a_later_run_is_verified_too(project, spoil, is_left_already):
+    for name in "ab":
+        project.write("in/%s.txt" % name, name)
+        age(project.path("in/%s.txt" % name), 3600)
+    project.spec({"name": "up", "processor": "bin/stage_copy.py", "forEach": "in/*.txt", "outputDir": "out", "settleSec": 600})
+    project.ok()
+    project.write("in/a.txt", "a, growing")
+    if is_left_already:
+        project.ok()
+    spoil(project.path("out/a.txt"))
+    assert "outputs of 1 file left for a later run are not what was recorded" in project.ok("plan").out
+    done = project.ok()
+    assert "[NOTE] up: not what was recorded, removed, and made again when the files left for a later run have settled: a.txt" in done.out, done
+    assert "[DONE] up" in done.out and not project.exists("out/a.txt") and project.read("out/b.txt") == "b"
+    assert "[SKIP] up (up to date: " in project.ok().out
+    project.ok("verify", "--outputs")
+    age(project.path("in/a.txt"), 3600)
+    project.ok()
+    assert project.read("out/a.txt") == "a, growing"
+
+
+@pytest.mark.parametrize("prune", [False, True])
+def test_a_file_that_was_left_for_a_later_run_and_is_gone_by_then_is_seen_to_be_gone(project, prune):
+    for name in "ab":
+        project.write("in/%s.txt" % name, name)
+        age(project.path("in/%s.txt" % name), 3600)
+    project.spec({"name": "up", "processor": "bin/stage_copy.py", "forEach": "in/*.txt", "outputDir": "out", "settleSec": 600, "prune": prune})
+    project.ok()
+    project.write("in/b.txt", "b, growing")
+    assert "left for a later run: in/b.txt" in project.ok().out
+    project.path("in/b.txt").unlink()
+    assert "1 file gone (in/b.txt)" in project.ok("plan").out
+    assert "1 file is gone" in project.ok().out and project.exists("out/b.txt") != prune
+    assert "[SKIP] up (up to date: " in project.ok().out
+
+
 def test_a_stage_that_is_up_to_date_but_for_files_that_are_arriving_says_which(project):
     project.write("in/a.txt", "a")
     age(project.path("in/a.txt"), 3600)

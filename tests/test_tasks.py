@@ -501,6 +501,57 @@ def test_links_that_lead_nowhere_are_told_of_where_there_is_nothing_else(upper):
     assert done.code == 1 and done.out.count("is a link that leads nowhere: mount or make what it names") == 6 and "no file matches" not in done.out, done
 
 
+DEADLY = """#!/bin/sh
+[ -n "$PIPELINE_TASK" ] || { cat "$@" > "$PIPELINE_OUTPUT_DIR/all"; exit; }
+[ -e "$PIPELINE_ROOT/die" ] && [ "$PIPELINE_TASK" = in/b.txt ] && { kill -9 $PPID; sleep 600; }
+cat "$PIPELINE_ROOT/outside" > "$PIPELINE_OUTPUT_DIR/${1##*/}"
+"""
+
+
+@pytest.mark.parametrize("how", ["--force", "idempotency"])
+def test_what_is_done_once_more_without_need_is_all_done_though_a_kill_comes_between(upper, how):
+    upper.write("bin/up.sh", DEADLY, executable=True)
+    upper.write("outside", "old")
+    upper.ok()
+    upper.write("outside", "new")
+    upper.write("die", "")
+    if how == "idempotency":
+        respec(upper, idempotency={"enabled": False})
+    assert upper.run("--jobs", "1", *(["--force", "up"] if how == "--force" else [])).code == -signal.SIGKILL
+    upper.path("die").unlink()
+    respec(upper, idempotency={"enabled": True})
+    upper.ok()
+    assert [upper.read("out/%s.txt" % name) for name in "abc"] == ["new"] * 3
+
+
+def test_what_the_stage_made_when_it_had_no_tasks_is_named_though_the_first_run_with_tasks_was_killed(upper):
+    upper.write("bin/up.sh", DEADLY, executable=True)
+    upper.write("outside", "new")
+    upper.stage.pop("forEach")
+    respec(upper, inputs=["in/*.txt"])
+    upper.ok()
+    upper.write("die", "")
+    upper.stage.pop("inputs")
+    respec(upper, forEach="in/*.txt")
+    assert upper.run("--jobs", "1").code == -signal.SIGKILL
+    upper.path("die").unlink()
+    assert "[NOTE] up: made before the stage had tasks, and recorded no more: all\n" in upper.ok().out
+    assert "[NOTE]" not in upper.ok("--force", "up").out and upper.exists("out/all")
+
+
+@pytest.mark.parametrize("chunks", [None, {"bytes": 2}])
+def test_the_checkpoints_of_kept_chunks_go_with_them(project, chunks):
+    project.write("in/a.txt", "a\nb\nc\n")
+    stage = {"name": "up", "processor": project.processor("kit", "from processor_kit import lines\nlines(str.upper, 'all.k')\n"), "inputs": ["in/*.txt"],
+             "outputDir": "out", "checkpoint": {"enabled": True}}
+    project.spec(dict(stage, chunks={"bytes": 2, "keepChunks": True}))
+    project.ok()
+    assert list(project.path("state/progress_up~tasks").iterdir())
+    project.spec(dict(stage, chunks=chunks))
+    project.ok()
+    assert not project.exists("state/progress_up~tasks") and project.read("out/all.k") == "A\nB\nC\n"
+
+
 def test_what_was_forgotten_is_not_believed_after_a_kill(upper):
     """The record of a run that died vouches for no log in particular, so the log itself must have forgotten it by then."""
     upper.ok()
