@@ -295,11 +295,16 @@ def as_user(number):
     return ["setpriv", "--reuid=%d" % USERS[number], "--regid=%d" % GROUP, "--clear-groups", *may_read]
 
 
+def unmeasured(env=None):
+    """Return an environment without what makes coverage measure a program: it could not write down what it found, and would say so."""
+    return {name: value for name, value in (os.environ if env is None else env).items() if not name.startswith("COV")}
+
+
 def run_as(number, project, *arguments, umask=0o022):
     """Run the program to its end as one of USERS, or as root for None."""
     argv = [*(as_user(number) if number is not None else []), *project.argv(*arguments)]
     done = subprocess.run(argv, cwd=str(project.root), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          env=project.environment(), timeout=120, preexec_fn=lambda: os.umask(umask))
+                          env=unmeasured(project.environment()), timeout=120, preexec_fn=lambda: os.umask(umask))
     result = Done(argv, done.returncode, text_of(done.stdout), text_of(done.stderr))
     assert "Traceback" not in result.err, result
     return result
