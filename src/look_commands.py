@@ -141,13 +141,14 @@ def _stage_status(spec: PipelineSpec, stage: StageSpec, decision: Decision, read
 
 
 def _work_json(root: str, stage: StageSpec, record: Optional[Json], owner: Optional[Json], now: float) -> Json:
-    """Return what a stage record says of the last run; of one that is at work on it, how long and how often it has tried so far."""
+    """Return what a stage record says of the last run; of one that is at work on it, or died at it, how often it has tried, by its logs, and
+    of one at work how long."""
     found = _record_json(record, now)
-    if owner is not None and found["endedAt"] is None:
+    if found["endedAt"] is None and found["lastRunId"] and found["lastInvocation"]:
+        found["attempts"] = max(found["attempts"] or 0, run_history.attempts_begun(root, found["lastRunId"], found["lastInvocation"], stage.name))
+    if found["endedAt"] is None and owner is not None:
         started = _seconds(found["startedAt"])
         found["durationMs"] = max(0, int((now - started) * 1000)) if started is not None else None
-        if found["lastRunId"] and found["lastInvocation"]:
-            found["attempts"] = max(found["attempts"] or 0, run_history.attempts_begun(root, found["lastRunId"], found["lastInvocation"], stage.name))
     return found
 
 

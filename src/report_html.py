@@ -82,7 +82,7 @@ svg{display:block}svg text{font:11.5px system-ui,-apple-system,"Segoe UI",Roboto
 svg .axis{fill:var(--dim);font-size:11px}.grid{stroke:var(--line)}.span.ok{fill:var(--bar)}.span.failed{fill:var(--failed)}
 .span.running{fill:var(--run);opacity:.6}svg .label{font-size:11px}
 .node rect{fill:var(--soft);stroke:var(--edge)}.node.files rect{fill:var(--page);stroke:var(--line)}.node.files text{fill:var(--dim)}
-.node.ok rect{fill:var(--ok-soft);stroke:var(--ok)}.node.failed rect{fill:var(--failed-soft);stroke:var(--failed)}
+.node.ok rect{fill:var(--ok-soft);stroke:var(--ok)}.node.failed rect,.node.died rect{fill:var(--failed-soft);stroke:var(--failed)}
 .node.interrupted rect,.node.waiting rect{fill:var(--warn-soft);stroke:var(--warn)}
 .node.running rect{fill:var(--run-soft);stroke:var(--run)}.node.notRun rect,.node.unused rect{stroke-dasharray:3 3}
 .edge{fill:none;stroke:var(--edge);stroke-width:1.1}.edge.needs{stroke-dasharray:4 3}.tip{fill:var(--edge)}
@@ -174,7 +174,7 @@ def _head(report: Report) -> str:
 
 
 def _failures(report: Report) -> str:
-    bad = [stage for stage in report.stages if stage.status in ("failed", "interrupted", "waiting")]
+    bad = [stage for stage in report.stages if stage.status in ("failed", "died", "interrupted", "waiting")]
     if not bad:
         return ""
     return '<div class="box" role="alert">%s</div>' % "".join(
@@ -192,9 +192,9 @@ def _notes(report: Report) -> str:
 
 def _tiles(report: Report) -> str:
     count = {status: sum(1 for stage in report.stages if stage.status == status)
-             for status in ("ok", "skipped", "failed", "interrupted", "running", "notRun", "waiting")}
-    others = ["%d %s" % (count[status], WORDS.get(status, status))
-              for status in ("skipped", "failed", "interrupted", "running", "waiting", "notRun") if count[status]]
+             for status in ("ok", "skipped", "failed", "died", "interrupted", "running", "notRun", "waiting")}
+    others = ["%d %s" % (count[status], "not run" if status == "notRun" else status)
+              for status in ("skipped", "failed", "died", "interrupted", "running", "waiting", "notRun") if count[status]]
     retries = sum(_retries(stage) for stage in report.stages)
     rejected = sum(stage.counts.get("rejected", 0) for stage in report.stages if stage.status != "skipped")
     tasks = [stage.tasks for stage in report.stages if stage.tasks]
@@ -214,7 +214,7 @@ def _tiles(report: Report) -> str:
 def _retries(stage: Stage) -> int:
     """Return how many attempts were not the first of the stage, or of one of its tasks; unknown, and 0, of tasks that were cut short."""
     begun = stage.tasks.get("ok", 0) + stage.tasks.get("failed", 0) if stage.tasks else 1
-    return 0 if stage.tasks and stage.status == "interrupted" else max(0, stage.attempts - begun)
+    return 0 if stage.tasks and stage.status in ("died", "interrupted") else max(0, stage.attempts - begun)
 
 
 def _stage_table(report: Report) -> str:

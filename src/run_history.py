@@ -8,6 +8,7 @@ as needed, so that the last ten of ten thousand runs cost ten records.
 """
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -21,8 +22,9 @@ from primitives import is_integer, milliseconds, naming, open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
+    from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
     Json = Dict[str, Any]
+    Records = Callable[[], List[Json]]      # of all stages, read once, when they are first asked for
 
 BLOCK_BYTES = 1 << 16       # of the ledger, read at once
 SLOW_FACTOR = 3             # the last duration is told when it is so many times the median of the earlier ones ...
@@ -58,9 +60,10 @@ def newest_runs(root: str, limit: int) -> Tuple[List[PastRun], List[str]]:
     """Return (at most *limit* runs, newest first; what could not be read, a line each)."""
     problems: List[str] = []
     names, pruned = _names_in_ledger(root, limit, problems)
-    runs = _with_starts(root, [_run_of(root, one, problems, (one.run_id, one.invocation) in pruned) for one in names])
+    stages: Records = functools.lru_cache(maxsize=None)(lambda: _stage_records(root))
+    runs = _with_starts(root, [_run_of(root, one, problems, (one.run_id, one.invocation) in pruned, stages) for one in names])
     if len(runs) < limit:
-        others = _runs_by_time(root, limit - len(runs), {(one.run_id, one.invocation) for one in runs}, problems)
+        others = _runs_by_time(root, limit - len(runs), {(one.run_id, one.invocation) for one in runs}, problems, stages)
         lacking = _not_in_ledger(root, others) if runs else 0
         if lacking:
             problems.append("state/%s does not have %d of the finished runs: it was cut off, or begun anew; `verify` tells more" % (
@@ -212,23 +215,24 @@ def _lines_from_end(path: str, problems: List[str]) -> Iterator[Tuple[bytes, boo
             yield rest, is_whole
 
 
-def _run_of(root: str, name: RunName, problems: List[str], is_pruned: bool) -> PastRun:
+def _run_of(root: str, name: RunName, problems: List[str], is_pruned: bool, stages: Records) -> PastRun:
     record, problem = read_run(root, name.run_id, name.invocation)
     if record is None:
         if problem:
             problems.append(problem)
         return PastRun(name.run_id, name.invocation, name.pipeline, _state_of(root, name.state, name.run_id), "", name.ended_at, None, {}, [],
                        problem or ("removed by gc" if is_pruned else "it has no record yet" if name.state == "open" else "its record is gone"))
-    return _past_run(root, record, name.state if name.state != "open" else "running")
+    return _past_run(root, record, name.state if name.state != "open" else "running", stages)
 
 
-def _past_run(root: str, record: Json, state: str) -> PastRun:
-    stages = record["stages"] if isinstance(record.get("stages"), list) else []
-    entries = [one for one in stages if isinstance(one, dict)]
+def _past_run(root: str, record: Json, state: str, stages: Records) -> PastRun:
+    told = record["stages"] if isinstance(record.get("stages"), list) else []
+    entries = [one for one in told if isinstance(one, dict)]
     shown = _state_of(root, "open" if state == "running" else state, record["runId"])
-    if shown in ("running", "open"):
+    if shown in ("running", "open") or is_closed_as_dead(record):
         known = {one.get("stage") for one in entries}
-        entries = entries + [one for one in entries_of_stages(root, record["runId"], record["invocation"]) if one["stage"] not in known]
+        entries = entries + [one for one in _entries_of(root, stages(), record["runId"], record["invocation"], shown == "running")
+                             if one["stage"] not in known]
     statuses = [one["status"] for one in entries if isinstance(one.get("status"), str)]
     duration = record.get("durationMs")
     return PastRun(record["runId"], record["invocation"], _text(record.get("pipeline")), shown, _text(record.get("startedAt")),
@@ -236,18 +240,32 @@ def _past_run(root: str, record: Json, state: str) -> PastRun:
                    {status: statuses.count(status) for status in set(statuses)}, [one for one in entries if one.get("status") not in IDLE], "")
 
 
-def entries_of_stages(root: str, run_id: str, invocation: int) -> List[Json]:
+def is_closed_as_dead(record: Json) -> bool:
+    """Tell whether a later run has written the end of this one: when it died nobody knows, and what it worked on stages tell."""
+    return record.get("state") == "interrupted" and record.get("endedAt") is None
+
+
+def entries_of_stages(root: str, run_id: str, invocation: int, lives: bool) -> List[Json]:
     """Return entries of the stages that a run works on or has finished, by their own records: the run's record lags behind, or
-    its runner died."""
+    its runner died: what it was at work on then has died, too."""
+    return _entries_of(root, _stage_records(root), run_id, invocation, lives)
+
+
+def _stage_records(root: str) -> List[Json]:
+    """Return the records of the stages, without those that cannot be read."""
+    names = sorted(name for name in _listed(os.path.join(root, "state")) if name.startswith("stage_") and name.endswith(".json"))
+    return [record for record in (_read_record(root, name)[0] for name in names) if record is not None]
+
+
+def _entries_of(root: str, records: List[Json], run_id: str, invocation: int, lives: bool) -> List[Json]:
     found = []
-    folder = os.path.join(root, "state")
-    for name in sorted(os.listdir(folder) if os.path.isdir(folder) else ()):
-        record = _read_record(root, name)[0] if name.startswith("stage_") and name.endswith(".json") else None
-        if record is None or (record.get("lastRunId"), record.get("lastInvocation", 1)) != (run_id, invocation):
+    for record in records:
+        if (record.get("lastRunId"), record.get("lastInvocation", 1)) != (run_id, invocation):
             continue
         seconds: Any = record.get("lastDurationSec")
-        is_over = record.get("lastStatus") != "running"
-        found.append({"stage": _text(record.get("stage")), "status": _text(record.get("lastStatus")), "reason": _text(record.get("lastError")),
+        status = _text(record.get("lastStatus"))
+        is_over = status != "running"
+        found.append({"stage": _text(record.get("stage")), "status": status if is_over or lives else "died", "reason": _text(record.get("lastError")),
                       "attempts": record.get("attempts") if is_over else attempts_begun(root, run_id, invocation, _text(record.get("stage"))),
                       "startedAt": record.get("startedAt"), "counts": record.get("counts"), "tasks": record.get("tasks"),
                       "outputs": record.get("outputs"), "durationMs": milliseconds(seconds) if is_over else None})
@@ -279,7 +297,7 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _runs_by_time(root: str, limit: int, known: Any, problems: List[str]) -> List[PastRun]:
+def _runs_by_time(root: str, limit: int, known: Any, problems: List[str], stages: Records) -> List[PastRun]:
     """Return the runs that only their records tell of (their ledger was set aside, say), newest first."""
     runs: List[PastRun] = []
     for _, name in sorted(record_files(os.path.join(root, "state")), reverse=True):
@@ -288,7 +306,7 @@ def _runs_by_time(root: str, limit: int, known: Any, problems: List[str]) -> Lis
         record, problem = _read_record(root, name)
         if record is not None and run_ledger.is_file_stem(record.get("runId")) and is_integer(record.get("invocation")):
             if (record["runId"], record["invocation"]) not in known:
-                runs.append(_past_run(root, record, str(record.get("state"))))
+                runs.append(_past_run(root, record, str(record.get("state")), stages))
         elif problem and problem not in problems:
             problems.append(problem)
     return runs

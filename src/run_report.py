@@ -33,7 +33,8 @@ SHOWN_TASKS = 20            # failed tasks that are listed for a stage
 LOGGED_TASKS, TASK_LINES = 10, 10       # of so many of them the log is shown, with so many lines
 LISTED_RECORDS = 2000       # newest run records that are looked through for the last run, and for the history
 LAG_S = 1.0                 # times of files, the last signs of life of a run that died, may be so much behind
-WORKED = ("ok", "failed", "interrupted", "running")
+CUT_SHORT = ("running", "died")         # their times are told up to now, or to the last sign of life
+WORKED = ("ok", "failed", "interrupted", *CUT_SHORT)
 
 
 class Report(namedtuple("Report", (
@@ -181,15 +182,19 @@ def gather(spec: PipelineSpec, run_id: Optional[str], now: float, is_alive: Call
     nodes, edges = pipeline_graph.graph_of(spec)
     state = text_of(record.get("state")) or "unknown"
     made = now
-    lives = state != "running" or is_alive(run_id)
-    if not lives:
-        state, now = "open" if lives is None else "died", min(now, _last_sign(folder, run_id, invocation))
-        notes.append("no process of this run is found: most likely its runner has died, or it is between two stages" if lives is None else
+    is_closed = run_history.is_closed_as_dead(record)
+    lives = is_alive(run_id) if state in ("running", "unknown") else not is_closed
+    if is_closed or state == "running" and not lives:
+        now = min(now, _last_sign(folder, run_id, invocation, is_closed) or now)
+        notes.append("the runner of this run died, and a later run has closed it" if is_closed else
+                     "no process of this run is found: most likely its runner has died, or it is between two stages" if lives is None else
                      "the runner of this run has died; the next run closes it, and resumes what can be resumed")
         notes[-1] += ". Times are those of its last sign of life"
+        state = state if is_closed else "open" if lives is None else "died"
     ended = epoch(record.get("endedAt"))
     duration_s = _duration_s(record, started, ended, now)
-    stages = _stages(folder, spec, run_id, invocation, record, entries, measured, history, _Times(started, duration_s), now)
+    stages = _stages(folder, spec, run_id, invocation, record, _all_entries(spec, run_id, invocation, record, entries, bool(lives)), measured, history,
+                     _Times(started, duration_s), now)
     status = {stage.name: stage.status for stage in stages}
     nodes = [node._replace(status=status.get(node.label, "unused") if node.kind == "stage" else "") for node in nodes]
     return Report(pipeline, spec.description, run_id, invocation, state, started, ended, duration_s,
@@ -199,11 +204,13 @@ def gather(spec: PipelineSpec, run_id: Optional[str], now: float, is_alive: Call
                   [(one[0], one[1], one[2]) for one in history if one[2] is not None], notes, nodes, edges, made)
 
 
-def _last_sign(folder: str, run_id: str, invocation: int) -> float:
-    """Return when a run that died last wrote anything, in seconds since the epoch."""
-    logs = run_history.log_folder(os.path.dirname(folder), run_id, invocation)
-    names = ["run_%s.json" % run_id] + ["%s_%s.json" % (kind, one["stage"]) for one in run_history.entries_of_stages(os.path.dirname(folder), run_id,
-        invocation) for kind in ("stage", "progress")]
+def _last_sign(folder: str, run_id: str, invocation: int, is_closed: bool) -> float:
+    """Return when a run that died last wrote anything, in seconds since the epoch; 0.0 if nothing of it is left. is_closed: its record was written
+    by a later run."""
+    root = os.path.dirname(folder)
+    logs = run_history.log_folder(root, run_id, invocation)
+    names = [] if is_closed else ["run_%s.json" % run_id]
+    names += ["%s_%s.json" % (kind, one["stage"]) for one in run_history.entries_of_stages(root, run_id, invocation, False) for kind in ("stage", "progress")]
     paths = [os.path.join(folder, name) for name in names] + [os.path.join(logs, name) for name in (os.listdir(logs) if os.path.isdir(logs) else ())]
     return max([os.lstat(path).st_mtime for path in paths if os.path.lexists(path)], default=0.0)
 
@@ -215,7 +222,7 @@ def _duration_s(record: Json, started: Optional[float], ended: Optional[float], 
         return None
     if ended is not None:
         return max(0.0, ended - started)
-    return max(0.0, now - started) if record.get("state") == "running" else None
+    return max(0.0, now - started) if record.get("state") == "running" or run_history.is_closed_as_dead(record) else None
 
 
 def _check_record(run_id: str, record: Json, notes: List[str]) -> None:
@@ -290,17 +297,22 @@ def _ledger(folder: str, run_id: str, invocation: int, record: Json, notes: List
 
 # --- stages ----------------------------------------------------------------------------------------------------------
 
+def _all_entries(spec: PipelineSpec, run_id: str, invocation: int, record: Json, entries: List[Json], lives: bool) -> List[Json]:
+    """Return the entries of a run's stages, also of those that it worked on last, of which only their own records tell."""
+    if record.get("state") not in ("running", None, "interrupted"):
+        return entries
+    known = {text_of(one.get("stage")) for one in entries}
+    others = {one["stage"]: one for one in run_history.entries_of_stages(spec.root, run_id, invocation, lives) if one["stage"] not in known}
+    place = {stage.name: number for number, stage in enumerate(spec.stages)}
+    return entries + [others[name] for name in sorted(others, key=lambda name: (place.get(name, len(place)), name))]
+
+
 def _stages(folder: str, spec: PipelineSpec, run_id: str, invocation: int, record: Json, entries: List[Json], measured: Dict[str, Json],
             history: List[Any], times: _Times, now: float) -> List[Stage]:
     found, clock = [], 0.0
-    known = {text_of(one.get("stage")) for one in entries}
-    if record.get("state") in ("running", None, "interrupted"):
-        others = {one["stage"]: one for one in run_history.entries_of_stages(spec.root, run_id, invocation) if one["stage"] not in known}
-        place = {stage.name: number for number, stage in enumerate(spec.stages)}
-        entries = entries + [others[name] for name in sorted(others, key=lambda name: (place.get(name, len(place)), name))]
     for one in entries:
         name, duration_s = text_of(one.get("stage")) or "?", number_of(one.get("durationMs")) / 1000
-        spans = _spans(one, times, clock, now if one.get("status") == "running" else None)
+        spans = _spans(one, times, clock, now if one.get("status") in CUT_SHORT else None)
         clock = max([clock] + [span[1] for span in spans])
         numbers, tasks = measured.get(name, {}), numbers_of(one.get("tasks"))
         status = text_of(one.get("status")) or "unknown"
@@ -313,8 +325,8 @@ def _stages(folder: str, spec: PipelineSpec, run_id: str, invocation: int, recor
             number_of(one.get("bytesIn")), number_of(one.get("bytesOut")), number_of(numbers.get("cpuSec")), number_of(numbers.get("maxRssBytes")),
             len(objects_of(one.get("outputs"))), tasks, failed,
             _task_tails(folder, one, failed) if failed
-            else _log_tails(folder, run_id, invocation, name, one) if status in ("failed", "interrupted", "running") else [],
-            _progress(folder, name) if status == "running" else "", earlier, _kept_counts(folder, run_id, invocation, one)))
+            else _log_tails(folder, run_id, invocation, name, one) if status in ("failed", "interrupted", *CUT_SHORT) else [],
+            _progress(folder, name) if status in CUT_SHORT else "", earlier, _kept_counts(folder, run_id, invocation, one)))
     return found
 
 
@@ -349,7 +361,8 @@ def _spans(entry: Json, times: _Times, clock: float, now: Optional[float]) -> Li
     start = times.place(entry.get("startedAt"), clock)
     name = text_of(entry.get("stage"))
     if now is not None:
-        return [(start, max(start, now - (times.started or now)), "running", "%s: running" % name)]
+        status = text_of(entry.get("status"))
+        return [(start, max(start, now - (times.started or now)), "failed" if status == "died" else status, "%s: %s" % (name, status))]
     tries = objects_of(entry.get("tries"))
     spans: List[Tuple[float, float, str, str]] = []
     for number, one in enumerate(tries, 1):

@@ -13,7 +13,7 @@ import sys
 import time
 
 import pytest
-from conftest import RUNNER, run_without_might
+from conftest import RUNNER, run_without_might, wait_until
 
 import look_commands
 import model
@@ -194,6 +194,44 @@ def test_while_a_run_is_going_on(pipeline):
     assert states(pipeline)["b"] == ("died", "RUN")
     assert [(run["runId"], run["state"]) for run in document(pipeline, "history")["runs"]] == [("live", "open")]
     assert "last run died" in look(pipeline, "status")
+
+
+def test_a_killed_run_is_told_of_alike_by_all_commands_also_when_the_next_one_has_closed_it(project):
+    """Its attempts are in its logs only. The run that closes it fails the stage before it begins: the stage's record stays that of the killed one."""
+    body = "if os.environ['PIPELINE_ATTEMPT'] != '3':\n    sys.exit(75)\nprint('here', flush=True)\ntime.sleep(60)\n"
+    project.spec({"name": "l", "processor": project.processor("p", body), "inputs": ["in.txt"], "retry": {"attempts": 5, "baseDelayMs": 1}})
+    project.write("in.txt", "x")
+    run, log = project.start("--run-id", "k1"), project.path("state/logs/k1/l.3.log")
+    try:
+        wait_until(lambda: log.exists() and b"here" in log.read_bytes())
+    finally:
+        run.kill()
+        run.communicate()
+
+    def told():
+        explained = document(project, "explain", "l")
+        entries = document(project, "history", "l")["entries"]
+        stage = stages_of(project)["l"]
+        assert stage["durationMs"] is None and ", 3 attempts\n" in look(project, "explain", "l")
+        return [(one["status"], one["attempts"]) for one in (stage, explained)], [(one["runId"], one["status"], one["attempts"]) for one in entries]
+    assert told() == ([("died", 3)] * 2, [("k1", "died", 3)])
+    project.path("in.txt").unlink()
+    assert project.run("--run-id", "k2").code == 1
+    assert [(run["runId"], run["state"]) for run in document(project, "history")["runs"]] == [("k1", "interrupted"), ("k2", "failed")]
+    assert told() == ([("died", 3)] * 2, [("k1", "died", 3), ("k2", "failed", 0)])
+
+
+def test_the_records_of_the_stages_are_read_once_for_all_runs_that_died(pipeline, monkeypatch):
+    """There may be thousands of both."""
+    pipeline.ok("--run-id", "r")
+    whole = pipeline.json("state/run_r.json")
+    for number in range(5):
+        name = "d%d" % number
+        pipeline.write("state/run_%s.json" % name, json.dumps(dict(whole, runId=name, state="interrupted", endedAt=None, durationMs=None, stages=[])))
+    read, real = [], run_history._read_record
+    monkeypatch.setattr(run_history, "_read_record", lambda root, name: (read.append(name), real(root, name))[1])
+    runs, _ = run_history.newest_runs(str(pipeline.root), 10)
+    assert len(runs) == 6 and sorted(name for name in read if name.startswith("stage_")) == ["stage_a.json", "stage_b.json"]
 
 
 def test_damaged_records_are_named_and_the_rest_is_shown(pipeline):
@@ -395,7 +433,7 @@ def test_the_real_program_looks_too(pipeline):
 
 def past(run_id, *entries, **known):
     record = {"runId": run_id, "invocation": 1, "pipeline": "test", "startedAt": "2026-01-01T00:00:00.000Z", "durationMs": 1, "stages": list(entries)}
-    return run_history._past_run("", record, "completed")._replace(**known)
+    return run_history._past_run("", record, "completed", list)._replace(**known)
 
 
 def entry(duration_ms, stage="s", status="ok", **more):

@@ -514,3 +514,32 @@ def test_a_run_under_way_is_told_of_with_what_is_done_and_what_is_tried_again(pr
     first, later = [run_report.gather(spec, "r", time.time() + more, lambda run_id: False) for more in (0, 1e6)]
     assert first.state == later.state == "died" and first.duration_s == later.duration_s < 100 and [one.spans for one in first.stages] == [one.spans for one in later.stages]
     assert any("has died" in note for note in first.notes)
+
+
+def test_a_run_that_died_is_told_of_alike_when_the_next_one_has_closed_it(project):
+    """The stage at work is not running for ever, nor for ever longer. The run that closes it fails that stage before it begins."""
+    project.spec({"name": "slow", "processor": project.processor("slow", "print('begun', flush=True)\ntime.sleep(60)\n"), "inputs": ["in.txt"]})
+    project.write("in.txt", "x")
+    run, log = project.start("--run-id", "k1"), project.path("state/logs/k1/slow.1.log")
+    try:
+        wait_until(lambda: log.exists() and b"begun" in log.read_bytes())
+    finally:
+        run.kill()
+        run.communicate()
+    spec = pipeline_runner.load_pipeline(str(project.path("pipeline.json")))
+
+    def told(state):
+        first, later = [run_report.gather(spec, "k1", time.time() + more, lambda run_id: False) for more in (0, 1e6)]
+        assert first.state == later.state == state and first.duration_s == later.duration_s < 100, (first, later)
+        assert first.stages == later.stages and any("sign of life" in note for note in first.notes)
+        stage, = first.stages
+        assert stage.status == "died" and [(span[2], span[3]) for span in stage.spans] == [("failed", "slow: died")] and "begun" in stage.logs[0][1]
+    told("died")
+    project.path("in.txt").unlink()
+    assert project.run("--run-id", "k2").code == 1
+    assert project.json("state/run_k1.json")["state"] == "interrupted"
+    moment = time.time() + 1e5              # what the closing run wrote is no sign of life
+    os.utime(str(project.path("state/run_k1.json")), (moment, moment))
+    told("interrupted")
+    page = report(project, "k1")
+    assert "runner died" in page.text and "1 died" in page.text and "slow: running" not in page.text, page.text
