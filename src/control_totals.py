@@ -29,7 +29,7 @@ def counts_problem(value: Any) -> str:
         return "it is not an object"
     for name, number in value.items():
         if not name.isascii() or not name.isprintable():
-            return "the name %s is not of ASCII characters" % json.dumps(name)
+            return "the name %s is not of printable ASCII characters" % json.dumps(name)
         if not is_integer(number) or not 0 <= number < 1 << 53:
             return "%s is not a whole number from 0 on" % json.dumps(name)
     return ""

@@ -268,8 +268,10 @@ def test_a_processor_without_counts_is_told_so_and_counts_that_are_asked_for_lat
 
 
 @pytest.mark.parametrize("counts, why", [
-    ("'[1]'", "it is not an object"), ("'{'", "it is not JSON"), ("'[' * 200000", "it is not JSON"),
-    ("'{\"rejected\": 0%s}' % (' ' * (1 << 20))", "it is larger than 1048576 bytes")], ids=["list", "cut", "deep", "long"])
+    ("'[1]'", "it is not an object"), ("'{'", "it is not JSON"),
+    ("'{\"rejected\": 0, \"gr\\\\u00f6\\\\u00dfe\": 3}'", 'the name "gr\\u00f6\\u00dfe" is not of printable ASCII characters'),
+    ("'{\"rejected\": 0, \"a\\\\tb\": 3}'", 'the name "a\\tb" is not of printable ASCII characters'), ("'[' * 200000", "it is not JSON"),
+    ("'{\"rejected\": 0%s}' % (' ' * (1 << 20))", "it is larger than 1048576 bytes")], ids=["list", "cut", "other letters", "tab", "deep", "long"])
 def test_counts_of_another_form_are_a_note_and_no_reason_to_fail(project, counts, why):
     body = "open(out + '/o', 'w').close()\nopen(os.environ['PIPELINE_COUNTS_FILE'], 'w').write(%s)\n" % counts
     project.spec({"name": "x", "processor": project.processor("x", body)})
