@@ -1,7 +1,7 @@
 """The stable lines of a run as JSON objects, one for each event, for `--log-format json`.
 
 A leaf. A line and its object are made from the same call, so neither can say what the other does not. The fields that
-a line spells are taken apart here; the forms are those of docs/operating.md.
+a line spells are taken apart here, and what it rounds comes beside it; the forms are those of docs/operating.md.
 """
 from __future__ import annotations
 

@@ -252,8 +252,10 @@ class StageWork:
             is_over = not trial.failure or trial.stopped or trial.is_final or not result.failure or self.survivors
             if is_over or not is_worth_retrying(retry, trial.attempts, result.exit_code):
                 return
-            delay_s = retry_delay_ms(retry, self.run.spec.name, trial.name, trial.attempts) / 1000.0
-            self.console.event("RETRY", trial.subject, " attempt %d/%d: %s; next in %.2fs" % (trial.attempts, retry.attempts, trial.failure, delay_s))
+            delay_ms = retry_delay_ms(retry, self.run.spec.name, trial.name, trial.attempts)
+            delay_s = delay_ms / 1000.0
+            self.console.event("RETRY", trial.subject, " attempt %d/%d: %s; next in %.2fs" % (trial.attempts, retry.attempts, trial.failure, delay_s),
+                               delayMs=delay_ms)
             yield Pause(delay_s)
             if self.run.signals.number:
                 trial.stopped, trial.failure = True, run_signals.INTERRUPTED

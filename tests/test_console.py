@@ -196,6 +196,19 @@ def test_json_events_of_a_run(mixed):
     assert [(one["stage"], "reason" in one) for one in again if one["event"] == "skip"] == [("a", True), ("b", True)]
 
 
+def test_the_delay_before_a_retry_is_told_to_programs_in_full(project):
+    """Its line rounds it to hundredths of a second."""
+    delays = {4: "0.00", 126: "0.13"}
+    body = "sys.exit(75 if os.environ['PIPELINE_ATTEMPT'] == '1' else 0)\n"
+    project.spec(*[{"name": "s%d" % ms, "processor": project.processor("p", body), "outputDir": "data/%d" % ms,
+                    "retry": {"attempts": 2, "baseDelayMs": ms}} for ms in delays])
+    events = [json.loads(line) for line in project.ok("--log-format", "json").out.splitlines()]
+    assert [(one["stage"], one["attempt"], one["attempts"], one["delayMs"]) for one in events if one["event"] == "retry"] == [("s4", 1, 2, 4), ("s126", 1, 2, 126)]
+    project.processor("p", body + "# anew\n")
+    lines = [line for line in project.ok().steps if line.startswith("[RETRY]")]
+    assert lines == ["[RETRY] s%d attempt 1/2: exit code 75; next in %ss" % one for one in delays.items()]
+
+
 def test_quiet_run(mixed):
     done = mixed.run("--run-id", "r", "--quiet")
     assert done.code == 1
