@@ -332,6 +332,9 @@ class ChunkTasksWork(task_work.TasksWork):
         if self.store.commit.removed:
             self.run.durability.flush()            # before a record says that they are none of its outputs
 
+    def _done_text(self) -> str:
+        return " (%d chunk%s)" % (len(self.done), "" if len(self.done) == 1 else "s")
+
     def _finish_checkpoint(self) -> None:
         """Each chunk has its own."""
 

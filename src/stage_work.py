@@ -466,8 +466,12 @@ class StageWork:
         stage_outputs.remove_parts(self.folder, self.stage.name, set())
         self._write_record("ok", "", outputs=outputs)
         self.run.durability.write_marker(self.stage, self.key)
-        self.console.event("DONE", self.stage.name, " in %.3fs" % self._duration_s())
+        self.console.event("DONE", self.stage.name, " in %.3fs%s" % (self._duration_s(), self._done_text()))
         return self._result("ok", "; ".join(self.reasons), outputs=outputs, bytes_out=sum(one["bytes"] for one in outputs))
+
+    def _done_text(self) -> str:
+        """Return how many tasks were done, for the line that tells the end of a stage; "" where there are none."""
+        return ""
 
     def _give_up(self, failure: str, stopped: bool) -> StageResult:
         status = "interrupted" if stopped else "failed"

@@ -209,6 +209,16 @@ def test_the_delay_before_a_retry_is_told_to_programs_in_full(project):
     assert lines == ["[RETRY] s%d attempt 1/2: exit code 75; next in %ss" % one for one in delays.items()]
 
 
+@pytest.mark.parametrize("keys", [{"forEach": "in/*.txt"}, {"inputs": ["in/*.txt"], "chunks": {"bytes": 2}}], ids=["forEach", "chunks"])
+def test_the_end_of_a_stage_of_tasks_tells_how_many_it_did(project, keys):
+    for name in "ab":
+        project.write("in/%s.txt" % name, "x\n")
+    project.processor("copy", "from processor_kit import lines\nlines(str.upper, os.path.basename(inputs[0]))\n")
+    project.spec(dict(keys, name="s", processor="bin/copy.py"))
+    done, = [one for one in map(json.loads, project.ok("--log-format", "json").out.splitlines()) if one["event"] == "done"]
+    assert done["text"] == ("(2 chunks)" if "chunks" in keys else "(2 tasks)") and done["durationMs"] > 0
+
+
 def test_quiet_run(mixed):
     done = mixed.run("--run-id", "r", "--quiet")
     assert done.code == 1
