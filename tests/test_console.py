@@ -209,6 +209,15 @@ def test_the_delay_before_a_retry_is_told_to_programs_in_full(project):
     assert lines == ["[RETRY] s%d attempt 1/2: exit code 75; next in %ss" % one for one in delays.items()]
 
 
+def test_what_stops_the_program_before_a_run_begins_is_one_event_unless_the_command_line_is_wrong(mixed):
+    mixed.write("pipeline.json", '{"name": "x", "stages": [{"name": "a"}, {"name": "a"}]}')
+    done = mixed.run("--log-format", "json")
+    event, = map(json.loads, done.out.splitlines())
+    assert done.code == 2 and event["event"] == "error" and event["text"] + "\n" == done.err and "stages[1]" in done.err, done
+    done = mixed.run("--log-format", "json", "--bogus")
+    assert done.code == 2 and done.out == "" and "unknown option --bogus" in done.err, done
+
+
 @pytest.mark.parametrize("keys", [{"forEach": "in/*.txt"}, {"inputs": ["in/*.txt"], "chunks": {"bytes": 2}}], ids=["forEach", "chunks"])
 def test_the_end_of_a_stage_of_tasks_tells_how_many_it_did(project, keys):
     for name in "ab":
