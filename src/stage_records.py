@@ -4,16 +4,57 @@ A leaf: the record is a dict, as state_store reads it.
 """
 from __future__ import annotations
 
+import re
+
 from primitives import compact, is_integer, leads_out
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Optional
+    from typing import Any, Callable, Dict, Optional
 
     Json = Dict[str, Any]
 CLEANED = "its outputs were removed by clean"      # why a stage must run whose record says so
+SPELLED = "/"               # begins a path that is spelled out: no path below a folder begins so
 # What others ask of the record of a stage: who reads what it made, or writes to the same folder.
 OF_MAKER = ("stage", "lastStatus", "lastError", "outputs", "refused", "counts", "inOutputs", "tasks")
+
+
+def with_spelled_paths(record: Json) -> Json:
+    """Return a record as it is stored if it names files whose names are not UTF-8, which only `left` and `baseline` may do.
+
+    In text such a name holds halves of surrogate pairs, which strict readers of JSON refuse: \\udcff stands for the byte ff, and a
+    backslash is doubled.
+    """
+    return _with_paths(record, _spelled)
+
+
+def with_real_paths(record: Json) -> Json:
+    """Return a record as it was before it was stored. What earlier versions stored is as it was."""
+    return _with_paths(record, _unspelled)
+
+
+def _with_paths(record: Json, changed: Callable[[str], str]) -> Json:
+    left, baseline = record.get("left"), record.get("baseline")
+    more: Json = {}
+    if isinstance(left, list):
+        more["left"] = [changed(path) if isinstance(path, str) else path for path in left]
+    if isinstance(baseline, dict):
+        more["baseline"] = {changed(path): stamp for path, stamp in baseline.items()}
+    return {**record, **more}
+
+
+def _spelled(path: str) -> str:
+    try:
+        path.encode("utf-8")
+        return path
+    except UnicodeEncodeError:
+        return SPELLED + path.replace("\\", "\\\\").encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _unspelled(path: str) -> str:
+    if not path.startswith(SPELLED):
+        return path
+    return re.sub(r"\\(\\|u([0-9a-f]{4}))", lambda found: chr(int(found.group(2), 16)) if found.group(2) else "\\", path[len(SPELLED):])
 
 
 def made_elsewhere(record: Optional[Json], output_dir: str) -> str:

@@ -155,14 +155,17 @@ class StateStore:
         return {"bytes": sum(map(len, pieces)), "sha256": digest_of(pieces)}
 
     def write_stage(self, stage: str, record: Json) -> None:
-        """Store a stage's record, a line for each field. A name that is not UTF-8, of what a failed attempt has left, stands
-        there in JSON's own escapes.
+        """Store a stage's record, a line for each field.
 
         "running" is as durable as by write(). An outcome is seen by any reader on return and, where `in_groups`, durable with the
         next flush of `commit`, content and name; if the power goes before, stage() finds "running", as after a kill.
         """
         name = "stage_%s.json" % stage
-        data = by_fields(dict({"schema": SCHEMA_VERSION}, **record)).encode("utf-8", "backslashreplace")
+        stored = dict({"schema": SCHEMA_VERSION}, **record)
+        try:
+            data = by_fields(stored).encode("utf-8")
+        except UnicodeEncodeError:      # it names files whose names are not UTF-8
+            data = by_fields(stage_records.with_spelled_paths(stored)).encode("utf-8", "backslashreplace")
         is_kept = self.in_groups and record["lastStatus"] != "running" and self._keep(name)
         durable_files.write_atomic(self.path(name), data, self.commit, durable=not is_kept)
         self.commit.is_timed = True
@@ -242,7 +245,7 @@ class StateStore:
         problem = stage_records.record_problem(record, stage)
         if problem:
             raise StateError("state/%s is damaged (%s); %s" % (name, problem, self.set_aside(name)))
-        return record, kept is not None
+        return stage_records.with_real_paths(record) if b'"/' in (data if kept is None else kept) else record, kept is not None
 
     def secret(self) -> bytes:
         """Return the random key for digests of variables' values, made on first use (state/env.key, mode 0600)."""

@@ -829,13 +829,19 @@ def test_an_output_whose_name_is_not_utf8_fails_the_stage_and_is_cleared_away(pr
 
     processor("\\xffx")
     project.spec({"processor": "bin/p.py"})
+    project.write("data/s1/there", "x")
+    there = os.path.join(os.fsencode(str(project.path("data/s1"))), b"\\udcff\\ \xfe")
+    os.close(os.open(there, os.O_CREAT | os.O_WRONLY))      # somebody's own
     for _ in range(2):
         done = project.run()
         assert done.code == 1 and "[FAIL] s1: output '\\udcffx': the name is not valid UTF-8, so no record can name it" in done.out, done
+        record = project.json("state/stage_s1.json")
+        json.dumps(record, ensure_ascii=False).encode("utf-8")      # strict readers refuse half of a surrogate pair
+        assert record["left"] == ["/\\udcffx"] and sorted(record["baseline"]) == ["./", "/\\\\udcff\\\\ \\udcfe", "there"], record
     assert "failed" in project.run("status").out
     processor("good")
-    project.ok()
-    assert os.listdir(os.fsencode(str(project.path("data/s1")))) in ([b"good", b".s1.done"], [b".s1.done", b"good"])
+    assert "[NOTE] s1: leftovers of an unfinished attempt: removed \\udcffx\n" in project.ok().out
+    assert sorted(os.listdir(os.fsencode(str(project.path("data/s1"))))) == [b".s1.done", os.path.basename(there), b"good", b"there"]
 
 
 COUNT = """#!/bin/sh
