@@ -104,7 +104,7 @@ def page(report: Report) -> str:
         ("logs", _logs(report)), ("stages", _stage_table(report)), ("timeline", _timeline(report)), ("graph", _graph(report)),
         ("totals", _totals(report)),
         ("why", _why(report)), ("evidence", _isolation(report)), ("runs", _history(report))) if body]
-    links = "".join('<a href="#%s">%s</a>' % (name, NAMES[name]) for name, _ in sections)
+    links = "\n".join('<a href="#%s">%s</a>' % (name, NAMES[name]) for name, _ in sections)
     parts = [_head(report), "<main>", _failures(report), _notes(report), _tiles(report), '<nav aria-label="Sections">%s</nav>' % links]
     parts += ['<section id="%s">%s</section>' % one for one in sections] + ["</main>"]
     return ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -311,7 +311,7 @@ def _why(report: Report) -> str:
         shown, skipped = [stage for stage in report.stages if stage.reason], []
     rows = ["%s<td>%s</td><td class=\"why\">%s</td>" % (
         _row_head(stage.name), _tag(stage.status), "<br>".join(escaped(part) for part in stage.reason.split("; "))) for stage in shown]
-    body = _table([("Stage", ""), ("", ""), ("Reason", "")], rows, "Reasons") if rows else ""
+    body = _table([("Stage", ""), ("Status", ""), ("Reason", "")], rows, "Reasons") if rows else ""
     if skipped:
         body += "<h3>Up to date: %d stages</h3><ul class=\"names\">%s</ul>" % (
             len(skipped), "".join("<li>%s</li>" % escaped(stage.name) for stage in skipped))

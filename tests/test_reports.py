@@ -78,6 +78,7 @@ def checked(text):
             assert value.startswith("#") and ("section", "id", value[1:]) in page.attributes, value
     style = re.search("(?s)<style>(.*?)</style>", text).group(1)
     assert not re.search(r"(?i)url\(|@import|https?:|//", style)
+    assert not re.search(r"<th[^>]*></th>", text) and "</a><a" not in text      # a column without a head; links that no narrow screen can break apart
     assert page.tags.count("h1") == 1 and page.tags.count("svg") == sum(1 for tag, name, _ in page.attributes if (tag, name) == ("svg", "aria-label"))
     assert page.tags.count("th") == sum(1 for tag, name, _ in page.attributes if (tag, name) == ("th", "scope"))
     assert ("html", "lang", "en") in page.attributes and "prefers-color-scheme:dark" in style and "@media print" in style
