@@ -1,6 +1,6 @@
 """The graph of a pipeline: its stages, the files between them, who feeds whom; as JSON, Mermaid, Graphviz or SVG. Pure.
 
-Above the leaves: it imports stage_order, svg_shapes. Who comes before whom is asked of stage_order, file by file.
+Above the leaves: it imports stage_order, svg_shapes, text_table. Who comes before whom is asked of stage_order, file by file.
 """
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import json
 import stage_order
 import svg_shapes
 from svg_shapes import Edge, Node
+from text_table import display_width
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def drawing(nodes: List[Node], edges: List[Edge], title: str, standalone: bool =
     """Return the graph as SVG, without its files where there would be too many."""
     if len(nodes) > FEW_NODES:
         nodes, edges = stages_only(nodes, edges)
-    return svg_shapes.graph_svg(nodes, edges, title, standalone)
+    return svg_shapes.graph_svg(nodes, edges, title, standalone, display_width)
 
 
 def graph_text(spec: PipelineSpec, form: str) -> str:

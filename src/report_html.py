@@ -11,6 +11,7 @@ import time
 import pipeline_graph
 import svg_shapes
 from svg_shapes import escaped, seconds_text
+from text_table import display_width
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -259,7 +260,7 @@ def _timeline(report: Report) -> str:
     if idle:
         hint += " %d stage%s without work %s left out." % (idle, "" if idle == 1 else "s", "is" if idle == 1 else "are")
     title = "Timeline of the attempts of %d stages over %s" % (len(rows), seconds_text(length))
-    return _section("Timeline", _wide(svg_shapes.timeline_svg(rows, length, title), "Timeline"), hint)
+    return _section("Timeline", _wide(svg_shapes.timeline_svg(rows, length, title, display_width), "Timeline"), hint)
 
 
 def _graph(report: Report) -> str:

@@ -14,7 +14,8 @@ from collections import namedtuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, List, Optional, Sequence, Tuple
+    from typing import Callable, Dict, List, Optional, Sequence, Tuple
+    Cells = Callable[[str], int]        # how many characters of usual width a text is wide: that of text_table
 
 ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;"}
@@ -55,12 +56,22 @@ def escaped(value: object) -> str:
     return "".join(ENTITIES.get(c) or (c if c.isprintable() or c in "\n\t\u00a0\u202f" else ascii(c)[1:-1]) for c in text)
 
 
-def shortened(text: str, length: int) -> str:
-    """Return a text of at most *length* characters, the middle left out: beginning and end of a path both tell."""
-    if len(text) <= length:
+def shortened(text: str, length: int, cells: Cells = len) -> str:
+    """Return a text of at most *length* cells, the middle left out: beginning and end of a path both tell."""
+    if cells(text) <= length:
         return text
     tail = (length - 1) // 2
-    return text[:length - 1 - tail] + "\u2026" + (text[-tail:] if tail else "")
+    ending = _fitting(text[::-1], tail, cells)[::-1]
+    return _fitting(text, length - 1 - tail, cells) + "\u2026" + ending
+
+
+def _fitting(text: str, room: int, cells: Cells) -> str:
+    """Return as much of the beginning of a text as takes at most *room* cells."""
+    for place, character in enumerate(text):
+        room -= cells(character)
+        if room < 0:
+            return text[:place]
+    return text
 
 
 # --- the layout of a graph -------------------------------------------------------------------------------------------
@@ -145,7 +156,7 @@ def columns_of(layers: List[List[str]]) -> List[List[str]]:
 
 # --- drawings --------------------------------------------------------------------------------------------------------
 
-def graph_svg(nodes: Sequence[Node], edges: Sequence[Edge], title: str, standalone: bool = False) -> str:
+def graph_svg(nodes: Sequence[Node], edges: Sequence[Edge], title: str, standalone: bool = False, cells: Cells = len) -> str:
     """Return a drawing of a graph, from left to right; a long one goes on in bands below."""
     layers = layers_of(nodes, edges)
     if len(edges) > 2 * len(nodes):
@@ -154,7 +165,7 @@ def graph_svg(nodes: Sequence[Node], edges: Sequence[Edge], title: str, standalo
     known = {node.name: node for node in nodes}
     dense = len(nodes) > 40
     high, gap_x, gap_y = (22, 44, 6) if dense else (30, 56, 14)
-    wide = {name: min(172.0, max(64.0, 20 + CHARACTER_PX * len(node.label))) for name, node in known.items()}
+    wide = {name: min(172.0, max(64.0, 20 + CHARACTER_PX * cells(node.label))) for name, node in known.items()}
     boxes: Dict[str, Tuple[float, float, float]] = {}       # name -> left, top, width
     lanes: Dict[str, float] = {}                            # name -> where edges from another band run, above its own
     top, right = 8.0, 0.0
@@ -174,7 +185,7 @@ def graph_svg(nodes: Sequence[Node], edges: Sequence[Edge], title: str, standalo
     lines = [_curve(boxes[edge.start], boxes[edge.end], high, lanes[edge.start], lanes[edge.end], edge.kind) for edge in edges
              if edge.start in boxes and edge.end in boxes]
     return _svg(right + (16 if len(bands) > 1 else 1), top - 34 + 8, title,
-                lines + [_box(known[name], boxes[name], high) for name in boxes], standalone)
+                lines + [_box(known[name], boxes[name], high, cells) for name in boxes], standalone)
 
 
 def bands_of(columns: List[List[str]], wide: Dict[str, float], gap: float) -> List[List[List[str]]]:
@@ -210,16 +221,16 @@ def _curve(start: Tuple[float, float, float], end: Tuple[float, float, float], h
     return '<path class="edge %s" d="%s"/><path class="tip" d="M%.1f %.1fl-6 -3.2v6.4z"/>' % (kind, path, x2, y2)
 
 
-def _box(node: Node, box: Tuple[float, float, float], high: float) -> str:
+def _box(node: Node, box: Tuple[float, float, float], high: float, cells: Cells) -> str:
     left, top, width = box
-    label = shortened(node.label, int((width - 16) / CHARACTER_PX))
+    label = shortened(node.label, int((width - 16) / CHARACTER_PX), cells)
     return ('<g class="node %s %s"><title>%s</title><rect x="%.1f" y="%.1f" width="%.1f" height="%.1f" rx="%d"/>'
             '<text x="%.1f" y="%.1f" text-anchor="middle">%s</text></g>') % (
                 node.kind, node.status, escaped(node.title), left, top, width, high, 4 if node.kind == "stage" else 10,
                 left + width / 2, top + high / 2 + 4, escaped(label))
 
 
-def timeline_svg(rows: Sequence[Tuple[str, str, List[Tuple[float, float, str, str]]]], length_s: float, title: str) -> str:
+def timeline_svg(rows: Sequence[Tuple[str, str, List[Tuple[float, float, str, str]]]], length_s: float, title: str, cells: Cells = len) -> str:
     """Return a timeline. rows: (label, its title, [(start, end, class, title)]), in seconds since the beginning."""
     side, wide = 168, 836
     high, gap = (13, 3) if len(rows) > 40 else (17, 6)
@@ -233,7 +244,7 @@ def timeline_svg(rows: Sequence[Tuple[str, str, List[Tuple[float, float, str, st
     for index, (label, about, spans) in enumerate(rows):
         y = 26 + index * (high + gap)
         parts.append('<text class="label" x="%d" y="%.1f" text-anchor="end"><title>%s</title>%s</text>' % (
-            side - 10, y + high / 2 + 4, escaped(about), escaped(shortened(label, 24))))
+            side - 10, y + high / 2 + 4, escaped(about), escaped(shortened(label, 24, cells))))
         for start, end, kind, text in spans:
             x = side + wide * max(0.0, min(start, length_s)) / length_s
             width = max(2.0, wide * (min(end, length_s) - max(0.0, start)) / length_s)

@@ -24,6 +24,7 @@ import run_report  # noqa: E402
 import stage_order  # noqa: E402
 import state_store  # noqa: E402
 import svg_shapes  # noqa: E402
+import text_table  # noqa: E402
 from model import StageSpec  # noqa: E402
 from svg_shapes import Edge, Node  # noqa: E402
 
@@ -363,6 +364,18 @@ def test_a_drawing_holds_every_node_and_no_two_overlap(count):
     assert all(x >= 0 and y >= 0 and x + w <= width and y + h <= height for x, y, w, h in boxes)
     assert not any(a[0] < b[0] + b[2] and b[0] < a[0] + a[2] and a[1] < b[1] + b[3] and b[1] < a[1] + a[3] for place, a in enumerate(boxes) for b in boxes[:place])
     Page(text)
+
+
+@pytest.mark.parametrize("label", ["data/\u5165\u529b/*.csv", "data/" + "\u5165\u529b" * 12 + "/*.csv", "\uff21" * 40, "data/" + "long/" * 12 + "*.csv", "e\u0301" * 20])
+def test_a_label_of_wide_characters_stays_in_its_box(label):
+    """Each of them is as wide as two others; a combining mark takes no room."""
+    text = pipeline_graph.drawing([Node("n", "files", label, label, "")], [], "t")
+    width, shown = re.search(r'<rect [^>]*width="([\d.]+)".*?<text[^>]*>([^<]*)</text>', text).groups()
+    assert text_table.display_width(shown) * svg_shapes.CHARACTER_PX <= float(width) - 8, (width, shown)
+    assert shown == label or "\u2026" in shown and (shown[0], shown[-1]) == (label[0], label[-1]) and len(shown) > 10
+    timeline = svg_shapes.timeline_svg([(label, label, [])], 1.0, "t", text_table.display_width)
+    shown = re.search(r'class="label".*?</title>([^<]*)</text>', timeline).group(1)
+    assert text_table.display_width(shown) <= 24 and shown[0] == label[0]
 
 
 def test_two_hundred_stages_side_by_side_are_drawn_in_columns():
