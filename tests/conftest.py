@@ -295,7 +295,7 @@ def as_user(number):
     return ["setpriv", "--reuid=%d" % USERS[number], "--regid=%d" % GROUP, "--clear-groups", *may_read]
 
 
-def unmeasured(env=None):
+def without_coverage(env=None):
     """Return an environment without what makes coverage measure a program: it could not write down what it found, and would say so."""
     return {name: value for name, value in (os.environ if env is None else env).items() if not name.startswith("COV")}
 
@@ -304,7 +304,7 @@ def run_as(number, project, *arguments, umask=0o022):
     """Run the program to its end as one of USERS, or as root for None."""
     argv = [*(as_user(number) if number is not None else []), *project.argv(*arguments)]
     done = subprocess.run(argv, cwd=str(project.root), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          env=unmeasured(project.environment()), timeout=120, preexec_fn=lambda: os.umask(umask))
+                          env=without_coverage(project.environment()), timeout=120, preexec_fn=lambda: os.umask(umask))
     result = Done(argv, done.returncode, text_of(done.stdout), text_of(done.stderr))
     assert "Traceback" not in result.err, result
     return result

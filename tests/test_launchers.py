@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, unmeasured
+from conftest import ROOT, without_coverage
 from test_processes import without_proc
 
 import launch_helper
@@ -693,7 +693,7 @@ raise SystemExit(node_exec.run_leased(sys.argv[1], offline_guard))
 def test_a_task_that_finds_no_descriptor_says_that_it_cannot_start(tmp_path):
     path = lease_for(tmp_path, "no", "touch", str(tmp_path / "started"))
     done = subprocess.run([sys.executable, "-c", WITHOUT_DESCRIPTORS % str(ROOT / "src"), path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60,
-                          env=unmeasured())
+                          env=without_coverage())
     first, second = done.stderr.decode().splitlines()
     assert done.returncode == 126 and first == "[OFFLINE] cannot start touch on %s: Too many open files" % os.uname().nodename, done
     assert second == "[OFFLINE] cannot write the report %s: Too many open files" % (tmp_path / "report") and not (tmp_path / "started").exists()

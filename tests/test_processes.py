@@ -15,7 +15,7 @@ import types
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE_S, as_user, settle, unmeasured, wait_until
+from conftest import PATIENCE_S, as_user, settle, wait_until, without_coverage
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNNER = ROOT / "src" / "pipeline_runner.py"
@@ -928,7 +928,7 @@ def test_another_accounts_process_that_proc_hides_is_there_and_untold():
     words = as_user(0)
     if not shutil.which("unshare") or subprocess.run([*hide, "true"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode:
         pytest.skip("nothing may be mounted here")
-    done = subprocess.run([*hide, *words, sys.executable, "-c", HIDDEN, str(os.getpid()), str(GONE)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60, env=unmeasured())
+    done = subprocess.run([*hide, *words, sys.executable, "-c", HIDDEN, str(os.getpid()), str(GONE)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60, env=without_coverage())
     assert done.stdout == b"told\n", done
 
 
