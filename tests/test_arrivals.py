@@ -127,12 +127,17 @@ def test_a_failed_stage_counts_more_than_one_that_waits(project):
     assert project.run("--run-id", "r").code == 1 and project.json("state/run_r.json")["state"] == "failed"
 
 
-def test_of_the_files_of_foreach_the_settled_ones_are_taken(project):
+def two_done(project, **more):
+    """Make the files a and b, both settled, and a stage `up` of them that is done."""
     for name in "ab":
         project.write("in/%s.txt" % name, name)
         age(project.path("in/%s.txt" % name), 3600)
-    project.spec({"name": "up", "processor": "bin/stage_copy.py", "forEach": "in/*.txt", "outputDir": "out", "settleSec": 600, "prune": True})
+    project.spec(dict({"name": "up", "processor": "bin/stage_copy.py", "forEach": "in/*.txt", "outputDir": "out", "settleSec": 600}, **more))
     project.ok()
+
+
+def test_of_the_files_of_foreach_the_settled_ones_are_taken(project):
+    two_done(project, prune=True)
     project.write("in/b.txt", "b, growing")
     project.write("in/c.txt", "c, arriving")
     done = project.ok()
@@ -151,11 +156,7 @@ def test_of_the_files_of_foreach_the_settled_ones_are_taken(project):
 @pytest.mark.parametrize("is_left_already", [False, True])
 @pytest.mark.parametrize("spoil", [lambda path: path.write_text("tampered"), lambda path: path.unlink()], ids=["changed", "gone"])
 def test_what_was_made_of_a_file_that_is_left_for_a_later_run_is_verified_too(project, spoil, is_left_already):
-    for name in "ab":
-        project.write("in/%s.txt" % name, name)
-        age(project.path("in/%s.txt" % name), 3600)
-    project.spec({"name": "up", "processor": "bin/stage_copy.py", "forEach": "in/*.txt", "outputDir": "out", "settleSec": 600})
-    project.ok()
+    two_done(project)
     project.write("in/a.txt", "a, growing")
     if is_left_already:
         project.ok()
@@ -173,11 +174,7 @@ def test_what_was_made_of_a_file_that_is_left_for_a_later_run_is_verified_too(pr
 
 @pytest.mark.parametrize("prune", [False, True])
 def test_a_file_that_was_left_for_a_later_run_and_is_gone_by_then_is_seen_to_be_gone(project, prune):
-    for name in "ab":
-        project.write("in/%s.txt" % name, name)
-        age(project.path("in/%s.txt" % name), 3600)
-    project.spec({"name": "up", "processor": "bin/stage_copy.py", "forEach": "in/*.txt", "outputDir": "out", "settleSec": 600, "prune": prune})
-    project.ok()
+    two_done(project, prune=prune)
     project.write("in/b.txt", "b, growing")
     assert "left for a later run: in/b.txt" in project.ok().out
     project.path("in/b.txt").unlink()
@@ -198,11 +195,7 @@ def test_a_stage_that_is_up_to_date_but_for_files_that_are_arriving_says_which(p
 
 @pytest.mark.parametrize("then", ["growing", "new outputs"])
 def test_a_file_that_was_done_and_is_arriving_again_is_named_as_the_cause(project, then):
-    for name in "ab":
-        project.write("in/%s.txt" % name, name)
-        age(project.path("in/%s.txt" % name), 3600)
-    project.spec({"name": "up", "processor": "bin/stage_copy.py", "forEach": "in/*.txt", "outputDir": "out", "settleSec": 600})
-    project.ok()
+    two_done(project)
     project.write("in/a.txt", "a, growing")
     if then == "new outputs":
         project.path("out/b.txt").unlink()
