@@ -49,7 +49,7 @@ SHOWING_OPTIONS = ("-v", "-q", "-l", "--verbose", "--quiet", "--showlocals")
 SHOWING_PREFIXES = ("-vv", "-r", "--tb=", "--durations=", "--color=")
 
 MOST_JOBS = 4                   # more processes at once would compete for the disk
-GROUPS_PER_JOB = 4              # so that a wrong weight leaves no processor idle for long
+GROUPS_PER_JOB = 10             # so that a wrong weight leaves no processor idle for long
 GRACE_S = 10                    # what pytest gets after Ctrl-C to end by itself
 # Seconds that modules take, measured with coverage on a small machine, where the size of the file would mislead.
 SECONDS: Dict[str, float] = {
