@@ -4,8 +4,6 @@ A leaf: the record is a dict, as state_store reads it.
 """
 from __future__ import annotations
 
-import re
-
 from primitives import compact, is_integer, leads_out
 
 TYPE_CHECKING = False
@@ -13,6 +11,7 @@ if TYPE_CHECKING:
     from typing import Any, Callable, Dict, Optional
 
     Json = Dict[str, Any]
+
 CLEANED = "its outputs were removed by clean"      # why a stage must run whose record says so
 SPELLED = "/"               # begins a path that is spelled out: no path below a folder begins so
 # What others ask of the record of a stage: who reads what it made, or writes to the same folder.
@@ -54,6 +53,7 @@ def _spelled(path: str) -> str:
 def _unspelled(path: str) -> str:
     if not path.startswith(SPELLED):
         return path
+    import re                       # loaded for no run in which there is none: it takes longer than all else here
     return re.sub(r"\\(\\|u([0-9a-f]{4}))", lambda found: chr(int(found.group(2), 16)) if found.group(2) else "\\", path[len(SPELLED):])
 
 

@@ -106,14 +106,15 @@ def run_command(project, *words):
     return done.returncode, done.stdout.decode("utf-8")
 
 
-def test_the_short_way_is_taken_and_loads_little(project):
-    build(project)
+@pytest.mark.parametrize("more, not_loaded", [({"passEnv": ["MINE_*"]}, set()), ({}, {"re"})])
+def test_the_short_way_is_taken_and_loads_little(project, more, not_loaded):
+    build(project, dict({"processor": "bin/work.py", "inputs": ["data/*.txt"]}, **more))
     code = ("import sys; sys.argv = sys.argv[1:]; sys.path.insert(0, %r); import quick_run; code = quick_run.attempt(sys.argv, print); "
             "print('ended', code, *sorted(sys.modules))" % str(ROOT / "src"))
     argv = [sys.executable, "-S", "-c", code, "--pipeline", str(project.path("pipeline.json"))]
     done = subprocess.run(argv, stdout=subprocess.PIPE, check=True, timeout=60)
     ended, code, *loaded = done.stdout.decode("utf-8").splitlines()[-1].split()
-    assert (ended, code) == ("ended", "0") and not {"json", "model", "spec_checks", "stage_keys", "import_scan", "hashlib"} & set(loaded)
+    assert (ended, code) == ("ended", "0") and not {"json", "model", "spec_checks", "stage_keys", "import_scan", "hashlib", *not_loaded} & set(loaded)
 
 
 @pytest.mark.parametrize("way", ["nothing changed", "one changed", "status", "refused"])
