@@ -76,8 +76,7 @@ class LedgerReader:
         else:
             with naming(self.path), file:
                 self._read(file)
-        pruned = {run: digest for run, digest in self.pruned.items() if run in self.ends}
-        return History(self.ends, frozenset(self.last["open"]), pruned, self.newest)
+        return History(self.ends, frozenset(self.last["open"]), self.pruned, self.newest)
 
     def _read(self, file: BinaryIO) -> None:
         found = os.fstat(file.fileno())
@@ -99,7 +98,7 @@ class LedgerReader:
             if entry["event"] == "end" and not name_problem(run[0]) and is_integer(run[1]):
                 self.ends[run] = entry
             elif entry["event"] == "gc":
-                self.pruned.update({(one[0], one[1]): one[2] for one in entry["removed"]})
+                self.pruned.update({(one[0], one[1]): one[2] for one in entry["removed"] if (one[0], one[1]) in self.ends})
             if entry["event"] in ("begin", "end"):
                 self.newest[run[0]] = max(run[1], self.newest.get(run[0], 0))
             self.last = dict(entry, open=dict(entry["open"]))
