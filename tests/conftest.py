@@ -164,6 +164,15 @@ class Project:
         return subprocess.Popen(self.argv(*arguments), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                 env=self.environment(**(env or {})), **options)
 
+    def kill_once_logged(self, log: str, text: bytes, *arguments) -> None:
+        """Start the program, and kill it when *text* is in a log."""
+        run, path = self.start(*arguments), self.path(log)
+        try:
+            wait_until(lambda: path.exists() and text in path.read_bytes())
+        finally:
+            run.kill()
+            run.communicate()
+
     def snapshot(self):
         """Return {path: bytes} of every file below the root."""
         return {path.relative_to(self.root).as_posix(): path.read_bytes() for path in sorted(self.root.rglob("*")) if path.is_file() and not path.is_symlink()}

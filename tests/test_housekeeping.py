@@ -650,12 +650,17 @@ def test_gc_wants_a_limit_and_an_undamaged_ledger(project):
     assert done.code == 5 and "state/ledger.jsonl:2: " in done.err and project.exists("state/run_r0.json")
 
 
-@pytest.mark.skipif(os.name == "nt", reason="holds a lock by flock")
-def test_gc_reads_each_record_once_however_many_runs_there_are(project, monkeypatch, capsys):
+def make_runs_of_one_result(project, count):
+    """Make runs r0, r1, ... of which the first has made all, and the others have nothing to do."""
     project.write("data/in.txt", "x")
     project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"]})
-    for number in range(8):
+    for number in range(count):
         project.ok("--run-id", "r%d" % number)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="holds a lock by flock")
+def test_gc_reads_each_record_once_however_many_runs_there_are(project, monkeypatch, capsys):
+    make_runs_of_one_result(project, 8)
     reads, read = [], run_pruning._read
     monkeypatch.setattr(run_pruning, "_read", lambda store, name: (reads.append(name), read(store, name))[1])
     assert pipeline_runner.main(["gc", "--keep-runs", "4", "--pipeline", str(project.path("pipeline.json"))]) == 0
@@ -664,10 +669,7 @@ def test_gc_reads_each_record_once_however_many_runs_there_are(project, monkeypa
 
 
 def test_gc_reads_each_entry_of_the_ledger_once_however_many_batches_there_are(project, monkeypatch, capsys):
-    project.write("data/in.txt", "x")
-    project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"]})
-    for number in range(7):
-        project.ok("--run-id", "n%d" % number)
+    make_runs_of_one_result(project, 7)
     read, entry_hash = [], run_pruning.entry_hash
     monkeypatch.setattr(run_pruning, "entry_hash", lambda entry: read.append(entry["seq"]) or entry_hash(entry))
     monkeypatch.setattr(run_pruning, "BATCH_RUNS", 1)

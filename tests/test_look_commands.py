@@ -13,7 +13,7 @@ import sys
 import time
 
 import pytest
-from conftest import RUNNER, run_without_might, wait_until
+from conftest import RUNNER, run_without_might
 
 import look_commands
 import model
@@ -201,12 +201,7 @@ def test_a_killed_run_is_told_of_alike_by_all_commands_also_when_the_next_one_ha
     body = "if os.environ['PIPELINE_ATTEMPT'] != '3':\n    sys.exit(75)\nprint('here', flush=True)\ntime.sleep(60)\n"
     project.spec({"name": "l", "processor": project.processor("p", body), "inputs": ["in.txt"], "retry": {"attempts": 5, "baseDelayMs": 1}})
     project.write("in.txt", "x")
-    run, log = project.start("--run-id", "k1"), project.path("state/logs/k1/l.3.log")
-    try:
-        wait_until(lambda: log.exists() and b"here" in log.read_bytes())
-    finally:
-        run.kill()
-        run.communicate()
+    project.kill_once_logged("state/logs/k1/l.3.log", b"here", "--run-id", "k1")
 
     def told():
         explained = document(project, "explain", "l")

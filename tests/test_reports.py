@@ -534,12 +534,7 @@ def test_a_run_that_died_is_told_of_alike_when_the_next_one_has_closed_it(projec
     """The stage at work is not running for ever, nor for ever longer. The run that closes it fails that stage before it begins."""
     project.spec({"name": "slow", "processor": project.processor("slow", "print('begun', flush=True)\ntime.sleep(60)\n"), "inputs": ["in.txt"]})
     project.write("in.txt", "x")
-    run, log = project.start("--run-id", "k1"), project.path("state/logs/k1/slow.1.log")
-    try:
-        wait_until(lambda: log.exists() and b"begun" in log.read_bytes())
-    finally:
-        run.kill()
-        run.communicate()
+    project.kill_once_logged("state/logs/k1/slow.1.log", b"begun", "--run-id", "k1")
     spec = pipeline_runner.load_pipeline(str(project.path("pipeline.json")))
 
     def told(state):
