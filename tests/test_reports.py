@@ -366,13 +366,13 @@ def test_a_drawing_holds_every_node_and_no_two_overlap(count):
     Page(text)
 
 
-@pytest.mark.parametrize("label", ["data/\u5165\u529b/*.csv", "data/" + "\u5165\u529b" * 12 + "/*.csv", "\uff21" * 40, "data/" + "long/" * 12 + "*.csv", "e\u0301" * 20])
+@pytest.mark.parametrize("label", ["data/\u5165\u529b/*.csv", "data/" + "\u5165\u529b" * 12 + "/*.csv", "\u5165\u529b" * 10, "\uff21" * 40, "data/" + "long/" * 12 + "*.csv", "e\u0301" * 20])
 def test_a_label_of_wide_characters_stays_in_its_box(label):
     """Each of them is as wide as two others; a combining mark takes no room."""
     text = pipeline_graph.drawing([Node("n", "files", label, label, "")], [], "t")
     width, shown = re.search(r'<rect [^>]*width="([\d.]+)".*?<text[^>]*>([^<]*)</text>', text).groups()
     assert text_table.display_width(shown) * svg_shapes.CHARACTER_PX <= float(width) - 8, (width, shown)
-    assert shown == label or "\u2026" in shown and (shown[0], shown[-1]) == (label[0], label[-1]) and len(shown) > 10
+    assert shown == label or text_table.display_width(label) > 20 and "\u2026" in shown and (shown[0], shown[-1]) == (label[0], label[-1]) and len(shown) > 10
     timeline = svg_shapes.timeline_svg([(label, label, [])], 1.0, "t", text_table.display_width)
     shown = re.search(r'class="label".*?</title>([^<]*)</text>', timeline).group(1)
     assert text_table.display_width(shown) <= 24 and shown[0] == label[0]
