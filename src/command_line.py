@@ -117,7 +117,7 @@ ONLY_WITH = {"--anchor": ("verify",), "--outputs": ("verify",), "--format": ("ex
 # taken by more, some everywhere, as a script may give all commands the same options; these are the commands for which they change something
 OF_USE_WITH = {"--run-id": ("run",), "--verbose": ("run",),
                "--set": tuple(name for name in COMMANDS if name not in ("verify", "export", "evidence", "new-key", "init", "new-stage")),
-               "--rehash": ("run", "plan", "status", "explain"), "--key": ("run", "verify", "accept", "clean", "gc", "reset"),
+               "--rehash": ("run", "plan", "status", "explain"), "--key": ("run", "plan", "validate", "verify", "accept", "clean", "gc", "reset"),
                **{name: tuple(one for one in COMMANDS if one not in ("init", "new-key")) for name in ("--pipeline", "--root")}}
 INSTEAD = {("--run-id", "verify"): "; the runs are named by words: verify ID",
            ("--run-id", "logs"): "; of which run is said by --run", ("--run-id", "report"): "; the run is named by a word: report ID",

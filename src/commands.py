@@ -102,6 +102,7 @@ def _dispatch(options: Options, console: Console, started: float, found: Any) ->
         return starters.do(options, console, load_pipeline)
     known, spec = _known_or_loaded(options, found)
     if options.command == "plan":
+        _tell_of_refusal(spec, options, console)
         return planning.print_plan(spec, options, console, Clock())
     if options.command == "validate":
         return _validate(spec, options, console)
@@ -142,6 +143,7 @@ def _validate(spec: PipelineSpec, options: Options, console: Console) -> int:
     for note in notes:
         console.line("[NOTE] " + note)
     _tell_of_gaps(spec, console)
+    _tell_of_refusal(spec, options, console)
     console.line("%s: ok (%d stage%s)" % (options.pipeline, len(spec.stages), "" if len(spec.stages) == 1 else "s"))
     return EXIT_OK
 
@@ -173,6 +175,17 @@ def _tell_of_gaps(spec: PipelineSpec, console: Console) -> None:
             console.line("[NOTE] %s: %s" % (stage.name, gap))
     for note in housekeeping.notes_on_former(spec):
         console.line("[NOTE] " + note)
+
+
+def _tell_of_refusal(spec: PipelineSpec, options: Options, console: Console) -> None:
+    """Print why the ledger would let no run begin here and now: a key file that is missing, or is not the one that sealed it."""
+    import engine
+    try:
+        engine.new_ledger(spec, options, StateStore(spec.root, writable=False), Clock()).look()
+    except Exception as error:
+        if not hasattr(error, "exit_code"):     # StateError, KeyProblem
+            raise
+        console.line("[NOTE] a run here would be refused: %s" % error)
 
 
 def _known_or_loaded(options: Options, found: Any) -> Tuple[Any, PipelineSpec]:

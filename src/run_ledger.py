@@ -106,6 +106,14 @@ class RunLedger:
         if self.sealer is None:
             _refuse_unsealed(last_entry(self.store)[0])
 
+    def look(self) -> None:
+        """See whether prepare() would go through, and write nothing. Raises: StateError, KeyProblem, OSError."""
+        last = last_entry(self.store)[0]
+        if self.sealer is not None:
+            self.sealer.look(last)
+        else:
+            _refuse_unsealed(last)
+
     def begin(self, run_id: str, invocation: int, pipeline: str) -> None:
         """Note durably that a run is about to touch its first stage."""
         with Held(self) as held:

@@ -122,6 +122,14 @@ class Sealer:
         if last is not None and "seal" in last and self._is_behind(last):
             self._catch_up(last["seal"]["index"] + 1)
 
+    def look(self, last: Optional[Json]) -> None:
+        """See whether prepare() would go through, but complete and write nothing. Raises: KeyProblem, StateError, OSError."""
+        if is_there(self._new_path()):
+            return                          # a kill came into a replacement: the file is to be read when that is completed
+        if last is not None:
+            self.check(last)
+        self._check_end(last)
+
     def check(self, last: Json) -> None:
         """Raises: StateError if the ledger that ends with *last* cannot be continued with this key."""
         seal = last.get("seal")

@@ -326,6 +326,29 @@ def test_a_sealed_ledger_takes_no_unsealed_run(project, tmp_path):
     assert project.run("accept", "s1", "--reason", "x").code == 5
 
 
+@pytest.mark.parametrize("case, told", [
+    ("unsealed", "is sealed with key"), ("other key", "give the right key file"), ("no key", "cannot read the key file"), ("cut off", "was cut off or replaced")])
+def test_plan_and_validate_tell_that_the_ledger_lets_no_run_begin(project, tmp_path, case, told):
+    key = new_key(project, tmp_path)
+    one_stage(project).ok("--run-id", "a", "--key", key)
+    for words in (["plan", "--key", key], ["validate", "--key", key]):
+        assert "[NOTE]" not in project.ok(*words).out
+    if case == "cut off":
+        lines = project.path("state/ledger.jsonl").read_bytes().splitlines(True)
+        project.path("state/ledger.jsonl").write_bytes(b"".join(lines[:-1]))
+    other = str(tmp_path / "other")
+    if case == "other key":
+        project.ok("new-key", other)
+    given = {"unsealed": [], "cut off": ["--key", key]}.get(case, ["--key", other])
+    why = project.run("--run-id", "b", *given).err.strip()
+    assert told in why and why.startswith("error: "), why
+    before = project.snapshot()
+    for words in (["plan"], ["validate"]):
+        done = project.ok(*words, *given)
+        assert "[NOTE] a run here would be refused: %s\n" % why[len("error: "):] in done.out, done
+    assert project.snapshot() == before
+
+
 @posix_only
 def test_an_open_key_file_is_refused_before_anything_is_written(project, tmp_path):
     key = new_key(project, tmp_path)
