@@ -182,6 +182,8 @@ def _tell_of_refusal(spec: PipelineSpec, options: Options, console: Console) -> 
     import engine
     try:
         engine.new_ledger(spec, options, StateStore(spec.root, writable=False), Clock()).look()
+    except OSError as error:
+        console.line("[NOTE] a run here would be refused: %s" % describe_os_error(error))
     except Exception as error:
         if not hasattr(error, "exit_code"):     # StateError, KeyProblem
             raise

@@ -180,11 +180,16 @@ def is_there(path: str) -> bool:
     except ValueError:                  # a name with a null character
         return False
     except OSError as error:
-        number = getattr(error, "winerror", None)
-        if number in NOT_THERE_ON_WINDOWS if number is not None else error.errno in NOT_THERE:
+        if tells_absence(error):
             return False
         raise
     return True
+
+
+def tells_absence(error: OSError) -> bool:
+    """Tell whether a file that could not be opened or looked at is known not to be there."""
+    number = getattr(error, "winerror", None)
+    return number in NOT_THERE_ON_WINDOWS if number is not None else error.errno in NOT_THERE
 
 
 def is_link(path: str) -> bool:

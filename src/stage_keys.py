@@ -14,6 +14,7 @@ import file_digests
 import ledger_format
 from file_digests import Digests
 from model import Material
+from primitives import tells_absence
 from program_scan import local_modules
 
 TYPE_CHECKING = False
@@ -81,9 +82,12 @@ def output_problems(digests: Digests, stage: StageSpec, record: Json) -> List[st
         path = "%s/%s" % (stage.output_dir, output["path"])
         try:
             size, digest = digests.of_output(path)
-        except (OSError, file_digests.FileChanged) as error:
-            is_kept_back = isinstance(error, PermissionError) and not os.path.isdir(os.path.join(digests.root, path))
-            problems.append("output %s %s" % (output["path"], "cannot be read" if is_kept_back else "missing"))
+        except file_digests.FileChanged:
+            problems.append("output %s changed" % output["path"])
+            continue
+        except OSError as error:
+            is_gone = tells_absence(error) or os.path.isdir(os.path.join(digests.root, path))
+            problems.append("output %s %s" % (output["path"], "missing" if is_gone else "cannot be read"))
             continue
         if (size, digest) != (output["bytes"], output["sha256"]):
             problems.append("output %s changed" % output["path"])

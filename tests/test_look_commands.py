@@ -365,6 +365,7 @@ def test_where_the_records_may_not_be_read_nothing_is_said_to_be_absent(project)
         assert "no runs" not in told and told.endswith(problem), told
         done = run_without_might(project, "validate")
         assert done.returncode == 0 and done.stdout.endswith("pipeline.json: ok (1 stage)\n"), done
+        assert "[NOTE] a run here would be refused: " in done.stdout and "state/ledger.jsonl: Permission denied" in done.stdout, done
 
 
 def test_what_cannot_be_looked_at(pipeline):

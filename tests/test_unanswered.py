@@ -195,6 +195,17 @@ def test_a_file_that_can_be_opened_and_not_be_read_is_named(project, path, argum
     assert done.returncode == (1 if path == "in.txt" else 5) and told and all(path in line for line in told) and "own files" not in done.stdout, done.stdout
 
 
+def test_an_output_that_a_bad_disk_does_not_give_is_not_called_missing(project):
+    project.write("in.txt", "x")
+    project.spec({"processor": "bin/stage_copy.py", "inputs": ["in.txt"]})
+    project.ok()
+    os.utime(str(project.path("data/s1/in.txt")), (1, 1))
+    done = program(project, UNREAD % (str(RUNNER.parent), "/data/s1/in.txt"), "plan")
+    assert done.stdout == "RUN     s1 (output in.txt cannot be read)\n", done
+    project.path("data/s1/in.txt").unlink()
+    assert project.ok("plan").out == "RUN     s1 (output in.txt missing)\n"
+
+
 def test_a_module_of_python_that_the_system_does_not_load_is_told_of_in_a_line(project):
     project.spec({"processor": "bin/stage_copy.py", "allowNoInputs": True})
     code = ("import runpy, sys\nclass Finder:\n    @staticmethod\n    def find_spec(name, *more):\n        if name == 'select':\n"
