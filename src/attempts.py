@@ -1,6 +1,6 @@
 """Attempts: a processor is started and watched, its output kept, its whole tree ended; then it is said how it went.
 
-Above process_start, process_limits, attempt_output and run_signals; `processes` is the leaf process_tree, handed in.
+Above process_start, process_limits, process_tree, attempt_output and run_signals.
 
     Launch -> Pool.start() ... Pool.wait() -> Attempt, with its AttemptResult
 
@@ -20,6 +20,8 @@ from collections import namedtuple
 import attempt_output
 import process_limits
 import process_start
+import process_traits
+import process_tree
 import run_signals
 
 TYPE_CHECKING = False
@@ -108,9 +110,9 @@ class Attempt:
         self.started = time.monotonic()
         self.result: Optional[AttemptResult] = None
 
-    def start(self, processes: Any) -> None:
+    def start(self) -> None:
         """Start the processor. Raises: OSError."""
-        self.process, self.reader, self.job = process_start.start(self.launch, processes)
+        self.process, self.reader, self.job = process_start.start(self.launch)
         self.pid, self.is_open = self.process.pid, True
 
     def begin_reading(self) -> None:
@@ -224,7 +226,7 @@ class ForkedAttempt(Attempt):
 
     is_over = False                         # its end was told
 
-    def start(self, processes: Any) -> None:
+    def start(self) -> None:
         """Let the server start it. Raises: Declined, ServerDied and NoAnswer of the server."""
         server = self.server = self.launch.server
         self.reader, self.is_open = server.readers[self.launch.slot], True
@@ -262,7 +264,7 @@ class LaunchedAttempt(Attempt):
 
     is_guarded = False
 
-    def start(self, processes: Any) -> None:
+    def start(self) -> None:
         """Start the launcher. Raises: OSError."""
         self.process = self.tree = self.launch.launcher()
         self.reader, self.is_open = self.process.output, True
@@ -350,10 +352,10 @@ class Pool:
     else can be its owner; until then `is_draining` asks to start nothing new.
     """
 
-    def __init__(self, signals: run_signals.Signals, processes: Any, guardian: Any, others: Sequence[int] = (), threads: bool = sys.platform == "win32") -> None:
+    def __init__(self, signals: run_signals.Signals, guardian: Any, others: Sequence[int] = (), threads: bool = sys.platform == "win32") -> None:
         """others: children of this process that have nothing to do with attempts. threads: one for each attempt, as Windows needs
         it."""
-        self.signals, self.processes, self.guardian = signals, processes, guardian
+        self.signals, self.guardian = signals, guardian
         self.others = set(others)
         self.threads = threads
         self.tick: Optional[Callable[[], None]] = None      # called some times a second, to show progress ...
@@ -373,7 +375,7 @@ class Pool:
 
     def start(self, launch: Launch, network: Any = None) -> Attempt:
         """Start an attempt; one that cannot be started has ended at once. Raises: OSError when its log cannot be created."""
-        traits = self.processes.Traits(launch.token, 0, launch.guard_path, os.getpid())
+        traits = process_traits.Traits(launch.token, 0, launch.guard_path, os.getpid())
         given = launch, network, attempt_output.AttemptLog(launch.log_path, launch.echo, launch.is_log_lazy), traits
         if launch.launcher is not None:
             return self._begin(LaunchedAttempt(*given))
@@ -389,7 +391,7 @@ class Pool:
         try:
             if not server.is_ready():
                 return None             # not yet: what would wait for it is started in the usual way
-            attempt.start(self.processes)
+            attempt.start()
         except server.NoAnswer:
             attempt.note_death()        # it may have been forked: only what is ended like any other may be done again
         except (server.Declined, server.ServerDied):
@@ -400,7 +402,7 @@ class Pool:
     def _begin(self, attempt: Attempt) -> Attempt:
         """Start and watch an attempt, or say why it cannot be started."""
         try:
-            attempt.start(self.processes)
+            attempt.start()
         except OSError as error:
             if attempt.launch.feeder is not None:
                 attempt.launch.feeder.close()
@@ -425,7 +427,7 @@ class Pool:
         self.guardian.watch(attempt.traits._replace(session=attempt.pid))
         if attempt.network is not None:
             attempt.network.began(attempt.pid or NOBODY, launch.token)
-        attempt.tree = self.processes.Tree(attempt.pid, launch.token, attempt.job, self.others,
+        attempt.tree = process_tree.Tree(attempt.pid, launch.token, attempt.job, self.others,
                                            lambda: [(one.pid, one.launch.token) for one in self.running if one is not attempt and one.is_guarded])
         attempt.tree.is_child = attempt.server is None
         attempt.tree.leader_is_gone = not attempt.pid
@@ -574,14 +576,14 @@ class Pool:
         self.ended.append(attempt)
 
 
-def run_attempt(launch: Launch, signals: run_signals.Signals, processes: Any, guardian: Any, others: Sequence[int] = (), network: Any = None) -> AttemptResult:
+def run_attempt(launch: Launch, signals: run_signals.Signals, guardian: Any, others: Sequence[int] = (), network: Any = None) -> AttemptResult:
     """Run one attempt to its end and that of its last process.
 
     others: children of this process that have nothing to do with the attempt. network: who is told when the
     processor is refused the network (network_watch.AttemptNetwork). On disk afterwards: the log. Never raises
     for what a processor does. Raises: OSError when the log cannot be created.
     """
-    pool = Pool(signals, processes, guardian, others)
+    pool = Pool(signals, guardian, others)
     attempt = pool.start(launch, network)
     while attempt.result is None:
         pool.wait()

@@ -308,9 +308,8 @@ class Run:
         """Return the scheduler; made when the first attempt is to be started, after the guardian."""
         if self.scheduler is None:
             import attempts
-            import process_tree
             import scheduler
-            self.pool = self.clock.pool = attempts.Pool(self.signals, process_tree, self.guards.guardian, self.guards.others)
+            self.pool = self.clock.pool = attempts.Pool(self.signals, self.guards.guardian, self.guards.others)
             self.pool.upkeep = self.durability.keep_up
             if self.console.wants_ticks():
                 self.pool.tick = lambda: self.console.tick(self._rows)

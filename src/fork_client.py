@@ -20,6 +20,7 @@ import sys
 import time
 from collections import namedtuple
 
+import process_traits
 import process_tree
 import program_scan
 
@@ -139,7 +140,7 @@ class ForkServer:
 
         self.fixed = _fixed(env)
         self.common = {name: value for name, value in env.items() if name not in SINGLE_VARIABLES}
-        self.common[process_tree.TOKEN_VARIABLE] = token.ljust(len(token) + TOKEN_ROOM, ".")
+        self.common[process_traits.TOKEN_VARIABLE] = token.ljust(len(token) + TOKEN_ROOM, ".")
         try:
             try:
                 for inwards in [False, True, True] + [True] * slots:

@@ -394,9 +394,10 @@ class Server:
 
     def end_children(self) -> None:
         """Kill what still lives, with the sessions."""
+        import process_traits
         import process_tree
         process_tree.send(self.living, signal.SIGKILL)
-        traits = [process_tree.Traits("", pid, "", 0) for pid in self.living]
+        traits = [process_traits.Traits("", pid, "", 0) for pid in self.living]
         if traits:
             process_tree.end_members(traits)
 

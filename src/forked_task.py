@@ -31,7 +31,7 @@ SHOWN_CHARACTERS = 200          # of the reason: a reply must fit into what a pi
 HAS_COLLECTOR = 1 << 14         # of a class: Py_TPFLAGS_HAVE_GC
 # Of what is suspended, how the names of its frame, None when it has come to its end, and of its code begin.
 SUSPENDED = {types.GeneratorType: "gi", types.CoroutineType: "cr", types.AsyncGeneratorType: "ag"}
-OWN_MODULES = ("forked_task", "process_tree")
+OWN_MODULES = ("forked_task", "process_table", "process_traits", "process_tree")
 
 
 class Task(namedtuple("Task", "argv env folder slot code source")):

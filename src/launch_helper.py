@@ -24,7 +24,9 @@ import signal
 import sys
 import time
 
+import guardian
 import launch_lease
+import process_table
 import process_tree
 import stage_locks
 from model import EXIT_STATE, RunnerError, UsageError
@@ -348,7 +350,7 @@ class Launched:
 
     def _signal(self, number: int) -> bool:
         """Signal the minder; False if it is gone. Without /proc it did not know when it was started: then its number must do."""
-        if self.minder_started is not None and not process_tree.is_alive(self.minder, self.minder_started):
+        if self.minder_started is not None and not process_table.is_alive(self.minder, self.minder_started):
             return False
         try:
             os.kill(self.minder, number)
@@ -475,7 +477,7 @@ class Minder:
         except OSError as error:
             decline(self.answers, self.command, error)
             os._exit(0)
-        self._say(pid=process.pid, minder=os.getpid(), started=process_tree.start_time(os.getpid()))
+        self._say(pid=process.pid, minder=os.getpid(), started=process_table.start_time(os.getpid()))
         tree = process_tree.Tree(process.pid, self.command["token"])
         code, usage = self._wait(process.pid, tree)
         if code < 0 and not self.is_forced:
@@ -599,7 +601,7 @@ def let_go(*kept: int) -> None:
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
     start = 3
-    for descriptor in sorted(kept) + [process_tree.highest_descriptor() + 1]:
+    for descriptor in sorted(kept) + [guardian.highest_descriptor() + 1]:
         os.closerange(start, descriptor)
         start = descriptor + 1
 

@@ -14,7 +14,8 @@ import os
 import hook_log
 import node_report
 import offline_guard
-import process_tree
+import process_table
+import process_traits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,17 +71,17 @@ class NetworkWatch:
         leaders = {one.leader: one.token for one in self.under_way}
         if len(leaders) == 1:
             return next(iter(leaders))
-        current, stat = pid, process_tree.read_stat(pid)
+        current, stat = pid, process_table.read_stat(pid)
         session = stat[2] if stat is not None else 0
         while stat is not None and current > 1:
             if current in leaders:
                 return current
             current = stat[1]
-            stat = process_tree.read_stat(current)
+            stat = process_table.read_stat(current)
         if session in leaders:
             return session
         try:
-            return next((leader for leader, token in leaders.items() if token and process_tree.has_token(pid, token)), 0)
+            return next((leader for leader, token in leaders.items() if token and process_traits.has_token(pid, token)), 0)
         except OSError:
             return 0                    # the system cannot tell now
 

@@ -16,6 +16,7 @@ import time
 
 import launch_lease
 import node_report
+import process_table
 import process_tree
 
 TYPE_CHECKING = False
@@ -63,7 +64,7 @@ def run_leased(lease: str, guard: Any) -> int:
         # Engines that end a job by its process group shall reach the processor. Elsewhere than on Linux its session marks its
         # tree.
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=plan["root"], env=_environment(plan, status.method != "none"),
-                                   start_new_session=not process_tree.LINUX, pass_fds=(held.descriptor,))
+                                   start_new_session=not process_table.LINUX, pass_fds=(held.descriptor,))
     except OSError as error:
         why = "cannot start %s on %s: %s" % (command[0], _host(), error.strerror or error)
         guard.say(why)

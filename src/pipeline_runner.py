@@ -21,7 +21,7 @@ may also import what is named before it.
         spec      spec_values  stage_cycles  spec_source  starter_texts
         disk      file_systems  path_signs  durable_files  stage_locks  stage_outputs  stage_records  task_log  task_files  ledger_format
                   control_totals  arrivals
-        process   process_tree  process_start  process_limits  attempt_output  run_signals  environment  stale_bytecode  stop_times
+        process   mac_processes  windows_jobs  process_limits  attempt_output  run_signals  environment  stale_bytecode  stop_times
                   stop_requests (Ctrl-C and the like, where no attempt is under way)  forked_task (what makes a forked process like a fresh one)
         network   scan_shell  hook_log  node_report
         shown     log_events  text_table  stage_progress  svg_shapes
@@ -29,7 +29,8 @@ may also import what is named before it.
         spec      spec_checks (what a valid pipeline file is)
         files     state_store (the records under state/)  stage_markers  file_digests  chunk_files
         network   scan_windows  source_folding (what an expression stands for)  import_scan
-        process   attempts (processors at work)  launch_lease (may a launched task run, and does it)  node_exec (such a task on its machine)
+        process   process_table (what lives)  process_traits (whose it is)  process_tree (ending all of an attempt)  guardian (when the runner dies)
+                  process_start  attempts (processors at work)  launch_lease (may a launched task run, and does it)  node_exec (such a task on its machine)
                   offline_guard  launch_helper (starts launchers)
         shown     live_view (lines of the running stages)  console (what the user sees)
         records   recorded_outputs (what records say of output folders)

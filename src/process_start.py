@@ -1,6 +1,6 @@
-"""A processor is started in a session of its own (Windows: in a job), or it is said why it cannot be. A leaf.
+"""A processor is started in a session of its own (Windows: in a job), or it is said why it cannot be.
 
-`processes` is the leaf process_tree, handed in because leaves do not import each other; *launch* is an attempts.Launch.
+Above windows_jobs. *launch* is an attempts.Launch.
 """
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CMD_SPLITS = frozenset(" \t,;=")    # at these cmd.exe takes a new word to begin
 CREATE_NEW_PROCESS_GROUP = 0x200    # Windows: so that CTRL_BREAK reaches the processor and not the runner
 
 
-def start(launch: Any, processes: Any) -> Tuple[Any, int, Any]:
+def start(launch: Any) -> Tuple[Any, int, Any]:
     """Start the processor in a session (Windows: job) of its own; return it, the end of its output, and the job."""
     import subprocess       # here, as it takes its time to load
     reader, writer = os.pipe()
@@ -27,8 +27,9 @@ def start(launch: Any, processes: Any) -> Tuple[Any, int, Any]:
     options: Dict[str, Any] = {}
     try:
         if sys.platform == "win32":
-            job = processes.Job(memory_bytes=launch.resources.get("memoryMB", 0) << 20)
-            options["creationflags"] = CREATE_NEW_PROCESS_GROUP | processes.CREATE_SUSPENDED
+            import windows_jobs
+            job = windows_jobs.Job(memory_bytes=launch.resources.get("memoryMB", 0) << 20)
+            options["creationflags"] = CREATE_NEW_PROCESS_GROUP | windows_jobs.CREATE_SUSPENDED
         else:
             options["start_new_session"] = True
             options["pass_fds"] = (launch.lock_descriptor,) if launch.lock_descriptor >= 0 else ()

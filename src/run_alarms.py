@@ -12,7 +12,6 @@ from collections import namedtuple
 import attempts
 import durable_files
 import environment
-import process_tree
 import processor_call
 import stage_locks
 import state_store
@@ -65,7 +64,7 @@ def _run_command(run: Run, command: Command, code: int) -> str:
     with _readable(run, record) as stdin:
         launch = attempts.Launch(processor_call.command_line(run.root, command, []), env, run.root, log_path, token, -1, "", TIME_LIMIT_S, GRACE_S,
                                  {}, None, stdin=stdin)
-        result = attempts.run_attempt(launch, run.signals, process_tree, run.guards.guardian, run.guards.others, network)
+        result = attempts.run_attempt(launch, run.signals, run.guards.guardian, run.guards.others, network)
     shown = os.path.relpath(log_path, run.root).replace(os.sep, "/")
     reasons = [network.fault()] * bool(network.fault()) + [result.failure] * bool(result.failure)
     if result.survivors:

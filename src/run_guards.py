@@ -7,6 +7,8 @@ Above network_watch, launch_helper and process_tree, below the engine, whose Run
 from __future__ import annotations
 
 import network_watch
+import guardian
+import process_table
 import process_tree
 from model import OfflineError
 
@@ -33,7 +35,7 @@ class RunGuards:
         self.run = run
         self.network: network_watch.NetworkWatch = LATER
         self.launches: launch_helper.LaunchHelper = LATER
-        self.guardian: Optional[process_tree.Guardian] = None
+        self.guardian: Optional[guardian.Guardian] = None
         self.others: List[int] = []
 
     def close_network(self) -> None:
@@ -58,8 +60,8 @@ class RunGuards:
         """Start the guardian, adopt orphans from now on."""
         if self.guardian is not None:
             return
-        self.others = process_tree.own_children() if process_tree.LINUX else []
-        self.guardian = process_tree.Guardian()
+        self.others = process_table.own_children() if process_table.LINUX else []
+        self.guardian = guardian.Guardian()
         self.guardian.start()
         process_tree.become_subreaper()
 

@@ -27,7 +27,8 @@ import fork_client
 import fork_server
 import forked_task
 import hook_log
-import process_tree
+import process_table
+import process_traits
 import run_signals
 
 resource = pytest.importorskip("resource")      # there is no fork server without it either
@@ -123,7 +124,7 @@ def until(what, limit_s=LIMIT_S):
 
 
 def is_gone(pid):
-    stat = process_tree.read_stat(pid)
+    stat = process_table.read_stat(pid)
     return stat is None or stat[0] in "ZX"
 
 
@@ -191,7 +192,7 @@ seen = {
     "affinity": sorted(os.sched_getaffinity(0)), "cmdline": open("/proc/self/cmdline").read().rstrip("\0").split("\0"),
     "token": [one for one in open("/proc/self/environ", errors="replace").read().split("\0") if one.startswith("PIPELINE_ATTEMPT_TOKEN=")],
     "timers": signal.getitimer(signal.ITIMER_REAL), "comm": open("/proc/self/comm").read(), "exe": os.readlink("/proc/self/exe"),
-    "own modules": [name for name in early if name in ("fork_server", "forked_task", "fork_client", "process_tree", "model")],
+    "own modules": [name for name in early if name in ("fork_server", "forked_task", "fork_client", "process_table", "process_traits", "process_tree", "model")],
     "logging": 0 <= time.time() - (logging._startTime if logging._startTime < 1e12 else logging._startTime / 1e9) < 60}
 print(json.dumps({"seen": seen, "early": early, "random": random.random(), "started": logging._startTime}))
 '''
@@ -748,10 +749,10 @@ def test_a_task_carries_its_token_and_the_lock_from_its_first_moment(own):
     bench = own()
     script, told = bench.write("sleeps.py", SLEEPS), bench.root / "told"
     pid = bench.server.launch(0, bench.argv(script), dict(bench.env, PIPELINE_TOLD=str(told)), str(bench.root))
-    assert process_tree.has_token(pid, "lock.token") and process_tree.has_token(bench.server.pid, "lock.token")
+    assert process_traits.has_token(pid, "lock.token") and process_traits.has_token(bench.server.pid, "lock.token")
     until(told.exists)
-    assert process_tree.has_token(pid, "lock.token.1") and not process_tree.has_token(pid, "lock.token.2")
-    assert not process_tree.has_token(bench.server.pid, "lock.token.1")
+    assert process_traits.has_token(pid, "lock.token.1") and not process_traits.has_token(pid, "lock.token.2")
+    assert not process_traits.has_token(bench.server.pid, "lock.token.1")
     here = os.stat(str(bench.root / "guard"))
     assert any((there.st_dev, there.st_ino) == (here.st_dev, here.st_ino) for there in (os.stat("/proc/%d/fd/%s" % (pid, name)) for name in os.listdir("/proc/%d/fd" % pid)))
     os.killpg(pid, signal.SIGTERM)
@@ -1167,7 +1168,7 @@ def attempt_of(made, script, log):
     guardian = types.SimpleNamespace(watch=lambda traits: None, release=lambda traits: None)
     signals = run_signals.Signals()
     signals.pipe = os.pipe()            # nobody writes to it
-    pool = attempts.Pool(signals, process_tree, guardian, process_tree.own_children())
+    pool = attempts.Pool(signals, guardian, process_table.own_children())
     attempt = pool.start(attempts.Launch(made.argv(script), made.env, str(made.root), str(log), "lock.token.1", -1, "", None, 1, {}, None, server=made.server))
     until(lambda: attempt.result is not None or pool.wait(0.05))
     for descriptor in signals.pipe:

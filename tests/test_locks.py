@@ -21,6 +21,8 @@ sys.path.insert(0, str(ROOT / "src"))
 
 import model  # noqa: E402
 import primitives  # noqa: E402
+import process_table  # noqa: E402
+import process_traits  # noqa: E402
 import process_tree  # noqa: E402
 import run_history  # noqa: E402
 import stage_locks  # noqa: E402
@@ -52,7 +54,7 @@ class FakeClock:
 
 
 def is_gone(pid: int) -> bool:
-    return process_tree.start_time(pid) is None
+    return process_table.start_time(pid) is None
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def stage_lock(root, clock=None, run_id="r1", stage="s1") -> StageLock:
 DRIVER = """
 import json, os, random, signal, subprocess, sys, time
 sys.path.insert(0, %r)
-import model, process_tree, stage_locks, state_store
+import model, process_table, process_tree, stage_locks, state_store
 BOOT = state_store.boot_id()
 def stage_lock(run_id="driver", stage="s1"):
     return stage_locks.StageLock(os.getcwd(), stage, run_id, BOOT, model.Clock(), process_tree)
@@ -97,7 +99,7 @@ def test_while_held_the_folder_names_the_owner_and_afterwards_it_is_gone(root):
     lock = stage_lock(root, FakeClock())
     lock.acquire(0)
     owner = json.loads((root / "locks" / "s1.lock" / "owner.json").read_text())
-    assert owner == {"schema": 1, "pid": os.getpid(), "processStart": process_tree.start_time(os.getpid()), "host": stage_locks.host_name(),
+    assert owner == {"schema": 1, "pid": os.getpid(), "processStart": process_table.start_time(os.getpid()), "host": stage_locks.host_name(),
                      "pidNamespace": stage_locks.pid_namespace(), "bootId": BOOT, "runId": "r1", "token": lock.token, "since": "1970-01-01T00:00:00Z"}
     assert len(lock.token) == 16 and (root / "locks" / ".s1.guard").read_text() == lock.token
     assert listing(root / "locks" / "s1.lock") == ["owner.json"]
@@ -467,7 +469,7 @@ def test_owner_text():
 
 
 def test_who_is_certainly_dead():
-    alive = {"pid": os.getpid(), "processStart": process_tree.start_time(os.getpid()), "host": stage_locks.host_name(), "bootId": BOOT}
+    alive = {"pid": os.getpid(), "processStart": process_table.start_time(os.getpid()), "host": stage_locks.host_name(), "bootId": BOOT}
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     for change, dead in (({}, False), ({"processStart": None}, False), ({"processStart": "another"}, True), ({"pid": gone.pid}, True),
@@ -492,7 +494,7 @@ def test_an_owner_in_another_pid_namespace_is_judged_like_one_on_another_host(ro
     path.write_text(json.dumps(owner))
     assert stage_locks.owner_is_dead(owner, BOOT, process_tree) is is_here
     assert stage_locks.owner_is_dead(dict(owner, bootId="another"), BOOT, process_tree) is is_here
-    living = dict(owner, pid=os.getppid(), processStart=process_tree.start_time(os.getppid()))
+    living = dict(owner, pid=os.getppid(), processStart=process_table.start_time(os.getppid()))
     assert stage_locks.lives_here(living, BOOT, process_tree) is is_here
     # Where pids tell nothing the kernel lock does.
     assert stage_locks.was_left_by_another_host(str(root), "s1", owner) is not is_here
@@ -512,9 +514,9 @@ def test_an_owner_in_another_pid_namespace_is_judged_like_one_on_another_host(ro
 def test_an_owner_of_whom_the_system_tells_nothing_is_not_dead_and_holds_nothing_without_its_lock(monkeypatch):
     """On Windows another account's process: it may be the owner, or one that has its pid since."""
     owner = {"pid": 12345, "processStart": "1", "host": stage_locks.host_name(), "bootId": BOOT, "token": "x"}
-    monkeypatch.setattr(process_tree, "start_time", lambda pid: process_tree.UNTOLD)
+    monkeypatch.setattr(process_table, "start_time", lambda pid: process_table.UNTOLD)
     assert not stage_locks.owner_is_dead(owner, BOOT, process_tree) and not stage_locks.lives_here(owner, BOOT, process_tree)
-    monkeypatch.setattr(process_tree, "start_time", lambda pid: "1")
+    monkeypatch.setattr(process_table, "start_time", lambda pid: "1")
     assert not stage_locks.owner_is_dead(owner, BOOT, process_tree) and stage_locks.lives_here(owner, BOOT, process_tree)
 
 
@@ -770,7 +772,7 @@ def note(*words):
     os.write(log, (" ".join(map(str, words)) + "\\n").encode())
 
 def living(pid):
-    return process_tree.start_time(pid) is not None
+    return process_table.start_time(pid) is not None
 
 def inside_pid():
     try:
@@ -856,8 +858,8 @@ def check():
             raise SystemExit("contender %d ended by itself with status %d" % (pid, status))
 
 def clean_up():
-    while process_tree.own_children():
-        for pid in process_tree.own_children():
+    while process_table.own_children():
+        for pid in process_table.own_children():
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
 
@@ -960,11 +962,11 @@ def test_only_who_inherited_a_dead_owners_lock_is_a_leftover(root):
     owner, heir, stranger, contender = map(int, process.stdout.readline().split())
     guard = str(root / "locks" / ".s1.guard")
     try:
-        assert [process_tree.holds_lock(pid, guard, owner) for pid in (heir, owner, stranger, contender)] == [True, False, False, False]
+        assert [process_traits.holds_lock(pid, guard, owner) for pid in (heir, owner, stranger, contender)] == [True, False, False, False]
         # For whoever asks about another owner's death, this owner and its heirs are no leftovers.
-        assert not any(process_tree.holds_lock(pid, guard, 4194305) for pid in (heir, owner, stranger, contender))
-        assert process_tree.members([process_tree.Traits("", 0, guard, owner)]) == [heir]
-        assert not process_tree.holds_lock(heir, str(root / "locks" / "missing"), owner)
+        assert not any(process_traits.holds_lock(pid, guard, 4194305) for pid in (heir, owner, stranger, contender))
+        assert process_traits.members([process_traits.Traits("", 0, guard, owner)]) == [heir]
+        assert not process_traits.holds_lock(heir, str(root / "locks" / "missing"), owner)
     finally:
         process.communicate(timeout=30)
 
@@ -988,7 +990,7 @@ def test_files_that_strangers_have_open_are_not_looked_at(root, monkeypatch):
     monkeypatch.setattr(os, "stat", lambda path, *more, **options: (looked.append(path), real(path, *more, **options))[1])
     try:
         guard = str(root / "locks" / ".s1.guard")
-        assert process_tree.holds_lock(heir, guard, owner) and not process_tree.holds_lock(stranger, guard, owner)
+        assert process_traits.holds_lock(heir, guard, owner) and not process_traits.holds_lock(stranger, guard, owner)
     finally:
         monkeypatch.undo()
         process.communicate(timeout=30)
@@ -1003,7 +1005,7 @@ def test_a_descriptor_closed_while_we_look_hides_no_other(root, monkeypatch):
     real = os.listdir
     monkeypatch.setattr(os, "listdir", lambda path: ["99999"] + real(path))
     try:
-        assert process_tree.holds_lock(heir, str(root / "locks" / ".s1.guard"), owner)
+        assert process_traits.holds_lock(heir, str(root / "locks" / ".s1.guard"), owner)
     finally:
         monkeypatch.undo()
         process.communicate(timeout=30)

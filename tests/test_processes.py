@@ -29,11 +29,15 @@ import model  # noqa: E402
 import path_signs  # noqa: E402
 import process_limits  # noqa: E402
 import process_start  # noqa: E402
+import process_table  # noqa: E402
+import process_traits  # noqa: E402
 import process_tree  # noqa: E402
 import run_signals  # noqa: E402
 import stage_locks  # noqa: E402
 import stop_requests  # noqa: E402
-from process_tree import Traits  # noqa: E402
+import windows_jobs  # noqa: E402
+from guardian import Guardian, guard_loop, highest_descriptor  # noqa: E402
+from process_traits import Traits  # noqa: E402
 
 LINUX = sys.platform.startswith("linux")
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
@@ -41,7 +45,7 @@ linux_only = pytest.mark.skipif(not LINUX, reason="reads /proc")
 
 
 def is_gone(pid) -> bool:
-    return process_tree.start_time(int(pid)) is None
+    return process_table.start_time(int(pid)) is None
 
 
 def processes_of(project) -> list:
@@ -499,7 +503,7 @@ def test_a_signal_between_the_look_for_one_and_the_wait_is_not_waited_out():
     def wait(*_):
         raise AssertionError("it waits")
     signals = types.SimpleNamespace(number=signal.SIGINT, count=1, wait=wait)
-    attempts.Pool(signals, process_tree, None).pump(600)
+    attempts.Pool(signals, None).pump(600)
 
 
 def test_a_stage_after_an_interrupt_is_not_run(project):
@@ -630,9 +634,10 @@ def test_on_windows_nothing_is_left_of_a_start_that_fails_half_way(monkeypatch, 
             done.append("closed")
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setattr(subprocess, "Popen", Popen)
+    monkeypatch.setattr(windows_jobs, "Job", Job)
     launch = types.SimpleNamespace(argv=["p"], env={}, folder=str(tmp_path), resources={}, output_path="", stdin=None, feeder=None, lock_descriptor=-1)
     with pytest.raises(OSError, match="denied"):
-        process_start.start(launch, types.SimpleNamespace(Job=Job, CREATE_SUSPENDED=4))
+        process_start.start(launch)
     assert done == ["started", "killed", "closed"]
 
 
@@ -645,7 +650,7 @@ def ended_by_loop(*notices):
         os.write(writer, notice)
     os.close(writer)
     ended = []
-    process_tree.guard_loop(reader, ended.append)
+    guard_loop(reader, ended.append)
     os.close(reader)
     return ended
 
@@ -665,14 +670,14 @@ def test_the_guardian_ends_what_was_not_released():
 
 def test_paths_with_tabs_line_ends_and_odd_bytes_reach_the_guardian():
     reader, writer = os.pipe()
-    guardian = process_tree.Guardian()
+    guardian = Guardian()
     guardian.pipe = writer
     traits = Traits("tok", 5, "/a\tb\nc/" + os.fsdecode(b"\xff"), 6)
     guardian.watch(traits)
     guardian.close()
     guardian.close()
     ended = []
-    process_tree.guard_loop(reader, ended.append)
+    guard_loop(reader, ended.append)
     os.close(reader)
     assert ended == [[traits]]
 
@@ -680,7 +685,7 @@ def test_paths_with_tabs_line_ends_and_odd_bytes_reach_the_guardian():
 def test_a_guardian_that_is_gone_cannot_stop_the_runner():
     reader, writer = os.pipe()
     os.close(reader)
-    guardian = process_tree.Guardian()
+    guardian = Guardian()
     guardian.watch(Traits("t", 0, "", 0))       # never started: nothing to tell
     guardian.pipe = writer
     guardian.watch(Traits("t", 0, "", 0))
@@ -688,7 +693,7 @@ def test_a_guardian_that_is_gone_cannot_stop_the_runner():
     guardian.close()
 
 
-DRIVER = "import json, os, signal, subprocess, sys, time\nsys.path.insert(0, %r)\nimport attempts, process_tree, run_signals\n" % str(ROOT / "src")
+DRIVER = "import json, os, signal, subprocess, sys, time\nsys.path.insert(0, %r)\nimport attempts, process_table, process_traits, process_tree, run_signals\nfrom guardian import Guardian\n" % str(ROOT / "src")
 
 
 def drive(folder, body, **options) -> str:
@@ -704,7 +709,7 @@ def test_the_guardian_holds_nothing_of_the_runner_and_leaves_with_it(tmp_path):
 before = set(os.listdir("/proc"))
 lock = os.open("file", os.O_RDWR | os.O_CREAT)
 os.set_inheritable(lock, True)
-guardian = process_tree.Guardian()
+guardian = Guardian()
 guardian.start()
 guardian.start()
 mine = open("/proc/self/cmdline", "rb").read()
@@ -722,12 +727,12 @@ deadline = time.monotonic() + 30
 while len(settled()) != 4 and time.monotonic() < deadline:
     time.sleep(0.005)
 links = [os.readlink("/proc/%d/fd/%s" % (pid, name)) for name in settled()]
-stat = process_tree.read_stat(pid)
+stat = process_table.read_stat(pid)
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     os.kill(pid, number)            # none of them stops it: it has work to do after the runner
-children = process_tree.own_children()
+children = process_table.own_children()
 left = subprocess.Popen(["sleep", "600"], env=dict(os.environ, PIPELINE_ATTEMPT_TOKEN="tok.1"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-guardian.watch(process_tree.Traits("tok.1", 0, "", 0))
+guardian.watch(process_traits.Traits("tok.1", 0, "", 0))
 print(json.dumps([pid, left.pid, links, stat[1] != os.getpid(), stat[2] != os.getsid(0), children]), flush=True)
 os._exit(0)
 """)
@@ -743,14 +748,14 @@ os._exit(0)
 RUNNER_IN_SHORT = """
 import builtins, errno, os, runpy, sys
 sys.path.insert(0, %r)
-import process_tree
+import process_table, process_traits
 failed = []
 def short(path, *more, **options):
     if not failed and os.path.exists("left") and path == "/proc/%%s/stat" %% builtins.open("left").read():
         failed.append(path)
         raise OSError(errno.ENFILE, os.strerror(errno.ENFILE), path)
     return builtins.open(path, *more, **options)
-process_tree.open = short
+process_table.open = process_traits.open = short
 sys.argv = sys.argv[1:]
 sys.path.pop(0)
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -796,7 +801,8 @@ class Failing:
         self.pid, self.looks, self.error, self.times, self.lists = 0, looks, error, times, 0
         for name in ("listdir", "readlink", "stat"):
             monkeypatch.setattr(os, name, self.failing(name, getattr(os, name)))
-        monkeypatch.setattr(process_tree, "open", self.failing("open", open), raising=False)
+        for module in (process_table, process_traits):
+            monkeypatch.setattr(module, "open", self.failing("open", open), raising=False)
 
     def failing(self, name, call):
         def instead(path, *more, **options):
@@ -856,9 +862,9 @@ def test_who_cannot_be_looked_at_for_long_is_left_alone_and_told(monkeypatch, le
     process, unsure = left[0][0], set()
     failing.pid = process.pid
     wanted = [Traits("short", 0, "", 0)]
-    assert process_tree.end_all(lambda: process_tree.members(wanted, unsure), limit_s=0.05, unsure=unsure) == [process.pid] and process.poll() is None
+    assert process_tree.end_all(lambda: process_traits.members(wanted, unsure), limit_s=0.05, unsure=unsure) == [process.pid] and process.poll() is None
     failing.times = 0
-    assert process_tree.members(wanted, unsure) == [process.pid] and unsure == set()
+    assert process_traits.members(wanted, unsure) == [process.pid] and unsure == set()
 
 
 @linux_only
@@ -866,7 +872,7 @@ def test_an_orphan_of_which_nobody_can_tell_whose_it_is_may_be_a_siblings(monkey
     process, stranger = left[0][0], left[2][0]
     failing = Failing(monkeypatch, ["open environ"], errno.ENFILE, times=3)
     failing.pid = process.pid
-    others = set(process_tree.own_children()) - {process.pid, stranger.pid}
+    others = set(process_table.own_children()) - {process.pid, stranger.pid}
     tree = process_tree.Tree(GONE, "short.2", None, others, lambda: [(GONE + 1, "short.1")])
     tree.leader_is_gone = True
     assert tree.end() == [] and tree.unclear == [stranger.pid] and process.poll() is None
@@ -895,10 +901,10 @@ def opened(path, *more, **options):
     if path == "/proc/%d/stat" % child.pid:
         fail("stat", errno.ENFILE)
     return builtins.open(path, *more, **options)
-os.listdir, process_tree.open = listdir, opened
+os.listdir, process_table.open = listdir, opened
 for is_old in (False, True):
     left.update(list=2, stat=1)
-    assert process_tree.own_children() == [child.pid], is_old
+    assert process_table.own_children() == [child.pid], is_old
 assert left == {"list": 0, "stat": 0}
 child.kill()
 print("ok")
@@ -910,10 +916,10 @@ print("ok")
 HIDDEN = """
 import sys
 sys.path.insert(0, %r)
-import process_tree, stage_locks
+import process_table, process_tree, stage_locks
 other, gone = map(int, sys.argv[1:])
-assert process_tree.read_stat(other) is None and process_tree.start_time(other) == process_tree.UNTOLD
-assert process_tree.start_time(gone) is None and process_tree.start_time(process_tree.os.getpid()) not in (None, process_tree.UNTOLD)
+assert process_table.read_stat(other) is None and process_table.start_time(other) == process_table.UNTOLD
+assert process_table.start_time(gone) is None and process_table.start_time(process_table.os.getpid()) not in (None, process_table.UNTOLD)
 for pid, is_there in ((other, True), (gone, False)):
     owner = {"pid": pid, "processStart": "1", "token": "t", "bootId": "b", "host": stage_locks.host_name()}
     assert stage_locks.owner_is_dead(owner, "b", process_tree) is not is_there and not stage_locks.lives_here(owner, "b", process_tree)
@@ -934,25 +940,25 @@ def test_another_accounts_process_that_proc_hides_is_there_and_untold():
 
 @linux_only
 def test_what_signals_tell_of_a_process_that_proc_does_not_show(monkeypatch):
-    monkeypatch.setattr(process_tree, "read_stat", lambda pid: None)
-    for error, told in ((PermissionError(1, "no"), process_tree.UNTOLD), (ProcessLookupError(3, "no"), None), (None, None)):
+    monkeypatch.setattr(process_table, "read_stat", lambda pid: None)
+    for error, told in ((PermissionError(1, "no"), process_table.UNTOLD), (ProcessLookupError(3, "no"), None), (None, None)):
         def kill(pid, number, error=error):
             if error is not None:
                 raise error
         monkeypatch.setattr(os, "kill", kill)
-        assert process_tree.start_time(4711) == told
+        assert process_table.start_time(4711) == told
 
 
 @linux_only
 def test_processes_are_told_by_pid_and_start(tmp_path):
-    me = process_tree.start_time(os.getpid())
-    assert me and process_tree.is_alive(os.getpid(), me) and process_tree.is_alive(os.getpid(), None)
-    assert not process_tree.is_alive(os.getpid(), me + "0")
+    me = process_table.start_time(os.getpid())
+    assert me and process_table.is_alive(os.getpid(), me) and process_table.is_alive(os.getpid(), None)
+    assert not process_table.is_alive(os.getpid(), me + "0")
     child = subprocess.Popen([sys.executable, "-c", ""])
     wait_until(lambda: Path("/proc/%d/stat" % child.pid).read_text().split()[2] == "Z", "the child's end")
-    assert process_tree.start_time(child.pid) is None       # a zombie has ended
+    assert process_table.start_time(child.pid) is None       # a zombie has ended
     child.wait()
-    assert process_tree.read_stat(child.pid) is None
+    assert process_table.read_stat(child.pid) is None
 
 
 @linux_only
@@ -961,7 +967,7 @@ def test_a_command_name_with_brackets_and_blanks_is_read(tmp_path):
     program.symlink_to("/bin/cat")
     child = subprocess.Popen([str(program)], stdin=subprocess.PIPE, start_new_session=True)
     wait_until(lambda: "a) S 1" in Path("/proc/%d/stat" % child.pid).read_text(), "the start")
-    assert process_tree.read_stat(child.pid)[1:3] == (os.getpid(), child.pid)
+    assert process_table.read_stat(child.pid)[1:3] == (os.getpid(), child.pid)
     child.communicate()
 
 
@@ -974,8 +980,8 @@ def test_the_token_of_an_attempt_in_another_folder_is_that_of_a_copy(tmp_path, r
     env = dict(os.environ, PIPELINE_ATTEMPT_TOKEN="tok1.1", PIPELINE_ROOT=str(tmp_path / root) if root else "")
     with subprocess.Popen([sys.executable, "-c", "print(1, flush=True); input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env) as process:
         process.stdout.readline()
-        assert process_tree.members([Traits("tok1", 0, "", 0, str(tmp_path / "here"))]) == ([process.pid] if is_ours else [])
-        assert process_tree.members([Traits("tok1", 0, "", 0)]) == [process.pid]
+        assert process_traits.members([Traits("tok1", 0, "", 0, str(tmp_path / "here"))]) == ([process.pid] if is_ours else [])
+        assert process_traits.members([Traits("tok1", 0, "", 0)]) == [process.pid]
         process.communicate(b"\n")
 
 
@@ -989,13 +995,13 @@ def test_members_are_found_by_token_session_and_descent(tmp_path):
     one, ones_child = start("tok1.1", "")
     two, twos_child = start("tok2.1", "'PIPELINE_ATTEMPT_TOKEN': 'tok2.1'", start_new_session=True)
     try:
-        assert process_tree.has_token(one.pid, "tok1.1") and process_tree.has_token(one.pid, "tok1")
-        assert not process_tree.has_token(one.pid, "tok2") and not process_tree.has_token(ones_child, "tok1")
-        assert not process_tree.has_token(one.pid, "ok1.1")
-        assert process_tree.members([Traits("tok1", 0, "", 0)]) == sorted([one.pid, ones_child])
-        assert process_tree.members([Traits("", two.pid, "", 0)]) == sorted([two.pid, twos_child])
-        assert process_tree.members([Traits("nobody's", 0, "", 0), Traits("", 0, "", 0)]) == []
-        assert process_tree.members([Traits("tok1", 0, "", 0), Traits("tok2", 0, "", 0)]) == sorted([one.pid, ones_child, two.pid, twos_child])
+        assert process_traits.has_token(one.pid, "tok1.1") and process_traits.has_token(one.pid, "tok1")
+        assert not process_traits.has_token(one.pid, "tok2") and not process_traits.has_token(ones_child, "tok1")
+        assert not process_traits.has_token(one.pid, "ok1.1")
+        assert process_traits.members([Traits("tok1", 0, "", 0)]) == sorted([one.pid, ones_child])
+        assert process_traits.members([Traits("", two.pid, "", 0)]) == sorted([two.pid, twos_child])
+        assert process_traits.members([Traits("nobody's", 0, "", 0), Traits("", 0, "", 0)]) == []
+        assert process_traits.members([Traits("tok1", 0, "", 0), Traits("tok2", 0, "", 0)]) == sorted([one.pid, ones_child, two.pid, twos_child])
     finally:
         for process in (one, two):
             process.communicate()
@@ -1030,14 +1036,14 @@ def test_own_children_with_and_without_the_kernels_list(tmp_path):
     assert drive(tmp_path, """
 children = [subprocess.Popen(["sleep", "600"]) for _ in range(3)]
 pids = sorted(child.pid for child in children)
-assert sorted(process_tree.own_children()) == pids
+assert sorted(process_table.own_children()) == pids
 real = os.listdir
 def listdir(path):
     if path.startswith("/proc/self/task"):
         raise FileNotFoundError(path)
     return real(path)
 os.listdir = listdir
-assert sorted(process_tree.own_children()) == pids
+assert sorted(process_table.own_children()) == pids
 for child in children:
     child.kill()
 print("ok")
@@ -1068,8 +1074,8 @@ finally:
     ([[100], [200], [300], [300]], [{}, {}, {}], []),
     ([[100]], [{100: ("S", 1, 1, "1"), 101: ("S", 100, 1, "1"), 102: ("S", 101, 9, "1"), 7: ("S", 1, 7, "1")}], [100, 101, 102])], ids=str)
 def test_what_falls_to_the_runner_while_it_looks_is_not_missed(monkeypatch, children, tables, living):
-    monkeypatch.setattr(process_tree, "own_children", lambda: children.pop(0))
-    monkeypatch.setattr(process_tree, "_process_table", lambda: tables.pop(0))
+    monkeypatch.setattr(process_table, "own_children", lambda: children.pop(0))
+    monkeypatch.setattr(process_table, "table", lambda: tables.pop(0))
     monkeypatch.setattr(process_tree, "reap", lambda pids: None)
     assert process_tree.Tree(100, "token").living() == living and children == tables == []
 
@@ -1086,18 +1092,18 @@ def test_start_time_by_ps(line, started):
     def ps(arguments):
         asked.append(arguments)
         return line
-    assert process_tree._ps_start_time(GONE, ps) == started
+    assert process_table._ps_start_time(GONE, ps) == started
     assert asked[0] == ["-o", "state=,lstart=", "-p", str(GONE)]
 
 
 @posix_only
 def test_where_ps_does_not_even_tell_of_us_a_process_that_is_there_is_not_taken_for_gone(monkeypatch):
-    assert process_tree._ps_start_time(os.getpid(), lambda arguments: "") == process_tree.UNTOLD
-    assert process_tree._ps_start_time(GONE, lambda arguments: "") is None
-    assert process_tree._ps_start_time(os.getpid(), lambda arguments: "" if "state=,lstart=" in arguments else "%d\n" % os.getpid()) is None
-    monkeypatch.setattr(process_tree, "start_time", lambda pid: "now")
-    assert process_tree.is_alive(1, "now") and not process_tree.is_alive(1, "then")
-    assert process_tree.is_alive(1, process_tree.UNTOLD) and not process_tree.is_alive(1, process_tree.UNTOLD, if_untold=False)
+    assert process_table._ps_start_time(os.getpid(), lambda arguments: "") == process_table.UNTOLD
+    assert process_table._ps_start_time(GONE, lambda arguments: "") is None
+    assert process_table._ps_start_time(os.getpid(), lambda arguments: "" if "state=,lstart=" in arguments else "%d\n" % os.getpid()) is None
+    monkeypatch.setattr(process_table, "start_time", lambda pid: "now")
+    assert process_table.is_alive(1, "now") and not process_table.is_alive(1, "then")
+    assert process_table.is_alive(1, process_table.UNTOLD) and not process_table.is_alive(1, process_table.UNTOLD, if_untold=False)
 
 
 def test_members_by_ps():
@@ -1108,21 +1114,21 @@ def test_members_by_ps():
 
     def ps(arguments):
         return groups if "pid=,pgid=,state=" in arguments else commands if "pid=,command=" in arguments and "-axEww" in arguments else "?"
-    assert process_tree._ps_members([Traits("tok", 10, "", 0)], ps) == [10, 11, 20]
-    assert process_tree._ps_members([Traits("tok.1", 0, "", 0)], ps) == [20]
-    assert process_tree._ps_members([Traits("", 12, "", 0)], ps) == [12]
-    assert process_tree._ps_members([Traits("", 0, "", 0)], ps) == []
+    assert process_traits._ps_members([Traits("tok", 10, "", 0)], ps) == [10, 11, 20]
+    assert process_traits._ps_members([Traits("tok.1", 0, "", 0)], ps) == [20]
+    assert process_traits._ps_members([Traits("", 12, "", 0)], ps) == [12]
+    assert process_traits._ps_members([Traits("", 0, "", 0)], ps) == []
 
 
 def test_the_real_ps_or_its_absence(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert process_tree._run_ps(["-o", "pid="]) == ""
+    assert process_table.run_ps(["-o", "pid="]) == ""
     ps = tmp_path / "ps"
     ps.write_text("#!/bin/sh\necho \"$@\"; echo $LC_ALL $TZ; echo $SECRET\n")
     ps.chmod(0o755)
     monkeypatch.setenv("SECRET", "x")
     if sys.platform != "win32":
-        assert process_tree._run_ps(["-o", "pid="]) == "-o pid=\nC UTC0\n\n"
+        assert process_table.run_ps(["-o", "pid="]) == "-o pid=\nC UTC0\n\n"
 
 
 class FakeMac:
@@ -1160,13 +1166,13 @@ class FakeMac:
 
 @pytest.fixture
 def on_macos(monkeypatch):
-    """Let process_tree work as on macOS; return what puts the C library in its place."""
+    """Let process_table work as on macOS; return what puts the C library in its place."""
     def put(libc):
-        monkeypatch.setattr(process_tree, "_MAC", [])
+        monkeypatch.setattr(process_table, "_MAC", [])
         monkeypatch.setattr(ctypes, "CDLL", lambda name, **options: libc)
-    monkeypatch.setattr(process_tree, "LINUX", False)
-    monkeypatch.setattr(process_tree, "MACOS", True)
-    monkeypatch.setattr(process_tree, "WINDOWS", False)
+    monkeypatch.setattr(process_table, "LINUX", False)
+    monkeypatch.setattr(process_table, "MACOS", True)
+    monkeypatch.setattr(process_table, "WINDOWS", False)
     return put
 
 
@@ -1175,13 +1181,13 @@ def test_macos_tells_of_processes_by_calls_of_its_own(on_macos, monkeypatch):
     on_macos(FakeMac({10: (run, 1, 10, 1700, 5, b""), 11: (run, 10, 10, 1701, 0, b""), 12: (run, 1, 12, 1702, 0, token), 13: (run, 12, 13, 1703, 0, b"\1\0\0\0y\0y\0"),
                       14: (zombie, 12, 10, 1704, 0, token), 15: (run, 1, 15, 1705, 0, b"\1\0\0\0z\0z\0NOT_PIPELINE_ATTEMPT_TOKEN=tok.1\0"),
                       os.getpid(): (run, 1, 10, 1706, 0, token)}))
-    monkeypatch.setattr(process_tree, "_run_ps", None)
-    assert process_tree.members([Traits("", 10, "", 0)]) == [10, 11]
-    assert process_tree.members([Traits("tok", 0, "", 0)]) == [12, 13]              # the child of its child, whatever that has shed
-    assert process_tree.members([Traits("other", 15, "/none", 12)]) == [15]
-    assert process_tree.members([Traits("", 0, "", 0)]) == []
-    assert process_tree.start_time(10) == "1700.000005" and process_tree.start_time(14) is None and process_tree.start_time(GONE) is None
-    assert process_tree.is_alive(10, "1700.000005") and not process_tree.is_alive(10, "1699.000005")
+    monkeypatch.setattr(process_table, "run_ps", None)
+    assert process_traits.members([Traits("", 10, "", 0)]) == [10, 11]
+    assert process_traits.members([Traits("tok", 0, "", 0)]) == [12, 13]              # the child of its child, whatever that has shed
+    assert process_traits.members([Traits("other", 15, "/none", 12)]) == [15]
+    assert process_traits.members([Traits("", 0, "", 0)]) == []
+    assert process_table.start_time(10) == "1700.000005" and process_table.start_time(14) is None and process_table.start_time(GONE) is None
+    assert process_table.is_alive(10, "1700.000005") and not process_table.is_alive(10, "1699.000005")
 
 
 @posix_only
@@ -1189,9 +1195,9 @@ def test_on_macos_another_accounts_process_is_there_and_untold(on_macos, monkeyp
     def refuse(pid, number):
         raise PermissionError(errno.EPERM, "not yours")
     on_macos(FakeMac({}))
-    assert process_tree.start_time(os.getpid()) is None     # ours, and not told of: it has just ended
+    assert process_table.start_time(os.getpid()) is None     # ours, and not told of: it has just ended
     monkeypatch.setattr(os, "kill", refuse)
-    assert process_tree.start_time(1) == process_tree.UNTOLD
+    assert process_table.start_time(1) == process_table.UNTOLD
 
 
 @pytest.mark.parametrize("has_ctypes", [True, False])
@@ -1199,15 +1205,15 @@ def test_a_macos_or_a_python_without_these_calls_asks_ps(has_ctypes, on_macos, m
     on_macos(types.SimpleNamespace())
     if not has_ctypes:
         monkeypatch.setitem(sys.modules, "ctypes", None)
-    monkeypatch.setattr(process_tree, "_run_ps", lambda arguments: "10 10 S\n" if "pid=,pgid=,state=" in arguments else "S Mon Nov 23 10:00:00 2026\n")
-    assert process_tree.members([Traits("", 10, "", 0)]) == [10] and process_tree.start_time(10) == "Mon Nov 23 10:00:00 2026"
+    monkeypatch.setattr(process_table, "run_ps", lambda arguments: "10 10 S\n" if "pid=,pgid=,state=" in arguments else "S Mon Nov 23 10:00:00 2026\n")
+    assert process_traits.members([Traits("", 10, "", 0)]) == [10] and process_table.start_time(10) == "Mon Nov 23 10:00:00 2026"
 
 
 @posix_only
 def test_macos_closes_descriptors_up_to_those_it_has_not_up_to_a_limit_that_may_be_none(on_macos, monkeypatch):
     monkeypatch.setattr(os, "listdir", lambda path: {"/dev/fd": ["0", "1", "700", "."]}[path])
     monkeypatch.setattr(os, "sysconf", lambda name: 2 ** 63 - 1)
-    assert process_tree.highest_descriptor() == 700
+    assert highest_descriptor() == 700
 
 
 # The runner as on macOS: ps may not be started, as it is setuid and the network closed; the calls of macOS's C library are answered from /proc.
@@ -1215,7 +1221,7 @@ AS_ON_MACOS = """
 import ctypes, os, runpy, struct, sys
 src, calls = sys.argv[1:3]
 sys.path.insert(0, src)
-import process_tree
+import process_table
 class Libc:
     def __init__(self, real):
         self.real = real
@@ -1249,8 +1255,8 @@ class WithCalls(Libc):
 real = ctypes.CDLL
 libc = {"calls": WithCalls, "none": Libc}[calls](real(None, use_errno=True))
 ctypes.CDLL = lambda name, **options: libc if name is None else real(name, **options)
-process_tree.LINUX, process_tree.MACOS = False, True
-process_tree._run_ps = lambda arguments: ""
+process_table.LINUX, process_table.MACOS = False, True
+process_table.run_ps = lambda arguments: ""
 sys.argv[:3] = [os.path.join(src, "pipeline_runner.py")]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -1377,7 +1383,7 @@ class FakeWindows:
 
 def test_a_job_is_made_with_its_limits_takes_the_processor_and_ends_it():
     api = FakeWindows()
-    job = process_tree.Job(api, memory_bytes=512 << 20)
+    job = windows_jobs.Job(api, memory_bytes=512 << 20)
     job.take(99)
     job.terminate()
     job.close()
@@ -1398,33 +1404,39 @@ def test_a_job_tells_what_its_processes_have_used(is_told):
                 into._obj.peak_process = 9 << 20
             assert (handle.value, size) == (77, {1: 48, 9: 144}[kind])
             return is_told
-    assert process_tree.Job(Telling()).usage() == ((3.0, 9 << 20) if is_told else (0.0, 0))
+    assert windows_jobs.Job(Telling()).usage() == ((3.0, 9 << 20) if is_told else (0.0, 0))
 
 
 def test_a_job_without_a_memory_limit_only_ends_with_its_handle():
     api = FakeWindows()
-    process_tree.Job(api)
+    windows_jobs.Job(api)
     assert (api.limits.basic.flags, api.limits.process_memory) == (0x2000, 0)
 
 
 @pytest.mark.parametrize("refused", ["CreateJobObjectW", "SetInformationJobObject"])
 def test_a_refused_job_is_an_error(refused):
     with pytest.raises(OSError, match="job object"):
-        process_tree.Job(FakeWindows(**{refused: 0}))
+        windows_jobs.Job(FakeWindows(**{refused: 0}))
 
 
 def test_a_processor_that_cannot_be_put_into_its_job_never_runs():
     api = FakeWindows(AssignProcessToJobObject=0)
     with pytest.raises(OSError, match="job object"):
-        process_tree.Job(api).take(99)
+        windows_jobs.Job(api).take(99)
     assert "NtResumeProcess" not in [call[0] for call in api.calls]
 
 
+def on_windows(monkeypatch, api):
+    """Let the modules of processes work as there, with *api* for the calls of the system."""
+    monkeypatch.setattr(process_table, "LINUX", False)
+    monkeypatch.setattr(process_table, "WINDOWS", True)
+    monkeypatch.setattr(windows_jobs, "windows_api", lambda: api)
+
+
 def guardian_on_windows(monkeypatch, api, version=(10, 0)):
-    monkeypatch.setattr(process_tree, "WINDOWS", True)
-    monkeypatch.setattr(process_tree, "windows_api", lambda: api)
+    on_windows(monkeypatch, api)
     monkeypatch.setattr(sys, "getwindowsversion", lambda: version + (19045, 2, ""), raising=False)
-    guardian = process_tree.Guardian()
+    guardian = Guardian()
     guardian.start()
     return guardian
 
@@ -1463,8 +1475,7 @@ def test_on_windows_the_runner_goes_on_without_a_job_of_its_own(monkeypatch, ref
 def test_on_windows_a_group_is_asked_to_stop_and_ended_where_there_is_no_console(monkeypatch, has_console):
     """os.kill() must not ask: where it cannot, it leaves an exception behind that is raised later, outside of any try."""
     api, sent = FakeWindows(GenerateConsoleCtrlEvent=int(has_console)), []
-    monkeypatch.setattr(process_tree, "WINDOWS", True)
-    monkeypatch.setattr(process_tree, "windows_api", lambda: api)
+    on_windows(monkeypatch, api)
     monkeypatch.setattr(os, "kill", lambda *what: sent.append(what))
     process_tree.Tree(42, "token").ask_to_stop()
     assert api.calls == [("GenerateConsoleCtrlEvent", 1, 42)] and sent == ([] if has_console else [(42, signal.SIGTERM)])
@@ -1472,7 +1483,7 @@ def test_on_windows_a_group_is_asked_to_stop_and_ended_where_there_is_no_console
 
 @pytest.mark.skipif(ctypes.sizeof(ctypes.c_void_p) != 8, reason="sizes of 64-bit Windows")
 def test_job_limits_have_the_layout_of_the_system():
-    limits = process_tree.job_limits(0x2100, 3)
+    limits = windows_jobs.job_limits(0x2100, 3)
     where = {name: getattr(type(limits), name).offset for name in ("basic", "io", "process_memory", "job_memory", "peak_process", "peak_job")}
     assert ctypes.sizeof(limits) == 144 and ctypes.sizeof(limits.basic) == 64
     assert where == {"basic": 0, "io": 64, "process_memory": 112, "job_memory": 120, "peak_process": 128, "peak_job": 136}
@@ -1480,8 +1491,8 @@ def test_job_limits_have_the_layout_of_the_system():
 
 
 @pytest.mark.parametrize("code, ok, handle, error, started", [
-    (259, 1, 5, 0, "123456789"), (0, 1, 5, 0, None), (259, 0, 5, 0, None), (259, 1, 0, 87, None), (259, 1, 0, 5, process_tree.UNTOLD)])
-def test_start_time_on_windows(code, ok, handle, error, started):
+    (259, 1, 5, 0, "123456789"), (0, 1, 5, 0, None), (259, 0, 5, 0, None), (259, 1, 0, 87, None), (259, 1, 0, 5, process_table.UNTOLD)])
+def test_start_time_on_windows(monkeypatch, code, ok, handle, error, started):
     closed = []
 
     def times(process, created, *others):
@@ -1493,16 +1504,17 @@ def test_start_time_on_windows(code, ok, handle, error, started):
         return 1
     api = types.SimpleNamespace(OpenProcess=lambda access, inherit, pid: handle if (access, pid) == (0x1000, 42) else 0, GetProcessTimes=times,
                                 GetExitCodeProcess=exit_code, CloseHandle=lambda one: closed.append(one.value), last_error=lambda: error)
-    assert process_tree._windows_start_time(42, api) == started
+    on_windows(monkeypatch, api)
+    assert process_table.start_time(42) == started
     assert closed == ([5] if handle else [])
 
 
 def test_a_process_that_may_not_be_asked_is_there_and_may_be_another_than_the_owner(monkeypatch):
     """On Windows, one of another account: its stage is not free, and no lock is held for it that the system says is free."""
     api = types.SimpleNamespace(OpenProcess=lambda *_: 0, last_error=lambda: 5)
-    monkeypatch.setattr(process_tree, "start_time", lambda pid: process_tree._windows_start_time(pid, api))
+    on_windows(monkeypatch, api)
     owner = {"pid": 42, "token": "t", "bootId": "b", "host": stage_locks.host_name(), "processStart": "123456789"}
-    assert process_tree.is_alive(42, "123456789") and process_tree.is_alive(42, None)
+    assert process_table.is_alive(42, "123456789") and process_table.is_alive(42, None)
     assert not stage_locks.owner_is_dead(owner, "b", process_tree) and not stage_locks.lives_here(owner, "b", process_tree)
 
 
@@ -1513,7 +1525,7 @@ process_tree.become_subreaper()
 def run(body, timeout_s=None, grace_s=5, signals=signals, argv=None):
     launch = attempts.Launch(argv or [sys.executable, "-c", body], dict(os.environ, PIPELINE_ATTEMPT_TOKEN="t.1"), os.getcwd(), "log", "t.1", -1, "", timeout_s,
                              grace_s, {}, None)
-    result = attempts.run_attempt(launch, signals, process_tree, process_tree.Guardian())
+    result = attempts.run_attempt(launch, signals, Guardian())
     return result, open("log", "rb").read()
 """
 
@@ -1615,7 +1627,7 @@ def test_of_a_pipe_that_somebody_holds_open_no_end_is_waited_for(tmp_path, monke
 @posix_only
 def test_only_the_thread_that_made_a_pool_looks_after_its_attempts(tmp_path):
     guardian = types.SimpleNamespace(watch=lambda traits: None, release=lambda traits: None)
-    pool = attempts.Pool(run_signals.Signals(), process_tree, guardian, process_tree.own_children() if LINUX else [])
+    pool = attempts.Pool(run_signals.Signals(), guardian, process_table.own_children() if LINUX else [])
     argv = [sys.executable, "-c", ""]
     one = pool.start(attempts.Launch(argv, dict(os.environ), str(tmp_path), str(tmp_path / "log"), "token", -1, "", None, 1, {}, None))
     os.waitid(os.P_PID, one.pid, os.WEXITED | os.WNOWAIT)
@@ -1628,8 +1640,8 @@ def test_only_the_thread_that_made_a_pool_looks_after_its_attempts(tmp_path):
 @posix_only
 def test_no_attempt_is_given_time_that_was_over_before_it_was_started(tmp_path):
     """The runner was busy with something else, for hours perhaps, and nobody has lost anything by that."""
-    pool = attempts.Pool(run_signals.Signals(), process_tree, types.SimpleNamespace(watch=lambda traits: None, release=lambda traits: None),
-                         process_tree.own_children() if LINUX else [])
+    pool = attempts.Pool(run_signals.Signals(), types.SimpleNamespace(watch=lambda traits: None, release=lambda traits: None),
+                         process_table.own_children() if LINUX else [])
     pool.seen = time.monotonic() - 5000
     one = pool.start(attempts.Launch([sys.executable, "-c", ""], dict(os.environ), str(tmp_path), str(tmp_path / "log"), "token", -1, "", 1000.0, 1, {}, None))
     pool._forgive()
@@ -1648,7 +1660,7 @@ def test_of_what_could_not_be_started_the_guardian_knows_nothing_any_more(tmp_pa
     watched = []
     guardian = types.SimpleNamespace(watch=watched.append, release=watched.remove)
     launch = attempts.Launch([str(tmp_path / "none")], {}, str(tmp_path), str(tmp_path / "log"), "token", -1, str(tmp_path / "guard"), None, 1, {}, None)
-    assert attempts.run_attempt(launch, run_signals.Signals(), process_tree, guardian).failure.startswith("cannot start ") and watched == []
+    assert attempts.run_attempt(launch, run_signals.Signals(), guardian).failure.startswith("cannot start ") and watched == []
 
 
 def on_a_thread(act):

@@ -494,7 +494,7 @@ class Waiting:
 @pytest.mark.parametrize("due, limit, expected", [(0.25, 50.0, 0.25), (50.0, 0.25, 0.25), (None, 50.0, 50.0)])
 def test_while_nothing_ends_what_is_due_is_done_in_time(due, limit, expected):
     """Also while a stage waits for its next attempt."""
-    pool, asked = attempts.Pool(Waiting(), None, None, threads=False), []
+    pool, asked = attempts.Pool(Waiting(), None, threads=False), []
     pool.upkeep = lambda: asked.append(due) or due
     pool.wait(limit)
     assert pool.signals.limits and all(0 <= one <= expected for one in pool.signals.limits) and pool.signals.limits[0] > expected - 0.2 and len(asked) == len(pool.signals.limits)
@@ -502,7 +502,7 @@ def test_while_nothing_ends_what_is_due_is_done_in_time(due, limit, expected):
 
 def test_while_a_long_file_is_read_nothing_is_synced():
     """A failed sync would count for what is read, and whoever reads does not hear of it."""
-    pool, asked = attempts.Pool(Waiting(), None, None, threads=False), []
+    pool, asked = attempts.Pool(Waiting(), None, threads=False), []
     pool.upkeep = lambda: asked.append(1)
     pool.keep_going(0.0)
     pool.running.append(SimpleNamespace(ending=SimpleNamespace(seconds_left=lambda: None, look=lambda: None, put_off=lambda seconds: None), started=0.0, reader=-1, server=None,

@@ -204,7 +204,7 @@ def test_the_real_clock_waits_to_the_end_though_a_signal_has_come(has_pool):
     clock = model.Clock(run_signals.Signals())
     clock.signals.came = signal.SIGINT
     if has_pool:
-        clock.pool = attempts.Pool(clock.signals, None, None)
+        clock.pool = attempts.Pool(clock.signals, None)
     began = time.monotonic()
     clock.wait(0.05)
     assert time.monotonic() - began >= 0.05

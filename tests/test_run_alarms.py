@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 import subprocess
 
-import process_tree
+import process_table
 import pytest
 
 # Writes what it was given beside the pipeline file.
@@ -105,7 +105,7 @@ def test_its_whole_tree_is_ended_and_it_has_a_time_limit(project):
     done = subprocess.run([argv[0], str(driver)] + argv[1:], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
     assert done.returncode == 0 and b"[NOTE] onSuccess: timeout after 1 s" in done.stdout, done
     if project.exists("pid"):
-        assert not process_tree.is_alive(int(project.read("pid")), None)
+        assert not process_table.is_alive(int(project.read("pid")), None)
 
 
 def test_it_is_below_the_guard_of_the_network(project):
