@@ -211,6 +211,11 @@ def files_of(store: StateStore, run: RunKey, history: History) -> List[str]:
     return [name for name in names if _mode(store, name) and not stat.S_ISDIR(_mode(store, name))]
 
 
+def _has_empty_folders(store: StateStore, run: RunKey, history: History) -> bool:
+    """Tell whether a folder of a run's logs still stands with nothing in it."""
+    return any(os.path.isdir(store.path(folder)) and not os.listdir(store.path(folder)) for folder in _log_folders(store, run, history))
+
+
 def _is_first_calls(store: StateStore, run: RunKey, folder: str, name: str) -> bool:
     """Tell whether a file in the folder of a later call is a log of the first call's: of the tasks of a stage whose name is the
     later call's number."""
@@ -274,7 +279,7 @@ def gc(spec: PipelineSpec, options: Options, console: Console, clock: Clock, new
         if run not in ready:
             console.line("kept %s: no file holds the record that the ledger committed; `verify` tells more" % _run_text(run))
     left = [run for run in sorted(history.pruned) if _shut_folder(store, run, history) or files_of(store, run, history)
-            or find_record(store, run, history.ends[run])]
+            or find_record(store, run, history.ends[run]) or _has_empty_folders(store, run, history)]
     if options.yes:
         return _remove(spec, options, store, reader, left + list(ready), clock, new_ledger, console)
     _list(list(ready), left, store, history, console)
@@ -284,8 +289,8 @@ def gc(spec: PipelineSpec, options: Options, console: Console, clock: Clock, new
 def _list(runs: List[RunKey], left: List[RunKey], store: StateStore, history: History, console: Console) -> None:
     """left: runs that the ledger has as pruned, and of which a kill has kept something."""
     for run in left[:SHOWN_RUNS]:
-        console.line("would remove what an earlier gc has left of %s (%s)" % (_run_text(run), _counted(
-            len(files_of(store, run, history)) + bool(find_record(store, run, history.ends[run])), "file")))
+        files = len(files_of(store, run, history)) + bool(find_record(store, run, history.ends[run]))
+        console.line("would remove what an earlier gc has left of %s (%s)" % (_run_text(run), _counted(files, "file") if files else "empty folders"))
     if len(left) > SHOWN_RUNS:
         console.line("would remove what an earlier gc has left of %s more" % _counted(len(left) - SHOWN_RUNS, "run"))
     for run in runs[:SHOWN_RUNS]:
