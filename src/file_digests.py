@@ -561,7 +561,9 @@ class _Probe:
 
 def is_untold(doubt: str, mtime_ns: int, ctime_ns: int) -> bool:
     """Tell whether a change of a file might not show in its times, on a file system of which there is a doubt."""
-    return doubt == file_systems.UNTOLD or doubt == file_systems.BY_ITS_TIMES and mtime_ns == ctime_ns
+    if doubt == file_systems.BY_ITS_TIMES:
+        return mtime_ns >= ctime_ns         # a driver may leave the time of the change at 0
+    return doubt == file_systems.UNTOLD or doubt == file_systems.LAYERED and ctime_ns % 1_000_000_000 == 0
 
 
 def newest_time(doubt: str, mtime_ns: int, ctime_ns: int) -> int:
@@ -571,7 +573,7 @@ def newest_time(doubt: str, mtime_ns: int, ctime_ns: int) -> int:
     modification time, which may be of the future for years, does not matter beside it. Elsewhere ctime may be another thing (on Windows
     the time of the creation), or another machine's: there both count.
     """
-    return ctime_ns if LINUX and not doubt else max(mtime_ns, ctime_ns)
+    return ctime_ns if LINUX and doubt in file_systems.OWN_CLOCK else max(mtime_ns, ctime_ns)
 
 
 def may_be_coarse(mtime_ns: int, ctime_ns: int) -> bool:
@@ -586,7 +588,7 @@ def is_settled(stamp: List[int], now: int, device: int) -> bool:
     if doubt and is_untold(doubt, stamp[1], stamp[2]):
         return False
     if device != stamp[4]:
-        return newest < time.time_ns() - (APART_NS if doubt else COARSE_NS)
+        return newest < time.time_ns() - (COARSE_NS if doubt in file_systems.OWN_CLOCK else APART_NS)
     return newest < now - (COARSE_NS if may_be_coarse(stamp[1], stamp[2]) else FRESH_NS)
 
 

@@ -2,7 +2,8 @@
 
 A leaf; Linux tells, in /proc/self/mountinfo, see proc(5), and Windows of its drives. A digest is kept for the next run only while no change can hide behind
 the file's times. FAT and exFAT keep no time of the last change that a program could not set (the one that stat() tells is that of
-the contents), and an image is made with any times. On Windows the time of a folder on FAT does not tell that a file has come either.
+the contents), and an image is made with any times, which show through an overlay as well. On Windows the time of a folder on FAT
+does not tell that a file has come either.
 """
 from __future__ import annotations
 
@@ -14,22 +15,29 @@ if TYPE_CHECKING:
     from typing import Any, Dict, Iterable, Iterator, Tuple
 
 UNTOLD, BY_ITS_TIMES, REMOTE = "no time of change", "only if the times differ", "another machine's clock"
+LAYERED = "perhaps of an image below"       # whose files have times of whole seconds
+OWN_CLOCK = ("", LAYERED)                   # what is written to gets the time of this machine
 KINDS = dict(
     [(name, UNTOLD) for name in "vfat msdos exfat squashfs erofs iso9660 udf cramfs romfs fuse.sshfs fuse.exfat fuse.squashfuse fuse.fuseiso".split()]
+    + [(name, LAYERED) for name in "overlay aufs unionfs".split()]
     + [(name, REMOTE) for name in "nfs nfs4 cifs smb3 9p afs ceph lustre gpfs fuse.glusterfs".split()])
 
 _known: Dict[int, str] = {}     # device -> what doubt_of() says of it
 
 
 def doubt_of(device: int) -> str:
-    """Return UNTOLD, BY_ITS_TIMES (of a driver in user space that we do not know) or REMOTE for the device of a file (st_dev), ""
-    for all others."""
+    """Return UNTOLD, BY_ITS_TIMES (of a driver in user space that we do not know), LAYERED or REMOTE for the device of a file
+    (st_dev), "" for all others.
+
+    In an overlay a file may lie on a device that no mount tells of, as in a subvolume of btrfs.
+    """
     if device not in _known:            # looked up for each anew: it may have been mounted by the first look at it
         if sys.platform == "win32":
             _known[device] = doubt_of_drive(device, _drives())
         else:
-            _known.update(doubts(_mounts()))
-            _known.setdefault(device, "")
+            mountinfo = _mounts()
+            _known.update(doubts(mountinfo))
+            _known.setdefault(device, LAYERED if mountinfo and device not in kinds(mountinfo) else "")
     return _known[device]
 
 

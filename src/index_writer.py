@@ -60,7 +60,8 @@ class Begin:
                 return False
             is_ours = device == self.device
             is_coarse = not is_ours or file_digests.may_be_coarse(mtime, ctime)
-            margin = file_digests.APART_NS if doubt and not is_ours else file_digests.COARSE_NS if is_coarse else file_digests.FRESH_NS
+            is_apart = not is_ours and doubt not in file_systems.OWN_CLOCK
+            margin = file_digests.APART_NS if is_apart else file_digests.COARSE_NS if is_coarse else file_digests.FRESH_NS
             newest = file_digests.newest_time(doubt, mtime, ctime)
             if sign != path_signs.ABSENT and newest >= (self.by_file_system if is_ours else self.by_clock) - margin:
                 return False

@@ -993,7 +993,7 @@ def settle_change(path):
 
 
 @pytest.mark.parametrize("platform, doubt, mtime_s, ctime_s, settled", [
-    ("linux", "", 10 ** 6, -1, True), ("linux", "", -9, 10 ** 6, False), ("linux", file_systems.REMOTE, 10 ** 6, -1, False), ("linux", file_systems.BY_ITS_TIMES, 10 ** 6, -1, False),
+    ("linux", "", 10 ** 6, -1, True), ("linux", "", -9, 10 ** 6, False), ("linux", file_systems.REMOTE, 10 ** 6, -1, False), ("linux", file_systems.BY_ITS_TIMES, 10 ** 6, -1, False), ("linux", file_systems.LAYERED, 10 ** 6, -1, True),
     ("win32", "", 10 ** 6, -1, False), ("darwin", "", 10 ** 6, -1, False), ("darwin", "", -9, -1, True)])
 @pytest.mark.parametrize("ours", [True, False])
 def test_a_modification_time_of_the_future_matters_only_where_that_of_the_change_cannot_be_relied_on(monkeypatch, platform, doubt, mtime_s, ctime_s, settled, ours):
@@ -1062,7 +1062,7 @@ MOUNTS = """22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
 
 def test_which_mounts_there_is_a_doubt_of():
     of = {os.makedev(8, 17): file_systems.UNTOLD, os.makedev(0, 44): file_systems.REMOTE, os.makedev(7, 1): file_systems.UNTOLD, os.makedev(0, 51): file_systems.BY_ITS_TIMES,
-          os.makedev(0, 52): file_systems.UNTOLD, os.makedev(0, 54): file_systems.BY_ITS_TIMES}
+          os.makedev(0, 52): file_systems.UNTOLD, os.makedev(0, 53): file_systems.LAYERED, os.makedev(0, 54): file_systems.BY_ITS_TIMES}
     assert file_systems.doubts(MOUNTS) == of and file_systems.doubts("") == {}
 
 
@@ -1132,10 +1132,18 @@ def test_a_journal_is_looked_for_under_the_devices_name(monkeypatch):
 
 
 def test_what_is_mounted_later_is_looked_up_then_and_each_device_once(monkeypatch):
-    texts = [MOUNTS.splitlines(True)[0], MOUNTS]
+    texts = [MOUNTS.splitlines(True)[0].replace("254:0", "0:5"), MOUNTS]
     monkeypatch.setattr(file_systems, "_known", {})
     monkeypatch.setattr(file_systems, "_mounts", lambda: texts.pop(0))
     assert [file_systems.doubt_of(device) for device in (5, 5, os.makedev(8, 17), os.makedev(7, 1), 5)] == ["", "", file_systems.UNTOLD, file_systems.UNTOLD, ""] and texts == []
+
+
+@pytest.mark.parametrize("device, mounts, doubt", [(5, MOUNTS, file_systems.LAYERED), (5, "", ""), (os.makedev(254, 0), MOUNTS, "")])
+def test_a_file_on_a_device_that_no_mount_tells_of_may_be_one_of_an_image_below(monkeypatch, device, mounts, doubt):
+    """So it is in an overlay of layers that lie on several file systems."""
+    monkeypatch.setattr(file_systems, "_known", {})
+    monkeypatch.setattr(file_systems, "_mounts", lambda: mounts)
+    assert file_systems.doubt_of(device) == doubt
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the list of mounts is Linux's")
@@ -1149,7 +1157,9 @@ def test_a_mount_whose_name_is_not_utf_8_is_no_problem(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("doubt, mtime, ctime, ours, settled", [
     ("", OLD, OLD, True, True), ("", OLD, OLD, False, True), (file_systems.UNTOLD, OLD, OLD + S, True, False), (file_systems.BY_ITS_TIMES, OLD, OLD, True, False),
-    (file_systems.BY_ITS_TIMES, OLD, OLD + S, True, True), (file_systems.REMOTE, OLD, OLD, False, True), (file_systems.REMOTE, "a minute ago", "a minute ago", False, False),
+    (file_systems.BY_ITS_TIMES, OLD, OLD + S, True, True), (file_systems.BY_ITS_TIMES, OLD, -7, True, False), (file_systems.LAYERED, OLD, OLD, True, True),
+    (file_systems.LAYERED, OLD, OLD - 7, True, False), (file_systems.LAYERED, OLD - 7, OLD - S - 7, False, False), (file_systems.LAYERED, "a minute ago", "a minute ago", False, True),
+    (file_systems.REMOTE, OLD, OLD, False, True), (file_systems.REMOTE, "a minute ago", "a minute ago", False, False),
     ("", "a minute ago", "a minute ago", False, True), (file_systems.REMOTE, "a minute ago", "a minute ago", True, True)])
 def test_no_digest_is_kept_where_a_change_might_not_show(monkeypatch, doubt, mtime, ctime, ours, settled):
     now = time.time_ns()
