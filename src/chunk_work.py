@@ -107,7 +107,7 @@ class ChunkTasksWork(task_work.TasksWork):
             yield from self._run_tasks(todo)
             failure = self._failure()
             if not self.is_stopped and not self.survivors:
-                failure = stage_work.with_change(self._changed_inputs(), failure)
+                failure = stage_work.with_change(self._changed_unseen() or self._changed_inputs(), failure)
             self.counts = task_log.sum_counts(entry.counts for entry in self.task_log.entries.values() if entry.status == "ok") or self._none_counted(
                 self.total > 0)
             if not failure:

@@ -359,6 +359,15 @@ def is_same_but_status(before: List[int], after: List[int]) -> bool:
     return after != before and [*after[:2], *after[3:]] == [*before[:2], *before[3:]]
 
 
+def is_unsure(before: List[int], now: List[int]) -> bool:
+    """Tell whether only its content tells if a file has changed: on file systems that show no change in its times, and those whose
+    driver numbers its files anew when it likes."""
+    doubt = file_systems.doubt_of(now[4])
+    if before == now:
+        return bool(doubt) and is_untold(doubt, now[1], now[2])
+    return doubt in (file_systems.UNTOLD, file_systems.BY_ITS_TIMES) and [*before[:3], before[4]] == [*now[:3], now[4]]
+
+
 class Digests:
     """SHA-256 of files, remembered across runs in state/digests.json; a cache only, rebuilt when lost or damaged.
 

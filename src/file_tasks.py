@@ -268,6 +268,10 @@ class FileTasksWork(TasksWork):
         goes_on = self.stage.checkpoint and self.stage.name not in self.run.options.force
         self._clear_folders({folder_name(facts.paths[place], self.keys[place]) for place in facts.todo} if goes_on else set())
 
+    def _content(self) -> Dict[str, str]:
+        tasks = self.facts.tasks
+        return {**super()._content(), **dict(zip(tasks.paths, tasks.digests))}
+
     def _tasks(self, facts: task_look.Tasks, places: List[int]) -> Iterable[Task]:
         shared = self.facts.material
         for place in places:
@@ -440,7 +444,7 @@ class FileTasksWork(TasksWork):
         self._tell_of_unrecorded()
         self._see_to_lost(facts)
         self._tell_of_former()
-        failure = self._failure() or self._pruned_text()
+        failure = stage_work.with_change("" if self.is_stopped else self._changed_unseen(), self._failure() or self._pruned_text())
         if not failure and self.failed:
             self._drop_failed_outputs()
         table, wrong = self._check_all(facts)

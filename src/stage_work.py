@@ -35,7 +35,7 @@ from state_store import utc_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+    from typing import Any, Callable, Container, Dict, List, Optional, Set, Tuple
 
     from engine import Run
     from model import Decision, Facts, Retry, StageSpec
@@ -56,14 +56,25 @@ def unfinished_text(there: stage_outputs.Folder, stage: str) -> str:
         parts[0]) if parts else ""
 
 
-def changed_file(root: str, stamps: Dict[str, List[int]]) -> str:
-    """Return what is said of the first file that has not the signature any more that it had, "" if all have."""
+def changed_file(root: str, stamps: Dict[str, List[int]], is_as_read: Callable[[str, List[int]], bool],
+                 compared: Optional[Container[str]] = None) -> str:
+    """Return what is said of the first file that has not the signature any more that it had, "" if all have.
+
+    Where a signature does not tell, is_as_read(path, signature of now) does; of files that have theirs, of those in *compared*
+    alone, if given. A file that was only numbered anew gets its new signature.
+    """
     for path, stamp in stamps.items():
         try:
             now = file_digests.signature(os.stat(os.path.join(root, path)))
         except OSError:
             now = []
-        if now != stamp and task_files.plain(now) != task_files.plain(stamp):   # of a task, the stamp comes from an array
+        # Of a task, the stamp comes from an array.
+        before, plain = (now, now) if now == stamp else (task_files.plain(stamp), task_files.plain(now))
+        is_same = plain == before
+        if now and file_digests.is_unsure(before, plain) and (not is_same or compared is None or path in compared):
+            is_same = is_as_read(path, now)
+            stamps[path] = now if is_same else stamp
+        if not is_same:
             return "%s%s%s" % (CHANGED, path, STATUS_ONLY if file_digests.is_same_but_status(stamp, now) else "")
     return ""
 
@@ -123,6 +134,7 @@ class Trial:
     """
 
     is_log_lazy = False                     # an attempt that prints nothing leaves no log
+    compared: Optional[Container[str]] = None   # see changed_file()
 
     def __init__(self, *, name: str, subject: str, key: str, inputs: List[str], stamps: Dict[str, List[int]], folder: str,
                  log: str, token: str, counts_path: str, progress_path: str, rank: Tuple[int, ...], group: Any = None) -> None:
@@ -176,6 +188,7 @@ class StageWork:
         self.counts_problem = ""        # why the file in which it did so cannot be used
         self.refused: Any = []          # outputs that the control totals did not accept
         self.more_of_record: Json = {}
+        self.content: Optional[Dict[str, str]] = None   # what _content() says, once somebody has asked
         self.rank = 0                   # the stage's place: the lower, the earlier its attempts are started
         self.started_utc = utc_text(run.clock.time())
         self.started = run.clock.monotonic()
@@ -224,9 +237,12 @@ class StageWork:
         """Take the signatures of the key's files anew where clearing has changed their status: of what was cleared, some may have
         been further names (hard links) of them, and that is no change of an input."""
         material = self.facts.material
-        parts = material.parts
-        digests = dict([*parts["inputs"], *parts["watch"], *parts["modules"], (parts["processor"]["path"], parts["processor"]["sha256"])])
-        material.stamps.update(restamped(self.run.root, material.stamps, digests, self.run.digests.heed))
+        material.stamps.update(restamped(self.run.root, material.stamps, self._content(), self.run.digests.heed))
+
+    def _content(self) -> Dict[str, str]:
+        """Return {path: digest} of the key's files."""
+        parts = self.facts.material.parts
+        return dict([*parts["inputs"], *parts["watch"], *parts["modules"], (parts["processor"]["path"], parts["processor"]["sha256"])])
 
     def _note(self, text: str) -> None:
         self.console.event("NOTE", self.stage.name, ": " + text)
@@ -337,7 +353,7 @@ class StageWork:
         fault = self._network_fault(trial, result)
         is_offline_fault = bool(fault or unclosed) and not result.stopped
         self.is_offline_fault = self.is_offline_fault or is_offline_fault
-        changed = "" if result.stopped and result.failure else changed_file(self.run.root, trial.stamps)
+        changed = "" if result.stopped and result.failure else changed_file(self.run.root, trial.stamps, self._is_as_read, trial.compared)
         failure = attempts.survivors_text(result.survivors) if result.survivors else with_change(changed, self._failure_of(result))
         trial.failure = "; ".join(one for one in (fault, failure) if one)
         trial.exit_code, trial.stopped = result.exit_code, result.stopped
@@ -372,8 +388,22 @@ class StageWork:
         raise NotImplementedError
 
     def _changed_inputs(self) -> str:
-        """Return which file of the key is not what it was when the key was computed, or ""."""
-        return changed_file(self.run.root, self.facts.material.stamps)
+        """Return which file of the key is not what it was when the key was computed, as far as its signature tells, or ""."""
+        return changed_file(self.run.root, self.facts.material.stamps, self._is_as_read, ())
+
+    def _is_as_read(self, path: str, now: List[int]) -> bool:
+        """Tell whether a file of signature *now* is still what the key says of it, by reading it."""
+        if self.content is None:
+            self.content = self._content()
+        try:
+            digest, stamp = file_digests.hash_file(os.path.join(self.run.root, path), self.run.digests.heed)
+        except OSError:
+            return False
+        if stamp != now or digest != self.content.get(path):
+            return False
+        if path in self.facts.material.stamps:      # for tasks that are yet to begin
+            self.facts.material.stamps[path] = stamp
+        return True
 
     # --- the end
 

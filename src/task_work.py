@@ -67,6 +67,7 @@ class TaskTrial(stage_work.Trial):
     def __init__(self, task: Task, **more: Any) -> None:
         super().__init__(key=task.key, inputs=task.inputs, stamps=task.stamps, folder=task.folder, counts_path=task.folder + COUNTS_ENDING, **more)
         self.task = task
+        self.compared = (task.name,)        # what all tasks share is compared once for all, see _changed_unseen()
         self.outputs: List[Output] = []
         self.published: List[Output] = []   # of these, what has its name already
         self.counts: Json = {}
@@ -250,6 +251,18 @@ class TasksWork(stage_work.StageWork):
         return task_log.Entry(task.name, task.key, "failed" if trial.failure else "ok", outputs, trial.counts, task.bytes_in, trial.attempts,
                               int((self.run.clock.monotonic() - trial.started) * 1000), trial.failure,
                               "%s/%d" % (self.run.options.run_id, self.run.invocation))
+
+    def _changed_unseen(self) -> str:
+        """Return which file that tasks share has changed without a sign of it, or "": what this run's tasks made does not count
+        then."""
+        stamps = self.facts.material.stamps
+        unsure = {path: stamp for path, stamp in stamps.items() if file_digests.is_unsure(stamp, stamp)} if self.done else {}
+        changed = stage_work.changed_file(self.run.root, unsure, self._is_as_read)
+        this_run = "%s/%d" % (self.run.options.run_id, self.run.invocation)
+        for entry in list(self.task_log.entries.values()) if changed else ():
+            if entry.run == this_run:
+                self._enter(entry._replace(key=""))
+        return changed
 
     # --- one task
 

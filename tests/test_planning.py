@@ -552,6 +552,51 @@ def test_chunks_of_an_input_that_was_replaced_fail_for_that(project):
     assert "[FAIL] s1: input changed during the run: data/in.txt; 4 of 5 tasks failed: " in done.out, done
 
 
+UNTOLD = """
+import array, os, runpy, sys
+sys.path.insert(0, %r)
+import file_digests, file_systems, task_files
+file_systems.doubt_of = lambda device: file_systems.UNTOLD
+def signature(stat):
+    renumbered = stat.st_size == 4 and os.path.exists(os.path.join(os.path.dirname(sys.argv[-1]), "renumbered"))
+    return [stat.st_size, stat.st_mtime_ns, stat.st_mtime_ns, stat.st_ino + renumbered, stat.st_dev]
+file_digests.signature = signature
+task_files.signatures = lambda root, paths: array.array("q", [one for path in paths for one in signature(os.stat(os.path.join(root, path)))])
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+ANEW = "s = os.stat(%r); open(%r, 'r+').write('BBBB'); os.utime(%r, ns=(s.st_atime_ns, s.st_mtime_ns))"
+SHAPES = pytest.mark.parametrize("shape", [{"inputs": ["in/a.txt"]}, {"forEach": "in/*.txt"}, {"forEach": "in/*.txt", "inputs": ["ref.txt"]},
+                                           {"inputs": ["in/a.txt"], "chunks": {"bytes": 1000, "keepChunks": True}}], ids=["stage", "task", "shared", "chunk"])
+
+
+def run_untold(project, shape, code=""):
+    """Return what a run prints on a file system as exFAT and sshfs are: a change need not show, and files of four bytes have other numbers
+    once the file "renumbered" is there."""
+    project.write("in/a.txt", "AAAA")
+    project.write("ref.txt", "AAAA")
+    body = "assert 'PIPELINE_CHUNK_START'\nif not os.path.exists('begun'):\n    %s\nopen('begun', 'a').write('.')\nopen(out + '/o.txt', 'w').write('o')\n" % code
+    if code:
+        project.spec(dict(shape, processor=project.processor("late", body)))
+    argv = [sys.executable, "-c", UNTOLD % str(RUNNER.parent), str(RUNNER), "--pipeline", str(project.path("pipeline.json"))]
+    return subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=project.environment(), timeout=60).stdout.decode("utf-8")
+
+
+@SHAPES
+def test_a_change_during_the_run_that_does_not_show_is_found_by_reading(project, shape):
+    path = "ref.txt" if "ref.txt" in shape.get("inputs", ()) else "in/a.txt"
+    out = run_untold(project, shape, ANEW % (path, path, path))
+    assert "[FAIL] s1" in out and ": input changed during the run: %s\n" % path in out, out
+    out = run_untold(project, shape)
+    assert "[DONE] s1" in out and project.read("begun") == "..", out        # what was made of other content is not kept
+
+
+@SHAPES
+def test_a_driver_that_numbers_files_anew_changes_no_input(project, shape):
+    out = run_untold(project, shape, "open('renumbered', 'w').close()")
+    assert "[DONE] s1" in out and "changed" not in out and project.exists("renumbered"), out
+
+
 # --- whose outputs are whose
 
 def test_several_stages_share_an_output_folder(project):
