@@ -51,6 +51,24 @@ def _doubt(kind: str) -> str:
     return KINDS.get(kind, BY_ITS_TIMES if kind in ("fuse", "fuseblk") or kind.startswith("fuse.") else "")
 
 
+def is_one_file(one: str, other: str) -> bool:
+    """Tell whether two paths, equal but for the case of letters (or for how accents are written), are one file; both are there.
+
+    Some drivers in user space give each spelling a number of its own: there, names are two only if both are listed.
+    """
+    first = os.lstat(one)
+    if os.path.samestat(first, os.lstat(other)):
+        return True
+    if not doubt_of(first.st_dev):
+        return False
+    folder = ""
+    for name, second in zip(one.replace(os.sep, "/").split("/"), other.replace(os.sep, "/").split("/")):
+        if name != second and {name, second} <= set(os.listdir(folder or os.curdir)):
+            return False
+        folder += name + "/"
+    return True
+
+
 def keeps_order(device: int) -> bool:
     """Tell whether a device's names (made, linked, renamed, removed) come to the disk in the order in which this was done,
     whatever is synced meanwhile.

@@ -17,6 +17,7 @@ import stat
 import control_totals
 import durable_files
 import file_digests
+import file_systems
 import foreign_outputs
 import stage_outputs
 import stage_work
@@ -403,7 +404,7 @@ class FileTasksWork(TasksWork):
         one, two = os.path.join(self.folder, path), os.path.join(self.folder, other)
         if path == other or not is_there(one):
             return False
-        return not is_there(two) or not os.path.samestat(os.lstat(one), os.lstat(two))
+        return not is_there(two) or not file_systems.is_one_file(one, two)
 
     def _claim(self, task: str, name: str) -> None:
         """Let a task have *name*; what another that is to be done anew has made there is not its own any more, nor is it up to

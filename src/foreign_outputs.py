@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 
 import file_digests
+import file_systems
 import recorded_outputs
 import stage_outputs
 import stage_records
@@ -98,7 +99,7 @@ class ForeignOutputs:
         one, two = os.path.join(self.folder, name), os.path.join(self.folder, other)
         if not is_there(two):
             return as_here(name) == as_here(other)
-        return is_there(one) and os.path.samestat(os.lstat(one), os.lstat(two))
+        return is_there(one) and file_systems.is_one_file(one, two)
 
     def problem(self, done: str, name: str) -> str:
         """Return why *name* may not be an output, as it is another stage's, or ""."""

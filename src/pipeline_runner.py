@@ -19,7 +19,7 @@ may also import what is named before it.
 
     leaves
         spec      spec_values  stage_cycles  spec_source  starter_texts
-        disk      file_systems  path_signs  durable_files  stage_locks  stage_outputs  stage_records  task_log  task_files  ledger_format
+        disk      file_systems  path_signs  durable_files  stage_locks  stage_records  task_log  task_files  ledger_format
                   control_totals  arrivals
         process   mac_processes  windows_jobs  process_limits  attempt_output  run_signals  environment  stale_bytecode  stop_times
                   stop_requests (Ctrl-C and the like, where no attempt is under way)  forked_task (what makes a forked process like a fresh one)
@@ -27,7 +27,7 @@ may also import what is named before it.
         shown     log_events  text_table  stage_progress  svg_shapes
     on them
         spec      spec_checks (what a valid pipeline file is)
-        files     state_store (the records under state/)  stage_markers  file_digests  chunk_files
+        files     stage_outputs  state_store (the records under state/)  stage_markers  file_digests  chunk_files
         network   scan_windows  source_folding (what an expression stands for)  import_scan
         process   process_table (what lives)  process_traits (whose it is)  process_tree (ending all of an attempt)  guardian (when the runner dies)
                   process_start  attempts (processors at work)  launch_lease (may a launched task run, and does it)  node_exec (such a task on its machine)

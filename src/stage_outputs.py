@@ -1,6 +1,6 @@
 """What a stage leaves in its output folder: finding it, clearing what an interrupted attempt left, cutting to a checkpoint.
 
-A leaf. A listing maps the path of each file below the output folder to its signature. The listing from before a key's
+Above the leaf file_systems. A listing maps the path of each file below the output folder to its signature. The listing from before a key's
 first attempt, with the folders, is the baseline: what is new or changed since is the stage's output, or, if the attempt did
 not finish, its leftovers. Names that begin with a dot (markers are such) and *.part files are neither; what else of these an
 attempt makes is told of, for nobody may take it for an output.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections import namedtuple
 
+import file_systems
 from primitives import folded, is_junction, is_link, is_there, refuse_too_long, truncate, unlink
 
 TYPE_CHECKING = False
@@ -124,7 +125,7 @@ def is_among(folder: str, path: str, names: List[str]) -> bool:
         return True
     full = os.path.join(folder, path)
     alike = [os.path.join(folder, name) for name in names if folded(name) == folded(path)]
-    return bool(alike) and os.path.lexists(full) and any(os.path.samestat(os.lstat(full), os.lstat(one)) for one in alike)
+    return bool(alike) and os.path.lexists(full) and any(file_systems.is_one_file(full, one) for one in alike)
 
 
 def own_parts(parts: List[str], stage: str) -> List[str]:
