@@ -12,7 +12,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterable, Iterator, Tuple
+    from typing import Any, Dict, Iterable, Iterator, List, Tuple
 
 UNTOLD, BY_ITS_TIMES, REMOTE = "no time of change", "only if the times differ", "another machine's clock"
 LAYERED = "perhaps of an image below"       # whose files have times of whole seconds
@@ -67,6 +67,21 @@ def is_one_file(one: str, other: str) -> bool:
             return False
         folder += name + "/"
     return True
+
+
+def mounts_of(root: str, folders: Iterable[str]) -> List[str]:
+    """Return where that is mounted on which folders below *root* lie, but for what *root* itself lies on: relative where it is
+    below, sorted."""
+    real = os.path.realpath(root)
+    start = os.path.join(real, "")
+    found = {_mount_above(os.path.realpath(os.path.join(root, folder))) for folder in folders} - {_mount_above(real)}
+    return sorted(one[len(start):].replace(os.sep, "/") if one.startswith(start) else one for one in found)
+
+
+def _mount_above(folder: str) -> str:
+    while not os.path.ismount(folder) and os.path.dirname(folder) != folder:
+        folder = os.path.dirname(folder)
+    return folder
 
 
 def keeps_order(device: int) -> bool:

@@ -64,6 +64,14 @@ def _fixed_folder(pattern: str) -> str:
     return "/".join(parts[:next((place for place, part in enumerate(parts) if file_digests.has_wildcard(part)), len(parts) - 1)]) or "."
 
 
+def _mounts(root: str, facts: task_look.Tasks) -> List[str]:
+    """Return where that is mounted on which the files of tasks lie, none where all lie where *root* does."""
+    here = task_files.plain([os.stat(root).st_dev])[0]
+    devices = facts.packed[task_files.FIELDS - 1::task_files.FIELDS]
+    folders = {os.path.dirname(path) for path, device in zip(facts.paths, devices) if device != here}
+    return file_systems.mounts_of(root, folders.union(os.path.dirname(path) for path, _ in facts.left))
+
+
 def _empty(folder: str) -> None:
     """Remove all that is in a folder."""
     with os.scandir(folder) as entries:
@@ -90,6 +98,7 @@ class FileTasksWork(TasksWork):
         self.restamped: Dict[str, List[int]] = {}   # of files of tasks, see stage_work.restamped()
         self.died_at_ns = 0                         # when the last run began, if it died: by the file system's clock
         self.is_pruned = stage.prune                # False as long as something of files that are gone is left for a later run
+        self.mounts: List[str] = []                 # on which the files of tasks lie
         self.made = task_files.FileTable()          # outputs of this run, with signatures that no later write can hide behind
 
     def do(self, decision: Decision) -> Flow:
@@ -122,6 +131,8 @@ class FileTasksWork(TasksWork):
             self.more_of_record = dict(self.more_of_record, logLost=True)
         if len(places) > len(facts.todo) and self.task_log.entries:
             self._forget_keys()         # done once more, without need: what this run does not come to is for the next one
+        self.mounts = _mounts(self.run.root, facts)
+        self._record_mounts({*self.mounts, *self._recorded_mounts()})
         self.others.look()
         self.earlier.leave_out(self.others.seen)
         self._write_record("running", "")
@@ -230,7 +241,7 @@ class FileTasksWork(TasksWork):
         left: List[str] = []
         removed: List[str] = []
         # Else it may be of a file that is only not here now.
-        may_remove = self.stage.prune and not self.failed and not facts.left and not self._missing_folders()
+        may_remove = self.stage.prune and not self.failed and not facts.left and not self._missing()
         for path, _ in self._of_no_task():
             is_ours = may_remove and folded(path) not in self.owner_of and made.get(path) and file_digests.read_content(
                 os.path.join(self.folder, path))[1] == made[path]
@@ -502,17 +513,17 @@ class FileTasksWork(TasksWork):
     def _see_to_gone(self, facts: task_look.Tasks) -> None:
         """Tell of files that are not there any more; with `prune`, remove what their tasks made.
 
-        Not where a whole folder is missing: it may only not be mounted.
+        Not where a whole folder is missing, or what was mounted: it may only not be mounted now.
         """
         if not facts.gone or self.is_stopped:
             return
-        missing = self._missing_folders()
+        missing = self._missing()
         if self.stage.prune and missing:
             entries = [self.task_log.entries[name] for name in facts.gone]
             changed = [path for entry in entries if any(output[0] in facts.wrong for output in entry.outputs)
                        for path in self._keep(entry, facts.wrong)]
-            self._note("the folder %s is missing: nothing is pruned%s" % (
-                missing[0], "; not any more as it was made, and nobody's now: %s" % task_look.shown(changed) if changed else ""))
+            self._note("%s: nothing is pruned%s" % (
+                missing, "; not any more as it was made, and nobody's now: %s" % task_look.shown(changed) if changed else ""))
             self.is_pruned = False          # the next run must look again
             return
         is_recorded = any(self.task_log.entries[name].outputs for name in facts.gone)
@@ -523,10 +534,32 @@ class FileTasksWork(TasksWork):
             else "outputs kept (\"prune\": true removes them)",
             ", but for what is not any more as it was made: %s" % task_look.shown(changed) if changed else ""))
 
-    def _missing_folders(self) -> List[str]:
-        """Return the folders in which globs begin that are not there: they may only not be mounted, so nothing of them counts as
-        gone."""
-        return [folder for folder in map(_fixed_folder, self.stage.for_each) if not os.path.isdir(os.path.join(self.run.root, folder))]
+    def _missing(self) -> str:
+        """Return which folder in which a glob begins is not there, or on which nothing is mounted any more, or "": nothing of it
+        counts as gone."""
+        for folder in map(_fixed_folder, self.stage.for_each):
+            if not os.path.isdir(os.path.join(self.run.root, folder)):
+                return "the folder %s is missing" % folder
+        for folder in self._recorded_mounts() if self.stage.name not in self.run.options.force else ():
+            if not os.path.ismount(os.path.join(self.run.root, folder)):
+                return "nothing is mounted on %s any more, where files of tasks were (mount it; if it is to stay so: --force %s)" % (folder, self.stage.name)
+        return ""
+
+    def _recorded_mounts(self) -> List[str]:
+        found: List[str] = self.facts.record.get("mounts", []) if self.facts.record is not None else []
+        return found
+
+    def _record_mounts(self, mounts: Iterable[str]) -> None:
+        """Let the record say what must be mounted when files of tasks are missed."""
+        self.more_of_record = {**self.more_of_record, "mounts": sorted(mounts)}
+        if not self.more_of_record["mounts"]:
+            del self.more_of_record["mounts"]
+
+    def _missed_mounts(self, facts: task_look.Tasks) -> List[str]:
+        """Return what the last record says must be mounted, as long as something is kept of files that are gone."""
+        alive = set(facts.paths) | {path for path, _ in facts.left}
+        is_kept = any(entry.outputs for name, entry in self.task_log.entries.items() if name not in alive)
+        return self._recorded_mounts() if is_kept else []
 
     def _keep(self, entry: task_log.Entry, wrong: FrozenSet[str]) -> List[str]:
         """Note that the file of a task is gone, and what it made is kept; return the paths of what is not any more as it was
@@ -606,6 +639,7 @@ class FileTasksWork(TasksWork):
     def _succeed_with(self, facts: task_look.Tasks, table: task_files.FileTable) -> StageResult:
         self.exit_code = 0
         outputs, listed = self._outputs(), self._listed()
+        self._record_mounts({*self.mounts, *self._missed_mounts(facts)})
         self._write_record("ok", "", outputs=listed)
         self.run.records.caches.update(task_look.cache_of(self.store, self.stage, self.facts._replace(tasks=facts._replace(outputs=table, is_cached=False)),
                                                   self._output_digest(), self.run.boot, "", self.is_pruned))

@@ -517,6 +517,21 @@ def in_namespace(script, folder):
 RUN = 'out=$("$PY" "$RUNNER" --pipeline "$ROOT/pipeline.json" 2>&1); echo "== %s: $?"; echo "$out"\n'
 
 
+@pytest.mark.parametrize("mounted", ["$ROOT/in/A", "$ROOT/../volume"], ids=["below the root", "through a link"])
+def test_nothing_is_pruned_while_what_lay_on_another_file_system_is_not_mounted(project, mounted):
+    """The folder on which it was mounted is there, and empty."""
+    project.write("in/B/b.txt", "b")
+    project.spec({"processor": "bin/stage_copy.py", "forEach": "in/*/*.txt", "prune": True})
+    found, text = in_namespace('M="%s"; mkdir -p "$M"; [ -d "$ROOT/in/A" ] || ln -s "$M" "$ROOT/in/A"\nmount -t tmpfs -o size=64k tmpfs "$M" || exit 9\n' % mounted
+                               + 'echo a > "$M/a.txt"\n' + RUN % "first" + 'umount "$M"\n' + RUN % "none" + RUN % "still"
+                               + RUN.replace("--pipeline", "--force s1 --pipeline") % "forced", project.root)
+    name = "in/A" if "in/A" in mounted else os.path.realpath(str(project.root.parent / "volume"))
+    told = "[NOTE] s1: nothing is mounted on %s any more, where files of tasks were (mount it; if it is to stay so: --force s1): nothing is pruned\n" % name
+    assert all(told in found[one][1] for one in ("none", "still")) and {code for code, _ in found.values()} == {0}, text
+    assert "[NOTE] s1: 1 file is gone: in/A/a.txt; outputs removed" in found["forced"][1], text
+    assert "mounts" not in project.json("state/stage_s1.json"), text
+
+
 def test_a_read_only_root_is_a_clear_error(project):
     one_stage(project)
     found, text = in_namespace('mount --bind "$ROOT" "$ROOT" && mount -o remount,bind,ro "$ROOT" || exit 9\n' + RUN % "readonly"
