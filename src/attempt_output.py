@@ -53,8 +53,11 @@ class AttemptLog:
         if dropped > 0:
             self._write(b"\n[... %d bytes left out ...]\n" % dropped)
         self._write(bytes(self.tail[-LOG_TAIL_BYTES:]))
-        if self.file is not None:
-            self.file.close()
+        try:
+            if self.file is not None:
+                self.file.close()
+        except OSError as error:        # a file server's, late: what it was told before is not there
+            self._note(error)
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)
@@ -67,7 +70,10 @@ class AttemptLog:
                 self.digest.update(view[:count])
                 view = view[count:]
             except OSError as error:
-                self.problem = "the log is incomplete: %s" % error.strerror
+                self._note(error)
+
+    def _note(self, error: OSError) -> None:
+        self.problem = self.problem or "the log is incomplete: %s" % error.strerror
 
 
 def read_some(reader: int, log: AttemptLog) -> bool:

@@ -22,7 +22,7 @@ from collections import namedtuple
 import durable_files
 from environment import usable_cpus
 from model import sha256
-from primitives import go_on, open_descriptor, remove_quietly, replace
+from primitives import close_quietly, go_on, naming, open_descriptor, remove_quietly, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -465,7 +465,8 @@ class Joiner:
                     self.joined[name] = [sha256(size=BLOCK_BYTES), 0]
                 self._copy(source, path, target, part, self.joined[name], buffer)
             finally:
-                os.close(target)
+                with naming(part):
+                    os.close(target)
 
     def _open(self, part: str, is_new: bool) -> int:
         # Opened anew for each chunk: a stage may have more outputs than a process may have descriptors.
@@ -498,7 +499,7 @@ class Joiner:
         except OSError as error:
             raise OSError(error.errno, error.strerror, part) from error
         finally:
-            os.close(descriptor)
+            close_quietly(descriptor)
 
     def _note_cut(self, index: int) -> None:
         """Note that a header was cut, if this chunk is the one that counts it: the first of its input."""

@@ -12,7 +12,7 @@ import stat
 import sys
 import time
 
-from primitives import is_junction, is_link, open_descriptor, refuse_too_long, remove_quietly, replace, rmtree, unlink
+from primitives import close_quietly, is_junction, is_link, open_descriptor, refuse_too_long, remove_quietly, replace, rmtree, unlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def sync_folder(path: str) -> None:
     try:
         _sync_as_far_as_it_can(path, descriptor, _flush)
     finally:
-        os.close(descriptor)
+        close_quietly(descriptor)
 
 
 class Commit:
@@ -141,7 +141,7 @@ def sync_file_systems(folders: Iterable[str]) -> bool:
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), folder)
             done.add(device)
         finally:
-            os.close(descriptor)
+            close_quietly(descriptor)
     return True
 
 
@@ -199,17 +199,17 @@ def _sync_on_mac(paths: Iterable[str]) -> None:
                     continue            # as in _sync_path()
                 raise
             if not _is_to_sync(descriptor):
-                os.close(descriptor)
+                close_quietly(descriptor)
             elif drives.setdefault(os.fstat(descriptor).st_dev, (path, descriptor))[1] != descriptor:
                 try:
                     _sync_as_far_as_it_can(path, descriptor, os.fsync)
                 finally:
-                    os.close(descriptor)
+                    close_quietly(descriptor)
         for path, descriptor in drives.values():
             _sync_as_far_as_it_can(path, descriptor, _flush)
     finally:
         for _, descriptor in drives.values():
-            os.close(descriptor)
+            close_quietly(descriptor)
 
 
 def _sync_as_far_as_it_can(path: str, descriptor: int, sync: Callable[[int], None]) -> None:
@@ -233,7 +233,7 @@ def _sync_path(path: str) -> None:
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from error
     finally:
-        os.close(descriptor)
+        close_quietly(descriptor)
 
 
 def write_atomic(path: str, data: Data, commit: Optional[Commit] = None, durable: bool = True, temporary: str = "",

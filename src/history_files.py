@@ -10,7 +10,7 @@ import stat
 
 from ledger_format import MODES
 from model import sha256
-from primitives import is_integer, is_link, open_descriptor
+from primitives import close_quietly, is_integer, is_link, open_descriptor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def open_regular(path: str, limit: int) -> Tuple[int, int]:
     elif status.st_size > limit:
         problem = "is larger than %d bytes, which no record is" % limit
     if problem:
-        os.close(descriptor)
+        close_quietly(descriptor)
         raise Unreadable(problem)
     return descriptor, status.st_size
 
@@ -100,7 +100,7 @@ def read_regular(path: str) -> bytes:
     except OSError as error:
         raise Unreadable("cannot be read: %s" % (error.strerror or error)) from None
     finally:
-        os.close(descriptor)
+        close_quietly(descriptor)
 
 
 def digest_of(path: str) -> Tuple[int, str]:
@@ -117,7 +117,7 @@ def digest_of(path: str) -> Tuple[int, str]:
     except OSError as error:
         raise Unreadable("cannot be read: %s" % (error.strerror or error)) from None
     finally:
-        os.close(descriptor)
+        close_quietly(descriptor)
 
 
 class Folder:

@@ -43,7 +43,7 @@ def open_file(path: str, buffering: int = -1) -> Any:
         if kind != 0o100000:
             raise OSError(22, "it is a pipe or a device, no file", path)
     except BaseException:
-        os.close(descriptor)
+        close_quietly(descriptor)
         raise
     # From here on it is the file's to close: a signal that is heeded when open() returns has dropped the file already.
     return open(descriptor, "rb", buffering)
@@ -116,7 +116,7 @@ def read_hostile(path: str, limit: int) -> bytes:
     except OSError:
         pass
     finally:
-        os.close(descriptor)
+        close_quietly(descriptor)
     return b""
 
 

@@ -15,7 +15,7 @@ import os
 import sys
 import time
 
-from primitives import GUESSED_BOOT, folded, loads, open_descriptor, open_file, patiently, pretty, remove_quietly, replace, rmtree, sha256, unlink, whose_text
+from primitives import GUESSED_BOOT, close_quietly, folded, loads, naming, open_descriptor, open_file, patiently, pretty, remove_quietly, replace, rmtree, sha256, unlink, whose_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -375,8 +375,10 @@ class StageLock:
 
     def abandon(self) -> None:
         """Close without removing the folder, as where processes of the stage still live and hold the lock with us."""
-        os.close(self.descriptor)
-        self.descriptor = -1
+        # The number first: another file may get it at once, whatever closing says. That fails where a mount has died; then the first
+        # error is what counts.
+        descriptor, self.descriptor = self.descriptor, -1
+        close_quietly(descriptor)
 
     def _read_nonce(self) -> str:
         os.lseek(self.descriptor, 0, os.SEEK_SET)
@@ -475,8 +477,8 @@ class FileLock:
 
     def release(self) -> None:
         if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
+            descriptor, self.descriptor = self.descriptor, -1
+            close_quietly(descriptor)
 
 
 class FolderLocks:
@@ -517,14 +519,15 @@ class FolderLocks:
     def release(self, folder: str) -> None:
         """Give *folder* up. After close() it has been: by then, stages that an error has cut short are still let go of."""
         if self.descriptor >= 0:
-            unlock_bytes(self.descriptor, _first_byte(folder), FOLDER_BYTES)
-            self._leave(_folders_around(folder))
+            with naming(self.path):
+                unlock_bytes(self.descriptor, _first_byte(folder), FOLDER_BYTES)
+                self._leave(_folders_around(folder))
 
     def close(self) -> None:
         """Give all up."""
         if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
+            descriptor, self.descriptor = self.descriptor, -1
+            close_quietly(descriptor)
             self.around.clear()
 
     def _enter(self, outer: str) -> bool:
@@ -580,4 +583,4 @@ def unlock(root: str, stage: str, boot: str, clock: Any, processes: Any) -> str:
         lock._write_nonce("")
         return "removed locks/%s.lock%s" % (stage, ", left by " + owner_text(owner) if owner else "")
     finally:
-        os.close(lock.descriptor)
+        lock.abandon()

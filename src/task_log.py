@@ -17,7 +17,7 @@ import zlib
 from collections import namedtuple
 
 from model import sha256
-from primitives import leads_out, open_descriptor, open_file
+from primitives import leads_out, naming, open_descriptor, open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -214,8 +214,9 @@ class TaskLog:
 
     def close(self) -> None:
         if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
+            descriptor, self.descriptor = self.descriptor, -1
+            with naming(self.path):
+                os.close(descriptor)    # what it says is not synced yet: a file server's late error counts
 
 
 def output_digest(outputs: Iterable[Tuple[str, int, str]]) -> str:

@@ -101,11 +101,12 @@ def _write(path: str, data: bytes) -> None:
     Not emptied first: a file that was is written out to the disk when it is closed (ext4, auto_da_alloc), for each task anew.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-    try:
-        durable_files.write_all(descriptor, data)
-        os.ftruncate(descriptor, len(data))
-    finally:
-        os.close(descriptor)
+    with naming(path):
+        try:
+            durable_files.write_all(descriptor, data)
+            os.ftruncate(descriptor, len(data))
+        finally:
+            os.close(descriptor)
 
 
 class TasksWork(stage_work.StageWork):

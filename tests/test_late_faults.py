@@ -98,6 +98,33 @@ def test_an_error_as_late_as_the_closing_of_the_ledger_changes_nothing(project):
     check_said(project, "f")
 
 
+def test_a_mount_that_dies_during_a_run_is_told_of_in_a_line_that_names_a_file(project, tmp_path):
+    """Closing what lies there fails, too: it must not hide the first error, nor keep the rest from being given back."""
+    dead = str(tmp_path / "dead")
+    project.spec({"processor": project.processor("last", "open(out + '/o', 'w').close()\nopen(%r, 'w').close()\n" % dead)})
+    fault = ("root, dead = %r, %r\nis_dead = lambda path: path.startswith(root) and os.path.exists(dead)\n"
+             "def close(descriptor):\n    path = path_of(descriptor)\n    real_close(descriptor)\n    fail(errno.ENOTCONN, None) if is_dead(path) else None\n"
+             "def refuse(real):\n    return lambda path, *more, **named: fail(errno.ENOTCONN, path) if is_dead(str(path)) else real(path, *more, **named)\n"
+             "os.close, os.open, os.replace = close, refuse(real_open), refuse(real_replace)\n") % (str(project.root), dead)
+    code, said = driven(project, fault, "--run-id", "f")
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert code == 1 and "Traceback" not in said and len(errors) == 1, said
+    assert errors[0].startswith("error: %s" % project.root) and errors[0].endswith("mount it again"), said
+    os.unlink(dead)
+    project.ok("--run-id", "f")
+
+
+def test_a_log_whose_closing_fails_ends_no_run(project):
+    """As a file server has it whose disk is full: only then it tells."""
+    project.spec({"processor": project.processor("talk", "print('hello', flush=True)\nopen(out + '/o', 'w').close()\n")})
+    fault = ("import attempt_output, io\nclass Late(io.FileIO):\n    def close(self):\n        was_open = not self.closed\n        super().close()\n"
+             "        fail(errno.ENOSPC, None) if was_open else None\n"
+             "attempt_output.open = lambda path, mode, buffering: Late(path, mode)\n")
+    code, said = driven(project, fault, "--run-id", "f")
+    assert code == 0 and "[NOTE] s1: the log is incomplete: No space left on device\n" in said, said
+    project.ok("verify", "--outputs")
+
+
 def test_an_end_of_which_nobody_knows_whether_it_stands_is_named_by_the_next_run(project):
     """The entry's sync fails, and so does taking it back."""
     project.spec(copying(project, inputs=["in/*"]))
