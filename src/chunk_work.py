@@ -120,8 +120,11 @@ class ChunkTasksWork(task_work.TasksWork):
 
     def _unreadable(self, error: OSError) -> str:
         """Return that an input cannot be read, for which only this stage fails."""
-        path = os.path.relpath(os.fsdecode(error.filename or self.run.root), self.run.root).replace(os.sep, "/")
-        return "cannot read %s: %s" % (path, error.strerror or error)
+        return "cannot read %s: %s" % (self._shown(error), error.strerror or error)
+
+    def _shown(self, error: OSError) -> str:
+        """Return the path that an error names, as seen from the root."""
+        return os.path.relpath(os.fsdecode(error.filename or self.run.root), self.run.root).replace(os.sep, "/")
 
     # --- cutting
 
@@ -309,7 +312,13 @@ class ChunkTasksWork(task_work.TasksWork):
                 return problem
         # Then no later write can have the same time stamp, and what was hashed while it was written needs not be read again.
         yield Pause(SETTLE_S)
-        self.joiner.publish()
+        try:
+            self.joiner.publish()
+        except OSError as error:
+            problem = task_work.in_the_way(self._shown(error), error)
+            if problem:
+                return problem
+            raise
         self._remove_old_rejects(joined)
         for name, (digest, _) in joined.items():
             self.run.digests.know("%s/%s" % (self.stage.output_dir, name), digest)

@@ -24,6 +24,7 @@ import stage_work
 import task_files
 import task_log
 import task_look
+import task_work
 from model import ALL_OF_LOG
 from primitives import folded, is_junction, is_link, is_there, replace, unlink
 from spec_loading import plain_path
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     Json = Dict[str, Any]
     Output = Tuple[str, int, str]
 
-IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST)
 SETTLE_BYTES = 1 << 20      # outputs from here on are hashed only when their signature can be kept
 
 
@@ -361,8 +361,7 @@ class FileTasksWork(TasksWork):
         if error.errno == errno.EXDEV:
             return "%s would lie on another file system than %s, and an output is renamed into its place; let all of the output folder lie on one" % (
                 path, self.stage.output_dir)
-        return "%s is in the way of its output: %s; remove it, or give the output another name" % (path,
-            error.strerror) if error.errno in IN_THE_WAY else ""
+        return task_work.in_the_way(path, error)
 
     def _hash_output(self, full: str) -> Tuple[int, str]:
         """Return (bytes, SHA-256); a large file is hashed only when no later write can hide behind its time stamp."""

@@ -37,6 +37,7 @@ def shown_names(names: Sequence[str], between: str = ", ") -> str:
 
 UNMOUNTED = "; what is mounted there does not answer any more: mount it again"
 REMEDIES = {            # for errors of the system, by name: not every system has each
+    "EBUSY": "; if it is mounted by itself, mount its folder instead; if another program has it open, close it",
     "EISDIR": "; a file belongs there: move the folder away",
     "ENOTDIR": "; a folder belongs there, not a file or a link that leads nowhere: mount what it leads to, or move it away",
     "EAGAIN": "; allow this user more processes (ulimit -u), or run with fewer --jobs",

@@ -24,7 +24,7 @@ import stage_outputs
 import stage_work
 import task_files
 import task_log
-from model import SHOWN_NAMES, sha256
+from model import SHOWN_NAMES, remedy_of, sha256
 from primitives import as_here, is_there, naming, remove_quietly, unlink
 from scheduler import Next, Spawn, slots_for
 
@@ -44,6 +44,7 @@ SHOWN_WORDS = 200           # characters of the last line of a failed task's out
 AHEAD = 2                   # tasks that are prepared for each that runs
 FULL_DISKS = 3          # tasks that fail one after another for a full disk: then no more are started
 FULL = tuple(getattr(errno, name) for name in ("ENOSPC", "EDQUOT") if hasattr(errno, name))
+IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST)     # of renaming an output into its place
 FOLDER_NAME_LENGTH = 20
 COUNTS_ENDING = ".counts.json"  # behind the name of a task's folder
 SYNC_S = 5.0                # between two syncs: what a power cut takes back is done again, what is left is verified
@@ -87,6 +88,13 @@ def _tells_of_full_disk(said: bytes) -> bool:
     """Tell whether the last words of a processor are of a full disk: who has removed what did not fit leaves it with room
     again."""
     return any(os.strerror(number).encode("utf-8", "replace") in said for number in FULL)
+
+
+def in_the_way(path: str, error: OSError) -> str:
+    """Return that what lies at *path* kept an output from being renamed there, "" if that was something else."""
+    remedy = "; remove it, or give the output another name" if error.errno in IN_THE_WAY else remedy_of(error)
+    is_told = error.errno in IN_THE_WAY or error.errno == errno.EBUSY
+    return "%s is in the way of its output: %s%s" % (path, error.strerror, remedy) if is_told else ""
 
 
 def _last_words(said: bytes) -> str:

@@ -551,6 +551,21 @@ def test_a_read_only_output_folder_is_a_clear_error(project):
     assert found["after"][0] == 0 and project.read("data/s1/o.txt") == "made", text
 
 
+@pytest.mark.parametrize("kind", [{"forEach": "in/*"}, {"inputs": ["in/*"], "chunks": {"bytes": 100, "filter": True}, "processor": "/bin/cat"}], ids=["tasks", "chunks"])
+def test_an_output_that_is_mounted_by_itself_fails_its_stage_alone_with_a_remedy(project, kind):
+    """As a single file is in a container: nothing can be renamed into its place."""
+    project.write("in/a.txt", "new\n")
+    project.write("out/a.txt", "old\n")
+    body = "open(out + '/' + os.path.basename(inputs[0]), 'w').write(open(inputs[0]).read())\n"
+    project.spec(dict({"name": "one", "processor": project.processor("copy", body), "outputDir": "out"}, **kind),
+                 {"name": "two", "processor": "bin/stage_copy.py", "inputs": ["in/*"], "outputDir": "other"})
+    run = RUN.replace("pipeline.json\"", "pipeline.json\" --keep-going")
+    found, text = in_namespace('cd "$ROOT"; mount --bind out/a.txt out/a.txt || exit 9\n' + run % "mounted" + "umount out/a.txt\n" + run % "after", project.root)
+    code, out = found["mounted"]
+    assert code == 1 and "out/a.txt is in the way of its output: Device or resource busy; if it is mounted by itself, mount its folder instead; " in out, text
+    assert "[DONE] two" in out and found["after"][0] == 0 and project.read("out/a.txt") == "new\n", text
+
+
 def test_no_bytecode_is_cached_where_it_may_be_cut_short(project):
     project.write("data/in.txt", "x")
     project.write("bin/helper.py", "NAME = 'o'\n")
