@@ -52,7 +52,7 @@ def tidy(root: str, stage: StageSpec, store: state_store.StateStore) -> None:
     remove_quietly(store.path(task_log.log_name(stage.name)))
     shutil.rmtree(store.path(task_files.progress_name(stage.name)), ignore_errors=True)
     try:
-        durable_files.remove_tree(task_work.staging_root(os.path.join(root, stage.output_dir), stage.name))
+        durable_files.clear_tree(task_work.staging_root(os.path.join(root, stage.output_dir), stage.name))
     except OSError:
         pass                            # the next run tries again
 

@@ -12,7 +12,7 @@ import stat
 import sys
 import time
 
-from primitives import close_quietly, is_junction, is_link, open_descriptor, refuse_too_long, remove_quietly, replace, rmtree, unlink
+from primitives import HELD_BEGINS, close_quietly, is_junction, is_link, open_descriptor, refuse_too_long, remove_quietly, replace, rmtree, unlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -310,6 +310,21 @@ def remove_tree(path: str) -> None:
             rmtree(path)
         except OSError as error:
             raise OSError(error.errno, error.strerror, path) from error
+
+
+def clear_tree(path: str) -> None:
+    """As remove_tree(), but what somebody has open on NFS or FUSE stays there under a hidden name, and its folder with it, until
+    the next run removes that. No output has such a name."""
+    try:
+        remove_tree(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY):
+            raise
+        import shutil
+        shutil.rmtree(path, ignore_errors=True)     # this one goes on with the rest
+        left = [name for _, _, names in os.walk(path) for name in names]
+        if not left or not all(name.startswith(HELD_BEGINS) for name in left):
+            raise
 
 
 def _open_folders(path: str) -> None:

@@ -26,7 +26,7 @@ import task_log
 import task_look
 import task_work
 from model import ALL_OF_LOG
-from primitives import folded, is_junction, is_link, is_there, replace, unlink
+from primitives import HELD_BEGINS, folded, is_junction, is_link, is_there, replace, unlink
 from spec_loading import plain_path
 from task_work import Task, TasksWork, TaskTrial, folder_name
 
@@ -73,11 +73,14 @@ def _mounts(root: str, facts: task_look.Tasks) -> List[str]:
 
 
 def _empty(folder: str) -> None:
-    """Remove all that is in a folder."""
+    """Remove all that is in a folder, but for what somebody has open, see durable_files.clear_tree()."""
     with os.scandir(folder) as entries:
         for entry in entries:
             is_folder = entry.is_dir(follow_symlinks=False) and not is_junction(entry)
-            durable_files.remove_tree(entry.path) if is_folder else unlink(entry.path)
+            if is_folder:
+                durable_files.clear_tree(entry.path)
+            elif not entry.name.startswith(HELD_BEGINS):
+                unlink(entry.path)
 
 
 def _is_of_files(record: Json) -> bool:

@@ -35,9 +35,11 @@ def shown_names(names: Sequence[str], between: str = ", ") -> str:
     return between.join(names[:SHOWN_NAMES]) + (" and %d more" % (len(names) - SHOWN_NAMES) if len(names) > SHOWN_NAMES else "")
 
 
+OPEN_ELSEWHERE = "another program (backup, virus scanner, editor) may have it open: close it and run again"
 UNMOUNTED = "; what is mounted there does not answer any more: mount it again"
 REMEDIES = {            # for errors of the system, by name: not every system has each
     "EBUSY": "; if it is mounted by itself, mount its folder instead; if another program has it open, close it",
+    "ENOTEMPTY": "; " + OPEN_ELSEWHERE,     # on NFS and FUSE, what somebody has open is not removed before it is closed
     "EISDIR": "; a file belongs there: move the folder away",
     "ENOTDIR": "; a folder belongs there, not a file or a link that leads nowhere: mount what it leads to, or move it away",
     "EAGAIN": "; allow this user more processes (ulimit -u), or run with fewer --jobs",
@@ -51,8 +53,6 @@ REMEDIES = {            # for errors of the system, by name: not every system ha
     "ENOLCK": "; this file system has no locks: put the folder on one that has, by a mount (mount --bind)",
     "ENAMETOOLONG": "; let the root or the names of stages and files be shorter",
     "ELOOP": "; it is a symbolic link, which is not followed here, or one that leads to itself: put the file that is meant in its place"}
-
-OPEN_ELSEWHERE = "another program (backup, virus scanner, editor) may have it open: close it and run again"
 
 
 def remedy_of(error: OSError) -> str:

@@ -28,6 +28,7 @@ NOT_THERE = (2, 20, 36, 40, 62, 63)     # ENOENT, ENOTDIR, and ENAMETOOLONG and 
 # INVALID_NAME, BAD_PATHNAME, FILENAME_EXCED_RANGE, DIRECTORY (a file on the way) and CANT_RESOLVE_FILENAME (links in a circle).
 NOT_THERE_ON_WINDOWS = (2, 3, 123, 161, 206, 267, 1921)
 EACCES = 13                 # which the C library makes of each of these, without the system's own number
+HELD_BEGINS = (".nfs", ".fuse_hidden")     # of the name that NFS and FUSE give a file that is removed while somebody has it open, until it is closed
 BLANKS = " \t\n\r"          # of JSON
 HOLE = "\0"                 # where a ready array goes; in JSON text this character is always escaped
 PRETTY_END, COMPACT_END = b",\n  ", b","      # between two entries of a ready array, and after each of its pieces

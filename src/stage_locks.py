@@ -15,7 +15,9 @@ import os
 import sys
 import time
 
-from primitives import GUESSED_BOOT, close_quietly, folded, loads, naming, open_descriptor, open_file, patiently, pretty, remove_quietly, replace, rmtree, sha256, unlink, whose_text
+from primitives import (
+    GUESSED_BOOT, HELD_BEGINS, close_quietly, folded, loads, naming, open_descriptor, open_file,
+    patiently, pretty, remove_quietly, replace, rmtree, sha256, unlink, whose_text)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,8 +30,10 @@ LOCK_BYTE = 1 << 30         # Windows locks bytes, mandatorily: one far behind t
 SHARED = 0o2020             # of a folder's mode: its group may write into it, and gets what is made there
 FOLDERS_NAME = ".folders"   # in locks/: the file whose bytes stand for output folders
 FOLDER_BYTES = 64           # of each folder: so many runs may be at work below it at once
-# What Finder and Explorer leave in a folder that somebody looks into, macOS on file systems of others, and NFS for a file that is still open.
-LITTER, LITTER_BEGINS = (".DS_Store", "Thumbs.db", "desktop.ini"), ("._", ".nfs")
+OWN_NAMES = ("owner.json", ".owner.json.tmp")   # in a lock folder
+# What Finder and Explorer leave in a folder that somebody looks into, macOS on file systems of others, and NFS and FUSE for a file that is
+# still open.
+LITTER, LITTER_BEGINS = (".DS_Store", "Thumbs.db", "desktop.ini"), ("._", *HELD_BEGINS)
 UNSHARED = "; it works by another path to this folder, which does not share locks: wait for it, then use one path"
 
 
@@ -279,8 +283,7 @@ class StageLock:
                     owner = read_owner(self.folder)
                     if lives_here(owner, self.boot, self.processes):
                         raise LockHeld("stage %s is held by %s" % (self.stage, owner_text(owner)) + UNSHARED)
-                    raise LockHeld(_not_ours_text("stage %s: %s" % (self.stage, self.folder), owner, self.folder) or "stage %s: the folder locks/%s.lock was made by something else than this "
-                                   "runner; if nothing uses it, remove it with: unlock %s" % (self.stage, self.stage, self.stage))
+                    raise LockHeld(_not_ours_text("stage %s: %s" % (self.stage, self.folder), owner, self.folder) or self._in_the_way_text(owner))
                 self._wait()
             self._make_folder()
         except BaseException as error:
@@ -317,18 +320,33 @@ class StageLock:
         owner = read_owner(self.folder)
         if lives_here(owner, self.boot, self.processes):
             return False
-        if owner:
-            ours = owner.get("token") == nonce or owner_is_dead(owner, self.boot, self.processes)
-        else:
-            names = {name for name in _names_in(self.folder) if not _is_litter(name)}
-            ours = names <= {"owner.json", ".owner.json.tmp"} and (bool(nonce) or bool(names)
-                                                                   and all(_is_blank(os.path.join(self.folder, name)) for name in names))
-        if not ours:
+        if not self._is_ours(owner, nonce):
             return False
         self._end_left_behind(owner.get("token", nonce), owner.get("pid", 0))
         if dead_token:
             self._end_left_behind(dead_token, 0)
-        return self._remove_folder()
+        return self._remove_folder() or self._holds_litter_only()
+
+    def _is_ours(self, owner: Json, nonce: str) -> bool:
+        """Tell whether the lock folder, of which nobody has the kernel lock, was made by this runner."""
+        if owner:
+            return owner.get("token") == nonce or owner_is_dead(owner, self.boot, self.processes)
+        names = {name for name in _names_in(self.folder) if not _is_litter(name)}
+        return names.issubset(OWN_NAMES) and (bool(nonce) or bool(names)
+                                              and all(_is_blank(os.path.join(self.folder, name)) for name in names))
+
+    def _holds_litter_only(self) -> bool:
+        """Tell whether nothing keeps the folder from being removed but what nobody has put there: then it is used as it is."""
+        names = _names_in(self.folder)
+        return bool(names) and all(map(_is_litter, names)) and not os.path.islink(self.folder)
+
+    def _in_the_way_text(self, owner: Json) -> str:
+        """Return why the lock folder that is in our way is not removed, and what to do."""
+        folder = "stage %s: the folder locks/%s.lock" % (self.stage, self.stage)
+        if self._is_ours(owner, self._read_nonce()) and all(name in OWN_NAMES or _is_litter(name) for name in _names_in(self.folder)):
+            from model import OPEN_ELSEWHERE
+            return "%s of a run that is over cannot be removed; %s" % (folder, OPEN_ELSEWHERE)
+        return "%s was made by something else than this runner; if nothing uses it, remove it with: unlock %s" % (folder, self.stage)
 
     def _end_left_behind(self, token: str, pid: int) -> None:
         left = self.processes.end_of_dead_owner(token, self.guard if pid else "", pid, self.root)
@@ -338,7 +356,11 @@ class StageLock:
     def _make_folder(self) -> None:
         self.token = new_token()
         self._write_nonce(self.token)
-        os.mkdir(self.folder)
+        try:
+            os.mkdir(self.folder)
+        except FileExistsError:
+            if not self._holds_litter_only():
+                raise
         owner = owner_now(self.token, self.run_id, self.boot, self.clock, self.processes)
         # Not synced: it means nothing after a restart of the machine, which ends every process that it tells of.
         path = os.path.join(self.folder, "owner.json")
@@ -348,7 +370,7 @@ class StageLock:
         replace(temporary, path)
 
     def _remove_folder(self) -> bool:
-        for name in ("owner.json", ".owner.json.tmp"):
+        for name in OWN_NAMES:
             remove_quietly(os.path.join(self.folder, name))
         is_gone = _is_removed(self.folder)
         if not is_gone:

@@ -318,7 +318,7 @@ class TasksWork(stage_work.StageWork):
     def _clear(self, trial: TaskTrial) -> None:
         """Remove what there is of a task's folder and checkpoint."""
         if is_there(trial.folder):
-            durable_files.remove_tree(trial.folder)
+            durable_files.clear_tree(trial.folder)
         if self.stage.checkpoint:
             path = trial.progress_path
             remove_quietly(path)
@@ -335,7 +335,7 @@ class TasksWork(stage_work.StageWork):
                 if name.split(".")[0] not in kept:
                     self.earlier.has_cleared = True
                     full = os.path.join(top, name)
-                    durable_files.remove_tree(full) if stage_outputs.is_folder(full) else unlink(full)
+                    durable_files.clear_tree(full) if stage_outputs.is_folder(full) else unlink(full)
 
     def _how(self, trial: TaskTrial, launch: attempts.Launch) -> attempts.Launch:
         """As of all stages, with the stage's fork server, for Python."""

@@ -39,6 +39,20 @@ os.open = refuse
 """
 
 
+# A file that somebody has open, as FUSE and NFS remove it; "" for a name under which it stays.
+HELD_OPEN = """
+def hide(path, *, dir_fd=None):
+    folder, name = os.path.split(os.fspath(path))
+    if name == %r:
+        os.rename(path, os.path.join(folder, ".fuse_hidden1"), src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    elif name.startswith(".fuse_hidden") or name == %r:
+        fail(errno.EBUSY, path)
+    else:
+        real_unlink(path, dir_fd=dir_fd)
+real_unlink, os.unlink = os.unlink, hide
+"""
+
+
 def driven(project, fault, *arguments):
     """Run the program with a fault; return (exit code, its output)."""
     driver = project.write("driver.py", DRIVER % fault)
@@ -123,6 +137,39 @@ def test_a_log_whose_closing_fails_ends_no_run(project):
     code, said = driven(project, fault, "--run-id", "f")
     assert code == 0 and "[NOTE] s1: the log is incomplete: No space left on device\n" in said, said
     project.ok("verify", "--outputs")
+
+
+def test_a_lock_folder_of_which_somebody_has_a_file_open_keeps_no_run_from_working(project):
+    project.spec(copying(project, inputs=["in/*"]))
+    for number in range(3):
+        code, said = driven(project, HELD_OPEN % ("owner.json", ""), *(["--force", "c"] if number == 1 else []))
+        assert code == 0 and ("[DONE] c" if number < 2 else "[SKIP] c") in said and os.listdir(str(project.path("locks/c.lock"))) == [".fuse_hidden1"], said
+    assert "[SKIP] c" in project.ok().out and not project.exists("locks/c.lock")
+
+
+def test_a_lock_folder_of_ours_that_cannot_be_removed_is_not_called_a_strangers(project):
+    project.spec(copying(project, inputs=["in/*"], lock={"waitSeconds": 0}))
+    assert driven(project, HELD_OPEN % ("", "owner.json"))[0] == 0
+    code, said = driven(project, HELD_OPEN % ("", "owner.json"), "--force", "c")
+    assert code == 4 and "the folder locks/c.lock of a run that is over cannot be removed; another program" in said, said
+    project.ok("--force", "c")
+
+
+def test_an_old_chunk_that_somebody_has_open_fails_no_stage(project):
+    stage = copying(project, processor=shutil.which("tr"), args=["a-z", "A-Z"], inputs=["in/*"], chunks={"bytes": 100, "filter": True, "keepChunks": True})
+    project.spec(stage)
+    project.ok()
+    project.spec(dict(stage, args=["a-z", "B-ZA"]))
+    code, said = driven(project, HELD_OPEN % ("a.txt", ""))
+    left = sorted(project.path("out/c").rglob(".fuse_hidden1"))
+    assert code == 0 and project.read("out/c/a.txt") == "B\n" and len(left) == 1, (said, left)
+    assert code == 0 and sorted(os.listdir(str(left[0].parent))) == [".fuse_hidden1"]
+    project.spec(stage)                     # the same chunks as at first, and their folders
+    code, said = driven(project, HELD_OPEN % ("a.txt", ""))
+    assert code == 0 and project.read("out/c/a.txt") == "A\n", said
+    project.spec(dict(stage, args=["a-z", "B-ZA"]))
+    project.ok()
+    assert not list(project.path("out/c").rglob(".fuse_hidden1"))
 
 
 def test_an_end_of_which_nobody_knows_whether_it_stands_is_named_by_the_next_run(project):

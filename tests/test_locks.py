@@ -560,7 +560,7 @@ def test_a_living_owner_is_believed_where_its_lock_is_not_seen(root, monkeypatch
 
 
 @pytest.mark.parametrize("is_killed", [False, True])
-@pytest.mark.parametrize("name", [".DS_Store", "Thumbs.db", "desktop.ini", "._owner.json", ".nfs0000000000a1b2c300000001"])
+@pytest.mark.parametrize("name", [".DS_Store", "Thumbs.db", "desktop.ini", "._owner.json", ".nfs0000000000a1b2c300000001", ".fuse_hidden0000000300000001"])
 def test_what_a_look_into_the_folder_of_a_lock_leaves_there_is_in_nobodys_way(project, name, is_killed):
     """Finder and Explorer write into a folder that somebody opens; who only looks must not keep the stage from running ever after."""
     body = "open('locks/s1.lock/%s', 'w').write('view')\n%sopen(out + '/o', 'w').close()\n" % (
