@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 
 from model import EXIT_OK, SpecError, UsageError
+from primitives import real_folder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,8 +23,7 @@ def do(options: Options, console: Console) -> int:
 
 
 def _root(options: Options) -> str:
-    folder: str = options.root if options.root is not None else os.path.dirname(os.path.abspath(options.pipeline))
-    return os.path.abspath(folder)
+    return real_folder(options.root if options.root is not None else os.path.dirname(options.pipeline) or os.curdir)
 
 
 def _stages(options: Options) -> Sequence[StageSpec]:

@@ -74,6 +74,8 @@ if TYPE_CHECKING:
 # === 1. Start ========================================================================================================
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
+if sys.platform != "win32":         # see primitives.real_folder()
+    _HERE = os.path.realpath(_HERE)     # a link on the way may lead elsewhere before the last module is loaded
 BYTECODE_BYTES = 16 << 20   # of free space; with less, nobody here caches bytecode
 
 

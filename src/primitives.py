@@ -121,6 +121,21 @@ def read_hostile(path: str, limit: int) -> bytes:
     return b""
 
 
+def real_folder(path: str) -> str:
+    """Return the absolute path of a folder, without links: one on the way may lead elsewhere before the work is done.
+
+    On Windows with them: without a drive letter that stands for a folder (subst, a mapped drive) it may be too long, or no program
+    may start there.
+    """
+    return os.path.abspath(path) if sys.platform == "win32" else os.path.realpath(path)
+
+
+def in_real_folder(path: str) -> str:
+    """Return the path of a file, its folder's as by real_folder(); the file may be a link itself."""
+    folder, name = os.path.split(path)
+    return os.path.join(real_folder(folder or os.curdir), name)
+
+
 def refuse_too_long(path: str, longest: int = LONGEST_FOLDER) -> None:
     """Raise OSError if a path that is not found may be too long: of such a one, too, Windows says that nothing is there."""
     if sys.platform == "win32" and len(os.path.abspath(path)) > longest:

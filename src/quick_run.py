@@ -54,8 +54,9 @@ def attempt(argv: Sequence[str], prepare: Prepare) -> Union[None, int, BaseExcep
         options = plain_options(argv)
         if options is None or os.environ.get(SWITCH) == "off":
             return None
-        pipeline = os.path.abspath(options["--pipeline"])
-        root = os.path.abspath(options.get("--root") or os.path.dirname(pipeline))
+        from primitives import in_real_folder, real_folder
+        pipeline = in_real_folder(options["--pipeline"])
+        root = real_folder(options["--root"]) if "--root" in options else os.path.dirname(pipeline)
         found = look(pipeline, root, prepare)
         if found is None or found.stale:
             return found

@@ -14,6 +14,7 @@ import spec_values
 import stage_cycles
 from file_digests import is_unicode
 from model import Chunks, Offline, PipelineSpec, Retry, SpecError, StageSpec, UsageError, sha256
+from primitives import in_real_folder, real_folder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,14 +39,14 @@ def load_pipeline(path: str, root: Optional[str] = None, needs_programs: bool = 
     problem. Raises: SpecError with every problem that the file has; UsageError when it cannot be read.
     """
     shown = os.fspath(path)
+    full = plain_path(in_real_folder(shown))
     try:
-        with open(shown, "rb") as file:
+        with open(full, "rb") as file:
             data = file.read(MAX_SPEC_BYTES + 1)
     except OSError as error:
         raise UsageError("%s: cannot read the pipeline file: %s; name it with --pipeline FILE%s" % (
             shown, error.strerror, "; init DIR writes a first one" if isinstance(error, FileNotFoundError) else "")) from None
-    full = plain_path(os.path.abspath(shown))
-    root = plain_path(os.path.abspath(root if root is not None else os.path.dirname(full)))
+    root = plain_path(real_folder(root) if root is not None else os.path.dirname(full))
     if not is_unicode(root):
         raise UsageError("%s: the folder's path is not UTF-8 text here; rename it, or run with PYTHONUTF8=1 if it is" % ascii(root))
     if not os.path.isdir(root):

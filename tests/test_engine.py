@@ -475,3 +475,25 @@ def test_a_stage_of_another_pipeline_that_has_the_same_name_is_told_of(project):
     project.spec(dict(stage, outputDir="data/b"), name="two")
     assert "[NOTE] s: its record is of pipeline one, and is replaced; if that is another one, and not this one renamed, one of the two needs another name for its stage\n" in project.ok().out
     assert "its record is of" not in project.ok("--force", "s").out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the path is left as it is there")
+def test_a_root_by_a_link_that_leads_elsewhere_during_a_run_stays_the_one_that_it_led_to(project, tmp_path):
+    """A new release is put in place by exchanging the link `current`."""
+    project.write("data/in.txt", "old\n")
+    current, other = tmp_path / "current", tmp_path / "other"
+    switch = "os.symlink(%r, %r)\nos.replace(%r, %r)\n" % (str(other), str(tmp_path / "new"), str(tmp_path / "new"), str(current))
+    copy = "open(os.path.join(out, 'o'), 'w').write(open(inputs[0]).read())\n"
+    project.spec({"processor": project.processor("switch", switch + copy), "inputs": ["data/in.txt"]},
+                 {"processor": project.processor("copy", copy), "inputs": ["data/s1/o"]})
+    shutil.copytree(str(project.root), str(other))
+    (other / "data/in.txt").write_text("new\n")
+    shutil.copytree(str(RUNNER.parent), str(project.path("src")), ignore=shutil.ignore_patterns("__pycache__"))     # the other has no module to load
+    project.remember_scans()
+    current.symlink_to(project.root)
+    argv = [sys.executable, str(current / "src" / RUNNER.name), "--pipeline", str(current / "pipeline.json"), "--run-id", "r"]
+    assert subprocess.run(argv, stdin=subprocess.DEVNULL, timeout=120).returncode == 0
+    assert os.readlink(str(current)) == str(other) and not (other / "state").exists()
+    assert project.read("data/s2/o") == "old\n" and project.exists("state/run_r.json")
+    project.ok("verify", "--outputs")
+    assert "2 skipped" in project.ok().out
