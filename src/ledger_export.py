@@ -28,7 +28,7 @@ from state_store import StateError, StateStore, record_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
+    from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
     from console import Console
     from model import StageSpec
@@ -45,6 +45,7 @@ MAX_RECORD_BYTES = 256 << 20
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)    # the earliest that the format knows
 UNIX, PLAIN_FILE = 3, 0o100644      # of a member: as if made on a system with permissions
 CHANGED = "the file has changed since"
+TRIES = 3                           # so often runs and gc may change what is read
 VERIFIER = ("primitives", "model", "ledger_format", "provenance")     # the modules that evidence_verify imports
 ENTRY = {"schema": int, "seq": int, "event": str, "runId": str, "invocation": int, "pipeline": str, "hash": str, "open": dict}
 
@@ -127,6 +128,30 @@ def read_ledger(root: str) -> List[Line]:
     return found
 
 
+def _settled(store: StateStore, make: Callable[[], Any], is_whole: Callable[[Any], bool]) -> Any:
+    """Return make().
+
+    Where that misses something, or finds it changed, and the ledger has grown meanwhile, a run or gc was at work: it is made
+    again, by what the ledger says now.
+    """
+    for is_last in [False] * (TRIES - 1) + [True]:
+        size = _ledger_size(store)
+        try:
+            made = make()
+            if is_last or is_whole(made) or _ledger_size(store) == size:
+                return made
+        except (StateError, OSError):
+            if is_last or _ledger_size(store) == size:
+                raise
+
+
+def _ledger_size(store: StateStore) -> int:
+    try:
+        return os.path.getsize(store.path(LEDGER))
+    except OSError:
+        return -1                       # read_ledger() tells
+
+
 def _linked_entry(line: bytes, last: Json, number: int) -> Json:
     try:
         entry = provenance.parse_strictly(line)
@@ -188,7 +213,7 @@ def _found(store: StateStore, ledger: List[Line], line: Line) -> Found:
     entry, run_id, invocation = line.entry, line.run_id, line.invocation
     plain, kept = "run_%s.json" % run_id, "run_%s.%d.json" % (run_id, invocation)
     seen = ""
-    for name in (plain, kept, PENDING):
+    for name in (plain, kept, PENDING, plain, kept):     # twice: it may get its name, or the next call may keep it, in between
         data = _read_small(store.path(name)) if not member_problem(name) else None
         record = _parsed(data)
         if data is None or not isinstance(record, dict):
@@ -255,8 +280,11 @@ def export_text(store: StateStore, run_id: str) -> bytes:
 
     Raises: UsageError for a run that is unknown, has not ended, or has no outputs; StateError for what does not verify.
     """
-    ledger = read_ledger(store.root)
-    return provenance.statement_text(_statement(store, ledger, find_sealed(store, ledger, run_id)[-1]))
+    def make() -> bytes:
+        ledger = read_ledger(store.root)
+        return provenance.statement_text(_statement(store, ledger, find_sealed(store, ledger, run_id)[-1]))
+    text: bytes = _settled(store, make, lambda text: True)
+    return text
 
 
 def _statement(store: StateStore, ledger: List[Line], one: Found) -> Json:
@@ -476,7 +504,16 @@ def write_evidence(root: str, run_id: str, out_path: str, spec_path: str) -> Evi
     *out_path* is replaced as a whole, and durable on return. What could not be included is in `missing`.
     Raises: UsageError, StateError; OSError, then *out_path* is unchanged and no temporary file is left.
     """
-    box, facts = gather(StateStore(root, writable=False), run_id, spec_path)
+    store = StateStore(root, writable=False)
+
+    def make() -> Evidence:
+        box, facts = _settled(store, lambda: gather(store, run_id, spec_path), lambda made: not made[0].missing)
+        return _written(box, facts, out_path)
+    made: Evidence = _settled(store, make, lambda made: True)     # gc may also come while the files are copied
+    return made
+
+
+def _written(box: Box, facts: Json, out_path: str) -> Evidence:
     shown = [{"path": one.path, "bytes": one.bytes, "sha256": one.sha256, "source": one.source} for _, one in sorted(box.members.items())]
     missing = sorted(box.missing, key=lambda one: (one["path"], one["source"], one["sha256"]))
     box.add("evidence.json", record_json(dict(facts, members=shown, missing=missing)))
@@ -488,7 +525,7 @@ def write_evidence(root: str, run_id: str, out_path: str, spec_path: str) -> Evi
         written.append(_read_through(file))
     output_places.write_whole(out_path, write)
     (size, digest), = written
-    return Evidence(run_id, facts["head"], len(box.members), missing, size, digest)
+    return Evidence(facts["runId"], facts["head"], len(box.members), missing, size, digest)
 
 
 def _write_zip(file: Any, members: List[Member]) -> None:

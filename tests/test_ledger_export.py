@@ -1321,6 +1321,46 @@ def test_entries_of_another_form_are_no_crash(unpacked, entry):
     found_in(unpacked)
 
 
+# --- while others work
+
+def meanwhile(monkeypatch, function, act, suffix=""):
+    """Let act() happen when the export first calls one of its functions, with a path that ends so."""
+    real, acts = getattr(ledger_export, function), [act]
+
+    def slow(*arguments):
+        if acts and str(arguments[0]).endswith(suffix):
+            acts.pop()()
+        return real(*arguments)
+    monkeypatch.setattr(ledger_export, function, slow)
+
+
+def test_evidence_while_a_call_of_the_same_run_id_is_made_is_that_of_the_new_call(history, monkeypatch):
+    meanwhile(monkeypatch, "_digest_of", lambda: history.ok("--run-id", "c", "--force", "s2"), "metrics_c.json")
+    out = make_zip(history, "c")
+    with zipfile.ZipFile(out) as archive:
+        facts = json.loads(archive.read("evidence.json"))
+    assert facts["invocation"] == 2 and facts["missing"] == [] and found_in(out)[0] == set()
+
+
+@pytest.mark.parametrize("what, function, suffix", [("evidence", "_digest_of", "s1.1.log"), ("evidence", "_digest_of", "metrics_a.json"),
+                                                    ("evidence", "_write_zip", ""), ("evidence", "_read_small", "run_a.json"), ("export", "_read_small", "run_a.json")])
+def test_what_gc_removes_meanwhile_is_pruned_and_not_missing(history, monkeypatch, what, function, suffix):
+    history.ok("--run-id", "d", "--force", "s1,s2")
+    meanwhile(monkeypatch, function, lambda: history.ok("gc", "--keep-runs", "1", "--yes"), suffix)
+    with pytest.raises(ledger_export.RecordPruned, match="was pruned by gc, as entry"):
+        make_zip(history, "a") if what == "evidence" else statement_of(history, "a")
+    assert not (history.root.parent / "evidence.zip").exists()
+
+
+@pytest.mark.parametrize("name", ["run_c.json", "run_c.1.json"])
+def test_a_record_that_gets_its_name_while_it_is_looked_for_is_found(history, monkeypatch, name):
+    """Its entry stands, and it gets its name just before it is looked for under the other one."""
+    state = history.path("state")
+    (state / "run_c.json").rename(state / ledger_export.PENDING)
+    meanwhile(monkeypatch, "_read_small", lambda: (state / ledger_export.PENDING).rename(state / name), ledger_export.PENDING)
+    assert statement_of(history, "c")["predicateType"]
+
+
 # --- what is there and cannot be read --------------------------------------------------------------------------------
 
 @pytest.mark.skipif(os.name == "nt", reason="rights, pipes")
