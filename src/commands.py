@@ -228,7 +228,7 @@ def _accept(spec: PipelineSpec, options: Options, console: Console, clock: Clock
     digests = Digests(spec.root, boot, keep=False)
     check_offline(spec, digests, console)
     store.prepare()
-    lock = stage_locks.StageLock(spec.root, name, "accept", boot, clock, process_tree)
+    lock = stage_locks.StageLock(spec.root, name, "accept", boot, clock, process_tree, is_run=False)
     lock.acquire(stage.lock_wait_s, stage_records.dead_token(store.stage(name)))
     try:
         decision, facts = planning.look_at(spec, stage, digests, store, boot, False, lambda device: int(clock.time() * 1e9))

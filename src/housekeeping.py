@@ -182,7 +182,7 @@ def _lock_all(spec: PipelineSpec, stages: List[StageSpec], options: Options, sto
     boot, held = state_store.boot_id(), []
     try:
         for stage in wanted:
-            lock = stage_locks.StageLock(spec.root, stage.name, options.command, boot, clock, process_tree)
+            lock = stage_locks.StageLock(spec.root, stage.name, options.command, boot, clock, process_tree, is_run=False)
             lock.acquire(0, _dead_token(store, stage.name))
             held.append(lock)
         if options.command == "clean":

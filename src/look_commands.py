@@ -106,7 +106,7 @@ def status_of(spec: PipelineSpec, stages: Sequence[StageSpec], look: Look, now: 
 
 def _tolerant(look: Look, owners: Dict[str, Json], records: Dict[str, Tuple[Optional[Json], str]]) -> Look:
     """Return *look* without its exceptions, and without reading files that a living run is about to write or has just written."""
-    living = {owner.get("runId") for owner in owners.values()}
+    living = {owner.get("runId") for owner in owners.values() if not owner.get("command")}
 
     def tolerant(stage: StageSpec) -> Tuple[Decision, Optional[Facts]]:
         record, _ = records.get(stage.name, (None, ""))
@@ -329,7 +329,7 @@ def _logs(spec: PipelineSpec, options: Options, console: Console, clock: Clock) 
         console.out.flush()
 
     if options.follow:
-        stage_logs.follow(spec.root, stage, options.run, put, clock.wait)
+        stage_logs.follow(spec.root, stage, options.run, put, clock.wait, spec.name)
         return EXIT_OK
     found = stage_logs.marked(spec.root, stage, stage_logs.find(spec.root, stage, options.run))
     if options.as_json:

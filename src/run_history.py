@@ -398,7 +398,10 @@ def read_stage(root: str, stage: str) -> Tuple[Optional[Json], str]:
 # --- who works now ---------------------------------------------------------------------------------------------------
 
 def holders(root: str) -> Dict[str, Json]:
-    """Return {stage: what its living holder says of itself}, from the lock folders; takes none of them."""
+    """Return {stage: what its living holder says of itself}, from the lock folders; takes none of them.
+
+    A command that is no run (clean, say) has no runId here, but `command`.
+    """
     try:
         names = [name for name in os.listdir(os.path.join(root, "locks")) if name.endswith(".lock") and not name.startswith(".")]
     except OSError:
@@ -408,13 +411,13 @@ def holders(root: str) -> Dict[str, Json]:
         return {}
     import process_tree
     boot = state_store.boot_id()
-    return {stage: owner for stage, owner in found.items()
+    return {stage: dict(owner, runId=None) if owner.get("command") else owner for stage, owner in found.items()
             if owner and not stage_locks.owner_is_dead(owner, boot, process_tree) and not stage_locks.was_left_by_another_host(root, stage, owner)}
 
 
 def living_runs(root: str) -> List[str]:
     """Return the ids of the runs that hold a stage now."""
-    return sorted({str(owner.get("runId")) for owner in holders(root).values()})
+    return sorted({str(owner.get("runId")) for owner in holders(root).values() if not owner.get("command")})
 
 
 # --- series ----------------------------------------------------------------------------------------------------------

@@ -318,6 +318,7 @@ class Held:
         if (record.get("runId"), record.get("invocation")) != (run_id, invocation) or not isinstance(record.get("stages"), list):
             raise StateError("state/%s is damaged; %s" % (name, self.store.set_aside(name)))
         record.pop("runHash", None)
+        record.pop("selected", None)
         for stage in self.store.stage_names():
             self.store.sync_stage(stage)    # of which this entry may say that the dead run has finished it
         record.update(state="interrupted", endedAt=None, durationMs=None, stages=self._with_recovered(record))

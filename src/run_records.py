@@ -52,12 +52,14 @@ class RunRecords:
         """Return the run record as it would be written now. stages: their entries, if not those of all that have ended."""
         run, ended = self.run, state != "running"
         duration_ms = int((run.clock.monotonic() - run.started) * 1000)
+        is_part = not ended and len(run.selected) < len(run.spec.stages)       # who follows a log must know to what it never comes
         return {
             "runId": run.options.run_id, "invocation": run.invocation, "pipeline": run.spec.name, "version": run.spec.version,
             "specSha256": run.spec.sha256, "state": state, "startedAt": utc_text(run.started_utc),
             "endedAt": utc_text(run.clock.time()) if ended else None, "durationMs": duration_ms if ended else None,
             "stages": self._entries(self._stage_entry) if stages is None else stages, "isolation": run.isolation,
-            "python": "%s %d.%d.%d" % ((sys.implementation.name,) + sys.version_info[:3]), "os": sys.platform, "runner": VERSION, **run.about}
+            "python": "%s %d.%d.%d" % ((sys.implementation.name,) + sys.version_info[:3]), "os": sys.platform, "runner": VERSION, **run.about,
+            **({"selected": [stage.name for stage in run.selected]} if is_part else {})}
 
     def _entries(self, entry_of: Callable[[StageResult], Json]) -> Any:
         """Return the stages' entries for the run record or the metrics; with known stages, as a text made of ready ones."""

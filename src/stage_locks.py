@@ -158,8 +158,8 @@ def owner_text(owner: Json) -> str:
     if not owner:
         return "an owner that has not said who it is"
     elsewhere = owner.get("host") == host_name() and not _is_from_here(owner)
-    return "pid %s%s on %s (run %s, since %s)" % (owner.get("pid"), " of another container or pid namespace" if elsewhere else "", owner.get("host"),
-                                                  owner.get("runId"), owner.get("since"))
+    return "pid %s%s on %s (%s, since %s)" % (owner.get("pid"), " of another container or pid namespace" if elsewhere else "", owner.get("host"),
+                                              owner.get("command") or "run %s" % owner.get("runId"), owner.get("since"))
 
 
 def _is_from_here(owner: Json) -> bool:
@@ -234,8 +234,10 @@ def new_token() -> str:
 class StageLock:
     """The lock of one stage; descriptor is the guard file's, to be inherited by the stage's processors."""
 
-    def __init__(self, root: str, stage: str, run_id: str, boot: str, clock: Any, processes: Any) -> None:
+    def __init__(self, root: str, stage: str, run_id: str, boot: str, clock: Any, processes: Any, is_run: bool = True) -> None:
+        """*run_id*: of the run that wants it; where it is no run, the name of the command."""
         self.root, self.stage, self.run_id, self.boot, self.clock, self.processes = root, stage, run_id, boot, clock, processes
+        self.is_run = is_run
         self.folder = os.path.join(root, "locks", stage + ".lock")
         self.guard = guard_path(root, stage)
         self.descriptor = -1
@@ -362,6 +364,8 @@ class StageLock:
             if not self._holds_litter_only():
                 raise
         owner = owner_now(self.token, self.run_id, self.boot, self.clock, self.processes)
+        if not self.is_run:
+            owner["command"] = self.run_id          # earlier runners know nothing but runId
         # Not synced: it means nothing after a restart of the machine, which ends every process that it tells of.
         path = os.path.join(self.folder, "owner.json")
         temporary = os.path.join(self.folder, ".owner.json.tmp")

@@ -242,20 +242,20 @@ def show(root: str, found: Found, put: Callable[[str], None]) -> None:
         _read(Reader(os.path.join(root, log.path)), put, True)
 
 
-def follow(root: str, stage: str, run_id: Optional[str], put: Callable[[str], None], wait: Callable[[float], None]) -> None:
+def follow(root: str, stage: str, run_id: Optional[str], put: Callable[[str], None], wait: Callable[[float], None], pipeline: str = "") -> None:
     """Show what is there and what comes, until the stage ends in the run that works on it (or, before it began, that run).
 
-    Where nothing works on it, what is there is all.
+    Where nothing works on it, what is there is all. pipeline: whose runs come to the stage, "" for those of any below the root.
     """
     readers: Dict[str, Reader] = {}
     shown: List[str] = []
     followed, seen, unseen = "", "", 0
     while True:
-        run = _working_run(root, stage, run_id)         # asked first: what is written before the end is still shown
+        run = _working_run(root, stage, run_id, pipeline)       # asked first: what is written before the end is still shown
         unseen = 0 if run else unseen + 1
         seen = run or seen
-        followed = run or followed or _open_run(root, stage, run_id)
-        goes_on = bool(run) or (bool(followed) and unseen <= UNSEEN_POLLS and _is_open(root, followed) and not _is_over(root, stage, followed))
+        followed = run or followed or _open_run(root, stage, run_id, pipeline)
+        goes_on = bool(run) or (bool(followed) and unseen <= UNSEEN_POLLS and _is_open(root, followed) and _may_come(root, stage, followed, pipeline))
         found = find(root, stage, followed or run_id, False)
         found = found if goes_on else marked(root, stage, found)
         for place, log in enumerate(found.logs):
@@ -268,8 +268,8 @@ def follow(root: str, stage: str, run_id: Optional[str], put: Callable[[str], No
                 shown.append(log.path)
             _read(reader, put, is_complete)
         if not goes_on:
-            if not shown and not seen:
-                found = marked(root, stage, find(root, stage, run_id, False))       # the open run was a dead one
+            if not shown and not (seen and found.note):
+                found = marked(root, stage, find(root, stage, run_id, False))       # the run was a dead one, or never came to the stage
                 show(root, found, put)
             if not found.logs and found.note:
                 put(found.note)
@@ -291,20 +291,15 @@ def _size(path: str) -> int:
         return 0
 
 
-def _working_run(root: str, stage: str, run_id: Optional[str]) -> str:
+def _working_run(root: str, stage: str, run_id: Optional[str], pipeline: str) -> str:
     """Return the run from which more may come, or "".
 
     The holder of the stage's lock tells. Before a run has come to the stage, it is the holder of another stage.
     """
-    owners = run_history.holders(root)
-    owner = owners.get(stage)
-    if owner is not None and run_id in (None, owner.get("runId")):
-        return str(owner.get("runId"))
-    for other in owners.values():
-        run = str(other.get("runId"))
-        if run_id in (None, run) and not _is_over(root, stage, run):
-            return run
-    return ""
+    owners = {name: str(owner.get("runId")) for name, owner in run_history.holders(root).items() if not owner.get("command")}
+    if stage in owners and run_id in (None, owners[stage]):
+        return owners[stage]
+    return next((run for run in owners.values() if run_id in (None, run) and _may_come(root, stage, run, pipeline)), "")
 
 
 def _is_open(root: str, run_id: str) -> bool:
@@ -312,23 +307,26 @@ def _is_open(root: str, run_id: str) -> bool:
     return run_id in _open_runs(root)
 
 
-def _open_run(root: str, stage: str, run_id: Optional[str]) -> str:
+def _open_run(root: str, stage: str, run_id: Optional[str], pipeline: str) -> str:
     """Return a run of which the ledger says that it has begun and not ended and that may still come to the stage, or ""."""
-    return next((one for one in _open_runs(root) if run_id in (None, one) and not _is_over(root, stage, one)), "")
+    return next((one for one in _open_runs(root) if run_id in (None, one) and _may_come(root, stage, one, pipeline)), "")
 
 
 def _open_runs(root: str) -> List[str]:
     return [one.run_id for one in run_history.newest_runs(root, 1 + SEARCHED_OPEN)[0] if one.state in ("running", "open")]
 
 
-def _is_over(root: str, stage: str, run_id: str) -> bool:
-    """Tell whether a living run is through with the stage: its own record has an entry of it, or the stage's names it."""
+def _may_come(root: str, stage: str, run_id: str, pipeline: str) -> bool:
+    """Tell whether a living run is not through with the stage, and has it: a run of another pipeline, or of other stages only, never
+    comes to it.
+
+    It is through where its own record has an entry of the stage, or the stage's record names the run.
+    """
     run, _ = run_history.read_run(root, run_id)
     if run is None:
+        return True                     # it has begun a moment ago
+    selected = run.get("selected")
+    if pipeline not in ("", run.get("pipeline")) or (isinstance(selected, list) and stage not in selected) or _entries(run, stage):
         return False
-    if _entries(run, stage):
-        return True
     record, _ = run_history.read_stage(root, stage)
-    if record is None or record["lastStatus"] == "running":
-        return False
-    return (record.get("lastRunId"), record.get("lastInvocation")) == (run_id, run["invocation"])
+    return record is None or record["lastStatus"] == "running" or (record.get("lastRunId"), record.get("lastInvocation")) != (run_id, run["invocation"])

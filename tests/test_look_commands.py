@@ -741,11 +741,46 @@ def test_following_a_stage_that_has_not_begun_and_ctrl_c(pipeline):
         assert process.wait(60) == 0
 
 
+@pytest.mark.skipif(not POSIX, reason="signals")
+@pytest.mark.parametrize("words, name", [(["--only", "a"], "test"), ([], "other")], ids=["stages", "pipeline"])
+def test_a_run_that_never_comes_to_the_stage_is_not_waited_for(pipeline, monkeypatch, words, name):
+    """One of other stages only, or of another pipeline below the same root."""
+    pipeline.ok("--run-id", "whole")
+    pipeline.write("in.txt", "y\n")
+    pipeline.write("pipeline.json", pipeline.read("pipeline.json").replace('"name": "test"', '"name": "%s"' % name))
+    pipeline.write("wait-a", "")
+    shown, last, waits, real = [], [], [], run_history.read_run
+    with running_in_a(pipeline, *words):
+        stage_logs.follow(str(pipeline.root), "b", None, shown.append, lambda _: pytest.fail("it waits"), "test")
+        # As if it had just begun, and its record came later:
+        monkeypatch.setattr(run_history, "read_run", lambda root, run, *more: real(root, run, *more) if waits or run != "live" else (None, ""))
+        stage_logs.follow(str(pipeline.root), "b", None, last.append, waits.append, "test")
+    assert last == shown == ["==> run whole, attempt 1: state/logs/whole/b.1.log", "log of b \\x1b[31mred\tx"] and len(waits) == 1
+    assert "selected" not in pipeline.json("state/run_live.json")
+
+
+@pytest.mark.parametrize("words", [["clean", "b", "--yes"], ["reset", "b", "--yes"], ["accept", "b", "--reason", "x"]], ids=lambda words: words[0])
+def test_what_holds_a_stage_and_is_no_run_is_not_followed_and_called_what_it_is(pipeline, monkeypatch, words):
+    pipeline.ok("--run-id", "r")
+    real, seen = stage_locks.StageLock._make_folder, []
+
+    def made(lock):
+        real(lock)
+        if lock.stage == "b":
+            seen.extend([called(pipeline, "logs", "b", "--follow"), called(pipeline, "explain", "b")[1], json.loads(called(pipeline, "status", "--json")[1])])
+    monkeypatch.setattr(stage_locks.StageLock, "_make_folder", made)
+    called(pipeline, *words)
+    logs, explained, status = seen
+    assert logs == (0, "==> run r, attempt 1: state/logs/r/b.1.log\nlog of b \\x1b[31mred\tx\n", "")
+    assert " (%s, since " % words[0] in explained
+    assert status["stages"][1]["holder"]["runId"] is None and [one["state"] for one in status["runs"]] == ["completed"]
+
+
 class running_in_a:
     """A run that waits in stage a."""
 
-    def __init__(self, project):
-        self.project, self.process = project, project.start("--run-id", "live")
+    def __init__(self, project, *words):
+        self.project, self.process = project, project.start("--run-id", "live", *words)
 
     def __enter__(self):
         log = self.project.path("state/logs/live/a.1.log")
