@@ -31,6 +31,7 @@ SLOW_FACTOR = 3             # the last duration is told when it is so many times
 SLOW_LEAST_MS = 100         # ... and so much longer: below that it is noise
 EARLIER_LEAST = 3           # of so many earlier ones at least
 IDLE = ("skipped", "notRun", None)      # statuses of stages that were not worked on
+GONE = "its record is gone"
 EXPECTED_RUNS = 10          # looked at for how long a stage may take
 
 
@@ -61,7 +62,12 @@ def newest_runs(root: str, limit: int) -> Tuple[List[PastRun], List[str]]:
     problems: List[str] = []
     names, pruned = _names_in_ledger(root, limit, problems)
     stages: Records = functools.lru_cache(maxsize=None)(lambda: _stage_records(root))
-    runs = _with_starts(root, [_run_of(root, one, problems, (one.run_id, one.invocation) in pruned, stages) for one in names])
+    runs = [_run_of(root, one, problems, (one.run_id, one.invocation) in pruned, stages) for one in names]
+    if any(one.problem == GONE for one in runs):        # gc, or the end of a run, may have come since the ledger was read
+        pruned = _names_in_ledger(root, limit, [])[1]
+        runs = [_run_of(root, name, problems, (name.run_id, name.invocation) in pruned, stages) if one.problem == GONE else one
+                for name, one in zip(names, runs)]
+    runs = _with_starts(root, runs)
     if len(runs) < limit:
         others = _runs_by_time(root, limit - len(runs), {(one.run_id, one.invocation) for one in runs}, problems, stages)
         lacking = _not_in_ledger(root, others) if runs else 0
@@ -221,7 +227,7 @@ def _run_of(root: str, name: RunName, problems: List[str], is_pruned: bool, stag
         if problem:
             problems.append(problem)
         return PastRun(name.run_id, name.invocation, name.pipeline, _state_of(root, name.state, name.run_id), "", name.ended_at, None, {}, [],
-                       problem or ("removed by gc" if is_pruned else "it has no record yet" if name.state == "open" else "its record is gone"))
+                       problem or ("removed by gc" if is_pruned else "it has no record yet" if name.state == "open" else GONE))
     return _past_run(root, record, name.state if name.state != "open" else "running", stages)
 
 

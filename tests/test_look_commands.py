@@ -506,6 +506,15 @@ def test_a_run_that_gc_removed_is_told_from_one_whose_record_is_lost(pipeline):
         assert "its record is gone" in called(pipeline, "history")[1]
 
 
+def test_what_gc_removes_while_the_history_is_read_is_removed_by_gc(pipeline, monkeypatch):
+    for run in ("made", "r", "s"):
+        pipeline.ok("--run-id", run)
+    real, acts = run_history.read_run, [lambda: pipeline.ok("gc", "--keep-runs", "1", "--yes")]
+    monkeypatch.setattr(run_history, "read_run", lambda *arguments: (acts and acts.pop()(), real(*arguments))[1])
+    runs, problems = run_history.newest_runs(str(pipeline.root), 9)
+    assert [(one.run_id, one.problem) for one in runs] == [("s", ""), ("r", "removed by gc"), ("made", "")] and problems == []
+
+
 def test_a_run_without_its_record_started_when_the_ledger_says(pipeline):
     """Not when it ended; and where nothing had to run, no start was entered."""
     for run in ("r", "r", "s", "idle", "last"):
@@ -544,7 +553,7 @@ def test_of_many_runs_only_the_newest_records_are_read(tmp_path, monkeypatch):
     runs, problems = run_history.newest_runs(str(tmp_path), 4)
     assert [run.run_id for run in runs] == ["r2999", "r2998", "r2997", "r2996"] and problems == []
     assert [run.problem for run in runs] == ["", "", "its record is gone", "its record is gone"]
-    assert {name.split(".")[0] for name in read} == {"run_r2999", "run_r2998", "run_r2997", "run_r2996"} and len(parsed) == 4 + 5     # once more for when they began, and one that tells that none was open
+    assert {name.split(".")[0] for name in read} == {"run_r2999", "run_r2998", "run_r2997", "run_r2996"} and len(parsed) == 4 + 4 + 5     # once more for what gc removed since, and for when they began, and one that tells that none was open
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, 1 << 16])

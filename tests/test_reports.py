@@ -156,6 +156,20 @@ def test_the_last_run_is_the_last_of_the_ledger_also_after_the_clock_was_wrong(p
     assert run_history.record_names(str(project.root))[0] == "run_ahead.json"       # nothing but the time tells
 
 
+def test_a_call_under_the_same_id_while_the_report_is_made_is_no_change_after_the_run(project, monkeypatch):
+    two_stages(project)
+    project.ok("--run-id", "r")
+    real, calls = run_report.read_json, [lambda: project.ok("--run-id", "r", "--force", "second")]
+
+    def read(path):
+        if calls and path.endswith("metrics_r.json"):
+            calls.pop()()
+        return real(path)
+    monkeypatch.setattr(run_report, "read_json", read)
+    found = run_report.gather(pipeline_runner.load_pipeline(str(project.path("pipeline.json"))), "r", 1.8e9)
+    assert (found.invocation, found.notes) == (2, []) and not calls
+
+
 def test_a_report_of_records_that_are_damaged_gone_or_edited(project):
     two_stages(project)
     project.ok("--run-id", "r1")
