@@ -35,7 +35,7 @@ PENDING = ".run.json.tmp"   # of a sealed record, until its entry stands and it 
 BLOCK_BYTES = 1 << 16       # read from the ledger's end to find its last line
 CLOSED = ("state/%s: run %s is not open in it any more: another run has closed it as dead (was locks/ removed?), or an older ledger was put back; "
           "its end is not entered; `verify` names the stages that it has finished since: run these again, with --force")
-ID_IN_USE = "run id %s is in use by a living run; wait for it or choose another --run-id"
+ID_IN_USE = "run id %s is in use, by a living run or by gc; wait for it or choose another --run-id"
 SHOWN_INPUT_KEYS = ("path", "bytes", "sha256")
 
 

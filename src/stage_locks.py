@@ -595,6 +595,9 @@ def unlock(root: str, stage: str, boot: str, clock: Any, processes: Any) -> str:
     try:
         is_held = not try_kernel_lock(lock.descriptor)
         owner = read_owner(lock.folder)
+        if is_held and owner_is_dead(owner, boot, processes) and owner["bootId"] == boot:
+            raise LockHeld("stage %s: its owner, %s, is dead, but something that it started still works and holds the lock; the next run "
+                           "ends that, and takes the stage" % (stage, owner_text(owner)))
         if is_held or lives_here(owner, boot, processes):
             raise LockHeld("stage %s is held by %s; a lock in use is not removed" % (stage, owner_text(owner)))
         if os.path.islink(lock.folder) or not os.path.isdir(lock.folder):

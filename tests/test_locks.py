@@ -1287,6 +1287,7 @@ def test_the_next_run_ends_what_a_dead_runner_and_guardian_left_behind(project, 
     if not is_free:
         refused = project.run("unlock", "s1")
         assert refused.code == 4 and project.exists("locks/s1.lock/owner.json"), refused
+        assert "its owner, pid %d on " % first.pid in refused.err and "is dead, but something that it started still works" in refused.err, refused
     second = project.start("--run-id", "second")
     wait_until(lambda: is_gone(orphan), "the orphan's end")
     project.write("go", "")

@@ -277,7 +277,7 @@ def test_two_living_runs_with_one_id(project):
         wait_until(lambda: not project.exists("state/.stage_s1.json.before"), "its record's coming to the disk")
         before = project.snapshot()
         done = project.run("--run-id", "r")
-        assert done.code == 4 and "run id r is in use by a living run; wait for it or choose another --run-id" in done.err, done
+        assert done.code == 4 and "run id r is in use, by a living run or by gc; wait for it or choose another --run-id" in done.err, done
         assert project.snapshot() == before
     finally:
         project.write("gate", "")
