@@ -43,7 +43,11 @@ NO_SENDFILE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSOCK, errno.EOPNOTSUPP)
 
 
 class ChunkError(Exception):
-    """The outputs of the chunks cannot be joined; str() names chunk, file and remedy."""
+    """The outputs of the chunks cannot be joined; str() names chunk, file and remedy. chunks: the numbers of those to be done again."""
+
+    def __init__(self, chunks: List[int], text: str) -> None:
+        super().__init__(text)
+        self.chunks = chunks
 
 
 class Cut(namedtuple("Cut", "header_end header_lines header_ends chunks")):
@@ -517,12 +521,13 @@ class Joiner:
             size = os.fstat(source.fileno()).st_size
         where = "chunk %d of %d, %s" % (index + 1, self.total, path)
         if lines < header.lines:
-            raise ChunkError("%s: the output has %d of the %d header lines: with headerLines a processor must write one line "
+            raise ChunkError([index], "%s: the output has %d of the %d header lines: with headerLines a processor must write one line "
                              "for each of them first" % (where, lines, header.lines))
         digest = _hash_range(path, 0, length, bytearray(min(length, BLOCK_BYTES)))
         if self.seen.setdefault((name, header.source), digest) != digest:
             # Else lines that are no header would be lost without a word.
-            raise ChunkError("%s: its first %d lines are not those of the chunks before: with headerLines a processor must write "
+            alike = [number for number in range(index + 1) if self.headers[number].source == header.source]
+            raise ChunkError(alike, "%s: its first %d lines are not those of the chunks before: with headerLines a processor must write "
                              "the header lines first, and the same for each chunk" % (where, header.lines))
         if name in self.kept:
             self._note_cut(index)

@@ -110,13 +110,31 @@ class ChunkTasksWork(task_work.TasksWork):
                 failure = stage_work.with_change(self._changed_unseen() or self._changed_inputs(), failure)
             self.counts = task_log.sum_counts(entry.counts for entry in self.task_log.entries.values() if entry.status == "ok") or self._none_counted(
                 self.total > 0)
+            outputs: List[Json] = []
             if not failure:
-                failure = yield from self._join()
+                failure, outputs = yield from self._join_all(tasks)
             self._close_logs()
         finally:
             if self.joiner is not None and not self.joiner.is_published:
                 self.joiner.stop()
-        return (failure, []) if failure else self._check_outputs()
+        return failure, outputs
+
+    def _join_all(self, tasks: List[task_work.Task]) -> Flow:
+        """As _cut_run_join(), once all chunks are done. Those whose output is refused count as done no more: what made it so may
+        have passed by the next run."""
+        again: List[int] = []
+        outputs: List[Json] = []
+        try:
+            failure = yield from self._join()
+        except chunk_files.ChunkError as error:
+            failure, again = str(error), error.chunks
+        if self.joiner.is_published and not failure:
+            failure, outputs = self._check_outputs()
+            again = list(range(len(tasks))) if failure else []      # it may be of each of them
+        for number in again:
+            remove_quietly(self._progress_path(tasks[number]))      # else it would be gone on with, and is complete
+            self._enter(self.task_log.entries[tasks[number].name]._replace(key=""))
+        return failure, outputs
 
     def _unreadable(self, error: OSError) -> str:
         """Return that an input cannot be read, for which only this stage fails."""
@@ -294,16 +312,13 @@ class ChunkTasksWork(task_work.TasksWork):
     # --- the end
 
     def _join(self) -> Flow:
-        """A flow that joins and publishes, and returns why that failed, or ""."""
+        """A flow that joins and publishes, and returns why that failed, or "". Raises: ChunkError."""
         while not self.joiner.is_done():
             yield Pause(JOIN_LOOK_S)
             if self.run.signals.number:
                 self.is_stopped = True
                 return "interrupted"
-        try:
-            joined = self.joiner.finish()
-        except chunk_files.ChunkError as error:
-            return str(error)
+        joined = self.joiner.finish()
         self.others.look()
         for name in sorted(joined):
             problem = self.others.problem("changed", name) or self._input_problem(name)

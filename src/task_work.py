@@ -485,6 +485,11 @@ class TasksWork(stage_work.StageWork):
 
     # --- the end
 
+    def _judge(self, outputs: List[Json]) -> str:
+        """As of all stages; of many tasks none is done again for that, for a laxer limit or a file more may settle it."""
+        failure = super()._judge(outputs)
+        return failure and "%s; the tasks stay done and are judged again by the next run: --force %s does them anew" % (failure, self.stage.name)
+
     def _summary(self) -> Json:
         return {"total": self.total, "ok": len(self.done), "skipped": self.up_to_date, "failed": len(self.failed), "vanished": self.vanished}
 

@@ -320,6 +320,8 @@ def test_the_counts_of_the_tasks_of_a_stage_are_judged_together(project):
     assert done.code == 1 and "[FAIL] each: 2 records rejected, more than maxRejects 1; line and reason of each: data/each/a.txt.rejects.jsonl, data/each/b.txt.rejects.jsonl" in done.out, done
     assert entry(project, "each")["counts"] == counts(5, 3, 2)
     assert "input data/each/a.txt is not accepted" in project.run("--only", "after").out
+    again = "the tasks stay done and are judged again by the next run: --force each does them anew"
+    assert again in done.out and again in project.ok("plan").out
     # No task is done again for another limit.
     project.spec(dict(stage, maxRejects=2), after)
     done = project.ok("--run-id", "q")

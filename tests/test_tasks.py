@@ -1910,6 +1910,37 @@ def test_each_output_of_chunks_keeps_a_header_though_another_input_has_more_of_i
     assert outputs(upper) == {"a.txt": "Name", "b.txt": "name\nx\n", "c.txt": ""}
 
 
+# As long as there is a file `glitch`, it does otherwise with the chunks that begin so.
+GLITCH = """
+import os
+from processor_kit import lines, output_name
+if os.path.exists("glitch") and os.environ["PIPELINE_CHUNK_START"] in %r:
+    lines(lambda line: %s, %s)
+else:
+    lines(str.upper, output_name("{name}"))
+"""
+
+
+@pytest.mark.parametrize("checkpoint", [False, True], ids=["", "checkpoint"])
+@pytest.mark.parametrize("header_lines, starts, line, name, why, again", [
+    (1, ["4"], "None", "'a.txt'", "the output has 0 of the 1 header lines", 1),
+    (1, ["4"], "'x' + line", "'a.txt'", "its first 1 lines are not those of the chunks before", 2),     # which are right, nobody knows
+    (0, ["0", "2", "4", "6"], "line", "'other'", "declared output out/a.txt was not made", 4),
+], ids=["short", "another", "undeclared"])
+def test_chunks_whose_outputs_cannot_be_joined_are_done_again_by_the_next_run(project, checkpoint, header_lines, starts, line, name, why, again):
+    project.write("in/a.txt", "h\na\nb\nc\n")
+    project.write("bin/glitch.py", GLITCH % (starts, line, name))
+    project.write("glitch", "")
+    project.spec({"name": "cut", "processor": "bin/glitch.py", "inputs": ["in/a.txt"], "outputDir": "out", "outputs": ["a.txt"],
+                  "chunks": dict({"bytes": 1}, **({"headerLines": 1} if header_lines else {})), "checkpoint": {"enabled": checkpoint}})
+    done = project.run()
+    assert done.code == 1 and why in done.out, done
+    project.path("glitch").unlink()
+    assert "RUN     cut (last run failed: " in project.ok("plan").out
+    done = project.ok()
+    assert " %d to do, " % again in done.out and "[RESUME]" not in done.out and project.read("out/a.txt") == "H\nA\nB\nC\n", done
+
+
 def test_kept_chunks_go_when_the_stage_is_none_of_chunks_any_more(upper):
     upper.spec({"name": "up", "processor": "/bin/cat", "inputs": ["in/*.txt"], "outputDir": "out", "chunks": {"bytes": 4096, "filter": True, "keepChunks": True}})
     upper.ok()
