@@ -469,7 +469,7 @@ class Run:
         why = "interrupted" if is_stopped else _why(error)
         if self.unfit:
             self.console.event("STOP" if is_stopped else "FAIL", self.unfit, ": " + why.split("\n")[0])
-            self._put(self.unfit, StageResult.of(self.unfit, "interrupted" if is_stopped else "failed", why))
+            self._put(self.unfit, self._unfit_result("interrupted" if is_stopped else "failed", why))
             self.records.note_recovered(self.unfit)
         self._fill(lambda _: "the run ended before it")
         try:
@@ -477,6 +477,17 @@ class Run:
         except Exception as again:      # the same fault again, most likely; what is on disk is a run that died
             if not _is_expected(again):
                 raise
+
+    def _unfit_result(self, status: str, why: str) -> StageResult:
+        """Return what became of the stage from which the runner could not go on: with all that it has done so far."""
+        work = self.works.get(self.unfit)
+        try:
+            if work is not None:
+                return work.cut_short(status, why)
+        except (OSError, state_store.StateError):
+            pass                        # of a read: less is said, and the first error goes on to main
+        return StageResult.of(self.unfit, status, why)
+
 
 def _is_expected(error: Exception) -> bool:
     """Tell whether an error is of the world or one that we raise, not a fault of the program."""

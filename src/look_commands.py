@@ -41,6 +41,7 @@ HISTORY_RUNS = 20
 READ_RUNS = 100             # looked at for the series of stages
 SHOWN_REASONS = 3           # of a stage, in the table
 RUNNING_NOW = "running now"
+DIED = "last run died"      # as the stage's record alone tells
 WORDS = {"neverRun": "never run", "notRun": "not run"}
 OUTPUT_STATES = {"missing": "output %s missing", "changed": "output %s changed", "unreadable": "output %s cannot be read"}     # as problems tell them
 NEXT = {"RUN": "would run", "SKIP": "up to date", "SEAL": "up to date", "FAIL": "would fail", "PENDING": "waits"}
@@ -127,7 +128,7 @@ def _stage_status(spec: PipelineSpec, stage: StageSpec, decision: Decision, read
     record, problem = read
     status = status_word(record, problem, decision.action, owner is not None)
     state = os.path.join(spec.root, "state")
-    found: Json = {"stage": stage.name, "status": status, "action": decision.action, "reasons": list(decision.reasons),
+    found: Json = {"stage": stage.name, "status": status, "action": decision.action, "reasons": _reasons(decision, record),
                    "lineOffset": decision.line_offset if decision.action == "RESUME" else None,
                    "holder": {name: owner.get(name) for name in ("pid", "host", "runId", "since")} if owner else None,
                    "tasks": stage_progress.task_counts(record, os.path.join(state, "tasks_%s.jsonl" % stage.name), owner is not None),
@@ -138,6 +139,12 @@ def _stage_status(spec: PipelineSpec, stage: StageSpec, decision: Decision, read
         found["percent"] = stage_progress.percent(tasks["done"], tasks["total"]) if tasks else (
             stage_progress.percent(seen.done_bytes, seen.total_bytes) if seen is not None else None)
     return found
+
+
+def _reasons(decision: Decision, record: Optional[Json]) -> List[str]:
+    """Return why a run would do so: of a stage that only its run's record knows the end of, with that end."""
+    has_end = decision.reasons == [DIED] and record is not None and record["lastStatus"] != "running"
+    return [stage_records.last_run_text(record)] if has_end and record is not None else list(decision.reasons)
 
 
 def _work_json(root: str, stage: StageSpec, record: Optional[Json], owner: Optional[Json], now: float) -> Json:
@@ -371,13 +378,13 @@ def explain_stage(spec: PipelineSpec, stage: StageSpec, look: Look, clock: Clock
         waits = list(decision.reasons)
         decision, facts = tolerant(stage)
     owner = owners.get(stage.name)
-    if owner is not None and decision.reasons == ["last run died"]:
+    if owner is not None and decision.reasons == [DIED]:
         decision = decision._replace(reasons=[RUNNING_NOW])         # it has not: it is at work
     old = record["keyParts"] if record is not None else None
     new = facts.material.parts if facts is not None and not facts.material.missing else None
     word = status_word(record, problem, "PENDING" if waits else decision.action, owner is not None)
     return {
-        "pipeline": spec.name, "stage": stage.name, "status": word, "action": decision.action, "reasons": list(decision.reasons), "waitsFor": waits,
+        "pipeline": spec.name, "stage": stage.name, "status": word, "action": decision.action, "reasons": _reasons(decision, record), "waitsFor": waits,
         "lineOffset": decision.line_offset if decision.action == "RESUME" else None, "discard": decision.discard or None,
         "holder": stage_locks.owner_text(owner) if owner is not None else None, "problem": problem or None,
         "recordedKey": record["idempotencyKey"] if record is not None else None, "key": (facts.material.key or None) if facts is not None else None,

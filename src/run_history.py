@@ -396,9 +396,25 @@ def _read_record(root: str, name: str) -> Tuple[Optional[Json], str]:
 def read_stage(root: str, stage: str) -> Tuple[Optional[Json], str]:
     """Return (the record of a stage, or None; what is wrong with it, or "")."""
     try:
-        return state_store.StateStore(root, writable=False).stage(stage), ""
+        record = state_store.StateStore(root, writable=False).stage(stage)
+        return _with_end(root, record) if record is not None and record["lastStatus"] == "running" else record, ""
     except (state_store.StateError, OSError) as error:
         return None, "state/stage_%s.json: %s" % (stage, error.strerror) if isinstance(error, OSError) else str(error)
+
+
+def _with_end(root: str, record: Json) -> Json:
+    """Return the record of a stage at work, with the end of that which its run's record tells: the runner could not go on, on a
+    full disk, say, and has ended in good order."""
+    told, _ = read_run(root, _text(record.get("lastRunId")), record.get("lastInvocation"))
+    if told is None or told.get("state") == "running" or is_closed_as_dead(told) or not isinstance(told.get("stages"), list):
+        return record
+    entry = next((one for one in told["stages"] if isinstance(one, dict) and one.get("stage") == record["stage"]), {})
+    if entry.get("status") not in ("failed", "interrupted"):
+        return record
+    duration = entry.get("durationMs")
+    tasks = {"tasks": entry["tasks"]} if isinstance(entry.get("tasks"), dict) else {}
+    return dict(record, **tasks, lastStatus=entry["status"], lastError=_text(entry.get("reason")), attempts=entry.get("attempts"), endedAt=told.get("endedAt"),
+                lastDurationSec=duration / 1000.0 if is_integer(duration) else None)
 
 
 # --- who works now ---------------------------------------------------------------------------------------------------

@@ -515,6 +515,10 @@ class StageWork:
         self.console.event("STOP" if stopped else "FAIL", self.stage.name, ": " + failure)
         return self._result(status, failure)
 
+    def cut_short(self, status: str, why: str) -> StageResult:
+        """Return the result of work that the runner cannot bring to its end; the stage's record is left as that of one at work."""
+        return self._result(status, why)
+
     def _full_disk_text(self) -> str:
         """Return how little space is left where the outputs go, or "" while it may not be that."""
         text = full_disk_text(self.folder)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 
     from engine import Run
-    from model import Facts, StageSpec
+    from model import Facts, StageResult, StageSpec
     from scheduler import Flow
     from stage_locks import StageLock
     Json = Dict[str, Any]
@@ -140,6 +140,7 @@ class TasksWork(stage_work.StageWork):
         self._evidence_file: Any = None
         self._evidence_digest = sha256()
         self._evidence_bytes = 0
+        self._unevidenced = 0                       # lines of the task log that the evidence lacks
 
     # --- the log
 
@@ -152,6 +153,7 @@ class TasksWork(stage_work.StageWork):
     def _enter(self, entry: task_log.Entry) -> None:
         """Write a task's line to the log, and to the evidence of this run."""
         line = self.task_log.append(entry)
+        self._unevidenced += 1
         self.store.commit.files[self.task_log.path] = None
         if self._evidence_file is None:
             durable_files.make_folder(self.run.log_folder(), self.store.commit)
@@ -160,6 +162,7 @@ class TasksWork(stage_work.StageWork):
             self._evidence_file.write(line)
         self._evidence_digest.update(line)
         self._evidence_bytes += len(line)
+        self._unevidenced -= 1
 
     def _evidence_path(self) -> str:
         path: str = os.path.join(self.run.log_folder(), self.stage.name + ".tasks.jsonl")
@@ -173,6 +176,20 @@ class TasksWork(stage_work.StageWork):
             with naming(path):
                 self._evidence_file.close()
             self._note_log(path, self._evidence_bytes, self._evidence_digest.hexdigest())
+
+    def cut_short(self, status: str, why: str) -> StageResult:
+        """As of all stages. The evidence is named only if it is whole: a log in which lines are missing would pass for an edited
+        one."""
+        file = self._evidence_file
+        try:
+            self.task_log.close()
+            if file is not None and not file.closed:
+                file.close()
+                if not self._unevidenced:
+                    self._note_log(file.name, self._evidence_bytes, self._evidence_digest.hexdigest())
+        except OSError:
+            pass
+        return super().cut_short(status, why)
 
     def _subject(self, task: str) -> str:
         """Return how a task is named in what is told of it: the stage's name, a blank, its own."""
@@ -222,7 +239,6 @@ class TasksWork(stage_work.StageWork):
 
     def _note_trial(self, trial: TaskTrial) -> None:
         name = trial.task.name
-        self.attempts += trial.attempts
         if trial.stopped:
             self.is_stopped = True
         elif trial.failure:
@@ -239,7 +255,10 @@ class TasksWork(stage_work.StageWork):
     def _task(self, task: Task) -> Flow:
         """A flow that returns the trial when its task has come to its end."""
         trial = self._new_trial(task)
-        yield from self._try(trial, *self._start_of(trial, "running"))
+        try:
+            yield from self._try(trial, *self._start_of(trial, "running"))
+        finally:
+            self.attempts += trial.attempts
         if not trial.stopped:
             self._enter(self._entry(trial))
         return trial

@@ -196,6 +196,44 @@ def test_an_output_that_cannot_be_read_is_not_pruned_and_not_given_up(project):
     assert not project.exists("out/c/b.txt") and project.read("out/z/o") == "a\n"
 
 
+NO_PLACE = """
+def replace(source, path, **more):
+    if str(path).endswith("/out/c/b.txt"):
+        fail(errno.ENOSPC, path)
+    return real_replace(source, path, **more)
+os.replace = replace
+"""
+NO_RECORD = """
+def refuse(path, *more, **named):
+    if "stage_c.json" in str(path) and os.path.exists(os.path.join(os.path.dirname(path), "../out/c/b.txt")):
+        fail(errno.ENOSPC, path)
+    return real_open(path, *more, **named)
+os.open = refuse
+"""
+
+
+@pytest.mark.parametrize("kind, fault, attempts, logs", [
+    ({"inputs": ["in/*"]}, NO_RECORD, 1, ["c.1.log"]),
+    ({"forEach": "in/*"}, NO_PLACE, 2, ["1.1.log", "2.1.log", "c.tasks.jsonl"]),
+    ({"forEach": "in/*"}, NO_RECORD, 2, ["1.1.log", "2.1.log", "c.tasks.jsonl"]),
+], ids=["stage", "tasks", "later"])
+def test_what_a_stage_has_done_before_the_runner_could_not_go_on_is_told(project, kind, fault, attempts, logs):
+    stage = copying(project, forkServer=False, **kind)
+    project.write(stage["processor"], "print('at work')\n" + project.read(stage["processor"]))
+    project.spec(stage)
+    code, said = driven(project, fault, "--run-id", "f", "--jobs", "1")
+    assert code == 5 and "[FAIL] c: " in said and "No space left on device" in said, said
+    told, = project.json("state/run_f.json")["stages"]
+    assert told["status"] == "failed" and told["attempts"] == attempts and told["durationMs"] > 0 and told["key"] and told["bytesIn"] == 4, told
+    assert sorted(os.path.basename(one["path"]) for one in told["logs"]) == logs, told
+    done = project.ok("status")
+    assert done.out.splitlines()[1].split()[1] == "failed" and "last run died" not in done.out, done
+    assert "last run died" not in project.ok("explain", "c").out
+    project.ok("verify")
+    project.ok("--run-id", "g")
+    check_said(project, "g")
+
+
 def test_nothing_is_left_of_joining_that_failed_beside_a_chunk_that_failed(project):
     """The joiner has ended by itself then. The last chunk waits, so that it has; where it has not, it is stopped."""
     project.write("in/a.txt", "h\n1\n2\n3\n")
