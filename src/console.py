@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from model import Decision, Options
 
 FEW_INODES = 64             # fewer are free after a failure: most likely that is why
-FULL_BYTES = 1 << 20        # the same of bytes
+FULL_BYTES = 64 << 10       # the same of bytes: what a writer that found no room leaves is less than a few blocks
 PARTIAL_BYTES = 65536       # of an unfinished line of a processor's output, before it is shown as it is
 COLORS = {"FAIL": "31", "STOP": "33", "RETRY": "33", "DONE": "32", "START": "36", "RESUME": "36", "SKIP": "2", "NOTE": "33", "WAITING": "33"}
 

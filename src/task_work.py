@@ -71,6 +71,7 @@ class TaskTrial(stage_work.Trial):
         self.compared = (task.name,)        # what all tasks share is compared once for all, see _changed_unseen()
         self.outputs: List[Output] = []
         self.published: List[Output] = []   # of these, what has its name already
+        self.full_disk = ""                 # how little room there was when the last attempt had failed, "" if that may not be why
         self.counts: Json = {}
 
 
@@ -129,6 +130,7 @@ class TasksWork(stage_work.StageWork):
         self.done: List[str] = []
         self.failed: Dict[str, str] = {}
         self.full_disks = 0             # tasks that failed one after another while the disk was full
+        self.met_full_disk = ""         # what was said of the disk then: their folders are gone when the stage has failed
         self.machine_faults: Dict[str, str] = {}        # of these, what maxFailedTasks does not allow
         self.is_stopped = False
         self.no_outputs: List[str] = []             # what tasks made that is none for its name: the first few
@@ -245,7 +247,8 @@ class TasksWork(stage_work.StageWork):
             self.failed[name] = trial.failure
             if trial.is_machines:
                 self.machine_faults[name] = trial.failure
-                self.full_disks += bool(self._full_disk_text())
+                self.full_disks += bool(trial.full_disk)
+                self.met_full_disk = trial.full_disk or self.met_full_disk
             self.exit_code = self.exit_code if self.exit_code is not None else trial.exit_code
             self.console.event("FAIL", self._subject(name), ": " + trial.failure)
         else:
@@ -418,8 +421,9 @@ class TasksWork(stage_work.StageWork):
 
     def _note_attempt(self, trial: TaskTrial, result: attempts.AttemptResult) -> attempts.AttemptResult:
         result = super()._note_attempt(trial, result)
-        trial.is_machines = trial.is_machines or bool(trial.failure and not trial.stopped and (
-            result.is_machines or self._full_disk_text() or _tells_of_full_disk(result.tail)))
+        is_judged = bool(trial.failure) and not trial.stopped
+        trial.full_disk = self._full_disk_text() if is_judged else ""       # what it wrote is still there
+        trial.is_machines = trial.is_machines or is_judged and bool(result.is_machines or trial.full_disk or _tells_of_full_disk(result.tail))
         return result
 
     def _failure_of(self, result: attempts.AttemptResult) -> str:
@@ -504,6 +508,10 @@ class TasksWork(stage_work.StageWork):
 
     # --- the end
 
+    def _give_up(self, failure: str, stopped: bool) -> StageResult:
+        is_told = stopped or self._full_disk_text()
+        return super()._give_up(failure if is_told else failure + self.met_full_disk, stopped)
+
     def _judge(self, outputs: List[Json]) -> str:
         """As of all stages; of many tasks none is done again for that, for a laxer limit or a file more may settle it."""
         failure = super()._judge(outputs)
@@ -522,7 +530,7 @@ class TasksWork(stage_work.StageWork):
         """Return why the stage fails for its tasks' sake, or ""."""
         told, what = self.failed, "failed"
         if len(self.failed) <= self.stage.max_failed_tasks:
-            told, what = self.machine_faults, "failed for what maxFailedTasks does not allow, as it is not the fault of their files"
+            told, what = self.machine_faults, "failed for what maxFailedTasks does not allow, as it may be no fault of their files"
         if not told:
             return ""
         shown = ["%s (%s)" % one for one in sorted(told.items())[:SHOWN_NAMES]]

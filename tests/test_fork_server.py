@@ -1292,7 +1292,7 @@ def test_a_task_that_may_have_been_forked_is_not_done_again_beside_itself(projec
 
 
 ALLOWED = {"maxFailedTasks": 99}
-NOT_ALLOWED = "failed for what maxFailedTasks does not allow, as it is not the fault of their files"
+NOT_ALLOWED = "failed for what maxFailedTasks does not allow, as it may be no fault of their files"
 CANNOT_OPEN = """
 real = os.fork
 def fork():

@@ -300,10 +300,9 @@ def test_a_signal_after_which_tasks_are_left_stops_the_stage_though_those_at_wor
 
 def test_after_three_tasks_in_a_row_that_met_a_full_disk_no_more_are_started():
     stage = OneStage()
-    stage.attempts, stage.failed, stage.machine_faults, stage.exit_code, stage.done, full = 0, {}, {}, None, [], ["the disk is full"]
+    stage.failed, stage.machine_faults, stage.met_full_disk, stage.exit_code, stage.done = {}, {}, "", None, []
     stage.console, stage.stage, stage.up_to_date = mock.Mock(), SimpleNamespace(name="s1"), 0
     stage._note_trial = lambda trial: TasksWork._note_trial(stage, trial)
-    stage._full_disk_text = lambda: full[0]
     flow = stage._run_tasks(SimpleNamespace(name="t%d" % number, folder="") for number in range(100))
     wish = next(flow)
 
@@ -313,10 +312,10 @@ def test_after_three_tasks_in_a_row_that_met_a_full_disk_no_more_are_started():
         spawned = 0
         while isinstance(wish, Spawn):
             spawned, wish = spawned + 1, flow.send(None)
-        trial = SimpleNamespace(**{**dict(task=SimpleNamespace(name="t"), attempts=1, stopped=False, failure="", is_machines=False, exit_code=1), **values})
+        trial = SimpleNamespace(**{**dict(task=SimpleNamespace(name="t"), attempts=1, stopped=False, failure="", is_machines=False, full_disk="", exit_code=1), **values})
         wish = flow.send(("t", trial))
         return spawned
-    met = {"failure": "no space", "is_machines": True}
+    met = {"failure": "no space", "is_machines": True, "full_disk": "the disk is full"}
     assert [end(**met), end(**met), end()] == [2, 1, 1]     # what could be written proves that there is room again
     assert [end(**met), end(**met), end(**met)] == [1, 1, 1]
     with pytest.raises(StopIteration):

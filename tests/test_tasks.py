@@ -629,7 +629,7 @@ def test_a_full_disk_is_no_files_fault_though_the_processor_has_made_room_again(
     upper.write("in/b.txt", "bad\n")
     respec(upper, processor="bin/full.py", maxFailedTasks=1)
     done = upper.run()
-    assert done.code == int(said) and ("as it is not the fault of their files: in/b.txt" in done.out) == said and upper.exists("out/b.txt") == said, done
+    assert done.code == int(said) and ("as it may be no fault of their files: in/b.txt" in done.out) == said and upper.exists("out/b.txt") == said, done
 
 
 @pytest.mark.parametrize("more", [{"forEach": "in/*.txt"}, {"inputs": ["in/a.txt"], "chunks": {"bytes": 4, "filter": True}}], ids=["tasks", "chunks"])
@@ -778,7 +778,7 @@ def test_what_is_not_the_fault_of_a_file_is_not_allowed_by_max_failed_tasks(uppe
     upper.write("bin/none.sh", "#!/no/such/interpreter\n", executable=True)
     respec(upper, processor="bin/none.sh", maxFailedTasks=100)
     done = upper.run()
-    assert done.code == 1 and " of 3 tasks failed for what maxFailedTasks does not allow, as it is not the fault of their files: in/a.txt (cannot start " in done.out, done
+    assert done.code == 1 and " of 3 tasks failed for what maxFailedTasks does not allow, as it may be no fault of their files: in/a.txt (cannot start " in done.out, done
     assert outputs(upper) == before
 
 
@@ -795,7 +795,7 @@ def test_only_faults_of_the_machine_are_named_where_failures_are_allowed():
     work.failed, work.machine_faults, work.total = {"in/a": "exit code 1", "in/b": "exit code 2"}, {"in/b": "exit code 2"}, 3
     work.stage = collections.namedtuple("Stage", "max_failed_tasks")(5)
     work.up_to_date, work.done, work.full_disks = 0, [], 2
-    assert work._failure_text() == "1 of 3 tasks failed for what maxFailedTasks does not allow, as it is not the fault of their files: in/b (exit code 2)"
+    assert work._failure_text() == "1 of 3 tasks failed for what maxFailedTasks does not allow, as it may be no fault of their files: in/b (exit code 2)"
     work.full_disks = 3
     assert work._failure_text().endswith("in/b (exit code 2); the disk is full, so 1 more were not started")
     work.machine_faults = {}
