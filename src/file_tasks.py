@@ -330,8 +330,8 @@ class FileTasksWork(TasksWork):
         task, names = trial.task, self._made(trial)
         problem = trial.failure or next((why for why in map(lambda name: self._target_problem(task, name), names) if why), "")
         if problem:
-            trial.is_machines = trial.is_machines or not trial.failure and any(map(self.others.place_of, names))
-            trial.failure = problem
+            # Names that clash: no file is to blame, and which of two tasks comes first is chance.
+            trial.is_machines, trial.failure = trial.is_machines or not trial.failure, problem
             return
         self._take_counts(trial)
         if trial.failure:
