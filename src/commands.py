@@ -170,8 +170,9 @@ def _tell_of_gaps(spec: PipelineSpec, console: Console) -> None:
     import stage_order
     for name, doubt in stage_order.doubtful_reads(spec.stages, spec.order == "graph"):
         console.line("[NOTE] %s: %s" % (name, doubt))
+    made = [stage.output_dir for stage in spec.stages]
     for stage in spec.stages:
-        for gap in key_gaps.find_gaps(spec.root, stage) + key_gaps.find_misreadings(spec.root, stage):
+        for gap in key_gaps.find_gaps(spec.root, stage, made) + key_gaps.find_misreadings(spec.root, stage):
             console.line("[NOTE] %s: %s" % (stage.name, gap))
     for note in housekeeping.notes_on_former(spec):
         console.line("[NOTE] " + note)

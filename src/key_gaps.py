@@ -14,22 +14,29 @@ import file_digests
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Iterator, List, Tuple
+    from typing import Any, Iterator, List, Sequence, Tuple
 
     from model import StageSpec
 
 LONGEST_NAME = 1024         # characters: no longer text is taken for a path
 MODULE_ENDINGS = (".py", ".so", ".pyd")
+SEARCHED = ("env.PATH", "env.PYTHONPATH")       # folders of programs, and of modules, of which is told below
+ROOTS = ("$PIPELINE_ROOT/", "${PIPELINE_ROOT}/")
+OWN_FOLDERS = ("bin", "src", "state", "locks")      # a word that is called so means something else, most likely
 _UNEXPANDED = re.compile(r"~|.*\$(\{|[A-Za-z_])", re.DOTALL)
 
 
-def find_gaps(root: str, stage: StageSpec) -> List[str]:
-    """Return a line for each file, or folder of modules, of *root* that the stage names and its key does not know."""
+def find_gaps(root: str, stage: StageSpec, made: Sequence[str] = ()) -> List[str]:
+    """Return a line for each file, glob or folder of *root* that the stage names and its key does not know. *made*: the output
+    folders of all stages."""
     lines = []
     for place, text in _texts(stage):
-        for path in dict.fromkeys(_below(root, word) for word in (text, text.partition("=")[2])):
-            if path and os.path.isfile(os.path.join(root, path)) and not _is_known(stage, path):
+        for path in dict.fromkeys(_below(root, word) for word in _words(text)):
+            if path and os.path.isfile(os.path.join(root, path)) and not _is_known(stage, path) or _is_unknown_glob(root, stage, path):
                 lines.append("%s names %s, which is not in the key: a change of it runs nothing; add it to watch, or to inputs" % (place, path))
+        path = _below(root, _unrooted(text))
+        if path and place not in SEARCHED and _is_unknown_folder(root, stage, path, made):
+            lines.append("%s names the folder %s, whose files are not in the key: a change of them runs nothing; add %s/** to watch" % (place, path, path))
     for word in stage.env.get("PYTHONPATH", "").split(os.pathsep):
         path = _below(root, word)
         patterns = [path + "/**/*" + ending for ending in MODULE_ENDINGS] if path else []
@@ -65,6 +72,39 @@ def _texts(stage: StageSpec) -> Iterator[Tuple[str, str]]:
     for name, text in stage.env.items():
         yield "env.%s" % name, text
     yield from _inside("params", stage.params)
+
+
+def _unrooted(word: str) -> str:
+    """Return a path as it is below the root, which it may name first."""
+    return next((word[len(start):] for start in ROOTS if word.startswith(start)), word)
+
+
+def _words(text: str) -> List[str]:
+    """Return what in a text may be a path: all of it, what is behind its first "=", and each of a list."""
+    found = [text, text.partition("=")[2]]
+    return [_unrooted(word) for word in found + [part for one in found for part in re.split("[,%s]" % os.pathsep, one)]]
+
+
+def _is_unknown_glob(root: str, stage: StageSpec, path: str) -> bool:
+    """Tell whether a path is a glob in a folder that is there, and names a file that the key does not know."""
+    first, slash, _ = path.partition("/")
+    if not slash or file_digests.has_wildcard(first) or not file_digests.has_wildcard(path) or not os.path.isdir(os.path.join(root, first)):
+        return False
+    try:
+        return any(not _is_known(stage, found) for found in file_digests.expand(root, path))
+    except OSError:
+        return False
+
+
+def _is_unknown_folder(root: str, stage: StageSpec, path: str, made: Sequence[str]) -> bool:
+    """Tell whether a path is a folder with files of which the key knows none; not where a stage may write."""
+    start = path.rstrip("/") + "/"
+    others = [folder.rstrip("/") + "/" for folder in (*OWN_FOLDERS, stage.output_dir, *made)]
+    named = (*stage.inputs, *stage.for_each, *stage.watch)
+    if any(other.startswith(start) or start.startswith(other) for other in others) or any(one.startswith(start) or file_digests.path_matches(start + "x", one)
+                                                                                          for one in named):
+        return False
+    return any(not file_digests.is_hidden(name) for _, _, names in os.walk(os.path.join(root, path)) for name in names)
 
 
 def _inside(place: str, value: Any) -> Iterator[Tuple[str, str]]:

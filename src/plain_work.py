@@ -13,7 +13,7 @@ import durable_files
 import recorded_outputs
 import stage_outputs
 from primitives import remove_quietly
-from stage_work import StageWork, Trial
+from stage_work import StageWork, Trial, last_words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class PlainWork(StageWork):
     """A stage without forEach and chunks."""
 
     is_attempting = False
+    said = ""               # of the last attempt, if it failed
     checkpoint: Optional[Checkpoint] = None     # from which the next attempt resumes
 
     def do(self, decision: Decision) -> Flow:
@@ -38,7 +39,8 @@ class PlainWork(StageWork):
         trial = self._new_trial()
         self.checkpoint = self.facts.checkpoint if decision.action == "RESUME" else None
         yield from self._try(trial, decision.line_offset, self.checkpoint is not None)
-        self.exit_code, failure = trial.exit_code, trial.failure
+        # Of the last attempt also what the records keep nothing else of.
+        self.exit_code, failure = trial.exit_code, trial.failure + self.said
         outputs: List[Json] = []
         self.run.durability.flush_if_due()
         if not failure:
@@ -72,7 +74,9 @@ class PlainWork(StageWork):
 
     def _note_attempt(self, trial: Trial, result: AttemptResult) -> AttemptResult:
         self.is_attempting = False
-        return super()._note_attempt(trial, result)
+        result = super()._note_attempt(trial, result)
+        self.said = last_words(trial.failure, result)
+        return result
 
     def _note_evidence(self, trial: Trial, result: AttemptResult) -> None:
         self.tries.append({"startedAt": trial.began, "durationMs": int(result.duration_s * 1000), "exitCode": result.exit_code})

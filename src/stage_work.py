@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 NOT_UTF_8 = "output %s: the name is not valid UTF-8, so no record can name it; have the processor give it another"
 CHANGED = "input changed during the run: "
+SHOWN_WORDS = 200           # characters of the last line of a failed attempt's output
 STATUS_ONLY = " (its rights or the number of its links, or its time was put back; a processor must copy an input, not link it)"
 
 
@@ -54,6 +55,15 @@ def unfinished_text(there: stage_outputs.Folder, stage: str) -> str:
     parts = stage_outputs.own_parts(there.parts, stage)
     return "it ended with exit code 0 and left %s, an output that is not finished: what the processor kit opens must be brought to its end" % (
         parts[0]) if parts else ""
+
+
+def last_words(failure: str, result: attempts.AttemptResult) -> str:
+    """Return the last line that an attempt printed, ": " before it, to be put behind why it failed; "" where that tells more than
+    its exit code."""
+    if not result.exit_code or not failure.endswith("exit code %d" % result.exit_code):
+        return ""
+    lines = [line.strip() for line in result.tail.decode("utf-8", "replace").splitlines() if line.strip()]
+    return ": " + (lines[-1] if len(lines[-1]) <= SHOWN_WORDS else lines[-1][:SHOWN_WORDS] + " ...") if lines else ""
 
 
 def changed_file(root: str, stamps: Dict[str, List[int]], is_as_read: Callable[[str, List[int]], bool],

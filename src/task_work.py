@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     Output = Tuple[str, int, str]
 
 SHOWN_FAILURES = 10         # of failed tasks whose last output is shown
-SHOWN_WORDS = 200           # characters of the last line of a failed task's output
 AHEAD = 2                   # tasks that are prepared for each that runs
 FULL_DISKS = 3          # tasks that fail one after another for a full disk: then no more are started
 FULL = tuple(getattr(errno, name) for name in ("ENOSPC", "EDQUOT") if hasattr(errno, name))
@@ -96,12 +95,6 @@ def in_the_way(path: str, error: OSError) -> str:
     remedy = "; remove it, or give the output another name" if error.errno in IN_THE_WAY else remedy_of(error)
     is_told = error.errno in IN_THE_WAY or error.errno == errno.EBUSY
     return "%s is in the way of its output: %s%s" % (path, error.strerror, remedy) if is_told else ""
-
-
-def _last_words(said: bytes) -> str:
-    """Return the last line of what a processor printed, for the reason of its failure; ": " before it, "" for none."""
-    lines = [line.strip() for line in said.decode("utf-8", "replace").splitlines() if line.strip()]
-    return ": " + (lines[-1] if len(lines[-1]) <= SHOWN_WORDS else lines[-1][:SHOWN_WORDS] + " ...") if lines else ""
 
 
 def _write(path: str, data: bytes) -> None:
@@ -428,8 +421,8 @@ class TasksWork(stage_work.StageWork):
 
     def _failure_of(self, result: attempts.AttemptResult) -> str:
         """As of all attempts, with the last line that it printed: of many tasks only that is seen of each."""
-        is_told = result.exit_code and result.failure == "exit code %d" % result.exit_code
-        return result.failure + _last_words(result.tail) if is_told else str(result.failure)
+        failure = super()._failure_of(result)
+        return failure + stage_work.last_words(failure, result)
 
     def _note_evidence(self, trial: TaskTrial, result: attempts.AttemptResult) -> None:
         if result.log[0]:

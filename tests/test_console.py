@@ -231,7 +231,7 @@ def test_the_end_of_a_stage_of_tasks_tells_how_many_it_did(project, keys):
 def test_quiet_run(mixed):
     done = mixed.run("--run-id", "r", "--quiet")
     assert done.code == 1
-    assert re.sub(r"in \d+\.\ds", "in Ns", done.out) == "[FAIL] c: exit code 3\nRun r state: failed (2 ok, 0 skipped, 1 failed) in Ns\n"
+    assert re.sub(r"in \d+\.\ds", "in Ns", done.out) == "[FAIL] c: exit code 3: no line end\nRun r state: failed (2 ok, 0 skipped, 1 failed) in Ns\n"
     assert done.err == "    | c größe\n    | no line end\n"
     done = mixed.run("--run-id", "s", "--quiet", "--until", "b")
     assert (done.code, done.out, done.err) == (0, "", "")

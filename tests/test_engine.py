@@ -114,7 +114,7 @@ def test_a_failing_stage_stops_the_run(project):
     project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"]}, {"processor": project.processor("bad", "print('why')\nsys.exit(3)\n")},
                  {"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"]}, {"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"]})
     done = project.run("--run-id", "r")
-    assert done.code == 1 and "[FAIL] s2: exit code 3\n" in done.out and "s3" not in done.out, done
+    assert done.code == 1 and "[FAIL] s2: exit code 3: why\n" in done.out and "s3" not in done.out, done
     record = project.json("state/run_r.json")
     assert [(one["stage"], one["status"]) for one in record["stages"]] == [("s1", "ok"), ("s2", "failed"), ("s3", "notRun"), ("s4", "notRun")]
     assert record["stages"][2]["reason"] == "the run ended before it" and record["state"] == "failed"

@@ -464,7 +464,7 @@ def test_the_line_is_gone_after_a_failure_and_after_ctrl_c(project):
     run.until("25%")
     project.write("go", "")
     assert run.end() == 1
-    assert "    | said to nobody\n[FAIL] slow_one: exit code 1\n" in run.screen().text and "so far" not in run.screen().text, run.seen
+    assert "    | said to nobody\n[FAIL] slow_one: exit code 1: said to nobody\n" in run.screen().text and "so far" not in run.screen().text, run.seen
     os.unlink(str(project.path("go")))
     run = OnTerminal(project, "--run-id", "s")
     run.until("25%")

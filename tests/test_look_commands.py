@@ -167,11 +167,12 @@ def test_a_failed_stage(pipeline):
     pipeline.write("fail-b", "")
     pipeline.run("--run-id", "r")
     found = stages_of(pipeline)
-    assert (found["b"]["status"], found["b"]["lastError"], found["b"]["reasons"]) == ("failed", "exit code 3", ["last run failed: exit code 3"])
+    why = "exit code 3: log of b \x1b[31mred\tx"
+    assert (found["b"]["status"], found["b"]["lastError"], found["b"]["reasons"]) == ("failed", why, ["last run failed: " + why])
     assert document(pipeline, "status")["runs"][0]["failed"] == 1
     assert "failed" in look(pipeline, "history", "b") and "median" not in look(pipeline, "history", "b")
     assert look(pipeline, "logs", "b") == "==> run r, attempt 1: state/logs/r/b.1.log\nlog of b \\x1b[31mred\tx\n"
-    assert look(pipeline, "explain", "b").endswith("would run: last run failed: exit code 3\n")
+    assert look(pipeline, "explain", "b").endswith("would run: last run failed: exit code 3: log of b \\x1b[31mred\\tx\n")
 
 
 @pytest.mark.skipif(not POSIX, reason="signals")

@@ -521,7 +521,7 @@ TOLD = "input changed during the run: data/in.txt; exit code 75"
 
 
 @pytest.mark.parametrize("stage, line", [
-    ({"inputs": ["data/in.txt"]}, "[FAIL] s1: %s\n" % TOLD),
+    ({"inputs": ["data/in.txt"]}, "[FAIL] s1: %s: line 3 is none\n" % TOLD),
     ({"forEach": "data/in.txt"}, "[FAIL] s1 data/in.txt: %s: line 3 is none\n" % TOLD),
     ({"forEach": "data/in.txt", "inputs": ["data/other.txt"]}, "[FAIL] s1 data/in.txt: %s: line 3 is none\n" % TOLD.replace("in.txt", "other.txt")),
     ({"inputs": ["data/in.txt"], "chunks": {"bytes": 1024}}, "[FAIL] s1 data/in.txt#1: %s: line 3 is none\n" % TOLD),

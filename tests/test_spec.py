@@ -706,20 +706,33 @@ FILES = ["conf/table.csv", "conf/é a.sql", "lib/tool.awk", "lib/py/deep/mod.py"
     ({"args": ["lib/tool.awk"], "watch": ["lib/*"]}, []),
     ({"args": ["data/in/a.csv"], "inputs": ["data/in/*.csv"]}, []),
     ({"args": ["data/in/a.csv"], "forEach": "data/in/*.csv"}, []),
-    ({"args": ["data/s1/made.csv", "bin/p.py", "conf", "", ".", "..", "../x", "/etc/passwd", "conf/absent", "table.csv", "x" * 5000]}, []),
+    ({"args": ["data/s1/made.csv", "bin/p.py", "bin", "data", "data/s1", "", ".", "..", "../x", "/etc/passwd", "conf/absent", "table.csv", "x" * 5000]}, []),
     ({"env": {"SQL": "conf/é a.sql"}}, ["env.SQL names conf/é a.sql, "]),
     ({"params": {"a": [1, {"b": "conf/table.csv"}], "c": None}}, ["params.a[1].b names conf/table.csv, "]),
     ({"env": {"PYTHONPATH": "lib%sconf%sabsent" % (os.pathsep, os.pathsep)}}, ["env.PYTHONPATH names lib, "]),
     ({"env": {"PYTHONPATH": "lib"}, "watch": ["lib/**/*.py"]}, []),
+    ({"args": ["conf/table.csv%slib/tool.awk" % os.pathsep]}, ["args[0] names conf/table.csv, ", "args[0] names lib/tool.awk, "]),
+    ({"args": ["-f=lib/tool.awk,absent,conf/table.csv"], "watch": ["conf/*"]}, ["args[0] names lib/tool.awk, "]),
+    ({"env": {"TABLE": "$PIPELINE_ROOT/conf/table.csv"}, "args": ["${PIPELINE_ROOT}/lib/tool.awk", "$HOME/lib/tool.awk"]},
+     ["args[0] names lib/tool.awk, ", "env.TABLE names conf/table.csv, "]),
+    ({"args": ["conf/*.csv", "conf/*.none", "lib/**/*.py", "*", "[a-z]*/tool.awk"]}, ["args[0] names conf/*.csv, ", "args[2] names lib/**/*.py, "]),
+    ({"args": ["conf/*.csv", "data/in/*"], "watch": ["conf/table.csv"], "inputs": ["data/in/*.csv"]}, []),
+    ({"params": {"folder": "conf", "more": "lib/py/"}}, ["params.folder names the folder conf, ", "params.more names the folder lib/py, "]),
+    ({"args": ["conf", "lib"], "inputs": ["conf/table.csv"], "watch": ["**/*.awk", "lib/**"]}, []),
+    ({"args": ["data/in", "empty"]}, ["args[0] names the folder data/in, "]),
+    ({"env": {"PATH": "lib"}}, []),
 ])
 def test_files_that_a_stage_names_and_its_key_does_not_know(project, stage, told):
     """Else such a file is changed, and the stage skipped: the spec says so in the one place where the runner can see it."""
     for path in FILES:
         project.write(path, "")
+    project.path("empty").mkdir()
     gaps = gaps_of(project, stage)
     assert len(gaps) == len(told) and all(line.startswith(start) for line, start in zip(gaps, told)), gaps
     for line in gaps:
-        assert line.endswith("which is not in the key: a change of it runs nothing; add it to watch, or to inputs" if "PYTHONPATH" not in line else
+        folder = line.partition("the folder ")[2].partition(",")[0]
+        assert line.endswith("whose files are not in the key: a change of them runs nothing; add %s/** to watch" % folder if folder else
+                             "which is not in the key: a change of it runs nothing; add it to watch, or to inputs" if "PYTHONPATH" not in line else
                              "whose modules are not in the key: a change of them runs nothing; add lib/**/*.py to watch"), line
 
 
@@ -736,11 +749,12 @@ def test_what_a_note_of_validate_asks_for_puts_the_file_into_the_key(project):
     project.write("lib/mod.py", "WORD = 'one'\n")
     project.write("conf/a.txt", "one")
     project.processor("p", "import mod\nopen(out + '/o', 'w').write(mod.WORD + open(sys.argv[1]).read())\n")
-    stage = {"processor": "bin/p.py", "args": ["conf/a.txt"], "env": {"PYTHONPATH": "lib"}}
+    project.write("tables/deep/t", "t")
+    stage = {"processor": "bin/p.py", "args": ["conf/a.txt", "tables"], "env": {"PYTHONPATH": "lib"}}
     project.spec(stage)
     told = project.ok("validate").out.splitlines()
-    assert [line.partition(",")[0] for line in told[:-1]] == ["[NOTE] s1: args[0] names conf/a.txt", "[NOTE] s1: env.PYTHONPATH names lib"], told
-    project.spec(dict(stage, watch=["lib/**/*.py", "conf/a.txt"]))
+    assert [line.partition(",")[0] for line in told[:-1]] == ["[NOTE] s1: args[0] names conf/a.txt", "[NOTE] s1: args[1] names the folder tables", "[NOTE] s1: env.PYTHONPATH names lib"], told
+    project.spec(dict(stage, watch=["lib/**/*.py", "conf/a.txt", "tables/**"]))
     assert "[NOTE]" not in project.ok("validate").out
     project.ok()
     project.write("lib/mod.py", "WORD = 'two'\n")
@@ -749,6 +763,8 @@ def test_what_a_note_of_validate_asks_for_puts_the_file_into_the_key(project):
     project.write("conf/a.txt", "two")
     project.ok()
     assert project.read("data/s1/o") == "twotwo"
+    project.write("tables/deep/t", "u")
+    assert "watched tables/deep/t changed" in project.ok("plan").out
 
 
 def test_paths_that_mean_something_else_than_they_seem_to_are_noted(project):

@@ -694,7 +694,7 @@ def test_a_full_disk_under_a_processor_is_a_failed_stage(project):
                                + 'mount -o remount,size=4m "$ROOT/data/s1"\n' + RUN % "after", project.root)
     code, out = found["full"]
     assert code == 1, text
-    assert re.search(r"\[FAIL\] s1: exit code 1; the disk is full: 0 bytes free on the file system of \S.*data/s1", out), text
+    assert re.search(r"\[FAIL\] s1: exit code 1: cannot write: .*; the disk is full: 0 bytes free on the file system of \S.*data/s1", out), text
     assert found["after"][0] == 0, text
 
 
