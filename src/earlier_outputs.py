@@ -21,7 +21,7 @@ from primitives import is_link, is_there
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Mapping, Optional
+    from typing import Any, Dict, List, Mapping, Optional, Sequence
 
     from engine import Run
     from foreign_outputs import ForeignOutputs
@@ -81,7 +81,7 @@ class EarlierOutputs:
         if done:
             self.has_cleared = True
             recorded_outputs.sync_below(self.folder)
-            self._note("leftovers of an unfinished attempt: %s" % shown_names(done, between="; "))
+            self._note("leftovers of an unfinished attempt: %s%s" % (shown_names(done, between="; "), self._lost_text(done, "an earlier run")))
 
     # --- of a success
 
@@ -117,7 +117,15 @@ class EarlierOutputs:
         if done:
             self.has_cleared = True
             recorded_outputs.sync_below(self.folder)
-            self._note("not what was recorded: %s" % shown_names(done, between="; "))
+            self._note("not what was recorded: %s%s" % (shown_names(done, between="; "), self._lost_text(done, "run %s" % record.get("lastRunId"), names)))
+
+    def _lost_text(self, done: Sequence[str], run: str, names: Optional[Sequence[str]] = None) -> str:
+        """Return which of the outputs (*names*, else those recorded) that *run* had recorded are removed now: what had grown in
+        them from run to run is gone."""
+        recorded = names if names is not None else [one["path"] for one in self.outputs]
+        gone = set(done)
+        lost = [path for path in recorded if "removed %s" % path in gone]
+        return "; %s had recorded %s" % (run, shown_names(lost)) if lost else ""
 
     def _let_go_of(self, foreign: Mapping[str, str]) -> None:
         """Record no more what other stages have recorded, too. foreign: see ForeignOutputs.owners()."""

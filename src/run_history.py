@@ -411,7 +411,7 @@ def _with_end(root: str, record: Json) -> Json:
     entry = next((one for one in told["stages"] if isinstance(one, dict) and one.get("stage") == record["stage"]), {})
     if entry.get("status") not in ("failed", "interrupted"):
         return record
-    duration = entry.get("durationMs")
+    duration: Any = entry.get("durationMs")
     tasks = {"tasks": entry["tasks"]} if isinstance(entry.get("tasks"), dict) else {}
     return dict(record, **tasks, lastStatus=entry["status"], lastError=_text(entry.get("reason")), attempts=entry.get("attempts"), endedAt=told.get("endedAt"),
                 lastDurationSec=duration / 1000.0 if is_integer(duration) else None)

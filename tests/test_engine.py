@@ -136,6 +136,26 @@ def test_nothing_of_a_failed_stage_is_taken_for_an_output(project):
     assert project.read("data/s1/half.txt") == "half"
 
 
+def test_what_earlier_runs_had_recorded_is_named_when_it_is_removed(project):
+    """A processor's memory in the output folder, that grows from run to run: it is not what the inputs alone make."""
+    body = ("path = out + '/history'\nold = open(path).read() if os.path.exists(path) else ''\nopen(path, 'w').write(open(inputs[0]).read() + old)\n"
+            "sys.exit(os.path.exists('bad'))\n")
+    project.spec({"processor": project.processor("grow", body), "inputs": ["in.txt"]})
+    for run in ("1", "2"):
+        project.write("in.txt", run)
+        project.ok("--run-id", run)
+    project.write("in.txt", "3")
+    project.write("bad", "")
+    assert project.run().code == 1 and project.read("data/s1/history") == "321"
+    project.path("bad").unlink()
+    done = project.ok("--run-id", "4")
+    assert "[NOTE] s1: leftovers of an unfinished attempt: removed history; an earlier run had recorded history\n" in done.out, done
+    assert project.read("data/s1/history") == "3"
+    project.write("data/s1/history", "by hand")
+    done = project.ok()
+    assert "[NOTE] s1: not what was recorded: removed history; run 4 had recorded history\n" in done.out, done
+
+
 @pytest.mark.parametrize("code, retry, attempts", [
     (75, {"attempts": 3}, 3), (1, {"attempts": 3}, 3), (1, {}, 1), (75, {}, 1), (7, {"attempts": 3, "exitCodes": [75]}, 1), (75, {"attempts": 3, "exitCodes": [75]}, 3),
     (75, {"attempts": 3, "exitCodes": [7]}, 1), (7, {"attempts": 3, "exitCodes": [7, 8]}, 3), (7, {"attempts": 3, "exitCodes": []}, 1), (75, {"attempts": 3, "exitCodes": None}, 3),
