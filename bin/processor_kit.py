@@ -605,13 +605,13 @@ def _vouch_whole(name: str, part: str) -> None:
         pass
 
 
-_under_way: Dict[str, Tuple[int, str]] = {}     # output -> (process, part) of each that is being written
+_under_way: Dict[str, Tuple[int, str, str]] = {}    # output -> (process, part, name) of each that is being written
 _known: Dict[str, Dict[str, Set[str]]] = {}     # folder -> how the names of part files begin -> those that were there when it was listed, or were made since
 
 
 def _is_under_way(target: str) -> bool:
     """Tell whether this process is writing *target*, or one that has forked it still does."""
-    pid, path = _under_way.get(target, (0, ""))
+    pid, path, _ = _under_way.get(target, (0, "", ""))
     return pid == os.getpid() or bool(pid) and os.path.lexists(path)
 
 
@@ -654,7 +654,7 @@ class _Part:
         own = os.path.basename(name)
         with _lock("parts"):
             _refuse_second(self.target, final)
-            _under_way[self.target] = (os.getpid(), self.path)
+            _under_way[self.target] = (os.getpid(), self.path, final)
             _known.get(os.path.dirname(self.path), {}).setdefault(own[:own.rfind("~") + 1], set()).add(own)
         try:
             self.descriptor = self._opened("create" if vouched is None else "go on in", vouched)
@@ -1117,6 +1117,8 @@ def _check_record(record: Dict[str, Any], attempt: _Attempt, finals: Tuple[str, 
         raise _Restart("the checkpoint stands behind the end of the input")
     if offset < least:
         raise _Restart("the checkpoint stands before the chunk")
+    if record.get("open"):
+        raise _Restart("the checkpoint does not say how much of %s it stands for" % record["open"])
 
 
 def _regular_size(path: str) -> int:
@@ -1177,6 +1179,7 @@ class _Work:
         self.pid = os.getpid()                      # a child that the function forks has no part in this
         self.batch = 1                              # lines handed to the function before the clock is looked at
         self.signal = 0
+        self.around = self.open_beside()            # it gets its text from all lines, and a resume would begin it anew
 
     # --- start ---
 
@@ -1293,6 +1296,12 @@ class _Work:
             self.parts[final] = _Part(self.attempt.folder, self.attempt.part_name(final), final, digest=digest)
         return self.parts[final]
 
+    def open_beside(self) -> Set[str]:
+        """Return the outputs that are being written beside those of this call: how far they are, a checkpoint cannot say."""
+        own = {part.target for part in self.parts.values()}
+        with _lock("parts"):
+            return {name for target, (_, _, name) in _under_way.items() if target not in own and _is_under_way(target)}
+
     def record(self, **flags: bool) -> Dict[str, Any]:
         """Return the progress at this position, with all output up to it in the parts (not yet synced)."""
         source, parts = self.source, self.parts.values()
@@ -1306,7 +1315,7 @@ class _Work:
                  "outputs": {part.name: part.size for part in parts}, "publish": {part.name: part.final for part in parts},
                  "digests": {part.name: part.digest.hexdigest() for part in parts if part.digest is not None},
                  "counts": {"read": read, "written": written, "rejected": self.rejected},
-                 "durable": True, "publishing": False, "complete": False}
+                 "open": sorted(self.around | self.open_beside()), "durable": True, "publishing": False, "complete": False}
         if source.chunk is not None:
             found["chunk"] = list(source.chunk)
         found.update(flags)
@@ -1734,6 +1743,7 @@ class open_output:
             attempt, name = _Attempt(), _check_output_name(self.name)
             _remove_stale(attempt, (name,), set())
             self.part, self.pid = _Part(attempt.folder, attempt.part_name(name), name), os.getpid()
+            self.progress = _identity(os.environ.get("PIPELINE_PROGRESS_FILE", ""))
             raw = open(self.part.descriptor, "wb", closefd=False)
             return raw if self.binary else io.TextIOWrapper(raw, encoding="utf-8", newline="")
         self.file: IO[Any] = _checked(begin)
@@ -1758,9 +1768,27 @@ class open_output:
 
     def _discard(self) -> None:
         try:
+            if self._is_counted_on():
+                _say("removing the checkpoint: %s, which it counts on, is not whole" % self.name)
+                _remove(os.environ["PIPELINE_PROGRESS_FILE"])   # first: a resume would take what is discarded for done
             self.part.discard()
         except (_Problem, OSError):
             pass                                # the next start removes it
+
+    def _is_counted_on(self) -> bool:
+        """Tell whether the processor itself has written a checkpoint since this was opened: a resume from there would begin it anew.
+
+        One of lines() or blocks() names what was open. What threads and children publish is no part of the main thread's text.
+        """
+        path = os.environ.get("PIPELINE_PROGRESS_FILE", "")
+        if _is_aside() or _identity(path) in (None, self.progress) or _regular_size(path) < 0:
+            return False
+        try:
+            with open(path, "rb") as file:
+                record = json.loads(file.read(8 << 20).decode("utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return False                        # nobody resumes from it
+        return isinstance(record, dict) and "open" not in record
 
     def _publish(self) -> None:
         try:
@@ -1771,7 +1799,8 @@ class open_output:
             self.part.sync()
             self.part.close()
             _made.add(self.part.final)
-            _vouch_whole(self.part.final, self.part.path)
+            if not self._is_counted_on():
+                _vouch_whole(self.part.final, self.part.path)
             _replace(self.part.path, self.part.target)
             self.part.let_go()
         except _Problem:

@@ -63,6 +63,8 @@ def checkpoint_at(path: str, folder: str, record: Optional[Json], key: str, boot
         unknown = _unvouched(folder, progress, record or {}, declared)
         unknown = unknown and sorted(set(unknown) - _published(whole_path(path), folder))
         unknown = unknown and sorted(set(unknown) - of_others())
+        # What was open meanwhile a resume begins anew, and without the lines that are done: be it published, discarded or left.
+        unknown = sorted(progress.get("open", ())) or unknown
         problem = "it does not say how much of %s it stands for: name each output in its \"outputs\"" % _final_name(unknown[0]) if unknown else ""
     if not problem and not found.complete:
         problem = stage_outputs.cut_problem(folder, found.outputs, found.publishing, found.finals)
@@ -165,9 +167,10 @@ def _unvouched(folder: str, progress: Json, record: Json, declared: Optional[Seq
     if declared is not None:
         changed = list(filter(Patterns(declared).matches, changed))
     known = {posixpath.normpath(path) for path in (*progress.get("outputs", {}), *progress.get("publish", {}).values(), *progress.get("whole", ()))}
-    # What is held open beside the lines of a checkpoint gets its text from those same lines; after the last line it is begun
-    # anew.
-    begun = [] if _is_complete(progress, record) else stage_outputs.own_parts(there.parts, str(record.get("stage")))
+    # What is held open beside the lines of a checkpoint gets its text from those same lines; what is begun after the last one
+    # is begun anew. Who does not say what was "open" (an earlier kit, a processor of its own kind) leaves that in doubt.
+    is_after = _is_complete(progress, record) and "open" in progress
+    begun = [] if is_after else stage_outputs.own_parts(there.parts, record["stage"])
     return [path for path in (*changed, *begun) if path not in known]
 
 
@@ -203,9 +206,10 @@ def _problem(progress: Any) -> str:
     if not is_integer(offset) or offset < 0:
         return "its lineOffset is %s" % spec_values.shown_value(offset)
     outputs, finals, counts = progress.get("outputs", {}), progress.get("publish", {}), progress.get("counts", {})
-    whole = progress.get("whole", [])
-    if not isinstance(whole, list) or not all(isinstance(path, str) for path in whole):
-        return "its whole outputs are not paths"
+    for name in ("whole", "open"):
+        paths = progress.get(name, [])
+        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+            return "its %s outputs are not paths" % name
     for files in (outputs, finals):
         if not isinstance(files, dict) or any(spec_values.path_problem(path) for path in files):
             return "its outputs are not paths below the output folder"

@@ -106,7 +106,7 @@ class PlainWork(StageWork):
         return 0, False
 
     def _read_checkpoint(self) -> Optional[Checkpoint]:
-        record = {"idempotencyKey": self.key, "bootId": self.run.boot, "lastStatus": "failed", "baseline": self.baseline}
+        record = {"stage": self.stage.name, "idempotencyKey": self.key, "bootId": self.run.boot, "lastStatus": "failed", "baseline": self.baseline}
         return checkpoints.read_checkpoint(self.store, self.stage, record, self.key, self.run.boot,
                                            lambda: recorded_outputs.outputs_of_others(self.run.root, self.stage.output_dir, {self.stage.name}))
 

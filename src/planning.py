@@ -202,7 +202,8 @@ def decide(stage: StageSpec, facts: Facts, forced: bool) -> Decision:
     if found is None:
         return Decision("RUN", reasons, 0, "")
     if found.problem:
-        return Decision("RUN", reasons, 0, "" if found.complete else found.problem)
+        is_history = found.complete and str((facts.record or {}).get("lastStatus")) not in ("running", "interrupted")
+        return Decision("RUN", reasons, 0, "" if is_history else found.problem)
     if found.resumable:
         return Decision("RESUME", reasons, found.line_offset, "")
     return Decision("RUN", reasons, 0, "")

@@ -746,6 +746,7 @@ BAD = {
     "other schema": lambda record: {"schema": 2},
     "other inputs": lambda record: {"bytesTotal": record["bytesTotal"] + 1},
     "behind the end": lambda record: {"byteOffset": record["bytesTotal"] + 1},
+    "another output was open": lambda record: {"open": ["side.txt"]},
     "no such input": lambda record: {"inputIndex": 2},
     "no such input, at its beginning": lambda record: {"inputIndex": 2, "byteOffset": 0},
     "behind the last input": lambda record: {"inputIndex": 1},
