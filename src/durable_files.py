@@ -109,7 +109,7 @@ class Commit:
             self.files.clear()          # far cheaper than one call for each of very many
             self.folders.clear()
             self.removed.clear()
-        for paths, sync in ((self.removed, _sync_folder_if_there), (self.files, _sync_path), (self.folders, _sync_folder_if_there)):
+        for paths, sync in ((self.removed, sync_folder_if_there), (self.files, _sync_path), (self.folders, sync_folder_if_there)):
             if sys.platform == "darwin":
                 _sync_on_mac(paths)
             else:
@@ -177,7 +177,8 @@ def _is_to_sync(descriptor: int) -> bool:
     return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
 
-def _sync_folder_if_there(path: str) -> None:
+def sync_folder_if_there(path: str) -> None:
+    """As sync_folder(), but for a folder that is gone."""
     try:
         sync_folder(path)
     except (FileNotFoundError, NotADirectoryError):

@@ -76,7 +76,8 @@ class EarlierOutputs:
         done = ["removed %s" % path for path in stage_outputs.remove_parts(self.folder, self.stage.name, set())]
         if baseline is not None:
             recorded = {one["path"]: (one["bytes"], one["sha256"]) for one in self.outputs}
-            done += stage_outputs.clear_leftovers(self.folder, baseline, recorded, self.others.possible(), file_digests.hash_prefix,
+            there = stage_outputs.list_folder(self.folder)
+            done += stage_outputs.clear_leftovers(self.folder, there, baseline, recorded, self.others.possible(there), file_digests.hash_prefix,
                                                   recorded_outputs.folders_of_others(self.run.spec, self.stage.name, self.stage.output_dir))
         if done:
             self.has_cleared = True

@@ -59,21 +59,25 @@ class ForeignOutputs:
             owners.update({path[len(ours):]: other.name for path in found if path.startswith(ours)})
         return owners
 
-    def possible(self) -> Set[str]:
-        """Return what is another's or may be: an attempt that did not finish must leave it alone, and so must who clears up after
-        it."""
-        return set(self.owners()) | self._undeclared() | self._of_strangers()
+    def are_beside(self) -> bool:
+        """Tell whether another stage is or was at work in the folder at the same time."""
+        return any(other.name in self.beside for other in self.run.places.neighbours(self.stage))
+
+    def possible(self, there: stage_outputs.Folder) -> Set[str]:
+        """Return what of *there*, the folder as it was listed, is another's or may be: an attempt that did not finish must leave it
+        alone, and so must who clears up after it."""
+        return set(self.owners()) | self._undeclared(there) | self._of_strangers()
 
     def _of_strangers(self) -> Set[str]:
         """Return what is recorded by stages that are not in this spec: removed or renamed since, or of another pipeline."""
         return recorded_outputs.outputs_of_others(self.run.root, self.stage.output_dir, {stage.name for stage in self.run.spec.stages})
 
-    def _undeclared(self) -> Set[str]:
+    def _undeclared(self, there: stage_outputs.Folder) -> Set[str]:
         """Return what is none of our declared outputs, if others may be at work in the folder beside us: it may be theirs."""
         if not self.run.places.may_be_beside(self.stage):
             return set()
         declared = file_digests.Patterns(self.stage.outputs or ())
-        return {path for path in stage_outputs.list_folder(self.folder).files if not declared.matches(path)}
+        return {path for path in there.files if not declared.matches(path)}
 
     def text(self, done: str, path: str, owner: str, but: str = "") -> str:
         """Return why what was done with another stage's output is a failure, and what to do."""

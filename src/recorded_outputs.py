@@ -142,8 +142,9 @@ def clear_leftovers(spec: PipelineSpec, record: Json) -> List[str]:
     if baseline is None:
         return []
     recorded = {one["path"]: (one["bytes"], one["sha256"]) for one in record["outputs"]}
+    there = stage_outputs.list_folder(folder)
     foreign = outputs_of_others(spec.root, output_dir, {record["stage"]}) | declared_beside(spec, record)
-    done = stage_outputs.clear_leftovers(folder, baseline, recorded, foreign, file_digests.hash_prefix,
+    done = stage_outputs.clear_leftovers(folder, there, baseline, recorded, foreign, file_digests.hash_prefix,
                                          folders_of_others(spec, record["stage"], output_dir))
     if done:
         sync_below(folder)
@@ -178,4 +179,4 @@ def sync_below(folder: str) -> None:
     """What was cleared must not come back with a power cut, beside a record of success: btrfs brings a removal to the disk with
     its folder only."""
     for one, _, _ in os.walk(folder):
-        durable_files.sync_folder(one)
+        durable_files.sync_folder_if_there(one)     # a stage at work beside may have removed it

@@ -11,7 +11,7 @@ import os
 from collections import namedtuple
 
 import file_systems
-from primitives import folded, is_junction, is_link, is_there, refuse_too_long, truncate, unlink
+from primitives import LONGEST_PATH, folded, is_junction, is_link, is_there, refuse_too_long, truncate, unlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,12 +75,12 @@ def list_folder(folder: str) -> Folder:
                 parts.append(path)
             elif entry.name.startswith("."):
                 if not entry.name.endswith(RUNNER_ENDINGS):
-                    hidden[path] = _signature(entry.path)
+                    _note(hidden, path, entry.path)
             elif entry.is_dir(follow_symlinks=False) and not is_junction(entry):
                 folders.append((path + "/", entry.path))
                 found.append(path + "/")
             else:
-                files[path] = _signature(entry.path)
+                _note(files, path, entry.path)
     return Folder(files, sorted(parts), hidden, found, _identity(folder))
 
 
@@ -102,9 +102,15 @@ def as_of_now(baseline: Listing, there: Folder) -> Listing:
     return {path: there.files[path] if path in there.files and there.files[path][:2] == stamp[:2] else stamp for path, stamp in baseline.items()}
 
 
-def _signature(path: str) -> List[int]:
-    stat = os.lstat(path)       # not of a directory's entry: on Windows that lacks inode and device
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev]
+def _note(listing: Listing, path: str, full: str) -> None:
+    """Add a file to a listing, unless it has gone since its folder was read: a stage at work beside may rename or remove what is its
+    own."""
+    try:
+        stat = os.lstat(full)   # not of a directory's entry: on Windows that lacks inode and device
+    except FileNotFoundError:
+        refuse_too_long(full, LONGEST_PATH)
+        return
+    listing[path] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev]
 
 
 def changed_since(baseline: Listing, now: Listing) -> List[str]:
@@ -139,7 +145,7 @@ def leftovers(baseline: Listing, recorded: Container[str], foreign: Container[st
     return [path for path in changed_since(baseline, there.files) if path not in foreign and (path not in baseline or path in recorded)]
 
 
-def clear_leftovers(folder: str, baseline: Listing, recorded: Dict[str, Tuple[int, str]], foreign: Set[str],
+def clear_leftovers(folder: str, there: Folder, baseline: Listing, recorded: Dict[str, Tuple[int, str]], foreign: Set[str],
                     prefix_digest: Callable[[str, int], str], others: Set[str]) -> List[str]:
     """Undo what an attempt that did not finish has done to *folder*; return what was done, a text for each file.
 
@@ -147,11 +153,11 @@ def clear_leftovers(folder: str, baseline: Listing, recorded: Dict[str, Tuple[in
     them again. A folder of the stage's own that may only be read is written to all the same. A changed file is cut back to what the stage
     record says when its beginning still is that (an appending processor), otherwise removed if it is the stage's own; files of
     *foreign* stages are left alone, and what was there before and is nobody's is only named.
-    recorded: {path: (bytes, SHA-256)} of the last success. others: the output folders of other stages, below this one or it
-    itself (""): an empty folder in these may be theirs.
+    there: what is in it, as of before *foreign* was told: what comes later is not looked at, and may be a stage's that is at
+    work beside. recorded: {path: (bytes, SHA-256)} of the last success. others: the output folders of other stages, below this
+    one or it itself (""): an empty folder in these may be theirs.
     """
     done = []
-    there = list_folder(folder)
     ours = own_folders(there.folders, others)
     for path in leftovers(baseline, recorded, foreign, there):
         done += with_rights(folder, path, ours, _bring_back, os.path.join(folder, path), path, recorded.get(path), prefix_digest)

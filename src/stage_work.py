@@ -440,7 +440,8 @@ class StageWork:
         kept = sorted(one["path"] for one in self.earlier.outputs if one["path"] in now and one["path"] not in changed and one["path"] not in foreign)
         if kept and (self.attempts or self.stage.chunks is not None):      # kept chunks are joined anew without an attempt
             self._note("not remade by this run, still recorded: %s" % shown_names(kept))
-        self._tell_of_no_outputs(stage_outputs.no_outputs(self.found, there), "they are neither recorded nor undone after a kill")
+        if not self.others.are_beside():        # it may be theirs
+            self._tell_of_no_outputs(stage_outputs.no_outputs(self.found, there), "they are neither recorded nor undone after a kill")
         return self._hash_outputs(sorted(names.union(kept) - set(foreign)))
 
     def _not_made(self, declared: file_digests.Patterns, names: Set[str], changed: Set[str]) -> str:

@@ -542,6 +542,16 @@ def test_what_a_stage_at_work_beside_has_made_and_not_declared_is_not_cleared_aw
     assert "[NOTE] a: leftovers of an unfinished attempt: removed a.txt\n" in done.out and joins.exists("data/all/b.txt"), done
 
 
+@posix_only
+def test_what_a_stage_at_work_beside_has_made_under_a_hidden_name_is_nobody_elses(joins):
+    wait = "for step in $(seq 1500); do [ -e \"$PIPELINE_OUTPUT_DIR/%s\" ] && break; sleep 0.02; done\n"
+    joins.write("bin/a.sh", '#!/bin/sh\ntouch "$PIPELINE_OUTPUT_DIR/.a.tmp"\n' + wait % ".b.done" + 'mv "$PIPELINE_OUTPUT_DIR/.a.tmp" "$PIPELINE_OUTPUT_DIR/a.txt"\n', executable=True)
+    joins.write("bin/b.sh", "#!/bin/sh\n" + wait % ".a.tmp" + 'touch "$PIPELINE_OUTPUT_DIR/b.txt"\n', executable=True)
+    make(joins, *({"name": name, "processor": "bin/%s.sh" % name, "outputDir": "data/all", "outputs": [name + ".txt"]} for name in "ab"))
+    done = joins.ok("--jobs", "2")
+    assert "made .a.tmp" not in done.out and joins.exists("data/all/a.txt"), done
+
+
 KEEPS = """#!/bin/sh
 out="$PIPELINE_OUTPUT_DIR/$PIPELINE_STAGE_NAME.txt"
 echo "line $PIPELINE_LINE_OFFSET" >> "$out"

@@ -322,3 +322,50 @@ def test_a_pipe_in_the_place_of_an_output_that_waits_to_be_synced_stops_nothing(
     assert "[DONE] b" in done.out, done
     done = project.ok("--only", "a")
     assert "[DONE] a" in done.out and project.read("data/a/x.txt") == "1", done
+
+
+# --- a stage at work beside, in the same folder ----------------------------------------------------------------------
+
+BESIDE = """
+class Entries:
+    def __init__(self, found):
+        self.found = iter(found)
+    def __iter__(self):
+        return self
+    def __next__(self):
+        return next(self.found)
+    def __enter__(self):
+        return self
+    def __exit__(self, *how):
+        pass
+    def close(self):
+        pass
+
+def scan(folder="."):
+    folder = os.path.realpath(folder)
+    paths = [os.path.join(folder, name) for name in (".late.tmp", "late.txt")] if folder.endswith("/out") else []
+    for path in paths:
+        open(path, "w").close()
+    if paths:
+        os.makedirs(os.path.join(folder, "late"), exist_ok=True)
+        seen.append(os.path.join(folder, "stays-%%d.txt" %% len(seen)))
+        open(seen[-1], "w").close()
+    found = list(real_scandir(folder))
+    for path in paths:
+        os.unlink(path)
+    if folder.endswith("/late"):
+        os.rmdir(folder)
+    return Entries(found)
+seen, real_scandir, os.scandir = [], os.scandir, scan
+"""
+
+
+def test_what_a_stage_beside_removes_while_the_folder_is_listed_is_no_fault_and_what_it_makes_meanwhile_is_not_undone(project):
+    body = "open(out + '/mine.txt', 'w').close()\nsys.exit(os.environ['PIPELINE_ATTEMPT'] == '1')\n"
+    project.write("in/a.txt", "a\n")
+    project.spec({"name": "a", "processor": project.processor("a", body), "inputs": ["in/*"], "outputDir": "out", "outputs": ["mine.txt"], "retry": {"attempts": 2, "baseDelayMs": 1}},
+                 {"name": "b", "processor": project.processor("b", ""), "inputs": ["in/*"], "outputDir": "out", "outputs": ["*-*.txt"]}, order="graph")
+    code, said = driven(project, BESIDE.replace("%%", "%"), "--only", "a")
+    assert code == 0 and "leftovers of an unfinished attempt: removed mine.txt\n" in said and "[NOTE] a: made" not in said, said
+    made = sorted(int(name[6:-4]) for name in os.listdir(str(project.path("out"))) if name.startswith("stays-"))
+    assert made == list(range(len(made))) and made, made

@@ -626,7 +626,7 @@ def test_what_an_attempt_left_is_undone_and_nothing_of_others(tmp_path):
     for name in ("nobodys", "own", "foreign", "new/deep/f"):
         with open(str(tmp_path / name), "ab") as file:
             file.write(b" and more")
-    done = stage_outputs.clear_leftovers(str(tmp_path), baseline, {"own": (5, hashlib.sha256(b"12345").hexdigest())}, {"foreign"}, file_digests.hash_prefix, set())
+    done = stage_outputs.clear_leftovers(str(tmp_path), stage_outputs.list_folder(str(tmp_path)), baseline, {"own": (5, hashlib.sha256(b"12345").hexdigest())}, {"foreign"}, file_digests.hash_prefix, set())
     assert done == ["removed new/deep/f", "cut own back to 5 bytes", "removed new/deep/", "removed new/",
                     "nobodys, which was there before and is of no stage, may be half written, and stays"]
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"nobodys": b"12345 and more", "own": b"12345", "foreign": b" and more"}
