@@ -36,6 +36,7 @@ BLOCK_BYTES = 1 << 20           # one read; from 256 KiB down the calls show, an
 SEEK_BYTES = 1 << 14            # the first look for a line end
 PIPE_BYTES = 1 << 20            # what Linux grants to everybody; the reader then works on while the runner does other things
 SETPIPE_SZ = 1031               # F_SETPIPE_SZ: the module fcntl names it only from Python 3.10 on
+HEED_S = 0.05                   # who waits for threads that read looks after the attempts so often
 NAP_LEAST_S, NAP_MOST_S = 0.0001, 0.001
 REJECTS = ".rejects.jsonl"      # what the processor kit sets aside: made of records, so it has no header lines
 NAME_BYTES = 255                # in a name; a part whose name would be longer is called by a digest
@@ -132,11 +133,12 @@ def headers(cuts: Sequence[Cut], wanted: int) -> List[Header]:
 
 # --- digests
 
-def side_by_side(function: Callable[[Item, bytearray], Result], items: Sequence[Item], threads: int = 0) -> List[Result]:
+def side_by_side(function: Callable[[Item, bytearray], Result], items: Sequence[Item], threads: int = 0, heed: Callable[[], None] = go_on) -> List[Result]:
     """Return [function(item, buffer)] in the order of *items*, done by several threads (0: one for each CPU at hand).
 
     Worth it for what leaves the interpreter to others, as reading and hashing do. Each thread has one buffer of
-    BLOCK_BYTES. Raises: the error of the first item that has one; the others are then left.
+    BLOCK_BYTES. heed: called all the while by the thread that waits for the others, which only it may look after attempts.
+    Raises: what heed() raises, else the error of the first item that has one; the others are then left.
     """
     import threading
     count = min(threads or usable_cpus(), len(items))
@@ -154,12 +156,19 @@ def side_by_side(function: Callable[[Item, bytearray], Result], items: Sequence[
             except BaseException as error:
                 errors[index] = error
 
-    workers = [threading.Thread(target=work, daemon=True) for _ in range(count - 1)]
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(count)] if count > 1 else []
     for worker in workers:
         worker.start()
-    work()
+    if not workers:
+        work()
     for worker in workers:
-        worker.join()
+        while worker.is_alive():
+            try:
+                worker.join(HEED_S)
+                if not errors:
+                    heed()
+            except BaseException as error:
+                errors[-1] = error      # before all others; whoever is at work ends that
     if errors:
         raise errors[min(errors)]
     return results
@@ -168,15 +177,12 @@ def side_by_side(function: Callable[[Item, bytearray], Result], items: Sequence[
 def hash_ranges(path: str, ranges: Sequence[Range], heed: Callable[[], None] = go_on) -> List[str]:
     """Return the SHA-256 of each [start, end) of a file, several at a time.
 
-    heed: called, in any of the threads, before each range. Raises: OSError, also when the file is shorter; what heed() raises.
+    heed: called after each block, in any of the threads. Raises: OSError, also when the file is shorter; what heed() raises.
     """
-    def hash_one(one: Range, buffer: bytearray) -> str:
-        heed()
-        return _hash_range(path, one[0], one[1], buffer)
-    return side_by_side(hash_one, ranges)
+    return side_by_side(lambda one, buffer: _hash_range(path, one[0], one[1], buffer, heed), ranges, heed=heed)
 
 
-def _hash_range(path: str, start: int, end: int, buffer: bytearray) -> str:
+def _hash_range(path: str, start: int, end: int, buffer: bytearray, heed: Callable[[], None] = go_on) -> str:
     """Return the SHA-256 of [start, end) of a file."""
     left, view = end - start, memoryview(buffer)
     digest = sha256(size=left)
@@ -188,6 +194,7 @@ def _hash_range(path: str, start: int, end: int, buffer: bytearray) -> str:
                 raise _shorter(path)
             digest.update(view[:count])
             left -= count
+            heed()
     return digest.hexdigest()
 
 

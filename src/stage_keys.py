@@ -99,7 +99,7 @@ def _read_side_by_side(digests: Digests, paths: Sequence[str]) -> None:
     large = [path for path in paths if not digests.is_known(path, LARGE_BYTES)] if len(paths) > 1 else []
     if len(large) > 1:
         import chunk_files
-        chunk_files.side_by_side(lambda path, buffer: digests.of(path), large)
+        chunk_files.side_by_side(lambda path, buffer: digests.of(path), large, heed=digests.heed)
 
 
 def gather_material(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore) -> Material:

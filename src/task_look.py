@@ -134,7 +134,7 @@ def _hash_changed(root: str, paths: List[str], packed: array[int], known: task_f
     large = [place for place in unread if packed[place * task_files.FIELDS] >= stage_keys.LARGE_BYTES]
     if len(large) > 1:
         import chunk_files
-        chunk_files.side_by_side(read, large)
+        chunk_files.side_by_side(read, large, heed=digests.heed)
         unread = sorted(set(unread) - set(large))
     for place in unread:
         read(place)

@@ -138,6 +138,21 @@ def test_several_threads_work_at_once_and_the_first_error_is_told():
         side_by_side(lambda item, buffer: (meeting.wait(), fail(item, buffer)), [1, 2], 2)
 
 
+def test_who_waits_for_the_threads_looks_after_others_meanwhile_and_may_be_told_to_stop():
+    waiting, looked = threading.get_ident(), threading.Event()
+    assert side_by_side(lambda item, buffer: looked.wait(20), [1, 2], 2, lambda: looked.set() if threading.get_ident() == waiting else None) == [True] * 2
+
+    told, stopped = [], threading.Event()
+
+    def stop():
+        told.append(threading.get_ident())
+        stopped.set()
+        raise ValueError("stop")
+    with pytest.raises(ValueError, match="^stop$"):
+        side_by_side(lambda item, buffer: stopped.wait(20), [1, 2, 3], 2, stop)
+    assert told == [waiting]
+
+
 # --- feeding
 
 def read_all(feeder):

@@ -369,3 +369,31 @@ def test_what_a_stage_beside_removes_while_the_folder_is_listed_is_no_fault_and_
     assert code == 0 and "leftovers of an unfinished attempt: removed mine.txt\n" in said and "[NOTE] a: made" not in said, said
     made = sorted(int(name[6:-4]) for name in os.listdir(str(project.path("out"))) if name.startswith("stays-"))
     assert made == list(range(len(made))) and made, made
+
+
+# --- a stage at work while files are read for the key of the next ---------------------------------------------------
+
+READS = """
+import chunk_files, file_digests, stage_keys, time
+chunk_files.usable_cpus, stage_keys.LARGE_BYTES, real_hash = lambda: 2, 1, file_digests.hash_file
+def read(path, *heed):
+    if "/big/" in path:
+        open("reading", "w").close()
+        deadline = time.monotonic() + 20
+        while not os.path.exists("printed"):
+            assert time.monotonic() < deadline, "the stage at work stands still"
+            time.sleep(0.01)
+    return real_hash(path, *heed)
+file_digests.hash_file = read
+"""
+
+
+def test_a_stage_that_prints_goes_on_while_several_large_files_are_read_for_the_key_of_the_next(project):
+    for name in ("in/a.txt", "big/a.txt", "big/b.txt"):
+        project.write(name, "x\n")
+    prints = "while not os.path.exists('reading'):\n    time.sleep(0.01)\nprint('x' * 200000, flush=True)\nopen('printed', 'w').close()\n"
+    project.spec({"name": "s", "processor": project.processor("s", ""), "inputs": ["in/*"], "outputDir": "out/s"},
+                 {"name": "a", "processor": project.processor("a", prints), "inputs": ["in/*"], "outputDir": "out/a"},
+                 {"name": "b", "processor": project.processor("b", ""), "inputs": ["big/*"], "outputDir": "out/b", "needs": ["s"]}, order="graph")
+    code, said = driven(project, "os.chdir(%r)\n" % str(project.root) + READS, "--jobs", "2")
+    assert code == 0, said

@@ -1008,7 +1008,7 @@ def test_a_file_that_changes_while_it_is_read_fails_its_own_task_only(upper, mon
 def test_large_files_of_tasks_are_read_side_by_side_and_each_gets_its_own_digest(upper, monkeypatch):
     monkeypatch.setattr(stage_keys, "LARGE_BYTES", 10)
     side_by_side, seen = chunk_files.side_by_side, []
-    monkeypatch.setattr(chunk_files, "side_by_side", lambda function, items: seen.append(list(items)) or side_by_side(function, items, 2))
+    monkeypatch.setattr(chunk_files, "side_by_side", lambda function, items, **how: seen.append(list(items)) or side_by_side(function, items, 2, **how))
     upper.write("in/b.txt", "small\n")
     hash_file, read = file_digests.hash_file, []
     monkeypatch.setattr(file_digests, "hash_file", lambda path, heed: read.append(os.path.basename(path)) or hash_file(path, heed))
