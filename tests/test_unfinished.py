@@ -401,6 +401,7 @@ def test_no_line_is_lost_in_what_is_open_around_lines_however_that_ends(root, ki
         retry={"attempts": 2 if "75" in end or kind in ("tasks", "served") else 1, "baseDelayMs": 1}, **stage)
     out = root.run().out + root.ok().out
     assert "[RESUME]" not in out and "starting from zero" not in out, out
+    assert kind != "stage" or "[NOTE] s1: checkpoint not used: it does not say how much of side-a.txt it stands for" in out, out
     assert [root.read("data/s1/" + name) for name in ("side-a.txt", "sub/a.txt", "a.txt")] == [root.read("data/in/a.txt")] * 3, out
 
 
