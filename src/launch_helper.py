@@ -450,6 +450,8 @@ class Helper:
         try:                            # in the child
             left, held = end_unwatched(command["token"], command["lease"])
             answer(self.answers, command["number"], code=-signal.SIGKILL, cpuUs=0, maxRssBytes=0, survivors=left, held=held)
+        except BaseException:
+            answer(self.answers, command["number"], lost=True)      # the runner would wait for it for ever
         finally:
             os._exit(0)
 
@@ -484,7 +486,7 @@ class Minder:
             self._settle(tree)
         survivors = tree.end()
         is_begun = launch_lease.has_begun(self.lease)
-        held = not launch_lease.take_back(self.lease, TASK_S)
+        held = launch_lease.is_left(self.lease, TASK_S)
         if not held and not survivors:
             remove_quietly(launch_lease.here_path(self.lease))
         self._say(code=code, cpuUs=int((usage.ru_utime + usage.ru_stime) * 1e6), survivors=survivors[:20], held=held, begun=is_begun, cut=self.was_cut,
@@ -548,8 +550,12 @@ class Minder:
                 self.is_forced = True
 
     def _ask(self, pid: int) -> None:
-        launch_lease.ask_to_stop(self.lease)
-        if not launch_lease.is_held(self.lease):    # the task has not begun: it may wait in a queue for hours
+        is_asked = launch_lease.ask_to_stop(self.lease)
+        try:
+            is_asked = is_asked and launch_lease.is_held(self.lease)
+        except OSError:
+            is_asked = False
+        if not is_asked:                # nobody can be, or the task has not begun: it may wait in a queue for hours
             process_tree.send([pid], signal.SIGTERM)
 
     def _cancel(self, pid: int, tree: Any) -> None:
@@ -585,13 +591,15 @@ def end_unwatched(token: str, lease: str) -> Tuple[List[int], bool]:
     """End what a killed minder watched; return which processes here would not go (some of them), and whether the task may still
     run.
 
-    First the task, which may end in order; then what is left of it and of its launcher here.
+    First the task, which may end in order; then what is left of it and of its launcher here. A task that cannot be asked is the
+    launcher's to cancel.
     """
-    held = not launch_lease.take_back(lease, TASK_S)
+    is_asked = launch_lease.ask_to_stop(lease)
+    held = launch_lease.is_left(lease, TASK_S if is_asked else 0)
     left = process_tree.end_of_dead_owner(token, "", 0)[:20]
-    held = held and not launch_lease.take_back(lease, 0)
+    held = held and launch_lease.is_left(lease, 0 if is_asked else TASK_S)
     if not left and not held:
-        launch_lease.take_back(launch_lease.here_path(lease), 0)
+        launch_lease.is_left(launch_lease.here_path(lease), 0)
     return left, held
 
 

@@ -126,17 +126,16 @@ def _plan(head: bytes, path: str) -> Json:
     return plan
 
 
-def ask_to_stop(path: str) -> None:
-    """Ask who runs the task to stop, or not to start."""
+def ask_to_stop(path: str) -> bool:
+    """Ask who runs the task to stop, or not to start; False where that cannot be asked: the lease is gone, the disk is full."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0))
+        try:
+            return os.fstat(descriptor).st_size > MAX_BYTES or os.write(descriptor, STOP) > 0
+        finally:
+            os.close(descriptor)        # a file server may tell only now
     except OSError:
-        return                          # taken back already
-    try:
-        if os.fstat(descriptor).st_size <= MAX_BYTES:
-            os.write(descriptor, STOP)
-    finally:
-        os.close(descriptor)
+        return False
 
 
 def has_begun(path: str) -> bool:
@@ -149,7 +148,7 @@ def has_begun(path: str) -> bool:
 
 
 def is_held(path: str) -> bool:
-    """Tell whether somebody holds the file's lock; one that is not there is held by nobody."""
+    """Tell whether somebody holds the file's lock; one that is not there is held by nobody. Raises: OSError."""
     descriptor = _try_lock(path)
     if descriptor is not None and descriptor >= 0:
         os.close(descriptor)
@@ -165,8 +164,7 @@ def take_back(path: str, wait_s: float) -> bool:
         if descriptor is not None:
             break
         if not is_asked:
-            ask_to_stop(path)
-            is_asked = True
+            is_asked = ask_to_stop(path)
         if time.monotonic() >= deadline:
             return False
         time.sleep(POLL_S)
@@ -176,6 +174,14 @@ def take_back(path: str, wait_s: float) -> bool:
         finally:
             os.close(descriptor)
     return True
+
+
+def is_left(path: str, wait_s: float) -> bool:
+    """As take_back(), the other way round; what cannot be looked at may still run."""
+    try:
+        return not take_back(path, wait_s)
+    except OSError:
+        return True
 
 
 def _try_lock(path: str) -> Optional[int]:

@@ -97,9 +97,12 @@ class Task:
         """Ask the processor to stop when the lease does, end it by force after the grace."""
         if not self.stop_at:
             if self.held.is_stop_asked():
-                os.write(2, b"[LAUNCH] asked to stop\n")
                 self.stop_at = time.monotonic() + float(self.held.plan["graceSec"])
                 self.tree.ask_to_stop()
+                try:
+                    os.write(2, b"[LAUNCH] asked to stop\n")
+                except OSError:
+                    pass                # a launcher that was killed may have been who read it
         elif time.monotonic() >= self.stop_at:
             self.tree.end()
 

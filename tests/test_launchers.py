@@ -504,6 +504,25 @@ def test_with_the_helper_killed_a_task_that_does_not_heed_is_ended_by_force(proj
 
 
 @linux_only
+@pytest.mark.parametrize("is_minder_killed", [False, True])
+def test_where_the_lease_cannot_be_written_the_launcher_itself_is_asked(project, cluster, is_minder_killed):
+    """As on a full disk: of the size that a file of theirs may have, the lease is already."""
+    import resource
+    project.spec({"processor": project.processor("p", SLEEP), "timeoutSec": 1.5, "graceSec": 50, "launcher": cluster.words()})
+    with project.start("--run-id", "r") as process:
+        wait_for(lambda: project.exists("data/s1/started"))
+        _, minder, helper = family_of(cluster.launches()[0]["pid"])
+        lease, = project.path("state/launch").glob("*.lease")
+        for pid in (minder, helper):
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (lease.stat().st_size,) * 2)
+        if is_minder_killed:
+            os.kill(minder, signal.SIGKILL)
+        out = end_of(process)
+    assert process.returncode == 1 and (b"[FAIL] s1: ended by SIGKILL" if is_minder_killed else b"[FAIL] s1: timeout after 1.5 s\n") in out, out
+    assert cluster.queue() == [] and leases(project) == []
+
+
+@linux_only
 def test_without_proc_a_time_limit_reaches_the_task(project):
     project.spec({"processor": project.processor("p", IN_ORDER), "graceSec": 50, "timeoutSec": 3, "launcher": ["/usr/bin/env"]})
     with without_proc(project, "missing", "--run-id", "r") as process:
@@ -598,6 +617,24 @@ def test_a_task_that_is_queued_again_after_its_machine_has_crashed_is_not_starte
     done = project.run("--run-id", "r")
     assert done.code == 1 and project.read("begun") == "x" and not project.exists("data/s1/.s1.done"), done
     assert "it has been started before: a launcher may start it once; nothing was started" in project.read("state/logs/r/s1.1.log")
+
+
+RELAY = """
+import os, signal, subprocess, sys
+task = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+while not os.path.exists("begun"):
+    pass
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_task_whose_output_nobody_reads_any_more_is_asked_to_stop(project):
+    """Its launcher, which passed its output on, was killed."""
+    project.write("relay.py", RELAY)
+    body = "import signal\nsignal.signal(signal.SIGTERM, lambda *_: (open('asked', 'w').close(), os._exit(3)))\nopen('begun', 'w').close()\ntime.sleep(60)\n"
+    project.spec({"processor": project.processor("p", body), "graceSec": 50, "launcher": [sys.executable, str(project.path("relay.py"))]})
+    done = project.run("--run-id", "r")
+    assert done.code == 1 and "[FAIL] s1: ended by SIGKILL" in done.out and project.exists("asked") and leases(project) == [], done
 
 
 def test_a_launcher_that_drops_variables_and_hands_its_words_to_a_shell_changes_nothing(project):
