@@ -102,7 +102,9 @@ def drain(reader: int, is_open: bool, log: AttemptLog) -> None:
     """Read to the end of the pipe, but not for ever: a process that would not go may hold it open."""
     import select
     deadline = time.monotonic() + DRAIN_S
+    poll = select.poll()                # select() knows no descriptor above 1023
+    poll.register(reader, select.POLLIN)
     while is_open and time.monotonic() < deadline:
-        if not select.select([reader], [], [], 0.05)[0]:
+        if not poll.poll(50):
             continue
         is_open = read_some(reader, log)

@@ -34,6 +34,8 @@ TIMEOUT = "timeout after %g s"
 FORCE_S = 2.0               # what a killed process may take to be gone
 TICK_S = 0.25               # between two looks of whoever shows the progress
 NOBODY = -1                 # no process has this number
+SPARE = 32                  # file descriptors that are kept for a start, for looking after attempts, and for what is done after their end
+EACH = 8                    # one attempt has fewer
 
 
 class Launch(namedtuple("Launch", "argv env folder log_path token lock_descriptor guard_path timeout_s grace_s resources echo is_log_lazy "
@@ -349,7 +351,7 @@ class Pool:
 
     Whoever waits keeps them going: output is read, time limits are kept, refused network calls are answered. A process
     that an attempt left behind without any sign of whose it is (no session, no token, orphaned) is ended when nobody
-    else can be its owner; until then `is_draining` asks to start nothing new.
+    else can be its owner; until then `is_draining` asks to start nothing new, as it does while file descriptors are short.
     """
 
     def __init__(self, signals: run_signals.Signals, guardian: Any, others: Sequence[int] = (), threads: bool = sys.platform == "win32") -> None:
@@ -368,10 +370,31 @@ class Pool:
         self.retired: List[Any] = []        # servers that end with the last attempt that they have started
         self.seen = time.monotonic()        # when the attempts were last looked after
         self.thread = _thread.get_ident()
+        if sys.platform != "win32":
+            import resource  # noqa: F401 (wait4() loads it by itself, when no descriptor may be left to do so)
 
     @property
     def is_draining(self) -> bool:
-        return bool(self.unclear)
+        return bool(self.unclear) or self._is_short()
+
+    def _is_short(self) -> bool:
+        """Tell whether one more attempt could take a file descriptor that those under way need, to keep a log or to be ended."""
+        if not self.running or sys.platform == "win32":
+            return False
+        import resource
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if limit < 0 or limit >= EACH * (len(self.running) + 1) + 2 * SPARE:
+            return False
+        wanted, found = SPARE + sum(one.log.file is None for one in self.running), []
+        try:
+            while len(found) < wanted:
+                found.append(os.open(os.devnull, os.O_RDONLY))
+        except OSError:
+            return True
+        finally:
+            for descriptor in found:
+                os.close(descriptor)
+        return False
 
     def start(self, launch: Launch, network: Any = None) -> Attempt:
         """Start an attempt; one that cannot be started has ended at once. Raises: OSError when its log cannot be created."""

@@ -1854,3 +1854,30 @@ def test_a_request_whose_exception_was_lost_does_not_silence_those_after_it(monk
     now[0] += stop_requests.AT_ONCE_S
     stop_requests.silence()
     assert asked() == 0
+
+
+# --- file descriptors ------------------------------------------------------------------------------------------------
+
+@posix_only
+def test_a_pipe_with_a_high_descriptor_is_read_to_its_end(tmp_path):
+    """For select() it would be too high."""
+    import resource
+    if 0 <= resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 1200:
+        pytest.skip("not so many files may be open here")
+    code = ("import os, resource, sys\nsys.path.insert(0, %r)\nimport attempt_output\n"
+            "resource.setrlimit(resource.RLIMIT_NOFILE, (1200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))\n"
+            "reader, writer = os.pipe()\nos.dup2(reader, 1100)\nos.write(writer, b'last words')\nos.close(writer)\n"
+            "log = attempt_output.AttemptLog(%r)\nattempt_output.drain(1100, True, log)\nlog.close()\n")
+    subprocess.run([sys.executable, "-c", code % (str(ROOT / "src"), str(tmp_path / "log"))], check=True, timeout=60)
+    assert (tmp_path / "log").read_bytes() == b"last words"
+
+
+@linux_only
+def test_no_more_attempts_are_at_work_than_there_are_descriptors_for(project):
+    for number in range(24):
+        project.write("in/%d" % number, "")
+    project.write("bin/p.sh", "#!/bin/sh\necho hello\nsleep 0.3\n: > \"$PIPELINE_OUTPUT_DIR/$(basename \"$1\")\"\n", executable=True)
+    project.spec({"processor": "bin/p.sh", "forEach": "in/*"})
+    argv = ["sh", "-c", "ulimit -n 56; exec \"$@\"", "sh", *project.argv("--jobs", "24")]
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60, env=project.environment())
+    assert done.returncode == 0 and len(list(project.path("data/s1").glob("[0-9]*"))) == 24, done
