@@ -378,6 +378,8 @@ class Joiner:
         self.short: Dict[str, Tuple[int, int, str, int]] = {}
         self.seen: Dict[Tuple[str, int], str] = {}      # (name, input) -> digest of the header in its chunks' outputs
         self.cut_of: Set[int] = set()                   # inputs whose header, which their first chunk counts, was cut
+        self.commit = durable_files.Commit()            # the folders in which it has made some ...
+        self.made_folders: List[str] = []               # ... which are these, outer ones first
         self.problem: Optional[BaseException] = None
         self.stopped = self.is_published = False
         self.queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -418,7 +420,7 @@ class Joiner:
             except OSError as error:
                 raise OSError(error.errno, error.strerror, target) from error
         self.is_published = True
-        for folder in {os.path.dirname(os.path.join(self.folder, name)) for name in self.joined}:
+        for folder in {os.path.dirname(os.path.join(self.folder, name)) for name in self.joined}.union(self.commit.folders):
             durable_files.sync_folder(folder)
 
     def stop(self) -> None:
@@ -438,6 +440,8 @@ class Joiner:
     def _remove_parts(self) -> None:
         for name in self.joined:
             remove_quietly(self._part(name))
+        for folder in reversed(self.made_folders):
+            durable_files.remove_empty_folder(folder, self.commit)
 
     def _run(self) -> None:
         try:
@@ -483,9 +487,15 @@ class Joiner:
         # Opened anew for each chunk: a stage may have more outputs than a process may have descriptors.
         flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
         if is_new:
-            os.makedirs(os.path.dirname(part), exist_ok=True)
+            self._make_folder(os.path.dirname(part))
             flags |= os.O_CREAT | os.O_EXCL
         return open_descriptor(part, flags, 0o666)
+
+    def _make_folder(self, folder: str) -> None:
+        if not os.path.isdir(folder):
+            self._make_folder(os.path.dirname(folder))
+            durable_files.make_folder(folder, self.commit)
+            self.made_folders.append(folder)
 
     def _copy(self, source: Any, path: str, target: int, part: str, joined: List[Any], buffer: bytearray) -> None:
         """Copy the rest of *source*, hashing on the way: a second read for the digest, or a second thread, costs more."""

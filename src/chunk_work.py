@@ -27,13 +27,13 @@ import task_log
 import task_look
 import task_work
 from ledger_format import stage_key
-from model import sha256
+from model import remedy_of, sha256
 from primitives import folded, remove_quietly
 from scheduler import Pause
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
+    from typing import Any, Container, Dict, Iterable, Iterator, List, Optional, Tuple
 
     from engine import Run
     from model import Decision, Facts, StageSpec
@@ -55,6 +55,17 @@ def tidy(root: str, stage: StageSpec, store: state_store.StateStore) -> None:
         durable_files.clear_tree(task_work.staging_root(os.path.join(root, stage.output_dir), stage.name))
     except OSError:
         pass                            # the next run tries again
+
+
+def _file_and_folder(names: Container[str]) -> str:
+    """Return that one of *names* is another one's folder, or ""."""
+    for name in sorted(names):
+        folder = os.path.dirname(name)
+        while folder:
+            if folder in names:
+                return "its chunks make %s and %s: a file and a folder of one name" % (folder, name)
+            folder = os.path.dirname(folder)
+    return ""
 
 
 class ChunkTasksWork(task_work.TasksWork):
@@ -318,7 +329,14 @@ class ChunkTasksWork(task_work.TasksWork):
             if self.run.signals.number:
                 self.is_stopped = True
                 return "interrupted"
-        joined = self.joiner.finish()
+        try:
+            joined = self.joiner.finish()
+        except OSError as error:            # all that it works on is in the output folder
+            return task_work.in_the_way(self._shown(error), error) or "the outputs of its chunks cannot be joined: %s: %s%s" % (
+                self._shown(error), error.strerror or error, remedy_of(error))
+        clash = _file_and_folder(joined)
+        if clash:
+            return clash
         self.others.look()
         for name in sorted(joined):
             problem = self.others.problem("changed", name) or self._input_problem(name)

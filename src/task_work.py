@@ -382,6 +382,18 @@ class TasksWork(stage_work.StageWork):
             self.run.pool.retire(self.server)      # an error in one flow leaves others' attempts at work
             self.server = None
 
+    def _begin_attempt(self, trial: TaskTrial, slot: int, offset: int, is_resume: bool) -> Any:
+        """As of all stages. A private folder that cannot be made is this task's failure: others may find room, or rights."""
+        try:
+            return super()._begin_attempt(trial, slot, offset, is_resume)
+        except OSError as error:
+            path = os.fsdecode(error.filename or "")
+            if not (path + os.sep).startswith(self.staging + os.sep):
+                raise
+            trial.network = None        # nothing was started
+            shown = os.path.relpath(path, self.run.root).replace(os.sep, "/")
+            return attempts.not_begun("cannot make %s: %s%s" % (shown, error.strerror, remedy_of(error)))._replace(is_machines=True)
+
     def _make_ready(self, trial: TaskTrial, slot: int, offset: int, is_resume: bool) -> None:
         """Make the folder that the attempt writes to."""
         os.makedirs(trial.folder, exist_ok=True)

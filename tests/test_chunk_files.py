@@ -433,6 +433,20 @@ def test_what_is_in_the_way_of_a_joined_file_is_named(chunks):
     assert chunks.left() == ["all.txt"]
 
 
+def test_folders_that_the_joiner_made_are_on_the_disk_or_gone(chunks, monkeypatch):
+    synced, sync_folder = [], durable_files.sync_folder
+    monkeypatch.setattr(durable_files, "sync_folder", lambda path: (synced.append(os.path.relpath(path, str(chunks.folder))), sync_folder(path)))
+    for is_published in (False, True):
+        joiner = chunks.joiner(1)
+        joiner.add(0, {"a/b/all.txt": chunks.file(b"1")})
+        joiner.finish()
+        if is_published:
+            joiner.publish()
+        joiner.stop()
+        assert (chunks.folder / "out" / "a").exists() == is_published
+    assert {os.path.normpath(path) for path in synced} >= {"out", os.path.join("out", "a"), os.path.join("out", "a", "b")}
+
+
 def test_a_chunk_that_is_gone_names_itself(chunks):
     joiner = chunks.joiner(1)
     joiner.add(0, {"all.txt": "no-such"})

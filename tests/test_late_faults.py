@@ -234,6 +234,42 @@ def test_what_a_stage_has_done_before_the_runner_could_not_go_on_is_told(project
     check_said(project, "g")
 
 
+BY_CHUNK = "name = %r[int(os.environ['PIPELINE_CHUNK_START']) // 2]\nos.makedirs(os.path.dirname(out + '/' + name), exist_ok=True)\nopen(out + '/' + name, 'w').close()\n"
+
+
+@pytest.mark.parametrize("names, why", [
+    (["x/y", "x/y"], "out/c/x is in the way of its output: "), (["y", "y/x"], "its chunks make y and y/x: a file and a folder of one name\n")], ids=["taken", "both"])
+def test_chunks_whose_outputs_find_no_place_fail_their_stage_only(project, names, why):
+    other = dict(copying(project), name="d", inputs=["in/*"], outputDir="out/d")
+    project.write("in/a.txt", "1\n2\n")
+    project.write("out/c/x", "somebody's")
+    project.spec({"name": "c", "processor": project.processor("p", BY_CHUNK % names), "inputs": ["in/a.txt"], "outputDir": "out/c", "chunks": {"bytes": 2}}, other)
+    done = project.run("--keep-going", "--jobs", "1")
+    assert done.code == 1 and "[FAIL] c: " + why in done.out and "[DONE] d" in done.out, done
+    assert sorted(os.listdir(str(project.path("out/c")))) == [".c.tasks", "x"]
+
+
+NO_FOLDER = """
+real_mkdir = os.mkdir
+def refuse(path, *more):
+    if ".c.tasks" in str(path):
+        fail(errno.ENOSPC, path)
+    real_mkdir(path, *more)
+os.mkdir = refuse
+"""
+
+
+@pytest.mark.parametrize("kind", [{"forEach": "in/*"}, {"inputs": ["in/*"], "chunks": {"bytes": 1, "filter": True}}], ids=["tasks", "chunks"])
+def test_a_private_folder_that_cannot_be_made_fails_its_stage_only(project, kind):
+    one, two = copying(project, forkServer=False, **kind), dict(copying(project), name="d", inputs=["in/*"], outputDir="out/d")
+    if "chunks" in kind:
+        one["processor"] = "/bin/cat"
+    project.spec(one, two)
+    code, said = driven(project, NO_FOLDER, "--keep-going", "--jobs", "1")
+    assert code == 1 and "[FAIL] c in/a.txt" in said and ": cannot make out/c/.c.tasks: No space left on device" in said and "[DONE] d" in said, said
+    project.ok()
+
+
 def test_nothing_is_left_of_joining_that_failed_beside_a_chunk_that_failed(project):
     """The joiner has ended by itself then. The last chunk waits, so that it has; where it has not, it is stopped."""
     project.write("in/a.txt", "h\n1\n2\n3\n")
