@@ -247,11 +247,9 @@ class Feeder:
     def pump(self) -> bool:
         """Move what fits into the pipe; tell whether all is done. Never blocks. Raises: OSError naming the input."""
         if self.thread is not None:
-            if self.thread.is_alive():
-                return False
             if self.problem is not None:
                 raise self.problem
-            return True
+            return not self.thread.is_alive()
         self.moved = 0
         try:
             if self.ranges or self.pending:
@@ -313,8 +311,10 @@ class Feeder:
             if not _reader_left(error):
                 self.problem = error if error.filename else OSError(error.errno, error.strerror, self.path)
         finally:
-            os.close(target)
-            self.file.close()
+            try:
+                self.file.close()
+            finally:
+                os.close(target)            # last: a filter that has seen the end may be gone before anything else is done here
 
 
 def _reader_left(error: OSError) -> bool:

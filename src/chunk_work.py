@@ -33,7 +33,7 @@ from scheduler import Pause
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Container, Dict, Iterable, Iterator, List, Optional, Tuple
+    from typing import Any, Collection, Dict, Iterable, Iterator, List, Optional, Tuple
 
     from engine import Run
     from model import Decision, Facts, StageSpec
@@ -57,7 +57,7 @@ def tidy(root: str, stage: StageSpec, store: state_store.StateStore) -> None:
         pass                            # the next run tries again
 
 
-def _file_and_folder(names: Container[str]) -> str:
+def _file_and_folder(names: Collection[str]) -> str:
     """Return that one of *names* is another one's folder, or ""."""
     for name in sorted(names):
         folder = os.path.dirname(name)
@@ -221,11 +221,16 @@ class ChunkTasksWork(task_work.TasksWork):
                     return "%s and %s would both be written to %s; name one output in \"outputs\", or rename one" % (
                         other, path, self._filter_output(path))
             return ""
-        imports = program_scan.scan_of(self.run.digests, self.stage.processor)["imports"]
-        with open(os.path.join(self.run.root, self.stage.processor), "rb") as file:
-            is_aware = "processor_kit" in imports or b"PIPELINE_CHUNK_START" in file.read()
-        return "" if is_aware else ("%s does not look at PIPELINE_CHUNK_START: for each chunk it would work on the whole input; use the kit, or set "
+        code = [self.stage.processor] + program_scan.local_modules(self.run.digests, self.stage.processor)
+        return "" if any(map(self._knows_chunks, code)) else ("%s does not look at PIPELINE_CHUNK_START: for each chunk it would work on the whole input; use the kit, or set "
                                     "\"filter\": true in \"chunks\" to give it the chunk on standard input" % self.stage.processor)
+
+    def _knows_chunks(self, path: str) -> bool:
+        """Tell whether a file of a processor's code uses the kit, or looks for chunks itself."""
+        if "processor_kit" in program_scan.scan_of(self.run.digests, path)["imports"]:
+            return True
+        with open(os.path.join(self.run.root, path), "rb") as file:
+            return b"PIPELINE_CHUNK_START" in file.read()
 
     def _single_output(self) -> Optional[str]:
         outputs = self.stage.outputs

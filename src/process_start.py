@@ -85,13 +85,15 @@ def not_started_text(launch: Any, error: OSError) -> str:
         where = ": %s" % error.filename if error.filename else ""       # the lease, or the pipe for its output
         path = "" if where else _launcher_path(launch)
         name = "the launcher " + name
+    elif launch.output_path and error.filename == launch.output_path:
+        where, path = ": %s" % os.path.relpath(launch.output_path, launch.folder).replace(os.sep, "/"), ""
     hint, first = "", _first_line(path)
     if getattr(error, "winerror", None) and error.errno == 8:
         hint = "; Windows starts no such file: %s" % FOR_WINDOWS
     elif getattr(error, "errno", None) == 8:    # ENOEXEC
         hint = "; a byte order mark stands before its first line: save it without" if first.startswith(
             b"\xef\xbb\xbf") else "; a script needs a first line such as #!/bin/sh"
-    elif isinstance(error, FileNotFoundError) and (launch.launcher is None or os.path.exists(path)):
+    elif isinstance(error, FileNotFoundError) and (launch.launcher is None and not where or os.path.exists(path)):
         hint = missing_hint(first, launch.folder)
     elif launch.launcher is not None and isinstance(error, PermissionError) and os.path.isfile(path) and not os.access(path, os.X_OK):
         hint = "; chmod +x it"

@@ -12,6 +12,7 @@ import sys
 import threading
 
 import pytest
+from conftest import PATIENCE_S, wait_until
 
 import chunk_files
 import durable_files
@@ -220,6 +221,44 @@ def test_an_input_that_became_shorter_is_an_error_that_names_it(file, threaded):
             pass
     assert caught.value.filename == path and feeder.descriptor == -1
     assert os.read(reader, 100) == b"x" * 50 and os.read(reader, 1) == b""
+    os.close(reader)
+
+
+class BadFile:
+    """Reads once; is closed when it may be."""
+
+    def __init__(self):
+        self.reads, self.may_close = 0, threading.Event()
+
+    def seek(self, place):
+        self.reads += 1
+        if self.reads > 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def read(self, count):
+        return b"x" * 100
+
+    def close(self):
+        self.may_close.wait(PATIENCE_S)
+
+
+@POSIX_ONLY
+def test_a_filter_sees_no_end_of_input_before_it_is_known_that_the_file_could_not_be_read(file):
+    feeder = Feeder(file(b"x" * 200), 0, 0, 200, threaded=True)
+    feeder.file.close()
+    bad = feeder.file = BadFile()
+    reader = os.dup(feeder.reader)
+    os.set_blocking(reader, False)
+    feeder.started()
+    wait_until(lambda: feeder.problem is not None)
+    assert os.read(reader, 200) == b"x" * 100
+    with pytest.raises(OSError, match="Input/output"):
+        feeder.pump()
+    with pytest.raises(BlockingIOError):
+        os.read(reader, 200)
+    bad.may_close.set()
+    feeder.thread.join(PATIENCE_S)
+    assert os.read(reader, 200) == b""
     os.close(reader)
 
 

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -1942,6 +1943,23 @@ def test_chunks_whose_outputs_cannot_be_joined_are_done_again_by_the_next_run(pr
     assert "RUN     cut (last run failed: " in project.ok("plan").out
     done = project.ok()
     assert " %d to do, " % again in done.out and "[RESUME]" not in done.out and project.read("out/a.txt") == "H\nA\nB\nC\n", done
+
+
+def test_a_processor_may_use_the_kit_through_a_module_of_its_own(upper):
+    upper.write("bin/by.py", "import helper\nhelper.work()\n")
+    upper.write("bin/helper.py", "from processor_kit import lines, output_name\ndef work():\n    lines(str.upper, output_name('{name}'))\n")
+    upper.spec({"name": "up", "processor": "bin/by.py", "inputs": ["in/a.txt"], "outputDir": "out", "chunks": {"bytes": 1}})
+    upper.ok()
+    upper.write("bin/helper.py", "def work():\n    pass\n")
+    assert "bin/by.py does not look at PIPELINE_CHUNK_START" in upper.run().out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="how long a name may be")
+def test_the_file_for_a_filters_output_is_named_where_it_cannot_be_made(upper):
+    name = "x" * 300
+    upper.spec({"name": "up", "processor": "/bin/cat", "inputs": ["in/a.txt"], "outputDir": "out", "outputs": [name], "chunks": {"bytes": 4096, "filter": True}})
+    done = upper.run()
+    assert done.code == 1 and re.search("cannot start /bin/cat: out/.up.tasks/[0-9a-f]+/%s: File name too long; " % name, done.out), done
 
 
 def test_kept_chunks_go_when_the_stage_is_none_of_chunks_any_more(upper):
