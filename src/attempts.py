@@ -385,7 +385,8 @@ class Pool:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         if limit < 0 or limit >= EACH * (len(self.running) + 1) + 2 * SPARE:
             return False
-        wanted, found = SPARE + sum(one.log.file is None for one in self.running), []
+        wanted = SPARE + sum(one.log.file is None for one in self.running)
+        found: List[int] = []
         try:
             while len(found) < wanted:
                 found.append(os.open(os.devnull, os.O_RDONLY))

@@ -247,9 +247,10 @@ class Feeder:
     def pump(self) -> bool:
         """Move what fits into the pipe; tell whether all is done. Never blocks. Raises: OSError naming the input."""
         if self.thread is not None:
+            is_over = not self.thread.is_alive()        # first: its last deed may be to note a problem
             if self.problem is not None:
                 raise self.problem
-            return not self.thread.is_alive()
+            return is_over
         self.moved = 0
         try:
             if self.ranges or self.pending:

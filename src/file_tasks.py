@@ -44,6 +44,12 @@ if TYPE_CHECKING:
 SETTLE_BYTES = 1 << 20      # outputs from here on are hashed only when their signature can be kept
 
 
+def _folders_of(path: str) -> Set[str]:
+    """Return the folders in which a path lies: of a/b/c, a and a/b."""
+    parts = path.split("/")
+    return {"/".join(parts[:count]) for count in range(1, len(parts))}
+
+
 def _link_problem(folder: str, name: str) -> str:
     """Return why the output *name* in a task's private folder would lead elsewhere in its place, or "": the folder goes with the
     task."""
@@ -342,13 +348,13 @@ class FileTasksWork(TasksWork):
             if trial.failure:
                 return
             trial.outputs.append((name, size, digest))
-        before = self.task_log.entries.get(task.name)
         try:
+            earlier = self._make_way(task.name, names)
             for output in trial.outputs:
                 self._claim(task.name, output[0])
                 self._publish(trial.folder, output[0], output[2])
                 trial.published.append(output)
-            for path, _, _ in before.outputs if before is not None else ():
+            for path in earlier:
                 if not self._is_taken(path, task.name) and not stage_outputs.is_among(self.folder, path, names):
                     self._remove_output(path)
         except OSError as error:
@@ -357,6 +363,29 @@ class FileTasksWork(TasksWork):
                 raise
             return
         self._clear(trial)
+
+    def _make_way(self, task: str, names: Sequence[str]) -> List[str]:
+        """Remove what an earlier version of a task has made where this one has a folder for its file, or a file for its folder;
+        return what else that made.
+
+        First the file, then its name in the log: of a kill in between is left that something is missing, and the task is done anew.
+        """
+        entry = self.task_log.entries.get(task)
+        if entry is None:
+            return []
+        folders = {folder for name in names for folder in _folders_of(name)}
+        crossed = [path for path, _, _ in entry.outputs if path in folders or not _folders_of(path).isdisjoint(names)]
+        for path in crossed:
+            full = os.path.join(self.folder, path)
+            if not self._is_taken(path, task) and is_there(full) and not stage_outputs.is_folder(full):
+                self._remove_output(path)
+                for above in (os.path.join(self.folder, folder) for folder in sorted(_folders_of(path), reverse=True)):
+                    if durable_files.remove_empty_folder(above, self.store.commit):
+                        self.run.made_folders.discard(above)
+        kept = tuple(output for output in entry.outputs if output[0] not in crossed)
+        if crossed:
+            self._enter(entry._replace(key="", outputs=kept))
+        return [path for path, _, _ in kept]
 
     def _publish_problem(self, error: OSError) -> str:
         """Return what about the place of an output kept it from being renamed there, "" if that is no fault of the task's."""

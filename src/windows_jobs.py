@@ -88,6 +88,8 @@ class Job:
         limits = job_limits(flags, memory_bytes)
         if not self.handle or not self.api.SetInformationJobObject(
                 self.handle, JOB_EXTENDED_LIMITS, ctypes.byref(limits), ctypes.sizeof(limits)):
+            if self.handle:
+                self.close()
             raise OSError("the system refuses a job object")
 
     def take(self, process_handle: int) -> None:

@@ -363,6 +363,7 @@ def test_the_parts_are_synced_before_they_are_renamed_and_the_folder_after(chunk
     for module, name in ((os, "replace"), (durable_files, "sync_file"), (durable_files, "sync_folder")):
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *rest, name=name, real=real: (calls.append(name), real(*rest))[1])
+    (chunks.folder / "out").mkdir()
     chunks.join([b"a", b"b"])
     assert calls == ["sync_file", "replace", "sync_folder"]
 

@@ -573,7 +573,7 @@ def test_errors_of_the_system_are_said_with_a_remedy():
     assert console.describe_os_error(OSError(errno.EBADF, "Bad file descriptor", 15)) == "the runner's own files, or the standard output: Bad file descriptor"
     assert console.describe_os_error(OSError("no number")) == "the runner's own files, or the standard output: no number"
     assert console.describe_os_error(OSError(errno.ENOSPC, "full")) == "the runner's own files, or the standard output: full; free some space and run again"
-    launch = types.SimpleNamespace(argv=["prog"], folder="", launcher=None)
+    launch = types.SimpleNamespace(argv=["prog"], folder="", launcher=None, output_path="")
     assert process_start.not_started_text(launch, error) == "cannot start prog: %s; allow this user more open files (ulimit -n), or run with fewer --jobs" % os.strerror(errno.EMFILE)
     refused = OSError(errno.ENOEXEC, "%1 is not a valid Win32 application")
     refused.winerror = 193

@@ -234,6 +234,25 @@ def test_what_a_stage_has_done_before_the_runner_could_not_go_on_is_told(project
     check_said(project, "g")
 
 
+DIE_BEFORE = "def die(source, target, **more):\n    if target.replace(os.sep, '/').endswith('/out/c/' + %r):\n        os._exit(9)\n    return real_replace(source, target, **more)\nos.replace = die\n"
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+@pytest.mark.parametrize("first, second", [("x", "x/y"), ("x/y/z", "x"), ("x/y", "x/y/z")])
+def test_a_task_may_make_a_folder_where_it_made_a_file_and_the_other_way_round(project, is_killed, first, second):
+    body = "made = out + '/' + open(inputs[0]).read()\nos.makedirs(os.path.dirname(made), exist_ok=True)\nopen(made, 'w').close()\n"
+    project.write("in/a", first)
+    project.spec({"name": "c", "processor": project.processor("p", body), "forEach": "in/*", "outputDir": "out/c"})
+    project.ok()
+    project.write("in/a", second)
+    if is_killed:
+        assert driven(project, DIE_BEFORE % second)[0] == 9
+    assert "[DONE] c" in project.ok().out
+    assert [path.relative_to(project.path("out/c")).as_posix() for path in project.path("out/c").rglob("*") if path.is_file() and ".c." not in path.as_posix()] == [second]
+    assert "[SKIP] c" in project.ok().out
+    project.ok("verify")
+
+
 BY_CHUNK = "name = %r[int(os.environ['PIPELINE_CHUNK_START']) // 2]\nos.makedirs(os.path.dirname(out + '/' + name), exist_ok=True)\nopen(out + '/' + name, 'w').close()\n"
 
 

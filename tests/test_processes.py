@@ -1381,6 +1381,13 @@ class FakeWindows:
         return call
 
 
+def test_a_job_that_gets_no_limits_is_closed():
+    api = FakeWindows(SetInformationJobObject=0)
+    with pytest.raises(OSError, match="refuses a job object"):
+        windows_jobs.Job(api)
+    assert api.calls[-1] == ("CloseHandle", 77)
+
+
 def test_a_job_is_made_with_its_limits_takes_the_processor_and_ends_it():
     api = FakeWindows()
     job = windows_jobs.Job(api, memory_bytes=512 << 20)
