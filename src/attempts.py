@@ -248,7 +248,7 @@ class ForkedAttempt(Attempt):
 
     @property
     def has_news(self) -> bool:
-        return bool(self.server.has_news)   # ends that came with the answer to a launch
+        return self.is_over or bool(self.server.has_news)   # a server that died at its start; ends that came with the answer to a launch
 
     def descriptors(self) -> List[int]:
         return [*super().descriptors(), self.server.descriptor]
