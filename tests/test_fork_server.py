@@ -979,7 +979,7 @@ def servers():
             pass
 name = os.path.basename(inputs[0])
 number = int(name.partition('.')[0])
-while number == 0 and SERVED and not any(servers()):
+while number == 0 and SERVED and not any(servers()) and not os.path.exists('other/flag'):     # which a server makes that is about to end
     time.sleep(0.01)
 forked = b'fork_server.py' in open('/proc/%d/cmdline' % os.getppid(), 'rb').read()
 print('forked' if forked else 'by itself', number, flush=True)
