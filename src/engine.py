@@ -25,7 +25,7 @@ import work_places
 from console import Console, describe_os_error
 from file_digests import Digests, ReadingStopped
 from model import (
-    EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOCKED, EXIT_OFFLINE, EXIT_OK, EXIT_STOPPED, STATUSES, Clock, Facts, Options, PipelineSpec,
+    EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOCKED, EXIT_OFFLINE, EXIT_OK, EXIT_STOPPED, STATUSES, Clock, Facts, Looked, Options, PipelineSpec,
     StageResult, StageSpec)
 from primitives import is_there
 from program_scan import check_offline, runner_digest
@@ -91,7 +91,8 @@ class Run:
         # How far it has come.
         self.works: Dict[str, stage_work.StageWork] = {}    # stages at work
         self.result_at: List[Optional[StageResult]] = [None] * len(self.selected)   # of each stage selected, once it has ended
-        self.looked: Dict[str, List[str]] = {}      # of skipped stages, the files that the decision was made of
+        self.looked: Dict[str, Looked] = {}         # of skipped stages, what the decision was made of
+        self.scanned: Dict[str, List[int]] = {}     # signatures of what was scanned, and of the runner's own files
         self.held: Set[str] = set()                 # stages that another run has, and this one goes on without
         self.unfit = ""                             # the stage from which the runner could not go on
         self.stop_time: Optional[stop_times.StopTime] = None
@@ -184,6 +185,7 @@ class Run:
             return dict(self.known.about["scan"])
         scan = check_offline(self.spec, self.digests, self.console)
         self.about = {"host": stage_locks.host_name(), "user": environment.user_name(), "runnerSha256": runner_digest(self.digests)}
+        self.scanned = self.digests.stamps()
         return scan
 
     def process_begin(self) -> Tuple[int, int, int]:

@@ -232,14 +232,16 @@ class Found(namedtuple("Found", "files problems unfit")):
     __slots__ = ()
 
 
-def resolve(root: str, patterns: Sequence[str]) -> Tuple[List[str], List[str]]:
-    """Return (files in the order of *patterns*, each once; what is wrong: one text for each pattern or name)."""
-    found = look_for(root, patterns)
+def resolve(root: str, patterns: Sequence[str], seen: Optional[Set[str]] = None) -> Tuple[List[str], List[str]]:
+    """Return (files in the order of *patterns*, each once; what is wrong: one text for each pattern or name). seen: as in
+    expand()."""
+    found = look_for(root, patterns, seen)
     return [path for path in found.files if path not in found.unfit], [*found.problems, *found.unfit.values()]
 
 
-def look_for(root: str, patterns: Sequence[str]) -> Found:
-    """Return what the globs find. A file whose name is not UTF-8 stands there by a name that can be written down."""
+def look_for(root: str, patterns: Sequence[str], all_seen: Optional[Set[str]] = None) -> Found:
+    """Return what the globs find. A file whose name is not UTF-8 stands there by a name that can be written down. all_seen: as
+    `seen` in expand()."""
     files: Dict[str, None] = {}
     unfit: Dict[str, str] = {}
     problems = []
@@ -250,6 +252,8 @@ def look_for(root: str, patterns: Sequence[str]) -> Found:
         except OSError as error:
             problems.append("input %s: cannot look at %s: %s" % (pattern, _below(root, error.filename), error.strerror))
             continue
+        if all_seen is not None:
+            all_seen |= seen
         for path in sorted(path for path in seen if _leads_nowhere(os.path.join(root, path)) and _is_on_the_way(path, pattern)):
             why = "input %s is a link that leads nowhere: mount or make what it names, or remove it" % path
             if is_unicode(path) and path_matches(path, pattern):
@@ -475,6 +479,10 @@ class Digests:
         if entry is not None and entry[6]:
             entry[6] = ""
             self.changed = True
+
+    def stamps(self) -> Dict[str, List[int]]:
+        """Return {path: signature} of all that was looked at."""
+        return {path: stamp for path, (_, stamp) in self.used.items()}
 
     def forget(self, path: str) -> None:
         """Look again at *path* the next time."""

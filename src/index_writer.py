@@ -3,8 +3,10 @@
 Above quick_run, program_scan and known_stages, below the runner, which loads it when stages were skipped that no index answers
 for.
 
-A path is believed only if its newest time stamp is older than the run itself, by the file system's clock: then what the run has
-read is what was signed afterwards, and any later change gets another stamp. What is younger is left to the next run that skips.
+A path is believed only if its newest time stamp is older than the run itself, by the file system's clock: then any later change
+gets another stamp. What is younger is left to the next run that skips. That it is what the run has read does not follow from
+its age: where a folder above it, or a link to one, is exchanged, old files take the place of others. So files must have the
+signatures with which they were read, and all else is looked at once more after it was signed.
 """
 from __future__ import annotations
 
@@ -22,8 +24,10 @@ import path_signs
 import program_scan
 import quick_index
 import quick_run
+import stage_markers
 from console import printable
 from primitives import compact, is_link, pretty
+from state_store import StateError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,6 +86,10 @@ class _Signed:
         self.followed = [path for path, whole in zip(self.paths, full) if is_link(whole)]
         self.followed_signs = path_signs.sign([os.path.join(root, path) for path in self.followed], look=os.stat)
 
+    def behind(self) -> Dict[str, List[int]]:
+        """Return {path: sign}, of a link that of what is behind it."""
+        return _signs_of((self.paths, self.signs), (self.followed, self.followed_signs))
+
     def is_settled(self, begin: Begin) -> bool:
         return begin.is_settled(self.signs) and begin.is_settled(self.followed_signs) and not self._has_lost_some()
 
@@ -106,7 +114,7 @@ def save(run: Run, record: Json, entry_of: EntryOf, metrics_entry_of: EntryOf) -
     """
     try:
         _save(run, record, entry_of, metrics_entry_of)
-    except (OSError, ValueError):
+    except (OSError, ValueError, file_digests.FileChanged, StateError):
         # A full disk, a name too long, a folder that cannot be listed: the next run goes the long way.
         pass
 
@@ -142,36 +150,92 @@ def can_be_covered(stage: StageSpec) -> bool:
 
 
 def _stage_signed(run: Run, begin: Begin, stage: StageSpec, result: StageResult) -> Optional[_Signed]:
-    """Return what the stage's skip depends on, None if that cannot be signed yet."""
+    """Return what the stage's skip depends on, None if that cannot be signed yet, or is not what the decision was made of."""
+    looked = run.looked[stage.name]
+    own = ["%s/%s" % (stage.output_dir, one["path"]) for one in result.outputs]
+    own += ["%s/.%s.done" % (stage.output_dir, stage.name), "state/stage_%s.json" % stage.name]
+    signed = _Signed(run.root, looked.files + own, sorted(looked.seen))
+    if not signed.is_settled(begin) or not _are_as_read(looked.files, looked.stamps, signed.behind()) or _found(run, stage) != looked[:2]:
+        return None
+    return signed if _is_made(run, stage, result, signed, looked.stamps) else None
+
+
+def _found(run: Run, stage: StageSpec) -> Tuple[List[str], Set[str]]:
+    """Return which files the stage's globs name now, and what else that depends on."""
     files: Dict[str, None] = {}
     seen: Set[str] = set()
     for pattern in stage.inputs + stage.watch:
         files.update(dict.fromkeys(file_digests.expand(run.root, pattern, seen)))
-    if list(files) != list(dict.fromkeys(run.looked.get(stage.name, ()))):
-        return None                     # not what the decision was made of
-    own = ["%s/%s" % (stage.output_dir, one["path"]) for one in result.outputs]
-    own += ["%s/.%s.done" % (stage.output_dir, stage.name), "state/stage_%s.json" % stage.name]
-    signed = _Signed(run.root, list(files) + own, sorted(seen))
-    return signed if signed.is_settled(begin) else None
+    return list(files), seen
+
+
+def _is_made(run: Run, stage: StageSpec, result: StageResult, signed: _Signed, stamps: Dict[str, List[int]]) -> bool:
+    """Tell whether outputs, marker and record of a skipped stage are what they were when it was decided; of a link as an output
+    the name of its target counts."""
+    signs, links = signed.behind(), set(signed.followed)
+    for output in result.outputs:
+        path = "%s/%s" % (stage.output_dir, output["path"])
+        if not (file_digests.output_content(os.path.join(run.root, path)) == (output["bytes"], output["sha256"]) if path in links
+                else _are_as_read([path], stamps, signs)):
+            return False
+    record = run.store.stage(stage.name)
+    return (record is not None and record["lastStatus"] == "ok" and not record.get("cleaned")
+            and (record["idempotencyKey"], record["outputs"], record.get("counts", {})) == (result.key, result.outputs, result.counts)
+            and result.evidence["madeBy"] == {"runId": record.get("lastRunId"), "invocation": record.get("lastInvocation")}
+            and stage_markers.read_marker(stage_markers.marker_path(run.root, stage.output_dir, stage.name)) == result.key)
+
+
+def _are_as_read(paths: Iterable[str], stamps: Dict[str, List[int]], signs: Dict[str, List[int]]) -> bool:
+    """Tell whether files have the signatures with which they were read. signs: as of _Signed.behind()."""
+    for path in paths:
+        size, mtime, ctime, inode, device = stamps.get(path) or path_signs.UNKNOWN
+        if signs.get(path) != [mtime, ctime, inode, size, device]:
+            return False
+    return True
 
 
 def _common_signed(run: Run, begin: Begin) -> Optional[_Signed]:
-    """Return what all stages depend on: the pipeline file, and all that the scan looks at, with the folders that it finds it
-    in."""
+    """Return what all stages depend on, None if that cannot be signed yet, or is not what this run has read of it."""
+    common = _found_common(run)
+    read, others, folders = common
+    signed = _Signed(run.root, read + others, folders)
+    if not signed.is_settled(begin) or _found_common(run) != common or not _are_as_read(read, run.scanned, signed.behind()):
+        return None
+    is_same = set(read) == set(run.scanned) and file_digests.hash_file(run.spec.path)[0] == run.spec.sha256
+    return signed if is_same else None
+
+
+def _found_common(run: Run) -> Tuple[List[str], List[str], List[str]]:
+    """Return (all that the scan looks at now, what else all stages depend on, the folders that it is found in)."""
+    _look_anew(run)
     seen: Set[str] = set()
-    paths = [run.spec.path] + program_scan.runner_files() + program_scan.runner_folders()
-    paths += program_scan.files_in_bin(run.root, seen)
+    read = program_scan.runner_files() + program_scan.files_in_bin(run.root, seen)
     for processor in dict.fromkeys(stage.processor for stage in run.spec.stages):
-        paths += [processor] + program_scan.local_modules(run.digests, processor)
-    if any(stage.pass_env is not None for stage in run.spec.stages):
-        paths.append("state/env.key")
-    signed = _Signed(run.root, paths, sorted(seen) + sorted(folder or "." for folder in run.digests.folders))
-    return signed if signed.is_settled(begin) else None
+        read += [processor] + program_scan.local_modules(run.digests, processor)
+    others = [run.spec.path] + program_scan.runner_folders()
+    others += ["state/env.key"] if any(stage.pass_env is not None for stage in run.spec.stages) else []
+    return read, others, sorted(seen) + sorted(folder or "." for folder in run.digests.folders)
+
+
+def _look_anew(run: Run) -> None:
+    run.digests.used.clear()
+    run.digests.folders.clear()
+
+
+def _has_read(run: Run, stage: StageSpec, signs: Dict[str, List[int]]) -> bool:
+    """Tell whether the stage's decision was made of that very processor and these modules that the common part of the index has
+    signed."""
+    looked = run.looked[stage.name]
+    return (looked.modules == program_scan.local_modules(run.digests, stage.processor)
+            and _are_as_read([stage.processor] + looked.modules, looked.stamps, signs))
 
 
 def _build(run: Run, begin: Begin, new: Dict[int, _Signed], texts: Dict[int, List[Piece]], record: Json) -> Optional[quick_index.Index]:
     index, old = quick_index.Index(), run.known.index if run.known is not None else None
     if old is not None:
+        _look_anew(run)
+        if old.is_void(run.root):
+            return None
         index.about, index.common, index.common_signs = old.about, old.common, old.common_signs
         followed = [(-1, path, _sign_at(old.followed_signs, place)) for place, path in enumerate(old.followed) if old.owners[place] == -1]
     else:
@@ -181,12 +245,21 @@ def _build(run: Run, begin: Begin, new: Dict[int, _Signed], texts: Dict[int, Lis
         index.common, index.common_signs = common.paths, _view(common.signs)
         followed = [(-1, path, _sign_at(common.followed_signs, place)) for place, path in enumerate(common.followed)]
         index.about = _about(run, record)
+    signs = _signs_of((index.common, index.common_signs), ([path for _, path, _ in followed], [number for _, _, sign in followed for number in sign]))
+    new = {place: signed for place, signed in new.items() if _has_read(run, run.spec.stages[place], signs)}
+    if not new:
+        return None
     _Sections(run, new, texts, old, followed).put_into(index)
     return index
 
 
 def _view(numbers: Iterable[int]) -> memoryview:
     return memoryview(array("q", numbers))
+
+
+def _signs_of(*parts: Tuple[Sequence[str], Sequence[int]]) -> Dict[str, List[int]]:
+    """Return {path: sign} of (paths, their signs); of a path that is in several the last one's."""
+    return {path: _sign_at(signs, place) for paths, signs in parts for place, path in enumerate(paths)}
 
 
 def _sign_at(signs: Sequence[int], place: int) -> List[int]:

@@ -142,8 +142,16 @@ class Decision(namedtuple("Decision", "action reasons line_offset discard")):
     __slots__ = ()
 
 
-class Material(namedtuple("Material", "key parts inputs watched missing stamps input_bytes")):
-    """What a stage would work on now: key and parts, files, what is missing, signatures to compare after the attempt."""
+class Material(namedtuple("Material", "key parts inputs watched missing stamps input_bytes seen", defaults=(frozenset(),))):
+    """What a stage would work on now: key and parts, files, what is missing, signatures to compare after the attempt; seen: on
+    what else it depends which files there are."""
+
+    __slots__ = ()
+
+
+class Looked(namedtuple("Looked", "files seen modules stamps")):
+    """What the decision to skip a stage was made of: its inputs and watched files, on what else it depends which these are, its
+    processor's modules, {path: signature} of all that was read."""
 
     __slots__ = ()
 

@@ -19,7 +19,7 @@ from program_scan import local_modules
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
+    from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
     from model import PipelineSpec, StageSpec
     from state_store import StateStore
@@ -104,8 +104,9 @@ def _read_side_by_side(digests: Digests, paths: Sequence[str]) -> None:
 
 def gather_material(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: StateStore) -> Material:
     """Find the stage's inputs and compute its key. What cannot be found or read is told in `missing`, not raised."""
-    inputs, problems = file_digests.resolve(spec.root, stage.inputs)
-    watched, watch_problems = file_digests.resolve(spec.root, stage.watch)
+    seen: Set[str] = set()
+    inputs, problems = file_digests.resolve(spec.root, stage.inputs, seen)
+    watched, watch_problems = file_digests.resolve(spec.root, stage.watch, seen)
     if stage.allow_no_inputs:
         problems = [problem for problem in problems if not problem.endswith((file_digests.NO_MATCH, file_digests.NO_FILE))]
     problems += [problem.replace("input", "watched", 1) for problem in watch_problems]
@@ -125,4 +126,4 @@ def gather_material(spec: PipelineSpec, stage: StageSpec, digests: Digests, stor
         return Material("", {}, inputs, watched, ["cannot read %s: %s" % (os.fsdecode(error.filename or "?"), error.strerror)], {}, 0)
     files = inputs + watched + [stage.processor] + [path for path, _ in parts["modules"]]
     stamps = {path: digests.of(path)[1] for path in files}
-    return Material(ledger_format.stage_key(parts), parts, inputs, watched, [], stamps, sum(stamps[path][0] for path in inputs))
+    return Material(ledger_format.stage_key(parts), parts, inputs, watched, [], stamps, sum(stamps[path][0] for path in inputs), seen)

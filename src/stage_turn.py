@@ -14,7 +14,7 @@ import run_ledger
 import stage_locks
 import stage_records
 from file_digests import ReadingStopped
-from model import StageResult
+from model import Looked, StageResult
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -159,7 +159,9 @@ class StageTurn:
         reason = "; ".join(decision.reasons)
         run.console.event("SKIP", stage.name, " (%s)" % reason)
         run.store.sync_stage(stage.name, record.get("bootId", run.boot) != run.boot)
-        run.looked[stage.name] = material.inputs + material.watched
+        if facts.tasks is None:                 # the others are never in the index
+            run.looked[stage.name] = Looked(list(dict.fromkeys(material.inputs + material.watched)), material.seen,
+                                            [path for path, _ in material.parts["modules"]], run.digests.stamps())
         evidence = {"madeBy": {"runId": record.get("lastRunId"), "invocation": record.get("lastInvocation")}}
         if facts.tasks is not None:
             import task_look

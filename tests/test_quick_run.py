@@ -828,3 +828,78 @@ def test_ready_arrays_have_the_text_of_their_entries():
         record, plain = {"x": "\0", "stages": stages, "b": 2}, {"x": "\0", "stages": entries, "b": 2}
         assert primitives.pretty_bytes(record) == json.dumps(plain, indent=1).encode() + b"\n"
         assert primitives.canonical_bytes(record) == json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
+
+
+EXCHANGES = {       # a stage, what is in the folder v when it is looked at, what is in the one that is there at the end of that run
+    "input": ({"processor": "work.sh", "inputs": ["v/in/a.txt"]}, {"in/a.txt": "one"}, {"in/a.txt": "two"}),
+    "glob": ({"processor": "work.sh", "inputs": ["v/in/*.txt"]}, {"in/a.txt": "one"}, {"in/a.txt": "two"}),
+    "watched": ({"processor": "work.sh", "watch": ["v/a.txt"]}, {"a.txt": "one"}, {"a.txt": "two"}),
+    "processor": ({"processor": "v/work.sh"}, {"work.sh": "#!/bin/sh\n:\n"}, {"work.sh": "#!/bin/sh\ntrue\n"}),
+    "module": ({"processor": "tools/tool.py"}, {"pack/__init__.py": "N = 1\n"}, {"pack/__init__.py": "N = 2\n"}),
+    "scanned": ({"processor": "work.sh"}, {"bin/idle.py": ""}, {"bin/idle.py": "import %s\n" % "socket"}),
+    "pipeline": ({"processor": "work.sh"}, {}, {}),
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs links, and scripts that name their interpreter")
+@pytest.mark.parametrize("is_link", [True, False])
+@pytest.mark.parametrize("kind", EXCHANGES)
+def test_an_old_folder_put_in_the_place_of_another_while_a_run_goes_on_is_not_signed_as_what_was_read(project, kind, is_link):
+    stage, before, after = EXCHANGES[kind]
+    for folder, files in (("v1", before), ("v2", after)):
+        for name, text in files.items():
+            project.write("%s/%s" % (folder, name), text, executable=True)
+        project.write(folder + "/bin/same.py", "")
+    project.write("work.sh", "#!/bin/sh\n", executable=True)
+    project.write("tools/tool.py", "#!%s\nimport pack\n" % sys.executable, executable=True)
+    project.path("tools/pack").symlink_to("../v/pack")
+    shutil.rmtree(project.path("bin"))
+    project.path("bin").symlink_to("v/bin")
+    project.spec(dict(stage, args=["other"]), EXCHANGING)
+    project.path("pipeline.json").rename(project.path("v2/pipeline.json"))
+    project.path("pipeline.json").symlink_to("v/pipeline.json")
+    if is_link:
+        project.path("v").symlink_to("v1")
+    else:
+        project.path("v1").rename(project.path("v"))
+    project.spec(stage, EXCHANGING)
+    if kind != "pipeline":
+        shutil.copy2(project.path("v/pipeline.json"), project.path("v2/pipeline.json"))
+    exchange(project, "os.remove('v'); os.symlink('v2', 'v')" if is_link else "os.rename('v', 'v1'); os.rename('v2', 'v')")
+    code, out, _ = run(project, "next")
+    assert code == 6 if kind == "scanned" else "[START] s1" in out
+
+
+EXCHANGING = {"processor": "tools/do.py", "watch": ["now.txt"]}
+
+
+def exchange(project, code, prepare=lambda: None):
+    """Have *code* run in the stage EXCHANGING, behind one that has been skipped by then in a run that may write the index."""
+    project.write("now.txt", "")
+    project.write("tools/do.py", "#!%s\nimport os\nif open('now.txt').read():\n    %s\n" % (sys.executable, code), executable=True)
+    assert run(project, "made")[0] == 0
+    prepare()
+    age(project)
+    project.write("now.txt", "now")
+    code, out, err = run(project, "exchanged")
+    assert (code, err) == (0, "") and "[SKIP] s1" in out and "[DONE] s2" in out
+    age(project)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs links, and scripts that name their interpreter")
+@pytest.mark.parametrize("other", ["a", "b", ".s1.done"])
+def test_an_output_folder_exchanged_while_a_run_goes_on_is_not_signed_as_what_was_verified(project, other):
+    """*other* is another one, as old as the rest, in the folder that is put in its place: a file, a link, the marker."""
+    project.processor("work", "[os.remove(os.path.join(out, one)) for one in os.listdir(out) if one in 'ab']\n"
+                      "open(os.path.join(out, 'a'), 'w').close()\nos.symlink('a', os.path.join(out, 'b'))\n")
+    project.spec({"processor": "bin/work.py"}, EXCHANGING)
+
+    def prepare():
+        shutil.copytree(project.path("data/s1"), project.path("v2"), symlinks=True, copy_function=os.link)
+        project.path("v2/" + other).unlink()
+        if other == "b":
+            project.path("v2/b").symlink_to("./a")
+        else:
+            project.write("v2/" + other, "{}")
+    exchange(project, "os.rename('data/s1', 'v1'); os.rename('v2', 'data/s1')", prepare)
+    assert "[START] s1" in run(project, "next")[1]
