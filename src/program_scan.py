@@ -41,8 +41,9 @@ def scan_of(digests: Digests, path: str) -> Json:
         with open(os.path.join(digests.root, path), "rb") as file:
             source = file.read(BINARY_BYTES if ending in COMPILED else -1)
         known = dict(import_scan.scan_program(source, path).to_json(), guard=guard, ending=ending)
-        digests.scans[digest] = known
-        digests.changed = True
+        if ending in COMPILED or sha256(source).hexdigest() == digest:      # else it was exchanged since its digest was taken
+            digests.scans[digest] = known
+            digests.changed = True
     return known
 
 

@@ -715,6 +715,17 @@ def test_what_was_found_is_found_anew_when_a_part_of_the_scan_has_changed(tmp_pa
     assert scan({file_digests.hash_file(str(tmp_path / "p.sh"))[0]: first}) is not first
 
 
+def test_a_scan_is_not_remembered_under_the_digest_of_another_content(tmp_path):
+    """An editor saves another version between digest and scan, and then that one again."""
+    (tmp_path / "p.py").write_bytes(b"import helper\n")
+    digests = file_digests.Digests(str(tmp_path), "boot", keep=False)
+    digests.of("p.py")
+    (tmp_path / "p.py").write_bytes(b"import sys\n")
+    program_scan.scan_of(digests, "p.py")
+    (tmp_path / "p.py").write_bytes(b"import helper\n")
+    assert program_scan.scan_of(digests, "p.py")["imports"] == ["helper"] and len(digests.scans) == 1
+
+
 def test_of_a_compiled_module_no_more_is_read_than_is_looked_at(tmp_path, monkeypatch):
     (tmp_path / "large.so").write_bytes(b"\x7fELF" + bytes(1 << 20))
     digests, seen, real = file_digests.Digests(str(tmp_path), "boot", keep=False), [], import_scan.scan_program
