@@ -196,7 +196,7 @@ def decide(stage: StageSpec, facts: Facts, forced: bool) -> Decision:
     if not reasons:
         return Decision("SKIP", ["up to date: key %s unchanged, %d output%s verified" % (
             facts.material.key[:12], len(facts.record["outputs"]), "" if len(facts.record["outputs"]) == 1 else "s")], 0, "")
-    if facts.sealable and reasons == [stage_markers.NO_MARKER]:
+    if facts.sealable and reasons == [stage_markers.NO_MARKER] and not (found is not None and found.resumable):
         return Decision(
             "SEAL", ["up to date: finished by run %s, which died before it wrote the marker; marker restored" % facts.record.get("lastRunId")], 0, "")
     if found is None:

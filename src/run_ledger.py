@@ -69,16 +69,24 @@ def output_bytes(record: Json) -> int:
 
 
 def recovered_entry(store: StateStore, record: Json) -> Json:
-    """Return what a run record says of a stage that its run finished and did not live to write down."""
+    """Return what a run record says of a stage that its run finished and did not live to write down.
+
+    hadMarker: it had written the marker, too; durable with the next flush of the store's `commit`. Who removes it then means it.
+    """
+    import stage_markers
+    key, marker = record["idempotencyKey"], stage_markers.marker_path(store.root, record["keyParts"].get("outputDir") or ".", record["stage"])
+    had_marker = stage_markers.read_marker(marker) == key
+    if had_marker:
+        store.commit.add_file(marker)
     parts = recorded_parts(store, record["keyParts"])
     outputs = [{name: one[name] for name in SHOWN_INPUT_KEYS} for one in record["outputs"]]
     seconds: Any = record.get("lastDurationSec")
     return {"stage": record["stage"], "status": "ok", "reason": "finished by a run that died", "attempts": record.get("attempts", 0),
-            "durationMs": milliseconds(seconds) or 0, "exitCode": 0, "key": record["idempotencyKey"],
+            "durationMs": milliseconds(seconds) or 0, "exitCode": 0, "key": key,
             "keyParts": parts, "inputs": [{"path": path, "sha256": digest} for path, digest in parts.get("inputs") or []],
             "outputs": outputs, "bytesIn": record.get("bytesIn", 0),
             "bytesOut": output_bytes(record), "counts": record.get("counts") or {},
-            "recovered": True, **({"tasks": record["tasks"]} if record.get("tasks") else {})}
+            "recovered": True, "hadMarker": had_marker, **({"tasks": record["tasks"]} if record.get("tasks") else {})}
 
 
 # --- the ledger ------------------------------------------------------------------------------------------------------

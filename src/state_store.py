@@ -300,8 +300,9 @@ def find_run(store: StateStore, run_id: str, invocation: int) -> Optional[Json]:
 def died_before_marker(store: StateStore, stage: str, record: Json) -> bool:
     """Tell whether the run that finished the stage came to its end between the stage record and the run record.
 
-    The marker is written between these two: where the run record knows of the success, somebody removed the marker.
+    The marker is written between these two: where the run record knows of the success, or that there was a marker when the dead run
+    was closed, somebody removed it.
     """
     run = find_run(store, str(record.get("lastRunId")), record.get("lastInvocation", 0))
     return run is not None and not any(
-        one.get("stage") == stage and one.get("status") == "ok" and not one.get("recovered") for one in run.get("stages", []))
+        one.get("stage") == stage and one.get("status") == "ok" and (not one.get("recovered") or one.get("hadMarker") is True) for one in run.get("stages", []))

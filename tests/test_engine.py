@@ -475,6 +475,21 @@ def test_the_folder_of_a_stage_without_outputs_is_made_again_for_its_marker(proj
     assert "which died before it wrote the marker; marker restored" in done.out and project.exists("data/out/.s.done") and "[SKIP] s" in project.ok("--run-id", "r3").out, done
 
 
+@pytest.mark.parametrize("closer", ["another run", "the same again"])
+def test_a_marker_that_is_removed_after_a_dead_run_was_closed_is_not_restored(project, closer):
+    """Whoever removes it wants the stage to be run again, or from a checkpoint written by hand."""
+    project.processor("quick", "import processor_kit as kit\nwith kit.open_output('o') as file:\n    file.write('x')\n")
+    project.processor("slow", "if not os.path.exists('go'):\n    print('at work', flush=True)\n    time.sleep(60)\n")
+    project.spec({"name": "a", "processor": "bin/quick.py", "outputDir": "data/a"}, {"name": "b", "processor": "bin/slow.py", "outputDir": "data/b"})
+    project.kill_once_logged("state/logs/r1/b.1.log", b"at work", "--run-id", "r1")
+    project.write("go", "")
+    done = project.ok("--run-id", "r2" if closer == "another run" else "r1")
+    assert "[SKIP] a" in done.out and "restored" not in done.out
+    project.path("data/a/.a.done").unlink()
+    assert "RUN     a (marker missing)" in project.ok("plan").out
+    assert "[START] a" in project.ok("--run-id", "r3").out
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_a_parameter_that_is_longer_than_the_system_takes_is_told_of(project):
     project.spec({"name": "s", "processor": project.processor("none", ""), "params": {"x": "a" * 200000}})

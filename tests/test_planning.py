@@ -76,6 +76,7 @@ DECISIONS = {
     "outputs and marker gone": (Facts(material(), record(), None, ["output a missing"], None, True), {}, ("RUN", ["output a missing", "marker missing"], 0, "")),
     "died before the marker": (Facts(material(), record(), None, [], None, True), {},
                                ("SEAL", ["up to date: finished by run r7, which died before it wrote the marker; marker restored"], 0, "")),
+    "died before the marker, and somebody put a checkpoint there": (Facts(material(), record(), None, [], checkpoint(1), True), {}, ("RESUME", ["marker missing"], 1, "")),
     "idempotency disabled": (Facts(material(), record(), KEY, [], None, False), {"idempotent": False}, ("RUN", ["idempotency is disabled"], 0, "")),
     "another key": (Facts(material(), OTHER, KEY, [], None, False), {}, ("RUN", ["params.a removed", "params.b removed"], 0, "")),
     "another key, and idempotency disabled": (Facts(material(), OTHER, KEY, [], None, False), {"idempotent": False}, ("RUN", ["params.a removed", "params.b removed"], 0, "")),
