@@ -215,15 +215,17 @@ class Held:
                 NAME, "is a record of an earlier run" if count == 1 else "are %d records of earlier runs" % count))
 
     def _complete_rename(self) -> None:
-        """Give the last entry's record its name, if a kill came between; without an entry the run counts as died."""
+        """Give the last entry's record its name, if a kill came between; without an entry the run counts as died. Raises: OSError:
+        what cannot be read may be the entry's, and the only copy."""
         path = self.store.path(PENDING)
         if not is_there(path):
             return
+        with naming(path), open_file(path) as file:
+            data = file.read()
         try:
-            with open(path, "rb") as file:
-                record = loads(file.read().decode("utf-8"))
+            record = loads(data.decode("utf-8"))
             is_its_record = self.last is not None and self.last["event"] == "end" and run_hash(record) == self.last["runHash"]
-        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        except (ValueError, TypeError, AttributeError, RecursionError):
             is_its_record = False
         if is_its_record and self.last is not None:
             self._name_record(self.last["runId"])

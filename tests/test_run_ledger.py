@@ -1,6 +1,7 @@
 """The ledger as it is written: chained, healed, sealed; runs that died; calls under one run id."""
 from __future__ import annotations
 
+import builtins
 import errno
 import hashlib
 import json
@@ -294,6 +295,28 @@ def test_a_damaged_record_of_a_dead_run_is_a_clear_error_and_set_aside(store, re
         run_once(store, "r")
     run_once(store, "r2")
     assert any(name.startswith("run_dead.json.corrupt-") for name in names(store.folder))
+    assert_chain_is_whole(store)
+
+
+def test_a_record_without_its_name_that_cannot_be_read_is_kept(store, monkeypatch):
+    run_once(store, "a")
+    pending = store.path(".run.json.tmp")
+    os.rename(store.path("run_a.json"), pending)
+
+    def failing(real):
+        def call(path, *more, **named):
+            if path == pending:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+            return real(path, *more, **named)
+        return call
+    with monkeypatch.context() as patch:
+        for module, name in ((builtins, "open"), (os, "open")):
+            patch.setattr(module, name, failing(getattr(module, name)))
+        with pytest.raises(OSError) as caught:
+            run_once(store, "b")
+    assert caught.value.filename == pending
+    run_once(store, "b")
+    assert store.read("run_a.json")["state"] == "completed"
     assert_chain_is_whole(store)
 
 
