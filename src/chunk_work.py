@@ -28,7 +28,7 @@ import task_look
 import task_work
 from ledger_format import stage_key
 from model import remedy_of, sha256
-from primitives import folded, remove_quietly
+from primitives import folded, is_there, remove_quietly
 from scheduler import Pause
 
 TYPE_CHECKING = False
@@ -82,6 +82,8 @@ class ChunkTasksWork(task_work.TasksWork):
         StageResult."""
         self.reasons = list(decision.reasons)
         self._drop_unsynced(self.facts.record)
+        if is_there(self.earlier.lost_path()):
+            tidy(self.run.root, self.stage, self.store)     # a sync has failed: no chunk counts
         self._prepare(decision)
         failure, outputs = yield from self._cut_run_join()
         failure = failure or self._judge(outputs)

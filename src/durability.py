@@ -85,12 +85,13 @@ class Durability:
         self.commit.add_file(path)      # synced with the group: one that a power cut took counts as none
 
     def _lose_faith(self, held: Container[str]) -> None:
-        """Mark as lost what this run has done, and each skipped stage of which something was *held*."""
+        """Mark as lost what this run has done or is at, before any record says that it ended well; and each skipped stage of which
+        something was *held*."""
         run = self.run
         self.is_unsound = True
         for stage, result in zip(run.selected, run.result_at):
             if stage.name in run.works or result is not None and (result.status == "ok" or self._is_among(held, stage, result)):
-                stage_markers.mark_lost(run.root, stage.output_dir, stage.name, bool(stage.for_each))
+                stage_markers.mark_lost(run.root, stage.output_dir, stage.name, bool(stage.for_each) or stage.name in run.works)
 
     def _is_among(self, paths: Container[str], stage: StageSpec, result: StageResult) -> bool:
         """Tell whether an output of a stage that was skipped is among *paths*: whoever made it has not lived to sync it."""

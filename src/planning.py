@@ -48,7 +48,8 @@ def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: State
         return Facts(material, record, None, [], None, False)
     marker = stage_markers.read_marker(stage_markers.marker_path(spec.root, stage.output_dir, stage.name))
     problems = output_problems(digests, stage, record) if record is not None and record["lastStatus"] == "ok" else []
-    if marker is None and is_there(stage_markers.lost_path(spec.root, stage.output_dir, stage.name)):
+    is_lost = marker is None and is_there(stage_markers.lost_path(spec.root, stage.output_dir, stage.name))
+    if is_lost:
         problems.append("the outputs could not be brought to the disk")
     facts = Facts(material, record, marker, problems, None, False)
     if marker == stage_markers.BARRED or not reasons_to_run(stage, facts):
@@ -58,6 +59,8 @@ def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: State
         import recorded_outputs
         facts = facts._replace(checkpoint=checkpoints.read_checkpoint(
             store, stage, record, material.key, boot, lambda: recorded_outputs.outputs_of_others(spec.root, stage.output_dir, {stage.name})))
+        if is_lost and facts.checkpoint is not None:
+            facts = facts._replace(checkpoint=facts.checkpoint._replace(problem="what it stands for may not be on the disk: a sync has failed", resumable=False))
     if record is not None and record["lastStatus"] == "ok" and marker is None and not problems:
         facts = facts._replace(sealable=state_store.died_before_marker(store, stage.name, record))
     return facts

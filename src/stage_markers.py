@@ -55,17 +55,17 @@ def lost_path(root: str, output_dir: str, stage: str) -> str:
     return os.path.join(root, output_dir, ".%s.lost" % stage)
 
 
-def mark_lost(root: str, output_dir: str, stage: str, is_of_tasks: bool) -> None:
+def mark_lost(root: str, output_dir: str, stage: str, is_open: bool) -> None:
     """Take a finished stage's marker away, as far as the file system still lets us; a rename needs no space.
 
-    Where a stage of tasks has no marker yet, an empty file says the same of the tasks that are done.
+    is_open: it may have none yet, as it is at work, or tasks of it have failed; then an empty file says the same of what is done.
     """
     marker, lost = marker_path(root, output_dir, stage), lost_path(root, output_dir, stage)
     try:
         replace(marker, lost)
     except OSError as error:
         is_refused = not isinstance(error, FileNotFoundError)      # a marker that is only removed counts as one that was not written yet
-        if is_of_tasks or is_refused:
+        if is_open or is_refused:
             try:
                 durable_files.write_new(lost, b"", durable=False)
             except OSError:

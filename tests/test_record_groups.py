@@ -135,6 +135,43 @@ def test_a_device_that_fails_meanwhile_is_told_when_those_at_work_have_ended_and
     assert not project.exists(KEPT % "one") and not project.exists("data/two/.two.lost")
 
 
+FAILS_AND_DIES = """
+import errno, os, runpy, sys
+sys.path.insert(0, os.path.dirname(sys.argv[1]))
+import durability, durable_files
+sync, write_marker = durable_files._sync_path, durability.Durability.write_marker
+def fails(path):
+    if path.endswith('data/one/o') and not os.path.exists('failed'):
+        open('failed', 'w').close()
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+    sync(path)
+def dies(self, stage, key):
+    if self.is_unsound:
+        os.kill(os.getpid(), 9)
+    write_marker(self, stage, key)
+durable_files._sync_path, durability.Durability.write_marker = fails, dies
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+
+
+@posix_only
+@pytest.mark.parametrize("kind", ["plain", "tasks", "chunks"])
+def test_a_stage_at_work_when_a_sync_failed_is_not_believed_if_the_run_dies_once_it_has_ended(project, kind):
+    project.write("data/input/a.txt", "".join("%d\n" % number for number in range(2000)))
+    wait = "end = time.monotonic() + 20\nwhile not os.path.exists(%r):\n    time.sleep(0.01)\n    assert time.monotonic() < end\n" % str(project.path("failed"))
+    last = "sys.stdout.write(sys.stdin.read())\n" if kind == "chunks" else "open(os.path.join(out, 'o'), 'w').write('x')\n"
+    more = {"plain": {}, "tasks": {"forEach": ["data/input/*.txt"]}, "chunks": {"inputs": ["data/input/a.txt"], "chunks": {"bytes": 1 << 20, "filter": True}}}[kind]
+    project.spec({"name": "one", "processor": project.processor("make", "open(os.path.join(out, 'o'), 'w')\n"), "outputDir": "data/one"},
+                 {"name": "two", "processor": project.processor("waits", wait + last), "outputDir": "data/two", **more}, order="graph")
+    done = subprocess.run([sys.executable, "-c", FAILS_AND_DIES, str(RUNNER), "--jobs", "2"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          env=project.environment(), cwd=str(project.root), timeout=120)
+    assert done.returncode == -9 and project.json("state/stage_two.json")["lastStatus"] == "ok", done.stdout
+    again = project.ok()
+    assert {"plain": "[START] two\n", "tasks": "[START] two (1 task: 1 to do, 0 up to date)\n", "chunks": "to do, 0 done)\n"}[kind] in again.out, again
+    assert not project.exists("data/two/.two.lost") and "[SKIP] two" in project.ok().out
+
+
 # --- the power goes before
 
 @posix_only
