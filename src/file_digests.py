@@ -438,8 +438,13 @@ class Digests:
 
     def _stored(self, path: str, now: List[int]) -> str:
         """Return the digest that is stored for a file of signature *now*, "" if there is none to be believed."""
+        entry = self._entry(path)
+        return str(entry[5]) if entry is not None and entry[:5] == now and entry[6] in ("", self.boot) else ""
+
+    def _entry(self, path: str) -> Optional[List[Any]]:
+        """Return what is kept of the file at *path*: its signature, its digest and a boot id; None if that is nothing of use."""
         entry = self.files.get(path)
-        return str(entry[5]) if isinstance(entry, list) and len(entry) == 7 and entry[:5] == now and entry[6] in ("", self.boot) else ""
+        return entry if isinstance(entry, list) and len(entry) == 7 else None
 
     def of_output(self, path: str) -> Tuple[int, str]:
         """Return (bytes, SHA-256) of an output; a link is its target's name, not the file behind it. Raises: as of()."""
@@ -470,12 +475,12 @@ class Digests:
 
     def is_vouched(self, path: str) -> bool:
         """Tell whether the digest of *path* needs no sync of the file: it outlives a restart, or is not kept at all."""
-        entry = self.files.get(path)
+        entry = self._entry(path)
         return entry is None or entry[6] == ""
 
     def vouch(self, path: str) -> None:
         """Say that the file at *path* has been synced: its digest outlives a restart."""
-        entry = self.files.get(path)
+        entry = self._entry(path)
         if entry is not None and entry[6]:
             entry[6] = ""
             self.changed = True

@@ -131,15 +131,13 @@ def _save(run: Run, record: Json, entry_of: EntryOf, metrics_entry_of: EntryOf) 
             if signed is not None:
                 new[place] = signed
     texts = {place: _texts(results[place], entry_of, metrics_entry_of) for place in new}
-    index = _build(run, begin, new, texts, record) if new else None
-    if index is None:
-        return
-    lock = run.store.lock("index.files") if run.store.lock is not None else None
+    lock = run.store.lock("index.files") if new and run.store.lock is not None else None
     if lock is None or not lock.try_acquire():
         return
     try:
-        path = quick_index.index_path(run.root, run.spec.path)
-        durable_files.write_atomic(path, quick_index.to_bytes(index), durable=False)
+        index = _build(run, begin, new, texts, record)      # which writes the checked spec beside it
+        if index is not None:
+            durable_files.write_atomic(quick_index.index_path(run.root, run.spec.path), quick_index.to_bytes(index), durable=False)
     finally:
         lock.release()
 

@@ -921,6 +921,16 @@ def test_a_damaged_cache_is_rebuilt(project, content):
     assert stored["schema"] == 1 and "bin/stage_copy.py" in stored["files"] and stored["scans"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links need a right on Windows")
+def test_a_damaged_entry_of_an_output_that_is_a_link_is_no_entry(project):
+    project.spec({"processor": project.processor("link", "os.symlink('x', os.path.join(out, 'o'))\n")})
+    project.ok()
+    stored = project.json("state/digests.json")
+    stored["files"]["data/s1/o"] = [1]
+    project.write("state/digests.json", json.dumps(stored))
+    assert "[SKIP] s1" in project.ok().out
+
+
 def test_a_damaged_scan_in_the_cache_is_made_anew(project):
     project.write("data/in.txt", "x")
     project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"]})

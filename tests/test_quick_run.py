@@ -23,6 +23,7 @@ import pipeline_runner
 import primitives
 import quick_index
 import quick_run
+import stage_locks
 import state_store
 
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there a second process looks")
@@ -783,6 +784,18 @@ def test_a_checked_spec_that_is_not_the_one_of_the_index_is_not_taken(project):
     with open(known_stages.spec_path(root, pipeline), "wb") as file:
         file.write(marshal.dumps((known_stages.spec_to_plain(spec._replace(name="another")), needs)))
     assert known_stages.KnownStages(index, pipeline, root).spec is None
+
+
+def test_neither_the_index_nor_its_spec_is_written_while_another_run_writes_them(project):
+    project.processor("work", "")
+    project.spec({"processor": "bin/work.py"})
+    run(project, "made")
+    age(project)
+    lock = stage_locks.FileLock(str(project.root), "index.files", model.Clock())
+    assert lock.try_acquire()
+    assert "[SKIP] s1" in run(project, "skipped")[1]
+    lock.release()
+    assert not project.exists("state/index_pipeline.json") and not project.exists("state/index_pipeline.json.spec")
 
 
 def test_what_a_glob_depends_on(tmp_path):
