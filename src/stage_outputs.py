@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     Listing = Dict[str, List[int]]
 
 # Of the hidden names that are the runner's: markers, private folders of tasks.
-RUNNER_ENDINGS = (".done", ".done.tmp", ".tasks")
+RUNNER_ENDINGS = (".done", ".done.tmp", ".lost", ".tasks")
 ITSELF = "./"           # in a baseline that knows of folders
 NO_OUTPUT = "names that begin with a dot or end in .part are no outputs"
 
