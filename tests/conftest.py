@@ -209,7 +209,7 @@ def project(tmp_path) -> Project:
 # Measuring a short process takes longer than running it. These modules start hundreds, and others measure the same lines.
 UNMEASURED = (
     "test_arrivals", "test_crash", "test_crash_tasks", "test_graph", "test_housekeeping", "test_late_faults", "test_leftovers", "test_locks", "test_planning",
-    "test_quick_run", "test_record_groups", "test_resume", "test_state", "test_tasks", "test_unanswered", "test_unfinished")
+    "test_quick_run", "test_resume", "test_state", "test_tasks", "test_unanswered", "test_unfinished")
 measured = set()
 
 
