@@ -452,7 +452,7 @@ class Pool:
         if attempt.network is not None:
             attempt.network.began(attempt.pid or NOBODY, launch.token)
         attempt.tree = process_tree.Tree(attempt.pid, launch.token, attempt.job, self.others,
-                                           lambda: [(one.pid, one.launch.token) for one in self.running if one is not attempt and one.is_guarded])
+                                         lambda: [(one.pid, one.launch.token) for one in self.running if one is not attempt and one.is_guarded])
         attempt.tree.is_child = attempt.server is None
         attempt.tree.leader_is_gone = not attempt.pid
         if not attempt.pid:

@@ -635,6 +635,7 @@ def test_a_task_whose_output_nobody_reads_any_more_is_asked_to_stop(project):
     project.spec({"processor": project.processor("p", body), "graceSec": 50, "launcher": [sys.executable, str(project.path("relay.py"))]})
     done = project.run("--run-id", "r")
     assert done.code == 1 and "[FAIL] s1: ended by SIGKILL" in done.out and project.exists("asked") and leases(project) == [], done
+    assert "left no report" not in done.out, done
 
 
 def test_a_launcher_that_drops_variables_and_hands_its_words_to_a_shell_changes_nothing(project):
