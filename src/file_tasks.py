@@ -25,6 +25,7 @@ import task_files
 import task_log
 import task_look
 import task_work
+from console import describe_os_error
 from model import ALL_OF_LOG
 from primitives import HELD_BEGINS, folded, is_junction, is_link, is_there, replace, unlink
 from spec_loading import plain_path
@@ -359,8 +360,10 @@ class FileTasksWork(TasksWork):
                     self._remove_output(path)
         except OSError as error:
             trial.failure = self._publish_problem(error)
-            if not trial.failure:
+            if not trial.failure and not stage_work.is_of_place(error, self.folder, self.run.root):
                 raise
+            if not trial.failure:
+                trial.is_machines, trial.failure = True, describe_os_error(error)
             return
         self._clear(trial)
 
@@ -696,4 +699,4 @@ class FileTasksWork(TasksWork):
         else:
             record["token"] = self.lock.token
             record.update({"refused": self.refused} if self.refused else {})
-        self.store.write_stage(self.stage.name, record)
+        self._put_record(record)

@@ -88,7 +88,12 @@ class StageTurn:
             self._tell_of_namesake(facts.record)
             work = self._new_work(lock, facts)
             run.add_work(work)
-            result = yield from work.do(decision)
+            try:
+                result = yield from work.do(decision)
+            except OSError as error:
+                result = work.failed_by(error)
+                if result is None:
+                    raise
             is_free = not work.survivors
             if result.status == "ok" and stage.chunks is None:
                 self._tidy()

@@ -10,6 +10,7 @@ the next run can tell from a finished stage.
 """
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 NOT_UTF_8 = "output %s: the name is not valid UTF-8, so no record can name it; have the processor give it another"
 CHANGED = "input changed during the run: "
 SHOWN_WORDS = 200           # characters of the last line of a failed attempt's output
+OF_ONE_PLACE = frozenset(getattr(errno, name, -1) for name in (     # of the folder that an error names, not of disk or machine
+    "EACCES", "EPERM", "EROFS", "ENOTDIR", "EISDIR", "ELOOP", "ENAMETOOLONG", "ENOTEMPTY", "EEXIST", "EBUSY", "EXDEV", "ESTALE", "ENOTCONN", "EHOSTDOWN"))
 STATUS_ONLY = " (its rights or the number of its links, or its time was put back; a processor must copy an input, not link it)"
 
 
@@ -55,6 +58,14 @@ def unfinished_text(there: stage_outputs.Folder, stage: str) -> str:
     parts = stage_outputs.own_parts(there.parts, stage)
     return "it ended with exit code 0 and left %s, an output that is not finished: what the processor kit opens must be brought to its end" % (
         parts[0]) if parts else ""
+
+
+def is_of_place(error: OSError, folder: str, root: str) -> bool:
+    """Tell whether an error is of something in *folder*, or of what leads to it below *root*: other folders may be well."""
+    names = [os.path.abspath(os.fsdecode(name)) for name in (error.filename2, error.filename) if isinstance(name, (str, bytes))]
+    folder, root = os.path.abspath(folder), os.path.abspath(root)
+    return error.errno in OF_ONE_PLACE and any((name + os.sep).startswith(folder + os.sep) or folder.startswith(name + os.sep) and name != root
+                                               and name.startswith(root) for name in names)
 
 
 def last_words(failure: str, result: attempts.AttemptResult) -> str:
@@ -200,6 +211,7 @@ class StageWork:
         self.more_of_record: Json = {}
         self.content: Optional[Dict[str, str]] = None   # what _content() says, once somebody has asked
         self.rank = 0                   # the stage's place: the lower, the earlier its attempts are started
+        self.is_recorded = False        # that it is at work
         self.started_utc = utc_text(run.clock.time())
         self.started = run.clock.monotonic()
         self.ended: Optional[float] = None
@@ -207,6 +219,18 @@ class StageWork:
     def do(self, decision: Decision) -> Flow:
         """Do the work, then record how it ended; a flow that returns the StageResult."""
         raise NotImplementedError
+
+    def failed_by(self, error: OSError) -> Optional[StageResult]:
+        """Return the result of a stage that *error*, which ended do(), lets fail, as its output folder is not as it must be; None
+        if more than this stage is concerned."""
+        if not is_of_place(error, self.folder, self.run.root):
+            return None
+        failure = describe_os_error(error)
+        result = self.cut_short("failed", failure)
+        if self.is_recorded:
+            return self._give_up(failure, False)
+        self.console.event("FAIL", self.stage.name, ": " + failure)
+        return result
 
     def row(self, expected_s: Optional[float]) -> Optional[Tuple[Any, ...]]:
         """Return what the live view shows of it (live_view.Row), None for nothing."""
@@ -527,8 +551,11 @@ class StageWork:
         return self._result(status, failure)
 
     def cut_short(self, status: str, why: str) -> StageResult:
-        """Return the result of work that the runner cannot bring to its end; the stage's record is left as that of one at work."""
-        return self._result(status, why)
+        """Return the result of work that the runner cannot bring to its end; the stage's record is left as that of one at work.
+
+        Where it has not got that far, the record is an earlier run's, and no run record may say that this run has made the stage.
+        """
+        return self._result(status, why) if self.is_recorded else StageResult.of(self.stage.name, status, why)
 
     def _full_disk_text(self) -> str:
         """Return how little space is left where the outputs go, or "" while it may not be that."""
@@ -551,7 +578,11 @@ class StageWork:
             if self.refused:
                 record["refused"] = self.refused        # no other stage takes them as inputs
             record["token"] = self.lock.token
-        self.store.write_stage(self.stage.name, dict(record, **self.more_of_record))
+        self._put_record(dict(record, **self.more_of_record))
+
+    def _put_record(self, record: Json) -> None:
+        self.store.write_stage(self.stage.name, record)
+        self.is_recorded = True
 
     def _record(self, status: str, error: str, outputs: List[Json]) -> Json:
         if status != "running":

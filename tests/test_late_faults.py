@@ -13,6 +13,7 @@ import sys
 import pytest
 
 import seal_keys
+from conftest import run_without_might
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the drivers look at /proc")
 DRIVER = """
@@ -102,6 +103,18 @@ def test_a_stage_whose_marker_could_not_be_written_is_vouched_for(project, kind)
     done = project.ok("--run-id", "g")
     assert "[SKIP] c" in done.out and "marker restored" in done.out, done
     check_said(project, "g")
+
+
+@pytest.mark.parametrize("kind", [{"inputs": ["in/*"]}, {"forEach": "in/*"}], ids=["stage", "tasks"])
+def test_a_stage_that_could_not_even_be_recorded_as_at_work_was_not_made_by_that_run(project, kind):
+    project.spec(copying(project, **kind))
+    project.ok("--run-id", "f")
+    project.write("in/a.txt", "other\n")
+    code, said = driven(project, NO_SPACE_FOR_MARKER.replace(".done.tmp", "stage_c.json.tmp"), "--run-id", "g")
+    assert code == 5 and "[FAIL] c" in said and "No space left on device" in said, said
+    project.ok("verify")
+    project.ok("--run-id", "h")
+    check_said(project, "h")
 
 
 def test_an_error_as_late_as_the_closing_of_the_ledger_changes_nothing(project):
@@ -452,3 +465,57 @@ def test_a_stage_that_prints_goes_on_while_several_large_files_are_read_for_the_
                  {"name": "b", "processor": project.processor("b", ""), "inputs": ["big/*"], "outputDir": "out/b", "needs": ["s"]}, order="graph")
     code, said = driven(project, "os.chdir(%r)\n" % str(project.root) + READS, "--jobs", "2")
     assert code == 0, said
+
+
+KINDS = {"plain": {"inputs": ["data/in/*.txt"]}, "tasks": {"forEach": "data/in/*.txt"}, "chunks": {"inputs": ["data/in/*.txt"], "chunks": {"bytes": 100}}}
+
+
+def two_stages(project, kind):
+    """Write a pipeline of two stages that copy, in folders of which the first one's may be closed."""
+    project.write("data/in/a.txt", "first\n")
+    copy = {"processor": "bin/stage_copy.py"}
+    project.spec(dict(copy, name="s1", outputDir="out/s1", **KINDS[kind]), dict(copy, name="s2", inputs=["data/in/*.txt"]))
+
+
+def run_closed(project, folder):
+    """Run by a user who may not write in a folder; return what the run says, which is told without a word of verify's."""
+    path = project.path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o555)
+    try:
+        done = run_without_might(project, "--keep-going")
+    finally:
+        path.chmod(0o755)
+    assert done.returncode == 1 and "Traceback" not in done.stdout and project.ok("verify", "--outputs").err == "", done
+    return done.stdout
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_output_folder_that_cannot_be_made_fails_its_stage_only(project, kind):
+    two_stages(project, kind)
+    said = run_closed(project, "out")
+    assert "[FAIL] s1: %s: Permission denied; the runner must be able to write" % project.path("out/s1") in said
+    assert "[DONE] s2" in said and "(1 ok, 0 skipped, 1 failed)" in said
+    assert "(1 ok, 1 skipped, 0 failed)" in project.ok().out and project.read("out/s1/a.txt") == "first\n"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_output_folder_that_may_not_be_written_any_more_fails_its_stage_only(project, kind):
+    two_stages(project, kind)
+    project.ok()
+    project.write("data/in/a.txt", "second\n")
+    said = run_closed(project, "out/s1")
+    assert "[FAIL] s1: %s/" % project.path("out/s1") in said and "[DONE] s2" in said and "(1 ok, 0 skipped, 1 failed)" in said
+    assert "(1 ok, 1 skipped, 0 failed)" in project.ok().out and project.read("out/s1/a.txt") == "second\n"
+
+
+def test_a_folder_into_which_a_task_may_not_publish_fails_that_task_only(project):
+    for name in ("a", "b"):
+        project.write("data/in/%s.txt" % name, name)
+    body = "name = os.path.basename(inputs[0])\nos.makedirs(out + '/of_' + name)\nopen(out + '/of_' + name + '/made', 'w').close()\n"
+    project.spec({"name": "s1", "processor": project.processor("p", body), "forEach": "data/in/*.txt", "outputDir": "out/s1", "maxFailedTasks": 1},
+                 {"name": "s2", "processor": "bin/stage_copy.py", "inputs": ["data/in/*.txt"]})
+    said = run_closed(project, "out/s1/of_a.txt")
+    assert "[FAIL] s1 data/in/a.txt: %s/of_a.txt/made: Permission denied; " % project.path("out/s1") in said and "[DONE] s2" in said
+    assert project.exists("out/s1/of_b.txt/made") and not project.exists("out/s1/of_a.txt/made")
+    assert project.ok().code == 0 and project.exists("out/s1/of_a.txt/made")
