@@ -178,7 +178,7 @@ def _options(values: Dict[str, List[str]], flags: Set[str], words: List[str]) ->
         raise UsageError("unknown command %s; %s" % (command, "did you mean %s?" % near if near else "see --help"))
     values["--output"] += values.pop("-o")
     if command not in ("help", "version"):
-        _check_words(command, words)
+        _check_words(command, words, bool(values["--only"] or values["--from"] or values["--until"]))
         _check_owned(command, values, flags)
         _check_recorded(values)
     if command == "run" and "--dry-run" in flags:
@@ -241,7 +241,7 @@ def _duration_s(text: Optional[str]) -> Optional[float]:
     return float(int(digits) * (unit or 1))
 
 
-def _check_words(command: str, words: List[str]) -> None:
+def _check_words(command: str, words: List[str], is_part: bool) -> None:
     least, most, what = COMMANDS[command]
     if "" in words:                 # $DIR that is not set; as a path it would be the current folder
         raise UsageError("%s: a word of the command line is empty%s" % (command, "; it takes %s" % what if what else ""))
@@ -249,6 +249,8 @@ def _check_words(command: str, words: List[str]) -> None:
         raise UsageError("%s needs %s" % (command, what))
     if most is not None and len(words) > most:
         raise UsageError("%s takes %s, got: %s; see --help" % (command, "no further words" if most == 0 else what, " ".join(words)))
+    if command == "clean" and words and is_part:
+        raise UsageError("clean: name the stages by words, or by --only, --from and --until; not by both")
 
 
 def _check_owned(command: str, values: Dict[str, List[str]], flags: Set[str]) -> None:

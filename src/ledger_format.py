@@ -119,7 +119,7 @@ def key_text(mode: str, identity: str, index: int, key: bytes) -> str:
 def parse_key(text: str) -> Optional[Tuple[str, str, int, bytes]]:
     """Return (mode, key id, index, key) of a key file, None if it is none."""
     words = text.split()
-    if len(words) != 5 or words[0] != KEY_WORD or words[1] not in MODES or not words[3].isdigit():
+    if len(words) != 5 or words[0] != KEY_WORD or words[1] not in MODES or not words[3].isdecimal():
         return None
     try:
         key = bytes.fromhex(words[4])
@@ -143,6 +143,6 @@ def parse_head(text: str) -> Optional[Tuple[Optional[int], str]]:
     """
     number, colon, digits = text.rpartition(":")
     digits = "".join(digits.split()).replace("-", "").lower()
-    if not 16 <= len(digits) <= 64 or set(digits) - set("0123456789abcdef") or (colon and not number.strip().isdigit()):
+    if not 16 <= len(digits) <= 64 or set(digits) - set("0123456789abcdef") or (colon and not number.strip().isdecimal()):
         return None
     return (int(number) if colon else None), digits

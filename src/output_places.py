@@ -12,6 +12,7 @@ import sys
 import file_digests
 import stage_locks
 from durable_files import sync_file, sync_folder
+from ledger_format import KEY_WORD
 from model import UsageError
 from primitives import as_here, close_quietly, remove_quietly, replace
 
@@ -34,8 +35,8 @@ def checked(path: str, option: str, root: str, spec_path: str, stages: Sequence[
     file (a device, a pipe), and, with *stages*, where it would be taken for an input or an output.
     """
     full = os.path.realpath(path)
-    problem = "names a folder" if path.endswith(("/", os.sep)) else _kind(full, is_appended) or _place(full,
-        os.path.realpath(root), os.path.realpath(spec_path), stages)
+    problem = "names a folder" if path.endswith(("/", os.sep)) else _kind(path, is_appended) or _place(full,
+        os.path.realpath(root), os.path.realpath(spec_path), stages) or _program(full, root, stages)
     if problem:
         raise UsageError("%s %s; choose another place with %s FILE" % (path, problem, option))
     return full
@@ -58,10 +59,27 @@ def _place(full: str, root: str, spec_path: str, stages: Sequence[StageSpec]) ->
     return ""
 
 
-def _kind(full: str, is_appended: bool) -> str:
-    """Return what is wrong with what stands at a path, "" for a file or nothing."""
+def _program(full: str, root: str, stages: Sequence[StageSpec]) -> str:
+    """Return whose processor, launcher or module a path is: they may lie outside of bin/, and even of the root."""
+    for stage in stages:
+        for word in (stage.processor, *stage.launcher[:1]):
+            program = os.path.realpath(os.path.join(root, word))
+            if as_here(full) == as_here(program):
+                return "is a program of stage %s" % stage.name
+        folder = os.path.dirname(os.path.realpath(os.path.join(root, stage.processor)))
+        if full.endswith(".py") and as_here(full).startswith(as_here(folder) + os.sep):
+            return "lies where stage %s has its modules" % stage.name
+    return ""
+
+
+def _kind(path: str, is_appended: bool) -> str:
+    """Return what is wrong with what stands at a path, or where a link there leads to, "" for a file or nothing."""
     try:
-        mode = os.stat(full).st_mode
+        mode = os.stat(path).st_mode
+        if stat.S_ISREG(mode):
+            with open(path, "rb") as file:
+                if file.read(len(KEY_WORD) + 1) == KEY_WORD.encode("ascii") + b" ":
+                    return "is a key that seals a ledger"
     except OSError:
         return ""
     if stat.S_ISDIR(mode):

@@ -290,7 +290,7 @@ def attempts_begun(root: str, run_id: str, invocation: int, stage: str) -> int:
     except OSError:
         return 0
     begun = [name[len(stage) + 1:-len(".log")] for name in names if name.startswith(stage + ".") and name.endswith(".log")]
-    return max([int(number) for number in begun if number.isdigit()], default=0)
+    return max([int(number) for number in begun if number.isdecimal()], default=0)
 
 
 def _state_of(root: str, state: str, run_id: str) -> str:

@@ -220,7 +220,7 @@ def _is_first_calls(store: StateStore, run: RunKey, folder: str, name: str) -> b
     """Tell whether a file in the folder of a later call is a log of the first call's: of the tasks of a stage whose name is the
     later call's number."""
     number, attempt = (name.rpartition("/")[2].split(".") + [""])[:2]
-    return run[1] > 1 and folder == _log_folder(run) and number.isdigit() and attempt.isdigit() and bool(_mode(store, folder + ".tasks.jsonl"))
+    return run[1] > 1 and folder == _log_folder(run) and number.isdecimal() and attempt.isdecimal() and bool(_mode(store, folder + ".tasks.jsonl"))
 
 
 def _log_folders(store: StateStore, run: RunKey, history: History) -> List[str]:

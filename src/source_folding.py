@@ -230,7 +230,7 @@ class Bindings:
         whole, count = pieces[0], 0
         for piece in pieces[1:]:
             field, _, rest = piece.partition("}")
-            place = count if not field else int(field) if field.isdigit() and len(field) < 4 else len(node.args)
+            place = count if not field else int(field) if field.isdecimal() and len(field) < 4 else len(node.args)
             count += 1
             value = self._one_text(node.args[place], depth) if place < len(node.args) else None
             whole += (HOLE if value is None else value) + rest

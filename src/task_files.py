@@ -41,7 +41,7 @@ def inputs_name(stage: str, slot: int) -> str:
 def names_of_inputs(folder: str, stage: str) -> List[str]:
     """Return the names of all such files in *folder*, sorted. Raises: OSError."""
     begin = "inputs_%s~" % stage
-    return sorted(name for name in os.listdir(folder) if name.startswith(begin) and name.endswith(".json") and name[len(begin):-5].isdigit())
+    return sorted(name for name in os.listdir(folder) if name.startswith(begin) and name.endswith(".json") and name[len(begin):-5].isdecimal())
 
 
 def signatures(root: str, paths: Sequence[str]) -> array[int]:

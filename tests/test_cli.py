@@ -110,7 +110,7 @@ def test_version(tmp_path):
     (["clean", "--only", "", "--yes"], "--only needs a value, got an empty one"), (["--force="], "--force needs a value, got an empty one"), (["--until", ""], "--until needs a value"),
     (["init", ""], "init: a word of the command line is empty; it takes the folder to make"), (["new-key", ""], "new-key: a word of the command line is empty"),
     (["scan", ""], "scan: a word of the command line is empty"), (["clean", "", "--yes"], "clean: a word of the command line is empty"),
-    (["clean", "--only", ",", "--yes"], "--only ,: names no stage"),
+    (["clean", "--only", ",", "--yes"], "--only ,: names no stage"), (["clean", "a", "--from", "b"], "by words, or by --only, --from and --until; not by both"),
     (["clean", "--dry-run", "--yes"], "--dry-run goes with run and plan; without --yes it removes nothing"), (["init", "x", "--dry-run"], "--dry-run goes with run and plan"),
     (["reset", "a", "--only", "b"], "--only goes with run and plan and validate and status and clean"), (["logs", "a", "--run-id", "r"], "; of which run is said by --run"),
     (["report", "--run-id", "r"], "; the run is named by a word: report ID"), (["verify", "--run-id", "r"], "; the runs are named by words: verify ID"),

@@ -533,6 +533,7 @@ USAGE = {
     "no value": (["--anchor"], "--anchor needs a value"),
     "a head that is none": (["--anchor", "12: xyz"], "is no head"),
     "a short head": (["--anchor", "12: 1234-5678"], "is no head"),
+    "a head of no number": (["--anchor", "²: " + "0" * 32], "is no head"),
     "a key that is not there": (["--key", "nowhere.key"], "--key nowhere.key: cannot be read"),
     "a key that is none": (["--key", str(ROOT / "README.md")], "is no key file"),
 }

@@ -1094,7 +1094,7 @@ def test_the_command_prints_findings_notes_and_one_closing_line(copied):
 
 
 @pytest.mark.parametrize("arguments, message", (
-    (["nobody"], "no run is named nobody"), (["--anchor", "12: xyz"], "--anchor 12: xyz: is no head"), (["--anchor", "9f3a"], "is no head"),
+    (["nobody"], "no run is named nobody"), (["--anchor", "12: xyz"], "--anchor 12: xyz: is no head"), (["--anchor", "²: " + "0" * 32], "is no head"), (["--anchor", "9f3a"], "is no head"),
     (["--key", "{root}/none.key"], "none.key: cannot be read"), (["--key", "{root}/one.json"], "it is no key file"), (["--outputz"], "unknown option --outputz")))
 def test_bad_usage_is_one_clear_line(pasts, arguments, message):
     root = pasts("plain").root

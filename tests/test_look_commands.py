@@ -203,6 +203,7 @@ def test_a_killed_run_is_told_of_alike_by_all_commands_also_when_the_next_one_ha
     project.spec({"name": "l", "processor": project.processor("p", body), "inputs": ["in.txt"], "retry": {"attempts": 5, "baseDelayMs": 1}})
     project.write("in.txt", "x")
     project.kill_once_logged("state/logs/k1/l.3.log", b"here", "--run-id", "k1")
+    project.write("state/logs/k1/l.\u00b2.log", "")        # a digit, to Python, but no number
 
     def told():
         explained = document(project, "explain", "l")

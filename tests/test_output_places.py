@@ -43,6 +43,30 @@ def test_nothing_is_written_over_what_is_needed(made, words, place, message):
     assert content(made) == before and not made.exists("bin/new.py") and "[START]" not in done.out and "[SKIP]" not in done.out
 
 
+@pytest.mark.parametrize("words", [("graph", "-o"), ("--openlineage",)], ids=["replaced", "appended to"])
+@pytest.mark.parametrize("place, message", [
+    ("tools/p.py", "is a program of stage p"), ("tools/wrap", "is a program of stage p"), ("tools/lib/m.py", "lies where stage p has its modules"),
+    ("seal.key", "is a key that seals a ledger"), ("tools/link", "is a program of stage p")])
+def test_programs_wherever_they_lie_and_keys_stay_as_they_are(project, words, place, message):
+    for path in ("tools/p.py", "tools/wrap", "tools/lib/m.py"):
+        project.write(path, "#!/bin/sh\n")
+    project.path("tools/wrap").chmod(0o755)
+    project.path("tools/link").symlink_to("p.py")
+    project.ok("new-key", str(project.path("seal.key")))
+    project.spec({"name": "p", "processor": "tools/p.py", "launcher": ["tools/wrap"]})
+    before = project.path(place).read_bytes()
+    done = project.run(*words, str(project.path(place)))
+    assert done.code == 2 and done.err.count("\n") == 1 and "%s; choose another place with %s FILE" % (message, words[-1]) in done.err, done
+    assert project.path(place).read_bytes() == before and "[START]" not in done.out
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/stdout"), reason="a name of the standard output")
+def test_a_pipe_behind_a_name_of_the_standard_output_is_named_as_it_was_given(made):
+    """Where /dev/stdout leads to is no path."""
+    done = made.run("graph", "-o", "/dev/stdout")
+    assert done.code == 2 and "/dev/stdout is a device or a pipe, no file" in done.err, done
+
+
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
 @pytest.mark.parametrize("place", ["data/s1/x", "data/x.txt"])
 def test_nothing_is_written_where_it_would_be_an_input_or_an_output(made, words, place):
