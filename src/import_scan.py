@@ -101,7 +101,8 @@ _Place = namedtuple("_Place", "lineno")     # stands for a node of a tree where 
 
 
 class ScanResult(namedtuple("ScanResult", "refused warned imports")):
-    """What a scan found: findings by line, and all imported names (".name" when relative), sorted."""
+    """What a scan found: findings by line, and all imported names (".name" when relative; "name.*" for all that the package lists in
+    `__all__`), sorted."""
 
     __slots__ = ()
     if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def scan(source: bytes, filename: str) -> ScanResult:
     run = _Scan(filename)
     run.scan_source(source)
     # A computed name can be any text; the runner makes paths of names, and JSON.
-    names = sorted(name for name in run.imports if all(part.isidentifier() for part in name.lstrip(".").split(".")))
+    names = sorted(name for name in run.imports if all(part.isidentifier() or part == "*" for part in name.lstrip(".").split(".")))
     return ScanResult(_ordered(run.refused), _ordered(run.warned), tuple(names))
 
 
@@ -327,13 +328,13 @@ class _Scan(Bindings):
     def _see_from(self, node: Any) -> None:
         module = "." * node.level + (node.module or "")
         if node.level:
-            self.imports.update(module + ("." if node.module else "") + alias.name for alias in node.names if alias.name != "*")
+            self.imports.update(module + ("." if node.module else "") + alias.name for alias in node.names)
             if node.module:
                 self.imports.add(module)
             return
         self.imports.add(module)
+        self.imports.update("%s.%s" % (module, alias.name) for alias in node.names)
         names = [alias.name for alias in node.names if alias.name != "*"]
-        self.imports.update("%s.%s" % (module, name) for name in names)
         # Below a network module it is the module that is named, else the name may be one: `client` of `http`.
         for name in [module] if network_module(module) else [module] + ["%s.%s" % (module, one) for one in names]:
             if network_module(name):

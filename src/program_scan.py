@@ -77,19 +77,22 @@ def script_folder(root: str, script: str, windows: bool = sys.platform == "win32
 
 
 def _module_files(digests: Digests, compiled: Dict[str, Dict[str, List[str]]], folder: str, package: str, name: str) -> List[str]:
-    """Return the files that importing *name* may load: the module and the packages that it lies in. compiled: what is known of
-    folders."""
+    """Return the files that importing *name* may load: the module and the packages that it lies in; of "*", all modules of the
+    package, for its `__all__` may be put together at run time. compiled: what is known of folders."""
     dots = len(name) - len(name.lstrip("."))
     base = folder if not dots else package
     for _ in range(dots - 1):
         base = os.path.dirname(base)
     files = []
     for part in name.split(".")[dots:]:
-        files += _files_of(digests, compiled, base, part)
+        parts = [part] if part != "*" else {one.partition(".")[0] for one in digests.names_in(base)} - {"", "__pycache__"}
+        for one in sorted(parts):
+            files += _files_of(digests, compiled, base, one)
+            if one in digests.names_in(base):
+                files += _files_of(digests, compiled, base + "/" + one if base else one, "__init__")
         if part not in digests.names_in(base):
             break
         base = base + "/" + part if base else part
-        files += _files_of(digests, compiled, base, "__init__")
     return files
 
 

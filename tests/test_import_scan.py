@@ -383,7 +383,7 @@ def test_imports_are_named_absolutely_and_relatively():
     result = scan("@i a.b as c, d\n@f e.f @i g, h as i\n@f . @i j\n@f .k @i l\n@f .. @i m\n@f n @i *\n__import__('o.p')\n"
                   "@f .q @i *\n@i importlib\nimportlib.import_module('.r', __package__)")
     assert result.imports == tuple(sorted([
-        "a.b", "d", "e.f", "e.f.g", "e.f.h", ".j", ".k", ".k.l", "..m", "n", "o.p", ".q", ".r", "importlib"]))
+        "a.b", "d", "e.f", "e.f.g", "e.f.h", ".j", ".k", ".k.l", "..m", "n", "n.*", "o.p", ".q", ".q.*", ".r", "importlib"]))
 
 
 def test_names_that_are_no_identifiers_are_not_imports():
@@ -635,6 +635,23 @@ def test_a_run_with_such_a_script_is_refused_with_its_line(project):
     project.path("bin/same.py").unlink()
     done = project.ok()
     assert "binary" not in done.err and "not a script" not in done.err, done
+
+
+@pytest.mark.parametrize("name, init", [("sub.py", "__all__ = ['sub']\n"), ("sub/__init__.py", "__all__ = ['su' + 'b']\n@f . @i *\n")])
+def test_a_module_that_comes_by_a_star_is_in_the_key_and_is_scanned(project, name, init):
+    """It comes if `__all__` of its package names it."""
+    project.write("tools/rules/__init__.py", compose(init))
+    project.write("tools/rules/" + name, "WORD = 'one'\n")
+    project.write("tools/rules/__pycache__/old.py", "")
+    star = "@f rules @i *" if "*" not in init else "@i rules; sub = rules.sub"
+    project.write("tools/p.py", compose("@i os\n%s\nopen(os.environ['PIPELINE_OUTPUT_DIR'] + '/o', 'w').write(sub.WORD)\n" % star))
+    project.spec({"processor": "tools/p.py"})
+    project.ok()
+    modules = [path for path, _ in project.json("state/stage_s1.json")["keyParts"]["modules"]]
+    assert project.read("data/s1/o") == "one" and modules == sorted(["tools/rules/__init__.py", "tools/rules/" + name])
+    project.write("tools/rules/" + name, compose("@i socket\n"))
+    done = project.run()
+    assert done.code == 6 and "[OFFLINE] tools/rules/%s:1: " % name in done.err, done
 
 
 @pytest.mark.parametrize("name, code, own", [("h2.py", "import h2\n", "bin/h2.py"), ("h2/__init__.py", "from h2.frames import x\n", "bin/h2"), ("h3.py", "import h2\n", "")])
