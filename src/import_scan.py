@@ -254,7 +254,7 @@ class _Scan(Bindings):
         """Scan source (bytes, or the text of an exec) into the findings."""
         tree = self._parse(source)
         if tree is None:
-            return
+            return self._note_lines(source) if isinstance(source, bytes) else None
         try:
             self.walk(tree)
             self.judge_calls()
@@ -276,6 +276,18 @@ class _Scan(Bindings):
         except (ValueError, OverflowError) as error:
             self._warn(1, "", "cannot be judged: %s" % error)
         return None
+
+    def _note_lines(self, source: bytes) -> None:
+        """Note the imports on lines of their own in source that this Python cannot parse: its first line may name another Python.
+        They are not judged: the lines may be text."""
+        for line in source.decode("utf-8", "replace").splitlines():
+            line = line.strip()
+            if line.startswith("import ") or line.startswith("from ") and " import" in line:
+                inner = _Scan(self.filename)
+                tree = inner._parse(line.rstrip("\\, ")) or inner._parse(line.partition(" import")[0] + " import *")     # of a list in ( )
+                if tree is not None:
+                    inner.walk(tree)
+                    self.imports |= inner.imports
 
     def _scan_inside(self, node: Any, text: str, where: str) -> None:
         """Scan source text that the source at hand runs; its findings get the line of the call."""

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from model import PipelineSpec
     Json = Dict[str, Any]
 
-SCANNERS = ("import_scan.py", "scan_shell.py", "scan_windows.py", "source_folding.py")       # what they find is remembered until one of them changes
+# What they find is remembered until one of them changes, or the Python does, which may parse what another cannot.
+SCANNERS = ("import_scan.py", "scan_shell.py", "scan_windows.py", "source_folding.py")
 COMPILED = (".so", ".pyd", ".pyc")      # endings of modules that are no source ...
 BINARY_BYTES = 256          # ... and of which no more is looked at
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -32,7 +33,7 @@ def scan_of(digests: Digests, path: str) -> Json:
     """Return the offline guard's scan of a program: {"refused", "warned", "imports"}, remembered by content."""
     digest = digests.of(path)[0]
     digests.guard = guard = digests.guard or sha256(
-        "".join(digests.of(os.path.join(_HERE, name))[0] for name in SCANNERS).encode("ascii")).hexdigest()
+        ("".join(digests.of(os.path.join(_HERE, name))[0] for name in SCANNERS) + "%d.%d" % sys.version_info[:2]).encode("ascii")).hexdigest()
     known = digests.scans.get(digest)
     ending = os.path.splitext(path)[1].lower()      # it tells the kind of program before the content does
     wanted = {"refused", "warned", "imports"}

@@ -390,6 +390,13 @@ def test_names_that_are_no_identifiers_are_not_imports():
     assert scan("__import__('../x')\n__import__('\\ud800')\n__import__('a b')\n__import__('ok')").imports == ("ok",)
 
 
+def test_what_source_for_another_python_imports_is_found_line_by_line():
+    """It goes into the key, though it is not judged: of such source it is not known what is a string."""
+    result = scan("@i tables, a.b  # x\nif 1:\n    @f c @i (\n        d)\n@f . @i e, \\\n    f\nno python here\n@i it y\n@f it\n@i socket\n")
+    assert result.imports == ("." + "e", "a.b", "c", "c.*", "socket", "tables") and result.refused == ()
+    assert places(result.warned) == [(7, "")] and "cannot be judged" in result.warned[0].what
+
+
 # === Results ===
 
 def test_a_result_survives_json():
@@ -730,6 +737,19 @@ def test_what_was_found_is_found_anew_when_a_part_of_the_scan_has_changed(tmp_pa
     with open(str(here / name), "ab") as file:
         file.write(b"# another rule\n")
     assert scan({file_digests.hash_file(str(tmp_path / "p.sh"))[0]: first}) is not first
+
+
+def test_what_was_found_is_found_anew_by_another_python(tmp_path, monkeypatch):
+    """That of before may have been too old to parse it: then nothing is known of what it imports."""
+    (tmp_path / "p.py").write_bytes(b"import helper\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "version_info", (3, 2, 0))
+        patch.setattr(import_scan, "scan_program", lambda source, path: import_scan.ScanResult((), (), ()))
+        before = file_digests.Digests(str(tmp_path), "boot", keep=False)
+        assert program_scan.local_modules(before, "p.py") == program_scan.scan_of(before, "p.py")["imports"] == []
+    now = file_digests.Digests(str(tmp_path), "boot", keep=False)
+    now.scans.update(before.scans)
+    assert program_scan.scan_of(now, "p.py")["imports"] == ["helper"]
 
 
 def test_a_scan_is_not_remembered_under_the_digest_of_another_content(tmp_path):
