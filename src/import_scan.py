@@ -136,8 +136,9 @@ def scan(source: bytes, filename: str) -> ScanResult:
     """
     run = _Scan(filename)
     run.scan_source(source)
-    # A computed name can be any text; the runner makes paths of names, and JSON.
-    names = sorted(name for name in run.imports if all(part.isidentifier() or part == "*" for part in name.lstrip(".").split(".")))
+    # A computed name can be any text; the runner makes JSON of names. That of a file may be no identifier: 01_load.
+    names = sorted(name for name in run.imports if "/" not in name and all(
+        part and part.isprintable() for part in name.lstrip(".").split(".")))
     return ScanResult(_ordered(run.refused), _ordered(run.warned), tuple(names))
 
 
@@ -460,8 +461,7 @@ class _Scan(Bindings):
             return self._warn(node.lineno, "", "imports a module whose name is computed (%s)" % short)
         for name in names:
             if name.startswith(".") and package is not None:
-                owner = self._one_text(package)
-                name = owner + name if owner and not name.startswith("..") else name
+                name = _absolute(name, self._one_text(package))
             self._note_computed(node, name, short)
         for part in self._elements(_argument(node, 3, "fromlist"), 0) or [] if short == "__import__" else []:
             if not network_module(names[0]):
@@ -564,6 +564,12 @@ class _Scan(Bindings):
 
 # === Small readers of nodes ===
 
+def _absolute(name: str, package: Optional[str]) -> str:
+    """Return what a relative name means in a package, as importlib resolves it; the name itself where that is not known."""
+    rest = name.lstrip(".")
+    above = len(name) - len(rest) - 1           # dots: one stands for the package, each further one for that which it lies in
+    owners = package.split(".") if package else []
+    return ".".join(owners[:len(owners) - above] + [rest]) if above < len(owners) else name
 
 
 def _argument(node: Any, place: Optional[int], name: str) -> Any:

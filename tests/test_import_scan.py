@@ -386,8 +386,27 @@ def test_imports_are_named_absolutely_and_relatively():
         "a.b", "d", "e.f", "e.f.g", "e.f.h", ".j", ".k", ".k.l", "..m", "n", "n.*", "o.p", ".q", ".q.*", ".r", "importlib"]))
 
 
-def test_names_that_are_no_identifiers_are_not_imports():
-    assert scan("__import__('../x')\n__import__('\\ud800')\n__import__('a b')\n__import__('ok')").imports == ("ok",)
+def test_computed_names_are_imports_if_a_file_may_be_called_so():
+    assert scan("__import__('../x')\n__import__('\\ud800')\n__import__('a..b')\n__import__('a\\n')\n__import__('ok')").imports == ("ok",)
+    assert scan("__import__('01_load')\n__import__('my-mod.a b')").imports == ("01_load", "my-mod.a b")
+
+
+@pytest.mark.parametrize("given, name", [
+    ("'.b', 'pkg.sub'", "pkg.sub.b"), ("'..b', 'pkg.sub'", "pkg.b"), ("'...b.c', package='pkg.sub.x'", "pkg.b.c"), ("'..b', __package__", "..b"),
+    ("'..b', 'pkg'", "..b")])       # beyond the top: Python refuses that
+def test_a_relative_name_is_resolved_in_the_package_that_is_given(given, name):
+    assert scan("@i importlib\nimportlib.import_module(%s)" % given).imports == tuple(sorted([name, "importlib"]))
+
+
+def test_a_module_whose_name_is_no_identifier_is_in_the_key_and_is_scanned(project):
+    project.write("tools/01_load.py", "WORD = 'one'\n")
+    project.write("tools/p.py", "import importlib, os\nWORD = importlib.import_module('01_load').WORD\nopen(os.environ['PIPELINE_OUTPUT_DIR'] + '/o', 'w').write(WORD)\n")
+    project.spec({"processor": "tools/p.py"})
+    project.ok()
+    assert [path for path, _ in project.json("state/stage_s1.json")["keyParts"]["modules"]] == ["tools/01_load.py"]
+    project.write("tools/01_load.py", compose("@i socket\n"))
+    done = project.run()
+    assert done.code == 6 and "[OFFLINE] tools/01_load.py:1: " in done.err, done
 
 
 def test_what_source_for_another_python_imports_is_found_line_by_line():
