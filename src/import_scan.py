@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 
-from scan_shell import (COMPUTED, HOLE, MAX_SCRIPT, MAX_SOURCES, SHELLS, is_assignment, judge_script, judge_shell_text, judge_words,
+from scan_shell import (COMPUTED, HOLE, MAX_SCRIPT, MAX_SOURCES, SHELLS, judge_script, judge_shell_text, judge_words, started,
                         tool_name)
 from scan_windows import judge_batch, judge_powershell
 from source_folding import BUILTINS, IMPORTERS, Bindings, index_node
@@ -170,13 +170,19 @@ def program_language(data: bytes, path: str) -> str:
     known = {".py": "python", ".pyw": "python", ".bat": "batch", ".cmd": "batch", ".ps1": "powershell", ".psm1": "powershell"}.get(ending)
     if known or ending in SHELL_ENDINGS:
         return known or "shell"
-    words = data[2:256].split(b"\n")[0].decode("latin-1").split() if data[:2] == b"#!" else []
-    while len(words) > 1 and (tool_name(words[0]) == "env" or words[0][:1] == "-" or is_assignment(words[0])):
-        del words[0]
+    words = started(data[2:256].split(b"\n")[0].decode("latin-1").split()) if data[:2] == b"#!" else []
     name = tool_name(words[0]) if words else ""
-    if name.startswith(("python", "pypy")):
+    if name.startswith(("python", "pypy")) or name in SHELLS and _is_for_python(data):
         return "python"
     return {"pwsh": "powershell", "powershell": "powershell"}.get(name, "shell" if name in SHELLS - {"fish", "cmd"} else name)
+
+
+def _is_for_python(data: bytes) -> bool:
+    """Tell whether a shell's script hands itself to Python, to which that command is a string: pip writes such where the path of its
+    Python is too long for a first line, or has blanks."""
+    head = data[:1024]
+    second = head.partition(b"\n")[2]
+    return second.startswith((b"'''", b"\"\"\"", b"'exec'", b"\"exec\"")) and (b"python" in head or b"pypy" in head)
 
 
 def _script_text(data: bytes) -> str:

@@ -34,6 +34,7 @@ OPTIONS_WITH_VALUE = {      # tool -> its options that take the next word; neede
     "strace": ("-o", "-e", "-p"), "unshare": (), "start": (), "winpty": (), "taskset": (), "chrt": (), "watch": ("-n", "--interval"),
     "parallel": ("-j", "-a", "--jobs"), "trap": ()}
 WRAPPERS = frozenset(OPTIONS_WITH_VALUE) - frozenset(SYNC_TOOLS)
+TAKE_A_WORD = frozenset("timeout taskset chrt chroot".split())      # the duration, the processors, the priority, the folder
 SHELLS = frozenset("sh bash dash zsh ksh mksh ash fish cmd powershell pwsh".split())
 SHELL_WORDS = frozenset("{ } ! if then elif else fi while until do done case in esac coproc".split())
 LOOSE = frozenset(" \t\r")            # between words of a shell's text
@@ -477,6 +478,18 @@ def _bare(words: Iterable[str]) -> List[str]:
     return bare[place:]
 
 
+def started(words: Iterable[str]) -> List[str]:
+    """Return a command's words from the name of the program on that env, nice and their like start at last."""
+    words = _bare(words)
+    while words and tool_name(words[0]) in WRAPPERS:
+        tool = tool_name(words[0])
+        # The words behind -S are env's as if they stood by themselves.
+        rest = [word[2:] if tool == "env" and word[:2] == "-S" else word for word in words[1:]]
+        words = _bare(_skip_options([word for word in rest if word], OPTIONS_WITH_VALUE[tool]))
+        words = words[1:] if tool in TAKE_A_WORD else words
+    return words
+
+
 def _is_this_machine(word: str) -> bool:
     return word.lower() in ("localhost", "::1") or (word.startswith("127.") and not word.strip("0123456789."))
 
@@ -530,9 +543,7 @@ def _judge_wrapped(tool: str, words: Sequence[str], depth: int) -> Tuple[str, st
     if tool == "command" and words and words[0][:1] == "-" and words[0].strip("-pvV") == "" and "v" in words[0].lower():
         return HARMLESS                 # it only asks where the command is
     words = _skip_options(words, OPTIONS_WITH_VALUE[tool])
-    if tool in ("timeout", "taskset", "chrt", "chroot"):
-        words = words[1:]               # the duration, the processors, the priority, the folder
-    return judge_words(words, depth + 1)
+    return judge_words(words[1:] if tool in TAKE_A_WORD else words, depth + 1)
 
 
 def _judge_shell(words: Sequence[str], depth: int) -> Tuple[str, str]:
