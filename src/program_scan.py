@@ -102,7 +102,7 @@ def _files_of(digests: Digests, compiled: Dict[str, Dict[str, List[str]]], folde
     bytecode only where this is not there."""
     if folder not in compiled:
         compiled[folder] = _compiled_in(digests, folder)
-    files = [part + ".py"] if part + ".py" in digests.names_in(folder) else []
+    files = [part + ".py"] if part + ".py" in digests.names_in(folder) and _is_file(digests, folder, part + ".py") else []
     files += [name for name in compiled[folder].get(part, ()) if not (files and name.endswith(".pyc"))]
     return [folder + "/" + name if folder else name for name in files]
 
@@ -116,9 +116,19 @@ def _compiled_in(digests: Digests, folder: str) -> Dict[str, List[str]]:
     found: Dict[str, List[str]] = {}
     for name in digests.names_in(folder):
         dots = name.count(".") if name.endswith(COMPILED) else 0
-        if (dots == 1 or dots == 2 and not name.endswith(".pyc")) and os.path.isfile(os.path.join(digests.root, folder, name)):
+        if (dots == 1 or dots == 2 and not name.endswith(".pyc")) and _is_file(digests, folder, name):
             found.setdefault(name.partition(".")[0], []).append(name)
     return found
+
+
+def _is_file(digests: Digests, folder: str, name: str) -> bool:
+    """Tell whether Python would take *name* for a module: it passes over a folder, and a link that leads nowhere. Such a path is
+    noted as looked at: that link may lead to a file later, which does not show in *folder*."""
+    path = folder + "/" + name if folder else name
+    is_file = os.path.isfile(os.path.join(digests.root, path))
+    if not is_file:
+        digests.folders.setdefault(path, set())
+    return is_file
 
 
 def runner_folders() -> List[str]:

@@ -156,7 +156,8 @@ NO_CHANGES = [
     write("bin/other.py", "x = 1\n"), write("bin/pack/unused.py", ""), write("data/input/.hidden.csv", "1\n"), write("data/input/c.csv.part", "1\n"),
     write("bin/alpha.pyc", ""), write("bin/pack/sub/__init__.pyc", ""), write("bin/json.cpython-311.pyc", ""), write("bin/alpha.1.2.so", ""), write("bin/other.so", ""),
     write("bin/alphabet.so", ""), write("bin/alpha.so.txt", ""), write("bin/alpha.so/keep", ""), write("bin/__pycache__/json.cpython-311.pyc", ""),
-    lambda project: os.symlink("../build/alpha.so", str(project.path("bin/alpha.so"))),     # to Python a link that leads nowhere is no module
+    *(lambda project, name=name: os.symlink("../build/" + name, str(project.path("bin/" + name))) for name in ("alpha.so", "json.py")),     # to Python
+    write("bin/json.py/keep", ""),      # neither a link that leads nowhere is a module, nor a folder
     write("data/input/c.txt", ""), top_spec(version="2", description="other"), top_spec(**{"x-note": 1}),
     change_spec(retry={"attempts": 9}), change_spec(timeoutSec=9, graceSec=1), change_spec(lock={"waitSeconds": 0}), change_spec(resources={"nice": 1}),
     change_spec(checkpoint={"enabled": True, "lineInterval": 5}), change_spec(simulateFailAttempts=1), change_spec(**{"x-mine": 1}), change_spec(allowNoInputs=True),

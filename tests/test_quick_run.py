@@ -288,6 +288,16 @@ def test_whatever_changes_is_decided_as_by_the_long_way(project, name):
     assert (code, decisions) == (long.returncode, other), (out, err, long)
 
 
+@pytest.mark.parametrize("name", ["json.py", "json.none-1.so"])
+def test_a_link_in_the_place_of_a_module_that_leads_nowhere_may_lead_to_one_later(project, name):
+    project.write("tools/work.py", "import json, os\nopen(os.path.join(os.environ['PIPELINE_OUTPUT_DIR'], 'o'), 'w').close()\n")
+    project.path("tools/" + name).symlink_to(project.path("later"))
+    build(project, {"processor": "tools/work.py"})
+    assert found(project) == []
+    project.write("later", "")
+    assert found(project) is None
+
+
 def test_another_surrounding_is_not_believed(project, monkeypatch):
     build(project)
     import environment
