@@ -14,7 +14,7 @@ import stop_requests
 from console import Console, describe_os_error, silence_closed_streams
 from file_digests import Digests
 from model import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_OFFLINE, EXIT_OK, EXIT_STATE, VERSION, Clock, Options, PipelineSpec, SpecError
-from program_scan import check_offline, print_scan
+from program_scan import check_offline, local_modules, print_scan
 from spec_loading import load_pipeline, refuse
 from state_store import StateStore
 
@@ -135,14 +135,15 @@ def _dispatch(options: Options, console: Console, started: float, found: Any) ->
 
 def _validate(spec: PipelineSpec, options: Options, console: Console) -> int:
     notes = _check_starts(spec, options)
-    check_offline(spec, Digests(spec.root, state_store.boot_id(), keep=False), console)
+    digests = Digests(spec.root, state_store.boot_id(), keep=False)
+    check_offline(spec, digests, console)
     planning.select_stages(spec, options)
     if spec.seal_key:
         import seal_keys
         seal_keys.check_place(spec.seal_key, spec.root)
     for note in notes:
         console.line("[NOTE] " + note)
-    _tell_of_gaps(spec, console)
+    _tell_of_gaps(spec, digests, console)
     _tell_of_refusal(spec, options, console)
     console.line("%s: ok (%d stage%s)" % (options.pipeline, len(spec.stages), "" if len(spec.stages) == 1 else "s"))
     return EXIT_OK
@@ -162,7 +163,7 @@ def _check_starts(spec: PipelineSpec, options: Options) -> List[str]:
     return notes
 
 
-def _tell_of_gaps(spec: PipelineSpec, console: Console) -> None:
+def _tell_of_gaps(spec: PipelineSpec, digests: Digests, console: Console) -> None:
     """Print what the stages name and their keys do not know, paths that mean another thing, and what they read that another may
     write at the same time."""
     import housekeeping
@@ -170,9 +171,10 @@ def _tell_of_gaps(spec: PipelineSpec, console: Console) -> None:
     import stage_order
     for name, doubt in stage_order.doubtful_reads(spec.stages, spec.order == "graph"):
         console.line("[NOTE] %s: %s" % (name, doubt))
-    made = [stage.output_dir for stage in spec.stages]
+    made, own = [stage.output_dir for stage in spec.stages], os.path.relpath(spec.path, spec.root).replace(os.sep, "/")
+    modules = {processor: local_modules(digests, processor) for processor in {stage.processor for stage in spec.stages}}
     for stage in spec.stages:
-        for gap in key_gaps.find_gaps(spec.root, stage, made) + key_gaps.find_misreadings(spec.root, stage):
+        for gap in key_gaps.find_gaps(spec.root, stage, made, [own, *modules[stage.processor]]) + key_gaps.find_misreadings(spec.root, stage):
             console.line("[NOTE] %s: %s" % (stage.name, gap))
     for note in housekeeping.notes_on_former(spec):
         console.line("[NOTE] " + note)

@@ -1,6 +1,6 @@
 """What a stage names, and its key does not know: a file that it reads so may change, and the stage is skipped all the same.
 
-    args, env, params of a stage -> files below the root that neither `inputs` nor `watch` names -> lines for `validate`
+    args, env, launcher, params of a stage -> files below the root that neither `inputs` nor `watch` names -> lines for `validate`
     paths of a stage -> those that mean something else than they seem to -> the same
 
 A guess from names only: what a program opens by itself is seen by nobody. Nothing is read but folders, nothing is written.
@@ -14,7 +14,7 @@ import file_digests
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Iterator, List, Sequence, Tuple
+    from typing import Any, Dict, FrozenSet, Iterator, List, Sequence, Tuple
 
     from model import StageSpec
 
@@ -26,25 +26,52 @@ OWN_FOLDERS = ("bin", "src", "state", "locks")      # a word that is called so m
 _UNEXPANDED = re.compile(r"~|.*\$(\{|[A-Za-z_])", re.DOTALL)
 
 
-def find_gaps(root: str, stage: StageSpec, made: Sequence[str] = ()) -> List[str]:
+def find_gaps(root: str, stage: StageSpec, made: Sequence[str] = (), others: Sequence[str] = ()) -> List[str]:
     """Return a line for each file, glob or folder of *root* that the stage names and its key does not know. *made*: the output
-    folders of all stages."""
-    lines = []
+    folders of all stages. *others*: further files that need no line, as the modules that the processor imports."""
+    lines, known = [], _Known(root, stage, others)
     for place, text in _texts(stage):
-        for path in dict.fromkeys(_below(root, word) for word in _words(text)):
-            if path and os.path.isfile(os.path.join(root, path)) and not _is_known(stage, path) or _is_unknown_glob(root, stage, path):
+        for path in filter(None, dict.fromkeys(_below(root, word) for word in _words(text))):
+            if os.path.isfile(os.path.join(root, path)) and path not in known or _is_unknown_glob(root, known, path):
                 lines.append("%s names %s, which is not in the key: a change of it runs nothing; add it to watch, or to inputs" % (place, path))
-        path = _below(root, _unrooted(text))
-        if path and place not in SEARCHED and _is_unknown_folder(root, stage, path, made):
-            lines.append("%s names the folder %s, whose files are not in the key: a change of them runs nothing; add %s/** to watch" % (place, path, path))
+            elif place not in SEARCHED and not place.startswith("launcher[") and _is_unknown_folder(root, known, path, made):
+                lines.append("%s names the folder %s, whose files are not in the key: a change of them runs nothing; add %s/** to watch" % (place, path, path))
     for word in stage.env.get("PYTHONPATH", "").split(os.pathsep):
         path = _below(root, word)
         patterns = [path + "/**/*" + ending for ending in MODULE_ENDINGS] if path else []
-        gaps = [pattern for pattern in patterns if any(not _is_known(stage, module) for module in file_digests.expand(root, pattern))]
+        gaps = [pattern for pattern in patterns if any(module not in known for module in file_digests.expand(root, pattern))]
         if gaps:
             lines.append("env.PYTHONPATH names %s, whose modules are not in the key: a change of them runs nothing; add %s to watch" % (
                 path, ", ".join(gaps)))
     return lines
+
+
+class _Known:
+    """Which files the key of a stage knows, or the stage itself makes."""
+
+    def __init__(self, root: str, stage: StageSpec, others: Sequence[str]) -> None:
+        self.root, self.stage, self.others = root, stage, others
+        self.patterns = list(stage.inputs + stage.for_each + stage.watch)
+        self._found: Dict[str, FrozenSet[str]] = {}
+
+    def __contains__(self, path: str) -> bool:
+        own = self.stage.output_dir.rstrip("/") + "/"
+        return path == self.stage.processor or path in self.others or path.startswith(own) or any(
+            file_digests.path_matches(path, pattern) and ("**" not in pattern or path in self._files_of(pattern)) for pattern in self.patterns)
+
+    def names_some_below(self, start: str) -> bool:
+        """Tell whether a path or glob leads below a folder, given with a slash."""
+        return any(pattern.startswith(start) or file_digests.path_matches(start + "x", pattern) and (
+            "**" not in pattern or any(path.startswith(start) for path in self._files_of(pattern))) for pattern in self.patterns)
+
+    def _files_of(self, pattern: str) -> FrozenSet[str]:
+        """Return the files of a glob with `**`, which goes through no hidden folder and no link, whatever their paths look like."""
+        if pattern not in self._found:
+            try:
+                self._found[pattern] = frozenset(file_digests.expand(self.root, pattern))
+            except OSError:
+                self._found[pattern] = frozenset()      # a run would fail by it
+        return self._found[pattern]
 
 
 def find_misreadings(root: str, stage: StageSpec) -> List[str]:
@@ -71,6 +98,8 @@ def _texts(stage: StageSpec) -> Iterator[Tuple[str, str]]:
         yield "args[%d]" % number, text
     for name, text in stage.env.items():
         yield "env.%s" % name, text
+    for number, text in enumerate(stage.launcher):
+        yield "launcher[%d]" % number, text
     yield from _inside("params", stage.params)
 
 
@@ -85,24 +114,24 @@ def _words(text: str) -> List[str]:
     return [_unrooted(word) for word in found + [part for one in found for part in re.split("[,%s]" % os.pathsep, one)]]
 
 
-def _is_unknown_glob(root: str, stage: StageSpec, path: str) -> bool:
-    """Tell whether a path is a glob in a folder that is there, and names a file that the key does not know."""
+def _is_unknown_glob(root: str, known: _Known, path: str) -> bool:
+    """Tell whether a path is a glob, in a folder that is there or at the top with an ending, and names a file that the key does not
+    know."""
     first, slash, _ = path.partition("/")
-    if not slash or file_digests.has_wildcard(first) or not file_digests.has_wildcard(path) or not os.path.isdir(os.path.join(root, first)):
+    if not file_digests.has_wildcard(path) or (file_digests.has_wildcard(first) or not os.path.isdir(os.path.join(root, first)) if slash
+                                               else not path.rpartition(".")[2].isalnum()):
         return False
     try:
-        return any(not _is_known(stage, found) for found in file_digests.expand(root, path))
+        return any(found not in known for found in file_digests.expand(root, path))
     except OSError:
         return False
 
 
-def _is_unknown_folder(root: str, stage: StageSpec, path: str, made: Sequence[str]) -> bool:
+def _is_unknown_folder(root: str, known: _Known, path: str, made: Sequence[str]) -> bool:
     """Tell whether a path is a folder with files of which the key knows none; not where a stage may write."""
     start = path.rstrip("/") + "/"
-    others = [folder.rstrip("/") + "/" for folder in (*OWN_FOLDERS, stage.output_dir, *made)]
-    named = (*stage.inputs, *stage.for_each, *stage.watch)
-    if any(other.startswith(start) or start.startswith(other) for other in others) or any(one.startswith(start) or file_digests.path_matches(start + "x", one)
-                                                                                          for one in named):
+    others = [folder.rstrip("/") + "/" for folder in (*OWN_FOLDERS, known.stage.output_dir, *made)]
+    if any(other.startswith(start) or start.startswith(other) for other in others) or known.names_some_below(start):
         return False
     return any(not file_digests.is_hidden(name) for _, _, names in os.walk(os.path.join(root, path)) for name in names)
 
@@ -127,10 +156,3 @@ def _below(root: str, word: str) -> str:
     except ValueError:
         return ""               # Windows: on another drive
     return "" if path.split("/")[0] in (".", "..") else path
-
-
-def _is_known(stage: StageSpec, path: str) -> bool:
-    """Tell whether the key knows the file, or the stage itself makes it."""
-    patterns = stage.inputs + stage.for_each + stage.watch
-    own = stage.output_dir.rstrip("/") + "/"
-    return path == stage.processor or path.startswith(own) or any(file_digests.path_matches(path, pattern) for pattern in patterns)

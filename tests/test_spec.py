@@ -694,10 +694,11 @@ def test_validate_runs_nothing_and_says_ok(project):
 def gaps_of(project, stage):
     """Return what key_gaps says of a stage of a project."""
     project.spec(dict({"processor": project.processor("p", "pass\n")}, **stage))
-    return key_gaps.find_gaps(str(project.root), pipeline_runner.load_pipeline(str(project.path("pipeline.json"))).stages[0])
+    return key_gaps.find_gaps(str(project.root), pipeline_runner.load_pipeline(str(project.path("pipeline.json"))).stages[0], (), ["pipeline.json"])
 
 
-FILES = ["conf/table.csv", "conf/é a.sql", "lib/tool.awk", "lib/py/deep/mod.py", "data/in/a.csv", "data/s1/made.csv"]
+FILES = ["conf/table.csv", "conf/é a.sql", "lib/tool.awk", "lib/py/deep/mod.py", "data/in/a.csv", "data/s1/made.csv", "a.tsv",
+         "conf/.d/x.cfg"]
 
 
 @pytest.mark.parametrize("stage, told", [
@@ -721,12 +722,20 @@ FILES = ["conf/table.csv", "conf/é a.sql", "lib/tool.awk", "lib/py/deep/mod.py"
     ({"args": ["conf", "lib"], "inputs": ["conf/table.csv"], "watch": ["**/*.awk", "lib/**"]}, []),
     ({"args": ["data/in", "empty"]}, ["args[0] names the folder data/in, "]),
     ({"env": {"PATH": "lib"}}, []),
+    ({"args": ["conf/.d/x.cfg", "conf/link/b", "conf/table.csv"], "watch": ["conf/**"]}, ["args[0] names conf/.d/x.cfg, ", "args[1] names conf/link/b, "]),
+    ({"args": ["conf/.d", "--dir=conf/link"], "watch": ["conf/**"]}, ["args[0] names the folder conf/.d, ", "args[1] names the folder conf/link, "]),
+    ({"args": ["conf/.d", "conf/link/b"], "watch": ["conf/.d/**", "conf/*/b"]}, []),
+    ({"args": ["--dir=lib/py", "conf,lib", "a,b"]}, ["args[0] names the folder lib/py, ", "args[1] names the folder conf, ", "args[1] names the folder lib, "]),
+    ({"args": ["*.tsv", "*.none", "a.*", "*.json"]}, ["args[0] names *.tsv, "]),
+    ({"launcher": ["lib/tool.awk", "--chdir=conf"]}, ["launcher[0] names lib/tool.awk, "]),
 ])
 def test_files_that_a_stage_names_and_its_key_does_not_know(project, stage, told):
     """Else such a file is changed, and the stage skipped: the spec says so in the one place where the runner can see it."""
     for path in FILES:
         project.write(path, "")
     project.path("empty").mkdir()
+    project.write("outside/b", "")
+    project.path("conf/link").symlink_to(project.path("outside"))
     gaps = gaps_of(project, stage)
     assert len(gaps) == len(told) and all(line.startswith(start) for line, start in zip(gaps, told)), gaps
     for line in gaps:
@@ -750,7 +759,9 @@ def test_what_a_note_of_validate_asks_for_puts_the_file_into_the_key(project):
     project.write("conf/a.txt", "one")
     project.processor("p", "import mod\nopen(out + '/o', 'w').write(mod.WORD + open(sys.argv[1]).read())\n")
     project.write("tables/deep/t", "t")
-    stage = {"processor": "bin/p.py", "args": ["conf/a.txt", "tables"], "env": {"PYTHONPATH": "lib"}}
+    project.write("bin/own.py", "")
+    project.write("bin/p.py", "import own\n" + project.read("bin/p.py"))
+    stage = {"processor": "bin/p.py", "args": ["conf/a.txt", "tables", "bin/own.py"], "env": {"PYTHONPATH": "lib"}}
     project.spec(stage)
     told = project.ok("validate").out.splitlines()
     assert [line.partition(",")[0] for line in told[:-1]] == ["[NOTE] s1: args[0] names conf/a.txt", "[NOTE] s1: args[1] names the folder tables", "[NOTE] s1: env.PYTHONPATH names lib"], told
