@@ -145,6 +145,7 @@ CHANGES = [
     (change_spec(env={}), "RUN env.MODE removed"),
     (change_spec(passEnv=["DEMO_PIN"]), "RUN passEnv.DEMO_LEVEL removed"),
     (change_spec(outputs=["result.txt"]), 'RUN outputs null -> ["result.txt"]'),
+    (change_spec(launcher=["env"]), 'RUN launcher null -> ["env"]'),
     (change_spec(outputDir="data/other"), 'RUN outputDir "data/out" -> "data/other"'),
     (top_spec(name="renamed"), 'RUN pipeline "test" -> "renamed"'),
     (change_spec(name="two"), "RUN no record of an earlier run"),
