@@ -14,6 +14,7 @@ import warnings
 
 from model import FOR_WINDOWS
 from primitives import open_file
+from scan_shell import SHELLS
 from spec_checks import program_kind
 from spec_values import shown_value
 
@@ -133,9 +134,11 @@ def _judge_first_line(first: bytes, root: str, path: str) -> Iterator[Verdict]:
     if not words:
         yield True, "its first line names no program; write one such as #!/bin/sh"
         return
-    is_env = os.path.basename(words[0]) == "env"
+    program = os.path.basename(words[0])
+    is_env = program == "env"
     if first.endswith(b"\r\n"):
-        yield len(words) == 1 or is_env and words[1] != "-S", "its first line ends with a carriage return (CRLF); save it with plain line ends"
+        refuses = program in SHELLS or program.startswith("python")     # an option with such a sign in it; perl passes over it
+        yield len(words) == 1 or refuses or is_env and words[1] != "-S", "its first line ends with a carriage return (CRLF); save it with plain line ends"
     elif not os.path.exists(os.path.join(root, words[0])):
         yield True, "its first line names %s, which is not there; install it, or name another" % words[0]
     elif is_env:

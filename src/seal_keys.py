@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 END_NAME = "ledger.end"
 ANEW = "move the whole of state/ to another folder and run with a new key: all stages run again"
 RESTORE = "; `verify` tells more; put back state/ledger.jsonl and state/ledger.end as they were, or " + ANEW
+LOST = "; if a ledger is sealed with it, put its copy back, else new-key FILE makes one"
 MAX_KEY_FILE = 4096
 
 
@@ -86,14 +87,14 @@ def read_key_file(path: str, root: str = "", posix: bool = os.name == "posix") -
             found = os.fstat(file.fileno())
             text = file.read(MAX_KEY_FILE).decode("ascii", "replace")
     except OSError as error:
-        remedy = {errno.ENOENT: "; new-key FILE makes one",
+        remedy = {errno.ENOENT: LOST,
                   errno.EACCES: "; it must belong to the user who runs this, with mode 600" if posix else ""}.get(error.errno or 0, "")
         raise KeyProblem("%s: cannot read the key file: %s%s" % (path, error.strerror, remedy)) from None
     if posix and found.st_mode & 0o077:
         raise KeyProblem("%s: others may read or write the key file (mode %03o); chmod 600 it" % (path, found.st_mode & 0o777))
     parsed = parse_key(text)
     if parsed is None:
-        raise KeyProblem("%s: is not a key file; new-key FILE makes one" % path)
+        raise KeyProblem("%s: is not a key file%s" % (path, LOST))
     return parsed
 
 

@@ -650,7 +650,7 @@ def test_a_file_that_is_no_key_is_refused(tmp_path, content):
     path = tmp_path / "k"
     path.write_bytes(content)
     path.chmod(0o600)
-    with pytest.raises(KeyProblem, match="is not a key file; new-key FILE makes one"):
+    with pytest.raises(KeyProblem, match="is not a key file; if a ledger is sealed with it, put its copy back, else new-key FILE makes one"):
         seal_keys.read_key_file(str(path))
 
 

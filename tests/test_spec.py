@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import sys
 import zipfile
 
@@ -795,7 +796,8 @@ CANNOT_START = [
     ("bin/t", "", "it is empty"), ("bin/t.sh", "echo hello\n", "a script needs a first line such as #!/bin/sh"),
     ("bin/t", "\ufeff#!/bin/sh\n", "a byte order mark stands before its first line; save it without"),
     ("bin/t", "#!/bin/sh\r\n:\r\n", "its first line ends with a carriage return (CRLF); save it with plain line ends"),
-    ("bin/t", "#!/usr/bin/env sh\r\n:\r\n", "its first line ends with a carriage return"), ("bin/t", "#!\n", "its first line names no program"),
+    ("bin/t", "#!/usr/bin/env sh\r\n:\r\n", "its first line ends with a carriage return"), ("bin/t", "#!/bin/sh -e\r\n:\r\n", "its first line ends with a carriage return"),
+    ("bin/t", "#!%s -u\r\n" % sys.executable, "its first line ends with a carriage return"), ("bin/t", "#!\n", "its first line names no program"),
     ("bin/t", "#! /no/such/shell -e\n", "its first line names /no/such/shell, which is not there; install it, or name another")]
 
 
@@ -816,7 +818,7 @@ def test_a_program_that_cannot_start_is_refused_by_validate_and_fails_in_a_run(p
 @pytest.mark.skipif(sys.platform == "win32", reason="first lines mean nothing there")
 def test_a_program_that_may_not_start_is_noted_by_validate(project):
     project.write("bin/asks", "#!/usr/bin/env -S VAR=1 no-such-shell -e\n", executable=True)
-    project.write("bin/perl", "#!/bin/sh -e\r\n", executable=True)
+    project.write("bin/perl", "#!%s -w\r\n" % (shutil.which("perl") or "/bin/true"), executable=True)
     project.write("bin/env", "#!/usr/bin/env -S sh -e\r\n", executable=True)
     assert [is_certain for is_certain, _ in program_starts.judge(str(project.root), "bin/env", "")] == [False]
     project.write("bin/far", "#!/no/such/shell\n", executable=True)

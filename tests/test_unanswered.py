@@ -147,7 +147,7 @@ def test_a_key_that_may_not_be_looked_at_is_the_one_that_is_named(project, tmp_p
 def test_a_key_file_that_may_not_be_read_is_not_to_be_made_anew(project, tmp_path):
     project.spec({"processor": "bin/stage_copy.py", "allowNoInputs": True})
     key = tmp_path / "key"
-    for is_there, told in ((False, "No such file or directory; new-key FILE makes one"), (True, "Permission denied; it must belong to the user who runs this, with mode 600")):
+    for is_there, told in ((False, "No such file or directory; if a ledger is sealed with it, put its copy back, else new-key FILE makes one"), (True, "Permission denied; it must belong to the user who runs this, with mode 600")):
         if is_there:
             project.ok("new-key", str(key))
             key.chmod(0)
