@@ -41,6 +41,7 @@ class EarlierOutputs:
         self.moved_from = stage_records.made_elsewhere(record, stage.output_dir)
         self.outputs = self._vouched(record) if record is not None and not self.moved_from else []
         self.has_cleared = False
+        self.is_of_success = record is None or record["lastStatus"] == "ok"     # else of one before the work that did not end well
 
     def _vouched(self, record: Json) -> List[Json]:
         """Return the outputs that the record vouches for, also if the stage was one of forEach then, with too many for the
@@ -101,14 +102,14 @@ class EarlierOutputs:
     def undo_success(self) -> None:
         """The outputs are not what the recorded success made: an attempt must not build on what is left of it.
 
-        All of it is undone after a restart of the machine or a failed sync, for more may be lost than was seen; else only
-        what differs. What another stage of the pipeline has recorded since (this one's name was out of use for a while, say) is
+        All of it is undone after a restart of the machine or a failed sync, for more may be lost than was seen; else, and where work has
+        failed since, only what differs. What another stage of the pipeline has recorded since (this one's name was out of use for a while, say) is
         not ours to undo.
         """
         record = self.record or {}      # none where the state folder is gone, and a lost success is still marked
         self._let_go_of(self.others.owners() if self.outputs else {})
         before = {one["path"]: one for one in record.get("previous", [])}
-        everything = record.get("bootId") != self.run.boot or is_there(self.lost_path())
+        everything = self.is_of_success and (record.get("bootId") != self.run.boot or is_there(self.lost_path()))
         gone = self.outputs if everything else [one for one in self.outputs if not self.is_as_recorded(one)]
         names = [one["path"] for one in gone]
         done = stage_outputs.undo_outputs(self.folder, names, {path: (one["bytes"], one["sha256"]) for path, one in before.items()},
@@ -118,7 +119,8 @@ class EarlierOutputs:
         if done:
             self.has_cleared = True
             recorded_outputs.sync_below(self.folder)
-            self._note("not what was recorded: %s%s" % (shown_names(done, between="; "), self._lost_text(done, "run %s" % record.get("lastRunId"), names)))
+            maker = "run %s" % record.get("lastRunId") if self.is_of_success else "an earlier run"
+            self._note("not what was recorded: %s%s" % (shown_names(done, between="; "), self._lost_text(done, maker, names)))
 
     def _lost_text(self, done: Sequence[str], run: str, names: Optional[Sequence[str]] = None) -> str:
         """Return which of the outputs (*names*, else those recorded) that *run* had recorded are removed now: what had grown in

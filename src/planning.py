@@ -61,9 +61,22 @@ def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: State
             store, stage, record, material.key, boot, lambda: recorded_outputs.outputs_of_others(spec.root, stage.output_dir, {stage.name})))
         if is_lost and facts.checkpoint is not None:
             facts = facts._replace(checkpoint=facts.checkpoint._replace(problem="what it stands for may not be on the disk: a sync has failed", resumable=False))
+        changed = _changed_since(digests, stage, record) if facts.checkpoint is not None and facts.checkpoint.resumable else ""
+        if changed:
+            facts = facts._replace(checkpoint=facts.checkpoint._replace(problem=changed, resumable=False))
     if record is not None and record["lastStatus"] == "ok" and marker is None and not problems:
         facts = facts._replace(sealable=state_store.died_before_marker(store, stage.name, record))
     return facts
+
+
+def _changed_since(digests: Digests, stage: StageSpec, record: Optional[Json]) -> str:
+    """Return which recorded output that the attempt had left alone somebody has changed after its end, or "": to resume would not make
+    it again."""
+    left = record.get("left") if record is not None else None
+    if record is None or record["lastStatus"] == "ok" or not isinstance(left, list) or stage_records.made_elsewhere(record, stage.output_dir):
+        return ""
+    alone = [one for one in record["outputs"] if one["path"] not in left and is_there(os.path.join(digests.root, stage.output_dir, one["path"]))]
+    return "; ".join("%s since" % problem for problem in output_problems(digests, stage, dict(record, outputs=alone))[:1])
 
 
 def folders_of(spec: PipelineSpec, store: StateStore) -> Any:

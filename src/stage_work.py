@@ -246,10 +246,10 @@ class StageWork:
                 self._note("checkpoint not used: %s" % decision.discard)
             checkpoints.set_aside(self.store, self.stage)
             self.earlier.clear_leftovers(self.earlier.doubted(unfinished))
-            # Of a task log: nobody has looked at them yet.
-            unseen = [] if self.facts.record is None or self.facts.record["outputs"] else self.earlier.outputs
-            is_of_success = self.facts.record is None or self.facts.record["lastStatus"] == "ok"
-            if self.facts.output_problems and is_of_success or not all(map(self.earlier.is_as_recorded, unseen)):
+            # Those of a task log, and those that an attempt which did not end well has left alone: nobody has looked at them yet.
+            is_seen = self.facts.record is None or self.earlier.is_of_success and self.facts.record["outputs"]
+            unseen = [] if is_seen else self.earlier.outputs
+            if self.facts.output_problems and self.earlier.is_of_success or not all(map(self.earlier.is_as_recorded, unseen)):
                 self.earlier.undo_success()
             # Of an attempt: cleared already, and what was there before it has nothing to do with a sync that failed since.
             durable_files.remove_durably(self.earlier.lost_path(), self.store.commit)

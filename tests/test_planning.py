@@ -722,6 +722,25 @@ def test_a_recorded_output_that_a_rerun_did_not_remake_stays_recorded_and_is_nam
     assert "not remade" not in done.out and [one["path"] for one in project.json("state/stage_s1.json")["outputs"]] == ["a.txt"]
 
 
+@pytest.mark.parametrize("is_checkpointed", [False, True], ids=["plain", "checkpoint"])
+def test_what_is_changed_after_a_failure_that_had_left_it_alone_is_not_recorded_as_made(project, is_checkpointed):
+    """Nor is it gone on from a checkpoint, which would not make it again."""
+    body = ("if not os.path.exists(out + '/kept.txt'):\n    open(out + '/kept.txt', 'w').write('right')\nopen(out + '/o.txt', 'a').write('x')\n"
+            "if 'PIPELINE_PROGRESS_FILE' in os.environ:\n    json.dump({'lineOffset': 1, 'outputs': {'o.txt': 1}}, open(os.environ['PIPELINE_PROGRESS_FILE'], 'w'))\n"
+            "sys.exit(os.path.exists('bad'))\n")
+    project.spec(dict({"processor": project.processor("make", body)}, **({"checkpoint": {"enabled": True}} if is_checkpointed else {})))
+    project.ok()
+    project.write("bad", "")
+    assert project.run("--force", "s1").code == 1
+    project.path("bad").unlink()
+    project.write("data/s1/kept.txt", "WRONG")
+    if is_checkpointed:
+        assert "checkpoint not used: output kept.txt changed since" in project.ok("plan").out
+    done = project.ok()
+    assert "[NOTE] s1: not what was recorded: removed kept.txt; an earlier run had recorded kept.txt\n" in done.out and "[RESUME]" not in done.out, done
+    assert project.read("data/s1/kept.txt") == "right"
+
+
 @pytest.mark.parametrize("declared", ["result.txt", "*.txt"])
 def test_a_declared_output_that_is_older_than_the_run_does_not_pass_for_made(project, declared):
     """What an earlier run has made of other inputs must not be recorded as made of today's."""
