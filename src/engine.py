@@ -195,13 +195,18 @@ class Run:
         return now - elapsed, time.time_ns() - elapsed, device
 
     def _run_stages(self) -> int:
-        code = EXIT_OK
+        code: int = EXIT_OK
+        ended: Optional[Tuple[str, StageResult]] = None
         while True:
-            code = self._begin_stages(code)
+            try:
+                if ended is not None:
+                    code = self._stage_ended(ended[0], ended[1], code)
+                code = self._begin_stages(code)
+            except BaseException as error:  # noqa: B902 (raised when those at work have come to their end)
+                self._put_off(error)
             ended = self.scheduler.ended() if self.scheduler is not None else None
             if ended is None:
                 break
-            code = self._stage_ended(ended[0], ended[1], code)
         self._fill(self._why_not_run)
         count = self.counts()
         if code == EXIT_STOPPED and count["ok"] + count["skipped"] == len(self.selected):
@@ -236,14 +241,17 @@ class Run:
                 wish = next(flow)
             except StopIteration as stop:
                 code = self._stage_ended(stage.name, stop.value, code)
-            except BaseException as error:
-                if self.scheduler is None or not self.scheduler.alive:
-                    raise
-                self.scheduler.error = error        # raised when those at work have come to their end
             else:
                 self._scheduler().take(stage.name, flow, wish)
                 self.scheduler.step()
         return code or self.stopped()
+
+    def _put_off(self, error: BaseException) -> None:
+        """Let the scheduler raise an error once all have come to their end that are at work, or have ended and are yet to be recorded;
+        the first cause decides. Raised at once before there is anything at work."""
+        if self.scheduler is None:
+            raise error
+        self.scheduler.error = self.scheduler.error or error
 
     def _take_known(self) -> bool:
         """Take the next stages that the index answers for, in one go; tell whether there were some."""
@@ -333,8 +341,10 @@ class Run:
             self.known.index.keep()
             try:
                 self.records.write_running()
-            except (OSError, state_store.StateError):
-                pass                    # it says less than it could until the next time; a damaged index is told at the end
+            except (OSError, state_store.StateError) as error:
+                if self.durability.is_unsound:
+                    self._put_off(error)
+                # Else it says less than it could until the next time; a damaged index is told at the end.
 
         self.pool.tick, self.pool.tick_s = settle, MOMENT_S
 

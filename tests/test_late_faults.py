@@ -13,7 +13,7 @@ import sys
 import pytest
 
 import seal_keys
-from conftest import run_without_might
+from conftest import run_without_might, settle
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the drivers look at /proc")
 DRIVER = """
@@ -519,3 +519,85 @@ def test_a_folder_into_which_a_task_may_not_publish_fails_that_task_only(project
     assert "[FAIL] s1 data/in/a.txt: %s/of_a.txt/made: Permission denied; " % project.path("out/s1") in said and "[DONE] s2" in said
     assert project.exists("out/s1/of_b.txt/made") and not project.exists("out/s1/of_a.txt/made")
     assert project.ok().code == 0 and project.exists("out/s1/of_a.txt/made")
+
+
+# --- beside others at work
+
+AT_WORK = """print('at work', flush=True)
+end = time.monotonic() + 60
+while not os.path.exists(%r):
+    time.sleep(0.01)
+    assert time.monotonic() < end
+open(out + '/o', 'w').write('x')
+"""
+NO_RUNNING_RECORD = """
+import run_records
+run_records.RECORD_S = 0.0
+def refuse(path, *more, **named):
+    if "run_f.json" in str(path) and os.path.exists("out/a/.a.done") and not os.path.exists("failed"):
+        real_close(real_open("failed", os.O_CREAT | os.O_WRONLY))
+        fail(errno.ENOSPC, path)
+    return real_open(path, *more, **named)
+os.open = refuse
+"""
+
+
+def test_an_error_at_the_end_of_a_stage_waits_for_those_at_work(project, monkeypatch):
+    monkeypatch.chdir(project.root)
+    project.spec({"name": "a", "processor": project.processor("quick", "open(out + '/o', 'w').write('x')\n"), "outputDir": "out/a"},
+                 {"name": "b", "processor": project.processor("waits", AT_WORK % "failed"), "outputDir": "out/b"},
+                 {"name": "c", "processor": "bin/quick.py", "needs": ["a"], "outputDir": "out/c"}, order="graph")
+    code, said = driven(project, NO_RUNNING_RECORD, "--run-id", "f", "--jobs", "2")
+    assert code == 5 and "run_f.json: No space left on device" in said and "[DONE] b" in said and "[START] c" not in said, said
+    assert [one["status"] for one in project.json("state/run_f.json")["stages"]] == ["ok", "ok", "notRun"]
+    assert "[SKIP] b" in project.ok().out
+
+
+SYNC_FAILS = """
+def sync(descriptor):
+    frame = sys._getframe()
+    while frame is not None and not os.path.exists("failed"):
+        if frame.f_code.co_name == "settle":
+            real_close(real_open("failed", os.O_CREAT | os.O_WRONLY))
+            fail(errno.EIO, path_of(descriptor))
+        frame = frame.f_back
+    real_fsync(descriptor)
+os.fsync = sync
+"""
+
+
+def test_a_failed_sync_of_what_a_run_with_an_index_puts_off_is_told(project, monkeypatch):
+    monkeypatch.chdir(project.root)
+    project.write("in.txt", "1")
+    project.spec({"name": "a", "processor": project.processor("quick", "open(out + '/o', 'w').write('x')\n"), "outputDir": "out/a"},
+                 {"name": "b", "processor": project.processor("waits", "if open('in.txt').read() == '2':\n    " + AT_WORK.replace("\n", "\n    ").rstrip(" ") % "failed"),
+                  "inputs": ["in.txt"], "outputDir": "out/b"})
+    project.ok()
+    settle(project.path("out/b/.b.done"))
+    assert "[SKIP] b" in project.ok().out and any(name.startswith("index_") for name in os.listdir("state"))
+    project.write("in.txt", "2")
+    code, said = driven(project, SYNC_FAILS, "--run-id", "f")
+    assert code == 5 and "Input/output error" in said and "[DONE] b" in said, said
+    assert project.json("state/run_f.json")["state"] == "failed" and "[START] b" in project.ok().out
+
+
+TWO_AT_ONCE = """
+import attempts
+real_wait = attempts.Pool.wait
+def wait(self, *more):
+    ended = []
+    while len(ended) < 2 and not os.path.exists("both"):
+        ended += real_wait(self)
+    return ended if ended else real_wait(self, *more)
+attempts.Pool.wait = wait
+"""
+
+
+def test_a_stage_that_has_ended_when_the_next_one_cannot_be_begun_is_recorded(project):
+    """Its end was seen with another's, after which that next one was looked at."""
+    project.spec({"name": "a", "processor": project.processor("damages", "open('state/stage_c.json', 'w').write('{')\n"), "outputDir": "out/a"},
+                 {"name": "b", "processor": project.processor("quick", "open(out + '/o', 'w').write('x')\n"), "outputDir": "out/b"},
+                 {"name": "c", "processor": "bin/quick.py", "needs": ["a"], "outputDir": "out/c"}, order="graph")
+    code, said = driven(project, TWO_AT_ONCE, "--run-id", "f", "--jobs", "2")
+    assert code == 5 and "state/stage_c.json is damaged" in said and "[DONE] b" in said, said
+    assert [one["status"] for one in project.json("state/run_f.json")["stages"]] == ["ok", "ok", "failed"]
