@@ -94,7 +94,7 @@ class Run:
         self.looked: Dict[str, Looked] = {}         # of skipped stages, what the decision was made of
         self.scanned: Dict[str, List[int]] = {}     # signatures of what was scanned, and of the runner's own files
         self.held: Set[str] = set()                 # stages that another run has, and this one goes on without
-        self.unfit = ""                             # the stage from which the runner could not go on
+        self.unfit: Dict[str, BaseException] = {}   # stages from which the runner could not go on, and why
         self.stop_time: Optional[stop_times.StopTime] = None
 
     @property
@@ -479,10 +479,10 @@ class Run:
         # By a signal before the first attempt, from which on they are taken over.
         is_stopped = isinstance(error, KeyboardInterrupt)
         why = "interrupted" if is_stopped else _why(error)
-        if self.unfit:
-            self.console.event("STOP" if is_stopped else "FAIL", self.unfit, ": " + why.split("\n")[0])
-            self._put(self.unfit, self._unfit_result("interrupted" if is_stopped else "failed", why))
-            self.records.note_recovered(self.unfit)
+        for name in dict.fromkeys([*self.unfit, *self.works]):      # and those that it has left at work
+            own = self.unfit.get(name)
+            is_cut = own is None or isinstance(own, KeyboardInterrupt)
+            self._end_unfit(name, "interrupted" if is_cut else "failed", why if own is None or is_cut else _why(own))
         self._fill(lambda _: "the run ended before it")
         try:
             self._finish(getattr(error, "exit_code", EXIT_INTERRUPTED) if is_stopped else EXIT_FAILED)
@@ -490,15 +490,19 @@ class Run:
             if not _is_expected(again):
                 raise
 
-    def _unfit_result(self, status: str, why: str) -> StageResult:
-        """Return what became of the stage from which the runner could not go on: with all that it has done so far."""
-        work = self.works.get(self.unfit)
+    def _end_unfit(self, name: str, status: str, why: str) -> None:
+        """Tell what became of a stage from which the runner could not go on: with all that it has done so far."""
+        work, result = self.works.get(name), StageResult.of(name, status, why)
         try:
             if work is not None:
-                return work.cut_short(status, why)
-        except (OSError, state_store.StateError):
-            pass                        # of a read: less is said, and the first error goes on to main
-        return StageResult.of(self.unfit, status, why)
+                record = self.records.own_success(name)
+                result = work.cut_short(status, why) if record is None else work.recovered(record, why)
+        except Exception as again:      # of a read: less is said, and the first error goes on to main
+            if not _is_expected(again):
+                raise
+        label = {"ok": "NOTE", "interrupted": "STOP"}.get(result.status, "FAIL")
+        self.console.event(label, name, ": " + result.reason.split("\n")[0])
+        self._put(name, result)
 
 
 def _is_expected(error: Exception) -> bool:

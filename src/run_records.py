@@ -33,8 +33,7 @@ class RunRecords:
     """The records of one invocation.
 
     final: the run record, once it is sealed; metrics: what the metrics file says, once it is written; caches: {path: bytes} of
-    stages of many tasks, to be written at the end; recovered: the entry of a stage from which the runner could not go on, where
-    it was finished all the same.
+    stages of many tasks, to be written at the end.
     """
 
     def __init__(self, run: Run) -> None:
@@ -43,7 +42,6 @@ class RunRecords:
         self.final: Optional[Json] = None
         self.metrics: Json = {}
         self.caches: Dict[str, bytes] = {}
-        self.recovered: Optional[Json] = None
         self.pause_s = RECORD_S
         self.written = 0.0              # when the run record was last written
         self.stamp: Any = None          # and what it looked like then
@@ -57,7 +55,7 @@ class RunRecords:
             "runId": run.options.run_id, "invocation": run.invocation, "pipeline": run.spec.name, "version": run.spec.version,
             "specSha256": run.spec.sha256, "state": state, "startedAt": utc_text(run.started_utc),
             "endedAt": utc_text(run.clock.time()) if ended else None, "durationMs": duration_ms if ended else None,
-            "stages": self._entries(self._stage_entry) if stages is None else stages, "isolation": run.isolation,
+            "stages": self._entries(stage_entry) if stages is None else stages, "isolation": run.isolation,
             "python": "%s %d.%d.%d" % ((sys.implementation.name,) + sys.version_info[:3]), "os": sys.platform, "runner": VERSION, **run.about,
             **({"selected": [stage.name for stage in run.selected]} if is_part else {})}
 
@@ -66,10 +64,6 @@ class RunRecords:
         run = self.run
         return [entry_of(result) for result in run.results] if run.known is None else run.known.entries(
             run.result_at, entry_of, entry_of is metrics_entry)
-
-    def _stage_entry(self, result: StageResult) -> Json:
-        """Return a stage's part of this run's record."""
-        return self.recovered if self.recovered is not None and result.name == self.run.unfit else stage_entry(result)
 
     # --- while the run is at work
 
@@ -110,19 +104,16 @@ class RunRecords:
         self.final = record
         return record
 
-    def note_recovered(self, name: str) -> None:
-        """Take the entry of a stage whose record says that this run has finished it, though an error came before its marker.
-
-        The next run restores the marker: then this run's record must not say that the stage has failed.
-        """
+    def own_success(self, name: str) -> Optional[Json]:
+        """Return the record of a stage if it says that this run has finished it, else None."""
         run = self.run
         try:
             record = state_store.StateStore(run.root, writable=False).stage(name)
-            maker = (run.options.run_id, run.invocation, "ok")
-            if record is not None and (record.get("lastRunId"), record.get("lastInvocation"), record["lastStatus"]) == maker:
-                self.recovered = run_ledger.recovered_entry(run.store, record)
         except (OSError, state_store.StateError):
-            pass
+            return None
+        maker = (run.options.run_id, run.invocation, "ok")
+        is_own = record is not None and (record.get("lastRunId"), record.get("lastInvocation"), record["lastStatus"]) == maker
+        return record if is_own else None
 
     def _write_last(self, record: Json) -> None:
         """Write what only a finished run writes, and its digest into the run record; under the lock of the ledger."""

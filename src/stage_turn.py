@@ -43,8 +43,8 @@ class StageTurn:
             return (yield from self._flow())
         except ReadingStopped:
             return self._not_begun("interrupted", run.clock_text() or "interrupted while its inputs were read")
-        except BaseException:
-            run.unfit = run.unfit or self.stage.name
+        except BaseException as error:
+            run.unfit[self.stage.name] = error
             raise
 
     def _flow(self) -> Flow:

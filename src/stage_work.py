@@ -557,6 +557,16 @@ class StageWork:
         """
         return self._result(status, why) if self.is_recorded else StageResult.of(self.stage.name, status, why)
 
+    def recovered(self, record: Json, why: str) -> StageResult:
+        """Return the result of work of which *record* says that it has ended well, though the runner could not go on from there.
+
+        The next run restores the marker: then nothing that this run leaves may say that the stage has failed.
+        """
+        known = run_ledger.recovered_entry(self.store, record)
+        result = self._result("ok", "finished and recorded; then the runner could not go on: " + why, outputs=known["outputs"],
+                              bytes_out=known["bytesOut"], counts=known["counts"])
+        return result._replace(evidence={**result.evidence, **{name: known[name] for name in ("recovered", "hadMarker", "tasks") if name in known}})
+
     def _full_disk_text(self) -> str:
         """Return how little space is left where the outputs go, or "" while it may not be that."""
         text = full_disk_text(self.folder)

@@ -100,6 +100,12 @@ def test_a_stage_whose_marker_could_not_be_written_is_vouched_for(project, kind)
     project.spec(copying(project, **kind), joining(project))
     code, said = driven(project, NO_SPACE_FOR_MARKER, "--run-id", "f")
     assert code == 5 and "No space left on device" in said and "Traceback" not in said, said
+    told, = [one for one in project.json("state/run_f.json")["stages"] if one["stage"] == "c"]
+    assert told["status"] == "ok" and told["recovered"] and not told["hadMarker"] and "No space left" in told["reason"] and len(told["outputs"]) == 2, told
+    metrics = project.json("state/metrics_f.json")
+    assert (metrics["okStages"], metrics["failedStages"], metrics["stages"][0]["status"]) == (1, 0, "ok") and "state: failed (1 ok, 0 skipped, 0 failed" in said, metrics
+    assert "[NOTE] c: finished and recorded" in said and "[FAIL] c" not in said, said
+    project.ok("verify")
     done = project.ok("--run-id", "g")
     assert "[SKIP] c" in done.out and "marker restored" in done.out, done
     check_said(project, "g")
@@ -601,3 +607,29 @@ def test_a_stage_that_has_ended_when_the_next_one_cannot_be_begun_is_recorded(pr
     code, said = driven(project, TWO_AT_ONCE, "--run-id", "f", "--jobs", "2")
     assert code == 5 and "state/stage_c.json is damaged" in said and "[DONE] b" in said, said
     assert [one["status"] for one in project.json("state/run_f.json")["stages"]] == ["ok", "ok", "failed"]
+
+
+NO_OUTCOME = """
+def refuse(path, *more, **named):
+    name = os.path.basename(str(path))
+    if name in (".stage_a.json.tmp", ".stage_b.json.tmp") and os.path.exists("out/%s/o" % name[7]):
+        fail(errno.ENOSPC, path)
+    return real_open(path, *more, **named)
+os.open = refuse
+"""
+NO_WAITING = "import attempts\nattempts.Pool.wait = lambda self, *more: fail(errno.ENOMEM, 'the pool')\n"
+
+
+@pytest.mark.parametrize("fault, status, why", [(NO_OUTCOME, "failed", "stage_%s.json"), (NO_WAITING, "interrupted", "the pool")], ids=["records", "pool"])
+def test_of_each_stage_that_the_runner_could_not_bring_to_its_end_is_told_what_it_has_done(project, monkeypatch, fault, status, why):
+    monkeypatch.chdir(project.root)
+    body = "print('at work', flush=True)\nopen('at ' + os.path.basename(out), 'w')\n" + AT_WORK
+    project.spec(*[{"name": name, "processor": project.processor(name, body % ("at " + other)), "outputDir": "out/" + name}
+                   for name, other in ("ab", "ba")], order="graph")
+    code, said = driven(project, fault, "--run-id", "f", "--jobs", "2")
+    assert code == 5 and said.count("[%s] " % {"failed": "FAIL", "interrupted": "STOP"}[status]) == 2, said
+    told = project.json("state/run_f.json")["stages"]
+    assert [one["status"] for one in told] == [status] * 2 and all(one["attempts"] == 1 and one["key"] for one in told), told
+    for one in told:
+        assert why.replace("%s", one["stage"]) in one["reason"], one
+    project.ok("--run-id", "g")
