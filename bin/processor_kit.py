@@ -1062,14 +1062,17 @@ class _Saver:
 
 
 def _read_progress(attempt: _Attempt) -> Dict[str, Any]:
-    """Return the progress to resume; without a file, or hand-written, only {"lineOffset": N}. Raises: _Restart."""
-    if attempt.progress is None or not os.path.lexists(attempt.progress):
+    """Return the progress to resume; where none is kept, or hand-written, only {"lineOffset": N}. Raises: _Restart."""
+    if attempt.progress is None:
         return {"lineOffset": attempt.line_offset}
     try:
-        if not os.path.isfile(attempt.progress):
+        if not os.path.isfile(attempt.progress) and os.path.lexists(attempt.progress):
             raise ValueError("it is no file")       # a pipe would be waited for
         with open(attempt.progress, "rb") as file:
             record = json.loads(file.read(8 << 20).decode("utf-8"))
+    except FileNotFoundError:
+        # A call beside this one began anew, and removed it: what there is of this output is an earlier run's.
+        raise _Restart("there is no checkpoint any more") from None
     except (OSError, ValueError, RecursionError) as error:
         raise _Restart("%s is damaged: %s" % (attempt.progress, error)) from error
     if not isinstance(record, dict):

@@ -36,7 +36,7 @@ CLOSE_LIMIT_S = 10.0
 READ_BYTES = 1 << 16
 SHOWN_BYTES = 2000          # of what a server said before it died
 # bin/processor_kit.py as it is shipped: all that executing it does is to define things, so the server does it once for all tasks.
-KIT_NAME, KIT_SHA256 = "processor_kit.py", "2dd31b9c4ad26bb5ad634d2902b3b93e188db8231711b6e25cbc76d6b0320db2"
+KIT_NAME, KIT_SHA256 = "processor_kit.py", "c1fffa8acaeaf46a6e6c3acae87757c77e49fb501f23e63b9d885f817f90f1ee"
 # Room for a task's words, and below for its token, in what the system shows of a process (forked_task.Title).
 PADDING = " " * 4000
 TOKEN_ROOM = 100

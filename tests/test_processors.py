@@ -928,15 +928,48 @@ def test_a_line_number_by_hand_far_into_a_big_file(stage):
     full = content.decode().upper().encode()
     stage.result.write_bytes(full[:len(full) // 2])
     count = stage.result.read_bytes().count(b"\n") - 5
+    stage.progress.write_text(json.dumps({"lineOffset": count}), encoding="utf-8")
     done = stage.run(UPPER, offset=count)
     assert done.stdout.startswith("resuming from line %d" % count)
     assert stage.result.read_bytes() == full
+
+
+def test_where_no_checkpoints_are_kept_the_line_number_alone_will_do(stage):
+    stage.write(b"a\nb\n")
+    stage.out.mkdir()
+    stage.result.write_bytes(b"KEPT\n")
+    assert stage.run(UPPER, offset=1, checkpoint=False).stdout.startswith("resuming from line 1")
+    assert stage.result.read_bytes() == b"KEPT\nB\n"
+
+
+def test_a_call_whose_checkpoint_another_has_removed_takes_no_lines_of_an_earlier_run(stage):
+    """Of two threads each, after a kill: one begins anew, and the other then finds nothing but the line number."""
+    stage.write(b"a\nb\n")
+    stage.out.mkdir()
+    for name in ("o.txt", "p.txt"):
+        (stage.out / name).write_bytes(b"OLD\nOLD\n")
+    stage.progress.write_text('{"lineOffset": 1, "key": "another"}', encoding="utf-8")
+    done = stage.run(stage.script(KIT + """
+import threading
+open_parts = processor_kit._Work._open_parts
+def late(work, *given):
+    if work.output == "o.txt":
+        other = threading.Thread(target=lines, args=(str.upper, "p.txt"), kwargs={"one_to_one": True})
+        other.start()
+        other.join()
+    open_parts(work, *given)
+processor_kit._Work._open_parts = late
+lines(str.upper, "o.txt", one_to_one=True)
+"""), offset=1, resume=True)
+    assert [(stage.out / name).read_bytes() for name in ("o.txt", "p.txt")] == [b"A\nB\n"] * 2
+    assert done.stdout == "starting from zero: the checkpoint belongs to another key\nstarting from zero: there is no checkpoint any more\n"
 
 
 def test_a_line_number_by_hand_needs_one_line_per_line(stage):
     stage.write(b"a\nb\n")
     stage.out.mkdir()
     stage.result.write_bytes(b"A\nB\n")
+    stage.progress.write_text('{"lineOffset": 1}', encoding="utf-8")
     assert "one_to_one" in stage.run(picky(stage), offset=1).stdout
     stage.progress.write_text('{"lineOffset": 1}', encoding="utf-8")
     stage.rejects.write_bytes(b"{}\n")
