@@ -617,7 +617,51 @@ def _is_under_way(target: str) -> bool:
 
 def _refuse_second(target: str, name: str) -> None:
     if _is_under_way(target):
-        raise _Problem("%s is being written already by this processor: name another output" % name)
+        raise _second(name)
+
+
+def _second(name: str) -> _Problem:
+    return _Problem("%s is being written already by this processor: name another output" % name)
+
+
+def _hold(descriptor: int) -> bool:
+    """Lock a part against the other processes of this attempt, which know nothing of it; False when one of them holds it.
+
+    It is free again when close() says so, however many children have inherited it, or its process dies. Windows removes no open file anyway.
+    """
+    if sys.platform != "win32":
+        import fcntl
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass                        # a file system without locks
+    return True
+
+
+def _let_go_of(descriptor: int) -> None:
+    if sys.platform != "win32":
+        import fcntl
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        except OSError:
+            pass
+
+
+def _remove_own(path: str, final: str) -> None:
+    """Remove a part that this attempt has left; one that another process of it is writing stays. Raises: _Problem."""
+    try:
+        descriptor = -1 if sys.platform == "win32" else os.open(path, os.O_WRONLY | OPEN_FLAGS)
+    except OSError:
+        descriptor = -1                 # a link, or gone
+    try:
+        if descriptor >= 0 and not _hold(descriptor):
+            raise _second(final)
+        _remove(path)                   # while it is held: who has just made it finds that it is gone
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def _parts_in(folder: str) -> Dict[str, Set[str]]:
@@ -668,12 +712,20 @@ class _Part:
                 os.makedirs(os.path.dirname(self.path), exist_ok=True)
             create = os.O_CREAT | os.O_EXCL if vouched is None else 0
             descriptor: int = _patiently(doing, self.path, lambda: os.open(self.path, os.O_WRONLY | create | OPEN_FLAGS, 0o666))
+            if not _hold(descriptor) or vouched is None and self._is_removed(descriptor):
+                os.close(descriptor)
+                raise _second(self.final)
             if vouched is not None:
                 os.ftruncate(descriptor, vouched)
                 os.lseek(descriptor, vouched, os.SEEK_SET)
             return descriptor
         except OSError as error:
             raise _trouble(doing, self.path, error) from error
+
+    def _is_removed(self, descriptor: int) -> bool:
+        """Tell whether another process has removed it again, before it was held; some file systems count no links."""
+        found = os.fstat(descriptor)
+        return not found.st_nlink and _identity(self.path) != (found.st_ino, found.st_size, found.st_mtime_ns)
 
     def let_go(self) -> None:
         """Its output may be written anew: it is published, or will not be."""
@@ -714,6 +766,7 @@ class _Part:
             self.writer = None
         if self.descriptor >= 0:
             descriptor, self.descriptor = self.descriptor, -1
+            _let_go_of(descriptor)
             try:
                 os.close(descriptor)
             except OSError as error:                # a full disk of a file server may be told as late as this
@@ -750,7 +803,10 @@ def _remove_stale(attempt: _Attempt, finals: Tuple[str, ...], keep: Set[str]) ->
             for name in sorted(names):
                 path = os.path.join(folder, name)
                 if path not in kept:
-                    _remove(path)
+                    if name == own:
+                        _remove_own(path, final)
+                    else:
+                        _remove(path)           # an earlier attempt's, whose processes have been ended
                     names.discard(name)
 
 

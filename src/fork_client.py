@@ -36,7 +36,7 @@ CLOSE_LIMIT_S = 10.0
 READ_BYTES = 1 << 16
 SHOWN_BYTES = 2000          # of what a server said before it died
 # bin/processor_kit.py as it is shipped: all that executing it does is to define things, so the server does it once for all tasks.
-KIT_NAME, KIT_SHA256 = "processor_kit.py", "c1fffa8acaeaf46a6e6c3acae87757c77e49fb501f23e63b9d885f817f90f1ee"
+KIT_NAME, KIT_SHA256 = "processor_kit.py", "e3de2b4c5653a77d803f5b46c20da0e6b676b82f1b412b2aae9953e97238dd4e"
 # Room for a task's words, and below for its token, in what the system shows of a process (forked_task.Title).
 PADDING = " " * 4000
 TOKEN_ROOM = 100

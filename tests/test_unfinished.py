@@ -104,6 +104,86 @@ def test_an_output_that_failed_in_a_thread_or_a_child_may_be_made_anew(root, how
     assert root.read("data/s1/o.txt") == "whole" and not list(root.path("data/s1").rglob("*.part"))
 
 
+SECOND = """
+opened, refused = processes.Event(), processes.Event()
+def first():
+    with open_output("o.txt") as file:
+        file.write("head ")
+        file.flush()
+        opened.set()
+        assert refused.wait(30)
+        file.write("tail")
+def second():
+    assert opened.wait(30)
+    try:
+        %s
+    finally:
+        refused.set()
+def half():
+    with open_output("o.txt") as file:
+        file.write("half")
+        raise ValueError("no")
+other, *more = [processes.Process(target=each) for each in %s]
+for child in (other, *more):
+    child.start()
+%s
+for child in (other, *more):
+    child.join()
+assert other.exitcode == 1
+"""
+
+
+@posix_only
+@pytest.mark.parametrize("call", ["half()", "lines(str.upper, 'o.txt')"])
+@pytest.mark.parametrize("starts", [("(second, first)", ""), ("(second,)", "first()")], ids=["a sibling", "the parent"])
+def test_what_another_process_of_the_processor_is_writing_is_not_opened_a_second_time(root, starts, call):
+    """The first one published the half that the second had written."""
+    kit(root, PROCESSES + SECOND % (call, *starts), timeoutSec=60, **STAGES["stage"])
+    done = root.ok("--verbose")
+    assert "o.txt is being written already by this processor: name another output" in done.out, done
+    assert root.read("data/s1/o.txt") == "head tail"
+
+
+@posix_only
+def test_a_part_that_another_process_has_removed_before_it_was_held_is_not_written(root):
+    kit(root, """
+import processor_kit
+hold = processor_kit._hold
+def late(descriptor):
+    processor_kit._hold = hold
+    other = os.fork()
+    if not other:
+        os.unlink([one.path for one in os.scandir(output_dir()) if one.name.endswith(".part")][0])
+        os._exit(0)
+    os.waitpid(other, 0)
+    return hold(descriptor)
+processor_kit._hold = late
+lines(str.upper, "o.txt")
+""", **STAGES["stage"])
+    done = root.run()
+    assert done.code == 1 and "o.txt is being written already by this processor: name another output" in done.out, done
+
+
+@posix_only
+def test_what_a_child_still_inherits_may_be_made_anew_when_it_has_failed(root):
+    kit(root, PROCESSES + """
+over = processes.Event()
+def one():
+    with open_output("o.txt") as file:
+        if not os.fork():
+            over.wait(30)
+            os._exit(0)
+        raise ValueError("no")
+other = processes.Process(target=one)
+other.start()
+other.join()
+lines(str.upper, "o.txt")
+over.set()
+""", timeoutSec=60, **STAGES["stage"])
+    root.ok()
+    assert root.read("data/s1/o.txt") == "FIRST\n"
+
+
 POOL = """
 import multiprocessing, sys
 %s
