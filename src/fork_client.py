@@ -36,7 +36,7 @@ CLOSE_LIMIT_S = 10.0
 READ_BYTES = 1 << 16
 SHOWN_BYTES = 2000          # of what a server said before it died
 # bin/processor_kit.py as it is shipped: all that executing it does is to define things, so the server does it once for all tasks.
-KIT_NAME, KIT_SHA256 = "processor_kit.py", "e3de2b4c5653a77d803f5b46c20da0e6b676b82f1b412b2aae9953e97238dd4e"
+KIT_NAME, KIT_SHA256 = "processor_kit.py", "e43b5d806667d06216a5a9549e89116037c43e3ac006e7a4f6cbc5254f29116a"
 # Room for a task's words, and below for its token, in what the system shows of a process (forked_task.Title).
 PADDING = " " * 4000
 TOKEN_ROOM = 100

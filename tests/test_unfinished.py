@@ -704,6 +704,34 @@ def test_lines_of_many_threads_may_write_their_checkpoints(root):
     assert {root.read("data/s1/o%d.txt" % number) for number in range(24)} == {root.read("data/in/a.txt").upper()}
 
 
+@posix_only
+def test_lines_of_children_may_write_their_checkpoints(root):
+    """Each in the middle of it while the other one writes and names its own."""
+    kit(root, PROCESSES + """
+import processor_kit
+turns = processes.Barrier(2)
+def one(name):
+    replace = processor_kit._replace
+    def together(source, target):
+        if target == os.environ["PIPELINE_PROGRESS_FILE"]:
+            turns.wait(30)
+        replace(source, target)
+        if target == os.environ["PIPELINE_PROGRESS_FILE"]:
+            turns.wait(30)
+    processor_kit._replace = together
+    lines(str.upper, name)
+children = [processes.Process(target=one, args=(name,)) for name in ("o.txt", "p.txt")]
+for child in children:
+    child.start()
+for child in children:
+    child.join()
+sys.exit(sum(child.exitcode for child in children))
+""", checkpoint=dict(CHECKPOINT, lineInterval=1000), timeoutSec=60, **STAGES["stage"])
+    root.ok()
+    assert root.read("data/s1/o.txt") == root.read("data/s1/p.txt") == "FIRST\n"
+    assert [name for name in os.listdir(str(root.path("state"))) if name.endswith(".tmp")] == []
+
+
 def test_a_progress_file_of_many_gigabytes_is_not_read(tmp_path):
     path = tmp_path / "progress_s1.json"
     path.write_bytes(b"{")

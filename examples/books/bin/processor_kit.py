@@ -461,14 +461,21 @@ def _write_all(descriptor: int, data: bytes, path: str) -> None:
         raise _trouble("write", path, error) from error
 
 
-def _write_progress(path: str, record: Dict[str, Any], durable: bool = True) -> None:
-    """Replace the progress file, or that of the counts: old or new as a whole; with *durable* on the disk on return."""
+def _write_progress(path: str, record: Dict[str, Any], durable: bool = True, output: str = "") -> None:
+    """Replace the progress file, or that of the counts: old or new as a whole; with *durable* on the disk on return.
+
+    output: of whose progress; its name until then is its own, as a child process, which knows nothing of others, may be at the same.
+    """
     with _lock("progress"):
-        _replace_progress(path, record, durable)
+        _replace_progress(path, record, durable, output)
 
 
-def _replace_progress(path: str, record: Dict[str, Any], durable: bool) -> None:
+def _replace_progress(path: str, record: Dict[str, Any], durable: bool, output: str) -> None:
     folder, name = os.path.split(path)
+    if output:
+        digest = _new_digest(0)
+        digest.update(os.fsencode(output))
+        name += "." + digest.hexdigest()[:16]   # not the process's number: the next attempt finds what a kill has left
     temporary = os.path.join(folder, ".%s.tmp" % name)
     _remove(temporary)                                      # a leftover of a kill; O_EXCL then refuses planted links
     data = json.dumps(record, ensure_ascii=True).encode("ascii") + b"\n"
@@ -1068,8 +1075,8 @@ class _Codec:
 class _Saver:
     """Writes checkpoints, one at a time, on a thread: syncing 100 MB must not hold up the next 100 MB."""
 
-    def __init__(self, attempt: _Attempt) -> None:
-        self.path, self.interval = attempt.progress, attempt.interval
+    def __init__(self, attempt: _Attempt, output: str) -> None:
+        self.path, self.interval, self.output = attempt.progress, attempt.interval, output
         self.lines = 0                      # lines done when the last checkpoint began
         self.pause_s = self.began_s = 0.0
         self.thread: Optional[Any] = None
@@ -1106,7 +1113,7 @@ class _Saver:
         for part in parts:
             part.sync()
         if self.path is not None:
-            _write_progress(self.path, record)
+            _write_progress(self.path, record, output=self.output)
 
     def wait(self) -> None:
         """Wait for the checkpoint under way. Raises: _Problem when it, or one before it, failed."""
@@ -1232,7 +1239,7 @@ class _Work:
         self.rejects_before = _identity(os.path.join(self.attempt.folder, self.finals[1]))
         self.call = next(_calls.setdefault(self.output, itertools.count()))
         self.source = _Source(_own_inputs(), limit)
-        self.saver = _Saver(self.attempt)
+        self.saver = _Saver(self.attempt, self.output)
         self.parts: Dict[str, _Part] = {}           # final name -> part
         self.written = self.rejected = 0
         self.pid = os.getpid()                      # a child that the function forks has no part in this
