@@ -36,7 +36,7 @@ CLOSE_LIMIT_S = 10.0
 READ_BYTES = 1 << 16
 SHOWN_BYTES = 2000          # of what a server said before it died
 # bin/processor_kit.py as it is shipped: all that executing it does is to define things, so the server does it once for all tasks.
-KIT_NAME, KIT_SHA256 = "processor_kit.py", "e43b5d806667d06216a5a9549e89116037c43e3ac006e7a4f6cbc5254f29116a"
+KIT_NAME, KIT_SHA256 = "processor_kit.py", "dc82c44278ac9b5c7795829da33da73d8f2bb0ad2a5dd1d481f5e05a3529a482"
 # Room for a task's words, and below for its token, in what the system shows of a process (forked_task.Title).
 PADDING = " " * 4000
 TOKEN_ROOM = 100

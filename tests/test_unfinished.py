@@ -659,6 +659,21 @@ def test_what_this_processor_has_made_itself_is_no_old_rejects(root, body):
 
 
 @posix_only
+def test_what_an_attempt_that_was_killed_has_made_itself_is_no_old_rejects(root):
+    kit(root, """
+lines(str.lower, "x.rejects.jsonl")
+if not os.path.exists("data/killed"):
+    open("data/killed", "w").close()
+    os.kill(os.getppid(), 9)
+    os.kill(os.getpid(), 9)
+lines(str.upper, "x")
+""", checkpoint=CHECKPOINT, **STAGES["stage"])
+    assert root.run().code == -9
+    done = root.ok("--verbose")
+    assert "already complete" in done.out and (root.read("data/s1/x"), root.read("data/s1/x.rejects.jsonl")) == ("FIRST\n", "first\n"), done
+
+
+@posix_only
 def test_a_second_call_is_made_when_a_kill_comes_right_after_the_first(root):
     body = "lines(str.upper, 'o.txt')\nif not os.path.exists('data/killed'):\n    open('data/killed', 'w').close()\n    os.kill(os.getppid(), 9)\n    os.kill(os.getpid(), 9)\nlines(str.lower, 'o.txt')\n"
     root.write("data/in/a.txt", "Aa\n")

@@ -1308,6 +1308,7 @@ class _Work:
             size = _regular_size(path)
             if size != record["outputs"][name] or _digest_of(path, size, size).hexdigest() != record["digests"].get(name):
                 raise _Restart("%s is not what the checkpoint published" % final)
+        _made.add(self.output)              # as publish() does
         if finished:
             _report_counts(self.attempt.counts, record["counts"])
             _say("already complete")
