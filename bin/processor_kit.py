@@ -1037,13 +1037,20 @@ class _Codec:
     def whole(self, data: Any) -> str:
         try:
             return codecs.decode(data, self.encoding, self.errors)
-        except TypeError as error:              # some ways to handle errors are for writing only
-            raise _Problem("encoding %r, errors %r: %s" % (self.encoding, self.errors, error)) from error
+        except TypeError as error:
+            raise self._unfit(error) from error
+
+    def _unfit(self, error: TypeError) -> _Problem:
+        """Some ways to handle errors are for writing only."""
+        return _Problem("encoding %r, errors %r: %s" % (self.encoding, self.errors, error))
 
     def piece(self, data: Any) -> Tuple[str, int]:
         """Return the whole characters at the start of *data* and the bytes that they take."""
         decoder = codecs.getincrementaldecoder(self.encoding)(self.errors)
-        text = decoder.decode(data)
+        try:
+            text = decoder.decode(data)
+        except TypeError as error:
+            raise self._unfit(error) from error
         return text, len(data) - len(decoder.getstate()[0])
 
     def texts(self, buffer: bytearray, end: int) -> Iterator[Tuple[str, int]]:

@@ -1389,6 +1389,12 @@ def test_a_call_that_cannot_be_meant_is_one_line(stage, call, said):
     assert not stage.out.exists() or os.listdir(str(stage.out)) == []
 
 
+def test_a_way_to_handle_errors_that_cannot_read_is_one_line_in_a_piece_of_a_long_line_too(stage):
+    stage.write(b"a" * (1 << 20) + b"\xff" + b"a" * (1 << 20))
+    done = stage.run(stage.script(KIT + "blocks(str.upper, 'o.txt', encoding='ascii', errors='xmlcharrefreplace')\n"), code=1, checkpoint=False)
+    assert done.stderr.startswith("encoding 'ascii', errors 'xmlcharrefreplace': ") and done.stderr.count("\n") == 1, done.stderr
+
+
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.parametrize("call", ["lines(str.upper, 'o.txt')", "blocks(str.upper, 'o.txt')", "copy_files()"])
 def test_signals_are_the_processors_own_again_when_the_kits_work_is_done(stage, call):
