@@ -36,7 +36,7 @@ CLOSE_LIMIT_S = 10.0
 READ_BYTES = 1 << 16
 SHOWN_BYTES = 2000          # of what a server said before it died
 # bin/processor_kit.py as it is shipped: all that executing it does is to define things, so the server does it once for all tasks.
-KIT_NAME, KIT_SHA256 = "processor_kit.py", "92250f653942bae46b8853dd7f8c82eeee36918fdc9a33cae39cf04bea727aa4"
+KIT_NAME, KIT_SHA256 = "processor_kit.py", "6c3ae35991d2c7b1fea599c799668bbf52267233b7f3dedfb0a16736367bed70"
 # Room for a task's words, and below for its token, in what the system shows of a process (forked_task.Title).
 PADDING = " " * 4000
 TOKEN_ROOM = 100

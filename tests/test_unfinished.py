@@ -711,6 +711,16 @@ def test_a_signal_while_the_outputs_are_published_ends_the_processor_behind_them
     assert done.code == 1 and "exit code 143" in done.out and not root.exists("data/after"), done
 
 
+@posix_only
+@pytest.mark.parametrize("call", ["lines(str.upper, 'o.txt')", "copy_files()"])
+def test_a_signal_behind_the_last_look_for_one_is_heeded(root, call):
+    body = ("import processor_kit, signal\nunwatch = processor_kit._unwatch_signals\ndef interrupted(before):\n    os.kill(os.getpid(), signal.SIGTERM)\n"
+            "    unwatch(before)\nprocessor_kit._unwatch_signals = interrupted\n%s\nopen('data/after', 'w').close()\n" % call)
+    kit(root, body, checkpoint={"enabled": False}, **STAGES["stage"])
+    done = root.run()
+    assert done.code == 1 and "exit code 143" in done.out and not root.exists("data/after"), done
+
+
 def test_lines_of_many_threads_may_write_their_checkpoints(root):
     root.write("data/in/a.txt", "".join("line %d\n" % number for number in range(300)))
     kit(root, "from concurrent.futures import ThreadPoolExecutor\ndef one(number):\n    lines(str.upper, 'o%d.txt' % number)\n"

@@ -1506,6 +1506,12 @@ def _unwatch_signals(before: Dict[int, Any]) -> None:
         signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
+def _heed(work: Any) -> None:
+    """End the processor if a signal was noted, once none is any more: while the outputs were published; nothing more is begun."""
+    if work.signal:
+        raise SystemExit(EXIT_SIGNAL + work.signal)
+
+
 def _run(feed: Callable[[_Work], None], function: Callable[[str], Any], output: str, one_to_one: bool,
          encoding: str, errors: str, limit: int) -> None:
     work, before = None, {}
@@ -1520,8 +1526,6 @@ def _run(feed: Callable[[_Work], None], function: Callable[[str], Any], output: 
             if work.signal:
                 work.stop()
             work.publish()
-        if work.signal:                         # while it was published: nothing more is begun
-            raise SystemExit(EXIT_SIGNAL + work.signal)
     except _Problem as problem:
         fail(str(problem))
     except SystemExit as end:
@@ -1532,6 +1536,7 @@ def _run(feed: Callable[[_Work], None], function: Callable[[str], Any], output: 
         if work is not None:
             work.close()
         _unwatch_signals(before)
+    _heed(work)
 
 
 # === 8. Blocks and lines =============================================================================================
@@ -1717,6 +1722,7 @@ def _copy_files() -> None:
         _copy_all(attempt, paths, stop)
     finally:
         _unwatch_signals(before)
+    _heed(stop)
 
 
 def _folded(name: str, macos: bool = sys.platform == "darwin") -> str:
@@ -1743,8 +1749,6 @@ def _copy_all(attempt: _Attempt, paths: List[str], stop: _Signal) -> None:
         _copy_file(attempt, path, _spans([path], chunk) if chunk is not None else [(path, 0, sys.maxsize)], stop)
     if paths:
         _sync_folder(attempt.folder)
-    if stop.signal:
-        raise SystemExit(EXIT_SIGNAL + stop.signal)
 
 
 def _copy_file(attempt: _Attempt, path: str, spans: List[Tuple[str, int, int]], stop: _Signal) -> None:
