@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     import windows_jobs
 
+PATIENCE_S = 5.0                # how long a guardian may read nothing, with its pipe full of some hundred notices
 MOST_DESCRIPTORS = 1 << 16      # are looked at where the system does not tell how many are open
 
 
@@ -32,8 +33,9 @@ class Guardian:
     when the runner was killed would else stay suspended for ever, with its files open.
     """
 
-    def __init__(self) -> None:
-        self.pipe = -1
+    def __init__(self, say: Callable[[str], None] = lambda text: None) -> None:
+        self.say = say
+        self.pid, self.pipe = 0, -1
         self.job: Optional[windows_jobs.Job] = None
 
     def start(self) -> None:
@@ -44,16 +46,23 @@ class Guardian:
         if process_table.WINDOWS or self.pipe >= 0:
             return
         read_end, write_end = os.pipe()
+        answer, teller = os.pipe()
         pid = os.fork()
         if pid == 0:            # in the child: leave the session, then leave the family
             try:
                 os.setsid()
-                if os.fork() == 0:
+                guardian = os.fork()
+                if guardian == 0:
                     _be_guardian(read_end)
+                os.write(teller, b"%d" % guardian)
             finally:
                 os._exit(0)
         os.close(read_end)
+        os.close(teller)
         os.waitpid(pid, 0)
+        self.pid = int(os.read(answer, 32) or 0)
+        os.close(answer)
+        os.set_blocking(write_end, False)
         self.pipe = write_end
 
     def watch(self, traits: Traits) -> None:
@@ -78,10 +87,35 @@ class Guardian:
             return
         # A path may have line ends and, as the last field, tabs.
         line = "\t".join((sign, traits.token, str(traits.session), str(traits.lock_pid), traits.lock_path)) + "\0"
+        data = os.fsencode(line)
         try:
-            os.write(self.pipe, os.fsencode(line))
+            while data:
+                try:
+                    data = data[os.write(self.pipe, data):]
+                except BlockingIOError:
+                    if not self._has_room():
+                        self._give_up()
+                        return
         except OSError:
             pass                # a guardian that was killed cannot be told; the next run's sweep remains
+
+    def _has_room(self) -> bool:
+        """Wait for a guardian that had no time to read."""
+        import select
+        poll = select.poll()
+        poll.register(self.pipe, select.POLLOUT)
+        return bool(poll.poll(int(PATIENCE_S * 1000)))
+
+    def _give_up(self) -> None:
+        """Kill a guardian that does not read, as one that was stopped: what it would do when it wakes up is for attempts long past.
+
+        It is there, else its pipe would be closed; so the number is its own.
+        """
+        if self.pid:
+            process_tree.send([self.pid], signal.SIGKILL)
+        self.close()
+        self.say("the guardian (pid %d) did not read what it was told for %g s, and is given up: if this runner is killed, what it has started "
+                 "may run on until the next run" % (self.pid, PATIENCE_S))
 
 
 def _be_guardian(read_end: int) -> None:

@@ -61,7 +61,7 @@ class RunGuards:
         if self.guardian is not None:
             return
         self.others = process_table.own_children() if process_table.LINUX else []
-        self.guardian = guardian.Guardian()
+        self.guardian = guardian.Guardian(lambda text: self.run.console.line("[NOTE] " + text))
         self.guardian.start()
         process_tree.become_subreaper()
 

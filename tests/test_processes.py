@@ -703,6 +703,44 @@ def drive(folder, body, **options) -> str:
     return done.stdout.decode()
 
 
+@posix_only
+def test_a_guardian_that_is_stopped_does_not_stop_the_runner_for_ever(tmp_path):
+    text = drive(tmp_path, """
+import guardian as module
+module.PATIENCE_S = 0.1
+guardian = Guardian(print)
+guardian.start()
+pid = guardian.pid
+os.kill(pid, signal.SIGSTOP)
+for number in range(5000):
+    guardian.watch(process_traits.Traits("token%d" % number, 0, "/somewhere/" + "x" * 100, 1))
+    guardian.release(process_traits.Traits("token%d" % number, 0, "", 0))
+deadline = time.monotonic() + 30
+while process_table.start_time(pid) is not None and time.monotonic() < deadline:
+    time.sleep(0.01)
+print(pid, process_table.start_time(pid))
+""")
+    said, told = text.splitlines()
+    assert told.endswith(" None") and said.startswith("the guardian (pid %s) did not read what it was told for 0.1 s" % told.split()[0]), text
+
+
+@posix_only
+def test_a_guardian_that_has_no_time_to_read_is_waited_for():
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    said, ended = [], []
+    guardian = Guardian(said.append)
+    guardian.pipe = writer
+    thread = threading.Timer(0.1, guard_loop, (reader, ended.append))
+    thread.start()
+    for number in range(3000):
+        guardian.watch(Traits("token%d" % number, 0, "/somewhere/" + "x" * 100, 1))
+    guardian.close()
+    thread.join()
+    os.close(reader)
+    assert said == [] and [one.token for one in ended[0]] == ["token%d" % number for number in range(3000)]
+
+
 @linux_only
 def test_the_guardian_holds_nothing_of_the_runner_and_leaves_with_it(tmp_path):
     text = drive(tmp_path, """
