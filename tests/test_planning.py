@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, RUNNER, Project
+from conftest import ROOT, RUNNER, Project, run_without_might
 
 import processor_call
 import stage_markers
@@ -907,6 +907,33 @@ def test_an_output_whose_name_is_not_utf8_fails_the_stage_and_is_cleared_away(pr
     processor("good")
     assert "[NOTE] s1: leftovers of an unfinished attempt: removed \\udcffx\n" in project.ok().out
     assert sorted(os.listdir(os.fsencode(str(project.path("data/s1"))))) == [b".s1.done", os.path.basename(there), b"good", b"there"]
+
+
+LOST_LINK = "os.path.islink(os.path.join(os.fsencode(out), b'../in/\\xff.txt')) or os.symlink('nowhere', os.path.join(os.fsencode(out), b'../in/\\xff.txt'))\n"
+LOCKED = "os.path.isdir(os.path.join(os.fsencode(out), b'\\xffd')) or os.mkdir(os.path.join(os.fsencode(out), b'\\xffd'), 0)\n"
+PART = "open(os.path.join(os.fsencode(out), b'\\xff.txt~s2~0123456789abcdef.1.part'), 'w')\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are not UTF-8")
+@pytest.mark.parametrize("first, second, more", [
+    (LOST_LINK, "", {"inputs": ["data/in/*.txt"]}), (LOST_LINK, "", {"inputs": ["data/in/a"], "watch": ["data/in/*.txt"]}),
+    (LOST_LINK, "", {"forEach": ["data/in/*.txt"]}), ("", PART, {}), ("", LOCKED, {}), ("", PART, {"forEach": ["data/in/a"]})],
+    ids=["inputs", "watch", "forEach", "part", "folder", "part of a task"])
+def test_a_reason_with_a_name_that_is_not_utf8_can_be_recorded(project, first, second, more):
+    """Else the run ends with a traceback, after the work, and its record is never sealed."""
+    project.write("data/in/a", "x")
+    project.spec({"processor": project.processor("first", first + "open(out + '/o', 'w')\n")}, dict({"processor": project.processor("second", second), "outputDir": "data/t"}, **more))
+    for run_id in ("one", "two"):                   # in the second the index answers for the first stage, and lastError is a reason
+        done = run_without_might(project, "--run-id", run_id)
+        assert done.returncode == 1 and "Traceback" not in done.stdout and "\\udcff" in done.stdout, done.stdout
+        for name in ("run_%s.json" % run_id, "stage_s2.json"):
+            if project.exists("state/" + name):
+                json.dumps(project.json("state/" + name), ensure_ascii=False).encode("utf-8")       # strict readers refuse half of a surrogate pair
+        result = project.json("state/run_%s.json" % run_id)["stages"][1]
+        assert result["status"] == "failed" and "\\udcff" in result["reason"], result
+    project.run("explain", "s2")
+    project.ok("verify", "--outputs")
+    project.ok("report")
 
 
 COUNT = """#!/bin/sh
