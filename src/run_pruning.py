@@ -18,6 +18,7 @@ from collections import namedtuple
 import durable_files
 import stage_locks
 import state_store
+import task_log
 from ledger_format import entry_hash, found_hash, without_torn_end
 from model import EXIT_OK, EXIT_STATE, UsageError
 from primitives import is_integer, is_link, naming, open_file, whose_text
@@ -218,9 +219,11 @@ def _has_empty_folders(store: StateStore, run: RunKey, history: History) -> bool
 
 def _is_first_calls(store: StateStore, run: RunKey, folder: str, name: str) -> bool:
     """Tell whether a file in the folder of a later call is a log of the first call's: of the tasks of a stage whose name is the
-    later call's number."""
+    later call's number, by a version that gave these no folder of their own."""
     number, attempt = (name.rpartition("/")[2].split(".") + [""])[:2]
-    return run[1] > 1 and folder == _log_folder(run) and number.isdecimal() and attempt.isdecimal() and bool(_mode(store, folder + ".tasks.jsonl"))
+    has_own = _mode(store, "%s/%s" % (os.path.dirname(folder), task_log.log_folder_name(folder.rpartition("/")[2])))
+    return (run[1] > 1 and folder == _log_folder(run) and number.isdecimal() and attempt.isdecimal() and bool(_mode(store, folder + ".tasks.jsonl"))
+            and not has_own)
 
 
 def _log_folders(store: StateStore, run: RunKey, history: History) -> List[str]:

@@ -3,7 +3,8 @@
 Above the leaves and run_history. Only reads.
 
     state/logs/<run>/<stage>.<attempt>.log                  a stage that is one task
-    state/logs/<run>/<stage>/<number>.<attempt>.log         a task of several, if it printed something
+    state/logs/<run>/<stage>/<number>.<attempt>.log         a task of several, if it printed something; for a stage whose name is
+                                                            a number in <stage>~tasks/ (not in runs by earlier versions)
     state/logs/<run>/<stage>.tasks.jsonl                    what became of the run's tasks
     state/logs/<run>/<n>/...                                the same of the n-th call under that run id
 
@@ -16,6 +17,7 @@ from collections import namedtuple
 
 import run_history
 import stage_progress
+import task_log
 from console import printable
 from model import UsageError
 from primitives import open_file
@@ -95,7 +97,7 @@ def marked(root: str, stage: str, found: Found) -> Found:
     """Mark the logs that the record of a run does not name, though the stage ended well in it: of another an attempt may have
     ended without being noted.
 
-    A task's log without content may be of a disk that was full; a stage that is called as a number shares its folder with a call.
+    A task's log without content may be of a disk that was full; a stage that is called as a number shared its folder with a call in earlier versions.
     """
     record = run_history.read_run(root, found.run_id, found.invocation)[0] if found.logs and not stage.isdigit() else None
     if record is None or not record.get("endedAt"):         # it is at work, or it died
@@ -142,7 +144,7 @@ def logs_of(root: str, stage: str, run_id: str, invocation: int, name_tasks: boo
     folder = "state/logs/%s%s" % (run_id, "/%d" % invocation if invocation > 1 else "")
     logs = [Log("%s/%s" % (folder, name), 0, "", attempt, "") for name, attempt in _numbered(os.path.join(root, folder), stage)]
     logs.sort(key=lambda log: log.attempt)
-    tasks = _tasks(root, "%s/%s" % (folder, stage))
+    tasks = _tasks(root, _task_folder(root, folder, stage))
     if not tasks:
         return logs
     if not name_tasks:
@@ -177,6 +179,14 @@ def _numbered(folder: str, stem: str) -> Iterator[Tuple[str, int]]:
         middle = name[len(stem) + 1:-len(".log")]
         if name.startswith(stem + ".") and name.endswith(".log") and middle.isascii() and middle.isdigit():
             yield name, int(middle)
+
+
+def _task_folder(root: str, folder: str, stage: str) -> str:
+    """Return where in the folder of a call the logs of a stage's tasks are. Earlier versions took a stage's name for it even where it is
+    a number, as that of a later call's folder is."""
+    own = "%s/%s" % (folder, task_log.log_folder_name(stage))
+    is_early = not os.path.isdir(os.path.join(root, own)) and os.path.isfile(os.path.join(root, folder, stage + ".tasks.jsonl"))
+    return "%s/%s" % (folder, stage) if is_early else own
 
 
 def _tasks(root: str, folder: str) -> List[Log]:

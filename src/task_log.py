@@ -53,6 +53,12 @@ def log_name(stage: str) -> str:
     return "tasks_%s.jsonl" % stage
 
 
+def log_folder_name(stage: str) -> str:
+    """Return the name, in a call's folder of logs, of that for what the tasks of a stage printed: the stage's own, which for digits
+    alone is that of another call's folder."""
+    return stage + "~tasks" if stage.isdigit() else stage
+
+
 def line_of(entry: Entry) -> bytes:
     """Return an entry's line."""
     body = json.dumps(entry._asdict(), ensure_ascii=True, separators=(",", ":")).encode("ascii")[:-1]

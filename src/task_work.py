@@ -262,7 +262,7 @@ class TasksWork(stage_work.StageWork):
 
     def _new_trial(self, task: Task) -> TaskTrial:
         name, number = self.stage.name, str(task.number + 1)
-        return TaskTrial(task, name="%s/%s" % (name, task.name), subject=self._subject(task.name), log=os.path.join(self.run.log_folder(), name, number),
+        return TaskTrial(task, name="%s/%s" % (name, task.name), subject=self._subject(task.name), log=os.path.join(self.run.log_folder(), task_log.log_folder_name(name), number),
                          token="%s.%s" % (self.lock.token, number), progress_path=self._progress_path(task), rank=(self.rank, task.number), group=name)
 
     def _entry(self, trial: TaskTrial) -> task_log.Entry:

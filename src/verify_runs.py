@@ -311,8 +311,8 @@ class RunLogs:
     def check_unnamed(self, record: Json, entry: Entry, name: str) -> None:
         """Report what lies among the logs of a run as one of a stage that ended well in it, and its record does not name.
 
-        Of another stage an attempt may have ended without being noted. A stage that is called as a number shares its folder of
-        logs with a call.
+        Of another stage an attempt may have ended without being noted. In earlier versions a stage that is called as a number
+        shared its folder of logs with a call.
         """
         named = {one["stage"]: {log["path"] for log in one["logs"]} for one in record["stages"]
                  if one["status"] == "ok" and isinstance(one.get("logs"), list) and not one.get("recovered") and not one["stage"].isdigit()}

@@ -747,28 +747,47 @@ def test_gc_removes_the_logs_of_tasks_and_leaves_those_of_other_calls(project):
     assert project.exists("state/logs/r0/many/1.1.log") and project.exists("state/logs/r0/2/many/1.1.log"), project.snapshot()
     project.ok("gc", "--keep-runs", "1", "--yes")
     assert project.exists("state/logs/r0/2/many.tasks.jsonl")
-    assert not project.exists("state/logs/r0/many") and project.exists("state/logs/r0/2/many/1.1.log") and project.exists("state/logs/r0/2/2/1.1.log")
+    assert not project.exists("state/logs/r0/many") and project.exists("state/logs/r0/2/many/1.1.log") and project.exists("state/logs/r0/2/2~tasks/1.1.log")
     assert findings(project) == []
     project.ok("--run-id", "r1", "--force", "2", "--force", "many")
     project.ok("gc", "--keep-runs", "1", "--yes")
     assert not project.exists("state/logs/r0") and project.exists("state/logs/r1/many/1.1.log")
 
 
-def test_gc_of_a_later_call_leaves_the_logs_of_a_stage_of_the_first_that_is_named_as_that_is_numbered(project):
+@pytest.mark.parametrize("folder", ["2~tasks", "2"], ids=["now", "earlier version"])
+def test_gc_of_a_later_call_leaves_the_logs_of_a_stage_of_the_first_that_is_named_as_that_is_numbered(project, folder):
     project.write("data/a.txt", "x")
     loud = project.processor("loud", "print('a long log')\nopen(out + '/a.txt', 'w').write('x')\n")
     project.spec({"name": "2", "processor": loud, "forEach": "data/*.txt", "outputDir": "data/2"}, {"name": "last", "processor": loud, "outputDir": "data/last"})
     project.ok("--run-id", "r0")
+    project.path("state/logs/r0/2~tasks").rename(project.path("state/logs/r0/" + folder))
+    assert "a long log" in project.ok("logs", "2").out
     project.ok("--run-id", "r0", "--force", "last")
     project.ok("--run-id", "r1", "--force", "last")
     project.ok("gc", "--keep-runs", "1", "--yes")
     assert [one["removed"][0][:2] for one in entries(project, "gc")] == [["r0", 2]]
-    assert project.exists("state/logs/r0/2/1.1.log") and not project.exists("state/logs/r0/2/last.1.log")
+    assert project.exists("state/logs/r0/%s/1.1.log" % folder) and not project.exists("state/logs/r0/2/last.1.log")
     assert "0 files removed" in project.ok("gc", "--keep-runs", "1", "--yes").out
     project.ok("--run-id", "r2", "--force", "2", "--force", "last")
     project.ok("gc", "--keep-runs", "1", "--yes")
     project.ok("gc", "--keep-runs", "1", "--yes")
     assert not project.exists("state/logs/r0") and findings(project) == []
+
+
+def test_stages_whose_names_are_numbers_have_logs_of_their_own(project):
+    """The log of stage 1 in the second call, and that of the first task of stage 2 in the first, had one path."""
+    project.write("data/a.txt", "x")
+    loud = project.processor("loud", "print('stage', os.environ['PIPELINE_STAGE_NAME'])\nopen(out + '/o', 'w').close()\n")
+    project.spec({"name": "1", "processor": loud}, {"name": "2", "processor": loud, "forEach": "data/*.txt"})
+    project.ok("--run-id", "r")
+    project.ok("--run-id", "r", "--force", "1")
+    assert findings(project) == []
+    assert project.read("state/logs/r/2/1.1.log") == "stage 1\n" and project.read("state/logs/r/2~tasks/1.1.log") == "stage 2\n"
+    shown = project.ok("logs", "2", "--run", "r").out
+    assert "stage 2" in shown and "stage 1" not in shown, shown
+    project.ok("--run-id", "last", "--force", "1", "--force", "2")
+    project.ok("gc", "--keep-runs", "1", "--yes")
+    assert not project.exists("state/logs/r") and findings(project) == []
 
 
 def test_what_gc_has_pruned_of_a_run_id_does_not_keep_its_last_call_from_being_proved(project, tmp_path):
