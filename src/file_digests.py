@@ -400,7 +400,7 @@ class Digests:
                 stored = json.loads(file.read())
             if stored["schema"] == SCHEMA_VERSION and isinstance(stored["files"], dict) and isinstance(stored["scans"], dict):
                 self.files = {} if rehash else stored["files"]
-                self.scans = stored["scans"]
+                self.scans = {digest: scan for digest, scan in stored["scans"].items() if _is_scan(scan)}
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             self.changed = True
 
@@ -554,6 +554,17 @@ class Digests:
         self.unsaved_bytes = 0
         data = {"schema": SCHEMA_VERSION, "files": self.files, "scans": self.scans}
         return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogateescape")
+
+
+def _is_scan(scan: Any) -> bool:
+    """Tell whether a value has the form of what program_scan remembers of a program: others work with it unseen."""
+    def is_list(name: str, is_one: Callable[[Any], bool]) -> bool:
+        return isinstance(scan.get(name), list) and all(map(is_one, scan[name]))
+
+    def is_finding(one: Any) -> bool:
+        return isinstance(one, list) and list(map(type, one)) == [int, str, str]
+    return isinstance(scan, dict) and is_list("refused", is_finding) and is_list("warned", is_finding) and is_list(
+        "imports", lambda name: isinstance(name, str))
 
 
 class _Probe:

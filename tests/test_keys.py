@@ -933,6 +933,20 @@ def test_a_damaged_entry_of_an_output_that_is_a_link_is_no_entry(project):
     assert "[SKIP] s1" in project.ok().out
 
 
+@pytest.mark.parametrize("damage", [
+    {"refused": 5}, {"refused": [[1, "socket"]]}, {"refused": [["1", "socket", "x"]]}, {"warned": "x"}, {"warned": [5]}, {"imports": None}, {"imports": [1]}], ids=str)
+def test_an_entry_of_another_form_in_the_cache_of_scans_is_made_anew(project, damage):
+    project.spec({"processor": project.processor("p", "open(out + '/o', 'w')\n")})
+    project.ok("plan")
+    project.ok()
+    stored = project.json("state/digests.json")
+    damaged = {"schema": 1, "files": {}, "scans": {digest: dict(scan, **damage) for digest, scan in stored["scans"].items()}}
+    project.write("state/digests.json", json.dumps(damaged))
+    assert "scan: " in project.ok("scan", str(project.path("bin/p.py"))).out
+    assert "[SKIP] s1" in project.ok(env={"PIPELINE_INDEX": "off"}).out
+    assert project.json("state/digests.json")["scans"] != damaged["scans"]
+
+
 def test_a_damaged_scan_in_the_cache_is_made_anew(project):
     project.write("data/in.txt", "x")
     project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"]})
