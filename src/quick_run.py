@@ -144,9 +144,9 @@ def surroundings(patterns: Sequence[str], root: str) -> Json:
 def _variables(patterns: Sequence[str], root: str) -> str:
     import environment
     from ledger_format import hmac_sha256
-    from primitives import compact
+    from primitives import compact, open_file
     try:
-        with open(os.path.join(root, "state", "env.key"), "rb") as file:
+        with open_file(os.path.join(root, "state", "env.key")) as file:
             secret = file.read(64)
     except OSError:
         return "no key"

@@ -12,7 +12,7 @@ import time
 import durable_files
 import stage_records
 from primitives import (
-    BEFORE, GUESSED_BOOT, by_fields, digest_of, is_integer, is_there, loads, naming, open_file, pretty_bytes, pretty_pieces, remove_quietly,
+    BEFORE, GUESSED_BOOT, by_fields, digest_of, is_integer, is_link, is_there, loads, naming, open_file, pretty_bytes, pretty_pieces, remove_quietly,
     replace)
 
 TYPE_CHECKING = False
@@ -251,12 +251,14 @@ class StateStore:
         """Return the random key for digests of variables' values, made on first use (state/env.key, mode 0600)."""
         path = self.path("env.key")
         try:
-            with open(path, "rb") as file:
-                secret = file.read()
+            with naming(path), open_file(path) as file:
+                secret: bytes = file.read()
             if len(secret) == SECRET_BYTES:
                 return secret
             raise StateError("state/env.key is damaged; %s" % self.set_aside("env.key"))    # a short key can be guessed
         except FileNotFoundError:
+            if is_link(path):           # it is not replaced: what it leads to may be mounted again
+                raise StateError("state/env.key is a link that leads nowhere: mount what it leads to, or remove the link, and run again") from None
             if not self.writable:
                 return b""
         except PermissionError as error:

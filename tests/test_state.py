@@ -421,6 +421,22 @@ def test_a_damaged_secret_is_set_aside(project, data):
     assert "[DONE] s1" in done.out
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links need a right on Windows, which has no pipes among files")
+@pytest.mark.parametrize("make, told", [
+    (lambda path: os.symlink("not-mounted", path), "state/env.key is a link that leads nowhere: mount what it leads to, or remove the link, and run again"),
+    (lambda path: os.mkfifo(path), "state/env.key: it is a pipe or a device, no file"), (os.mkdir, "state/env.key: Is a directory; a file belongs there: move the folder away")])
+def test_a_secret_that_is_no_file_is_told_in_a_line(project, make, told):
+    one_stage(project, passEnv=["DEMO_*"]).ok("--run-id", "r1", env={"DEMO_A": "1"})
+    project.path("state/env.key").unlink()
+    make(str(project.path("state/env.key")))
+    for words in ((), ("--force", "s1")):
+        done = project.run(*words, env={"DEMO_A": "1"}, timeout=30)
+        assert done.code == 5 and told in done.err and done.err.count("\n") == 1, done
+    done = project.run("plan", env={"DEMO_A": "1"}, timeout=30)
+    assert "state/env.key" in done.out + done.err, done
+    assert os.path.lexists(str(project.path("state/env.key")))
+
+
 def test_two_files_set_aside_within_a_second_keep_apart(tmp_path):
     store = state_store.StateStore(str(tmp_path), now=lambda: 0.0)
     store.prepare()
