@@ -17,7 +17,7 @@ import os
 
 import durable_files
 import state_store
-from ledger_format import ENTRY_SCHEMA, canonical_json, entry_hash, entry_line, head_text, is_unwritten, run_hash
+from ledger_format import ENTRY_SCHEMA, canonical_json, entry_hash, entry_line, found_hash, head_text, is_unwritten, run_hash
 from primitives import (
     close_quietly, is_integer, is_there, loads, milliseconds, naming, open_descriptor, open_file, pretty_pieces, remove_quietly, replace,
     whose_text)
@@ -325,7 +325,8 @@ class Held:
         record = self.store.read(name)
         if record is None:                  # it died before it had one; every end has one
             record = {"runId": run_id, "invocation": invocation, "pipeline": "", "stages": []}
-        if (record.get("runId"), record.get("invocation")) != (run_id, invocation) or not isinstance(record.get("stages"), list):
+        is_its = (record.get("runId"), record.get("invocation")) == (run_id, invocation) and isinstance(record.get("pipeline"), str)
+        if not is_its or not isinstance(record.get("stages"), list) or not found_hash(record):
             raise StateError("state/%s is damaged; %s" % (name, self.store.set_aside(name)))
         record.pop("runHash", None)
         record.pop("selected", None)
@@ -337,7 +338,7 @@ class Held:
 
     def _with_recovered(self, record: Json) -> List[Json]:
         stages = [one for one in record["stages"] if isinstance(one, dict)]
-        known = {one.get("stage") for one in stages if one.get("status") == "ok"}
+        known = [one.get("stage") for one in stages if one.get("status") == "ok"]
         # What is damaged is left for the run that needs it, which will say so.
         store = state_store.StateStore(self.store.root, writable=False)
         for name in store.stage_names():
@@ -345,11 +346,13 @@ class Held:
                 continue
             try:
                 stage = store.stage(name)
-            except StateError:
+                is_its = stage is not None and (stage.get("lastRunId"), stage.get("lastInvocation"), stage["lastStatus"]) == (
+                    record["runId"], record["invocation"], "ok")
+                entry = recovered_entry(self.store, stage) if stage is not None and is_its else None
+            except (StateError, TypeError, ValueError, AttributeError):
                 continue
-            if stage is not None and (stage.get("lastRunId"), stage.get("lastInvocation"),
-                                      stage["lastStatus"]) == (record["runId"], record["invocation"], "ok"):
-                stages = [one for one in stages if one.get("stage") != stage["stage"]] + [recovered_entry(self.store, stage)]
+            if entry is not None and found_hash(entry):
+                stages = [one for one in stages if one.get("stage") != name] + [entry]
         return stages
 
 

@@ -291,10 +291,14 @@ def _parsed(data: bytes) -> Tuple[Any, str]:
 
 
 def find_run(store: StateStore, run_id: str, invocation: int) -> Optional[Json]:
-    """Return the record of one invocation of a run: the latest, or an earlier one kept beside it."""
+    """Return the record of one invocation of a run: the latest, or an earlier one kept beside it. Raises: StateError, as
+    StateStore.read(), also where its stages are of another form."""
     for name in ("run_%s.json" % run_id, "run_%s.%d.json" % (run_id, invocation)):
         record = store.read(name)
         if record is not None and record.get("runId") == run_id and record.get("invocation") == invocation:
+            stages = record.get("stages")
+            if not isinstance(stages, list) or not all(isinstance(one, dict) for one in stages):
+                raise StateError("state/%s is damaged (its stages are of another form); %s" % (name, store.set_aside(name)))
             return record
     return None
 
@@ -305,6 +309,7 @@ def died_before_marker(store: StateStore, stage: str, record: Json) -> bool:
     The marker is written between these two: where the run record knows of the success, or that there was a marker when the dead run
     was closed, somebody removed it.
     """
-    run = find_run(store, str(record.get("lastRunId")), record.get("lastInvocation", 0))
+    run_id, invocation = str(record.get("lastRunId")), record.get("lastInvocation", 0)
+    run = find_run(store, run_id, invocation) if is_integer(invocation) and "\0" not in run_id else None
     return run is not None and not any(
-        one.get("stage") == stage and one.get("status") == "ok" and (not one.get("recovered") or one.get("hadMarker") is True) for one in run.get("stages", []))
+        one.get("stage") == stage and one.get("status") == "ok" and (not one.get("recovered") or one.get("hadMarker") is True) for one in run["stages"])

@@ -287,14 +287,30 @@ def test_a_long_last_line_is_found_whole(store):
 
 
 @pytest.mark.parametrize("record", [{"state": "running"}, {"state": "running", "runId": "other", "invocation": 1},
-                                    {"state": "running", "runId": "dead", "invocation": "1"}], ids=str)
+                                    {"state": "running", "runId": "dead", "invocation": "1"}, {"runId": "dead", "invocation": 1, "stages": []},
+                                    {"runId": "dead", "invocation": 1, "stages": [], "pipeline": 5}, {"runId": "dead", "invocation": 1, "stages": 5, "pipeline": "p"},
+                                    {"runId": "dead", "invocation": 1, "stages": [], "pipeline": "p", "os": "\ud800"},
+                                    {"runId": "dead", "invocation": 1, "stages": [], "pipeline": "p", "durationMs": float("nan"), "version": float("nan")}], ids=ascii)
 def test_a_damaged_record_of_a_dead_run_is_a_clear_error_and_set_aside(store, record):
+    """Else each later run would end at it."""
     begin(store, "dead")
-    store.write("run_dead.json", record)
+    Path(store.path("run_dead.json")).write_text(json.dumps(dict(record, schema=1)))
     with pytest.raises(StateError, match="state/run_dead.json"):
         run_once(store, "r")
     run_once(store, "r2")
     assert any(name.startswith("run_dead.json.corrupt-") for name in names(store.folder))
+    assert_chain_is_whole(store)
+
+
+@pytest.mark.parametrize("damage", [{"tasks": 5}, {"lastDurationSec": "x"}, {"attempts": float("nan")}, {"lastInvocation": {}}, {"keyParts": {"env": {"A": 5}}},
+                                    {"keyParts": {"outputDir": 5}}], ids=str)
+def test_a_dead_run_is_closed_though_the_record_of_a_stage_that_it_finished_is_damaged(store, damage):
+    _, record = begin(store, "dead")
+    store.write("run_dead.json", dict(record, stages=[{"stage": ["x"], "status": "ok"}]))
+    stage = {"schema": 1, "stage": "s", "lastStatus": "ok", "lastRunId": "dead", "lastInvocation": 1, "idempotencyKey": "0" * 64, "keyParts": {}, "outputs": []}
+    Path(store.path("stage_s.json")).write_text(json.dumps(dict(stage, **damage)))
+    run_once(store, "r")
+    assert store.read("run_dead.json")["state"] == "interrupted"
     assert_chain_is_whole(store)
 
 

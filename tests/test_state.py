@@ -351,6 +351,25 @@ def test_a_damaged_record_of_a_stage_that_is_no_more_stops_no_other_stage(projec
     assert project.path("state/stage_gone.json").read_bytes() == b"\0"
 
 
+@pytest.mark.parametrize("stages", [None, 5, [1], {}, "x"], ids=str)
+def test_a_run_record_of_another_form_is_set_aside_by_who_asks_whether_its_marker_was_written(finished, stages):
+    project = finished
+    project.write("state/run_r.json", json.dumps(dict(project.json("state/run_r.json"), stages=stages)))
+    project.path("data/s1/.s1.done").unlink()
+    assert "state/run_r.json is damaged (its stages are of another form); a run would set it aside" in project.run("plan").err
+    done = project.run()
+    assert done.code == 5 and "state/run_r.json is damaged (its stages are of another form); it was set aside as state/run_r.json.corrupt-" in done.err, done
+    assert "[DONE] s1" in project.ok().out
+
+
+@pytest.mark.parametrize("changes", [{"lastInvocation": "1"}, {"lastInvocation": [1]}, {"lastRunId": "\0"}, {"lastRunId": {}}], ids=str)
+def test_a_stage_record_that_names_no_run_is_no_witness_that_its_marker_was_written(finished, changes):
+    project = finished
+    project.write("state/stage_s1.json", json.dumps(dict(project.json("state/stage_s1.json"), **changes)))
+    project.path("data/s1/.s1.done").unlink()
+    assert "[DONE] s1" in project.ok().out
+
+
 BAD_STAGE = {
     "another stage": {"stage": "s2"}, "unknown status": {"lastStatus": "fine"}, "no status": {"lastStatus": None}, "no key": {"idempotencyKey": None}, "parts are a list": {"keyParts": []},
     "outputs are an object": {"outputs": {}}, "outputs hold text": {"outputs": ["o.txt"]}, "bytes are text": {"outputs": [{"path": "o.txt", "bytes": "4", "sha256": "0"}]},
