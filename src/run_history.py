@@ -32,6 +32,10 @@ SLOW_LEAST_MS = 100         # ... and so much longer: below that it is noise
 EARLIER_LEAST = 3           # of so many earlier ones at least
 IDLE = ("skipped", "notRun", None)      # statuses of stages that were not worked on
 GONE = "its record is gone"
+# Of which type is what is shown of a stage's record, or of its entry in that of a run.
+FORMS = {**dict.fromkeys(("stage", "pipeline", "status", "reason", "lastError", "lastRunId", "startedAt", "endedAt"), str),
+         **dict.fromkeys(("attempts", "lastInvocation", "durationMs", "bytesIn", "bytesOut"), int), "lastDurationSec": (int, float),
+         "counts": dict, "tasks": dict}
 EXPECTED_RUNS = 10          # looked at for how long a stage may take
 
 
@@ -233,17 +237,29 @@ def _run_of(root: str, name: RunName, problems: List[str], is_pruned: bool, stag
 
 def _past_run(root: str, record: Json, state: str, stages: Records) -> PastRun:
     told = record["stages"] if isinstance(record.get("stages"), list) else []
-    entries = [one for one in told if isinstance(one, dict)]
+    entries = [sound(one) for one in told if isinstance(one, dict)]
     shown = _state_of(root, "open" if state == "running" else state, record["runId"])
     if shown in ("running", "open") or is_closed_as_dead(record):
         known = {one.get("stage") for one in entries}
         entries = entries + [one for one in _entries_of(root, stages(), record["runId"], record["invocation"], shown == "running")
                              if one["stage"] not in known]
-    statuses = [one["status"] for one in entries if isinstance(one.get("status"), str)]
+    statuses = [one["status"] for one in entries if "status" in one]
     duration = record.get("durationMs")
     return PastRun(record["runId"], record["invocation"], _text(record.get("pipeline")), shown, _text(record.get("startedAt")),
                    _text(record.get("endedAt")), duration if is_integer(duration) else None,
                    {status: statuses.count(status) for status in set(statuses)}, [one for one in entries if one.get("status") not in IDLE], "")
+
+
+def sound(record: Json) -> Json:
+    """Return a stage's record, or its entry in that of a run, without the fields whose values are of another type than the runner
+    writes: of them nothing is known. Of counts and of tasks, the same holds for the numbers."""
+    kept = {name: value for name, value in record.items() if name not in FORMS or isinstance(value, FORMS[name]) and not isinstance(value, bool)}
+    if "lastRunId" in kept and not run_ledger.is_file_stem(kept["lastRunId"]):
+        del kept["lastRunId"]
+    for name in ("counts", "tasks"):
+        if name in kept:
+            kept[name] = {key: value for key, value in kept[name].items() if is_integer(value) or key == "outputsSha256" and isinstance(value, str)}
+    return kept
 
 
 def is_closed_as_dead(record: Json) -> bool:
@@ -260,7 +276,7 @@ def entries_of_stages(root: str, run_id: str, invocation: int, lives: bool) -> L
 def _stage_records(root: str) -> List[Json]:
     """Return the records of the stages, without those that cannot be read."""
     names = sorted(name for name in _listed(os.path.join(root, "state")) if name.startswith("stage_") and name.endswith(".json"))
-    return [record for record in (_read_record(root, name)[0] for name in names) if record is not None]
+    return [sound(record) for record in (_read_record(root, name)[0] for name in names) if record is not None]
 
 
 def _entries_of(root: str, records: List[Json], run_id: str, invocation: int, lives: bool) -> List[Json]:
@@ -397,6 +413,7 @@ def read_stage(root: str, stage: str) -> Tuple[Optional[Json], str]:
     """Return (the record of a stage, or None; what is wrong with it, or "")."""
     try:
         record = state_store.StateStore(root, writable=False).stage(stage)
+        record = sound(record) if record is not None else None
         return _with_end(root, record) if record is not None and record["lastStatus"] == "running" else record, ""
     except (state_store.StateError, OSError) as error:
         return None, "state/stage_%s.json: %s" % (stage, error.strerror) if isinstance(error, OSError) else str(error)
@@ -408,7 +425,7 @@ def _with_end(root: str, record: Json) -> Json:
     told, _ = read_run(root, _text(record.get("lastRunId")), record.get("lastInvocation"))
     if told is None or told.get("state") == "running" or is_closed_as_dead(told) or not isinstance(told.get("stages"), list):
         return record
-    entry = next((one for one in told["stages"] if isinstance(one, dict) and one.get("stage") == record["stage"]), {})
+    entry = next((sound(one) for one in told["stages"] if isinstance(one, dict) and one.get("stage") == record["stage"]), {})
     if entry.get("status") not in ("failed", "interrupted"):
         return record
     duration: Any = entry.get("durationMs")

@@ -15,6 +15,7 @@ from collections import namedtuple
 import pipeline_graph
 import provenance
 import run_history
+import run_ledger
 import stage_progress
 from ledger_format import found_hash, head_text
 from model import UsageError, sha256
@@ -139,7 +140,7 @@ def find_run(folder: str, pipeline: str, run_id: Optional[str]) -> Tuple[str, Op
             raise UsageError("no record of run %s is in %s, or not any more; `history` lists the runs, and which gc has removed" % (run_id, folder))
         return run_id, record, "state/run_%s.json %s" % (run_id, problem) if problem else ""
     for _, record in run_records(folder):
-        if record.get("pipeline") == pipeline and isinstance(record.get("runId"), str):
+        if record.get("pipeline") == pipeline and run_ledger.is_file_stem(record.get("runId")):
             return record["runId"], record, ""
     raise UsageError("no run of pipeline %s is recorded in %s; %s" % (pipeline, folder, _unread_text(folder) or "run it first"))
 

@@ -114,6 +114,8 @@ def record_problem(record: Json, stage: str) -> str:
         return "the parts of its key are of another form"
     if not _is_output_list(record.get("outputs")) or not _is_output_list(record.get("previous", [])):
         return "its outputs are not a list of path, bytes, sha256"
+    if not isinstance(record.get("tasks") or {}, dict):
+        return "its tasks are of another form"
     return ""
 
 
@@ -133,4 +135,4 @@ def _are_key_parts(parts: Json) -> bool:
 def _is_output_list(value: Any) -> bool:
     return isinstance(value, list) and all(
         isinstance(one, dict) and isinstance(one.get("path"), str) and is_integer(one.get("bytes")) and isinstance(one.get("sha256"), str)
-        and not leads_out(one["path"]) for one in value)
+        and not leads_out(one["path"]) and "\0" not in one["path"] for one in value)

@@ -248,6 +248,28 @@ def test_damaged_records_are_named_and_the_rest_is_shown(pipeline):
     assert found["status"] == "damaged" and found["parts"] == [] and "damaged" in found["reasons"][0] and "[PROBLEM]" in look(pipeline, "explain", "b")
 
 
+@pytest.mark.parametrize("odd", ["x", {"a": [1]}, "\0"], ids=ascii)
+def test_what_is_of_another_type_in_a_record_is_shown_as_not_known(project, odd):
+    """A field at a time, of the record of a stage and of its entry in that of its run."""
+    project.write("in.txt", "x")
+    project.processor("p", PROCESSOR)
+    project.spec({"name": "b", "processor": "bin/p.py", "forEach": "in.txt"})
+    project.ok("--run-id", "r")
+    for name in ("stage_b.json", "run_r.json"):
+        whole = project.json("state/" + name)
+        part = whole if name == "stage_b.json" else whole["stages"][0]
+        for place, fields in [(part, list(part)), (part["tasks"], ["ok", "total"]), (part["outputs"][0], ["path"]), (whole, ["runId", "startedAt"])]:
+            for field in set(fields) - {"schema"}:
+                before = place.get(field)
+                place[field] = odd
+                project.write("state/" + name, json.dumps(whole))
+                place[field] = before
+                for words in (*COMMANDS, ["status", "--json"], ["report", "-o", str(project.path("r.html"))]):
+                    code, out, err = called(project, *words)
+                    assert code in (0, 2) and "Traceback" not in out + err, (field, words, out, err)
+        project.write("state/" + name, json.dumps(whole))
+
+
 def test_missing_records_and_a_damaged_ledger(pipeline):
     pipeline.ok("--run-id", "r")
     pipeline.ok("--run-id", "s")
