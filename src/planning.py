@@ -113,10 +113,25 @@ def inputs_and_makers(spec: PipelineSpec, stage: StageSpec, facts: Facts,
                       store: StateStore) -> Tuple[List[Sequence[str]], List[Tuple[str, str, Json]]]:
     """Return (path and SHA-256 of all that the stage reads, those of its tasks included; the records of who may have made
     them)."""
+    inputs = _inputs(facts)
+    return inputs, makers_of(spec, stage, [path for path, _ in inputs], store)
+
+
+def _inputs(facts: Facts) -> List[Sequence[str]]:
     inputs: List[Sequence[str]] = list(facts.material.parts["inputs"])
     if facts.tasks is not None:
         inputs += zip(facts.tasks.paths, facts.tasks.digests)
-    return inputs, makers_of(spec, stage, [path for path, _ in inputs], store)
+    return inputs
+
+
+def refused_inputs(spec: PipelineSpec, stage: StageSpec, facts: Facts, store: StateStore) -> List[str]:
+    """Return which inputs a stage's control totals refused, see control_totals.refused_inputs(); links are followed to them."""
+    import control_totals
+    import link_places
+    inputs, places = _inputs(facts), link_places.Places(spec.root)
+    inputs += [(place, digest) for path, digest in inputs for place in [places.of_file(path)] if place != path]
+    makers = makers_of(spec, stage, [path for path, _ in inputs], store)
+    return control_totals.refused_inputs(inputs, with_all_outputs([one for one in makers if one[2].get("refused")], store))
 
 
 def expected_read(spec: PipelineSpec, stage: StageSpec, facts: Facts, store: StateStore) -> Tuple[Optional[int], str, str]:
@@ -159,9 +174,7 @@ def look_at(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: State
     facts = observe(spec, stage, digests, store, boot, left, is_brief)
     decision = decide(stage, facts, forced)
     if decision.action in ("RUN", "RESUME"):
-        import control_totals
-        read, makers = inputs_and_makers(spec, stage, facts, store)
-        refused = control_totals.refused_inputs(read, with_all_outputs([one for one in makers if one[2].get("refused")], store))
+        refused = refused_inputs(spec, stage, facts, store)
         return (Decision("FAIL", refused, 0, "") if refused else decision), facts
     if decision.action in ("SKIP", "SEAL") and (stage.reconcile or stage.max_rejects is not None):
         decision = judge_again(spec, stage, decision, facts, store)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 import types
 
 import control_totals
@@ -151,6 +152,23 @@ def test_a_dropped_line_fails_a_stage_that_reconciles_and_what_it_left_is_not_ac
     project.write("data/one/one.txt", "by hand\n")
     assert project.ok("--only", "two") and project.read("data/two/one.txt") == "by hand\n"
     project.ok("verify")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="making links needs rights there")
+@pytest.mark.parametrize("link, target, how, reads", [
+    ("latest", "data/one", "inputs", "latest/one.txt"), ("in/a.txt", "../data/one/one.txt", "forEach", "in/*.txt"), ("a.txt", "ROOT/data/one/one.txt", "inputs", "a.txt")])
+def test_what_is_refused_is_not_accepted_through_a_link_either(project, link, target, how, reads):
+    project.write("data/in.txt", "a\nbad\n")
+    project.spec(kit_stage(project, "one", inputs=["data/in.txt"], maxRejects=0), {"name": "two", "processor": "bin/stage_copy.py", how: [reads], "outputDir": "data/two"})
+    project.path(link).parent.mkdir(exist_ok=True)
+    project.path(link).symlink_to(target.replace("ROOT", str(project.root)))
+    assert project.run("--only", "one").code == 1
+    done = project.run("--only", "two")
+    assert done.code == 1 and "two: input data/one/one.txt is not accepted: stage one failed: 1 record rejected" in done.out and not project.exists("data/two"), done
+    # A copy is another file: who makes it answers for it.
+    project.path(link).unlink()
+    project.write(reads.replace("*", "a"), "a\n")
+    assert "RUN     two" in project.ok("plan", "--only", "two").out
 
 
 def test_what_another_run_refuses_meanwhile_is_not_accepted_by_the_stages_that_follow(project):
