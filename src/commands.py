@@ -168,8 +168,8 @@ def _tell_of_gaps(spec: PipelineSpec, digests: Digests, console: Console) -> Non
     write at the same time."""
     import housekeeping
     import key_gaps
-    import stage_order
-    for name, doubt in stage_order.doubtful_reads(spec.stages, spec.order == "graph"):
+    import stage_waits
+    for name, doubt in stage_waits.Waits(spec).doubtful_reads(spec.stages):
         console.line("[NOTE] %s: %s" % (name, doubt))
     made, own = [stage.output_dir for stage in spec.stages], os.path.relpath(spec.path, spec.root).replace(os.sep, "/")
     modules = {processor: local_modules(digests, processor) for processor in {stage.processor for stage in spec.stages}}
@@ -216,7 +216,15 @@ def _known_stages(found: Any) -> Any:
         return None
     known = found.prepared
     known.stale = set(found.stale)
-    return known if known.spec is not None else None
+    return known if known.spec is not None and _waits_as_before(known) else None
+
+
+def _waits_as_before(known: Any) -> bool:
+    """Tell whether what the index knows of a graph's order still holds: a link may have been switched to what another stage makes."""
+    if known.needs is None:
+        return True
+    import stage_waits
+    return stage_waits.Waits(known.spec).has_same_links(known.links, [known.spec.stages[place] for place in sorted(known.stale)])
 
 
 def _accept(spec: PipelineSpec, options: Options, console: Console, clock: Clock) -> int:

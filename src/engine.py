@@ -19,6 +19,7 @@ import run_ledger
 import run_records
 import stage_locks
 import stage_order
+import stage_waits
 import state_store
 import stop_requests
 import work_places
@@ -57,11 +58,12 @@ class Run:
         self.spec, self.options, self.console, self.clock, self.known = spec, options, console, clock, known
         self.root = spec.root
         self.selected = planning.select_stages(spec, options)
-        self.order = stage_order.Order(self.selected, spec.order == "graph", stage_order.may_share, None if known is None else known.needs)
         # What it stands on.
         self.boot = state_store.boot_id()
         self.store = StateStore(spec.root, now=clock.time)
         self.digests = Digests(spec.root, self.boot, rehash=options.rehash)
+        self.waits = stage_waits.Waits(spec, self.digests)
+        self.order = stage_order.Order(self.selected, spec.order == "graph", stage_order.may_share, None if known is None else known.needs, self.waits.edges)
         self.digests.heed = self._attend
         self.ledger = new_ledger(spec, options, self.store, clock)
         self.run_lock = stage_locks.FileLock(spec.root, options.run_id + ".run", clock)
@@ -143,7 +145,7 @@ class Run:
             self.ledger.tell(self.console.line)
             for place in range(len(self.selected)) if self.known is None else sorted(self.known.stale):
                 self.store.stage(self.selected[place].name)     # damaged state is found before any work is done
-            for name, doubt in planning.unfinished_makers(self.spec, self.selected):
+            for name, doubt in planning.unfinished_makers(self.spec, self.selected, self.digests):
                 self.console.event("NOTE", name, ": " + doubt)
             code = self._run_to_its_record()
             return code

@@ -29,7 +29,8 @@ from model import EXIT_OK, StageSpec, shown_names
 from primitives import BEFORE, is_there
 from recorded_outputs import link_on_the_way
 from spec_values import name_problem, path_problem
-from stage_order import Folders, candidates, edges
+from stage_order import Folders, candidates
+from stage_waits import edges_of
 from stage_outputs import is_folder, list_folder, own_folders, own_parts, with_rights
 from state_store import StateError, StateStore, utc_text
 
@@ -176,7 +177,7 @@ def _lock_all(spec: PipelineSpec, stages: List[StageSpec], options: Options, sto
     """Hold the stages, and for clean also those that may be reading their outputs now. Raises: LockHeld, with none held, for
     clean also if a run of the pipeline is at work."""
     names = {stage.name for stage in stages}
-    makers = edges(spec.stages) if options.command == "clean" else {}
+    makers = edges_of(spec) if options.command == "clean" else {}
     wanted = [one for one in spec.stages if one.name in names or names.intersection(makers.get(one.name, ()))]
     wanted += [one for one in stages if one not in spec.stages]     # a former one
     boot, held = state_store.boot_id(), []

@@ -379,8 +379,9 @@ def _fields(record: Json) -> List[Any]:
 def _save_spec(run: Run) -> List[int]:
     """Keep the checked spec beside the index, and of a graph which stages wait for which; return its bytes and CRC-32."""
     needs = {name: before for name, before in (run.order.needs or {}).items() if before} if run.spec.order == "graph" else None
+    links = run.waits.links() if needs is not None else None
     try:
-        data = marshal.dumps((known_stages.spec_to_plain(run.spec), needs))
+        data = marshal.dumps((known_stages.spec_to_plain(run.spec), needs, links))
         durable_files.write_atomic(known_stages.spec_path(run.root, run.spec.path), data, durable=False)
         return [len(data), zlib.crc32(data)]
     except (OSError, ValueError):

@@ -42,6 +42,7 @@ class KnownStages:
         self.about: Json = index.about
         self.spec: Optional[PipelineSpec] = None
         self.needs: Optional[Dict[str, List[str]]] = None      # of a graph: of the stages that need others, which ones
+        self.links: Any = None              # upon which that depends, see stage_waits.Waits.links()
         self._load_spec()
         self.stale: Set[int] = set()        # to be told, before anything is asked
 
@@ -119,7 +120,7 @@ class KnownStages:
             with open_file(spec_path(self.root, self.pipeline)) as file:
                 data = file.read()
             if [len(data), zlib.crc32(data)] == self.index.about["spec"]:
-                plain, self.needs = marshal.loads(data)
+                plain, self.needs, self.links = marshal.loads(data)
                 self.spec = spec_from_plain(plain)
         except (OSError, ValueError, EOFError, TypeError, KeyError):
             pass

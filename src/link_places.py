@@ -28,16 +28,18 @@ class Places:
             return self.of_file(pattern)
         folder = fixed_part(pattern).rpartition("/")[0]
         real = self.of_folder(folder)
-        return pattern if real == folder else _joined(real, pattern[len(folder) + 1:])
+        return pattern if real == folder else joined(real, pattern[len(folder) + 1:])
 
     def of_folder(self, path: str) -> str:
         """As of(), of a folder."""
         if path not in self.folders:
+            if os.path.isabs(path):
+                self.folders[path] = self._below(os.path.realpath(path))
             real, done = "", ""
-            for name in path.split("/"):
-                done = _joined(done, name)
+            for name in path.split("/") if not os.path.isabs(path) else ():
+                done = joined(done, name)
                 if done not in self.folders:
-                    self.folders[done] = self._followed(_joined(real, name))
+                    self.folders[done] = self._followed(joined(real, name))
                 real = self.folders[done]
         return self.folders[path]
 
@@ -46,7 +48,7 @@ class Places:
         if path not in self.files:
             folder, _, name = path.rpartition("/")
             is_apart = os.path.isabs(path)
-            self.files[path] = self._below(os.path.realpath(path)) if is_apart else self._followed(_joined(self.of_folder(folder), name))
+            self.files[path] = self._below(os.path.realpath(path)) if is_apart else self._followed(joined(self.of_folder(folder), name))
         return self.files[path]
 
     def _followed(self, path: str) -> str:
@@ -59,5 +61,5 @@ class Places:
         return path.replace(os.sep, "/")
 
 
-def _joined(folder: str, name: str) -> str:
+def joined(folder: str, name: str) -> str:
     return folder + "/" + name if folder else name

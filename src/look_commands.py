@@ -18,6 +18,7 @@ import stage_locks
 import stage_logs
 import stage_markers
 import stage_order
+import stage_waits
 import stage_progress
 import stage_records
 import state_store
@@ -99,7 +100,7 @@ def status_of(spec: PipelineSpec, stages: Sequence[StageSpec], look: Look, now: 
     records = {stage.name: run_history.read_stage(spec.root, stage.name) for stage in stages}
     tolerant = _tolerant(look, owners, records)
     found = [_stage_status(spec, stage, decision, records[stage.name], owners.get(stage.name), now)
-             for stage, decision, _ in stage_order.planned(spec.stages, stages, tolerant, spec.order == "graph")]
+             for stage, decision, _ in stage_order.planned(spec.stages, stages, tolerant, spec.order == "graph", stage_waits.edges_of(spec))]
     past, problems = run_history.newest_runs(spec.root, runs)
     return {"pipeline": spec.name, "version": spec.version, "root": spec.root.replace(os.sep, "/"), "stages": found,
             "runs": [_run_json(run) for run in past], "problems": [problem for _, problem in records.values() if problem] + problems}
@@ -370,7 +371,7 @@ def explain_stage(spec: PipelineSpec, stage: StageSpec, look: Look, clock: Clock
     record, problem = run_history.read_stage(spec.root, stage.name)
     tolerant = _tolerant(look, {name: owner for name, owner in owners.items() if name != stage.name}, {})
     decision, facts, waits = Decision("FAIL", [], 0, ""), None, []
-    for one, decided, seen in stage_order.planned(spec.stages, spec.stages, tolerant, spec.order == "graph"):
+    for one, decided, seen in stage_order.planned(spec.stages, spec.stages, tolerant, spec.order == "graph", stage_waits.edges_of(spec)):
         if one.name == stage.name:
             decision, facts = decided, seen
             break

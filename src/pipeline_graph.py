@@ -13,7 +13,7 @@ from text_table import display_width
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Tuple
+    from typing import Any, Dict, List, Optional, Tuple
 
     from model import PipelineSpec
     Json = Dict[str, Any]
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 FEW_NODES = 60      # with more, a drawing shows the stages only, and leaves the files between them out
 
 
-def graph_of(spec: PipelineSpec) -> Tuple[List[Node], List[Edge]]:
-    """Return (nodes, edges). Files that stages make are nodes of their own, between maker and reader."""
+def graph_of(spec: PipelineSpec, waits: Optional[Dict[str, List[str]]] = None) -> Tuple[List[Node], List[Edge]]:
+    """Return (nodes, edges). Files that stages make are nodes of their own, between maker and reader. waits: what each stage waits
+    for, see stage_waits.edges_of(): where no file of the spec tells of that, it is drawn as what the stage needs."""
     nodes = {stage.name: Node("stage:" + stage.name, "stage", stage.name, "stage %s: %s" % (stage.name, stage.processor), "")
              for stage in spec.stages}
     files: Dict[str, Node] = {}
@@ -38,7 +39,7 @@ def graph_of(spec: PipelineSpec) -> Tuple[List[Node], List[Edge]]:
                 edges[Edge(nodes[name].name, node.name, "files")] = None
             fed.update(makers)
             edges[Edge(node.name, nodes[stage.name].name, "files")] = None
-        for name in stage.needs:
+        for name in dict.fromkeys([*stage.needs, *(waits or {}).get(stage.name, ())]):
             if name not in fed and name in nodes:
                 edges[Edge(nodes[name].name, nodes[stage.name].name, "needs")] = None
     used = {edge.start for edge in edges}
@@ -87,9 +88,9 @@ def drawing(nodes: List[Node], edges: List[Edge], title: str, standalone: bool =
     return svg_shapes.graph_svg(nodes, edges, title, standalone, display_width)
 
 
-def graph_text(spec: PipelineSpec, form: str) -> str:
+def graph_text(spec: PipelineSpec, form: str, waits: Optional[Dict[str, List[str]]] = None) -> str:
     """Return the graph as text in one of the forms json, mermaid, dot, svg."""
-    nodes, edges = graph_of(spec)
+    nodes, edges = graph_of(spec, waits)
     if form == "svg":
         return drawing(nodes, edges, "Pipeline %s" % spec.name, standalone=True) + "\n"
     return {"json": _json, "mermaid": _mermaid, "dot": _dot}[form](spec.name, nodes, edges)

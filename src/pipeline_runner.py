@@ -36,8 +36,8 @@ may also import what is named before it.
         records   recorded_outputs (what records say of output folders)
         words     command_line  program_scan (what is scanned)
         fork      fork_server  fork_client
-        keys      stage_keys (what a stage depends on)  checkpoints  stage_order (what comes before what)  spec_loading (the pipeline file)
-                  reasons (why it must run)
+        keys      stage_keys (what a stage depends on)  checkpoints  stage_order (what comes before what)  stage_waits (and by what
+                  is on the disk)  spec_loading (the pipeline file)  reasons (why it must run)
         runs      run_ledger  run_history (runs as the ledger and the records tell)  seal_keys  network_watch (the guard of a run)
         at work   task_look (what a stage of many tasks has to do)  scheduler (which attempt is started when)  processor_call (its words)
                   foreign_outputs (what is another stage's)  earlier_outputs (what earlier work has left)  stage_calls (what each attempt is given)

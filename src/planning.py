@@ -289,7 +289,8 @@ def _span(spec: PipelineSpec, names: List[str], options: Options) -> Set[str]:
     the other depends on."""
     if spec.order == "graph":
         import stage_order
-        found = stage_order.between(spec.stages, options.first or "", options.last or "")
+        import stage_waits
+        found = stage_order.between(spec.stages, options.first or "", options.last or "", stage_waits.edges_of(spec))
         if not found:
             raise UsageError("--until %s does not depend on --from %s" % (options.last, options.first))
         return found
@@ -300,13 +301,13 @@ def _span(spec: PipelineSpec, names: List[str], options: Options) -> Set[str]:
     return set(names[first:last + 1])
 
 
-def unfinished_makers(spec: PipelineSpec, selected: Sequence[StageSpec]) -> List[Tuple[str, str]]:
+def unfinished_makers(spec: PipelineSpec, selected: Sequence[StageSpec], digests: Digests) -> List[Tuple[str, str]]:
     """Return (stage, what to say) for each selected stage that takes what a stage left out makes, where that one has not ended
     well."""
     if len(selected) == len(spec.stages):
         return []
-    import stage_order
-    makers, names = stage_order.edges(spec.stages), {stage.name for stage in selected}
+    import stage_waits
+    makers, names = stage_waits.edges_of(spec, digests), {stage.name for stage in selected}
     wanted = {maker for stage in selected for maker in makers[stage.name]} - names
     unfinished = {stage.name: _unfinished(spec.root, stage) for stage in spec.stages if stage.name in wanted}
     return [(stage.name, "builds on stage %s, which is left out and %s: what is there now is taken" % (maker, unfinished[maker]))
@@ -349,13 +350,15 @@ def override_params(spec: PipelineSpec, params: Json) -> PipelineSpec:
 def print_plan(spec: PipelineSpec, options: Options, console: Console, clock: Clock) -> int:
     """Print what a run would do with each stage, and why; write nothing at all."""
     import stage_order
+    import stage_waits
     boot = state_store.boot_id()
     digests = Digests(spec.root, boot, keep=False, rehash=options.rehash)
     check_offline(spec, digests, console)
     selected = select_stages(spec, options)
-    for name, doubt in unfinished_makers(spec, selected):
+    for name, doubt in unfinished_makers(spec, selected, digests):
         console.line("[NOTE] %s: %s" % (name, doubt))
-    for stage, decision, _ in stage_order.planned(spec.stages, selected, looker(spec, options, digests), spec.order == "graph"):
+    needs = stage_waits.edges_of(spec, digests)
+    for stage, decision, _ in stage_order.planned(spec.stages, selected, looker(spec, options, digests), spec.order == "graph", needs):
         holder = holder_text(spec, stage, boot, clock)
         console.plan(stage.name, decision._replace(reasons=["running now"]) if holder and decision.reasons == ["last run died"] else decision, holder)
     return EXIT_OK

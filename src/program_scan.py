@@ -15,7 +15,7 @@ from model import EXIT_OFFLINE, EXIT_OK, OfflineError, UsageError, sha256, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
+    from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
     from console import Console
     from import_scan import Finding
@@ -80,12 +80,8 @@ def script_folder(root: str, script: str, windows: bool = sys.platform == "win32
 def _module_files(digests: Digests, compiled: Dict[str, Dict[str, List[str]]], folder: str, package: str, name: str) -> List[str]:
     """Return the files that importing *name* may load: the module and the packages that it lies in; of "*", all modules of the
     package, for its `__all__` may be put together at run time. compiled: what is known of folders."""
-    dots = len(name) - len(name.lstrip("."))
-    base = folder if not dots else package
-    for _ in range(dots - 1):
-        base = os.path.dirname(base)
     files = []
-    for part in name.split(".")[dots:]:
+    for base, part in _steps(folder, package, name):
         parts = [part] if part != "*" else {one.partition(".")[0] for one in digests.names_in(base)} - {"", "__pycache__"}
         for one in sorted(parts):
             files += _files_of(digests, compiled, base, one)
@@ -93,8 +89,29 @@ def _module_files(digests: Digests, compiled: Dict[str, Dict[str, List[str]]], f
                 files += _files_of(digests, compiled, base + "/" + one if base else one, "__init__")
         if part not in digests.names_in(base):
             break
-        base = base + "/" + part if base else part
     return files
+
+
+def _steps(folder: str, package: str, name: str) -> Iterator[Tuple[str, str]]:
+    """Yield (folder, part) of each part of a dotted name: where that is looked for."""
+    dots = len(name) - len(name.lstrip("."))
+    base = folder if not dots else package
+    for _ in range(dots - 1):
+        base = os.path.dirname(base)
+    for part in name.split(".")[dots:]:
+        yield base, part
+        base = base + "/" + part if base else part
+
+
+def imported_places(digests: Digests, processor: str, modules: Sequence[str]) -> Iterator[Tuple[str, str]]:
+    """Yield (folder, name without its ending) of each module that a Python processor or one of its local modules imports, there or
+    not ("*": all of the folder); of what is not below the script's folder, as most of Python's own, where it would be if it were."""
+    folder = script_folder(digests.root, processor)
+    for current in [processor] + [path for path in modules if not path.endswith(COMPILED)]:
+        for name in scan_of(digests, current)["imports"]:
+            for base, part in _steps(folder, os.path.dirname(current), name):
+                yield base, part
+                yield base + "/" + part if base else part, "__init__"
 
 
 def _files_of(digests: Digests, compiled: Dict[str, Dict[str, List[str]]], folder: str, part: str) -> List[str]:

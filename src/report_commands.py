@@ -44,7 +44,8 @@ def _report(spec: PipelineSpec, options: Options, console: Console, clock: Clock
 
 def _graph(spec: PipelineSpec, options: Options, console: Console) -> int:
     import pipeline_graph
-    text = pipeline_graph.graph_text(spec, options.format)
+    import stage_waits
+    text = pipeline_graph.graph_text(spec, options.format, stage_waits.edges_of(spec))
     if options.output is None:
         data = text.encode("utf-8", "backslashreplace")
         stream = getattr(console.out, "buffer", None)

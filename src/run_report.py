@@ -17,6 +17,7 @@ import provenance
 import run_history
 import run_ledger
 import stage_progress
+import stage_waits
 from ledger_format import found_hash, head_text
 from model import UsageError, sha256
 from primitives import open_file
@@ -185,7 +186,7 @@ def gather(spec: PipelineSpec, run_id: Optional[str], now: float, is_alive: Call
     if not entries and measured:
         notes.append("stages, durations and counts are those of the metrics: the run record does not have them")
         entries = [dict(one, durationMs=number_of(one.get("durationSec")) * 1000) for one in measured.values()]
-    nodes, edges = pipeline_graph.graph_of(spec)
+    nodes, edges = pipeline_graph.graph_of(spec, stage_waits.edges_of(spec))
     state = text_of(record.get("state")) or "unknown"
     made = now
     is_closed = run_history.is_closed_as_dead(record)

@@ -46,7 +46,7 @@ class Folders:
     def at_or_above(self, path: str) -> Iterator[int]:
         """Yield the places of the stages whose output folder is *path* or holds it."""
         self._order()
-        for folder in _at_or_above(path):
+        for folder in at_or_above(path):
             yield from self.within.get(folder, ())
 
     def below(self, prefix: str) -> Iterator[int]:
@@ -60,14 +60,14 @@ class Folders:
     def holders(self, paths: Iterable[str]) -> List[StageSpec]:
         """Return the stages whose output folder is one of *paths* or holds one, in the order listed."""
         if self._is_seldom_asked():
-            above = {folder for path in paths for folder in _at_or_above(path)}
+            above = {folder for path in paths for folder in at_or_above(path)}
             return [stage for stage in self.stages if stage.output_dir in above]
         return [self.stages[place] for place in sorted({place for path in paths for place in self.at_or_above(path)})]
 
     def neighbours(self, stage: StageSpec) -> List[StageSpec]:
         """Return the other stages whose output folder is this one's, lies in it, or holds it, in the order listed."""
         if self._is_seldom_asked():
-            below, above = stage.output_dir + "/", set(_at_or_above(stage.output_dir))
+            below, above = stage.output_dir + "/", set(at_or_above(stage.output_dir))
             found = [other for other in self.stages if other.output_dir in above or other.output_dir.startswith(below)]
         else:
             places = set(self.at_or_above(stage.output_dir)) | set(self.below(stage.output_dir + "/"))
@@ -80,7 +80,7 @@ class Folders:
         return min(folders, key=len)
 
 
-def _at_or_above(path: str) -> List[str]:
+def at_or_above(path: str) -> List[str]:
     """Return *path* and the folders that hold it, the outermost first."""
     parts = path.split("/")
     return ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
@@ -115,10 +115,10 @@ def makers(folders: Folders, place: int, pattern: str, known: AbstractSet[int] =
             and _makes(folders.stages[maker], pattern, maker < place)}
 
 
-def between(stages: Sequence[StageSpec], first: str, last: str) -> Set[str]:
+def between(stages: Sequence[StageSpec], first: str, last: str, before: Optional[Dict[str, List[str]]] = None) -> Set[str]:
     """Return the names of *first* and all that depends on it; of *last* and all that it depends on; given both, those in both. ""
-    for none."""
-    before = edges(stages)
+    for none. before: as edges() returns it."""
+    before = edges(stages) if before is None else before
     after: Dict[str, List[str]] = {}
     for name, needed in before.items():
         for one in needed:
@@ -249,8 +249,8 @@ class Order:
     """
 
     def __init__(self, stages: Sequence[StageSpec], is_graph: bool, may_share: Callable[[StageSpec, StageSpec], bool],
-                 needs: Optional[Dict[str, List[str]]] = None) -> None:
-        """needs: what edges() has said of these very stages, if that is known; stages that need none may be missing."""
+                 needs: Optional[Dict[str, List[str]]] = None, find_edges: Callable[[Sequence[StageSpec]], Dict[str, List[str]]] = edges) -> None:
+        """needs: what find_edges() has said of these very stages, if that is known; stages that need none may be missing."""
         self.stages = stages
         self.names = [stage.name for stage in stages]
         self.place = dict(zip(self.names, range(len(stages))))
@@ -261,7 +261,7 @@ class Order:
         self.over: Set[int] = set()                 # that skipped() was told of; the heap may still have them
         self.fresh: Set[int] = set()                # of a graph, the waiting ones that take_fresh() has not returned
         self.left: Dict[str, int] = {}
-        self.needs = needs
+        self.needs, self.find_edges = needs, find_edges
         self.after: Optional[Dict[str, List[str]]] = None   # see _followers()
         self.blocked: Dict[str, str] = {}           # stage -> the one before it that did not end well
         if is_graph:
@@ -285,7 +285,7 @@ class Order:
 
     def _edges(self) -> Dict[str, List[str]]:
         if self.needs is None:
-            self.needs = edges(self.stages)
+            self.needs = self.find_edges(self.stages)
         return self.needs
 
     def next(self) -> Optional[StageSpec]:
@@ -368,13 +368,13 @@ class Order:
 
 # --- the plan --------------------------------------------------------------------------------------------------------
 
-def planned(every: Sequence[StageSpec], chosen: Sequence[StageSpec], look: Callable[[StageSpec], Tuple[Decision, Optional[Facts]]], is_graph: bool
-            ) -> Iterator[Tuple[StageSpec, Decision, Optional[Facts]]]:
+def planned(every: Sequence[StageSpec], chosen: Sequence[StageSpec], look: Callable[[StageSpec], Tuple[Decision, Optional[Facts]]], is_graph: bool,
+            needs: Dict[str, List[str]]) -> Iterator[Tuple[StageSpec, Decision, Optional[Facts]]]:
     """Yield (stage, decision, facts) for the chosen stages of *every*, as a run would come to them.
 
-    look(stage) decides. It is not asked where a stage that must run comes first: what that makes is not there yet.
+    look(stage) decides. It is not asked where a stage that must run comes first: what that makes is not there yet. needs: as
+    edges() returns it.
     """
-    needs = edges(every)
     if not is_graph:                    # what is listed later is run later, whatever it makes; it may even be a circle
         place = {stage.name: number for number, stage in enumerate(every)}
         needs = {name: [one for one in before if place[one] < place[name]] for name, before in needs.items()}

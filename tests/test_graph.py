@@ -17,6 +17,7 @@ import run_signals
 import scheduler
 import stage_cycles
 import stage_order
+import stage_waits
 from model import SpecError, StageSpec
 
 posix_only = pytest.mark.skipif(os.name == "nt", reason="shell scripts")
@@ -269,6 +270,107 @@ def test_of_a_list_the_next_ones_need_not_be_started():
     assert order.next_place() == 1
     order.skipped(range(1, 4))
     assert order.next_place() == 4 and order.next().name == "e"
+
+
+# --- edges that only the disk tells of -------------------------------------------------------------------------------
+
+def waits(root, *stages, order="graph"):
+    return stage_waits.Waits(types.SimpleNamespace(root=str(root), order=order, stages=stages))
+
+
+@posix_only
+@pytest.mark.parametrize("link, target, user, made", [
+    ("latest", "data/maker", {"inputs": ("latest/a.txt",)}, True), ("latest", "data/maker", {"for_each": ("latest/*.txt",)}, True),
+    ("latest", "data/maker", {"watch": ("latest/b.txt",)}, False), ("latest", "data/other", {"inputs": ("latest/a.txt",)}, False),
+    ("latest", "ROOT/data", {"inputs": ("latest/maker/a.txt",)}, True), ("in/x.txt", "../data/maker/a.txt", {"inputs": ("in/x.txt",)}, True),
+    ("in/x.txt", "/nowhere/a.txt", {"inputs": ("in/x.txt",)}, False), ("bin/p.sh", "../data/maker/a.txt", {"processor": "bin/p.sh"}, True)])
+def test_an_input_or_processor_is_waited_for_where_links_lead(tmp_path, link, target, user, made):
+    (tmp_path / link).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / link).symlink_to(target.replace("ROOT", str(tmp_path)))
+    stages = stage("user", **user), stage("maker", outputs=("a.txt",))
+    assert waits(tmp_path, *stages).edges(stages) == {"user": ["maker"] * made, "maker": []}
+
+
+@pytest.mark.parametrize("script, text, maker, made", [
+    ("tools/use.py", "from lib import a", {"output_dir": "tools/lib", "outputs": ("a.py",)}, True),
+    ("tools/use.py", "import lib.a", {"output_dir": "tools/lib", "outputs": ("b.py", "a.csv")}, False),
+    ("tools/use.py", "import lib.a", {"output_dir": "tools/lib"}, False),              # undeclared, and listed later
+    ("tools/use.py", "from lib import *", {"output_dir": "tools/lib", "outputs": ("a.py",)}, True),
+    ("tools/use.py", "from lib import *", {"output_dir": "tools/lib", "outputs": ("a.csv",)}, False),
+    ("tools/use.py", "import fast", {"output_dir": "tools", "outputs": ("*.so",)}, True),
+    ("tools/use.py", "import there", {"output_dir": "tools/lib", "outputs": ("c.py",)}, True),
+    ("use.py", "import lib", {"output_dir": "lib", "outputs": ("__init__.py",)}, True),
+    ("use.py", "import lib.sub.a", {"output_dir": "lib/sub", "outputs": ("__init__.py",)}, True),
+    ("tools/use.py", "import json, os.path", {"output_dir": "tools/out", "outputs": ("json.py",)}, False)])
+def test_a_module_that_another_stage_makes_is_waited_for_before_it_is_there(tmp_path, script, text, maker, made):
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "there.py").write_text("from lib import c\n")
+    (tmp_path / script).write_text(text + "\n")
+    stages = stage("user", processor=script), stage("maker", **maker)
+    assert waits(tmp_path, *stages).edges(stages)["user"] == ["maker"] * made
+    earlier = stages[::-1]
+    assert waits(tmp_path, *earlier).edges(earlier)["user"] == ["maker"] * (made or "outputs" not in maker)
+
+
+@posix_only
+def test_modules_beside_a_script_may_be_made_through_a_link(tmp_path):
+    for folder in ("bin", "gen"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "bin/lib").symlink_to("../gen")
+    (tmp_path / "bin/use.py").write_text("from lib import a\nimport one\n")
+    stages = stage("user", processor="bin/use.py"), stage("maker", output_dir="gen", outputs=("a.py",)), stage("two", output_dir="gen/two", outputs=("x.py",))
+    assert waits(tmp_path, *stages).edges(stages)["user"] == ["maker"]
+    (tmp_path / "bin/one.py").symlink_to("../gen/two/x.py")     # which is not there yet
+    assert waits(tmp_path, *stages).edges(stages)["user"] == ["maker", "two"]
+
+
+@posix_only
+def test_what_only_the_disk_tells_makes_no_cycle_in_a_graph_and_validate_tells_of_it(tmp_path):
+    (tmp_path / "before").symlink_to("data/b")
+    stages = stage("a", inputs=("before/x.txt", "in.txt")), stage("b", inputs=("data/a/y.txt",), outputs=("x.txt",)), stage("c", inputs=("before/x.txt",))
+    found = waits(tmp_path, *stages)
+    assert found.edges(stages) == {"a": [], "b": ["a"], "c": ["b"]}
+    assert [(name, text[:42]) for name, text in found.doubtful_reads(stages)] == [("a", "reads, through a link or as a module, what")]
+    listed = waits(tmp_path, *stages, order="listed")
+    assert listed.edges(stages)["a"] == ["b"]
+    assert [name for name, text in listed.doubtful_reads(stages) if text.startswith("data/b/x.txt is what b makes, and that is listed later")] == ["a"]
+
+
+def test_ten_thousand_processors_in_one_folder_are_not_scanned_where_none_of_it_is_made(tmp_path, monkeypatch):
+    (tmp_path / "tools").mkdir()
+    monkeypatch.setattr(stage_waits, "local_modules", None)
+    stages = [stage("s%05d" % number, processor="tools/p%d.py" % number) for number in range(10000)]
+    found = waits(tmp_path, *stages)
+    assert found.edges(stages)["s09999"] == [] and found.links() == ({}, {})
+
+
+GENERATES = """#!/bin/sh
+[ ! -e "$PIPELINE_ROOT/fail" ] || exit 3
+printf 'V = "%s"\\n' "$(cat "$1")" > "$PIPELINE_OUTPUT_DIR/a.py"
+"""
+
+
+@posix_only
+@pytest.mark.parametrize("order", ["graph", "listed"])
+def test_a_stage_follows_the_module_that_another_one_makes(project, order):
+    project.write("in/a.txt", "old")
+    project.write("bin/gen.sh", GENERATES, executable=True)
+    project.write("tools/use.py", "import os\nfrom lib import a\nopen(os.environ['PIPELINE_OUTPUT_DIR'] + '/r.txt', 'w').write(a.V)\n")
+    stages = [{"name": "gen", "processor": "bin/gen.sh", "inputs": ["in/a.txt"], "outputDir": "tools/lib", "outputs": ["a.py"]},
+              {"name": "use", "processor": "tools/use.py", "outputDir": "out"}]
+    project.spec(*(stages if order == "listed" else stages[::-1]), order=order)
+    project.ok()
+    assert project.read("out/r.txt") == "old" and "[SKIP] use" in project.ok().out
+    project.write("in/a.txt", "new one")
+    assert "PENDING use (waits for gen)" in project.ok("plan").out and json.loads(project.ok("explain", "use", "--json").out)["waitsFor"] == ["waits for gen"]
+    assert '"stage:gen" -> "stage:use"' in project.ok("graph", "--format", "dot").out
+    project.write("fail", "")
+    done = project.run("--keep-going")
+    assert done.code == 1 and "[DONE] use" not in done.out and "[SKIP] use" not in done.out, done
+    assert "[NOTE] use: builds on stage gen, which is left out and failed" in project.ok("plan", "--only", "use").out
+    project.path("fail").unlink()
+    project.ok()
+    assert project.read("out/r.txt") == "new one"
 
 
 # --- the scheduler, on a pool that starts nothing --------------------------------------------------------------------

@@ -661,6 +661,31 @@ def test_of_a_graph_a_stage_that_somebody_holds_is_looked_at(project):
     assert code == 0 and told(out) == dict.fromkeys("abcde", "SKIP") and "[START]" not in out
 
 
+@pytest.mark.skipif(os.name != "posix", reason="links need a privilege there")
+@pytest.mark.parametrize("link, led", [("latest", "out/%s"), ("latest/out.txt", "../out/%s/out.txt"), ("latest/out.txt", "")])
+def test_a_link_that_leads_to_another_stage_makes_one_wait_for_that(project, link, led):
+    """Which stages wait for which stands beside the index, and a link is not part of the pipeline file."""
+    for name in "ab":
+        project.write("in/%s.txt" % name, name + "\n")
+    project.processor("work", "open(os.path.join(out, 'out.txt'), 'w').write(''.join(open(one).read() for one in inputs))\n")
+    project.spec(*({"name": name, "processor": "bin/work.py", "inputs": [inputs], "outputDir": "out/" + name, "outputs": ["out.txt"]}
+                   for name, inputs in (("r", "latest/out.txt"), ("a", "in/a.txt"), ("b", "in/b.txt"))), order="graph")
+    place = project.path(link)
+    if led:
+        place.parent.mkdir(exist_ok=True)
+        place.symlink_to(led % "a")
+    else:
+        project.write(link, "by hand\n")
+    for run_id in ("made", "indexed"):
+        assert run(project, run_id)[0] == 0
+        age(project)
+    assert found(project) == []
+    place.unlink()
+    place.symlink_to((led or "../out/%s/out.txt") % "b")
+    project.write("in/b.txt", "new b\n")
+    assert told(run(project, "switched")[1]) == {"a": "SKIP", "b": "DONE", "r": "DONE"} and project.read("out/r/out.txt") == "new b\n"
+
+
 @pytest.mark.parametrize("few", [0, 100])
 def test_stages_are_looked_at_again_by_their_places(project, monkeypatch, few):
     graph_of_five(project)
@@ -789,10 +814,10 @@ def test_a_checked_spec_that_is_not_the_one_of_the_index_is_not_taken(project):
     spec = known_stages.KnownStages(index, pipeline, root).spec
     assert spec is not None
     with open(known_stages.spec_path(root, pipeline), "rb") as file:
-        plain, needs = marshal.loads(file.read())
+        plain, needs, links = marshal.loads(file.read())
     assert known_stages.spec_from_plain(plain) == spec
     with open(known_stages.spec_path(root, pipeline), "wb") as file:
-        file.write(marshal.dumps((known_stages.spec_to_plain(spec._replace(name="another")), needs)))
+        file.write(marshal.dumps((known_stages.spec_to_plain(spec._replace(name="another")), needs, links)))
     assert known_stages.KnownStages(index, pipeline, root).spec is None
 
 
