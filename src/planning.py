@@ -109,15 +109,8 @@ def with_all_outputs(makers: Sequence[Tuple[str, str, Json]], store: StateStore)
     return found
 
 
-def inputs_and_makers(spec: PipelineSpec, stage: StageSpec, facts: Facts,
-                      store: StateStore) -> Tuple[List[Sequence[str]], List[Tuple[str, str, Json]]]:
-    """Return (path and SHA-256 of all that the stage reads, those of its tasks included; the records of who may have made
-    them)."""
-    inputs = _inputs(facts)
-    return inputs, makers_of(spec, stage, [path for path, _ in inputs], store)
-
-
 def _inputs(facts: Facts) -> List[Sequence[str]]:
+    """Return (path, SHA-256) of all that the stage reads, those of its tasks included."""
     inputs: List[Sequence[str]] = list(facts.material.parts["inputs"])
     if facts.tasks is not None:
         inputs += zip(facts.tasks.paths, facts.tasks.digests)
@@ -140,8 +133,12 @@ def expected_read(spec: PipelineSpec, stage: StageSpec, facts: Facts, store: Sta
     import control_totals
     if not stage.reconcile:
         return None, "", ""
-    read, makers = inputs_and_makers(spec, stage, facts, store)
-    makers = with_all_outputs(makers, store)
+    import link_places
+    read, places = _inputs(facts), link_places.Places(spec.root)
+    led = {places.of_file(path): digest for path, digest in read}
+    if len(led) == len(read):           # else a file is read twice, by different names
+        read = list(led.items())
+    makers = with_all_outputs(makers_of(spec, stage, [path for path, _ in read], store), store)
     expected, why = control_totals.expected_read(read, makers)
     folders = folders_of(spec, store)
     # Where folders are shared, it may be another stage's.

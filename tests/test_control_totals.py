@@ -198,6 +198,19 @@ def test_a_stage_that_reads_another_number_than_was_written_before_it_fails(proj
     assert "not compared" not in done.out       # what the first stage reads nobody has counted before
 
 
+@pytest.mark.skipif(os.name == "nt", reason="making links needs rights there")
+@pytest.mark.parametrize("inputs, code, said", [
+    (["latest/*.txt"], 1, "[FAIL] two: control totals: read 1, but the stages that made its inputs wrote 2"),
+    (["latest/one.txt", "data/one/one.txt"], 0, "no finished stage made latest/one.txt")])
+def test_what_was_written_before_is_compared_through_a_link_too(project, inputs, code, said):
+    project.path("latest").symlink_to("data/one")
+    project.write("data/in.txt", "a\nb\n")
+    project.spec(kit_stage(project, "one", inputs=["data/in.txt"]),
+                 kit_stage(project, "two", "from processor_kit import count\ncount(read=1, written=1, rejected=0)\n", inputs=inputs, reconcile=True))
+    done = project.run()
+    assert done.code == code and said in done.out, done
+
+
 def test_a_file_of_nobody_in_the_folder_of_a_finished_stage_is_refused(project):
     """It would switch off the comparison, and be added to what was counted."""
     project.write("data/in.txt", "a\nb\n")
