@@ -293,6 +293,12 @@ def as_here(name: str) -> str:
     return folded(name) if sys.platform in ("win32", "darwin") else name
 
 
+def storable(text: str) -> str:
+    """Return a text as a record can hold it: bytes of a name that are not UTF-8, in text halves of surrogate pairs, are spelled
+    (\\udcff for ff)."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def sha256(data: bytes = b"", size: int = 0) -> hashlib._Hash:
     """Return a SHA-256 object fed with *data*; *size* is how many bytes it is going to see.
 

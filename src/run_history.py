@@ -243,7 +243,7 @@ def _past_run(root: str, record: Json, state: str, stages: Records) -> PastRun:
         known = {one.get("stage") for one in entries}
         entries = entries + [one for one in _entries_of(root, stages(), record["runId"], record["invocation"], shown == "running")
                              if one["stage"] not in known]
-    statuses = [one["status"] for one in entries if "status" in one]
+    statuses = [one["status"] for one in entries if one.get("status")]
     duration = record.get("durationMs")
     return PastRun(record["runId"], record["invocation"], _text(record.get("pipeline")), shown, _text(record.get("startedAt")),
                    _text(record.get("endedAt")), duration if is_integer(duration) else None,
@@ -251,13 +251,13 @@ def _past_run(root: str, record: Json, state: str, stages: Records) -> PastRun:
 
 
 def sound(record: Json) -> Json:
-    """Return a stage's record, or its entry in that of a run, without the fields whose values are of another type than the runner
-    writes: of them nothing is known. Of counts and of tasks, the same holds for the numbers."""
-    kept = {name: value for name, value in record.items() if name not in FORMS or isinstance(value, FORMS[name]) and not isinstance(value, bool)}
+    """Return a stage's record, or its entry in that of a run, with None for each value of another type than the runner writes: of
+    that nothing is known. What is no number among counts and tasks is left out."""
+    kept = {name: value if name not in FORMS or isinstance(value, FORMS[name]) and not isinstance(value, bool) else None for name, value in record.items()}
     if "lastRunId" in kept and not run_ledger.is_file_stem(kept["lastRunId"]):
-        del kept["lastRunId"]
+        kept["lastRunId"] = None
     for name in ("counts", "tasks"):
-        if name in kept:
+        if kept.get(name):
             kept[name] = {key: value for key, value in kept[name].items() if is_integer(value) or key == "outputsSha256" and isinstance(value, str)}
     return kept
 

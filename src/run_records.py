@@ -12,8 +12,9 @@ import durable_files
 import known_stages
 import run_ledger
 import state_store
-from console import describe_os_error, printable
+from console import describe_os_error
 from model import VERSION, StageResult
+from primitives import storable
 from state_store import utc_text
 
 TYPE_CHECKING = False
@@ -172,9 +173,9 @@ def metrics_entry(result: StageResult) -> Json:
 def stage_entry(result: StageResult) -> Json:
     """Return a stage's part of the run record; no floats, so that its canonical form is beyond doubt.
 
-    The reason may name a file whose name is not UTF-8: it is spelled as on the console, for nothing else could be stored or hashed.
+    The reason may name a file whose name is not UTF-8.
     """
-    entry = {"stage": result.name, "status": result.status, "reason": printable(result.reason), "attempts": result.attempts,
+    entry = {"stage": result.name, "status": result.status, "reason": storable(result.reason), "attempts": result.attempts,
              "durationMs": int(result.duration_s * 1000), "exitCode": result.exit_code, "key": result.key,
              "bytesIn": result.bytes_in, "bytesOut": result.bytes_out, "counts": result.counts}
     if result.status not in ("skipped", "notRun", "waiting"):

@@ -28,9 +28,9 @@ import stage_calls
 import stage_markers
 import stage_outputs
 import task_files
-from console import describe_os_error, full_disk_text, printable
+from console import describe_os_error, full_disk_text
 from model import StageResult, sha256, shown_names
-from primitives import remove_quietly
+from primitives import remove_quietly, storable
 from scheduler import Attempting, Pause
 from state_store import utc_text
 
@@ -601,7 +601,7 @@ class StageWork:
             "stage": self.stage.name, "pipeline": self.run.spec.name, "lastStatus": status, "attempts": self.attempts,
             "idempotencyKey": self.key, "keyParts": self.facts.material.parts,
             "outputs": outputs, "counts": self.counts, "bytesIn": self.facts.material.input_bytes,
-            "lastDurationSec": round(self._duration_s(), 6), "lastError": printable(error) or None, "lastRunId": self.run.options.run_id,
+            "lastDurationSec": round(self._duration_s(), 6), "lastError": storable(error) or None, "lastRunId": self.run.options.run_id,
             "lastInvocation": self.run.invocation, "startedAt": self.started_utc, "endedAt": None if status == "running"
             else utc_text(self.run.clock.time()),
             "bootId": self.run.boot, **(self.calls.bytecode_facts() if status == "ok" else {})}

@@ -24,9 +24,8 @@ import stage_outputs
 import stage_work
 import task_files
 import task_log
-from console import printable
 from model import SHOWN_NAMES, remedy_of, sha256
-from primitives import as_here, is_there, naming, remove_quietly, unlink
+from primitives import as_here, is_there, naming, remove_quietly, storable, unlink
 from scheduler import Next, Spawn, slots_for
 
 TYPE_CHECKING = False
@@ -274,7 +273,7 @@ class TasksWork(stage_work.StageWork):
             new = {path for path, _, _ in trial.published}
             outputs = tuple([one for one in (before.outputs if before is not None else ()) if one[0] not in new] + trial.published)
         return task_log.Entry(task.name, task.key, "failed" if trial.failure else "ok", outputs, trial.counts, task.bytes_in, trial.attempts,
-                              int((self.run.clock.monotonic() - trial.started) * 1000), printable(trial.failure),
+                              int((self.run.clock.monotonic() - trial.started) * 1000), storable(trial.failure),
                               "%s/%d" % (self.run.options.run_id, self.run.invocation))
 
     def _changed_unseen(self) -> str:
