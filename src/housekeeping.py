@@ -24,7 +24,7 @@ import stage_records
 import state_store
 import task_files
 import task_log
-from file_digests import Digests, FileChanged, has_wildcard, path_matches
+from file_digests import Digests, FileChanged, has_wildcard, path_matches, signature
 from model import EXIT_OK, StageSpec, shown_names
 from primitives import BEFORE, is_there
 from recorded_outputs import link_on_the_way
@@ -49,7 +49,7 @@ STATE_FILES = ("progress_%s.json", "progress_%s.json.old", "progress_%s.whole", 
 
 
 class Cleaning(namedtuple("Cleaning", "stage record remove keep left private")):
-    """What clean would do with a stage: remove [(path, bytes)], keep [(path, why)]; where no next run will, undo what is left
+    """What clean would do with a stage: remove [(path, its entry in the record, signature)], keep [(path, why)]; where no next run will, undo what is left
     [path] of an attempt that did not finish, and remove what was never an output [path]: part files, folders of tasks. Paths
     below the root."""
 
@@ -227,7 +227,7 @@ def _dead_token(store: StateStore, name: str) -> str:
 def look(spec: PipelineSpec, stage: StageSpec, store: StateStore) -> Cleaning:
     """Find what the record of a stage says that it made: what still is that may go, the rest is kept. Raises: StateError."""
     record = store.stage(stage.name)
-    remove: List[Tuple[str, int]] = []
+    remove: List[Tuple[str, Json, List[int]]] = []
     keep: List[Tuple[str, str]] = []
     owners = _other_owners(spec, stage, store)
     digests = Digests(spec.root, "", keep=False, rehash=True)
@@ -237,12 +237,13 @@ def look(spec: PipelineSpec, stage: StageSpec, store: StateStore) -> Cleaning:
         path = "%s/%s" % (folder, output["path"])
         if not is_there(os.path.join(spec.root, path)):
             continue
+        stamp = _stamp(spec, path)
         why = stranger or link_on_the_way(spec.root, path) or ("stage %s has recorded it, too" % owners[path] if path in owners else "")
         why = why or _change(digests, path, output)
         if why:
             keep.append((path, why))
         else:
-            remove.append((path, output["bytes"]))
+            remove.append((path, output, stamp))
     tasks = "%s/.%s.tasks" % (folder, stage.name)
     if stage.chunks is not None and stage.chunks.keep and is_folder(os.path.join(spec.root, tasks)):     # not of a former stage
         keep.append((tasks, "keepChunks: an input that grew redoes its tail only; `reset %s` removes it" % stage.name))
@@ -288,6 +289,14 @@ def _is_near(one: StageSpec, other: StageSpec) -> bool:
     return bool((one.output_dir + "/").startswith(other.output_dir + "/") or (other.output_dir + "/").startswith(one.output_dir + "/"))
 
 
+def _stamp(spec: PipelineSpec, path: str) -> List[int]:
+    """Return the signature of an output, [] if it cannot be looked at."""
+    try:
+        return signature(os.lstat(os.path.join(spec.root, path)))
+    except OSError:
+        return []
+
+
 def _change(digests: Digests, path: str, output: Json) -> str:
     try:
         found = digests.of_output(path)
@@ -331,8 +340,8 @@ def _alone_where(left: List[str], spec: PipelineSpec, record: Optional[Json]) ->
 
 
 def _show(found: Cleaning, word: str, console: Console) -> None:
-    for path, size in found.remove[:SHOWN_NAMES]:
-        console.line("%s %s (%d byte%s)" % (word, path, size, "s" * (size != 1)))
+    for path, output, _ in found.remove[:SHOWN_NAMES]:
+        console.line("%s %s (%d byte%s)" % (word, path, output["bytes"], "s" * (output["bytes"] != 1)))
     if len(found.remove) > SHOWN_NAMES:
         console.line("%s %d more outputs of stage %s" % (word, len(found.remove) - SHOWN_NAMES, found.stage.name))
     for path in found.private:
@@ -375,13 +384,21 @@ def _do_clean(spec: PipelineSpec, found: Cleaning, markers: List[str], store: St
     if found.left:
         _clear_left(spec, found.record, console)
     output_dir, ours = _worked_in(stage, found.record), _own_folders(spec, stage, found.record, store)
-    for path, _ in found.remove:
-        with_rights(os.path.join(spec.root, output_dir), path[len(output_dir) + 1:], ours, durable_files.remove_durably, os.path.join(spec.root, path),
-                    store.commit)
+    digests = Digests(spec.root, "", keep=False, rehash=True)
+    changed: List[Tuple[str, str]] = []
+    for path, output, stamp in found.remove:
+        full = os.path.join(spec.root, path)
+        # While the others were looked at, which may take long. A further name (hard link) that went has changed the status only.
+        why = _change(digests, path, output) if is_there(full) and _stamp(spec, path) != stamp else ""
+        if why:
+            changed.append((path, why))
+        else:
+            with_rights(os.path.join(spec.root, output_dir), path[len(output_dir) + 1:], ours, durable_files.remove_durably, full, store.commit)
     for path in found.private:
         _remove(os.path.join(spec.root, path), store)
     _remove_empty_folders(spec, stage, found.record, store)
-    _show(found, "removed", console)
+    names = {path for path, _ in changed}
+    _show(found._replace(remove=[one for one in found.remove if one[0] not in names], keep=found.keep + changed), "removed", console)
 
 
 def _own_folders(spec: PipelineSpec, stage: StageSpec, record: Optional[Json], store: StateStore) -> List[str]:

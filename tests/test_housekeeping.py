@@ -15,6 +15,7 @@ import ledger_format
 import ledger_verify
 import pytest
 import pipeline_runner
+import run_ledger
 import run_pruning
 from conftest import GROUP, ROOT, RUNNER, USERS, Done, hand_over, run_as, run_without_might, wait_until
 from primitives import account_name
@@ -66,6 +67,19 @@ def held_by_us(project, name):
 
 
 # --- clean -----------------------------------------------------------------------------------------------------------
+
+def test_clean_keeps_what_was_changed_while_it_looked_at_the_others(project, monkeypatch, capsys):
+    """It looks at all, which may take minutes, before the first is removed. A second name of a file that is removed does not count as changed."""
+    body = "for name in 'abc':\n    open(out + '/' + name, 'w').write(name)\nos.link(out + '/a', out + '/d')\n"
+    project.spec({"name": "one", "processor": project.processor("make", body), "outputDir": "data/one"})
+    project.ok()
+    note = run_ledger.RunLedger.note
+    monkeypatch.setattr(run_ledger.RunLedger, "note", lambda *given: [project.write("data/one/b", "of somebody"), project.path("data/one/c").unlink(), note(*given)])
+    assert pipeline_runner.main(["clean", "--yes", "--pipeline", str(project.path("pipeline.json"))]) == 0
+    out = capsys.readouterr().out
+    assert "kept data/one/b: it is not what the stage made\n" in out and "removed data/one/b" not in out and "removed data/one/a (1 byte)\nremoved data/one/c (1 byte)\nremoved data/one/d" in out, out
+    assert [path.name for path in project.path("data/one").iterdir()] == ["b"] and project.read("data/one/b") == "of somebody"
+
 
 def test_clean_lists_and_touches_nothing_without_yes(project):
     copying(project)
