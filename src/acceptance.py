@@ -11,11 +11,12 @@ from __future__ import annotations
 import arrivals
 import durable_files
 import reasons
+import run_ledger
 import stage_markers
 import stage_records
 import task_look
-from ledger_format import stage_key
-from model import UsageError
+from ledger_format import canonical_json, stage_key
+from model import UsageError, sha256
 from task_log import GOOD
 
 TYPE_CHECKING = False
@@ -44,7 +45,9 @@ def accept(ledger: RunLedger, stage: StageSpec, spec: PipelineSpec, facts: Facts
         raise UsageError("accept %s: %s" % (stage.name, problem))
     store, record, key = ledger.store, facts.record, facts.material.key
     changes = reasons.key_changes(record["keyParts"], facts.material.parts) or ["key changed"]
-    entry = {"stage": stage.name, "oldKey": record["idempotencyKey"], "newKey": key, "changes": changes, "reason": reason}
+    first, *rest = run_ledger.in_parts(changes)
+    more = ["and %d more; the SHA-256 of all is %s" % (sum(map(len, rest)), sha256(canonical_json(changes)).hexdigest())] if rest else []
+    entry = {"stage": stage.name, "oldKey": record["idempotencyKey"], "newKey": key, "changes": first + more, "reason": reason}
     ledger.note("accept", spec.name, entry)
     if facts.tasks is not None:
         keys = dict(zip(facts.tasks.paths, facts.tasks.keys))

@@ -376,7 +376,9 @@ def _do_clean(spec: PipelineSpec, found: Cleaning, markers: List[str], store: St
     stage = found.stage
     maker = {"runId": found.record.get("lastRunId"), "invocation": found.record.get("lastInvocation")}
     at = utc_text(store.now())
-    ledger.note("clean", spec.name, {"stage": stage.name, "madeBy": maker, "removed": len(found.remove), "kept": [path for path, _ in found.keep]})
+    for number, part in enumerate(run_ledger.in_parts([path for path, _ in found.keep])):
+        more = {"removed": 0, "continued": True} if number else {"removed": len(found.remove)}
+        ledger.note("clean", spec.name, {"stage": stage.name, "madeBy": maker, "kept": part, **more})
     store.write("stage_%s.json" % stage.name, dict(found.record, cleaned=dict(run_ledger.who(), at=at)))
     store.commit.flush()
     for marker in markers:

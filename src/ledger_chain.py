@@ -45,7 +45,8 @@ class Entry(namedtuple("Entry", (
         "line seq event run_id invocation pipeline prev_hash hash last_run_hash open run_hash state closed_by seal accept sound kept_house"))):
     """A line of the ledger; hash as stated. sound: it is the digest of the rest. accept: {stage, old, new} or None.
 
-    kept_house: of gc {run: runHash of the record removed}, of clean (run, stage, paths kept), of reset the stage, else None.
+    kept_house: of gc {run: runHash of the record removed}, of clean (run, stage, paths kept, whether these are more than the
+    entry before has), of reset the stage, else None.
     """
 
     __slots__ = ()
@@ -102,7 +103,7 @@ def _kept_house(entry: Json) -> Any:
     if entry["event"] == "gc":
         return {(one[0], one[1]): one[2] for one in entry["removed"]}
     if entry["event"] == "clean":
-        return (entry["madeBy"]["runId"], entry["madeBy"]["invocation"]), entry["stage"], frozenset(entry["kept"])
+        return (entry["madeBy"]["runId"], entry["madeBy"]["invocation"]), entry["stage"], frozenset(entry["kept"]), entry.get("continued") is True
     return entry["stage"] if entry["event"] == "reset" else None
 
 

@@ -25,13 +25,14 @@ from state_store import StateError, utc_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+    from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
     from state_store import StateStore
     Json = Dict[str, Any]
 
 NAME = "ledger.jsonl"
 PENDING = ".run.json.tmp"   # of a sealed record, until its entry stands and it gets its name
+LIST_BYTES = 4 << 20        # of a list of texts in an entry: `verify` reads lines of 16 MiB
 BLOCK_BYTES = 1 << 16       # read from the ledger's end to find its last line
 CLOSED = ("state/%s: run %s is not open in it any more: another run has closed it as dead (was locks/ removed?), or an older ledger was put back; "
           "its end is not entered; `verify` names the stages that it has finished since: run these again, with --force")
@@ -354,6 +355,19 @@ class Held:
             if entry is not None and found_hash(entry):
                 stages = [one for one in stages if one.get("stage") != name] + [entry]
         return stages
+
+
+def in_parts(texts: Sequence[str]) -> List[List[str]]:
+    """Return texts in lists, one at least, of which none makes an entry longer than `verify` reads."""
+    parts: List[List[str]] = [[]]
+    size = 0
+    for text in texts:
+        size += len(canonical_json(text)) + 1
+        if size > LIST_BYTES and parts[-1]:
+            parts.append([])
+            size = len(canonical_json(text)) + 1
+        parts[-1].append(text)
+    return parts
 
 
 def who() -> Json:

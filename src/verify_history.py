@@ -90,7 +90,7 @@ class LedgerIndex:
             elif entry.event == "gc" and entry.sound:
                 self._take_pruned(entry)
             elif entry.event == "clean" and entry.sound:
-                self.cleaned[entry.kept_house[:2]] = entry.seq, entry.kept_house[2]
+                self._take_cleaned(entry)
             elif entry.event == "reset" and entry.sound:
                 self.forgotten[entry.kept_house] = entry.seq
             elif entry.event == "end":
@@ -112,6 +112,12 @@ class LedgerIndex:
         else:
             self.ends[entry.run] = entry
             self.newest_call[entry.run_id] = max(entry.invocation, self.newest_call.get(entry.run_id, 0))
+
+    def _take_cleaned(self, entry: Entry) -> None:
+        """Take down which outputs clean has kept; very many stand in several entries."""
+        run, stage, kept, is_continued = entry.kept_house
+        before = self.cleaned.get((run, stage), (0, ()))[1] if is_continued else ()
+        self.cleaned[run, stage] = entry.seq, kept.union(before)
 
     def _take_pruned(self, entry: Entry) -> None:
         """Take down which records gc has removed: those of runs that had ended, by the digest that their entries committed."""

@@ -11,6 +11,7 @@ import sys
 import time
 
 import housekeeping
+import ledger_chain
 import ledger_format
 import ledger_verify
 import pytest
@@ -79,6 +80,25 @@ def test_clean_keeps_what_was_changed_while_it_looked_at_the_others(project, mon
     out = capsys.readouterr().out
     assert "kept data/one/b: it is not what the stage made\n" in out and "removed data/one/b" not in out and "removed data/one/a (1 byte)\nremoved data/one/c (1 byte)\nremoved data/one/d" in out, out
     assert [path.name for path in project.path("data/one").iterdir()] == ["b"] and project.read("data/one/b") == "of somebody"
+
+
+def test_what_clean_keeps_stands_in_as_many_entries_as_it_needs(project, monkeypatch):
+    """`verify` calls a line of more than 16 MiB malformed, for ever; 82,000 changed files with long names would make one."""
+    project.spec({"name": "one", "processor": project.processor("make", "for number in range(7):\n    open(out + '/%d' % number, 'w').close()\n"), "outputDir": "data/one"})
+    project.ok("--run-id", "r")
+    for number in range(1, 6):
+        project.write("data/one/%d" % number, "changed")
+    assert run_ledger.LIST_BYTES < ledger_chain.MAX_LINE_BYTES // 2
+    monkeypatch.setattr(run_ledger, "LIST_BYTES", 2 * len('"data/one/1",'))
+    for _ in range(2):                  # the second time there is only what it kept
+        project.write("data/one/.one.done", "{}")
+        assert pipeline_runner.main(["clean", "--yes", "--pipeline", str(project.path("pipeline.json"))]) == 0
+    assert [(one["kept"], one["removed"]) for one in entries(project, "clean")[:3]] == [
+        (["data/one/1", "data/one/2"], 2), (["data/one/3", "data/one/4"], 0), (["data/one/5"], 0)]
+    assert len(entries(project, "clean")) == 6 and sorted(re.findall(r"data/one/\d", " ".join(findings(project)))) == ["data/one/%d" % number for number in range(1, 6)]
+    project.path("data/one/1").unlink()
+    project.path("data/one/5").unlink()
+    assert sorted(re.findall(r"(\S+): missing;", " ".join(findings(project)))) == ["data/one/1", "data/one/5"], findings(project)
 
 
 def test_clean_lists_and_touches_nothing_without_yes(project):

@@ -1,6 +1,7 @@
 """The ledger as users meet it: verify, accept, seals, evidence, and several pipelines below one root at once."""
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -11,7 +12,9 @@ import sys
 import time
 import zipfile
 
+import pipeline_runner
 import pytest
+import run_ledger
 from conftest import RUNNER
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="POSIX calls")
@@ -118,6 +121,18 @@ def test_accept_refuses_what_is_more_than_a_key(project, case, message):
     done = project.run("accept", "s1", "--reason", "x")
     assert done.code == 2 and message in done.err and len(done.err.splitlines()) == 1, done
     assert {name: data for name, data in project.snapshot().items() if name.startswith(("state", "data"))} == before
+
+
+def test_an_acceptance_of_very_many_changes_is_an_entry_that_verify_reads(project, monkeypatch):
+    project.spec({"processor": project.processor("p", "open(out + '/o', 'w').close()\n"), "params": {"a": 1, "b": 1}})
+    project.ok()
+    project.spec({"processor": "bin/p.py", "params": {"a": 2, "b": 2}})
+    monkeypatch.setattr(run_ledger, "LIST_BYTES", 1)
+    assert pipeline_runner.main(["accept", "s1", "--reason", "x", "--pipeline", str(project.path("pipeline.json"))]) == 0
+    changes = json.loads(project.path("state/ledger.jsonl").read_bytes().splitlines()[-1])["changes"]
+    digest = hashlib.sha256(b'["params.a 1 -> 2","params.b 1 -> 2"]').hexdigest()
+    assert changes == ["params.a 1 -> 2", "and 1 more; the SHA-256 of all is " + digest]
+    project.ok("verify")
 
 
 def test_accept_of_tasks_that_were_allowed_to_fail_says_so(project):
