@@ -548,6 +548,9 @@ class Pool:
                 self._end(attempt)
             else:
                 attempt.ending.look()
+        if self.signals.has_child_ended:
+            self.signals.has_child_ended = False
+            process_tree.reap_orphans(self.others.union(one.pid for one in self.running))
         if self.tick is not None:
             self.tick()
         self.seen = time.monotonic()

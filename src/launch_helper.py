@@ -545,6 +545,7 @@ class Minder:
             ready = [descriptor for descriptor, _ in poll.poll(left)]
             if self.alarm in ready:
                 empty(self.alarm)
+                process_tree.reap_orphans({pid})
             if self.runner in ready:
                 poll.unregister(self.runner)
                 self.is_forced = True

@@ -94,7 +94,8 @@ class Task:
         self.stop_at = 0.0              # when the grace of a task that was asked to stop is over
 
     def look(self) -> None:
-        """Ask the processor to stop when the lease does, end it by force after the grace."""
+        """Ask the processor to stop when the lease does, end it by force after the grace; let what it has orphaned go."""
+        process_tree.reap_orphans({self.tree.pid})
         if not self.stop_at:
             if self.held.is_stop_asked():
                 self.stop_at = time.monotonic() + float(self.held.plan["graceSec"])

@@ -33,6 +33,7 @@ LAUNCHER_S = 10.0               # how long a launcher may take to cancel what it
 PR_SET_CHILD_SUBREAPER = 36     # linux/prctl.h
 SWEEP_LIMIT_S = 10.0            # a tree that forks faster than it is killed is given up, and said, after this
 SWEEP_PAUSE_S = 0.005           # between two looks: a killed process needs a moment to go
+MOST_ORPHANS = 1000             # whose exit status is taken at one look
 SHOWN_UNSURE = 20               # without the means to look it may be every process of the system
 
 
@@ -118,6 +119,26 @@ def reap(pids: Iterable[int]) -> None:
             os.waitpid(pid, os.WNOHANG)
         except OSError:
             pass
+
+
+def reap_orphans(kept: AbstractSet[int]) -> None:
+    """Take the exit status of our dead children but those *kept*, for whom somebody else waits; on Linux, where orphans fall to us.
+
+    An attempt may leave thousands while it runs, and each counts among the processes that its user may have.
+    """
+    if not process_table.LINUX:
+        return
+    try:
+        for _ in range(MOST_ORPHANS):
+            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)    # looks, and takes nothing
+            if found is None:
+                return
+            if found.si_pid in kept:        # and hides those behind it
+                reap(pid for pid in process_table.own_children() if pid not in kept)
+                return
+            reap([found.si_pid])
+    except OSError:
+        pass                            # no children at all, or no means to look for them now
 
 
 def become_subreaper() -> bool:

@@ -29,6 +29,7 @@ class Signals:
         self.count = 0
         self.stop_time = stop_time
         self.pipe: Tuple[int, int] = (-1, -1)
+        self.has_child_ended = False    # since whoever asks has set it back
 
     @property
     def number(self) -> int:
@@ -82,7 +83,8 @@ class Signals:
         ready = [descriptor for descriptor, _ in poll.poll(None if seconds is None else max(0, int(seconds * 1000 + 0.999)))]
         if self.pipe[0] in ready:
             try:
-                os.read(self.pipe[0], 4096)
+                if signal.SIGCHLD in os.read(self.pipe[0], 4096):
+                    self.has_child_ended = True
             except BlockingIOError:
                 pass
         return [descriptor for descriptor in ready if descriptor != self.pipe[0]]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, without_coverage
-from test_processes import without_proc
+from test_processes import ORPHANS, without_proc
 
 import launch_helper
 import launch_lease
@@ -404,6 +404,13 @@ def test_a_live_run_of_another_pipeline_keeps_its_tasks(project, cluster):
             project.write("gate", "")
         out, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0 and b"[DONE] far" in out and b"asked to stop" not in out and leases(project) == [], out
+
+
+@linux_only
+def test_what_a_launcher_or_its_processor_orphans_does_not_wait_for_the_end(project):
+    project.write("far.py", "import os, sys, time\n" + ORPHANS % {"program": "pipeline_runner.py"} + "if left:\n    sys.exit(9)\nos.execvp(sys.argv[1], sys.argv[1:])\n")
+    project.spec({"processor": project.processor("p", ORPHANS % {"program": "offline_guard.py"} + "sys.exit(left)\n"), "launcher": [sys.executable, str(project.path("far.py"))]})
+    project.ok()
 
 
 @linux_only

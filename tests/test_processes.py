@@ -550,6 +550,53 @@ sys.exit(%d)
         assert {"path": "o", "bytes": size} == {key: value for key, value in project.json("state/stage_s1.json")["outputs"][1].items() if key != "sha256"}
 
 
+# Orphans fall to the next one above that adopts them; nothing is left once that has let them go.
+ORPHANS = """
+adopter = os.getppid()
+while %(program)r not in open("/proc/%%d/cmdline" %% adopter).read():
+    adopter = int(open("/proc/%%d/stat" %% adopter).read().rpartition(")")[2].split()[1])
+def children():
+    return {int(pid) for task in os.listdir("/proc/%%d/task" %% adopter) for pid in open("/proc/%%d/task/%%s/children" %% (adopter, task)).read().split()}
+before = children()
+for _ in range(8):
+    child = os.fork()
+    if not child:
+        os.fork()
+        os._exit(0)
+    os.waitpid(child, 0)
+deadline = time.monotonic() + 20
+while children() - before and time.monotonic() < deadline:
+    time.sleep(0.01)
+left = len(children() - before)
+"""
+
+
+@linux_only
+@pytest.mark.parametrize("stage", [{"inputs": ["data/*.txt"]}, {"forEach": "data/*.txt", "forkServer": True}], ids=["plain", "served"])
+def test_what_falls_to_the_runner_does_not_wait_for_the_end_of_the_attempt(project, stage):
+    """As zombies they counted among the processes that their user may have."""
+    project.write("data/a.txt", "")
+    project.write("data/b.txt", "")
+    project.spec(dict({"processor": project.processor("p", ORPHANS % {"program": "pipeline_runner.py"} + "sys.exit(left)\n"), "outputDir": "out"}, **stage))
+    project.ok("--jobs", "1")
+
+
+@linux_only
+def test_only_those_are_reaped_for_whom_nobody_else_waits(tmp_path):
+    assert drive(tmp_path, """
+process_tree.reap_orphans(set())
+children = []
+for code in range(4):
+    children.append(os.fork())
+    if not children[-1]:
+        os._exit(code)
+for pid in children:
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+process_tree.reap_orphans(set(children[:1] + children[3:]))
+print(process_table.own_children() == children[:1] + children[3:], [os.waitpid(pid, 0)[1] >> 8 for pid in children[:1] + children[3:]])
+""") == "True [0, 3]\n"
+
+
 @linux_only
 def test_a_tree_that_forks_while_it_is_ended_is_ended(project):
     spec_of(project, TOOLS + """
