@@ -379,7 +379,7 @@ def _check_seals(check: Check, key: Optional[Key]) -> bool:
             wrong["keyId"], wrong["mode"], key[1], key[0]))
     else:
         checked = _check_macs(check, sealed, key)
-        return _check_end(check, sealed, key) or checked
+        return (_check_end(check, sealed, key) or checked) and _is_bound(check, sealed[0], key)
     _check_end(check, sealed, None)
     return False
 
@@ -390,7 +390,7 @@ def _check_macs(check: Check, sealed: List[Json], key: Key) -> bool:
     unchecked, last = 0, None
     for one in sealed:
         seal = one["seal"]
-        if mode == "hmac" and seal["index"] != 0 or mode == "forward" and last is not None and seal["index"] != last + 1:
+        if not _is_in_turn(check, one, last):
             check.find("UNSEALED", LEDGER, "entry %d is sealed with key number %d, which is out of order" % (one["seq"], seal["index"]))
             return True
         last = seal["index"]
@@ -408,6 +408,33 @@ def _check_macs(check: Check, sealed: List[Json], key: Key) -> bool:
         check.notes.append("the key given is number %d: the seals of %d entries before it are not checked; that needs the first key" % (
             key[2], unchecked))
     return unchecked < len(sealed)
+
+
+def _is_in_turn(check: Check, entry: Json, last: Optional[int]) -> bool:
+    """Tell whether a sealed entry has the number that follows *last*; None: it is the first of the excerpt.
+
+    Each entry has one number at most, from 0 on, and where the one before it is unsealed it has 0: whoever has stolen a later key
+    cannot number his seals so that they fit.
+    """
+    index = entry["seal"]["index"]
+    if last is not None and entry["seal"]["mode"] == "forward":
+        return bool(index == last + 1)
+    return bool(index == 0 or entry["seal"]["mode"] == "forward" and entry is check.entries[0] and 0 < index < entry["seq"])
+
+
+def _is_bound(check: Check, first: Json, key: Key) -> bool:
+    """Tell whether the key with which the first entry here is sealed is bound to that entry; what may be is told.
+
+    Else a thief of a later key may have sealed all of it: so in excerpts of a ledger that was sealed only later, as earlier
+    versions made them.
+    """
+    index = first["seal"]["index"]
+    if key[0] == "hmac" or index <= key[2] or index >= first["seq"] - 1:
+        return True                         # a greater one is a finding
+    check.notes.append("entry %d has seal number %d: if the ledger began with %d entries without a seal, it is its own, and else one that was stolen later; "
+                       "only a head can tell (--anchor), or evidence made anew, which begins with seal number 0" % (
+                           first["seq"], index, first["seq"] - 1 - index))
+    return False
 
 
 def _check_end(check: Check, sealed: List[Json], key: Optional[Key]) -> bool:

@@ -451,8 +451,18 @@ def _add_ledger(box: Box, ledger: List[Line], end: Optional[bytes], keys: Set[Ru
         if fits(told, {"seq": int}) and 0 < told["seq"] < first:
             first = told["seq"]         # a kill may have left it behind; the entry that it names must be there to be checked
         box.add("ledger/" + LEDGER_END, end)
+    first = min(first, _first_seal(ledger[-1].entry, first))
     box.add("ledger/" + LEDGER, b"".join(line.data for line in ledger if line.seq >= first))
     return int(first)
+
+
+def _first_seal(head: Json, otherwise: int) -> int:
+    """Return the number of the first sealed entry of a ledger that was sealed only later, with forward keys: only there is a key
+    bound to its entry. Else each entry's number tells of its key."""
+    seal = head.get("seal")
+    if fits(seal, {"mode": str, "index": int}) and seal["mode"] == "forward" and 0 <= seal["index"] < head["seq"] - 1:
+        return int(head["seq"] - seal["index"])
+    return otherwise
 
 
 def gather(store: StateStore, run_id: str, spec_path: str) -> Tuple[Box, Json]:

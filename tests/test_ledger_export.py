@@ -21,7 +21,7 @@ import ledger_export
 import ledger_verify
 import provenance
 from console import Console
-from ledger_format import end_mac, entry_hash, entry_line, head_text, run_hash, seal_mac
+from ledger_format import end_mac, entry_hash, entry_line, head_text, next_key, run_hash, seal_mac
 from state_store import StateStore
 
 sys.path.insert(0, str(ROOT / "tests" / "drivers"))
@@ -960,7 +960,7 @@ def test_seals_hold_under_the_right_key_and_are_said_to_be_unchecked_without(sea
         findings, notes = found_in(sealed.zip, (), sealed.key(name))
         assert findings == set() and "only a head shows" not in notes
     later = sealed.first.read_bytes() != sealed.now.read_bytes()
-    assert ("seals of 4 entries before it are not checked" in notes) == later
+    assert ("seals of 6 entries before it are not checked" in notes) == later
 
 
 def test_the_wrong_key_is_one_finding(sealed):
@@ -969,10 +969,37 @@ def test_the_wrong_key_is_one_finding(sealed):
 
 
 def test_the_excerpt_of_a_sealed_ledger_may_begin_in_its_middle(sealed):
+    """But with forward keys, where it began unsealed: from the first seal on only are keys bound to entries."""
     with zipfile.ZipFile(sealed.zip) as archive:
         first = json.loads(archive.read("ledger/ledger.jsonl").splitlines()[0])
         assert "ledger/ledger.end" in archive.namelist()
-    assert first["seq"] == 5 and "seal" in first
+    assert first["seq"] == {"hmac": 5, "forward": 3}[first["seal"]["mode"]] and first["seal"]["index"] == 0
+
+
+def test_of_a_ledger_sealed_from_the_start_the_excerpt_begins_with_the_run(project, tmp_path):
+    key = tmp_path / "k"
+    project.write("data/in.txt", "x\n")
+    project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"]})
+    project.ok("new-key", "--forward", str(key))
+    first = key.read_bytes()
+    for run_id in "ab":
+        project.ok("--run-id", run_id, "--force", "s1", "--key", str(key))
+    made = make_zip(project, "b")
+    with zipfile.ZipFile(made) as archive:
+        assert json.loads(archive.read("ledger/ledger.jsonl").splitlines()[0])["seq"] == 3
+    key.write_bytes(first)
+    assert found_in(made, (), evidence_verify._read_key(str(key))) == (set(), "")
+
+
+def test_an_excerpt_that_does_not_show_to_which_entries_its_keys_belong_is_told(sealed, tmp_path):
+    """As earlier versions made it of a ledger that began unsealed."""
+    folder = sealed.unpack(tmp_path / "x")
+    while entries_of(folder / "ledger" / "ledger.jsonl")[0]["seq"] < 5:
+        drop_line(folder, 0)
+    relist(folder)
+    findings, notes = found_in(folder, (), sealed.key("first"))
+    is_forward = sealed.key("first")[0] == "forward"
+    assert findings == set() and ("entry 5 has seal number 2: " in notes, "only a head shows" in notes) == (is_forward, is_forward)
 
 
 def strip_seals(folder):
@@ -1057,6 +1084,33 @@ def test_a_thief_of_todays_hmac_key_is_stopped_by_an_anchor_and_one_of_a_forward
     relist(folder)
     assert found_in(folder, (), sealed.key("first"))[0] == (set() if mode == "hmac" else {("UNSEALED", "ledger/ledger.jsonl")})
     assert ("EDITED", "ledger/ledger.jsonl") in found_in(folder, [head])[0]
+
+
+def sealed_anew(folder, first_seal):
+    """Write the evidence anew with another record of its run; first_seal: (number, key) of the seal of its first entry."""
+    change_record(folder)
+    rehash(folder)
+    ledger = folder / "ledger" / "ledger.jsonl"
+    lines = entries_of(ledger)
+    number, key = first_seal
+    for number, one in enumerate(lines, number):
+        one["seal"].update(index=number, mac=seal_mac(key, one["hash"]))
+        key = next_key(key)
+    ledger.write_bytes(b"".join(map(entry_line, lines)))
+    last = lines[-1]
+    rewrite(folder / "ledger/ledger.end", lambda one: one.update(hash=last["hash"], mac=end_mac(key, last["seq"], last["hash"])))
+    restate(folder)
+    relist(folder)
+
+
+@pytest.mark.parametrize("who", ["with today's key", "without a key"])
+def test_seals_of_other_numbers_do_not_make_a_history_written_anew_hold(tmp_path, who):
+    """Each key is bound to one entry, by its number."""
+    sealed = Sealed(tmp_path / "past", True)
+    folder = sealed.unpack(tmp_path / "x")
+    _, _, number, stolen = sealed.key("now")
+    sealed_anew(folder, (number, stolen) if who == "with today's key" else (-7, b"guess" * 8))
+    assert ("UNSEALED", "ledger/ledger.jsonl") in found_in(folder, (), sealed.key("first"))[0]
 
 
 # --- what has changed since the run
