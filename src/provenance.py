@@ -398,8 +398,8 @@ def skips_without_ground(record: Json, records: Dict[RunKey, Json], entries: Lis
 def stage_record_problem(stage: Json, records: Dict[RunKey, Json], entries: List[Json]) -> Optional[str]:
     """Return what in a stage record differs from the run record that it names, "" if nothing does.
 
-    None if that run is not among *records*, or the stage is at work. *entries* are those of the ledger: an accepted key
-    stands in for the recorded one.
+    None if that run is not among *records*, or ended before its record could tell of the stage, or the stage is at work.
+    *entries* are those of the ledger: an accepted key stands in for the recorded one.
     """
     try:
         maker = records.get((stage.get("lastRunId", ""), stage.get("lastInvocation", 0)))
@@ -408,6 +408,8 @@ def stage_record_problem(stage: Json, records: Dict[RunKey, Json], entries: List
             return None
         if stage_key(stage["keyParts"]) != stage.get("idempotencyKey"):
             return "keyParts are not those of its idempotencyKey"
+        if work is None and stage.get("lastStatus") != "ok" and _may_lack(maker, stage["stage"]):
+            return None
         if work is None:
             return "names run %s, whose record says nothing of this stage" % maker["runId"]
         keys = accepted_keys(work, entries)      # also the earlier: a kill may come between the entry and the stage record
@@ -422,6 +424,12 @@ def stage_record_problem(stage: Json, records: Dict[RunKey, Json], entries: List
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         return "is not of the form of a stage record"
     return ""
+
+
+def _may_lack(maker: Json, stage: str) -> bool:
+    """Tell whether a run may have worked on a stage of which its record does not tell so: it died, or an error ended it."""
+    told = [one["status"] for one in maker["stages"] if one["stage"] == stage]
+    return maker.get("endedAt") is None or maker["state"] in ("failed", "interrupted") and bool(told) and "skipped" not in told
 
 
 def _task_outputs(stage: Json) -> List[Any]:

@@ -148,9 +148,11 @@ class LedgerIndex:
 
 # --- what the run records say of stages ------------------------------------------------------------------------------
 
-class Made(namedtuple("Made", "status key pipeline has_parts folder outputs end tasks_digest", defaults=("",))):
+class Made(namedtuple("Made", "status key pipeline has_parts folder outputs end tasks_digest is_unclear", defaults=("", False))):
     """What a run record says of a stage that the run worked on; end: number of the entry that ended the run.
 
+    has_parts: it says of what the key was made, as it does of all work that it tells of. is_unclear: it says not run, but an error
+    ended the run, and earlier runners said so of the stage at work, too.
     tasks_digest: of the outputs of a stage with forEach, which its task log lists; of many it alone does.
     """
 
@@ -172,13 +174,13 @@ class StageResults:
         # (stage, run id and invocation of its maker, key, pipeline) -> (record that says so first, its run)
         self.skips: Dict[Tuple[str, str, int, str, str], Tuple[str, RunKey]] = {}
 
-    def take(self, one: Json, entry: Entry, begin: int, name: str) -> None:
+    def take(self, one: Json, entry: Entry, begin: int, name: str, is_cut: bool) -> None:
         """Take down what a run record says of a stage. entry, begin: that ended the run, number of that which began it; name: of
-        the record."""
+        the record; is_cut: by it no stage has failed, and the run has."""
         if one["status"] == "skipped":
             self._take_skipped(one, entry, begin, name)
         else:
-            self._take_worked(one, entry, begin)
+            self._take_worked(one, entry, begin, is_cut)
 
     def _take_skipped(self, one: Json, entry: Entry, begin: int, name: str) -> None:
         maker = one.get("madeBy")
@@ -188,11 +190,12 @@ class StageResults:
             mark = (*run, one["stage"])
             self.looked[mark] = max(self.looked.get(mark, 0), begin)
 
-    def _take_worked(self, one: Json, entry: Entry, begin: int) -> None:
+    def _take_worked(self, one: Json, entry: Entry, begin: int, is_cut: bool) -> None:
         stage, parts, tasks = one["stage"], one.get("keyParts"), one.get("tasks")
         mark = entry.run + (stage,)
         folder = str(parts.get("outputDir", "")) if parts is not None else ""
-        made = Made(one["status"], one.get("key") or "", entry.pipeline, parts is not None, folder, None, entry.seq)
+        made = Made(one["status"], one.get("key") or "", entry.pipeline, parts is not None, folder, None, entry.seq,
+                    is_unclear=is_cut and one["status"] == "notRun")
         if isinstance(tasks, dict) and is_text(tasks.get("outputsSha256")):
             made = made._replace(tasks_digest=tasks["outputsSha256"])
         if self.with_outputs or mark in self.wanted:

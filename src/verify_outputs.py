@@ -105,15 +105,23 @@ class Outputs:
     def _is_settled(self, pipeline: str, stage: str, run: RunKey, made: Made) -> bool:
         """Tell whether nothing that may have touched the outputs came after *run*.
 
-        A run that died may have, and so may one whose record cannot be trusted, or whose end the ledger does not have.
+        A run that died may have, and so may one whose record cannot be trusted, or whose end the ledger does not have. A stage record
+        that was edited tells nothing.
         """
-        record = self.stages.records.get(stage)
+        record = self.stages.records.get(stage) if stage not in self.stages.wrong else None
         if record is not None and maker_of(record) not in self.index.ends:
             return False
-        if record is not None and record["pipeline"] == pipeline and maker_of(record) not in self.book.doubtful:
+        if record is not None and record["pipeline"] == pipeline and maker_of(record) not in self.book.doubtful and not self._failed_first(record):
             return maker_of(record) == run and record["lastStatus"] == "ok"
         return not any(entry.pipeline == pipeline and entry.seq > made.end and (entry.closed_by is not None or entry.run in self.book.doubtful)
                        for entry in self.index.ends.values())
+
+    def _failed_first(self, record: Any) -> bool:
+        """Tell whether the run that a stage record names has failed before it began the stage, by its own record; of such a run
+        no stage record is."""
+        made = self.results.made.get(maker_of(record) + (record["stage"],))
+        return (made is not None and not made.has_parts and made.status in ("failed", "interrupted")
+                and self.index.ends[maker_of(record)].closed_by is None)
 
     def _is_passed_on(self, path: str, output: Output) -> bool:
         """Tell whether another stage has made *path* since: what became of it is not this stage's.

@@ -236,8 +236,9 @@ class RunContents:
             self._check_metrics(record, entry, name)
             self._check_stages(record, entry, name)
         begin = self.index.begins.get(entry.run, entry.seq)
+        is_cut = record["state"] != "completed" and not any(one["status"] in ("failed", "interrupted") for one in record["stages"])
         for one in record["stages"]:
-            self.results.take(one, entry, begin, name)
+            self.results.take(one, entry, begin, name, is_cut)
 
     def _check_stages(self, record: Json, entry: Entry, name: str) -> None:
         """Check the keys of the stages that the run worked on, and their logs."""

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     RunKey = Tuple[str, int]        # run id and invocation
 
 
+NOT_MADE = "%s did not make this stage"
+
+
 class StageRecords:
     """The records of stages, beside those of the runs that they name as their makers.
 
@@ -92,6 +95,9 @@ class StageRecords:
             return "EDITED", "an older record was put back: gc has pruned the record of %s, and it prunes none that a stage record names" % run_text(
                 run)
         if made is None or not made.has_parts:
+            strange = self._strange(stage, run, made) if is_intact and not self.index.chain.findings else ""
+            if strange:
+                return "EDITED", "lastRunId: " + strange
             if record["lastStatus"] != "ok" or not is_intact:
                 # The run died or failed before its record could tell; nothing is skipped for such a record.
                 return None
@@ -99,8 +105,21 @@ class StageRecords:
                 self.book.notes.append("state/stage_%s.json says ok, the record of %s says %s: nothing vouches for its outputs" % (
                     stage, run_text(run), made.status))
                 return None
-            return "EDITED", "lastRunId: %s did not make this stage" % run_text(run)
+            return "EDITED", "lastRunId: " + NOT_MADE % run_text(run)
         return self._contradiction(stage, record, run, made)
+
+    def _strange(self, stage: str, run: RunKey, made: Optional[Made]) -> str:
+        """Return why a stage record cannot be of *run*, of whose work its own record does not tell, "" where it may be.
+
+        It may be of one that died, or that an error ended.
+        """
+        begin, later = self.results.last_begin.get(stage, (0, run))
+        if begin > self.index.ends[run].seq:
+            return "%s did not make this stage last, %s made it later" % (run_text(run), run_text(later))
+        if self.index.ends[run].closed_by is not None:
+            return ""
+        may_be = made is not None and run in self.index.begins and (made.status in ("failed", "interrupted") or made.is_unclear)
+        return "" if may_be else NOT_MADE % run_text(run)
 
     def _contradiction(self, stage: str, record: Json, run: RunKey, made: Made) -> Optional[Tuple[str, str]]:
         """Return (kind, where) a stage record differs from what its run made, None if it does not."""

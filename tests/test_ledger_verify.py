@@ -674,6 +674,57 @@ def test_an_older_stage_record_put_back(copied):
         "[EDITED] state/stage_t2.json: an older record was put back: it is of run b, and run e made the stage later"]
 
 
+@pytest.mark.parametrize("later", ["skipped it", "was of another stage", "did not reach it", "failed before it"])
+def test_a_stage_record_that_names_a_run_which_did_not_make_the_stage_hides_no_output(project, later):
+    """Else one edit of it would say that nobody knows what lies there."""
+    body = "open(out + '/' + os.path.basename(inputs[0]), 'w').write('x')\n"
+    project.write("data/in/a.txt", "a")
+    project.write("data/other.txt", "b")
+    project.spec({"processor": project.processor("flaky", "sys.exit(os.path.exists('data/bad'))\n"), "watch": ["data/other.txt"]},
+                 {"processor": project.processor("p", body), "forEach": "data/in/*.txt", "outputDir": "data/s2"})
+    project.ok("--run-id", "r1")
+    project.write("data/other.txt", "c")
+    if later == "did not reach it":
+        project.write("data/bad", "")
+    elif later == "failed before it":
+        project.path("data/in/a.txt").rename(project.path("data/a.txt"))
+    project.run("--run-id", "r2", *(["--only", "s1"] if later == "was of another stage" else ["--jobs", "1"]))
+    if later == "failed before it":
+        project.path("data/a.txt").rename(project.path("data/in/a.txt"))
+    assert "data/s2" not in project.ok("verify", "--outputs").out
+    record = project.json("state/stage_s2.json")
+    assert record["lastRunId"] == "r1"
+    project.write("data/s2/a.txt", "forged")
+    for status in ("failed", "running"):
+        store(project.root, "stage_s2.json", dict(record, lastRunId="r2", lastStatus=status))
+        report = [str(one) for one in check(project.root, outputs=True).findings]
+        assert ("[EDITED] state/stage_s2.json: lastRunId: run r2 did not make this stage" in report) == (later != "failed before it"), report
+        assert "[OUTPUT-CHANGED] data/s2/a.txt: it is not what stage s2 of run r1 made" in report, report
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_a_run_that_could_not_tell_of_a_stage_is_not_taken_for_one_that_did_not_make_it(project, is_killed, tmp_path):
+    """Its record was written last before the stage failed; and the next run has failed before the stage began."""
+    project.processor("slow", "open('data/started', 'w').close()\nwhile not os.path.exists('data/go'):\n    time.sleep(0.01)\n")
+    project.write("data/in.txt", "x")
+    project.spec({"processor": project.processor("p", "open(out + '/o', 'w').close()\n")}, {"processor": project.processor("bad", "sys.exit(3)\n"), "inputs": ["data/in.txt"]},
+                 {"processor": "bin/slow.py"})
+    run = project.start("--run-id", "k", "--keep-going", "--jobs", "1")
+    wait_until(project.path("data/started").exists)
+    project.write("data/go", "")
+    if is_killed:
+        run.kill()
+    run.communicate()
+    project.path("data/in.txt").unlink()
+    project.run("--run-id", "n", "--keep-going")
+    assert project.json("state/stage_s2.json")["lastRunId"] == "k"
+    done = project.ok("verify", "--outputs")
+    assert "stage_s2.json" not in done.out, done
+    done = project.run("evidence", "n", "-o", str(tmp_path / "n.zip"))
+    assert done.code == 0 and "[EDITED]" not in done.out, done
+    assert subprocess.run([sys.executable, str(ROOT / "src/evidence_verify.py"), str(tmp_path / "n.zip")], stdout=subprocess.DEVNULL, timeout=60).returncode == 0
+
+
 def test_a_stage_record_under_another_name_and_a_damaged_one(copied):
     past = copied("plain")
     (past.root / "state/stage_s1.json").rename(past.root / "state/stage_x.json")
