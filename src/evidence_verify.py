@@ -444,6 +444,8 @@ def _check_end(check: Check, sealed: List[Json], key: Optional[Key]) -> bool:
     if told is None:
         if sealed and LEDGER_END not in check.names and (len(sealed) > 1 or sealed[0]["seal"]["index"] > 0):
             check.find("DELETED", LEDGER_END, "is not there, and the ledger is sealed: its end may be cut off")
+        elif sealed and LEDGER_END not in check.names:
+            check.notes.append("%s is not there: a kill came before it was written, or the ledger was cut off behind its first sealed entry" % LEDGER_END)
         return False
     if not fits(told, END) or told["mode"] not in MODES:
         check.find("MALFORMED", LEDGER_END, "is not of the form of this verifier")

@@ -273,6 +273,7 @@ class KeyRing:
     def __init__(self, key: Key) -> None:
         self.mode, self.identity, self.first, self.key = key
         self.index = self.first
+        self.zero = self.key if self.mode == "hmac" or self.first == 0 else None     # the key before the first seal
 
     def at(self, index: int) -> Optional[bytes]:
         """Return key number *index*, None if it cannot be had; asked for in ascending order."""
@@ -318,18 +319,28 @@ class Seals:
         self._check_key_number()
         if self.end is not None:
             self._check_end(self.end)
-        elif not is_end_there and len(self.sealed) > 1:
-            self._find("DELETED", END, "a sealed ledger has it: without it nobody can tell how many entries there were")
         elif not is_end_there:
-            self.notes.append("state/%s is not there yet: a kill before it was first written leaves that" % END)
+            self._find("DELETED", END, "a sealed ledger has it: without it nobody can tell how many entries there were")
 
     def _check_bare(self) -> None:
-        if self.end is not None and self.chain.entries:
+        if self.end is not None and self.end.get("begins") is True and not self._is_begin(self.end):
+            self._find("TRUNCATED", LEDGER, "its last entry is not the one that state/%s tells of, entry %d" % (END, self.end["seq"]))
+        elif self.end is not None and self.end.get("begins") is True and (self.ring is None or not self.chain.entries):
+            self.notes.append("state/%s was written for the first sealed entry: a kill before that leaves it" % END)
+        elif self.end is not None and self.chain.entries and self.end.get("begins") is not True:
             self._find("UNSEALED", LEDGER, "no entry is sealed, but there is a state/%s: the seals were taken off" % END)
-        elif self.end is not None:
+        elif self.end is not None and not self.chain.entries:
             self._find("TRUNCATED", LEDGER, "it is empty, but state/%s says that it ends at entry %d" % (END, self.end["seq"]))
         elif self.ring is not None:
             self._find("UNSEALED", LEDGER, "no entry is sealed, though a key is given: the seals were taken off, or there never were any")
+
+    def _is_begin(self, end: Json) -> bool:
+        """Tell whether ledger.end is as it is written before the first sealed entry, which may stand by now, or be cut off again."""
+        before = [entry for entry in self.chain.entries if not self.sealed or entry.seq < self.sealed[0].seq]
+        named = next((entry for entry in reversed(before) if entry.seq == end["seq"]), None)
+        is_there = end["seq"] == 0 and end["hash"] == "0" * 64 if named is None else named.hash == end["hash"]
+        zero = self.ring.zero if self.ring is not None else None
+        return is_there and end.get("begins") is True and (zero is None or end_mac(zero, end["seq"], end["hash"]) == end["mac"])
 
     def _find(self, kind: str, name: str, detail: str) -> None:
         self.findings.append(Finding(kind, "state/" + name, detail))
@@ -414,6 +425,8 @@ class Seals:
                 last.seq, END, end["seq"]))
             return
         named = next((entry for entry in reversed(self.chain.entries) if entry.seq == end["seq"]), None)
+        if end["seq"] == self.sealed[0].seq - 1 and self._is_begin(end):
+            return self._check_distance(end["seq"], last.seq)
         if named is None and not self.chain.findings:
             self._find("EDITED", END, "it names entry %d, which no ledger has" % end["seq"])
         if named is None or named.seq in self.chain.blamed:
@@ -421,11 +434,20 @@ class Seals:
         is_its = (end["keyId"], end["mode"]) == (seal["keyId"], seal["mode"])
         if named.hash != end["hash"]:
             self._find("EDITED", END, "it names another entry %d than the ledger has: one of the two was written anew" % named.seq)
+        elif named.seal is None:
+            self._find("EDITED", END, "it names entry %d, which has no seal: it is written for sealed ones" % named.seq)
         elif not is_its or self.end_key and end_mac(self.end_key, named.seq, named.hash) != end["mac"]:
             self._find("EDITED", END, "it was not written with the key that sealed the ledger")
-        elif named is not last:
-            self.notes.append("state/%s is %s behind the ledger: a kill between the two leaves that" % (
-                END, count_text(last.seq - named.seq, "entry")))
+        else:
+            self._check_distance(named.seq, last.seq)
+
+    def _check_distance(self, named: int, last: int) -> None:
+        """A kill leaves ledger.end one entry behind: before the next entry it is completed."""
+        text = "it is %s behind the ledger" % count_text(last - named, "entry")
+        if last - named > 1:
+            self._find("EDITED", END, text + ", which no kill leaves: an older one was put back")
+        elif last > named:
+            self.notes.append("state/%s: %s: a kill between the two leaves that" % (END, text))
 
 
 def check_anchors(entries: List[Entry], anchors: Iterable[str]) -> List[Finding]:

@@ -447,7 +447,7 @@ def _add_ledger(box: Box, ledger: List[Line], end: Optional[bytes], keys: Set[Ru
     """Put in the ledger from the first entry that concerns the included runs; return that entry's number."""
     first = min(line.seq for line in ledger if (line.run_id, line.invocation) in keys)
     told = _parsed(end)
-    if end is not None:
+    if end is not None and not (isinstance(told, dict) and told.get("begins") is True):     # it is written for a sealed entry that is to come
         if fits(told, {"seq": int}) and 0 < told["seq"] < first:
             first = told["seq"]         # a kill may have left it behind; the entry that it names must be there to be checked
         box.add("ledger/" + LEDGER_END, end)

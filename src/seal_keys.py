@@ -3,7 +3,8 @@
 Above the leaves and below the runner.
 
     KEY FILE            one line: kind, mode, key id, index, key; for its owner only, outside the root
-    state/ledger.end    number and hash of the last sealed entry, under the key that comes next
+    state/ledger.end    number and hash of the last sealed entry, under the key that comes next; before the first one, marked
+                        `begins`, those of the last unsealed one, 0 and zeros if there is none
 
 Mode "hmac": one key seals all. Mode "forward": each entry has a key of its own, made from the one before, which is
 destroyed: who steals today's key cannot rewrite the past. Nobody can compute the first key from a later one; it must be copied to
@@ -34,6 +35,7 @@ ANEW = "move the whole of state/ to another folder and run with a new key: all s
 RESTORE = "; `verify` tells more; put back state/ledger.jsonl and state/ledger.end as they were, or " + ANEW
 LOST = "; if a ledger is sealed with it, put its copy back, else new-key FILE makes one"
 MAX_KEY_FILE = 4096
+NOTHING = {"seq": 0, "hash": "0" * 64}  # what ledger.end names before the first entry of all
 
 
 class KeyProblem(Exception):
@@ -166,11 +168,12 @@ class Sealer:
         """Raises: StateError if ledger.end, which follows each sealed entry, tells of more than the ledger has, or is not what
         was written.
 
-        A kill leaves it one entry behind, or not there after the first sealed one.
+        A kill leaves it one entry behind. Earlier runners wrote it after the first sealed entry only: what a kill left then looks as
+        what is left of a ledger that was cut off there, but for the number of a forward key.
         """
         is_sealed, end = last is not None and "seal" in last, self._read_end()
         if end is None:
-            if is_sealed and self._count_sealed() > 1:
+            if is_sealed and (self.mode == "hmac" or self._count_sealed() > 1):
                 raise StateError("state/%s is not there, which a sealed ledger has: nobody can tell whether the ledger was cut off%s" % (
                     END_NAME, RESTORE))
             return
@@ -180,10 +183,11 @@ class Sealer:
             return                          # a new ledger, under a new key
         if end.get("keyId") != self.identity or self.mode == "hmac" and end.get("mac") != end_mac(self.key, end["seq"], end["hash"]):
             raise StateError("state/%s was not written with the key of %s%s" % (END_NAME, self.path, RESTORE))
-        if last is None:
+        if last is None and end["seq"]:
             raise StateError("state/ledger.jsonl is empty, or was removed: state/%s tells of entry %d%s" % (END_NAME, end["seq"], RESTORE))
-        seq = last["seq"]
-        if end["seq"] > seq or end["seq"] == seq and end["hash"] != last["hash"]:
+        here = last or NOTHING
+        seq = here["seq"]
+        if end["seq"] > seq or end["seq"] == seq and end["hash"] != here["hash"]:
             raise StateError("state/ledger.jsonl ends with entry %d, but not the one that state/%s tells of, entry %d: it was cut off or replaced%s" % (
                 seq, END_NAME, end["seq"], RESTORE))
 
@@ -225,16 +229,16 @@ class Sealer:
     def _complete_end(self, last: Optional[Json]) -> None:
         """Before an entry: let ledger.end name the one that it follows, for a kill or a full disk may have come between the two.
 
-        So it is never more than one entry behind, and of several sealed entries none stands without it. prepare() has seen that
-        the ledger was not cut off. Raises: OSError; then no further entry is made.
+        So it is never more than one entry behind, and no sealed entry stands without it, the first neither: who cuts a ledger off
+        there cannot say that a kill came. prepare() has seen that the ledger was not cut off. Raises: OSError; then no further
+        entry is made.
         """
-        if last is not None and "seal" in last:
-            end = self._read_end()
-            if end is None or (end["seq"], end["hash"]) != (last["seq"], last["hash"]):
-                self._write_end(last, None)     # on the disk before the entry is
+        here, end = last or NOTHING, self._read_end()
+        if end is None or (end.get("seq"), end.get("hash"), end.get("keyId")) != (here["seq"], here["hash"], self.identity):
+            self._write_end(here, None)         # on the disk before the entry is
 
     def _write_end(self, entry: Json, commit: Optional[Commit]) -> None:
-        end = {"schema": 1, "seq": entry["seq"], "hash": entry["hash"], "keyId": self.identity, "mode": self.mode,
+        end = {"schema": 1, **({} if "seal" in entry else {"begins": True}), "seq": entry["seq"], "hash": entry["hash"], "keyId": self.identity, "mode": self.mode,
                "mac": end_mac(self.key, entry["seq"], entry["hash"])}
         durable_files.write_atomic(self.store.path(END_NAME), state_store.record_json(end), commit)
 

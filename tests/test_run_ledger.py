@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 import durable_files  # noqa: E402
 import ledger_format  # noqa: E402
+import ledger_verify  # noqa: E402
 import model  # noqa: E402
 import run_ledger  # noqa: E402
 import seal_keys  # noqa: E402
@@ -518,19 +519,52 @@ def test_a_sealed_ledger_that_was_cut_off_is_not_continued(store, tmp_path, case
     assert {name: Path(store.path(name)).read_bytes() for name in names(store.folder)} == before
 
 
-@pytest.mark.parametrize("lines", [0, 1])
-def test_a_kill_between_a_sealed_entry_and_its_end_is_no_cut(store, tmp_path, lines):
-    path = new_key(tmp_path, "hmac")
-    ledger_of(store, path).begin("a", 1, "p")
+@pytest.mark.parametrize("mode", ["hmac", "forward"])
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_a_kill_between_a_sealed_entry_and_its_end_is_no_cut(store, tmp_path, is_begun, mode):
+    """Nor is one before the first sealed entry: by then the end is there. is_begun: there are entries without seals."""
+    path = new_key(tmp_path, mode)
+    first = Path(path).read_bytes()
+    if is_begun:
+        run_once(store, "plain")
+    before = entries(store)
+    behind = "state/ledger.end: it is 1 entry behind the ledger: a kill between the two leaves that"
+    assert Sealer(store, path).seal({"hash": "0" * 64}, before[-1] if before else None)["index"] == 0
     end = Path(store.path("ledger.end")).read_bytes()
-    if lines:
-        ledger_of(store, path).begin("b", 1, "p")
+    report = ledger_verify.verify(store.root)
+    assert report.findings == [] and (not before or report.notes == ["state/ledger.end was written for the first sealed entry: a kill before that leaves it"])
+    for stage in "ab":
+        ledger_of(store, path).prepare()
+        ledger_of(store, path).note("reset", "p", {"stage": stage})
+        newer = Path(store.path("ledger.end")).read_bytes()
         Path(store.path("ledger.end")).write_bytes(end)
-    else:
-        os.unlink(store.path("ledger.end"))
+        report = ledger_verify.verify(store.root, key=first)
+        assert (report.findings, report.notes) == ([], [behind])
+        end = newer
     ledger_of(store, path).prepare()
     run_once(store, "c", path)
+    assert ledger_verify.verify(store.root, key=first).findings == []
     assert_chain_is_whole(store)
+
+
+@pytest.mark.parametrize("mode", ["hmac", "forward"])
+def test_a_ledger_that_was_cut_to_its_first_sealed_entry_is_no_kill(store, tmp_path, mode):
+    """An end that names an entry without a seal, or none at all, is not what a kill leaves."""
+    path = new_key(tmp_path, mode)
+    first = Path(path).read_bytes()
+    run_once(store, "plain")
+    run_once(store, "a", path)
+    keep_lines(store, 3)
+    unsealed = entries(store)[1]
+    for more in ({}, {"begins": True}):
+        rewrite_end(store, seq=2, hash=unsealed["hash"], mac="0" * 64, **more)
+        assert ("EDITED", "state/ledger.end") in [one[:2] for one in ledger_verify.verify(store.root, key=first).findings]
+        with pytest.raises(StateError, match="was not written with the key|the ledger was cut off"):
+            run_once(store, "b", path)
+    os.unlink(store.path("ledger.end"))
+    assert ("DELETED", "state/ledger.end") in [one[:2] for one in ledger_verify.verify(store.root, key=first).findings]
+    with pytest.raises(StateError, match="state/ledger.end is not there|the ledger was cut off"):
+        run_once(store, "b", path)
 
 
 def test_a_ledger_begun_unsealed_is_sealed_from_then_on(store, tmp_path):
