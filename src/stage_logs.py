@@ -94,8 +94,8 @@ def _of_run(root: str, stage: str, run_id: str, name_tasks: bool) -> Found:
 
 
 def marked(root: str, stage: str, found: Found) -> Found:
-    """Mark the logs that the record of a run does not name, though the stage ended well in it: of another an attempt may have
-    ended without being noted.
+    """Mark the logs that the record of a run does not name, though the stage ended well in it or was skipped: of another an
+    attempt may have ended without being noted.
 
     A task's log without content may be of a disk that was full; a stage that is called as a number shared its folder with a call in earlier versions.
     """
@@ -103,8 +103,8 @@ def marked(root: str, stage: str, found: Found) -> Found:
     if record is None or not record.get("endedAt"):         # it is at work, or it died
         return found
     for entry in _entries(record, stage):
-        logs = entry.get("logs")
-        if entry.get("status") == "ok" and isinstance(logs, list) and not entry.get("recovered"):
+        logs = entry.get("logs") if entry.get("status") != "skipped" else []
+        if entry.get("status") in ("ok", "skipped") and isinstance(logs, list) and not entry.get("recovered"):
             named = {log.get("path") for log in logs if isinstance(log, dict) and isinstance(log.get("path"), str)}
             return found._replace(logs=[log._replace(is_unnamed=log.path not in named and not (log.number and not _size(os.path.join(root, log.path))))
                                         for log in found.logs])

@@ -72,7 +72,6 @@ class LedgerIndex:
         self.newest_call: Dict[str, int] = {}           # run id -> its last invocation
         self.spellings: Dict[str, Set[str]] = {}        # run ids that some file systems take for one
         self.before: Dict[int, Optional[str]] = {}      # number of an end entry -> prevRunHash that its record must have
-        self.last_run = 0                               # number of the entry with which a run began last
         self.accepts: List[Entry] = []
         self.pruned: Dict[RunKey, str] = {}             # run -> digest of its record, which gc has removed
         self.cleaned: Dict[Tuple[RunKey, str], Any] = {}        # (run, stage) -> (number of the entry, paths that clean has kept)
@@ -84,7 +83,6 @@ class LedgerIndex:
         for entry in self.chain.entries:
             if entry.event == "begin":
                 self.begins.setdefault(entry.run, entry.seq)
-                self.last_run = entry.seq
             elif entry.event == "accept":
                 self.accepts.append(entry)
             elif entry.event == "gc" and entry.sound:

@@ -74,8 +74,8 @@ class Outputs:
 
     def _check_output(self, path: str, output: Output) -> None:
         seq, kept = self.index.cleaned.get((output.run, output.stage), (0, ()))
-        # What lies there since may be of a later run that has not ended well; else somebody has put it there.
-        if seq and path not in kept and (seq < self.index.last_run or not self.book.lexists(path)):
+        # Else somebody has put it there: of a later run that has not ended well the caller would know.
+        if seq and path not in kept and not self.book.lexists(path):
             self.cleaned_met += self.book.concerns(output.run)
         elif self.book.concerns(output.run):
             wrong = self._problem(path, output)
@@ -138,13 +138,14 @@ class Outputs:
         """Return (kind, what is wrong) with an output, None if it is as it was made."""
         wanted, run, stage = (output.size, output.digest), output.run, output.stage
         try:
-            if self.book.folder.link(path) == wanted:
+            link = self.book.folder.link(path)
+            if link == wanted:
                 return None
             full = self.book.folder.path(path)
         except Unreadable as error:
             return "OUTPUT-CHANGED" if "link" in str(error) else "MALFORMED", "an output of stage %s, %s: it %s" % (stage, run_text(run), error)
         try:
-            if self._digest_of(full) == wanted:
+            if link is None and self._digest_of(full) == wanted:
                 return None
             return "OUTPUT-CHANGED", "it is not what stage %s of %s made" % (stage, run_text(run))
         except FileNotFoundError:

@@ -12,7 +12,7 @@ import json
 import os
 from collections import namedtuple
 
-from history_files import Unreadable, digest_of, is_text, run_record_problem, run_text
+from history_files import Unreadable, digest_of, is_text, parse_object, read_regular, run_record_problem, run_text
 from ledger_chain import LEDGER, Entry
 from ledger_format import run_hash
 from primitives import is_integer
@@ -69,8 +69,12 @@ class RunRecords:
         self._report_misplaced()
 
     def _report_misplaced(self) -> None:
-        """Report the record of an earlier call under a run id that stands where that of the newest belongs."""
+        """Report the record of an earlier call under a run id that stands where that of the newest belongs, and tell of the newest
+        under the name that it gets before the next call begins."""
         for name, run in sorted(self.placed.items()):
+            if name == "run_%s.%d.json" % run and run[1] == self.index.newest_call.get(run[0]) and self.book.concerns(run):
+                self.book.notes.append("state/%s is the record of the newest call of run %s: the next one died before it began, or somebody has renamed it" % (
+                    name, run[0]))
             newest = run[0], self.index.newest_call.get(run[0], 0)
             if name == "run_%s.json" % run[0] and newest != run and self.homes.get(newest, name) != name:
                 self.book.find("RENAMED", "state/" + name, "invocation %d stands in place of the newest, which is in state/%s" % (
@@ -254,18 +258,29 @@ class RunContents:
     def _check_metrics(self, record: Json, entry: Entry, name: str) -> None:
         """The metrics of the newest call under a run id are still there; those of earlier calls were replaced."""
         metrics = record.get("metrics")
-        if metrics is None or entry.run in self.index.pruned or name not in ("state/run_%s.json" % entry.run_id, "state/" + PENDING):
+        if metrics is None or entry.run in self.index.pruned:
             return
         if entry.invocation != self.index.newest_call[entry.run_id] or entry.run_id in {run[0] for run in self.index.open}:
             return
         path = "state/metrics_%s.json" % entry.run_id
         try:
-            if digest_of(self.book.folder.path(path)) != (metrics["bytes"], metrics["sha256"]):
+            is_its_own = digest_of(self.book.folder.path(path)) == (metrics["bytes"], metrics["sha256"])
+            if not is_its_own and name == "state/run_%s.%d.json" % entry.run and self._is_of_later(path, entry):
+                self.book.notes.append("%s is of a call that died before its end was entered" % path)
+            elif not is_its_own:
                 self.book.find("EDITED", path, "it is not the one that %s names" % name, entry.run)
         except FileNotFoundError:
             self.book.find("DELETED", path, "%s names it" % name, entry.run)
         except Unreadable as error:
             self.book.find("MALFORMED", path, str(error), entry.run)
+
+    def _is_of_later(self, path: str, entry: Entry) -> bool:
+        """Tell whether metrics are of the next call under the run id, which wrote them before its entry."""
+        try:
+            said = parse_object(read_regular(self.book.folder.path(path)), self.book.loose)
+        except (OSError, Unreadable):
+            return False
+        return (said.get("runId"), said.get("invocation")) == (entry.run_id, entry.invocation + 1)
 
     def check_skips(self) -> None:
         """A skipped stage was made by a run that the ledger has, under the key of the skip."""
@@ -310,13 +325,14 @@ class RunLogs:
                 self.book.find("MALFORMED", log["path"], "the log %s" % error, run)
 
     def check_unnamed(self, record: Json, entry: Entry, name: str) -> None:
-        """Report what lies among the logs of a run as one of a stage that ended well in it, and its record does not name.
+        """Report what lies among the logs of a run as one of a stage that ended well in it or was skipped, and its record does not
+        name.
 
         Of another stage an attempt may have ended without being noted. In earlier versions a stage that is called as a number
         shared its folder of logs with a call.
         """
-        named = {one["stage"]: {log["path"] for log in one["logs"]} for one in record["stages"]
-                 if one["status"] == "ok" and isinstance(one.get("logs"), list) and not one.get("recovered") and not one["stage"].isdigit()}
+        named = {one["stage"]: {log["path"] for log in one.get("logs") or []} for one in record["stages"] if not one["stage"].isdigit()
+                 and (one["status"] == "skipped" or one["status"] == "ok" and isinstance(one.get("logs"), list) and not one.get("recovered"))}
         if not named or len(self.index.spellings.get(entry.run_id.casefold(), ())) > 1:
             return
         folder = "state/logs/%s%s" % (entry.run_id, "/%d" % entry.invocation if entry.invocation > 1 else "")
