@@ -476,8 +476,11 @@ class FileTasksWork(TasksWork):
         if found.st_size >= SETTLE_BYTES and found.st_mtime_ns < found.st_ctime_ns - file_digests.FRESH_NS:
             self.made.add(name, task_files.plain(file_digests.signature(found)), digest)
 
-    def _all_inputs(self) -> Iterable[str]:
-        return [*self.facts.tasks.paths, *super()._all_inputs()]
+    def _paths_and_inodes(self) -> Tuple[List[str], List[int]]:
+        facts, (paths, inodes) = self.facts.tasks, super()._paths_and_inodes()
+        left = [path for path, _ in facts.left]     # for a later run
+        return [*facts.paths, *left, *paths], [*facts.packed[task_files.INODE::task_files.FIELDS],
+                                               *task_files.signatures(self.run.root, left)[task_files.INODE::task_files.FIELDS], *inodes]
 
     def _remove_output(self, path: str) -> None:
         durable_files.remove_durably(os.path.join(self.folder, path), self.store.commit)

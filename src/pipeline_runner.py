@@ -27,7 +27,7 @@ may also import what is named before it.
         shown     log_events  text_table  stage_progress  svg_shapes
     on them
         spec      spec_checks (what a valid pipeline file is)
-        files     stage_outputs  state_store (the records under state/)  stage_markers  file_digests  chunk_files  link_places (where links lead)
+        files     stage_outputs  state_store (the records under state/)  stage_markers  file_digests  chunk_files  link_places (where links lead)  files_read (by which names)
         network   scan_windows  source_folding (what an expression stands for)  import_scan
         process   process_table (what lives)  process_traits (whose it is)  process_tree (ending all of an attempt)  guardian (when the runner dies)
                   process_start  attempts (processors at work)  launch_lease (may a launched task run, and does it)  node_exec (such a task on its machine)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 BLOCK = 64                  # signatures that are compared at once
 FIELDS = 5                  # size, mtime_ns, ctime_ns, inode, device; a file that is not there has -1 in all
+INODE = 3                   # place of that
 DIGEST_BYTES = 64
 MISSING = (-1,) * FIELDS
 POSITIVE = 0x7FFFFFFFFFFFFFFF   # what an array takes

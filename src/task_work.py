@@ -19,13 +19,14 @@ import checkpoints
 import control_totals
 import durable_files
 import file_digests
+import files_read
 import spec_checks
 import stage_outputs
 import stage_work
 import task_files
 import task_log
 from model import SHOWN_NAMES, remedy_of, sha256
-from primitives import as_here, is_there, naming, remove_quietly, storable, unlink
+from primitives import is_there, naming, remove_quietly, storable, unlink
 from scheduler import Next, Spawn, slots_for
 
 TYPE_CHECKING = False
@@ -130,7 +131,7 @@ class TasksWork(stage_work.StageWork):
         self.totals: Json = {}                      # number, bytes and digest of all outputs, once all are there
         self.server: Any = None                     # forks Python processors
         self.is_without_server = False
-        self._inputs_here: Optional[Set[str]] = None    # those of the inputs that lie in the output folder
+        self._files_read: Optional[files_read.FilesRead] = None
         self._of_all_tasks: Optional[Dict[str, str]] = None     # variables
         self._evidence_file: Any = None
         self._evidence_digest = sha256()
@@ -476,16 +477,17 @@ class TasksWork(stage_work.StageWork):
 
     def _input_problem(self, name: str) -> str:
         """Return why *name* may not be an output of a stage with these inputs, or ""."""
-        if self._inputs_here is None:
-            start = as_here(self.stage.output_dir + "/")
-            self._inputs_here = {path[len(start):] for path in map(as_here, self._all_inputs()) if path.startswith(start)}
-        if as_here(name) not in self._inputs_here:
-            return ""
-        return "it makes %s/%s, which the stage reads; an output must not take the place of an input" % (self.stage.output_dir, name)
+        if self._files_read is None:
+            self._files_read = files_read.FilesRead(self.run.root, self.stage.output_dir, *self._paths_and_inodes())
+        own = "%s/%s" % (self.stage.output_dir, name)
+        path = self._files_read.name_of(name)
+        return "it makes %s, which the stage reads%s; an output must not take the place of an input" % (
+            own, "" if path == own else " as %s" % path) if path else ""
 
-    def _all_inputs(self) -> Iterable[str]:
-        inputs: List[str] = self.facts.material.inputs
-        return inputs
+    def _paths_and_inodes(self) -> Tuple[List[str], List[int]]:
+        """Return what the stage reads: inputs, watched files, code."""
+        stamps = self.facts.material.stamps
+        return list(stamps), [stamp[task_files.INODE] for stamp in stamps.values()]
 
     def _take_counts(self, trial: TaskTrial) -> None:
         """Take the counts that the processor reported: in the file of counts, else with its checkpoint. None where they are

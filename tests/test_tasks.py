@@ -645,6 +645,43 @@ def test_no_input_is_overwritten(upper, more):
     assert upper.read("in/a.txt") == "line of a\n" and not [name for name in os.listdir(str(upper.path("in"))) if name.endswith(".part")]
 
 
+IN_CHUNKS = {"processor": "bin/filter.sh", "inputs": ["in/*.txt"], "chunks": {"bytes": 4, "filter": True}}
+
+
+@pytest.mark.parametrize("more, output_dir, link, read_as", [
+    ({}, "out", ("in", "out"), "in/a.txt"),
+    (IN_CHUNKS, "out", ("in", "out"), "in/a.txt"),
+    ({"forEach": "fresh/*.txt"}, "in", ("in", "fresh"), "fresh/a.txt"),
+    ({"forEach": "fresh/*.txt"}, "in", ("in/a.txt", "fresh/a.txt"), "fresh/a.txt"),
+    ({"inputs": ["in/*.txt", "fresh/b.txt"]}, "real", ("real", "fresh"), "fresh/b.txt"),
+    ({"forEach": "in/b.txt", "watch": ["in/b.txt"]}, "out", ("in", "out"), "in/b.txt"),
+    ({"watch": ["out/a.txt"]}, "out", None, ""),
+], ids=["tasks", "chunks", "inputs' folder", "one file", "what all share", "watched", "watched there"])
+def test_no_input_is_overwritten_under_another_name(upper, more, output_dir, link, read_as):
+    upper.write("bin/filter.sh", "#!/bin/sh\ntr a-z A-Z\n", executable=True)
+    for name in ("real/b.txt", "out/a.txt") if link is None or "real" in link else ():
+        upper.write(name, "line of it\n")
+    if link is not None:
+        if "/" in link[1]:
+            os.mkdir(str(upper.path("fresh")))
+        os.symlink(str(upper.path(link[0])), str(upper.path(link[1])))
+    if "chunks" in more:
+        upper.stage.pop("forEach")
+    respec(upper, outputDir=output_dir, **more)
+    own = "%s/%s" % (output_dir, os.path.basename(read_as or "a.txt"))
+    before = upper.read(own)
+    done = upper.run()
+    told = "it makes %s, which the stage reads%s; an output must not take the place of an input" % (own, read_as and " as " + read_as)
+    assert done.code == 1 and told in done.out and upper.read(own) == before, done
+
+
+def test_an_output_that_is_a_link_to_an_input_is_made_again(upper):
+    upper.write("bin/up.sh", '#!/bin/sh\nln -s "$PIPELINE_ROOT/$1" "$PIPELINE_OUTPUT_DIR/${1##*/}"\n', executable=True)
+    for _ in range(2):
+        upper.ok("--force", "up")
+    assert upper.read("out/a.txt") == "line of a\n"
+
+
 @pytest.mark.parametrize("is_edited_at_once", [False, True])
 def test_a_file_that_was_renamed_and_makes_the_same_output_is_not_held_up_by_the_one_that_is_gone(upper, is_edited_at_once):
     """The processor names its output by the beginning of the file's name."""
