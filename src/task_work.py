@@ -446,7 +446,11 @@ class TasksWork(stage_work.StageWork):
         return len(self.failed) < SHOWN_FAILURES
 
     def _list_made(self, trial: TaskTrial) -> List[str]:
-        """Return the files that a task has left in its folder, sorted, and note what is none for its name."""
+        """Return the files that a task has left in its folder, sorted, and note what is none for its name; sets the trial's failure
+        if they cannot be listed."""
+        if not stage_outputs.is_folder(trial.folder):
+            trial.failure = trial.failure or "its folder for outputs is not there any more, or is a link"
+            return []
         try:
             there = stage_outputs.list_folder(trial.folder)
         except PermissionError as error:
@@ -459,9 +463,6 @@ class TasksWork(stage_work.StageWork):
 
     def _made(self, trial: TaskTrial) -> List[str]:
         """Return the files that a task made and that count as its outputs; sets the trial's failure if one is missing."""
-        if not stage_outputs.is_folder(trial.folder):
-            trial.failure = trial.failure or "its folder for outputs is not there any more, or is a link"
-            return []
         names = self._list_made(trial)
         if self.declared is not None:
             for pattern in self.declared.unmatched(names)[:1]:

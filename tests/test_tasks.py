@@ -2239,6 +2239,19 @@ def test_a_filter_that_lays_hands_on_its_output_fails_its_chunk(project, does, w
     assert project.read("out/a.txt") == "one\ntwo\nthree\n"
 
 
+@pytest.mark.parametrize("does", ["shutil.rmtree(out)", "os.rename(out, out + '2'), os.symlink(out + '2', out)"], ids=["removed", "a link"])
+def test_a_chunk_whose_folder_is_gone_is_not_taken_for_one_without_lines(project, does):
+    project.write("in/a.txt", "one\ntwo\nthree\n")
+    body = ("import processor_kit, shutil\nprocessor_kit.lines(str.upper, processor_kit.output_name('{name}'))\n"
+            "if open(out + '/a.txt').read().startswith('TWO'):\n    %s\n")
+    project.spec({"processor": project.processor("p", body % does), "inputs": ["in/a.txt"], "outputDir": "out", "chunks": {"bytes": 4}})
+    done = project.run()
+    assert done.code == 1 and "its folder for outputs is not there any more, or is a link" in done.out and not project.exists("out/a.txt"), done
+    project.processor("p", body % "pass")
+    project.ok()
+    assert project.read("out/a.txt") == "ONE\nTWO\nTHREE\n"
+
+
 # --- a stage that is done otherwise than before
 
 MANY = 11           # more outputs than a record lists
