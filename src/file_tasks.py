@@ -27,7 +27,7 @@ import task_look
 import task_work
 from console import describe_os_error
 from model import ALL_OF_LOG
-from primitives import HELD_BEGINS, folded, is_junction, is_link, is_there, replace, unlink
+from primitives import HELD_BEGINS, as_here, folded, is_junction, is_link, is_there, replace, unlink
 from spec_loading import plain_path
 from task_work import Task, TasksWork, TaskTrial, folder_name
 
@@ -51,18 +51,25 @@ def _folders_of(path: str) -> Set[str]:
     return {"/".join(parts[:count]) for count in range(1, len(parts))}
 
 
-def _link_problem(folder: str, name: str) -> str:
-    """Return why the output *name* in a task's private folder would lead elsewhere in its place, or "": the folder goes with the
-    task."""
+def _link_problem(folder: str, name: str, kept: Set[str]) -> str:
+    """Return why the output *name* in a task's private folder would lead elsewhere in its place, or "". kept: outputs and their
+    folders, as by as_here(); of private folders nothing else stays."""
     full = os.path.join(folder, name)
     if not is_link(full):
         return ""
-    target = plain_path(os.readlink(full))
-    leads_inside = os.path.normpath(os.path.join(os.path.dirname(full), target)).startswith(folder + os.sep)
-    if leads_inside == os.path.isabs(target):
-        how = "a name beside it, not the whole path" if leads_inside else "the whole path"
-        return "output %s is a link to %s, which would lead elsewhere once the output is in its place; let it lead to %s" % (name, target, how)
-    return ""
+    text, private, way = plain_path(os.readlink(full)), os.path.realpath(folder), ""
+    target = os.path.join(os.path.dirname(full), text)
+    place = os.path.normpath(os.path.join(os.path.realpath(os.path.dirname(target)), os.path.basename(target)))
+    if not place.startswith(os.path.dirname(private) + os.sep):
+        way = "" if os.path.isabs(text) else "the whole path"
+    elif os.path.isabs(text):
+        way = "a name beside it, not the whole path"
+    else:
+        inner = os.path.normpath(os.path.join(os.path.dirname(name), text)).replace(os.sep, "/")
+        needed = [place[len(private) + 1:].replace(os.sep, "/")] + [one for one in _folders_of(inner) if is_link(os.path.join(folder, one))]
+        if inner.startswith("../") or os.path.lexists(target) and not kept.issuperset(map(as_here, needed)):
+            way = "one of its outputs"
+    return "output %s is a link to %s, which would lead elsewhere once the output is in its place; let it lead to %s" % (name, text, way) if way else ""
 
 
 def _fixed_folder(pattern: str) -> str:
@@ -343,9 +350,10 @@ class FileTasksWork(TasksWork):
         self._take_counts(trial)
         if trial.failure:
             return
+        kept = {as_here(name) for name in names}.union(*map(_folders_of, map(as_here, names)))
         for name in names:
             size, digest = self._hash_output(os.path.join(trial.folder, name))
-            trial.failure = "output %s cannot be read" % name if size < 0 else _link_problem(trial.folder, name)
+            trial.failure = "output %s cannot be read" % name if size < 0 else _link_problem(trial.folder, name, kept)
             if trial.failure:
                 return
             trial.outputs.append((name, size, digest))
