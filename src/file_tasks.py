@@ -19,6 +19,7 @@ import durable_files
 import file_digests
 import file_systems
 import foreign_outputs
+import recorded_outputs
 import stage_outputs
 import stage_work
 import task_files
@@ -116,6 +117,7 @@ class FileTasksWork(TasksWork):
         self.died_at_ns = 0                         # when the last run began, if it died: by the file system's clock
         self.is_pruned = stage.prune                # False as long as something of files that are gone is left for a later run
         self.mounts: List[str] = []                 # on which the files of tasks lie
+        self.others_folders: Optional[Set[str]] = None  # see recorded_outputs.folders_of_others()
         self.made = task_files.FileTable()          # outputs of this run, with signatures that no later write can hide behind
 
     def do(self, decision: Decision) -> Flow:
@@ -387,12 +389,9 @@ class FileTasksWork(TasksWork):
         folders = {folder for name in names for folder in _folders_of(name)}
         crossed = [path for path, _, _ in entry.outputs if path in folders or not _folders_of(path).isdisjoint(names)]
         for path in crossed:
-            full = os.path.join(self.folder, path)
-            if not self._is_taken(path, task) and is_there(full) and not stage_outputs.is_folder(full):
+            if not self._is_taken(path, task) and not stage_outputs.is_folder(os.path.join(self.folder, path)):
                 self._remove_output(path)
-                for above in (os.path.join(self.folder, folder) for folder in sorted(_folders_of(path), reverse=True)):
-                    if durable_files.remove_empty_folder(above, self.store.commit):
-                        self.run.made_folders.discard(above)
+                self._remove_empty(_folders_of(path))
         kept = tuple(output for output in entry.outputs if output[0] not in crossed)
         if crossed:
             self._enter(entry._replace(key="", outputs=kept))
@@ -491,7 +490,23 @@ class FileTasksWork(TasksWork):
                                                *task_files.signatures(self.run.root, left)[task_files.INODE::task_files.FIELDS], *inodes]
 
     def _remove_output(self, path: str) -> None:
-        durable_files.remove_durably(os.path.join(self.folder, path), self.store.commit)
+        """Remove an output, and the folders that it was the last one in: they would be in the way of an output that is called so.
+        These, too, where it is gone already: a kill may have come in between."""
+        full = os.path.join(self.folder, path)
+        if is_there(full):
+            durable_files.remove_durably(full, self.store.commit)
+        if "/" not in path or recorded_outputs.link_on_the_way(self.folder, path):
+            return
+        if self.others_folders is None:
+            self.others_folders = recorded_outputs.folders_of_others(self.run.spec, self.stage.name, self.stage.output_dir)
+        others = self.others_folders if self.others.are_beside() else self.others_folders - {""}
+        self._remove_empty(one[:-1] for one in stage_outputs.own_folders([one + "/" for one in _folders_of(path)], others))
+
+    def _remove_empty(self, folders: Iterable[str]) -> None:
+        for folder in sorted(folders, reverse=True):
+            full = os.path.join(self.folder, folder)
+            if durable_files.remove_empty_folder(full, self.store.commit):
+                self.run.made_folders.discard(full)
 
     # --- the end
 
@@ -632,10 +647,11 @@ class FileTasksWork(TasksWork):
                 changed += self._keep(entry, wrong)
                 continue
             for path, size, digest in entry.outputs:
-                if self._is_taken(path, name) or not is_there(os.path.join(self.folder, path)):
+                if self._is_taken(path, name):
                     continue
-                if not self._is_as_made(path, size, digest):
-                    changed.append(path)
+                is_behind_link = recorded_outputs.link_on_the_way(self.folder, path)    # there anything may lie, an archive, say
+                if is_there(os.path.join(self.folder, path)) and (is_behind_link or not self._is_as_made(path, size, digest)):
+                    changed.append(path + (" (behind a link)" if is_behind_link else ""))
                     continue
                 self._remove_output(path)
                 if "%s/%s" % (self.stage.output_dir, path) in read:

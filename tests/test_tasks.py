@@ -867,6 +867,58 @@ def test_prune_leaves_what_somebody_has_changed_since(upper, text):
     assert outputs(upper)["b.txt"] == text
 
 
+NAMED_BY_CONTENT = """
+name = out + '/' + open(inputs[0]).read().strip()
+os.makedirs(os.path.dirname(name), exist_ok=True)
+open(name, 'w').write('made of ' + inputs[0])
+"""
+
+
+@pytest.fixture
+def named(upper):
+    """Each file says what its output is called: that of a lies in a folder."""
+    for name, text in (("a", "sub/low/a"), ("b", "b"), ("c", "sub/c")):
+        upper.write("in/%s.txt" % name, text)
+    respec(upper, processor=upper.processor("named", NAMED_BY_CONTENT), prune=True)
+    upper.ok()
+    return upper
+
+
+def test_an_empty_folder_that_a_kill_has_left_is_not_in_the_way(named):
+    """Of the removal of what a task makes no more, the file was removed, and its folders were not."""
+    named.path("out/sub/low/a").unlink()
+    named.write("in/a.txt", "sub/low")
+    named.ok()
+    assert named.read("out/sub/low") == "made of in/a.txt"
+
+
+def test_a_folder_that_prune_leaves_empty_goes_and_is_in_nobodys_way(named):
+    named.path("in/a.txt").unlink()
+    named.ok()
+    assert not named.exists("out/sub/low") and named.exists("out/sub/c")
+    named.write("in/b.txt", "sub/low")
+    named.ok()
+    assert named.read("out/sub/low") == "made of in/b.txt"
+
+
+def test_a_folder_that_is_another_stages_stays_though_it_is_empty(named):
+    named.write("bin/none.sh", "#!/bin/sh\n", executable=True)
+    named.spec(named.stage, {"name": "other", "processor": "bin/none.sh", "outputDir": "out/sub/low"})
+    named.path("in/a.txt").unlink()
+    named.ok("--only", "up")
+    assert os.listdir(str(named.path("out/sub/low"))) == []
+
+
+def test_prune_removes_nothing_behind_a_link_that_came_in_the_place_of_a_folder(named):
+    """What was made may have been moved to an archive."""
+    os.rename(str(named.path("out/sub")), str(named.path("archive")))
+    os.symlink("../archive", str(named.path("out/sub")))
+    named.path("in/a.txt").unlink()
+    done = named.ok()
+    assert "1 file is gone: in/a.txt; outputs removed, but for what is not any more as it was made: sub/low/a (behind a link)\n" in done.out, done
+    assert named.read("archive/low/a") == "made of in/a.txt"
+
+
 def test_nothing_is_pruned_while_the_whole_folder_is_missing(upper):
     respec(upper, prune=True, allowNoInputs=True)
     upper.ok()
