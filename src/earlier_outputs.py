@@ -49,10 +49,10 @@ class EarlierOutputs:
 
         A stage of forEach asks its task log for what is only there.
         """
-        if record["outputs"] or not record.get("tasks") or self.stage.for_each:
+        if not stage_records.outputs_are_logged(record) or self.stage.for_each:
             return list(record["outputs"])
         import task_look
-        return task_look.vouched_outputs(self.run.store, record)
+        return stage_records.with_listed(record, task_look.vouched_outputs(self.run.store, record))
 
     def _note(self, text: str) -> None:
         self.run.console.event("NOTE", self.stage.name, ": " + text)

@@ -267,7 +267,7 @@ def _recorded(stage: StageSpec, store: StateStore, record: Optional[Json]) -> Li
     if record is None or not stage_records.outputs_are_logged(record):
         return list(record["outputs"]) if record is not None else []
     import task_look
-    return task_look.logged_outputs(store, stage.name)
+    return stage_records.with_listed(record, task_look.logged_outputs(store, stage.name))
 
 
 def _other_owners(spec: PipelineSpec, stage: StageSpec, store: StateStore) -> Dict[str, str]:

@@ -410,13 +410,15 @@ def _marker_json(spec: PipelineSpec, stage: StageSpec, record: Optional[Json], p
 def _recorded_outputs(root: str, record: Json) -> List[Tuple[str, int, str]]:
     """Return (path, bytes, SHA-256) of the recorded outputs; of a stage with many tasks from its task log, none if that cannot be
     read."""
+    found = {one["path"]: (one["path"], one["bytes"], one["sha256"]) for one in record["outputs"]}
     if stage_records.outputs_are_logged(record):
         import task_log
         try:
-            return sorted(task_log.find_outputs(os.path.join(root, "state"), record["stage"]) or [])
+            found.update((one[0], one) for one in task_log.find_outputs(os.path.join(root, "state"), record["stage"]) or [])
         except (OSError, task_log.Damaged):
-            return []           # what is wrong with it is among the reasons
-    return [(one["path"], one["bytes"], one["sha256"]) for one in record["outputs"]]
+            pass                # what is wrong with it is among the reasons
+        return sorted(found.values())
+    return list(found.values())
 
 
 def _outputs_json(root: str, record: Optional[Json], facts: Optional[Facts]) -> List[Json]:

@@ -104,7 +104,7 @@ def with_all_outputs(makers: Sequence[Tuple[str, str, Json]], store: StateStore)
     for name, folder, record in makers:
         if stage_records.outputs_are_logged(record) or record.get("refused") == ALL_OF_LOG:
             import task_look
-            record = dict(record, outputs=task_look.logged_outputs(looking, name))
+            record = dict(record, outputs=stage_records.with_listed(record, task_look.logged_outputs(looking, name)))
         found.append((name, folder, record))
     return found
 

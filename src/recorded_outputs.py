@@ -32,9 +32,10 @@ def recorded_paths(store: StateStore, record: Optional[Json]) -> List[str]:
     if record is None:
         return []
     if not stage_records.outputs_are_logged(record):
-        return [output["path"] for output in record["outputs"]]
+        return _listed(record)
     import task_log
-    return [path for path, _, _ in task_log.find_outputs(store.folder, record["stage"]) or []]
+    logged = [path for path, _, _ in task_log.find_outputs(store.folder, record["stage"]) or []]
+    return list(dict.fromkeys([*logged, *_listed(record)]))
 
 
 def believed_paths(store: StateStore, record: Optional[Json]) -> List[str]:
@@ -46,7 +47,11 @@ def believed_paths(store: StateStore, record: Optional[Json]) -> List[str]:
     try:
         return recorded_paths(store, record)
     except task_log.Damaged:
-        return []
+        return _listed(record)
+
+
+def _listed(record: Json) -> List[str]:
+    return [output["path"] for output in record["outputs"]]
 
 
 def outputs_of_others(root: str, output_dir: str, besides: Set[str]) -> Set[str]:

@@ -8,7 +8,7 @@ from primitives import compact, is_integer, leads_out
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Optional
+    from typing import Any, Callable, Dict, List, Optional
 
     Json = Dict[str, Any]
 
@@ -80,7 +80,14 @@ def last_run_text(record: Json) -> str:
 def outputs_are_logged(record: Json) -> bool:
     """Tell whether a stage record leaves its outputs to the task log: they are too many for it, or of tasks of a run that has not
     ended well."""
-    return not record["outputs"] and bool((record.get("tasks") or {}).get("outputs") or is_of_unfinished_tasks(record))
+    return is_of_unfinished_tasks(record) or not record["outputs"] and bool((record.get("tasks") or {}).get("outputs"))
+
+
+def with_listed(record: Json, logged: List[Json]) -> List[Json]:
+    """Return what a task log says, with those outputs of the record that it does not name: of an unfinished run these are of before,
+    and may be of when the stage had no tasks yet."""
+    known = {one["path"] for one in logged} if record["outputs"] else set()
+    return logged + [one for one in record["outputs"] if one["path"] not in known]
 
 
 def is_of_unfinished_tasks(record: Json) -> bool:

@@ -875,7 +875,7 @@ open(name, 'w').write('made of ' + inputs[0])
 
 
 @pytest.fixture
-def named(upper):
+def in_folders(upper):
     """Each file says what its output is called: that of a lies in a folder."""
     for name, text in (("a", "sub/low/a"), ("b", "b"), ("c", "sub/c")):
         upper.write("in/%s.txt" % name, text)
@@ -884,39 +884,39 @@ def named(upper):
     return upper
 
 
-def test_an_empty_folder_that_a_kill_has_left_is_not_in_the_way(named):
+def test_an_empty_folder_that_a_kill_has_left_is_not_in_the_way(in_folders):
     """Of the removal of what a task makes no more, the file was removed, and its folders were not."""
-    named.path("out/sub/low/a").unlink()
-    named.write("in/a.txt", "sub/low")
-    named.ok()
-    assert named.read("out/sub/low") == "made of in/a.txt"
+    in_folders.path("out/sub/low/a").unlink()
+    in_folders.write("in/a.txt", "sub/low")
+    in_folders.ok()
+    assert in_folders.read("out/sub/low") == "made of in/a.txt"
 
 
-def test_a_folder_that_prune_leaves_empty_goes_and_is_in_nobodys_way(named):
-    named.path("in/a.txt").unlink()
-    named.ok()
-    assert not named.exists("out/sub/low") and named.exists("out/sub/c")
-    named.write("in/b.txt", "sub/low")
-    named.ok()
-    assert named.read("out/sub/low") == "made of in/b.txt"
+def test_a_folder_that_prune_leaves_empty_goes_and_is_in_nobodys_way(in_folders):
+    in_folders.path("in/a.txt").unlink()
+    in_folders.ok()
+    assert not in_folders.exists("out/sub/low") and in_folders.exists("out/sub/c")
+    in_folders.write("in/b.txt", "sub/low")
+    in_folders.ok()
+    assert in_folders.read("out/sub/low") == "made of in/b.txt"
 
 
-def test_a_folder_that_is_another_stages_stays_though_it_is_empty(named):
-    named.write("bin/none.sh", "#!/bin/sh\n", executable=True)
-    named.spec(named.stage, {"name": "other", "processor": "bin/none.sh", "outputDir": "out/sub/low"})
-    named.path("in/a.txt").unlink()
-    named.ok("--only", "up")
-    assert os.listdir(str(named.path("out/sub/low"))) == []
+def test_a_folder_that_is_another_stages_stays_though_it_is_empty(in_folders):
+    in_folders.write("bin/none.sh", "#!/bin/sh\n", executable=True)
+    in_folders.spec(in_folders.stage, {"name": "other", "processor": "bin/none.sh", "outputDir": "out/sub/low"})
+    in_folders.path("in/a.txt").unlink()
+    in_folders.ok("--only", "up")
+    assert os.listdir(str(in_folders.path("out/sub/low"))) == []
 
 
-def test_prune_removes_nothing_behind_a_link_that_came_in_the_place_of_a_folder(named):
+def test_prune_removes_nothing_behind_a_link_that_came_in_the_place_of_a_folder(in_folders):
     """What was made may have been moved to an archive."""
-    os.rename(str(named.path("out/sub")), str(named.path("archive")))
-    os.symlink("../archive", str(named.path("out/sub")))
-    named.path("in/a.txt").unlink()
-    done = named.ok()
+    os.rename(str(in_folders.path("out/sub")), str(in_folders.path("archive")))
+    os.symlink("../archive", str(in_folders.path("out/sub")))
+    in_folders.path("in/a.txt").unlink()
+    done = in_folders.ok()
     assert "1 file is gone: in/a.txt; outputs removed, but for what is not any more as it was made: sub/low/a (behind a link)\n" in done.out, done
-    assert named.read("archive/low/a") == "made of in/a.txt"
+    assert in_folders.read("archive/low/a") == "made of in/a.txt"
 
 
 def test_nothing_is_pruned_while_the_whole_folder_is_missing(upper):
@@ -2330,6 +2330,31 @@ def make_many(upper):
 def as_plain(upper, body, **more):
     upper.processor("plain", body)
     upper.spec(dict({name: value for name, value in upper.stage.items() if name not in ("forEach", "prune")}, inputs=["in/*.txt"], processor="bin/plain.py", **more))
+
+
+def test_what_was_made_before_a_failure_is_the_stages_as_its_log_has_it(upper):
+    """The record of the run that failed lists what the run before has made."""
+    upper.ok()
+    upper.write("in/a.txt", "another line\n")
+    upper.write("in/d.txt", "new\n")
+    upper.write("in/e.txt", "bad\n")
+    assert upper.run().code == 1 and len(upper.json("state/stage_up.json")["outputs"]) == 3
+    assert "outputs: 4 recorded, " in upper.ok("explain", "up").out
+    other = upper.processor("other", "open(out + '/d.txt', 'a').close()\nos.utime(out + '/d.txt', (1, 1))\n")
+    upper.spec(upper.stage, {"name": "other", "processor": other, "outputDir": "out"})
+    assert "changed out/d.txt, which belongs to stage up" in upper.run("--only", "other").out
+    found = upper.ok("clean", "up").out
+    assert all("would remove out/%s.txt (" % name in found for name in "abcd") and "kept" not in found, found
+
+
+def test_what_a_stage_made_before_it_had_tasks_is_known_while_these_have_not_ended_well(upper):
+    as_plain(upper, "open(out + '/all', 'w').write('made')\n")
+    upper.ok()
+    upper.write("in/e.txt", "bad\n")
+    upper.spec(upper.stage)
+    assert upper.run().code == 1
+    found = upper.ok("clean", "up").out
+    assert "would remove out/all (" in found and "would remove out/a.txt (" in found, found
 
 
 def test_what_tasks_made_is_named_once_the_stage_has_none_any_more(upper):
