@@ -374,9 +374,9 @@ class ChunkTasksWork(task_work.TasksWork):
         called so may be anything. A kill before the stage record leaves what one leaves after the kit's own removal.
         """
         names = {name + chunk_files.REJECTS for name in joined} if "rejected" in self.counts else set()
-        for path in sorted(names.intersection(one["path"] for one in self.earlier.outputs)):
+        for path in stage_outputs.not_among(self.folder, sorted(names.intersection(one["path"] for one in self.earlier.outputs)), joined):
             is_another = self.others.place_of(path) or self._input_problem(path) or stage_outputs.is_folder(os.path.join(self.folder, path))
-            if not is_another and not stage_outputs.is_among(self.folder, path, list(joined)):
+            if not is_another:
                 durable_files.remove_durably(os.path.join(self.folder, path), self.store.commit)
         if self.store.commit.removed:
             self.run.durability.flush()            # before a record says that they are none of its outputs

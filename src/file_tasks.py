@@ -365,8 +365,8 @@ class FileTasksWork(TasksWork):
                 self._claim(task.name, output[0])
                 self._publish(trial.folder, output[0], output[2])
                 trial.published.append(output)
-            for path in earlier:
-                if not self._is_taken(path, task.name) and not stage_outputs.is_among(self.folder, path, names):
+            for path in stage_outputs.not_among(self.folder, earlier, names):
+                if not self._is_taken(path, task.name):
                     self._remove_output(path)
         except OSError as error:
             trial.failure = self._publish_problem(error)
@@ -386,9 +386,9 @@ class FileTasksWork(TasksWork):
         entry = self.task_log.entries.get(task)
         if entry is None:
             return []
-        folders = {folder for name in names for folder in _folders_of(name)}
-        crossed = [path for path, _, _ in entry.outputs if path in folders or not _folders_of(path).isdisjoint(names)]
-        for path in crossed:
+        folders, files = {folder for name in names for folder in _folders_of(name)}, set(names)
+        crossed = {path for path, _, _ in entry.outputs if path in folders or not files.isdisjoint(_folders_of(path))}
+        for path in sorted(crossed):
             if not self._is_taken(path, task) and not stage_outputs.is_folder(os.path.join(self.folder, path)):
                 self._remove_output(path)
                 self._remove_empty(_folders_of(path))

@@ -125,13 +125,19 @@ def no_outputs(before: Folder, now: Folder) -> List[str]:
     return sorted(changed_since(before.hidden, now.hidden) + parts)
 
 
-def is_among(folder: str, path: str, names: List[str]) -> bool:
-    """Tell whether *path* is one of the files *names*, on file systems that take no heed of case, too."""
-    if path in names:
+def not_among(folder: str, paths: Iterable[str], names: Iterable[str]) -> List[str]:
+    """Return those of *paths* that are none of the files *names*, on file systems that take no heed of case neither."""
+    alike: Dict[str, List[str]] = {}
+    for name in names:
+        alike.setdefault(folded(name), []).append(name)
+    return [path for path in paths if not _is_among(folder, path, alike.get(folded(path), []))]
+
+
+def _is_among(folder: str, path: str, alike: List[str]) -> bool:
+    if path in alike:
         return True
     full = os.path.join(folder, path)
-    alike = [os.path.join(folder, name) for name in names if folded(name) == folded(path)]
-    return bool(alike) and os.path.lexists(full) and any(file_systems.is_one_file(full, one) for one in alike)
+    return bool(alike) and os.path.lexists(full) and any(file_systems.is_one_file(full, os.path.join(folder, one)) for one in alike)
 
 
 def own_parts(parts: List[str], stage: str) -> List[str]:

@@ -752,13 +752,20 @@ def test_a_name_is_not_taken_from_a_task_that_is_up_to_date_or_has_made_it_alrea
     assert {name: [path for path, _, _ in entry.outputs] for name, entry in entries(named).items()} == {"in/a.txt": ["b"], "in/b.txt": [], "in/c.txt": ["c"]}
 
 
+def test_names_of_very_many_outputs_are_compared_once_each(tmp_path, monkeypatch):
+    looked = []
+    monkeypatch.setattr(stage_outputs, "folded", lambda name: looked.append(name) or name)
+    paths = ["old-%d" % number for number in range(100)]
+    assert stage_outputs.not_among(str(tmp_path), paths, ["new-%d" % number for number in range(100)]) == paths and len(looked) == 200
+
+
 def test_an_output_whose_name_changed_its_case_is_not_removed_as_the_old_one(tmp_path, named):
     """Where the file system takes no heed of case both names are one file: here, a second link to it."""
     (tmp_path / "NAME").write_text("x")
-    assert not stage_outputs.is_among(str(tmp_path), "name", ["NAME"])      # that one is not there
+    assert stage_outputs.not_among(str(tmp_path), ["name"], ["NAME"]) == ["name"]   # that one is not there
     os.link(str(tmp_path / "NAME"), str(tmp_path / "name"))
-    assert stage_outputs.is_among(str(tmp_path), "name", ["NAME"]) and stage_outputs.is_among(str(tmp_path), "NAME", ["NAME"])
-    assert not stage_outputs.is_among(str(tmp_path), "name", ["other"])
+    assert stage_outputs.not_among(str(tmp_path), ["name", "NAME"], ["NAME"]) == []
+    assert stage_outputs.not_among(str(tmp_path), ["name"], ["other"]) == ["name"]
     named.write("in/a.txt", "A 2")
     named.ok()
     assert outputs(named) == {"A": "2", "b": "1", "c": "1"}
@@ -1275,7 +1282,7 @@ def test_two_spellings_with_numbers_of_their_own_are_two_files_only_if_both_are_
     monkeypatch.setattr(os, "lstat", lambda path, **more: os.stat_result([found[0], known[path], *found[2:]]) if path in known else real(path, **more))
     monkeypatch.setattr(file_systems, "doubt_of", lambda device: doubt)
     assert file_tasks.FileTasksWork._are_two_files(types.SimpleNamespace(folder=str(tmp_path)), other, "cd/a.txt") is not is_one
-    assert stage_outputs.is_among(str(tmp_path), other, ["cd/a.txt"]) is is_one
+    assert stage_outputs.not_among(str(tmp_path), [other], ["cd/a.txt"]) == ([] if is_one else [other])
 
 
 def until(holds, process):
