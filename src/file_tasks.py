@@ -318,6 +318,7 @@ class FileTasksWork(TasksWork):
             trial.folder = os.path.join(self.staging, "slot%d" % slot)
         is_folder = stage_outputs.is_folder(trial.folder)
         if trial.folder in self.ready_folders and is_folder:
+            task_work.take_rights(trial.folder)     # the task before may have failed, and nobody has looked at what it left
             _empty(trial.folder)
         else:
             if not is_folder and is_there(trial.folder):

@@ -112,6 +112,15 @@ def _write(path: str, data: bytes) -> None:
             os.close(descriptor)
 
 
+def take_rights(folder: str) -> None:
+    """Give ourselves back all rights on a private folder: a processor may have copied those of another folder to it (cp -a)."""
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        try:
+            os.chmod(folder, 0o700)
+        except OSError:
+            pass                        # whoever needs them says what is wrong
+
+
 class TasksWork(stage_work.StageWork):
     """What stages of several tasks have in common."""
 
@@ -451,6 +460,7 @@ class TasksWork(stage_work.StageWork):
         if not stage_outputs.is_folder(trial.folder):
             trial.failure = trial.failure or "its folder for outputs is not there any more, or is a link"
             return []
+        take_rights(trial.folder)
         try:
             there = stage_outputs.list_folder(trial.folder)
         except PermissionError as error:

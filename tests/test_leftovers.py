@@ -177,6 +177,20 @@ def test_a_task_that_leaves_a_folder_without_rights_fails_alone(root, rights, to
     assert root.exists("data/s1/sub/a.txt")
 
 
+@posix_only
+@pytest.mark.parametrize("rights", ["0o555", "0o000"])
+@pytest.mark.parametrize("ends", ["", "\n    sys.exit(7)"], ids=["ok", "failed"])
+def test_a_task_may_leave_its_own_folder_without_rights(root, rights, ends):
+    """As `cp -a` does of a folder that may only be read. The next task in the slot must be able to work in it, too."""
+    for name in "bc":
+        root.write("data/in/%s.txt" % name, "x")
+    root.spec(dict({"name": "s1", "outputDir": "data/s1", "processor": root.processor("p", "open(out + '/' + os.path.basename(inputs[0]), 'w').close()\n"
+                    "if inputs[0].endswith('a.txt'):\n    os.chmod(out, %s)%s\n" % (rights, ends))}, **dict(STAGES["tasks"], maxFailedTasks=1)))
+    done = run_without_might(root, "--jobs", "1")
+    assert done.returncode == 0 and done.stdout.count("[FAIL] ") == bool(ends) and ("exit code 7" in done.stdout) == bool(ends), done
+    assert [name for name in "abc" if root.exists("data/s1/%s.txt" % name)] == (["b", "c"] if ends else ["a", "b", "c"])
+
+
 def test_a_lost_success_without_a_record_is_made_again(root):
     root.spec(dict({"name": "s1", "outputDir": "data/s1", "processor": root.processor("p", "open(out + '/o', 'w').close()\n")}, **STAGES["stage"]))
     root.write("data/s1/.s1.lost", "")
