@@ -391,7 +391,6 @@ class ChunkTasksWork(task_work.TasksWork):
         """After the marker: the chunks go, or those that are not of today's inputs."""
         if not self.chunks.keep:
             tidy(self.run.root, self.stage, self.store)
-            shutil.rmtree(self.progress_folder, ignore_errors=True)
 
     def _write_record(self, status: str, error: str, outputs: Optional[List[Json]] = None) -> None:
         self.more_of_record = dict(self.more_of_record, tasks=self._summary())

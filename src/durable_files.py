@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 GROUP_FILES = 512           # names and files that are made durable together, at most
 MANY_FILES = 64             # from here on, by one call for the whole file system
 FLUSH_S = 1.0
-# Of opening what is to be synced: it is gone, a link (its name is the folder's, what it leads to none of ours), a socket.
-NO_CONTENT = (errno.ENOENT, errno.ELOOP, errno.ENXIO)
+# Of opening what is to be synced: it is gone, its folder a file now, a link (its name is the folder's, what it leads to none of
+# ours), a socket.
+NO_CONTENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
 
 
 def sync_file(descriptor: int) -> None:
@@ -196,7 +197,7 @@ def _sync_on_mac(paths: Iterable[str]) -> None:
             try:
                 descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if os.path.isdir(path) else os.O_NOFOLLOW))
             except OSError as error:
-                if error.errno in (errno.ENOTDIR, *NO_CONTENT) or isinstance(error, PermissionError):
+                if error.errno in NO_CONTENT or isinstance(error, PermissionError):
                     continue            # as in _sync_path()
                 raise
             if not _is_to_sync(descriptor):

@@ -17,7 +17,7 @@ import zlib
 from collections import namedtuple
 
 from model import sha256
-from primitives import leads_out, naming, open_descriptor, open_file
+from primitives import is_there, leads_out, naming, open_descriptor, open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ def sum_counts(all_counts: Iterable[Json]) -> Json:
 def find_outputs(folder: str, stage: str) -> Optional[List[Tuple[str, int, str]]]:
     """Return what the log says a stage's tasks have made, None without a log. Raises: Damaged, OSError."""
     log = TaskLog(folder, stage)
-    if not os.path.exists(log.path):
+    if not is_there(log.path):
         return None
     log.load()
     return outputs_of(log.entries)

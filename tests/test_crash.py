@@ -625,3 +625,11 @@ def test_removals_are_on_the_disk_before_the_files_that_tell_of_them(tmp_path, m
     monkeypatch.setattr(durable_files, "_sync_path", lambda path: done.append(os.path.basename(path)))
     commit.flush()
     assert done == ["out", "log", tmp_path.name] and not (commit.files or commit.folders or commit.removed)
+
+
+def test_a_file_whose_folder_is_a_file_by_now_needs_no_sync(tmp_path):
+    commit = durable_files.Commit()
+    (tmp_path / "out").write_text("")
+    commit.add_file(str(tmp_path / "out" / "gone"))
+    commit.flush()
+    assert not commit.files and not commit.folders

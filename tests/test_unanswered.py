@@ -13,6 +13,7 @@ from unittest import mock
 
 import primitives
 import pytest
+import task_log
 
 from conftest import RUNNER, Project, run_without_might
 from test_crash import Case, appending, break_at, no_warm_one_stays, noting, results, script, sweep  # noqa: F401
@@ -234,3 +235,10 @@ def test_a_request_to_stop_that_comes_as_a_file_is_opened_comes_through(monkeypa
     monkeypatch.setattr(builtins, "open", opened)
     with pytest.raises(KeyboardInterrupt):
         primitives.open_file(str(tmp_path / "file"))
+
+
+def test_a_task_log_that_cannot_be_looked_at_is_not_taken_for_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "lstat", mock.Mock(side_effect=OSError(errno.ESTALE, "stale")))
+    monkeypatch.setattr(os, "stat", os.lstat)
+    with pytest.raises(OSError, match="stale"):
+        task_log.find_outputs(str(tmp_path), "s")
