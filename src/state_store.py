@@ -267,7 +267,7 @@ class StateStore:
                               "only who runs the pipeline may read it, so nobody else can tell whether a stage with passEnv is up to date",
                               path) from error
             raise
-        guard = self.lock("env.guard") if self.lock is not None else None
+        guard = self.lock("env.key") if self.lock is not None else None     # not ".guard": that is the guard file of a stage of that name
         if guard is not None:
             guard.acquire(WAIT_S, "state/env.key is held by another run for %d s; run again" % WAIT_S)
         try:

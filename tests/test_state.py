@@ -428,6 +428,13 @@ def test_what_is_only_an_output_of_the_runner_is_written_anew(project, name, kin
     project.ok("--run-id", "r", "--force", "s1")
 
 
+@pytest.mark.parametrize("name", ["env", "ledger"])
+def test_no_name_of_a_stage_is_in_the_way_of_the_runners_own_locks(project, name):
+    """The secret for the variables is made by the first run, while the stage has its lock."""
+    project.spec({"name": name, "processor": project.processor("make", "open(out + '/o', 'w').close()\n"), "env": {"X": "1"}})
+    assert "[DONE] %s " % name in project.ok().out
+
+
 @pytest.mark.parametrize("data", [b"", b"short"])
 def test_a_damaged_secret_is_set_aside(project, data):
     """An empty key would make the digests of variables' values guessable."""
