@@ -82,7 +82,10 @@ class StageTurn:
                 run.durability.write_marker(stage, facts.material.key)
             if decision.action in ("SKIP", "SEAL"):
                 self._tidy()
-                return self._skipped(decision, facts)
+                skipped = self._skipped(decision, facts)
+                if decision.action == "SEAL":       # after the marker: whoever removes it from now on means it
+                    run.store.write_stage(stage.name, dict(facts.record, markerRestored=True))
+                return skipped
             if run.signals.number:
                 return self._not_begun("interrupted", run.signals.text())
             self._tell_of_namesake(facts.record)

@@ -307,8 +307,10 @@ def died_before_marker(store: StateStore, stage: str, record: Json) -> bool:
     """Tell whether the run that finished the stage came to its end between the stage record and the run record.
 
     The marker is written between these two: where the run record knows of the success, or that there was a marker when the dead run
-    was closed, somebody removed it.
+    was closed, or a later run has restored it, somebody removed it.
     """
+    if record.get("markerRestored") is True:
+        return False
     run_id, invocation = str(record.get("lastRunId")), record.get("lastInvocation", 0)
     run = find_run(store, run_id, invocation) if is_integer(invocation) and "\0" not in run_id else None
     return run is not None and not any(
