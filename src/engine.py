@@ -310,7 +310,7 @@ class Run:
         self._put(name, result)
         self.works.pop(name, None)
         self.order.ended(name, result.status in ("ok", "skipped"))
-        if self.is_open and self.records.is_due():
+        if self.is_open and self.records.is_due(result):
             self.records.write_running()
         self.durability.flush_if_due()
         failed = EXIT_OFFLINE if result.is_offline_fault else EXIT_LOCKED if name in self.held else EXIT_FAILED

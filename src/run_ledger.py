@@ -19,13 +19,13 @@ import durable_files
 import state_store
 from ledger_format import ENTRY_SCHEMA, canonical_json, entry_hash, entry_line, found_hash, head_text, is_unwritten, run_hash
 from primitives import (
-    close_quietly, is_integer, is_there, loads, milliseconds, naming, open_descriptor, open_file, pretty_pieces, remove_quietly, replace,
+    close_quietly, is_integer, is_there, leads_out, loads, milliseconds, naming, open_descriptor, open_file, pretty_pieces, remove_quietly, replace,
     whose_text)
 from state_store import StateError, utc_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
+    from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Sized, Tuple
 
     from state_store import StateStore
     Json = Dict[str, Any]
@@ -38,6 +38,7 @@ CLOSED = ("state/%s: run %s is not open in it any more: another run has closed i
           "its end is not entered; `verify` names the stages that it has finished since: run these again, with --force")
 ID_IN_USE = "run id %s is in use, by a living run or by gc; wait for it or choose another --run-id"
 SHOWN_INPUT_KEYS = ("path", "bytes", "sha256")
+MOST_KEPT = 100             # logs and refusals that a stage record keeps: it is read each time that the stage is looked at
 
 
 class RunIdTaken(Exception):
@@ -69,6 +70,40 @@ def output_bytes(record: Json) -> int:
     return int(sum(one["bytes"] for one in record["outputs"]) if made is None else made)
 
 
+def kept_evidence(logs: List[Json], refusals: List[Json]) -> Json:
+    """Return what a stage record keeps of what the run record tells of a stage that ended well, for a run that does not live to write that;
+    {} for what is too much, with which the run record is written at once."""
+    return {} if is_much(logs, refusals) else {name: value for name, value in (("logs", logs), ("networkRefusals", refusals)) if value}
+
+
+def is_much(logs: Sized, refusals: Sized) -> bool:
+    return len(logs) + len(refusals) > MOST_KEPT
+
+
+def _recovered_evidence(store: StateStore, record: Json) -> Json:
+    """Return what kept_evidence() has left in a stage record; of the logs, after a restart of the machine, those that the power has not
+    taken. Durable with the next flush of the store's `commit`."""
+    found: Json = {name: record[name] for name in ("networkRefusals",) if isinstance(record.get(name), list)}
+    logs: Any = record.get("logs")
+    for log in logs if isinstance(logs, list) else []:
+        if not isinstance(log, dict) or not isinstance(log.get("path"), str) or leads_out(log["path"]):
+            continue                    # not as this runner writes it
+        path = os.path.join(store.root, log["path"])
+        if os.path.isfile(path):
+            store.commit.add_file(path)
+        if record.get("bootId") == state_store.boot_id() or _is_as_written(path, log):
+            found.setdefault("logs", []).append(log)
+    return found
+
+
+def _is_as_written(path: str, log: Json) -> bool:
+    import file_digests
+    try:
+        return os.path.isfile(path) and file_digests.read_content(path) == (log.get("bytes"), log.get("sha256"))
+    except OSError:
+        return False
+
+
 def recovered_entry(store: StateStore, record: Json) -> Json:
     """Return what a run record says of a stage that its run finished and did not live to write down.
 
@@ -87,7 +122,7 @@ def recovered_entry(store: StateStore, record: Json) -> Json:
             "keyParts": parts, "inputs": [{"path": path, "sha256": digest} for path, digest in parts.get("inputs") or []],
             "outputs": outputs, "bytesIn": record.get("bytesIn", 0),
             "bytesOut": output_bytes(record), "counts": record.get("counts") or {},
-            "recovered": True, "hadMarker": had_marker, **({"tasks": record["tasks"]} if record.get("tasks") else {})}
+            "recovered": True, "hadMarker": had_marker, **_recovered_evidence(store, record), **({"tasks": record["tasks"]} if record.get("tasks") else {})}
 
 
 # --- the ledger ------------------------------------------------------------------------------------------------------

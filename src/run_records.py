@@ -68,10 +68,12 @@ class RunRecords:
 
     # --- while the run is at work
 
-    def is_due(self) -> bool:
+    def is_due(self, result: StageResult) -> bool:
         """Tell whether the record was last written long enough ago. Not after each stage: what it lacks after a kill is told by
-        the stage records."""
-        return bool(self.run.clock.monotonic() - self.written >= self.pause_s)
+        the stage records, but of a stage of which that would be too much."""
+        evidence = result.evidence
+        return bool(self.run.clock.monotonic() - self.written >= self.pause_s) or run_ledger.is_much(
+            evidence.get("logs", ()), evidence.get("networkRefusals", ()))
 
     def write_running(self, is_brief: bool = False) -> None:
         """Write the record of a run that goes on; is_brief: without the stages for which the index answered, of which there may

@@ -604,7 +604,8 @@ class StageWork:
             "lastDurationSec": round(self._duration_s(), 6), "lastError": storable(error) or None, "lastRunId": self.run.options.run_id,
             "lastInvocation": self.run.invocation, "startedAt": self.started_utc, "endedAt": None if status == "running"
             else utc_text(self.run.clock.time()),
-            "bootId": self.run.boot, **(self.calls.bytecode_facts() if status == "ok" else {})}
+            "bootId": self.run.boot,
+            **({**self.calls.bytecode_facts(), **run_ledger.kept_evidence(self.logs, self.refusals)} if status == "ok" else {})}
 
     def _duration_s(self) -> float:
         """Return how long the stage has been at work, or was: all who tell tell the same."""

@@ -31,7 +31,7 @@ WARM = ROOT / "tests" / "drivers" / "warm.py"
 WORKERS = 2
 OUTPUTS = ["data/one", "data/two"]
 # Of a stage record: what tells of the run and of the one before it.
-RUN_FIELDS = ("lastDurationSec", "startedAt", "endedAt", "lastRunId", "lastInvocation", "previous")
+RUN_FIELDS = ("lastDurationSec", "startedAt", "endedAt", "lastRunId", "lastInvocation", "previous", "markerRestored", "logs", "networkRefusals")
 # Processors that know nothing of all this. Shell scripts, because they start ten times as fast.
 APPENDER = """#!/bin/sh
 for path in "$@"; do

@@ -4,6 +4,7 @@ A driver lets a call of the runner fail, or ends the runner there.
 """
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,7 +13,9 @@ import sys
 
 import pytest
 
+import run_ledger
 import seal_keys
+import state_store
 from conftest import run_without_might, settle
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the drivers look at /proc")
@@ -93,6 +96,37 @@ def test_a_stage_that_a_killed_run_had_finished_is_vouched_for(project, kind):
     project.path("deadly").unlink()
     assert "[SKIP] c" in project.ok("--run-id", "g").out
     check_said(project, "g")
+
+
+@pytest.mark.parametrize("most", [100, 0], ids=["few logs", "many logs"])
+@pytest.mark.parametrize("kind, log", [({"inputs": ["in/*"]}, "c.1.log"), ({"forEach": "in/*"}, "c/1.1.log")], ids=["stage", "tasks"])
+def test_the_logs_of_a_stage_that_a_killed_run_had_finished_are_vouched_for(project, kind, log, most):
+    """However soon the kill comes after it: what the stage record does not keep is in the run record by then."""
+    stage = copying(project, forkServer=False, **kind)
+    project.write(stage["processor"], "print('at work')\n" + project.read(stage["processor"]))
+    project.spec(stage, joining(project))
+    project.write("deadly", "")
+    code, said = driven(project, "import run_ledger, run_records\nrun_ledger.MOST_KEPT, run_records.RECORD_S = %d, 1e9\n" % most, "--run-id", "f")
+    assert code == -9 and ("logs" in project.json("state/stage_c.json")) == bool(most), said
+    project.path("deadly").unlink()
+    assert "[SKIP] c" in project.ok("--run-id", "g").out
+    told, = [one for one in project.json("state/run_f.json")["stages"] if one["stage"] == "c"]
+    assert bool(told.get("recovered")) == bool(most) and "state/logs/f/" + log in [one["path"] for one in told["logs"]], told
+    project.ok("verify")
+    project.write("state/logs/f/" + log, "edited")
+    done = project.run("verify")
+    assert done.code == 5 and "EDITED" in done.out and log in done.out, done
+
+
+def test_of_a_run_that_died_with_the_machine_only_the_logs_count_that_are_on_the_disk(tmp_path):
+    store = state_store.StateStore(str(tmp_path))
+    logs = [{"path": "state/logs/f/" + name, "bytes": 2, "sha256": hashlib.sha256(b"x\n").hexdigest()} for name in ("whole", "torn", "gone")]
+    (tmp_path / "state/logs/f").mkdir(parents=True)
+    (tmp_path / logs[0]["path"]).write_bytes(b"x\n")
+    (tmp_path / logs[1]["path"]).write_bytes(b"\0\0")
+    record = {"stage": "s", "idempotencyKey": "k", "keyParts": {}, "outputs": [], "logs": [*logs, 7, {"path": "../x"}], "networkRefusals": [{"count": 1}]}
+    here, later = (run_ledger.recovered_entry(store, dict(record, bootId=boot)) for boot in (state_store.boot_id(), "earlier"))
+    assert here["logs"] == logs and later["logs"] == logs[:1] and here["networkRefusals"] == later["networkRefusals"] == [{"count": 1}]
 
 
 @pytest.mark.parametrize("kind", [{"inputs": ["in/*"]}, {"forEach": "in/*"}], ids=["stage", "tasks"])
