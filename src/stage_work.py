@@ -247,7 +247,8 @@ class StageWork:
             checkpoints.set_aside(self.store, self.stage)
             self.earlier.clear_leftovers(self.earlier.doubted(unfinished))
             # Those of a task log, and those that an attempt which did not end well has left alone: nobody has looked at them yet.
-            is_seen = self.facts.record is None or self.earlier.is_of_success and self.facts.record["outputs"]
+            # (After a mere kill the times tell.)
+            is_seen = self.facts.record is None or self.facts.record["outputs"] and self.facts.record["lastStatus"] in ("ok", "running")
             unseen = [] if is_seen else self.earlier.outputs
             if self.facts.output_problems and self.earlier.is_of_success or not all(map(self.earlier.is_as_recorded, unseen)):
                 self.earlier.undo_success()
