@@ -62,6 +62,7 @@ class PlainWork(StageWork):
 
     def _make_ready(self, trial: Trial, slot: int, offset: int, is_resume: bool) -> None:
         self.attempts, self.is_attempting = trial.attempts, True
+        durable_files.make_folder(self.folder, self.store.commit)       # an attempt before may have removed it
         if self.checkpoint is not None:
             self._cut_to(self.checkpoint)
         self.console.event("RESUME" if is_resume else "START", trial.subject, " from line %d" % offset if is_resume else "", attempt=trial.attempts)

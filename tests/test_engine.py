@@ -247,6 +247,15 @@ def test_free_disk_space_is_asked_for_before_the_start(project):
     assert done.code == 1 and "bytes free in data/s1, resources.minFreeDiskMB asks for %d" % (1 << 60) in done.out and "RETRY" not in done.out, done
 
 
+@pytest.mark.parametrize("wanted", [{"resources": {"minFreeDiskMB": 1}}, {}], ids=["space asked for", "plain"])
+def test_an_output_folder_that_an_attempt_has_removed_is_made_anew_for_the_next(project, wanted):
+    body = "if os.environ['PIPELINE_ATTEMPT'] == '1':\n    __import__('shutil').rmtree(out)\n    sys.exit(7)\nopen(out + '/o', 'w').close()\n"
+    project.spec(dict({"processor": project.processor("p", body), "retry": {"attempts": 2, "baseDelayMs": 1}}, **wanted))
+    project.ok("--run-id", "r")
+    assert [one["path"] for one in project.json("state/stage_s1.json")["outputs"]] == ["o"]
+    assert "[SKIP] s1" in project.ok().out
+
+
 def test_no_stage_is_left_locked_and_no_temporary_file_behind(project):
     project.write("data/in.txt", "x")
     project.spec({"processor": "bin/stage_copy.py", "inputs": ["data/in.txt"]}, {"processor": project.processor("bad", "sys.exit(1)\n")})
