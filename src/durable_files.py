@@ -260,6 +260,8 @@ def write_atomic(path: str, data: Data, commit: Optional[Commit] = None, durable
             commit.folders[folder] = None
     except OSError as error:
         remove_quietly(temporary)
+        if os.path.isdir(temporary):    # systems tell of it by several numbers
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), temporary) from error
         raise OSError(error.errno, error.strerror, path) from error
 
 

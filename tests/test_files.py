@@ -723,6 +723,16 @@ DAMAGED = [b"", b"{", b"\xff\xfe", b"[]", b"null", b'"x"', b"{}", b'{"schema": "
            b'{"schema": 1', b"[" * 100_000, b'{"schema": 1}\0']
 
 
+def test_a_folder_in_the_place_of_a_temporary_file_is_named_itself(tmp_path):
+    """Its remedy, to move the folder away, said of the target would cost the record."""
+    (tmp_path / ".r.json.tmp").mkdir()
+    (tmp_path / "r.json").write_bytes(b"old")
+    with pytest.raises(IsADirectoryError) as caught:
+        durable_files.write_atomic(str(tmp_path / "r.json"), b"new")
+    assert caught.value.filename == str(tmp_path / ".r.json.tmp") and caught.value.errno == errno.EISDIR
+    assert (tmp_path / "r.json").read_bytes() == b"old"
+
+
 @pytest.mark.parametrize("data", DAMAGED, ids=[repr(data[:16]) for data in DAMAGED])
 def test_a_damaged_record_is_refused_and_set_aside_unchanged(store, data):
     path = Path(store.path("x.json"))
