@@ -219,6 +219,10 @@ def _planned_stage(options: Options, load: Callable[..., PipelineSpec]) -> _NewS
     path = os.path.realpath(options.pipeline)
     with open(path, "rb") as file:
         before = file.read()
+    defaults = json.loads(before.decode("utf-8")).get("defaults", {})
+    if "forEach" in defaults:           # no stage can say against it
+        raise UsageError("new-stage %s: \"defaults\" has forEach, and what would be made takes all inputs at once; "
+                         "write forEach into the stages that it is meant for" % name)
     if kind == "shell" and sys.platform == "win32":
         kind = "powershell"
     processor, files = _stage_files(name, kind)
@@ -229,7 +233,7 @@ def _planned_stage(options: Options, load: Callable[..., PipelineSpec]) -> _NewS
     missing = [one for one in files if not _is_written(spec.root, one, files[one][0])]
     inputs = _inputs_after(spec)
     entry = _entry(name, processor, kind, inputs, _output_folder(name, spec))
-    entry.update(_not_inherited(json.loads(before.decode("utf-8")).get("defaults", {})))
+    entry.update(_not_inherited(defaults))
     return _NewStage(spec, path, before, _with_stage(before.decode("utf-8"), entry), entry, files, missing)
 
 
@@ -326,7 +330,7 @@ def _entry(name: str, processor: str, kind: str, inputs: List[str], folder: str)
 
 def _not_inherited(defaults: Json) -> Json:
     """Return what the entry must say against `defaults` that are meant for stages of another kind."""
-    plain: Json = {"args": [], "outputs": None, "chunks": None}
+    plain: Json = {"args": [], "outputs": None, "chunks": None, "maxFailedTasks": 0, "prune": False}
     return {key: value for key, value in plain.items() if defaults.get(key, value) != value}
 
 

@@ -262,6 +262,26 @@ def test_defaults_that_are_meant_for_other_stages_do_not_get_into_the_new_one(pr
     assert "[DONE] two" in project.ok().out
 
 
+@pytest.mark.parametrize("defaults", [{"maxFailedTasks": 2}, {"prune": True}], ids=str)
+def test_a_stage_that_is_made_under_defaults_for_stages_of_tasks_is_valid(project, defaults):
+    project.write("data/in.txt", "b\na\n")
+    project.spec({"name": "first", "processor": "bin/stage_copy.py", "forEach": "data/in.txt"}, defaults=defaults)
+    project.ok("new-stage", "two", "--kind", "files")
+    project.ok("validate")
+    assert "[DONE] two" in project.ok().out
+
+
+def test_under_defaults_with_tasks_for_all_stages_none_is_made(project):
+    """It would make the same file in each task, and "defaults" is the place of a forEach that a stage cannot do without."""
+    project.write("data/in.txt", "b\na\n")
+    project.spec({"name": "first", "processor": "bin/stage_copy.py"}, defaults={"forEach": "data/*.txt"})
+    before = project.snapshot()
+    done = project.run("new-stage", "two")
+    assert done.code == 2 and done.err == ("error: new-stage two: \"defaults\" has forEach, and what would be made takes all inputs at once; "
+                                           "write forEach into the stages that it is meant for\n"), done
+    assert project.snapshot() == before
+
+
 @pytest.mark.parametrize("words, in_the_way, message", [
     (["a"], None, "new-stage a: there is a stage a already; choose another name"),
     (["A"], None, "there is a stage a already"),
