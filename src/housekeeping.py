@@ -49,9 +49,9 @@ STATE_FILES = ("progress_%s.json", "progress_%s.json.old", "progress_%s.whole", 
 
 
 class Cleaning(namedtuple("Cleaning", "stage record remove keep left private")):
-    """What clean would do with a stage: remove [(path, its entry in the record, signature)], keep [(path, why)]; where no next run will, undo what is left
-    [path] of an attempt that did not finish, and remove what was never an output [path]: part files, folders of tasks. Paths
-    below the root."""
+    """What clean would do with a stage: remove [(path, its entry in the record, signature)], keep [(path, why)]; where no next
+    run will, undo what is left [path] of an attempt that did not finish, and remove what was never an output [path]: part files,
+    folders of tasks. Paths below the root."""
 
     __slots__ = ()
 

@@ -33,9 +33,10 @@ EARLIER_LEAST = 3           # of so many earlier ones at least
 IDLE = ("skipped", "notRun", None)      # statuses of stages that were not worked on
 GONE = "its record is gone"
 # Of which type is what is shown of a stage's record, or of its entry in that of a run.
-FORMS: Any = {**dict.fromkeys(("stage", "pipeline", "status", "reason", "lastError", "lastRunId", "startedAt", "endedAt"), str),
-         **dict.fromkeys(("attempts", "lastInvocation", "durationMs", "bytesIn", "bytesOut"), int), "lastDurationSec": (int, float),
-         "counts": dict, "tasks": dict}
+FORMS: Dict[str, Any] = {
+    **dict.fromkeys(("stage", "pipeline", "status", "reason", "lastError", "lastRunId", "startedAt", "endedAt"), str),
+    **dict.fromkeys(("attempts", "lastInvocation", "durationMs", "bytesIn", "bytesOut"), int), "lastDurationSec": (int, float),
+    "counts": dict, "tasks": dict}
 EXPECTED_RUNS = 10          # looked at for how long a stage may take
 
 
@@ -253,7 +254,8 @@ def _past_run(root: str, record: Json, state: str, stages: Records) -> PastRun:
 def sound(record: Json) -> Json:
     """Return a stage's record, or its entry in that of a run, with None for each value of another type than the runner writes: of
     that nothing is known. What is no number among counts and tasks is left out."""
-    kept: Json = {name: value if name not in FORMS or isinstance(value, FORMS[name]) and not isinstance(value, bool) else None for name, value in record.items()}
+    kept: Json = {name: value if name not in FORMS or isinstance(value, FORMS[name]) and not isinstance(value, bool) else None
+                  for name, value in record.items()}
     if "lastRunId" in kept and not run_ledger.is_file_stem(kept["lastRunId"]):
         kept["lastRunId"] = None
     for name in ("counts", "tasks"):
