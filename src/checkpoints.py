@@ -1,6 +1,8 @@
 """The checkpoint of a stage or a task: the progress file that its processor writes, and whether it may be resumed from.
 
-On the leaves. A checkpoint resumes only its own work: that of the key under which it was made.
+On the leaves. A checkpoint resumes only its own work: that of the key under which it was made, from the very files that the key
+was made of, for in between another version may have lain in their place. It does not vouch for the work of an attempt that the
+runner has refused; and what it names must be there.
 """
 from __future__ import annotations
 
@@ -9,18 +11,21 @@ import os
 import posixpath
 
 import durable_files
+import file_systems
 import spec_values
 import stage_outputs
 import state_store
+import task_files
 from file_digests import Patterns
-from model import Checkpoint
+from model import Checkpoint, sha256
 from primitives import is_integer, is_there, open_file, remove_quietly, replace
 
 MAX_BYTES = 8 << 20          # of a progress file; the kit reads no more either
+TOUCHED = "a file that it was made from has been written, replaced or touched since, and may have been another one meanwhile"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
+    from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
     from model import StageSpec
     from state_store import StateStore
@@ -40,25 +45,26 @@ def whole_path(path: str) -> str:
 
 
 def read_checkpoint(store: StateStore, stage: StageSpec, record: Optional[Json], key: str, boot: str,
-                    of_others: Callable[[], Set[str]]) -> Optional[Checkpoint]:
+                    of_others: Callable[[], Set[str]], files: Sequence[str] = ()) -> Optional[Checkpoint]:
     """Return the stage's progress file, with what forbids to resume from it; None without one. of_others(): what other stages
-    have made in its folder."""
-    return checkpoint_at(progress_path(store, stage.name), os.path.join(store.root, stage.output_dir), record, key, boot, stage.outputs, of_others)
+    have made in its folder. files: see checkpoint_at()."""
+    return checkpoint_at(progress_path(store, stage.name), os.path.join(store.root, stage.output_dir), record, key, boot, stage.outputs, of_others, files)
 
 
 def checkpoint_at(path: str, folder: str, record: Optional[Json], key: str, boot: str, declared: Optional[Sequence[str]] = None,
-                  of_others: Callable[[], Set[str]] = set) -> Optional[Checkpoint]:
+                  of_others: Callable[[], Set[str]] = set, files: Sequence[str] = ()) -> Optional[Checkpoint]:
     """Return a progress file, with what forbids to resume from it; None without one.
 
     folder: where its outputs are. declared: globs of what in there is the stage's, where others may be at work in it.
-    of_others(): what in there is other stages'; asked only where it matters.
+    of_others(): what in there is other stages'; asked only where it matters. files: what made_from() says of those of now,
+    nothing where they are known to be those of then.
     """
     progress, bad = read_progress(path)
     if progress is None:
         return Checkpoint(0, {}, {}, False, False, bad, False) if bad else None
     found = Checkpoint(progress["lineOffset"], progress.get("outputs", {}), progress.get("publish", {}),
                        progress.get("publishing") is True, _is_complete(progress, record), "", False)
-    problem = _binding_problem(progress, record, key, boot)
+    problem = _binding_problem(progress, record, key, boot) or _files_problem(folder, record or {}, list(files))
     if not problem:
         unknown = _unvouched(folder, progress, record or {}, declared)
         unknown = unknown and sorted(set(unknown) - _published(whole_path(path), folder))
@@ -68,7 +74,22 @@ def checkpoint_at(path: str, folder: str, record: Optional[Json], key: str, boot
         problem = "it does not say how much of %s it stands for: name each output in its \"outputs\"" % _final_name(unknown[0]) if unknown else ""
     if not problem and not found.complete:
         problem = stage_outputs.cut_problem(folder, found.outputs, found.publishing, found.finals)
-    return found._replace(problem=problem, resumable=not problem and _holds_work(found, str((record or {}).get("lastStatus"))))
+    elif not problem and _is_unjudged(record):      # what it names is all that there will be
+        named = {found.finals.get(name, name): size for name, size in found.outputs.items()}
+        problem = stage_outputs.cut_problem(folder, {**dict.fromkeys(progress.get("whole", ()), 0), **named}, False, {})
+    return found._replace(problem=problem, resumable=not problem and _holds_work(found, record))
+
+
+def made_from(stamps: Mapping[str, Sequence[int]]) -> List[str]:
+    """Return what stands for the files of which something is made: a digest of their signatures, and one of that which a copy of
+    them has, too.
+
+    A device is called otherwise after a restart, perhaps, and a file by some file systems, see file_systems.doubt_of().
+    """
+    plain = [(path, task_files.plain(stamp)) for path, stamp in sorted(stamps.items())]
+    own = [(path, stamp[:3] if file_systems.doubt_of(stamp[4]) else stamp[:4]) for path, stamp in plain]
+    copied = [(path, stamp[:2]) for path, stamp in plain]
+    return [sha256(json.dumps(one).encode("ascii")).hexdigest() for one in (own, copied)]
 
 
 def read_progress(path: str) -> Tuple[Optional[Json], str]:
@@ -151,6 +172,19 @@ def _binding_problem(progress: Json, record: Optional[Json], key: str, boot: str
     return ""
 
 
+def _files_problem(folder: str, record: Json, files: List[str]) -> str:
+    """Return that a checkpoint was made while the stage's files were not the very ones of now, or "".
+
+    Their content is the same now, or the key were another. But they were written, or others put in their place, and who has read
+    them meanwhile has read that. After a success, there is only what somebody has written by hand.
+    """
+    before, baseline = record.get("madeFrom"), record.get("baseline") or {}
+    if not files or before == files or record.get("lastStatus") == "ok":
+        return ""
+    was_copied = bool(baseline.get(stage_outputs.ITSELF)) and baseline[stage_outputs.ITSELF] != stage_outputs.identity(folder)
+    return "" if was_copied and isinstance(before, list) and before[1:] == files[1:] else TOUCHED
+
+
 def _unvouched(folder: str, progress: Json, record: Json, declared: Optional[Sequence[str]]) -> List[str]:
     """Return the outputs of the attempt of which a progress file says nothing: what is added to such a one again would be
     doubled.
@@ -222,13 +256,18 @@ def _problem(progress: Any) -> str:
     return ""
 
 
-def _holds_work(found: Checkpoint, last_status: str) -> bool:
+def _is_unjudged(record: Optional[Json]) -> bool:
+    """Tell whether nobody has recorded yet what became of the work."""
+    return (record or {}).get("lastStatus") in ("running", "interrupted")
+
+
+def _holds_work(found: Checkpoint, record: Optional[Json]) -> bool:
     """Tell whether a valid checkpoint holds work to go on with.
 
     A complete one does only for a stage whose runner died before it could record the success: after a recorded
     success it is history, and after a recorded failure its result was refused.
     """
     if found.complete:
-        return last_status in ("running", "interrupted")
+        return _is_unjudged(record)
     # Within one huge first line no line is done yet, but bytes are.
     return found.line_offset > 0 or bool(found.publishing) or any(found.outputs.values())

@@ -248,7 +248,8 @@ class ChunkTasksWork(task_work.TasksWork):
         is_forced = self.stage.name in self.run.options.force
         self.task_log = task_look.load_log(self.store, self.stage.name)
         done = set() if is_forced else {task.name for task in tasks if self._is_done(task)}
-        kept = {os.path.basename(task.folder) for task in tasks if task.name in done or self.stage.checkpoint and not is_forced}
+        goes_on = self.stage.checkpoint and not is_forced
+        kept = {os.path.basename(task.folder) for task in tasks if task.name in done or goes_on and not self._is_spoilt(task)}
         self._clear_folders(kept)
         if self.earlier.has_cleared:
             self._stamp_anew()
@@ -263,6 +264,15 @@ class ChunkTasksWork(task_work.TasksWork):
         if entry is None or entry.key != task.key or entry.status != "ok":
             return False
         return all(self._is_there(os.path.join(task.folder, name), size, digest) for name, size, digest in entry.outputs)
+
+    def _is_spoilt(self, task: task_work.Task) -> bool:
+        """Tell whether a chunk that was done is not any more as it was entered: its checkpoint would say that it still is."""
+        entry = self.task_log.entries.get(task.name)
+        if entry is None or entry.key != task.key or entry.status != "ok":
+            return False
+        of_now = "%s%s:" % (BY_SIGNATURE, self.run.boot)
+        is_known = all(digest.startswith(of_now) or not digest.startswith(BY_SIGNATURE) for _, _, digest in entry.outputs)
+        return is_known and not self._is_done(task)
 
     def _is_there(self, full: str, size: int, digest: str) -> bool:
         """Tell whether a chunk's output is as it was entered: by content, or, for what is not kept, by its signature in this

@@ -360,6 +360,9 @@ class FileTasksWork(TasksWork):
             if trial.failure:
                 return
             trial.outputs.append((name, size, digest))
+        # First: after a kill between two renames, the processor would be told by it that nothing is left to be done.
+        if self.stage.checkpoint:
+            self._drop_checkpoint(trial)
         try:
             earlier = self._make_way(task.name, names)
             for output in trial.outputs:

@@ -111,6 +111,9 @@ class PlainWork(StageWork):
         return checkpoints.read_checkpoint(self.store, self.stage, record, self.key, self.run.boot,
                                            lambda: recorded_outputs.outputs_of_others(self.run.root, self.stage.output_dir, {self.stage.name}))
 
+    def _drop_checkpoint(self, trial: Trial) -> None:
+        checkpoints.set_aside(self.store, self.stage)
+
     def _cut_to(self, found: Checkpoint) -> None:
         """Bring the outputs to the state for which a checkpoint stands: an attempt adds to them. Raises: OSError."""
         checkpoints.take_up(self.store, self.stage)

@@ -58,7 +58,8 @@ def observe(spec: PipelineSpec, stage: StageSpec, digests: Digests, store: State
         import checkpoints
         import recorded_outputs
         facts = facts._replace(checkpoint=checkpoints.read_checkpoint(
-            store, stage, record, material.key, boot, lambda: recorded_outputs.outputs_of_others(spec.root, stage.output_dir, {stage.name})))
+            store, stage, record, material.key, boot, lambda: recorded_outputs.outputs_of_others(spec.root, stage.output_dir, {stage.name}),
+            checkpoints.made_from(material.stamps)))
         if is_lost and facts.checkpoint is not None:
             facts = facts._replace(checkpoint=facts.checkpoint._replace(problem="what it stands for may not be on the disk: a sync has failed", resumable=False))
         changed = _changed_since(digests, stage, record) if facts.checkpoint is not None and facts.checkpoint.resumable else ""

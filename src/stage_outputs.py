@@ -81,10 +81,11 @@ def list_folder(folder: str) -> Folder:
                 found.append(path + "/")
             else:
                 _note(files, path, entry.path)
-    return Folder(files, sorted(parts), hidden, found, _identity(folder))
+    return Folder(files, sorted(parts), hidden, found, identity(folder))
 
 
-def _identity(folder: str) -> List[int]:
+def identity(folder: str) -> List[int]:
+    """Return inode and device of a folder, [] where it is not there."""
     try:
         found = os.stat(folder)
     except OSError:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 
     from engine import Run
-    from model import Facts, StageResult, StageSpec
+    from model import Checkpoint, Facts, StageResult, StageSpec
     from scheduler import Flow
     from stage_locks import StageLock
     Json = Dict[str, Any]
@@ -85,6 +85,14 @@ def folder_name(name: str, key: str) -> str:
     return sha256(("%s\0%s" % (key, name)).encode("utf-8")).hexdigest()[:FOLDER_NAME_LENGTH]
 
 
+def names_in(folder: str) -> List[str]:
+    """Return the names of what is in a folder, none where it cannot be listed."""
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
 def _tells_of_full_disk(said: bytes) -> bool:
     """Tell whether the last words of a processor are of a full disk: who has removed what did not fit leaves it with room
     again."""
@@ -128,6 +136,8 @@ class TasksWork(stage_work.StageWork):
         super().__init__(run, stage, lock, facts)
         self.staging = staging_root(self.folder, stage.name)
         self.progress_folder = self.store.path(task_files.progress_name(stage.name))
+        self._of_shared = ""            # what made_from() says of what tasks share
+        self._found_progress: Optional[Dict[str, List[str]]] = None     # name of a task's folder -> of its files of progress
         self.task_log = task_log.TaskLog(self.store.folder, stage.name)
         self.total = self.up_to_date = self.vanished = 0
         self.done: List[str] = []
@@ -265,6 +275,8 @@ class TasksWork(stage_work.StageWork):
             yield from self._try(trial, *self._start_of(trial, "running"))
         finally:
             self.attempts += trial.attempts
+        if trial.failure and not trial.stopped:
+            self._forget_refused(trial)
         if not trial.stopped:
             self._enter(self._entry(trial))
         return trial
@@ -301,8 +313,29 @@ class TasksWork(stage_work.StageWork):
     # --- one task
 
     def _progress_path(self, task: Task) -> str:
-        path: str = os.path.join(self.progress_folder, os.path.basename(task.folder) + ".json")
+        """Return the path of a task's progress file: where a file that it is made from is not the very one any more, another, see
+        checkpoints.made_from()."""
+        made_from = self._made_from(task) if self.stage.checkpoint else ""
+        path: str = os.path.join(self.progress_folder, "%s.%s.json" % (os.path.basename(task.folder), made_from))
         return path
+
+    def _made_from(self, task: Task) -> str:
+        own, shared = task.variables["PIPELINE_TASK"], self.facts.material
+        if not self._of_shared:
+            others = set(shared.inputs) if self.stage.chunks is not None else set()     # of which a chunk reads but one
+            self._of_shared = checkpoints.made_from({path: stamp for path, stamp in shared.stamps.items() if path not in others})[0]
+        of_own = checkpoints.made_from({own: task.stamps[own]})[0]
+        return sha256((self._of_shared + of_own).encode("ascii")).hexdigest()[:FOLDER_NAME_LENGTH]
+
+    def _outdated_progress(self, trial: TaskTrial) -> List[str]:
+        """Return the paths of the progress files that a task has left which was made from other files."""
+        if self._found_progress is None:
+            self._found_progress = {}
+            for name in names_in(self.progress_folder):
+                self._found_progress.setdefault(name.split(".")[0], []).append(name)
+        own = {os.path.basename(one) for one in (trial.progress_path, checkpoints.whole_path(trial.progress_path))}
+        names = self._found_progress.get(os.path.basename(trial.task.folder), [])
+        return [os.path.join(self.progress_folder, name) for name in sorted(names) if name not in own]
 
     def _next_start(self, trial: TaskTrial) -> Tuple[int, bool]:
         return self._start_of(trial, "failed")
@@ -311,52 +344,64 @@ class TasksWork(stage_work.StageWork):
         """Return (line offset, whether to resume) after making the task's folder ready."""
         task = trial.task
         if self.stage.checkpoint and os.path.isdir(task.folder):
-            record = {"idempotencyKey": task.key, "bootId": self._boot_of(trial), "lastStatus": last_status, "baseline": {}, "stage": self.stage.name}
-            found = checkpoints.checkpoint_at(self._progress_path(task), task.folder, record, task.key, self.run.boot)
+            found = self._checkpoint_of(trial, last_status)
             if found is not None and found.resumable:
                 if not found.complete:
                     stage_outputs.cut_to_checkpoint(task.folder, found.outputs)
                 stage_outputs.remove_parts(task.folder, self.stage.name, set() if found.complete else set(found.outputs))
                 return found.line_offset, True
+            problem = found.problem if found is not None else checkpoints.TOUCHED if self._outdated_progress(trial) else ""
+            if problem:
+                self.console.event("NOTE", trial.subject, ": checkpoint not used: " + problem)
         self._clear(trial)
         return 0, False
 
+    def _checkpoint_of(self, trial: TaskTrial, last_status: str) -> Optional[Checkpoint]:
+        record = {"idempotencyKey": trial.key, "bootId": self._boot_of(trial), "lastStatus": last_status, "baseline": {}, "stage": self.stage.name}
+        return checkpoints.checkpoint_at(trial.progress_path, trial.task.folder, record, trial.key, self.run.boot)
+
+    def _forget_refused(self, trial: TaskTrial) -> None:
+        """After the last attempt, which failed: the next run does not know that, and would hear that nothing is left to be done."""
+        found = self._checkpoint_of(trial, "failed") if self.stage.checkpoint else None
+        if found is not None and found.complete:
+            self._drop_checkpoint(trial)
+
+    def _drop_checkpoint(self, trial: TaskTrial) -> None:
+        remove_quietly(trial.progress_path)     # what it stands for goes before the next attempt
+
     def _drop_unsynced(self, record: Optional[Json]) -> None:
-        """Before "running" is recorded under today's boot: after a restart, remove the checkpoints that nobody has synced."""
-        if record is None or not self.stage.checkpoint or record.get("bootId") == self.run.boot:
+        """Before "running" is recorded under today's boot: after a restart, or where nobody knows of when they are, remove the
+        checkpoints that nobody has synced."""
+        if not self.stage.checkpoint or record is not None and record.get("bootId") == self.run.boot:
             return
-        try:
-            names = os.listdir(self.progress_folder)
-        except OSError:
-            return
-        for name in names:
+        dropped = 0
+        for name in names_in(self.progress_folder):
             path = os.path.join(self.progress_folder, name)
             progress, _ = checkpoints.read_progress(path) if name.endswith(".json") else ({"durable": True}, "")
             if progress is None or progress.get("durable") is not True:
                 remove_quietly(path)
+                dropped += 1
+        if dropped:
+            self._note("%d checkpoint%s of tasks not used: not synced, and %s" % (
+                dropped, "" if dropped == 1 else "s", "the machine has been restarted since" if record is not None else "no record says in which boot they were made"))
 
     def _boot_of(self, trial: TaskTrial) -> str:
-        """Return the boot under which a checkpoint was made."""
-        record = self.facts.record
-        return str(record.get("bootId")) if not trial.attempts and record is not None else str(self.run.boot)
+        """Return the boot under which a checkpoint was made, "" if nobody knows."""
+        record = self.facts.record if not trial.attempts else {"bootId": self.run.boot}
+        return str(record.get("bootId")) if record is not None else ""
 
     def _clear(self, trial: TaskTrial) -> None:
         """Remove what there is of a task's folder and checkpoint."""
         if is_there(trial.folder):
             durable_files.clear_tree(trial.folder)
         if self.stage.checkpoint:
-            path = trial.progress_path
-            remove_quietly(path)
-            remove_quietly(checkpoints.whole_path(path))
+            for one in (trial.progress_path, checkpoints.whole_path(trial.progress_path), *self._outdated_progress(trial)):
+                remove_quietly(one)
 
     def _clear_folders(self, kept: Set[str]) -> None:
         """Remove the private folders and checkpoints of tasks but those named."""
         for top in (self.staging, self.progress_folder):
-            try:
-                names = os.listdir(top)
-            except OSError:
-                continue
-            for name in names:
+            for name in names_in(top):
                 if name.split(".")[0] not in kept:
                     self.earlier.has_cleared = True
                     full = os.path.join(top, name)
