@@ -10,6 +10,7 @@ import json
 import os
 import posixpath
 
+import control_totals
 import durable_files
 import file_systems
 import spec_values
@@ -202,9 +203,12 @@ def _unvouched(folder: str, progress: Json, record: Json, declared: Optional[Seq
         changed = list(filter(Patterns(declared).matches, changed))
     known = {posixpath.normpath(path) for path in (*progress.get("outputs", {}), *progress.get("publish", {}).values(), *progress.get("whole", ()))}
     # What is held open beside the lines of a checkpoint gets its text from those same lines; what is begun after the last one
-    # is begun anew. Who does not say what was "open" (an earlier kit, a processor of its own kind) leaves that in doubt.
-    is_after = _is_complete(progress, record) and "open" in progress
-    begun = [] if is_after else stage_outputs.own_parts(there.parts, record["stage"])
+    # is begun anew. Who does not say what was "open" (an earlier kit, a processor of its own kind) leaves that in doubt; so does
+    # what a child process has open, but for rejects, which are begun with the first of them, by those who write the output.
+    is_told = "open" in progress
+    begun = [] if is_told and _is_complete(progress, record) else stage_outputs.own_parts(there.parts, record["stage"])
+    rejects = {final + control_totals.REJECTS_ENDING for final in progress.get("publish", {}).values()} if is_told else set()
+    begun = [path for path in begun if _final_name(path) not in rejects]
     return [path for path in (*changed, *begun) if path not in known]
 
 

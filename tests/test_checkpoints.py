@@ -1,10 +1,12 @@
 """What a checkpoint may vouch for: made from the very files of now, by an attempt that was not refused, with all that it names still there."""
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 
+import checkpoints
 import pytest
 
 from conftest import ROOT, without_coverage
@@ -211,6 +213,21 @@ def test_a_kept_chunk_that_is_not_as_it_was_made_is_made_again(root, damage):
 
 
 # --- and what must go on working
+
+@pytest.mark.parametrize("more, begun, problem", [
+    ({"open": []}, "o.txt.rejects.jsonl", False), ({"open": []}, "sub/p.rejects.jsonl", False), ({"open": []}, "side.txt", True),
+    ({"open": []}, "side.txt.rejects.jsonl", True), ({}, "o.txt.rejects.jsonl", True), ({"open": ["o.txt.rejects.jsonl"]}, "o.txt.rejects.jsonl", True)])
+def test_the_first_reject_behind_a_checkpoint_does_not_make_it_useless(tmp_path, more, begun, problem):
+    """Where the kit says what was open then. What a child has open is in no list, so all else stays in doubt."""
+    parts = {"o.txt~s1~t.1.part": "o.txt", "sub/p~s1~t.1.part": "sub/p"}
+    for name in (*parts, begun + "~s1~t.1.part"):
+        (tmp_path / "out" / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / "out" / name).write_bytes(b"1234")
+    (tmp_path / "progress.json").write_text(json.dumps(dict({"lineOffset": 2, "outputs": dict.fromkeys(parts, 4), "publish": parts}, **more)))
+    record = {"stage": "s1", "idempotencyKey": "k", "bootId": "b", "lastStatus": "failed", "baseline": {}}
+    found = checkpoints.checkpoint_at(str(tmp_path / "progress.json"), str(tmp_path / "out"), record, "k", "b")
+    assert found.resumable is not problem and (" much of %s " % begun in found.problem if problem else not found.problem)
+
 
 CHILD = """
 reading, writing = os.pipe()
