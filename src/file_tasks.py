@@ -529,8 +529,8 @@ class FileTasksWork(TasksWork):
         self._close_logs()
         self._sync_older(facts, table)
         self.run.durability.flush()                # all that the record vouches for is on the disk
-        if not self.is_stopped and not self.survivors and os.path.isdir(self.staging):
-            shutil.rmtree(self.staging, ignore_errors=True)
+        if not self.is_stopped and not self.survivors:
+            self._clear_staging_of_ended()
         finished = [entry for entry in self.task_log.entries.values() if entry.status in task_log.GOOD and entry.task not in self.open]
         done = [entry for entry in finished if entry.status == "ok"]
         self.counts = task_log.sum_counts(entry.counts for entry in done) or self._none_counted(any(entry.bytes_in for entry in done))
@@ -541,6 +541,15 @@ class FileTasksWork(TasksWork):
         if failure:
             return self._give_up(failure, self.is_stopped)
         return self._succeed_with(facts, table)
+
+    def _clear_staging_of_ended(self) -> None:
+        """Remove the private folders, but for those of failed tasks that the next run can go on in."""
+        places = task_work.names_in(self.progress_folder) if self.failed and self.stage.checkpoint else []
+        kept = {name.split(".")[0] for name in places if name.endswith(".json")}
+        if kept:
+            self._clear_folders(kept)
+        else:
+            shutil.rmtree(self.staging, ignore_errors=True)
 
     def _judge_all(self) -> str:
         """As _judge(), of what all tasks have made."""

@@ -264,3 +264,14 @@ def test_no_line_is_lost_in_what_a_child_process_has_open(root, kind):
     assert root.run().code == -9
     done = root.ok()
     assert root.read("data/s1/side.txt") == root.read("data/s1/o.txt") == root.read("data/in/a.txt"), done
+
+
+def test_a_task_that_failed_goes_on_from_its_checkpoint_in_the_next_run(root):
+    root.write("data/in/b.txt", "")
+    own(root, "sys.exit(3)", forEach="data/in/*.txt")
+    root.processor("own", root.read("bin/own.py").replace("/o.txt", "/' + os.path.basename(path) + '").replace("o.txt", "' + os.path.basename(path) + '").replace('"', "'"))
+    done = root.run("--jobs", "1")
+    assert done.code == 1 and "[FAIL] s1 data/in/a.txt: exit code 3" in done.out, done
+    assert len(list(root.path("data/s1/.s1.tasks").iterdir())) == 1
+    done = root.ok()
+    assert "[RESUME] s1 data/in/a.txt from line 2" in done.out and root.read("data/s1/a.txt") == GOOD and not root.exists("data/s1/.s1.tasks"), done
