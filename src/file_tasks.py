@@ -363,6 +363,8 @@ class FileTasksWork(TasksWork):
         # First: after a kill between two renames, the processor would be told by it that nothing is left to be done.
         if self.stage.checkpoint:
             self._drop_checkpoint(trial)
+            if not self.store.in_groups or stage_outputs.identity(trial.folder)[1:] != self.run.state_device():
+                durable_files.sync_folder_if_there(self.progress_folder)        # names come to the disk in any order
         try:
             earlier = self._make_way(task.name, names)
             for output in trial.outputs:

@@ -367,7 +367,7 @@ class TasksWork(stage_work.StageWork):
             self._drop_checkpoint(trial)
 
     def _drop_checkpoint(self, trial: TaskTrial) -> None:
-        remove_quietly(trial.progress_path)     # what it stands for goes before the next attempt
+        durable_files.remove_durably(trial.progress_path, self.store.commit)    # what it stands for goes before the next attempt
 
     def _drop_unsynced(self, record: Optional[Json]) -> None:
         """Before "running" is recorded under today's boot: after a restart, or where nobody knows of when they are, remove the
