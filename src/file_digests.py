@@ -358,6 +358,15 @@ def signature(stat: os.stat_result) -> List[int]:
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev]
 
 
+def _signature_of(file: Any, path: str) -> List[int]:
+    """Return the signature of a file that is open, as its path gives it. Raises: OSError.
+
+    On Windows the path is asked: there os.fstat() may give another time as st_ctime than os.stat() (python/cpython#157671: that of
+    the last change, not of the creation), and the two would never be equal. A file that Python has open cannot be replaced there.
+    """
+    return signature(os.stat(path) if sys.platform == "win32" else os.fstat(file.fileno()))
+
+
 def is_same_but_status(before: List[int], after: List[int]) -> bool:
     """Tell whether two signatures differ in the time of the last change of status alone, which a write changes, too."""
     return after != before and [*after[:2], *after[3:]] == [*before[:2], *before[3:]]
@@ -654,7 +663,7 @@ def hash_file(path: str, heed: Callable[[], None] = go_on) -> Tuple[str, List[in
     heed: called after each block. Raises: OSError, for a pipe or device, too; what heed() raises.
     """
     with naming(path), open_file(path, 0) as file:
-        before = signature(os.fstat(file.fileno()))
+        before = _signature_of(file, path)
         digest = sha256(size=before[0])
         buffer = bytearray(max(1, min(before[0] + 1, HASH_BLOCK_BYTES)))
         view = memoryview(buffer)
@@ -664,7 +673,7 @@ def hash_file(path: str, heed: Callable[[], None] = go_on) -> Tuple[str, List[in
                 break
             digest.update(view[:count])
             heed()
-        after = signature(os.fstat(file.fileno()))
+        after = _signature_of(file, path)
     return digest.hexdigest(), after if after == before else []
 
 
