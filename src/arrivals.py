@@ -1,11 +1,12 @@
 """Which inputs are still arriving: those that grow, or changed a moment ago by the clock of the file system that they are on.
 
 A leaf. Nobody tells when a delivery is complete; what has not changed for "settleSec"
-is taken as complete. What a stage of the pipeline made is complete by its record, and is not waited for.
+is taken as complete; on Windows only what nobody has open for writing, either. What a stage of the pipeline made is complete by its record, and is not waited for.
 """
 from __future__ import annotations
 
 import os
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     Json = Dict[str, Any]
 
 SHOWN_NAMES = 3
+GENERIC_READ = 0x80000000
+SHARE_READ_OR_DELETE = 0x1 | 0x4
+OPEN_EXISTING = 3
+SHARING_VIOLATION = 32
 
 
 def unsettled(root: str, paths: Sequence[str], settle_s: float, now_ns: Callable[[int], int]) -> List[Tuple[str, str]]:
@@ -41,7 +46,32 @@ def unsettled(root: str, paths: Sequence[str], settle_s: float, now_ns: Callable
             found.append((path, "%s has a time of change in the future (the clock was set back): touch it, or wait" % path))
         elif age_s < settle_s:
             found.append((path, "%s changed %d s ago" % (path, age_s)))
+        elif settle_s > 0 and sys.platform == "win32" and is_being_written(full):
+            found.append((path, "%s: another program is still writing it" % path))
     return found
+
+
+def is_being_written(full: str, api: Any = None) -> bool:
+    """Tell whether somebody has a file open for writing, or for himself alone, on Windows.
+
+    There its modification time may stay what it was until all who write it have closed it (Microsoft, WriteFile). Whoever opens it and
+    lets nobody write it meanwhile gets a sharing violation; any other error tells nothing of that.
+    """
+    import ctypes
+    api = _windows_api() if api is None else api
+    handle = api.CreateFileW(full, GENERIC_READ, SHARE_READ_OR_DELETE, None, OPEN_EXISTING, 0, None)
+    if handle in (None, ctypes.c_void_p(-1).value):
+        return bool(api.last_error() == SHARING_VIOLATION)
+    api.CloseHandle(ctypes.c_void_p(handle))
+    return False
+
+
+def _windows_api() -> Any:
+    import ctypes
+    api = ctypes.WinDLL("kernel32", use_last_error=True)    # type: ignore[attr-defined]
+    api.last_error = ctypes.get_last_error                  # type: ignore[attr-defined]
+    api.CreateFileW.restype = ctypes.c_void_p
+    return api
 
 
 def still_arriving(root: str, stage: StageSpec, inputs: Sequence[str], makers: Iterable[Tuple[str, str, Json]],

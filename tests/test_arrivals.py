@@ -1,7 +1,9 @@
 """Inputs that are still arriving: what counts as settled, and what a run does with a stage that waits."""
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import time
 import types
 
@@ -47,6 +49,31 @@ def test_files_that_are_gone_are_left_to_whoever_reads_them_and_each_device_is_a
     asked = []
     found = arrivals.unsettled(str(tmp_path), ["b", "gone", "a"], 30, lambda device: asked.append(device) or os.stat(str(tmp_path / "a")).st_mtime_ns)
     assert [path for path, _ in found] == ["b", "a"] and len(asked) == 1
+
+
+@pytest.mark.parametrize("handle, error, waits", [(-1, 32, True), (-1, 5, False), (77, 32, False)])
+def test_on_windows_nothing_is_settled_that_another_program_has_open_for_writing(tmp_path, monkeypatch, handle, error, waits):
+    """There the time of modification may be old until the file is closed."""
+    calls = []
+
+    class Api:
+        def CreateFileW(self, path, access, share, security, disposition, flags, template):
+            calls.append((path, access, share, security, disposition, flags, template))
+            return ctypes.c_void_p(handle).value
+
+        def CloseHandle(self, handle):
+            calls.append(handle.value)
+
+        def last_error(self):
+            return error
+    path = tmp_path / "a"
+    path.write_bytes(b"half")
+    monkeypatch.setattr(arrivals, "_windows_api", Api)
+    monkeypatch.setattr(sys, "platform", "win32")
+    later = clock_at(path, 99)
+    assert arrivals.unsettled(str(tmp_path), ["a"], 30, later) == ([("a", "a: another program is still writing it")] if waits else [])
+    assert calls == [(str(path), 0x80000000, 5, None, 3, 0, None)] + [77] * (handle == 77)
+    assert arrivals.unsettled(str(tmp_path), ["a"], 0, later) == [] and len(calls) <= 2
 
 
 def test_what_a_stage_has_recorded_is_not_waited_for_while_it_is_as_long(tmp_path):
