@@ -225,12 +225,21 @@ class Tree:
     def end(self) -> List[int]:
         """Kill every process of the attempt, daemonised grandchildren included; return those that would not go."""
         if self.job is not None:
-            self.job.terminate()
-            return []
+            return self._end_job(self.job)
         send(self._group(), signal.SIGKILL)
         left = end_all(self.living, not_reaped=self.pid, unsure=self.unsure)
         self.unclear = sorted({*self.unclear, *self.unsure})
         return [pid for pid in left if pid not in self.unsure]
+
+    def _end_job(self, job: windows_jobs.Job) -> List[int]:
+        """The same on Windows, where they are gone only a while after they were told to; the leader is for whoever waits for it."""
+        deadline = time.monotonic() + SWEEP_LIMIT_S
+        while True:
+            job.terminate()
+            left = [pid for pid in job.pids() if pid != self.pid]
+            if not left or time.monotonic() > deadline:
+                return sorted(left)
+            time.sleep(SWEEP_PAUSE_S)
 
     def _group(self) -> List[int]:
         """Return, for kill(2), the group that the processor leads, where the system may not tell of all. Until the leader is reaped

@@ -8,17 +8,20 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Optional, Tuple
+    from typing import Any, List, Optional, Tuple
 
 JOB_LIMIT_KILL_ON_CLOSE = 0x2000
 JOB_LIMIT_PROCESS_MEMORY = 0x0100
 JOB_ACCOUNTING = 1
+JOB_PROCESS_IDS = 3
 JOB_EXTENDED_LIMITS = 9
 TICKS_PER_S = 10_000_000    # of the system's times
 PROCESS_QUERY_LIMITED = 0x1000
 CREATE_SUSPENDED = 0x4
 STILL_ACTIVE = 259
 ACCESS_DENIED = 5
+MORE_DATA = 234             # the answer has not room for all, and holds what it has room for
+MOST_PIDS = 1000
 CTRL_BREAK = 1
 JOBS_NEST_SINCE = (6, 2)    # Windows 8
 
@@ -113,8 +116,15 @@ class Job:
             self.close()
 
     def terminate(self) -> None:
-        """End every process of the job."""
+        """Begin the end of every process of the job: one that has a write under way, say, lives until that is done."""
         self.api.TerminateJobObject(self.handle, 1)
+
+    def pids(self) -> List[int]:
+        """Return the processes of the job that have not ended, or many of very many; none where the system does not tell."""
+        import ctypes
+        found = job_process_ids(MOST_PIDS)
+        is_told = self.api.QueryInformationJobObject(self.handle, JOB_PROCESS_IDS, ctypes.byref(found), ctypes.sizeof(found), None)
+        return list(found.pids[:min(found.listed, MOST_PIDS)]) if is_told or self.api.last_error() == MORE_DATA else []
 
     def usage(self) -> Tuple[float, int]:
         """Return (processor time in seconds, bytes of memory at the peak of its largest process) of all processes so far; zeros
@@ -139,6 +149,16 @@ def job_accounting() -> Any:
                     ("faults", ctypes.c_uint32), ("processes", ctypes.c_uint32), ("active", ctypes.c_uint32), ("terminated", ctypes.c_uint32)]
 
     return Accounting()
+
+
+def job_process_ids(count: int) -> Any:
+    """Return a JOBOBJECT_BASIC_PROCESS_ID_LIST with room for *count* processes."""
+    import ctypes
+
+    class ProcessIds(ctypes.Structure):
+        _fields_ = [("assigned", ctypes.c_uint32), ("listed", ctypes.c_uint32), ("pids", ctypes.c_size_t * count)]
+
+    return ProcessIds()
 
 
 def job_limits(flags: int, memory_bytes: int) -> Any:

@@ -1499,6 +1499,34 @@ def test_a_job_tells_what_its_processes_have_used(is_told):
     assert windows_jobs.Job(Telling()).usage() == ((3.0, 9 << 20) if is_told else (0.0, 0))
 
 
+@pytest.mark.parametrize("rounds, error, is_said, limit_s, left", [
+    (3, 0, True, 60, []), (99, 0, True, -1, [43, 44]), (3, 234, False, 60, []), (99, 234, False, -1, [43, 44]), (99, 5, False, 60, [])])
+def test_on_windows_an_attempt_is_over_when_the_processes_of_its_job_are_gone(monkeypatch, rounds, error, is_said, limit_s, left):
+    """TerminateJobObject() does not wait: a process of it may still finish a write."""
+    class Slow(FakeWindows):
+        asked = 0
+
+        def QueryInformationJobObject(self, handle, kind, into, size, _):
+            assert (handle.value, kind, size) == (77, 3, ctypes.sizeof(into._obj))
+            self.asked += 1
+            pids = [44, 42, 43] if self.asked < rounds else [42]
+            into._obj.assigned, into._obj.listed, into._obj.pids[:len(pids)] = 3, len(pids), pids
+            return is_said
+
+        def last_error(self):
+            return error
+    monkeypatch.setattr(process_tree, "SWEEP_LIMIT_S", limit_s)
+    api = Slow()
+    assert process_tree.Tree(42, "token", windows_jobs.Job(api)).end() == left
+    assert api.asked == (rounds if rounds == 3 else 1) and api.calls[2:] == [("TerminateJobObject", 77, 1)] * api.asked
+
+
+@pytest.mark.skipif(ctypes.sizeof(ctypes.c_void_p) != 8, reason="sizes of 64-bit Windows")
+def test_the_list_of_a_jobs_processes_has_the_layout_of_the_system():
+    found = windows_jobs.job_process_ids(3)
+    assert ctypes.sizeof(found) == 32 and (type(found).listed.offset, type(found).pids.offset) == (4, 8)
+
+
 def test_a_job_without_a_memory_limit_only_ends_with_its_handle():
     api = FakeWindows()
     windows_jobs.Job(api)
