@@ -142,10 +142,6 @@ class Attempt:
             self.note_end(status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
         return bool(pid)
 
-    def wait(self, seconds: float) -> None:
-        """Wait until it has ended, where each has threads of its own."""
-        raise NotImplementedError
-
     def note_end(self, status: int, cpu_s: float, max_rss_bytes: int) -> None:
         """Take what wait4() tells of the processor."""
         self.exit_code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
@@ -184,7 +180,8 @@ class ThreadedAttempt(Attempt):
     """As Windows needs it: nobody can wait for pipes and processes at once there, so one thread reads to the end, and one waits."""
 
     thread: Any = None                      # it reads the output ...
-    done: Any = None                        # ... and this event says that the processor has ended
+    done: Any = None                        # ... this event says that the processor has ended ...
+    news: Any = None                        # ... and then this one, its pool's, that one of its attempts has
 
     def begin_reading(self) -> None:
         import threading
@@ -206,9 +203,7 @@ class ThreadedAttempt(Attempt):
     def _wait(self) -> None:
         self.exit_code = self.process.wait()
         self.done.set()
-
-    def wait(self, seconds: float) -> None:
-        self.done.wait(seconds)
+        self.news.set()
 
     def has_ended(self) -> bool:
         if self.done.is_set() and self.job is not None:
@@ -360,6 +355,10 @@ class Pool:
         self.signals, self.guardian = signals, guardian
         self.others = set(others)
         self.threads = threads
+        self.news: Any = None           # an event: one of the attempts with threads has ended
+        if threads:
+            import threading
+            self.news = threading.Event()
         self.tick: Optional[Callable[[], None]] = None      # called some times a second, to show progress ...
         self.tick_s = TICK_S            # ... after so long at the latest
         # Does what is due now; returns after how long something will be, None: nothing.
@@ -404,7 +403,12 @@ class Pool:
         if launch.launcher is not None:
             return self._begin(LaunchedAttempt(*given))
         self.guardian.watch(traits)         # before the start: the runner may die at any moment after it
-        return self._forked(given) or self._begin(ThreadedAttempt(*given) if self.threads else Attempt(*given))
+        return self._forked(given) or self._begin(self._threaded(given) if self.threads else Attempt(*given))
+
+    def _threaded(self, given: Any) -> ThreadedAttempt:
+        attempt = ThreadedAttempt(*given)
+        attempt.news = self.news
+        return attempt
 
     def _forked(self, given: Any) -> Optional[Attempt]:
         """Let the stage's fork server start an attempt, if there is one, it is ready and does not decline; None if not."""
@@ -540,7 +544,8 @@ class Pool:
             _feed([feeders[one] for one in ready if one in feeders])
             self._read_ready(ready)
         elif self.running:
-            self.running[0].wait(run_signals.POLL_S if left is None else min(left, run_signals.POLL_S))
+            self.news.wait(run_signals.POLL_S if left is None else min(left, run_signals.POLL_S))
+            self.news.clear()           # before they are looked at: what ends from here on sets it again
         else:
             self.signals.wait([], left)
         for attempt in list(self.running):

@@ -1673,6 +1673,23 @@ assert result.exit_code is None and "cannot start ./no such program" in result.f
 """)
 
 
+@linux_only
+def test_with_threads_the_end_of_any_attempt_ends_the_wait(tmp_path):
+    """Not only that of the first one, which may take hours."""
+    drive(tmp_path, THREADS + """
+run_signals.POLL_S = 600
+pool = attempts.Pool(signals, Guardian())
+def start(name, body):
+    return pool.start(attempts.Launch([sys.executable, "-S", "-c", body], dict(os.environ, PIPELINE_ATTEMPT_TOKEN=name), os.getcwd(), name, name, -1, "", None, 5, {}, None))
+long = start("long", "import time; time.sleep(600)")
+for name in ("one", "two"):
+    short = start(name, "")
+    assert pool.wait() == [short] and short.result.exit_code == 0, short.result
+long.process.kill()
+assert pool.wait() == [long]
+""")
+
+
 def test_without_a_pipe_for_signals_waits_are_short(monkeypatch):
     naps = []
     monkeypatch.setattr(attempts.time, "sleep", naps.append)
