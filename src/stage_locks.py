@@ -11,6 +11,7 @@ time() and wait(seconds).
 """
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 LOCK_POLL_S = 0.02
 CHANGE_S = 1.0              # how long a change of owners may take; waited for even by those who do not wait for an owner
 LOCK_BYTE = 1 << 30         # Windows locks bytes, mandatorily: one far behind the guard file's content
+HELD_BYTES = (errno.EACCES, 36)     # how Windows says that they are another's; 36: its EDEADLOCK
 SHARED = 0o2020             # of a folder's mode: its group may write into it, and gets what is made there
 FOLDERS_NAME = ".folders"   # in locks/: the file whose bytes stand for output folders
 FOLDER_BYTES = 64           # of each folder: so many runs may be at work below it at once
@@ -50,13 +52,7 @@ class WaitStopped(Exception):
 def try_kernel_lock(descriptor: int) -> bool:
     """Take the exclusive lock of an open file without waiting. Raises: OSError where the file system has no locks."""
     if sys.platform == "win32":
-        import msvcrt
-        os.lseek(descriptor, LOCK_BYTE, os.SEEK_SET)
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
+        return _try_lock_on_windows(descriptor, LOCK_BYTE, 1)
     import fcntl
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -71,18 +67,24 @@ def try_lock_bytes(descriptor: int, first: int, count: int) -> bool:
     It is the process's own: no child inherits it, and on POSIX closing any descriptor of the file gives it up.
     """
     if sys.platform == "win32":
-        import msvcrt
-        os.lseek(descriptor, first, os.SEEK_SET)
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, count)
-        except OSError:
-            return False
-        return True
+        return _try_lock_on_windows(descriptor, first, count)
     import fcntl
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, count, first)
     except (BlockingIOError, PermissionError):
         return False
+    return True
+
+
+def _try_lock_on_windows(descriptor: int, first: int, count: int) -> bool:
+    import msvcrt
+    os.lseek(descriptor, first, os.SEEK_SET)
+    try:
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, count)  # type: ignore[attr-defined]
+    except OSError as error:
+        if error.errno in HELD_BYTES:
+            return False
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK)) from error      # a share of WSL, say: it has no such call
     return True
 
 

@@ -396,6 +396,26 @@ def test_windows_locks_one_byte_behind_the_content(tmp_path, monkeypatch):
     assert got == [True, False] and calls == [(1 << 30, 2, 1)] * 2
 
 
+@pytest.mark.parametrize("number, is_held", [(errno.EACCES, True), (36, True), (errno.EINVAL, False), (errno.EBADF, False)])
+def test_windows_tells_a_lock_that_is_held_from_a_file_system_without_locks(tmp_path, monkeypatch, number, is_held):
+    def locking(descriptor, mode, count):
+        raise OSError(number, "told by the system")
+    monkeypatch.setitem(sys.modules, "msvcrt", types.SimpleNamespace(locking=locking, LK_NBLCK=2, LK_UNLCK=0))
+    (tmp_path / "locks").mkdir()
+    lock = stage_lock(tmp_path, FakeClock())
+    descriptor = stage_locks.open_guard(str(tmp_path / "g"))
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "platform", "win32")
+        with pytest.raises(stage_locks.LockHeld if is_held else OSError, match=None if is_held else "No locks available.*\\.s1\\.guard"):
+            lock.acquire(0)
+        if is_held:
+            assert not stage_locks.try_lock_bytes(descriptor, 5, 2)
+        else:
+            with pytest.raises(OSError, match="No locks available"):
+                stage_locks.try_lock_bytes(descriptor, 5, 2)
+    os.close(descriptor)
+
+
 def test_windows_locks_the_bytes_that_stand_for_a_folder_below_2_gib(tmp_path, monkeypatch):
     held = []
 
