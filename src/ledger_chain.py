@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 LEDGER, END = "ledger.jsonl", "ledger.end"
 MAX_LINE_BYTES = 16 << 20       # of an entry; the longest are acceptances with many changes
-KEY_STEPS = 1 << 20             # as far as a forward key is evolved between two entries: a forged number costs no hours
+KEY_STEPS = 1 << 20             # as far as a forward key is evolved beyond one step for each entry: forged numbers cost no hours
 SHOWN_DIGITS = 12
 
 
@@ -272,14 +272,15 @@ class KeyRing:
 
     def __init__(self, key: Key) -> None:
         self.mode, self.identity, self.first, self.key = key
-        self.index = self.first
+        self.index, self.asked = self.first, 0
         self.zero = self.key if self.mode == "hmac" or self.first == 0 else None     # the key before the first seal
 
     def at(self, index: int) -> Optional[bytes]:
         """Return key number *index*, None if it cannot be had; asked for in ascending order."""
         if self.mode == "hmac":
             return self.key if index == 0 else None
-        if not self.index <= index <= self.index + KEY_STEPS:
+        self.asked += 1
+        if not self.index <= index <= self.first + self.asked + KEY_STEPS:
             return None
         while self.index < index:
             self.key, self.index = next_key(self.key), self.index + 1

@@ -116,7 +116,7 @@ def read_ledger(root: str) -> List[Line]:
     found: List[Line] = []
     last: Json = {"seq": 0, "hash": None}
     try:
-        with open(os.path.join(root, "state", LEDGER), "rb") as file:
+        with open_file(os.path.join(root, "state", LEDGER)) as file:
             whole = itertools.takewhile(lambda line: line.endswith(b"\n"), file)       # a run may go on with the last one meanwhile
             for number, line in enumerate(without_torn_end(line[:-1] for line in whole), 1):
                 last = _linked_entry(line + b"\n", last, number)
@@ -459,7 +459,7 @@ def _add_ledger(box: Box, ledger: List[Line], end: Optional[bytes], keys: Set[Ru
 def _first_seal(head: Json, otherwise: int) -> int:
     """Return the number of the first sealed entry of a ledger that was sealed only later, with forward keys: only there is a key
     bound to its entry. Else each entry's number tells of its key."""
-    seal = head.get("seal")
+    seal: Any = head.get("seal")
     if fits(seal, {"mode": str, "index": int}) and seal["mode"] == "forward" and 0 <= seal["index"] < head["seq"] - 1:
         return int(head["seq"] - seal["index"])
     return otherwise
@@ -554,7 +554,7 @@ def _copy(one: Member, out: Any) -> None:
         out.write(one.data)
         return
     digest = sha256(size=one.bytes)
-    with open(one.file, "rb") as file:
+    with open_file(one.file) as file:
         for block in iter(lambda: file.read(COPY_BYTES), b""):
             digest.update(block)
             out.write(block)

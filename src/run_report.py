@@ -174,6 +174,8 @@ def gather(spec: PipelineSpec, run_id: Optional[str], now: float, is_alive: Call
             return gather(spec, run_id, now, is_alive)
         if later is not None:
             notes.append("state/metrics_%s.json was changed after the run: it does not fit the run record" % run_id)
+    if metrics is not None and run_history.is_closed_as_dead(record) and not record.get("metrics"):
+        notes.append("state/metrics_%s.json is not named by the run record: nothing vouches for processor time and memory" % run_id)
     measured = {text_of(one.get("stage")): one for one in objects_of((metrics or {}).get("stages"))}
     pipeline = text_of(record.get("pipeline")) or spec.name
     if pipeline != spec.name:

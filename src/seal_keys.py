@@ -185,7 +185,7 @@ class Sealer:
             raise StateError("state/%s was not written with the key of %s%s" % (END_NAME, self.path, RESTORE))
         if last is None and end["seq"]:
             raise StateError("state/ledger.jsonl is empty, or was removed: state/%s tells of entry %d%s" % (END_NAME, end["seq"], RESTORE))
-        here = last or NOTHING
+        here: Json = last or NOTHING
         seq = here["seq"]
         if end["seq"] > seq or end["seq"] == seq and end["hash"] != here["hash"]:
             raise StateError("state/ledger.jsonl ends with entry %d, but not the one that state/%s tells of, entry %d: it was cut off or replaced%s" % (

@@ -258,11 +258,13 @@ class RunContents:
     def _check_metrics(self, record: Json, entry: Entry, name: str) -> None:
         """The metrics of the newest call under a run id are still there; those of earlier calls were replaced."""
         metrics = record.get("metrics")
-        if metrics is None or entry.run in self.index.pruned:
-            return
-        if entry.invocation != self.index.newest_call[entry.run_id] or entry.run_id in {run[0] for run in self.index.open}:
+        if entry.run in self.index.pruned or entry.invocation != self.index.newest_call[entry.run_id] or entry.run_id in {run[0] for run in self.index.open}:
             return
         path = "state/metrics_%s.json" % entry.run_id
+        if metrics is None:
+            if path[len("state/"):] in self.book.names:
+                self.book.notes.append("nothing vouches for %s: %s does not name it; a run that died may have written it" % (path, name))
+            return
         try:
             is_its_own = digest_of(self.book.folder.path(path)) == (metrics["bytes"], metrics["sha256"])
             if not is_its_own and name == "state/run_%s.%d.json" % entry.run and self._is_of_later(path, entry):

@@ -256,6 +256,8 @@ REFUSED = {
     "a path": (lambda p: None, "../b", 2, "not in state/ledger.jsonl"),
     "a run that goes on": (leave_open, "b", 2, "run b has not ended (invocation 3)"),
     "no ledger": (lambda p: p.path("state/ledger.jsonl").unlink(), "b", 5, "state/ledger.jsonl is not there"),
+    **({"a pipe": (lambda p: (p.path("state/ledger.jsonl").unlink(), os.mkfifo(str(p.path("state/ledger.jsonl")))), "b", 5, "it is a pipe or a device, no file")}
+       if hasattr(os, "mkfifo") else {}),
     "an empty ledger": (lambda p: p.write("state/ledger.jsonl", ""), "b", 5, "has no entry"),
     "an edited record": (lambda p: edit(p.path("state/run_b.json"), b'"completed"', b'"Completed"'), "b", 5,
                          "state/run_b.json: the record is not the one that entry"),
@@ -639,6 +641,20 @@ def test_a_damaged_zip_is_told(zipped, tmp_path):
     with zipfile.ZipFile(cut, "a") as archive, pytest.warns(UserWarning):
         archive.writestr("README.txt", b"another")
     assert ("MALFORMED", "README.txt") in found_in(cut)[0]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_member_is_told_however_it_is_compressed(zipped, tmp_path, method):
+    packed = tmp_path / "packed.zip"
+    with zipfile.ZipFile(zipped) as archive, zipfile.ZipFile(packed, "w", method) as other:
+        for name in archive.namelist():
+            other.writestr(name, archive.read(name))
+    with zipfile.ZipFile(packed) as archive:
+        place = archive.getinfo("records/run_a.json").header_offset + 30 + len("records/run_a.json")
+    data = bytearray(packed.read_bytes())
+    data[place + 12:place + 60] = b"\xff" * 48
+    packed.write_bytes(bytes(data))
+    assert ("MALFORMED", "records/run_a.json") in found_in(packed)[0]
 
 
 def test_a_member_that_unpacks_to_gigabytes_is_not_read_to_its_end(zipped, tmp_path):
@@ -1092,8 +1108,8 @@ def sealed_anew(folder, first_seal):
     rehash(folder)
     ledger = folder / "ledger" / "ledger.jsonl"
     lines = entries_of(ledger)
-    number, key = first_seal
-    for number, one in enumerate(lines, number):
+    first, key = first_seal
+    for number, one in enumerate(lines, first):
         one["seal"].update(index=number, mac=seal_mac(key, one["hash"]))
         key = next_key(key)
     ledger.write_bytes(b"".join(map(entry_line, lines)))

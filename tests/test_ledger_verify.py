@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT / "src"))
 sys.path.insert(0, str(ROOT / "tests" / "drivers"))
 
 import history  # noqa: E402
+import ledger_chain  # noqa: E402
 import ledger_format  # noqa: E402
 import ledger_verify  # noqa: E402
 import task_log  # noqa: E402
@@ -1124,6 +1125,15 @@ def test_seals_of_forged_numbers_cost_no_time(copied):
     assert ("DELETED", LEDGER + ":13") in found(check(past.root, key=past.first_key))
 
 
+def test_numbers_of_seals_forged_in_each_entry_cost_no_more_than_one(monkeypatch):
+    steps = []
+    monkeypatch.setattr(ledger_chain, "next_key", lambda key: steps.append(1) or key)
+    monkeypatch.setattr(ledger_chain, "KEY_STEPS", 100)
+    ring = ledger_chain.KeyRing(("forward", "0" * 16, 5, b"k"))
+    assert sum(ring.at(5 + 101 * number) is not None for number in range(50)) == 2 and len(steps) == 101
+    assert all(ring.at(107 + number) for number in range(200))
+
+
 def test_an_end_of_another_hash(copied):
     """Without any key: two files that contradict each other."""
     past = copied("hmac")
@@ -1632,6 +1642,9 @@ def test_a_run_that_was_closed_may_have_left_logs_that_nobody_named(project):
     assert added(project, "state/logs/r/s1.3.log") == []
     project.ok("--run-id", "s")
     assert added(project) == []
+    project.write("state/metrics_r.json", json.dumps(dict(project.json("state/metrics_s.json"), runId="r")))
+    assert check(project.root).notes[:1] == ["nothing vouches for state/metrics_r.json: state/run_r.json does not name it; a run that died may have written it"]
+    assert "metrics_r.json is not named by the run record" in project.ok("report", "r", "-o", str(project.path("r.html"))).out + project.read("r.html")
 
 
 def test_what_is_kept_of_a_file_that_is_gone_is_no_edit_of_the_task_log(project):
