@@ -88,7 +88,8 @@ def _kind(path: str, is_appended: bool) -> str:
 
 
 def _below(full: str, root: str) -> Optional[str]:
-    return os.path.relpath(full, root).replace(os.sep, "/") if full.startswith(root.rstrip(os.sep) + os.sep) else None
+    above = root.rstrip(os.sep) + os.sep        # perhaps not written as here: not all systems tell case apart
+    return full[len(above):].replace(os.sep, "/") if as_here(full[:len(above)]) == as_here(above) else None
 
 
 # --- writing there ---------------------------------------------------------------------------------------------------

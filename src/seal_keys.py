@@ -19,7 +19,7 @@ import os
 import durable_files
 import state_store
 from ledger_format import KEY_BYTES, end_mac, key_id, key_text, next_key, parse_key, seal_mac
-from primitives import is_there, loads, open_file, remove_quietly, replace
+from primitives import as_here, is_there, loads, open_file, remove_quietly, replace
 from state_store import StateError
 
 TYPE_CHECKING = False
@@ -73,7 +73,7 @@ def make_key_file(path: str, mode: str) -> str:
 
 def check_place(path: str, root: str) -> None:
     """Raises: KeyProblem for a key below the root."""
-    if os.path.realpath(path).startswith(os.path.join(os.path.realpath(root), "")):
+    if as_here(os.path.realpath(path)).startswith(as_here(os.path.join(os.path.realpath(root), ""))):
         raise KeyProblem("%s: the key lies below the root, and a copy of the folder would carry it; keep it elsewhere" % path)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     Path = Tuple[Any, ...]
 
 MAX_DEPTH = 64              # of nesting: far above any real spec, far below what exhausts a parser
-DEVICE_NAMES = frozenset("con prn aux nul".split() + ["%s%s" % (name, n) for name in ("com", "lpt") for n in "0123456789\u00b9\u00b2\u00b3"])
+DEVICE_NAMES = frozenset("con prn aux nul conin$ conout$".split() + ["%s%s" % (name, n) for name in ("com", "lpt") for n in "0123456789\u00b9\u00b2\u00b3"])
 NOT_IN_NAMES = ':"<>|'      # on Windows, where "a:b" is a hidden stream of the file "a"; * and ? are globs
 RUNNER_FOLDERS = ("state", "locks", "src", "bin")
 LAUNCHER_NAMES = ("cpuCores", "memoryMB")
@@ -165,7 +165,7 @@ def path_problem(value: str) -> str:
         return "must not leave the root with '..'"
     if any(part.rstrip(". ") != part and part != "." for part in parts):
         return "has a part that ends with a dot or blank (Windows drops it)"
-    if any(part.split(".")[0].lower() in DEVICE_NAMES for part in parts):
+    if any(part.split(".")[0].rstrip(" ").lower() in DEVICE_NAMES for part in parts):
         return "names a Windows device"
     if sys.platform == "win32" and any(sign in value for sign in NOT_IN_NAMES):
         return "has one of the signs %s, which Windows does not allow in names" % " ".join(NOT_IN_NAMES)

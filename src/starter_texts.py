@@ -66,12 +66,12 @@ sort -u -- "$@" > "$PIPELINE_OUTPUT_DIR/@NAME@.txt"
 POWERSHELL = '''# Write the lines of all inputs, sorted, each line once.
 # Arguments: "args" of the stage, then its inputs. Write below $env:PIPELINE_OUTPUT_DIR only. Exit 0 is success, 75: another attempt may help.
 $ErrorActionPreference = "Stop"
-$found = New-Object System.Collections.Generic.List[string]
+$found = [System.Collections.Generic.List[string]]::new()
 foreach ($path in $args) {
     foreach ($line in [IO.File]::ReadAllLines($path)) { $found.Add($line) }
 }
 $found.Sort([StringComparer]::Ordinal)
-$text = New-Object System.Text.StringBuilder
+$text = [System.Text.StringBuilder]::new()
 $last = $null
 foreach ($line in $found) {
     if ($line -cne $last) { [void]$text.Append($line).Append("`n") }
@@ -83,7 +83,7 @@ exit 0
 
 TEST = '''"""The stage @NAME@: its processor, run alone on a few lines."""
 import os
-import subprocess
+@IMPORTS@import subprocess
 import sys
 import tempfile
 import unittest
@@ -117,7 +117,7 @@ if __name__ == "__main__":
 
 PYTHON_COMMAND = "[sys.executable]"
 PROGRAM_COMMAND = "[]"
-POWERSHELL_COMMAND = '["powershell", "-NoProfile", "-NonInteractive", "-ExecutionPolicy", "Bypass", "-File"]'
+POWERSHELL_COMMAND = '[shutil.which("pwsh") or "powershell", "-NoProfile", "-NonInteractive", "-ExecutionPolicy", "Bypass", "-File"]'
 
 LINES_CASES = '''    def test_blanks_are_brought_in_order(self):
         code, printed, made = run("  two   words \\none\\n")

@@ -63,7 +63,7 @@ def _init(folder: str, console: Console) -> int:
         raise UsageError("init %s: it cannot be made there (%s: %s); choose a place where you may write" % (
             folder, os.fsdecode(error.filename or "?"), error.strerror)) from None
     console.line("%s: a pipeline of one stage, its test, and the runner itself" % folder)
-    console.line("next: cd %s, then %s src/pipeline_runner.py; README.md says more" % (_shell_word(folder), _python()))
+    console.line("next: %s %s, then %s src/pipeline_runner.py; README.md says more" % (_change_folder(target, os.getcwd()), _shell_word(folder), _python()))
     return EXIT_OK
 
 
@@ -176,6 +176,12 @@ def _python() -> str:
     return "py" if sys.platform == "win32" else "python" if shutil.which("python") else "python3"
 
 
+def _change_folder(target: str, current: str) -> str:
+    """Return the command that leads to a folder in every shell of this system: cmd.exe's cd stays on its drive."""
+    drives = [os.path.splitdrive(path)[0].lower() for path in (target, current)]
+    return "pushd" if drives[0] != drives[1] else "cd"
+
+
 def _shell_word(text: str) -> str:
     import shlex
     if sys.platform != "win32":
@@ -258,7 +264,7 @@ def _stage_files(name: str, kind: str) -> Tuple[str, Files]:
     """
     ending, text, command, cases = starter_texts.KINDS[kind]
     processor = (name if name.startswith("stage_") else "stage_" + name) + ending
-    words = {"CASES": cases, "COMMAND": command, "NAME": name, "FILE": processor}
+    words = {"CASES": cases, "COMMAND": command, "NAME": name, "FILE": processor, "IMPORTS": "import shutil\n" * ("shutil" in command)}
     return processor, {"bin/" + processor: (starter_texts.filled(text, words), PROGRAM if ending == ".sh" else PLAIN),
                        "tests/" + _test_name(processor): (starter_texts.filled(starter_texts.TEST, words), PLAIN)}
 

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 import output_places
+import seal_keys
 import spec_loading
 import stage_locks
 from conftest import opened_by, run_without_might, wait_until
@@ -81,6 +82,12 @@ def test_on_systems_where_case_tells_nothing_another_case_is_no_way_round(made, 
     monkeypatch.setattr(sys, "platform", platform)
     with pytest.raises(UsageError, match=message):
         output_places.checked(os.path.join(os.path.realpath(str(made.root)), place), "-o", str(made.root), str(made.path("pipeline.json")), spec.stages)
+    # Nor is the root in another case, as somebody may have typed it.
+    above, name = os.path.split(os.path.realpath(str(made.root)))
+    with pytest.raises(UsageError, match=message):
+        output_places.checked(os.path.join(above, name.upper(), place), "-o", str(made.root), str(made.path("pipeline.json")), spec.stages)
+    with pytest.raises(seal_keys.KeyProblem, match="the key lies below the root"):
+        seal_keys.check_place(os.path.join(above, name.upper(), "seal.key"), str(made.root))
 
 
 @pytest.mark.parametrize("field", ["inputs", "forEach", "watch"])

@@ -238,7 +238,7 @@ def test_what_a_schema_cannot_see_is_seen_by_the_validator_and_let_through_by_th
 
 SCALARS = [None, True, False, 0, 1, -1, 2, 5, 256, 0.5, -0.5, 1.5, "", "a", "A", "many", "strict", "1%", "0%", "100%", "100.0%", "100.5%", "101%", "007%", ".5%", "5.%", ".%", "%", "1.2.3%", "1 %", "１%",
            "fail", "warn", "mtime", "content", "scan", "kernel", "graph", "listed", "bin/ok.py", "data/*.txt", "a/", "a//b", "./a", ".", "./", "./.", "..", "../x", "a/../b", "...", "...x", ".hidden", "a.", "a ", " a",
-           "a/b.", "a /b", "/", "/abs", "\\\\host\\x", "a\\b", "c:x", "1:2", "ab:c", "con", "CON", "Con.txt", "a/nul", "a/nul.x/b", "nul/a", "console", "com1", "com", "com10", "lpt\u00b9", "lpt\u00b2.x", "aux.", "prn.a.b",
+           "a/b.", "a /b", "/", "/abs", "\\\\host\\x", "a\\b", "c:x", "1:2", "ab:c", "con", "CON", "Con.txt", "a/nul", "a/nul.x/b", "nul/a", "console", "com1", "com", "com10", "lpt\u00b9", "lpt\u00b2.x", "aux.", "prn.a.b", "nul .txt", "a/NUL  .x/b", "CONIN$", "a/conout$.x", "conin", "con in",
            "state", "State/x", "./state", "x/../state", "src", "SRC", "bin", "locks", "loc\u212as", "stateful", "binary/x", "x/state", "a\nb", "a\n", "\n", "a\tb", "a\u0000b", "\u007f", "\u0085", "größe", "日本/語", "x" * 64, "x" * 65,
            "a-b_c.d", "-a", "_a", "a:b", "a*", "{", "}", "{{", "}}", "{cpuCores}", "{memoryMB}M", "{{{cpuCores}}}", "{{cpuCores}", "{memory}", "a}}{{b"]
 BOXED = [[], {}, [[]], [{}], [None], [1], [0], [255], [256], [True], [75, 2], ["a"], [""], ["", "a"], ["a", ""], ["a", 1], ["../x"], ["a\u0000"], ["{"], ["a", "{memoryMB}"], ["scan"], ["kernel", "hook"], ["sacn"], [1.5],

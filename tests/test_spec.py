@@ -306,6 +306,8 @@ PATHS = [
     (stage('"inputs": ["data§\\in.txt"]'), 'stages[0].inputs[0]: "\\i" is no escape in JSON; write /i'),
     (folder('§"data/con"'), "names a Windows device"),
     (folder('§"data/nul.txt/x"'), "names a Windows device"),
+    (folder('§"data/nul .txt"'), "names a Windows device"),
+    (folder('§"data/CONIN$"'), "names a Windows device"),
     (folder('§"data./x"'), "has a part that ends with a dot or blank"),
     (folder('§"data /x"'), "has a part that ends with a dot or blank"),
     (folder('§"."'), "must be a folder below the root other than state, locks, src, bin"),

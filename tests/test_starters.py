@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import ntpath
 import os
 import re
 import subprocess
@@ -201,6 +202,16 @@ def test_on_windows_a_shell_stage_is_powershell(tmp_path, capsys, monkeypatch):
     monkeypatch.undo()
     assert json.loads((root / "pipeline.json").read_bytes())["stages"][1]["processor"] == "bin/stage_b.ps1"
     assert b"$env:PIPELINE_OUTPUT_DIR" in (root / "bin" / "stage_b.ps1").read_bytes() and b'"-File"] + [PROCESSOR' in (root / "tests" / "test_stage_b.py").read_bytes()
+    assert b'[shutil.which("pwsh") or "powershell"' in (root / "tests" / "test_stage_b.py").read_bytes()    # as the runner does: 5.1 started from 7 misses its modules
+    compile((root / "tests" / "test_stage_b.py").read_bytes(), "test", "exec")
+    assert b"\nimport os\nimport shutil\nimport subprocess\n" in (root / "tests" / "test_stage_b.py").read_bytes()
+
+
+def test_what_leads_to_a_new_pipeline_leads_to_its_drive(monkeypatch):
+    """cd of cmd.exe stays on the drive that it is on."""
+    monkeypatch.setattr(starters.os, "path", ntpath)
+    assert starters._change_folder("D:\\nightly", "C:\\runner") == "pushd"
+    assert starters._change_folder("c:\\nightly", "C:\\runner") == "cd"
 
 
 def a_spec(root, text):
