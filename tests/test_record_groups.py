@@ -519,6 +519,7 @@ def test_an_export_holds_what_was_kept_of_a_record_that_the_power_took(tmp_path,
 class Waiting:
     """Signals that are waited for: how long at most. The second wait is ended by one."""
     number = count = 0
+    has_child_ended = False
 
     def __init__(self):
         self.limits = []
