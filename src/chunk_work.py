@@ -60,11 +60,9 @@ def tidy(root: str, stage: StageSpec, store: state_store.StateStore) -> None:
 def _file_and_folder(names: Collection[str]) -> str:
     """Return that one of *names* is another one's folder, or ""."""
     for name in sorted(names):
-        folder = os.path.dirname(name)
-        while folder:
+        for folder in sorted(stage_outputs.folders_of(name), reverse=True):
             if folder in names:
                 return "its chunks make %s and %s: a file and a folder of one name" % (folder, name)
-            folder = os.path.dirname(folder)
     return ""
 
 

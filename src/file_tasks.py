@@ -46,12 +46,6 @@ if TYPE_CHECKING:
 SETTLE_BYTES = 1 << 20      # outputs from here on are hashed only when their signature can be kept
 
 
-def _folders_of(path: str) -> Set[str]:
-    """Return the folders in which a path lies: of a/b/c, a and a/b."""
-    parts = path.split("/")
-    return {"/".join(parts[:count]) for count in range(1, len(parts))}
-
-
 def _link_problem(folder: str, name: str, kept: Set[str]) -> str:
     """Return why the output *name* in a task's private folder would lead elsewhere in its place, or "". kept: outputs and their
     folders, as by as_here(); of private folders nothing else stays."""
@@ -67,7 +61,8 @@ def _link_problem(folder: str, name: str, kept: Set[str]) -> str:
         way = "a name beside it, not the whole path"
     else:
         inner = os.path.normpath(os.path.join(os.path.dirname(name), text)).replace(os.sep, "/")
-        needed = [place[len(private) + 1:].replace(os.sep, "/")] + [one for one in _folders_of(inner) if is_link(os.path.join(folder, one))]
+        links = [one for one in stage_outputs.folders_of(inner) if is_link(os.path.join(folder, one))]
+        needed = [place[len(private) + 1:].replace(os.sep, "/")] + links
         if inner.startswith("../") or os.path.lexists(target) and not kept.issuperset(map(as_here, needed)):
             way = "one of its outputs"
     return "output %s is a link to %s, which would lead elsewhere once the output is in its place; let it lead to %s" % (name, text, way) if way else ""
@@ -353,7 +348,7 @@ class FileTasksWork(TasksWork):
         self._take_counts(trial)
         if trial.failure:
             return
-        kept = {as_here(name) for name in names}.union(*map(_folders_of, map(as_here, names)))
+        kept = {as_here(name) for name in names}.union(*map(stage_outputs.folders_of, map(as_here, names)))
         for name in names:
             size, digest = self._hash_output(os.path.join(trial.folder, name))
             trial.failure = "output %s cannot be read" % name if size < 0 else _link_problem(trial.folder, name, kept)
@@ -392,12 +387,12 @@ class FileTasksWork(TasksWork):
         entry = self.task_log.entries.get(task)
         if entry is None:
             return []
-        folders, files = {folder for name in names for folder in _folders_of(name)}, set(names)
-        crossed = {path for path, _, _ in entry.outputs if path in folders or not files.isdisjoint(_folders_of(path))}
+        folders, files = {folder for name in names for folder in stage_outputs.folders_of(name)}, set(names)
+        crossed = {path for path, _, _ in entry.outputs if path in folders or not files.isdisjoint(stage_outputs.folders_of(path))}
         for path in sorted(crossed):
             if not self._is_taken(path, task) and not stage_outputs.is_folder(os.path.join(self.folder, path)):
                 self._remove_output(path)
-                self._remove_empty(_folders_of(path))
+                self._remove_empty(stage_outputs.folders_of(path))
         kept = tuple(output for output in entry.outputs if output[0] not in crossed)
         if crossed:
             self._enter(entry._replace(key="", outputs=kept))
@@ -506,7 +501,7 @@ class FileTasksWork(TasksWork):
         if self.others_folders is None:
             self.others_folders = recorded_outputs.folders_of_others(self.run.spec, self.stage.name, self.stage.output_dir)
         others = self.others_folders if self.others.are_beside() else self.others_folders - {""}
-        self._remove_empty(one[:-1] for one in stage_outputs.own_folders([one + "/" for one in _folders_of(path)], others))
+        self._remove_empty(one[:-1] for one in stage_outputs.own_folders([one + "/" for one in stage_outputs.folders_of(path)], others))
 
     def _remove_empty(self, folders: Iterable[str]) -> None:
         for folder in sorted(folders, reverse=True):

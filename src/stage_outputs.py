@@ -175,6 +175,12 @@ def clear_leftovers(folder: str, there: Folder, baseline: Listing, recorded: Dic
                    for path in changed_since(baseline, there.files) if path in baseline and path not in recorded and path not in foreign]
 
 
+def folders_of(path: str) -> Set[str]:
+    """Return the folders in which a path lies: of a/b/c, a and a/b."""
+    parts = path.split("/")
+    return {"/".join(parts[:count]) for count in range(1, len(parts))}
+
+
 def own_folders(folders: Iterable[str], others: Set[str]) -> List[str]:
     """Return those *folders*, each as "PATH/", that neither are, nor hold, nor lie in an output folder of *others*, see
     clear_leftovers()."""
