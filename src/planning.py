@@ -119,11 +119,16 @@ def _inputs(facts: Facts) -> List[Sequence[str]]:
 
 
 def refused_inputs(spec: PipelineSpec, stage: StageSpec, facts: Facts, store: StateStore) -> List[str]:
-    """Return which inputs a stage's control totals refused, see control_totals.refused_inputs(); links are followed to them."""
+    """Return which inputs a stage's control totals refused, see control_totals.refused_inputs(). Links are followed to them, where
+    a stage of the pipeline has such totals: each input is looked at once more for that."""
     import control_totals
-    import link_places
-    inputs, places = _inputs(facts), link_places.Places(spec.root)
-    inputs += [(place, digest) for path, digest in inputs for place in [places.of_file(path)] if place != path]
+    inputs = _inputs(facts)
+    if "judged" not in store.memo:
+        store.memo["judged"] = any(map(control_totals.is_judged, spec.stages))
+    if store.memo["judged"]:
+        import link_places
+        places = link_places.Places(spec.root)
+        inputs += [(place, digest) for path, digest in inputs for place in [places.of_file(path)] if place != path]
     makers = makers_of(spec, stage, [path for path, _ in inputs], store)
     return control_totals.refused_inputs(inputs, with_all_outputs([one for one in makers if one[2].get("refused")], store))
 
