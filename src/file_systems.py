@@ -91,6 +91,8 @@ def keeps_order(device: int) -> bool:
     So do XFS, and ext3 and ext4 with a journal, which have one log for all. Not btrfs: the log of an fsync may have a rename
     without what was created before it. Nor what has no journal; and where nobody tells, it is not assumed.
     """
+    if not sys.platform.startswith("linux"):
+        return False
     kind, options = kinds(_mounts()).get(device, ("", ""))
     return kind == "xfs" or kind in ("ext3", "ext4") and "data=writeback" not in options.split(",") and _has_journal(device)
 
