@@ -3,8 +3,9 @@
 Above the leaves and run_history. Only reads.
 
     state/logs/<run>/<stage>.<attempt>.log                  a stage that is one task
-    state/logs/<run>/<stage>/<number>.<attempt>.log         a task of several, if it printed something; for a stage whose name is
-                                                            a number in <stage>~tasks/ (not in runs by earlier versions)
+    state/logs/<run>/<stage>/<number>.<attempt>.log         a task of several, if it printed something; for a stage whose name is a
+                                                            number, or ends in .log or .jsonl, in <stage>~tasks/ (not in runs by
+                                                            earlier versions)
     state/logs/<run>/<stage>.tasks.jsonl                    what became of the run's tasks
     state/logs/<run>/<n>/...                                the same of the n-th call under that run id
 

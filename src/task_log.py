@@ -54,9 +54,9 @@ def log_name(stage: str) -> str:
 
 
 def log_folder_name(stage: str) -> str:
-    """Return the name, in a call's folder of logs, of that for what the tasks of a stage printed: the stage's own, which for digits
-    alone is that of another call's folder."""
-    return stage + "~tasks" if stage.isdigit() else stage
+    """Return the name, in a call's folder of logs, of that for what the tasks of a stage printed: the stage's own, where that
+    cannot be another call's folder (digits alone) or a file of another stage."""
+    return stage + "~tasks" if stage.isdigit() or stage.endswith((".log", ".jsonl")) else stage
 
 
 def line_of(entry: Entry) -> bytes:

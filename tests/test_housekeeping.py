@@ -808,6 +808,17 @@ def test_gc_of_a_later_call_leaves_the_logs_of_a_stage_of_the_first_that_is_name
     assert not project.exists("state/logs/r0") and findings(project) == []
 
 
+@pytest.mark.parametrize("many", ["s.1.log", "s.tasks.jsonl"])
+def test_a_stage_named_like_another_ones_file_among_the_logs_has_a_folder_of_its_own(project, many):
+    project.write("data/a.txt", "x")
+    loud = project.processor("loud", "print('stage', os.environ['PIPELINE_STAGE_NAME'])\nopen(out + '/o', 'w').close()\n")
+    project.spec({"name": "s", "processor": loud, "forEach": "data/*.txt"} if many.endswith(".jsonl") else {"name": "s", "processor": loud},
+                 {"name": many, "processor": loud, "forEach": "data/*.txt"})
+    project.ok("--run-id", "r")
+    shown = project.ok("logs", many, "--run", "r").out
+    assert "stage " + many in shown and "stage s\n" not in shown and findings(project) == []
+
+
 def test_stages_whose_names_are_numbers_have_logs_of_their_own(project):
     """The log of stage 1 in the second call, and that of the first task of stage 2 in the first, had one path."""
     project.write("data/a.txt", "x")
