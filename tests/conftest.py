@@ -20,6 +20,7 @@ from drivers import junctions as junction_driver
 ROOT = Path(__file__).resolve().parent.parent
 RUNNER = ROOT / "src" / "pipeline_runner.py"
 PATIENCE_S = 60             # the longest wait for what must happen; a test that needs it has failed
+KILLED = -9 if os.name == "posix" else 9       # the exit code of what os.kill(pid, 9) ended
 sys.path.insert(0, str(ROOT / "src"))
 # Else each of some thousand short processes would compile all that it imports. Processes under test leave none of it: one
 # that meets a full disk or a limit would leave it cut short, and older Pythons believe that.

@@ -9,9 +9,8 @@ import sys
 import checkpoints
 import pytest
 
-from conftest import ROOT, without_coverage
+from conftest import KILLED, ROOT, without_coverage
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel layer of Linux")
 KINDS = {"stage": {"inputs": ["data/in/a.txt"]}, "task": {"forEach": "data/in/a.txt"}, "chunk": {"inputs": ["data/in/a.txt"], "chunks": {"bytes": 1000}}}
 GOOD, BAD = "good1\ngood2\ngood3\n", "BAD_1\nBAD_2\nBAD_3\n"
@@ -61,7 +60,7 @@ def kit(root, body, **stage):
 def test_a_checkpoint_made_while_another_file_lay_in_the_inputs_place_is_not_resumed_once_the_right_one_is_back(root, kind, end, noted):
     """Of the same size; the key is the same again."""
     own(root, end, "open(path, 'r+').write(%r)" % BAD, **KINDS[kind])
-    assert root.run().code in (1, 143, -9) and root.read("data/in/a.txt") == BAD
+    assert root.run().code in (1, 143, 15, KILLED) and root.read("data/in/a.txt") == BAD
     root.write("data/in/a.txt", GOOD)
     done = root.ok()
     assert "[RESUME]" not in done.out and root.read("data/s1/o.txt") == GOOD, done
@@ -73,7 +72,7 @@ def test_a_checkpoint_made_while_another_file_lay_in_the_inputs_place_is_not_res
 def test_a_checkpoint_is_resumed_while_nothing_that_it_was_made_from_was_touched(root, kind, touched):
     root.write("data/shared.txt", "shared")
     own(root, KILL, watch=["data/shared.txt"], **KINDS[kind])
-    assert root.run().code == -9
+    assert root.run().code == KILLED
     if touched:
         os.utime(str(root.path(touched)))
     done = root.ok()
@@ -84,7 +83,7 @@ def test_a_checkpoint_is_resumed_while_nothing_that_it_was_made_from_was_touched
 def test_a_chunk_does_not_depend_on_the_inputs_of_others(root):
     root.write("data/in/b.txt", GOOD)
     own(root, KILL, inputs=["data/in/*.txt"], chunks={"bytes": 1000})
-    assert root.run("--jobs", "1").code == -9
+    assert root.run("--jobs", "1").code == KILLED
     os.utime(str(root.path("data/in/b.txt")))
     done = root.ok()
     assert "[RESUME] s1 data/in/a.txt#1 from line 2" in done.out and root.read("data/s1/o.txt") == GOOD * 2, done
@@ -119,7 +118,7 @@ def test_a_task_that_failed_has_failed_though_the_run_is_killed_before_the_other
     kit(root, JUDGING % "while line == 'slow\\n' and not os.path.exists('seen'):\n        if b'failed' in open('state/tasks_s1.jsonl', 'rb').read():\n"
                         "            open('seen', 'w').close()\n            os.kill(os.getppid(), 9)\n            time.sleep(60)\n        time.sleep(0.01)",
         forkServer=False, forEach="data/in/*.txt")
-    assert root.run("--jobs", "2").code == -9
+    assert root.run("--jobs", "2").code == KILLED
     done = root.run()
     assert done.code == 1 and "[FAIL] s1 data/in/a.txt: exit code 1" in done.out, done
 
@@ -127,7 +126,7 @@ def test_a_task_that_failed_has_failed_though_the_run_is_killed_before_the_other
 @pytest.mark.parametrize("kind", ["task", "chunk"])
 def test_a_checkpoint_of_a_task_that_nobody_has_synced_is_not_believed_where_no_record_says_in_which_boot_it_was_made(root, kind):
     own(root, KILL, **KINDS[kind])
-    assert root.run().code == -9
+    assert root.run().code == KILLED
     root.path("state/stage_s1.json").unlink()
     done = root.ok()
     assert "[NOTE] s1: 1 checkpoint of tasks not used: not synced, and no record says in which boot they were made" in done.out, done
@@ -180,7 +179,7 @@ def test_a_task_killed_while_its_outputs_get_their_names_makes_all_of_them_again
     root.ok()
     root.write("data/in/a.txt", GOOD)
     argv = [sys.executable, "-c", DIES % (str(ROOT / "src"), after), "--pipeline", str(root.path("pipeline.json"))]
-    assert subprocess.run(argv, cwd=str(root.root), env=without_coverage(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=60).returncode == -9
+    assert subprocess.run(argv, cwd=str(root.root), env=without_coverage(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=60).returncode == KILLED
     root.ok()
     assert root.read("data/s1/o.txt") == GOOD and root.read("data/s1/head.txt") == ("3 lines" if is_kit else GOOD)
     assert sorted(one["path"] for one in root.json("state/stage_s1.json")["outputs"]) == ["head.txt", "o.txt"]
@@ -191,7 +190,7 @@ def test_a_task_killed_while_its_outputs_get_their_names_makes_all_of_them_again
 def test_a_complete_checkpoint_does_not_count_where_an_output_that_it_names_is_gone(root, kind, name):
     end = "if not os.path.exists('seen'):\n    open('seen', 'w').close()\n    " + KILL
     root.spec(dict({"name": "s1", "processor": root.processor("p", COMPLETE + end), "outputDir": "data/s1", "checkpoint": CHECKPOINT}, **KINDS[kind]))
-    assert root.run().code == -9
+    assert root.run().code == KILLED
     for path in root.path("data/s1").rglob(name):
         path.unlink()
     done = root.ok()
@@ -257,11 +256,12 @@ os.waitpid(child, 0)
 """
 
 
+@pytest.mark.skipif(os.name == "nt", reason="fork")
 @pytest.mark.parametrize("kind", ["stage", "task"])
 def test_no_line_is_lost_in_what_a_child_process_has_open(root, kind):
     root.write("data/in/a.txt", "".join("%d\n" % number for number in range(60)))
     kit(root, CHILD, **KINDS[kind])
-    assert root.run().code == -9
+    assert root.run().code == KILLED
     done = root.ok()
     assert root.read("data/s1/side.txt") == root.read("data/s1/o.txt") == root.read("data/in/a.txt"), done
 

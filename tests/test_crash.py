@@ -23,7 +23,7 @@ import durable_files
 import ledger_format
 import pytest
 
-from conftest import ROOT, RUNNER, Done, Project, settle
+from conftest import KILLED, ROOT, RUNNER, Done, Project, settle
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="breaks the runner by signals and compares inodes")
 
@@ -303,7 +303,7 @@ def test_killed_before_any_step_the_next_run_ends_as_an_undisturbed_one(make, ig
     case = Case(make, tmp_path)
 
     def check(project, where, done):
-        assert done.code == -9, done
+        assert done.code == KILLED, done
         recovered(project, where, done)
 
     recovered = check_recovery(case)

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from conftest import ROOT
+from conftest import KILLED, ROOT
 from test_crash import Case, at_of, break_at, chain_problems, leftovers, no_warm_one_stays, results, script, sweep  # noqa: F401
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="breaks the runner by signals and compares inodes")
@@ -196,7 +196,7 @@ def check_tasks(case, boot=None):
         assert leftovers(project) == [] and chain_problems(project) == [], (done, again, third)
         # Refused its removal, the empty folder of tasks stays until the stage runs again.
         stays = project.exists("data/one/.one.tasks")
-        assert not stays or done.code != -9 and where == "rmdir data/one/.one.tasks" and not os.listdir(project.path("data/one/.one.tasks")), (done, again, third)
+        assert not stays or done.code != KILLED and where == "rmdir data/one/.one.tasks" and not os.listdir(project.path("data/one/.one.tasks")), (done, again, third)
 
     return check
 
@@ -208,7 +208,7 @@ def test_killed_with_several_tasks_under_way_the_next_run_ends_as_an_undisturbed
     recovered = check_tasks(case)
 
     def check(project, where, done):
-        assert done.code == -9, done
+        assert done.code == KILLED, done
         recovered(project, where, done)
 
     sweep(case, lambda at: "kill", check, slack=SLACK, ignore=IGNORED)

@@ -18,7 +18,7 @@ import pytest
 import pipeline_runner
 import run_ledger
 import run_pruning
-from conftest import GROUP, ROOT, RUNNER, USERS, Done, hand_over, run_as, run_without_might, wait_until
+from conftest import GROUP, KILLED, ROOT, RUNNER, USERS, Done, hand_over, run_as, run_without_might, wait_until
 from primitives import account_name
 
 FAULT = ROOT / "tests" / "drivers" / "fault.py"
@@ -501,7 +501,7 @@ def halves(project, how):
 @pytest.mark.parametrize("edit", ["none", "reset", "tasks"])
 def test_what_is_half_written_is_cleared_whatever_becomes_of_its_stage(project, how, edit):
     one, two = halves(project, how)
-    assert project.run().code in (1, -9)
+    assert project.run().code in (1, KILLED)
     assert project.read("out/one/a.txt.r") == "first half\n"
     project.path("in/a.txt").unlink()
     if edit == "reset":
@@ -519,7 +519,7 @@ def test_what_is_half_written_is_cleared_whatever_becomes_of_its_stage(project, 
 @pytest.mark.parametrize("edit", ["renamed", "gone"])
 def test_what_is_half_written_of_a_former_stage_is_named_and_cleaned(project, how, edit):
     one, two = halves(project, how)
-    assert project.run().code in (1, -9)
+    assert project.run().code in (1, KILLED)
     project.path("in/a.txt").unlink()
     project.spec(*([dict(one, name="uno")] if edit == "renamed" else []), dict(two, allowNoInputs=True))
     assert '[NOTE] stage one is not in the pipeline file any more; what it made is still there, and two reads it: out/one/a.txt.r; "clean one" removes it\n' in project.ok().out
@@ -950,7 +950,7 @@ def kill_at(project, at, *arguments):
     settings.unlink()
     if where:
         hit.unlink()
-    assert (done.returncode == -9) == bool(where), Done(argv, done.returncode, done.stdout.decode(), done.stderr.decode())
+    assert (done.returncode == KILLED) == bool(where), Done(argv, done.returncode, done.stdout.decode(), done.stderr.decode())
     return where
 
 
@@ -1206,7 +1206,7 @@ def test_a_stage_record_with_odd_numbers_of_a_run_that_died_is_no_crash(project,
     copying(project)
     project.spec(*project.json("pipeline.json")["stages"], {"name": "three", "processor": project.processor("kill", "if os.path.exists('deadly'):\n    os.kill(os.getppid(), 9)\n")})
     project.write("deadly", "")
-    assert project.run("--run-id", "r").code == -9
+    assert project.run("--run-id", "r").code == KILLED
     project.path("deadly").unlink()
     project.write("state/stage_one.json", json.dumps(dict(project.json("state/stage_one.json"), lastDurationSec=value)))
     for command in (("status",), ("history",), ("report",)):

@@ -16,7 +16,7 @@ import pytest
 import run_ledger
 import seal_keys
 import state_store
-from conftest import run_without_might, settle
+from conftest import KILLED, run_without_might, settle
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the drivers look at /proc")
 DRIVER = """
@@ -92,7 +92,7 @@ def test_a_stage_that_a_killed_run_had_finished_is_vouched_for(project, kind):
         project.write("in/%d.txt" % number, "x")
     project.spec(copying(project, **kind), joining(project))
     project.write("deadly", "")
-    assert project.run("--run-id", "f").code == -9
+    assert project.run("--run-id", "f").code == KILLED
     project.path("deadly").unlink()
     assert "[SKIP] c" in project.ok("--run-id", "g").out
     check_said(project, "g")
@@ -107,7 +107,7 @@ def test_the_logs_of_a_stage_that_a_killed_run_had_finished_are_vouched_for(proj
     project.spec(stage, joining(project))
     project.write("deadly", "")
     code, said = driven(project, "import run_ledger, run_records\nrun_ledger.MOST_KEPT, run_records.RECORD_S = %d, 1e9\n" % most, "--run-id", "f")
-    assert code == -9 and ("logs" in project.json("state/stage_c.json")) == bool(most), said
+    assert code == KILLED and ("logs" in project.json("state/stage_c.json")) == bool(most), said
     project.path("deadly").unlink()
     assert "[SKIP] c" in project.ok("--run-id", "g").out
     told, = [one for one in project.json("state/run_f.json")["stages"] if one["stage"] == "c"]
@@ -419,7 +419,7 @@ def test_a_new_sealed_ledger_whose_end_cannot_be_noted_twice_is_gone_on_with(pro
     shutil.copy(key, first_key)
     for run_id, fault in (("f", first), ("g", second)):
         code, said = driven(project, fault, "--run-id", run_id, "--key", key)
-        assert code == 5 and "ledger.end: No space left on device" in said if fault == NO_END else code == -9, said
+        assert code == 5 and "ledger.end: No space left on device" in said if fault == NO_END else code == KILLED, said
         assert "ok" in project.ok("verify", "--key", first_key).out.splitlines()[-1]
     project.ok("--run-id", "h", "--key", key)
     assert [json.loads(line)["seq"] for line in project.read("state/ledger.jsonl").splitlines()][-1] == project.json("state/ledger.end")["seq"]

@@ -14,7 +14,7 @@ import types
 from pathlib import Path
 
 import pytest
-from conftest import GROUP, PATIENCE_S, RUNNER, USERS, as_user, hand_over, run_as, wait_until
+from conftest import GROUP, KILLED, PATIENCE_S, RUNNER, USERS, as_user, hand_over, run_as, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
@@ -587,7 +587,7 @@ def test_what_a_look_into_the_folder_of_a_lock_leaves_there_is_in_nobodys_way(pr
         name, "os.kill(os.getppid(), 9) if not os.path.exists('killed') and not open('killed', 'w').close() else None\n" if is_killed else "")
     project.spec({"processor": project.processor("look", body)})
     if is_killed:
-        assert project.run(cwd=str(project.root)).code == -9 and project.exists("locks/s1.lock/" + name)
+        assert project.run(cwd=str(project.root)).code == KILLED and project.exists("locks/s1.lock/" + name)
     else:
         project.ok()
         assert not project.exists("locks/s1.lock")

@@ -12,7 +12,7 @@ import threading
 import time
 
 import pytest
-from conftest import ROOT, RUNNER
+from conftest import KILLED, ROOT, RUNNER
 
 import file_digests
 import index_writer
@@ -191,7 +191,7 @@ def test_the_second_process_ends_when_the_first_is_killed(tmp_path):
     try:
         child = int(run.stdout.readline())
         os.write(dead, b"x")
-        assert run.wait(60) == -9
+        assert run.wait(60) == KILLED
         os.write(said, b"x")
         deadline = time.monotonic() + 60
         while is_alive(child):

@@ -17,7 +17,7 @@ import pytest
 import state_store
 from state_store import StateStore
 
-from conftest import RUNNER, wait_until
+from conftest import KILLED, RUNNER, wait_until
 from test_crash import TOLD, Case, appending, break_at, chain_problems, changed, check_after_boot, leftovers, no_warm_one_stays, results, told  # noqa: F401
 
 posix_only = pytest.mark.skipif(os.name == "nt", reason="breaks the runner by signals")
@@ -166,7 +166,7 @@ def test_a_stage_at_work_when_a_sync_failed_is_not_believed_if_the_run_dies_once
                  {"name": "two", "processor": project.processor("waits", wait + last), "outputDir": "data/two", **more}, order="graph")
     done = subprocess.run([sys.executable, "-c", FAILS_AND_DIES, str(RUNNER), "--jobs", "2"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           env=project.environment(), cwd=str(project.root), timeout=120)
-    assert done.returncode == -9 and project.json("state/stage_two.json")["lastStatus"] == "ok" and b"[NOTE]" not in done.stdout, done.stdout
+    assert done.returncode == KILLED and project.json("state/stage_two.json")["lastStatus"] == "ok" and b"[NOTE]" not in done.stdout, done.stdout
     again = project.ok()
     assert {"plain": "[START] two\n", "tasks": "[START] two (1 task: 1 to do, 0 up to date)\n", "chunks": "to do, 0 done)\n"}[kind] in again.out, again
     assert not project.exists("data/two/.two.lost") and "[SKIP] two" in project.ok().out

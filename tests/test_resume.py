@@ -16,7 +16,7 @@ import time
 
 import pytest
 
-from conftest import ROOT, RUNNER, Done, Project, settle
+from conftest import KILLED, ROOT, RUNNER, Done, Project, settle
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills by POSIX signals")
 
@@ -235,7 +235,7 @@ def breaking(project, line, deed, **stage):
 @pytest.mark.parametrize("line", [1, 2, 3, 4])
 def test_killed_by_its_processor_at_any_line(line, project):
     breaking(project, line, KILL_RUNNER)
-    assert project.run("--run-id", "first").code == -9
+    assert project.run("--run-id", "first").code == KILLED
     check_one_run(project, "one\ntwo\nthree\n")
 
 
@@ -245,7 +245,7 @@ def test_what_an_interrupted_rerun_appended_to_an_earlier_success_is_cut_off(pro
     project.ok("--run-id", "zero")
     project.path("broken").unlink()
     project.write("data/input/a.txt", "four\nfive\n")
-    assert project.run("--run-id", "first").code == -9
+    assert project.run("--run-id", "first").code == KILLED
     assert project.read("data/s1/list.txt") == "one\ntwo\nthree\nfour\n"
     again = check_one_run(project, "one\ntwo\nthree\nfour\nfive\n")     # what an undisturbed rerun makes
     assert "[NOTE] s1: leftovers of an unfinished attempt: cut list.txt back to 14 bytes" in again.out
@@ -253,7 +253,7 @@ def test_what_an_interrupted_rerun_appended_to_an_earlier_success_is_cut_off(pro
 
 def test_the_input_changes_while_the_stage_is_interrupted(project):
     breaking(project, 3, KILL_RUNNER)
-    assert project.run("--run-id", "first").code == -9
+    assert project.run("--run-id", "first").code == KILLED
     project.write("data/input/a.txt", "four\nfive\n")
     check_one_run(project, "four\nfive\n")
 
@@ -306,7 +306,7 @@ def test_the_digest_of_a_large_input_outlives_a_kill(project):
         file.truncate(65 << 20)
     settle(project.path("data/input/big"))
     project.spec({"processor": project.processor("die", KILL_RUNNER + "\n"), "inputs": ["data/input/big"]})
-    assert project.run().code == -9 and "data/input/big" in project.read("state/digests.json")
+    assert project.run().code == KILLED and "data/input/big" in project.read("state/digests.json")
 
 
 def test_killed_while_a_big_output_is_hashed(project):
@@ -553,7 +553,7 @@ def test_twenty_kills_at_random_moments_and_the_result_is_that_of_one_run(projec
             assert is_complete(project) or position(project) >= durable     # what was seen before the kill is not lost
             durable, complete = position(project), is_complete(project)
         else:
-            assert run.returncode in (0, -9) and project.read("data/output/result.txt") == text.upper()
+            assert run.returncode in (0, KILLED) and project.read("data/output/result.txt") == text.upper()
             durable, complete, force = 0, False, ("--force", "stage_upper")      # it came through: from the beginning again
     done = project.ok("--run-id", "last")
     assert project.read("data/output/result.txt") == text.upper(), done
@@ -612,7 +612,7 @@ def test_in_a_copy_of_the_project_nothing_that_was_there_counts_as_made_by_the_a
     project.write("data/in.txt", "two\n")
     project.write("kill", "")
     for name in ("lazy", "plain"):
-        assert project.run("--only", name).code == -9
+        assert project.run("--only", name).code == KILLED
     project.path("kill").unlink()
     copy = Project(tmp_path / "copy")
     shutil.rmtree(str(copy.root), ignore_errors=True)
@@ -630,7 +630,7 @@ def test_in_a_copy_of_the_project_a_checkpoint_is_gone_on_with(project, tmp_path
     project.write("data/input/a.txt", SEVEN)
     project.write("data/s1/mine.txt", "mine")
     project.spec({"processor": program, "inputs": ["data/input/a.txt"], "checkpoint": {"enabled": True, "lineInterval": 1}, "params": {"stop": 5}})
-    assert project.run().code == -9 and project.json("state/progress_s1.json")["lineOffset"] == 4
+    assert project.run().code == KILLED and project.json("state/progress_s1.json")["lineOffset"] == 4
     copy = Project(tmp_path / "copy")
     shutil.rmtree(str(copy.root))
     shutil.copytree(str(project.root), str(copy.root), symlinks=True)

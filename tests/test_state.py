@@ -15,7 +15,7 @@ import time
 import types
 
 import pytest
-from conftest import ROOT, RUNNER, Project, wait_until
+from conftest import KILLED, ROOT, RUNNER, Project, wait_until
 
 import console
 import durable_files
@@ -332,7 +332,7 @@ def test_a_record_damaged_after_a_kill_is_told_by_whoever_closes_the_dead_run(pr
     body = "if os.path.exists(%r):\n    os.kill(os.getppid(), 9)\n    time.sleep(60)\n" % str(project.path("deadly"))
     project.spec({"name": "s1", "processor": project.processor("p", body)})
     project.write("deadly", "")
-    assert project.run("--run-id", "r").code == -9
+    assert project.run("--run-id", "r").code == KILLED
     project.path("deadly").unlink()
     project.write("state/stage_s1.json", b"[]")
     done = project.run("--run-id", run_id)

@@ -15,7 +15,7 @@ import primitives
 import pytest
 import task_log
 
-from conftest import RUNNER, Project, run_without_might
+from conftest import KILLED, RUNNER, Project, run_without_might
 from test_crash import Case, appending, break_at, no_warm_one_stays, noting, results, script, sweep  # noqa: F401
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="breaks the runner by signals and compares inodes")
@@ -112,7 +112,7 @@ def test_the_mark_of_a_stages_end_counts_only_with_its_record(tmp_path):
     project = Case(noting, tmp_path).fresh("broken", Project)
     where, done = break_at(project, "kill", 2, [], only=["open state/.stage_one.json.tmp"])
     progress = project.json("state/progress_one.json")
-    assert done.code == -9 and progress.pop("complete") is progress.pop("finished") is True, (where, done)
+    assert done.code == KILLED and progress.pop("complete") is progress.pop("finished") is True, (where, done)
     told = project.ok("explain", "one").out
     assert "checkpoint: line 2\n" in told and "would resume from line 2: " in told, told
     assert "[RESUME] one from line 2\n" in project.ok("--run-id", "again").out and project.json("found.json") == progress

@@ -7,6 +7,7 @@ import os
 import checkpoints
 import durable_files
 import pytest
+from conftest import KILLED
 
 posix_only = pytest.mark.skipif(os.name == "nt", reason="POSIX signals, fork and pipes")
 STAGES = {"stage": {"inputs": ["data/in/*.txt"]}, "tasks": {"forEach": "data/in/*.txt"}}
@@ -380,8 +381,8 @@ def test_a_resume_goes_on_whatever_the_kit_has_published_in_one_piece(root, kind
     root.write("data/in/a.txt", "".join("%d\n" % number for number in range(30)))
     seen = str(root.path("seen"))
     kit(root, HALF_WAY % (seen, seen), checkpoint=CHECKPOINT, **STAGES[kind])
-    assert root.run("--run-id", "r").code == -9
-    assert root.run("--run-id", "r").code == -9
+    assert root.run("--run-id", "r").code == KILLED
+    assert root.run("--run-id", "r").code == KILLED
     done = root.ok("--run-id", "r")
     assert "[RESUME] s1" in done.out and "starting from zero" not in done.out and "not used" not in done.out, done
     assert root.read("data/s1/o.txt") == root.read("data/in/a.txt") and root.read("data/s1/head.txt") == "once"
@@ -398,7 +399,7 @@ def test_what_another_stage_has_made_in_the_folder_stands_in_no_resumes_way(root
     spec = root.json("pipeline.json")
     spec["stages"].append({"name": "b", "processor": root.processor("b", "open(out + '/b.txt', 'w').write('b')\n"), "outputDir": "data/s1"})
     root.spec(*spec["stages"])
-    assert root.run("--only", "s1").code == -9
+    assert root.run("--only", "s1").code == KILLED
     root.ok("--only", "b")
     done = root.ok()
     assert "[RESUME] s1 from line" in done.out and root.read("data/s1/o.txt") == "1\n2\n3\n4\n" and root.read("data/s1/b.txt") == "b", done
@@ -410,7 +411,7 @@ def test_the_part_of_a_dead_attempt_is_no_unfinished_output_of_a_resumed_one(roo
     seen = str(root.path("seen"))
     kit(root, "lines(str.upper, 'o.txt')\nwith open_output('report-%%d.txt' %% time.time_ns()) as file:\n    if not os.path.exists(%r):\n        open(%r, 'w').close()\n"
               "        os.kill(os.getppid(), 9)\n        time.sleep(60)\n" % (seen, seen), checkpoint=CHECKPOINT, **STAGES[kind])
-    assert root.run("--run-id", "r").code == -9
+    assert root.run("--run-id", "r").code == KILLED
     done = root.ok("--run-id", "r")
     assert "[RESUME] s1" in done.out and root.read("data/s1/o.txt") == "FIRST\n", done
     assert [name for name in os.listdir(str(root.path("data/s1"))) if name.endswith(".part")] == []
@@ -574,14 +575,14 @@ def test_a_checkpoint_of_before_a_restart_is_not_believed_after_a_run_that_did_n
         root.write("data/in/%s.txt" % name, "1\n2\n3\n")
     kit(root, CUT_SHORT, checkpoint=CHECKPOINT, forkServer=False, **STAGES["tasks"])
     root.write("gate-d.txt", "")
-    assert root.run("--jobs", "1").code == -9
+    assert root.run("--jobs", "1").code == KILLED
     record = root.json("state/stage_s1.json")
     if restarted:
         root.write("state/stage_s1.json", json.dumps(dict(record, bootId="an earlier one")))
     for name in "abc":
         root.write("data/in/%s.txt" % name, "1\n2\n3\n4\n")
     root.write("gate-a.txt", "")
-    assert root.run("--jobs", "1").code == -9
+    assert root.run("--jobs", "1").code == KILLED
     done = root.ok("--jobs", "1")
     assert ("[RESUME] s1 data/in/d.txt" in done.out) is not restarted and "[RESUME] s1 data/in/a.txt" in done.out, done
 
@@ -592,7 +593,7 @@ def test_a_forced_task_starts_from_zero(root, force):
     root.write("data/in/a.txt", "1\n2\n3\n")
     kit(root, CUT_SHORT, checkpoint=CHECKPOINT, forkServer=False, **STAGES["tasks"])
     root.write("gate-a.txt", "")
-    assert root.run().code == -9
+    assert root.run().code == KILLED
     done = root.ok(*(["--force", "s1"] if force else []))
     assert ("[RESUME]" in done.out) is not force and root.read("data/s1/a.txt") == "1\n2\n3\n", done
 
@@ -668,7 +669,7 @@ if not os.path.exists("data/killed"):
     os.kill(os.getpid(), 9)
 lines(str.upper, "x")
 """, checkpoint=CHECKPOINT, **STAGES["stage"])
-    assert root.run().code == -9
+    assert root.run().code == KILLED
     done = root.ok("--verbose")
     assert "already complete" in done.out and (root.read("data/s1/x"), root.read("data/s1/x.rejects.jsonl")) == ("FIRST\n", "first\n"), done
 
@@ -678,7 +679,7 @@ def test_a_second_call_is_made_when_a_kill_comes_right_after_the_first(root):
     body = "lines(str.upper, 'o.txt')\nif not os.path.exists('data/killed'):\n    open('data/killed', 'w').close()\n    os.kill(os.getppid(), 9)\n    os.kill(os.getpid(), 9)\nlines(str.lower, 'o.txt')\n"
     root.write("data/in/a.txt", "Aa\n")
     kit(root, body, checkpoint=CHECKPOINT, **STAGES["stage"])
-    assert root.run().code == -9
+    assert root.run().code == KILLED
     assert "[RESUME] s1" in root.ok().out
     assert root.read("data/s1/o.txt") == "aa\n"
 
