@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LOCK_POLL_S = 0.02
 CHANGE_S = 1.0              # how long a change of owners may take; waited for even by those who do not wait for an owner
 LOCK_BYTE = 1 << 30         # Windows locks bytes, mandatorily: one far behind the guard file's content
-HELD_BYTES = (errno.EACCES, 36)     # how Windows says that they are another's; 36: its EDEADLOCK
+HELD_BYTES = (errno.EACCES, 36, 0)  # how Windows says that they are another's; 36: its EDEADLOCK, 0: Wine, which gives no reason
 SHARED = 0o2020             # of a folder's mode: its group may write into it, and gets what is made there
 FOLDERS_NAME = ".folders"   # in locks/: the file whose bytes stand for output folders
 FOLDER_BYTES = 64           # of each folder: so many runs may be at work below it at once
