@@ -71,7 +71,7 @@ class Durability:
             for output in result.outputs:
                 path = stage.output_dir + "/" + output["path"]
                 if not run.digests.is_vouched(path):
-                    self.commit.files[os.path.join(run.root, path)] = None
+                    self.commit.files[self._held_as(path)] = None
         self.flush()
 
     def write_marker(self, stage: StageSpec, key: str) -> None:
@@ -95,4 +95,8 @@ class Durability:
 
     def _is_among(self, paths: Container[str], stage: StageSpec, result: StageResult) -> bool:
         """Tell whether an output of a stage that was skipped is among *paths*: whoever made it has not lived to sync it."""
-        return any(os.path.join(self.run.root, stage.output_dir + "/" + output["path"]) in paths for output in result.outputs)
+        return any(self._held_as(stage.output_dir + "/" + output["path"]) in paths for output in result.outputs)
+
+    def _held_as(self, path: str) -> str:
+        """Return by which name Commit.add_file() holds a file of the project."""
+        return os.path.join(self.run.root, path).replace("/", os.sep)

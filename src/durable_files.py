@@ -76,7 +76,8 @@ class Commit:
         self.since = clock()
 
     def add_file(self, path: str) -> None:
-        """Let a file's content be made durable, and its name."""
+        """Let a file's content be made durable, and its name. It is held once, however its path is put together on Windows."""
+        path = path.replace("/", os.sep)
         self.files[path] = self.folders[os.path.dirname(path)] = None
 
     def keep(self, path: str) -> None:

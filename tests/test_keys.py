@@ -736,12 +736,12 @@ def test_a_cache_that_cannot_be_written_changes_nothing_about_the_run(project):
     for name in ("digests.json", "files_many.bin"):
         project.write("state/%s/in the way" % name, "")
     done = project.ok("--run-id", "r1")
-    assert done.out.count("[NOTE] a cache is not written: ") == 2 and "state/digests.json: " in done.out and "completed (2 ok" in done.out, done
+    assert done.out.count("[NOTE] a cache is not written: ") == 2 and os.path.join("state", "digests.json: ") in done.out and "completed (2 ok" in done.out, done
     assert project.json("state/run_r1.json")["state"] == "completed" and project.ok("verify", "--outputs")
     assert "0 ok, 2 skipped" in project.ok().out
 
 
-@pytest.mark.parametrize("flush_s", ["1", "-1"], ids=["at the end", "meanwhile"])
+@pytest.mark.parametrize("flush_s", ["1e9", "-1"], ids=["at the end", "meanwhile"])
 def test_an_output_is_hashed_once_by_its_maker_and_not_again_by_its_user(project, monkeypatch, flush_s):
     monkeypatch.setenv("FLUSH_S", flush_s)
     project.write("data/in.txt", "x")
@@ -1087,7 +1087,7 @@ def test_what_was_hashed_while_it_was_written_is_known_by_the_time_of_its_conten
     path.write_text("abcd")
     digests = cached(tmp_path)
     for mtime_s, is_known in ((3600, False), (-3600, True)):
-        moment = path.stat().st_ctime_ns // S * S + mtime_s * S + 7
+        moment = time.time_ns() // S * S + mtime_s * S + 7
         os.utime(str(path), ns=(moment, moment))
         digests.know("f", true_digest(path))
         assert ("f" in digests.files) is is_known
@@ -1115,6 +1115,7 @@ def test_the_clock_file_is_closed_by_name_and_not_left_to_the_end_of_the_object(
 
 # --- file systems that do not show each change of a file in its times
 
+of_mounts = pytest.mark.skipif(not hasattr(os, "makedev"), reason="mounts, and the numbers that name their devices, are not there on Windows")
 MOUNTS = """22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
 41 22 8:17 / /media/stick rw,nosuid - exfat /dev/sdb1 rw,uid=1000
 42 22 0:44 / /srv/with\\040blank rw - nfs4 server:/export rw
@@ -1126,6 +1127,7 @@ MOUNTS = """22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
 """
 
 
+@of_mounts
 def test_which_mounts_there_is_a_doubt_of():
     of = {os.makedev(8, 17): file_systems.UNTOLD, os.makedev(0, 44): file_systems.REMOTE, os.makedev(7, 1): file_systems.UNTOLD, os.makedev(0, 51): file_systems.BY_ITS_TIMES,
           os.makedev(0, 52): file_systems.UNTOLD, os.makedev(0, 53): file_systems.LAYERED, os.makedev(0, 54): file_systems.BY_ITS_TIMES}
@@ -1179,6 +1181,7 @@ ORDERS = """22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw,discard
 """
 
 
+@of_mounts
 def test_which_file_systems_keep_the_order_of_names(monkeypatch):
     """What is said of others is not so: after power cuts btrfs had renamed files and not what had been made before them."""
     monkeypatch.setattr(file_systems, "_mounts", lambda: ORDERS)
@@ -1189,6 +1192,7 @@ def test_which_file_systems_keep_the_order_of_names(monkeypatch):
     assert not file_systems.keeps_order(os.makedev(254, 0))
 
 
+@of_mounts
 @pytest.mark.skipif(not os.path.isdir("/sys/dev/block"), reason="block devices as Linux shows them")
 def test_a_journal_is_looked_for_under_the_devices_name(monkeypatch):
     seen = []
@@ -1197,6 +1201,7 @@ def test_a_journal_is_looked_for_under_the_devices_name(monkeypatch):
     assert file_systems._has_journal(os.makedev(254, 3)) and seen == ["/proc/fs/jbd2/vda3-8"]
 
 
+@of_mounts
 def test_what_is_mounted_later_is_looked_up_then_and_each_device_once(monkeypatch):
     texts = [MOUNTS.splitlines(True)[0].replace("254:0", "0:5"), MOUNTS]
     monkeypatch.setattr(file_systems, "_known", {})
@@ -1204,12 +1209,13 @@ def test_what_is_mounted_later_is_looked_up_then_and_each_device_once(monkeypatc
     assert [file_systems.doubt_of(device) for device in (5, 5, os.makedev(8, 17), os.makedev(7, 1), 5)] == ["", "", file_systems.UNTOLD, file_systems.UNTOLD, ""] and texts == []
 
 
-@pytest.mark.parametrize("device, mounts, doubt", [(5, MOUNTS, file_systems.LAYERED), (5, "", ""), (os.makedev(254, 0), MOUNTS, "")])
+@of_mounts
+@pytest.mark.parametrize("device, mounts, doubt", [(5, MOUNTS, file_systems.LAYERED), (5, "", ""), ("254:0", MOUNTS, "")])
 def test_a_file_on_a_device_that_no_mount_tells_of_may_be_one_of_an_image_below(monkeypatch, device, mounts, doubt):
     """So it is in an overlay of layers that lie on several file systems."""
     monkeypatch.setattr(file_systems, "_known", {})
     monkeypatch.setattr(file_systems, "_mounts", lambda: mounts)
-    assert file_systems.doubt_of(device) == doubt
+    assert file_systems.doubt_of(device if device == 5 else os.makedev(254, 0)) == doubt
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the list of mounts is Linux's")
