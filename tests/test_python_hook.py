@@ -16,7 +16,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, text_of
 
 import hook_log
 
@@ -62,7 +62,7 @@ class Bench:
         """Run an interpreter with these words in the root; return (exit code, stdout, stderr)."""
         done = subprocess.run([str(executable)] + [str(word) for word in words], cwd=str(self.root), env=self.environment(mode, **more),
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
-        return done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
+        return done.returncode, text_of(done.stdout), text_of(done.stderr)
 
     def ok(self, mode, *words, **options):
         code, out, err = self.run(mode, *words, **options)
@@ -94,11 +94,17 @@ def attempt(do):
     else:
         print("made")
 """
-ATTEMPTS = [
+# There making a TCP or UDP socket is let pass, see judge(), so the first use of one stands for it; IPv6 may not be there at all.
+WINDOWS_ATTEMPTS = [
+    ("s.socket().bind(('', 0))", "IPv4 TCP", "bind"),
+    ("s.socket(s.AF_INET, s.SOCK_DGRAM).bind(('0.0.0.0', 0))", "IPv4 UDP", "bind"),
+]
+ATTEMPTS = ([
     ("s.socket()", "IPv4 TCP", "__new__"),
     ("s.socket(s.AF_INET, s.SOCK_DGRAM)", "IPv4 UDP", "__new__"),
     ("s.socket(s.AF_INET6, s.SOCK_STREAM)", "IPv6 TCP", "__new__"),
     ("s.socket(s.AF_INET6, s.SOCK_DGRAM)", "IPv6 UDP", "__new__"),
+] if POSIX else WINDOWS_ATTEMPTS) + [
     ("s.socket(s.AF_INET, s.SOCK_RAW, 1)", "IPv4 raw", "__new__"),
     ("s.getaddrinfo('name.invalid', 80, flags=s.AI_NUMERICHOST)", "a name look-up", "getaddrinfo"),
     ("s.getaddrinfo(b'127.0.0.name', 80, flags=s.AI_NUMERICHOST)", "a name look-up", "getaddrinfo"),
@@ -135,7 +141,8 @@ def test_every_kind_is_noted_with_its_line_and_refused_only_where_no_kernel_does
 
 @pytest.mark.parametrize("mode,arrives", [("report", True), ("enforce", False)])
 def test_nothing_arrives_where_it_refuses(bench, mode, arrives):
-    """A listener of the test's own on loopback; what was sent to it has arrived by the time the sender has ended."""
+    """A listener of the test's own on loopback, which on Windows is let pass; what was sent to it has arrived by the time the sender has ended."""
+    arrives = arrives or not POSIX
     bench.write("bin/send.py", TRY + """
 def stream():
     with s.socket() as one:
@@ -163,7 +170,7 @@ attempt(datagram)
                 with pytest.raises(BlockingIOError):
                     receive()
             assert told[0] == "PermissionError"
-    assert {"IPv4 TCP", "IPv4 UDP"} == {one.kind for one in bench.notes()}
+    assert ({"IPv4 TCP", "IPv4 UDP"} if POSIX else set()) == {one.kind for one in bench.notes()}
 
 
 @pytest.mark.skipif(not POSIX, reason="descriptors are not inherited as sockets on Windows")
@@ -181,7 +188,7 @@ def test_an_inherited_socket_is_judged_when_it_is_used(bench, mode):
 
 
 def test_an_error_that_nobody_catches_says_where_and_leaves_no_other_trace(bench):
-    bench.write("bin/fetch.py", "@i socket\n\nsocket.socket()\n")
+    bench.write("bin/fetch.py", "@i socket\n\nsocket.socket().bind(('', 0))\n")
     code, out, err = bench.run("enforce", "bin/fetch.py")
     assert code == 1 and out == "" and "Exception ignored" not in err
     assert err.splitlines()[-1] == "PermissionError: [Errno 13] the offline guard refuses the network: IPv4 TCP (bin/fetch.py:3)"
@@ -189,12 +196,15 @@ def test_an_error_that_nobody_catches_says_where_and_leaves_no_other_trace(bench
 
 # --- whose line is named
 
-OPEN = "@i socket\ndef go():\n    try:\n        socket.socket()\n    except OSError:\n        print('refused')\n"
+# Where making it is let pass, binding it to what is no loopback is not; no packet leaves by it.
+OPEN = "@i socket\ndef go():\n    try:\n        socket.socket().bind(('', 0))\n    except OSError:\n        print('refused')\n"
 WHOSE = {
     "in the program": ({"bin/p.py": OPEN + "go()\n"}, "bin/p.py:4"),
     "in a module beside it": ({"bin/near.py": "\n\n" + OPEN, "bin/p.py": "@i near\nnear.go()\n"}, "bin/near.py:6"),
-    "through the library": ({"bin/p.py": "@f urllib.request @i urlopen\ntry:\n    urlopen('http://127.0.0.1:9/x')\nexcept OSError:\n    print('refused')\n"},
+    "through the library": ({"bin/p.py": "@f urllib.request @i urlopen\ntry:\n    urlopen('http://192.0.2.1:9/x')\nexcept OSError:\n    print('refused')\n"},
                             "bin/p.py:3"),
+    "through the event loop": ({"bin/p.py": "@i asyncio\nasync def go():\n    try:\n        await asyncio.open_connection('192.0.2.1', 9)\n    except OSError:\n"
+                                            "        print('refused')\nasyncio.run(go())\n"}, "bin/p.py:4"),
     "in a thread": ({"bin/p.py": OPEN + "@i threading\nt = threading.Thread(target=go)\nt.start()\nt.join()\n"}, "bin/p.py:4"),
     "in a module from elsewhere": ({"../else/far.py": OPEN, "bin/p.py": "@i sys\nsys.path.append('../else')\n@i far\n\nfar.go()\n"}, "bin/p.py:5"),
     "in a package installed below the root": ({
@@ -365,9 +375,9 @@ def test_a_log_that_cannot_be_written_breaks_no_program(bench, tmp_path, mode, l
 
 def test_a_place_is_noted_once_and_there_is_a_limit(bench):
     """A loop at one place is a line; hundreds of places are 200 lines of a process; a forked child begins anew."""
-    lines = "".join("attempt(lambda: s.socket())\n" for _ in range(300))
-    fork = "@i os, sys\nsys.stdout.flush()\npid = os.fork()\nfor _ in range(50): attempt(lambda: s.socket())\nif not pid: sys.stdout.flush(); os._exit(0)\nos.waitpid(pid, 0)\n"
-    bench.write("bin/p.py", TRY + "for _ in range(500): attempt(lambda: s.socket())\n" + lines + (fork if POSIX else ""))
+    lines = "".join("attempt(lambda: s.socket().bind(('', 0)))\n" for _ in range(300))
+    fork = "@i os, sys\nsys.stdout.flush()\npid = os.fork()\nfor _ in range(50): attempt(lambda: s.socket().bind(('', 0)))\nif not pid: sys.stdout.flush(); os._exit(0)\nos.waitpid(pid, 0)\n"
+    bench.write("bin/p.py", TRY + "for _ in range(500): attempt(lambda: s.socket().bind(('', 0)))\n" + lines + (fork if POSIX else ""))
     told = bench.ok("enforce", "bin/p.py").splitlines()
     assert len(told) == 800 + 100 * POSIX and all(line.startswith("PermissionError") for line in told)
     notes = bench.notes()
