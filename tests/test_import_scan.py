@@ -658,14 +658,14 @@ def test_a_hostile_script_is_judged_in_time(name, text):
 
 def test_a_run_with_such_a_script_is_refused_with_its_line(project):
     """By the real program; and the same bytes under another ending are another kind of program."""
-    text = "#!/bin/sh\n\nwget x\n"
-    project.write("bin/fetch.sh", text, executable=True)
+    name, first, remark = ("bin/fetch.sh", "#!/bin/sh", "# wget x") if os.name == "posix" else ("bin/fetch.bat", "@echo off", "rem wget x")
+    project.write(name, first + "\n\nwget x\n", executable=True)
     project.write("bin/notes.py", "x = 1\n")
-    project.spec({"processor": "bin/fetch.sh"})
+    project.spec({"processor": name})
     done = project.run()
-    assert done.code == 6 and "[OFFLINE] bin/fetch.sh:3: runs wget, which uses the network" in done.err, done
-    project.write("bin/fetch.sh", "#!/bin/sh\n# wget x\necho curl\n", executable=True)
-    project.write("bin/same.py", "#!/bin/sh\n# wget x\necho curl\n")
+    assert done.code == 6 and "[OFFLINE] %s:3: runs wget, which uses the network" % name in done.err, done
+    project.write(name, "%s\n%s\necho curl\n" % (first, remark), executable=True)
+    project.write("bin/same.py", "%s\n%s\necho curl\n" % (first, remark))
     assert "bin/same.py" in project.run().err
     project.path("bin/same.py").unlink()
     done = project.ok()
