@@ -47,6 +47,11 @@ def with_own(env: Dict[str, str], own: Dict[str, str], windows: bool = sys.platf
     return {**{name: value for name, value in env.items() if name.upper() not in names}, **own}
 
 
+def value_of(env: Dict[str, str], name: str, windows: bool = sys.platform == "win32") -> str:
+    """Return the value of a variable, "" without one; *name* in capitals, as it may be spelled in any way on Windows."""
+    return next((value for one, value in env.items() if (one.upper() if windows else one) == name), "")
+
+
 def _text_of(path: str) -> str:
     """Return what stands in a small file of the system, "" if it is not there."""
     try:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 
+import environment
 import hook_log
 import node_report
 import offline_guard
@@ -105,7 +106,7 @@ class AttemptNetwork:
         """Return the variables that the hook needs; *own* are the stage's."""
         if not self.watch.hook:
             return {}
-        path = own.get("PYTHONPATH", "")
+        path = environment.value_of(own, "PYTHONPATH")
         return {"PYTHONPATH": HOOK_FOLDER + (os.pathsep + path if path else ""), "PIPELINE_HOOK": self.watch.hook, "PIPELINE_HOOK_LOG": self.log_path}
 
     def began(self, pid: int, token: str) -> None:

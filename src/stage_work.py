@@ -19,6 +19,7 @@ import checkpoints
 import control_totals
 import durable_files
 import earlier_outputs
+import environment
 import file_digests
 import foreign_outputs
 import processor_call
@@ -331,7 +332,7 @@ class StageWork:
         self._make_log_folder(os.path.dirname(trial.log_path))
         trial.network = run.guards.network.attempt(trial.subject, trial.log_path[:-len("log")] + "network", self.console)
         env = self._environment(trial, slot, offset, is_resume)
-        env.update(trial.network.environment(stage.env))
+        env = environment.with_own(env, trial.network.environment(stage.env))
         trial.began = utc_text(run.clock.time())
         echo = (lambda data: self.console.stream(trial.subject, data)) if run.options.verbose else None
         launch = attempts.Launch(processor_call.command_line(run.root, stage, trial.inputs), env, run.root, trial.log_path, trial.token, self.lock.descriptor,

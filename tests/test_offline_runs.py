@@ -235,6 +235,15 @@ def test_the_hook_refuses_and_names_where_there_is_no_kernel_layer(project, list
     assert isolation["kernel"]["method"] == "none" and isolation["hook"].startswith("advisory")
 
 
+def test_a_stage_s_own_folder_of_modules_goes_with_the_hook_however_it_is_spelled(project):
+    """To Windows it is one variable: of two spellings a process gets one, and either the hook or the folder would be lost."""
+    project.write("lib/far.py", "")
+    project.spec({"processor": project.processor("p", "import far\n" + knock(9, "192.0.2.1")), "env": {"PythonPath" if sys.platform == "win32" else "PYTHONPATH": "lib"}},
+                 offline={"layers": ["hook"]})
+    done = project.run()
+    assert done.code == 6 and len(attempts_in(done)) == 1, done
+
+
 def test_a_look_up_is_refused_by_the_hook(project):
     body = "import %s as net\ntry:\n    net.getaddrinfo('host.invalid', 80)\nexcept OSError:\n    pass\n" % MODULE
     project.spec({"processor": project.processor("p", body)}, offline={"layers": ["hook"]})

@@ -205,6 +205,7 @@ def test_the_rest_is_kept_hashes_are_repeatable_and_the_stages_own_win():
 def test_variables_that_differ_in_case_are_one_on_windows(windows, env, names):
     """There os.environ has capitals only, whatever the spec writes."""
     assert environment.with_own({"PATH": "theirs", "B": "b"}, {"Path": "own"}, windows) == env
+    assert [environment.value_of({"A": "a", "PythonPath": "lib"}, name, windows) for name in ("A", "PYTHONPATH", "B")] == ["a", "lib" if windows else "", ""]
     assert environment.passed_names(["My_*"], ["MY_VAR", "OTHER", "PIPELINE_X"], windows) == names
 
 
