@@ -208,6 +208,11 @@ def tells_absence(error: OSError) -> bool:
     return number in NOT_THERE_ON_WINDOWS if number is not None else error.errno in NOT_THERE
 
 
+def is_for_cmd(program: str) -> bool:
+    """Tell whether Windows gives a program to cmd.exe: by its ending, behind which dots and blanks are none (CVE-2024-43402)."""
+    return sys.platform == "win32" and program.rstrip(" .").lower().endswith(BATCH_ENDINGS)
+
+
 def is_link(path: str) -> bool:
     """As os.path.islink(); a junction of Windows, to Python a folder, is a link, too: what lies behind it lies elsewhere."""
     if sys.platform != "win32":

@@ -8,7 +8,7 @@ import os
 import sys
 
 from model import FOR_WINDOWS, remedy_of
-from primitives import BATCH_ENDINGS, open_descriptor, open_file
+from primitives import is_for_cmd, open_descriptor, open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def as_started(argv: List[str]) -> Union[str, List[str]]:
     is refused before, see spec_checks.taken_by_cmd(). Source: the form of the line is that of Rust's standard library
     (std::process, for CVE-2024-24576).
     """
-    if sys.platform != "win32" or not argv[0].lower().endswith(BATCH_ENDINGS):
+    if not is_for_cmd(argv[0]):
         return argv
     shell = os.path.join(os.environ.get("SystemRoot", "C:\\Windows"), "System32", "cmd.exe")
     words = [_quoted(argv[0])] + [_quoted(word) if CMD_SPLITS.intersection(word) or not word else word for word in argv[1:]]

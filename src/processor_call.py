@@ -9,7 +9,7 @@ import os
 import sys
 
 import spec_checks
-from primitives import BATCH_ENDINGS, open_file
+from primitives import is_for_cmd, open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,8 +39,7 @@ def command_line(root: str, stage: Any, inputs: Sequence[str]) -> List[str]:
 def fits_command_line(inputs: Sequence[str], processor: str = "") -> bool:
     """Tell whether these names can be arguments; with as many to spare, for what the processor starts itself is given them, too,
     and its environment."""
-    is_for_cmd = sys.platform == "win32" and processor.lower().endswith(BATCH_ENDINGS)
-    most = min(CMD_BYTES if is_for_cmd else ARGUMENT_BYTES, _system_argument_bytes() // 2)
+    most = min(CMD_BYTES if is_for_cmd(processor) else ARGUMENT_BYTES, _system_argument_bytes() // 2)
     return 4 * sum(map(len, inputs)) + 9 * len(inputs) <= most or sum(len(os.fsencode(one)) + 9 for one in inputs) <= most
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 
-from primitives import BATCH_ENDINGS
+from primitives import is_for_cmd
 from spec_values import (
     Problems, check_boolean, check_command, check_exit_codes, check_launcher, check_max_rejects, check_name,
     check_object, check_output_folder, check_output_globs, check_path_or_paths, check_paths, check_processor, check_text,
@@ -226,9 +226,7 @@ def taken_by_cmd(program: str, words: Sequence[str]) -> List[str]:
 
     Source: "BatBadBut", CVE-2024-24576.
     """
-    if sys.platform != "win32" or not program.lower().endswith(BATCH_ENDINGS):
-        return []
-    return [word for word in words if CMD_TAKES.intersection(word)]
+    return [word for word in words if CMD_TAKES.intersection(word)] if is_for_cmd(program) else []
 
 
 def _check_program(program: str, path: Path, root: Optional[str], problems: Problems) -> None:
