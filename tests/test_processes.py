@@ -210,10 +210,10 @@ def test_variables_that_differ_in_case_are_one_on_windows(windows, env, names):
 
 
 def test_with_pass_env_only_the_basics_and_the_listed_pass():
-    around = {"PATH": "/bin", "HOME": "/h", "LANG": "C", "LC_ALL": "C", "TZ": "UTC", "TMPDIR": "/t", "SYSTEMROOT": "c:", "SECRET": "x", "DB_USER": "u",
+    around = {"PATH": "/bin", "HOME": "/h", "LANG": "C", "LC_ALL": "C", "TZ": "UTC", "TMPDIR": "/t", "SYSTEMROOT": "c:", "USERNAME": "me", "ProgramFiles(x86)": "c:/p", "SECRET": "x", "DB_USER": "u",
               "DB_HOST": "h", "OTHER": "o", "EDITOR": "vi", "http_proxy": "p", "PIPELINE_RESUME": "1"}
     fixed = {"PYTHONHASHSEED": "0", "PYTHONIOENCODING": "utf-8:backslashreplace"}
-    basics = {name: around[name] for name in "PATH HOME LANG LC_ALL TZ TMPDIR SYSTEMROOT".split()}
+    basics = {name: around[name] for name in "PATH HOME LANG LC_ALL TZ TMPDIR SYSTEMROOT USERNAME ProgramFiles(x86)".split()}
     assert environment.base_environment([], around) == dict(basics, **fixed)
     assert environment.base_environment(["DB_*", "OTHER"], around) == dict(basics, DB_USER="u", DB_HOST="h", OTHER="o", **fixed)
     everything = environment.base_environment(["*"], around)
