@@ -140,7 +140,12 @@ class Stage:
         return {"offset": offset, "resume": True}
 
     def record(self) -> dict:
-        return json.loads(self.progress.read_bytes())
+        while True:
+            try:
+                return json.loads(self.progress.read_bytes())
+            except PermissionError:
+                if os.name == "posix":          # on Windows it is just being replaced
+                    raise
 
     def leftovers(self) -> list:
         return sorted(name for name in os.listdir(str(self.out)) if name.endswith((".part", ".tmp"))) if self.out.exists() else []
@@ -368,6 +373,29 @@ def test_what_is_no_name_on_windows_is_one_elsewhere(stage, name):
     assert "output name 'c:x'" in stage.run(stage.script(KIT + check % ("c:x", "win32")), code=1).stderr
 
 
+NO_NAMES = ["nul", "NUL.txt", "nul .txt", "sub/con", "aux.csv", "CONIN$", "com1", "LPT\u00b2.x", "a.txt.", "a ", "sub./a", "a?b", 'a"b', "a\x1fb"]
+
+
+@pytest.mark.parametrize("name", ["ok.txt", *NO_NAMES])
+def test_names_of_devices_and_what_windows_would_change_are_no_output_names_there(stage, name):
+    stage.write(b"a\n")
+    script = stage.script(KIT + "name = processor_kit._checked(lambda: processor_kit._check_output_name(%r, 'win32'))\nlines(str.upper, name)\n" % name)
+    done = stage.run(script, code=int(name in NO_NAMES))
+    assert ("is none on Windows" in done.stderr and len(done.stderr.splitlines()) == 1) == (name in NO_NAMES)
+    assert stage.out.exists() == (name not in NO_NAMES)
+
+
+def test_an_output_does_not_take_the_place_of_one_that_differs_in_case_only(stage):
+    stage.write(b"a\n").out.mkdir()
+    begin = KIT + "lines(str.upper, 'Name.txt')\nfolder = os.environ['PIPELINE_OUTPUT_DIR']\n"
+    one_file = "" if (stage.out.parent / stage.out.name.upper()).exists() else "os.link(os.path.join(folder, 'Name.txt'), os.path.join(folder, 'name.txt'))\n"
+    second = "with processor_kit.open_output('name.txt') as file:\n    file.write('other')\n"
+    done = stage.run(stage.script("import os\n" + begin + one_file + second), code=1)
+    assert "Name.txt and " in done.stderr and "are one file here" in done.stderr and (stage.out / "Name.txt").read_bytes() == b"A\n"
+    if one_file:
+        stage.run(stage.script("import os\n" + begin + second))
+
+
 # What may only be read is neither replaced nor removed, and of what has too long a path nothing is there.
 AS_WINDOWS = KIT + """
 import os
@@ -433,7 +461,7 @@ def wait_for_lines(stage, process, least):
         try:
             if stage.record()["lineOffset"] >= least:
                 return True
-        except (FileNotFoundError, PermissionError):
+        except FileNotFoundError:
             pass
         time.sleep(0.001)
     return False

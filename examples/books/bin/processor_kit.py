@@ -613,6 +613,7 @@ def _vouch_whole(name: str, part: str) -> None:
 
 
 _under_way: Dict[str, Tuple[int, str, str]] = {}    # output -> (process, part, name) of each that is being written
+_spelled: Dict[str, str] = {}   # output, as names are equal that may be one file -> the output as this process has called it first
 _known: Dict[str, Dict[str, Set[str]]] = {}     # folder -> how the names of part files begin -> those that were there when it was listed, or were made since
 
 
@@ -625,6 +626,13 @@ def _is_under_way(target: str) -> bool:
 def _refuse_second(target: str, name: str) -> None:
     if _is_under_way(target):
         raise _second(name)
+
+
+def _refuse_another_spelling(target: str) -> None:
+    """Of two names that differ in case only the second would take the place of the first, where both are one file."""
+    first = _spelled.setdefault(_folded(target), target)
+    if first != target and _is_same_file(first, target):
+        raise _Problem("%s and %s are one file here, and this processor has written the first already: rename one" % (first, target))
 
 
 def _second(name: str) -> _Problem:
@@ -705,6 +713,7 @@ class _Part:
         own = os.path.basename(name)
         with _lock("parts"):
             _refuse_second(self.target, final)
+            _refuse_another_spelling(self.target)
             _under_way[self.target] = (os.getpid(), self.path, final)
             _known.get(os.path.dirname(self.path), {}).setdefault(own[:own.rfind("~") + 1], set()).add(own)
         try:
@@ -825,12 +834,22 @@ def _check_output_name(name: str, platform: str = sys.platform) -> str:
     pieces = (name.replace("\\", "/") if is_windows else name).split("/")
     if not name or os.path.isabs(name) or is_windows and ":" in name or ".." in pieces or "" in pieces or pieces[-1] == "." or "\0" in name:
         raise _Problem("output name %r must be a path below the output directory" % name)
+    if is_windows and any(map(_is_no_name_on_windows, pieces)):
+        raise _Problem("output name %r is none on Windows: it is a device's, ends with a dot or blank, or has a sign that names must not have" % name)
     try:
         os.fsencode(name)
     except UnicodeEncodeError:
         raise _Problem("output name %r cannot be written in the file system's encoding, %s: name it otherwise, or run in a UTF-8 locale or with PYTHONUTF8=1"
                        % (name, sys.getfilesystemencoding())) from None
     return "/".join(piece for piece in pieces if piece != ".")
+
+
+def _is_no_name_on_windows(piece: str) -> bool:
+    """Tell whether Windows would take a part of a path for a device, which swallows all that is written, or drop its end."""
+    first = piece.split(".")[0].rstrip(" ").lower()
+    numbers = tuple("0123456789\u00b9\u00b2\u00b3")
+    is_device = first in ("con", "prn", "aux", "nul", "conin$", "conout$") or first[:3] in ("com", "lpt") and first[3:] in numbers
+    return is_device or piece != "." and piece.endswith((".", " ")) or any(sign < " " or sign in '<>"|?*' for sign in piece)
 
 
 # === 4. Reading ======================================================================================================
