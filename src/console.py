@@ -8,6 +8,8 @@ import os
 import sys
 import time
 
+from primitives import is_terminal, prepare_stream
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, Sequence, Tuple
@@ -124,14 +126,13 @@ class Console:
         self.warned: List[str] = []
         self.lost = ""                          # why something that was to be kept of stdout is lost
         for stream in (self.out, self.err):
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(**stream_settings(_is_terminal(stream), os.environ))
+            prepare_stream(stream)
 
     def configure(self, options: Options) -> None:
         """Take over how a run is to be shown: --quiet, --log-format, the run's id; colours on a terminal."""
         self.is_quiet, self.is_json = options.quiet, options.log_format == "json"
         self.run_id = options.run_id
-        if not self.is_json and _is_terminal(self.out):
+        if not self.is_json and is_terminal(self.out):
             import live_view
             self.is_colored = live_view.is_capable(self.out, os.environ, live_view.enable_terminal) and live_view.wants_color(os.environ)
 
@@ -249,7 +250,7 @@ class Console:
         """Tell whether tick() would show anything, so that whoever waits for processors wakes up for it."""
         if self.view is None:
             self.view = False
-            if not (self.is_quiet or self.is_json) and _is_terminal(self.out):
+            if not (self.is_quiet or self.is_json) and is_terminal(self.out):
                 import live_view
                 if live_view.is_capable(self.out, os.environ, live_view.enable_terminal):
                     import threading
@@ -339,20 +340,6 @@ class Console:
         stream.flush()
         self.out.write(self.view.paint())
         self.out.flush()
-
-
-def stream_settings(is_terminal: bool, environ: Any, windows: bool = sys.platform == "win32") -> Dict[str, str]:
-    """Return how a standard stream is to write. What Windows redirects to a file or a pipe is UTF-8, as everywhere else, unless
-    PYTHONIOENCODING says otherwise."""
-    is_utf_8 = windows and not is_terminal and not environ.get("PYTHONIOENCODING")
-    return {"errors": "backslashreplace", **({"encoding": "utf-8"} if is_utf_8 else {})}
-
-
-def _is_terminal(stream: Any) -> bool:
-    try:
-        return bool(stream.isatty())
-    except (AttributeError, ValueError):
-        return False
 
 
 def open_missing_streams() -> None:

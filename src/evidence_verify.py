@@ -38,7 +38,7 @@ try:
     from ledger_format import (  # noqa: E402
         MODES, end_mac, entry_hash, entry_line, found_hash, head_text, next_key, parse_head, parse_key, seal_mac)
     from model import sha256  # noqa: E402
-    from primitives import open_file  # noqa: E402
+    from primitives import open_file, prepare_stream  # noqa: E402
     from provenance import (  # noqa: E402
         DIGEST, LOG_FOLDER, NoStatement, earlier_forms, files_used, fits, involved, makers, member_problem, parse_strictly, pruned_runs, record_problem,
         run_key, skips_without_ground, stage_record_problem, statement, statement_text)
@@ -741,8 +741,7 @@ def _print(text: str, stream: Any = None) -> None:
     stream = stream or sys.stdout
     if stream is None:
         return                              # closed by who asks for the exit code only
-    if hasattr(stream, "reconfigure"):
-        stream.reconfigure(errors="backslashreplace")
+    prepare_stream(stream)
     stream.write("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text) + "\n")
 
 

@@ -30,6 +30,7 @@ from history_files import END_SHAPE, Unreadable, count_text, run_text, shape_pro
 from ledger_chain import END, LEDGER, Chain, KeyRing, Seals, check_anchors  # noqa: E402
 from ledger_format import head_text, key_id, parse_key  # noqa: E402
 from model import EXIT_OK, EXIT_STATE, EXIT_USAGE, UsageError  # noqa: E402
+from primitives import prepare_stream  # noqa: E402
 from verify_history import Book, LedgerIndex, Owners, StageResults  # noqa: E402
 from verify_outputs import Outputs  # noqa: E402
 from verify_runs import RunContents, RunRecords  # noqa: E402
@@ -287,8 +288,7 @@ def main(argv: Sequence[str]) -> int:
     """Do what the command line says; return the exit code, also to who has closed standard output."""
     out = sys.stdout or open(os.devnull, "w", encoding="utf-8")
     for stream in (out, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+        prepare_stream(stream)
     if {"--help", "-h"} & set(argv):
         out.write(USAGE)
         return EXIT_OK

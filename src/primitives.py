@@ -304,6 +304,26 @@ def storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def prepare_stream(stream: Any) -> None:
+    """Let a standard stream write every text, and in the same encoding from each of our programs."""
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(**stream_settings(is_terminal(stream), os.environ))
+
+
+def stream_settings(is_terminal: bool, environ: Any, windows: bool = sys.platform == "win32") -> Dict[str, str]:
+    """Return how a standard stream is to write. What Windows redirects to a file or a pipe is UTF-8, as everywhere else, unless
+    PYTHONIOENCODING says otherwise."""
+    is_utf_8 = windows and not is_terminal and not environ.get("PYTHONIOENCODING")
+    return {"errors": "backslashreplace", **({"encoding": "utf-8"} if is_utf_8 else {})}
+
+
+def is_terminal(stream: Any) -> bool:
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError):
+        return False
+
+
 def sha256(data: bytes = b"", size: int = 0) -> hashlib._Hash:
     """Return a SHA-256 object fed with *data*; *size* is how many bytes it is going to see.
 

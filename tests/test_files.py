@@ -13,7 +13,6 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "bin")]
 
-import console  # noqa: E402
 import durable_files  # noqa: E402
 import primitives  # noqa: E402
 import process_start  # noqa: E402
@@ -379,7 +378,7 @@ def test_why_a_program_that_is_there_may_not_be_found(first, folder, windows, wo
 @pytest.mark.parametrize("is_terminal, environ, windows, encoding", [
     (False, {}, True, "utf-8"), (True, {}, True, None), (False, {"PYTHONIOENCODING": "cp850"}, True, None), (False, {}, False, None)])
 def test_what_windows_redirects_is_utf_8(is_terminal, environ, windows, encoding):
-    assert console.stream_settings(is_terminal, environ, windows).get("encoding") == encoding
+    assert primitives.stream_settings(is_terminal, environ, windows).get("encoding") == encoding
 
 
 # --- groups of durable names -----------------------------------------------------------------------------------------
