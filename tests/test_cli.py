@@ -13,7 +13,7 @@ import sys
 import types
 
 import pytest
-from conftest import ROOT, RUNNER, Done
+from conftest import ROOT, RUNNER, Done, text_of
 
 import command_line
 import commands
@@ -31,7 +31,7 @@ def direct(*arguments, cwd=None, env=None, **options):
     argv = [sys.executable, str(RUNNER), *map(str, arguments)]
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120,
                           cwd=None if cwd is None else str(cwd), env=dict(os.environ, **(env or {})), **options)
-    result = Done(argv, done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))
+    result = Done(argv, done.returncode, text_of(done.stdout), text_of(done.stderr))
     assert "Traceback" not in result.err, result
     return result
 
@@ -500,8 +500,8 @@ def test_an_imported_main_works_in_a_child_and_leaves_its_caller_alone(good, tmp
     for words, code, expected in ((["--run-id", "r"], 0, "[DONE] copy"), (["--run-id", "r2"], 0, "[SKIP] copy"), (["plan"], 0, "SKIP    copy"), (["--only", "cop"], 2, "")):
         done = subprocess.run([sys.executable, str(driver), *words, "--pipeline", str(good.path("pipeline.json"))], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE, cwd=str(cwd or tmp_path), env=env, timeout=120)
-        out = done.stdout.decode("utf-8", "replace")
-        assert done.returncode == 0 and out.endswith("code %d\n" % code) and expected in out, (out, done.stderr.decode("utf-8", "replace"))
+        out = text_of(done.stdout)
+        assert done.returncode == 0 and out.endswith("code %d\n" % code) and expected in out, (out, text_of(done.stderr))
     assert good.json("state/run_r.json")["state"] == "completed"
 
 

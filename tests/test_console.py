@@ -10,6 +10,7 @@ import types
 
 import pytest
 
+import live_view
 import log_events
 from console import Console
 from model import STATUSES
@@ -163,6 +164,7 @@ def test_colours_only_on_terminals_that_may_have_them(monkeypatch, environ, colo
     monkeypatch.delenv("NO_COLOR", raising=False)
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(live_view, "enable_terminal", lambda: True)
     shown = Console(Terminal(), io.StringIO(), Clock())
     shown.configure(types.SimpleNamespace(quiet=False, log_format="text", run_id="r"))
     shown.event("FAIL", "s", ": \x1b[2J")

@@ -324,7 +324,8 @@ def test_a_new_file_that_is_held_gets_its_name_in_the_end(tmp_path, monkeypatch)
     ("bin/x.bat", ["a&calc&b.txt"], True), ("bin/x.CMD", ["ok.txt", "100%.txt"], True), ("bin/x.bat", ["plain name.txt", "ü.txt"], False), ("C:/x.bat. .", ["a&calc.txt"], True),
     ("bin/x.exe", ["a&b.txt"], False), ("bin/x.py", ["a&b.txt"], False)])
 def test_a_batch_file_gets_no_name_that_cmd_exe_would_run(monkeypatch, processor, names, is_refused):
-    assert sys.platform == "win32" or processor_call.cmd_problem(processor, names) == ""
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert processor_call.cmd_problem(processor, names) == ""
     monkeypatch.setattr(sys, "platform", "win32")
     text = processor_call.cmd_problem(processor, names)
     assert bool(text) == is_refused and (not text or names[-1] in text)
@@ -347,7 +348,8 @@ CMD = '"C:\\Windows\\System32\\cmd.exe" /e:ON /v:OFF /d /c "%s"'.replace("\\Syst
     (["p.exe", "a,b"], ["p.exe", "a,b"]), (["python", "p.bat", "a,b"], ["python", "p.bat", "a,b"])])
 def test_a_batch_file_gets_each_word_as_one(monkeypatch, words, line):
     """cmd.exe splits at , ; = too, and would run what comes after an & in the path."""
-    assert sys.platform == "win32" or process_start.as_started(words) == words
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert process_start.as_started(words) == words
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setenv("SystemRoot", "C:\\Windows")
     assert process_start.as_started(words) == line
@@ -355,7 +357,8 @@ def test_a_batch_file_gets_each_word_as_one(monkeypatch, words, line):
 
 def test_a_batch_file_gets_no_more_than_cmd_exe_takes(monkeypatch):
     names = ["x" * 90] * 100
-    assert sys.platform == "win32" or processor_call.fits_command_line(names, "bin/p.bat")
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert processor_call.fits_command_line(names, "bin/p.bat")
     monkeypatch.setattr(sys, "platform", "win32")
     assert processor_call.fits_command_line(names, "bin/p.exe") and not processor_call.fits_command_line(names, "bin/p.BAT")
     assert processor_call.fits_command_line(names[:60], "bin/p.bat")
@@ -572,6 +575,7 @@ def test_without_the_kernels_boot_id_the_time_of_the_start_stands_for_it(monkeyp
     monkeypatch.setattr(state_store, "open", no_proc, raising=False)
     monkeypatch.setattr(state_store.time, "time", lambda: now[0])
     monkeypatch.setattr(state_store.time, "monotonic", lambda: now[1])
+    monkeypatch.setattr(state_store, "_mac_boot_id", lambda: "")
     monkeypatch.setattr(sys, "platform", "darwin")
     first = state_store.boot_id()
     now[:] = [1_005_000.0, 9_000.0]

@@ -863,6 +863,7 @@ def test_what_is_no_program_of_windows_is_refused_there(project, name, data, can
 
 
 def test_signs_that_windows_does_not_allow_in_names_are_refused_there_only(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "linux")
     assert spec_values.path_problem("data/12:30.csv") == ""
     monkeypatch.setattr(sys, "platform", "win32")
     assert spec_values.path_problem("data/12:30.csv") == 'has one of the signs : " < > |, which Windows does not allow in names'
@@ -878,6 +879,7 @@ def test_a_batch_file_gets_no_argument_that_cmd_exe_would_run_or_replace(monkeyp
         ("a.bat", ["plain", "two words", "x&echo.pwned>pwn.txt"]), ("b.CMD", ["a^b", "%OS%"]), ("c.exe", ["a^b"]), ("a.bat", ["--day=7", "C:/x"])])]
     project.write("pipeline.json", json.dumps({"name": "p", "onFailure": ["bin/a.bat", "fine", "a|b"], "onSuccess": ["bin/c.exe", "a|b"], "stages": stages}))
     path = str(project.path("pipeline.json"))
+    monkeypatch.setattr(sys, "platform", "linux")
     spec_loading.load_pipeline(path)
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(SpecError) as raised:
@@ -922,6 +924,7 @@ def test_a_python_that_takes_no_other_place_for_modules_runs_no_python_processor
     project.spec({"processor": "bin/stage_copy.py"})
     project.write("python/" + name, "Lib\n")
     monkeypatch.setattr(sys, "executable", str(project.path("python/python.exe")))
+    monkeypatch.setattr(sys, "platform", "linux")
     spec_loading.load_pipeline(str(project.path("pipeline.json")))
     monkeypatch.setattr(sys, "platform", "win32")
     if not told:

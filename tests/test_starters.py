@@ -46,6 +46,7 @@ def files_of(folder):
 @pytest.mark.parametrize("word, posix, windows", [
     ("../R&D", "'../R&D'", '"../R&D"'), ("meine nächte", "'meine nächte'", '"meine nächte"'), ("C:\\data\\x-1_2.d", None, "C:\\data\\x-1_2.d")])
 def test_what_is_to_be_typed_is_one_word_for_the_shell(monkeypatch, word, posix, windows):
+    monkeypatch.setattr(sys, "platform", "linux")
     assert posix is None or starters._shell_word(word) == posix
     monkeypatch.setattr(sys, "platform", "win32")
     assert starters._shell_word(word) == windows
