@@ -101,13 +101,16 @@ def open_descriptor(path: str, flags: int, mode: int = 0o777, windows: bool = sy
     return int(patiently(act, windows=True))
 
 
-def read_hostile(path: str, limit: int) -> bytes:
+def read_hostile(path: str, limit: int, windows: bool = sys.platform == "win32") -> bytes:
     """Return the first *limit* bytes of a file that a processor may have replaced, b"" for what is no file or cannot be read.
 
-    No link is followed, and no writer of a pipe waited for.
+    No link is followed, and no writer of a pipe waited for; a scanner that holds it is (Windows).
     """
+    if windows and is_link(path):
+        return b""                      # there is no O_NOFOLLOW
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        descriptor = open_descriptor(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0),
+                                     windows=windows)
     except (OSError, ValueError):
         return b""
     try:

@@ -287,6 +287,14 @@ def test_a_file_that_is_held_is_opened_in_the_end_and_a_folder_is_not_waited_for
     assert len(calls) == 1
 
 
+def test_what_a_processor_has_written_is_read_though_a_scanner_holds_it(tmp_path, monkeypatch):
+    """Else its attempts to reach the network were told to nobody."""
+    (tmp_path / "notes").write_bytes(b"told\n")
+    calls = refusing(monkeypatch, "open", lambda *_: True, times=2)
+    assert primitives.read_hostile(str(tmp_path / "notes"), 4, windows=True) == b"told" and len(calls) == 3
+    assert primitives.read_hostile(str(tmp_path / "none"), 4, windows=True) == primitives.read_hostile(str(tmp_path), 4, windows=True) == b""
+
+
 def test_what_may_only_be_read_is_replaced_and_removed_on_windows_too(tmp_path, monkeypatch, junctions):
     def is_read_only(*paths):
         return os.path.exists(paths[-1]) and not os.lstat(paths[-1]).st_mode & 0o200
