@@ -55,22 +55,25 @@ def boot_id() -> str:
     Linux and macOS tell. Elsewhere it is guessed, "start-N", from the time of the start in minutes: after a step of the
     clock it is another one, too, and what was not synced before counts as lost: digests are taken anew, checkpoints dropped.
     """
-    try:
-        with open("/proc/sys/kernel/random/boot_id", "rb") as file:    # a file of text would have its codec looked up and loaded
-            return file.read().decode("ascii").strip()
-    except OSError:
-        pass
-    if sys.platform == "darwin":
-        told = _mac_boot_id()
-        if told:
-            return told
     if sys.platform == "win32":
         import ctypes
         ctypes.windll.kernel32.GetTickCount64.restype = ctypes.c_ulonglong
         up_s = ctypes.windll.kernel32.GetTickCount64() / 1000.0
     else:
+        told = _told_boot_id()
+        if told:
+            return told
         up_s = time.monotonic()         # most often since the start of the machine
     return "%s%d" % (GUESSED_BOOT, round((time.time() - up_s) / 60))
+
+
+def _told_boot_id() -> str:
+    """Return what Linux or macOS calls this start, "" where nobody tells."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", "rb") as file:    # a file of text would have its codec looked up and loaded
+            return file.read().decode("ascii").strip()
+    except OSError:
+        return _mac_boot_id() if sys.platform == "darwin" else ""
 
 
 def _mac_boot_id() -> str:

@@ -546,9 +546,17 @@ def test_utc_text():
     assert state_store.utc_text(951782400.25) == "2000-02-29T00:00:00.250Z"
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/sys/kernel/random/boot_id"), reason="no boot id here")
+@pytest.mark.skipif(sys.platform == "win32" or not os.path.exists("/proc/sys/kernel/random/boot_id"), reason="no boot id here")
 def test_the_boot_id_is_the_kernels():
     assert state_store.boot_id() == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+@pytest.mark.skipif(sys.platform != "win32", reason="asks Windows")
+def test_windows_tells_how_long_it_has_been_on():
+    """Not a file of that name, which anybody may have written there."""
+    kind, _, minute = state_store.boot_id().partition("-")
+    later = state_store.boot_id().partition("-")[2]
+    assert kind == "start" and 0 < int(minute) * 60 <= state_store.time.time() and abs(int(later) - int(minute)) <= 1
 
 
 @pytest.mark.parametrize("failed, told", [(0, "5F0E-8D"), (-1, ""), (AttributeError, ""), (OSError, "")])

@@ -732,13 +732,14 @@ FILES = ["conf/table.csv", "conf/é a.sql", "lib/tool.awk", "lib/py/deep/mod.py"
     ({"args": ["*.tsv", "*.none", "a.*", "*.json"]}, ["args[0] names *.tsv, "]),
     ({"launcher": ["lib/tool.awk", "--chdir=conf"]}, ["launcher[0] names lib/tool.awk, "]),
 ])
-def test_files_that_a_stage_names_and_its_key_does_not_know(project, stage, told):
+def test_files_that_a_stage_names_and_its_key_does_not_know(project, junctions, stage, told):
     """Else such a file is changed, and the stage skipped: the spec says so in the one place where the runner can see it."""
     for path in FILES:
         project.write(path, "")
     project.path("empty").mkdir()
     project.write("outside/b", "")
-    project.path("conf/link").symlink_to(project.path("outside"))
+    if "conf/link" in str(stage):
+        junctions.make(project.path("outside"), project.path("conf/link"))
     gaps = gaps_of(project, stage)
     assert len(gaps) == len(told) and all(line.startswith(start) for line, start in zip(gaps, told)), gaps
     for line in gaps:
