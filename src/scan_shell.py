@@ -36,6 +36,10 @@ OPTIONS_WITH_VALUE = {      # tool -> its options that take the next word; neede
 WRAPPERS = frozenset(OPTIONS_WITH_VALUE) - frozenset(SYNC_TOOLS)
 TAKE_A_WORD = frozenset("timeout taskset chrt chroot".split())      # the duration, the processors, the priority, the folder
 SHELLS = frozenset("sh bash dash zsh ksh mksh ash fish cmd powershell pwsh".split())
+# Options of shells that take the next word, of PowerShell in small letters.
+SHELL_VALUES = frozenset("-o +o --rcfile --init-file -executionpolicy -ep -ex -version -inputformat -outputformat -windowstyle -w -workingdirectory -wd".split())
+DOTNET = ("net.webclient", "net.webrequest", "net.httpwebrequest", "net.sockets.", "net.http.", "net.mail.", "net.dns")
+POWERSHELLS = ("powershell", "pwsh")
 SHELL_WORDS = frozenset("{ } ! if then elif else fi while until do done case in esac coproc".split())
 LOOSE = frozenset(" \t\r")            # between words of a shell's text
 ENDS_WORD = frozenset(" \t\r\n;&|()<>")
@@ -413,8 +417,8 @@ def judge_words(words: Sequence[str], depth: int = 0) -> Tuple[str, str]:
     if tool in WRAPPERS:
         return _judge_wrapped(tool, words[1:], depth)
     if tool in SHELLS:
-        return _judge_shell(words[1:], depth)
-    if tool.startswith(("python", "pypy")):
+        return _judge_shell(tool, words[1:], depth)
+    if is_python(tool):
         return _judge_python(words[1:])
     return COMPUTED if HOLE in tool or not tool else HARMLESS
 
@@ -451,7 +455,7 @@ def judge_script(text: str, depth: int = 0, first_line: int = 1) -> List[Tuple[i
         tool = tool_name(words[0])
         if tool in SHELLS:
             found += judge_script(body, depth + 1, line)
-        elif tool.startswith(("python", "pypy")):
+        elif is_python(tool):
             found.append((line, ("document", body)))
     return found
 
@@ -509,6 +513,11 @@ def tool_name(word: str) -> str:
     return name
 
 
+def is_python(tool: str) -> bool:
+    """Tell whether a program is Python: py is how Windows starts one."""
+    return tool == "py" or tool.startswith(("python", "pypy"))
+
+
 def is_assignment(word: str) -> bool:
     name, equals, _ = word.partition("=")
     return bool(equals) and name.isidentifier()
@@ -546,17 +555,29 @@ def _judge_wrapped(tool: str, words: Sequence[str], depth: int) -> Tuple[str, st
     return judge_words(words[1:] if tool in TAKE_A_WORD else words, depth + 1)
 
 
-def _judge_shell(words: Sequence[str], depth: int) -> Tuple[str, str]:
-    """Judge the words after a shell's name: its script is what follows -c, /c or -Command."""
+def _judge_shell(tool: str, words: Sequence[str], depth: int) -> Tuple[str, str]:
+    """Judge the words after a shell's name: its script is what follows -c, /c or -Command, or no option of Windows PowerShell."""
     for place, word in enumerate(words):
         option = word.lower()
-        joined = option in ("/c", "/k", "-command")         # here all further words make up the script
+        if place and words[place - 1].lower() in SHELL_VALUES:
+            continue
+        if tool == "powershell" and option[:1] not in ("-", "/"):
+            return _judge_given(tool, " ".join(words[place:]), depth)
+        if option == "-file":
+            return HARMLESS
+        joined = option in ("/c", "/k", "-command") or option == "-c" and tool in POWERSHELLS       # here all further words make up the script
         if joined or (option[:1] == "-" and option[:2] != "--" and option.endswith("c")):
             script = words[place + 1:] if joined else words[place + 1:place + 2]
-            return judge_shell_text(" ".join(script), depth + 1) if script else HARMLESS
+            return _judge_given(tool, " ".join(script), depth)
         if option[:1] not in ("-", "/", "+"):
             return HARMLESS             # a script file
     return HARMLESS
+
+
+def _judge_given(tool: str, text: str, depth: int) -> Tuple[str, str]:
+    """Judge the text that a shell is given to run."""
+    name = next((one for one in DOTNET if one in text.lower()), "") if tool in POWERSHELLS else ""
+    return ("tool", name.strip(".")) if name else judge_shell_text(text, depth + 1)
 
 
 def _judge_python(words: Sequence[str]) -> Tuple[str, str]:

@@ -4,13 +4,11 @@ On scan_shell, which judges their commands; text in, verdicts out.
 """
 from __future__ import annotations
 
-from scan_shell import judge_words
+from scan_shell import DOTNET, judge_words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import List, Sequence, Tuple
-
-DOTNET = ("net.webclient", "net.webrequest", "net.httpwebrequest", "net.sockets.", "net.http.", "net.mail.", "net.dns")
 
 
 # === Scripts of Windows: lines -> commands ===
@@ -41,7 +39,7 @@ def _batch_commands(row: str) -> List[List[str]]:
     for mark in row + "\n":
         if mark == "\"":
             quoted = not quoted
-        is_literal = quoted and mark != "\n" or word[-1:] == "^"
+        is_literal = quoted and mark != "\n" or word[-1:] == "^" or mark == "&" and word[-1:] == ">"
         is_group = mark == "(" and not quoted and not word and not _batch_bare(commands[-1]) and commands[-1][-1:] != ["in"]
         is_end = mark == ")" and not quoted and level > 0
         if is_literal or not (mark in " \t&|\n" or is_group or is_end):
@@ -58,8 +56,8 @@ def _batch_commands(row: str) -> List[List[str]]:
 
 
 def _batch_loops(words: List[str]) -> List[List[str]]:
-    """Return the command that for /f runs: for /f %%i in ('command') do ..."""
-    whole = " ".join(words)
+    """Return the command that for /f runs: for /f %%i in ('command') do ..., with usebackq in (`command`)."""
+    whole = " ".join(words).replace("(`", "('").replace("`)", "')")
     start, end = whole.find("('"), whole.find("')")
     return [_batch_bare(whole[start + 2:end].split())] if words[:1] and words[0].lower().lstrip("@") == "for" and 0 <= start < end else []
 
@@ -68,7 +66,7 @@ def _batch_bare(words: Sequence[str]) -> List[str]:
     """Return a command's words from its name on: without if, for, call and their like."""
     words = list(words)
     while words:
-        first = words[0].lower().lstrip("@(")
+        first = words[0].lower().lstrip("@(,;=")
         if first in ("else", "call", "do", ""):
             del words[0]
         elif first == "for":
@@ -76,12 +74,16 @@ def _batch_bare(words: Sequence[str]) -> List[str]:
             words = words[places[0] + 1:] if places else []
         elif first == "start":
             del words[0]
-            while words and words[0][:1] in ("\"", "/"):
-                del words[0]                # the window's title, and options
+            if words and words[0][:1] == "\"":
+                del words[0]                # the window's title
+            while words and words[0][:1] == "/":
+                del words[0]
+        elif first.lstrip("0123456789")[:1] in ("<", ">"):
+            del words[:2 if first[-1] in "<>" else 1]       # a redirection, before the command as after it
         elif first == "if":
             words = _after_condition(words[1:])
         else:
-            return [words[0].lstrip("@(")] + words[1:]
+            return [words[0].lstrip("@(,;=")] + words[1:]
     return words
 
 
