@@ -362,7 +362,6 @@ def tree(tmp_path_factory):
     return root
 
 
-@pytest.mark.skipif(not POSIX, reason="names that Windows does not allow, and case")
 @pytest.mark.parametrize("pattern, expected", [
     ("a.txt", ["a.txt"]),
     ("A.txt", []),
@@ -398,6 +397,8 @@ def tree(tmp_path_factory):
             "with [brackets].txt", "with blank.txt", "x.txt", "ä.txt"]),
 ])
 def test_globs(tree, pattern, expected):
+    if not POSIX:       # there b.txt and B.txt are one file, A.txt is a.txt, and no name has an asterisk
+        expected = [pattern] if pattern == "A.txt" else [name for name in expected if name not in ("B.txt", "star*.txt")]
     assert file_digests.expand(str(tree), pattern) == expected
 
 

@@ -972,6 +972,27 @@ def test_inputs_that_do_not_fit_the_command_line_are_not_left_out_unseen(project
     assert project.read("data/s1/count.txt").strip() == "2000"
 
 
+BATCH_COUNT = '@echo off\r\nset n=0\r\nfor %%a in (%*) do set /a n+=1 >nul\r\necho %n%>"%PIPELINE_OUTPUT_DIR%\\count.txt"\r\n'
+
+
+@pytest.mark.skipif(sys.platform != "win32", reason="batch files")
+def test_inputs_that_do_not_fit_cmd_exe_are_not_left_out_unseen(project):
+    for number in range(100):
+        project.write("in/%s%02d.txt" % ("x" * 70, number), "line\n")
+    project.spec({"processor": "bin/count.bat", "inputs": ["in/*"], "outputs": ["count.txt"]})
+    project.write("bin/count.bat", BATCH_COUNT)
+    done = project.run()
+    assert done.code == 1 and "[FAIL] s1: 100 inputs are too many for a command line, and bin/count.bat does not look at PIPELINE_INPUTS_FILE" in done.out, done
+    project.write("bin/count.bat", BATCH_COUNT + "rem PIPELINE_INPUTS_FILE is known\r\n")
+    project.ok()
+    assert project.read("data/s1/count.txt").strip() == "0"
+    for number in range(60, 100):
+        project.path("in/%s%02d.txt" % ("x" * 70, number)).unlink()
+    project.write("bin/count.bat", BATCH_COUNT)
+    project.ok()
+    assert project.read("data/s1/count.txt").strip() == "60"
+
+
 def test_what_fits_a_command_line_is_half_of_what_the_system_allows(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "sysconf", lambda name: 2000, raising=False)
     assert processor_call.fits_command_line(["x" * 90] * 10) and not processor_call.fits_command_line(["x" * 90] * 11)
