@@ -837,7 +837,7 @@ def _check_output_name(name: str, platform: str = sys.platform) -> str:
     if is_windows and any(map(_is_no_name_on_windows, pieces)):
         raise _Problem("output name %r is none on Windows: it is a device's, ends with a dot or blank, or has a sign that names must not have" % name)
     try:
-        os.fsencode(name)
+        name.encode("utf-8") if is_windows else os.fsencode(name)       # half a character is a name on Windows, but of no output of a stage
     except UnicodeEncodeError:
         raise _Problem("output name %r cannot be written in the file system's encoding, %s: name it otherwise, or run in a UTF-8 locale or with PYTHONUTF8=1"
                        % (name, sys.getfilesystemencoding())) from None

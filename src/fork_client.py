@@ -36,7 +36,7 @@ CLOSE_LIMIT_S = 10.0
 READ_BYTES = 1 << 16
 SHOWN_BYTES = 2000          # of what a server said before it died
 # bin/processor_kit.py as it is shipped: all that executing it does is to define things, so the server does it once for all tasks.
-KIT_NAME, KIT_SHA256 = "processor_kit.py", "5ad22f7bae6bc061ee1a7f5d3da88df3aa58f754c775b1d123ae2a13ecf321d2"
+KIT_NAME, KIT_SHA256 = "processor_kit.py", "32cbab33597812bd8008685a7676543611441c29dce4ac2991fdeeb3b8362cd0"
 # Room for a task's words, and below for its token, in what the system shows of a process (forked_task.Title).
 PADDING = " " * 4000
 TOKEN_ROOM = 100
