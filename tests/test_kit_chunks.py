@@ -200,12 +200,11 @@ def stopping(act_line, count):
     def function(line):
         seen[0] += 1
         if seen[0] == count:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return act_line(line)
     return function
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a signal to oneself ends the process there")
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 20, 39])
 def test_a_chunk_goes_on_where_it_was_stopped(desk, count, capfd):
     header = b"head 1\nhead 2\nhead 3\n"
@@ -229,7 +228,6 @@ def test_a_chunk_goes_on_where_it_was_stopped(desk, count, capfd):
         assert read(out / name) == read(whole / name)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a signal to oneself ends the process there")
 def test_the_checkpoint_of_another_chunk_is_not_used(desk, capfd):
     desk.input.write_bytes(b"line\n" * 40)
     assert desk.call(lambda: kit.lines(stopping(str.upper, 4), "result.txt"), (0, 100))[0] == 143
@@ -284,7 +282,7 @@ def test_a_copy_that_a_signal_cuts_short_is_not_published(desk, monkeypatch):
 
     def first_bytes(source, target, count):
         """Copy a little, as a kernel may, and be asked to stop meanwhile."""
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         return os.write(target, os.read(source, 7))
     monkeypatch.setattr(os, "copy_file_range", first_bytes, raising=False)
     code, out, _ = desk.call(kit.copy_files, checkpoint=False)
