@@ -240,8 +240,8 @@ def _read_small(path: str) -> Optional[bytes]:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode) or os.path.getsize(path) > MAX_RECORD_BYTES:
             return None
-        with open(path, "rb") as file:
-            return file.read()
+        with open_file(path) as file:
+            return bytes(file.read())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
 

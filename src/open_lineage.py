@@ -16,6 +16,7 @@ import os
 
 import durable_files
 from model import sha256
+from primitives import open_descriptor
 from provenance import finished_at, later
 
 TYPE_CHECKING = False
@@ -53,7 +54,7 @@ def append(path: str, found: List[Json]) -> None:
     Raises: OSError; then the file is as long as it was, if nobody else has appended meanwhile.
     """
     data = b"".join(json.dumps(one, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode("ascii") + b"\n" for one in found)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
+    descriptor = open_descriptor(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
     try:
         size = os.fstat(descriptor).st_size
         if size:

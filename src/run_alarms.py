@@ -16,6 +16,7 @@ import processor_call
 import stage_locks
 import state_store
 from model import EXIT_OK, EXIT_STOPPED
+from primitives import open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _run_command(run: Run, command: Command, code: int) -> str:
 def _readable(run: Run, record: Json) -> Any:
     """Return the run record as an open file: that on the disk, or a temporary one where it could not be written."""
     if run.records.final is not None:
-        return open(run.store.path("run_%s.json" % run.options.run_id), "rb")
+        return open_file(run.store.path("run_%s.json" % run.options.run_id))
     import tempfile
     file = tempfile.TemporaryFile()
     file.write(state_store.record_json(record))

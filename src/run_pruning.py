@@ -193,7 +193,7 @@ def _read(store: StateStore, name: str) -> Optional[Json]:
     try:
         if not stat.S_ISREG(os.lstat(store.path(name)).st_mode):
             return None                     # a link or a pipe: no record
-        with open(store.path(name), "rb") as file:
+        with open_file(store.path(name)) as file:
             record = json.loads(file.read().decode("utf-8"))
     except (FileNotFoundError, ValueError, RecursionError):
         return None

@@ -19,7 +19,7 @@ import os
 import durable_files
 import state_store
 from ledger_format import KEY_BYTES, end_mac, key_id, key_text, next_key, parse_key, seal_mac
-from primitives import as_here, is_there, loads, open_file, remove_quietly, replace
+from primitives import as_here, is_there, loads, open_file, patiently, remove_quietly, replace
 from state_store import StateError
 
 TYPE_CHECKING = False
@@ -85,7 +85,7 @@ def read_key_file(path: str, root: str = "", posix: bool = os.name == "posix") -
     if root:
         check_place(path, root)
     try:
-        with open(path, "rb") as file:
+        with patiently(lambda: open(path, "rb")) as file:
             found = os.fstat(file.fileno())
             text = file.read(MAX_KEY_FILE).decode("ascii", "replace")
     except OSError as error:
@@ -264,10 +264,10 @@ class Sealer:
         new."""
         if not is_there(self._new_path()):
             return
-        with open(self._new_path(), "rb") as file:
+        with open_file(self._new_path()) as file:
             is_whole = parse_key(file.read(MAX_KEY_FILE).decode("ascii", "replace")) is not None
         if is_whole:
-            with open(self.path, "r+b", buffering=0) as file:
+            with patiently(lambda: open(self.path, "r+b", buffering=0)) as file:
                 file.write(b"0" * os.fstat(file.fileno()).st_size)
                 durable_files.sync_file(file.fileno())
             replace(self._new_path(), self.path)

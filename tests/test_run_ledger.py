@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,10 @@ from conftest import ROOT
 from test_files import kill_at_each_call, names
 
 sys.path.insert(0, str(ROOT / "src"))
+sys.path.insert(0, str(ROOT / "tests" / "drivers"))
 
 import durable_files  # noqa: E402
+import holder  # noqa: E402
 import ledger_format  # noqa: E402
 import ledger_verify  # noqa: E402
 import model  # noqa: E402
@@ -702,6 +705,16 @@ def test_a_file_that_is_no_key_is_refused(tmp_path, content):
     path.chmod(0o600)
     with pytest.raises(KeyProblem, match="is not a key file; if a ledger is sealed with it, put its copy back, else new-key FILE makes one"):
         seal_keys.read_key_file(str(path))
+
+
+@pytest.mark.skipif(sys.platform != "win32", reason="elsewhere nobody is kept from a file by who has it open")
+@pytest.mark.parametrize("share", ["nothing", "reading", "all but removal"])
+def test_a_key_file_that_a_scanner_holds_for_a_moment_is_waited_for(store, tmp_path, share):
+    key = new_key(tmp_path, "forward")
+    run_once(store, "a", key)
+    threading.Timer(0.2, holder.hold(key, share)).start()
+    run_once(store, "b", key)
+    assert_chain_is_whole(store)
 
 
 @posix_only
