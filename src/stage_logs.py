@@ -22,6 +22,7 @@ import task_log
 from console import printable
 from model import UsageError
 from primitives import open_file
+from spec_values import NAME_CHARACTERS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -113,7 +114,8 @@ def marked(root: str, stage: str, found: Found) -> Found:
 
 
 def _is_plain(name: str) -> bool:
-    return bool(name) and not set(name) & set("/\\:\0") and not name.startswith(".")
+    # Of what Windows takes for no file's name it does not say that it is not there.
+    return bool(name) and NAME_CHARACTERS.issuperset(name) and not name.startswith(".")
 
 
 def _why_none(record: Optional[Json], stage: str) -> str:

@@ -607,7 +607,7 @@ def test_logs_of_every_attempt_of_a_named_run_and_of_a_call(pipeline):
     assert look(pipeline, "logs", "a", "--run", "s") == "the stage was up to date then; its outputs are of run r\n"
     found = document(pipeline, "logs", "b", "--run", "r")
     assert (found["runId"], found["invocation"], [log["attempt"] for log in found["logs"]]) == ("r", 2, [1, 2])
-    assert found["logs"][0]["text"] == "log of b \x1b[31mred\tx\n"
+    assert found["logs"][0]["text"] == "log of b \x1b[31mred\tx" + os.linesep
     shutil.rmtree(str(pipeline.path("state/logs")))
     assert look(pipeline, "logs", "b") == "run s has no log of stage b\n"
 
@@ -636,7 +636,9 @@ def test_logs_of_a_run_that_gc_removed(pipeline, words):
     for run in ("one", "two", "three"):
         assert called(pipeline, "logs", "b", "--run", run, *words)[::2] == (2, "error: the logs of run %s were removed by gc\n" % run)
     assert called(pipeline, "logs", "b", "--run", "five", *words)[2] == "error: there is no run five; the last ones are: four, three, two, two, one\n"
-    assert called(pipeline, "logs", "b", "--run", "a\nb", *words)[2].startswith("error: there is no run a\\nb; the last ones are: ")
+    for run in ("a\nb", "a*b"):         # to Windows no file's name
+        done = called(pipeline, "logs", "b", "--run", run, *words)
+        assert done[0] == 2 and done[2].startswith("error: there is no run %s; the last ones are: " % run.replace("\n", "\\n")), done
     assert "log of b" in look(pipeline, "logs", "b", "--run", "four", *words)
     pipeline.ok("--run-id", "two", "--force", "a,b")
     assert "log of b" in look(pipeline, "logs", "b", "--run", "two", *words)       # it has run again since
