@@ -50,7 +50,7 @@ class Begin:
         """*told*: (time by the file system's clock, by ours, its device), each reckoned back at another time; a clock may have
         been set meanwhile."""
         self.by_file_system, self.by_clock = min(one[0] for one in told), min(one[1] for one in told)
-        self.device = told[0][2]
+        self.device = path_signs.in_63_bits(told[0][2])
 
     def is_settled(self, signs: Sequence[int]) -> bool:
         """Tell whether all of *signs* were so before the run."""
@@ -187,7 +187,7 @@ def _are_as_read(paths: Iterable[str], stamps: Dict[str, List[int]], signs: Dict
     """Tell whether files have the signatures with which they were read. signs: as of _Signed.behind()."""
     for path in paths:
         size, mtime, ctime, inode, device = stamps.get(path) or path_signs.UNKNOWN
-        if signs.get(path) != [mtime, ctime, inode, size, device]:
+        if signs.get(path) != [mtime, ctime, path_signs.in_63_bits(inode), size, path_signs.in_63_bits(device)]:
             return False
     return True
 

@@ -20,11 +20,18 @@ if TYPE_CHECKING:
 
 WIDTH = 5                   # numbers in a sign: modification time and change time in ns, inode, bytes, device
 ABSENT = (-1, -1, -1, -1, -1)
-UNKNOWN = (-2, -2, -2, -2, -2)      # could not be looked at, or not kept in 64 bits: equals nothing
+UNKNOWN = (-2, -2, -2, -2, -2)      # could not be looked at, or its times not kept in 64 bits: equals nothing
 SHARE_FROM = 1500           # paths; from here on a second process takes a part: looking holds the interpreter's lock
 PART = 128                  # paths that it tells of at once
 BLOCK = 64                  # paths looked at in one go
 LIMIT = 1 << 63
+SPREAD = 0x9E3779B97F4A7C15
+
+
+def in_63_bits(number: int) -> int:
+    """Return an inode or a device as a sign has it. From Python 3.12 on Windows tells devices of 64 bits, and of ReFS inodes of
+    128."""
+    return number if -LIMIT < number < LIMIT else (number ^ (number >> 64) * SPREAD) & (LIMIT - 1)
 
 
 def sign(paths: Sequence[str], look: Callable[[str], os.stat_result] = os.lstat) -> List[int]:
@@ -33,7 +40,7 @@ def sign(paths: Sequence[str], look: Callable[[str], os.stat_result] = os.lstat)
     for path in paths:
         try:
             stat = look(path)
-            found = (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_size, stat.st_dev)
+            found = _numbers(stat)
             if not all(-LIMIT < one < LIMIT for one in found):
                 found = UNKNOWN
         except (FileNotFoundError, NotADirectoryError):
@@ -74,10 +81,13 @@ def _getter() -> Callable[[os.stat_result], Any]:
     return attrgetter("st_mtime_ns", "st_ctime_ns", "st_ino", "st_size", "st_dev")
 
 
+def _numbers(stat: os.stat_result) -> Tuple[int, int, int, int, int]:
+    return stat.st_mtime_ns, stat.st_ctime_ns, in_63_bits(stat.st_ino), stat.st_size, in_63_bits(stat.st_dev)
+
+
 def _is_same(path: str, known: Tuple[int, ...], look: Callable[[str], os.stat_result]) -> bool:
     try:
-        stat = look(path)
-        return (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_size, stat.st_dev) == known
+        return _numbers(look(path)) == known
     except (FileNotFoundError, NotADirectoryError):
         return known == ABSENT
     except (OSError, ValueError):

@@ -443,6 +443,38 @@ def test_signs_tell_what_changed(tmp_path):
     assert path_signs.changed(paths, signs) == [0, 1, 2]
 
 
+LARGE = """import os
+class Large:
+    def __init__(self, found):
+        self.found = found
+    def __getattr__(self, name):
+        value = getattr(self.found, name)
+        return value | 7 << 70 if name == "st_ino" else value | 1 << 63 if name == "st_dev" else value
+for name in ("stat", "lstat", "fstat"):
+    setattr(os, name, lambda *path, real=getattr(os, name), **options: Large(real(*path, **options)))
+"""
+
+
+def test_devices_of_64_bits_and_inodes_of_128_have_an_index(project, tmp_path, monkeypatch):
+    """Of such does Windows tell from Python 3.12 on: of every other volume, and on ReFS."""
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large" / "sitecustomize.py").write_text(LARGE, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "large"))
+    build(project, {"processor": "bin/stage_copy.py", "inputs": ["data/*.txt"]})
+    code = "import sys; sys.path.insert(0, %r); import quick_run; print('ended', quick_run.attempt(sys.argv[1:], print))" % str(ROOT / "src")
+    for end in ("ended 0", "ended <quick_run.Found "):
+        done = subprocess.run([sys.executable, "-c", code, "--pipeline", str(project.path("pipeline.json"))], stdout=subprocess.PIPE, check=True, timeout=60)
+        assert done.stdout.decode("utf-8").splitlines()[-1].startswith(end), done
+        project.write("data/a.txt", "three\n")
+
+
+def test_of_inodes_of_128_bits_both_halves_count():
+    numbers = [folder << 64 | name for folder in range(40) for name in range(40)]
+    kept = {path_signs.in_63_bits(number) for number in numbers}
+    assert len(kept) == len(numbers) and 0 <= min(kept) and max(kept) < 1 << 63
+    assert all(path_signs.in_63_bits(number) == number for number in kept)
+
+
 def test_two_processes_see_what_one_sees(tmp_path, monkeypatch):
     paths = [str(number) for number in range(140)] + ["absent", "absent/too"]
     for path in paths[:140]:
