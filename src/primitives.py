@@ -12,7 +12,7 @@ import time
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import hashlib
-    from typing import Any, Callable, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+    from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
     Piece = Union[bytes, memoryview]
 
 BULK_BYTES = 1 << 20        # hashed in all: from here on, the quicker implementation is worth its import
