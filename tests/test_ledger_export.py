@@ -28,7 +28,7 @@ from state_store import StateStore
 sys.path.insert(0, str(ROOT / "tests" / "drivers"))
 
 import history as long_history  # noqa: E402
-import holder  # noqa: E402
+from holder import hold  # noqa: E402
 
 STAGES = ({"processor": "bin/stage_copy.py", "inputs": ["data/in/*.txt"], "args": ["--x", "ä b"], "params": {"rate": 1.5, "words": ["größer"]}},
           {"processor": "bin/stage_upper.py", "inputs": ["data/s1/*.txt"], "watch": ["data/watched.csv"]})
@@ -1446,7 +1446,7 @@ def test_evidence_that_lacks_what_is_there_is_no_success_and_accuses_nobody(hist
     elif how == "pipe":
         path.unlink()
         os.mkfifo(str(path))
-    release = holder.hold(path) if how == "held" else lambda: None
+    release = hold(path) if how == "held" else lambda: None
     done = run_without_might(history, "evidence", "a", "-o", str(history.path("out.zip")))
     release()
     assert done.returncode == 5 and "[MALFORMED] %s: not included: the file cannot be read: " % name in done.stdout and "[DELETED]" not in done.stdout, done
@@ -1454,7 +1454,7 @@ def test_evidence_that_lacks_what_is_there_is_no_success_and_accuses_nobody(hist
 
 @pytest.mark.skipif(sys.platform != "win32", reason="elsewhere nobody is kept from a file by who has it open")
 def test_a_record_that_a_scanner_holds_for_a_moment_is_waited_for(history):
-    threading.Timer(0.2, holder.hold(history.path("state/run_b.json"))).start()
+    threading.Timer(0.2, hold(history.path("state/run_b.json"))).start()
     assert json.loads(ledger_export.export_text(StateStore(str(history.root), writable=False), "b"))
 
 
