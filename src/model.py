@@ -61,7 +61,8 @@ def remedy_of(error: OSError) -> str:
     # ERROR_SHARING_VIOLATION, ERROR_LOCK_VIOLATION: to Python, as if rights were missing.
     if getattr(error, "winerror", None) in (32, 33):
         return "; " + OPEN_ELSEWHERE
-    return REMEDIES.get(errno.errorcode.get(error.errno or 0, ""), "")
+    name = errno.errorcode.get(error.errno or 0, "")
+    return REMEDIES.get(name[3:] if name.startswith("WSA") else name, "")       # on Windows some have only this name
 
 
 class RunnerError(Exception):

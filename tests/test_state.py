@@ -189,7 +189,8 @@ def test_the_chain_over_runs_that_completed_failed_were_interrupted_and_killed(p
     assert chained(project) == [("good", 1, "completed"), ("bad", 1, "failed"), ("stopped", 1, "interrupted"), ("killed", 1, "interrupted"), ("after", 1, "completed")]
     killed = project.json("state/run_killed.json")
     assert killed["endedAt"] is None and killed["state"] == "interrupted"
-    assert project.json("state/run_stopped.json")["stages"][0]["status"] == "interrupted"
+    # On Windows the signal ends it there and then.
+    assert [one["status"] for one in project.json("state/run_stopped.json")["stages"]] == (["interrupted"] if POSIX else [])
 
 
 def test_the_chain_over_skipped_runs(project):
@@ -828,3 +829,6 @@ def test_a_mount_that_does_not_answer_is_told_as_that_and_not_as_a_file(tmp_path
         durable_files.make_folder(str(tmp_path / "state"), durable_files.Commit())
     monkeypatch.undo()
     assert raised.value.errno == errno.ENOTCONN and model.remedy_of(raised.value) == "; what is mounted there does not answer any more: mount it again"
+    for number in (errno.ENOTCONN, errno.ELOOP):        # names that Windows gives them
+        monkeypatch.setitem(errno.errorcode, number, "WSA" + errno.errorcode[number].replace("WSA", ""))
+        assert model.remedy_of(OSError(number, "")), number
