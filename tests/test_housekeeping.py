@@ -18,6 +18,7 @@ import pytest
 import pipeline_runner
 import run_ledger
 import run_pruning
+import stage_locks
 from conftest import GROUP, KILLED, ROOT, RUNNER, USERS, Done, hand_over, run_as, run_without_might, wait_until
 from primitives import account_name
 
@@ -61,9 +62,8 @@ def entries(project, event):
 
 def held_by_us(project, name):
     """Hold the kernel lock of a stage, as a living runner does, until the returned descriptor is closed."""
-    import fcntl
     descriptor = os.open(str(project.path("locks/." + name)), os.O_RDWR | os.O_CREAT)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    assert stage_locks.try_kernel_lock(descriptor)
     return descriptor
 
 
@@ -228,7 +228,6 @@ def test_clean_removes_no_empty_folder_behind_a_link(project, tmp_path):
     assert not project.exists("data/one/a.txt") and (tmp_path / "theirs/deep").is_dir()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="holds a lock by flock")
 def test_clean_is_refused_while_a_run_is_at_work_of_which_no_record_tells_yet(project):
     copying(project)
     project.ok()
@@ -246,7 +245,6 @@ def test_clean_of_a_link_that_the_stage_made_removes_the_link(project):
     assert not os.path.lexists(str(project.path("data/one/l"))) and project.read("data/in.txt") == "x"
 
 
-@pytest.mark.skipif(os.name == "nt", reason="holds a lock by flock")
 @pytest.mark.parametrize("arguments, guard", [(("clean", "one", "--yes"), "one.guard"), (("clean", "one", "--yes"), "two.guard"), (("reset", "one", "--yes"), "one.guard")])
 def test_a_held_stage_or_one_that_may_be_reading_is_left_alone(project, arguments, guard):
     copying(project)
@@ -272,7 +270,7 @@ def test_clean_and_reset_know_stages_by_the_spec_only(project):
 
 def reading_all(project, *makers):
     """Stages that make data/up/NAME.up of their name, and one that reads all of them."""
-    project.processor("up", "open(out + '/' + os.environ['PIPELINE_STAGE_NAME'] + '.up', 'w').write('x\\n')\n")
+    project.processor("up", "open(out + '/' + os.environ['PIPELINE_STAGE_NAME'] + '.up', 'w').write('x!')\n")
     project.spec(*[{"name": name, "processor": "bin/up.py", "outputDir": "data/up"} for name in makers],
                  {"name": "all", "processor": "bin/stage_copy.py", "inputs": ["data/up/*.up"], "outputDir": "data/all"})
 
@@ -424,7 +422,7 @@ def test_clean_before_any_run(project):
 
 def test_reset_forgets_checkpoint_and_record_and_keeps_the_outputs(project):
     project.write("data/in.txt", "1\n2\n3\n")
-    project.write("bin/stops.py", "import os\nfrom processor_kit import lines\ndef f(line):\n    if line == '2\\n':\n        os.kill(os.getpid(), 15)\n    return line\nlines(f, 'r.txt')\n")
+    project.write("bin/stops.py", "import signal\nfrom processor_kit import lines\ndef f(line):\n    if line == '2\\n':\n        signal.raise_signal(15)\n    return line\nlines(f, 'r.txt')\n")
     stage = {"name": "one", "processor": "bin/stops.py", "inputs": ["data/in.txt"], "outputDir": "data/one", "checkpoint": {"enabled": True, "lineInterval": 1}}
     project.spec(stage)
     assert project.run().code == 1 and project.exists("state/progress_one.json")
@@ -464,7 +462,7 @@ def test_clean_and_reset_work_where_a_stage_was_at_work_though_the_spec_has_move
 
 def test_reset_removes_the_part_files_where_a_stage_was_at_work_though_the_spec_has_moved_it_since(project):
     project.write("data/in.txt", "1\n2\n3\n")
-    project.write("bin/stops.py", "import os\nfrom processor_kit import lines\ndef f(line):\n    if line == '2\\n':\n        os.kill(os.getpid(), 15)\n    return line\nlines(f, 'r.txt')\n")
+    project.write("bin/stops.py", "import signal\nfrom processor_kit import lines\ndef f(line):\n    if line == '2\\n':\n        signal.raise_signal(15)\n    return line\nlines(f, 'r.txt')\n")
     stage = {"name": "one", "processor": "bin/stops.py", "inputs": ["data/in.txt"], "outputDir": "data/one", "checkpoint": {"enabled": True, "lineInterval": 1}}
     project.spec(stage)
     assert project.run().code == 1 and [path.suffix for path in project.path("data/one").iterdir()] == [".part"]
@@ -533,7 +531,7 @@ def test_what_is_half_written_of_a_former_stage_is_named_and_cleaned(project, ho
 @pytest.mark.skipif(os.name == "nt", reason="a filter of POSIX")
 def test_clean_of_a_former_stage_removes_what_was_never_an_output_too(project):
     project.write("data/in.txt", "1\n2\n3\n")
-    project.write("bin/stops.py", "import os\nfrom processor_kit import lines\ndef f(line):\n    if line == '2\\n':\n        os.kill(os.getpid(), 15)\n    return line\nlines(f, 'r.txt')\n")
+    project.write("bin/stops.py", "import signal\nfrom processor_kit import lines\ndef f(line):\n    if line == '2\\n':\n        signal.raise_signal(15)\n    return line\nlines(f, 'r.txt')\n")
     up = {"name": "up", "processor": shutil.which("tr"), "args": ["0-9", "a-j"], "inputs": ["data/in.txt"], "outputDir": "data/up", "chunks": {"bytes": 2, "filter": True, "keepChunks": True}}
     stops = {"name": "stops", "processor": "bin/stops.py", "inputs": ["data/in.txt"], "outputDir": "data/stops", "checkpoint": {"enabled": True, "lineInterval": 1}}
     last = {"name": "last", "processor": "bin/stage_copy.py", "inputs": ["data/in.txt"], "outputDir": "data/last"}
@@ -692,7 +690,6 @@ def make_runs_of_one_result(project, count):
         project.ok("--run-id", "r%d" % number)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="holds a lock by flock")
 def test_gc_reads_each_record_once_however_many_runs_there_are(project, monkeypatch, capsys):
     make_runs_of_one_result(project, 8)
     reads, read = [], run_pruning._read
@@ -970,7 +967,6 @@ def each_kill(project, tmp_path, *arguments):
     assert at > 5
 
 
-@pytest.mark.skipif(os.name == "nt", reason="kills by a signal")
 def test_clean_killed_at_any_step_is_finished_by_the_next(project, tmp_path):
     copying(project)
     project.ok("--run-id", "r")
@@ -980,7 +976,6 @@ def test_clean_killed_at_any_step_is_finished_by_the_next(project, tmp_path):
         assert findings(project) == [] and not project.exists("data/one/a.txt") and not project.exists("data/one/sub") and not project.exists("data/one/.one.done"), where
 
 
-@pytest.mark.skipif(os.name == "nt", reason="kills by a signal")
 def test_reset_killed_at_any_step_is_finished_by_the_next_and_a_run_works_in_between(project, tmp_path):
     copying(project)
     project.ok("--run-id", "r")
@@ -995,7 +990,6 @@ def test_reset_killed_at_any_step_is_finished_by_the_next_and_a_run_works_in_bet
         assert findings(project) == [], where
 
 
-@pytest.mark.skipif(os.name == "nt", reason="kills by a signal")
 def test_gc_killed_at_any_step_is_finished_by_the_next(project, tmp_path):
     make_runs(project, 3)
     for where in each_kill(project, tmp_path, "gc", "--keep-runs", "1", "--yes"):
@@ -1008,11 +1002,10 @@ def test_gc_killed_at_any_step_is_finished_by_the_next(project, tmp_path):
         assert findings(project) == [], where
 
 
-@pytest.mark.skipif(os.name == "nt", reason="kills by a signal")
 @pytest.mark.parametrize("is_former", [False, True])
 def test_reset_of_a_checkpoint_killed_at_any_step_is_finished_by_the_next(project, tmp_path, is_former):
     """Also of a stage that is not in the pipeline any more: until the last step its record tells that there is something to forget."""
-    body = "import os, sys\nfrom processor_kit import lines\ndef f(line):\n    if line == 'stop\\n':\n        os.kill(os.getpid(), 15)\n    return line\nlines(f, 'o.txt')\n"
+    body = "import signal\nfrom processor_kit import lines\ndef f(line):\n    if line == 'stop\\n':\n        signal.raise_signal(15)\n    return line\nlines(f, 'o.txt')\n"
     project.write("data/in.txt", "x\n" * 5 + "stop\n" + "x\n" * 5)
     project.write("bin/k.py", body)
     stage = {"name": "one", "processor": "bin/k.py", "inputs": ["data/in.txt"], "outputDir": "data/one", "checkpoint": {"enabled": True, "lineInterval": 1}}
@@ -1031,7 +1024,7 @@ def test_reset_of_a_checkpoint_killed_at_any_step_is_finished_by_the_next(projec
         assert of_one() == [] and (done.code == 0 or not had), (where, done)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="kills by a signal, rights")
+@pytest.mark.skipif(os.name == "nt", reason="rights")
 def test_gc_without_yes_tells_what_an_interrupted_gc_has_left(project, tmp_path):
     make_runs(project, 3)
     for where in each_kill(project, tmp_path, "gc", "--keep-runs", "1", "--yes"):
@@ -1200,7 +1193,6 @@ def test_a_stage_record_with_odd_numbers_is_no_crash(project, values):
         assert done.code in (0, 2, 5) and "Traceback" not in done.out + done.err, done
 
 
-@pytest.mark.skipif(os.name == "nt", reason="kills by a signal")
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "x"])
 def test_a_stage_record_with_odd_numbers_of_a_run_that_died_is_no_crash(project, value):
     copying(project)
