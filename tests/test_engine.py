@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, RUNNER, Done, Project
+from conftest import ROOT, RUNNER, Done, Project, text_of
 
 LOAD = "imp" + "ort "            # composed: no file of the repository spells such an import
 NET = "soc" + "ket"
@@ -33,7 +33,7 @@ def demo(root, *arguments):
     """Run the command of the README in the folder itself."""
     argv = [sys.executable, "src/pipeline_runner.py", "--pipeline", "pipeline.json", *arguments]
     done = subprocess.run(argv, cwd=str(root), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120)
-    return Done(argv, done.returncode, done.stdout.decode("utf-8"), done.stderr.decode("utf-8"))
+    return Done(argv, done.returncode, text_of(done.stdout), text_of(done.stderr))
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +196,7 @@ def test_the_processors_environment_and_arguments(project):
     assert seen["argv"] == ["-v", "--x=ä", "data/a b.txt"] and seen["inputs"] == ["data/a b.txt"]
     assert os.path.samefile(seen["cwd"], str(project.root)) and seen["stdin"] == "" and seen["mode"] == "fast" and seen["dropped"] == []
     assert (env["PIPELINE_STAGE_NAME"], env["PIPELINE_LINE_OFFSET"], env["PIPELINE_RUN_ID"], env["PIPELINE_ATTEMPT"], env["PIPELINE_LINE_INTERVAL"]) == ("s1", "0", "r", "1", "7")
-    assert env["PIPELINE_OUTPUT_DIR"] == os.path.join(str(project.root), "data/s1") and env["PIPELINE_ROOT"] == str(project.root)
+    assert env["PIPELINE_OUTPUT_DIR"] == os.path.join(str(project.root), "data", "s1") and env["PIPELINE_ROOT"] == str(project.root)
     assert env["PIPELINE_PROGRESS_FILE"] == os.path.join(str(project.root), "state", "progress_s1.json") and os.path.isabs(env["PIPELINE_PROGRESS_FILE"])
     assert json.loads(env["PIPELINE_PARAMS"]) == {"tag": "2024", "n": [1, None]}
     assert "PIPELINE_SIMULATED_FAIL" not in env
@@ -416,7 +416,7 @@ def test_a_root_that_is_no_text_is_refused_by_one_line(tmp_path):
 def test_a_python_that_is_too_old_is_told_so_in_one_line():
     code = "import runpy, sys; sys.version_info = (3, 7, 16); runpy.run_path(%r, run_name='__main__')" % str(RUNNER)
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60, check=False)
-    assert (done.returncode, done.stdout, done.stderr.split(b"\n")) == (2, b"", [b"error: Python 3.7 is too old: Python 3.8 or newer is needed", b""]), done
+    assert (done.returncode, done.stdout, text_of(done.stderr)) == (2, b"", "error: Python 3.7 is too old: Python 3.8 or newer is needed\n"), done
 
 
 @pytest.mark.parametrize("ended", ["ok", "failed", "killed"])

@@ -340,6 +340,7 @@ def test_windows_consoles_are_asked_to_understand(kernel, enabled, mode):
 
 def test_a_view_that_cannot_be_drawn_does_not_end_the_run(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(live_view, "enable_terminal", lambda: True)      # Windows asks the console of the tests
     shown = console.Console(Terminal(), io.StringIO(), Clock())
     assert shown.wants_ticks()
     shown.out.close()
@@ -354,6 +355,7 @@ def test_a_view_that_cannot_be_drawn_does_not_end_the_run(monkeypatch):
 
 def test_ticks_are_few_and_ask_for_rows_only_when_due(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(live_view, "enable_terminal", lambda: True)
     clock, asked = Clock(), []
     shown = console.Console(Terminal(), io.StringIO(), clock)
     for step in range(10):

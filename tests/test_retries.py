@@ -175,11 +175,11 @@ def test_the_delays_of_a_stage_that_fails_to_the_end(project):
 
 
 def test_a_success_ends_the_loop_and_what_was_used_is_summed(project):
-    made, clock = work(project, [ended(75), ended(-9, max_rss_bytes=99), ended(0)], retry={"attempts": 9, "baseDelayMs": 100})
+    made, clock = work(project, [ended(75), ended(-15, max_rss_bytes=99), ended(0)], retry={"attempts": 9, "baseDelayMs": 100})
     assert made.attempts_to_their_end() == ("", False)
     assert clock.waits == [0.1, 0.2] and made.attempts == 3 and made.cpu_s == 1.5 and made.max_rss == 99 and made.trial.exit_code == 0
     assert lines(made) == ["[START] s1", "[RETRY] s1 attempt 1/9: exit code 75; next in 0.10s", "[START] s1",
-                           "[RETRY] s1 attempt 2/9: ended by SIGKILL; next in 0.20s", "[START] s1"]
+                           "[RETRY] s1 attempt 2/9: ended by SIGTERM; next in 0.20s", "[START] s1"]
 
 
 @pytest.mark.parametrize("result, outcome", [
@@ -207,7 +207,7 @@ def test_the_real_clock_waits_to_the_end_though_a_signal_has_come(has_pool):
         clock.pool = attempts.Pool(clock.signals, None)
     began = time.monotonic()
     clock.wait(0.05)
-    assert time.monotonic() - began >= 0.05
+    assert time.monotonic() - began > 0.05 - time.get_clock_info("monotonic").resolution - 0.001
 
 
 # --- through the program ---------------------------------------------------------------------------------------------
