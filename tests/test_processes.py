@@ -42,6 +42,7 @@ from process_traits import Traits  # noqa: E402
 LINUX = sys.platform.startswith("linux")
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 linux_only = pytest.mark.skipif(not LINUX, reason="reads /proc")
+windows_only = pytest.mark.skipif(sys.platform != "win32", reason="jobs and console events of Windows")
 
 
 def is_gone(pid) -> bool:
@@ -87,6 +88,24 @@ def started(project, *names, **options):
 def finish(process):
     out, err = (text.decode() for text in process.communicate(timeout=PATIENCE_S))
     return process.returncode, out, err
+
+
+ASKS = """
+import _thread, os, threading, time
+def ask():
+    while not os.path.exists(%r):
+        time.sleep(0.01)
+    _thread.interrupt_main()
+threading.Thread(target=ask, daemon=True).start()
+"""
+
+
+@pytest.fixture
+def asked(project, tmp_path) -> dict:
+    """Return options of start(): the program is interrupted (SIGINT) once there is a file "stop". Windows sends one process alone no Ctrl-C."""
+    (tmp_path / "asks").mkdir()
+    (tmp_path / "asks" / "sitecustomize.py").write_text(ASKS % str(project.path("stop")), encoding="utf-8")
+    return {"env": {"PYTHONPATH": str(tmp_path / "asks")}}
 
 
 def log_of(project, attempt=1) -> bytes:
@@ -325,7 +344,7 @@ def test_a_log_on_a_full_disk_is_told_and_the_output_goes_on_being_read(tmp_path
     assert log.problem == "the log is incomplete: No space left on device" and log.last == b"abcabcabc" and log.total == 9
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.skipif(sys.platform == "win32" or not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_an_attempt_outlives_a_log_that_cannot_be_written(project):
     spec_of(project, "print('x' * 100000)\nopen(out + '/o', 'w').write('x')")
     project.path("state/logs/r").mkdir(parents=True)
@@ -356,7 +375,7 @@ open(out + "/o", "w").write("x")
     process = project.start("--verbose")
     while not process.stdout.readline().startswith(b"[START]"):
         assert process.poll() is None
-    assert process.stdout.readline() == b"s1 | working\n"
+    assert process.stdout.readline().rstrip() == b"s1 | working"
     project.write("go", "")
     assert finish(process)[0] == 0
 
@@ -443,6 +462,62 @@ while True:
 """
 
 
+# With a grandchild that outlives its parent, in a group of its own, so that no CTRL_BREAK reaches it.
+ON_WINDOWS = """
+import signal, subprocess
+def say(name, text=""):
+    open(out + "/." + name, "w").write(str(text))
+    os.replace(out + "/." + name, out + "/" + name)
+grandchild = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], stdout=subprocess.DEVNULL, creationflags=0x200).pid)"
+say("child", subprocess.check_output([sys.executable, "-c", grandchild]).decode().strip())
+"""
+BREAKS = ON_WINDOWS + """
+def stop(*_):
+    say("polite")
+    sys.exit(0)
+signal.signal(signal.SIGBREAK, stop)
+say("pid", os.getpid())
+while True:
+    time.sleep(0.005)
+"""
+BREAKS_NOT = BREAKS.replace("sys.exit(0)", "return")
+
+
+@windows_only
+@pytest.mark.parametrize("body, grace_s", [(BREAKS, PATIENCE_S), (BREAKS_NOT, 0.2)], ids=["at once", "never"])
+def test_on_windows_too_an_interrupt_ends_the_run_wholly(project, asked, body, grace_s):
+    spec_of(project, body, graceSec=grace_s)
+    process = started(project, "pid", "child", **asked)
+    pids = [project.read("data/s1/" + one) for one in ("pid", "child")]
+    project.write("stop", "")
+    got, out, err = finish(process)
+    assert got == 130 and "[STOP] s1: interrupted" in out and "state: interrupted" in out, (got, out, err)
+    assert all(map(is_gone, pids)), pids
+    assert project.json("state/run_r.json")["state"] == "interrupted" and not project.exists("locks/s1.lock")
+
+
+@windows_only
+@pytest.mark.parametrize("body, code", [(BREAKS, 1), (BREAKS_NOT, 1), (ON_WINDOWS, 0)], ids=["at once", "never", "no limit"])
+def test_the_end_of_an_attempt_is_that_of_its_job(project, body, code):
+    limits = {} if code == 0 else {"timeoutSec": 3, "graceSec": 0.2}
+    spec_of(project, body + "say('o')\n", **limits)
+    done = project.run()
+    assert done.code == code and ("timeout after 3 s" in done.out) is bool(limits), done
+    assert is_gone(project.read("data/s1/child"))
+
+
+@windows_only
+def test_what_a_killed_runner_leaves_ends_with_it_and_the_next_run_goes_on(project):
+    spec_of(project, BREAKS)
+    process = started(project, "pid", "child")
+    pids = [project.read("data/s1/" + one) for one in ("pid", "child")]
+    process.kill()
+    process.communicate()
+    project.processor("p", "open(out + '/o', 'w').write('x')")
+    done = project.ok("--run-id", "r2", timeout=PATIENCE_S)
+    assert "[DONE] s1" in done.out and all(map(is_gone, pids)), done
+
+
 @linux_only
 @pytest.mark.parametrize("name, code", [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_signal_ends_the_run_politely_and_wholly(project, name, code):
@@ -489,12 +564,12 @@ say("o", signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)
     assert got == 0 and project.read("data/s1/o") == "True", (got, out, err)
 
 
-def test_an_interrupt_during_the_delay_before_a_retry_ends_the_run(project):
+def test_an_interrupt_during_the_delay_before_a_retry_ends_the_run(project, asked):
     spec_of(project, "sys.exit(75)", retry={"attempts": 2, "baseDelayMs": 10 ** 7, "maxDelayMs": 10 ** 7})
-    process = project.start("--run-id", "r")
+    process = project.start("--run-id", "r", **asked)
     while not process.stdout.readline().startswith(b"[RETRY]"):
         pass
-    process.send_signal(signal.SIGINT)
+    project.write("stop", "")
     got, out, err = finish(process)
     assert got == 130 and "[STOP] s1: interrupted" in out, (got, out, err)
 
@@ -507,14 +582,14 @@ def test_a_signal_between_the_look_for_one_and_the_wait_is_not_waited_out():
     attempts.Pool(signals, None).pump(600)
 
 
-def test_a_stage_after_an_interrupt_is_not_run(project):
-    spec_of(project, LISTENING, graceSec=PATIENCE_S)
+def test_a_stage_after_an_interrupt_is_not_run(project, asked):
+    spec_of(project, BREAKS if sys.platform == "win32" else LISTENING, graceSec=PATIENCE_S)
     project.processor("q", "open(out + '/o', 'w').write('x')")
     project.spec({"processor": "bin/p.py", "inputs": ["in.txt"]}, {"processor": "bin/q.py", "inputs": ["in.txt"]})
-    process = started(project, "pid", "child")
-    process.send_signal(signal.SIGTERM)
+    process = started(project, "pid", "child", **asked)
+    project.write("stop", "")
     got, out, err = finish(process)
-    assert got == 143 and not project.exists("data/s2/o"), (got, out, err)
+    assert got == 130 and not project.exists("data/s2/o"), (got, out, err)
     assert [one["status"] for one in project.json("state/run_r.json")["stages"]] == ["interrupted", "notRun"]
 
 
@@ -716,6 +791,7 @@ def test_the_guardian_ends_what_was_not_released():
     assert ended_by_loop(first + second[:-1]) == [[one]]                                      # the runner died in a notice
 
 
+@posix_only
 def test_paths_with_tabs_line_ends_and_odd_bytes_reach_the_guardian():
     reader, writer = os.pipe()
     guardian = Guardian()
@@ -1093,6 +1169,7 @@ def test_members_are_found_by_token_session_and_descent(tmp_path):
             process.communicate()
 
 
+@posix_only
 def test_end_all_gives_up_after_its_limit_and_says_who_would_not_go(monkeypatch):
     sent = []
     monkeypatch.setattr(process_tree, "send", lambda pids, number: sent.append((list(pids), number)))
@@ -1102,6 +1179,7 @@ def test_end_all_gives_up_after_its_limit_and_says_who_would_not_go(monkeypatch)
     assert process_tree.end_all(lambda: [7], limit_s=0.05) == [7]
 
 
+@posix_only
 def test_what_took_longer_to_find_than_the_limit_is_killed_all_the_same(monkeypatch):
     sent = []
     monkeypatch.setattr(process_tree, "send", lambda pids, number: sent.append(list(pids)))
@@ -1110,6 +1188,7 @@ def test_what_took_longer_to_find_than_the_limit_is_killed_all_the_same(monkeypa
     assert process_tree.end_all(lambda: [7], limit_s=-1) == [7] and sent == [[5], [7]]
 
 
+@posix_only
 def test_signals_to_those_who_are_gone_are_passed_over():
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
@@ -1913,6 +1992,7 @@ def test_what_a_system_cannot_enforce_is_known(platform, left):
     assert process_limits.unenforced({}, platform) == []
 
 
+@posix_only
 def test_what_cannot_be_enforced_or_set_is_said(monkeypatch):
     def refuse(pid, value):
         raise PermissionError(errno.EPERM, "Operation not permitted")
