@@ -50,7 +50,7 @@ REMEDIES = {            # for errors of the system, by name: not every system ha
     "E2BIG": "; Linux takes 128 KiB in one argument or variable, `args`, `params` and `env` of the stage among them: put the rest into a file, and watch it",
     "EIO": "; the disk, or the machine that it is mounted from, fails: see the system's log",
     "ENOTCONN": UNMOUNTED, "ESTALE": UNMOUNTED, "EHOSTDOWN": UNMOUNTED,
-    "ENOLCK": "; this file system has no locks: put the folder on one that has, by a mount (mount --bind)",
+    "ENOLCK": "; this file system has no locks: put the project on one that has, or this folder alone by a mount (mount --bind)",
     "ENAMETOOLONG": "; let the root or the names of stages and files be shorter",
     "ELOOP": "; it is a symbolic link, which is not followed here, or one that leads to itself: put the file that is meant in its place"}
 
