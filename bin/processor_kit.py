@@ -434,7 +434,9 @@ def _though_read_only(path: str, call: Callable[[], Any]) -> None:
     """Do what Windows alone forbids with a file whose attribute says that it may only be read: that goes first."""
     try:
         call()
-    except PermissionError:
+    except PermissionError as error:
+        if sys.platform == "win32" and os.path.isdir(path) and not os.path.islink(path):
+            raise IsADirectoryError(21, "Is a directory", path) from error    # a file that is held is told of in the same words
         if sys.platform != "win32" or not _may_only_be_read(path):
             raise
         os.chmod(path, 0o600)

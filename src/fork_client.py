@@ -36,7 +36,7 @@ CLOSE_LIMIT_S = 10.0
 READ_BYTES = 1 << 16
 SHOWN_BYTES = 2000          # of what a server said before it died
 # bin/processor_kit.py as it is shipped: all that executing it does is to define things, so the server does it once for all tasks.
-KIT_NAME, KIT_SHA256 = "processor_kit.py", "32cbab33597812bd8008685a7676543611441c29dce4ac2991fdeeb3b8362cd0"
+KIT_NAME, KIT_SHA256 = "processor_kit.py", "084c0a03cb4ed6edaf18cefcdee4facaab5e3ea7fb88463837a79a90ce7ba1bb"
 # Room for a task's words, and below for its token, in what the system shows of a process (forked_task.Title).
 PADDING = " " * 4000
 TOKEN_ROOM = 100

@@ -158,10 +158,13 @@ def unlink(path: str, windows: bool = sys.platform == "win32") -> None:
 
 
 def _though_read_only(path: str, act: Callable[[], Any]) -> None:
-    """Do what Windows forbids with a file whose attribute says that it may only be read: that goes first."""
+    """Do what Windows forbids with a file whose attribute says that it may only be read: that goes first. A folder is not
+    waited for, and is no file that is held: Windows says the same of both."""
     try:
         act()
-    except PermissionError:
+    except PermissionError as error:
+        if os.path.isdir(path) and not is_link(path):
+            raise IsADirectoryError(21, "Is a directory", path) from error
         if not os.path.lexists(path) or os.path.islink(path) or os.lstat(path).st_mode & 0o200:
             raise                       # another file is held, or this one
         os.chmod(path, 0o600)

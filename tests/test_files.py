@@ -338,6 +338,21 @@ def test_a_batch_file_gets_no_name_that_cmd_exe_would_run(monkeypatch, processor
     assert bool(text) == is_refused and (not text or names[-1] in text)
 
 
+def test_a_folder_in_the_place_of_a_file_is_told_as_that_at_once_on_windows(tmp_path, monkeypatch):
+    """It says the same of a file that another program holds."""
+    (tmp_path / "new").write_bytes(b"new")
+    (tmp_path / "out").mkdir()
+    calls = [refusing(monkeypatch, name, lambda *paths: os.path.isdir(paths[-1])) for name in ("replace", "unlink")]
+    new, out = str(tmp_path / "new"), str(tmp_path / "out")
+    for act in (lambda: primitives.replace(new, out, windows=True), lambda: primitives.unlink(out, windows=True)):
+        with pytest.raises(IsADirectoryError):
+            act()
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(processor_kit._Problem, match="cannot publish .*: Is a directory$"):
+        processor_kit._replace(new, out)
+    assert list(map(len, calls)) == [2, 1]
+
+
 @pytest.mark.parametrize("platform, error, told", [("win32", PermissionError, True), ("win32", IsADirectoryError, False), ("linux", PermissionError, False)])
 def test_the_kit_tells_that_another_program_may_hold_an_output_on_windows(monkeypatch, platform, error, told):
     monkeypatch.setattr(sys, "platform", platform)
