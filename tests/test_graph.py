@@ -22,20 +22,33 @@ from model import SpecError, StageSpec
 
 posix_only = pytest.mark.skipif(os.name == "nt", reason="shell scripts")
 
-JOIN = """#!/bin/sh
-echo "begin $PIPELINE_STAGE_NAME" >> "$PIPELINE_ROOT/trace"
-[ -z "$1" ] || cat "$@" > "$PIPELINE_OUTPUT_DIR/$PIPELINE_STAGE_NAME.txt"
-[ ! -e "$PIPELINE_ROOT/fail.$PIPELINE_STAGE_NAME" ] || exit 3
-echo "end $PIPELINE_STAGE_NAME" >> "$PIPELINE_ROOT/trace"
+# Tools of the processors below, which run on every system.
+TOOLS = """import os, sys, time
+root, out, name = (os.environ["PIPELINE_" + one] for one in ("ROOT", "OUTPUT_DIR", "STAGE_NAME"))
+def put(path, text="", mode="w"):
+    with open(path, mode, encoding="utf-8", newline="") as file:
+        file.write(text)
+def trace(what):
+    put(root + "/trace", what + " " + name + "\\n", "a")
+def wait_for(path):
+    for _ in range(1500):
+        if os.path.exists(path):
+            return
+        time.sleep(0.02)
+    sys.exit(9)
+"""
+JOIN = TOOLS + """
+trace("begin")
+if sys.argv[1:]:
+    put(out + "/" + name + ".txt", "".join(open(path, encoding="utf-8", newline="").read() for path in sys.argv[1:]))
+if os.path.exists(root + "/fail." + name):
+    sys.exit(3)
+trace("end")
 """
 # Ends only when the other one has begun, too.
-MEETS = """#!/bin/sh
-touch "$PIPELINE_ROOT/here.$PIPELINE_STAGE_NAME"
-for step in $(seq 1500); do
-    [ -e "$PIPELINE_ROOT/here.$1" ] && exit 0
-    sleep 0.02
-done
-exit 9
+MEETS = TOOLS + """
+put(root + "/here." + name)
+wait_for(root + "/here." + sys.argv[1])
 """
 
 
@@ -514,14 +527,14 @@ def test_when_a_signal_came_nothing_is_started():
 
 @pytest.fixture
 def joins(project):
-    project.write("bin/join.sh", JOIN, executable=True)
-    project.write("bin/meets.sh", MEETS, executable=True)
+    project.write("bin/join.py", JOIN)
+    project.write("bin/meets.py", MEETS)
     project.write("in/a.txt", "a\n")
     return project
 
 
 def make(project, *stages, **top):
-    project.spec(*[dict({"processor": "bin/join.sh"}, **one) for one in stages], order="graph", **top)
+    project.spec(*[dict({"processor": "bin/join.py"}, **one) for one in stages], order="graph", **top)
 
 
 def trace(project):
@@ -551,15 +564,13 @@ def test_validate_tells_of_what_waits_for_none(joins):
     assert "[NOTE] user: data/maker/x.rejects lies in the outputDir of maker, but does not make it wait: " in joins.ok("validate").out
 
 
-@posix_only
 def test_stages_that_are_ready_run_together(joins):
-    make(joins, {"name": "one", "processor": "bin/meets.sh", "args": ["two"]}, {"name": "two", "processor": "bin/meets.sh", "args": ["one"]})
+    make(joins, {"name": "one", "processor": "bin/meets.py", "args": ["two"]}, {"name": "two", "processor": "bin/meets.py", "args": ["one"]})
     done = joins.ok("--jobs", "2")
     assert [line.split(" in ")[0] for line in done.steps[:2]] == ["[START] one", "[START] two"], done
     assert [one["stage"] for one in joins.json(sorted(str(path.relative_to(joins.root)) for path in joins.path("state").glob("run_*"))[0])["stages"]] == ["one", "two"]
 
 
-@posix_only
 def test_with_one_job_they_run_one_by_one_in_the_order_of_the_list_and_the_edges(joins):
     make(joins, {"name": "last", "inputs": ["data/first/*.txt"], "needs": ["first"], "outputDir": "data/last"},
          {"name": "other", "inputs": ["in/a.txt"]}, {"name": "first", "inputs": ["in/a.txt"], "outputDir": "data/first"})
@@ -578,7 +589,6 @@ def test_between_two_stages_is_what_depends_on_the_one_and_what_the_other_depend
     assert "".join(sorted(stage_order.between(stages, first, last))) == expected
 
 
-@posix_only
 def test_from_and_until_go_by_the_graph_not_by_the_list(joins):
     make(joins, {"name": "last", "inputs": ["data/mid/mid.txt"], "outputDir": "data/last"}, {"name": "other", "inputs": ["in/a.txt"]},
          {"name": "mid", "inputs": ["data/first/first.txt"], "outputDir": "data/mid", "outputs": ["mid.txt"]},
@@ -597,7 +607,6 @@ def test_from_and_until_go_by_the_graph_not_by_the_list(joins):
     assert done.code == 2 and "--only other: not among the stages that --from first and --until mid leave; leave out" in done.err, done
 
 
-@posix_only
 def test_stages_that_share_a_folder_without_declared_outputs_never_overlap(joins):
     common = {"inputs": ["in/a.txt"], "outputDir": "data/all"}
     make(joins, dict(common, name="x"), dict(common, name="y"), dict(common, name="z", outputDir="data/all/sub"))
@@ -605,10 +614,9 @@ def test_stages_that_share_a_folder_without_declared_outputs_never_overlap(joins
     assert trace(joins) == ["begin x", "end x", "begin y", "end y", "begin z", "end z"]
 
 
-@posix_only
 def test_with_declared_outputs_they_may_and_each_keeps_its_own(joins):
-    common = {"processor": "bin/both.sh", "outputDir": "data/all"}
-    joins.write("bin/both.sh", MEETS.replace("exit 0", 'echo "$PIPELINE_RUN_ID" > "$PIPELINE_OUTPUT_DIR/$PIPELINE_STAGE_NAME.txt" && exit 0'), executable=True)
+    common = {"processor": "bin/both.py", "outputDir": "data/all"}
+    joins.write("bin/both.py", MEETS + 'put(out + "/" + name + ".txt", os.environ["PIPELINE_RUN_ID"] + "\\n")\n')
     make(joins, dict(common, name="x", args=["y"], outputs=["x.txt"]), dict(common, name="y", args=["x"], outputs=["y.txt"]))
     joins.ok("--jobs", "2")
     for name in "xy":
@@ -618,12 +626,11 @@ def test_with_declared_outputs_they_may_and_each_keeps_its_own(joins):
     assert joins.read("data/all/x.txt") == joins.read("data/all/y.txt") == "again\n"
 
 
-@posix_only
 @pytest.mark.parametrize("mine, theirs", [(["x.*"], ["*.txt"]), (["*.txt"], ["x*"]), (["**"], ["b.csv"])])
 def test_stages_whose_declared_outputs_may_be_the_same_file_never_overlap(joins, mine, theirs):
     """Each takes what matches for its own: at once, the one would take what the other makes, and both be 'up to date' without it."""
-    joins.write("bin/late.sh", JOIN.replace('echo "end', 'sleep 0.2; touch "$PIPELINE_OUTPUT_DIR/$OUT"; echo "end'), executable=True)
-    common = {"processor": "bin/late.sh", "outputDir": "data/all"}
+    joins.write("bin/late.py", JOIN.replace('trace("end")', 'time.sleep(0.2); put(out + "/" + os.environ["OUT"]); os.utime(out + "/" + os.environ["OUT"]); trace("end")'))
+    common = {"processor": "bin/late.py", "outputDir": "data/all"}
     make(joins, dict(common, name="x", outputs=mine, env={"OUT": "x.txt"}), dict(common, name="y", outputs=theirs, env={"OUT": "b.csv" if "b.csv" in theirs else "x.txt"}))
     done = joins.run("--jobs", "2")
     assert trace(joins)[:2] == ["begin x", "end x"], done
@@ -700,29 +707,29 @@ def test_reset_does_not_clear_away_what_a_stage_at_work_beside_has_made(joins):
     assert "[RESUME] a from line 1\n" in joins.ok("--jobs", "2").out and joins.read("data/all/a.txt") == "line 0\nline 1\n"
 
 
-GATE = """#!/bin/sh
-echo "begin $PIPELINE_STAGE_NAME" >> "$PIPELINE_ROOT/trace"
-touch "$PIPELINE_OUTPUT_DIR/$PIPELINE_STAGE_NAME.txt"
-for step in $(seq 1500); do [ -e "$PIPELINE_ROOT/gate" ] && break; sleep 0.02; done
-[ "$PIPELINE_STAGE_NAME$PIPELINE_ATTEMPT" = a1 ] && exit 3
-touch "$PIPELINE_OUTPUT_DIR/$PIPELINE_STAGE_NAME.txt"
-echo "end $PIPELINE_STAGE_NAME" >> "$PIPELINE_ROOT/trace"
+GATE = TOOLS + """
+trace("begin")
+put(out + "/" + name + ".txt")
+wait_for(root + "/gate")
+if name + os.environ["PIPELINE_ATTEMPT"] == "a1":
+    sys.exit(3)
+put(out + "/" + name + ".txt")
+trace("end")
 """
 
 
 def share(joins, order, outputs, wait_s):
     """Make stages a and b in one folder, and c beside them; start a run of a, and return it once it is at work. What a made first is undone, then made anew."""
-    joins.write("bin/gate.sh", GATE, executable=True)
-    common = {"processor": "bin/gate.sh", "lock": {"waitSeconds": wait_s}}
+    joins.write("bin/gate.py", GATE)
+    common = {"processor": "bin/gate.py", "lock": {"waitSeconds": wait_s}}
     stages = [dict(common, name=name, outputDir=folder, **({"outputs": [name + ".txt"]} if outputs else {})) for name, folder in (("a", "data/all"), ("b", "data/all/b" if outputs is None else "data/all"))]
     stages[0]["retry"] = {"attempts": 2, "baseDelayMs": 1}
-    joins.spec(*stages, dict(common, name="c", processor="bin/join.sh", outputDir="data/c"), order=order)
+    joins.spec(*stages, dict(common, name="c", processor="bin/join.py", outputDir="data/c"), order=order)
     process = joins.start("--only", "a", "--run-id", "one")
     wait_until(lambda: joins.exists("trace"))
     return process
 
 
-@posix_only
 @pytest.mark.parametrize("order", ["listed", "graph"])
 @pytest.mark.parametrize("outputs", [False, True, None], ids=["undeclared", "declared", "one within the other"])
 def test_a_folder_that_stages_share_is_one_runs_at_a_time(joins, order, outputs):
@@ -740,7 +747,6 @@ def test_a_folder_that_stages_share_is_one_runs_at_a_time(joins, order, outputs)
     assert joins.ok("--run-id", "four").out.count("[SKIP]") == 3
 
 
-@posix_only
 def test_who_waits_for_a_shared_folder_goes_on_when_it_is_free(joins):
     with share(joins, "graph", False, 60) as first, joins.start("--only", "b", "--run-id", "two") as second:
         wait_until(lambda: joins.exists("locks/b.lock"))        # b is taken, its folder is not yet
@@ -751,11 +757,10 @@ def test_who_waits_for_a_shared_folder_goes_on_when_it_is_free(joins):
     assert (first.returncode, second.returncode) == (0, 0) and trace(joins) == ["begin a", "begin a", "end a", "begin b", "end b"]
 
 
-@posix_only
 def test_a_shared_folder_is_free_again_when_the_last_stage_in_it_has_ended(joins):
-    joins.write("bin/gate.sh", GATE, executable=True)
-    common = {"processor": "bin/join.sh", "outputDir": "data/all", "lock": {"waitSeconds": 0}}
-    joins.spec(dict(common, name="a"), dict(common, name="b"), dict(common, name="c", processor="bin/gate.sh", outputDir="data/c"))
+    joins.write("bin/gate.py", GATE)
+    common = {"processor": "bin/join.py", "outputDir": "data/all", "lock": {"waitSeconds": 0}}
+    joins.spec(dict(common, name="a"), dict(common, name="b"), dict(common, name="c", processor="bin/gate.py", outputDir="data/c"))
     with joins.start("--only", "a,c", "--run-id", "one") as process:
         wait_until(lambda: joins.exists("trace") and "begin c" in trace(joins))
         joins.ok("--only", "b", "--run-id", "two")
@@ -764,12 +769,11 @@ def test_a_shared_folder_is_free_again_when_the_last_stage_in_it_has_ended(joins
     assert process.returncode == 0
 
 
-@posix_only
 def test_a_shared_folder_is_held_until_the_last_stage_in_it_has_ended(joins):
-    joins.write("bin/gate.sh", GATE, executable=True)
+    joins.write("bin/gate.py", GATE)
     common = {"outputDir": "data/all", "lock": {"waitSeconds": 0}}
-    joins.spec(dict(common, name="x", processor="bin/join.sh", inputs=["in/a.txt"], outputs=["x.txt"]), dict(common, name="y", processor="bin/gate.sh", outputs=["y.txt"]), order="graph")
-    joins.write("other.json", json.dumps({"name": "other", "stages": [dict(common, name="z", processor="bin/join.sh")]}))
+    joins.spec(dict(common, name="x", processor="bin/join.py", inputs=["in/a.txt"], outputs=["x.txt"]), dict(common, name="y", processor="bin/gate.py", outputs=["y.txt"]), order="graph")
+    joins.write("other.json", json.dumps({"name": "other", "stages": [dict(common, name="z", processor="bin/join.py")]}))
     with joins.start("--jobs", "2", "--run-id", "one") as process:
         wait_until(lambda: joins.exists("data/all/.x.done") and not joins.exists("locks/x.lock") and "begin y" in trace(joins))
         done = subprocess.run([sys.executable, str(RUNNER), "--pipeline", str(joins.path("other.json"))], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=60)
@@ -778,7 +782,6 @@ def test_a_shared_folder_is_held_until_the_last_stage_in_it_has_ended(joins):
     assert done.returncode == 4 and b"another run is at work in, around or below data/all" in done.stdout and process.returncode == 0, done
 
 
-@posix_only
 def test_a_killed_run_holds_no_shared_folder(joins):
     with share(joins, "graph", False, 0) as process:
         process.kill()
@@ -787,11 +790,10 @@ def test_a_killed_run_holds_no_shared_folder(joins):
     joins.ok("--only", "b", "--run-id", "two")
 
 
-@posix_only
 @pytest.mark.parametrize("folder", ["data/all", "data/all/deep/er", "data", "data/beside"])
 def test_in_an_output_folder_one_run_is_at_work_whatever_pipeline_it_is_of(joins, folder):
     with share(joins, "listed", True, 0) as process:
-        stage = {"name": "other", "processor": "bin/join.sh", "outputDir": folder, "lock": {"waitSeconds": 0}}
+        stage = {"name": "other", "processor": "bin/join.py", "outputDir": folder, "lock": {"waitSeconds": 0}}
         joins.write("other.json", json.dumps({"name": "other", "stages": [stage]}))
         argv = [sys.executable, str(RUNNER), "--pipeline", str(joins.path("other.json"))]
         done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
@@ -803,7 +805,6 @@ def test_in_an_output_folder_one_run_is_at_work_whatever_pipeline_it_is_of(joins
     assert subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=60).returncode == 0
 
 
-@posix_only
 @pytest.mark.parametrize("order", ["listed", "graph"])
 def test_keep_going_goes_on_without_a_stage_that_another_run_has(joins, order):
     with share(joins, order, False, 0) as process:
@@ -815,11 +816,10 @@ def test_keep_going_goes_on_without_a_stage_that_another_run_has(joins, order):
     assert joins.run("--run-id", "three").code == 0
 
 
-@posix_only
 def test_what_is_at_work_comes_to_its_end_though_the_runner_cannot_go_on_with_another_stage(joins):
     import fcntl
-    joins.write("bin/gate.sh", GATE, executable=True)
-    joins.spec({"name": "b", "processor": "bin/gate.sh"}, {"name": "held", "processor": "bin/join.sh", "lock": {"waitSeconds": 0}}, order="graph")
+    joins.write("bin/gate.py", GATE)
+    joins.spec({"name": "b", "processor": "bin/gate.py"}, {"name": "held", "processor": "bin/join.py", "lock": {"waitSeconds": 0}}, order="graph")
     joins.path("locks").mkdir(exist_ok=True)
     with open(joins.path("locks/.held.guard"), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -830,12 +830,11 @@ def test_what_is_at_work_comes_to_its_end_though_the_runner_cannot_go_on_with_an
     assert process.returncode == 4 and joins.json("state/stage_b.json")["lastStatus"] == "ok" and trace(joins) == ["begin b", "end b"]
 
 
-@posix_only
 @pytest.mark.parametrize("names, code", [(["fails", "held"], 1), (["held", "fails"], 4)])
 def test_with_keep_going_the_first_cause_decides(joins, names, code):
     import fcntl
     joins.write("fail.fails", "")
-    joins.spec(*[{"name": name, "processor": "bin/join.sh", "lock": {"waitSeconds": 0}} for name in names])
+    joins.spec(*[{"name": name, "processor": "bin/join.py", "lock": {"waitSeconds": 0}} for name in names])
     joins.path("locks").mkdir(exist_ok=True)
     with open(joins.path("locks/.held.guard"), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -843,7 +842,6 @@ def test_with_keep_going_the_first_cause_decides(joins, names, code):
     assert [one["status"] for one in joins.json("state/run_r.json")["stages"]] == ["failed", "failed"]
 
 
-@posix_only
 def test_cores_count_against_jobs(joins):
     common = {"inputs": ["in/a.txt"], "resources": {"cpuCores": 2}}
     make(joins, dict(common, name="x"), dict(common, name="y"))
@@ -851,7 +849,6 @@ def test_cores_count_against_jobs(joins):
     assert trace(joins) == ["begin x", "end x", "begin y", "end y"]
 
 
-@posix_only
 def test_memory_counts_against_its_limit(joins):
     common = {"inputs": ["in/a.txt"], "resources": {"memoryMB": 600}}
     make(joins, dict(common, name="x"), dict(common, name="y"))
@@ -877,10 +874,9 @@ def test_a_failure_lets_the_running_ones_end_and_starts_no_others(joins):
     assert done.code == 1 and found["later"][0] == "ok" and found["after"] == ("notRun", "stage bad did not end well"), done
 
 
-@posix_only
 def test_keep_going_in_the_listed_order(joins):
     joins.write("fail.bad", "")
-    joins.spec(*[dict(one, processor="bin/join.sh") for one in (
+    joins.spec(*[dict(one, processor="bin/join.py") for one in (
         {"name": "bad", "inputs": ["in/a.txt"]}, {"name": "after", "inputs": ["data/s1/*.txt"]}, {"name": "other", "inputs": ["in/a.txt"]})])
     done = joins.run("--keep-going", "--run-id", "r")
     assert done.code == 1 and [line for line in trace(joins) if "begin" in line] == ["begin bad", "begin other"], done
