@@ -220,6 +220,33 @@ def _check_for_cmd(program: str, words: Any, path: Path, first: int, root: Optio
                          shown_value(word))
 
 
+def _untaken_place(program: str, root: str) -> str:
+    """Return why cmd.exe would run another file than this batch file, or run it in another folder than the root, or "".
+
+    Source: Microsoft's KB 156276, "CMD does not support UNC paths as current directories": it begins in Windows's own folder then.
+    """
+    if sys.platform != "win32" or not program.lower().endswith(BATCH_ENDINGS):
+        return ""
+    if "%" in program:
+        return "cmd.exe may put something else in the place of the %% in %s: rename the file or folder" % shown_value(program)
+    if root.startswith("\\\\") and not _cmd_works_on_shares():
+        return "cmd.exe works in no folder of a network share such as %s: run it by a drive letter (net use), or let the program be no batch file" % shown_value(root)
+    return ""
+
+
+def _cmd_works_on_shares() -> bool:
+    """Tell whether this system's administrator, or the user, has told cmd.exe to begin in such folders, too."""
+    import winreg
+    for top in (winreg.HKEY_CURRENT_USER, winreg.HKEY_LOCAL_MACHINE):       # type: ignore[attr-defined]
+        try:
+            with winreg.OpenKey(top, "Software\\Microsoft\\Command Processor") as key:     # type: ignore[attr-defined]
+                if winreg.QueryValueEx(key, "DisableUNCCheck")[0]:          # type: ignore[attr-defined]
+                    return True
+        except OSError:
+            pass
+    return False
+
+
 def taken_by_cmd(program: str, words: Sequence[str]) -> List[str]:
     """Return those of *words* of which, on Windows, cmd.exe would run a part as a command, or put something else in its place, as
     *program* is a batch file.
@@ -232,6 +259,9 @@ def taken_by_cmd(program: str, words: Sequence[str]) -> List[str]:
 def _check_program(program: str, path: Path, root: Optional[str], problems: Problems) -> None:
     if root is None:
         return
+    untaken = _untaken_place(program, root)
+    if untaken:
+        problems.add(path, untaken)
     full = os.path.join(root, program)
     if not os.path.isfile(full):
         text = _no_file_text(full, shown_value(program))

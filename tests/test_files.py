@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -375,6 +376,14 @@ def test_a_batch_file_gets_each_word_as_one(monkeypatch, words, line):
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setenv("SystemRoot", "C:\\Windows")
     assert process_start.as_started(words) == line
+
+
+def test_below_a_root_with_a_percent_sign_a_batch_file_is_named_from_the_root(monkeypatch):
+    """cmd.exe puts a variable's value in the place of its name between two of them, in quotes, too."""
+    root, stage = os.path.join(os.sep + "x", "%PATH%"), SimpleNamespace(processor="bin/p.cmd", args=["one"])
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert processor_call.command_line(root, stage, []) == [os.path.join(".", "bin", "p.cmd"), "one"]
+    assert processor_call.command_line(os.sep + "x", stage, []) == [os.path.join(os.sep + "x", "bin", "p.cmd"), "one"]
 
 
 def test_a_batch_file_gets_no_more_than_cmd_exe_takes(monkeypatch):

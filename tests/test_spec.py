@@ -892,6 +892,24 @@ def test_a_batch_file_gets_no_argument_that_cmd_exe_would_run_or_replace(monkeyp
     spec_loading.load_pipeline(path, needs_programs=False)
 
 
+@pytest.mark.parametrize("program, root, works, told", [
+    ("bin/a.bat", "C:\\x", False, ""), ("bin/a.CMD", "\\\\srv\\share\\x", False, "cmd.exe works in no folder of a network share"), ("bin/a.bat", "\\\\srv\\share\\x", True, ""),
+    ("bin/a.py", "\\\\srv\\share\\x", False, ""), ("bin/%OS%.bat", "C:\\x", False, "cmd.exe may put something else in the place of the %"), ("bin/%OS%.py", "C:\\x", False, "")])
+def test_a_batch_file_is_refused_where_cmd_exe_would_run_another_one_or_work_elsewhere(monkeypatch, program, root, works, told):
+    """On a share it begins in the folder of Windows: inputs are not found, and what is written lands there."""
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert spec_checks._untaken_place(program, root) == ""
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(spec_checks, "_cmd_works_on_shares", lambda: works)
+    text = spec_checks._untaken_place(program, root)
+    assert text.startswith(told) and bool(text) == bool(told)
+
+
+@pytest.mark.skipif(sys.platform != "win32", reason="the registry is Windows's")
+def test_as_windows_comes_cmd_exe_does_not_work_on_shares():
+    assert spec_checks._cmd_works_on_shares() is False
+
+
 def test_what_lies_on_another_drive_is_no_path_below_the_root(monkeypatch, project):
     def relpath(path, start):
         raise ValueError("path is on mount 'D:', start on mount 'C:'")
