@@ -16,6 +16,7 @@ from conftest import RUNNER, wait_until
 import run_signals
 import scheduler
 import stage_cycles
+import stage_locks
 import stage_order
 import stage_waits
 from model import SpecError, StageSpec
@@ -817,12 +818,11 @@ def test_keep_going_goes_on_without_a_stage_that_another_run_has(joins, order):
 
 
 def test_what_is_at_work_comes_to_its_end_though_the_runner_cannot_go_on_with_another_stage(joins):
-    import fcntl
     joins.write("bin/gate.py", GATE)
     joins.spec({"name": "b", "processor": "bin/gate.py"}, {"name": "held", "processor": "bin/join.py", "lock": {"waitSeconds": 0}}, order="graph")
     joins.path("locks").mkdir(exist_ok=True)
     with open(joins.path("locks/.held.guard"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        assert stage_locks.try_kernel_lock(file.fileno())
         with joins.start("--jobs", "2", "--run-id", "r") as process:
             wait_until(lambda: joins.exists("trace"))
             joins.write("gate", "")
@@ -832,12 +832,11 @@ def test_what_is_at_work_comes_to_its_end_though_the_runner_cannot_go_on_with_an
 
 @pytest.mark.parametrize("names, code", [(["fails", "held"], 1), (["held", "fails"], 4)])
 def test_with_keep_going_the_first_cause_decides(joins, names, code):
-    import fcntl
     joins.write("fail.fails", "")
     joins.spec(*[{"name": name, "processor": "bin/join.py", "lock": {"waitSeconds": 0}} for name in names])
     joins.path("locks").mkdir(exist_ok=True)
     with open(joins.path("locks/.held.guard"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        assert stage_locks.try_kernel_lock(file.fileno())
         assert joins.run("--keep-going", "--run-id", "r").code == code
     assert [one["status"] for one in joins.json("state/run_r.json")["stages"]] == ["failed", "failed"]
 
