@@ -9,7 +9,7 @@ SETTINGS.json: {"runner": path of pipeline_runner.py, "root": the project, "acti
 "only": ["call path", ...] with * and ?: nothing else is a step; "ignore": likewise, these are none,
 "looks": whether stat and lstat are steps, too (false)}
 
-    kill        SIGKILL before step N
+    kill        killed before step N
     ENOSPC ...  OSError before step N, the errno of that name; with a "+" behind the name from step N on
     early       a power cut before step N (0: after the last one): names as of the last fsync
     late        the same, but every name is on the disk; data that nobody synced is zeros, times unchanged; also the end of
@@ -26,9 +26,10 @@ import json
 import os
 import runpy
 import shutil
-import signal
 import stat
 import sys
+
+KILL = 9                # Windows has no signal of that name; there it is the exit code
 
 
 class Disk:
@@ -36,7 +37,7 @@ class Disk:
 
     def __init__(self, root, outputs, start_synced):
         self.root = root
-        self.outputs = [os.path.join(root, folder) for folder in outputs]
+        self.outputs = [spelled(os.path.join(root, folder)) for folder in outputs]
         self.synced = {}                    # path -> (inode, bytes that are surely on the disk)
         self.undo = []                      # since the last fsync: (path, bytes before or None); a new folder: (path, "folder")
         self.unsynced = {}                  # of the runner's own files: path -> size that was set, not only written
@@ -111,6 +112,11 @@ class Disk:
         put(store, json.dumps(cache).encode())
 
 
+def spelled(path):
+    """Return a path as all are spelled here: on Windows the runner's have slashes of both kinds."""
+    return os.path.normpath(os.fspath(path))
+
+
 def signature(found):
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev]
 
@@ -159,7 +165,7 @@ class Fault:
         """Count a call; break here if this is the one. by_path: the real call would name the path in its error."""
         if os.getpid() != self.owner or not os.path.realpath(os.path.dirname(path)).startswith(self.root[:-1]):
             return
-        text = "%s %s" % (call, os.path.relpath(path, self.root))
+        text = "%s %s" % (call, os.path.relpath(path, self.root).replace(os.sep, "/"))
         if any(fnmatch.fnmatchcase(text, one) for one in self.ignored) or not any(fnmatch.fnmatchcase(text, one) for one in self.only):
             return
         self.count += 1
@@ -169,7 +175,7 @@ class Fault:
         with REAL["open_file"](self.hit, "a", encoding="utf-8") as file:
             file.write(text + "\n")
         if self.action == "kill":
-            os.kill(self.owner, signal.SIGKILL)
+            os.kill(self.owner, KILL)
         if self.disk is not None:
             self.cut()
         number = getattr(errno, self.action.rstrip("+"))
@@ -179,7 +185,7 @@ class Fault:
 
     def cut(self):
         self.disk.cut(self.action == "early")
-        os.kill(self.owner, signal.SIGKILL)
+        os.kill(self.owner, KILL)
 
     def changes(self, *paths):
         if self.disk is not None and os.getpid() == self.owner:
@@ -210,10 +216,10 @@ class Fault:
     def two_paths(self, name):
         def call(source, target, **more):
             self.step(name, os.fspath(target), True)
-            self.changes(os.fspath(source), os.fspath(target))
+            self.changes(spelled(source), spelled(target))
             result = REAL[name](source, target, **more)
-            if self.disk is not None and os.fspath(source) in self.disk.unsynced:
-                self.disk.unsynced[os.fspath(target)] = self.disk.unsynced.pop(os.fspath(source))
+            if self.disk is not None and spelled(source) in self.disk.unsynced:
+                self.disk.unsynced[spelled(target)] = self.disk.unsynced.pop(spelled(source))
             return result
         return call
 
@@ -221,10 +227,10 @@ class Fault:
         def call(path, *more, **options):
             self.step(name, os.fspath(path), True)
             if name in ("unlink", "remove"):
-                self.changes(os.fspath(path))
+                self.changes(spelled(path))
             result = REAL[name](path, *more, **options)
             if name == "mkdir" and self.disk is not None:
-                self.disk.undo.append((os.fspath(path), "folder"))
+                self.disk.undo.append((spelled(path), "folder"))
             return result
         return call
 
@@ -251,12 +257,12 @@ class Fault:
         if flags & os.O_CREAT:
             self.step("open", os.fspath(path), True)
             if not os.path.lexists(path):
-                self.changes(os.fspath(path))
+                self.changes(spelled(path))
         descriptor = REAL["open"](path, flags, *more, **options)
         if os.path.realpath(os.fspath(path)).startswith(self.root[:-1]):
-            self.paths[descriptor] = os.fspath(path)
+            self.paths[descriptor] = spelled(path)
             if self.disk is not None and flags & os.O_APPEND:
-                self.disk.appended.setdefault(os.fspath(path), os.fstat(descriptor).st_size)
+                self.disk.appended.setdefault(spelled(path), os.fstat(descriptor).st_size)
         return descriptor
 
     def os_close(self, descriptor):
@@ -267,8 +273,8 @@ class Fault:
         if isinstance(path, (str, os.PathLike)) and set(mode) & set("wax+"):
             self.step("open", os.fspath(path), True)
             if self.disk is not None and os.getpid() == self.owner:
-                self.changes(os.fspath(path))
-                self.disk.unsynced[os.fspath(path)] = 0
+                self.changes(spelled(path))
+                self.disk.unsynced[spelled(path)] = 0
         return REAL["open_file"](path, mode, *more, **options)
 
 
