@@ -43,9 +43,10 @@ def load_pipeline(path: str, root: Optional[str] = None, needs_programs: bool = 
     try:
         with open(full, "rb") as file:
             data = file.read(MAX_SPEC_BYTES + 1)
-    except OSError as error:
+    except OSError as error:        # Windows calls it a lack of rights to open a folder
         raise UsageError("%s: cannot read the pipeline file: %s; name it with --pipeline FILE%s" % (
-            shown, error.strerror, "; init DIR writes a first one" if isinstance(error, FileNotFoundError) else "")) from None
+            shown, "Is a directory" if os.path.isdir(full) else error.strerror,
+            "; init DIR writes a first one" if isinstance(error, FileNotFoundError) else "")) from None
     root = plain_path(real_folder(root) if root is not None else os.path.dirname(full))
     if not is_unicode(root):
         raise UsageError("%s: the folder's path is not UTF-8 text here; rename it, or run with PYTHONUTF8=1 if it is" % ascii(root))

@@ -551,7 +551,6 @@ def test_sixty_levels_are_not_too_deep(root):
     (lambda path: path.mkdir(), "cannot read the pipeline file: Is a directory"),
     (lambda path: None, "cannot read the pipeline file: No such file or directory"),
 ])
-@pytest.mark.skipif(sys.platform == "win32", reason="another message there")
 def test_no_file_there(tmp_path, capsys, make, fragment):
     path = tmp_path / "pipeline.json"
     make(path)
