@@ -29,7 +29,7 @@ def command_line(root: str, stage: Any, inputs: Sequence[str]) -> List[str]:
     """Return the argument list for a processor: interpreter where it needs one, args, inputs if they fit."""
     program = os.path.join(root, stage.processor).replace("/", os.sep)      # commands of Windows take /x for an option
     kind = spec_checks.program_kind(stage.processor)
-    if sys.platform == "win32" and "%" in program and program.lower().endswith(BATCH_ENDINGS):      # in quotes, too, cmd.exe replaces %NAME%
+    if "%" in program and is_for_cmd(program):      # in quotes, too, cmd.exe replaces %NAME%
         program = os.path.join(os.curdir, stage.processor).replace("/", os.sep)
     start = [sys.executable, program] if kind == "python" else _powershell() + [program] if kind == "powershell" else [program]
     arguments = list(stage.args)

@@ -225,7 +225,7 @@ def _untaken_place(program: str, root: str) -> str:
 
     Source: Microsoft's KB 156276, "CMD does not support UNC paths as current directories": it begins in Windows's own folder then.
     """
-    if sys.platform != "win32" or not program.lower().endswith(BATCH_ENDINGS):
+    if not is_for_cmd(program):
         return ""
     if "%" in program:
         return "cmd.exe may put something else in the place of the %% in %s: rename the file or folder" % shown_value(program)
