@@ -432,7 +432,7 @@ def test_a_whole_run_that_is_stopped_leaves_no_process(side, number):
 
 
 @POSIX_ONLY
-@pytest.mark.parametrize("name", ["run_tests.sh", ".ci/run"])
+@pytest.mark.parametrize("name", ["run_tests.sh", ".ci/run", ".ci/windows"])
 def test_shell_scripts_can_be_started(name):
     path = ROOT / name
     assert path.stat().st_mode & stat.S_IXUSR
@@ -515,14 +515,15 @@ sys.exit(6 if again and MODE == "fail" else 0)
 """
 
 
-def ci_project(base, mode="good", tests_code=0):
-    """Make a repository whose tests and runner are stand-ins."""
+def ci_project(base, mode="good", tests_code=0, windows_code=0):
+    """Make a repository whose tests, runner and .ci/windows are stand-ins."""
     project = base / "repo"
     for folder in (".ci", "src", "data/work", "data/output", "state", "locks"):
         (project / folder).mkdir(parents=True)
     for folder in ("data/work", "data/output", "state", "locks"):
         (project / folder / ".gitkeep").write_text("", encoding="utf-8")
     shutil.copy(str(ROOT / ".ci" / "run"), str(project / ".ci" / "run"))
+    (project / ".ci" / "windows").write_text("echo 'windows of the stand-in'\nexit %d\n" % windows_code, encoding="utf-8")
     shutil.copy(str(ROOT / ".gitignore"), str(project / ".gitignore"))
     (project / "run_tests.sh").write_text("#!/bin/sh\necho 'tests of the stand-in'\nexit %d\n" % tests_code, encoding="utf-8")
     (project / "run_tests.sh").chmod(0o755)
@@ -547,19 +548,21 @@ def ci(project, **changes):
 
 
 @POSIX_ONLY
-@pytest.mark.parametrize("mode, tests_code, code, said", [
-    ("good", 0, 0, "all well"),
-    ("good", 3, 3, "the tests failed"),
-    ("fail", 0, 6, "the demo's second run failed"),
-    ("noskip", 0, 1, "the demo did not print: [SKIP] stage_copy"),
+@pytest.mark.parametrize("mode, tests_code, windows_code, code, said", [
+    ("good", 0, 0, 0, "all well"),
+    ("good", 3, 0, 3, "the tests failed"),
+    ("fail", 0, 0, 6, "the demo's second run failed"),
+    ("noskip", 0, 0, 1, "the demo did not print: [SKIP] stage_copy"),
+    ("good", 0, 7, 7, "what ran by Python for Windows failed"),
+    ("good", 0, 75, 0, "nothing ran by Python for Windows"),
 ])
-def test_ci_stops_at_the_first_failing_step_with_its_code(tmp_path, mode, tests_code, code, said):
-    project = ci_project(tmp_path, mode, tests_code)
+def test_ci_stops_at_the_first_failing_step_with_its_code(tmp_path, mode, tests_code, windows_code, code, said):
+    project = ci_project(tmp_path, mode, tests_code, windows_code)
     (project / "state" / "seen").write_text("left by a run: no part of a clean copy", encoding="utf-8")
     done = ci(project)
     assert done.returncode == code
     assert said in done.stdout + done.stderr
-    assert "tests of the stand-in" in done.stdout
+    assert "tests of the stand-in" in done.stdout and ("windows of the stand-in" in done.stdout) == (mode == "good" and tests_code == 0)
 
 
 @POSIX_ONLY
