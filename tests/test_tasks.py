@@ -1980,6 +1980,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@posix_only
 @pytest.mark.parametrize("jobs", ["1", "2"])
 @pytest.mark.parametrize("fork_server", [True, False])
 def test_a_full_disk_for_one_task_lets_those_at_work_end_and_be_recorded(upper, jobs, fork_server):
@@ -2027,6 +2028,7 @@ def test_a_log_with_a_second_header_is_damaged(upper):
     assert "1 to do, 3 up to date" in upper.ok().out
 
 
+@posix_only
 @pytest.mark.parametrize("declared", [None, ["x.rejects.jsonl"]])
 def test_the_header_of_an_input_that_is_called_like_rejects_stays_once(upper, declared):
     text = "header\nl1\nl2\nl3\n"
@@ -2041,6 +2043,7 @@ def test_the_header_of_an_input_that_is_called_like_rejects_stays_once(upper, de
     assert upper.read("kit/a.rejects.jsonl") == text
 
 
+@posix_only
 def test_each_output_of_chunks_keeps_a_header_though_another_input_has_more_of_it(upper):
     upper.write("in/a.txt", "Name")
     upper.write("in/b.txt", "name\nx\n")
@@ -2098,6 +2101,7 @@ def test_the_file_for_a_filters_output_is_named_where_it_cannot_be_made(upper):
     assert done.code == 1 and re.search("cannot start /bin/cat: out/.up.tasks/[0-9a-f]+/%s: File name too long; " % name, done.out), done
 
 
+@posix_only
 def test_kept_chunks_go_when_the_stage_is_none_of_chunks_any_more(upper):
     upper.spec({"name": "up", "processor": "/bin/cat", "inputs": ["in/*.txt"], "outputDir": "out", "chunks": {"bytes": 4096, "filter": True, "keepChunks": True}})
     upper.ok()
@@ -2108,6 +2112,7 @@ def test_kept_chunks_go_when_the_stage_is_none_of_chunks_any_more(upper):
     assert "[SKIP] up" in upper.ok().out
 
 
+@posix_only
 @pytest.mark.parametrize("where", ["old", "linked", "deeper"])
 def test_kept_chunks_go_when_the_output_folder_is_another(upper, where):
     """Nothing uses them any more; what lies behind a link may be somebody else's."""
@@ -2127,6 +2132,7 @@ def test_kept_chunks_go_when_the_output_folder_is_another(upper, where):
     assert "[SKIP] up" in upper.ok().out
 
 
+@posix_only
 def test_kept_chunks_that_cannot_be_removed_from_the_old_output_folder_are_named(upper):
     kept = {"name": "up", "processor": "/bin/cat", "inputs": ["in/*.txt"], "outputDir": "old", "chunks": {"bytes": 4096, "filter": True, "keepChunks": True}}
     upper.spec(kept)
@@ -2158,6 +2164,7 @@ def test_the_damaged_log_of_a_stage_is_no_fault_of_one_before_it_in_the_same_fol
     assert "[SKIP] one" in done.out and "[DONE] up" in done.out, done
 
 
+@posix_only
 def test_a_damaged_log_of_chunks_is_set_aside_as_that_of_files(upper):
     upper.spec({"name": "cut", "processor": "/bin/cat", "inputs": ["in/*.txt"], "outputDir": "out", "chunks": {"bytes": 4096, "filter": True, "keepChunks": True}})
     upper.ok()
@@ -2207,6 +2214,7 @@ def test_after_a_loss_nothing_is_removed_that_was_changed_or_while_a_task_fails(
     assert sorted(outputs(upper)) == ["a.txt", "b.txt", "c.txt"]
 
 
+@posix_only
 def test_a_stage_that_was_cut_short_counts_what_it_did_and_nothing_else(upper):
     """Neither attempts that waited for a place, nor what an earlier run has counted of the files."""
     body = ("task = os.environ['PIPELINE_TASK']\nopen(out + '/' + os.path.basename(task), 'w').write('x')\n"
@@ -2224,6 +2232,7 @@ def test_a_stage_that_was_cut_short_counts_what_it_did_and_nothing_else(upper):
     assert (found["attempts"], found["tasks"]["ok"], found["counts"]) == (2, 1, {"read": 1}), found
 
 
+@posix_only
 @pytest.mark.skipif(not os.path.isdir("/dev/shm") or os.stat("/dev/shm").st_dev == os.stat("/tmp").st_dev, reason="wants a second file system")
 def test_an_output_on_another_file_system_fails_its_task_and_no_more(upper, tmp_path_factory):
     with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
@@ -2236,6 +2245,7 @@ def test_an_output_on_another_file_system_fails_its_task_and_no_more(upper, tmp_
         assert "[DONE] other" in done.out and os.listdir(elsewhere) == []
 
 
+@posix_only
 @pytest.mark.parametrize("keep", [False, True])
 def test_the_joined_output_of_an_input_that_is_gone_is_told_of(upper, keep):
     upper.spec({"name": "up", "processor": "/usr/bin/tr", "args": ["a-z", "A-Z"], "inputs": ["in/*.txt"], "outputDir": "out", "chunks": {"bytes": 1000, "filter": True, "keepChunks": keep}})
@@ -2307,6 +2317,7 @@ def test_what_another_stage_calls_like_rejects_is_not_taken_for_what_was_set_asi
     assert upper.read("out/all.rejects.jsonl") == "of next"
 
 
+@posix_only
 def test_what_chunks_copied_is_not_taken_for_what_was_set_aside(upper):
     """It is the joined output of an input that is gone."""
     upper.write("bin/copy.py", "import processor_kit\nprocessor_kit.copy_files()\n")
