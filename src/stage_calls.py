@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     Json = Dict[str, Any]
 
 BYTECODE_BYTES = 16 << 20   # of free space, as for the runner's own: with less, a processor's bytecode might be cut short
+# What is no UTF-8 text comes out of a filter in Python as it went in: "backslashreplace" would change it, without a word.
+FILTERS_ENCODING = "utf-8:surrogateescape"
 NO_REPORT = "%sthe task left no report %s: %s"
 
 
@@ -52,7 +54,10 @@ class StageCalls:
         stage, run = self.stage, self.run
         if stage.pass_env not in run.inherited:
             run.inherited[stage.pass_env] = environment.base_environment(stage.pass_env, os.environ)
-        env = environment.with_own(run.inherited[stage.pass_env], stage.env)
+        inherited = run.inherited[stage.pass_env]
+        if stage.chunks is not None and stage.chunks.is_filter:
+            inherited = dict(inherited, PYTHONIOENCODING=FILTERS_ENCODING)
+        env = environment.with_own(inherited, stage.env)
         is_tight = _is_short_of_space(os.path.join(run.root, os.path.dirname(stage.processor)))
         if (sys.dont_write_bytecode or is_tight) and not os.environ.get("PYTHONDONTWRITEBYTECODE"):
             env.setdefault("PYTHONDONTWRITEBYTECODE", "1")      # this runner's own doing: little space, or python -B

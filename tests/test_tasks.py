@@ -2329,6 +2329,15 @@ def test_what_chunks_copied_is_not_taken_for_what_was_set_aside(upper):
     assert set(outputs(upper)) == {"a.txt", "a.txt.rejects.jsonl"}
 
 
+@pytest.mark.parametrize("encoding, made", [(None, b"GR\xfc\xdfE N\xc3\x84CHTE"), ("latin-1", b"GR\xdcSSE N\xc3\xa4CHTE")])
+def test_a_filter_in_python_that_reads_text_changes_no_bytes_that_are_not_utf_8(project, encoding, made):
+    project.write("in/a.txt", b"gr\xfc\xdfe n\xc3\xa4chte")
+    project.spec({"processor": project.processor("p", "sys.stdout.write(sys.stdin.read().upper())\n"), "inputs": ["in/a.txt"], "outputDir": "out",
+                  "env": {"PYTHONIOENCODING": encoding} if encoding else {}, "chunks": {"bytes": 100, "filter": True}})
+    project.ok()
+    assert project.path("out/a.txt").read_bytes() == made
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
 @pytest.mark.parametrize("does, why", [
     ('rm -f "$PIPELINE_OUTPUT_DIR"/*', "a.txt, which takes its standard output, is not there any more"),
