@@ -99,4 +99,4 @@ class Durability:
 
     def _held_as(self, path: str) -> str:
         """Return by which name Commit.add_file() holds a file of the project."""
-        return os.path.join(self.run.root, path).replace("/", os.sep)
+        return durable_files.held_as(os.path.join(self.run.root, path))

@@ -59,6 +59,11 @@ def sync_folder(path: str) -> None:
         close_quietly(descriptor)
 
 
+def held_as(path: str) -> str:
+    """Return the one spelling by which a Commit holds a file, as Windows takes both slashes."""
+    return path.replace("/", os.sep)
+
+
 class Commit:
     """Names and files that must be durable before the run may end, flushed in groups.
 
@@ -77,7 +82,7 @@ class Commit:
 
     def add_file(self, path: str) -> None:
         """Let a file's content be made durable, and its name. It is held once, however its path is put together on Windows."""
-        path = path.replace("/", os.sep)
+        path = held_as(path)
         self.files[path] = self.folders[os.path.dirname(path)] = None
 
     def keep(self, path: str) -> None:

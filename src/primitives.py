@@ -95,10 +95,15 @@ def open_descriptor(path: str, flags: int, mode: int = 0o777, windows: bool = sy
         try:
             return os.open(path, flags, mode)
         except PermissionError as error:
-            if os.path.isdir(path):
-                raise IsADirectoryError(21, "Is a directory", path) from error
+            _tell_of_folder(path, error)
             raise
     return int(patiently(act, windows=True))
+
+
+def _tell_of_folder(path: str, error: PermissionError) -> None:
+    """Raise IsADirectoryError if that is what Windows calls a lack of rights."""
+    if os.path.isdir(path):
+        raise IsADirectoryError(21, "Is a directory", path) from error
 
 
 def read_hostile(path: str, limit: int, windows: bool = sys.platform == "win32") -> bytes:
@@ -163,8 +168,8 @@ def _though_read_only(path: str, act: Callable[[], Any]) -> None:
     try:
         act()
     except PermissionError as error:
-        if os.path.isdir(path) and not is_link(path):
-            raise IsADirectoryError(21, "Is a directory", path) from error
+        if not is_link(path):
+            _tell_of_folder(path, error)
         if not os.path.lexists(path) or os.path.islink(path) or os.lstat(path).st_mode & 0o200:
             raise                       # another file is held, or this one
         os.chmod(path, 0o600)

@@ -522,7 +522,8 @@ def ci_project(base, mode="good", tests_code=0, windows_code=0):
         (project / folder).mkdir(parents=True)
     for folder in ("data/work", "data/output", "state", "locks"):
         (project / folder / ".gitkeep").write_text("", encoding="utf-8")
-    shutil.copy(str(ROOT / ".ci" / "run"), str(project / ".ci" / "run"))
+    for name in ("run", "packages"):
+        shutil.copy(str(ROOT / ".ci" / name), str(project / ".ci" / name))
     (project / ".ci" / "windows").write_text("echo 'windows of the stand-in'\nexit %d\n" % windows_code, encoding="utf-8")
     shutil.copy(str(ROOT / ".gitignore"), str(project / ".gitignore"))
     (project / "run_tests.sh").write_text("#!/bin/sh\necho 'tests of the stand-in'\nexit %d\n" % tests_code, encoding="utf-8")
@@ -554,7 +555,7 @@ def ci(project, **changes):
     ("fail", 0, 0, 6, "the demo's second run failed"),
     ("noskip", 0, 0, 1, "the demo did not print: [SKIP] stage_copy"),
     ("good", 0, 7, 7, "what ran by Python for Windows failed"),
-    ("good", 0, 75, 0, "nothing ran by Python for Windows"),
+    ("good", 0, 75, 0, "Python for Windows has proved nothing here"),
 ])
 def test_ci_stops_at_the_first_failing_step_with_its_code(tmp_path, mode, tests_code, windows_code, code, said):
     project = ci_project(tmp_path, mode, tests_code, windows_code)
